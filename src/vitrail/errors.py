@@ -1,0 +1,40 @@
+"""The errors a user can cause, and how they are phrased: where, what is wrong, what is allowed or closest, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class VitrailError(Exception):
+    """Something the user can mend; the command line prints it as one line and exits with status 2."""
+
+
+class ConfigError(VitrailError, ValueError):
+    """A setting that is unknown, of the wrong type, out of range, or at odds with another."""
+
+
+class DataError(VitrailError):
+    """Images, labels or folders that are not as they should be."""
+
+
+class CheckpointError(VitrailError):
+    """A weight file that is not one, does not fit, or could not be written."""
+
+
+class TrainingError(VitrailError):
+    """A run that cannot go on."""
+
+
+class MissingExtra(VitrailError, ImportError):
+    """A feature whose optional package is not installed."""
+
+    def __init__(self, feature: str, package: str, extra: str) -> None:
+        super().__init__(f"{feature} needs {package}, which is not installed; run: pip install 'vitrail[{extra}]'")
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for the known name nearest to `name`, or nothing."""
+    # the default cutoff of 0.6 misses pairs like deit_tiny and deit_ti_patch16_224
+    found = get_close_matches(name, list(known), n=1, cutoff=0.4)
+    return f"; did you mean {found[0]!r}?" if found else ""

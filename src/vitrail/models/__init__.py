@@ -1,0 +1,75 @@
+"""The model families, and how a model is made by name. To add a family, write its file and name it in FAMILIES."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import fields, replace
+from fnmatch import fnmatch
+from typing import Any
+
+from vitrail.errors import ConfigError, closest
+from vitrail.models import t2t_vit, tnt, twins
+from vitrail.models.registry import Family, ModelConfig, Variant, VisionModel
+
+FAMILIES: tuple[Family[Any], ...] = (tnt.FAMILY, t2t_vit.FAMILY, twins.FAMILY)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Return the model names that match a shell pattern such as `*svt*`."""
+    return [name for family in FAMILIES for name in family.variants if fnmatch(name, pattern)]
+
+
+def canonical_name(name: str) -> str:
+    """Return our name of a model; a name that another project uses is answered with a warning that gives ours.
+
+    Raises:
+        ConfigError: No model is called so; the message has the closest name.
+    """
+    for family in FAMILIES:
+        if name in family.variants:
+            return name
+        if name in family.aliases:
+            warnings.warn(f"model {name!r} is called {family.aliases[name]!r} here", stacklevel=2)
+            return family.aliases[name]
+    known = list_models() + [alias for family in FAMILIES for alias in family.aliases]
+    raise ConfigError(f"unknown model {name!r}{closest(name, known)} `vitrail models` shows all {len(list_models())}")
+
+
+def find_variant(name: str) -> tuple[Family[Any], Variant[Any]]:
+    """Return the family and the facts of a model, by any of its names."""
+    name = canonical_name(name)
+    return next((family, family.variants[name]) for family in FAMILIES if name in family.variants)
+
+
+def build_config(name: str, **overrides: Any) -> ModelConfig:
+    """Return the configuration of a named model with some of its fields changed.
+
+    Raises:
+        ConfigError: An unknown name or field, or a value that the architecture does not allow.
+    """
+    _, variant = find_variant(name)
+    known = [field.name for field in fields(variant.config)]
+    for key in overrides:
+        if key not in known:
+            raise ConfigError(f"{name} has no setting {key!r}{closest(key, known)} It has: {', '.join(known)}")
+    try:
+        return replace(variant.config, **overrides)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    except TypeError as error:
+        raise ConfigError(f"{name}: a setting has a value of the wrong type ({error})") from error
+
+
+def create_model(name: str, **overrides: Any) -> VisionModel:
+    """Build a freshly initialised model.
+
+    Args:
+        name: A name of `list_models`, or one that another project uses for the same model.
+        overrides: Fields of the family's configuration, such as `num_classes`, `image_size` (pixels, or height and
+            width), `in_channels` and `drop_path_rate`.
+
+    Raises:
+        ConfigError: An unknown name or field, or a value that the architecture does not allow.
+    """
+    family, _ = find_variant(name)
+    return family.model(build_config(name, **overrides))

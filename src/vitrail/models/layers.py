@@ -1,0 +1,56 @@
+"""The few layers that more than one family uses.
+
+Shapes
+    b images, n tokens, d channels, c image channels, h and w pixels, k kernel side
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitrail.models.registry import gelu
+
+
+class DropPath(nn.Module):
+    """Zero whole rows of the first dimension with probability `rate`, and scale the others up (Huang et al. 2016)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rate == 0 or not self.training:
+            return x
+        keep = 1 - self.rate
+        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep).div_(keep)
+        return x * mask
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}"
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, dim: int, hidden_dim: int, gelu_kind: Literal["erf", "tanh"]) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act = gelu(gelu_kind)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+def drop_path_rates(rate: float, depth: int) -> list[float]:
+    """Return the rate of each block, from 0 at the first to `rate` at the last."""
+    return torch.linspace(0, rate, depth, device="cpu").tolist()
+
+
+def to_map(tokens: Float[Tensor, "b n d"], height: int, width: int) -> Float[Tensor, "b d h w"]:
+    """Lay tokens, row by row, out as a map."""
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, height, width)

@@ -1,0 +1,236 @@
+"""What a family of models is: configuration, named variants, published facts, and what every model offers."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What every model can be built with; a family adds its own sizes."""
+
+    image_size: int | tuple[int, int] = 224
+    """Pixels; one number for a square, or (height, width)."""
+    in_channels: int = 3
+    num_classes: int = 1000
+    """0 builds the model without a head."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth of the last block; earlier blocks grow linearly towards it."""
+    gelu: Literal["erf", "tanh"] = "erf"
+    """`tanh` is MindSpore's default and what weights trained there expect."""
+    norm_eps: float = 1e-5
+    final_norm_eps: float | None = None
+    """Of the norm before the head; None means norm_eps."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", tuple(self.image_size) if not isinstance(self.image_size, int) else self.image_size)
+        if problems := self.problems():
+            raise ValueError("; ".join(problems))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    def problems(self) -> list[str]:
+        """Say what is wrong with this configuration, each as one clause."""
+        found = []
+        if not isinstance(self.image_size, int) and len(self.image_size) != 2:
+            found.append(f"image_size has {len(self.image_size)} numbers; give one, or height and width")
+        elif min(self.size) < 1:
+            found.append(f"image_size is {self.image_size}; it must be positive")
+        if self.in_channels < 1:
+            found.append(f"in_channels is {self.in_channels}; it must be at least 1")
+        if self.num_classes < 0:
+            found.append(f"num_classes is {self.num_classes}; it must be at least 1, or 0 for no head")
+        if not 0 <= self.drop_path_rate < 1:
+            found.append(f"drop_path_rate is {self.drop_path_rate}; it must be from 0 to below 1")
+        if self.gelu not in ("erf", "tanh"):
+            found.append(f"gelu is {self.gelu!r}; it must be 'erf' or 'tanh'")
+        if self.norm_eps <= 0 or (self.final_norm_eps is not None and self.final_norm_eps <= 0):
+            found.append("norm_eps and final_norm_eps must be positive")
+        return found
+
+
+def check_heads(dim_name: str, dim: int, heads_name: str, heads: int) -> list[str]:
+    """Say so when `heads` does not divide `dim`."""
+    return [] if heads > 0 and dim > 0 and dim % heads == 0 else [f"{dim_name} {dim} cannot be split over {heads_name} {heads}"]
+
+
+def check_multiple(size: tuple[int, int], multiple: int) -> list[str]:
+    """Say so, with the nearest sizes, when height or width is not a positive multiple of `multiple`."""
+    if all(n > 0 and n % multiple == 0 for n in size):
+        return []
+    below = tuple(max(n // multiple, 1) * multiple for n in size)
+    above = tuple(max(-(-n // multiple), 1) * multiple for n in size)
+    nearest = " or ".join(f"{h}x{w}" for h, w in dict.fromkeys((below, above)))
+    return [f"image_size {size[0]}x{size[1]} is not a multiple of {multiple}; the nearest sizes are {nearest}"]
+
+
+C = TypeVar("C", bound=ModelConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant(Generic[C]):
+    """One named model and the facts published about it."""
+
+    config: C
+    params: int
+    """All parameters, frozen ones included, as the official code counts with 1000 classes."""
+    trainable: int
+    top1: float | None = None
+    """ImageNet-1k validation accuracy in percent, as published; None where nothing was published."""
+    top5: float | None = None
+    source: str = ""
+    """Who published the accuracy."""
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    crop: float = 0.9
+    """Evaluation resizes the short side to image_size / crop, then cuts the centre."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family(Generic[C]):
+    """Everything the toolkit needs to know about one architecture."""
+
+    name: str
+    paper: str
+    code: str
+    model: Callable[[C], VisionModel]
+    variants: Mapping[str, Variant[C]]
+    tiny: Mapping[str, Any]
+    """Overrides that shrink any variant to something that runs in milliseconds, for tests and trials."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Names that other projects use, to ours."""
+
+
+@dataclass(frozen=True)
+class FeatureLevel:
+    """One map that `forward_intermediates` can return."""
+
+    num_channels: int
+    reduction: int
+    """Pixels of the image to one pixel of the map, along each side."""
+    module: str
+    """Name of the module after which the map is taken."""
+
+
+class VisionModel(nn.Module, ABC):
+    """What every model offers. Families differ in `embed`, in their blocks and in how tokens are pooled."""
+
+    config: ModelConfig
+    num_features: int
+    """Channels that enter the head."""
+    feature_levels: tuple[FeatureLevel, ...]
+    num_layers: int
+    """The largest value of `layer_of`."""
+    head: nn.Module
+    grad_checkpointing: bool = False
+
+    @abstractmethod
+    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """Return the tokens after the final norm (class token first, where there is one)."""
+
+    @abstractmethod
+    def pool(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+        """Reduce tokens to what enters the head."""
+
+    @abstractmethod
+    def forward_intermediates(
+        self, images: Float[Tensor, "b c h w"], indices: int | Sequence[int] | None = None, *, norm: bool = False
+    ) -> list[Float[Tensor, "b _ _ _"]]:
+        """Return feature maps (NCHW), one for each chosen level of `feature_levels`.
+
+        Args:
+            images: Normalised images.
+            indices: Levels to return; negative ones count from the end, a single number n means the last n,
+                None means all.
+            norm: Apply the final norm to every map that has its width.
+        """
+
+    @abstractmethod
+    def no_weight_decay(self) -> set[str]:
+        """Return the parameters, other than biases and one-dimensional ones, that the paper exempts from decay."""
+
+    @abstractmethod
+    def layer_of(self, parameter_name: str) -> int:
+        """Return the depth of a parameter: 0 for the stem, `num_layers` for the final norm and head."""
+
+    def forward_head(self, tokens: Float[Tensor, "b n d"], pre_logits: bool = False) -> Float[Tensor, "b k"]:
+        """Return logits (b, num_classes), or with `pre_logits` the features that enter the head (b, d)."""
+        features = self.pool(tokens)
+        return features if pre_logits else self.head(features)
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        """Return logits (b, num_classes)."""
+        return self.forward_head(self.forward_features(images))
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the head by a freshly initialised one; 0 classes removes it."""
+        parameter = next(self.parameters())
+        head = build_head(self.num_features, num_classes)
+        self.head = head.to(device=parameter.device, dtype=parameter.dtype)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.grad_checkpointing = enable
+
+    def run(self, block: nn.Module, *args: Any) -> Any:
+        """Call a block, through a checkpoint when one is asked for."""
+        if self.grad_checkpointing and torch.is_grad_enabled() and self.training:
+            return checkpoint(block, *args, use_reentrant=False)
+        return block(*args)
+
+    def level_indices(self, indices: int | Sequence[int] | None) -> set[int]:
+        """Resolve the `indices` of `forward_intermediates`."""
+        n = len(self.feature_levels)
+        if indices is None:
+            return set(range(n))
+        chosen = range(n - indices, n) if isinstance(indices, int) else [i + n if i < 0 else i for i in indices]
+        if any(not 0 <= i < n for i in chosen):
+            raise ValueError(f"indices {indices}: this model has levels 0 to {n - 1}")
+        return set(chosen)
+
+
+def build_head(num_features: int, num_classes: int) -> nn.Module:
+    """Build a classifier, initialised as all three papers do."""
+    if num_classes == 0:
+        return nn.Identity()
+    head = nn.Linear(num_features, num_classes)
+    init_linear(head)
+    return head
+
+
+def init_linear(module: nn.Module) -> None:
+    """Initialise a Linear or LayerNorm as all three papers do; leave anything else alone."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)  # cut at +-2 absolute, so in effect a plain normal
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def block_index(parameter_name: str) -> int | None:
+    """Return i of a name that starts with `blocks.i.`, else None."""
+    match = re.match(r"blocks\.(\d+)\.", parameter_name)
+    return int(match[1]) if match else None
+
+
+def gelu(kind: Literal["erf", "tanh"]) -> nn.GELU:
+    """Build the activation."""
+    return nn.GELU(approximate=cast(str, {"erf": "none", "tanh": "tanh"}[kind]))

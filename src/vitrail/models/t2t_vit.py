@@ -1,0 +1,352 @@
+"""T2T-ViT: Tokens-to-Token ViT (Yuan et al. 2021, https://arxiv.org/abs/2101.11986).
+
+Overlapping neighbourhoods are joined into tokens three times (side 7, 3, 3; stride 4, 2, 2), with one narrow attention
+layer after each of the first two, before a deep and narrow transformer.
+
+Official code: yitu-opensource/T2T-ViT. Weights use its parameter names.
+
+Shapes
+    b images, c channels of a map, h and w its pixels, n tokens, s = n + 1 tokens (class token first), i channels of a token
+    that enters a T2T layer, t = 64 channels that leave it, m = 32 random features, d channels of the backbone, k classes
+
+Reproduced on purpose
+    The T2T transformer scales its attention by the width of its input, 147 or 576, not by the 64 channels attended.
+    The performer projects to keys, queries, values in that order, with a bias; its residual is on the values, not on the
+    input; its random features are drawn once, frozen and stored in the file; its dropout of 0.1 is always on in training.
+    Inside the T2T module there is no drop path. Positions are a frozen one-dimensional sinusoid over the raster order.
+
+Differences from the official code
+    Performer features are computed in float32 with the maximum subtracted, so float16 and bfloat16 cannot overflow; the
+    result is that of the published formula, its epsilon of 1e-8 included.
+    Neighbourhoods are strided views instead of nn.Unfold; attention is PyTorch's fused one, whose memory grows linearly.
+    Images may be of any size, square or not, in multiples of 16; another size than the built one is an error.
+    `qk_scale`, which only `pretrained=True` set and no training used, does not exist.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from vitrail.models.layers import DropPath, Mlp, drop_path_rates, to_map
+from vitrail.models.registry import (
+    Family,
+    FeatureLevel,
+    ModelConfig,
+    Variant,
+    VisionModel,
+    block_index,
+    build_head,
+    check_heads,
+    check_multiple,
+    gelu,
+    init_linear,
+)
+
+STRIDE = 16
+TOKEN_DIM = 64
+NUM_FEATURES = 32
+PERFORMER_EPS = 1e-8
+PERFORMER_DROPOUT = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class T2TViTConfig(ModelConfig):
+    """Architecture of one T2T-ViT."""
+
+    tokens_type: Literal["performer", "transformer"] = "performer"
+    embed_dim: int = 384
+    depth: int = 14
+    num_heads: int = 6
+    mlp_ratio: float = 3.0
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Backbone tokens along height and width."""
+        return self.size[0] // STRIDE, self.size[1] // STRIDE
+
+    def problems(self) -> list[str]:
+        """Say what is wrong with this configuration, each as one clause."""
+        found = super().problems()
+        if not found:
+            found += check_multiple(self.size, STRIDE)
+        found += check_heads("embed_dim", self.embed_dim, "num_heads", self.num_heads)
+        if self.embed_dim % 2:
+            found.append(f"embed_dim is {self.embed_dim}; the sinusoid needs an even number")
+        if self.depth < 1 or self.mlp_ratio <= 0:
+            found.append("depth and mlp_ratio must be positive")
+        if self.tokens_type not in ("performer", "transformer"):
+            found.append(f"tokens_type is {self.tokens_type!r}; it must be 'performer' or 'transformer'")
+        return found
+
+
+def soft_split(maps: Float[Tensor, "b c h w"], side: int, stride: int) -> Float[Tensor, "b n i"]:
+    """Join each `side` x `side` neighbourhood into one token of (c, side, side) values, as nn.Unfold orders them."""
+    margin = (side - stride + 1) // 2
+    views = pad(maps, (margin,) * 4).unfold(2, side, stride).unfold(3, side, stride)  # (b, c, rows, columns, side, side)
+    b, c, rows, columns, _, _ = views.shape
+    return views.permute(0, 2, 3, 1, 4, 5).reshape(b, rows * columns, c * side * side)
+
+
+def sinusoid(num_positions: int, dim: int) -> Float[Tensor, "1 s d"]:
+    """Return the fixed position table: sines in even channels, cosines in odd ones, computed in float64."""
+    channel = np.arange(dim)
+    angle = np.arange(num_positions)[:, None] / np.power(10000.0, 2 * (channel // 2) / dim)
+    table = np.where(channel % 2 == 0, np.sin(angle), np.cos(angle))
+    return torch.from_numpy(table.astype(np.float32)).unsqueeze(0)
+
+
+class TokenPerformer(nn.Module):
+    """Attention with positive random features (Choromanski et al. 2021): linear in the number of tokens."""
+
+    def __init__(self, dim: int, config: T2TViTConfig) -> None:
+        super().__init__()
+        self.kqv = nn.Linear(dim, 3 * TOKEN_DIM)
+        self.proj = nn.Linear(TOKEN_DIM, TOKEN_DIM)
+        self.dropout = nn.Dropout(PERFORMER_DROPOUT)
+        self.norm1 = nn.LayerNorm(dim, config.norm_eps)
+        self.norm2 = nn.LayerNorm(TOKEN_DIM, config.norm_eps)
+        self.mlp = nn.Sequential(
+            nn.Linear(TOKEN_DIM, TOKEN_DIM),
+            gelu(config.gelu),
+            nn.Linear(TOKEN_DIM, TOKEN_DIM),
+            nn.Dropout(PERFORMER_DROPOUT),
+        )
+        self.w = nn.Parameter(torch.empty(NUM_FEATURES, TOKEN_DIM), requires_grad=False)
+        with torch.no_grad():
+            nn.init.orthogonal_(self.w)
+            self.w.mul_(math.sqrt(NUM_FEATURES))
+
+    def log_features(self, x: Float[Tensor, "b n t"]) -> Float[Tensor, "b n m"]:
+        """Return w.x - |x|^2 / 2, the logarithm of the random features but for their common factor 1 / sqrt(m)."""
+        return x @ self.w.float().T - x.square().sum(-1, keepdim=True) / 2
+
+    def attention(
+        self, k: Float[Tensor, "b n t"], q: Float[Tensor, "b n t"], v: Float[Tensor, "b n t"]
+    ) -> Float[Tensor, "b n t"]:
+        """Return phi(q) (phi(k)^T v) / (phi(q) sum(phi(k)) + eps), with every exponent at most 0.
+
+        The largest key exponent of each feature moves over to the queries, and the largest query exponent then
+        cancels between numerator and denominator, except in eps. Gradients need not flow through either.
+        """
+        log_k, log_q = self.log_features(k), self.log_features(q)
+        k_max = log_k.detach().amax(dim=1, keepdim=True)  # (b, 1, m)
+        log_q = log_q + k_max
+        q_max = log_q.detach().amax(dim=2, keepdim=True)  # (b, n, 1)
+        k, q = (log_k - k_max).exp(), (log_q - q_max).exp()
+        # 60 keeps the exponential finite; beyond it the published formula gives 0 as well
+        eps = PERFORMER_EPS * NUM_FEATURES * (-q_max).clamp(max=60).exp()
+        numerator = q @ (k.transpose(1, 2) @ v)
+        return numerator / (q @ k.sum(dim=1).unsqueeze(2) + eps)
+
+    def forward(self, x: Float[Tensor, "b n i"]) -> Float[Tensor, "b n t"]:
+        k, q, v = self.kqv(self.norm1(x)).split(TOKEN_DIM, dim=2)
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                y = self.attention(k.float(), q.float(), v.float())
+        else:
+            y = self.attention(k.float(), q.float(), v.float())
+        x = v + self.dropout(self.proj(y.to(v.dtype)))
+        return x + self.mlp(self.norm2(x))
+
+
+class SingleHeadAttention(nn.Module):
+    """Attention of one head that is narrower than its input."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.scale = dim**-0.5
+        self.qkv = nn.Linear(dim, 3 * TOKEN_DIM, bias=False)
+        self.proj = nn.Linear(TOKEN_DIM, TOKEN_DIM)
+
+    def forward(self, x: Float[Tensor, "b n i"]) -> Float[Tensor, "b n t"]:
+        q, k, v = self.qkv(x).unsqueeze(1).split(TOKEN_DIM, dim=3)  # (b, 1, n, t) each
+        x = scaled_dot_product_attention(q, k, v, scale=self.scale)
+        return v.squeeze(1) + self.proj(x.squeeze(1))
+
+
+class TokenTransformer(nn.Module):
+    """The T2T layer with full attention."""
+
+    def __init__(self, dim: int, config: T2TViTConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, config.norm_eps)
+        self.attn = SingleHeadAttention(dim)
+        self.norm2 = nn.LayerNorm(TOKEN_DIM, config.norm_eps)
+        self.mlp = Mlp(TOKEN_DIM, TOKEN_DIM, config.gelu)
+
+    def forward(self, x: Float[Tensor, "b n i"]) -> Float[Tensor, "b n t"]:
+        x = self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class TokensToToken(nn.Module):
+    """Three soft splits, with a T2T layer after the first and the second."""
+
+    def __init__(self, config: T2TViTConfig) -> None:
+        super().__init__()
+        layer = TokenPerformer if config.tokens_type == "performer" else TokenTransformer
+        self.attention1 = layer(config.in_channels * 7 * 7, config)
+        self.attention2 = layer(TOKEN_DIM * 3 * 3, config)
+        self.project = nn.Linear(TOKEN_DIM * 3 * 3, config.embed_dim)
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        h, w = images.shape[-2:]
+        x = self.attention1(soft_split(images, 7, 4))  # (b, h/4 * w/4, t)
+        x = self.attention2(soft_split(to_map(x, h // 4, w // 4), 3, 2))  # (b, h/8 * w/8, t)
+        return self.project(soft_split(to_map(x, h // 8, w // 8), 3, 2))  # (b, h/16 * w/16, d)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention without biases on queries, keys and values."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
+        b, s, d = x.shape
+        q, k, v = self.qkv(x).reshape(b, s, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # (b, heads, s, d / heads) each
+        x = scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).reshape(b, s, d))
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block of the backbone."""
+
+    def __init__(self, config: T2TViTConfig, drop_path_rate: float) -> None:
+        super().__init__()
+        d = config.embed_dim
+        self.norm1 = nn.LayerNorm(d, config.norm_eps)
+        self.attn = Attention(d, config.num_heads)
+        self.drop_path = DropPath(drop_path_rate)
+        self.norm2 = nn.LayerNorm(d, config.norm_eps)
+        self.mlp = Mlp(d, int(d * config.mlp_ratio), config.gelu)
+
+    def forward(self, x: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class T2TViT(VisionModel):
+    """Tokens-to-Token ViT, classifying by the class token."""
+
+    def __init__(self, config: T2TViTConfig) -> None:
+        super().__init__()
+        self.config: T2TViTConfig = config
+        d = config.embed_dim
+        self.num_features = d
+        self.num_layers = config.depth + 1
+        self.feature_levels = tuple(FeatureLevel(d, STRIDE, f"blocks.{i}") for i in range(config.depth))
+
+        self.tokens_to_token = TokensToToken(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, d))
+        self.pos_embed = nn.Parameter(torch.empty(1, config.grid[0] * config.grid[1] + 1, d), requires_grad=False)
+        self.blocks = nn.ModuleList(Block(config, r) for r in drop_path_rates(config.drop_path_rate, config.depth))
+        self.norm = nn.LayerNorm(d, config.norm_eps if config.final_norm_eps is None else config.final_norm_eps)
+        self.head = build_head(d, config.num_classes)
+
+        self.apply(init_linear)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        with torch.no_grad():
+            self.pos_embed.copy_(sinusoid(self.pos_embed.shape[1], d))
+
+    def embed(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b s d"]:
+        """Return the tokens that enter the first block."""
+        if images.shape[-2:] != self.config.size:
+            raise ValueError(
+                f"images are {tuple(images.shape[-2:])} but this T2T-ViT was built for {self.config.size}; "
+                "build it with image_size=(height, width)"
+            )
+        x = self.tokens_to_token(images)
+        return torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
+
+    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b s d"]:
+        x = self.embed(images)
+        for block in self.blocks:
+            x = self.run(block, x)
+        return self.norm(x)
+
+    def pool(self, tokens: Float[Tensor, "b s d"]) -> Float[Tensor, "b d"]:
+        return tokens[:, 0]
+
+    def forward_intermediates(
+        self, images: Float[Tensor, "b c h w"], indices: int | Sequence[int] | None = None, *, norm: bool = False
+    ) -> list[Float[Tensor, "b d _ _"]]:
+        wanted, maps = self.level_indices(indices), []
+        x = self.embed(images)
+        for i, block in enumerate(self.blocks):
+            x = self.run(block, x)
+            if i in wanted:
+                maps.append(to_map((self.norm(x) if norm else x)[:, 1:], *self.config.grid))
+        return maps
+
+    def no_weight_decay(self) -> set[str]:
+        return {"cls_token"}
+
+    def layer_of(self, parameter_name: str) -> int:
+        index = block_index(parameter_name)
+        if index is not None:
+            return index + 1
+        return self.num_layers if parameter_name.startswith(("norm.", "head.")) else 0
+
+
+def _config(embed_dim: int, depth: int, num_heads: int, mlp_ratio: float = 3.0, transformer: bool = False) -> T2TViTConfig:
+    return T2TViTConfig(
+        tokens_type="transformer" if transformer else "performer",
+        embed_dim=embed_dim,
+        depth=depth,
+        num_heads=num_heads,
+        mlp_ratio=mlp_ratio,
+    )
+
+
+FAMILY = Family(
+    name="t2t_vit",
+    paper="https://arxiv.org/abs/2101.11986",
+    code="https://github.com/yitu-opensource/T2T-ViT",
+    model=T2TViT,
+    variants={
+        "t2t_vit_7": Variant(config=_config(256, 7, 4, 2.0), params=4_310_222, trainable=4_255_694, top1=71.7, source="official"),
+        "t2t_vit_10": Variant(config=_config(256, 10, 4, 2.0), params=5_889_230, trainable=5_834_702, top1=75.2, source="official"),
+        "t2t_vit_12": Variant(config=_config(256, 12, 4, 2.0), params=6_941_902, trainable=6_887_374, top1=76.5, source="official"),
+        "t2t_vit_14": Variant(
+            config=_config(384, 14, 6), params=21_545_550, trainable=21_465_806, top1=81.5, top5=95.666, source="official"
+        ),
+        "t2t_vit_19": Variant(config=_config(448, 19, 7), params=39_177_422, trainable=39_085_070, top1=81.9, source="official"),
+        "t2t_vit_24": Variant(config=_config(512, 24, 8), params=64_105_934, trainable=64_000_974, top1=82.3, source="official"),
+        "t2t_vit_t_14": Variant(
+            config=_config(384, 14, 6, transformer=True), params=21_541_070, trainable=21_465_422, top1=81.7, source="official"
+        ),
+        "t2t_vit_t_19": Variant(
+            config=_config(448, 19, 7, transformer=True), params=39_172_942, trainable=39_084_686, top1=82.4, source="official"
+        ),
+        "t2t_vit_t_24": Variant(
+            config=_config(512, 24, 8, transformer=True), params=64_101_454, trainable=64_000_590, top1=82.6, source="official"
+        ),
+        "t2t_vit_14_resnext": Variant(config=_config(384, 14, 32), params=21_545_550, trainable=21_465_806),
+        "t2t_vit_14_wide": Variant(config=_config(768, 4, 12), params=25_156_302, trainable=25_000_910),
+    },
+    tiny={"image_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 4, "num_classes": 7},
+    aliases={
+        "t2t_vit_t14": "t2t_vit_t_14",
+        "t2t_vit_t19": "t2t_vit_t_19",
+        "t2t_vit_t24": "t2t_vit_t_24",
+        "t2t-vit-t-14_8xb64_in1k": "t2t_vit_t_14",
+        "t2t-vit-t-19_8xb64_in1k": "t2t_vit_t_19",
+        "t2t-vit-t-24_8xb64_in1k": "t2t_vit_t_24",
+        **{f"t2t_vit{n}": f"t2t_vit_{n}" for n in (7, 10, 12, 14, 19, 24)},
+        **{f"t2t_{n}": f"t2t_vit_{n}" for n in (7, 10, 12, 14, 19, 24)},
+        **{f"t2t_vit_p_{n}": f"t2t_vit_{n}" for n in (14, 19, 24)},
+    },
+)

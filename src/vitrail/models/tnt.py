@@ -1,0 +1,287 @@
+"""TNT: Transformer in Transformer (Han et al. 2021, https://arxiv.org/abs/2103.00112).
+
+A patch is a sentence and the small cells inside it are its words. In every block an inner transformer attends among the
+words of each sentence; the words are then folded into their sentence, and an outer transformer attends among sentences.
+
+Official code: huawei-noah/Efficient-AI-Backbones, tnt_pytorch (June 2021). Weights use its parameter names.
+
+Shapes
+    b images, c image channels, h and w pixels, n patches, s = n + 1 tokens (class token first), bn = b * n sentences,
+    p words of a sentence, e channels of a word, d channels of a sentence, k classes
+
+Reproduced on purpose
+    One drop-path module serves all four residuals of a block, and the inner ones drop sentences, not images.
+    The stem convolution keeps PyTorch's default initialisation.
+    `outer_tokens`, a frozen parameter that nothing reads, is kept so that files and counts agree.
+    The stem cuts patches first and convolves each alone (`stem="patch"`), so 7 of 16 words see zero padding where the
+    neighbouring patch would be. `stem="image"` convolves the whole image, as the first release did.
+    `tnt_s_legacy_patch16_224` is that first release: whole-image stem, and a norm over each word before the fold.
+
+Differences from the official code
+    No in-place write into the tokens; patches are cut by a reshape instead of nn.Unfold; attention is PyTorch's fused one.
+    Images may be of any size, square or not, that the patch size divides; another size than the built one is an error.
+    `tnt_ti_patch16_224` is in the paper but not in the code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from vitrail.models.layers import DropPath, Mlp, drop_path_rates, to_map
+from vitrail.models.registry import (
+    Family,
+    FeatureLevel,
+    ModelConfig,
+    Variant,
+    VisionModel,
+    block_index,
+    build_head,
+    check_heads,
+    check_multiple,
+    init_linear,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TNTConfig(ModelConfig):
+    """Architecture of one TNT."""
+
+    patch_size: int = 16
+    inner_stride: int = 4
+    """Pixels from one word to the next, along each side."""
+    embed_dim: int = 384
+    inner_dim: int = 24
+    depth: int = 12
+    num_heads: int = 6
+    inner_num_heads: int = 4
+    mlp_ratio: float = 4.0
+    stem: Literal["patch", "image"] = "patch"
+    """Convolve each patch alone, or the whole image."""
+    fold: Literal["sentence", "word"] = "sentence"
+    """Norm before words are folded into their sentence: over the whole sentence, or over each word."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along height and width."""
+        return self.size[0] // self.patch_size, self.size[1] // self.patch_size
+
+    @property
+    def words(self) -> int:
+        """Words along one side of a patch."""
+        return self.patch_size // self.inner_stride
+
+    def problems(self) -> list[str]:
+        """Say what is wrong with this configuration, each as one clause."""
+        found = super().problems()
+        if min(self.patch_size, self.inner_stride, self.depth) < 1 or self.mlp_ratio <= 0:
+            found.append("patch_size, inner_stride, depth and mlp_ratio must be positive")
+        elif self.patch_size % self.inner_stride:
+            found.append(f"patch_size {self.patch_size} is not a multiple of inner_stride {self.inner_stride}")
+        elif not found:
+            found += check_multiple(self.size, self.patch_size)
+        found += check_heads("embed_dim", self.embed_dim, "num_heads", self.num_heads)
+        found += check_heads("inner_dim", self.inner_dim, "inner_num_heads", self.inner_num_heads)
+        if self.stem not in ("patch", "image"):
+            found.append(f"stem is {self.stem!r}; it must be 'patch' or 'image'")
+        if self.fold not in ("sentence", "word"):
+            found.append(f"fold is {self.fold!r}; it must be 'sentence' or 'word'")
+        return found
+
+
+class Attention(nn.Module):
+    """Self-attention with queries and keys in one projection and values in another."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qk = nn.Linear(dim, 2 * dim, bias=False)
+        self.v = nn.Linear(dim, dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        b, n, d = x.shape
+        q, k = self.qk(x).reshape(b, n, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # (b, heads, n, d / heads) each
+        v = self.v(x).reshape(b, n, self.num_heads, -1).transpose(1, 2)  # (b, heads, n, d / heads)
+        x = scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).reshape(b, n, d))
+
+
+class WordEmbed(nn.Module):
+    """Turn an image into words: a strided 7x7 convolution, grouped by patch."""
+
+    def __init__(self, config: TNTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.proj = nn.Conv2d(config.in_channels, config.inner_dim, kernel_size=7, stride=config.inner_stride, padding=3)
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "bn p e"]:
+        b, c, _, _ = images.shape
+        (rows, columns), side, words = self.config.grid, self.config.patch_size, self.config.words
+        if self.config.stem == "patch":
+            x = images.reshape(b, c, rows, side, columns, side).permute(0, 2, 4, 1, 3, 5)
+            x = self.proj(x.reshape(b * rows * columns, c, side, side))  # (bn, e, words, words)
+            return x.flatten(2).transpose(1, 2)
+        x = self.proj(images).reshape(b, -1, rows, words, columns, words)
+        return x.permute(0, 2, 4, 3, 5, 1).reshape(b * rows * columns, words * words, -1)
+
+
+class Block(nn.Module):
+    """Update every word within its sentence, fold the words into the sentence, then update the sentences."""
+
+    def __init__(self, config: TNTConfig, drop_path_rate: float) -> None:
+        super().__init__()
+        e, d, p = config.inner_dim, config.embed_dim, config.words**2
+        self.by_sentence = by_sentence = config.fold == "sentence"
+        self.drop_path = DropPath(drop_path_rate)
+
+        self.inner_norm1 = nn.LayerNorm(e, config.norm_eps)
+        self.inner_attn = Attention(e, config.inner_num_heads)
+        self.inner_norm2 = nn.LayerNorm(e, config.norm_eps)
+        self.inner_mlp = Mlp(e, int(e * config.mlp_ratio), config.gelu)
+
+        self.proj_norm1 = nn.LayerNorm(p * e if by_sentence else e, config.norm_eps)
+        self.proj = nn.Linear(p * e, d, bias=not by_sentence)
+        self.proj_norm2 = nn.LayerNorm(d, config.norm_eps) if by_sentence else nn.Identity()
+
+        self.outer_norm1 = nn.LayerNorm(d, config.norm_eps)
+        self.outer_attn = Attention(d, config.num_heads)
+        self.outer_norm2 = nn.LayerNorm(d, config.norm_eps)
+        self.outer_mlp = Mlp(d, int(d * config.mlp_ratio), config.gelu)
+
+    def forward(
+        self, words: Float[Tensor, "bn p e"], sentences: Float[Tensor, "b s d"]
+    ) -> tuple[Float[Tensor, "bn p e"], Float[Tensor, "b s d"]]:
+        words = words + self.drop_path(self.inner_attn(self.inner_norm1(words)))
+        words = words + self.drop_path(self.inner_mlp(self.inner_norm2(words)))
+
+        b, s, _ = sentences.shape
+        folded = words.reshape(b, s - 1, -1) if self.by_sentence else words
+        folded = self.proj_norm1(folded).reshape(b, s - 1, -1)  # (b, n, p * e)
+        folded = self.proj_norm2(self.proj(folded))  # (b, n, d)
+        sentences = torch.cat([sentences[:, :1], sentences[:, 1:] + folded], dim=1)
+
+        sentences = sentences + self.drop_path(self.outer_attn(self.outer_norm1(sentences)))
+        sentences = sentences + self.drop_path(self.outer_mlp(self.outer_norm2(sentences)))
+        return words, sentences
+
+
+class TNT(VisionModel):
+    """Transformer in Transformer, classifying by the class token."""
+
+    def __init__(self, config: TNTConfig) -> None:
+        super().__init__()
+        self.config: TNTConfig = config
+        e, d, p = config.inner_dim, config.embed_dim, config.words**2
+        n = config.grid[0] * config.grid[1]
+        self.num_features = d
+        self.num_layers = config.depth + 1
+        self.feature_levels = tuple(FeatureLevel(d, config.patch_size, f"blocks.{i}") for i in range(config.depth))
+
+        self.patch_embed = WordEmbed(config)
+        self.proj_norm1 = nn.LayerNorm(p * e, config.norm_eps)
+        self.proj = nn.Linear(p * e, d)
+        self.proj_norm2 = nn.LayerNorm(d, config.norm_eps)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, d))
+        if config.fold == "sentence":
+            self.outer_tokens = nn.Parameter(torch.zeros(1, n, d), requires_grad=False)
+        self.outer_pos = nn.Parameter(torch.zeros(1, n + 1, d))
+        self.inner_pos = nn.Parameter(torch.zeros(1, p, e))
+        self.blocks = nn.ModuleList(Block(config, r) for r in drop_path_rates(config.drop_path_rate, config.depth))
+        self.norm = nn.LayerNorm(d, config.norm_eps if config.final_norm_eps is None else config.final_norm_eps)
+        self.head = build_head(d, config.num_classes)
+
+        self.apply(init_linear)
+        for token in (self.cls_token, self.outer_pos, self.inner_pos):
+            nn.init.trunc_normal_(token, std=0.02)
+
+    def embed(self, images: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "bn p e"], Float[Tensor, "b s d"]]:
+        """Return the words and the sentences that enter the first block."""
+        if images.shape[-2:] != self.config.size:
+            raise ValueError(
+                f"images are {tuple(images.shape[-2:])} but this TNT was built for {self.config.size}; "
+                "build it with image_size=(height, width)"
+            )
+        b = images.shape[0]
+        words = self.patch_embed(images) + self.inner_pos
+        sentences = self.proj_norm2(self.proj(self.proj_norm1(words.reshape(b, -1, words.shape[1] * words.shape[2]))))
+        sentences = torch.cat([self.cls_token.expand(b, -1, -1), sentences], dim=1) + self.outer_pos
+        return words, sentences
+
+    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b s d"]:
+        words, sentences = self.embed(images)
+        for block in self.blocks:
+            words, sentences = self.run(block, words, sentences)
+        return self.norm(sentences)
+
+    def pool(self, tokens: Float[Tensor, "b s d"]) -> Float[Tensor, "b d"]:
+        return tokens[:, 0]
+
+    def forward_intermediates(
+        self, images: Float[Tensor, "b c h w"], indices: int | Sequence[int] | None = None, *, norm: bool = False
+    ) -> list[Float[Tensor, "b d _ _"]]:
+        wanted, maps = self.level_indices(indices), []
+        words, sentences = self.embed(images)
+        for i, block in enumerate(self.blocks):
+            words, sentences = self.run(block, words, sentences)
+            if i in wanted:
+                maps.append(to_map((self.norm(sentences) if norm else sentences)[:, 1:], *self.config.grid))
+        return maps
+
+    def no_weight_decay(self) -> set[str]:
+        return {"cls_token", "outer_pos", "inner_pos"}
+
+    def layer_of(self, parameter_name: str) -> int:
+        index = block_index(parameter_name)
+        if index is not None:
+            return index + 1
+        return self.num_layers if parameter_name.startswith(("norm.", "head.")) else 0
+
+
+_HALF = (0.5, 0.5, 0.5)
+_TI = TNTConfig(embed_dim=192, inner_dim=12, num_heads=3, inner_num_heads=2)
+_S = TNTConfig(embed_dim=384, inner_dim=24, num_heads=6, inner_num_heads=4)
+_S_LEGACY = TNTConfig(embed_dim=384, inner_dim=24, num_heads=6, inner_num_heads=4, stem="image", fold="word")
+_B = TNTConfig(embed_dim=640, inner_dim=40, num_heads=10, inner_num_heads=4)
+
+FAMILY = Family(
+    name="tnt",
+    paper="https://arxiv.org/abs/2103.00112",
+    code="https://github.com/huawei-noah/Efficient-AI-Backbones/tree/master/tnt_pytorch",
+    model=TNT,
+    variants={
+        "tnt_ti_patch16_224": Variant(
+            config=_TI, params=6_114_040, trainable=6_076_408, top1=73.9, top5=91.9, source="paper", mean=_HALF, std=_HALF
+        ),
+        "tnt_s_patch16_224": Variant(
+            config=_S, params=23_843_848, trainable=23_768_584, top1=81.5, top5=95.7, source="official", mean=_HALF, std=_HALF
+        ),
+        "tnt_b_patch16_224": Variant(
+            config=_B, params=65_554_120, trainable=65_428_680, top1=82.9, top5=96.3, source="official", mean=_HALF, std=_HALF
+        ),
+        "tnt_s_legacy_patch16_224": Variant(
+            config=_S_LEGACY, params=23_755_336, trainable=23_755_336, top1=81.512, top5=95.742, source="timm", mean=_HALF, std=_HALF
+        ),
+    },
+    tiny={
+        "image_size": 32, "embed_dim": 48, "inner_dim": 8, "depth": 2, "num_heads": 3, "inner_num_heads": 2, "num_classes": 7
+    },
+    aliases={
+        "tnt_ti": "tnt_ti_patch16_224",
+        "tnt_tiny": "tnt_ti_patch16_224",
+        "tnt_s": "tnt_s_patch16_224",
+        "tnt_small": "tnt_s_patch16_224",
+        "tnt_small_patch16_224": "tnt_s_patch16_224",
+        "tnt-small-p16_16xb64_in1k": "tnt_s_legacy_patch16_224",
+        "tnt_b": "tnt_b_patch16_224",
+        "tnt_base": "tnt_b_patch16_224",
+        "tnt_base_patch16_224": "tnt_b_patch16_224",
+        "tnt_s_legacy": "tnt_s_legacy_patch16_224",
+    },
+)

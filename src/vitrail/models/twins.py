@@ -1,0 +1,316 @@
+"""Twins: PCPVT and SVT (Chu et al. 2021, https://arxiv.org/abs/2104.13840).
+
+Both are four-stage pyramids with a convolutional position encoding. PCPVT attends from every token to a reduced map;
+SVT alternates attention inside 7x7 windows with attention to the reduced map.
+
+Official code: Meituan-AutoML/Twins. Weights use its parameter names.
+
+Shapes
+    b images, c channels of a map, h and w its pixels, n tokens, d channels of a token, r tokens of the reduced map,
+    g window side, k classes
+
+Reproduced on purpose
+    Norms of blocks and the last one use eps 1e-6; those of patch embeddings and of the reduced map 1e-5.
+    The position encoding acts once a stage, after its first block, and is exempt from weight decay.
+    The last stage, of reduction 1, attends to all tokens without a reducing convolution or norm.
+
+Differences from the official code
+    Images of any size from 32 pixels up: maps are padded with zeros at the right and the bottom to whole windows, and
+    padding is attended as timm does; patch embedding and reduction drop the rows and columns left over.
+    The head can be replaced and drop path changed; attention is PyTorch's fused one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from vitrail.models.layers import DropPath, Mlp, drop_path_rates, to_map
+from vitrail.models.registry import (
+    Family,
+    FeatureLevel,
+    ModelConfig,
+    Variant,
+    VisionModel,
+    build_head,
+    check_heads,
+    init_linear,
+)
+
+MIN_SIZE = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwinsConfig(ModelConfig):
+    """Architecture of one Twins; tuples have one entry a stage."""
+
+    embed_dims: tuple[int, ...] = (64, 128, 256, 512)
+    depths: tuple[int, ...] = (2, 2, 10, 4)
+    num_heads: tuple[int, ...] = (2, 4, 8, 16)
+    mlp_ratios: tuple[float, ...] = (4.0, 4.0, 4.0, 4.0)
+    sr_ratios: tuple[int, ...] = (8, 4, 2, 1)
+    """Side of the cells that the reduced map summarises."""
+    patch_sizes: tuple[int, ...] = (4, 2, 2, 2)
+    """Side of the cells that become one token at the entry of a stage."""
+    window_size: int | None = 7
+    """Side of the windows of every even block, in tokens; None attends to the reduced map in every block (PCPVT)."""
+    norm_eps: float = 1e-6
+    embed_norm_eps: float = 1e-5
+    """Of the norms in patch embeddings and after reduction."""
+
+    def __post_init__(self) -> None:
+        for name in ("embed_dims", "depths", "num_heads", "mlp_ratios", "sr_ratios", "patch_sizes"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        super().__post_init__()
+
+    def problems(self) -> list[str]:
+        """Say what is wrong with this configuration, each as one clause."""
+        found = super().problems()
+        lengths = {len(t) for t in (self.embed_dims, self.depths, self.num_heads, self.mlp_ratios, self.sr_ratios, self.patch_sizes)}
+        if len(lengths) != 1:
+            found.append("embed_dims, depths, num_heads, mlp_ratios, sr_ratios and patch_sizes need one entry a stage each")
+        elif min(*self.depths, *self.sr_ratios, *self.patch_sizes) < 1 or min(self.mlp_ratios) <= 0 or self.embed_norm_eps <= 0:
+            found.append("depths, mlp_ratios, sr_ratios, patch_sizes and embed_norm_eps must be positive")
+        elif not found and min(self.size) < (smallest := self.smallest_size()):
+            nearest = "x".join(str(max(n, smallest)) for n in self.size)
+            found.append(
+                f"image_size {self.size[0]}x{self.size[1]} is below {smallest} pixels; the nearest size is {nearest}"
+            )
+        if self.window_size is not None and self.window_size < 1:
+            found.append(f"window_size is {self.window_size}; it must be positive, or none for PCPVT")
+        for dim, heads in zip(self.embed_dims, self.num_heads, strict=False):
+            found += check_heads("embed_dims", dim, "num_heads", heads)
+        return found
+
+    def smallest_size(self) -> int:
+        """Return the least height and width whose every stage keeps one cell of its reduced map."""
+        strides = [math.prod(self.patch_sizes[: k + 1]) for k in range(len(self.patch_sizes))]
+        return max(stride * ratio for stride, ratio in zip(strides, self.sr_ratios, strict=True))
+
+
+class WindowAttention(nn.Module):
+    """Self-attention inside windows ("LSA")."""
+
+    def __init__(self, dim: int, num_heads: int, window_size: int) -> None:
+        super().__init__()
+        self.num_heads, self.window_size = num_heads, window_size
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Float[Tensor, "b n d"], height: int, width: int) -> Float[Tensor, "b n d"]:
+        b, _, d = x.shape
+        g = self.window_size
+        x = pad(x.reshape(b, height, width, d), (0, 0, 0, -width % g, 0, -height % g))
+        rows, columns = x.shape[1] // g, x.shape[2] // g
+        qkv = self.qkv(x).reshape(b, rows, g, columns, g, 3, self.num_heads, d // self.num_heads)
+        # (3, b * rows * columns, heads, g * g, d / heads)
+        q, k, v = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, -1, self.num_heads, g * g, d // self.num_heads)
+        x = scaled_dot_product_attention(q, k, v).reshape(b, rows, columns, self.num_heads, g, g, -1)
+        x = x.permute(0, 1, 4, 2, 5, 3, 6).reshape(b, rows * g, columns * g, d)[:, :height, :width]
+        return self.proj(x.reshape(b, height * width, d))
+
+
+class ReducedAttention(nn.Module):
+    """Attention from every token to a map reduced by a strided convolution ("GSA")."""
+
+    def __init__(self, dim: int, num_heads: int, sr_ratio: int, norm_eps: float) -> None:
+        super().__init__()
+        self.num_heads, self.sr_ratio = num_heads, sr_ratio
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+        if sr_ratio > 1:
+            self.sr = nn.Conv2d(dim, dim, kernel_size=sr_ratio, stride=sr_ratio)
+            self.norm = nn.LayerNorm(dim, norm_eps)
+
+    def forward(self, x: Float[Tensor, "b n d"], height: int, width: int) -> Float[Tensor, "b n d"]:
+        b, n, d = x.shape
+        q = self.q(x).reshape(b, n, self.num_heads, -1).transpose(1, 2)  # (b, heads, n, d / heads)
+        if self.sr_ratio > 1:
+            x = self.norm(self.sr(to_map(x, height, width)).flatten(2).transpose(1, 2))  # (b, r, d)
+        k, v = self.kv(x).reshape(b, -1, 2, self.num_heads, d // self.num_heads).permute(2, 0, 3, 1, 4)
+        x = scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).reshape(b, n, d))
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block; even blocks of SVT attend in windows."""
+
+    def __init__(self, config: TwinsConfig, stage: int, index: int, drop_path_rate: float) -> None:
+        super().__init__()
+        d, heads = config.embed_dims[stage], config.num_heads[stage]
+        self.norm1 = nn.LayerNorm(d, config.norm_eps)
+        if config.window_size is not None and index % 2 == 0:
+            self.attn = WindowAttention(d, heads, config.window_size)
+        else:
+            self.attn = ReducedAttention(d, heads, config.sr_ratios[stage], config.embed_norm_eps)
+        self.drop_path = DropPath(drop_path_rate)
+        self.norm2 = nn.LayerNorm(d, config.norm_eps)
+        self.mlp = Mlp(d, int(d * config.mlp_ratios[stage]), config.gelu)
+
+    def forward(self, x: Float[Tensor, "b n d"], height: int, width: int) -> Float[Tensor, "b n d"]:
+        x = x + self.drop_path(self.attn(self.norm1(x), height, width))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class PositionEncoding(nn.Module):
+    """Add a depthwise 3x3 convolution of the map to it ("PEG", Chu et al. 2021, https://arxiv.org/abs/2102.10882)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim))
+
+    def forward(self, x: Float[Tensor, "b n d"], height: int, width: int) -> Float[Tensor, "b n d"]:
+        return x + self.proj(to_map(x, height, width)).flatten(2).transpose(1, 2)
+
+
+class PatchEmbed(nn.Module):
+    """Turn each cell of a map into one token."""
+
+    def __init__(self, in_channels: int, dim: int, patch_size: int, norm_eps: float) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+        self.norm = nn.LayerNorm(dim, norm_eps)
+
+    def forward(self, maps: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b n d"], int, int]:
+        maps = self.proj(maps)
+        return self.norm(maps.flatten(2).transpose(1, 2)), maps.shape[2], maps.shape[3]
+
+
+class Twins(VisionModel):
+    """Twins pyramid, classifying by the mean of its last tokens."""
+
+    def __init__(self, config: TwinsConfig) -> None:
+        super().__init__()
+        self.config: TwinsConfig = config
+        dims, depths = config.embed_dims, config.depths
+        self.num_features = dims[-1]
+        self.num_layers = sum(depths) + 1
+        self.feature_levels = tuple(
+            FeatureLevel(dim, math.prod(config.patch_sizes[: k + 1]), f"blocks.{k}.{depths[k] - 1}") for k, dim in enumerate(dims)
+        )
+
+        self.patch_embeds = nn.ModuleList(
+            PatchEmbed(before, dim, side, config.embed_norm_eps)
+            for before, dim, side in zip((config.in_channels, *dims[:-1]), dims, config.patch_sizes, strict=True)
+        )
+        rates = iter(drop_path_rates(config.drop_path_rate, sum(depths)))
+        self.blocks = nn.ModuleList(
+            nn.ModuleList(Block(config, stage, index, next(rates)) for index in range(depth))
+            for stage, depth in enumerate(depths)
+        )
+        self.pos_block = nn.ModuleList(PositionEncoding(dim) for dim in dims)
+        self.norm = nn.LayerNorm(dims[-1], config.norm_eps if config.final_norm_eps is None else config.final_norm_eps)
+        self.head = build_head(dims[-1], config.num_classes)
+        self.apply(_init)
+
+    def stages(self, images: Float[Tensor, "b c h w"]) -> Iterator[tuple[Tensor, int, int]]:
+        """Yield the tokens (b, n, d), height and width that leave each stage."""
+        maps = images
+        for patch_embed, blocks, pos_block in zip(self.patch_embeds, self.blocks, self.pos_block, strict=True):
+            x, height, width = patch_embed(maps)
+            for index, block in enumerate(blocks):  # pyright: ignore[reportArgumentType]
+                x = self.run(block, x, height, width)
+                if index == 0:
+                    x = pos_block(x, height, width)
+            yield x, height, width
+            maps = to_map(x, height, width)
+
+    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        if min(images.shape[-2:]) < (smallest := self.config.smallest_size()):
+            raise ValueError(f"images are {tuple(images.shape[-2:])}; this Twins needs at least {smallest} pixels a side")
+        *_, (x, _, _) = self.stages(images)
+        return self.norm(x)
+
+    def pool(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+        return tokens.mean(dim=1)
+
+    def forward_intermediates(
+        self, images: Float[Tensor, "b c h w"], indices: int | Sequence[int] | None = None, *, norm: bool = False
+    ) -> list[Float[Tensor, "b _ _ _"]]:
+        wanted, last = self.level_indices(indices), len(self.feature_levels) - 1
+        return [
+            to_map(self.norm(x) if norm and i == last else x, height, width)
+            for i, (x, height, width) in enumerate(self.stages(images))
+            if i in wanted
+        ]
+
+    def no_weight_decay(self) -> set[str]:
+        return {name for name, _ in self.named_parameters() if name.startswith("pos_block.")}
+
+    def layer_of(self, parameter_name: str) -> int:
+        part, _, rest = parameter_name.partition(".")
+        if part in ("norm", "head"):
+            return self.num_layers
+        stage = int(rest.split(".")[0])
+        first = sum(self.config.depths[:stage])
+        if part == "blocks":
+            return first + int(rest.split(".")[1]) + 1
+        return first + (1 if part == "pos_block" else 0)  # a patch embedding belongs to the last layer before it
+
+
+def _init(module: nn.Module) -> None:
+    init_linear(module)
+    if isinstance(module, nn.Conv2d):
+        fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+        nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _pcpvt(*depths: int) -> TwinsConfig:
+    return TwinsConfig(
+        embed_dims=(64, 128, 320, 512), depths=depths, num_heads=(1, 2, 5, 8), mlp_ratios=(8.0, 8.0, 4.0, 4.0), window_size=None
+    )
+
+
+def _svt(width: int, heads: int, *depths: int) -> TwinsConfig:
+    doubling = (1, 2, 4, 8)
+    return TwinsConfig(
+        embed_dims=tuple(width * n for n in doubling), depths=depths, num_heads=tuple(heads * n for n in doubling)
+    )
+
+
+FAMILY = Family(
+    name="twins",
+    paper="https://arxiv.org/abs/2104.13840",
+    code="https://github.com/Meituan-AutoML/Twins",
+    model=Twins,
+    variants={
+        "twins_pcpvt_small": Variant(
+            config=_pcpvt(3, 4, 6, 3), params=24_106_216, trainable=24_106_216, top1=81.2, top5=95.638, source="official", crop=0.875
+        ),
+        "twins_pcpvt_base": Variant(
+            config=_pcpvt(3, 4, 18, 3), params=43_828_456, trainable=43_828_456, top1=82.7, top5=96.268, source="official", crop=0.875
+        ),
+        "twins_pcpvt_large": Variant(
+            config=_pcpvt(3, 8, 27, 3), params=60_989_672, trainable=60_989_672, top1=83.1, top5=96.610, source="official", crop=0.875
+        ),
+        "twins_svt_small": Variant(
+            config=_svt(64, 2, 2, 2, 10, 4), params=24_060_776, trainable=24_060_776, top1=81.7, top5=95.624, source="official", crop=0.875
+        ),
+        "twins_svt_base": Variant(
+            config=_svt(96, 3, 2, 2, 18, 2), params=56_070_952, trainable=56_070_952, top1=83.2, top5=96.360, source="official", crop=0.875
+        ),
+        "twins_svt_large": Variant(
+            config=_svt(128, 4, 2, 2, 18, 2), params=99_271_400, trainable=99_271_400, top1=83.7, top5=96.512, source="official", crop=0.875
+        ),
+    },
+    tiny={
+        "image_size": 64, "embed_dims": (16, 16, 32, 32), "depths": (1, 2, 1, 2), "num_heads": (1, 2, 2, 4), "mlp_ratios": (2.0,) * 4, "num_classes": 7
+    },
+    aliases={
+        **{f"pcpvt_{size}_v0": f"twins_pcpvt_{size}" for size in ("small", "base", "large")},
+        **{f"pcpvt_{size}": f"twins_pcpvt_{size}" for size in ("small", "base", "large")},
+        **{f"pcpvt_{size[0]}": f"twins_pcpvt_{size}" for size in ("small", "base", "large")},
+        **{f"alt_gvt_{size}": f"twins_svt_{size}" for size in ("small", "base", "large")},
+        **{f"svt_{size}": f"twins_svt_{size}" for size in ("small", "base", "large")},
+        **{f"svt_{size[0]}": f"twins_svt_{size}" for size in ("small", "base", "large")},
+    },
+)
