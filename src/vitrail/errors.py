@@ -1,8 +1,8 @@
-"""The errors a user can cause, and how they are phrased: where, what is wrong, what is allowed or closest, what to do."""
+"""The errors a user can cause, phrased as: where, what is wrong, what is allowed or closest, what to do."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -38,3 +38,9 @@ def closest(name: str, known: Iterable[str]) -> str:
     # the default cutoff of 0.6 misses pairs like deit_tiny and deit_ti_patch16_224
     found = get_close_matches(name, list(known), n=1, cutoff=0.4)
     return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def among(name: str, known: Sequence[str], what: str) -> str:
+    """Return "; did you mean 'x'? <What>: x, y, z", or without a near name "; <what>: x, y, z"."""
+    near = closest(name, known)
+    return f"{near or ';'} {what.capitalize() if near else what}: {', '.join(known)}"

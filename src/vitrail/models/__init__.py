@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from fnmatch import fnmatch
 from typing import Any
 
-from vitrail.errors import ConfigError, closest
+from vitrail.errors import ConfigError, among, closest
 from vitrail.models import t2t_vit, tnt, twins
 from vitrail.models.registry import Family, ModelConfig, Variant, VisionModel
 
@@ -29,10 +29,12 @@ def canonical_name(name: str) -> str:
         if name in family.variants:
             return name
         if name in family.aliases:
-            warnings.warn(f"model {name!r} is called {family.aliases[name]!r} here", stacklevel=2)
+            warnings.warn(f"model {name!r} is called {family.aliases[name]!r} here", stacklevel=3)
             return family.aliases[name]
     known = list_models() + [alias for family in FAMILIES for alias in family.aliases]
-    raise ConfigError(f"unknown model {name!r}{closest(name, known)} `vitrail models` shows all {len(list_models())}")
+    raise ConfigError(
+        f"unknown model {name!r}{closest(name, known) or ';'} `vitrail models` shows all {len(list_models())}"
+    )
 
 
 def find_variant(name: str) -> tuple[Family[Any], Variant[Any]]:
@@ -51,7 +53,7 @@ def build_config(name: str, **overrides: Any) -> ModelConfig:
     known = [field.name for field in fields(variant.config)]
     for key in overrides:
         if key not in known:
-            raise ConfigError(f"{name} has no setting {key!r}{closest(key, known)} It has: {', '.join(known)}")
+            raise ConfigError(f"{name} has no setting {key!r}{among(key, known, 'it has')}")
     try:
         return replace(variant.config, **overrides)
     except ValueError as error:
@@ -71,5 +73,6 @@ def create_model(name: str, **overrides: Any) -> VisionModel:
     Raises:
         ConfigError: An unknown name or field, or a value that the architecture does not allow.
     """
+    name = canonical_name(name)
     family, _ = find_variant(name)
     return family.model(build_config(name, **overrides))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from numbers import Integral
 from typing import Any, Generic, Literal, TypeVar, cast
 
 import torch
@@ -35,8 +36,10 @@ class ModelConfig:
     """Of the norm before the head; None means norm_eps."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "image_size", tuple(self.image_size) if not isinstance(self.image_size, int) else self.image_size)
-        if problems := self.problems():
+        object.__setattr__(
+            self, "image_size", tuple(self.image_size) if not isinstance(self.image_size, int) else self.image_size
+        )
+        if problems := check_whole_numbers(self) or self.problems():
             raise ValueError("; ".join(problems))
 
     @property
@@ -64,9 +67,25 @@ class ModelConfig:
         return found
 
 
+def check_whole_numbers(config: ModelConfig) -> list[str]:
+    """Say which fields, or entries of tuples, should be whole numbers, as their defaults are, and are not."""
+    found = []
+    for setting in fields(config):
+        value, default = getattr(config, setting.name), setting.default
+        entries = value if isinstance(value, tuple) else (value,)
+        whole = isinstance(default[0] if isinstance(default, tuple) else default, int) and value is not None
+        if whole and any(isinstance(n, bool) or not isinstance(n, Integral) for n in entries):
+            found.append(f"{setting.name} is {value!r}; it takes whole numbers")
+    return found
+
+
 def check_heads(dim_name: str, dim: int, heads_name: str, heads: int) -> list[str]:
     """Say so when `heads` does not divide `dim`."""
-    return [] if heads > 0 and dim > 0 and dim % heads == 0 else [f"{dim_name} {dim} cannot be split over {heads_name} {heads}"]
+    return (
+        []
+        if heads > 0 and dim > 0 and dim % heads == 0
+        else [f"{dim_name} {dim} cannot be split over {heads_name} {heads}"]
+    )
 
 
 def check_multiple(size: tuple[int, int], multiple: int) -> list[str]:
@@ -90,6 +109,8 @@ class Variant(Generic[C]):
     params: int
     """All parameters, frozen ones included, as the official code counts with 1000 classes."""
     trainable: int
+    macs: int
+    """Multiply-adds of one 224x224 image: convolutions, linear layers and attention products, as torch counts them."""
     top1: float | None = None
     """ImageNet-1k validation accuracy in percent, as published; None where nothing was published."""
     top5: float | None = None
@@ -109,7 +130,7 @@ class Family(Generic[C]):
     name: str
     paper: str
     code: str
-    model: Callable[[C], VisionModel]
+    model: Callable[[C], VisionModel[C]]
     variants: Mapping[str, Variant[C]]
     tiny: Mapping[str, Any]
     """Overrides that shrink any variant to something that runs in milliseconds, for tests and trials."""
@@ -128,10 +149,10 @@ class FeatureLevel:
     """Name of the module after which the map is taken."""
 
 
-class VisionModel(nn.Module, ABC):
+class VisionModel(nn.Module, ABC, Generic[C]):
     """What every model offers. Families differ in `embed`, in their blocks and in how tokens are pooled."""
 
-    config: ModelConfig
+    config: C
     num_features: int
     """Channels that enter the head."""
     feature_levels: tuple[FeatureLevel, ...]
@@ -139,6 +160,10 @@ class VisionModel(nn.Module, ABC):
     """The largest value of `layer_of`."""
     head: nn.Module
     grad_checkpointing: bool = False
+    classes: tuple[str, ...] = ()
+    """Names of the logits, where weights were loaded that have them."""
+    preprocess: Callable[..., Tensor] | None = None
+    """From a path, bytes or image to an input (c, h, w), where weights were loaded that say how."""
 
     @abstractmethod
     def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
@@ -156,9 +181,9 @@ class VisionModel(nn.Module, ABC):
 
         Args:
             images: Normalised images.
-            indices: Levels to return; negative ones count from the end, a single number n means the last n,
-                None means all.
-            norm: Apply the final norm to every map that has its width.
+            indices: Levels to return, always in the order of `feature_levels`; negative ones count from the end, a
+                single number n means the last n, None means all.
+            norm: Apply the final norm to every map; in a pyramid, to the last one.
         """
 
     @abstractmethod
@@ -181,6 +206,7 @@ class VisionModel(nn.Module, ABC):
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the head by a freshly initialised one; 0 classes removes it."""
         parameter = next(self.parameters())
+        self.config = replace(self.config, num_classes=num_classes)
         head = build_head(self.num_features, num_classes)
         self.head = head.to(device=parameter.device, dtype=parameter.dtype)
 
@@ -199,10 +225,13 @@ class VisionModel(nn.Module, ABC):
         n = len(self.feature_levels)
         if indices is None:
             return set(range(n))
-        chosen = range(n - indices, n) if isinstance(indices, int) else [i + n if i < 0 else i for i in indices]
-        if any(not 0 <= i < n for i in chosen):
-            raise ValueError(f"indices {indices}: this model has levels 0 to {n - 1}")
-        return set(chosen)
+        if isinstance(indices, int):
+            if not 1 <= indices <= n:
+                raise ValueError(f"indices is {indices}; as a single number it means the last ones, from 1 to all {n}")
+            return set(range(n - indices, n))
+        if outside := [i for i in indices if not -n <= i < n]:
+            raise ValueError(f"indices has {outside}; this model has levels 0 to {n - 1}, or {-n} to -1 from the end")
+        return {i % n for i in indices}
 
 
 def build_head(num_features: int, num_classes: int) -> nn.Module:

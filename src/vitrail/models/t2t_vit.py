@@ -6,19 +6,20 @@ layer after each of the first two, before a deep and narrow transformer.
 Official code: yitu-opensource/T2T-ViT. Weights use its parameter names.
 
 Shapes
-    b images, c channels of a map, h and w its pixels, n tokens, s = n + 1 tokens (class token first), i channels of a token
-    that enters a T2T layer, t = 64 channels that leave it, m = 32 random features, d channels of the backbone, k classes
+    b images, c channels of a map, h and w its pixels, n tokens, s = n + 1 tokens (class token first), i channels of a
+    token that enters a T2T layer, t = 64 channels that leave it, m = 32 random features, d channels of the backbone,
+    k classes
 
 Reproduced on purpose
     The T2T transformer scales its attention by the width of its input, 147 or 576, not by the 64 channels attended.
-    The performer projects to keys, queries, values in that order, with a bias; its residual is on the values, not on the
-    input; its random features are drawn once, frozen and stored in the file; its dropout of 0.1 is always on in training.
-    Inside the T2T module there is no drop path. Positions are a frozen one-dimensional sinusoid over the raster order.
+    The performer projects to keys, queries, values in that order, with a bias; its residual is on the values, not on
+    the input; its random features are drawn once, frozen and stored in the file; its dropout of 0.1 is always on in
+    training. Inside the T2T module there is no drop path. Positions are a frozen sinusoid over the raster order.
 
 Differences from the official code
-    Performer features are computed in float32 with the maximum subtracted, so float16 and bfloat16 cannot overflow; the
-    result is that of the published formula, its epsilon of 1e-8 included.
-    Neighbourhoods are strided views instead of nn.Unfold; attention is PyTorch's fused one, whose memory grows linearly.
+    Performer features are computed in float32 with the maximum subtracted, so float16 and bfloat16 cannot overflow;
+    the result is that of the published formula, its epsilon of 1e-8 included.
+    Neighbourhoods are strided views instead of nn.Unfold; attention is PyTorch's fused one, of linear memory.
     Images may be of any size, square or not, in multiples of 16; another size than the built one is an error.
     `qk_scale`, which only `pretrained=True` set and no training used, does not exist.
 """
@@ -91,7 +92,9 @@ class T2TViTConfig(ModelConfig):
 def soft_split(maps: Float[Tensor, "b c h w"], side: int, stride: int) -> Float[Tensor, "b n i"]:
     """Join each `side` x `side` neighbourhood into one token of (c, side, side) values, as nn.Unfold orders them."""
     margin = (side - stride + 1) // 2
-    views = pad(maps, (margin,) * 4).unfold(2, side, stride).unfold(3, side, stride)  # (b, c, rows, columns, side, side)
+    views = (
+        pad(maps, (margin,) * 4).unfold(2, side, stride).unfold(3, side, stride)
+    )  # (b, c, rows, columns, side, side)
     b, c, rows, columns, _, _ = views.shape
     return views.permute(0, 2, 3, 1, 4, 5).reshape(b, rows * columns, c * side * side)
 
@@ -149,8 +152,9 @@ class TokenPerformer(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n i"]) -> Float[Tensor, "b n t"]:
         k, q, v = self.kqv(self.norm1(x)).split(TOKEN_DIM, dim=2)
-        if torch.is_autocast_enabled(x.device.type):
-            with torch.autocast(x.device.type, enabled=False):
+        kind = x.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
                 y = self.attention(k.float(), q.float(), v.float())
         else:
             y = self.attention(k.float(), q.float(), v.float())
@@ -216,7 +220,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
         b, s, d = x.shape
-        q, k, v = self.qkv(x).reshape(b, s, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # (b, heads, s, d / heads) each
+        q, k, v = (t.reshape(b, s, self.num_heads, -1).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=2))
         x = scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).reshape(b, s, d))
 
@@ -238,12 +242,12 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class T2TViT(VisionModel):
+class T2TViT(VisionModel[T2TViTConfig]):
     """Tokens-to-Token ViT, classifying by the class token."""
 
     def __init__(self, config: T2TViTConfig) -> None:
         super().__init__()
-        self.config: T2TViTConfig = config
+        self.config = config
         d = config.embed_dim
         self.num_features = d
         self.num_layers = config.depth + 1
@@ -301,7 +305,9 @@ class T2TViT(VisionModel):
         return self.num_layers if parameter_name.startswith(("norm.", "head.")) else 0
 
 
-def _config(embed_dim: int, depth: int, num_heads: int, mlp_ratio: float = 3.0, transformer: bool = False) -> T2TViTConfig:
+def _config(
+    embed_dim: int, depth: int, num_heads: int, mlp_ratio: float = 3.0, transformer: bool = False
+) -> T2TViTConfig:
     return T2TViTConfig(
         tokens_type="transformer" if transformer else "performer",
         embed_dim=embed_dim,
@@ -317,25 +323,85 @@ FAMILY = Family(
     code="https://github.com/yitu-opensource/T2T-ViT",
     model=T2TViT,
     variants={
-        "t2t_vit_7": Variant(config=_config(256, 7, 4, 2.0), params=4_310_222, trainable=4_255_694, top1=71.7, source="official"),
-        "t2t_vit_10": Variant(config=_config(256, 10, 4, 2.0), params=5_889_230, trainable=5_834_702, top1=75.2, source="official"),
-        "t2t_vit_12": Variant(config=_config(256, 12, 4, 2.0), params=6_941_902, trainable=6_887_374, top1=76.5, source="official"),
-        "t2t_vit_14": Variant(
-            config=_config(384, 14, 6), params=21_545_550, trainable=21_465_806, top1=81.5, top5=95.666, source="official"
+        "t2t_vit_7": Variant(
+            config=_config(256, 7, 4, 2.0),
+            params=4_310_222,
+            trainable=4_255_694,
+            macs=1_146_863_616,
+            top1=71.7,
+            source="official",
         ),
-        "t2t_vit_19": Variant(config=_config(448, 19, 7), params=39_177_422, trainable=39_085_070, top1=81.9, source="official"),
-        "t2t_vit_24": Variant(config=_config(512, 24, 8), params=64_105_934, trainable=64_000_974, top1=82.3, source="official"),
+        "t2t_vit_10": Variant(
+            config=_config(256, 10, 4, 2.0),
+            params=5_889_230,
+            trainable=5_834_702,
+            macs=1_516_328_448,
+            top1=75.2,
+            source="official",
+        ),
+        "t2t_vit_12": Variant(
+            config=_config(256, 12, 4, 2.0),
+            params=6_941_902,
+            trainable=6_887_374,
+            macs=1_762_638_336,
+            top1=76.5,
+            source="official",
+        ),
+        "t2t_vit_14": Variant(
+            config=_config(384, 14, 6),
+            params=21_545_550,
+            trainable=21_465_806,
+            macs=4_783_468_544,
+            top1=81.5,
+            top5=95.666,
+            source="official",
+        ),
+        "t2t_vit_19": Variant(
+            config=_config(448, 19, 7),
+            params=39_177_422,
+            trainable=39_085_070,
+            macs=8_479_682_176,
+            top1=81.9,
+            source="official",
+        ),
+        "t2t_vit_24": Variant(
+            config=_config(512, 24, 8),
+            params=64_105_934,
+            trainable=64_000_974,
+            macs=13_661_874_688,
+            top1=82.3,
+            source="official",
+        ),
         "t2t_vit_t_14": Variant(
-            config=_config(384, 14, 6, transformer=True), params=21_541_070, trainable=21_465_422, top1=81.7, source="official"
+            config=_config(384, 14, 6, transformer=True),
+            params=21_541_070,
+            trainable=21_465_422,
+            macs=6_088_721_920,
+            top1=81.7,
+            source="official",
         ),
         "t2t_vit_t_19": Variant(
-            config=_config(448, 19, 7, transformer=True), params=39_172_942, trainable=39_084_686, top1=82.4, source="official"
+            config=_config(448, 19, 7, transformer=True),
+            params=39_172_942,
+            trainable=39_084_686,
+            macs=9_784_935_552,
+            top1=82.4,
+            source="official",
         ),
         "t2t_vit_t_24": Variant(
-            config=_config(512, 24, 8, transformer=True), params=64_101_454, trainable=64_000_590, top1=82.6, source="official"
+            config=_config(512, 24, 8, transformer=True),
+            params=64_101_454,
+            trainable=64_000_590,
+            macs=14_967_128_064,
+            top1=82.6,
+            source="official",
         ),
-        "t2t_vit_14_resnext": Variant(config=_config(384, 14, 32), params=21_545_550, trainable=21_465_806),
-        "t2t_vit_14_wide": Variant(config=_config(768, 4, 12), params=25_156_302, trainable=25_000_910),
+        "t2t_vit_14_resnext": Variant(
+            config=_config(384, 14, 32), params=21_545_550, trainable=21_465_806, macs=4_783_468_544
+        ),
+        "t2t_vit_14_wide": Variant(
+            config=_config(768, 4, 12), params=25_156_302, trainable=25_000_910, macs=5_229_349_376
+        ),
     },
     tiny={"image_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 4, "num_classes": 7},
     aliases={

@@ -18,7 +18,7 @@ Reproduced on purpose
     `tnt_s_legacy_patch16_224` is that first release: whole-image stem, and a norm over each word before the fold.
 
 Differences from the official code
-    No in-place write into the tokens; patches are cut by a reshape instead of nn.Unfold; attention is PyTorch's fused one.
+    No in-place write into the tokens; patches are cut by a reshape instead of nn.Unfold; attention is fused.
     Images may be of any size, square or not, that the patch size divides; another size than the built one is an error.
     `tnt_ti_patch16_224` is in the paper but not in the code.
 """
@@ -32,7 +32,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from vitrail.models.layers import DropPath, Mlp, drop_path_rates, to_map
 from vitrail.models.registry import (
@@ -107,8 +107,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         b, n, d = x.shape
-        q, k = self.qk(x).reshape(b, n, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # (b, heads, n, d / heads) each
-        v = self.v(x).reshape(b, n, self.num_heads, -1).transpose(1, 2)  # (b, heads, n, d / heads)
+        q, k = self.qk(x).chunk(2, dim=2)
+        q, k, v = (
+            t.reshape(b, n, self.num_heads, -1).transpose(1, 2) for t in (q, k, self.v(x))
+        )  # (b, heads, n, d / heads)
         x = scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).reshape(b, n, d))
 
@@ -119,7 +121,9 @@ class WordEmbed(nn.Module):
     def __init__(self, config: TNTConfig) -> None:
         super().__init__()
         self.config = config
-        self.proj = nn.Conv2d(config.in_channels, config.inner_dim, kernel_size=7, stride=config.inner_stride, padding=3)
+        self.proj = nn.Conv2d(
+            config.in_channels, config.inner_dim, kernel_size=7, stride=config.inner_stride, padding=3
+        )
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "bn p e"]:
         b, c, _, _ = images.shape
@@ -165,19 +169,19 @@ class Block(nn.Module):
         folded = words.reshape(b, s - 1, -1) if self.by_sentence else words
         folded = self.proj_norm1(folded).reshape(b, s - 1, -1)  # (b, n, p * e)
         folded = self.proj_norm2(self.proj(folded))  # (b, n, d)
-        sentences = torch.cat([sentences[:, :1], sentences[:, 1:] + folded], dim=1)
+        sentences = sentences + pad(folded, (0, 0, 1, 0))  # nothing is folded into the class token
 
         sentences = sentences + self.drop_path(self.outer_attn(self.outer_norm1(sentences)))
         sentences = sentences + self.drop_path(self.outer_mlp(self.outer_norm2(sentences)))
         return words, sentences
 
 
-class TNT(VisionModel):
+class TNT(VisionModel[TNTConfig]):
     """Transformer in Transformer, classifying by the class token."""
 
     def __init__(self, config: TNTConfig) -> None:
         super().__init__()
-        self.config: TNTConfig = config
+        self.config = config
         e, d, p = config.inner_dim, config.embed_dim, config.words**2
         n = config.grid[0] * config.grid[1]
         self.num_features = d
@@ -257,20 +261,58 @@ FAMILY = Family(
     model=TNT,
     variants={
         "tnt_ti_patch16_224": Variant(
-            config=_TI, params=6_114_040, trainable=6_076_408, top1=73.9, top5=91.9, source="paper", mean=_HALF, std=_HALF
+            config=_TI,
+            params=6_114_040,
+            trainable=6_076_408,
+            macs=1_403_721_984,
+            top1=73.9,
+            top5=91.9,
+            source="paper",
+            mean=_HALF,
+            std=_HALF,
         ),
         "tnt_s_patch16_224": Variant(
-            config=_S, params=23_843_848, trainable=23_768_584, top1=81.5, top5=95.7, source="official", mean=_HALF, std=_HALF
+            config=_S,
+            params=23_843_848,
+            trainable=23_768_584,
+            macs=5_216_875_008,
+            top1=81.5,
+            top5=95.7,
+            source="official",
+            mean=_HALF,
+            std=_HALF,
         ),
         "tnt_b_patch16_224": Variant(
-            config=_B, params=65_554_120, trainable=65_428_680, top1=82.9, top5=96.3, source="official", mean=_HALF, std=_HALF
+            config=_B,
+            params=65_554_120,
+            trainable=65_428_680,
+            macs=14_049_082_880,
+            top1=82.9,
+            top5=96.3,
+            source="official",
+            mean=_HALF,
+            std=_HALF,
         ),
         "tnt_s_legacy_patch16_224": Variant(
-            config=_S_LEGACY, params=23_755_336, trainable=23_755_336, top1=81.512, top5=95.742, source="timm", mean=_HALF, std=_HALF
+            config=_S_LEGACY,
+            params=23_755_336,
+            trainable=23_755_336,
+            macs=5_216_875_008,
+            top1=81.512,
+            top5=95.742,
+            source="timm",
+            mean=_HALF,
+            std=_HALF,
         ),
     },
     tiny={
-        "image_size": 32, "embed_dim": 48, "inner_dim": 8, "depth": 2, "num_heads": 3, "inner_num_heads": 2, "num_classes": 7
+        "image_size": 32,
+        "embed_dim": 48,
+        "inner_dim": 8,
+        "depth": 2,
+        "num_heads": 3,
+        "inner_num_heads": 2,
+        "num_classes": 7,
     },
     aliases={
         "tnt_ti": "tnt_ti_patch16_224",

@@ -26,7 +26,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
@@ -72,10 +71,19 @@ class TwinsConfig(ModelConfig):
     def problems(self) -> list[str]:
         """Say what is wrong with this configuration, each as one clause."""
         found = super().problems()
-        lengths = {len(t) for t in (self.embed_dims, self.depths, self.num_heads, self.mlp_ratios, self.sr_ratios, self.patch_sizes)}
+        lengths = {
+            len(t)
+            for t in (self.embed_dims, self.depths, self.num_heads, self.mlp_ratios, self.sr_ratios, self.patch_sizes)
+        }
         if len(lengths) != 1:
-            found.append("embed_dims, depths, num_heads, mlp_ratios, sr_ratios and patch_sizes need one entry a stage each")
-        elif min(*self.depths, *self.sr_ratios, *self.patch_sizes) < 1 or min(self.mlp_ratios) <= 0 or self.embed_norm_eps <= 0:
+            found.append(
+                "embed_dims, depths, num_heads, mlp_ratios, sr_ratios and patch_sizes need one entry a stage each"
+            )
+        elif (
+            min(*self.depths, *self.sr_ratios, *self.patch_sizes) < 1
+            or min(self.mlp_ratios) <= 0
+            or self.embed_norm_eps <= 0
+        ):
             found.append("depths, mlp_ratios, sr_ratios, patch_sizes and embed_norm_eps must be positive")
         elif not found and min(self.size) < (smallest := self.smallest_size()):
             nearest = "x".join(str(max(n, smallest)) for n in self.size)
@@ -108,11 +116,14 @@ class WindowAttention(nn.Module):
         g = self.window_size
         x = pad(x.reshape(b, height, width, d), (0, 0, 0, -width % g, 0, -height % g))
         rows, columns = x.shape[1] // g, x.shape[2] // g
-        qkv = self.qkv(x).reshape(b, rows, g, columns, g, 3, self.num_heads, d // self.num_heads)
-        # (3, b * rows * columns, heads, g * g, d / heads)
-        q, k, v = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, -1, self.num_heads, g * g, d // self.num_heads)
-        x = scaled_dot_product_attention(q, k, v).reshape(b, rows, columns, self.num_heads, g, g, -1)
-        x = x.permute(0, 1, 4, 2, 5, 3, 6).reshape(b, rows * g, columns * g, d)[:, :height, :width]
+        x = x.reshape(b, rows, g, columns, g, d).transpose(2, 3).reshape(-1, g * g, d)  # (b * rows * columns, g * g, d)
+        q, k, v = (
+            t.reshape(-1, g * g, self.num_heads, d // self.num_heads).transpose(1, 2)
+            for t in self.qkv(x).chunk(3, dim=2)
+        )
+        x = scaled_dot_product_attention(q, k, v)  # (b * rows * columns, heads, g * g, d / heads)
+        x = x.transpose(1, 2).reshape(b, rows, columns, g, g, d).transpose(2, 3)
+        x = x.reshape(b, rows * g, columns * g, d)[:, :height, :width]
         return self.proj(x.reshape(b, height * width, d))
 
 
@@ -134,7 +145,9 @@ class ReducedAttention(nn.Module):
         q = self.q(x).reshape(b, n, self.num_heads, -1).transpose(1, 2)  # (b, heads, n, d / heads)
         if self.sr_ratio > 1:
             x = self.norm(self.sr(to_map(x, height, width)).flatten(2).transpose(1, 2))  # (b, r, d)
-        k, v = self.kv(x).reshape(b, -1, 2, self.num_heads, d // self.num_heads).permute(2, 0, 3, 1, 4)
+        k, v = (
+            t.reshape(b, -1, self.num_heads, d // self.num_heads).transpose(1, 2) for t in self.kv(x).chunk(2, dim=2)
+        )
         x = scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).reshape(b, n, d))
 
@@ -183,17 +196,18 @@ class PatchEmbed(nn.Module):
         return self.norm(maps.flatten(2).transpose(1, 2)), maps.shape[2], maps.shape[3]
 
 
-class Twins(VisionModel):
+class Twins(VisionModel[TwinsConfig]):
     """Twins pyramid, classifying by the mean of its last tokens."""
 
     def __init__(self, config: TwinsConfig) -> None:
         super().__init__()
-        self.config: TwinsConfig = config
+        self.config = config
         dims, depths = config.embed_dims, config.depths
         self.num_features = dims[-1]
         self.num_layers = sum(depths) + 1
+        last = [f"blocks.{k}.{depth - 1}" if depth > 1 else f"pos_block.{k}" for k, depth in enumerate(depths)]
         self.feature_levels = tuple(
-            FeatureLevel(dim, math.prod(config.patch_sizes[: k + 1]), f"blocks.{k}.{depths[k] - 1}") for k, dim in enumerate(dims)
+            FeatureLevel(dim, math.prod(config.patch_sizes[: k + 1]), last[k]) for k, dim in enumerate(dims)
         )
 
         self.patch_embeds = nn.ModuleList(
@@ -212,6 +226,10 @@ class Twins(VisionModel):
 
     def stages(self, images: Float[Tensor, "b c h w"]) -> Iterator[tuple[Tensor, int, int]]:
         """Yield the tokens (b, n, d), height and width that leave each stage."""
+        if min(images.shape[-2:]) < (smallest := self.config.smallest_size()):
+            raise ValueError(
+                f"images are {tuple(images.shape[-2:])}; this Twins needs at least {smallest} pixels a side"
+            )
         maps = images
         for patch_embed, blocks, pos_block in zip(self.patch_embeds, self.blocks, self.pos_block, strict=True):
             x, height, width = patch_embed(maps)
@@ -223,8 +241,6 @@ class Twins(VisionModel):
             maps = to_map(x, height, width)
 
     def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        if min(images.shape[-2:]) < (smallest := self.config.smallest_size()):
-            raise ValueError(f"images are {tuple(images.shape[-2:])}; this Twins needs at least {smallest} pixels a side")
         *_, (x, _, _) = self.stages(images)
         return self.norm(x)
 
@@ -266,7 +282,11 @@ def _init(module: nn.Module) -> None:
 
 def _pcpvt(*depths: int) -> TwinsConfig:
     return TwinsConfig(
-        embed_dims=(64, 128, 320, 512), depths=depths, num_heads=(1, 2, 5, 8), mlp_ratios=(8.0, 8.0, 4.0, 4.0), window_size=None
+        embed_dims=(64, 128, 320, 512),
+        depths=depths,
+        num_heads=(1, 2, 5, 8),
+        mlp_ratios=(8.0, 8.0, 4.0, 4.0),
+        window_size=None,
     )
 
 
@@ -284,26 +304,73 @@ FAMILY = Family(
     model=Twins,
     variants={
         "twins_pcpvt_small": Variant(
-            config=_pcpvt(3, 4, 6, 3), params=24_106_216, trainable=24_106_216, top1=81.2, top5=95.638, source="official", crop=0.875
+            config=_pcpvt(3, 4, 6, 3),
+            params=24_106_216,
+            trainable=24_106_216,
+            macs=3_809_459_968,
+            top1=81.2,
+            top5=95.638,
+            source="official",
+            crop=0.875,
         ),
         "twins_pcpvt_base": Variant(
-            config=_pcpvt(3, 4, 18, 3), params=43_828_456, trainable=43_828_456, top1=82.7, top5=96.268, source="official", crop=0.875
+            config=_pcpvt(3, 4, 18, 3),
+            params=43_828_456,
+            trainable=43_828_456,
+            macs=6_652_933_888,
+            top1=82.7,
+            top5=96.268,
+            source="official",
+            crop=0.875,
         ),
         "twins_pcpvt_large": Variant(
-            config=_pcpvt(3, 8, 27, 3), params=60_989_672, trainable=60_989_672, top1=83.1, top5=96.610, source="official", crop=0.875
+            config=_pcpvt(3, 8, 27, 3),
+            params=60_989_672,
+            trainable=60_989_672,
+            macs=9_807_524_096,
+            top1=83.1,
+            top5=96.610,
+            source="official",
+            crop=0.875,
         ),
         "twins_svt_small": Variant(
-            config=_svt(64, 2, 2, 2, 10, 4), params=24_060_776, trainable=24_060_776, top1=81.7, top5=95.624, source="official", crop=0.875
+            config=_svt(64, 2, 2, 2, 10, 4),
+            params=24_060_776,
+            trainable=24_060_776,
+            macs=2_927_353_344,
+            top1=81.7,
+            top5=95.624,
+            source="official",
+            crop=0.875,
         ),
         "twins_svt_base": Variant(
-            config=_svt(96, 3, 2, 2, 18, 2), params=56_070_952, trainable=56_070_952, top1=83.2, top5=96.360, source="official", crop=0.875
+            config=_svt(96, 3, 2, 2, 18, 2),
+            params=56_070_952,
+            trainable=56_070_952,
+            macs=8_562_612_480,
+            top1=83.2,
+            top5=96.360,
+            source="official",
+            crop=0.875,
         ),
         "twins_svt_large": Variant(
-            config=_svt(128, 4, 2, 2, 18, 2), params=99_271_400, trainable=99_271_400, top1=83.7, top5=96.512, source="official", crop=0.875
+            config=_svt(128, 4, 2, 2, 18, 2),
+            params=99_271_400,
+            trainable=99_271_400,
+            macs=15_111_777_280,
+            top1=83.7,
+            top5=96.512,
+            source="official",
+            crop=0.875,
         ),
     },
     tiny={
-        "image_size": 64, "embed_dims": (16, 16, 32, 32), "depths": (1, 2, 1, 2), "num_heads": (1, 2, 2, 4), "mlp_ratios": (2.0,) * 4, "num_classes": 7
+        "image_size": 64,
+        "embed_dims": (16, 16, 32, 32),
+        "depths": (1, 2, 1, 2),
+        "num_heads": (1, 2, 2, 4),
+        "mlp_ratios": (2.0,) * 4,
+        "num_classes": 7,
     },
     aliases={
         **{f"pcpvt_{size}_v0": f"twins_pcpvt_{size}" for size in ("small", "base", "large")},

@@ -1,0 +1,6 @@
+"""`python -m vitrail`, which torchrun needs."""
+
+from vitrail.cli import main
+
+if __name__ == "__main__":
+    main()

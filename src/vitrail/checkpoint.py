@@ -1,0 +1,253 @@
+"""The self-describing weight file: one safetensors file with model, classes, preprocessing and provenance."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+
+from vitrail.errors import CheckpointError, ConfigError
+from vitrail.models import find_variant
+from vitrail.models.registry import VisionModel
+from vitrail.transforms import DECODER, Preprocess
+
+KEY = "vitrail"
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What a weight file says of itself."""
+
+    model: str
+    """Name of the model."""
+    options: Mapping[str, Any]
+    """Every field of the model's configuration."""
+    classes: tuple[str, ...]
+    """In the order of the logits."""
+    preprocess: Preprocess
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """The settings it was trained with."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def classes_hash(self) -> str:
+        """Short hash of the class names in their order."""
+        return hash_classes(self.classes)
+
+
+def hash_classes(classes: Sequence[str]) -> str:
+    """Return 16 hexadecimal digits that change with any class name or their order."""
+    return hashlib.sha256("\n".join(classes).encode()).hexdigest()[:16]
+
+
+def provenance() -> dict[str, Any]:
+    """Return what made this file: versions, decoder, platform and time."""
+    return {
+        "vitrail": version("vitrail"),
+        "torch": torch.__version__,
+        "decoder": DECODER,
+        "platform": platform.platform(),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def model_options(model: VisionModel) -> dict[str, Any]:
+    """Return every field of a model's configuration, for a Record."""
+    return asdict(model.config)
+
+
+def save_model(path: Path, weights: Mapping[str, torch.Tensor], record: Record) -> None:
+    """Write weights and their record; the file appears whole or not at all.
+
+    Raises:
+        CheckpointError: The disk is full or the folder cannot be written; an older file stays as it was.
+    """
+    text = json.dumps(
+        {
+            "format": FORMAT,
+            "model": record.model,
+            "options": record.options,
+            "classes": record.classes,
+            "classes_hash": record.classes_hash,
+            "preprocess": record.preprocess.to_dict(),
+            "recipe": record.recipe,
+            "provenance": record.provenance,
+            "metrics": record.metrics,
+        }
+    )
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    write_whole(path, safetensors.torch.save(tensors, {KEY: text, "format": "pt"}))
+
+
+def read_record(path: Path | str) -> Record:
+    """Read what a weight file says of itself, without its weights.
+
+    Raises:
+        CheckpointError: No such file, not a vitrail file, or damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "missing"
+        inside = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+        raise CheckpointError(
+            f"{path}: is {kind}, not a weight file" + (f"; did you mean {inside[0]}?" if inside else "")
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: is not a safetensors file, or is damaged ({' '.join(str(error).split())}); "
+            "give a file that `vitrail train` wrote, such as runs/digits/best.safetensors"
+        ) from error
+    try:
+        content = json.loads(metadata[KEY])
+        if content["format"] != FORMAT:
+            raise CheckpointError(
+                f"{path}: is of format {content['format']}, this vitrail reads format {FORMAT}; upgrade vitrail"
+            )
+        record = Record(
+            model=content["model"],
+            options=content["options"],
+            classes=tuple(content["classes"]),
+            preprocess=Preprocess.from_dict(content["preprocess"]),
+            recipe=content["recipe"],
+            provenance=content["provenance"],
+            metrics=content["metrics"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: is a safetensors file without vitrail's description of model, classes and preprocessing; "
+            "give a file that `vitrail train` wrote"
+        ) from error
+    if record.classes_hash != content["classes_hash"]:
+        raise CheckpointError(
+            f"{path}: its class names do not match their hash, so the file was changed; use the original"
+        )
+    return record
+
+
+def build_model(record: Record, path: Path | str = "record") -> VisionModel:
+    """Build the model that a record describes, on the current default device, freshly initialised.
+
+    Raises:
+        CheckpointError: The record names a model or options that this version does not know.
+    """
+    try:
+        family, variant = find_variant(record.model)
+        return family.model(type(variant.config)(**record.options))
+    except (ConfigError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: describes a model that cannot be built ({error})") from error
+
+
+def load_model(path: Path | str, device: str | torch.device = "cpu") -> VisionModel:
+    """Load a trained model, ready for inference.
+
+    The model's `preprocess` turns a path, bytes or image into its input, and its `classes` name the logits:
+
+        model = vitrail.load_model("runs/digits/best.safetensors")
+        logits = model(model.preprocess("seven.png").unsqueeze(0))
+        print(model.classes[logits.argmax()])
+
+    Raises:
+        CheckpointError: No such file, not a vitrail file, damaged, or weights that do not fit.
+    """
+    record = read_record(path)
+    with torch.device("meta"):
+        model = build_model(record, path)
+    load_weights(model, safetensors.torch.load_file(path, device=str(device)), path)
+    model.classes, model.preprocess = record.classes, record.preprocess
+    return model.eval()
+
+
+def load_weights(model: VisionModel, weights: Mapping[str, torch.Tensor], path: Path | str) -> None:
+    """Put weights into a model, which takes them over without a copy.
+
+    Raises:
+        CheckpointError: Names or shapes differ; the message has the first of each kind.
+    """
+    expected = model.state_dict()
+    missing = [name for name in expected if name not in weights]
+    unexpected = [name for name in weights if name not in expected]
+    shapes = [name for name in expected if name in weights and expected[name].shape != weights[name].shape]
+    if missing or unexpected or shapes:
+        example = (
+            f"; {shapes[0]} is {tuple(weights[shapes[0]].shape)} there, {tuple(expected[shapes[0]].shape)} here"
+            if shapes
+            else ""
+        )
+        listed = ", ".join([*missing[:2], *unexpected[:2]])
+        raise CheckpointError(
+            f"{path}: does not fit the model: {len(missing)} weights missing, {len(unexpected)} unexpected, "
+            f"{len(shapes)} of another shape{f' ({listed})' if listed else ''}{example}"
+        )
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    model.load_state_dict(dict(weights), assign=True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write all that a run needs to go on: tensors and plain values only.
+
+    Raises:
+        CheckpointError: The disk is full or the folder cannot be written; an older file stays as it was.
+    """
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    write_whole(path, buffer.getbuffer())
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read what `save_state` wrote, never running code from it.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path}: is missing, so there is nothing to resume; start anew with `vitrail train`"
+        ) from error
+    except Exception as error:  # torch raises many kinds for a damaged archive
+        raise CheckpointError(
+            f"{path}: is damaged ({type(error).__name__}); start anew from the run's best.safetensors"
+        ) from error
+
+
+def write_whole(path: Path, data: bytes | memoryview) -> None:
+    """Write a file under a temporary name, push it to the disk, and only then give it its name.
+
+    Raises:
+        CheckpointError: The disk is full or the folder cannot be written; an older file stays as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        kept = "; the file of that name is as it was" if path.exists() else ""
+        raise CheckpointError(
+            f"{path}: cannot be written ({error.strerror}){kept}; free space or choose another output.root"
+        ) from error

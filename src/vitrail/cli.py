@@ -1,0 +1,340 @@
+"""The command line: parse, call one function, show what it returned. The only file that prints results or exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+from cyclopts import App, CycloptsError, Parameter
+
+from vitrail.errors import ConfigError, VitrailError
+
+if TYPE_CHECKING:
+    from vitrail.display import Terminal
+    from vitrail.train import TrainResult
+
+app = App(
+    name="vitrail",
+    help="Vision transformers that look inside the patch: TNT, T2T-ViT and Twins.",
+    version_flags=["--version"],
+    default_parameter=Parameter(negative=""),
+    result_action="return_value",
+)
+
+Settings = Annotated[
+    str, Parameter(show_default=False, help="Settings as section.key=value; `vitrail config` lists all of them.")
+]
+
+
+@app.command
+def train(
+    *settings: Annotated[str, Parameter(help="A recipe's name or file, and settings as section.key=value.")],
+    config: Annotated[str | None, Parameter(help="A recipe's name or file.")] = None,
+    resume: Annotated[Path | None, Parameter(help="Folder of a run to go on with.")] = None,
+) -> int:
+    """Train a model; without arguments, a small TNT on scikit-learn's digits.
+
+    vitrail train
+    vitrail train cifar10_tnt data.root=/data/cifar10
+    torchrun --nproc-per-node 8 -m vitrail train tnt_s_imagenet data.root=/data/imagenet
+    """
+    from vitrail.config import Layer, TrainConfig, command_line, find_recipe, read_yaml, resolve
+
+    recipe, tokens = _split_settings(settings, config)
+    if resume is not None:
+        if recipe or tokens:
+            surplus = " ".join([*filter(None, [recipe]), *tokens])
+            raise ConfigError(f"--resume {resume} goes on with that run's own settings; drop {surplus}")
+        if not (resume / "config.yaml").is_file():
+            raise ConfigError(
+                f"--resume {resume}: holds no config.yaml, so it is no run; give the folder that `vitrail train` made"
+            )
+        layers: list[Layer] = [read_yaml(resume / "config.yaml")]
+        name = resume.name
+    else:
+        name, path = find_recipe(recipe or "digits")
+        layers = [read_yaml(path, name), command_line(tokens)]
+    settled = resolve(TrainConfig, layers).config
+
+    from vitrail.train import train as run
+
+    with _terminal() as display:
+        try:
+            result = run(settled, name=name, resume=resume, display=display)
+        except KeyboardInterrupt:
+            display.end()
+            display.warn("stopped; `vitrail train --resume` with the run's folder goes on from its last whole epoch")
+            return 130
+        if _is_main_process():
+            _show_training(result)
+    return 0
+
+
+@app.command
+def evaluate(
+    checkpoint: Path,
+    *settings: Settings,
+    json_file: Annotated[Path | None, Parameter(name="--json", help="Also write the numbers to this file.")] = None,
+) -> int:
+    """Measure a trained model's accuracy; without settings, on the images it was validated with.
+
+    vitrail evaluate runs/digits/best.safetensors
+    vitrail evaluate best.safetensors data.root=/data/pets evaluate.split=all --json pets.json
+    """
+    from vitrail.config import command_line
+
+    layer = command_line(settings)
+
+    from vitrail.checkpoint import write_whole
+    from vitrail.evaluate import evaluate as run
+
+    with _terminal() as display:
+        result = run(checkpoint, [layer], display=display)
+        if not _is_main_process():
+            return 0
+        for name, reason in result.bad_files:
+            display.warn(f"{name}: {reason}; not counted")
+        for warning in result.accuracy.warnings:
+            display.warn(warning)
+        found = result.accuracy
+        _table(
+            f"{checkpoint} on {result.data}",
+            ("images", "unreadable", "loss", "top-1, %", "top-5, %"),
+            [
+                (
+                    f"{found.n:,}",
+                    f"{len(result.bad_files):,}",
+                    f"{found.loss:.4f}",
+                    f"{found.top1:.2f}",
+                    f"{found.top5:.2f}",
+                )
+            ],
+        )
+        if json_file is not None:
+            write_whole(
+                json_file, (json.dumps({"checkpoint": str(checkpoint), **result.to_dict()}, indent=1) + "\n").encode()
+            )
+            display.note(f"numbers: {json_file}")
+    return 0
+
+
+@app.command
+def predict(
+    checkpoint: Path,
+    *inputs: Annotated[
+        str, Parameter(help="Images, folders, quoted globs, .txt lists of paths, and preprocess.key=value.")
+    ],
+    output: Annotated[
+        Path | None, Parameter(help="File to write; predictions.json, .jsonl or .csv by default.")
+    ] = None,
+    format: Annotated[
+        Literal["json", "jsonl", "csv"],
+        Parameter(help="json maps each path to its class; the others have names and probabilities."),
+    ] = "json",
+    topk: Annotated[int, Parameter(help="Classes to give for each image.")] = 1,
+    batch_size: int = 32,
+    device: Literal["auto", "cpu"] = "auto",
+) -> int:
+    """Classify images; the exit status is the number that could not be read (125 at most).
+
+    vitrail predict runs/digits/best.safetensors seven.png
+    vitrail predict best.safetensors photos/ 'more/*.jpg' list.txt --format csv --topk 5
+    """
+    from vitrail.config import PredictConfig, command_line, resolve
+
+    tokens = [text for text in inputs if text.startswith("preprocess.") and "=" in text]
+    images = [text for text in inputs if text not in tokens]
+    wanted = resolve(PredictConfig, [command_line(tokens)]).config
+    if not images:
+        raise ConfigError("predict needs images: a file, a folder, a quoted glob, or a .txt list of paths")
+    for name, value in (("--topk", topk), ("--batch-size", batch_size)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1")
+
+    from vitrail.checkpoint import load_model, read_record
+    from vitrail.engine import pick_device
+    from vitrail.evaluate import override_preprocess
+    from vitrail.predict import find_images, open_output
+    from vitrail.predict import predict as run
+
+    output = output or Path(f"predictions.{format}")
+    with _terminal() as display:
+        record = read_record(checkpoint)
+        preprocess = override_preprocess(record.preprocess, wanted.preprocess, display)
+        model = load_model(checkpoint, pick_device(device))
+        if topk > len(record.classes):
+            display.warn(f"--topk is {topk} but the model has {len(record.classes)} classes; all are given")
+        topk = min(topk, len(record.classes))
+        total = bad = 0
+        with open_output(output, format, record.classes, topk) as file:
+            display.begin("predict", None)
+            for found in run(model, preprocess, find_images(images), topk=topk, batch_size=batch_size):
+                file.write(found)
+                total, bad = total + 1, bad + (found.error is not None)
+                if found.error is None:
+                    print(f"{found.path} (class: {found.choices[0]})")
+                else:
+                    display.warn(f"{found.path}: {found.error}")
+                display.advance()
+            display.end()
+        display.note(f"{total:,} images, {bad:,} unreadable: {output}")
+    return min(bad, 125)
+
+
+@app.command
+def models(
+    pattern: Annotated[str, Parameter(help="A shell pattern such as '*svt*'.")] = "*",
+    *,
+    markdown: Annotated[bool, Parameter(help="Print the table of the README.")] = False,
+) -> int:
+    """List the models: parameters, multiply-adds at 224, published accuracy, preprocessing."""
+    from vitrail.catalogue import COLUMNS, catalogue
+
+    rows = catalogue(pattern)
+    if not rows:
+        raise ConfigError(f"no model matches {pattern!r}; `vitrail models` shows all")
+    if markdown:
+        print("| " + " | ".join(COLUMNS) + " |\n|" + "|".join(["-"] * len(COLUMNS)) + "|")
+        print("\n".join("| " + " | ".join(row) + " |" for row in rows))
+    else:
+        _table("", COLUMNS, rows)
+    return 0
+
+
+@app.command
+def config(
+    recipe: Annotated[str | None, Parameter(help="A recipe's name or file.")] = None,
+    *settings: Settings,
+    markdown: Annotated[bool, Parameter(help="Print the reference page of all settings.")] = False,
+) -> int:
+    """Show a recipe's settings and where each comes from; without a recipe, list the recipes.
+
+    vitrail config digits optim.lr=1e-3
+    """
+    from vitrail.config import TrainConfig, command_line, find_recipe, flat, list_recipes, read_yaml, reference, resolve
+
+    if markdown:
+        print(reference(), end="")
+        return 0
+    if recipe is None:
+        _table("recipes", ("name", "what"), [(name, _first_comment(find_recipe(name)[1])) for name in list_recipes()])
+        print("`vitrail config NAME` shows one, `vitrail config --markdown` explains every setting.")
+        return 0
+    name, path = find_recipe(recipe)
+    resolved = resolve(TrainConfig, [read_yaml(path, name), command_line(settings)])
+    rows = [
+        (key, json.dumps(value), resolved.origins.get(key, "default")) for key, value in flat(resolved.config).items()
+    ]
+    _table(str(path), ("setting", "value", "from"), rows)
+    return 0
+
+
+def main(tokens: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0, or 2 with one line for what the user can mend."""
+    arguments = list(sys.argv[1:] if tokens is None else tokens)
+    debug = "--debug" in arguments
+    arguments = [token for token in arguments if token != "--debug"]
+    try:
+        status = app(arguments, exit_on_error=False, print_error=False)
+    except VitrailError as error:
+        if debug:
+            raise
+        _fail(str(error))
+    except CycloptsError as error:
+        _fail(f"{error}; `vitrail --help` shows the commands")
+    except BrokenPipeError:  # `vitrail models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status or 0)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _split_settings(tokens: Sequence[str], config: str | None) -> tuple[str | None, list[str]]:
+    """Tell the one recipe among key=value tokens."""
+    recipes = [token for token in tokens if "=" not in token] + ([config] if config is not None else [])
+    if len(recipes) > 1:
+        raise ConfigError(
+            f"two recipes are given, {recipes[0]} and {recipes[1]}; settings are written section.key=value"
+        )
+    return (recipes[0] if recipes else None), [token for token in tokens if "=" in token]
+
+
+@contextmanager
+def _terminal() -> Iterator[Terminal]:
+    """Show progress on the terminal of the first process, and our own warnings as one line each."""
+    from vitrail.display import Terminal
+
+    display = Terminal(silent=not _is_main_process())
+    original = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+        if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent):
+            display.warn(str(message))
+        else:
+            original(message, category, filename, *rest)
+
+    warnings.showwarning = show
+    try:
+        yield display
+    finally:
+        display.end()
+        warnings.showwarning = original
+
+
+def _is_main_process() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0  # set by torchrun
+
+
+def _show_training(result: TrainResult) -> None:
+    best, last = result.best, result.rows[-1]
+    rows = [
+        (
+            name,
+            str(row["epoch"]),
+            *(f"{row[key]:.4f}" for key in ("train_loss", "val_loss")),
+            f"{row['val_top1']:.2f}",
+            f"{row['val_top5']:.2f}",
+        )
+        for name, row in (("best", best), ("last", last))
+        if row
+    ]
+    _table("", ("", "epoch", "train loss", "val loss", "top-1, %", "top-5, %"), rows)
+    weights = result.folder / "best.safetensors"
+    if result.bad_files:
+        print(
+            f"{len(result.bad_files)} images could not be read and were left out, the first is {result.bad_files[0][0]}"
+        )
+    print(f"{result.seconds:.0f} s; curves: {result.folder / 'curves.png'}")
+    print(f"next: vitrail evaluate {weights}")
+    print(f"      vitrail predict {weights} {result.example or 'IMAGE'}")
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
+    for number, column in enumerate(columns):
+        numeric = all(
+            row[number].replace(",", "").replace(".", "").replace("-", "").isdigit() for row in rows if row[number]
+        )
+        table.add_column(column, justify="right" if numeric and rows else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _first_comment(path: Path) -> str:
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    return first.removeprefix("#").strip()

@@ -1,0 +1,667 @@
+"""Every setting of every command: frozen dataclasses, and how recipes and the command line fill them. No torch."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from vitrail.errors import ConfigError, among, closest
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSection:
+    """Which network."""
+
+    name: str = "tnt_s_patch16_224"
+    """One of `vitrail models`."""
+    image_size: int | tuple[int, int] | None = None
+    """Pixels, one number or height and width; null takes the model's own."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth of the last block."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Any other field of the model's configuration, such as `depth` or `gelu`."""
+
+    def problems(self) -> list[str]:
+        """Say what is wrong, each as one clause."""
+        rate = self.drop_path_rate
+        return [] if 0 <= rate < 1 else [f"drop_path_rate is {rate}; it must be from 0 to below 1"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSection:
+    """Which images."""
+
+    name: str | None = None
+    """A named data set: digits, cifar10, cifar100, fashion-mnist, oxford-pets or flowers102; null reads folders."""
+    root: str | None = None
+    """Folder with train/<class>/* and val/<class>/*, or with <class>/* alone; for a named set, where its files lie."""
+    train_split: str = "train"
+    """Name of the folder to train on."""
+    val_split: str | None = "val"
+    """Name of the folder to evaluate on; null holds out `val_fraction` of the training folder."""
+    val_fraction: float = 0.2
+    """Share of each class held out where there is no validation folder, chosen by a hash of the file names."""
+    download: bool = False
+    """Let a named set be downloaded into `root`."""
+    workers: int | None = None
+    """Loader processes for each training process; null chooses by the cores."""
+    bad_files: Literal["skip", "error"] = "skip"
+    """What an unreadable image does in training: skip counts and names it, error stops the run."""
+
+    def problems(self) -> list[str]:
+        """Say what is wrong, each as one clause."""
+        found = _in_range(self, workers=(0, None))
+        if not 0 < self.val_fraction < 1:
+            found.append(f"val_fraction is {self.val_fraction}; it must be above 0 and below 1")
+        if self.name is None and self.root is None:
+            found.append("root is not set; give the folder with your images, or data.name=digits")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessSection:
+    """How an image is brought to the network for evaluation; null takes what the model was published with."""
+
+    crop: float | None = None
+    """The short side is resized to image_size / crop before the centre is cut."""
+    interpolation: Literal["bicubic", "bilinear"] | None = None
+    mean: tuple[float, float, float] | None = None
+    """Of each channel, for pixels from 0 to 1."""
+    std: tuple[float, float, float] | None = None
+    exif: Literal["ignore", "apply"] | None = None
+    """Whether EXIF orientation turns the image; published numbers were made without."""
+
+    def problems(self) -> list[str]:
+        """Say what is wrong, each as one clause."""
+        found = (
+            []
+            if self.crop is None or 0 < self.crop <= 1
+            else [f"crop is {self.crop}; it must be above 0 and at most 1"]
+        )
+        if self.std is not None and min(self.std) <= 0:
+            found.append(f"std is {self.std}; it must be positive")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentSection:
+    """How training images are varied."""
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Smallest and largest share of the image's area in a random crop."""
+    ratio: tuple[float, float] = (0.75, 4 / 3)
+    """Smallest and largest width / height of a random crop."""
+    interpolation: Literal["random", "bicubic", "bilinear"] = "random"
+    """Filter of the random crop; random draws bilinear or bicubic."""
+    hflip: float = 0.5
+    """Probability of mirroring left and right."""
+    auto_augment: str | None = None
+    """A policy in timm's notation, such as rand-m9-mstd0.5-inc1."""
+    color_jitter: float | None = None
+    """Strength of brightness, contrast and saturation jitter, where there is no auto_augment."""
+    erase_prob: float = 0.0
+    """Probability of filling a random rectangle with noise."""
+    mixup: float = 0.0
+    """Alpha of Mixup; 0 is off."""
+    cutmix: float = 0.0
+    """Alpha of CutMix; 0 is off."""
+    mix_prob: float = 1.0
+    """Probability that a batch is mixed at all."""
+    mix_switch_prob: float = 0.5
+    """Probability of CutMix where both are on."""
+    label_smoothing: float = 0.0
+    repeats: int = 1
+    """Augmented copies of each image in a row, the epoch staying as long (repeated augmentation)."""
+
+    def problems(self) -> list[str]:
+        """Say what is wrong, each as one clause."""
+        found = _in_range(
+            self, hflip=(0, 1), erase_prob=(0, 1), mixup=(0, None), cutmix=(0, None), mix_prob=(0, 1),
+            mix_switch_prob=(0, 1), color_jitter=(0, None), repeats=(1, None),
+        )  # fmt: skip
+        if not 0 <= self.label_smoothing < 1:
+            found.append(f"label_smoothing is {self.label_smoothing}; it must be from 0 to below 1")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            found.append(f"scale is {self.scale}; it must rise within 0 to 1")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            found.append(f"ratio is {self.ratio}; it must be positive and rise")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimSection:
+    """The optimizer."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    """Peak learning rate, for the global batch of `train.batch_size` unless `lr_base_batch` is set."""
+    lr_base_batch: int | None = None
+    """Multiply `lr` by train.batch_size / lr_base_batch; null leaves it."""
+    weight_decay: float = 0.05
+    """Not applied to biases, norms and what the model's paper exempts."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    momentum: float = 0.9
+    """Of sgd."""
+    nesterov: bool = False
+    """Of sgd."""
+    clip_norm: float | None = None
+    """Largest norm of the whole gradient; null does not clip."""
+    layer_decay: float | None = None
+    """Factor on the learning rate from each layer to the one before it; null is none."""
+
+    def problems(self) -> list[str]:
+        """Say what is wrong, each as one clause."""
+        found = _in_range(self, weight_decay=(0, None), momentum=(0, 1), lr_base_batch=(1, None))
+        for name in ("lr", "eps", "clip_norm", "layer_decay"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                found.append(f"{name} is {value}; it must be above 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            found.append(f"betas are {self.betas}; each must be from 0 to below 1")
+        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
+            found.append("nesterov needs name=sgd and a momentum above 0")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSection:
+    """The learning rate over time, set anew before every update."""
+
+    name: Literal["cosine", "step", "exponential", "constant"] = "cosine"
+    warmup_epochs: float = 5.0
+    """Linear rise from `warmup_lr`, inside the main curve as in timm, not before it."""
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-5
+    cooldown_epochs: int = 0
+    """Epochs at `min_lr` after `train.epochs`."""
+    decay_epochs: float = 30.0
+    """Period of step and exponential."""
+    decay_rate: float = 0.1
+    """Factor of step and exponential for each period."""
+
+    def problems(self) -> list[str]:
+        """Say what is wrong, each as one clause."""
+        found = _in_range(
+            self, warmup_epochs=(0, None), warmup_lr=(0, None), min_lr=(0, None), cooldown_epochs=(0, None)
+        )
+        if self.decay_epochs <= 0:
+            found.append(f"decay_epochs is {self.decay_epochs}; it must be above 0")
+        if not 0 < self.decay_rate <= 1:
+            found.append(f"decay_rate is {self.decay_rate}; it must be above 0 and at most 1")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaSection:
+    """An exponential moving average of the weights, evaluated and saved in place of them."""
+
+    decay: float | None = None
+    """Share of the average kept at each update, such as 0.99996; null is off."""
+
+    def problems(self) -> list[str]:
+        """Say what is wrong, each as one clause."""
+        return (
+            []
+            if self.decay is None or 0 < self.decay < 1
+            else [f"decay is {self.decay}; it must be above 0 and below 1"]
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSection:
+    """The loop."""
+
+    epochs: int = 300
+    batch_size: int = 1024
+    """Images for one update, over all processes and accumulated parts together."""
+    accumulate: int = 1
+    """Parts that each update is computed in."""
+    seed: int = 0
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of matrix products; weights stay float32. float16 scales the loss dynamically and needs CUDA."""
+    device: Literal["auto", "cpu"] = "auto"
+    """auto takes an accelerator where there is one."""
+    compile: bool = False
+    """Compile the model; the first steps take a minute."""
+    channels_last: bool = False
+    grad_checkpointing: bool = False
+    """Recompute blocks in the backward pass: less memory, a third more time."""
+    eval_every: int = 1
+    """Epochs from one evaluation to the next; the last epoch is always evaluated."""
+    log_every: int = 20
+    """Updates from one reading of the loss to the next; a reading waits for the device."""
+
+    def problems(self) -> list[str]:
+        """Say what is wrong, each as one clause."""
+        found = _in_range(
+            self,
+            epochs=(1, None),
+            batch_size=(1, None),
+            accumulate=(1, None),
+            seed=(0, 2**63 - 1),
+            eval_every=(1, None),
+            log_every=(1, None),
+        )
+        if not found and self.batch_size % self.accumulate:
+            found.append(f"batch_size {self.batch_size} cannot be cut into accumulate={self.accumulate} equal parts")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSection:
+    """Where a run is written."""
+
+    root: str = "runs"
+    name: str | None = None
+    """Folder of the run below `root`; null takes the recipe's name and a number that is free."""
+    keep_best: int = 1
+    """Best weights kept: best.safetensors, best-2.safetensors, ..."""
+
+    def problems(self) -> list[str]:
+        """Say what is wrong, each as one clause."""
+        return _in_range(self, keep_best=(1, None))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSection:
+    """How a model is evaluated."""
+
+    split: Literal["val", "train", "all"] = "val"
+    """Which part; where a folder has no splits, val and train are the parts that training held out and used."""
+    batch_size: int = 64
+    precision: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu"] = "auto"
+
+    def problems(self) -> list[str]:
+        """Say what is wrong, each as one clause."""
+        return _in_range(self, batch_size=(1, None))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """All settings of `vitrail train`."""
+
+    model: ModelSection = field(default_factory=ModelSection)
+    data: DataSection = field(default_factory=DataSection)
+    preprocess: PreprocessSection = field(default_factory=PreprocessSection)
+    augment: AugmentSection = field(default_factory=AugmentSection)
+    optim: OptimSection = field(default_factory=OptimSection)
+    schedule: ScheduleSection = field(default_factory=ScheduleSection)
+    ema: EmaSection = field(default_factory=EmaSection)
+    train: TrainSection = field(default_factory=TrainSection)
+    output: OutputSection = field(default_factory=OutputSection)
+
+    def __post_init__(self) -> None:
+        found = _section_problems(self)
+        if self.schedule.warmup_epochs > self.train.epochs:
+            found.append(
+                f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} is more than train.epochs {self.train.epochs}"
+            )
+        if found:
+            raise ConfigError("; ".join(found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """All settings of `vitrail evaluate`."""
+
+    data: DataSection = field(default_factory=DataSection)
+    preprocess: PreprocessSection = field(default_factory=PreprocessSection)
+    evaluate: EvaluateSection = field(default_factory=EvaluateSection)
+
+    def __post_init__(self) -> None:
+        if found := _section_problems(self):
+            raise ConfigError("; ".join(found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Settings of `vitrail predict` that are written as key=value."""
+
+    preprocess: PreprocessSection = field(default_factory=PreprocessSection)
+
+    def __post_init__(self) -> None:
+        if found := _section_problems(self):
+            raise ConfigError("; ".join(found))
+
+
+T = TypeVar("T", TrainConfig, EvaluateConfig, PredictConfig)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Some settings, and where they were written."""
+
+    origin: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Resolved(Generic[T]):
+    """A complete configuration, and the origin of each dotted key that is not a default."""
+
+    config: T
+    origins: Mapping[str, str]
+
+
+def resolve(cls: type[T], layers: Iterable[Layer]) -> Resolved[T]:
+    """Build a configuration from defaults and layers, the later ones winning.
+
+    Raises:
+        ConfigError: Unknown keys, wrong types and values out of range, all in one message.
+    """
+    values: dict[str, dict[str, Any]] = {}
+    origins: dict[str, str] = {}
+    problems: list[str] = []
+    sections = {f.name: get_type_hints(cls)[f.name] for f in fields(cls)}
+    for layer in layers:
+        for section, content in layer.values.items():
+            if section not in sections:
+                problems.append(
+                    f"{layer.origin}: {section}: unknown section{among(str(section), list(sections), 'sections')}"
+                )
+                continue
+            if not isinstance(content, Mapping):
+                problems.append(
+                    f"{layer.origin}: {section} is a section; write {section}.<key>=<value>, or a mapping in YAML"
+                )
+                continue
+            hints = get_type_hints(sections[section])
+            for key, value in content.items():
+                dotted = f"{section}.{key}"
+                if key not in hints:
+                    problems.append(
+                        f"{layer.origin}: {dotted}: unknown key{among(str(key), list(hints), 'known keys')}"
+                    )
+                    continue
+                try:
+                    converted = _convert(_read_text(value, hints[key]), hints[key])
+                except ValueError as error:
+                    problems.append(f"{layer.origin}: {dotted} is {_quoted(value)}; it must be {error}")
+                    continue
+                if isinstance(converted, dict):  # options are merged, not replaced
+                    converted = {**values.get(section, {}).get(key, {}), **converted}
+                values.setdefault(section, {})[key] = converted
+                origins[dotted] = layer.origin
+    built = {name: section(**values.get(name, {})) for name, section in sections.items()}
+    if problems:
+        ranges = [f"{name}.{problem}" for name in values for problem in built[name].problems()]
+        raise ConfigError("; ".join(problems + ranges))
+    return Resolved(cls(**built), origins)
+
+
+class Text(str):
+    """A value of the command line, to be read as YAML where the setting is not itself text."""
+
+
+def command_line(tokens: Sequence[str]) -> Layer:
+    """Read `section.key=value` tokens; values are YAML, so lists are written [0.5, 0.5].
+
+    Raises:
+        ConfigError: A token that is not of this form.
+    """
+    values: dict[str, Any] = {}
+    for token in tokens:
+        dotted, equals, text = token.partition("=")
+        parts = dotted.split(".")
+        if not equals or len(parts) < 2 or not all(re.fullmatch(r"\w+", part) for part in parts):
+            raise ConfigError(
+                f"command line: {token!r} is not a setting; write section.key=value, such as optim.lr=1e-3"
+            )
+        target = values
+        for part in parts[:-1]:
+            target = target.setdefault(part, {})
+            if not isinstance(target, dict):
+                raise ConfigError(
+                    f"command line: {token!r} sets a part of what another setting sets whole; give one of them"
+                )
+        target[parts[-1]] = Text(text)
+    return Layer("command line", values)
+
+
+def read_yaml(path: Path, origin: str | None = None) -> Layer:
+    """Read a file of settings.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or does not hold sections.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _OneOfEachKey)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); `vitrail config` lists the recipes") from error
+    except (yaml.YAMLError, ValueError) as error:  # PyYAML lets a bad date through as ValueError
+        raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, Mapping) and content is not None:
+        raise ConfigError(f"{path}: holds a {type(content).__name__}, not sections such as model, data and train")
+    return Layer(origin or str(path), content or {})
+
+
+def list_recipes() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def find_recipe(name: str) -> tuple[str, Path]:
+    """Return the short name and the file of a recipe, given by name or by path.
+
+    Raises:
+        ConfigError: Neither a recipe of the package nor a file.
+    """
+    known = list_recipes()
+    if name in known:
+        return name, RECIPES / f"{name}.yaml"
+    path = Path(name)
+    if path.is_dir() and (path / "config.yaml").is_file():
+        path = path / "config.yaml"
+    if path.is_file():
+        return (path.resolve().parent.name if path.name == "config.yaml" else path.stem), path
+    hint = closest(name, known) or ";"
+    raise ConfigError(
+        f"unknown recipe {name!r}{hint} `vitrail config` lists all {len(known)}; a path to a YAML file works too"
+    )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a configuration as plain values that YAML and JSON can hold and `resolve` reads back."""
+    return _plain(asdict(config))
+
+
+def to_yaml(config: TrainConfig, header: str = "") -> str:
+    """Return a configuration as YAML, one section a paragraph, with `header` as a comment above."""
+    comment = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
+    return comment + "\n".join(
+        yaml.safe_dump({name: section}, sort_keys=False) for name, section in to_dict(config).items()
+    )
+
+
+def describe(section: type) -> list[tuple[str, str, str, str]]:
+    """Return (key, type, default, description) of each field of a section, the last from its docstring."""
+    docs = _field_docs(section)
+    default = section()
+    hints = get_type_hints(section)
+    return [
+        (f.name, _type_name(hints[f.name]), _value_text(getattr(default, f.name)), docs.get(f.name, ""))
+        for f in fields(section)
+    ]
+
+
+def reference() -> str:
+    """Return the reference page of all settings in Markdown."""
+    lines = [
+        "# Settings",
+        "",
+        "Generated by `vitrail config --markdown`. Every command takes them as `section.key=value`.",
+        "",
+    ]
+    sections = {**get_type_hints(TrainConfig), **get_type_hints(EvaluateConfig)}
+    for name, section in sections.items():
+        lines += [
+            f"## {name}",
+            "",
+            inspect.cleandoc(section.__doc__ or ""),
+            "",
+            "| key | type | default | meaning |",
+            "|-|-|-|-|",
+        ]
+        lines += [f"| {name}.{key} | {kind} | {default} | {text} |" for key, kind, default, text in describe(section)]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """Return {dotted key: value} of a configuration."""
+    return {f"{section}.{key}": value for section, content in to_dict(config).items() for key, value in content.items()}
+
+
+def _section_problems(config: Any) -> list[str]:
+    return [f"{f.name}.{problem}" for f in fields(config) for problem in getattr(config, f.name).problems()]
+
+
+def _in_range(section: Any, **bounds: tuple[float, float | None]) -> list[str]:
+    found = []
+    for name, (low, high) in bounds.items():
+        value = getattr(section, name)
+        if value is not None and not (low <= value and (high is None or value <= high)):
+            allowed = f"at least {low}" if high is None else f"from {low} to {high}"
+            found.append(f"{name} is {value}; it must be {allowed}")
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    """Return `value` as `kind`; a ValueError says what it must be."""
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return tuple(value) if isinstance(value, list) else value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        wanted = [arg for arg in args if arg is not type(None)]
+        for arg in wanted:
+            try:
+                return _convert(value, arg)
+            except ValueError as error:
+                if len(wanted) == 1:
+                    raise ValueError(f"{error}{', or null' if len(args) > 1 else ''}") from None
+        raise ValueError(_type_name(kind))
+    if origin is Literal:
+        if value not in args:
+            hint = closest(value, args).rstrip() if isinstance(value, str) else ""
+            raise ValueError("one of " + ", ".join(map(str, args)) + hint.rstrip("?") + ("?" if hint else ""))
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple) or (args[-1] is not Ellipsis and len(value) != len(args)):
+            raise ValueError(f"a list of {len(args)} numbers such as [{', '.join(['0.5'] * len(args))}]")
+        return tuple(_convert(item, arg) for item, arg in zip(value, args, strict=True))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ValueError("a mapping of names to values")
+        return {str(key): _convert(item, args[1]) for key, item in value.items()}
+    if kind is float and not isinstance(value, bool):
+        try:  # YAML reads 5e-4 as a string
+            number = float(value)
+        except (TypeError, ValueError):
+            raise ValueError("a number") from None
+        except OverflowError:
+            raise ValueError("a finite number") from None
+        if number != number or number in (float("inf"), float("-inf")):
+            raise ValueError("a finite number")
+        return number
+    if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)  # output.name=3
+    if type(value) is not kind:
+        raise ValueError(_type_name(kind))
+    return value
+
+
+def _read_text(value: Any, kind: Any) -> Any:
+    """Read a value of the command line as YAML, unless text is wanted: a name may look like a number or a date."""
+    if isinstance(value, dict):
+        return {key: _read_text(item, Any) for key, item in value.items()}
+    if not isinstance(value, Text):
+        return value
+    kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    if str in kinds:
+        return None if type(None) in kinds and value in ("null", "none", "~") else str(value)
+    try:
+        return yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError):
+        return str(value)
+
+
+def _quoted(value: Any) -> str:
+    return repr(str(value)) if isinstance(value, Text) else repr(value)
+
+
+class _OneOfEachKey(yaml.SafeLoader):
+    """A YAML reader that refuses a key written twice, where PyYAML keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if (key := key_node.value) in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is written twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _type_name(kind: Any) -> str:
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        type(None): "null",
+        Any: "any value",
+    }
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return ", or ".join(_type_name(arg) for arg in args)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, args))
+    if origin is tuple:
+        return f"a list of {len(args)} numbers"
+    if origin is dict:
+        return "a mapping"
+    return names[kind]
+
+
+def _value_text(value: Any) -> str:
+    return yaml.safe_dump(_plain(value), default_flow_style=True).removesuffix("\n").removesuffix("\n...")
+
+
+@cache
+def _field_docs(section: type) -> dict[str, str]:
+    body = ast.parse(inspect.getsource(section)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    docs = {}
+    for statement, following in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+        ):
+            docs[statement.target.id] = " ".join(str(following.value.value).split())
+    return docs

@@ -1,0 +1,93 @@
+"""What a person sees while something runs: a live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Display(Protocol):
+    """Where long work reports to."""
+
+    def note(self, text: str) -> None:
+        """Say something the user should know once."""
+
+    def warn(self, text: str) -> None:
+        """Say something the user asked for and did not get, or will regret."""
+
+    def begin(self, label: str, total: int | None, done: int = 0) -> None:
+        """Start a piece of work of `total` steps."""
+
+    def advance(self, steps: int = 1, **values: str) -> None:
+        """Move on, with what to show beside the bar."""
+
+    def row(self, values: Mapping[str, Any]) -> None:
+        """Show the numbers of one finished epoch."""
+
+    def end(self) -> None:
+        """Finish the piece of work."""
+
+
+class Quiet:
+    """A display that shows nothing, for use from Python and in tests."""
+
+    def note(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
+    def begin(self, label: str, total: int | None, done: int = 0) -> None: ...
+    def advance(self, steps: int = 1, **values: str) -> None: ...
+    def row(self, values: Mapping[str, Any]) -> None: ...
+    def end(self) -> None: ...
+
+
+class Terminal:
+    """Progress on standard error, so that standard output stays clean for results."""
+
+    def __init__(self, *, silent: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=silent)
+        self._progress: Progress | None = None
+
+    def note(self, text: str) -> None:
+        self.console.print(text, markup=False, style="dim")
+
+    def warn(self, text: str) -> None:
+        self.console.print(f"warning: {text}", markup=False, style="yellow")
+
+    def begin(self, label: str, total: int | None, done: int = 0) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[values]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._progress.add_task(label, total=total, completed=done, values="")
+        self._progress.start()
+
+    def advance(self, steps: int = 1, **values: str) -> None:
+        assert self._progress is not None
+        task = self._progress.tasks[0].id
+        if values:
+            self._progress.update(
+                task, values="  ".join(f"{name.replace('_', ' ')} {text}" for name, text in values.items())
+            )
+        self._progress.advance(task, steps)
+
+    def row(self, values: Mapping[str, Any]) -> None:
+        parts = [f"epoch {values['epoch']:>3}", f"loss {values['train_loss']:.4f}"]
+        if "val_top1" in values:
+            parts += [f"val loss {values['val_loss']:.4f}", f"top-1 {values['val_top1']:6.2f} %"]
+        parts += [f"{values['images_per_s']:,.0f} images/s"]
+        self.console.print("  ".join(parts), markup=False)
+
+    def end(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None

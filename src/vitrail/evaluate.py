@@ -1,0 +1,163 @@
+"""Accuracy of a model on labelled images, each counted exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from vitrail.checkpoint import Record, hash_classes, load_model, read_record
+from vitrail.config import DataSection, EvaluateConfig, Layer, PreprocessSection, resolve, to_dict
+from vitrail.data import Batch, build_eval_loader, open_split
+from vitrail.display import Display, Quiet
+from vitrail.engine import Precision, autocast, gather_texts, processes, sum_over_processes
+from vitrail.errors import DataError
+from vitrail.metrics import Accuracy, Counter, accuracy
+from vitrail.models.registry import VisionModel
+from vitrail.transforms import Preprocess, normalise
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The accuracy of one model on one set of images."""
+
+    accuracy: Accuracy
+    bad_files: tuple[tuple[str, str], ...]
+    """Name and reason of each image that could not be read; none of them is counted as right or wrong."""
+    data: str
+    preprocess: Preprocess
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers as plain values for JSON."""
+        found = self.accuracy
+        return {
+            "top1": found.top1,
+            "top5": found.top5,
+            "loss": found.loss,
+            "n_ok": found.n,
+            "n_bad": len(self.bad_files),
+            "bad_files": [{"path": name, "error": reason} for name, reason in self.bad_files],
+            "warnings": list(found.warnings),
+            "data": self.data,
+            "preprocess": self.preprocess.to_dict(),
+        }
+
+
+def evaluate(path: Path, settings: Sequence[Layer] = (), *, display: Display | None = None) -> Evaluation:
+    """Evaluate a weight file on the images that `settings` name, or else on those it was validated with.
+
+    Raises:
+        CheckpointError: The file is not one, or damaged.
+        ConfigError: A setting is unknown, of the wrong type or out of range.
+        DataError: The images are not there, or their classes are not the model's.
+    """
+    display = display or Quiet()
+    record = read_record(path)
+    config = resolve(EvaluateConfig, [*inherited_data(record, settings), *settings]).config
+    data = config.data
+    with processes(config.evaluate.precision, config.evaluate.device) as accelerator:
+        source, notes = open_split(
+            data.name,
+            data.root,
+            config.evaluate.split,
+            train_split=data.train_split,
+            val_split=data.val_split,
+            val_fraction=data.val_fraction,
+            download=data.download,
+        )
+        check_classes(record.classes, source.classes, path)
+        preprocess = override_preprocess(record.preprocess, config.preprocess, display)
+        for note in notes:
+            display.note(note)
+        model = load_model(path, accelerator.device)
+        loader = build_eval_loader(
+            source,
+            preprocess,
+            batch_size=config.evaluate.batch_size,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            workers=data.workers,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+        display.begin("evaluate", len(loader))
+        found, bad = count(model, loader, preprocess, accelerator, config.evaluate.precision, display)
+        display.end()
+        return Evaluation(found, tuple(bad), source.description, preprocess)
+
+
+def count(
+    model: VisionModel,
+    loader: Iterable[Batch],
+    preprocess: Preprocess,
+    accelerator: Accelerator,
+    precision: Precision,
+    display: Display,
+) -> tuple[Accuracy, list[tuple[str, str]]]:
+    """Count the right answers of a model over all processes, and gather the images that could not be read."""
+    device = accelerator.device
+    was_training = model.training
+    model.eval()
+    counter = Counter(model.config.num_classes, device)
+    bad: list[tuple[str, str]] = []
+    with torch.inference_mode(), autocast(device, precision):
+        for batch in loader:
+            bad += batch.bad
+            if len(batch.labels):
+                images = normalise(batch.images.to(device, non_blocking=True), preprocess.mean, preprocess.std)
+                counter.add(model(images), batch.labels.to(device, non_blocking=True))
+            display.advance()
+    model.train(was_training)
+    counter.totals, counter.loss, counter.confusion = sum_over_processes(
+        accelerator, counter.totals, counter.loss, counter.confusion
+    )
+    return accuracy(counter), sorted(gather_texts(accelerator, bad))
+
+
+def inherited_data(record: Record, settings: Sequence[Layer]) -> list[Layer]:
+    """Return the data settings that a weight file was made with, less what a data set named anew replaces."""
+    data = dict(record.recipe.get("data", {}))
+    given = {key for layer in settings for key in layer.values.get("data", {})}
+    if given & {"name", "root"}:
+        data = {
+            key: value
+            for key, value in data.items()
+            if key not in ("name", "root", "train_split", "val_split", "val_fraction")
+        }
+    known = to_dict(DataSection())
+    return [Layer("weight file", {"data": {key: value for key, value in data.items() if key in known}})] if data else []
+
+
+def override_preprocess(stored: Preprocess, wanted: PreprocessSection, display: Display) -> Preprocess:
+    """Return the preprocessing of a file with explicit settings put over it, saying what they change."""
+    changes = {
+        name: value for name, value in vars(wanted).items() if value is not None and value != getattr(stored, name)
+    }
+    for name, value in changes.items():
+        display.warn(
+            f"preprocess.{name} is {value} instead of {getattr(stored, name)}, which the weights were validated with"
+        )
+    return replace(stored, **changes)
+
+
+def check_classes(model_classes: Sequence[str], data_classes: Sequence[str], path: Path | str) -> None:
+    """Refuse data whose classes, or their order, are not the model's.
+
+    Raises:
+        DataError: With the first rows that differ.
+    """
+    if hash_classes(model_classes) == hash_classes(data_classes):
+        return
+    rows = [
+        f"{index}: {ours} / {theirs}"
+        for index, (ours, theirs) in enumerate(zip_longest(model_classes, data_classes, fillvalue="-"))
+        if ours != theirs
+    ]
+    raise DataError(
+        f"the classes of {path} ({len(model_classes)}) are not those of the data ({len(data_classes)}); differences, "
+        f"as index: model / data = {'; '.join(rows[:3])}; rename the folders, or evaluate on the data it was trained on"
+    )

@@ -1,0 +1,94 @@
+"""Counts of right answers, and what they say about the labels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+
+class Counter:
+    """Count right answers batch by batch; integers, so that the order and the split over processes cannot matter.
+
+    Attributes:
+        totals: Images, right at first choice, right within five, as int64 (3,).
+        loss: Sum of the cross-entropies, float64 ().
+        confusion: Images by (label, prediction), int64 (k, k).
+    """
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self.totals = torch.zeros(3, dtype=torch.int64, device=device)
+        self.loss = torch.zeros((), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+        self.confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
+
+    def add(self, logits: Float[Tensor, "b k"], labels: Int[Tensor, " b"]) -> None:
+        """Count one batch."""
+        k = logits.shape[1]
+        logits = logits.float()
+        best = logits.topk(min(5, k)).indices
+        hits = best == labels[:, None]
+        self.totals += torch.stack([torch.tensor(len(labels), device=hits.device), hits[:, 0].sum(), hits.sum()])
+        # each image's loss is rounded alone, in float64, so that batch boundaries do not show
+        self.loss += cross_entropy(logits.to(self.loss.device).double(), labels.to(self.loss.device), reduction="sum")
+        self.confusion += torch.bincount(labels * k + best[:, 0], minlength=k * k)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What an evaluation found."""
+
+    n: int
+    """Images counted."""
+    top1: float
+    """Percent."""
+    top5: float
+    """Percent; of as many choices as there are classes where these are fewer than five."""
+    loss: float
+    """Mean cross-entropy."""
+    warnings: tuple[str, ...] = ()
+
+
+def accuracy(counter: Counter) -> Accuracy:
+    """Turn counts into percentages, with a warning where they look wrong."""
+    n, right, right5 = counter.totals.tolist()
+    if n == 0:
+        return Accuracy(0, math.nan, math.nan, math.nan, ("no image was counted",))
+    loss = counter.loss.item() / n
+    k = math.isqrt(len(counter.confusion))
+    return Accuracy(
+        n, 100 * right / n, 100 * right5 / n, loss, suspicions(n, right, loss, counter.confusion.reshape(k, k))
+    )
+
+
+def suspicions(n: int, right: int, loss: float, confusion: Int[Tensor, "k k"]) -> tuple[str, ...]:
+    """Say so when the numbers are those of right predictions under wrong labels.
+
+    Two signs: accuracy at chance (within three standard deviations) beside a loss far below ln(classes); and one
+    renumbering of the classes that makes most answers right.
+    """
+    k = len(confusion)
+    found = []
+    chance = 1 / k
+    at_chance = right / n <= chance + 3 * math.sqrt(chance * (1 - chance) / n)
+    if k > 1 and at_chance and loss < 0.7 * math.log(k):
+        found.append(
+            f"accuracy {100 * right / n:.1f} % is at chance for {k} classes but the loss {loss:.2f} is far below "
+            f"ln({k}) = {math.log(k):.2f}; the labels are probably wrong"
+        )
+    if n >= 5 * k and right < n / 2:
+        table = confusion.cpu().numpy()
+        rows, columns = linear_sum_assignment(table, maximize=True)
+        matched = int(table[rows, columns].sum())
+        if matched >= n / 2 and matched >= 2 * right:
+            moved = [(int(r), int(c)) for r, c in zip(rows, columns, strict=True) if r != c][:3]
+            example = ", ".join(f"{r} is answered as {c}" for r, c in moved)
+            found.append(
+                f"the labels look permuted: renumbering the classes would make {100 * matched / n:.1f} % right "
+                f"instead of {100 * right / n:.1f} % (label {example}); compare the class order of data and model"
+            )
+    return tuple(found)

@@ -1,0 +1,59 @@
+"""The optimizer and its groups of parameters: which decay, and how fast each layer learns."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+
+from vitrail.models.registry import VisionModel
+
+
+def parameter_groups(model: VisionModel, weight_decay: float, layer_decay: float | None) -> list[dict[str, Any]]:
+    """Group the trainable parameters by weight decay and learning-rate scale.
+
+    Biases, one-dimensional parameters and those of `model.no_weight_decay()` do not decay. With `layer_decay`, a
+    parameter of layer i learns at layer_decay ** (num_layers - i) times the rate (`lr_scale` of its group).
+    """
+    exempt = model.no_weight_decay()
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = parameter.ndim > 1 and not name.endswith(".bias") and name not in exempt
+        layer = model.num_layers if layer_decay is None else model.layer_of(name)
+        group = groups.setdefault(
+            (layer, decays),
+            {
+                "params": [],
+                "weight_decay": weight_decay if decays else 0.0,
+                "lr_scale": (layer_decay or 1.0) ** (model.num_layers - layer),
+            },
+        )
+        group["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+def build_optimizer(
+    model: VisionModel,
+    *,
+    name: Literal["adamw", "sgd"],
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    eps: float,
+    momentum: float,
+    nesterov: bool,
+    layer_decay: float | None,
+) -> torch.optim.Optimizer:
+    """Build AdamW (one fused kernel on CUDA) or SGD."""
+    groups = parameter_groups(model, weight_decay, layer_decay)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=next(model.parameters()).is_cuda)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every group to `lr` times the group's scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]

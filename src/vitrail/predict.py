@@ -1,0 +1,199 @@
+"""Images in, classes and probabilities out, one row an image and in the order given."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from vitrail.data import is_hidden, is_image
+from vitrail.errors import CheckpointError, DataError
+from vitrail.models.registry import VisionModel
+from vitrail.transforms import Preprocess, UnreadableImage, decode, normalise
+
+Format = Literal["json", "jsonl", "csv"]
+LIST_SUFFIXES = (".txt", ".lst", ".list")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one image, or why it could not be read."""
+
+    path: str
+    choices: tuple[int, ...] = ()
+    """Class indices, the most probable first."""
+    probabilities: tuple[float, ...] = ()
+    error: str | None = None
+
+
+def find_images(inputs: Iterable[str]) -> Iterator[str]:
+    """Yield image paths from files, folders (searched deeply), globs and text files with one path a line.
+
+    Memory does not grow with their number. A path in a list is yielded as it stands, so a missing one becomes a row.
+
+    Raises:
+        DataError: An input that does not exist, or holds no image.
+    """
+    for given in inputs:
+        path = Path(given)
+        if path.is_dir():
+            found = _walk(path)
+        elif path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
+            found = _lines(path)
+        elif path.is_file():
+            found = iter((given,))
+        elif glob.has_magic(given):
+            found = (match for match in glob.iglob(given, recursive=True) if os.path.isfile(match))
+        else:
+            raise DataError(
+                f"{given}: no such file or folder; give an image, a folder, a quoted glob, or a .txt list of paths"
+            )
+        first = next(found, None)
+        if first is None:
+            raise DataError(f"{given}: holds no image; give an image, a folder, a quoted glob, or a .txt list of paths")
+        yield first
+        yield from found
+
+
+def predict(
+    model: VisionModel, preprocess: Preprocess, paths: Iterable[str], *, topk: int = 1, batch_size: int = 32
+) -> Iterator[Prediction]:
+    """Yield one prediction for each path, in order; an unreadable image gives its error.
+
+    Images are decoded by threads while the model computes the batch before; memory does not grow with their number.
+    """
+    topk = min(topk, model.config.num_classes)
+    device = next(model.parameters()).device
+    source = iter(paths)
+    with ThreadPoolExecutor(
+        max_workers=min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    ) as pool:
+
+        def submit() -> list[tuple[str, Any]]:
+            return [(path, pool.submit(_read, path, preprocess)) for path in islice(source, batch_size)]
+
+        coming = submit()
+        while coming:
+            current, coming = coming, submit()
+            views = [(path, future.result()) for path, future in current]
+            images = [view for _, view in views if not isinstance(view, str)]
+            rows: Iterator[tuple[list[int], list[float]]] = iter(())
+            if images:
+                with torch.inference_mode():
+                    batch = normalise(torch.stack(images).to(device), preprocess.mean, preprocess.std)
+                    best = model(batch).float().softmax(dim=1).topk(topk)
+                rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            for path, view in views:
+                if isinstance(view, str):
+                    yield Prediction(path, error=view)
+                else:
+                    choices, probabilities = next(rows)
+                    yield Prediction(path, tuple(choices), tuple(probabilities))
+
+
+@contextmanager
+def open_output(path: Path, form: Format, classes: Sequence[str], topk: int) -> Iterator[PredictionFile]:
+    """Open a file of predictions, written under a temporary name until it is whole.
+
+    Raises:
+        CheckpointError: The folder cannot be written, or the disk is full; an older file stays as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as stream:
+            output = PredictionFile(stream, form, classes, topk)
+            yield output
+            output.finish()
+        temporary.replace(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be written ({error.strerror}); choose another file with --output"
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+class PredictionFile:
+    """Predictions as JSON ({path: class}), one JSON object a line, or CSV."""
+
+    def __init__(self, stream: Any, form: Format, classes: Sequence[str], topk: int) -> None:
+        self._stream, self._form, self._classes, self._topk = stream, form, classes, topk
+        self._csv = csv.writer(stream, lineterminator="\n")
+        self._separator = "{\n"
+        if form == "csv":
+            columns = [
+                f"{name}{'' if k == 0 else f'_{k + 1}'}"
+                for k in range(topk)
+                for name in ("class", "name", "probability")
+            ]
+            self._csv.writerow(["path", *columns, "error"])
+
+    def write(self, found: Prediction) -> None:
+        """Add one row."""
+        if self._form == "json":
+            value: Any = (
+                {"error": found.error} if found.error else found.choices[0] if self._topk == 1 else found.choices
+            )
+            self._stream.write(f"{self._separator} {json.dumps(found.path)}: {json.dumps(value)}")
+            self._separator = ",\n"
+        elif self._form == "jsonl":
+            self._stream.write(json.dumps(self._row(found)) + "\n")
+        else:
+            cells = [
+                cell
+                for choice, probability in zip(found.choices, found.probabilities, strict=True)
+                for cell in (choice, self._classes[choice], f"{probability:.6f}")
+            ]
+            self._csv.writerow([found.path, *cells, *[""] * (3 * self._topk - len(cells)), found.error or ""])
+
+    def finish(self) -> None:
+        """End the file."""
+        if self._form == "json":
+            self._stream.write("\n}\n" if self._separator == ",\n" else "{}\n")
+
+    def _row(self, found: Prediction) -> dict[str, Any]:
+        if found.error:
+            return {"path": found.path, "error": found.error}
+        named = [
+            {"class": choice, "name": self._classes[choice], "probability": probability}
+            for choice, probability in zip(found.choices, found.probabilities, strict=True)
+        ]
+        return {"path": found.path, **named[0], **({"topk": named} if self._topk > 1 else {})}
+
+
+def _read(path: str, preprocess: Preprocess) -> torch.Tensor | str:
+    """Return what the model is to see of an image, or why it cannot be read."""
+    try:
+        return preprocess.view(decode(Path(path).read_bytes(), preprocess.exif))
+    except UnreadableImage as error:
+        return str(error)
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if is_hidden(entry.name):
+            continue
+        if entry.is_dir():
+            yield from _walk(Path(entry.path))
+        elif is_image(entry.name):
+            yield entry.path
+
+
+def _lines(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            if text := line.strip():
+                yield text

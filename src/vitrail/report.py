@@ -1,0 +1,134 @@
+"""The files of a run: its folder, the rows of numbers, TensorBoard events and the picture of the curves."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from vitrail.checkpoint import write_whole
+from vitrail.errors import ConfigError
+
+
+def create_run(root: Path, name: str | None, default_name: str) -> Path:
+    """Create the folder of a new run; never one that exists.
+
+    Raises:
+        ConfigError: The asked name is taken, or the folder cannot be created.
+    """
+    try:
+        if name is not None:
+            folder = root / name
+            folder.mkdir(parents=True)
+            return folder
+        root.mkdir(parents=True, exist_ok=True)
+        number = 1
+        while True:
+            folder = root / (default_name if number == 1 else f"{default_name}-{number}")
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                number += 1
+            else:
+                return folder
+    except FileExistsError as error:
+        raise ConfigError(
+            f"output.name: {root / str(name)} exists; choose another, or go on with --resume {root / str(name)}"
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"output.root: {root} cannot be written ({error.strerror}); choose another with output.root=FOLDER"
+        ) from error
+
+
+class RunLog:
+    """Rows of numbers, one an epoch: metrics.jsonl always, and TensorBoard events."""
+
+    def __init__(self, folder: Path, rows: Sequence[Mapping[str, Any]] = ()) -> None:
+        # protobuf and tensorboard warn about their own deprecations on import
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from torch.utils.tensorboard import SummaryWriter
+        # after a resume the events of the epochs that are run again must not stay beside the new ones
+        purge = int(rows[-1]["epoch"]) + 1 if rows else None
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+        self._file = (folder / "metrics.jsonl").open("w", encoding="utf-8")
+        for row in rows:
+            self._write(row)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Add the numbers of one epoch."""
+        self._write(row)
+        for name, value in row.items():
+            if isinstance(value, int | float) and name != "epoch":
+                self._events.add_scalar(name, value, row["epoch"])
+        self._events.flush()
+
+    def close(self) -> None:
+        """Finish the files."""
+        self._file.close()
+        self._events.close()
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+
+def read_rows(folder: Path, last_epoch: int) -> list[dict[str, Any]]:
+    """Return the rows that a run wrote up to and including an epoch."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [row for row in map(json.loads, lines) if row["epoch"] <= last_epoch]
+
+
+def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    """Draw loss, accuracy and learning rate over the epochs as a PNG."""
+    ink, muted, blue, orange = "#1f2933", "#7b8794", "#2563a8", "#c2571a"
+    with matplotlib.rc_context(
+        {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "text.color": ink}
+    ):
+        figure = Figure(figsize=(11, 3.6), dpi=130, layout="constrained")
+        loss, top1, rate = figure.subplots(1, 3, width_ratios=(2, 2, 1))
+        evaluated = [row for row in rows if "val_top1" in row]
+        marker = "o" if len(rows) == 1 else None
+        for axes, key, factor in ((loss, "loss", 1), (top1, "top1", 1)):
+            for part, color, chosen in (("train", muted, rows), ("val", blue, evaluated)):
+                points = [(row["epoch"], row[f"{part}_{key}"] * factor) for row in chosen]
+                if points:
+                    axes.plot(
+                        *zip(*points, strict=True),
+                        color=color,
+                        marker=marker,
+                        label="training" if part == "train" else "validation",
+                    )
+            axes.legend(frameon=False, labelcolor="linecolor")
+            axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
+            axes.set_axisbelow(True)
+        if evaluated:
+            best = max(evaluated, key=lambda row: row["val_top1"])
+            top1.plot(best["epoch"], best["val_top1"], "o", color=blue)
+            top1.annotate(
+                f"best {best['val_top1']:.2f} %",
+                (best["epoch"], best["val_top1"]),
+                xytext=(-4, -14),
+                textcoords="offset points",
+                ha="right",
+                color=blue,
+            )
+        rate.plot([row["epoch"] for row in rows], [row["lr"] for row in rows], color=orange, marker=marker)
+        rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        for axes, name in ((loss, "loss"), (top1, "top-1 accuracy, %"), (rate, "learning rate")):
+            axes.set_title(name, loc="left")
+            axes.set_xlabel("epoch")
+            if rows and math.isfinite(rows[-1]["epoch"]):
+                axes.xaxis.get_major_locator().set_params(integer=True)
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+    write_whole(path, buffer.getvalue())

@@ -1,0 +1,358 @@
+"""One image: decode it, cut its evaluation view, or draw a training view that a key alone decides.
+
+Shapes
+    b images, h and w pixels. Views are uint8 and lie in memory as (h, w, 3) behind their (3, h, w) shape: decoders
+    write them so, and resizing, Pillow and collation are faster on them.
+
+Differences from timm
+    Resizing is torch's antialiased uint8 kernel where timm calls Pillow's: at most 2 levels apart.
+    An image more than MAX_ASPECT times longer than its view needs is first cut to its middle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import random
+import re
+import struct
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from timm.data.transforms_factory import create_transform
+from torch import Tensor
+from torch.utils.data import get_worker_info
+from torchvision.transforms.v2 import InterpolationMode, functional
+
+from vitrail.errors import ConfigError, DataError, closest
+from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD
+
+Exif = Literal["ignore", "apply"]
+
+FAST_DECODERS: dict[str | None, Any] = {}
+DECODER: Literal["torchcodec", "pillow"] = "pillow"
+"""What decodes JPEG, PNG and WebP; all else is Pillow's."""
+try:
+    from torchcodec.decoders import decode_jpeg, decode_png, decode_webp  # type: ignore[reportPrivateImportUsage]
+
+    FAST_DECODERS = {"JPEG": decode_jpeg, "PNG": decode_png, "WEBP": decode_webp}
+    DECODER = "torchcodec"
+except (ImportError, OSError, RuntimeError):
+    # not installed, or built for another torch: Pillow gives the same pixels, more slowly
+    pass
+
+MAX_PIXELS = 178_956_970  # where Pillow, too, refuses an image as a decompression bomb
+MAX_ASPECT = 10  # a 20000x20 image resized whole to 224 rows would be 224,000 columns wide
+ORIENTATION = 0x0112  # the EXIF tag
+
+AUTO_AUGMENT = re.compile(
+    r"rand(-(m\d+|n\d+|p\d+(\.\d+)?|mstd\d+(\.\d+)?|mmax\d+|inc[01]|tweights|t3aw?))*"
+    r"|augmix(-(m\d+|w\d+|d\d+|a\d+(\.\d+)?|b[01]|mstd\d+(\.\d+)?))*"
+    r"|(original|originalr|v0|v0r|3a)(-mstd\d+(\.\d+)?)?"
+)
+
+
+class UnreadableImage(DataError):
+    """An image that cannot be decoded; the text is the reason, without the file's name."""
+
+
+# Pillow warns of odd metadata that does not touch the pixels. `catch_warnings` swaps global state, which two threads of
+# a server may not do at once; header reading is short, and torchcodec decodes outside.
+_PILLOW = threading.RLock()
+
+
+@contextmanager
+def _silent_pillow() -> Iterator[None]:
+    """Hold back Pillow's warnings, and turn whatever it raises on broken files into UnreadableImage."""
+    with _PILLOW, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except UnreadableImage:
+            raise
+        except UnidentifiedImageError as error:
+            raise UnreadableImage("not an image of a known format") from error
+        except Image.DecompressionBombError as error:
+            raise UnreadableImage(f"has more than {MAX_PIXELS:,} pixels") from error
+        except (
+            Exception
+        ) as error:  # plugins raise OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, ...
+            raise UnreadableImage(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def decode(data: bytes, exif: Exif = "ignore") -> UInt8[Tensor, "3 h w"]:
+    """Decode an image file to RGB, the same pixels whichever decoder is installed.
+
+    Args:
+        data: The file's bytes; the format is found from them.
+        exif: Whether EXIF orientation turns the image. Published accuracies were measured without. (Pillow turns a TIFF
+            either way: there, orientation is part of the format.)
+
+    Raises:
+        UnreadableImage: Broken, truncated, no image, or larger than MAX_PIXELS.
+    """
+    if not data:
+        raise UnreadableImage("the file is empty")
+    with _silent_pillow():
+        image = Image.open(io.BytesIO(data))  # reads the header only
+        if image.width * image.height > MAX_PIXELS:
+            raise UnreadableImage(f"has more than {MAX_PIXELS:,} pixels")
+        decoder = FAST_DECODERS.get(image.format)
+        if decoder is None or not _is_plain(image, data, exif):
+            return to_pixels(image, exif)
+    try:
+        return decoder(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode="RGB")
+    except RuntimeError:
+        # Pillow has the last word, so that what is readable does not depend on the decoder
+        return to_pixels(image, exif)
+
+
+def _is_plain(image: Image.Image, data: bytes, exif: Exif) -> bool:
+    """Say whether torchcodec is known to give Pillow's pixels: one 8-bit frame that no EXIF entry turns."""
+    if getattr(image, "n_frames", 1) != 1:
+        return False
+    if image.format == "PNG":
+        # byte 24 is the bit depth; Pillow would decode the whole file to look for EXIF, so its mere presence must do
+        return data[24] <= 8 and exif == "ignore" and b"eXIf" not in data
+    return image.mode in ("RGB", "L", "RGBA") and _orientation(image) == 1
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 (upright) where there is none, 0 where EXIF is too broken to say."""
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # as many kinds as above; broken metadata does not make the pixels unreadable
+        return 0
+
+
+def to_pixels(image: Image.Image, exif: Exif = "ignore") -> UInt8[Tensor, "3 h w"]:
+    """Turn a Pillow image of any mode into RGB pixels; alpha is dropped, the first frame is taken, 16 bits become 8."""
+    with _silent_pillow():
+        wide = image.mode.startswith("I;16") or (
+            image.mode == "I" and image.format == "PPM"
+        )  # Pillow scales PPM to 16 bits
+        if image.mode in ("I", "F") and not wide:
+            raise UnreadableImage("its 32-bit pixels have no fixed range; save it with 8 or 16 bits")
+        if exif == "apply" and 2 <= _orientation(image) <= 8:
+            image = ImageOps.exif_transpose(image)
+        if wide:
+            # the high byte, as Pillow takes it for 16-bit colour; its own conversion of gray clips at 255
+            gray = (np.asarray(image).astype(np.int32) >> 8).astype(np.uint8)
+            array = np.repeat(gray[:, :, None], 3, axis=2)
+        else:
+            array = np.array(image.convert("RGB"))
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def normalise(
+    images: UInt8[Tensor, "b c h w"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Tensor, "b c h w"]:
+    """Turn pixels into what the network reads, on the device they are on."""
+    pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
+    return pixels.sub_(_channels(mean, pixels)).div_(_channels(std, pixels))
+
+
+def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
+    return torch.tensor([255 * value for value in values], device=like.device).view(-1, 1, 1)
+
+
+def _resize(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
+    # torch's uint8 kernel is fastest on (h, w, 3) memory, and answers in kind: no repacking for Pillow or the batch
+    pixels = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    return functional.resize(pixels, list(size), interpolation=InterpolationMode(interpolation), antialias=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """How an image is brought to the network for evaluation; called on an image, it does all of it."""
+
+    size: tuple[int, int]
+    """Height and width in pixels."""
+    crop: float = 0.9
+    """The image is scaled until it just covers size / crop, rounded down; then the middle is cut out."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Of each channel, for pixels from 0 to 1."""
+    std: tuple[float, ...] = IMAGENET_STD
+    exif: Exif = "ignore"
+
+    def __post_init__(self) -> None:
+        problems = []
+        if len(self.size) != 2 or min(self.size) < 1:
+            problems.append(f"size is {self.size}; it must be a positive height and width")
+        if not 0 < self.crop <= 1:
+            problems.append(f"crop is {self.crop}; it must be above 0 and at most 1")
+        if self.interpolation not in ("bicubic", "bilinear"):
+            problems.append(f"interpolation is {self.interpolation!r}; it must be 'bicubic' or 'bilinear'")
+        if not len(self.mean) == len(self.std) == 3 or min(self.std) <= 0:
+            problems.append(f"mean is {self.mean} and std is {self.std}; each must have 3 numbers, std above 0")
+        if self.exif not in ("ignore", "apply"):
+            problems.append(f"exif is {self.exif!r}; it must be 'ignore' or 'apply'")
+        if problems:
+            raise ConfigError(f"preprocess: {'; '.join(problems)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
+        """Rebuild what `to_dict` returned."""
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ConfigError(
+                    f"preprocess.{name}: unknown key{closest(name, known)}; known keys: {', '.join(known)}"
+                )
+        if "size" not in values:
+            raise ConfigError("preprocess.size: missing; it is the height and width in pixels")
+        plain: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**plain)
+
+    def view(self, image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 out_h out_w"]:
+        """Scale the image and cut out its middle, as timm does."""
+        height, width = image.shape[1:]
+        cover = [math.floor(n / self.crop) for n in self.size]
+        ratio = min(height / cover[0], width / cover[1])
+        longest = [max(math.ceil(MAX_ASPECT * n * ratio), 1) for n in cover]
+        if height > longest[0] or width > longest[1]:
+            image = functional.center_crop(image, [min(height, longest[0]), min(width, longest[1])])
+            height, width = image.shape[1:]
+        if cover[0] == cover[1]:  # timm rounds down for squares (torchvision's Resize) and to nearest otherwise
+            scaled = (int(cover[0] * height / min(height, width)), int(cover[0] * width / min(height, width)))
+        else:
+            scaled = (round(height / ratio), round(width / ratio))
+        return functional.center_crop(_resize(image, scaled, self.interpolation), list(self.size))
+
+    def __call__(self, image: str | Path | bytes | Image.Image | Tensor) -> Float[Tensor, "3 out_h out_w"]:
+        """Read, view and normalise one image: a file's path or bytes, a Pillow image, or uint8 pixels (3, h, w)."""
+        return normalise(self.view(self._read(image))[None], self.mean, self.std)[0]
+
+    def _read(self, image: str | Path | bytes | Image.Image | Tensor) -> Tensor:
+        if isinstance(image, bytes):
+            return decode(image, self.exif)
+        if isinstance(image, Image.Image):
+            return to_pixels(image, self.exif)
+        if isinstance(image, Tensor):
+            if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
+                raise DataError(
+                    f"image is {image.dtype} of shape {tuple(image.shape)}; give torch.uint8 of shape (3, h, w)"
+                )
+            return image
+        try:
+            return decode(Path(image).read_bytes(), self.exif)
+        except OSError as error:
+            raise UnreadableImage(f"{image}: {error.strerror}") from error
+        except UnreadableImage as error:
+            raise UnreadableImage(f"{image}: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainView:
+    """A random view of a training image: crop and resize, mirror, then timm's policy or colour jitter."""
+
+    size: tuple[int, int]
+    """Height and width in pixels."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Smallest and largest share of the image's area."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Smallest and largest width / height of the crop."""
+    interpolation: Literal["random", "bicubic", "bilinear"] = "random"
+    """Random draws bicubic or bilinear for each image."""
+    hflip: float = 0.5
+    """Probability of mirroring left and right."""
+    auto_augment: str | None = None
+    """A policy in timm's notation, such as rand-m9-mstd0.5-inc1."""
+    color_jitter: float | None = None
+    """Strength of brightness, contrast and saturation; as in timm, unused beside an auto_augment other than 3a."""
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """What the policy fills uncovered corners with."""
+
+    def __post_init__(self) -> None:
+        if self.auto_augment is not None and AUTO_AUGMENT.fullmatch(self.auto_augment) is None:
+            forms = "rand-m9-mstd0.5-inc1, augmix-m3-w3, original-mstd0.5, originalr, v0, v0r, 3a"
+            raise ConfigError(
+                f"augment.auto_augment {self.auto_augment!r}: not a policy of timm; forms are {forms}, or null"
+            )
+
+    @cached_property
+    def _policy(self) -> Callable[[Image.Image], Image.Image]:
+        # timm builds crop and flip, the policy, and normalisation; its colour jitter draws from torch's global state
+        only_policy: dict[str, Any] = {"separate": True, "color_jitter": None, "auto_augment": self.auto_augment}
+        parts: Any = create_transform(
+            self.size, is_training=True, interpolation=self.interpolation, mean=self.mean, **only_policy
+        )
+        return parts[1]
+
+    def view(self, image: UInt8[Tensor, "3 h w"], key: int) -> UInt8[Tensor, "3 out_h out_w"]:
+        """Draw the view that `key` stands for; the training process's random states are left as they were."""
+        with _seeded(key, also_numpy=self.auto_augment is not None):
+            top, left, height, width = self._box(image)
+            interpolation = (
+                random.choice(("bilinear", "bicubic")) if self.interpolation == "random" else self.interpolation
+            )
+            view = _resize(image[:, top : top + height, left : left + width], self.size, interpolation)
+            if random.random() < self.hflip:
+                view = view.flip(-1)
+            if self.auto_augment is not None:
+                augmented = self._policy(Image.fromarray(view.permute(1, 2, 0).numpy()))
+                view = torch.from_numpy(np.array(augmented)).permute(2, 0, 1)
+            if self.color_jitter is not None and (self.auto_augment is None or "3a" in self.auto_augment):
+                view = _jitter(view, self.color_jitter)
+        return view
+
+    def _box(self, image: Tensor) -> tuple[int, int, int, int]:
+        top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, self.scale, self.ratio)
+        # in images of a few pixels a side may round to nothing
+        return min(top, image.shape[1] - 1), min(left, image.shape[2] - 1), max(height, 1), max(width, 1)
+
+
+def _jitter(view: Tensor, strength: float) -> Tensor:
+    # torchvision's ColorJitter draws from torch's global state, which belongs to the training process
+    adjustments = [functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation]
+    random.shuffle(adjustments)
+    for adjust in adjustments:
+        view = adjust(view, random.uniform(max(0.0, 1 - strength), 1 + strength))
+    return view
+
+
+@contextmanager
+def _seeded(key: int, *, also_numpy: bool) -> Iterator[None]:
+    """Let `random`, and NumPy's global state, which timm draws from, follow from `key` for a while."""
+    # saving and restoring takes longer than seeding, and in a loader's worker nobody else draws
+    keep = get_worker_info() is None
+    python_state = random.getstate() if keep else None
+    numpy_state = np.random.get_state() if keep and also_numpy else None
+    random.seed(key)
+    if also_numpy:
+        np.random.seed([key & 0xFFFFFFFF, key >> 32])
+    try:
+        yield
+    finally:
+        if python_state is not None:
+            random.setstate(python_state)
+        if numpy_state is not None:
+            np.random.set_state(numpy_state)
+
+
+def sample_key(seed: int, epoch: int, index: int, copy: int = 0) -> int:
+    """Mix where a sample stands in a run into 63 bits, from which all its random draws follow.
+
+    The same on every machine, version and process; 63 bits, so that an int64 tensor holds it.
+    """
+    digest = hashlib.blake2b(struct.pack("<4q", seed, epoch, index, copy), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
