@@ -26,6 +26,17 @@ from vitrail.transforms import DECODER, Preprocess
 
 KEY = "vitrail"
 FORMAT = 1
+KINDS = {
+    "model": str,
+    "options": dict,
+    "classes": list,
+    "classes_hash": str,
+    "preprocess": dict,
+    "recipe": dict,
+    "provenance": dict,
+    "metrics": dict,
+}
+"""What the JSON under KEY holds beside the format."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +114,11 @@ def read_record(path: Path | str) -> Record:
     path = Path(path)
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "missing"
-        inside = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+        # best.safetensors before best-2.safetensors
+        inside = sorted(path.glob("*.safetensors"), key=lambda file: (len(file.name), file.name))
         raise CheckpointError(
-            f"{path}: is {kind}, not a weight file" + (f"; did you mean {inside[0]}?" if inside else "")
+            f"{path}: is {kind}, not a weight file; "
+            + (f"did you mean {inside[0]}?" if inside else "give one such as runs/digits/best.safetensors")
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -121,21 +134,25 @@ def read_record(path: Path | str) -> Record:
             raise CheckpointError(
                 f"{path}: is of format {content['format']}, this vitrail reads format {FORMAT}; upgrade vitrail"
             )
+        if wrong := [name for name, kind in KINDS.items() if not isinstance(content[name], kind)]:
+            raise ValueError(f"{wrong[0]} is not {KINDS[wrong[0]].__name__}")
         record = Record(
             model=content["model"],
-            options=content["options"],
+            # JSON has no tuples, and every list of a model's configuration was one
+            options={name: tuple(x) if isinstance(x, list) else x for name, x in content["options"].items()},
             classes=tuple(content["classes"]),
             preprocess=Preprocess.from_dict(content["preprocess"]),
             recipe=content["recipe"],
             provenance=content["provenance"],
             metrics=content["metrics"],
         )
+        unchanged = record.classes_hash == content["classes_hash"]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: is a safetensors file without vitrail's description of model, classes and preprocessing; "
             "give a file that `vitrail train` wrote"
         ) from error
-    if record.classes_hash != content["classes_hash"]:
+    if not unchanged:
         raise CheckpointError(
             f"{path}: its class names do not match their hash, so the file was changed; use the original"
         )
@@ -170,9 +187,9 @@ def load_model(path: Path | str, device: str | torch.device = "cpu") -> VisionMo
     record = read_record(path)
     with torch.device("meta"):
         model = build_model(record, path)
-    load_weights(model, safetensors.torch.load_file(path, device=str(device)), path)
+    load_weights(model, safetensors.torch.load_file(path), path)
     model.classes, model.preprocess = record.classes, record.preprocess
-    return model.eval()
+    return model.eval().to(device)
 
 
 def load_weights(model: VisionModel, weights: Mapping[str, torch.Tensor], path: Path | str) -> None:
@@ -196,6 +213,11 @@ def load_weights(model: VisionModel, weights: Mapping[str, torch.Tensor], path: 
             f"{path}: does not fit the model: {len(missing)} weights missing, {len(unexpected)} unexpected, "
             f"{len(shapes)} of another shape{f' ({listed})' if listed else ''}{example}"
         )
+    for name, tensor in expected.items():
+        if tensor.is_floating_point() != weights[name].is_floating_point():
+            raise CheckpointError(
+                f"{path}: {name} is {weights[name].dtype} there, {tensor.dtype} here, so the file was changed; use the original"
+            )
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     model.load_state_dict(dict(weights), assign=True)
     for name, parameter in model.named_parameters():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
-from vitrail.errors import ConfigError, VitrailError
+from vitrail.errors import ConfigError, Interrupted, VitrailError
 
 if TYPE_CHECKING:
     from vitrail.display import Terminal
@@ -65,12 +65,7 @@ def train(
     from vitrail.train import train as run
 
     with _terminal() as display:
-        try:
-            result = run(settled, name=name, resume=resume, display=display)
-        except KeyboardInterrupt:
-            display.end()
-            display.warn("stopped; `vitrail train --resume` with the run's folder goes on from its last whole epoch")
-            return 130
+        result = run(settled, name=name, resume=resume, display=display)
         if _is_main_process():
             _show_training(result)
     return 0
@@ -242,6 +237,9 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
     arguments = [token for token in arguments if token != "--debug"]
     try:
         status = app(arguments, exit_on_error=False, print_error=False)
+    except (Interrupted, KeyboardInterrupt) as error:
+        print(str(error) or "stopped", file=sys.stderr)
+        status = 130
     except VitrailError as error:
         if debug:
             raise

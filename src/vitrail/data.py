@@ -340,7 +340,8 @@ def _visible_folders(root: Path) -> list[str]:
         raise DataError(f"data.root {root}: no such folder{near}") from None
     except NotADirectoryError:
         raise DataError(
-            f"data.root {root}: is a file; give a folder with train/<class>/ and val/<class>/, unpacked if it is an archive"
+            f"data.root {root}: is a file; give a folder with train/<class>/ and val/<class>/, unpacked if it is an "
+            "archive"
         ) from None
     except OSError as error:
         raise DataError(f"data.root {root}: cannot be read ({error.strerror})") from error

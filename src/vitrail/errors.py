@@ -26,6 +26,10 @@ class TrainingError(VitrailError):
     """A run that cannot go on."""
 
 
+class Interrupted(VitrailError):
+    """Ctrl-C, with what to type to go on."""
+
+
 class MissingExtra(VitrailError, ImportError):
     """A feature whose optional package is not installed."""
 

@@ -33,7 +33,7 @@ class Counter:
         best = logits.topk(min(5, k)).indices
         hits = best == labels[:, None]
         self.totals += torch.stack([torch.tensor(len(labels), device=hits.device), hits[:, 0].sum(), hits.sum()])
-        # each image's loss is rounded alone, in float64, so that batch boundaries do not show
+        # float64 keeps batch boundaries out of all but the last digits of the sum
         self.loss += cross_entropy(logits.to(self.loss.device).double(), labels.to(self.loss.device), reduction="sum")
         self.confusion += torch.bincount(labels * k + best[:, 0], minlength=k * k)
 
@@ -68,14 +68,18 @@ def accuracy(counter: Counter) -> Accuracy:
 def suspicions(n: int, right: int, loss: float, confusion: Int[Tensor, "k k"]) -> tuple[str, ...]:
     """Say so when the numbers are those of right predictions under wrong labels.
 
-    Two signs: accuracy at chance (within three standard deviations) beside a loss far below ln(classes); and one
-    renumbering of the classes that makes most answers right.
+    Two signs: accuracy at chance (within three standard deviations) beside a loss far below ln(classes), which a model
+    that is this often wrong hardly has; and one renumbering of the classes that makes most answers right, more than
+    the best of all renumberings does by luck.
     """
     k = len(confusion)
     found = []
     chance = 1 / k
     at_chance = right / n <= chance + 3 * math.sqrt(chance * (1 - chance) / n)
-    if k > 1 and at_chance and loss < 0.7 * math.log(k):
+    # a model that believes its probabilities is right at least exp(-loss) of the time (Jensen's inequality)
+    implied = math.exp(-loss)
+    below = right / n < implied - 3 * math.sqrt(implied * (1 - implied) / n)
+    if k > 1 and at_chance and below and loss < 0.7 * math.log(k):
         found.append(
             f"accuracy {100 * right / n:.1f} % is at chance for {k} classes but the loss {loss:.2f} is far below "
             f"ln({k}) = {math.log(k):.2f}; the labels are probably wrong"
@@ -84,7 +88,9 @@ def suspicions(n: int, right: int, loss: float, confusion: Int[Tensor, "k k"]) -
         table = confusion.cpu().numpy()
         rows, columns = linear_sum_assignment(table, maximize=True)
         matched = int(table[rows, columns].sum())
-        if matched >= n / 2 and matched >= 2 * right:
+        # how many match if labels and answers had only these frequencies
+        expected = float(table.sum(1)[rows] @ table.sum(0)[columns]) / n
+        if matched >= n / 2 and matched >= 2 * right and is_beyond_luck(matched, n, expected / n, k):
             moved = [(int(r), int(c)) for r, c in zip(rows, columns, strict=True) if r != c][:3]
             example = ", ".join(f"{r} is answered as {c}" for r, c in moved)
             found.append(
@@ -92,3 +98,14 @@ def suspicions(n: int, right: int, loss: float, confusion: Int[Tensor, "k k"]) -
                 f"instead of {100 * right / n:.1f} % (label {example}); compare the class order of data and model"
             )
     return tuple(found)
+
+
+def is_beyond_luck(matched: int, n: int, chance: float, k: int) -> bool:
+    """Say whether the best of k! renumberings matches more than once in a thousand by luck (Chernoff's bound)."""
+    share = matched / n
+    if share <= chance:
+        return False
+    divergence = share * math.log(share / chance)
+    if share < 1:
+        divergence += (1 - share) * math.log((1 - share) / (1 - chance))
+    return n * divergence > math.lgamma(k + 1) + math.log(1000)

@@ -14,7 +14,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from vitrail.checkpoint import write_whole
-from vitrail.errors import ConfigError
+from vitrail.errors import CheckpointError, ConfigError
 
 
 def create_run(root: Path, name: str | None, default_name: str) -> Path:
@@ -40,7 +40,9 @@ def create_run(root: Path, name: str | None, default_name: str) -> Path:
                 return folder
     except FileExistsError as error:
         raise ConfigError(
-            f"output.name: {root / str(name)} exists; choose another, or go on with --resume {root / str(name)}"
+            f"output.name: {root / name} exists; choose another, or go on with --resume {root / name}"
+            if name is not None
+            else f"output.root: {root} is a file; choose another with output.root=FOLDER"
         ) from error
     except OSError as error:
         raise ConfigError(
@@ -82,9 +84,25 @@ class RunLog:
 
 
 def read_rows(folder: Path, last_epoch: int) -> list[dict[str, Any]]:
-    """Return the rows that a run wrote up to and including an epoch."""
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [row for row in map(json.loads, lines) if row["epoch"] <= last_epoch]
+    """Return the rows that a run wrote up to and including an epoch.
+
+    Raises:
+        CheckpointError: The file is missing, or damaged before that epoch.
+    """
+    path, rows = folder / "metrics.jsonl", []
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            if row["epoch"] > last_epoch:
+                break
+            rows.append(row)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        # the last line may be cut where the run was
+        if not rows or rows[-1]["epoch"] < last_epoch:
+            raise CheckpointError(
+                f"{path}: is missing or damaged ({type(error).__name__}); start anew from the run's best.safetensors"
+            ) from error
+    return rows
 
 
 def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:

@@ -7,15 +7,15 @@ from typing import Literal
 
 
 def learning_rate(
-    update: float,
+    update: int,
     *,
     name: Literal["cosine", "step", "exponential", "constant"],
     peak: float,
     warmup_start: float,
     floor: float,
-    warmup_updates: float,
-    total_updates: float,
-    decay_updates: float,
+    warmup_updates: int | float,
+    total_updates: int | float,
+    decay_updates: int | float,
     decay_rate: float,
 ) -> float:
     """Return the learning rate of update number `update`, counted from 0.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -24,7 +24,7 @@ from vitrail.config import TrainConfig, to_dict, to_yaml
 from vitrail.data import Batch, BatchSampler, build_eval_loader, build_train_loader, open_data
 from vitrail.display import Display, Quiet
 from vitrail.engine import gather_texts, processes, sum_over_processes
-from vitrail.errors import ConfigError, TrainingError
+from vitrail.errors import ConfigError, Interrupted, TrainingError
 from vitrail.evaluate import count
 from vitrail.models import canonical_name, create_model, find_variant
 from vitrail.models.registry import VisionModel
@@ -69,7 +69,7 @@ def train(
     """
     display = display or Quiet()
     settings, optim, started = config.train, config.optim, time.perf_counter()
-    with processes(settings.precision, settings.device) as accelerator:
+    with processes(settings.precision, settings.device) as accelerator, ExitStack() as open_files:
         device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
         main = accelerator.is_main_process
         torch.manual_seed(settings.seed)
@@ -142,102 +142,105 @@ def train(
             if resume is None:
                 write_whole(folder / "config.yaml", to_yaml(config, f"Settings of the run {folder.name}.").encode())
                 (folder / "last").mkdir()
-            log = RunLog(folder, rows)
+            log = open_files.enter_context(closing(RunLog(folder, rows)))
 
         # Loop
         steps = sampler.steps
         total_epochs = settings.epochs + config.schedule.cooldown_epochs
         rate = build_schedule(config, steps)
         display.begin("train", total_epochs * steps, first_epoch * steps)
-        for epoch in range(first_epoch, total_epochs):
-            sampler.epoch = epoch
-            batches = iter(loader)
-            sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, right answers, images
-            epoch_started = window_started = time.perf_counter()
-            window_step, lr = 0, 0.0
-            wrapped.train()
-            for step in range(steps):
-                lr = rate(epoch * steps + step)
-                set_learning_rate(optimizer, lr)
-                # keyed like every draw of an image, so a resumed run draws the same drop paths and dropouts
-                torch.manual_seed(sample_key(settings.seed, epoch, step, 1 + rank))
-                parts = [next(batches) for _ in range(settings.accumulate)]
-                for bad in {bad for part in parts for bad in part.bad} - bad_files:
-                    bad_files.add(bad)
-                    display.warn(f"{bad[0]}: {bad[1]}; left out of its batch")
-                keys = [
-                    sample_key(settings.seed, epoch, step, -(number * world + rank) - 1) for number in range(len(parts))
-                ]
-                sums += train_step(wrapped, optimizer, accelerator, parts, config, preprocess, len(data.classes), keys)
-                if ema:
-                    ema.update(model)
-                if due(step, settings.log_every, steps):
-                    loss, right, images = sums.tolist()
-                    loss, top1 = loss / max(images, 1), 100 * right / max(images, 1)
-                    if not math.isfinite(loss):
-                        good = f"{folder / 'last' / 'state.pt'} (epoch {epoch})" if epoch else "none"
-                        raise TrainingError(
-                            f"loss became {loss} between updates {epoch * steps + window_step + 1} and "
-                            f"{epoch * steps + step + 1}; last good checkpoint: {good}; lower optim.lr, or set "
-                            "optim.clip_norm=1 or train.precision=float32"
-                        )
-                    now = time.perf_counter()
-                    speed = (step + 1 - window_step) * settings.batch_size / (now - window_started)
-                    window_step, window_started = step + 1, now
-                    display.advance(
-                        0,
-                        epoch=f"{epoch + 1}/{total_epochs}",
-                        loss=f"{loss:.4f}",
-                        top_1=f"{top1:.1f} %",
-                        speed=f"{speed:,.0f} images/s",
+        with resumable(folder):
+            for epoch in range(first_epoch, total_epochs):
+                sampler.epoch = epoch
+                batches = iter(loader)
+                sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, right answers, images
+                epoch_started = window_started = time.perf_counter()
+                window_step, lr = 0, 0.0
+                wrapped.train()
+                for step in range(steps):
+                    lr = rate(epoch * steps + step)
+                    set_learning_rate(optimizer, lr)
+                    # keyed like every draw of an image, so a resumed run draws the same drop paths and dropouts
+                    torch.manual_seed(sample_key(settings.seed, epoch, step, 1 + rank))
+                    parts = [next(batches) for _ in range(settings.accumulate)]
+                    for bad in {bad for part in parts for bad in part.bad} - bad_files:
+                        bad_files.add(bad)
+                        display.warn(f"{bad[0]}: {bad[1]}; left out of its batch")
+                    keys = [
+                        sample_key(settings.seed, epoch, step, -(number * world + rank) - 1)
+                        for number in range(len(parts))
+                    ]
+                    sums += train_step(
+                        wrapped, optimizer, accelerator, parts, config, preprocess, len(data.classes), keys
                     )
-                display.advance()
-            trained_s = time.perf_counter() - epoch_started
-            loss, right, images = sum_over_processes(accelerator, sums)[0].tolist()
-            row = {
-                "epoch": epoch + 1,
-                "updates": (epoch + 1) * steps,
-                "lr": lr,
-                "train_loss": loss / max(images, 1),
-                "train_top1": 100 * right / max(images, 1),
-                "images_per_s": round(steps * settings.batch_size / trained_s, 1),
-                "seconds": round(trained_s, 3),
-            }
-            if due(epoch, settings.eval_every, total_epochs):
-                found, unread = count(evaluated, val_loader, preprocess, accelerator, settings.precision, Quiet())
-                bad_files.update(unread)
-                row |= {"val_loss": found.loss, "val_top1": found.top1, "val_top5": found.top5, "val_n": found.n}
-                for warning in found.warnings if epoch + 1 == total_epochs else ():
-                    display.warn(warning)
-            row["n_bad"] = len(bad_files)
-            display.row(row)
-            rows.append(row)
-            improved = "val_top1" in row and row["val_top1"] > best.get("val_top1", -1.0)
-            if improved:
-                best = row
-            if main and log is not None:
-                log.add(row)
-                if improved:
-                    rotate_best(folder, config.output.keep_best)
-                    record = Record(
-                        model=model_name, options=model_options(model), classes=data.classes, preprocess=preprocess,
-                        recipe=to_dict(config), provenance=provenance(), metrics=row,
-                    )  # fmt: skip
-                    save_model(folder / "best.safetensors", evaluated.state_dict(), record)
-                state = {
+                    if ema:
+                        ema.update(model)
+                    if due(step, settings.log_every, steps):
+                        loss, right, images = sums.tolist()
+                        loss, top1 = loss / max(images, 1), 100 * right / max(images, 1)
+                        if not math.isfinite(loss):
+                            good = f"{folder / 'last' / 'state.pt'} (epoch {epoch})" if epoch else "none"
+                            raise TrainingError(
+                                f"loss became {loss} between updates {epoch * steps + window_step + 1} and "
+                                f"{epoch * steps + step + 1}; last good checkpoint: {good}; lower optim.lr, or set "
+                                "optim.clip_norm=1 or train.precision=float32"
+                            )
+                        now = time.perf_counter()
+                        speed = (step + 1 - window_step) * settings.batch_size / (now - window_started)
+                        window_step, window_started = step + 1, now
+                        display.advance(
+                            0,
+                            epoch=f"{epoch + 1}/{total_epochs}",
+                            loss=f"{loss:.4f}",
+                            top_1=f"{top1:.1f} %",
+                            speed=f"{speed:,.0f} images/s",
+                        )
+                    display.advance()
+                trained_s = time.perf_counter() - epoch_started
+                loss, right, images = sum_over_processes(accelerator, sums)[0].tolist()
+                row = {
                     "epoch": epoch + 1,
-                    "best": best,
-                    "bad_files": sorted(bad_files),
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "ema": ema.module.state_dict() if ema else None,
-                    "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
+                    "updates": (epoch + 1) * steps,
+                    "lr": lr,
+                    "train_loss": loss / max(images, 1),
+                    "train_top1": 100 * right / max(images, 1),
+                    "images_per_s": round(steps * settings.batch_size / trained_s, 1),
+                    "seconds": round(trained_s, 3),
                 }
-                save_state(folder / "last" / "state.pt", state)
+                if due(epoch, settings.eval_every, total_epochs):
+                    found, unread = count(evaluated, val_loader, preprocess, accelerator, settings.precision, Quiet())
+                    bad_files.update(unread)
+                    row |= {"val_loss": found.loss, "val_top1": found.top1, "val_top5": found.top5, "val_n": found.n}
+                    for warning in found.warnings if epoch + 1 == total_epochs else ():
+                        display.warn(warning)
+                row["n_bad"] = len(bad_files)
+                display.row(row)
+                rows.append(row)
+                improved = "val_top1" in row and row["val_top1"] > best.get("val_top1", -1.0)
+                if improved:
+                    best = row
+                if main and log is not None:
+                    log.add(row)
+                    if improved:
+                        rotate_best(folder, config.output.keep_best)
+                        record = Record(
+                            model=model_name, options=model_options(model), classes=data.classes, preprocess=preprocess,
+                            recipe=to_dict(config), provenance=provenance(), metrics=row,
+                        )  # fmt: skip
+                        save_model(folder / "best.safetensors", evaluated.state_dict(), record)
+                    state = {
+                        "epoch": epoch + 1,
+                        "best": best,
+                        "bad_files": sorted(bad_files),
+                        "model": model.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "ema": ema.module.state_dict() if ema else None,
+                        "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
+                    }
+                    save_state(folder / "last" / "state.pt", state)
         display.end()
         unread = gather_texts(accelerator, sorted(bad_files))
         if log is not None:
-            log.close()
             plot_curves(rows, folder / "curves.png", f"{folder.name}: {model_name}, {len(data.train):,} images")
         return TrainResult(
             folder,
@@ -354,6 +357,19 @@ def build_schedule(config: TrainConfig, steps: int) -> Callable[[int], float]:
         decay_updates=schedule.decay_epochs * steps,
         decay_rate=schedule.decay_rate,
     )
+
+
+@contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Turn Ctrl-C into what to type next."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (folder / "last" / "state.pt").exists():
+            advice = f"go on from its last whole epoch with: vitrail train --resume {folder}"
+        else:
+            advice = "no epoch was whole, so there is nothing to go on from"
+        raise Interrupted(f"stopped; {advice}") from None
 
 
 def due(number: int, every: int, total: int) -> bool:

@@ -1,0 +1,171 @@
+"""Time inference and training steps of our models against the same model elsewhere, in alternating rounds.
+
+    uv run python benchmarks/models.py --output benchmarks/models_<cpu>_<yyyy-mm>.md
+
+TNT and Twins are compared with timm's. No package has T2T-ViT, so it is compared with its official formulation
+restated below: im2col instead of views, an attention that materialises its matrix, and a performer in whatever precision
+is asked for. A training step is forward, backward and one AdamW step.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from datetime import date
+from pathlib import Path
+from typing import Literal, cast
+
+import cyclopts
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, unfold
+
+from vitrail.models import create_model
+from vitrail.models.t2t_vit import Attention, Block, T2TViT, TokenPerformer
+
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class OfficialT2TViT(nn.Module):
+    """The official formulation of T2T-ViT with a performer, over the weights of one of ours."""
+
+    def __init__(self, model: T2TViT) -> None:
+        super().__init__()
+        self.model = model
+
+    def performer(self, layer: TokenPerformer, x: Tensor) -> Tensor:
+        k, q, v = layer.kqv(layer.norm1(x)).split(64, dim=2)
+        k, q = (torch.exp(t @ layer.w.T - t.square().sum(2, keepdim=True) / 2) / 32**0.5 for t in (k, q))
+        denominator = torch.einsum("bnm,bm->bn", q, k.sum(dim=1)).unsqueeze(2)
+        y = torch.einsum("bnm,bdm->bnd", q, torch.einsum("bnd,bnm->bdm", v, k)) / (denominator + 1e-8)
+        x = v + layer.dropout(layer.proj(y))
+        return x + layer.mlp(layer.norm2(x))
+
+    def attention(self, layer: Attention, x: Tensor) -> Tensor:
+        b, s, d = x.shape
+        q, k, v = layer.qkv(x).reshape(b, s, 3, layer.num_heads, -1).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(2, 3) * q.shape[3] ** -0.5).softmax(dim=3)
+        return layer.proj((weights @ v).transpose(1, 2).reshape(b, s, d))
+
+    def forward(self, images: Tensor) -> Tensor:
+        model, (height, width) = self.model, images.shape[2:]
+        t2t = model.tokens_to_token
+        first, second = cast(tuple[TokenPerformer, TokenPerformer], (t2t.attention1, t2t.attention2))
+        x = self.performer(first, unfold(images, 7, stride=4, padding=2).transpose(1, 2))
+        x = x.transpose(1, 2).reshape(len(x), -1, height // 4, width // 4)
+        x = self.performer(second, unfold(x, 3, stride=2, padding=1).transpose(1, 2))
+        x = x.transpose(1, 2).reshape(len(x), -1, height // 8, width // 8)
+        x = t2t.project(unfold(x, 3, stride=2, padding=1).transpose(1, 2))
+        x = torch.cat([model.cls_token.expand(len(x), -1, -1), x], dim=1) + model.pos_embed
+        for block in cast(list[Block], model.blocks):
+            x = x + block.drop_path(self.attention(block.attn, block.norm1(x)))
+            x = x + block.drop_path(block.mlp(block.norm2(x)))
+        return model.head(model.norm(x)[:, 0])
+
+
+def build_baseline(name: str) -> tuple[str, nn.Module]:
+    """Build what a model is compared with, and say what it is."""
+    if timm.is_model(name):
+        return "timm", timm.create_model(name)
+    model = create_model(name)
+    assert isinstance(model, T2TViT)
+    return "official formulation", OfficialT2TViT(model)
+
+
+def build_step(
+    model: nn.Module, images: Tensor, labels: Tensor, training: bool, compiled: bool, dtype: torch.dtype | None
+) -> Callable[[], None]:
+    """Build the function that is timed."""
+    model = model.to(images.device).train(training)
+    forward = torch.compile(model) if compiled else model
+    # the gradient scaler of fp16 is left out: it costs the same everywhere
+    precision = torch.autocast(images.device.type, dtype) if dtype else nullcontext()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
+
+    def infer() -> None:
+        with torch.inference_mode(), precision:
+            forward(images)
+
+    def train() -> None:
+        with precision:
+            loss = cross_entropy(forward(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return train if training else infer
+
+
+def time_alternating(steps: list[Callable[[], None]], rounds: int, synchronize: Callable[[], None]) -> list[float]:
+    """Return the median milliseconds of each step; they take turns, so that a busy machine slows all alike."""
+    for step in steps * 2:
+        step()
+    times: list[list[float]] = [[] for _ in steps]
+    for i in range(rounds):
+        for j in range(len(steps)):
+            j = (i + j) % len(steps)  # each goes first in turn
+            synchronize()
+            start = time.perf_counter()
+            steps[j]()
+            synchronize()
+            times[j].append(1000 * (time.perf_counter() - start))
+    return [statistics.median(t) for t in times]
+
+
+def describe_machine(device: str) -> list[str]:
+    """Return what the numbers depend on, one line each."""
+    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    commit = subprocess.check_output(["git", "describe", "--always", "--dirty"], text=True).strip()
+    return [
+        f"- command: `python {shlex.join(sys.argv)}`",
+        f"- date, commit: {date.today()}, {commit}",
+        f"- CPU: {names[0] if names else platform.processor()}, {torch.get_num_threads()} threads, "
+        f"{torch.backends.cpu.get_cpu_capability()}",
+        *([f"- GPU: {torch.cuda.get_device_name()}"] if device == "cuda" else []),
+        f"- Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}",
+    ]
+
+
+def main(
+    *names: str,
+    batch_size: int = 8,
+    rounds: int = 9,
+    device: str = "cpu",
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    compile: bool = False,
+    threads: int | None = None,
+    output: Path | None = None,
+) -> None:
+    """Print a table of medians and ratios, and write it where `output` says."""
+    torch.set_num_threads(threads or torch.get_num_threads())
+    lines = [
+        "# Inference and training steps", "", *describe_machine(device),
+        f"- batch of {batch_size}, {precision}{' compiled' if compile else ''}, medians of {rounds} alternating rounds",
+        "", "| model | | ours, ms | baseline, ms | ratio | baseline |", "|-|-|-:|-:|-:|-|",
+    ]  # fmt: skip
+    print(*lines, sep="\n", flush=True)
+    images = torch.randn(batch_size, 3, 224, 224, device=device)
+    labels = torch.arange(batch_size, device=device)
+    for name in names or ("tnt_s_patch16_224", "twins_svt_small", "t2t_vit_14"):
+        baseline_name, baseline = build_baseline(name)
+        models = [create_model(name), baseline]
+        for training in (False, True):
+            steps = [build_step(model, images, labels, training, compile, DTYPES[precision]) for model in models]
+            ours, theirs = time_alternating(steps, rounds, torch.cuda.synchronize if device == "cuda" else lambda: None)
+            what = "training step" if training else "inference"
+            lines.append(f"| {name} | {what} | {ours:.1f} | {theirs:.1f} | {ours / theirs:.2f} | {baseline_name} |")
+            print(lines[-1], flush=True)
+    if output is not None:
+        output.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    cyclopts.run(main)

@@ -1,0 +1,84 @@
+"""One thread, a fixed terminal, and the folder of images and the weight file that many tests start from."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+# before anything imports torch or rich; processes that tests start inherit it
+os.environ.update(OMP_NUM_THREADS="1", TERM="xterm", COLUMNS="200", LINES="50")
+for variable in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+    os.environ.pop(variable, None)
+
+# the same examples in every run, however busy the machine is
+hypothesis.settings.register_profile("vitrail", deadline=None, derandomize=True, database=None, max_examples=50)
+hypothesis.settings.load_profile("vitrail")
+
+CLASSES = ("blue", "green", "red")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Keep torch, where the collected tests import it, to one thread."""
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(1)
+
+
+@pytest.fixture
+def without_shape_checks() -> Iterator[None]:
+    """Run the code as users do, without the checks of shapes and types that the tests add."""
+    import jaxtyping
+
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """Return a folder with train (8) and val (4) images of three classes, each image noise around its class's colour."""
+    import numpy as np
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    root = tmp_path / "images"
+    for split, count in (("train", 8), ("val", 4)):
+        for name, colour in zip(CLASSES, ((40, 60, 200), (40, 190, 60), (200, 50, 40)), strict=True):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                noise = generator.integers(-30, 31, (32, 40, 3))
+                pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{name}_{number}.jpg", quality=90)
+    return root
+
+
+@pytest.fixture
+def tiny_checkpoint(tmp_path: Path) -> Path:
+    """Return the weight file of an untrained tiny TNT for the classes of `image_folder`."""
+    import torch
+
+    from vitrail.checkpoint import Record, model_options, provenance, save_model
+    from vitrail.models import create_model, find_variant
+    from vitrail.transforms import Preprocess
+
+    name = "tnt_ti_patch16_224"
+    torch.manual_seed(0)
+    model = create_model(name, **{**find_variant(name)[0].tiny, "num_classes": len(CLASSES)})
+    path = tmp_path / "tiny.safetensors"
+    record = Record(
+        model=name,
+        options=model_options(model),
+        classes=CLASSES,
+        preprocess=Preprocess(size=(32, 32)),
+        provenance=provenance(),
+    )
+    save_model(path, model.state_dict(), record)
+    return path

@@ -1,0 +1,114 @@
+"""Outputs and gradients under formula weights equal those measured from the official code.
+
+Weights come from a formula over (name, index) instead of a random generator, so the numbers survive versions and
+platforms. tests/golden/models.json holds enough of them to run anywhere; the full set lies beside the repository.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from vitrail.models import create_model
+from vitrail.models.registry import VisionModel
+
+COMMITTED = json.loads((Path(__file__).parents[1] / "golden" / "models.json").read_text())
+SHARED = Path(__file__).parents[3] / "shared" / "golden" / "models"
+FULL = sorted(path.stem for path in SHARED.glob("*.json"))
+
+
+def formula(key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return values in [-1, 1): SplitMix64 of the key's CRC-32 in the high half and the flat index in the low one."""
+    state = np.arange(math.prod(shape), dtype=np.uint64) | np.uint64(zlib.crc32(key.encode()) << 32)
+    state += np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        state ^= state >> np.uint64(shift)
+        state *= np.uint64(factor)
+    state ^= state >> np.uint64(31)
+    return ((state >> np.uint64(11)) / 2.0**52 - 1).reshape(shape)
+
+
+def golden_weight(key: str, shape: tuple[int, ...]) -> Tensor:
+    """Scale the formula by what the tensor is: a table or token, a matrix or kernel, a gain, a bias."""
+    value = formula(key, shape)
+    if len(shape) >= 2:
+        value *= 0.2 if shape[0] == 1 else math.sqrt(3 / math.prod(shape[1:]))
+    else:
+        value = 0.1 * value + (1 if key.endswith(".weight") else 0)
+    return torch.from_numpy(value.astype(np.float32))
+
+
+def golden_model(name: str) -> VisionModel:
+    model = create_model(name).eval()
+    weights = {
+        key: value if key in COMMITTED["kept"] else golden_weight(key, tuple(value.shape))
+        for key, value in model.state_dict().items()
+    }
+    model.load_state_dict(weights)
+    return model
+
+
+def golden_images() -> Tensor:
+    return torch.from_numpy(formula("image", (2, 3, 224, 224)).astype(np.float32))
+
+
+def run(model: VisionModel) -> tuple[Tensor, Tensor, float, dict[str, float]]:
+    """Return logits, features, the loss logsumexp(logits).mean() and the norm of its gradient by parameter."""
+    features = model.forward_head(model.forward_features(golden_images()), pre_logits=True)
+    logits = model.head(features)
+    loss = logits.logsumexp(dim=1).mean()
+    loss.backward()
+    norms = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
+    return logits.detach(), features.detach(), loss.item(), norms
+
+
+def check_norms(found: dict[str, float], expected: dict[str, float]) -> None:
+    wrong = {
+        name: (found[name], norm)
+        for name, norm in expected.items()
+        # a norm that is zero but for rounding has no relative error
+        if not math.isclose(found[name], norm, rel_tol=1e-3, abs_tol=1e-6)
+    }
+    assert wrong == {}
+
+
+@pytest.mark.parametrize("name", COMMITTED["models"])
+def test_numbers_of_the_official_code_are_reproduced(name: str) -> None:
+    expected = COMMITTED["models"][name]
+    model = golden_model(name)
+    names = sorted(f"{key} {tuple(value.shape)}" for key, value in model.state_dict().items())
+    assert zlib.crc32("\n".join(names).encode()) == expected["state_dict"]
+    logits, features, loss, norms = run(model)
+    assert_close(logits[:, :16], torch.tensor(expected["logits"]), atol=2e-5, rtol=0)
+    assert_close(features[:, :16], torch.tensor(expected["features"]), atol=2e-5, rtol=0)
+    assert math.isclose(loss, expected["loss"], abs_tol=1e-5)
+    check_norms(norms, expected["grad_norms"])
+
+
+@pytest.mark.skipif(not FULL, reason="../shared/golden/models is absent; its excerpt in tests/golden is tested above")
+@pytest.mark.parametrize("name", FULL)
+def test_every_golden_number_is_reproduced(name: str) -> None:
+    expected: dict[str, Any] = json.loads((SHARED / f"{name}.json").read_text())
+    arrays = np.load(SHARED / f"{name}.npz")
+    model = golden_model(name)
+    assert {key: list(value.shape) for key, value in model.state_dict().items()} == expected["keys"]
+    logits, features, loss, norms = run(model)
+    assert_close(logits, torch.from_numpy(arrays["logits"]), atol=2e-5, rtol=0)
+    assert_close(features, torch.from_numpy(arrays["features"]), atol=2e-5, rtol=0)
+    assert math.isclose(loss, expected["loss"], abs_tol=1e-5)
+    assert set(norms) == set(expected["grad_norm"])
+    check_norms(norms, expected["grad_norm"])
+
+
+def test_the_formula_is_the_published_one() -> None:
+    # of image(2, 3, 224, 224), so that a change of the formula is told from a change of a model
+    assert_close(golden_images().flatten()[:4], torch.tensor(COMMITTED["image"]), atol=1e-7, rtol=0)

@@ -1,0 +1,179 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vitrail.cli import main
+from vitrail.config import list_recipes
+
+TINY = Path(__file__).parent / "tiny.yaml"
+
+
+def run(*tokens: object) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main([str(token) for token in tokens])
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def refused(capsys: pytest.CaptureFixture, *tokens: object) -> str:
+    """The one line that a refused command prints."""
+    assert run(*tokens) == 2
+    printed = capsys.readouterr()
+    (line,) = [line for line in printed.err.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in printed.err
+    return line
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (["model.name=tnt_smal"], "unknown model 'tnt_smal'; did you mean 'tnt_small'?"),
+        (["model.options.dept=3"], "tnt_ti_patch16_224 has no setting 'dept'; did you mean 'depth'?"),
+        (["model.options.depth=two"], "tnt_ti_patch16_224: "),
+        (["model.image_size=50"], "image_size 50x50 is not a multiple of 16; the nearest sizes are 48x48 or 64x64"),
+        (["optim.lrr=1"], "command line: optim.lrr: unknown key; did you mean 'lr'? Known keys: name, lr"),
+        (["optm.lr=1"], "command line: optm: unknown section; did you mean 'optim'?"),
+        (["optim.lr=-1"], "optim.lr is -1.0; it must be above 0"),
+        (["optim.lr=fast"], "command line: optim.lr is 'fast'; it must be a number"),
+        (["augment.auto_augment=rnd-m9"], "augment.auto_augment 'rnd-m9': not a policy of timm"),
+        (["train.precision=float16"], "train.precision is float16, which needs a CUDA device"),
+        (["data.root=/nowhere"], "data.root /nowhere: no such folder"),
+        (["train.batch_size=9999"], "train.batch_size 9999 is more than the 24 training images"),
+        (["output.root=/dev/null/runs"], "output.root: /dev/null/runs cannot be written"),
+        (["digits"], "two recipes are given"),
+        (["--unknown"], "--unknown"),
+    ],
+)
+def test_bad_input_to_train_is_one_line_and_writes_nothing(
+    tokens: list[str],
+    message: str,
+    image_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert message in refused(capsys, "train", TINY, f"data.root={image_folder}", *tokens)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (["train", "digts"], "unknown recipe 'digts'; did you mean 'digits'?"),
+        (["train", "--config", "gone.yaml"], "unknown recipe 'gone.yaml'"),
+        (["train", "--resume", "gone"], "--resume gone: holds no config.yaml"),
+        (["train", "--resume", "gone", "optim.lr=1"], "goes on with that run's own settings; drop optim.lr=1"),
+        (["evaluate", "gone.safetensors"], "gone.safetensors: is missing, not a weight file"),
+        (["evaluate", "gone.safetensors", "nonsense"], "command line: 'nonsense' is not a setting"),
+        (["predict", "gone.safetensors"], "predict needs images"),
+        (["predict", "gone.safetensors", "a.jpg", "--topk", "0"], "--topk is 0; it must be at least 1"),
+        (["predict", "gone.safetensors", "a.jpg", "preprocess.crop=7"], "preprocess.crop is 7.0"),
+        (["predict", "gone.safetensors", "a.jpg", "--format", "xml"], "xml"),
+        (["models", "resnet*"], "no model matches 'resnet*'"),
+        (["config", "digts"], "unknown recipe 'digts'; did you mean 'digits'?"),
+        (["config", "digits", "train.epochs=0"], "train.epochs is 0; it must be at least 1"),
+        (["trian"], "trian"),
+    ],
+)
+def test_bad_input_to_the_other_commands_is_one_line(
+    tokens: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, *tokens)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_checkpoint_is_refused_by_evaluate_and_predict(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"PK\x03\x04 this is no checkpoint")
+    for tokens in (["evaluate", path], ["predict", path, "a.jpg"]):
+        assert "weights.pth: is not a safetensors file, or is damaged" in refused(capsys, *tokens)
+
+
+def test_train_evaluate_and_predict_follow_one_another_as_their_last_lines_say(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("train", TINY, f"data.root={image_folder}", "train.epochs=2") == 0
+    printed = capsys.readouterr()
+    assert "epoch   2" in printed.err
+    following = [line.removeprefix("next:").strip() for line in printed.out.splitlines()][-2:]
+    for command in following:
+        program, *tokens = command.split()
+        assert program == "vitrail"
+        assert run(*tokens) == 0
+    assert "top-1" in capsys.readouterr().out
+
+
+def test_an_alias_is_answered_with_the_canonical_name(image_folder: Path, tmp_path: Path) -> None:
+    tokens = [str(TINY), f"data.root={image_folder}", "train.epochs=1", "model.name=tnt_ti"]
+    program = [sys.executable, "-m", "vitrail", "train"]
+    done = subprocess.run([*program, *tokens], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "warning: model 'tnt_ti' is called 'tnt_ti_patch16_224' here" in done.stderr.splitlines()
+
+
+def test_config_shows_each_setting_and_its_origin(capsys: pytest.CaptureFixture) -> None:
+    assert run("config", "digits", "optim.lr=5e-4") == 0
+    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.split()}
+    assert lines["optim.lr"] == ["0.0005", "command", "line"]
+    assert lines["data.name"] == ['"digits"', "digits"]
+    assert lines["optim.momentum"] == ["0.9", "default"]
+
+
+def test_config_without_a_recipe_lists_all(capsys: pytest.CaptureFixture) -> None:
+    assert run("config") == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in list_recipes())
+
+
+def test_models_lists_the_table(capsys: pytest.CaptureFixture) -> None:
+    assert run("models", "*svt*") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "svt" in line]
+    assert len(lines) == 3
+    assert "24.06" in lines[0]
+    assert "2.927" in lines[0]
+
+
+def test_help_names_every_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "vitrail", "--help"], capture_output=True, text=True, check=True)
+    for command in ("train", "evaluate", "predict", "models", "config"):
+        assert command in done.stdout
+
+
+def test_debug_keeps_the_traceback(capsys: pytest.CaptureFixture) -> None:
+    from vitrail.errors import ConfigError
+
+    with pytest.raises(ConfigError):
+        main(["config", "digts", "--debug"])
+
+
+def test_an_interrupted_run_says_how_to_go_on(image_folder: Path, tmp_path: Path) -> None:
+    import signal
+    import time
+
+    tokens = ["train", str(TINY), f"data.root={image_folder}", "train.epochs=500", "output.root=runs"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vitrail", *tokens],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    state = tmp_path / "runs" / "tiny" / "last" / "state.pt"
+    deadline = time.monotonic() + 120
+    while not state.exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "vitrail train --resume" in printed
+    assert "Traceback" not in printed

@@ -1,0 +1,115 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vitrail.checkpoint import load_model
+from vitrail.config import command_line
+from vitrail.display import Quiet
+from vitrail.errors import ConfigError, DataError
+from vitrail.evaluate import check_classes, evaluate
+
+
+class Notebook(Quiet):
+    """A display that remembers."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def layers(root: Path, *settings: str) -> list:
+    return [command_line([f"data.root={root}", "data.workers=0", "evaluate.device=cpu", *settings])]
+
+
+def test_accuracy_equals_that_of_the_images_one_by_one(tiny_checkpoint: Path, image_folder: Path) -> None:
+    model = load_model(tiny_checkpoint)
+    right, n = 0, 0
+    with torch.inference_mode():
+        for label, name in enumerate(model.classes):
+            for path in (image_folder / "val" / name).iterdir():
+                right += int(model(model.preprocess(path).unsqueeze(0)).argmax() == label)
+                n += 1
+    found = evaluate(tiny_checkpoint, layers(image_folder)).accuracy
+    assert found.n == n
+    assert found.top1 == 100 * right / n
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_batch_size_does_not_change_the_counts(tiny_checkpoint: Path, image_folder: Path, batch_size: int) -> None:
+    whole = evaluate(tiny_checkpoint, layers(image_folder, "evaluate.batch_size=12")).accuracy
+    found = evaluate(tiny_checkpoint, layers(image_folder, f"evaluate.batch_size={batch_size}")).accuracy
+    assert (found.n, found.top1, found.top5) == (whole.n, whole.top1, whole.top5)
+    assert found.loss == pytest.approx(whole.loss, rel=1e-6)
+
+
+def test_unreadable_images_are_reported_beside_the_accuracy_and_not_replaced(
+    tiny_checkpoint: Path, image_folder: Path
+) -> None:
+    before = evaluate(tiny_checkpoint, layers(image_folder))
+    victim = sorted((image_folder / "val" / "blue").iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[:150])
+    after = evaluate(tiny_checkpoint, layers(image_folder))
+    assert after.accuracy.n == before.accuracy.n - 1
+    assert [name for name, _ in after.bad_files] == [str(victim)]
+    numbers = after.to_dict()
+    assert (numbers["n_ok"], numbers["n_bad"]) == (before.accuracy.n - 1, 1)
+    assert json.loads(json.dumps(numbers)) == numbers
+
+
+def test_two_and_three_processes_count_each_image_once(tiny_checkpoint: Path, image_folder: Path) -> None:
+    alone = evaluate(tiny_checkpoint, layers(image_folder)).to_dict()
+    for world in (2, 3):
+        out = image_folder.parent / f"{world}.json"
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)),
+                *("-m", "vitrail", "evaluate", str(tiny_checkpoint), f"data.root={image_folder}", "data.workers=0"),
+                *("evaluate.batch_size=5", "evaluate.device=cpu", "--json", str(out)),
+            ],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        found = json.loads(out.read_text())
+        assert [found[key] for key in ("n_ok", "top1", "top5")] == [alone[key] for key in ("n_ok", "top1", "top5")]
+
+
+def test_classes_of_other_data_are_refused_with_the_first_rows(tiny_checkpoint: Path, image_folder: Path) -> None:
+    (image_folder / "val" / "red").rename(image_folder / "val" / "crimson")
+    (image_folder / "train" / "red").rename(image_folder / "train" / "crimson")
+    with pytest.raises(DataError, match=r"differences, as index: model / data = 0: blue / crimson; 1: green / blue"):
+        evaluate(tiny_checkpoint, layers(image_folder))
+
+
+def test_a_shorter_list_of_classes_shows_what_is_missing() -> None:
+    with pytest.raises(DataError, match="2: c / -"):
+        check_classes(("a", "b", "c"), ("a", "b"), "x.safetensors")
+
+
+def test_an_override_of_preprocessing_says_what_it_changes(tiny_checkpoint: Path, image_folder: Path) -> None:
+    display = Notebook()
+    result = evaluate(tiny_checkpoint, layers(image_folder, "preprocess.crop=0.5"), display=display)
+    assert result.preprocess.crop == 0.5
+    assert any("preprocess.crop is 0.5 instead of" in text for text in display.warnings)
+
+
+def test_an_override_equal_to_what_is_stored_says_nothing(tiny_checkpoint: Path, image_folder: Path) -> None:
+    display = Notebook()
+    stored = evaluate(tiny_checkpoint, layers(image_folder)).preprocess
+    evaluate(tiny_checkpoint, layers(image_folder, f"preprocess.crop={stored.crop}"), display=display)
+    assert display.warnings == []
+
+
+def test_without_data_the_missing_setting_is_named(tiny_checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match="data.root is not set"):
+        evaluate(tiny_checkpoint, [command_line(["evaluate.device=cpu"])])
