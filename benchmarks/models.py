@@ -3,8 +3,8 @@
     uv run python benchmarks/models.py --output benchmarks/models_<cpu>_<yyyy-mm>.md
 
 TNT and Twins are compared with timm's. No package has T2T-ViT, so it is compared with its official formulation
-restated below: im2col instead of views, an attention that materialises its matrix, and a performer in whatever precision
-is asked for. A training step is forward, backward and one AdamW step.
+restated below: im2col instead of views, an attention that materialises its matrix, and a performer in whatever
+precision is asked for. A training step is forward, backward and one AdamW step.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def without_shape_checks() -> Iterator[None]:
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
-    """Return a folder with train (8) and val (4) images of three classes, each image noise around its class's colour."""
+    """Return a folder with train (8) and val (4) images of three classes, each noise around a colour."""
     import numpy as np
     from PIL import Image
 

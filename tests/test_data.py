@@ -19,7 +19,6 @@ from vitrail.data import (
     BatchSampler,
     build_eval_loader,
     build_train_loader,
-    class_hash,
     default_workers,
     epoch_order,
     open_data,
@@ -174,7 +173,7 @@ def test_split_errors(folder, tmp_path):
             open_split(None, root, split, **options)
         return str(caught.value)
 
-    assert split_message(folder, "all") == f"data.split all: {folder} is divided into splits; choose train or val"
+    assert split_message(folder, "all") == f"evaluate.split all: {folder} is divided into splits; choose train or val"
     write(tmp_path / "alone", "val/ant/1.png", "val/bee/1.png")
     assert split_message(tmp_path / "alone", "train") == f"data.root {tmp_path}/alone: has no train/; its folders: val"
     assert "has train/ but no dev/" in split_message(folder, "val", val_split="dev")
@@ -355,7 +354,7 @@ def test_fashion_mnist_files_are_read(tmp_path):
     assert data.val.name(2) == "fashion-mnist/test/00002"
     assert data.train.image(0, "ignore")[:, 0, 5].tolist() == [5, 5, 5]
     with pytest.raises(
-        ConfigError, match=r"^data.split all: fashion-mnist has a training and a test part; choose train or val$"
+        ConfigError, match=r"^evaluate.split all: fashion-mnist has a training and a test part; choose train or val$"
     ):
         open_split("fashion-mnist", tmp_path, "all")
 
@@ -371,11 +370,6 @@ def test_oxford_pets_files_are_read(tmp_path):
     assert data.val.labels.tolist() == [0, 1]
     assert data.val.name(1) == f"{root}/images/beagle_3.jpg"
     assert data.val.image(1, "ignore").shape == (3, 10, 14)
-
-
-def test_class_hash_is_the_same_for_ever():
-    assert class_hash(("ant", "bee")) == "dc0e4991b57dd7ec"
-    assert class_hash(("bee", "ant")) != class_hash(("ant", "bee"))
 
 
 # Order

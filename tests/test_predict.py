@@ -89,7 +89,7 @@ def test_csv_and_jsonl_have_names_and_probabilities_of_the_first_k(
     with (tmp_path / "a.csv").open(newline="") as stream:
         (row,) = csv.DictReader(stream)
     line = json.loads((tmp_path / "a.jsonl").read_text())
-    assert list(row) == "path class name probability class_2 name_2 probability_2 error".split()
+    assert list(row) == ["path", "class", "name", "probability", "class_2", "name_2", "probability_2", "error"]
     assert [row["name"], row["name_2"]] == [choice["name"] for choice in line["topk"]]
     assert float(row["probability"]) == pytest.approx(line["probability"], abs=1e-6)
     assert json.loads((tmp_path / "a.json").read_text())[path] == [choice["class"] for choice in line["topk"]]

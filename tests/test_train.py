@@ -165,7 +165,7 @@ def test_an_unreadable_training_image_is_left_out_and_named(image_folder: Path) 
 def test_an_unreadable_training_image_stops_the_run_when_asked(image_folder: Path) -> None:
     victim = sorted((image_folder / "train" / "red").iterdir())[0]
     victim.write_bytes(b"")
-    with pytest.raises(DataError, match="data.bad_files=skip"):
+    with pytest.raises(DataError, match=r"data\.bad_files=skip"):
         run(image_folder, "train.epochs=2", "data.bad_files=error")
 
 
@@ -184,7 +184,7 @@ def test_a_loss_that_is_not_finite_names_the_updates_and_the_last_good_checkpoin
 
 
 def test_a_batch_larger_than_the_data_is_refused_before_anything_is_written(image_folder: Path) -> None:
-    with pytest.raises(ConfigError, match="train.batch_size 512 is more than the 24 training images"):
+    with pytest.raises(ConfigError, match=r"train\.batch_size 512 is more than the 24 training images"):
         run(image_folder, "train.batch_size=512")
     assert not (image_folder.parent / "runs").exists()
 
@@ -209,7 +209,7 @@ def test_the_last_best_weights_are_kept_when_asked(tmp_path: Path) -> None:
 
 
 def test_model_options_cannot_say_twice_what_the_settings_say(image_folder: Path) -> None:
-    with pytest.raises(ConfigError, match="model.options.num_classes: is not an option"):
+    with pytest.raises(ConfigError, match=r"model\.options\.num_classes: is not an option"):
         run(image_folder, "model.options.num_classes=7")
 
 

@@ -216,7 +216,8 @@ def load_weights(model: VisionModel, weights: Mapping[str, torch.Tensor], path: 
     for name, tensor in expected.items():
         if tensor.is_floating_point() != weights[name].is_floating_point():
             raise CheckpointError(
-                f"{path}: {name} is {weights[name].dtype} there, {tensor.dtype} here, so the file was changed; use the original"
+                f"{path}: {name} is {weights[name].dtype} there, {tensor.dtype} here, so the file was changed; use the "
+                "original"
             )
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     model.load_state_dict(dict(weights), assign=True)

@@ -260,12 +260,12 @@ def open_split(
     if name is not None:
         train, val = _open_named(name, root, download)
         if split == "all" and val is not None:
-            raise ConfigError(f"data.split all: {name} has a training and a test part; choose train or val")
+            raise ConfigError(f"evaluate.split all: {name} has a training and a test part; choose train or val")
     else:
         assert root is not None
         train_folder, val_folder = _find_splits(root, train_split, val_split)
         if split == "all" and root not in (train_folder, val_folder):
-            raise ConfigError(f"data.split all: {root} is divided into splits; choose train or val")
+            raise ConfigError(f"evaluate.split all: {root} is divided into splits; choose train or val")
         if split == "val" and val_folder is not None:
             val = _scan(val_folder)
             return val, val.notes
@@ -279,11 +279,6 @@ def open_split(
     train, val = (train, val) if val is not None else _divide(train, val_fraction)
     chosen = train if split == "train" else val
     return chosen, chosen.notes
-
-
-def class_hash(classes: Sequence[str]) -> str:
-    """Return 16 hexadecimal digits that stand for class names and their order."""
-    return hashlib.sha256("\n".join(classes).encode()).hexdigest()[:16]
 
 
 def _check_settings(name: str | None, root: str | Path | None, val_fraction: float) -> Path | None:

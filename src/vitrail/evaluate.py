@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from vitrail.checkpoint import Record, hash_classes, load_model, read_record
+from vitrail.checkpoint import Record, load_model, read_record
 from vitrail.config import DataSection, EvaluateConfig, Layer, PreprocessSection, resolve, to_dict
 from vitrail.data import Batch, build_eval_loader, open_split
 from vitrail.display import Display, Quiet
@@ -150,7 +150,7 @@ def check_classes(model_classes: Sequence[str], data_classes: Sequence[str], pat
     Raises:
         DataError: With the first rows that differ.
     """
-    if hash_classes(model_classes) == hash_classes(data_classes):
+    if tuple(model_classes) == tuple(data_classes):
         return
     rows = [
         f"{index}: {ours} / {theirs}"

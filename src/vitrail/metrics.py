@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -86,6 +85,8 @@ def suspicions(n: int, right: int, loss: float, confusion: Int[Tensor, "k k"]) -
         )
     if n >= 5 * k and right < n / 2:
         table = confusion.cpu().numpy()
+        from scipy.optimize import linear_sum_assignment  # takes a second to import, and few evaluations need it
+
         rows, columns = linear_sum_assignment(table, maximize=True)
         matched = int(table[rows, columns].sum())
         # how many match if labels and answers had only these frequencies
