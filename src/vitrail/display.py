@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -45,9 +46,11 @@ class Quiet:
 class Terminal:
     """Progress on standard error, so that standard output stays clean for results."""
 
-    def __init__(self, *, silent: bool = False) -> None:
+    def __init__(self, *, silent: bool = False, line_every_s: float = 60) -> None:
         self.console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=silent)
         self._progress: Progress | None = None
+        self._line_every_s = line_every_s
+        self._line_shown = time.monotonic()
 
     def note(self, text: str) -> None:
         self.console.print(text, markup=False, style="dim")
@@ -73,12 +76,14 @@ class Terminal:
 
     def advance(self, steps: int = 1, **values: str) -> None:
         assert self._progress is not None
-        task = self._progress.tasks[0].id
+        task = self._progress.tasks[0]
         if values:
-            self._progress.update(
-                task, values="  ".join(f"{name.replace('_', ' ')} {text}" for name, text in values.items())
-            )
-        self._progress.advance(task, steps)
+            shown = "  ".join(f"{name.replace('_', ' ')} {text}" for name, text in values.items())
+            self._progress.update(task.id, values=shown)
+            if not self.console.is_terminal and time.monotonic() - self._line_shown >= self._line_every_s:
+                self._line_shown = time.monotonic()
+                self.console.print(f"{task.description} {task.completed:.0f}/{task.total}  {shown}", markup=False)
+        self._progress.advance(task.id, steps)
 
     def row(self, values: Mapping[str, Any]) -> None:
         parts = [f"epoch {values['epoch']:>3}", f"loss {values['train_loss']:.4f}"]

@@ -46,10 +46,11 @@ def build_optimizer(
     nesterov: bool,
     layer_decay: float | None,
 ) -> torch.optim.Optimizer:
-    """Build AdamW (one fused kernel on CUDA) or SGD."""
+    """Build AdamW (one fused kernel where the device has it) or SGD."""
     groups = parameter_groups(model, weight_decay, layer_decay)
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=next(model.parameters()).is_cuda)
+        fused = next(model.parameters()).device.type in ("cpu", "cuda", "mps")
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
 
 

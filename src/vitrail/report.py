@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -115,9 +114,9 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> No
         loss, top1, rate = figure.subplots(1, 3, width_ratios=(2, 2, 1))
         evaluated = [row for row in rows if "val_top1" in row]
         marker = "o" if len(rows) == 1 else None
-        for axes, key, factor in ((loss, "loss", 1), (top1, "top1", 1)):
+        for axes, key in ((loss, "loss"), (top1, "top1")):
             for part, color, chosen in (("train", muted, rows), ("val", blue, evaluated)):
-                points = [(row["epoch"], row[f"{part}_{key}"] * factor) for row in chosen]
+                points = [(row["epoch"], row[f"{part}_{key}"]) for row in chosen]
                 if points:
                     axes.plot(
                         *zip(*points, strict=True),
@@ -144,8 +143,7 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> No
         for axes, name in ((loss, "loss"), (top1, "top-1 accuracy, %"), (rate, "learning rate")):
             axes.set_title(name, loc="left")
             axes.set_xlabel("epoch")
-            if rows and math.isfinite(rows[-1]["epoch"]):
-                axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.get_major_locator().set_params(integer=True)
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")

@@ -135,6 +135,7 @@ def train(
             if accelerator.scaler is not None:
                 accelerator.scaler.load_state_dict(state["scaler"])
             rows = read_rows(resume, first_epoch)
+        spent = rows[-1]["elapsed_s"] if rows else 0.0
         folder = Path(config.output.root)
         log = None
         if main:
@@ -214,6 +215,7 @@ def train(
                     for warning in found.warnings if epoch + 1 == total_epochs else ():
                         display.warn(warning)
                 row["n_bad"] = len(bad_files)
+                row["elapsed_s"] = round(spent + time.perf_counter() - started, 1)
                 display.row(row)
                 rows.append(row)
                 improved = "val_top1" in row and row["val_top1"] > best.get("val_top1", -1.0)
@@ -222,12 +224,12 @@ def train(
                 if main and log is not None:
                     log.add(row)
                     if improved:
-                        rotate_best(folder, config.output.keep_best)
                         record = Record(
                             model=model_name, options=model_options(model), classes=data.classes, preprocess=preprocess,
                             recipe=to_dict(config), provenance=provenance(), metrics=row,
                         )  # fmt: skip
-                        save_model(folder / "best.safetensors", evaluated.state_dict(), record)
+                        save_model(folder / "new.safetensors", evaluated.state_dict(), record)
+                        rotate_best(folder, config.output.keep_best)
                     state = {
                         "epoch": epoch + 1,
                         "best": best,
@@ -378,8 +380,9 @@ def due(number: int, every: int, total: int) -> bool:
 
 
 def rotate_best(folder: Path, keep: int) -> None:
-    """Make room for a new best.safetensors, keeping the `keep` - 1 before it as best-2, best-3, ..."""
-    names = [folder / "best.safetensors", *(folder / f"best-{i}.safetensors" for i in range(2, keep + 1))]
-    for newer, older in reversed(list(pairwise(names))):
+    """Make new.safetensors the best.safetensors, and keep the `keep` - 1 before it as best-2, best-3, ..."""
+    names = ["new", "best", *(f"best-{number}" for number in range(2, keep + 1))]
+    paths = [folder / f"{name}.safetensors" for name in names]
+    for newer, older in reversed(list(pairwise(paths))):
         if newer.exists():
             newer.replace(older)
