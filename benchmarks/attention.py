@@ -1,6 +1,6 @@
 """Measure what T2T-ViT-t gains from an attention that never forms its matrix of tokens by tokens.
 
-    uv run python benchmarks/attention.py --output benchmarks/attention_<cpu>_<yyyy-mm>.md
+    uv run python benchmarks/attention.py [SIZE ...]
 
 The first T2T layer attends among (size / 4)^2 tokens: 3,136 at 224 pixels, 12,544 at 448. Ours calls PyTorch's fused
 scaled_dot_product_attention; the baseline is the same model with softmax(q k^T) v written out. Times are medians of
@@ -12,20 +12,14 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
-import platform
-import re
-import shlex
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from datetime import date
 from pathlib import Path
 
 import cyclopts
 import torch
+from side_by_side import alternate, publish, speed_up
 from torch import Tensor, nn
 
 from vitrail.models import create_model
@@ -86,69 +80,35 @@ def measure_peak_mib(part: str, fused: bool, training: bool, size: int, batch_si
     return (read_kb("VmHWM") - before) / 2**10
 
 
-def time_alternating(steps: list[Callable[[], None]], rounds: int, synchronize: Callable[[], None]) -> list[float]:
-    """Return the median milliseconds of each step; they take turns, so that a busy machine slows all alike."""
-    for step in steps:
-        step()
-    times: list[list[float]] = [[] for _ in steps]
-    for i in range(rounds):
-        for j in range(len(steps)):
-            j = (i + j) % len(steps)
-            synchronize()
-            start = time.perf_counter()
-            steps[j]()
-            synchronize()
-            times[j].append(1000 * (time.perf_counter() - start))
-    return [statistics.median(t) for t in times]
-
-
-def describe_machine(device: str) -> list[str]:
-    """Return what the numbers depend on, one line each."""
-    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    commit = subprocess.check_output(["git", "describe", "--always", "--dirty"], text=True).strip()
-    return [
-        f"- command: `python {shlex.join(sys.argv)}`",
-        f"- date, commit: {date.today()}, {commit}",
-        f"- CPU: {names[0] if names else platform.processor()}, {torch.get_num_threads()} threads, "
-        f"{torch.backends.cpu.get_cpu_capability()}",
-        *([f"- GPU: {torch.cuda.get_device_name()}"] if device == "cuda" else []),
-        f"- Python {platform.python_version()}, torch {torch.__version__}",
-    ]
-
-
 def main(
     *sizes: int,
     batch_size: int = 2,
     rounds: int = 5,
     device: str = "cpu",
     threads: int | None = None,
-    output: Path | None = None,
 ) -> None:
-    """Print a table of times and peak memory, and write it where `output` says."""
+    """Print a table of times and peak memory, and write it beside this file."""
     torch.set_num_threads(threads or torch.get_num_threads())
-    lines = [
-        "# Attention of T2T-ViT-t-14: fused against a materialised matrix", "", *describe_machine(device),
-        f"- batch of {batch_size}, float32, medians of {rounds} alternating rounds", "",
-        "| size | tokens | part | pass | fused, ms | matrix, ms | ratio | fused, MiB | matrix, MiB | ratio |",
+    table = [
+        "| size | tokens | part | pass | fused, ms | matrix, ms | speed-up | fused, MiB | matrix, MiB | share |",
         "|-:|-:|-|-|-:|-:|-:|-:|-:|-:|",
-    ]  # fmt: skip
-    print(*lines, sep="\n", flush=True)
+    ]
     processes = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1)
     for size in sizes or (224, 448):
         for part in ("T2T module", "whole model"):
             for training in (False, True):
                 common = (training, size, batch_size, device)
                 memory = [processes.submit(measure_peak_mib, part, fused, *common).result() for fused in (True, False)]
-                steps = [build_step(part, fused, *common) for fused in (True, False)]
-                times = time_alternating(steps, rounds, torch.cuda.synchronize if device == "cuda" else lambda: None)
-                lines.append(
+                steps = {fused: build_step(part, fused, *common) for fused in (True, False)}
+                seconds = alternate(steps, rounds, device=device)
+                table.append(
                     f"| {size} | {(size // 4) ** 2} | {part} | {'training' if training else 'inference'} "
-                    f"| {times[0]:.0f} | {times[1]:.0f} | {times[0] / times[1]:.2f} "
+                    f"| {1000 * statistics.median(seconds[True]):.0f} | {1000 * statistics.median(seconds[False]):.0f} "
+                    f"| {speed_up(seconds[True], seconds[False]):.2f} "
                     f"| {memory[0]:.0f} | {memory[1]:.0f} | {memory[0] / memory[1]:.2f} |"
                 )
-                print(lines[-1], flush=True)
-    if output is not None:
-        output.write_text("\n".join(lines) + "\n")
+    notes = [f"batch of {batch_size}, float32, medians of {rounds} alternating rounds", "share: fused / matrix memory"]
+    publish("attention", "Attention of T2T-ViT-t-14: fused against a materialised matrix", notes, table, device)
 
 
 if __name__ == "__main__":

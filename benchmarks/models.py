@@ -1,6 +1,6 @@
 """Time inference and training steps of our models against the same model elsewhere, in alternating rounds.
 
-    uv run python benchmarks/models.py --output benchmarks/models_<cpu>_<yyyy-mm>.md
+    uv run python benchmarks/models.py [MODEL ...]
 
 TNT and Twins are compared with timm's. No package has T2T-ViT, so it is compared with its official formulation
 restated below: im2col instead of views, an attention that materialises its matrix, and a performer in whatever
@@ -9,22 +9,15 @@ precision is asked for. A training step is forward, backward and one AdamW step.
 
 from __future__ import annotations
 
-import platform
-import re
-import shlex
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from datetime import date
-from pathlib import Path
 from typing import Literal, cast
 
 import cyclopts
 import timm
 import torch
+from side_by_side import alternate, publish, speed_up
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, unfold
 
@@ -104,36 +97,6 @@ def build_step(
     return train if training else infer
 
 
-def time_alternating(steps: list[Callable[[], None]], rounds: int, synchronize: Callable[[], None]) -> list[float]:
-    """Return the median milliseconds of each step; they take turns, so that a busy machine slows all alike."""
-    for step in steps * 2:
-        step()
-    times: list[list[float]] = [[] for _ in steps]
-    for i in range(rounds):
-        for j in range(len(steps)):
-            j = (i + j) % len(steps)  # each goes first in turn
-            synchronize()
-            start = time.perf_counter()
-            steps[j]()
-            synchronize()
-            times[j].append(1000 * (time.perf_counter() - start))
-    return [statistics.median(t) for t in times]
-
-
-def describe_machine(device: str) -> list[str]:
-    """Return what the numbers depend on, one line each."""
-    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    commit = subprocess.check_output(["git", "describe", "--always", "--dirty"], text=True).strip()
-    return [
-        f"- command: `python {shlex.join(sys.argv)}`",
-        f"- date, commit: {date.today()}, {commit}",
-        f"- CPU: {names[0] if names else platform.processor()}, {torch.get_num_threads()} threads, "
-        f"{torch.backends.cpu.get_cpu_capability()}",
-        *([f"- GPU: {torch.cuda.get_device_name()}"] if device == "cuda" else []),
-        f"- Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}",
-    ]
-
-
 def main(
     *names: str,
     batch_size: int = 8,
@@ -142,29 +105,32 @@ def main(
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     compile: bool = False,
     threads: int | None = None,
-    output: Path | None = None,
 ) -> None:
-    """Print a table of medians and ratios, and write it where `output` says."""
+    """Print a table of medians and ratios, and write it beside this file."""
     torch.set_num_threads(threads or torch.get_num_threads())
-    lines = [
-        "# Inference and training steps", "", *describe_machine(device),
-        f"- batch of {batch_size}, {precision}{' compiled' if compile else ''}, medians of {rounds} alternating rounds",
-        "", "| model | | ours, ms | baseline, ms | ratio | baseline |", "|-|-|-:|-:|-:|-|",
-    ]  # fmt: skip
-    print(*lines, sep="\n", flush=True)
+    table = ["| model | | ours, ms | baseline, ms | speed-up | baseline |", "|-|-|-:|-:|-:|-|"]
     images = torch.randn(batch_size, 3, 224, 224, device=device)
     labels = torch.arange(batch_size, device=device)
     for name in names or ("tnt_s_patch16_224", "twins_svt_small", "t2t_vit_14"):
         baseline_name, baseline = build_baseline(name)
-        models = [create_model(name), baseline]
         for training in (False, True):
-            steps = [build_step(model, images, labels, training, compile, DTYPES[precision]) for model in models]
-            ours, theirs = time_alternating(steps, rounds, torch.cuda.synchronize if device == "cuda" else lambda: None)
+            steps = {
+                whose: build_step(model, images, labels, training, compile, DTYPES[precision])
+                for whose, model in (("ours", create_model(name)), ("baseline", baseline))
+            }
+            seconds = alternate(steps, rounds, warmups=2, device=device)
+            ours, theirs = (1000 * statistics.median(seconds[whose]) for whose in steps)
+            gain = speed_up(seconds["ours"], seconds["baseline"])
             what = "training step" if training else "inference"
-            lines.append(f"| {name} | {what} | {ours:.1f} | {theirs:.1f} | {ours / theirs:.2f} | {baseline_name} |")
-            print(lines[-1], flush=True)
-    if output is not None:
-        output.write_text("\n".join(lines) + "\n")
+            table.append(f"| {name} | {what} | {ours:.0f} | {theirs:.0f} | {gain:.2f} | {baseline_name} |")
+    notes = [f"batch of {batch_size}, 224 px, {precision}{' compiled' if compile else ''}, {rounds} alternating rounds"]
+    publish(
+        "models",
+        "Inference and training steps",
+        [*notes, "medians; speed-up is the median within a round"],
+        table,
+        device,
+    )
 
 
 if __name__ == "__main__":

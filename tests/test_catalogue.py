@@ -23,5 +23,5 @@ def test_a_row_shows_the_card() -> None:
 
 
 def test_a_pattern_selects() -> None:
-    assert [row[0] for row in catalogue("*svt*")] == ["twins_svt_base", "twins_svt_large", "twins_svt_small"]
+    assert [row[0] for row in catalogue("*svt*")] == ["twins_svt_small", "twins_svt_base", "twins_svt_large"]
     assert catalogue("nothing") == []

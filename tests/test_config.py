@@ -300,6 +300,7 @@ def test_a_literal_that_is_far_from_all_choices_gets_no_suggestion() -> None:
         ("augment.cutmix=-1", "augment.cutmix is -1.0; it must be at least 0"),
         ("augment.mix_prob=1.5", "augment.mix_prob is 1.5; it must be from 0 to 1"),
         ("augment.mix_switch_prob=-1", "augment.mix_switch_prob is -1.0; it must be from 0 to 1"),
+        ("optim.layer_decay=1.1", "optim.layer_decay is 1.1; it must be at most 1"),
         ("augment.color_jitter=-0.4", "augment.color_jitter is -0.4; it must be at least 0"),
         ("augment.repeats=0", "augment.repeats is 0; it must be at least 1"),
         ("augment.label_smoothing=1", "augment.label_smoothing is 1.0; it must be from 0 to below 1"),
@@ -370,6 +371,13 @@ def test_evaluation_needs_images_and_a_batch_of_at_least_one() -> None:
 )
 def test_the_edge_of_a_range_is_inside_it(token: str) -> None:
     settings(token)
+
+
+def test_jitter_that_the_policy_would_replace_is_refused() -> None:
+    refusal = r"augment\.color_jitter is not applied beside auto_augment=rand-m9; set one of them to null"
+    with pytest.raises(ConfigError, match=refusal):
+        settings("augment.color_jitter=0.4", "augment.auto_augment=rand-m9")
+    settings("augment.color_jitter=0.4", "augment.auto_augment=3a")
 
 
 def test_nesterov_is_accepted_with_sgd_and_momentum() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,9 @@ def test_an_asked_name_that_is_taken_is_refused_with_the_way_on(tmp_path: Path) 
 
 def test_a_file_where_runs_should_go_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
-    with pytest.raises(ConfigError, match=r"^output\.root: \S+/runs is a file; choose another with output\.root=FOLDER"):
+    with pytest.raises(
+        ConfigError, match=r"^output\.root: \S+/runs is a file; choose another with output\.root=FOLDER"
+    ):
         create_run(tmp_path / "runs", None, "tiny")
 
 
@@ -85,7 +88,7 @@ def test_a_line_cut_by_a_crash_is_left_behind(tmp_path: Path) -> None:
 def test_rows_that_are_missing_or_damaged_are_an_error(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "metrics.jsonl").write_text(content)
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: is missing or damaged"):
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: [01] of 2 epochs can be read, the rest is missing or"):
         read_rows(tmp_path, 2)
 
 
@@ -104,3 +107,15 @@ def test_curves_are_a_picture_with_the_three_lines(tmp_path: Path, epochs: int) 
 def test_curves_of_a_run_that_was_not_evaluated_are_drawn(tmp_path: Path) -> None:
     plot_curves([row(1), row(2)], tmp_path / "curves.png", "run")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_a_full_disk_is_told_with_the_way_on(tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"metrics\.jsonl: cannot be written \(File too large\); free space"):
+            log.add(row(1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    log.close()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from vitrail.config import TrainConfig, command_line, read_yaml, resolve
 from vitrail.display import Quiet
 from vitrail.errors import ConfigError, DataError, TrainingError
-from vitrail.train import TrainResult, due, rotate_best, train
+from vitrail.train import TrainResult, due, keep_older, train
 
 TINY = Path(__file__).parent / "tiny.yaml"
 
@@ -39,7 +39,10 @@ def command(images: Path, *settings: str) -> list[str]:
 def rows(folder: Path) -> list[dict]:
     """The rows of a run without what depends on the clock."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "images_per_s", "elapsed_s")} for line in lines]
+    return [
+        {k: v for k, v in json.loads(line).items() if k not in ("seconds", "images_per_s", "elapsed_s")}
+        for line in lines
+    ]
 
 
 def assert_same_weights(a: Path, b: Path) -> None:
@@ -199,12 +202,13 @@ def test_a_name_that_exists_is_never_overwritten(image_folder: Path) -> None:
 
 
 def test_the_last_best_weights_are_kept_when_asked(tmp_path: Path) -> None:
-    for text in ("one", "two", "three"):
-        rotate_best(tmp_path, 2)
+    for text in ("one", "two", "three", "four"):
+        keep_older(tmp_path, 3)
         (tmp_path / "best.safetensors").write_text(text)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
-        "best.safetensors": "three",
-        "best-2.safetensors": "two",
+        "best.safetensors": "four",
+        "best-2.safetensors": "three",
+        "best-3.safetensors": "two",
     }
 
 

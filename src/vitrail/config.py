@@ -109,7 +109,7 @@ class AugmentSection:
     auto_augment: str | None = None
     """A policy in timm's notation, such as rand-m9-mstd0.5-inc1."""
     color_jitter: float | None = None
-    """Strength of brightness, contrast and saturation jitter, where there is no auto_augment."""
+    """Strength of brightness, contrast and saturation jitter; beside auto_augment, only 3a allows it."""
     erase_prob: float = 0.0
     """Probability of filling a random rectangle with noise."""
     mixup: float = 0.0
@@ -132,6 +132,10 @@ class AugmentSection:
         )  # fmt: skip
         if not 0 <= self.label_smoothing < 1:
             found.append(f"label_smoothing is {self.label_smoothing}; it must be from 0 to below 1")
+        if self.color_jitter and self.auto_augment is not None and "3a" not in self.auto_augment:
+            found.append(
+                f"color_jitter is not applied beside auto_augment={self.auto_augment}; set one of them to null"
+            )
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             found.append(f"scale is {self.scale}; it must rise within 0 to 1")
         if not 0 < self.ratio[0] <= self.ratio[1]:
@@ -168,6 +172,8 @@ class OptimSection:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 found.append(f"{name} is {value}; it must be above 0")
+        if self.layer_decay is not None and self.layer_decay > 1:
+            found.append(f"layer_decay is {self.layer_decay}; it must be at most 1")
         if not all(0 <= beta < 1 for beta in self.betas):
             found.append(f"betas are {self.betas}; each must be from 0 to below 1")
         if self.nesterov and (self.name != "sgd" or self.momentum == 0):

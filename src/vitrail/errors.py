@@ -30,13 +30,6 @@ class Interrupted(VitrailError):
     """Ctrl-C, with what to type to go on."""
 
 
-class MissingExtra(VitrailError, ImportError):
-    """A feature whose optional package is not installed."""
-
-    def __init__(self, feature: str, package: str, extra: str) -> None:
-        super().__init__(f"{feature} needs {package}, which is not installed; run: pip install 'vitrail[{extra}]'")
-
-
 def closest(name: str, known: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for the known name nearest to `name`, or nothing."""
     # the default cutoff of 0.6 misses pairs like deit_tiny and deit_ti_patch16_224

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import warnings
@@ -65,12 +66,22 @@ class RunLog:
             self._write(row)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Add the numbers of one epoch."""
-        self._write(row)
-        for name, value in row.items():
-            if isinstance(value, int | float) and name != "epoch":
-                self._events.add_scalar(name, value, row["epoch"])
-        self._events.flush()
+        """Add the numbers of one epoch.
+
+        Raises:
+            CheckpointError: They could not be written.
+        """
+        try:
+            self._write(row)
+            for name, value in row.items():
+                if isinstance(value, int | float) and name != "epoch":
+                    self._events.add_scalar(name, value, row["epoch"])
+            self._events.flush()
+        except OSError as error:
+            raise CheckpointError(
+                f"{self._file.name}: cannot be written ({error.strerror}); free space, then go on with "
+                f"vitrail train --resume {Path(self._file.name).parent}"
+            ) from error
 
     def close(self) -> None:
         """Finish the files."""
@@ -89,18 +100,17 @@ def read_rows(folder: Path, last_epoch: int) -> list[dict[str, Any]]:
         CheckpointError: The file is missing, or damaged before that epoch.
     """
     path, rows = folder / "metrics.jsonl", []
-    try:
+    # the last line may be cut where the run was, and the file may be missing
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             if row["epoch"] > last_epoch:
                 break
             rows.append(row)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        # the last line may be cut where the run was
-        if not rows or rows[-1]["epoch"] < last_epoch:
-            raise CheckpointError(
-                f"{path}: is missing or damaged ({type(error).__name__}); start anew from the run's best.safetensors"
-            ) from error
+    if len(rows) < last_epoch:
+        raise CheckpointError(
+            f"{path}: {len(rows)} of {last_epoch} epochs can be read, the rest is missing or damaged; start a new run"
+        )
     return rows
 
 

@@ -228,8 +228,8 @@ def train(
                             model=model_name, options=model_options(model), classes=data.classes, preprocess=preprocess,
                             recipe=to_dict(config), provenance=provenance(), metrics=row,
                         )  # fmt: skip
-                        save_model(folder / "new.safetensors", evaluated.state_dict(), record)
-                        rotate_best(folder, config.output.keep_best)
+                        keep_older(folder, config.output.keep_best)
+                        save_model(folder / "best.safetensors", evaluated.state_dict(), record)
                     state = {
                         "epoch": epoch + 1,
                         "best": best,
@@ -379,10 +379,11 @@ def due(number: int, every: int, total: int) -> bool:
     return (number + 1) % every == 0 or number + 1 == total
 
 
-def rotate_best(folder: Path, keep: int) -> None:
-    """Make new.safetensors the best.safetensors, and keep the `keep` - 1 before it as best-2, best-3, ..."""
-    names = ["new", "best", *(f"best-{number}" for number in range(2, keep + 1))]
-    paths = [folder / f"{name}.safetensors" for name in names]
-    for newer, older in reversed(list(pairwise(paths))):
-        if newer.exists():
-            newer.replace(older)
+def keep_older(folder: Path, keep: int) -> None:
+    """Copy best.safetensors to best-2.safetensors, and what was that to best-3, so that `keep` files stay in all."""
+    best, older = folder / "best.safetensors", [folder / f"best-{number}.safetensors" for number in range(2, keep + 1)]
+    if older and best.exists():
+        for newer, old in reversed(list(pairwise(older))):
+            if newer.exists():
+                newer.replace(old)
+        write_whole(older[0], best.read_bytes())

@@ -59,7 +59,15 @@ def build_config(name: str, **overrides: Any) -> ModelConfig:
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from error
     except TypeError as error:
-        raise ConfigError(f"{name}: a setting has a value of the wrong type ({error})") from error
+        for key, value in overrides.items():
+            published = getattr(variant.config, key)
+            try:
+                replace(variant.config, **{key: value})
+            except TypeError:
+                raise ConfigError(f"{name}: {key} is {value!r}; it must be like {published!r}") from error
+            except ValueError:
+                continue
+        raise
 
 
 def create_model(name: str, **overrides: Any) -> VisionModel:

@@ -1,0 +1,64 @@
+"""Write what the documents repeat from the code: the model table, the file map and the settings.
+
+uv run python docs/generate.py          # write
+uv run python docs/generate.py --check  # only say what differs; the tests do this
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "vitrail"
+
+
+def printed(*arguments: str) -> str:
+    """Return what a `vitrail` command prints."""
+    command = [sys.executable, "-m", "vitrail", *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def file_map() -> str:
+    """Return one line a module: its path and the first line of its docstring."""
+    modules = set(PACKAGE.rglob("*.py")) - {PACKAGE / "__init__.py", PACKAGE / "__main__.py"}
+    lines = {
+        str(path.relative_to(PACKAGE)): (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()[0]
+        for path in sorted(modules)
+    }
+    lines["recipes/"] = "One YAML a published run: its command, its source, published and reproduced accuracy."
+    width = max(map(len, lines))
+    return "```text\n" + "\n".join(f"{name:<{width}}  {line}" for name, line in lines.items()) + "\n```\n"
+
+
+def filled(text: str, label: str, content: str) -> str:
+    """Return the text with what stands between `<!-- label -->` and `<!-- end -->` replaced."""
+    pattern = re.compile(rf"(<!-- {re.escape(label)} -->\n).*?(<!-- end -->)", re.DOTALL)
+    changed, count = pattern.subn(lambda match: match[1] + content + match[2], text)
+    assert count == 1, label
+    return changed
+
+
+def documents() -> dict[Path, str]:
+    """Return what each document should read."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = filled(readme, "vitrail models --markdown", printed("models", "--markdown"))
+    readme = filled(readme, "file map", file_map())
+    return {ROOT / "README.md": readme, ROOT / "docs" / "config.md": printed("config", "--markdown")}
+
+
+def main() -> int:
+    """Write or check the documents; return how many differ."""
+    stale = {path: text for path, text in documents().items() if not path.exists() or path.read_text() != text}
+    for path, text in stale.items():
+        print(f"{path.relative_to(ROOT)} {'differs' if '--check' in sys.argv else 'written'}")
+        if "--check" not in sys.argv:
+            path.write_text(text, encoding="utf-8")
+    return len(stale) if "--check" in sys.argv else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""Devices, processes and precision; what many processes do is tested where it is used (train, evaluate)."""
+
+import pytest
+import torch
+
+from vitrail.engine import autocast, gather_texts, pick_device, processes, sum_over_processes
+from vitrail.errors import ConfigError
+
+
+def test_a_second_run_may_have_another_precision() -> None:
+    with processes("bfloat16", "cpu") as accelerator:
+        assert accelerator.mixed_precision == "bf16"
+    with processes("float32", "cpu") as accelerator:
+        assert accelerator.mixed_precision == "no"
+        assert (accelerator.device.type, accelerator.num_processes) == ("cpu", 1)
+
+
+def test_the_processes_are_left_after_an_error_too() -> None:
+    with pytest.raises(ZeroDivisionError), processes("bfloat16", "cpu"):
+        raise ZeroDivisionError
+    with processes("float32", "cpu") as accelerator:
+        assert accelerator.mixed_precision == "no"
+
+
+def test_float16_without_a_gpu_is_refused_with_the_alternatives() -> None:
+    with pytest.raises(ConfigError, match=r"^train\.precision is float16, which needs a CUDA device; use bfloat16 or"):
+        processes("float16", "cpu").__enter__()
+
+
+def test_alone_sums_and_lists_are_those_given() -> None:
+    with processes("float32", "cpu") as accelerator:
+        assert torch.equal(sum_over_processes(accelerator, torch.arange(3))[0], torch.arange(3))
+        assert gather_texts(accelerator, [("a.jpg", "broken")]) == [("a.jpg", "broken")]
+
+
+def test_matrix_products_run_in_the_asked_precision() -> None:
+    a = torch.ones(2, 2)
+    for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        with autocast(torch.device("cpu"), precision):
+            assert (a @ a).dtype is dtype
+
+
+def test_cpu_is_taken_when_asked() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
