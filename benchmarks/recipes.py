@@ -44,6 +44,7 @@ def main(recipe: str, *runs: Path) -> None:
             f"| {last['val_top5']:.2f} | {last['elapsed_s'] / 60:.1f} |"
         )
     record = read_record(runs[0] / "best.safetensors")
+    epochs = json.loads((runs[0] / "metrics.jsonl").read_text().splitlines()[-1])["epoch"]
     with torch.device("meta"):
         model = create_model(record.model, **record.options)
     params = sum(parameter.numel() for parameter in model.parameters())
@@ -51,7 +52,7 @@ def main(recipe: str, *runs: Path) -> None:
     shutil.copyfile(runs[0] / "curves.png", picture)
     notes = [
         *commands,
-        f"{record.model} with the recipe's options: {params / 1e6:.2f} M parameters, {last['epoch']} epochs",
+        f"{record.model} with the recipe's options: {params / 1e6:.2f} M parameters, {epochs} epochs",
         "minutes are of the whole run, evaluation each epoch included; the best epoch is chosen by these same images",
     ]
     publish(recipe, f"Recipe {recipe}", notes, [*table, "", f"![curves of run 1]({picture.name})"])

@@ -12,7 +12,7 @@ import pytest
 
 # before anything imports torch or rich; processes that tests start inherit it
 os.environ.update(OMP_NUM_THREADS="1", TERM="xterm", COLUMNS="200", LINES="50")
-for variable in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+for variable in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "UV"):
     os.environ.pop(variable, None)
 
 # the same examples in every run, however busy the machine is
@@ -39,6 +39,19 @@ def without_shape_checks() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def unprivileged(tmp_path: Path) -> Iterator[Path]:
+    """Be a user who may not write in the folder that is returned, nor read it, even where the tests are run by root."""
+    tmp_path.chmod(0)
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+        yield tmp_path
+        os.seteuid(0)
+    else:
+        yield tmp_path
+    tmp_path.chmod(0o700)
 
 
 @pytest.fixture

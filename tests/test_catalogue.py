@@ -18,8 +18,8 @@ def test_a_row_shows_the_card() -> None:
     assert float(shown["trainable, M"]) == round(card.trainable / 1e6, 2) < float(shown["params, M"])
     assert float(shown["MACs at 224, G"]) == round(card.macs / 1e9, 3)
     assert float(shown["published top-1"]) == card.top1
-    assert (shown["crop"], shown["mean / std"]) == ("0.9", "ImageNet")
-    assert dict(zip(COLUMNS, catalogue("tnt_s_patch16_224")[0], strict=True))["mean / std"] == "0.5 / 0.5"
+    assert shown["preprocessing"] == "224 px of 0.9, bicubic, ImageNet mean and std"
+    assert catalogue("tnt_s_patch16_224")[0][-1] == "224 px of 0.9, bicubic, mean and std 0.5"
 
 
 def test_a_pattern_selects() -> None:

@@ -1,3 +1,5 @@
+import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -6,6 +8,7 @@ import pytest
 
 from vitrail.cli import main
 from vitrail.config import list_recipes
+from vitrail.errors import command
 
 TINY = Path(__file__).parent / "tiny.yaml"
 
@@ -65,6 +68,7 @@ def test_bad_input_to_train_is_one_line_and_writes_nothing(
     [
         (["train", "digts"], "unknown recipe 'digts'; did you mean 'digits'?"),
         (["train", "--config", "gone.yaml"], "unknown recipe 'gone.yaml'"),
+        (["train", "optim.lr=5e-6"], "schedule.min_lr 1e-05 is above the peak rate 5e-06 of optim.lr; lower it"),
         (["train", "--resume", "gone"], "--resume gone: holds no config.yaml"),
         (["train", "--resume", "gone", "optim.lr=1"], "goes on with that run's own settings; drop optim.lr=1"),
         (["evaluate", "gone.safetensors"], "gone.safetensors: is missing, not a weight file"),
@@ -96,6 +100,67 @@ def test_a_file_that_is_no_checkpoint_is_refused_by_evaluate_and_predict(
         assert "weights.pth: is not a safetensors file, or is damaged" in refused(capsys, *tokens)
 
 
+def test_commands_to_type_next_are_quoted_and_start_as_this_one_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command("predict", Path("my runs/a"), 3) == "vitrail predict 'my runs/a' 3"
+    monkeypatch.setenv("UV", "/usr/bin/uv")
+    assert command("train") == "uv run vitrail train"
+
+
+def test_a_loss_that_is_not_finite_is_one_line(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wild = ("optim.lr=1e30", "schedule.warmup_epochs=0", "schedule.name=constant")
+    line = refused(capsys, "train", TINY, f"data.root={image_folder}", *wild)
+    assert "between updates" in line
+    assert "last good checkpoint: none" in line
+
+
+def test_a_disk_that_fills_while_saving_is_one_line_and_leaves_no_half_file(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        line = refused(capsys, "train", TINY, f"data.root={image_folder}", "train.epochs=2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "best.safetensors: cannot be written (File too large); free space or choose another output.root" in line
+    assert sorted(path.name for path in Path("runs/tiny").iterdir()) == [
+        "config.yaml", "last", "metrics.jsonl", "tensorboard",
+    ]  # fmt: skip
+
+
+def test_classes_of_other_data_are_one_line(
+    tiny_checkpoint: Path, image_folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (image_folder / "val" / "red").rename(image_folder / "val" / "crimson")
+    line = refused(capsys, "evaluate", tiny_checkpoint, f"data.root={image_folder}")
+    assert "data = 1: green / crimson; 2: red / green; rename the folders, or evaluate on the data" in line
+
+
+def test_numbers_are_not_computed_for_a_file_that_cannot_be_written(
+    tiny_checkpoint: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    line = refused(
+        capsys, "evaluate", tiny_checkpoint, f"data.root={image_folder}", "--json", tmp_path / "no" / "a.json"
+    )
+    assert f"there is no folder {tmp_path / 'no'}; create it, or choose another" in line
+
+
+def test_a_prediction_file_that_cannot_be_written_is_named(
+    tiny_checkpoint: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    line = refused(capsys, "predict", tiny_checkpoint, image_folder, "--output", tmp_path / "no" / "a.json")
+    assert "a.json: cannot be written (No such file or directory); choose another file with --output" in line
+
+
+def test_a_folder_without_naming_a_recipe_is_explained(image_folder: Path, capsys: pytest.CaptureFixture) -> None:
+    line = refused(capsys, "train", f"data.root={image_folder}")
+    assert "data.name is digits, which comes with scikit-learn and has no folder; for your own images add" in line
+
+
 def test_train_evaluate_and_predict_follow_one_another_as_their_last_lines_say(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -104,8 +169,8 @@ def test_train_evaluate_and_predict_follow_one_another_as_their_last_lines_say(
     printed = capsys.readouterr()
     assert "epoch   2" in printed.err
     following = [line.removeprefix("next:").strip() for line in printed.out.splitlines()][-2:]
-    for command in following:
-        program, *tokens = command.split()
+    for line in following:
+        program, *tokens = shlex.split(line)
         assert program == "vitrail"
         assert run(*tokens) == 0
     assert "top-1" in capsys.readouterr().out
@@ -143,8 +208,8 @@ def test_models_lists_the_table(capsys: pytest.CaptureFixture) -> None:
 
 def test_help_names_every_command() -> None:
     done = subprocess.run([sys.executable, "-m", "vitrail", "--help"], capture_output=True, text=True, check=True)
-    for command in ("train", "evaluate", "predict", "models", "config"):
-        assert command in done.stdout
+    for name in ("train", "evaluate", "predict", "models", "config"):
+        assert name in done.stdout
 
 
 def test_debug_keeps_the_traceback(capsys: pytest.CaptureFixture) -> None:

@@ -574,7 +574,7 @@ option = st.booleans() | st.integers() | finite | text | st.lists(st.integers(),
 
 @hypothesis.settings(max_examples=50, deadline=None)
 @given(
-    lr=positive,
+    lr=st.floats(1e-5, 1e12),  # from the default of schedule.min_lr
     betas=st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)),
     clip=st.none() | positive,
     mean=st.none() | st.tuples(finite, finite, finite),

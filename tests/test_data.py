@@ -93,7 +93,7 @@ def test_what_is_ignored_is_said(folder):
     assert len(data.train) == 24
     assert data.classes == ("ant", "bee", "cat")
     assert data.notes == (
-        f"{folder}/train: ignored 4 hidden files or folders: .ipynb_checkpoints, __MACOSX, ant/._0.jpg and 1 more",
+        f"{folder}/train: ignored 4 hidden files or folders: .ipynb_checkpoints, __MACOSX, ant/._0.jpg, bee/.DS_Store",
         f"{folder}/train: ignored 2 files that are not images: README, bee/labels.txt",
         f"{folder}/train: ignored 1 images outside the class folders: stray.png",
     )
@@ -192,10 +192,15 @@ def test_roots_that_cannot_be_read(folder, tmp_path):
     assert message(long) == f"data.root {long}: cannot be read (File name too long)"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_class_folder_that_may_not_be_listed(folder):
-    (folder / "train/bee").chmod(0)
-    assert "cannot be read" in message(folder)
+def test_a_folder_that_may_not_be_listed(unprivileged):
+    assert message(unprivileged) == f"data.root {unprivileged}: cannot be read (Permission denied)"
+
+
+def test_what_is_hidden_beside_the_splits_is_listed(folder):
+    (folder / ".cache").mkdir()
+    note = f"{folder}: ignored 1 hidden files or folders: .cache"
+    assert note in open_data(None, folder).notes
+    assert note in open_split(None, folder, "val")[1]
 
 
 def test_folders_without_images(tmp_path):
@@ -318,7 +323,8 @@ def test_settings_of_named_sets():
     )
     assert (
         message(Path("x"), "digits")
-        == "data.root x: digits comes with scikit-learn and has no folder; drop data.root or data.name"
+        == "data.root x: data.name is digits, which comes with scikit-learn and has no folder; for your own images add "
+        "data.name=null, or name another recipe"
     )
     assert (
         message(None, "cifar10")

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -110,6 +111,22 @@ def test_globs_and_folders_are_searched_deeply_and_hidden_files_left_out(image_f
     expected = images_of(image_folder / "val")[1:]
     assert list(find_images([str(image_folder / "val")])) == expected
     assert sorted(find_images([str(image_folder / "val" / "**" / "*.jpg")])) == expected
+
+
+def test_names_that_are_no_text_are_shown_escaped(tiny_checkpoint: Path, image_folder: Path, tmp_path: Path) -> None:
+    photo = (image_folder / "val" / "red" / "red_0.jpg").read_bytes()
+    odd = tmp_path / os.fsdecode(b"caf\xe9.jpg")
+    odd.write_bytes(photo)
+    (tmp_path / "list.txt").write_bytes(os.fsencode(odd) + b"\n")
+    assert run(tiny_checkpoint, odd, tmp_path / "list.txt", "--format", "jsonl", "--output", tmp_path / "p") == 0
+    names = [json.loads(line)["path"] for line in (tmp_path / "p").read_text().splitlines()]
+    assert names == [f"{tmp_path}/caf\\udce9.jpg"] * 2
+
+
+def test_a_folder_that_links_to_itself_is_refused(image_folder: Path) -> None:
+    (image_folder / "val" / "loop").symlink_to(image_folder)
+    with pytest.raises(DataError, match=r"val/loop: is a link to a folder that contains it; remove the link"):
+        list(find_images([str(image_folder)]))
 
 
 def test_inputs_that_are_not_there_or_hold_no_image_are_refused(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """The files of a run: never overwritten, whole after a resume, and a picture that shows something."""
 
 import json
-import os
 import resource
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def test_a_default_name_that_is_taken_gets_a_number(tmp_path: Path) -> None:
     assert [create_run(tmp_path / "runs", None, "tiny").name for _ in range(3)] == ["tiny", "tiny-2", "tiny-3"]
+    assert (tmp_path / "runs" / "tiny-3" / "last").is_dir()
 
 
 def test_an_asked_name_that_is_taken_is_refused_with_the_way_on(tmp_path: Path) -> None:
@@ -44,11 +44,9 @@ def test_a_file_where_runs_should_go_is_named(tmp_path: Path) -> None:
         create_run(tmp_path / "runs", None, "tiny")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(ConfigError, match=r"cannot be written \(Permission denied\)"):
-        create_run(tmp_path / "runs", None, "tiny")
+def test_a_folder_that_may_not_be_written_is_named(unprivileged: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^output\.root: \S+/runs cannot be written \(Permission denied\)"):
+        create_run(unprivileged / "runs", None, "tiny")
 
 
 def test_a_root_that_cannot_exist_is_named() -> None:
@@ -116,6 +114,21 @@ def test_a_full_disk_is_told_with_the_way_on(tmp_path: Path) -> None:
     try:
         with pytest.raises(CheckpointError, match=r"metrics\.jsonl: cannot be written \(File too large\); free space"):
             log.add(row(1))
+        log.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_rows_survive_a_disk_that_fills_as_a_run_is_resumed(tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    for epoch in (1, 2, 3):
+        log.add(row(epoch))
     log.close()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"metrics\.jsonl: cannot be written \(File too large\)"):
+            RunLog(tmp_path, read_rows(tmp_path, 2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert read_rows(tmp_path, 3) == [row(1), row(2), row(3)]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from vitrail.config import TrainConfig, command_line, read_yaml, resolve
 from vitrail.display import Quiet
-from vitrail.errors import ConfigError, DataError, TrainingError
+from vitrail.errors import CheckpointError, ConfigError, DataError, TrainingError
 from vitrail.train import TrainResult, due, keep_older, train
 
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -162,7 +162,7 @@ def test_an_unreadable_training_image_is_left_out_and_named(image_folder: Path) 
     result = run(image_folder, "train.epochs=2", display=display)
     assert [name for name, _ in result.bad_files] == [str(victim)]
     assert result.rows[-1]["n_bad"] == 1
-    assert len([text for text in display.warnings if str(victim) in text and "left out of its batch" in text]) == 1
+    assert len([text for text in display.warnings if str(victim) in text and text.endswith("; left out")]) == 1
 
 
 def test_an_unreadable_training_image_stops_the_run_when_asked(image_folder: Path) -> None:
@@ -172,18 +172,87 @@ def test_an_unreadable_training_image_stops_the_run_when_asked(image_folder: Pat
         run(image_folder, "train.epochs=2", "data.bad_files=error")
 
 
-def test_a_batch_without_any_readable_image_stops_the_run(image_folder: Path) -> None:
+def test_an_unreadable_validation_image_is_named_once(image_folder: Path) -> None:
+    victim = sorted((image_folder / "val" / "red").iterdir())[0]
+    victim.write_bytes(b"")
+    display = Notebook()
+    result = run(image_folder, "train.epochs=2", display=display)
+    assert display.warnings == [f"{victim}: the file is empty; left out"]
+    assert [(row["val_n"], row["n_bad"]) for row in result.rows] == [(11, 1), (11, 1)]
+
+
+def test_one_unreadable_image_does_not_end_an_epoch_of_single_images(image_folder: Path) -> None:
+    victim = sorted((image_folder / "train" / "red").iterdir())[0]
+    victim.write_bytes(b"")
+    result = run(image_folder, "train.epochs=2", "train.batch_size=8", "train.accumulate=8", "augment.mixup=0.8")
+    assert [row["n_bad"] for row in result.rows] == [1, 1]
+    assert math.isfinite(result.rows[-1]["train_loss"])
+
+
+def test_a_training_set_without_any_readable_image_stops_the_run(image_folder: Path) -> None:
     for path in (image_folder / "train").rglob("*.jpg"):
         path.write_bytes(b"not an image")
-    with pytest.raises(TrainingError, match="no image of a batch could be read; the first is"):
+    with pytest.raises(
+        TrainingError, match=r"no training image could be read; one is \S+blue_0\.jpg \(not an image of a"
+    ):
         run(image_folder)
 
 
-def test_a_loss_that_is_not_finite_names_the_updates_and_the_last_good_checkpoint(image_folder: Path) -> None:
+def test_a_validation_set_without_any_readable_image_stops_the_run(image_folder: Path) -> None:
+    for path in (image_folder / "val").rglob("*.jpg"):
+        path.write_bytes(b"")
     with pytest.raises(
-        TrainingError, match=r"loss became (nan|inf) between updates \d+ and \d+; last good checkpoint: "
+        DataError, match=r"none of the 12 images could be read; the first is \S+blue_0\.jpg \(the file is"
     ):
-        run(image_folder, "optim.lr=1e30", "schedule.warmup_epochs=0", "schedule.name=constant", "augment.mixup=0.2")
+        run(image_folder)
+
+
+WILD = ("optim.lr=1e30", "schedule.warmup_epochs=0", "schedule.name=constant")
+
+
+def test_a_loss_that_is_not_finite_names_the_updates_and_the_last_good_checkpoint(image_folder: Path) -> None:
+    first = run(image_folder, "train.epochs=1", "schedule.warmup_epochs=0").folder
+    state = first / "last" / "state.pt"
+    advice = r"; lower optim\.lr, or set optim\.clip_norm=1 or train\.precision=float32"
+    with pytest.raises(
+        TrainingError,
+        match=rf"loss became (nan|inf) between updates 4 and \d; last good checkpoint: {state} \(epoch 1\){advice}",
+    ):
+        run(image_folder, "train.epochs=2", "train.log_every=3", *WILD, "augment.mixup=0.2", resume=first)
+    weights = torch.load(state, weights_only=True)["model"]
+    assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
+
+
+def test_weights_that_are_not_finite_are_not_saved(image_folder: Path) -> None:
+    # one update an epoch: its loss is that of the weights before it
+    with pytest.raises(
+        TrainingError, match=r"weights became infinite between updates 1 and 1; last good checkpoint: none"
+    ):
+        run(
+            image_folder, "train.batch_size=24", "optim.eps=1e-30", *WILD[1:], "optim.lr=3e38", "optim.weight_decay=1e3"
+        )
+    folder = image_folder.parent / "runs" / "tiny"
+    assert not (folder / "best.safetensors").exists()
+    assert not list((folder / "last").iterdir())
+
+
+def test_an_average_that_is_too_slow_for_the_run_is_told(image_folder: Path) -> None:
+    display = Notebook()
+    run(image_folder, "train.epochs=1", "schedule.warmup_epochs=0", "ema.decay=0.9999", display=display)
+    assert display.warnings == [
+        "ema.decay 0.9999 is slow for 3 updates: 100% of the weights that are evaluated and saved will be the initial "
+        "ones; lower it, or set ema.decay=null"
+    ]
+
+
+def test_a_run_is_not_resumed_with_other_classes_or_another_model(image_folder: Path) -> None:
+    folder = run(image_folder, "train.epochs=1", "schedule.warmup_epochs=0").folder
+    with pytest.raises(CheckpointError, match=r"config\.yaml: was changed, and no longer describes the run's model"):
+        run(image_folder, "train.epochs=2", "model.options.depth=2", resume=folder)
+    for split in ("train", "val"):
+        (image_folder / split / "red").rename(image_folder / split / "a")
+    with pytest.raises(DataError, match=r"differences, as index: model / data = 0: blue / a; 1: green / blue"):
+        run(image_folder, "train.epochs=2", resume=folder)
 
 
 def test_a_batch_larger_than_the_data_is_refused_before_anything_is_written(image_folder: Path) -> None:

@@ -12,8 +12,7 @@ COLUMNS = (
     "published top-1",
     "top-5",
     "source",
-    "crop",
-    "mean / std",
+    "preprocessing",
 )
 
 
@@ -22,7 +21,8 @@ def catalogue(pattern: str = "*") -> list[tuple[str, ...]]:
     rows = []
     for name in list_models(pattern):
         _, card = find_variant(name)
-        statistics = "0.5 / 0.5" if set(card.mean) == {0.5} else "ImageNet"
+        statistics = "mean and std 0.5" if set(card.mean) == {0.5} else "ImageNet mean and std"
+        size = "x".join(str(n) for n in dict.fromkeys(card.config.size))
         rows.append(
             (
                 name,
@@ -32,8 +32,7 @@ def catalogue(pattern: str = "*") -> list[tuple[str, ...]]:
                 f"{card.top1:.1f}" if card.top1 else "",
                 f"{card.top5:.1f}" if card.top5 else "",
                 card.source,
-                f"{card.crop:g}",
-                statistics,
+                f"{size} px of {card.crop:g}, {card.interpolation}, {statistics}",
             )
         )
     return rows

@@ -254,8 +254,13 @@ def load_state(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def write_whole(path: Path, data: bytes | memoryview) -> None:
+def write_whole(path: Path, data: bytes | memoryview, advice: str = "free space or choose another output.root") -> None:
     """Write a file under a temporary name, push it to the disk, and only then give it its name.
+
+    Args:
+        path: Its name.
+        data: All of it.
+        advice: What the user can do where it cannot be written.
 
     Raises:
         CheckpointError: The disk is full or the folder cannot be written; an older file stays as it was.
@@ -271,6 +276,4 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         kept = "; the file of that name is as it was" if path.exists() else ""
-        raise CheckpointError(
-            f"{path}: cannot be written ({error.strerror}){kept}; free space or choose another output.root"
-        ) from error
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror}){kept}; {advice}") from error

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
-from vitrail.errors import ConfigError, Interrupted, VitrailError
+from vitrail.errors import ConfigError, Interrupted, VitrailError, command
 
 if TYPE_CHECKING:
     from vitrail.display import Terminal
@@ -85,6 +85,8 @@ def evaluate(
     from vitrail.config import command_line
 
     layer = command_line(settings)
+    if json_file is not None and not json_file.parent.is_dir():
+        raise ConfigError(f"--json {json_file}: there is no folder {json_file.parent}; create it, or choose another")
 
     from vitrail.checkpoint import write_whole
     from vitrail.evaluate import evaluate as run
@@ -112,9 +114,8 @@ def evaluate(
             ],
         )
         if json_file is not None:
-            write_whole(
-                json_file, (json.dumps({"checkpoint": str(checkpoint), **result.to_dict()}, indent=1) + "\n").encode()
-            )
+            text = json.dumps({"checkpoint": str(checkpoint), **result.to_dict()}, indent=1) + "\n"
+            write_whole(json_file, text.encode(), "choose another file with --json")
             display.note(f"numbers: {json_file}")
     return 0
 
@@ -167,6 +168,7 @@ def predict(
             display.warn(f"--topk is {topk} but the model has {len(record.classes)} classes; all are given")
         topk = min(topk, len(record.classes))
         total = bad = 0
+        replaced = " (replaced)" if output.exists() else ""
         with open_output(output, format, record.classes, topk) as file:
             display.begin("predict", None)
             for found in run(model, preprocess, find_images(images), topk=topk, batch_size=batch_size):
@@ -178,7 +180,7 @@ def predict(
                     display.warn(f"{found.path}: {found.error}")
                 display.advance()
             display.end()
-        display.note(f"{total:,} images, {bad:,} unreadable: {output}")
+        display.note(f"{total:,} images, {bad:,} unreadable: {output}{replaced}")
     return min(bad, 125)
 
 
@@ -253,7 +255,8 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    who = "error" if _is_main_process() else f"error in process {os.environ['RANK']}"
+    print(f"{who}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -309,12 +312,13 @@ def _show_training(result: TrainResult) -> None:
     _table("", ("", "epoch", "train loss", "val loss", "top-1, %", "top-5, %"), rows)
     weights = result.folder / "best.safetensors"
     if result.bad_files:
-        print(
-            f"{len(result.bad_files)} images could not be read and were left out, the first is {result.bad_files[0][0]}"
-        )
+        print(f"{len(result.bad_files)} images could not be read and were left out:")
+        for name, reason in result.bad_files:
+            print(f"  {name}: {reason}")
     print(f"{result.seconds:.0f} s; curves: {result.folder / 'curves.png'}")
-    print(f"next: vitrail evaluate {weights}")
-    print(f"      vitrail predict {weights} {result.example or 'IMAGE'}")
+    if weights.exists():
+        print(f"next: {command('evaluate', weights)}")
+        print(f"      {command('predict', weights, result.example or 'IMAGE')}")
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -191,7 +191,7 @@ class ScheduleSection:
     warmup_lr: float = 1e-6
     min_lr: float = 1e-5
     cooldown_epochs: int = 0
-    """Epochs at `min_lr` after `train.epochs`."""
+    """Epochs after `train.epochs`, in which a cosine stays at `min_lr` and the others go on."""
     decay_epochs: float = 30.0
     """Period of step and exponential."""
     decay_rate: float = 0.1
@@ -311,6 +311,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         found = _section_problems(self)
+        optim, schedule = self.optim, self.schedule
+        peak = optim.lr * (self.train.batch_size / optim.lr_base_batch if optim.lr_base_batch else 1)
+        used = {"warmup_lr": schedule.warmup_epochs > 0, "min_lr": schedule.name != "constant"}
+        for name in used:
+            rate = getattr(schedule, name)
+            if used[name] and rate > peak > 0:
+                found.append(f"schedule.{name} {rate:g} is above the peak rate {peak:g} of optim.lr; lower it")
         if self.schedule.warmup_epochs > self.train.epochs:
             found.append(
                 f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} is more than train.epochs {self.train.epochs}"

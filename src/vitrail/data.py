@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -103,7 +103,7 @@ class FileSource:
 
     def name(self, index: int) -> str:
         """Return the path, with bytes that are no text escaped."""
-        return _printable(self.path(index))
+        return printable(self.path(index))
 
     def image(self, index: int, exif: Exif) -> UInt8[Tensor, "3 h w"]:
         """Read and decode a file."""
@@ -217,7 +217,7 @@ def open_data(
             f"data.root {root}: has {val_split}/ but no {train_split}/ to train on; set data.train_split to one of its "
             f"folders: {_few(_visible_folders(root))}"
         )
-    train = _scan(train_folder)
+    train = _note_hidden(root, _scan(train_folder))
     if len(train.classes) == 1:
         raise DataError(_one_class(root, train_folder, train.classes[0], train_split))
     if val_folder is None:
@@ -267,11 +267,11 @@ def open_split(
         if split == "all" and root not in (train_folder, val_folder):
             raise ConfigError(f"evaluate.split all: {root} is divided into splits; choose train or val")
         if split == "val" and val_folder is not None:
-            val = _scan(val_folder)
+            val = _note_hidden(root, _scan(val_folder))
             return val, val.notes
         if train_folder is None:
             raise DataError(f"data.root {root}: has no {train_split}/; its folders: {_few(_visible_folders(root))}")
-        train, val = _scan(train_folder), None
+        train, val = _note_hidden(root, _scan(train_folder)), None
         if split == "train" and val_folder is not None:
             return train, train.notes
     if split == "all":
@@ -289,7 +289,8 @@ def _check_settings(name: str | None, root: str | Path | None, val_fraction: flo
         raise ConfigError(f"data.name {name!r}: unknown{closest(name, NAMED_SETS)}; known sets: {known}")
     if name == "digits" and root is not None:
         raise ConfigError(
-            f"data.root {root}: digits comes with scikit-learn and has no folder; drop data.root or data.name"
+            f"data.root {root}: data.name is digits, which comes with scikit-learn and has no folder; for your own "
+            "images add data.name=null, or name another recipe"
         )
     if name is None and root is None:
         raise ConfigError("data.root is not set; give the folder with your images, or data.name=digits")
@@ -297,7 +298,7 @@ def _check_settings(name: str | None, root: str | Path | None, val_fraction: flo
         raise ConfigError(
             f"data.root is not set; give the folder where {name} lies or, with data.download=true, will lie"
         )
-    return None if root is None else Path(root)
+    return None if root is None else Path(root).expanduser()
 
 
 # Folders
@@ -359,7 +360,7 @@ class _Ignored:
         """Say it, each kind with a count and examples."""
         found = []
         if self.hidden:
-            found.append(f"{folder}: ignored {len(self.hidden)} hidden files or folders: {_few(self.hidden)}")
+            found.append(f"{folder}: ignored {len(self.hidden)} hidden files or folders: {_few(self.hidden, 10)}")
         if self.others:
             found.append(f"{folder}: ignored {len(self.others)} files that are not images: {_few(self.others)}")
         if self.loose:
@@ -383,7 +384,7 @@ def _scan(folder: Path) -> FileSource:
         ignored.loose += [] if not classes else loose
         found = [_images_below(str(folder), name, ignored, ()) for name in classes]
     except OSError as error:
-        raise DataError(f"data.root {_printable(folder)}: cannot be read ({error})") from error
+        raise DataError(f"data.root {printable(folder)}: cannot be read ({error})") from error
     empty = [name for name, paths in zip(classes, found, strict=True) if not paths]
     if not classes or len(empty) == len(classes):
         raise DataError(_no_images(folder, classes, loose, ignored))
@@ -396,10 +397,18 @@ def _scan(folder: Path) -> FileSource:
         folder=folder,
         paths=np.concatenate([np.array(paths, dtype=np.bytes_) for paths in found]),
         labels=np.repeat(np.arange(len(classes), dtype=np.int32), [len(paths) for paths in found]),
-        classes=tuple(_printable(name) for name in classes),
-        description=_printable(folder),
+        classes=tuple(printable(name) for name in classes),
+        description=printable(folder),
         notes=ignored.notes(folder),
     )
+
+
+def _note_hidden(root: Path, source: FileSource) -> FileSource:
+    """Add a note of what is hidden beside the splits."""
+    if source.folder == root:
+        return source  # its own scan has seen them
+    hidden = [entry.name for entry in os.scandir(root) if is_hidden(entry.name)]
+    return replace(source, notes=(*_Ignored(hidden=hidden).notes(root), *source.notes))
 
 
 def _images_below(folder: str, relative: str, ignored: _Ignored, inside: tuple[tuple[int, int], ...]) -> list[bytes]:
@@ -456,12 +465,12 @@ def _one_class(root: Path, folder: Path, name: str, train_split: str) -> str:
 
 
 def _few(names: Sequence[str] | frozenset[str], most: int = 3) -> str:
-    shown = [_printable(name) for name in sorted(names)[:most]]
+    shown = [printable(name) for name in sorted(names)[:most]]
     return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _printable(path: str | Path) -> str:
-    # names that are not valid UTF-8 carry surrogates, which no terminal or file would take
+def printable(path: str | Path) -> str:
+    """Return a path with bytes that are no text escaped: they are surrogates, which no terminal or file would take."""
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 

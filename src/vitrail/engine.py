@@ -54,6 +54,15 @@ def sum_over_processes(accelerator: Accelerator, *tensors: Tensor) -> list[Tenso
     return [accelerator.reduce(tensor.clone(), reduction="sum") for tensor in tensors]  # pyright: ignore[reportReturnType]
 
 
+def share(accelerator: Accelerator, value: Any) -> Any:
+    """Return the first process's value in every process."""
+    if accelerator.num_processes == 1:
+        return value
+    values = [value]
+    torch.distributed.broadcast_object_list(values)
+    return values[0]
+
+
 def gather_texts(accelerator: Accelerator, texts: list[Any]) -> list[Any]:
     """Return the lists of all processes, joined."""
     if accelerator.num_processes == 1:

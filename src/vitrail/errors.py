@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
@@ -28,6 +30,12 @@ class TrainingError(VitrailError):
 
 class Interrupted(VitrailError):
     """Ctrl-C, with what to type to go on."""
+
+
+def command(*words: object) -> str:
+    """Return a vitrail command as it has to be typed: quoted, and through uv where this one was started by it."""
+    started = ["uv", "run", "vitrail"] if "UV" in os.environ else ["vitrail"]
+    return shlex.join([*started, *map(str, words)])
 
 
 def closest(name: str, known: Iterable[str]) -> str:

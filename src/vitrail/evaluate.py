@@ -61,15 +61,16 @@ def evaluate(path: Path, settings: Sequence[Layer] = (), *, display: Display | N
     config = resolve(EvaluateConfig, [*inherited_data(record, settings), *settings]).config
     data = config.data
     with processes(config.evaluate.precision, config.evaluate.device) as accelerator:
-        source, notes = open_split(
-            data.name,
-            data.root,
-            config.evaluate.split,
-            train_split=data.train_split,
-            val_split=data.val_split,
-            val_fraction=data.val_fraction,
-            download=data.download,
-        )
+        with accelerator.local_main_process_first():  # which downloads for all
+            source, notes = open_split(
+                data.name,
+                data.root,
+                config.evaluate.split,
+                train_split=data.train_split,
+                val_split=data.val_split,
+                val_fraction=data.val_fraction,
+                download=data.download,
+            )
         check_classes(record.classes, source.classes, path)
         preprocess = override_preprocess(record.preprocess, config.preprocess, display)
         for note in notes:
@@ -82,6 +83,7 @@ def evaluate(path: Path, settings: Sequence[Layer] = (), *, display: Display | N
             rank=accelerator.process_index,
             world=accelerator.num_processes,
             workers=data.workers,
+            bad_files=data.bad_files,
             pin_memory=accelerator.device.type == "cuda",
         )
         display.begin("evaluate", len(loader))
@@ -98,7 +100,11 @@ def count(
     precision: Precision,
     display: Display,
 ) -> tuple[Accuracy, list[tuple[str, str]]]:
-    """Count the right answers of a model over all processes, and gather the images that could not be read."""
+    """Count the right answers of a model over all processes, and gather the images that could not be read.
+
+    Raises:
+        DataError: None could be read.
+    """
     device = accelerator.device
     was_training = model.training
     model.eval()
@@ -115,19 +121,20 @@ def count(
     counter.totals, counter.loss, counter.confusion = sum_over_processes(
         accelerator, counter.totals, counter.loss, counter.confusion
     )
-    return accuracy(counter), sorted(gather_texts(accelerator, bad))
+    bad = sorted(gather_texts(accelerator, bad))
+    found = accuracy(counter)
+    if found.n == 0:
+        raise DataError(f"none of the {len(bad)} images could be read; the first is {bad[0][0]} ({bad[0][1]})")
+    return found, bad
 
 
 def inherited_data(record: Record, settings: Sequence[Layer]) -> list[Layer]:
     """Return the data settings that a weight file was made with, less what a data set named anew replaces."""
     data = dict(record.recipe.get("data", {}))
     given = {key for layer in settings for key in layer.values.get("data", {})}
-    if given & {"name", "root"}:
-        data = {
-            key: value
-            for key, value in data.items()
-            if key not in ("name", "root", "train_split", "val_split", "val_fraction")
-        }
+    # another root of a named set holds the same set; another name, or another folder, is divided in its own way
+    if "name" in given or ("root" in given and data.get("name") is None):
+        data = {key: data[key] for key in ("download", "workers", "bad_files") if key in data}
     known = to_dict(DataSection())
     return [Layer("weight file", {"data": {key: value for key, value in data.items() if key in known}})] if data else []
 

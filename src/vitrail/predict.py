@@ -12,11 +12,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import torch
 
-from vitrail.data import is_hidden, is_image
+from vitrail.data import is_hidden, is_image, printable
 from vitrail.errors import CheckpointError, DataError
 from vitrail.models.registry import VisionModel
 from vitrail.transforms import Preprocess, UnreadableImage, decode, normalise
@@ -47,7 +47,7 @@ def find_images(inputs: Iterable[str]) -> Iterator[str]:
     for given in inputs:
         path = Path(given)
         if path.is_dir():
-            found = _walk(path)
+            found = _walk(path, ())
         elif path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
             found = _lines(path)
         elif path.is_file():
@@ -94,11 +94,12 @@ def predict(
                     best = model(batch).float().softmax(dim=1).topk(topk)
                 rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
             for path, view in views:
+                name = printable(path)
                 if isinstance(view, str):
-                    yield Prediction(path, error=view)
+                    yield Prediction(name, error=view)
                 else:
                     choices, probabilities = next(rows)
-                    yield Prediction(path, tuple(choices), tuple(probabilities))
+                    yield Prediction(name, tuple(choices), tuple(probabilities))
 
 
 @contextmanager
@@ -110,26 +111,36 @@ def open_output(path: Path, form: Format, classes: Sequence[str], topk: int) -> 
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", newline="") as stream:
-            output = PredictionFile(stream, form, classes, topk)
+        with _told(path):
+            stream = temporary.open("w", encoding="utf-8", newline="")
+        try:
+            output = PredictionFile(stream, path, form, classes, topk)
             yield output
             output.finish()
-        temporary.replace(path)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be written ({error.strerror}); choose another file with --output"
-        ) from error
+        finally:
+            with _told(path):
+                stream.close()
+        with _told(path):
+            temporary.replace(path)
     finally:
         with suppress(OSError):
             temporary.unlink()
 
 
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = f"{path}: cannot be written ({error.strerror}); choose another file with --output"
+        raise CheckpointError(reason) from error
+
+
 class PredictionFile:
     """Predictions as JSON ({path: class}), one JSON object a line, or CSV."""
 
-    def __init__(self, stream: Any, form: Format, classes: Sequence[str], topk: int) -> None:
-        self._stream, self._form, self._classes, self._topk = stream, form, classes, topk
-        self._csv = csv.writer(stream, lineterminator="\n")
+    def __init__(self, stream: TextIO, path: Path, form: Format, classes: Sequence[str], topk: int) -> None:
+        self._stream, self._path, self._form, self._classes, self._topk = stream, path, form, classes, topk
         self._separator = "{\n"
         if form == "csv":
             columns = [
@@ -137,7 +148,7 @@ class PredictionFile:
                 for k in range(topk)
                 for name in ("class", "name", "probability")
             ]
-            self._csv.writerow(["path", *columns, "error"])
+            self._put_cells(["path", *columns, "error"])
 
     def write(self, found: Prediction) -> None:
         """Add one row."""
@@ -145,22 +156,30 @@ class PredictionFile:
             value: Any = (
                 {"error": found.error} if found.error else found.choices[0] if self._topk == 1 else found.choices
             )
-            self._stream.write(f"{self._separator} {json.dumps(found.path)}: {json.dumps(value)}")
+            self._put(f"{self._separator} {json.dumps(found.path)}: {json.dumps(value)}")
             self._separator = ",\n"
         elif self._form == "jsonl":
-            self._stream.write(json.dumps(self._row(found)) + "\n")
+            self._put(json.dumps(self._row(found)) + "\n")
         else:
             cells = [
                 cell
                 for choice, probability in zip(found.choices, found.probabilities, strict=True)
                 for cell in (choice, self._classes[choice], f"{probability:.6f}")
             ]
-            self._csv.writerow([found.path, *cells, *[""] * (3 * self._topk - len(cells)), found.error or ""])
+            self._put_cells([found.path, *cells, *[""] * (3 * self._topk - len(cells)), found.error or ""])
+
+    def _put(self, text: str) -> None:
+        with _told(self._path):
+            self._stream.write(text)
+
+    def _put_cells(self, cells: Sequence[object]) -> None:
+        with _told(self._path):
+            csv.writer(self._stream, lineterminator="\n").writerow(cells)
 
     def finish(self) -> None:
         """End the file."""
         if self._form == "json":
-            self._stream.write("\n}\n" if self._separator == ",\n" else "{}\n")
+            self._put("\n}\n" if self._separator == ",\n" else "{}\n")
 
     def _row(self, found: Prediction) -> dict[str, Any]:
         if found.error:
@@ -182,18 +201,28 @@ def _read(path: str, preprocess: Preprocess) -> torch.Tensor | str:
         return error.strerror or str(error)
 
 
-def _walk(folder: Path) -> Iterator[str]:
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+def _walk(folder: Path, inside: tuple[Path, ...]) -> Iterator[str]:
+    here = folder.resolve()
+    if here in inside:
+        raise DataError(f"{printable(folder)}: is a link to a folder that contains it; remove the link")
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{printable(folder)}: cannot be read ({error.strerror})") from error
+    for entry in entries:
         if is_hidden(entry.name):
             continue
         if entry.is_dir():
-            yield from _walk(Path(entry.path))
+            yield from _walk(Path(entry.path), (*inside, here))
         elif is_image(entry.name):
             yield entry.path
 
 
 def _lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            if text := line.strip():
-                yield text
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape") as lines:
+            for line in lines:
+                if text := line.strip():
+                    yield text
+    except OSError as error:
+        raise DataError(f"{printable(path)}: cannot be read ({error.strerror})") from error

@@ -14,11 +14,11 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from vitrail.checkpoint import write_whole
-from vitrail.errors import CheckpointError, ConfigError
+from vitrail.errors import CheckpointError, ConfigError, command
 
 
 def create_run(root: Path, name: str | None, default_name: str) -> Path:
-    """Create the folder of a new run; never one that exists.
+    """Create the folder of a new run, never one that exists, with the folder last/ in it.
 
     Raises:
         ConfigError: The asked name is taken, or the folder cannot be created.
@@ -27,6 +27,7 @@ def create_run(root: Path, name: str | None, default_name: str) -> Path:
         if name is not None:
             folder = root / name
             folder.mkdir(parents=True)
+            (folder / "last").mkdir()
             return folder
         root.mkdir(parents=True, exist_ok=True)
         number = 1
@@ -37,6 +38,7 @@ def create_run(root: Path, name: str | None, default_name: str) -> Path:
             except FileExistsError:
                 number += 1
             else:
+                (folder / "last").mkdir()
                 return folder
     except FileExistsError as error:
         raise ConfigError(
@@ -51,7 +53,15 @@ def create_run(root: Path, name: str | None, default_name: str) -> Path:
 
 
 class RunLog:
-    """Rows of numbers, one an epoch: metrics.jsonl always, and TensorBoard events."""
+    """Rows of numbers, one an epoch: metrics.jsonl always, and TensorBoard events.
+
+    Args:
+        folder: Of the run.
+        rows: Those of the epochs before a resume.
+
+    Raises:
+        CheckpointError: The files cannot be written.
+    """
 
     def __init__(self, folder: Path, rows: Sequence[Mapping[str, Any]] = ()) -> None:
         # protobuf and tensorboard warn about their own deprecations on import
@@ -60,10 +70,13 @@ class RunLog:
             from torch.utils.tensorboard import SummaryWriter
         # after a resume the events of the epochs that are run again must not stay beside the new ones
         purge = int(rows[-1]["epoch"]) + 1 if rows else None
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
-        self._file = (folder / "metrics.jsonl").open("w", encoding="utf-8")
-        for row in rows:
-            self._write(row)
+        path = folder / "metrics.jsonl"
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        try:
+            self._file = path.open("a", encoding="utf-8")
+            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+        except OSError as error:
+            raise CheckpointError(f"{folder}: cannot be written ({error.strerror})") from error
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Add the numbers of one epoch.
@@ -72,25 +85,25 @@ class RunLog:
             CheckpointError: They could not be written.
         """
         try:
-            self._write(row)
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
             for name, value in row.items():
                 if isinstance(value, int | float) and name != "epoch":
                     self._events.add_scalar(name, value, row["epoch"])
             self._events.flush()
         except OSError as error:
             raise CheckpointError(
-                f"{self._file.name}: cannot be written ({error.strerror}); free space, then go on with "
-                f"vitrail train --resume {Path(self._file.name).parent}"
+                f"{self._file.name}: cannot be written ({error.strerror}); free space, then go on with: "
+                + command("train", "--resume", Path(self._file.name).parent)
             ) from error
 
     def close(self) -> None:
         """Finish the files."""
-        self._file.close()
-        self._events.close()
-
-    def _write(self, row: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        # what could not be written was told by `add`; closing tries, and fails, once more
+        with contextlib.suppress(OSError):
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self._events.close()
 
 
 def read_rows(folder: Path, last_epoch: int) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -23,9 +23,9 @@ from vitrail.checkpoint import Record, load_state, model_options, provenance, sa
 from vitrail.config import TrainConfig, to_dict, to_yaml
 from vitrail.data import Batch, BatchSampler, build_eval_loader, build_train_loader, open_data
 from vitrail.display import Display, Quiet
-from vitrail.engine import gather_texts, processes, sum_over_processes
-from vitrail.errors import ConfigError, Interrupted, TrainingError
-from vitrail.evaluate import count
+from vitrail.engine import gather_texts, processes, share, sum_over_processes
+from vitrail.errors import CheckpointError, ConfigError, Interrupted, TrainingError, command
+from vitrail.evaluate import check_classes, count
 from vitrail.models import canonical_name, create_model, find_variant
 from vitrail.models.registry import VisionModel
 from vitrail.optim import build_optimizer, set_learning_rate
@@ -75,14 +75,15 @@ def train(
         torch.manual_seed(settings.seed)
 
         # Data
-        data = open_data(
-            config.data.name,
-            config.data.root,
-            train_split=config.data.train_split,
-            val_split=config.data.val_split,
-            val_fraction=config.data.val_fraction,
-            download=config.data.download,
-        )
+        with accelerator.local_main_process_first():  # which downloads for all
+            data = open_data(
+                config.data.name,
+                config.data.root,
+                train_split=config.data.train_split,
+                val_split=config.data.val_split,
+                val_fraction=config.data.val_fraction,
+                download=config.data.download,
+            )
         for note in data.notes:
             display.note(note)
         model_name = canonical_name(config.model.name)
@@ -103,8 +104,8 @@ def train(
             seed=settings.seed, workers=config.data.workers, bad_files=config.data.bad_files, pin_memory=pinned,
         )  # fmt: skip
         val_loader = build_eval_loader(
-            data.val, preprocess, batch_size=max(settings.batch_size // world, 1), rank=rank, world=world,
-            workers=config.data.workers, pin_memory=pinned,
+            data.val, preprocess, batch_size=settings.batch_size // (world * settings.accumulate), rank=rank,
+            world=world, workers=config.data.workers, bad_files=config.data.bad_files, pin_memory=pinned,
         )  # fmt: skip
 
         # Model and optimizer
@@ -114,6 +115,12 @@ def train(
         model.set_grad_checkpointing(settings.grad_checkpointing)
         ema = ModelEmaV3(model, decay=config.ema.decay) if config.ema.decay else None
         evaluated = ema.module if ema else model
+        total_epochs, steps = settings.epochs + config.schedule.cooldown_epochs, sampler.steps
+        if config.ema.decay and (share_left := config.ema.decay ** (total_epochs * steps)) > 0.01:
+            display.warn(
+                f"ema.decay {config.ema.decay} is slow for {total_epochs * steps:,} updates: {share_left:.0%} of the "
+                "weights that are evaluated and saved will be the initial ones; lower it, or set ema.decay=null"
+            )
         if settings.compile:
             display.note("compiling the model; the first updates take a minute or more")
             model.compile()
@@ -127,6 +134,9 @@ def train(
         first_epoch, best, rows, bad_files = 0, {}, [], set()
         if resume is not None:
             state = load_state(resume / "last" / "state.pt")
+            check_classes(state["classes"], data.classes, resume)
+            if state["options"] != model_options(model):
+                raise CheckpointError(f"{resume / 'config.yaml'}: was changed, and no longer describes the run's model")
             first_epoch, best, bad_files = state["epoch"], state["best"], {(a, b) for a, b in state["bad_files"]}
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
@@ -136,25 +146,25 @@ def train(
                 accelerator.scaler.load_state_dict(state["scaler"])
             rows = read_rows(resume, first_epoch)
         spent = rows[-1]["elapsed_s"] if rows else 0.0
-        folder = Path(config.output.root)
         log = None
+        if main and resume is None:
+            folder = create_run(Path(config.output.root).expanduser(), config.output.name, name)
+            write_whole(folder / "config.yaml", to_yaml(config, f"Settings of the run {folder.name}.").encode())
+        else:
+            folder = resume
+        folder = share(accelerator, folder)
         if main:
-            folder = resume or create_run(folder, config.output.name, name)
-            if resume is None:
-                write_whole(folder / "config.yaml", to_yaml(config, f"Settings of the run {folder.name}.").encode())
-                (folder / "last").mkdir()
             log = open_files.enter_context(closing(RunLog(folder, rows)))
 
         # Loop
-        steps = sampler.steps
-        total_epochs = settings.epochs + config.schedule.cooldown_epochs
         rate = build_schedule(config, steps)
         display.begin("train", total_epochs * steps, first_epoch * steps)
         with resumable(folder):
             for epoch in range(first_epoch, total_epochs):
                 sampler.epoch = epoch
                 batches = iter(loader)
-                sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, right answers, images
+                sums = torch.zeros(3, dtype=sum_dtype(device), device=device)  # loss, right answers, images
+                unread = set()
                 epoch_started = window_started = time.perf_counter()
                 window_step, lr = 0, 0.0
                 wrapped.train()
@@ -164,9 +174,7 @@ def train(
                     # keyed like every draw of an image, so a resumed run draws the same drop paths and dropouts
                     torch.manual_seed(sample_key(settings.seed, epoch, step, 1 + rank))
                     parts = [next(batches) for _ in range(settings.accumulate)]
-                    for bad in {bad for part in parts for bad in part.bad} - bad_files:
-                        bad_files.add(bad)
-                        display.warn(f"{bad[0]}: {bad[1]}; left out of its batch")
+                    unread.update(bad for part in parts for bad in part.bad)
                     keys = [
                         sample_key(settings.seed, epoch, step, -(number * world + rank) - 1)
                         for number in range(len(parts))
@@ -180,11 +188,8 @@ def train(
                         loss, right, images = sums.tolist()
                         loss, top1 = loss / max(images, 1), 100 * right / max(images, 1)
                         if not math.isfinite(loss):
-                            good = f"{folder / 'last' / 'state.pt'} (epoch {epoch})" if epoch else "none"
-                            raise TrainingError(
-                                f"loss became {loss} between updates {epoch * steps + window_step + 1} and "
-                                f"{epoch * steps + step + 1}; last good checkpoint: {good}; lower optim.lr, or set "
-                                "optim.clip_norm=1 or train.precision=float32"
+                            raise diverged(
+                                f"loss became {loss}", epoch * steps + window_step, epoch * steps + step, folder, epoch
                             )
                         now = time.perf_counter()
                         speed = (step + 1 - window_step) * settings.batch_size / (now - window_started)
@@ -199,21 +204,29 @@ def train(
                     display.advance()
                 trained_s = time.perf_counter() - epoch_started
                 loss, right, images = sum_over_processes(accelerator, sums)[0].tolist()
+                if not images:
+                    name, reason = min(unread)
+                    raise TrainingError(f"no training image could be read; one is {name} ({reason})")
+                if not all(bool(weights.isfinite().all()) for weights in model.parameters()):
+                    raise diverged("weights became infinite", epoch * steps, (epoch + 1) * steps - 1, folder, epoch)
                 row = {
                     "epoch": epoch + 1,
                     "updates": (epoch + 1) * steps,
                     "lr": lr,
-                    "train_loss": loss / max(images, 1),
-                    "train_top1": 100 * right / max(images, 1),
+                    "train_loss": loss / images,
+                    "train_top1": 100 * right / images,
                     "images_per_s": round(steps * settings.batch_size / trained_s, 1),
                     "seconds": round(trained_s, 3),
                 }
                 if due(epoch, settings.eval_every, total_epochs):
-                    found, unread = count(evaluated, val_loader, preprocess, accelerator, settings.precision, Quiet())
-                    bad_files.update(unread)
+                    found, bad = count(evaluated, val_loader, preprocess, accelerator, settings.precision, Quiet())
+                    unread.update(bad)
                     row |= {"val_loss": found.loss, "val_top1": found.top1, "val_top5": found.top5, "val_n": found.n}
                     for warning in found.warnings if epoch + 1 == total_epochs else ():
                         display.warn(warning)
+                for bad in sorted(set(gather_texts(accelerator, sorted(unread))) - bad_files):
+                    display.warn(f"{bad[0]}: {bad[1]}; left out")
+                    bad_files.add(bad)
                 row["n_bad"] = len(bad_files)
                 row["elapsed_s"] = round(spent + time.perf_counter() - started, 1)
                 display.row(row)
@@ -234,6 +247,8 @@ def train(
                         "epoch": epoch + 1,
                         "best": best,
                         "bad_files": sorted(bad_files),
+                        "classes": data.classes,
+                        "options": model_options(model),
                         "model": model.state_dict(),
                         "optimizer": optimizer.state_dict(),
                         "ema": ema.module.state_dict() if ema else None,
@@ -241,17 +256,13 @@ def train(
                     }
                     save_state(folder / "last" / "state.pt", state)
         display.end()
-        unread = gather_texts(accelerator, sorted(bad_files))
-        if log is not None:
+        example = ""
+        if main:
             plot_curves(rows, folder / "curves.png", f"{folder.name}: {model_name}, {len(data.train):,} images")
-        return TrainResult(
-            folder,
-            tuple(rows),
-            best,
-            time.perf_counter() - started,
-            tuple(sorted(set(unread))),
-            data.val.example(folder) if main else "",
-        )
+            with suppress(OSError):  # the run is done and saved; without an example, the last line names none
+                example = data.val.example(folder)
+        seconds = time.perf_counter() - started
+        return TrainResult(folder, tuple(rows), best, seconds, tuple(sorted(bad_files)), example)
 
 
 def train_step(
@@ -266,22 +277,24 @@ def train_step(
 ) -> Tensor:
     """Make one update from the parts of a batch, and return (summed loss, right answers, images) of this process.
 
-    Every image weighs 1 / batch_size, so an unreadable one changes the weight of no other. `keys` seed the mixing of
-    each part.
+    Every image weighs 1 / batch_size, so an unreadable one changes the weight of no other. For a part without any, a
+    black image of no weight is passed through: other processes wait for its gradients. `keys` seed the mixing.
     """
     device = accelerator.device
     local_batch = config.train.batch_size // accelerator.num_processes
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    sums = torch.zeros(3, dtype=sum_dtype(device), device=device)
     for number, (part, key) in enumerate(zip(parts, keys, strict=True)):
-        if not len(part.labels):
-            raise TrainingError(f"no image of a batch could be read; the first is {part.bad[0][0]} ({part.bad[0][1]})")
-        images, targets = prepare(part, config, preprocess, num_classes, key, device)
+        if len(part.labels):
+            images, targets = prepare(part, config, preprocess, num_classes, key, device)
+        else:
+            images = torch.zeros(1, 3, *preprocess.size, device=device)
+            targets = torch.zeros(1, num_classes, device=device)
         with nullcontext() if number == len(parts) - 1 else accelerator.no_sync(model):
             logits = model(images).float()
             loss = cross_entropy(logits, targets, reduction="sum")
             accelerator.backward(loss / local_batch)
-        right = (logits.argmax(1) == targets.argmax(1)).sum()
-        sums += torch.stack([loss.detach().double(), right.double(), torch.full_like(right, len(images)).double()])
+        right = (logits.argmax(1) == targets.argmax(1))[: len(part.labels)].sum()
+        sums += torch.stack([loss.detach(), right, torch.full_like(right, len(part.labels))]).to(sums.dtype)
     if config.optim.clip_norm is not None:
         accelerator.clip_grad_norm_(model.parameters(), config.optim.clip_norm)
     optimizer.step()
@@ -368,10 +381,24 @@ def resumable(folder: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if (folder / "last" / "state.pt").exists():
-            advice = f"go on from its last whole epoch with: vitrail train --resume {folder}"
+            advice = f"go on from its last whole epoch with: {command('train', '--resume', folder)}"
         else:
             advice = "no epoch was whole, so there is nothing to go on from"
         raise Interrupted(f"stopped; {advice}") from None
+
+
+def diverged(what: str, first: int, last: int, folder: Path, epoch: int) -> TrainingError:
+    """Say between which updates, counted from 0, a run went wrong, and what is left after `epoch` whole epochs."""
+    good = f"{folder / 'last' / 'state.pt'} (epoch {epoch})" if epoch else "none"
+    return TrainingError(
+        f"{what} between updates {first + 1} and {last + 1}; last good checkpoint: {good}; lower optim.lr, or set "
+        "optim.clip_norm=1 or train.precision=float32"
+    )
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """Return float64, or what there is on Apple's GPUs."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def due(number: int, every: int, total: int) -> bool:
@@ -383,7 +410,11 @@ def keep_older(folder: Path, keep: int) -> None:
     """Copy best.safetensors to best-2.safetensors, and what was that to best-3, so that `keep` files stay in all."""
     best, older = folder / "best.safetensors", [folder / f"best-{number}.safetensors" for number in range(2, keep + 1)]
     if older and best.exists():
-        for newer, old in reversed(list(pairwise(older))):
-            if newer.exists():
-                newer.replace(old)
-        write_whole(older[0], best.read_bytes())
+        try:
+            for newer, old in reversed(list(pairwise(older))):
+                if newer.exists():
+                    newer.replace(old)
+            data = best.read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{folder}: its best weights cannot be moved ({error.strerror})") from error
+        write_whole(older[0], data)

@@ -10,18 +10,21 @@ Shapes
     token that enters a T2T layer, t = 64 channels that leave it, m = 32 random features, d channels of the backbone,
     k classes
 
-Reproduced on purpose
-    The T2T transformer scales its attention by the width of its input, 147 or 576, not by the 64 channels attended.
-    The performer projects to keys, queries, values in that order, with a bias; its residual is on the values, not on
-    the input; its random features are drawn once, frozen and stored in the file; its dropout of 0.1 is always on in
-    training. Inside the T2T module there is no drop path. Positions are a frozen sinusoid over the raster order.
-
-Differences from the official code
-    Performer features are computed in float32 with the maximum subtracted, so float16 and bfloat16 cannot overflow;
-    the result is that of the published formula, its epsilon of 1e-8 included.
-    Neighbourhoods are strided views instead of nn.Unfold; attention is PyTorch's fused one, of linear memory.
-    Images may be of any size, square or not, in multiples of 16; another size than the built one is an error.
-    `qk_scale`, which only `pretrained=True` set and no training used, does not exist.
+Differences from the official code: kept oddities first, then what is otherwise here
+    Kept: the T2T transformer scales its attention by the width of its input, 147 or 576, not by the 64 attended.
+    Kept: the performer projects to keys, queries, values in that order, with a bias.
+    Kept: the performer's residual is on the values, not on its input.
+    Kept: the performer's random features are drawn once, frozen and stored in the file.
+    Kept: the performer's dropout of 0.1 is always on in training.
+    Kept: there is no drop path inside the T2T module.
+    Kept: positions are a frozen sinusoid over the raster order.
+    Changed: performer features are float32 with the maximum subtracted, safe in half precision; same formula.
+    Changed: neighbourhoods are strided views instead of nn.Unfold; attention is fused, of linear memory.
+    Changed: images of any size in multiples of 16, square or not; another size than the built one is an error.
+    Changed: `reset_classifier` works for every variant, and names are those of the models that exist.
+    Left out: `qk_scale`, which only `pretrained=True` set and no published training used.
+    Left out: `resize_pos_embed`, which never ran as shipped; the sinusoid is made for the size asked.
+    Left out: the incomplete "convolution" tokens, and the dense, SE and ghost studies.
 """
 
 from __future__ import annotations

@@ -9,18 +9,19 @@ Shapes
     b images, c image channels, h and w pixels, n patches, s = n + 1 tokens (class token first), bn = b * n sentences,
     p words of a sentence, e channels of a word, d channels of a sentence, k classes
 
-Reproduced on purpose
-    One drop-path module serves all four residuals of a block, and the inner ones drop sentences, not images.
-    The stem convolution keeps PyTorch's default initialisation.
-    `outer_tokens`, a frozen parameter that nothing reads, is kept so that files and counts agree.
-    The stem cuts patches first and convolves each alone (`stem="patch"`), so 7 of 16 words see zero padding where the
-    neighbouring patch would be. `stem="image"` convolves the whole image, as the first release did.
-    `tnt_s_legacy_patch16_224` is that first release: whole-image stem, and a norm over each word before the fold.
-
-Differences from the official code
-    No in-place write into the tokens; patches are cut by a reshape instead of nn.Unfold; attention is fused.
-    Images may be of any size, square or not, that the patch size divides; another size than the built one is an error.
-    `tnt_ti_patch16_224` is in the paper but not in the code.
+Differences from the official code: kept oddities first, then what is otherwise here
+    Kept: one drop-path module serves all four residuals of a block, and the inner ones drop sentences, not images.
+    Kept: the stem convolution has PyTorch's default initialisation.
+    Kept: `outer_tokens`, a frozen parameter that nothing reads, so that files and counts agree.
+    Kept: the stem cuts patches and convolves each alone (`stem="patch"`), so 7 of 16 words see zeros at the border.
+    Kept: `stem="image"` convolves the whole image, as the first release did.
+    Kept: `tnt_s_legacy_patch16_224` is that first release, with a norm over each word before the fold.
+    Kept: neither positions nor the head are resized when weights are loaded.
+    Changed: tokens are joined, not written in place; patches are cut by a reshape, not nn.Unfold; attention is fused.
+    Changed: images of any size that the patch size divides, square or not; another size than the built one is an error.
+    Changed: weights must fit exactly; the official evaluation loads with strict=False.
+    Left out: the squeeze-and-excitation branch and `_conv_filter`, which no model uses.
+    Added: `tnt_ti_patch16_224`, which is in the paper but not in the code.
 """
 
 from __future__ import annotations

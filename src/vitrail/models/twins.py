@@ -9,15 +9,18 @@ Shapes
     b images, c channels of a map, h and w its pixels, n tokens, d channels of a token, r tokens of the reduced map,
     g window side, k classes
 
-Reproduced on purpose
-    Norms of blocks and the last one use eps 1e-6; those of patch embeddings and of the reduced map 1e-5.
-    The position encoding acts once a stage, after its first block, and is exempt from weight decay.
-    The last stage, of reduction 1, attends to all tokens without a reducing convolution or norm.
-
-Differences from the official code
-    Images of any size from 32 pixels up: maps are padded with zeros at the right and the bottom to whole windows, and
-    padding is attended as timm does; patch embedding and reduction drop the rows and columns left over.
-    The head can be replaced and drop path changed; attention is PyTorch's fused one.
+Differences from the official code: kept oddities first, then what is otherwise here
+    Kept: norms of blocks and the last one use eps 1e-6, those of patch embeddings and of the reduced map 1e-5.
+    Kept: the position encoding acts once a stage, after its first block, and does not decay.
+    Kept: the last stage, of reduction 1, attends to all tokens without a reducing convolution or norm.
+    Changed: images of any size from 32 pixels up; maps are padded right and bottom with zeros to whole windows.
+    Changed: that padding is attended, as timm does; patch embedding and reduction drop rows and columns left over.
+    Changed: the head can be replaced; the official `reset_classifier` fails.
+    Changed: the drop-path rate is given at creation alone; the official `reset_drop_path` has no effect on many blocks.
+    Changed: SVT does not build and throw away a PCPVT first, so the same seed draws other initial weights.
+    Changed: multiply-adds are counted with the attention products, which the published figures leave out.
+    Changed: PCPVT is what the official file calls CPVTV2; its class PCPVT is not the published model.
+    Changed: `no_weight_decay` is read here; the official `PosCNN.no_weight_decay` is never called.
 """
 
 from __future__ import annotations
