@@ -34,6 +34,7 @@ from timm.data.transforms_factory import create_transform
 
 from vitrail.augment import erase
 from vitrail.data import Batch, BatchSampler, Source, build_train_loader, open_split
+from vitrail.engine import keep_freed_memory
 from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.transforms import DECODER, TrainView, decode, normalise, sample_key
 
@@ -46,6 +47,7 @@ def main(images: Path | None = None, rounds: int = 7) -> None:
     """Measure, and write a page beside this file."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    keep_freed_memory()  # timm's loader gains by it too
     with tempfile.TemporaryDirectory() as scratch:
         folder, where = unpack(images or (SAMPLE if SAMPLE.exists() else None), Path(scratch))
         source, _ = open_split(None, folder, "all")

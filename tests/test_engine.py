@@ -1,5 +1,9 @@
 """Devices, processes and precision; what many processes do is tested where it is used (train, evaluate)."""
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -38,6 +42,26 @@ def test_matrix_products_run_in_the_asked_precision() -> None:
     for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         with autocast(torch.device("cpu"), precision):
             assert (a @ a).dtype is dtype
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the switch")
+def test_a_large_block_is_not_given_back_to_the_system() -> None:
+    program = """
+import resource, torch
+from vitrail.engine import processes
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(20_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+default = faults()
+with processes("float32", "cpu"):
+    torch.ones(20_000_000)
+    print(default, faults())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    default, kept = map(int, done.stdout.split())
+    assert kept < default / 10
 
 
 def test_cpu_is_taken_when_asked() -> None:
