@@ -35,7 +35,7 @@ def main(recipe: str, *runs: Path) -> None:
         changed = [
             f"{k}={json.dumps(v)}" for k, v in flat(config).items() if v != plain[k] and k not in NOT_OF_THE_RESULT
         ]
-        commands.append(f"run {number}: `vitrail train {recipe} {shlex.join(changed)}`".replace(" `", "`"))
+        commands.append(f"run {number}: `{shlex.join(['vitrail', 'train', recipe, *changed])}`")
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         best, last = read_record(run / "best.safetensors").metrics, rows[-1]
         assert last["epoch"] == config.train.epochs + config.schedule.cooldown_epochs, f"{run} is not finished"

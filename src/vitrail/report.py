@@ -150,20 +150,13 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> No
             axes.legend(frameon=False, labelcolor="linecolor")
             axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
             axes.set_axisbelow(True)
-        if evaluated:
-            best = max(evaluated, key=lambda row: row["val_top1"])
+        best = max(evaluated, key=lambda row: row["val_top1"], default=None)
+        if best:
             top1.plot(best["epoch"], best["val_top1"], "o", color=blue)
-            top1.annotate(
-                f"best {best['val_top1']:.2f} %",
-                (best["epoch"], best["val_top1"]),
-                xytext=(-4, -14),
-                textcoords="offset points",
-                ha="right",
-                color=blue,
-            )
         rate.plot([row["epoch"] for row in rows], [row["lr"] for row in rows], color=orange, marker=marker)
-        rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-        for axes, name in ((loss, "loss"), (top1, "top-1 accuracy, %"), (rate, "learning rate")):
+        rate.yaxis.set_major_formatter("{x:g}")
+        reached = f": best {best['val_top1']:.2f} in epoch {best['epoch']}" if best else ""
+        for axes, name in ((loss, "loss"), (top1, f"top-1 accuracy, %{reached}"), (rate, "learning rate")):
             axes.set_title(name, loc="left")
             axes.set_xlabel("epoch")
             axes.xaxis.get_major_locator().set_params(integer=True)
