@@ -18,6 +18,7 @@ from side_by_side import publish
 from vitrail.checkpoint import read_record
 from vitrail.config import TrainConfig, find_recipe, flat, read_yaml, resolve
 from vitrail.models import create_model
+from vitrail.report import read_rows
 
 NOT_OF_THE_RESULT = {"data.root", "output.root", "output.name"}
 
@@ -26,8 +27,8 @@ def main(recipe: str, *runs: Path) -> None:
     """Publish the runs of a recipe on one page beside this file, with the curves of the first."""
     plain = flat(resolve(TrainConfig, [read_yaml(find_recipe(recipe)[1])]).config)
     table = [
-        "| run | images | best top-1, % | at epoch | last top-1, % | last top-5, % | minutes |",
-        "|-|-:|-:|-:|-:|-:|-:|",
+        "| run | epochs | images | best top-1, % | at epoch | last top-1, % | last top-5, % | minutes |",
+        "|-|-:|-:|-:|-:|-:|-:|-:|",
     ]
     commands = []
     for number, run in enumerate(runs, 1):
@@ -36,15 +37,13 @@ def main(recipe: str, *runs: Path) -> None:
             f"{k}={json.dumps(v)}" for k, v in flat(config).items() if v != plain[k] and k not in NOT_OF_THE_RESULT
         ]
         commands.append(f"run {number}: `{shlex.join(['vitrail', 'train', recipe, *changed])}`")
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        best, last = read_record(run / "best.safetensors").metrics, rows[-1]
-        assert last["epoch"] == config.train.epochs + config.schedule.cooldown_epochs, f"{run} is not finished"
+        last = read_rows(run, config.train.epochs + config.schedule.cooldown_epochs)[-1]  # all, or an error
+        best = read_record(run / "best.safetensors").metrics
         table.append(
-            f"| {number} | {last['val_n']:,} | {best['val_top1']:.2f} | {best['epoch']} | {last['val_top1']:.2f} "
-            f"| {last['val_top5']:.2f} | {last['elapsed_s'] / 60:.1f} |"
+            f"| {number} | {last['epoch']} | {last['val_n']:,} | {best['val_top1']:.2f} | {best['epoch']} "
+            f"| {last['val_top1']:.2f} | {last['val_top5']:.2f} | {last['elapsed_s'] / 60:.1f} |"
         )
     record = read_record(runs[0] / "best.safetensors")
-    epochs = json.loads((runs[0] / "metrics.jsonl").read_text().splitlines()[-1])["epoch"]
     with torch.device("meta"):
         model = create_model(record.model, **record.options)
     params = sum(parameter.numel() for parameter in model.parameters())
@@ -52,7 +51,7 @@ def main(recipe: str, *runs: Path) -> None:
     shutil.copyfile(runs[0] / "curves.png", picture)
     notes = [
         *commands,
-        f"{record.model} with the recipe's options: {params / 1e6:.2f} M parameters, {epochs} epochs",
+        f"{record.model} with the recipe's options: {params / 1e6:.2f} M parameters",
         "minutes are of the whole run, evaluation each epoch included; the best epoch is chosen by these same images",
     ]
     publish(recipe, f"Recipe {recipe}", notes, [*table, "", f"![curves of run 1]({picture.name})"])

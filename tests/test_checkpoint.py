@@ -7,13 +7,12 @@ import itertools
 import json
 import os
 import random
-import resource
 import signal
 import struct
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ from vitrail.models import FAMILIES, create_model, find_variant
 from vitrail.models.registry import VisionModel
 from vitrail.transforms import Preprocess
 
+LargestFile = Callable[[int], AbstractContextManager[None]]
 CLASSES = ("tench", "goldfish, Carassius auratus", "größer", "猫", "e", "f", "")
 
 
@@ -428,18 +428,7 @@ def test_missing_and_damaged_states_are_refused(tmp_path: Path) -> None:
             load_state(path)
 
 
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Make the system refuse to write beyond `size` bytes of a file, as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_full_disk_leaves_the_old_file_and_no_other(weights: Path) -> None:
+def test_full_disk_leaves_the_old_file_and_no_other(weights: Path, largest_file: LargestFile) -> None:
     old = weights.read_bytes()
     model = tiny("tnt_s_patch16_224", seed=1)
     with largest_file(100_000), pytest.raises(CheckpointError) as caught:

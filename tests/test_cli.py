@@ -1,7 +1,8 @@
-import resource
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -117,15 +118,15 @@ def test_a_loss_that_is_not_finite_is_one_line(
 
 
 def test_a_disk_that_fills_while_saving_is_one_line_and_leaves_no_half_file(
-    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    image_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    largest_file: Callable[[int], AbstractContextManager[None]],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    try:
+    with largest_file(20_000):
         line = refused(capsys, "train", TINY, f"data.root={image_folder}", "train.epochs=2")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "best.safetensors: cannot be written (File too large); free space or choose another output.root" in line
     assert sorted(path.name for path in Path("runs/tiny").iterdir()) == [
         "config.yaml", "last", "metrics.jsonl", "tensorboard",

@@ -1,7 +1,8 @@
 """The files of a run: never overwritten, whole after a resume, and a picture that shows something."""
 
 import json
-import resource
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from PIL import Image
 
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.report import RunLog, create_run, plot_curves, read_rows
+
+LargestFile = Callable[[int], AbstractContextManager[None]]
 
 
 def row(epoch: int, **more: Any) -> dict[str, Any]:
@@ -107,28 +110,23 @@ def test_curves_of_a_run_that_was_not_evaluated_are_drawn(tmp_path: Path) -> Non
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
-def test_a_full_disk_is_told_with_the_way_on(tmp_path: Path) -> None:
+def test_a_full_disk_is_told_with_the_way_on(tmp_path: Path, largest_file: LargestFile) -> None:
     log = RunLog(tmp_path)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
-    try:
+    with largest_file(10):
         with pytest.raises(CheckpointError, match=r"metrics\.jsonl: cannot be written \(File too large\); free space"):
             log.add(row(1))
         log.close()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_rows_survive_a_disk_that_fills_as_a_run_is_resumed(tmp_path: Path) -> None:
+def test_rows_survive_a_disk_that_fills_as_a_run_is_resumed(tmp_path: Path, largest_file: LargestFile) -> None:
     log = RunLog(tmp_path)
     for epoch in (1, 2, 3):
         log.add(row(epoch))
     log.close()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
-    try:
-        with pytest.raises(CheckpointError, match=r"metrics\.jsonl: cannot be written \(File too large\)"):
-            RunLog(tmp_path, read_rows(tmp_path, 2))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    rows = read_rows(tmp_path, 2)
+    with (
+        largest_file(10),
+        pytest.raises(CheckpointError, match=r"metrics\.jsonl: cannot be written \(File too large\)"),
+    ):
+        RunLog(tmp_path, rows)
     assert read_rows(tmp_path, 3) == [row(1), row(2), row(3)]

@@ -45,8 +45,7 @@ def processes(precision: Precision, device: Literal["auto", "cpu"]) -> Iterator[
 def keep_freed_memory() -> None:
     """Let the C library reuse the large blocks that torch frees, for this process.
 
-    glibc gives each back to the system and then pays for its pages anew: a tenth of a small model's training step, and
-    half of normalising a batch (benchmarks/loop.py and data.py, with and without).
+    glibc gives each back to the system and then pays for its pages anew, in every step and for every batch.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

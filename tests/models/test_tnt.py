@@ -10,6 +10,7 @@ import torch
 from timm.models.tnt import TNT as TimmTNT
 from torch import Tensor, nn
 from torch.testing import assert_close
+from weights import randomised
 
 from vitrail.models import create_model
 from vitrail.models.layers import DropPath
@@ -31,14 +32,6 @@ TO_TIMM = (
     (r"outer_attn\.", "attn_out."),
     (r"outer_mlp\.", "mlp."),
 )
-
-
-def randomised(model: TNT) -> TNT:
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.eval()
 
 
 def timm_twin(model: TNT) -> nn.Module:

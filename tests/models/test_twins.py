@@ -11,6 +11,7 @@ import torch
 from timm.models.twins import Twins as TimmTwins
 from torch import Tensor, nn
 from torch.testing import assert_close
+from weights import randomised
 
 from vitrail.models import create_model
 from vitrail.models.twins import PositionEncoding, ReducedAttention, Twins, TwinsConfig, WindowAttention
@@ -19,14 +20,6 @@ SVT = TwinsConfig(
     image_size=224, embed_dims=(16, 32, 48, 64), depths=(2, 2, 2, 2), num_heads=(1, 2, 3, 4), num_classes=7
 )
 PCPVT = replace(SVT, window_size=None, mlp_ratios=(8.0, 8.0, 4.0, 4.0))
-
-
-def randomised(model: Twins) -> Twins:
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.eval()
 
 
 def timm_twin(model: Twins) -> nn.Module:
