@@ -34,8 +34,12 @@ def main(recipe: str, *runs: Path) -> None:
     for number, run in enumerate(runs, 1):
         config = resolve(TrainConfig, [read_yaml(run / "config.yaml")]).config
         changed = [
-            f"{k}={json.dumps(v)}" for k, v in flat(config).items() if v != plain[k] and k not in NOT_OF_THE_RESULT
+            f"{k}={v if isinstance(v, str) else json.dumps(v)}"
+            for k, v in flat(config).items()
+            if v != plain[k] and k not in NOT_OF_THE_RESULT
         ]
+        if config.data.root is not None:
+            changed.append("data.root=FOLDER")
         commands.append(f"run {number}: `{shlex.join(['vitrail', 'train', recipe, *changed])}`")
         last = read_rows(run, config.train.epochs + config.schedule.cooldown_epochs)[-1]  # all, or an error
         best = read_record(run / "best.safetensors").metrics

@@ -411,7 +411,7 @@ def test_state_comes_back_as_it_was_saved(tmp_path: Path) -> None:
 def test_state_with_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
     made, path = tmp_path / "made", tmp_path / "state.pt"
     torch.save({"epoch": Payload(made)}, path)
-    with pytest.raises(CheckpointError, match=r"state\.pt: is damaged \(UnpicklingError\); start anew from"):
+    with pytest.raises(CheckpointError, match=r"state\.pt: is damaged \(UnpicklingError\); begin a new run"):
         load_state(path)
     assert not made.exists()
 
@@ -443,6 +443,22 @@ def test_full_disk_leaves_the_old_file_and_no_other(weights: Path, largest_file:
     with largest_file(100_000), pytest.raises(CheckpointError, match=r"\(File too large\); free space or choose"):
         save_state(new, {"model": model.state_dict()})
     assert list(weights.parent.iterdir()) == [weights]
+
+
+def test_links_are_followed_and_devices_are_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "target").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("target")
+    write_whole(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_bytes() == b"new"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_whole(tmp_path / "pipe", b"through")
+    assert os.read(reader, 99) == b"through"
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+    write_whole(Path("/dev/null"), b"away")
+    assert Path("/dev/null").is_char_device()
 
 
 def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

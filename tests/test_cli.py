@@ -76,6 +76,12 @@ def test_bad_input_to_train_is_one_line_and_writes_nothing(
         (["evaluate", "gone.safetensors", "nonsense"], "command line: 'nonsense' is not a setting"),
         (["predict", "gone.safetensors"], "predict needs images"),
         (["predict", "gone.safetensors", "a.jpg", "--topk", "0"], "--topk is 0; it must be at least 1"),
+        (["predict", "gone.safetensors", "a.jpg", "--topk", "2.5"], "--topk is '2.5'; it must be a whole number"),
+        (["predict", "gone.safetensors", "a.jpg", "--batch-size", "x"], "--batch-size is 'x'; it must be a whole"),
+        (["train", "x" * 5000], "File name too long; choose another path"),
+        (["evaluate", "x" * 5000], "File name too long; choose another path"),
+        (["evaluate", "gone.safetensors", "--json", "/"], "--json /: cannot be written; choose another file"),
+        (["train", "model.options.in_channels=1"], "model.options.in_channels: is not an option; images are read with"),
         (["predict", "gone.safetensors", "a.jpg", "preprocess.crop=7"], "preprocess.crop is 7.0"),
         (["predict", "gone.safetensors", "a.jpg", "--format", "xml"], "xml"),
         (["models", "resnet*"], "no model matches 'resnet*'"),
@@ -147,7 +153,7 @@ def test_numbers_are_not_computed_for_a_file_that_cannot_be_written(
     line = refused(
         capsys, "evaluate", tiny_checkpoint, f"data.root={image_folder}", "--json", tmp_path / "no" / "a.json"
     )
-    assert f"there is no folder {tmp_path / 'no'}; create it, or choose another" in line
+    assert f"there is no folder {tmp_path / 'no'}; create or choose another" in line
 
 
 def test_a_prediction_file_that_cannot_be_written_is_named(
@@ -243,3 +249,15 @@ def test_an_interrupted_run_says_how_to_go_on(image_folder: Path, tmp_path: Path
     assert process.returncode == 130
     assert "vitrail train --resume" in printed
     assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [["train", "{}/x.yaml"], ["train", "--resume", "{}/run"], ["evaluate", "{}/best.safetensors"]],
+    ids=" ".join,
+)
+def test_a_folder_that_may_not_be_entered_is_one_line(
+    tokens: list[str], unprivileged: Path, capsys: pytest.CaptureFixture
+) -> None:
+    line = refused(capsys, *(token.format(unprivileged) for token in tokens))
+    assert line.endswith("Permission denied; choose another path, or mend its permissions")

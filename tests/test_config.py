@@ -527,7 +527,7 @@ def test_unknown_recipe_names_the_closest_one_and_how_many_there_are() -> None:
 
 
 def test_folder_without_a_configuration_is_no_recipe(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown recipe"):
+    with pytest.raises(ConfigError, match=r"is a folder, not a recipe; to train on its images, write data\.root="):
         find_recipe(str(tmp_path))
 
 

@@ -181,7 +181,11 @@ def test_split_errors(folder, tmp_path):
 
 def test_roots_that_cannot_be_read(folder, tmp_path):
     assert message(tmp_path / "sett") == f"data.root {tmp_path}/sett: no such folder; did you mean 'set'?"
-    assert message(tmp_path / "zzz/sett") == f"data.root {tmp_path}/zzz/sett: no such folder"
+    assert (
+        message(tmp_path / "zzz/sett")
+        == f"data.root {tmp_path}/zzz/sett: no such folder; set it to the folder with your images"
+    )
+    assert message(tmp_path / "imagenet").endswith("no such folder; set it to the folder with your images")
     file = folder / "train/ant/0.jpg"
     assert (
         message(file)
@@ -190,6 +194,13 @@ def test_roots_that_cannot_be_read(folder, tmp_path):
     )
     long = tmp_path / ("x" * 300)
     assert message(long) == f"data.root {long}: cannot be read (File name too long)"
+
+
+def test_one_image_a_class_leaves_nothing_to_validate_on(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").touch()
+    assert "2 images of 2 classes are too few to hold some out for validation" in message(tmp_path)
 
 
 def test_a_folder_that_may_not_be_listed(unprivileged):
@@ -238,12 +249,12 @@ def test_splits_that_are_not_found_name_those_that_are(folder):
     (folder / "val").rename(folder / "valid")
     assert message(folder) == (
         f"data.root {folder}: has train/ but no val/, only valid; set data.val_split to one of them, or "
-        f"data.val_split=none "
+        f"data.val_split=null "
         "to hold out data.val_fraction of train/"
     )
     (folder / "valid").rename(folder / ".valid")
     assert message(folder) == (
-        f"data.root {folder}: has train/ but no val/; set data.val_split=none to hold out data.val_fraction of train/"
+        f"data.root {folder}: has train/ but no val/; set data.val_split=null to hold out data.val_fraction of train/"
     )
     (folder / ".valid").rename(folder / "val")
     (folder / "train").rename(folder / "Training")
@@ -265,7 +276,7 @@ def test_classes_must_agree(folder):
     assert message(folder) == (
         f"data.root {folder}: val/ has other classes than train/ (missing from val/: cat; only in val/: dog); "
         f"give both the "
-        "same class folders, or set data.val_split=none to hold out a part of the training images"
+        "same class folders, or set data.val_split=null to hold out a part of the training images"
     )
     (folder / "val/dog").rename(folder / "cat")
     assert "(missing from val/: cat);" in message(folder)

@@ -2,16 +2,17 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from vitrail.checkpoint import load_model
+from vitrail.checkpoint import load_model, read_record
 from vitrail.config import command_line
 from vitrail.display import Quiet
 from vitrail.errors import ConfigError, DataError
-from vitrail.evaluate import check_classes, evaluate
+from vitrail.evaluate import check_classes, evaluate, inherited_data
 
 
 class Notebook(Quiet):
@@ -113,3 +114,12 @@ def test_an_override_equal_to_what_is_stored_says_nothing(tiny_checkpoint: Path,
 def test_without_data_the_missing_setting_is_named(tiny_checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.root is not set"):
         evaluate(tiny_checkpoint, [command_line(["evaluate.device=cpu"])])
+
+
+def test_a_folder_that_was_moved_is_divided_as_in_training(tiny_checkpoint: Path, image_folder: Path) -> None:
+    stored = {"root": "/gone", "val_split": None, "val_fraction": 0.5, "train_split": "Train", "workers": 0}
+    record = replace(read_record(tiny_checkpoint), recipe={"data": stored})
+    (layer,) = inherited_data(record, [command_line(["data.root=/here"])])
+    assert layer.values["data"] == {"val_fraction": 0.5, "workers": 0}
+    (layer,) = inherited_data(record, [command_line(["data.root=/gone"])])
+    assert layer.values["data"] == {"val_fraction": 0.5, "workers": 0, "val_split": None, "train_split": "Train"}

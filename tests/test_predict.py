@@ -1,7 +1,10 @@
 import csv
 import json
 import os
+import subprocess
+import sys
 import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -158,3 +161,41 @@ def test_memory_does_not_grow_with_the_number_of_images(tiny_checkpoint: Path, i
 
     peak(16)
     assert peak(400) < peak(40) + 200_000
+
+
+def test_what_goes_to_a_file_gets_there_while_the_bar_is_on_the_terminal(
+    tiny_checkpoint: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    terminal, inner = os.openpty()
+    command = [
+        sys.executable,
+        "-m",
+        "vitrail",
+        "predict",
+        tiny_checkpoint,
+        image_folder,
+        "--output",
+        tmp_path / "p.json",
+    ]
+    with (tmp_path / "out.txt").open("w") as out:
+        process = subprocess.Popen([*map(str, command)], stdout=out, stderr=inner)
+        os.close(inner)
+        with suppress(OSError):  # the end of a terminal is an error
+            while os.read(terminal, 4096):
+                pass
+        assert process.wait() == 0
+    os.close(terminal)
+    assert len((tmp_path / "out.txt").read_text().splitlines()) == 36
+
+
+def test_predictions_go_through_a_device_and_a_link(tiny_checkpoint: Path, image_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.json").symlink_to("target.json")
+    assert run(tiny_checkpoint, image_folder, "--output", tmp_path / "link.json") == 0
+    assert len(json.loads((tmp_path / "target.json").read_text())) == 36
+    assert run(tiny_checkpoint, image_folder, "--output", "/dev/null") == 0
+    assert Path("/dev/null").is_char_device()
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a.jpg\nb.jpg\n", encoding="utf-8-sig")
+    assert list(find_images([str(tmp_path / "list.txt")])) == ["a.jpg", "b.jpg"]

@@ -306,3 +306,16 @@ def test_two_processes_make_the_updates_of_one(image_folder: Path) -> None:
         assert a["val_n"] == b["val_n"] == 12
         assert a["val_top1"] == b["val_top1"]
         assert math.isclose(a["train_loss"], b["train_loss"], rel_tol=1e-4)
+
+
+def test_a_name_with_dollars_is_no_formula(image_folder: Path) -> None:
+    result = run(image_folder, "train.epochs=1", "schedule.warmup_epochs=0", "output.name=q$x^$")
+    assert (result.folder / "curves.png").stat().st_size > 10_000
+
+
+def test_of_epochs_as_accurate_the_one_of_lower_loss_is_the_best(image_folder: Path) -> None:
+    result = run(image_folder, "train.epochs=14", "optim.lr=1e-2")
+    top1 = max(row["val_top1"] for row in result.rows)
+    accurate = [row for row in result.rows if row["val_top1"] == top1]
+    assert len(accurate) > 1
+    assert result.best == min(accurate, key=lambda row: row["val_loss"])

@@ -250,7 +250,7 @@ def load_state(path: Path) -> dict[str, Any]:
         ) from error
     except Exception as error:  # torch raises many kinds for a damaged archive
         raise CheckpointError(
-            f"{path}: is damaged ({type(error).__name__}); start anew from the run's best.safetensors"
+            f"{path}: is damaged ({type(error).__name__}); begin a new run with `vitrail train`"
         ) from error
 
 
@@ -267,13 +267,18 @@ def write_whole(path: Path, data: bytes | memoryview, advice: str = "free space 
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        target = path.resolve()  # of a link, the file it leads to
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        if target.is_char_device() or target.is_fifo():  # is written to, not replaced
+            target.write_bytes(data)
+            return
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        temporary.replace(target)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        kept = "; the file of that name is as it was" if path.exists() else ""
+        kept = "; the file of that name is as it was" if os.access(path, os.F_OK) else ""
         raise CheckpointError(f"{path}: cannot be written ({error.strerror}){kept}; {advice}") from error

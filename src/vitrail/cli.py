@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, Token
 
 from vitrail.errors import ConfigError, Interrupted, VitrailError, command
 
@@ -30,6 +30,14 @@ app = App(
 Settings = Annotated[
     str, Parameter(show_default=False, help="Settings as section.key=value; `vitrail config` lists all of them.")
 ]
+
+
+def _whole_number(_: type, tokens: Sequence[Token]) -> int:
+    """Read a number, where cyclopts would cut off what stands behind a point."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ConfigError(f"{tokens[0].keyword} is {tokens[0].value!r}; it must be a whole number") from None
 
 
 @app.command
@@ -85,8 +93,11 @@ def evaluate(
     from vitrail.config import command_line
 
     layer = command_line(settings)
-    if json_file is not None and not json_file.parent.is_dir():
-        raise ConfigError(f"--json {json_file}: there is no folder {json_file.parent}; create it, or choose another")
+    if json_file is not None:
+        if not json_file.parent.is_dir():
+            raise ConfigError(f"--json {json_file}: there is no folder {json_file.parent}; create or choose another")
+        if json_file.is_dir() or not os.access(json_file if json_file.exists() else json_file.parent, os.W_OK):
+            raise ConfigError(f"--json {json_file}: cannot be written; choose another file")
 
     from vitrail.checkpoint import write_whole
     from vitrail.evaluate import evaluate as run
@@ -133,8 +144,8 @@ def predict(
         Literal["json", "jsonl", "csv"],
         Parameter(help="json maps each path to its class; the others have names and probabilities."),
     ] = "json",
-    topk: Annotated[int, Parameter(help="Classes to give for each image.")] = 1,
-    batch_size: int = 32,
+    topk: Annotated[int, Parameter(converter=_whole_number, help="Classes to give for each image.")] = 1,
+    batch_size: Annotated[int, Parameter(converter=_whole_number)] = 32,
     device: Literal["auto", "cpu"] = "auto",
 ) -> int:
     """Classify images; the exit status is the number that could not be read (125 at most).
@@ -251,6 +262,10 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:  # `vitrail models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
+    except OSError as error:  # a path that may not be looked at, or is too long to be one
+        if debug or error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}; choose another path, or mend its permissions")
     sys.exit(status or 0)
 
 

@@ -230,7 +230,7 @@ def open_data(
         wrong += [f"only in {val_split}/: {_few(extra)}"] * bool(extra)
         raise DataError(
             f"data.root {root}: {val_split}/ has other classes than {train_split}/ ({'; '.join(wrong)}); give both the "
-            "same class folders, or set data.val_split=none to hold out a part of the training images"
+            "same class folders, or set data.val_split=null to hold out a part of the training images"
         )
     return Data(train, val)
 
@@ -323,7 +323,7 @@ def _find_splits(root: Path, train_split: str, val_split: str | None) -> tuple[P
         beside = f", only {_few(others)}; set data.val_split to one of them" if others else ""
         raise DataError(
             f"data.root {root}: has {train_split}/ but no {val_split}/{beside}{', or' if others else '; set'} "
-            f"data.val_split=none to hold out data.val_fraction of {train_split}/"
+            f"data.val_split=null to hold out data.val_fraction of {train_split}/"
         )
     return train, val
 
@@ -332,8 +332,11 @@ def _visible_folders(root: Path) -> list[str]:
     try:
         return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not is_hidden(entry.name))
     except FileNotFoundError:
-        near = closest(root.name, [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else [])
-        raise DataError(f"data.root {root}: no such folder{near}") from None
+        names = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
+        near = closest(root.name, names, alike=0.75)
+        raise DataError(
+            f"data.root {root}: no such folder{near or '; set it to the folder with your images'}"
+        ) from None
     except NotADirectoryError:
         raise DataError(
             f"data.root {root}: is a file; give a folder with train/<class>/ and val/<class>/, unpacked if it is an "
@@ -483,6 +486,11 @@ def _divide(source: Source, fraction: float) -> tuple[Source, Source]:
     for end, count in zip(np.cumsum(counts), counts, strict=True):
         start = end - count
         held_out[order[start : start + min(max(round(count * fraction), 1), count - 1)]] = True
+    if not held_out.any():
+        raise DataError(
+            f"{source.description}: {len(source)} images of {len(source.classes)} classes are too few to hold some out "
+            "for validation; add images, or give a folder for validation with data.val_split"
+        )
     note = f"held out {held_out.sum()} of {len(source)} images, {fraction:.0%} of each class, for validation"
     notes = (*source.notes, note)
     single = [source.classes[label] for label in np.flatnonzero(counts == 1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -70,6 +71,7 @@ class Terminal:
             TextColumn("left"),
             console=self.console,
             transient=True,
+            redirect_stdout=sys.stdout.isatty(),  # what goes to a file or a pipe must get there
             disable=not self.console.is_terminal,
         )
         self._progress.add_task(label, total=total, completed=done, values="")

@@ -38,10 +38,10 @@ def command(*words: object) -> str:
     return shlex.join([*started, *map(str, words)])
 
 
-def closest(name: str, known: Iterable[str]) -> str:
-    """Return "; did you mean 'x'?" for the known name nearest to `name`, or nothing."""
-    # the default cutoff of 0.6 misses pairs like deit_tiny and deit_ti_patch16_224
-    found = get_close_matches(name, list(known), n=1, cutoff=0.4)
+def closest(name: str, known: Iterable[str], alike: float = 0.4) -> str:
+    """Return "; did you mean 'x'?" for the known name nearest to `name`, at least so `alike`, or nothing."""
+    # difflib's own 0.6 misses pairs like deit_tiny and deit_ti_patch16_224
+    found = get_close_matches(name, list(known), n=1, cutoff=alike)
     return f"; did you mean {found[0]!r}?" if found else ""
 
 

@@ -134,7 +134,10 @@ def inherited_data(record: Record, settings: Sequence[Layer]) -> list[Layer]:
     given = {key for layer in settings for key in layer.values.get("data", {})}
     # another root of a named set holds the same set; another name, or another folder, is divided in its own way
     if "name" in given or ("root" in given and data.get("name") is None):
-        data = {key: data[key] for key in ("download", "workers", "bad_files") if key in data}
+        roots = {layer.values["data"]["root"] for layer in settings if "root" in layer.values.get("data", {})}
+        same = "name" not in given and roots == {data.get("root")}
+        kept = ("train_split", "val_split", "val_fraction") if same else ("val_fraction",)
+        data = {key: data[key] for key in ("download", "workers", "bad_files", *kept) if key in data}
     known = to_dict(DataSection())
     return [Layer("weight file", {"data": {key: value for key, value in data.items() if key in known}})] if data else []
 

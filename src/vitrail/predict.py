@@ -109,7 +109,10 @@ def open_output(path: Path, form: Format, classes: Sequence[str], topk: int) -> 
     Raises:
         CheckpointError: The folder cannot be written, or the disk is full; an older file stays as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _told(path):
+        target = path.resolve()  # of a link, the file it leads to
+        replaces = not (target.is_char_device() or target.is_fifo())  # those are written to
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp") if replaces else target
     try:
         with _told(path):
             stream = temporary.open("w", encoding="utf-8", newline="")
@@ -120,11 +123,13 @@ def open_output(path: Path, form: Format, classes: Sequence[str], topk: int) -> 
         finally:
             with _told(path):
                 stream.close()
-        with _told(path):
-            temporary.replace(path)
+        if replaces:
+            with _told(path):
+                temporary.replace(target)
     finally:
-        with suppress(OSError):
-            temporary.unlink()
+        if replaces:
+            with suppress(OSError):
+                temporary.unlink()
 
 
 @contextmanager
@@ -220,7 +225,7 @@ def _walk(folder: Path, inside: tuple[Path, ...]) -> Iterator[str]:
 
 def _lines(path: Path) -> Iterator[str]:
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape") as lines:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
             for line in lines:
                 if text := line.strip():
                     yield text

@@ -231,7 +231,10 @@ def train(
                 row["elapsed_s"] = round(spent + time.perf_counter() - started, 1)
                 display.row(row)
                 rows.append(row)
-                improved = "val_top1" in row and row["val_top1"] > best.get("val_top1", -1.0)
+                # of two as accurate, the one with the lower loss
+                improved = "val_top1" in row and (
+                    not best or (row["val_top1"], -row["val_loss"]) > (best["val_top1"], -best["val_loss"])
+                )
                 if improved:
                     best = row
                 if main and log is not None:
@@ -330,6 +333,8 @@ def build_model(config: TrainConfig, name: str, num_classes: int) -> VisionModel
         raise ConfigError(
             f"model.options.{twice[0]}: is not an option; num_classes follows the data, the others are model.{twice[0]}"
         )
+    if "in_channels" in config.model.options:
+        raise ConfigError("model.options.in_channels: is not an option; images are read with 3 channels, gray ones too")
     return create_model(name, **given, **config.model.options)
 
 

@@ -132,7 +132,9 @@ def test_head_can_be_replaced_and_removed(family: Family[Any], config: ModelConf
     model = build(family, config)
     images = random_images(model)
     features = model.forward_head(model.forward_features(images), pre_logits=True)
+    model.classes = ("a", "b")
     model.reset_classifier(3)
+    assert model.classes == ()
     assert model(images).shape == (2, 3)
     assert model.config.num_classes == 3
     model.double().reset_classifier(5)

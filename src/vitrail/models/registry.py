@@ -204,7 +204,8 @@ class VisionModel(nn.Module, ABC, Generic[C]):
         return self.forward_head(self.forward_features(images))
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the head by a freshly initialised one; 0 classes removes it."""
+        """Replace the head by a freshly initialised one, for classes without names; 0 classes removes it."""
+        self.classes = ()
         parameter = next(self.parameters())
         self.config = replace(self.config, num_classes=num_classes)
         head = build_head(self.num_features, num_classes)
