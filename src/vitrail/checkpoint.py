@@ -265,11 +265,9 @@ def write_whole(path: Path, data: bytes | memoryview, advice: str = "free space 
     Raises:
         CheckpointError: The disk is full or the folder cannot be written; an older file stays as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    target, temporary = staging(path)
     try:
-        target = path.resolve()  # of a link, the file it leads to
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        if target.is_char_device() or target.is_fifo():  # is written to, not replaced
+        if temporary == target:
             target.write_bytes(data)
             return
         with temporary.open("wb") as file:
@@ -278,7 +276,18 @@ def write_whole(path: Path, data: bytes | memoryview, advice: str = "free space 
             os.fsync(file.fileno())
         temporary.replace(target)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        if temporary != target:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
         kept = "; the file of that name is as it was" if os.access(path, os.F_OK) else ""
         raise CheckpointError(f"{path}: cannot be written ({error.strerror}){kept}; {advice}") from error
+
+
+def staging(path: Path) -> tuple[Path, Path]:
+    """Return the file that a path leads to, and where to write it first: the same for a device or a pipe."""
+    target = path.resolve()
+    try:
+        is_stream = target.is_char_device() or target.is_fifo()
+    except OSError:  # it may not be looked at, and writing will say why
+        is_stream = False
+    return target, target if is_stream else target.with_name(f".{target.name}.{os.getpid()}.tmp")

@@ -131,11 +131,10 @@ def count(
 def inherited_data(record: Record, settings: Sequence[Layer]) -> list[Layer]:
     """Return the data settings that a weight file was made with, less what a data set named anew replaces."""
     data = dict(record.recipe.get("data", {}))
-    given = {key for layer in settings for key in layer.values.get("data", {})}
+    given = {key: value for layer in settings for key, value in layer.values.get("data", {}).items()}
     # another root of a named set holds the same set; another name, or another folder, is divided in its own way
     if "name" in given or ("root" in given and data.get("name") is None):
-        roots = {layer.values["data"]["root"] for layer in settings if "root" in layer.values.get("data", {})}
-        same = "name" not in given and roots == {data.get("root")}
+        same = "name" not in given and given["root"] == data.get("root")
         kept = ("train_split", "val_split", "val_fraction") if same else ("val_fraction",)
         data = {key: data[key] for key in ("download", "workers", "bad_files", *kept) if key in data}
     known = to_dict(DataSection())

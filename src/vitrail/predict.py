@@ -16,6 +16,7 @@ from typing import Any, Literal, TextIO
 
 import torch
 
+from vitrail.checkpoint import staging
 from vitrail.data import is_hidden, is_image, printable
 from vitrail.errors import CheckpointError, DataError
 from vitrail.models.registry import VisionModel
@@ -109,10 +110,7 @@ def open_output(path: Path, form: Format, classes: Sequence[str], topk: int) -> 
     Raises:
         CheckpointError: The folder cannot be written, or the disk is full; an older file stays as it was.
     """
-    with _told(path):
-        target = path.resolve()  # of a link, the file it leads to
-        replaces = not (target.is_char_device() or target.is_fifo())  # those are written to
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp") if replaces else target
+    target, temporary = staging(path)
     try:
         with _told(path):
             stream = temporary.open("w", encoding="utf-8", newline="")
@@ -123,11 +121,11 @@ def open_output(path: Path, form: Format, classes: Sequence[str], topk: int) -> 
         finally:
             with _told(path):
                 stream.close()
-        if replaces:
+        if temporary != target:
             with _told(path):
                 temporary.replace(target)
     finally:
-        if replaces:
+        if temporary != target:
             with suppress(OSError):
                 temporary.unlink()
 

@@ -127,6 +127,11 @@ def read_rows(folder: Path, last_epoch: int) -> list[dict[str, Any]]:
     return rows
 
 
+def goodness(row: Mapping[str, Any]) -> tuple[float, float]:
+    """Return what the best epoch has most of: accuracy, and of two as accurate, less loss."""
+    return row["val_top1"], -row["val_loss"]
+
+
 def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     """Draw loss, accuracy and learning rate over the epochs as a PNG."""
     ink, muted, blue, orange = "#1f2933", "#7b8794", "#2563a8", "#c2571a"
@@ -150,7 +155,7 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> No
             axes.legend(frameon=False, labelcolor="linecolor")
             axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
             axes.set_axisbelow(True)
-        best = max(evaluated, key=lambda row: row["val_top1"], default=None)
+        best = max(evaluated, key=goodness, default=None)
         if best:
             top1.plot(best["epoch"], best["val_top1"], "o", color=blue)
         rate.plot([row["epoch"] for row in rows], [row["lr"] for row in rows], color=orange, marker=marker)

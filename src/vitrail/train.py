@@ -29,7 +29,7 @@ from vitrail.evaluate import check_classes, count
 from vitrail.models import canonical_name, create_model, find_variant
 from vitrail.models.registry import VisionModel
 from vitrail.optim import build_optimizer, set_learning_rate
-from vitrail.report import RunLog, create_run, plot_curves, read_rows
+from vitrail.report import RunLog, create_run, goodness, plot_curves, read_rows
 from vitrail.schedule import learning_rate
 from vitrail.transforms import Preprocess, TrainView, normalise, sample_key
 
@@ -231,10 +231,7 @@ def train(
                 row["elapsed_s"] = round(spent + time.perf_counter() - started, 1)
                 display.row(row)
                 rows.append(row)
-                # of two as accurate, the one with the lower loss
-                improved = "val_top1" in row and (
-                    not best or (row["val_top1"], -row["val_loss"]) > (best["val_top1"], -best["val_loss"])
-                )
+                improved = "val_top1" in row and (not best or goodness(row) > goodness(best))
                 if improved:
                     best = row
                 if main and log is not None:
