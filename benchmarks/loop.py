@@ -19,8 +19,10 @@ from torch.nn.functional import cross_entropy
 from vitrail.config import TrainConfig, command_line, resolve
 from vitrail.data import Batch
 from vitrail.engine import processes
+from vitrail.job import build_model, build_preprocess
 from vitrail.optim import build_optimizer, set_learning_rate
-from vitrail.train import build_model, build_preprocess, train_step
+from vitrail.stopwatch import Stopwatch
+from vitrail.train import train_step
 
 SETTINGS = (
     "data.name=digits augment.erase_prob=0.25 augment.mixup=0.8 augment.cutmix=1.0 augment.label_smoothing=0.1 "
@@ -44,6 +46,7 @@ def main(name: str = "tnt_s_patch16_224", batch_size: int = 8, rounds: int = 9, 
         ema = ModelEmaV3(model, decay=0.9999)
         wrapped, optimizer = accelerator.prepare(model, optimizer)
         wrapped.train()
+        watch = Stopwatch(accelerator.device, {})
         pixels = torch.randint(0, 256, (batch_size, 3, *preprocess.size), dtype=torch.uint8)
         labels = torch.arange(batch_size)
         images, on_device = torch.randn(batch_size, 3, *preprocess.size, device=device), labels.to(device)
@@ -59,7 +62,7 @@ def main(name: str = "tnt_s_patch16_224", batch_size: int = 8, rounds: int = 9, 
         def loop() -> None:
             set_learning_rate(optimizer, 1e-4)
             batch = Batch(pixels, labels, labels, labels, [])
-            train_step(wrapped, optimizer, accelerator, [batch], config, preprocess, CLASSES, [1])
+            train_step(wrapped, optimizer, accelerator, [batch], config, preprocess, CLASSES, [1], watch)
             ema.update(model)
 
         seconds = alternate(

@@ -18,7 +18,6 @@ from side_by_side import publish
 from vitrail.checkpoint import read_record
 from vitrail.config import TrainConfig, find_recipe, flat, read_yaml, resolve
 from vitrail.models import create_model
-from vitrail.report import read_rows
 
 NOT_OF_THE_RESULT = {"data.root", "output.root", "output.name"}
 
@@ -41,7 +40,8 @@ def main(recipe: str, *runs: Path) -> None:
         if config.data.root is not None:
             changed.append("data.root=FOLDER")
         commands.append(f"run {number}: `{shlex.join(['vitrail', 'train', recipe, *changed])}`")
-        last = read_rows(run, config.train.epochs + config.schedule.cooldown_epochs)[-1]  # all, or an error
+        last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+        assert last["epoch"] == config.train.epochs + config.schedule.cooldown_epochs, f"{run} is not finished"
         best = read_record(run / "best.safetensors").metrics
         table.append(
             f"| {number} | {last['epoch']} | {last['val_n']:,} | {best['val_top1']:.2f} | {best['epoch']} "

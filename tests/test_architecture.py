@@ -12,12 +12,13 @@ import vitrail
 PACKAGE = Path(vitrail.__file__).parent
 LAYERS = [
     {"errors"},
-    {"config", "models.registry", "display", "schedule"},
-    {"models.layers", "transforms", "metrics", "augment"},
+    {"config", "models.registry", "display", "schedule", "stop", "stopwatch", "guard", "watchdog"},
+    {"models.layers", "transforms", "metrics", "augment", "start"},
     {"models.tnt", "models.t2t_vit", "models.twins", "data"},
     {"models"},
     {"checkpoint", "engine", "optim", "catalogue"},
-    {"evaluate", "predict", "report"},
+    {"evaluate", "predict", "report", "state", "doctor"},
+    {"job"},
     {"train"},
     {"cli"},
 ]
@@ -79,14 +80,17 @@ def test_only_the_command_line_imports_our_modules_inside_functions(name: str) -
 @pytest.mark.parametrize(
     ("library", "owners"),
     [
-        ("accelerate", {"engine", "evaluate", "train"}),  # the last two only name the type
+        (
+            "accelerate",
+            {"doctor", "engine", "evaluate", "state", "job", "train"},
+        ),  # all but the first only name the type
         ("cyclopts", {"cli"}),
         ("rich", {"cli", "display"}),
         ("safetensors", {"checkpoint"}),
         ("matplotlib", {"report"}),
         ("torchvision", {"data", "transforms"}),
         ("torchcodec", {"transforms"}),
-        ("timm", {"transforms", "train", "models.layers"}),
+        ("timm", {"transforms", "state", "job", "models.layers"}),
         ("pickle", set()),
         ("sklearn", {"data"}),
     ],
@@ -108,7 +112,7 @@ def calls(tree: ast.Module, name: str) -> bool:
         ("torch.load", {"checkpoint"}),
         ("safe_open", {"checkpoint"}),
         ("Image.open", {"transforms"}),
-        ("torch.distributed.all_gather_object", {"engine"}),
+        ("dist.all_gather_object", {"engine"}),
         ("eval", set()),
         ("exec", set()),
     ],
@@ -157,7 +161,7 @@ def test_public_names_resolve_and_are_documented() -> None:
         vitrail.nothing  # noqa: B018
 
 
-@pytest.mark.parametrize("module", ["vitrail", "vitrail.cli", "vitrail.config", "vitrail.errors"])
+@pytest.mark.parametrize("module", ["vitrail", "vitrail.cli", "vitrail.config", "vitrail.start", "vitrail.errors"])
 def test_what_answers_at_once_imports_no_torch(module: str) -> None:
     code = f"import sys, {module}; assert not {{'torch', 'timm', 'numpy', 'matplotlib'}} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -26,13 +26,11 @@ from vitrail.checkpoint import (
     Record,
     hash_classes,
     load_model,
-    load_state,
     load_weights,
     model_options,
     provenance,
     read_record,
     save_model,
-    save_state,
     write_whole,
 )
 from vitrail.errors import CheckpointError
@@ -385,47 +383,16 @@ def test_pickle_given_as_weights_is_refused_and_does_not_run(tmp_path: Path) -> 
     assert made.is_dir(), "the pickle would have run"
 
 
-def test_state_comes_back_as_it_was_saved(tmp_path: Path) -> None:
-    model = tiny("tnt_s_patch16_224")
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-    model(torch.randn(2, 3, 32, 32)).sum().backward()
-    optimizer.step()
-    state = {
-        "epoch": 3,
-        "best": {"val_top1": 50.0, "val_loss": float("nan")},
-        "bad_files": [("a.jpg", "cut short")],
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "ema": None,
-    }
-    save_state(tmp_path / "state.pt", state)
-    loaded = load_state(tmp_path / "state.pt")
-    assert loaded.keys() == state.keys()
-    assert (loaded["epoch"], loaded["ema"], loaded["bad_files"]) == (3, None, [("a.jpg", "cut short")])
-    assert loaded["best"]["val_top1"] == 50.0
-    assert all(torch.equal(tensor, state["model"][name]) for name, tensor in loaded["model"].items())
-    for number, moments in optimizer.state_dict()["state"].items():
-        assert all(torch.equal(tensor, loaded["optimizer"]["state"][number][key]) for key, tensor in moments.items())
-
-
-def test_state_with_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
-    made, path = tmp_path / "made", tmp_path / "state.pt"
-    torch.save({"epoch": Payload(made)}, path)
-    with pytest.raises(CheckpointError, match=r"state\.pt: is damaged \(UnpicklingError\); begin a new run"):
-        load_state(path)
-    assert not made.exists()
-
-
-def test_missing_and_damaged_states_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "state.pt"
-    with pytest.raises(CheckpointError, match=r"state\.pt: is missing, so there is nothing to resume"):
-        load_state(path)
-    save_state(path, {"epoch": 1, "model": tiny("tnt_s_patch16_224").state_dict()})
-    data = path.read_bytes()
-    for length in range(0, len(data), len(data) // 20):
-        path.write_bytes(data[:length])
-        with pytest.raises(CheckpointError, match="is damaged"):
-            load_state(path)
+def test_older_weights_move_on_when_asked(tmp_path: Path) -> None:
+    path = tmp_path / "best.safetensors"
+    for seed in range(4):
+        model = tiny("tnt_s_patch16_224", seed=seed)
+        save_model(path, model.state_dict(), record_of("tnt_s_patch16_224", model), keep=3)
+    assert {file.name for file in tmp_path.iterdir()} == {f"best{n}.safetensors" for n in ("", "-2", "-3")}
+    for name, seed in (("best", 3), ("best-2", 2), ("best-3", 1)):
+        found = load_model(tmp_path / f"{name}.safetensors").state_dict()
+        expected = tiny("tnt_s_patch16_224", seed=seed).state_dict()
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in found.items())
 
 
 def test_full_disk_leaves_the_old_file_and_no_other(weights: Path, largest_file: LargestFile) -> None:
@@ -438,10 +405,6 @@ def test_full_disk_leaves_the_old_file_and_no_other(weights: Path, largest_file:
         "free space or choose another output.root"
     )
     assert weights.read_bytes() == old
-    assert list(weights.parent.iterdir()) == [weights]
-    new = weights.with_name("state.pt")
-    with largest_file(100_000), pytest.raises(CheckpointError, match=r"\(File too large\); free space or choose"):
-        save_state(new, {"model": model.state_dict()})
     assert list(weights.parent.iterdir()) == [weights]
 
 

@@ -532,7 +532,8 @@ def test_evaluation_reads_every_image_once(folder):
                 for r in range(world)
             ]
             indices = [torch.cat([batch.indices for batch in loader]).tolist() for loader in loaders]
-            assert indices == [list(range(rank, 24, world)) for rank in range(world)]
+            batches = torch.arange(24).split(4)
+            assert indices == [torch.cat(batches[rank::world]).tolist() for rank in range(world)]
     batch = next(iter(build_eval_loader(source, PREPROCESS, batch_size=24, workers=0)))
     assert torch.equal(batch.images[7], PREPROCESS.view(source.image(7, "ignore")))
     assert batch.labels.tolist() == source.labels.tolist()

@@ -14,7 +14,8 @@ display.begin("train", 8)
 for step in range(8):
     display.advance(0, epoch="1/1", loss="0.5", top_1="50.0 %", speed="1,234 images/s")
     display.advance()
-display.row({"epoch": 1, "train_loss": 0.5, "val_loss": 0.25, "val_top1": 75.0, "images_per_s": 1234.0})
+display.row({"epoch": 1, "train_loss": 0.5, "val_loss": 0.25, "val_top1": 75.0, "images_per_s": 1234.0,
+             "data_s": 0.25, "forward_backward_s": 9.0, "optimizer_s": 1.0, "eval_s": 2.0, "save_s": 0.0})
 display.row({"epoch": 2, "train_loss": 0.5, "images_per_s": 1234.0})
 display.end()
 display.warn("look [here]")
@@ -26,7 +27,8 @@ def test_a_file_gets_plain_lines_and_standard_output_stays_clean() -> None:
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
         "a [note] of 3",
-        "epoch   1  loss 0.5000  val loss 0.2500  top-1  75.00 %  1,234 images/s",
+        "epoch   1  loss 0.5000  val loss 0.2500  top-1  75.00 %  1,234 images/s  seconds: waiting for images 0.2, "
+        "forward and backward 9.0, optimizer 1.0, evaluation 2.0",
         "epoch   2  loss 0.5000  1,234 images/s",
         "warning: look [here]",
     ]

@@ -7,8 +7,16 @@ import sys
 import pytest
 import torch
 
-from vitrail.engine import autocast, gather_texts, pick_device, processes, sum_over_processes
-from vitrail.errors import ConfigError
+from vitrail.engine import (
+    autocast,
+    choose_precision,
+    gather_texts,
+    pick_device,
+    processes,
+    restart_trouble,
+    sum_over_processes,
+)
+from vitrail.errors import ConfigError, LostProcess
 
 
 def test_a_second_run_may_have_another_precision() -> None:
@@ -29,6 +37,38 @@ def test_the_processes_are_left_after_an_error_too() -> None:
 def test_float16_without_a_gpu_is_refused_with_the_alternatives() -> None:
     with pytest.raises(ConfigError, match=r"^train\.precision is float16, which needs a CUDA device; use bfloat16 or"):
         processes("float16", "cpu").__enter__()
+
+
+def test_processes_that_cannot_work_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # a device of which Accelerate joins no processes, and which is not here
+    monkeypatch.setattr("vitrail.engine.pick_device", lambda device: torch.device("mps"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        ConfigError, match=r"^torchrun started 2 processes, which cannot work together on \w+; start one, or add"
+    ):
+        processes("float32", "auto").__enter__()
+
+
+def test_a_lost_process_is_one_line_and_other_errors_stay_what_they_are() -> None:
+    text = "[pair.cc:547] Connection closed by peer [127.0.0.1]:1, in gloo\nmore"
+    with (
+        pytest.raises(
+            LostProcess, match=r"^lost the other processes \(\[pair.* in gloo\); the first of them that ended"
+        ),
+        processes("float32", "cpu"),
+    ):
+        raise RuntimeError(text)
+    with pytest.raises(RuntimeError, match="shapes"), processes("float32", "cpu"):
+        raise RuntimeError("shapes differ")
+
+
+def test_agents_whose_restarts_may_hang_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert restart_trouble() is None
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    assert restart_trouble() is None
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    assert "start them with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in str(restart_trouble())
 
 
 def test_alone_sums_and_lists_are_those_given() -> None:
@@ -66,3 +106,13 @@ with processes("float32", "cpu"):
 
 def test_cpu_is_taken_when_asked() -> None:
     assert pick_device("cpu") == torch.device("cpu")
+
+
+def test_mindspores_levels_and_mixed_mean_what_the_device_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("float32", "bfloat16", "float16", "O0", "mixed", "O1", "O2", "O3")
+    expected = ["float32", "bfloat16", "float16", "float32", *["bfloat16"] * 4]
+    assert [choose_precision(name, "cpu") for name in names] == expected
+    # a card of 2018
+    monkeypatch.setattr("vitrail.engine.pick_device", lambda device: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert [choose_precision(name, "auto") for name in ("O0", "O2", "mixed")] == ["float32", "float16", "float16"]

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from vitrail.errors import CheckpointError, ConfigError
-from vitrail.report import RunLog, create_run, plot_curves, read_rows
+from vitrail.report import Outbox, RunLog, TensorBoard, Tracker, create_run, plot_curves
 
 LargestFile = Callable[[int], AbstractContextManager[None]]
 
@@ -57,46 +58,57 @@ def test_a_root_that_cannot_exist_is_named() -> None:
         create_run(Path("/proc/vitrail"), None, "tiny")
 
 
-def test_rows_are_written_at_once_to_both_sinks(tmp_path: Path) -> None:
-    log = RunLog(tmp_path)
-    log.add(row(1, val_top1=20.0))
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == row(1, val_top1=20.0)
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def tensorboard(folder: Path) -> dict[str, Callable[[int | None], Tracker]]:
+    return {"tensorboard": partial(TensorBoard, folder)}
+
+
+def test_rows_are_written_to_both_sinks(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, [], tensorboard(tmp_path), pytest.fail)
+    log.add(row(1, val_top1=20.0, train_loss=None))
+    log.write()
+    assert lines(tmp_path) == [row(1, val_top1=20.0, train_loss=None)]
     assert events(tmp_path)["val_top1"] == [(1, 20.0)]
+    assert "train_loss" not in events(tmp_path)
     log.close()
 
 
-def test_epochs_run_again_after_a_resume_are_not_doubled(tmp_path: Path) -> None:
-    log = RunLog(tmp_path)
+def test_epochs_run_again_are_not_doubled(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, [], tensorboard(tmp_path), pytest.fail)
     for epoch in (1, 2, 3):
         log.add(row(epoch))
     log.close()
-    kept = read_rows(tmp_path, 2)
-    assert kept == [row(1), row(2)]
-    log = RunLog(tmp_path, kept)
+    log = RunLog(tmp_path, [row(1), row(2)], tensorboard(tmp_path), pytest.fail)
     log.add(row(3, train_loss=0.5))
+    log.add(row(4))
+    log.rewind([row(1), row(2), row(3, train_loss=0.5)])
+    log.add(row(4, train_loss=0.25))
+    log.write()
     log.close()
-    assert [r["epoch"] for r in read_rows(tmp_path, 3)] == [1, 2, 3]
-    assert events(tmp_path)["train_loss"] == [(1, 2.0), (2, 1.0), (3, 0.5)]
+    assert lines(tmp_path) == [row(1), row(2), row(3, train_loss=0.5), row(4, train_loss=0.25)]
+    assert events(tmp_path)["train_loss"] == [(1, 2.0), (2, 1.0), (3, 0.5), (4, 0.25)]
 
 
-def test_a_line_cut_by_a_crash_is_left_behind(tmp_path: Path) -> None:
-    whole = json.dumps(row(1)) + "\n"
-    (tmp_path / "metrics.jsonl").write_text(whole + whole.replace("1,", "2,", 1)[:20])
-    assert read_rows(tmp_path, 1) == [row(1)]
-
-
-@pytest.mark.parametrize("content", [None, "", "{", "[]\n", '{"epoch": 1}\n{"epo'])
-def test_rows_that_are_missing_or_damaged_are_an_error(tmp_path: Path, content: str | None) -> None:
-    if content is not None:
-        (tmp_path / "metrics.jsonl").write_text(content)
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: [01] of 2 epochs can be read, the rest is missing or"):
-        read_rows(tmp_path, 2)
+def test_a_tracker_that_fails_is_told_once_and_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").touch()
+    warnings: list[str] = []
+    log = RunLog(tmp_path, [], tensorboard(tmp_path), warnings.append)
+    for epoch in (1, 2):
+        log.add(row(epoch))
+    log.write()
+    log.close()
+    assert lines(tmp_path) == [row(1), row(2)]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("tensorboard is given no more numbers (")
 
 
 @pytest.mark.parametrize("epochs", [1, 30])
 def test_curves_are_a_picture_with_the_three_lines(tmp_path: Path, epochs: int) -> None:
     rows = [row(e, val_loss=2.2 / e, val_top1=9.0 * e % 90, val_top5=99.0) for e in range(1, epochs + 1)]
-    plot_curves(rows, tmp_path / "curves.png", "run: model, 10 images")
+    plot_curves(rows, rows[-1], tmp_path / "curves.png", "run: model, 10 images")
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.format == "PNG"
         assert picture.width > 1000
@@ -106,27 +118,64 @@ def test_curves_are_a_picture_with_the_three_lines(tmp_path: Path, epochs: int) 
 
 
 def test_curves_of_a_run_that_was_not_evaluated_are_drawn(tmp_path: Path) -> None:
-    plot_curves([row(1), row(2)], tmp_path / "curves.png", "run")
+    plot_curves([row(1), row(2)], {}, tmp_path / "curves.png", "run")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
-def test_a_full_disk_is_told_with_the_way_on(tmp_path: Path, largest_file: LargestFile) -> None:
-    log = RunLog(tmp_path)
-    with largest_file(10):
-        with pytest.raises(CheckpointError, match=r"metrics\.jsonl: cannot be written \(File too large\); free space"):
-            log.add(row(1))
-        log.close()
+def test_a_tracker_that_fails_later_leaves_the_others(tmp_path: Path) -> None:
+    class Flaky:
+        finished = False
 
+        def log(self, values: dict[str, Any], step: int | None) -> None:
+            if step == 2:
+                raise ConnectionError("no\nroute")
 
-def test_rows_survive_a_disk_that_fills_as_a_run_is_resumed(tmp_path: Path, largest_file: LargestFile) -> None:
-    log = RunLog(tmp_path)
+        def finish(self) -> None:
+            self.finished = True
+
+    flaky, warnings = Flaky(), []
+    log = RunLog(tmp_path, [], {"flaky": lambda _: flaky, **tensorboard(tmp_path)}, warnings.append)
     for epoch in (1, 2, 3):
         log.add(row(epoch))
     log.close()
-    rows = read_rows(tmp_path, 2)
-    with (
-        largest_file(10),
-        pytest.raises(CheckpointError, match=r"metrics\.jsonl: cannot be written \(File too large\)"),
-    ):
-        RunLog(tmp_path, rows)
-    assert read_rows(tmp_path, 3) == [row(1), row(2), row(3)]
+    assert [epoch for epoch, _ in events(tmp_path)["train_loss"]] == [1, 2, 3]
+    assert warnings == ["flaky is given no more numbers (ConnectionError: no route)"]
+    assert not flaky.finished
+
+
+def test_what_a_full_disk_refuses_is_written_later(tmp_path: Path, largest_file: LargestFile) -> None:
+    warnings: list[str] = []
+    outbox = Outbox(warnings.append)
+    log = RunLog(tmp_path, [], tensorboard(tmp_path), pytest.fail)
+    log.add(row(1))
+    outbox.put("metrics.jsonl", log.write)
+    log.add(row(2))
+    with largest_file(60):
+        outbox.put("metrics.jsonl", log.write)
+        with pytest.raises(CheckpointError, match=r"metrics\.jsonl: cannot be written \(File too large\)"):
+            outbox.finish()
+    assert lines(tmp_path) == [row(1)]
+    assert len(warnings) == 1
+    assert warnings[0].endswith("free space or choose another output.root; training goes on, and it is tried again")
+    outbox.retry()
+    outbox.finish()
+    assert lines(tmp_path) == [row(1), row(2)]
+    log.close()
+
+
+def test_a_newer_file_replaces_one_that_still_waits() -> None:
+    written: list[int] = []
+    full = True
+
+    def write(number: int) -> None:
+        if full:
+            raise CheckpointError("full")
+        written.append(number)
+
+    outbox = Outbox(lambda text: None)
+    for number in (1, 2):
+        outbox.put("best", partial(write, number))
+    full = False
+    outbox.retry()
+    outbox.retry()
+    assert written == [2]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import platform
@@ -12,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
@@ -82,8 +82,14 @@ def model_options(model: VisionModel) -> dict[str, Any]:
     return asdict(model.config)
 
 
-def save_model(path: Path, weights: Mapping[str, torch.Tensor], record: Record) -> None:
+def save_model(path: Path, weights: Mapping[str, torch.Tensor], record: Record, keep: int = 1) -> None:
     """Write weights and their record; the file appears whole or not at all.
+
+    Args:
+        path: Its name, such as best.safetensors.
+        weights: As in a state dict.
+        record: What the file says of itself.
+        keep: Files kept in all: an older one becomes best-2.safetensors, and so on.
 
     Raises:
         CheckpointError: The disk is full or the folder cannot be written; an older file stays as it was.
@@ -102,7 +108,8 @@ def save_model(path: Path, weights: Mapping[str, torch.Tensor], record: Record) 
         }
     )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    write_whole(path, safetensors.torch.save(tensors, {KEY: text, "format": "pt"}))
+    names = [path, *(path.with_stem(f"{path.stem}-{number}") for number in range(2, keep + 1))]
+    write_whole(path, safetensors.torch.save(tensors, {KEY: text, "format": "pt"}), older=names[1:])
 
 
 def read_record(path: Path | str) -> Record:
@@ -225,42 +232,31 @@ def load_weights(model: VisionModel, weights: Mapping[str, torch.Tensor], path: 
         parameter.requires_grad_(name not in frozen)
 
 
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write all that a run needs to go on: tensors and plain values only.
+def load_tensors(file: BinaryIO, path: Path) -> dict[str, Any]:
+    """Read a file of tensors and plain values that `torch.save` wrote, never running code from it.
 
     Raises:
-        CheckpointError: The disk is full or the folder cannot be written; an older file stays as it was.
-    """
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    write_whole(path, buffer.getbuffer())
-
-
-def load_state(path: Path) -> dict[str, Any]:
-    """Read what `save_state` wrote, never running code from it.
-
-    Raises:
-        CheckpointError: The file is missing or damaged.
+        CheckpointError: It is not one, or damaged.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path}: is missing, so there is nothing to resume; start anew with `vitrail train`"
-        ) from error
+        return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged archive
-        raise CheckpointError(
-            f"{path}: is damaged ({type(error).__name__}); begin a new run with `vitrail train`"
-        ) from error
+        raise CheckpointError(f"{path}: cannot be read ({type(error).__name__})") from error
 
 
-def write_whole(path: Path, data: bytes | memoryview, advice: str = "free space or choose another output.root") -> None:
+def write_whole(
+    path: Path,
+    data: bytes | memoryview,
+    advice: str = "free space or choose another output.root",
+    older: Sequence[Path] = (),
+) -> None:
     """Write a file under a temporary name, push it to the disk, and only then give it its name.
 
     Args:
         path: Its name.
         data: All of it.
         advice: What the user can do where it cannot be written.
+        older: Names that the file of that name moves on to, each in turn.
 
     Raises:
         CheckpointError: The disk is full or the folder cannot be written; an older file stays as it was.
@@ -274,6 +270,9 @@ def write_whole(path: Path, data: bytes | memoryview, advice: str = "free space 
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        for newer, old in reversed(list(pairwise([target, *older]))):
+            if newer.exists():
+                newer.replace(old)
         temporary.replace(target)
     except OSError as error:
         if temporary != target:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter, Token
 
-from vitrail.errors import ConfigError, Interrupted, VitrailError, command
+from vitrail.errors import ConfigError, Interrupted, Stopped, VitrailError, command
 
 if TYPE_CHECKING:
     from vitrail.display import Terminal
@@ -44,36 +44,30 @@ def _whole_number(_: type, tokens: Sequence[Token]) -> int:
 def train(
     *settings: Annotated[str, Parameter(help="A recipe's name or file, and settings as section.key=value.")],
     config: Annotated[str | None, Parameter(help="A recipe's name or file.")] = None,
-    resume: Annotated[Path | None, Parameter(help="Folder of a run to go on with.")] = None,
+    resume: Annotated[
+        Path | None, Parameter(help="Run to go on with; with a recipe, begun if it is not there yet.")
+    ] = None,
+    extend: Annotated[Path | None, Parameter(help="Run to lengthen, with train.epochs=N.")] = None,
+    fork: Annotated[Path | None, Parameter(help="Run whose weights a new run begins with.")] = None,
 ) -> int:
     """Train a model; without arguments, a small TNT on scikit-learn's digits.
 
+    Status 75 says that the run was stopped and saved, and that the same command with --resume goes on.
+
     vitrail train
+    vitrail train --resume runs/digits
     vitrail train cifar10_tnt data.root=/data/cifar10
-    torchrun --nproc-per-node 8 -m vitrail train tnt_s_imagenet data.root=/data/imagenet
+    torchrun --nproc-per-node 8 -m vitrail train tnt_s_imagenet data.root=/data/imagenet --resume runs/tnt
     """
-    from vitrail.config import Layer, TrainConfig, command_line, find_recipe, read_yaml, resolve
+    from vitrail.start import begin
 
     recipe, tokens = _split_settings(settings, config)
-    if resume is not None:
-        if recipe or tokens:
-            surplus = " ".join([*filter(None, [recipe]), *tokens])
-            raise ConfigError(f"--resume {resume} goes on with that run's own settings; drop {surplus}")
-        if not (resume / "config.yaml").is_file():
-            raise ConfigError(
-                f"--resume {resume}: holds no config.yaml, so it is no run; give the folder that `vitrail train` made"
-            )
-        layers: list[Layer] = [read_yaml(resume / "config.yaml")]
-        name = resume.name
-    else:
-        name, path = find_recipe(recipe or "digits")
-        layers = [read_yaml(path, name), command_line(tokens)]
-    settled = resolve(TrainConfig, layers).config
+    start = begin(recipe, tokens, resume=resume, extend=extend, fork=fork)
 
     from vitrail.train import train as run
 
     with _terminal() as display:
-        result = run(settled, name=name, resume=resume, display=display)
+        result = run(start.config, name=start.name, resume=start.resume, fork=start.fork, display=display)
         if _is_main_process():
             _show_training(result)
     return 0
@@ -243,6 +237,22 @@ def config(
     return 0
 
 
+@app.command
+def doctor(*, output: Annotated[Path, Parameter(help="Folder that runs are to be written to.")] = Path("runs")) -> int:
+    """Look whether this machine is fit to train on, and say how to mend what is not; status 1 if anything is not.
+
+    vitrail doctor
+    torchrun --nproc-per-node 8 -m vitrail doctor
+    """
+    from vitrail.doctor import examine
+
+    checks = examine(output)
+    if _is_main_process():
+        rows = [(check.name, check.found, check.fix or "good") for check in checks]
+        _table("", ("what", "found", "to do"), rows)
+    return int(any(check.fix for check in checks))
+
+
 def main(tokens: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0, or 2 with one line for what the user can mend."""
     arguments = list(sys.argv[1:] if tokens is None else tokens)
@@ -253,6 +263,10 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
     except (Interrupted, KeyboardInterrupt) as error:
         print(str(error) or "stopped", file=sys.stderr)
         status = 130
+    except Stopped as error:
+        if _is_main_process():
+            print(error, file=sys.stderr)
+        status = os.EX_TEMPFAIL
     except VitrailError as error:
         if debug:
             raise
@@ -317,7 +331,7 @@ def _show_training(result: TrainResult) -> None:
         (
             name,
             str(row["epoch"]),
-            *(f"{row[key]:.4f}" for key in ("train_loss", "val_loss")),
+            *("-" if row[key] is None else f"{row[key]:.4f}" for key in ("train_loss", "val_loss")),
             f"{row['val_top1']:.2f}",
             f"{row['val_top5']:.2f}",
         )

@@ -235,12 +235,15 @@ class TrainSection:
     accumulate: int = 1
     """Parts that each update is computed in."""
     seed: int = 0
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of matrix products; weights stay float32. float16 scales the loss dynamically and needs CUDA."""
+    precision: Literal["float32", "bfloat16", "float16", "mixed", "O0", "O1", "O2", "O3"] = "float32"
+    """Of matrix products; weights stay float32. float16 scales the loss dynamically and needs CUDA; mixed is bfloat16
+    where the device has it, float16 elsewhere. MindSpore's O0 is float32, O1 to O3 are mixed."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes an accelerator where there is one."""
     compile: bool = False
     """Compile the model; the first steps take a minute."""
+    shard: bool = False
+    """Share out weights, gradients and moments over the processes (FSDP2), for models that outgrow a card."""
     channels_last: bool = False
     grad_checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, a third more time."""
@@ -248,18 +251,31 @@ class TrainSection:
     """Epochs from one evaluation to the next; the last epoch is always evaluated."""
     log_every: int = 20
     """Updates from one reading of the loss to the next; a reading waits for the device."""
+    monitor: Literal["val_top1", "val_top5", "val_loss", "train_top1", "train_loss"] = "val_top1"
+    """Which number makes an evaluated epoch the best: the lowest loss, or the highest accuracy."""
+    patience: int | None = None
+    """Epochs without a better one after which the run ends; null never ends it early."""
+    max_hours: float | None = None
+    """Hours after which the run is saved and stopped with status 75, to be resumed; null is no limit."""
+    skip_limit: int = 20
+    """Updates left out in a row, their loss or gradient not finite, after which the run goes back to its last save."""
+    rollbacks: int = 3
+    """Times that the run goes back so, each time to go on at half the learning rate, before it gives up."""
+    detect_anomaly: bool = False
+    """Stop at the first operation whose gradient is not a number, and name it; several times slower."""
+    dist_timeout_minutes: float = 10.0
+    """How long processes wait for one of them before they name it and stop."""
 
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""
         found = _in_range(
-            self,
-            epochs=(1, None),
-            batch_size=(1, None),
-            accumulate=(1, None),
-            seed=(0, 2**63 - 1),
-            eval_every=(1, None),
-            log_every=(1, None),
-        )
+            self, epochs=(1, None), batch_size=(1, None), accumulate=(1, None), seed=(0, 2**63 - 1),
+            eval_every=(1, None), log_every=(1, None), patience=(1, None), skip_limit=(1, None), rollbacks=(0, None),
+        )  # fmt: skip
+        for name in ("max_hours", "dist_timeout_minutes"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                found.append(f"{name} is {value}; it must be above 0")
         if not found and self.batch_size % self.accumulate:
             found.append(f"batch_size {self.batch_size} cannot be cut into accumulate={self.accumulate} equal parts")
         return found
@@ -274,10 +290,21 @@ class OutputSection:
     """Folder of the run below `root`; null takes the recipe's name and a number that is free."""
     keep_best: int = 1
     """Best weights kept: best.safetensors, best-2.safetensors, ..."""
+    save_every_minutes: float = 5.0
+    """Minutes from one save of all that a resume needs to the next; so much is lost when a machine dies."""
+    save_every_updates: int | None = None
+    """Updates from one save to the next, beside the minutes; null is none."""
+    keep_last: int = 2
+    """Saves kept, for the case that the last one is damaged."""
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """Who is given the numbers of each epoch, beside metrics.jsonl."""
 
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""
-        return _in_range(self, keep_best=(1, None))
+        found = _in_range(self, keep_best=(1, None), save_every_updates=(1, None), keep_last=(1, None))
+        if self.save_every_minutes <= 0:
+            found.append(f"save_every_minutes is {self.save_every_minutes}; it must be above 0")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -585,7 +612,11 @@ def _convert(value: Any, kind: Any) -> Any:
             raise ValueError("one of " + ", ".join(map(str, args)) + hint.rstrip("?") + ("?" if hint else ""))
         return value
     if origin is tuple:
-        if not isinstance(value, list | tuple) or (args[-1] is not Ellipsis and len(value) != len(args)):
+        if args[-1] is Ellipsis:
+            if not isinstance(value, list | tuple):
+                raise ValueError(f"a list such as [{_type_name(args[0]).split()[-1]}]")
+            return tuple(_convert(item, args[0]) for item in value)
+        if not isinstance(value, list | tuple) or len(value) != len(args):
             raise ValueError(f"a list of {len(args)} numbers such as [{', '.join(['0.5'] * len(args))}]")
         return tuple(_convert(item, arg) for item, arg in zip(value, args, strict=True))
     if origin is dict:
@@ -657,7 +688,7 @@ def _type_name(kind: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
     if origin is tuple:
-        return f"a list of {len(args)} numbers"
+        return f"a list of {_type_name(args[0])}" if args[-1] is Ellipsis else f"a list of {len(args)} numbers"
     if origin is dict:
         return "a mapping"
     return names[kind]

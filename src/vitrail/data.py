@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
-from torchvision import datasets
 
 from vitrail.errors import ConfigError, DataError, closest
 from vitrail.transforms import Exif, Preprocess, TrainView, UnreadableImage, decode, sample_key
@@ -527,6 +526,8 @@ def _open_named(name: str, root: Path | None, download: bool) -> tuple[Source, S
 
 
 def _open_pixels(name: str, root: Path, download: bool) -> tuple[Source, Source]:
+    from torchvision import datasets  # takes seconds to import, and only these sets need it
+
     maker: Any = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "fashion-mnist": datasets.FashionMNIST}[
         name
     ]
@@ -548,6 +549,8 @@ def _numbered(set_name: str, n: int) -> NDArray[Any]:
 
 
 def _open_pets(name: str, root: Path, download: bool) -> tuple[Source, Source]:
+    from torchvision import datasets
+
     parts = []
     for split in ("trainval", "test"):
         classes = tuple(datasets.OxfordIIITPet(root, split=split, download=download).classes)
@@ -561,6 +564,8 @@ def _open_pets(name: str, root: Path, download: bool) -> tuple[Source, Source]:
 
 
 def _open_flowers(name: str, root: Path, download: bool) -> tuple[Source, Source]:
+    from torchvision import datasets
+
     folder = root / "flowers-102"
     parts = []
     for splits in (("train", "val"), ("test",)):  # papers train on both halves of the 2,040 training images
@@ -768,6 +773,12 @@ class ImageLoader(DataLoader[Any]):
         )
         self.bad_files = bad_files
 
+    def read(self, keys: Sequence[Any]) -> Batch:
+        """Load one batch here and now."""
+        batch = self.collate_fn([self.dataset[key] for key in keys])
+        assert isinstance(batch, Batch)
+        return batch
+
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Yield batches.
 
@@ -833,13 +844,16 @@ def build_eval_loader(
     bad_files: BadFiles = "skip",
     pin_memory: bool = False,
 ) -> ImageLoader:
-    """Load every image of this process's share once, in order: no padding, so shares may differ by one image."""
+    """Load every image once, in order, whole batches dealt out to the processes in turn: no padding.
+
+    The batches are the same for any number of processes, so what is computed from them is too.
+    """
+    batches = [range(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]
     return ImageLoader(
         EvalImages(source, preprocess),
         bad_files=bad_files,
         workers=workers,
-        sampler=range(rank, len(source), world),
-        batch_size=batch_size,
+        batch_sampler=batches[rank::world],
         collate_fn=_Collate(preprocess.size),
         pin_memory=pin_memory,
     )
@@ -849,6 +863,11 @@ def default_workers(source: Source) -> int:
     """Return how many loader workers a process should have: its share of the machine's cores, within reason."""
     if isinstance(source, PixelSource) and len(source) <= IN_MEMORY_IMAGES:
         return 0  # starting them would take longer than reading
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun says how many share the machine
     return max(1, min(MAX_WORKERS, cores // processes))
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

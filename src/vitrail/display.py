@@ -10,6 +10,15 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+PHASES = {
+    "data_s": "waiting for images",
+    "forward_backward_s": "forward and backward",
+    "optimizer_s": "optimizer",
+    "eval_s": "evaluation",
+    "save_s": "saving",
+}
+"""Of an epoch, as in its row of numbers."""
+
 
 class Display(Protocol):
     """Where long work reports to."""
@@ -89,10 +98,14 @@ class Terminal:
         self._progress.advance(task.id, steps)
 
     def row(self, values: Mapping[str, Any]) -> None:
-        parts = [f"epoch {values['epoch']:>3}", f"loss {values['train_loss']:.4f}"]
+        parts = [f"epoch {values['epoch']:>3}"]
+        if values["train_loss"] is not None:
+            parts += [f"loss {values['train_loss']:.4f}"]
         if "val_top1" in values:
             parts += [f"val loss {values['val_loss']:.4f}", f"top-1 {values['val_top1']:6.2f} %"]
         parts += [f"{values['images_per_s']:,.0f} images/s"]
+        if phases := [f"{label} {values[name]:.1f}" for name, label in PHASES.items() if values.get(name)]:
+            parts += [f"seconds: {', '.join(phases)}"]
         self.console.print("  ".join(parts), markup=False)
 
     def end(self) -> None:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import hashlib
+import os
 import platform
+import statistics
+import time
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal
+from datetime import timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
-from torch import Tensor
+import torch.distributed as dist
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from torch import Tensor, nn
+from torch._C._distributed_c10d import Store
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, LostProcess, MissingExtra
 
 Precision = Literal["float32", "bfloat16", "float16"]
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -21,25 +36,83 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @contextmanager
-def processes(precision: Precision, device: Literal["auto", "cpu"]) -> Iterator[Accelerator]:
-    """Join the processes that torchrun started, or be the only one, and leave them at the end.
+def processes(
+    precision: Precision, device: Literal["auto", "cpu"], timeout_minutes: float = 10.0
+) -> Iterator[Accelerator]:
+    """Join the processes that torchrun started, or be the only one.
+
+    Args:
+        precision: Of matrix products.
+        device: auto takes an accelerator where there is one.
+        timeout_minutes: How long a process waits for the others.
 
     Raises:
-        ConfigError: float16 without CUDA.
+        ConfigError: float16 without CUDA, or processes on a device that has no way to join them.
+        LostProcess: Another process has ended.
     """
     if precision == "float16" and (device == "cpu" or not torch.cuda.is_available()):
         raise ConfigError("train.precision is float16, which needs a CUDA device; use bfloat16 or float32 here")
     names = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
     try:
-        accelerator = Accelerator(mixed_precision=names[precision], cpu=device == "cpu")
+        patience = InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))
+        # Accelerate joins processes on a CPU only where it is told that it is one
+        on_cpu = pick_device(device).type == "cpu"
+        accelerator = Accelerator(mixed_precision=names[precision], cpu=on_cpu, kwargs_handlers=[patience])
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if accelerator.num_processes != started:
+            raise ConfigError(
+                f"torchrun started {started} processes, which cannot work together on {accelerator.device.type}; start "
+                "one, or add train.device=cpu"
+            )
+        if accelerator.num_processes > 1:
+            # said of parameters with a dimension of one, and without effect
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+            atexit.unregister(leave_processes)
+            atexit.register(leave_processes)
         if accelerator.device.type == "cpu":
             keep_freed_memory()
         yield accelerator
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
+            raise
+        raise LostProcess(
+            f"lost the other processes ({str(error).strip().splitlines()[0]}); the first of them that ended says why, "
+            "or was killed, as a system does that is short of memory"
+        ) from error
     finally:
-        # Accelerate keeps these for the life of the process; a second run may want another precision
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            PartialState().destroy_process_group()
+        # Accelerate keeps these for the life of the process; a second run may want another precision. The connections
+        # stay, as torchrun's store joins the same processes only once.
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def restart_trouble() -> str | None:
+    """Return what is wrong with how torchrun was started, if its restarts may hang."""
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    several_agents = int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1
+    if restarts and several_agents and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # https://github.com/pytorch/pytorch/issues/135712: agents count restarts apart, and then look for each other
+        # under different names
+        return (
+            "torchrun's agents may hang after a restart; start them with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the "
+            "environment"
+        )
+    return None
+
+
+def leave_processes() -> None:
+    """Close the connections to the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def choose_precision(wanted: str, device: Literal["auto", "cpu"]) -> Precision:
+    """Return the precision that `train.precision` means on this device."""
+    if wanted == "O0":
+        return "float32"
+    if wanted in ("mixed", "O1", "O2", "O3"):
+        old_card = pick_device(device).type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+        return "float16" if old_card else "bfloat16"
+    return cast(Precision, wanted)
 
 
 def keep_freed_memory() -> None:
@@ -51,6 +124,11 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, 2**30)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def keep_compiled_code() -> str:
+    """Let torch.compile keep what it compiles where a restart does not delete it, and return the folder."""
+    return os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path("~/.cache/vitrail/inductor").expanduser()))
 
 
 def pick_device(device: Literal["auto", "cpu"]) -> torch.device:
@@ -76,7 +154,7 @@ def share(accelerator: Accelerator, value: Any) -> Any:
     if accelerator.num_processes == 1:
         return value
     values = [value]
-    torch.distributed.broadcast_object_list(values)
+    dist.broadcast_object_list(values)
     return values[0]
 
 
@@ -85,5 +163,121 @@ def gather_texts(accelerator: Accelerator, texts: list[Any]) -> list[Any]:
     if accelerator.num_processes == 1:
         return texts
     gathered: list[list[Any]] = [[] for _ in range(accelerator.num_processes)]
-    torch.distributed.all_gather_object(gathered, texts)
+    dist.all_gather_object(gathered, texts)
     return [text for texts in gathered for text in texts]
+
+
+def shared_store(accelerator: Accelerator) -> Store | None:
+    """Return what the processes found each other through; None where there is one."""
+    return dist.distributed_c10d._get_default_store() if accelerator.num_processes > 1 else None
+
+
+def shard(model: nn.Module, device: torch.device) -> None:
+    """Share out a model's parameters over all processes (FSDP2); each block is gathered only while it works."""
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for parent in model.modules():
+        if isinstance(parent, nn.ModuleList):
+            for block in parent:
+                if not isinstance(block, nn.ModuleList):
+                    fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def whole(value: Any) -> Any:
+    """Return a state dict, or any part of one, with shares joined to whole tensors; all processes must call it."""
+    if isinstance(value, DTensor):
+        return value.full_tensor()
+    if isinstance(value, dict):
+        return {key: whole(item) for key, item in value.items()}
+    return value
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return this process's share of a tensor, which may be all of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def shared_as(value: Any, like: Tensor) -> Any:
+    """Return this process's share of a whole tensor, where `like` is shared out and of its shape."""
+    if isinstance(like, DTensor) and isinstance(value, Tensor) and value.shape == like.shape:
+        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return value
+
+
+def check_tracker(name: str) -> None:
+    """Refuse an experiment tracker that is not installed.
+
+    Raises:
+        MissingExtra: With what to type.
+    """
+    if find_spec(name) is None:
+        raise MissingExtra(f"output.trackers has {name}, which is not installed; run: pip install {name}")
+
+
+def open_tracker(name: str, folder: Path, settings: dict[str, Any]) -> GeneralTracker:
+    """Open an experiment tracker for a run; trackio and wandb go on where they were if the run is resumed."""
+    identity = f"{folder.name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
+    options: dict[str, dict[str, Any]] = {
+        "trackio": {"run_name": "vitrail", "name": identity, "resume": "allow"},
+        "wandb": {"run_name": "vitrail", "name": folder.name, "id": identity, "resume": "allow", "dir": str(folder)},
+        "mlflow": {"experiment_name": "vitrail", "run_name": identity},
+    }
+    tracker = LOGGER_TYPE_TO_CLASS[name](**options[name])
+    tracker.start()
+    tracker.store_init_configuration(settings)
+    return tracker
+
+
+def any_process(accelerator: Accelerator, flag: Tensor) -> Tensor:
+    """Return whether a boolean () is true in any process, on the device and without waiting for it."""
+    if accelerator.num_processes == 1:
+        return flag
+    votes = flag.to(torch.int32)
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return votes > 0
+
+
+def all_reduce_seconds(accelerator: Accelerator, numbers: int, budget_s: float) -> float:
+    """Return the median time to sum so many float32 over all processes, measured for at most `budget_s`."""
+    values = torch.ones(numbers, device=accelerator.device)
+    taken: list[float] = []
+    for _ in range(50):
+        accelerator.wait_for_everyone()
+        started = time.perf_counter()
+        dist.all_reduce(values)
+        values[:1].tolist()  # waits for the device
+        taken.append(time.perf_counter() - started)
+        if share(accelerator, sum(taken) > budget_s):
+            break
+    return statistics.median(taken)
+
+
+class Agreement:
+    """Lets all processes act at the same update on what one of them wants.
+
+    The wishes of an update travel between the hosts while the next one is computed, so nobody waits for them.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._alone = accelerator.num_processes == 1
+        # NCCL carries no tensors of the host
+        self._group = None if self._alone else cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+        self._sent: tuple[Tensor, Any] | None = None
+
+    def exchange(self, *wishes: bool) -> list[bool]:
+        """Send what this process wants, and return what any wanted an update ago; alone, what it wants now."""
+        if self._alone:
+            return list(wishes)
+        before = self._sent
+        votes = torch.tensor(wishes, dtype=torch.int32)
+        self._sent = votes, dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        if before is None:
+            return [False] * len(wishes)
+        before[1].wait()
+        return (before[0] > 0).tolist()
+
+    def finish(self) -> None:
+        """Wait for what is still on its way."""
+        if self._sent is not None:
+            self._sent[1].wait()
+            self._sent = None

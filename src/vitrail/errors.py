@@ -28,8 +28,20 @@ class TrainingError(VitrailError):
     """A run that cannot go on."""
 
 
+class LostProcess(VitrailError):
+    """Another process of the run has ended, so that this one cannot go on."""
+
+
+class MissingExtra(VitrailError, ImportError):
+    """An optional package that is not installed."""
+
+
 class Interrupted(VitrailError):
-    """Ctrl-C, with what to type to go on."""
+    """Stopped at once by Ctrl-C, with what to type to go on."""
+
+
+class Stopped(VitrailError):
+    """Saved and stopped because it was told to, with what to type to go on; a scheduler may start it again."""
 
 
 def command(*words: object) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from vitrail.checkpoint import Record, load_model, read_record
 from vitrail.config import DataSection, EvaluateConfig, Layer, PreprocessSection, resolve, to_dict
-from vitrail.data import Batch, build_eval_loader, open_split
+from vitrail.data import ImageLoader, build_eval_loader, open_split
 from vitrail.display import Display, Quiet
 from vitrail.engine import Precision, autocast, gather_texts, processes, sum_over_processes
 from vitrail.errors import DataError
@@ -87,20 +87,22 @@ def evaluate(path: Path, settings: Sequence[Layer] = (), *, display: Display | N
             pin_memory=accelerator.device.type == "cuda",
         )
         display.begin("evaluate", len(loader))
-        found, bad = count(model, loader, preprocess, accelerator, config.evaluate.precision, display)
+        found, bad = count(model, loader, preprocess, accelerator, config.evaluate.precision, display.advance)
         display.end()
         return Evaluation(found, tuple(bad), source.description, preprocess)
 
 
 def count(
     model: VisionModel,
-    loader: Iterable[Batch],
+    loader: ImageLoader,
     preprocess: Preprocess,
     accelerator: Accelerator,
     precision: Precision,
-    display: Display,
+    advance: Callable[[], None],
 ) -> tuple[Accuracy, list[tuple[str, str]]]:
     """Count the right answers of a model over all processes, and gather the images that could not be read.
+
+    `advance` is called after each batch, equally often in all processes.
 
     Raises:
         DataError: None could be read.
@@ -110,13 +112,19 @@ def count(
     model.eval()
     counter = Counter(model.config.num_classes, device)
     bad: list[tuple[str, str]] = []
-    with torch.inference_mode(), autocast(device, precision):
+    nothing = torch.zeros(1, 3, *preprocess.size, device=device)
+    most = max(gather_texts(accelerator, [len(loader)]))
+    with torch.no_grad(), autocast(device, precision):
         for batch in loader:
             bad += batch.bad
-            if len(batch.labels):
-                images = normalise(batch.images.to(device, non_blocking=True), preprocess.mean, preprocess.std)
-                counter.add(model(images), batch.labels.to(device, non_blocking=True))
-            display.advance()
+            images = normalise(batch.images.to(device, non_blocking=True), preprocess.mean, preprocess.std)
+            # a model that is shared out needs all processes in each pass, also those without an image
+            logits = model(images if len(batch.labels) else nothing)
+            counter.add(logits[: len(batch.labels)], batch.labels.to(device, non_blocking=True))
+            advance()
+        for _ in range(most - len(loader)):
+            model(nothing)
+            advance()
     model.train(was_training)
     counter.totals, counter.loss, counter.confusion = sum_over_processes(
         accelerator, counter.totals, counter.loss, counter.confusion

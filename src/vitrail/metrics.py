@@ -10,19 +10,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+LOSS_UNITS = 2**30  # a sum of 2**33 / loss images fits 63 bits
+
 
 class Counter:
     """Count right answers batch by batch; integers, so that the order and the split over processes cannot matter.
 
     Attributes:
-        totals: Images, right at first choice, right within five, as int64 (3,).
-        loss: Sum of the cross-entropies, float64 ().
+        totals: Images, right at first choice, right within five, without a finite loss, as int64 (4,).
+        loss: Sum of the finite cross-entropies in units of 1 / LOSS_UNITS, int64 ().
         confusion: Images by (label, prediction), int64 (k, k).
     """
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
-        self.totals = torch.zeros(3, dtype=torch.int64, device=device)
-        self.loss = torch.zeros((), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+        self.totals = torch.zeros(4, dtype=torch.int64, device=device)
+        self.loss = torch.zeros((), dtype=torch.int64, device="cpu" if device.type == "mps" else device)  # no float64
         self.confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
 
     def add(self, logits: Float[Tensor, "b k"], labels: Int[Tensor, " b"]) -> None:
@@ -31,9 +33,11 @@ class Counter:
         logits = logits.float()
         best = logits.topk(min(5, k)).indices
         hits = best == labels[:, None]
-        self.totals += torch.stack([torch.tensor(len(labels), device=hits.device), hits[:, 0].sum(), hits.sum()])
-        # float64 keeps batch boundaries out of all but the last digits of the sum
-        self.loss += cross_entropy(logits.to(self.loss.device).double(), labels.to(self.loss.device), reduction="sum")
+        losses = cross_entropy(logits.to(self.loss.device).double(), labels.to(self.loss.device), reduction="none")
+        finite = losses.isfinite()
+        self.loss += (torch.where(finite, losses, 0) * LOSS_UNITS).round().long().sum()
+        n = torch.tensor(len(labels), device=hits.device)
+        self.totals += torch.stack([n, hits[:, 0].sum(), hits.sum(), (~finite).sum().to(hits.device)])
         self.confusion += torch.bincount(labels * k + best[:, 0], minlength=k * k)
 
 
@@ -54,10 +58,10 @@ class Accuracy:
 
 def accuracy(counter: Counter) -> Accuracy:
     """Turn counts into percentages, with a warning where they look wrong."""
-    n, right, right5 = counter.totals.tolist()
+    n, right, right5, without_loss = counter.totals.tolist()
     if n == 0:
         return Accuracy(0, math.nan, math.nan, math.nan, ("no image was counted",))
-    loss = counter.loss.item() / n
+    loss = counter.loss.item() / LOSS_UNITS / n if not without_loss else math.nan
     k = math.isqrt(len(counter.confusion))
     return Accuracy(
         n, 100 * right / n, 100 * right5 / n, loss, suspicions(n, right, loss, counter.confusion.reshape(k, k))

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import platform
+import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import matplotlib
-from matplotlib.figure import Figure
+from typing import Any, Protocol
 
 from vitrail.checkpoint import write_whole
-from vitrail.errors import CheckpointError, ConfigError, command
+from vitrail.errors import CheckpointError, ConfigError
 
 
 def create_run(root: Path, name: str | None, default_name: str) -> Path:
@@ -52,88 +52,150 @@ def create_run(root: Path, name: str | None, default_name: str) -> Path:
         ) from error
 
 
+class Tracker(Protocol):
+    """Where the numbers of a run are sent to, beside its own file; what Accelerate calls a GeneralTracker."""
+
+    def log(self, values: dict[str, Any], step: int | None) -> None:
+        """Take the numbers of an epoch."""
+
+    def finish(self) -> None:
+        """Send what is left."""
+
+
+class TensorBoard:
+    """TensorBoard events in a run's folder, without those of epochs that are run again.
+
+    Written here and now: the writers of torch and tensorboard have a thread, whose errors nobody can catch.
+    """
+
+    def __init__(self, folder: Path, first_epoch: int | None) -> None:
+        # protobuf and tensorboard warn about their own deprecations on import
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from tensorboard.compat.proto import event_pb2, summary_pb2
+            from tensorboard.summary.writer.record_writer import RecordWriter
+        protos: Any = event_pb2, summary_pb2  # made at import time, where no type checker sees them
+        self._event, self._summary, session_log = protos[0].Event, protos[1].Summary, protos[0].SessionLog
+        (folder / "tensorboard").mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.0f}.{platform.node()}.{os.getpid()}.{time.monotonic_ns()}"
+        self._writer = RecordWriter((folder / "tensorboard" / name).open("wb"))
+        self._write(file_version="brain.Event:2")
+        if first_epoch is not None:
+            self._write(step=first_epoch, session_log=session_log(status=session_log.START))
+
+    def log(self, values: dict[str, Any], step: int | None) -> None:
+        """Write the numbers of an epoch."""
+        numbers = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._write(step=step, summary=self._summary(value=numbers))
+
+    def finish(self) -> None:
+        """Close the file."""
+        self._writer.close()
+
+    def _write(self, **content: Any) -> None:
+        self._writer.write(self._event(wall_time=time.time(), **content).SerializeToString())
+        self._writer.flush()
+
+
 class RunLog:
-    """Rows of numbers, one an epoch: metrics.jsonl always, and TensorBoard events.
+    """Rows of numbers, one an epoch: in metrics.jsonl always, and with the trackers that are asked for.
 
     Args:
         folder: Of the run.
         rows: Those of the epochs before a resume.
-
-    Raises:
-        CheckpointError: The files cannot be written.
+        openers: By name, what opens a tracker from the first epoch that it will be given, None for all.
+        warn: Told when a tracker fails, which is then left; the run goes on without it.
     """
 
-    def __init__(self, folder: Path, rows: Sequence[Mapping[str, Any]] = ()) -> None:
-        # protobuf and tensorboard warn about their own deprecations on import
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from torch.utils.tensorboard import SummaryWriter
-        # after a resume the events of the epochs that are run again must not stay beside the new ones
-        purge = int(rows[-1]["epoch"]) + 1 if rows else None
-        path = folder / "metrics.jsonl"
-        write_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
-        try:
-            self._file = path.open("a", encoding="utf-8")
-            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
-        except OSError as error:
-            raise CheckpointError(f"{folder}: cannot be written ({error.strerror})") from error
+    def __init__(
+        self,
+        folder: Path,
+        rows: Sequence[Mapping[str, Any]],
+        openers: Mapping[str, Callable[[int | None], Tracker]],
+        warn: Callable[[str], None],
+    ) -> None:
+        self._path, self._openers, self._warn = folder / "metrics.jsonl", openers, warn
+        self._trackers: dict[str, Tracker] = {}
+        self.rewind(rows)
+
+    def rewind(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Go back to these rows."""
+        self.close()
+        self._rows = list(rows)
+        first_epoch = int(rows[-1]["epoch"]) + 1 if rows else None
+        for name, opener in self._openers.items():
+            with self._forgiven(name):
+                self._trackers[name] = opener(first_epoch)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Add the numbers of one epoch.
+        """Take the numbers of one epoch; `write` brings them to metrics.jsonl."""
+        self._rows.append(row)
+        values = {name: value for name, value in row.items() if isinstance(value, int | float) and name != "epoch"}
+        for name, tracker in list(self._trackers.items()):
+            with self._forgiven(name):
+                tracker.log(values, step=row["epoch"])
+
+    def write(self) -> None:
+        """Write metrics.jsonl, all of it, so that it never holds half a line.
 
         Raises:
-            CheckpointError: They could not be written.
+            CheckpointError: The disk is full or the folder cannot be written; the file is as it was.
         """
-        try:
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
-            for name, value in row.items():
-                if isinstance(value, int | float) and name != "epoch":
-                    self._events.add_scalar(name, value, row["epoch"])
-            self._events.flush()
-        except OSError as error:
-            raise CheckpointError(
-                f"{self._file.name}: cannot be written ({error.strerror}); free space, then go on with: "
-                + command("train", "--resume", Path(self._file.name).parent)
-            ) from error
+        write_whole(self._path, "".join(json.dumps(row) + "\n" for row in self._rows).encode())
 
     def close(self) -> None:
-        """Finish the files."""
-        # what could not be written was told by `add`; closing tries, and fails, once more
-        with contextlib.suppress(OSError):
-            self._file.close()
-        with contextlib.suppress(OSError):
-            self._events.close()
+        """Finish the trackers."""
+        for name, tracker in list(self._trackers.items()):
+            with self._forgiven(name):
+                tracker.finish()
+        self._trackers.clear()
+
+    @contextlib.contextmanager
+    def _forgiven(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever a tracker does, it does not end a run
+            self._trackers.pop(name, None)
+            self._warn(f"{name} is given no more numbers ({type(error).__name__}: {' '.join(str(error).split())})")
 
 
-def read_rows(folder: Path, last_epoch: int) -> list[dict[str, Any]]:
-    """Return the rows that a run wrote up to and including an epoch.
+class Outbox:
+    """Files that must not be lost: what a full disk refuses is told, and tried again until the run ends."""
 
-    Raises:
-        CheckpointError: The file is missing, or damaged before that epoch.
-    """
-    path, rows = folder / "metrics.jsonl", []
-    # the last line may be cut where the run was, and the file may be missing
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            if row["epoch"] > last_epoch:
-                break
-            rows.append(row)
-    if len(rows) < last_epoch:
-        raise CheckpointError(
-            f"{path}: {len(rows)} of {last_epoch} epochs can be read, the rest is missing or damaged; start a new run"
-        )
-    return rows
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn = warn
+        self._jobs: dict[str, Callable[[], None]] = {}
+
+    def put(self, name: str, write: Callable[[], None]) -> None:
+        """Write something now, and again later if it cannot be; a newer one of the same name replaces it."""
+        self._jobs[name] = write
+        self.retry()
+
+    def retry(self) -> None:
+        """Try what is left once more."""
+        for name, write in list(self._jobs.items()):
+            try:
+                write()
+            except CheckpointError as error:
+                self._warn(f"{error}; training goes on, and it is tried again")
+            else:
+                del self._jobs[name]
+
+    def finish(self) -> None:
+        """Try what is left for the last time.
+
+        Raises:
+            CheckpointError: It still cannot be written.
+        """
+        for write in self._jobs.values():
+            write()
 
 
-def goodness(row: Mapping[str, Any]) -> tuple[float, float]:
-    """Return what the best epoch has most of: accuracy, and of two as accurate, less loss."""
-    return row["val_top1"], -row["val_loss"]
+def plot_curves(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any], path: Path, title: str) -> None:
+    """Draw loss, accuracy and learning rate over the epochs as a PNG, with a dot on the best one, if any."""
+    import matplotlib  # a second, which only the first process needs, once
+    from matplotlib.figure import Figure
 
-
-def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Draw loss, accuracy and learning rate over the epochs as a PNG."""
     ink, muted, blue, orange = "#1f2933", "#7b8794", "#2563a8", "#c2571a"
     with matplotlib.rc_context(
         {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "text.color": ink}
@@ -144,7 +206,7 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> No
         marker = "o" if len(rows) == 1 else None
         for axes, key in ((loss, "loss"), (top1, "top1")):
             for part, color, chosen in (("train", muted, rows), ("val", blue, evaluated)):
-                points = [(row["epoch"], row[f"{part}_{key}"]) for row in chosen]
+                points = [(row["epoch"], row[f"{part}_{key}"]) for row in chosen if row[f"{part}_{key}"] is not None]
                 if points:
                     axes.plot(
                         *zip(*points, strict=True),
@@ -155,7 +217,6 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> No
             axes.legend(frameon=False, labelcolor="linecolor")
             axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
             axes.set_axisbelow(True)
-        best = max(evaluated, key=goodness, default=None)
         if best:
             top1.plot(best["epoch"], best["val_top1"], "o", color=blue)
         rate.plot([row["epoch"] for row in rows], [row["lr"] for row in rows], color=orange, marker=marker)

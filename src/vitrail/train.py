@@ -2,36 +2,59 @@
 
 from __future__ import annotations
 
-import math
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from vitrail.augment import erase, mix, soft_targets
-from vitrail.checkpoint import Record, load_state, model_options, provenance, save_model, save_state, write_whole
-from vitrail.config import TrainConfig, to_dict, to_yaml
-from vitrail.data import Batch, BatchSampler, build_eval_loader, build_train_loader, open_data
+from vitrail.checkpoint import Record, load_weights, model_options, provenance, save_model, write_whole
+from vitrail.config import TrainConfig, flat, to_dict, to_yaml
+from vitrail.data import Batch
 from vitrail.display import Display, Quiet
-from vitrail.engine import gather_texts, processes, share, sum_over_processes
-from vitrail.errors import CheckpointError, ConfigError, Interrupted, TrainingError, command
+from vitrail.engine import (
+    Agreement,
+    any_process,
+    autocast,
+    check_tracker,
+    choose_precision,
+    gather_texts,
+    keep_compiled_code,
+    local,
+    open_tracker,
+    processes,
+    restart_trouble,
+    share,
+    shared_store,
+    sum_over_processes,
+    whole,
+)
+from vitrail.errors import CheckpointError, DataError, Interrupted, Stopped, TrainingError, command
 from vitrail.evaluate import check_classes, count
-from vitrail.models import canonical_name, create_model, find_variant
+from vitrail.guard import first_nonfinite
+from vitrail.job import Job, build_job, build_state, sum_dtype
 from vitrail.models.registry import VisionModel
-from vitrail.optim import build_optimizer, set_learning_rate
-from vitrail.report import RunLog, create_run, goodness, plot_curves, read_rows
-from vitrail.schedule import learning_rate
-from vitrail.transforms import Preprocess, TrainView, normalise, sample_key
+from vitrail.optim import set_learning_rate
+from vitrail.report import Outbox, RunLog, TensorBoard, Tracker, create_run, plot_curves
+from vitrail.state import SUMS, TrainState, list_states, load_last_state, save_state
+from vitrail.stop import Stop
+from vitrail.stopwatch import Stopwatch
+from vitrail.transforms import Preprocess, normalise, sample_key
+from vitrail.watchdog import Watchdog
+
+DATA_BOUND = 0.2  # share of the time that is worth a word
+WORTH_A_WORD_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -50,262 +73,329 @@ class TrainResult:
     """Path of a validation image."""
 
 
+@dataclass(kw_only=True)
+class Run:
+    """The run's folder and what is written there; only the first process writes."""
+
+    folder: Path
+    outbox: Outbox
+    agreement: Agreement
+    watchdog: Watchdog
+    log: RunLog | None = None
+    began: float = field(default_factory=time.monotonic)
+    spent_s: float = 0.0
+    """Before this process."""
+    saved: float = field(default_factory=time.monotonic)
+    told_of_data: bool = False
+
+    def elapsed_s(self) -> float:
+        """Seconds of the run in all."""
+        return self.spent_s + time.monotonic() - self.began
+
+
 def train(
-    config: TrainConfig, *, name: str = "run", resume: Path | None = None, display: Display | None = None
+    config: TrainConfig,
+    *,
+    name: str = "run",
+    resume: Path | None = None,
+    fork: Path | None = None,
+    display: Display | None = None,
 ) -> TrainResult:
     """Train a model and write its run folder.
 
     Args:
         config: All settings.
         name: Folder of the run where `output.name` does not say.
-        resume: Folder of a run of this very config to go on with, from the end of its last whole epoch.
+        resume: Folder of a run to go on with, from its last save; `config` may differ in its length only.
+        fork: Folder of a run whose weights, averaged where it averages, a new run begins with.
         display: Where progress is shown.
 
     Raises:
         ConfigError: Settings that do not fit together, the model or the data.
         DataError: The images are not there, or not as they should be.
         CheckpointError: A file of the run cannot be read or written.
-        TrainingError: The loss is no longer finite.
+        TrainingError: The loss is no longer finite, and going back did not help.
+        Stopped: A signal or train.max_hours said so; everything is saved.
     """
     display = display or Quiet()
-    settings, optim, started = config.train, config.optim, time.perf_counter()
-    with processes(settings.precision, settings.device) as accelerator, ExitStack() as open_files:
-        device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
-        main = accelerator.is_main_process
+    settings = config.train
+    precision = choose_precision(settings.precision, settings.device)
+    with (
+        processes(precision, settings.device, 2 * settings.dist_timeout_minutes) as accelerator,
+        Stop(settings.max_hours) as stop,
+        ExitStack() as exits,
+    ):
+        # Data, model and optimizer
         torch.manual_seed(settings.seed)
-
-        # Data
-        with accelerator.local_main_process_first():  # which downloads for all
-            data = open_data(
-                config.data.name,
-                config.data.root,
-                train_split=config.data.train_split,
-                val_split=config.data.val_split,
-                val_fraction=config.data.val_fraction,
-                download=config.data.download,
-            )
-        for note in data.notes:
-            display.note(note)
-        model_name = canonical_name(config.model.name)
-        model = build_model(config, model_name, len(data.classes))
-        preprocess = build_preprocess(config, model_name, model)
-        sampler = BatchSampler(
-            len(data.train),
-            settings.batch_size,
-            seed=settings.seed,
-            rank=rank,
-            world=world,
-            accumulate=settings.accumulate,
-            repeats=config.augment.repeats,
-        )
-        pinned = device.type == "cuda"
-        loader = build_train_loader(
-            data.train, build_view(config, preprocess), preprocess.exif, sampler,
-            seed=settings.seed, workers=config.data.workers, bad_files=config.data.bad_files, pin_memory=pinned,
-        )  # fmt: skip
-        val_loader = build_eval_loader(
-            data.val, preprocess, batch_size=settings.batch_size // (world * settings.accumulate), rank=rank,
-            world=world, workers=config.data.workers, bad_files=config.data.bad_files, pin_memory=pinned,
-        )  # fmt: skip
-
-        # Model and optimizer
-        model.to(device)
-        if settings.channels_last:
-            model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        model.set_grad_checkpointing(settings.grad_checkpointing)
-        ema = ModelEmaV3(model, decay=config.ema.decay) if config.ema.decay else None
-        evaluated = ema.module if ema else model
-        total_epochs, steps = settings.epochs + config.schedule.cooldown_epochs, sampler.steps
-        if config.ema.decay and (share_left := config.ema.decay ** (total_epochs * steps)) > 0.01:
-            display.warn(
-                f"ema.decay {config.ema.decay} is slow for {total_epochs * steps:,} updates: {share_left:.0%} of the "
-                "weights that are evaluated and saved will be the initial ones; lower it, or set ema.decay=null"
-            )
+        if precision != settings.precision:
+            display.note(f"train.precision={settings.precision} is {precision} on this device")
+        if trouble := restart_trouble():
+            display.warn(trouble)
+        job, model = build_job(config, accelerator, precision, display, stop)
+        if fork is not None:
+            load_fork(job, model, fork)
+        state = build_state(job, model)
         if settings.compile:
-            display.note("compiling the model; the first updates take a minute or more")
+            cache = keep_compiled_code()
+            display.note(f"compiling the model: the first updates take a minute, and less the next time ({cache})")
             model.compile()
-        optimizer = build_optimizer(
-            model, name=optim.name, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps,
-            momentum=optim.momentum, nesterov=optim.nesterov, layer_decay=optim.layer_decay,
-        )  # fmt: skip
-        wrapped, optimizer = accelerator.prepare(model, optimizer)
+        wrapped = accelerator.prepare_model(model, evaluation_mode=settings.shard)  # which leaves DDP out
+        optimizer = accelerator.prepare_optimizer(state.optimizer)
+        state.scaler = accelerator.scaler
 
         # Run folder, new or resumed
-        first_epoch, best, rows, bad_files = 0, {}, [], set()
-        if resume is not None:
-            state = load_state(resume / "last" / "state.pt")
-            check_classes(state["classes"], data.classes, resume)
-            if state["options"] != model_options(model):
-                raise CheckpointError(f"{resume / 'config.yaml'}: was changed, and no longer describes the run's model")
-            first_epoch, best, bad_files = state["epoch"], state["best"], {(a, b) for a, b in state["bad_files"]}
-            model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            if ema:
-                ema.module.load_state_dict(state["ema"])
-            if accelerator.scaler is not None:
-                accelerator.scaler.load_state_dict(state["scaler"])
-            rows = read_rows(resume, first_epoch)
-        spent = rows[-1]["elapsed_s"] if rows else 0.0
-        log = None
-        if main and resume is None:
-            folder = create_run(Path(config.output.root).expanduser(), config.output.name, name)
-            write_whole(folder / "config.yaml", to_yaml(config, f"Settings of the run {folder.name}.").encode())
-        else:
-            folder = resume
-        folder = share(accelerator, folder)
-        if main:
-            log = open_files.enter_context(closing(RunLog(folder, rows)))
+        restored = resume is not None and restore(job, state, resume)
+        run = open_run(job, state, name, resume)
+        exits.enter_context(run.watchdog)
+        if run.log is not None:
+            exits.enter_context(closing(run.log))
+        first_epoch = state.epoch
+        if is_finished(job, state):
+            longer = command("train", "--extend", run.folder, f"train.epochs={2 * settings.epochs}")
+            anew = command("train", "--fork", run.folder)
+            display.note(
+                f"{run.folder} is finished, with {state.epoch} epochs; to lengthen it: {longer}; to begin a new run "
+                f"from its weights: {anew}"
+            )
+        elif not restored:
+            save(job, state, run, must=True)  # from here on there is always something to go back to
 
         # Loop
-        rate = build_schedule(config, steps)
-        display.begin("train", total_epochs * steps, first_epoch * steps)
-        with resumable(folder):
-            for epoch in range(first_epoch, total_epochs):
-                sampler.epoch = epoch
-                batches = iter(loader)
-                sums = torch.zeros(3, dtype=sum_dtype(device), device=device)  # loss, right answers, images
-                unread = set()
-                epoch_started = window_started = time.perf_counter()
-                window_step, lr = 0, 0.0
-                wrapped.train()
-                for step in range(steps):
-                    lr = rate(epoch * steps + step)
-                    set_learning_rate(optimizer, lr)
-                    # keyed like every draw of an image, so a resumed run draws the same drop paths and dropouts
-                    torch.manual_seed(sample_key(settings.seed, epoch, step, 1 + rank))
-                    parts = [next(batches) for _ in range(settings.accumulate)]
-                    unread.update(bad for part in parts for bad in part.bad)
-                    keys = [
-                        sample_key(settings.seed, epoch, step, -(number * world + rank) - 1)
-                        for number in range(len(parts))
-                    ]
-                    sums += train_step(
-                        wrapped, optimizer, accelerator, parts, config, preprocess, len(data.classes), keys
-                    )
-                    if ema:
-                        ema.update(model)
-                    if due(step, settings.log_every, steps):
-                        loss, right, images = sums.tolist()
-                        loss, top1 = loss / max(images, 1), 100 * right / max(images, 1)
-                        if not math.isfinite(loss):
-                            raise diverged(
-                                f"loss became {loss}", epoch * steps + window_step, epoch * steps + step, folder, epoch
-                            )
-                        now = time.perf_counter()
-                        speed = (step + 1 - window_step) * settings.batch_size / (now - window_started)
-                        window_step, window_started = step + 1, now
-                        display.advance(
-                            0,
-                            epoch=f"{epoch + 1}/{total_epochs}",
-                            loss=f"{loss:.4f}",
-                            top_1=f"{top1:.1f} %",
-                            speed=f"{speed:,.0f} images/s",
-                        )
-                    display.advance()
-                trained_s = time.perf_counter() - epoch_started
-                loss, right, images = sum_over_processes(accelerator, sums)[0].tolist()
-                if not images:
-                    name, reason = min(unread)
-                    raise TrainingError(f"no training image could be read; one is {name} ({reason})")
-                if not all(bool(weights.isfinite().all()) for weights in model.parameters()):
-                    raise diverged("weights became infinite", epoch * steps, (epoch + 1) * steps - 1, folder, epoch)
-                row = {
-                    "epoch": epoch + 1,
-                    "updates": (epoch + 1) * steps,
-                    "lr": lr,
-                    "train_loss": loss / images,
-                    "train_top1": 100 * right / images,
-                    "images_per_s": round(steps * settings.batch_size / trained_s, 1),
-                    "seconds": round(trained_s, 3),
-                }
-                if due(epoch, settings.eval_every, total_epochs):
-                    found, bad = count(evaluated, val_loader, preprocess, accelerator, settings.precision, Quiet())
-                    unread.update(bad)
-                    row |= {"val_loss": found.loss, "val_top1": found.top1, "val_top5": found.top5, "val_n": found.n}
-                    for warning in found.warnings if epoch + 1 == total_epochs else ():
-                        display.warn(warning)
-                for bad in sorted(set(gather_texts(accelerator, sorted(unread))) - bad_files):
-                    display.warn(f"{bad[0]}: {bad[1]}; left out")
-                    bad_files.add(bad)
-                row["n_bad"] = len(bad_files)
-                row["elapsed_s"] = round(spent + time.perf_counter() - started, 1)
-                display.row(row)
-                rows.append(row)
-                improved = "val_top1" in row and (not best or goodness(row) > goodness(best))
-                if improved:
-                    best = row
-                if main and log is not None:
-                    log.add(row)
-                    if improved:
-                        record = Record(
-                            model=model_name, options=model_options(model), classes=data.classes, preprocess=preprocess,
-                            recipe=to_dict(config), provenance=provenance(), metrics=row,
-                        )  # fmt: skip
-                        keep_older(folder, config.output.keep_best)
-                        save_model(folder / "best.safetensors", evaluated.state_dict(), record)
-                    state = {
-                        "epoch": epoch + 1,
-                        "best": best,
-                        "bad_files": sorted(bad_files),
-                        "classes": data.classes,
-                        "options": model_options(model),
-                        "model": model.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                        "ema": ema.module.state_dict() if ema else None,
-                        "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
-                    }
-                    save_state(folder / "last" / "state.pt", state)
+        display.begin("train", job.total_epochs * job.sampler.steps, job.updates(state))
+        with interruptible(run.folder), anomalies_named(settings.detect_anomaly):
+            while not is_finished(job, state):
+                if train_epoch(job, state, run, wrapped, optimizer):
+                    finish_epoch(job, state, run)
         display.end()
+        if first_epoch < state.epoch < job.total_epochs:
+            display.note(f"stopped early: no better {settings.monitor} for {settings.patience} epochs")
+        if state.epoch > first_epoch:
+            save(job, state, run, must=True)
+        run.agreement.finish()
+        run.outbox.finish()
         example = ""
-        if main:
-            plot_curves(rows, folder / "curves.png", f"{folder.name}: {model_name}, {len(data.train):,} images")
+        if accelerator.is_main_process:
+            if state.epoch > first_epoch:
+                title = f"{run.folder.name}: {job.model_name}, {len(job.data.train):,} images"
+                plot_curves(state.rows, state.best, run.folder / "curves.png", title)
             with suppress(OSError):  # the run is done and saved; without an example, the last line names none
-                example = data.val.example(folder)
-        seconds = time.perf_counter() - started
-        return TrainResult(folder, tuple(rows), best, seconds, tuple(sorted(bad_files)), example)
+                example = job.data.val.example(run.folder)
+        seconds = time.monotonic() - run.began
+        bad_files = tuple(sorted(state.bad_files))
+        return TrainResult(run.folder, tuple(state.rows), state.best, seconds, bad_files, example)
+
+
+def train_epoch(job: Job, state: TrainState, run: Run, wrapped: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
+    """Make the updates of an epoch from where the state stands; False if the run had to go back instead.
+
+    Raises:
+        Stopped: The run was told to stop, and is saved.
+        TrainingError: See `roll_back`.
+    """
+    config, sampler, accelerator = job.config, job.sampler, job.accelerator
+    settings, epoch = config.train, state.epoch
+    watch = Stopwatch(accelerator.device, state.seconds)
+    sampler.epoch, sampler.first_step = epoch, state.step
+    window_step, window_started = state.step, time.perf_counter()
+    wrapped.train()
+    batches = iter(job.loader)
+    for step in range(state.step, sampler.steps):
+        begun = time.perf_counter()
+        update = epoch * sampler.steps + step
+        set_learning_rate(optimizer, job.rate(update) / 2**state.rollbacks)
+        # keyed like every draw of an image, so a resumed run draws the same drop paths and dropouts
+        torch.manual_seed(sample_key(settings.seed, epoch, step, 1 + sampler.rank))
+        run.watchdog.move(f"reading the images of update {update + 1:,}")
+        with watch.waiting("data_s"):
+            parts = [next(batches) for _ in range(settings.accumulate)]
+        state.unread.update(bad for part in parts for bad in part.bad)
+        run.watchdog.move(f"computing update {update + 1:,}")
+        keys = mixing_keys(job, epoch, step)
+        sums, bad = train_step(
+            wrapped, optimizer, accelerator, parts, config, job.preprocess, len(job.data.classes), keys, watch
+        )
+        state.sums += sums
+        state.guard.record(bad, update)
+        if state.ema:
+            state.ema.update(state.model)
+        state.step = step + 1
+        job.display.advance()
+        if due(step, settings.log_every, sampler.steps):
+            loss, right, images, skipped, in_a_row, first = torch.cat([state.sums, state.guard.counts]).tolist()
+            now, spent_s = time.perf_counter(), state.seconds.get("train_s", 0.0)
+            speed = (step + 1 - window_step) * settings.batch_size / (now - window_started)
+            window_step, window_started = step + 1, now
+            watch.read()
+            job.display.advance(
+                0,
+                epoch=f"{epoch + 1}/{job.total_epochs}",
+                loss=f"{loss / max(images, 1):.4f}",
+                top_1=f"{100 * right / max(images, 1):.1f} %",
+                speed=f"{speed:,.0f} images/s",
+                waiting_for_images=f"{state.seconds['data_s'] / (spent_s + now - begun):.0%}",
+            )
+            if first >= 0 and (accelerator.scaler is None or in_a_row >= settings.skip_limit):
+                more = f" and {skipped - 1:.0f} more of this epoch" if skipped > 1 else ""
+                cause = diagnose(job, state, int(first))
+                reason = f"update {first + 1:,.0f}{more} left out, not finite: {cause}"
+                if in_a_row >= settings.skip_limit:
+                    roll_back(job, state, run, reason)
+                    return False
+                job.display.warn(reason)
+            state.guard.clear_first()
+        state.seconds["train_s"] = state.seconds.get("train_s", 0.0) + time.perf_counter() - begun
+        stop_or_save(job, state, run, saving=is_save_due(job, state, run))
+    return True
+
+
+def finish_epoch(job: Job, state: TrainState, run: Run) -> None:
+    """Evaluate, write the row of numbers and the best weights, and begin the next epoch.
+
+    Raises:
+        Stopped: The run was told to stop, and is saved; the evaluation is begun anew when it goes on.
+        TrainingError: See `roll_back`, or no training image can be read.
+    """
+    config, accelerator, display, steps = job.config, job.accelerator, job.display, job.sampler.steps
+    unread, settings = set(state.unread), config.train
+    run.watchdog.move(f"adding up epoch {state.epoch + 1}")
+    loss, right, images = sum_over_processes(accelerator, state.sums)[0].tolist()
+    skipped = int(state.guard.counts[0])
+    if not images and not skipped:
+        name, reason = min(unread)
+        raise TrainingError(f"no training image could be read; one is {name} ({reason})")
+    if not has_finite_weights(state.model, accelerator):
+        roll_back(job, state, run, f"the weights are not finite after update {job.updates(state):,}")
+        return
+    seconds = state.seconds
+    row: dict[str, Any] = {
+        "epoch": state.epoch + 1,
+        "updates": job.updates(state),
+        "lr": job.rate(job.updates(state) - 1) / 2**state.rollbacks,
+        "train_loss": loss / images if images else None,
+        "train_top1": 100 * right / images if images else None,
+        "skipped": skipped,
+        "overflow_rate": skipped / steps,
+    }
+    if state.scaler is not None:
+        row["loss_scale"] = state.scaler.get_scale()
+    if due(state.epoch, settings.eval_every, job.total_epochs):
+        run.watchdog.move(f"evaluating epoch {state.epoch + 1}")
+        with Stopwatch(accelerator.device, seconds).waiting("eval_s"):
+            evaluated = state.ema.module if state.ema else state.model
+
+            def counted() -> None:
+                run.watchdog.stir()
+                stop_or_save(job, state, run, saving=False)
+
+            found, bad = count(evaluated, job.val_loader, job.preprocess, accelerator, job.precision, counted)
+        unread.update(bad)
+        row |= {"val_loss": found.loss, "val_top1": found.top1, "val_top5": found.top5, "val_n": found.n}
+        for warning in found.warnings if state.epoch + 1 == job.total_epochs else ():
+            display.warn(warning)
+    for bad in sorted(set(gather_texts(accelerator, sorted(unread))) - state.bad_files):
+        display.warn(f"{bad[0]}: {bad[1]}; left out")
+        state.bad_files.add(bad)
+    row["n_bad"] = len(state.bad_files)
+    row["images_per_s"] = round(steps * settings.batch_size / seconds["train_s"], 1)
+    row |= {name: round(value, 3) for name, value in sorted(seconds.items())}
+    row["elapsed_s"] = round(run.elapsed_s(), 1)
+    waiting = seconds["data_s"] / seconds["train_s"]
+    if seconds["train_s"] > WORTH_A_WORD_S and waiting > DATA_BOUND and not run.told_of_data:
+        run.told_of_data = True
+        display.note(
+            f"{waiting:.0%} of the epoch went by waiting for images: the loader's "
+            f"{job.loader.num_workers} processes are slower than the model; raise data.workers, or lighten "
+            "augment.auto_augment"
+        )
+    display.row(row)
+    state.rows.append(row)
+    weights = None
+    if "val_top1" in row and is_better(row, state.best, settings.monitor):
+        state.best = row
+        weights = whole((state.ema.module if state.ema else state.model).state_dict())
+    if run.log is not None:
+        run.log.add(row)
+        run.outbox.put("metrics.jsonl", run.log.write)
+        if weights is not None:
+            record = Record(
+                model=job.model_name, options=model_options(state.model), classes=job.data.classes,
+                preprocess=job.preprocess, recipe=to_dict(config), provenance=provenance(), metrics=row,
+            )  # fmt: skip
+            # a copy, as it may be written only later, when a full disk is no longer full
+            weights = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+            path, keep = run.folder / "best.safetensors", config.output.keep_best
+            run.outbox.put("best", partial(save_model, path, weights, record, keep))
+    state.epoch += 1
+    state.begin_epoch()
 
 
 def train_step(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Any,
     accelerator: Accelerator,
     parts: Sequence[Batch],
     config: TrainConfig,
     preprocess: Preprocess,
     num_classes: int,
     keys: Sequence[int],
-) -> Tensor:
-    """Make one update from the parts of a batch, and return (summed loss, right answers, images) of this process.
+    watch: Stopwatch,
+) -> tuple[Tensor, Tensor]:
+    """Make one update from the parts of a batch, unless the loss or the gradient is not finite.
 
     Every image weighs 1 / batch_size, so an unreadable one changes the weight of no other. For a part without any, a
-    black image of no weight is passed through: other processes wait for its gradients. `keys` seed the mixing.
+    black image of no weight is passed through: other processes wait for its gradients. Nothing waits for the device.
+
+    Args:
+        model: As Accelerate prepared it.
+        optimizer: As Accelerate prepared it.
+        accelerator: Which prepared them.
+        parts: Of the batch, on this process.
+        config: All settings.
+        preprocess: Size, mean and standard deviation of the images.
+        num_classes: Of the model.
+        keys: Seed the mixing of each part.
+        watch: Times the phases.
+
+    Returns:
+        (Summed loss, right answers, images) of this process, zeros where the update was left out; and whether it was,
+        in all processes alike.
     """
     device = accelerator.device
     local_batch = config.train.batch_size // accelerator.num_processes
-    sums = torch.zeros(3, dtype=sum_dtype(device), device=device)
-    for number, (part, key) in enumerate(zip(parts, keys, strict=True)):
-        if len(part.labels):
+    sums = torch.zeros(SUMS, dtype=sum_dtype(device), device=device)
+    with watch.phase("forward_backward_s"):
+        for number, (part, key) in enumerate(zip(parts, keys, strict=True)):
             images, targets = prepare(part, config, preprocess, num_classes, key, device)
+            with nullcontext() if number == len(parts) - 1 else accelerator.no_sync(model):
+                logits = model(images).float()
+                loss = cross_entropy(logits, targets, reduction="sum")
+                accelerator.backward(loss / local_batch)
+            right = (logits.argmax(1) == targets.argmax(1))[: len(part.labels)].sum()
+            sums += torch.stack([loss.detach(), right, torch.full_like(right, len(part.labels))]).to(sums.dtype)
+    with watch.phase("optimizer_s"):
+        accelerator.unscale_gradients()
+        parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        if config.optim.clip_norm is not None:
+            clip_grads_with_norm_(parameters, config.optim.clip_norm, norm)
+        bad = any_process(accelerator, ~(whole(norm).isfinite() & sums[0].isfinite()))
+        if config.train.shard:
+            if not bad:  # waits for the device: the kernels below know no shares
+                optimizer.step()
         else:
-            images = torch.zeros(1, 3, *preprocess.size, device=device)
-            targets = torch.zeros(1, num_classes, device=device)
-        with nullcontext() if number == len(parts) - 1 else accelerator.no_sync(model):
-            logits = model(images).float()
-            loss = cross_entropy(logits, targets, reduction="sum")
-            accelerator.backward(loss / local_batch)
-        right = (logits.argmax(1) == targets.argmax(1))[: len(part.labels)].sum()
-        sums += torch.stack([loss.detach(), right, torch.full_like(right, len(part.labels))]).to(sums.dtype)
-    if config.optim.clip_norm is not None:
-        accelerator.clip_grad_norm_(model.parameters(), config.optim.clip_norm)
-    optimizer.step()
-    optimizer.zero_grad()
-    return sums
+            if accelerator.scaler is None:
+                optimizer.optimizer.found_inf = bad.float()  # the fused kernels change nothing where it is 1
+            optimizer.step()
+        optimizer.zero_grad()
+    return torch.where(bad, torch.zeros_like(sums), sums), bad
 
 
 def prepare(
     part: Batch, config: TrainConfig, preprocess: Preprocess, num_classes: int, key: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return the normalised, erased and mixed images of a batch, and their soft targets (b, num_classes)."""
+    if not len(part.labels):
+        return torch.zeros(1, 3, *preprocess.size, device=device), torch.zeros(1, num_classes, device=device)
     augment = config.augment
     images = normalise(part.images.to(device, non_blocking=True), preprocess.mean, preprocess.std)
     images = erase(images, part.keys, augment.erase_prob)
@@ -322,101 +412,244 @@ def prepare(
     return (images.contiguous(memory_format=torch.channels_last) if config.train.channels_last else images), targets
 
 
-def build_model(config: TrainConfig, name: str, num_classes: int) -> VisionModel:
-    """Build the model that the settings describe, for so many classes."""
-    size = {} if config.model.image_size is None else {"image_size": config.model.image_size}
-    given = {"num_classes": num_classes, "drop_path_rate": config.model.drop_path_rate} | size
-    if twice := sorted(given.keys() & config.model.options.keys()):
-        raise ConfigError(
-            f"model.options.{twice[0]}: is not an option; num_classes follows the data, the others are model.{twice[0]}"
+def mixing_keys(job: Job, epoch: int, step: int) -> list[int]:
+    """Return what the mixing of each part of an update follows from, on this process."""
+    rank, world = job.sampler.rank, job.sampler.world
+    parts = range(job.sampler.accumulate)
+    return [sample_key(job.config.train.seed, epoch, step, -(number * world + rank) - 1) for number in parts]
+
+
+def restore(job: Job, state: TrainState, folder: Path) -> bool:
+    """Bring the state to a run's last save, and return whether there is one."""
+    accelerator = job.accelerator
+    rank, world = accelerator.process_index, accelerator.num_processes
+    saved = None
+    if accelerator.is_main_process and list_states(folder / "last"):
+        saved = load_last_state(folder / "last", job.display.warn)
+    saved = share(accelerator, saved)
+    if saved is None:
+        job.display.note(f"{folder}: nothing was saved yet; it begins anew")
+        return False
+    check_classes(saved["classes"], job.data.classes, folder)
+    if saved["options"] != model_options(state.model):
+        raise CheckpointError(f"{folder / 'config.yaml'}: was changed, and no longer describes the run's model")
+    if saved["images"] != job.fingerprint:
+        raise DataError(
+            f"{folder}: was trained on other images than those in data.root; give the folder it was trained on, or "
+            f"begin a new run from its weights with {command('train', '--fork', folder)}"
         )
-    if "in_channels" in config.model.options:
-        raise ConfigError("model.options.in_channels: is not an option; images are read with 3 channels, gray ones too")
-    return create_model(name, **given, **config.model.options)
+    if saved["world"] != world:
+        job.display.note(
+            f"{folder}: goes on with {world} processes instead of {saved['world']}: the same images in the same order, "
+            "and sums that differ in their last digits"
+        )
+    state.restore(saved, rank, world)
+    return True
 
 
-def build_preprocess(config: TrainConfig, name: str, model: VisionModel) -> Preprocess:
-    """Return how images are brought to the model: as it was published, unless the settings say otherwise."""
-    _, card = find_variant(name)
-    published = Preprocess(
-        size=model.config.size, crop=card.crop, interpolation=card.interpolation, mean=card.mean, std=card.std
+def load_fork(job: Job, model: VisionModel, folder: Path) -> None:
+    """Put the weights of another run into a model: the averaged ones, where it averages."""
+    saved = share(
+        job.accelerator,
+        load_last_state(folder / "last", job.display.warn) if job.accelerator.is_main_process else None,
     )
-    return replace(published, **{key: value for key, value in vars(config.preprocess).items() if value is not None})
+    check_classes(saved["classes"], job.data.classes, folder)
+    load_weights(model, saved["ema"] or saved["model"], folder)
+    model.to(job.accelerator.device)
 
 
-def build_view(config: TrainConfig, preprocess: Preprocess) -> TrainView:
-    """Return how a training image is cropped, mirrored and varied."""
-    augment = config.augment
-    return TrainView(
-        size=preprocess.size,
-        scale=augment.scale,
-        ratio=augment.ratio,
-        interpolation=augment.interpolation,
-        hflip=augment.hflip,
-        auto_augment=augment.auto_augment,
-        color_jitter=augment.color_jitter,
-        mean=preprocess.mean,
+def open_run(job: Job, state: TrainState, name: str, resume: Path | None) -> Run:
+    """Make the folder of a new run, or open that of a resumed one, on the first process; and tell the others."""
+    config, accelerator = job.config, job.accelerator
+    folder, log = resume, None
+    outbox = Outbox(job.display.warn)
+    if accelerator.is_main_process:
+        if folder is None:
+            folder = create_run(Path(config.output.root).expanduser(), config.output.name, name)
+        for left in (folder / "last").glob(".*.tmp"):  # by a process that was killed while it saved
+            left.unlink(missing_ok=True)
+        write_whole(folder / "config.yaml", to_yaml(config, f"Settings of the run {folder.name}.").encode())
+        log = RunLog(folder, state.rows, tracker_openers(config, folder), job.display.warn)
+        outbox.put("metrics.jsonl", log.write)
+    folder = share(accelerator, folder)
+    timeout_s = 60 * config.train.dist_timeout_minutes
+    watchdog = Watchdog(shared_store(accelerator), accelerator.process_index, accelerator.num_processes, timeout_s)
+    return Run(
+        folder=folder, outbox=outbox, agreement=Agreement(accelerator), watchdog=watchdog, log=log,
+        spent_s=state.elapsed_s,
+    )  # fmt: skip
+
+
+def tracker_openers(config: TrainConfig, folder: Path) -> dict[str, Callable[[int | None], Tracker]]:
+    """Return what opens each tracker that is asked for."""
+    openers: dict[str, Callable[[int | None], Tracker]] = {}
+    for name in config.output.trackers:
+        if name == "tensorboard":
+            openers[name] = partial(TensorBoard, folder)
+        else:
+            check_tracker(name)
+            openers[name] = lambda _, name=name: open_tracker(name, folder, flat(config))
+    return openers
+
+
+def is_finished(job: Job, state: TrainState) -> bool:
+    """Say whether all epochs are done, or as many without a better one as the settings allow."""
+    patience = job.config.train.patience
+    out_of_patience = patience is not None and bool(state.best) and state.epoch - state.best["epoch"] >= patience
+    return state.epoch >= job.total_epochs or out_of_patience
+
+
+def is_save_due(job: Job, state: TrainState, run: Run) -> bool:
+    """Say whether this process wants to save; the clock is the first process's."""
+    output = job.config.output
+    if output.save_every_updates is not None and job.updates(state) % output.save_every_updates == 0:
+        return True
+    return job.accelerator.is_main_process and time.monotonic() - run.saved >= 60 * output.save_every_minutes
+
+
+def save(job: Job, state: TrainState, run: Run, *, must: bool = False) -> bool:
+    """Save all that a resume needs; a full disk is told, and raises only if it `must` be written.
+
+    Returns:
+        False while updates are left out, or the weights are not finite: the save before is the good one, and stays.
+    """
+    run.saved = time.monotonic()
+    if int(state.guard.counts[1]) or not has_finite_weights(state.model, job.accelerator):
+        return False
+    run.watchdog.move(f"saving after update {job.updates(state):,}")
+    with Stopwatch(job.accelerator.device, state.seconds).waiting("save_s"):
+        state.elapsed_s = run.elapsed_s()
+        saved = state.to_dict(job.accelerator) | {
+            "classes": list(job.data.classes),
+            "options": model_options(state.model),
+            "images": job.fingerprint,
+            "world": job.accelerator.num_processes,
+        }
+        if job.accelerator.is_main_process:
+            try:
+                save_state(run.folder / "last", saved, job.updates(state), job.config.output.keep_last)
+            except CheckpointError as error:
+                if must:
+                    raise
+                job.display.warn(f"{error}; training goes on, and the next save is tried")
+            run.outbox.retry()
+    return True
+
+
+def stop_or_save(job: Job, state: TrainState, run: Run, *, saving: bool) -> None:
+    """Do what this process or another was told to, or finds due; all processes call it equally often.
+
+    Raises:
+        Stopped: The run was told to stop, and is saved.
+    """
+    stopping, saving = run.agreement.exchange(job.stop.reason is not None, saving)
+    saved = save(job, state, run, must=stopping) if stopping or saving else False
+    if stopping:
+        run.agreement.finish()
+        total = job.total_epochs * job.sampler.steps
+        raise Stopped(
+            f"stopped by {job.stop.reason or 'another process'} after update {job.updates(state):,} of {total:,}, "
+            f"{'and saved' if saved else 'whose numbers were not finite, so the save before stays'}; go on with: "
+            f"{command('train', '--resume', run.folder)}"
+        )
+
+
+def roll_back(job: Job, state: TrainState, run: Run, reason: str) -> None:
+    """Go back to the last save, to go on at half the learning rate.
+
+    Raises:
+        TrainingError: That was done as often as it may be.
+    """
+    settings, updates = job.config.train, job.updates(state)
+    tried = (
+        f"; went back {state.rollbacks} times, down to {1 / 2**state.rollbacks:g} of the learning rate"
+        if state.rollbacks
+        else ""
+    )
+    paths = list_states(run.folder / "last")
+    if state.rollbacks >= settings.rollbacks:
+        raise TrainingError(
+            f"{reason}{tried}; last good save: {paths[0] if paths else 'none'}; lower optim.lr, set optim.clip_norm=1 "
+            "or train.precision=float32, or look closer with train.detect_anomaly=true"
+        )
+    rollbacks = state.rollbacks + 1
+    main = job.accelerator.is_main_process
+    saved = share(job.accelerator, load_last_state(run.folder / "last", job.display.warn) if main else None)
+    best = state.best  # of the weights that lie there, even if its epoch is now undone
+    state.restore(saved, job.accelerator.process_index, job.accelerator.num_processes)
+    state.rollbacks, state.best = rollbacks, best
+    if run.log is not None:
+        run.log.rewind(state.rows)
+        run.outbox.put("metrics.jsonl", run.log.write)
+    job.display.advance(job.updates(state) - updates)
+    job.display.warn(
+        f"{reason}; went back to update {job.updates(state):,}, and on from there at {1 / 2**rollbacks:g} of the "
+        "learning rate"
     )
 
 
-def build_schedule(config: TrainConfig, steps: int) -> Callable[[int], float]:
-    """Return the learning rate as a function of the update's number, with `steps` updates an epoch."""
-    optim, schedule = config.optim, config.schedule
-    peak = optim.lr if optim.lr_base_batch is None else optim.lr * config.train.batch_size / optim.lr_base_batch
-    return partial(
-        learning_rate,
-        name=schedule.name,
-        peak=peak,
-        warmup_start=schedule.warmup_lr,
-        floor=schedule.min_lr,
-        warmup_updates=schedule.warmup_epochs * steps,
-        total_updates=config.train.epochs * steps,
-        decay_updates=schedule.decay_epochs * steps,
-        decay_rate=schedule.decay_rate,
-    )
+def diagnose(job: Job, state: TrainState, update: int) -> str:
+    """Make the batch of an update again and say what is not finite in it, on whichever process."""
+    epoch, step = divmod(update, job.sampler.steps)
+    sampler = copy.copy(job.sampler)
+    sampler.epoch, sampler.first_step = epoch, step
+    found = None
+    for keys, key in zip(islice(sampler, sampler.accumulate), mixing_keys(job, epoch, step), strict=True):
+        images, targets = prepare(
+            job.loader.read(keys), job.config, job.preprocess, len(job.data.classes), key, job.accelerator.device
+        )
+
+        def loss(images: Tensor = images, targets: Tensor = targets) -> Tensor:
+            with autocast(job.accelerator.device, job.precision):
+                logits = state.model(images)
+            return cross_entropy(logits.float(), targets, reduction="sum")
+
+        torch.manual_seed(sample_key(job.config.train.seed, epoch, step, 1 + sampler.rank))
+        found = found or first_nonfinite(state.model, loss)
+    everywhere = [text for text in gather_texts(job.accelerator, [found]) if text]
+    return everywhere[0] if everywhere else "only with the weights it had then, not with those it has now"
+
+
+def has_finite_weights(model: nn.Module, accelerator: Accelerator) -> bool:
+    """Say whether every weight is a number, in all processes."""
+    mine = [local(weights.detach()).isfinite().all() for weights in model.parameters()]
+    return not any_process(accelerator, ~torch.stack(mine).all())
+
+
+def is_better(row: dict[str, Any], best: dict[str, Any], monitor: str) -> bool:
+    """Say whether an evaluated epoch beats the best one; of two as accurate, that of lower loss does."""
+    if row[monitor] is None or not best:
+        return row[monitor] is not None
+    sign = -1 if monitor.endswith("loss") else 1
+    return (sign * row[monitor], -row["val_loss"]) > (sign * best[monitor], -best["val_loss"])
 
 
 @contextmanager
-def resumable(folder: Path) -> Iterator[None]:
-    """Turn Ctrl-C into what to type next."""
+def interruptible(folder: Path) -> Iterator[None]:
+    """Turn a second Ctrl-C into what to type next."""
     try:
         yield
     except KeyboardInterrupt:
-        if (folder / "last" / "state.pt").exists():
-            advice = f"go on from its last whole epoch with: {command('train', '--resume', folder)}"
-        else:
-            advice = "no epoch was whole, so there is nothing to go on from"
-        raise Interrupted(f"stopped; {advice}") from None
+        raise Interrupted(
+            f"stopped at once; go on from the last save with: {command('train', '--resume', folder)}"
+        ) from None
 
 
-def diverged(what: str, first: int, last: int, folder: Path, epoch: int) -> TrainingError:
-    """Say between which updates, counted from 0, a run went wrong, and what is left after `epoch` whole epochs."""
-    good = f"{folder / 'last' / 'state.pt'} (epoch {epoch})" if epoch else "none"
-    return TrainingError(
-        f"{what} between updates {first + 1} and {last + 1}; last good checkpoint: {good}; lower optim.lr, or set "
-        "optim.clip_norm=1 or train.precision=float32"
-    )
-
-
-def sum_dtype(device: torch.device) -> torch.dtype:
-    """Return float64, or what there is on Apple's GPUs."""
-    return torch.float32 if device.type == "mps" else torch.float64
+@contextmanager
+def anomalies_named(wanted: bool) -> Iterator[None]:
+    """Turn what autograd's anomaly detection finds into one line."""
+    if not wanted:
+        yield
+        return
+    try:
+        with torch.autograd.set_detect_anomaly(True):
+            yield
+    except RuntimeError as error:
+        if "nan values" not in str(error):
+            raise
+        raise TrainingError(f"train.detect_anomaly: {error}; its forward call stands in the warning above") from error
 
 
 def due(number: int, every: int, total: int) -> bool:
     """Say whether something that happens at every `every`-th of `total` steps, and at the last, happens at this one."""
     return (number + 1) % every == 0 or number + 1 == total
-
-
-def keep_older(folder: Path, keep: int) -> None:
-    """Copy best.safetensors to best-2.safetensors, and what was that to best-3, so that `keep` files stay in all."""
-    best, older = folder / "best.safetensors", [folder / f"best-{number}.safetensors" for number in range(2, keep + 1)]
-    if older and best.exists():
-        try:
-            for newer, old in reversed(list(pairwise(older))):
-                if newer.exists():
-                    newer.replace(old)
-            data = best.read_bytes()
-        except OSError as error:
-            raise CheckpointError(f"{folder}: its best weights cannot be moved ({error.strerror})") from error
-        write_whole(older[0], data)

@@ -30,11 +30,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
-from timm.data.transforms import RandomResizedCropAndInterpolation
-from timm.data.transforms_factory import create_transform
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torch.utils.data import get_worker_info
-from torchvision.transforms.v2 import InterpolationMode, functional
 
 from vitrail.errors import ConfigError, DataError, closest
 from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD
@@ -171,7 +169,14 @@ def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
 def _resize(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
     # torch's uint8 kernel is fastest on (h, w, 3) memory, and answers in kind: no repacking for Pillow or the batch
     pixels = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-    return functional.resize(pixels, list(size), interpolation=InterpolationMode(interpolation), antialias=True)
+    if tuple(image.shape[1:]) == size:
+        return pixels
+    return interpolate(pixels[None], size, mode=interpolation, antialias=True)[0]
+
+
+def _center_crop(image: Tensor, size: tuple[int, int]) -> Tensor:
+    top, left = (round((n - wanted) / 2) for n, wanted in zip(image.shape[1:], size, strict=True))
+    return image[:, top : top + size[0], left : left + size[1]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,13 +235,13 @@ class Preprocess:
         ratio = min(height / cover[0], width / cover[1])
         longest = [max(math.ceil(MAX_ASPECT * n * ratio), 1) for n in cover]
         if height > longest[0] or width > longest[1]:
-            image = functional.center_crop(image, [min(height, longest[0]), min(width, longest[1])])
+            image = _center_crop(image, (min(height, longest[0]), min(width, longest[1])))
             height, width = image.shape[1:]
         if cover[0] == cover[1]:  # timm rounds down for squares (torchvision's Resize) and to nearest otherwise
             scaled = (int(cover[0] * height / min(height, width)), int(cover[0] * width / min(height, width)))
         else:
             scaled = (round(height / ratio), round(width / ratio))
-        return functional.center_crop(_resize(image, scaled, self.interpolation), list(self.size))
+        return _center_crop(_resize(image, scaled, self.interpolation), self.size)
 
     def __call__(self, image: str | Path | bytes | Image.Image | Tensor) -> Float[Tensor, "3 out_h out_w"]:
         """Read, view and normalise one image: a file's path or bytes, a Pillow image, or uint8 pixels (3, h, w)."""
@@ -291,6 +296,8 @@ class TrainView:
 
     @cached_property
     def _policy(self) -> Callable[[Image.Image], Image.Image]:
+        from timm.data.transforms_factory import create_transform  # takes seconds to import, and only training needs it
+
         # timm builds crop and flip, the policy, and normalisation; its colour jitter draws from torch's global state
         only_policy: dict[str, Any] = {"separate": True, "color_jitter": None, "auto_augment": self.auto_augment}
         parts: Any = create_transform(
@@ -316,12 +323,16 @@ class TrainView:
         return view
 
     def _box(self, image: Tensor) -> tuple[int, int, int, int]:
+        from timm.data.transforms import RandomResizedCropAndInterpolation
+
         top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, self.scale, self.ratio)
         # in images of a few pixels a side may round to nothing
         return min(top, image.shape[1] - 1), min(left, image.shape[2] - 1), max(height, 1), max(width, 1)
 
 
 def _jitter(view: Tensor, strength: float) -> Tensor:
+    from torchvision.transforms.v2 import functional
+
     # torchvision's ColorJitter draws from torch's global state, which belongs to the training process
     adjustments = [functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation]
     random.shuffle(adjustments)

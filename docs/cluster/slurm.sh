@@ -1,0 +1,38 @@
+#!/bin/bash
+# Train on two machines of eight GPUs, and come back after the time limit until the run is finished.
+#   sbatch docs/cluster/slurm.sh
+#SBATCH --job-name=vitrail
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@300
+
+RUN=runs/tnt
+COMMAND="vitrail train tnt_s_imagenet data.root=/data/imagenet --resume $RUN"
+MOST_RESTARTS=50
+
+# five minutes before the end: SIGTERM saves the run, and the job goes back into the queue
+requeue() {
+    echo "time is nearly up; saving, then back into the queue"
+    kill -TERM "$STEP"
+    wait "$STEP"
+    if [ "${SLURM_RESTART_COUNT:-0}" -lt "$MOST_RESTARTS" ]; then
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
+    exit 75
+}
+trap requeue USR1
+
+# or the machines may not find each other again after a restart
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+srun --kill-on-bad-exit=1 torchrun \
+    --nnodes "$SLURM_NNODES" --nproc-per-node 8 --max-restarts 3 --shutdown-timeout 240 \
+    --rdzv-backend c10d --rdzv-endpoint "$FIRST:29500" --rdzv-id "$SLURM_JOB_ID" \
+    -m $COMMAND &
+STEP=$!
+wait "$STEP"

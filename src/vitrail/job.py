@@ -1,0 +1,200 @@
+"""What a run works with, from the first update to the last: images, loaders, model and schedule."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from accelerate import Accelerator
+from timm.utils.model_ema import ModelEmaV3
+
+from vitrail.config import TrainConfig
+from vitrail.data import BatchSampler, Data, ImageLoader, Source, build_eval_loader, build_train_loader, open_data
+from vitrail.display import Display
+from vitrail.engine import Precision, shard
+from vitrail.errors import ConfigError
+from vitrail.guard import Guard
+from vitrail.models import canonical_name, create_model, find_variant
+from vitrail.models.registry import VisionModel
+from vitrail.optim import build_optimizer
+from vitrail.schedule import learning_rate
+from vitrail.state import SUMS, TrainState
+from vitrail.stop import Stop
+from vitrail.transforms import Preprocess, TrainView
+
+EVAL_BATCH = 128  # the same for any number of processes, unless a process trains on fewer images at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What stays the same from the first update to the last."""
+
+    config: TrainConfig
+    accelerator: Accelerator
+    precision: Precision
+    display: Display
+    stop: Stop
+    data: Data
+    model_name: str
+    preprocess: Preprocess
+    sampler: BatchSampler
+    loader: ImageLoader
+    val_loader: ImageLoader
+    fingerprint: str
+    """Of the training images."""
+    rate: Callable[[int], float]
+    """Learning rate of an update, before any rollback."""
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of the schedule and its cooldown."""
+        return self.config.train.epochs + self.config.schedule.cooldown_epochs
+
+    def updates(self, state: TrainState) -> int:
+        """Return how many updates were made."""
+        return state.epoch * self.sampler.steps + state.step
+
+
+def build_job(
+    config: TrainConfig, accelerator: Accelerator, precision: Precision, display: Display, stop: Stop
+) -> tuple[Job, VisionModel]:
+    """Find the images, and build the model and the loaders for them."""
+    settings, rank, world = config.train, accelerator.process_index, accelerator.num_processes
+    with accelerator.local_main_process_first():  # which downloads for all
+        data = open_data(
+            config.data.name,
+            config.data.root,
+            train_split=config.data.train_split,
+            val_split=config.data.val_split,
+            val_fraction=config.data.val_fraction,
+            download=config.data.download,
+        )
+    for note in data.notes:
+        display.note(note)
+    model_name = canonical_name(config.model.name)
+    model = build_model(config, model_name, len(data.classes)).to(accelerator.device)
+    preprocess = build_preprocess(config, model_name, model)
+    sampler = BatchSampler(
+        len(data.train), settings.batch_size, seed=settings.seed, rank=rank, world=world,
+        accumulate=settings.accumulate, repeats=config.augment.repeats,
+    )  # fmt: skip
+    pinned = accelerator.device.type == "cuda"
+    loader = build_train_loader(
+        data.train, build_view(config, preprocess), preprocess.exif, sampler,
+        seed=settings.seed, workers=config.data.workers, bad_files=config.data.bad_files, pin_memory=pinned,
+    )  # fmt: skip
+    at_once = settings.batch_size // (world * settings.accumulate)
+    val_loader = build_eval_loader(
+        data.val, preprocess, batch_size=min(EVAL_BATCH, at_once), rank=rank, world=world, workers=config.data.workers,
+        bad_files=config.data.bad_files, pin_memory=pinned,
+    )  # fmt: skip
+    job = Job(
+        config=config, accelerator=accelerator, precision=precision, display=display, stop=stop, data=data,
+        model_name=model_name, preprocess=preprocess, sampler=sampler, loader=loader, val_loader=val_loader,
+        fingerprint=fingerprint(data.train), rate=build_schedule(config, sampler.steps),
+    )  # fmt: skip
+    return job, model
+
+
+def build_state(job: Job, model: VisionModel) -> TrainState:
+    """Return the state before the first update."""
+    settings, optim, decay = job.config.train, job.config.optim, job.config.ema.decay
+    if settings.channels_last:
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    model.set_grad_checkpointing(settings.grad_checkpointing)
+    updates = job.total_epochs * job.sampler.steps
+    if decay and (share_left := decay**updates) > 0.01:
+        job.display.warn(
+            f"ema.decay {decay} is slow for {updates:,} updates: {share_left:.0%} of the weights that are evaluated "
+            "and saved will be the initial ones; lower it, or set ema.decay=null"
+        )
+    ema = ModelEmaV3(model, decay=decay) if decay else None
+    if settings.shard:
+        if job.accelerator.num_processes == 1:
+            raise ConfigError("train.shard needs several processes; start them with torchrun")
+        if job.precision == "float16":
+            raise ConfigError("train.shard goes with train.precision=float32 or bfloat16, not float16")
+        for module in (model, *([ema.module] if ema else [])):
+            shard(module, job.accelerator.device)
+    optimizer = build_optimizer(
+        model, name=optim.name, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps,
+        momentum=optim.momentum, nesterov=optim.nesterov, layer_decay=optim.layer_decay,
+    )  # fmt: skip
+    device = job.accelerator.device
+    return TrainState(
+        model=model,
+        optimizer=optimizer,
+        ema=ema,
+        scaler=None,
+        sums=torch.zeros(SUMS, dtype=sum_dtype(device), device=device),
+        guard=Guard(device),
+    )
+
+
+def build_model(config: TrainConfig, name: str, num_classes: int) -> VisionModel:
+    """Build the model that the settings describe, for so many classes."""
+    size = {} if config.model.image_size is None else {"image_size": config.model.image_size}
+    given = {"num_classes": num_classes, "drop_path_rate": config.model.drop_path_rate} | size
+    if twice := sorted(given.keys() & config.model.options.keys()):
+        raise ConfigError(
+            f"model.options.{twice[0]}: is not an option; num_classes follows the data, the others are model.{twice[0]}"
+        )
+    if "in_channels" in config.model.options:
+        raise ConfigError("model.options.in_channels: is not an option; images are read with 3 channels, gray ones too")
+    return create_model(name, **given, **config.model.options)
+
+
+def build_preprocess(config: TrainConfig, name: str, model: VisionModel) -> Preprocess:
+    """Return how images are brought to the model: as it was published, unless the settings say otherwise."""
+    _, card = find_variant(name)
+    published = Preprocess(
+        size=model.config.size, crop=card.crop, interpolation=card.interpolation, mean=card.mean, std=card.std
+    )
+    return replace(published, **{key: value for key, value in vars(config.preprocess).items() if value is not None})
+
+
+def build_view(config: TrainConfig, preprocess: Preprocess) -> TrainView:
+    """Return how a training image is cropped, mirrored and varied."""
+    augment = config.augment
+    return TrainView(
+        size=preprocess.size,
+        scale=augment.scale,
+        ratio=augment.ratio,
+        interpolation=augment.interpolation,
+        hflip=augment.hflip,
+        auto_augment=augment.auto_augment,
+        color_jitter=augment.color_jitter,
+        mean=preprocess.mean,
+    )
+
+
+def build_schedule(config: TrainConfig, steps: int) -> Callable[[int], float]:
+    """Return the learning rate as a function of the update's number, with `steps` updates an epoch."""
+    optim, schedule = config.optim, config.schedule
+    peak = optim.lr if optim.lr_base_batch is None else optim.lr * config.train.batch_size / optim.lr_base_batch
+    return partial(
+        learning_rate,
+        name=schedule.name,
+        peak=peak,
+        warmup_start=schedule.warmup_lr,
+        floor=schedule.min_lr,
+        warmup_updates=schedule.warmup_epochs * steps,
+        total_updates=config.train.epochs * steps,
+        decay_updates=schedule.decay_epochs * steps,
+        decay_rate=schedule.decay_rate,
+    )
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """Return float64, or what there is on Apple's GPUs."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def fingerprint(source: Source) -> str:
+    """Return 16 hexadecimal digits that change with the names, the order or the labels of the images."""
+    digest = hashlib.sha256(b"\n".join(source.identities()))
+    digest.update(source.labels.tobytes())
+    return digest.hexdigest()[:16]

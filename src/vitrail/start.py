@@ -1,0 +1,146 @@
+"""How a run begins: new, resumed, extended or forked, and which settings may then differ. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vitrail.config import Layer, TrainConfig, command_line, find_recipe, flat, read_yaml, resolve
+from vitrail.errors import ConfigError, command
+
+FREE = (
+    "data.root", "data.workers", "data.download", "output.", "train.device", "train.shard", "train.log_every",
+    "train.max_hours", "train.dist_timeout_minutes",
+)  # fmt: skip
+"""Beginnings of the settings that change where and how fast a run is made, not what it makes."""
+LENGTH = ("train.epochs", "schedule.cooldown_epochs", "train.patience")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What to run, and what it begins from."""
+
+    config: TrainConfig
+    name: str
+    """Of the run folder, where `output.name` does not say."""
+    resume: Path | None = None
+    """Run folder to go on in."""
+    fork: Path | None = None
+    """Run folder whose weights a new run begins with."""
+
+
+def begin(
+    recipe: str | None,
+    tokens: Sequence[str],
+    *,
+    resume: Path | None = None,
+    extend: Path | None = None,
+    fork: Path | None = None,
+) -> Start:
+    """Read a recipe, or a run's own settings, and `section.key=value` tokens, into what to run.
+
+    Raises:
+        ConfigError: Two verbs at once, a folder that is no run, or settings that the verb does not allow.
+    """
+    verbs = [f"--{name}" for name, given in (("resume", resume), ("extend", extend), ("fork", fork)) if given]
+    if len(verbs) > 1:
+        raise ConfigError(f"{' and '.join(verbs)} are both given; choose one")
+    if resume is not None:
+        return _resume(resume, recipe, tokens)
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
+        raise ConfigError(
+            "torchrun restarted a command that would begin a new run each time; name the folder with --resume "
+            "runs/NAME, which begins the run or goes on with it"
+        )
+    if extend is not None:
+        return _extend(extend, recipe, tokens)
+    if fork is not None:
+        return _fork(fork, recipe, tokens)
+    name, path = find_recipe(recipe or "digits")
+    return Start(resolve(TrainConfig, [read_yaml(path, name), command_line(tokens)]).config, name)
+
+
+def _resume(folder: Path, recipe: str | None, tokens: Sequence[str]) -> Start:
+    """Go on with a run, or begin it where the folder is not there yet and a recipe says how."""
+    if not folder.exists() and recipe is not None:
+        layer = command_line(tokens)
+        if named := sorted({"root", "name"} & layer.values.get("output", {}).keys()):
+            raise ConfigError(f"--resume {folder} names the run's folder; drop output.{named[0]}")
+        name, path = find_recipe(recipe)
+        where = Layer("--resume", {"output": {"root": str(folder.parent), "name": folder.name}})
+        return Start(resolve(TrainConfig, [read_yaml(path, name), layer, where]).config, name)
+    stored = _settings_of(folder, "resume")
+    base = stored if recipe is None else read_yaml(find_recipe(recipe)[1], recipe)
+    config = _in_folder(resolve(TrainConfig, [base, command_line(tokens)]).config, folder)
+    if changed := _changes(stored, config, FREE):
+        raise ConfigError(
+            f"--resume {folder}: goes on with the run's own settings, but {_listed(changed)}; drop them, or begin a "
+            f"new run from its weights with --fork {folder}"
+            + (f", or lengthen it with --extend {folder}" if set(changed) <= set(LENGTH) else "")
+        )
+    return Start(config, folder.name, resume=folder)
+
+
+def _extend(folder: Path, recipe: str | None, tokens: Sequence[str]) -> Start:
+    """Lengthen a run."""
+    if recipe is not None:
+        raise ConfigError(f"--extend {folder} goes on with that run's own settings; drop {recipe}")
+    stored = _settings_of(folder, "extend")
+    config = _in_folder(resolve(TrainConfig, [stored, command_line(tokens)]).config, folder)
+    if changed := _changes(stored, config, (*FREE, *LENGTH)):
+        raise ConfigError(
+            f"--extend {folder}: changes the length of a run only, but {_listed(changed)}; begin a new run from its "
+            f"weights with --fork {folder}"
+        )
+    before = resolve(TrainConfig, [stored]).config
+    if config.train.epochs < before.train.epochs or not _changes(stored, config, FREE):
+        raise ConfigError(
+            f"--extend {folder}: has {before.train.epochs} epochs; say how many it shall have in all, such as "
+            f"train.epochs={2 * before.train.epochs}"
+        )
+    return Start(config, folder.name, resume=folder)
+
+
+def _fork(folder: Path, recipe: str | None, tokens: Sequence[str]) -> Start:
+    """Begin a new run and schedule from the weights of another."""
+    stored = _settings_of(folder, "fork")
+    if recipe is None:
+        name = folder.name
+        base = Layer(stored.origin, {**stored.values, "output": {**stored.values.get("output", {}), "name": None}})
+    else:
+        name, path = find_recipe(recipe)
+        base = read_yaml(path, name)
+    return Start(resolve(TrainConfig, [base, command_line(tokens)]).config, name, fork=folder)
+
+
+def _settings_of(folder: Path, verb: str) -> Layer:
+    if not (folder / "config.yaml").is_file():
+        hint = "; with a recipe's name, --resume begins the run" if verb == "resume" and not folder.exists() else ""
+        raise ConfigError(
+            f"--{verb} {folder}: holds no config.yaml, so it is no run; give the folder that `{command('train')}` "
+            f"made{hint}"
+        )
+    return read_yaml(folder / "config.yaml")
+
+
+def _in_folder(config: TrainConfig, folder: Path) -> TrainConfig:
+    return replace(config, output=replace(config.output, root=str(folder.parent), name=folder.name))
+
+
+def _changes(stored: Layer, config: TrainConfig, allowed: Iterable[str]) -> Mapping[str, tuple[Any, Any]]:
+    """Return {dotted key: (in the run, here)} of the settings that differ, less those that may."""
+    before, now = flat(resolve(TrainConfig, [stored]).config), flat(config)
+    return {
+        key: (before[key], now[key])
+        for key in now
+        if before[key] != now[key] and not any(key.startswith(name) for name in allowed)
+    }
+
+
+def _listed(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    shown = [f"{key} is {was} there and {now} here" for key, (was, now) in list(changed.items())[:5]]
+    more = f" and {len(changed) - 5} more differ" if len(changed) > 5 else ""
+    return ", ".join(shown) + more

@@ -1,0 +1,103 @@
+"""Names the process that the others wait for, and where it stands, instead of letting all of them hang."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import threading
+import time
+import traceback
+from types import TracebackType
+from typing import Any, Self
+
+from torch._C._distributed_c10d import Store
+
+LOOKS = 20  # for each timeout
+COLLECTIVES = ("torch/distributed/", "torch/autograd/graph.py")
+"""Where a process stands that waits for the others: a call of its own, or the gradients of the backward pass."""
+
+
+class Watchdog:
+    """Watches, from a thread of each process, that all of them move on.
+
+    All processes make the same moves, so the one that has made the fewest is the one that is waited for.
+
+    Args:
+        store: What all processes can read and write, or None where there is one process and nothing to watch.
+        rank: This process.
+        world: Number of processes.
+        timeout_s: Without a sign of life, after which the processes are compared and ended.
+    """
+
+    def __init__(self, store: Store | None, rank: int, world: int, timeout_s: float) -> None:
+        self._store, self._rank, self._world, self._timeout_s = store, rank, world, timeout_s
+        self._moves, self._doing, self._moved = 0, "starting", time.monotonic()
+        self._main = threading.get_ident()
+        self._over = threading.Event()
+
+    def move(self, doing: str) -> None:
+        """Say what this process does from now on."""
+        self._moves, self._doing, self._moved = self._moves + 1, doing, time.monotonic()
+
+    def stir(self) -> None:
+        """Give a sign of life within a move."""
+        self._moved = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._store is not None:
+            self._thread = threading.Thread(target=self._watch, args=(self._store.clone(),), daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        if self._store is not None:
+            self._thread.join()
+
+    def _watch(self, store: Store) -> None:
+        pause_s = self._timeout_s / LOOKS
+        keys = [f"vitrail-watchdog-{rank}" for rank in range(self._world)]
+        while not self._over.wait(pause_s):
+            still_s = time.monotonic() - self._moved
+            report = {
+                "rank": self._rank, "host": platform.node(), "pid": os.getpid(), "moves": self._moves,
+                "doing": self._doing, "call": self._call(), "still_s": still_s, "told": time.time(),
+            }  # fmt: skip
+            store.set(keys[self._rank], json.dumps(report))
+            # a little longer, in which the others report that they wait too
+            if still_s > self._timeout_s + 2 * pause_s:
+                reports = [json.loads(store.get(key)) for key in keys if store.check([key])]
+                first = min(r["rank"] for r in reports if r["told"] > time.time() - 3 * pause_s)
+                if self._rank == first:
+                    # not by way of the command line, whose thread is the one that hangs
+                    sys.stderr.write(f"error: {describe(reports, time.time())}; see train.dist_timeout_minutes\n")
+                    sys.stderr.flush()
+                else:
+                    time.sleep(pause_s)  # until that is written, as the end of any process ends the others
+                os._exit(os.EX_SOFTWARE)
+
+    def _call(self) -> str:
+        """Return where the program stands: file, line and function."""
+        frames = traceback.extract_stack(sys._current_frames()[self._main])
+        return f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else "nowhere"
+
+
+def describe(reports: list[dict[str, Any]], now: float) -> str:
+    """Say which processes made the fewest moves, and what the others wait in."""
+    fewest = min(report["moves"] for report in reports)
+    behind = [report for report in reports if report["moves"] == fewest]
+    # of those, the ones in the midst of a collective wait as well
+    behind = [report for report in behind if not any(place in report["call"] for place in COLLECTIVES)] or behind
+    named = "; ".join(
+        f"process {report['rank']} ({report['host']}, pid {report['pid']}) has been {report['doing']} for "
+        f"{report['still_s'] + now - report['told']:.0f} s, at {report['call']}"
+        for report in behind
+    )
+    waiting = [report for report in reports if report not in behind]
+    if not waiting:
+        return f"no process moves on: {named}"
+    return f"{named}; {len(waiting)} wait for it, {waiting[0]['doing']}, at {waiting[0]['call']}"

@@ -1,0 +1,254 @@
+"""Many real processes: the same weights everywhere, a killed one restarted, a hanging one named."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from test_train import EVERYTHING, TINY, Signals, assert_same_run, rows, run, torchrun
+from vitrail.config import TrainConfig, command_line, find_recipe, read_yaml, resolve
+from vitrail.errors import ConfigError, Stopped
+from vitrail.state import list_states
+from vitrail.watchdog import describe
+
+START = """
+import os, sys, time
+from pathlib import Path
+import torch
+import vitrail.train
+from vitrail.config import TrainConfig, command_line, read_yaml, resolve
+from vitrail.display import Quiet
+rank = int(os.environ["RANK"])
+config = resolve(TrainConfig, [read_yaml(Path(sys.argv[1])), command_line(sys.argv[2:])]).config
+"""
+
+
+def script(folder: Path, body: str) -> Path:
+    path = folder / "script.py"
+    path.write_text(START + body)
+    return path
+
+
+def settings(images: Path, *more: str) -> list[str]:
+    return [str(TINY), f"data.root={images}", f"output.root={images.parent / 'runs'}", *more]
+
+
+def test_two_processes_make_the_updates_of_one_hold_the_same_weights_and_go_on_with_its_run(image_folder: Path) -> None:
+    runs = image_folder.parent / "runs"
+    more = (
+        "train.epochs=3", "augment.scale=[0.9, 1.0]", "augment.repeats=2", "train.accumulate=2", "ema.decay=0.9",
+        "optim.clip_norm=1",
+    )  # fmt: skip
+    run(image_folder, *more, "output.name=alone")
+    with pytest.raises(Stopped, match="after update 4 of 9"):
+        run(image_folder, *more, "output.name=stopped", display=Signals(4))
+    program = script(
+        image_folder.parent,
+        """
+from dataclasses import replace
+finish, epochs, notes = vitrail.train.finish_epoch, [], []
+def compare(job, state, run):
+    for tensor in [*state.model.state_dict().values(), *state.ema.module.state_dict().values()]:
+        both = [torch.empty_like(tensor) for _ in range(2)]
+        torch.distributed.all_gather(both, tensor)
+        assert torch.equal(*both)
+    epochs.append(state.epoch)
+    finish(job, state, run)
+class Notes(Quiet):
+    def note(self, text):
+        notes.append(text)
+vitrail.train.finish_epoch = compare
+vitrail.train.train(config)
+assert epochs == [0, 1, 2]
+stopped = replace(config, output=replace(config.output, name="stopped"))
+vitrail.train.train(stopped, resume=Path(config.output.root) / "stopped", display=Notes())
+assert epochs == [0, 1, 2, 1, 2]
+assert "goes on with 2 processes instead of 1: the same images in the same order" in notes[0]
+""",
+    )
+    words = settings(image_folder, *more, "output.name=pair")
+    done = subprocess.run(torchrun(2, str(program), *words), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in ("pair", "stopped"):
+        assert_close_run(runs / "alone", runs / name)
+
+
+def test_a_process_that_hangs_is_named_with_the_call_it_hangs_in(image_folder: Path) -> None:
+    program = script(
+        image_folder.parent,
+        """
+class Sleeper(Quiet):
+    made = 0
+    def advance(self, steps=1, **values):
+        self.made += steps
+        if rank == 1 and self.made == 3 and steps:
+            time.sleep(600)
+vitrail.train.train(config, display=Sleeper())
+""",
+    )
+    words = settings(image_folder, "train.dist_timeout_minutes=0.1")
+    done = subprocess.run(torchrun(2, str(program), *words), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: process ")]
+    assert line.startswith("error: process 1 (")
+    assert "has been computing update 3 for " in line
+    at = program.read_text().splitlines().index("            time.sleep(600)") + 1
+    assert f"at {program}:{at} in advance; 1 wait for it, adding up epoch 1, at " in line
+    assert line.endswith("; see train.dist_timeout_minutes")
+
+
+def test_a_shared_out_model_makes_the_updates_of_a_whole_one_and_its_saves_fit_both(image_folder: Path) -> None:
+    runs, common = image_folder.parent / "runs", ("train.epochs=4", "ema.decay=0.9", "optim.clip_norm=1")
+    run(image_folder, *common, "output.name=plain")
+    with pytest.raises(Stopped, match="after update 2 of 12"):
+        run(image_folder, *common, "output.name=back", display=Signals(2))
+    program = script(
+        image_folder.parent,
+        """
+import signal
+from dataclasses import replace
+from vitrail.errors import Stopped
+class Signals(Quiet):
+    made = 0
+    def advance(self, steps=1, **values):
+        self.made += steps
+        if steps and self.made == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+try:
+    vitrail.train.train(config, display=Signals())
+except Stopped as error:
+    assert "and saved" in str(error)
+back = replace(config, output=replace(config.output, name="back"))
+vitrail.train.train(back, resume=Path(config.output.root) / "back")
+""",
+    )
+    words = settings(image_folder, *common, "output.name=there", "train.shard=true")
+    done = subprocess.run(torchrun(2, str(program), *words), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(rows(runs / "there")) == 2
+    run(image_folder, *common, "output.name=there", resume=runs / "there")
+    for name in ("there", "back"):
+        assert len(rows(runs / name)) == 4
+        assert_close_run(runs / "plain", runs / name)
+
+
+def assert_close_run(a: Path, b: Path) -> None:
+    """Compare what two runs found, up to the order of summation."""
+    for first, second in zip(rows(a), rows(b), strict=True):
+        assert math.isclose(first["train_loss"], second["train_loss"], rel_tol=1e-4)
+        assert math.isclose(first["val_loss"], second["val_loss"], rel_tol=1e-4)
+        assert (first["val_n"], first["val_top1"]) == (second["val_n"], second["val_top1"])
+
+
+def test_a_model_is_not_shared_out_over_one_process(image_folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^train\.shard needs several processes; start them with torchrun$"):
+        run(image_folder, "train.shard=true")
+
+
+def report(rank: int, moves: int, doing: str, told: float = 100.0, call: str = "f.py:1 in g") -> dict[str, Any]:
+    return {"rank": rank, "host": "h", "pid": 7, "moves": moves, "doing": doing, "call": call, "still_s": 60.0,
+            "told": told}  # fmt: skip
+
+
+def test_the_process_with_the_fewest_moves_is_the_one_that_is_waited_for() -> None:
+    assert describe([report(0, 9, "b"), report(1, 8, "a", told=90.0), report(2, 9, "b")], 100.0) == (
+        "process 1 (h, pid 7) has been a for 70 s, at f.py:1 in g; 2 wait for it, b, at f.py:1 in g"
+    )
+    collective = "/torch/distributed/distributed_c10d.py:9 in all_reduce"
+    assert describe([report(0, 9, "b", call=collective), report(1, 9, "b")], 100.0) == (
+        f"process 1 (h, pid 7) has been b for 60 s, at f.py:1 in g; 1 wait for it, b, at {collective}"
+    )
+    assert describe([report(0, 9, "b"), report(1, 9, "b")], 100.0) == (
+        "no process moves on: process 0 (h, pid 7) has been b for 60 s, at f.py:1 in g; process 1 (h, pid 7) has been "
+        "b for 60 s, at f.py:1 in g"
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def workers(agent: subprocess.Popen[Any]) -> list[psutil.Process]:
+    return [child for child in psutil.Process(agent.pid).children() if "vitrail" in " ".join(child.cmdline())]
+
+
+def test_a_killed_worker_is_restarted_by_its_agents_and_the_run_is_the_same_to_the_last_bit(image_folder: Path) -> None:
+    runs = image_folder.parent / "runs"
+    words = settings(image_folder, *EVERYTHING, "train.epochs=20", "output.save_every_updates=1")
+    place = words.pop(2)  # --resume names the folder
+    words = ["-m", "vitrail", "train", *words]
+    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{free_port()}", "--rdzv-id", "test"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    agents = [
+        subprocess.Popen(
+            [*launch, "--max-restarts", "3", *rendezvous, *words, "--resume", str(runs / "elastic")],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+        )
+        for _ in range(2)
+    ]
+    try:
+        deadline = time.monotonic() + 120
+        while not any(int(path.name[7:15]) >= 8 for path in list_states(runs / "elastic" / "last")):
+            assert all(agent.poll() is None for agent in agents)
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        (victim,) = workers(agents[1])
+        os.kill(victim.pid, signal.SIGKILL)
+        printed = [agent.communicate(timeout=240)[1] for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+    assert [agent.returncode for agent in agents] == [0, 0], printed
+    assert any("SIGKILL" in text or "exitcode: -9" in text for text in printed)
+    assert not any("Traceback" in text or "may hang" in text for text in printed), printed
+    subprocess.run(torchrun(2, *words, place, "output.name=whole"), check=True, capture_output=True)
+    assert_same_run(runs / "elastic", runs / "whole")
+
+
+def test_the_ready_files_for_clusters_name_commands_that_exist() -> None:
+    folder = Path(__file__).parents[1] / "docs" / "cluster"
+    subprocess.run(["bash", "-n", str(folder / "slurm.sh")], check=True)
+    pod = yaml.safe_load((folder / "kubernetes.yaml").read_text())["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+    (container,) = pod["spec"]["containers"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {v["name"] for v in pod["spec"]["volumes"]}
+    texts = [
+        (folder / "slurm.sh").read_text(),
+        yaml.safe_load((folder / "skypilot.yaml").read_text())["run"],
+        " ".join(container["command"] + container["args"]),
+    ]
+    known = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    for text in texts:
+        words = text.replace("\\\n", " ").replace('"$RUN"', "x").split()
+        launch = words[words.index("torchrun") : words.index("-m")]
+        assert all(word in known for word in launch if word.startswith("--"))
+        settings = [word for word in words[words.index("train") + 1 :] if "=" in word and not word.startswith("-")]
+        name, path = find_recipe(words[words.index("train") + 1])
+        resolve(TrainConfig, [read_yaml(path, name), command_line(settings[:1])])
+        assert "--resume" in words
+
+
+@pytest.mark.parametrize("verb", [[], ["--fork", "runs/x"]])
+def test_a_restart_that_would_begin_anew_is_refused(verb: list[str]) -> None:
+    environment = {**os.environ, "TORCHELASTIC_RESTART_COUNT": "1"}
+    command = [sys.executable, "-m", "vitrail", "train", *verb]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 2
+    assert "torchrun restarted a command that would begin a new run each time" in done.stderr

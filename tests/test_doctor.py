@@ -1,0 +1,80 @@
+"""What the doctor sees, on this machine and on poorer ones."""
+
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from vitrail import doctor
+from vitrail.cli import main
+from vitrail.doctor import examine
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def test_every_check_says_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UV", raising=False)
+    checks = {check.name: check for check in examine(tmp_path / "not" / "yet")}
+    assert len(checks) == 8
+    assert all(check.found for check in checks.values())
+    assert "torch 2." in checks["versions"].found
+    assert "MB/s written" in checks[f"disk of {tmp_path / 'not' / 'yet'}"].found
+    assert checks["network"].found == "one process; to test many: torchrun --nproc-per-node 2 -m vitrail doctor"
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_bad_has_a_fix(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**26, 0, 2**26))
+    monkeypatch.setattr(doctor, "DECODER", "pillow")
+    monkeypatch.setattr(doctor, "OPEN_FILES", 2**62)
+    monkeypatch.setattr(doctor, "DISK_MB_S", 0)
+    fixes = {check.name: check.fix for check in examine(tmp_path)}
+    assert "--shm-size=8g" in fixes["shared memory"]
+    assert "vitrail[torchcodec]" in fixes["decoder"]
+    assert "ulimit -n 65536" in fixes["open files"]
+    assert "free space" in fixes[f"disk of {tmp_path}"]
+    monkeypatch.setattr(doctor, "DISK_MB_S", 1e9)
+    assert "saves will take long" in {check.name: check.fix for check in examine(tmp_path)}[f"disk of {tmp_path}"]
+
+
+def test_a_folder_that_cannot_be_written_is_bad(unprivileged: Path) -> None:
+    (check,) = [check for check in examine(unprivileged) if check.name.startswith("disk of")]
+    assert (check.found, check.fix) == (
+        "cannot be written (Permission denied)",
+        "choose another with output.root=FOLDER",
+    )
+
+
+def test_idle_cores_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "usable_cores", lambda: 64)
+    (check,) = [check for check in examine(tmp_path) if check.name == "cores"]
+    assert check.fix == "1 processes of 1 threads leave cores idle; set OMP_NUM_THREADS=64"
+
+
+def test_the_status_says_whether_all_is_good(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    for fix, status in (("", 0), ("mend it", 1)):
+        monkeypatch.setattr(doctor, "examine", lambda folder, fix=fix: [doctor.Check("thing", "as found", fix)])
+        with pytest.raises(SystemExit) as caught:
+            main(["doctor"])
+        assert caught.value.code == status
+        assert (fix or "good") in capsys.readouterr().out
+
+
+def test_processes_measure_what_lies_between_them() -> None:
+    run = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--standalone",
+        "-m",
+        "vitrail",
+        "doctor",
+    ]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.count("2 processes, all-reduce of 16 MiB in") == 1
+    assert done.stdout.count("versions") == 1
