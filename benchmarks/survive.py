@@ -6,9 +6,7 @@ uv run python benchmarks/survive.py [--kills 10] [--processes 2]
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 import statistics
 import subprocess
 import sys
@@ -17,6 +15,7 @@ import time
 from pathlib import Path
 
 import cyclopts
+import psutil
 import torch
 from side_by_side import publish
 
@@ -31,7 +30,7 @@ def start(processes: int, folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", *(torchrun if processes > 1 else []), "vitrail", "train", *SETTINGS,
          "--resume", str(folder)],
-        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
 
 
@@ -66,7 +65,9 @@ def main(kills: int = 10, processes: int = 1, seed: int = 0) -> None:
             time.sleep(draw.uniform(0, 2))
             if process.poll() is not None:
                 break
-            os.killpg(process.pid, signal.SIGKILL)
+            # torchrun gives each worker a session of its own
+            for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+                one.kill()
             process.wait()
             survived += 1
         assert process.returncode == 0

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -25,6 +25,7 @@ from vitrail.models.registry import VisionModel
 from vitrail.transforms import DECODER, Preprocess
 
 KEY = "vitrail"
+FREE_SPACE = "free space or choose another output.root"
 FORMAT = 1
 KINDS = {
     "model": str,
@@ -247,7 +248,7 @@ def load_tensors(file: BinaryIO, path: Path) -> dict[str, Any]:
 def write_whole(
     path: Path,
     data: bytes | memoryview,
-    advice: str = "free space or choose another output.root",
+    advice: str = FREE_SPACE,
     older: Sequence[Path] = (),
 ) -> None:
     """Write a file under a temporary name, push it to the disk, and only then give it its name.
@@ -262,7 +263,7 @@ def write_whole(
         CheckpointError: The disk is full or the folder cannot be written; an older file stays as it was.
     """
     target, temporary = staging(path)
-    try:
+    with refusal_told(path, temporary, advice):
         if temporary == target:
             target.write_bytes(data)
             return
@@ -274,12 +275,26 @@ def write_whole(
             if newer.exists():
                 newer.replace(old)
         temporary.replace(target)
-    except OSError as error:
-        if temporary != target:
-            with contextlib.suppress(OSError):
+
+
+@contextlib.contextmanager
+def refusal_told(path: Path, temporary: Path, advice: str = FREE_SPACE) -> Iterator[None]:
+    """Turn the system's refusal to write a file into one line, and leave no temporary file.
+
+    Raises:
+        CheckpointError: The disk is full or the folder cannot be written.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        reason = error if isinstance(error, OSError) else error.__context__  # torch.save raises its own over it
+        if not isinstance(reason, OSError):
+            raise
+        with contextlib.suppress(OSError):
+            if temporary.is_file():  # not a device or a pipe, which is written to as it is
                 temporary.unlink()
         kept = "; the file of that name is as it was" if os.access(path, os.F_OK) else ""
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror}){kept}; {advice}") from error
+        raise CheckpointError(f"{path}: cannot be written ({reason.strerror}){kept}; {advice}") from error
 
 
 def staging(path: Path) -> tuple[Path, Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from accelerate import Accelerator
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
-from vitrail.checkpoint import load_tensors, write_whole
+from vitrail.checkpoint import load_tensors, refusal_told
 from vitrail.engine import gather_texts, shared_as, whole
 from vitrail.errors import CheckpointError
 from vitrail.guard import Guard
@@ -122,11 +123,16 @@ def save_state(folder: Path, saved: dict[str, Any], update: int, keep: int) -> N
     Raises:
         CheckpointError: The disk is full or the folder cannot be written; the older files stay as they were.
     """
-    buffer = io.BytesIO()
-    torch.save(saved, buffer)
-    data = buffer.getbuffer()
-    path = folder / f"update-{update:08d}.{hashlib.sha256(data).hexdigest()[:16]}.pt"
-    write_whole(path, data)
+    temporary = folder / f".update-{update:08d}.{os.getpid()}.tmp"
+    with refusal_told(folder / f"update-{update:08d}.pt", temporary):
+        with temporary.open("w+b") as file:
+            torch.save(saved, file)
+            file.flush()
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+            os.fsync(file.fileno())
+        path = folder / f"update-{update:08d}.{digest}.pt"
+        temporary.replace(path)
     others = [file for file in list_states(folder) if file != path]
     same = [file for file in others if file.name.startswith(f"update-{update:08d}.")]  # before an evaluation, say
     for old in same + [file for file in others if file not in same][keep - 1 :]:
