@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -599,3 +600,36 @@ def test_of_epochs_as_accurate_the_one_of_lower_loss_is_the_best(image_folder: P
     accurate = [row for row in result.rows if row["val_top1"] == top1]
     assert len(accurate) > 1
     assert result.best == min(accurate, key=lambda row: row["val_loss"])
+
+
+@pytest.mark.parametrize("name", ["trackio", "wandb", "mlflow"])
+def test_a_tracker_takes_the_numbers_of_a_run_and_of_its_resumption(image_folder: Path, name: str) -> None:
+    if find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    place = image_folder.parent
+    environment = {
+        **os.environ, "TRACKIO_DIR": str(place / "trackio"), "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{place / 'mlflow.db'}",
+    }  # fmt: skip
+    for words in (
+        command(image_folder, f"output.trackers=[{name}]", "train.epochs=1", "schedule.warmup_epochs=0"),
+        [*command(image_folder)[:4], "--extend", str(place / "runs" / "tiny"), "train.epochs=2"],
+    ):
+        done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment, cwd=place)
+        assert "is given no more numbers" not in done.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_an_update_does_not_wait_for_the_device(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = vitrail.train.train_step
+
+    def step(*arguments: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return original(*arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr("vitrail.train.train_step", step)
+    for precision in ("float32", "bfloat16", "float16"):
+        run(image_folder, *EVERYTHING, "train.device=auto", f"train.precision={precision}", "train.epochs=2")
