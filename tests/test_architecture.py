@@ -12,7 +12,7 @@ import vitrail
 PACKAGE = Path(vitrail.__file__).parent
 LAYERS = [
     {"errors"},
-    {"config", "models.registry", "display", "schedule", "stop", "stopwatch", "guard", "watchdog"},
+    {"config", "models.registry", "display", "schedule", "stop", "stopwatch", "guard", "watchdog", "rendezvous"},
     {"models.layers", "transforms", "metrics", "augment", "start"},
     {"models.tnt", "models.t2t_vit", "models.twins", "data"},
     {"models"},

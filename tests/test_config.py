@@ -386,8 +386,10 @@ def test_nesterov_is_accepted_with_sgd_and_momentum() -> None:
 
 
 def test_warmup_may_not_be_longer_than_training() -> None:
-    assert problem("train.epochs=4") == "schedule.warmup_epochs 5 is more than train.epochs 4"
-    assert problem("train.epochs=5", "schedule.warmup_epochs=5.5").endswith("epochs 5.5 is more than train.epochs 5")
+    assert problem("train.epochs=4") == "schedule.warmup_epochs 5 is more than train.epochs 4; lower it too"
+    assert problem("train.epochs=5", "schedule.warmup_epochs=5.5").endswith(
+        "5.5 is more than train.epochs 5; lower it too"
+    )
 
 
 def test_a_bad_batch_or_accumulation_is_not_reported_twice() -> None:

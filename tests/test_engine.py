@@ -13,7 +13,6 @@ from vitrail.engine import (
     gather_texts,
     pick_device,
     processes,
-    restart_trouble,
     sum_over_processes,
 )
 from vitrail.errors import ConfigError, LostProcess
@@ -60,15 +59,6 @@ def test_a_lost_process_is_one_line_and_other_errors_stay_what_they_are() -> Non
         raise RuntimeError(text)
     with pytest.raises(RuntimeError, match="shapes"), processes("float32", "cpu"):
         raise RuntimeError("shapes differ")
-
-
-def test_agents_whose_restarts_may_hang_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert restart_trouble() is None
-    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
-    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
-    assert restart_trouble() is None
-    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    assert "start them with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in str(restart_trouble())
 
 
 def test_alone_sums_and_lists_are_those_given() -> None:

@@ -61,9 +61,9 @@ def test_resume_refuses_what_changes_the_numbers_with_the_difference(folder: Pat
 
 
 def test_a_long_difference_is_cut() -> None:
-    from vitrail.start import _listed
+    from vitrail.start import listed
 
-    assert _listed({f"a.{n}": (1, 2) for n in range(7)}).endswith("a.4 is 1 there and 2 here and 2 more differ")
+    assert listed({f"a.{n}": (1, 2) for n in range(7)}).endswith("a.4 is 1 there and 2 here and 2 more differ")
 
 
 def test_extend_changes_the_length_only(folder: Path) -> None:
@@ -108,3 +108,18 @@ def test_a_restart_by_torchrun_does_not_silently_begin_anew(folder: Path, monkey
         with pytest.raises(ConfigError, match=r"^torchrun restarted a command that would begin a new run each time"):
             begin(TINY, ["train.epochs=9"], **verb)
     assert begin(None, [], resume=folder).resume == folder
+
+
+def test_a_run_that_goes_on_stays_in_its_folder(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^--resume \S+first names the run's folder; drop output\.name$"):
+        begin(None, ["output.name=x"], resume=folder)
+    with pytest.raises(ConfigError, match=r"^--extend \S+first names the run's folder; drop output\.root$"):
+        begin(None, ["output.root=x", "train.epochs=9"], extend=folder)
+
+
+@pytest.mark.parametrize(
+    "tokens", [[], ["train.patience=1"], ["train.epochs=3"], ["train.epochs=9", "train.patience=1"]]
+)
+def test_a_run_is_not_shortened(folder: Path, tokens: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"^--extend \S+first: has 4 epochs; say how many it shall have in all"):
+        begin(None, tokens, extend=folder)

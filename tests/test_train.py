@@ -263,6 +263,41 @@ def test_a_finished_run_says_so_and_is_left_as_it_is(image_folder: Path) -> None
         assert path.read_bytes() == data, path
 
 
+def test_a_run_that_lost_its_saves_does_not_begin_anew_over_its_results(image_folder: Path) -> None:
+    folder = run(image_folder, "train.epochs=1", "schedule.warmup_epochs=0").folder
+    for path in list_states(folder / "last"):
+        path.unlink()
+    before = rows(folder)
+    advice = rf"put one back from a copy, or move {folder} away to begin it anew"
+    with pytest.raises(
+        CheckpointError, match=rf"holds no save to go on from, though there is metrics\.jsonl; {advice}"
+    ):
+        run(image_folder, "train.epochs=1", "schedule.warmup_epochs=0", resume=folder)
+    assert rows(folder) == before
+    (folder / "metrics.jsonl").unlink()
+    (folder / "best.safetensors").unlink()
+    (folder / "last").rmdir()
+    display = Notebook()
+    run(image_folder, "train.epochs=1", "schedule.warmup_epochs=0", resume=folder, display=display)
+    assert display.notes == [f"{folder}: nothing was saved yet; it begins anew"]
+    assert rows(folder) == before
+
+
+def test_settings_that_were_changed_in_the_file_are_refused(image_folder: Path) -> None:
+    with pytest.raises(Stopped):
+        run(image_folder, display=Signals(1))
+    folder = image_folder.parent / "runs" / "tiny"
+    with pytest.raises(
+        CheckpointError,
+        match=r"config\.yaml: was changed, and no longer has the run's settings: optim\.lr is 0\.003 there and 0\.5 he",
+    ):
+        run(image_folder, "optim.lr=0.5", resume=folder)
+    display = Signals(1)
+    with pytest.raises(Stopped):
+        run(image_folder, "output.keep_last=3", resume=folder, display=display)
+    assert display.notes == [f"{folder}: goes on after update 1 of 12"]
+
+
 def test_an_extended_run_goes_on_with_the_longer_schedule(image_folder: Path) -> None:
     short = run(image_folder, "train.epochs=2", "schedule.cooldown_epochs=1")
     longer = run(image_folder, "train.epochs=5", resume=short.folder)
@@ -411,23 +446,22 @@ WILD = ("optim.lr=1e30", "schedule.warmup_epochs=0", "schedule.name=constant")
 
 def test_a_loss_that_stays_not_finite_tells_the_story_and_keeps_the_good_save(image_folder: Path) -> None:
     first = run(image_folder, "train.epochs=1", "schedule.warmup_epochs=0").folder
-    good = list_states(first / "last")[0]
-    display = Notebook()
-    advice = r"lower optim\.lr, set optim\.clip_norm=1 or train\.precision=float32, or look closer with train"
+    folder, display = first.with_name("tiny-2"), Notebook()
     with pytest.raises(
         TrainingError,
-        match=r"^update [56] and 1 more of this epoch left out, not finite: the output of \S+ \(\w+\); went back 2 "
-        rf"times, down to 0\.25 of the learning rate; last good save: {good}; {advice}",
+        match=r"^update [23] and 1 more of this epoch left out, not finite: the output of \S+ \(\w+\); went back 2 "
+        rf"times, down to 0\.25 of the learning rate; last good save: {folder}/last/update-00000000\.\w+\.pt; begin a "
+        rf"new run from its weights with vitrail train --fork {folder}, a lower optim\.lr, optim\.clip_norm=1 or train",
     ):
         run(
-            image_folder, "train.epochs=3", "train.skip_limit=2", "train.rollbacks=2", *WILD, resume=first,
+            image_folder, "train.epochs=3", "train.skip_limit=2", "train.rollbacks=2", *WILD, fork=first,
             display=display,
         )  # fmt: skip
     assert [text.split("; ")[1] for text in display.warnings if "went back" in text] == [
-        f"went back to update 3, and on from there at {share} of the learning rate" for share in ("0.5", "0.25")
+        f"went back to update 0, and on from there at {share} of the learning rate" for share in ("0.5", "0.25")
     ]
-    assert list_states(first / "last")[0] == good
-    assert rows(first) == rows(first)[:1]
+    assert [path.name[:15] for path in list_states(folder / "last")] == ["update-00000000"]
+    assert rows(folder) == []
 
 
 def once(monkeypatch: pytest.MonkeyPatch, at: int, updates: int = 1) -> None:

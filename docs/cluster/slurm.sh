@@ -27,8 +27,6 @@ requeue() {
 }
 trap requeue USR1
 
-# or the machines may not find each other again after a restart
-export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun --kill-on-bad-exit=1 torchrun \
     --nnodes "$SLURM_NNODES" --nproc-per-node 8 --max-restarts 3 --shutdown-timeout 240 \

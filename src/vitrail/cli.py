@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -54,10 +55,12 @@ def train(
 
     Status 75 says that the run was stopped and saved, and that the same command with --resume goes on.
 
+    ```
     vitrail train
     vitrail train --resume runs/digits
     vitrail train cifar10_tnt data.root=/data/cifar10
     torchrun --nproc-per-node 8 -m vitrail train tnt_s_imagenet data.root=/data/imagenet --resume runs/tnt
+    ```
     """
     from vitrail.start import begin
 
@@ -81,8 +84,10 @@ def evaluate(
 ) -> int:
     """Measure a trained model's accuracy; without settings, on the images it was validated with.
 
+    ```
     vitrail evaluate runs/digits/best.safetensors
     vitrail evaluate best.safetensors data.root=/data/pets evaluate.split=all --json pets.json
+    ```
     """
     from vitrail.config import command_line
 
@@ -144,8 +149,10 @@ def predict(
 ) -> int:
     """Classify images; the exit status is the number that could not be read (125 at most).
 
+    ```
     vitrail predict runs/digits/best.safetensors seven.png
     vitrail predict best.safetensors photos/ 'more/*.jpg' list.txt --format csv --topk 5
+    ```
     """
     from vitrail.config import PredictConfig, command_line, resolve
 
@@ -217,7 +224,9 @@ def config(
 ) -> int:
     """Show a recipe's settings and where each comes from; without a recipe, list the recipes.
 
+    ```
     vitrail config digits optim.lr=1e-3
+    ```
     """
     from vitrail.config import TrainConfig, command_line, find_recipe, flat, list_recipes, read_yaml, reference, resolve
 
@@ -241,8 +250,10 @@ def config(
 def doctor(*, output: Annotated[Path, Parameter(help="Folder that runs are to be written to.")] = Path("runs")) -> int:
     """Look whether this machine is fit to train on, and say how to mend what is not; status 1 if anything is not.
 
+    ```
     vitrail doctor
     torchrun --nproc-per-node 8 -m vitrail doctor
+    ```
     """
     from vitrail.doctor import examine
 
@@ -267,6 +278,8 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
         if _is_main_process():
             print(error, file=sys.stderr)
         status = os.EX_TEMPFAIL
+        if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
+            os.kill(os.getppid(), signal.SIGTERM)  # or torchrun starts again what was told to stop
     except VitrailError as error:
         if debug:
             raise

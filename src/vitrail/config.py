@@ -347,7 +347,8 @@ class TrainConfig:
                 found.append(f"schedule.{name} {rate:g} is above the peak rate {peak:g} of optim.lr; lower it")
         if self.schedule.warmup_epochs > self.train.epochs:
             found.append(
-                f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} is more than train.epochs {self.train.epochs}"
+                f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} is more than train.epochs "
+                f"{self.train.epochs}; lower it too"
             )
         if found:
             raise ConfigError("; ".join(found))

@@ -29,6 +29,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vitrail.errors import ConfigError, LostProcess, MissingExtra
+from vitrail.rendezvous import join
 
 Precision = Literal["float32", "bfloat16", "float16"]
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -55,10 +56,12 @@ def processes(
     names = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
     try:
         patience = InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))
+        target, started = pick_device(device), int(os.environ.get("WORLD_SIZE", "1"))
+        if started > 1 and target.type in ("cpu", "cuda"):
+            join(target, 60 * timeout_minutes)
         # Accelerate joins processes on a CPU only where it is told that it is one
-        on_cpu = pick_device(device).type == "cpu"
+        on_cpu = target.type == "cpu"
         accelerator = Accelerator(mixed_precision=names[precision], cpu=on_cpu, kwargs_handlers=[patience])
-        started = int(os.environ.get("WORLD_SIZE", "1"))
         if accelerator.num_processes != started:
             raise ConfigError(
                 f"torchrun started {started} processes, which cannot work together on {accelerator.device.type}; start "
@@ -75,28 +78,15 @@ def processes(
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
             raise
+        reason = str(error).strip().splitlines()[0].split(". ")[0]
         raise LostProcess(
-            f"lost the other processes ({str(error).strip().splitlines()[0]}); the first of them that ended says why, "
-            "or was killed, as a system does that is short of memory"
+            f"lost the other processes ({reason}); the first of them that ended says why, or was killed, as a system "
+            "does that is short of memory"
         ) from error
     finally:
         # Accelerate keeps these for the life of the process; a second run may want another precision. The connections
         # stay, as torchrun's store joins the same processes only once.
         AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def restart_trouble() -> str | None:
-    """Return what is wrong with how torchrun was started, if its restarts may hang."""
-    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
-    several_agents = int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1
-    if restarts and several_agents and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # https://github.com/pytorch/pytorch/issues/135712: agents count restarts apart, and then look for each other
-        # under different names
-        return (
-            "torchrun's agents may hang after a restart; start them with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the "
-            "environment"
-        )
-    return None
 
 
 def leave_processes() -> None:
@@ -210,8 +200,9 @@ def check_tracker(name: str) -> None:
     Raises:
         MissingExtra: With what to type.
     """
+    pip = "uv pip" if "UV" in os.environ else "pip"
     if find_spec(name) is None:
-        raise MissingExtra(f"output.trackers has {name}, which is not installed; run: pip install {name}")
+        raise MissingExtra(f"output.trackers has {name}, which is not installed; run: {pip} install {name}")
 
 
 def open_tracker(name: str, folder: Path, settings: dict[str, Any]) -> GeneralTracker:

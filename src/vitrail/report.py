@@ -122,13 +122,15 @@ class RunLog:
         """Go back to these rows."""
         self.close()
         self._rows = list(rows)
-        first_epoch = int(rows[-1]["epoch"]) + 1 if rows else None
-        for name, opener in self._openers.items():
-            with self._forgiven(name):
-                self._trackers[name] = opener(first_epoch)
+        self._unopened = dict(self._openers)  # until there is something to tell them
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Take the numbers of one epoch; `write` brings them to metrics.jsonl."""
+        first_epoch = int(self._rows[-1]["epoch"]) + 1 if self._rows else None
+        for name, opener in self._unopened.items():
+            with self._forgiven(name):
+                self._trackers[name] = opener(first_epoch)
+        self._unopened.clear()
         self._rows.append(row)
         values = {name: value for name, value in row.items() if isinstance(value, int | float) and name != "epoch"}
         for name, tracker in list(self._trackers.items()):

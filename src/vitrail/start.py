@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -66,18 +67,17 @@ def begin(
 def _resume(folder: Path, recipe: str | None, tokens: Sequence[str]) -> Start:
     """Go on with a run, or begin it where the folder is not there yet and a recipe says how."""
     if not folder.exists() and recipe is not None:
-        layer = command_line(tokens)
-        if named := sorted({"root", "name"} & layer.values.get("output", {}).keys()):
-            raise ConfigError(f"--resume {folder} names the run's folder; drop output.{named[0]}")
+        _refuse_other_folder("resume", folder, tokens)
         name, path = find_recipe(recipe)
         where = Layer("--resume", {"output": {"root": str(folder.parent), "name": folder.name}})
-        return Start(resolve(TrainConfig, [read_yaml(path, name), layer, where]).config, name)
+        return Start(resolve(TrainConfig, [read_yaml(path, name), command_line(tokens), where]).config, name)
     stored = _settings_of(folder, "resume")
+    _refuse_other_folder("resume", folder, tokens)
     base = stored if recipe is None else read_yaml(find_recipe(recipe)[1], recipe)
     config = _in_folder(resolve(TrainConfig, [base, command_line(tokens)]).config, folder)
     if changed := _changes(stored, config, FREE):
         raise ConfigError(
-            f"--resume {folder}: goes on with the run's own settings, but {_listed(changed)}; drop them, or begin a "
+            f"--resume {folder}: goes on with the run's own settings, but {listed(changed)}; drop them, or begin a "
             f"new run from its weights with --fork {folder}"
             + (f", or lengthen it with --extend {folder}" if set(changed) <= set(LENGTH) else "")
         )
@@ -89,14 +89,16 @@ def _extend(folder: Path, recipe: str | None, tokens: Sequence[str]) -> Start:
     if recipe is not None:
         raise ConfigError(f"--extend {folder} goes on with that run's own settings; drop {recipe}")
     stored = _settings_of(folder, "extend")
+    _refuse_other_folder("extend", folder, tokens)
     config = _in_folder(resolve(TrainConfig, [stored, command_line(tokens)]).config, folder)
     if changed := _changes(stored, config, (*FREE, *LENGTH)):
         raise ConfigError(
-            f"--extend {folder}: changes the length of a run only, but {_listed(changed)}; begin a new run from its "
+            f"--extend {folder}: changes the length of a run only, but {listed(changed)}; begin a new run from its "
             f"weights with --fork {folder}"
         )
     before = resolve(TrainConfig, [stored]).config
-    if config.train.epochs < before.train.epochs or not _changes(stored, config, FREE):
+    lengths = [(c.train.epochs, c.schedule.cooldown_epochs, c.train.patience or math.inf) for c in (before, config)]
+    if lengths[0] == lengths[1] or any(now < was for was, now in zip(*lengths, strict=True)):
         raise ConfigError(
             f"--extend {folder}: has {before.train.epochs} epochs; say how many it shall have in all, such as "
             f"train.epochs={2 * before.train.epochs}"
@@ -126,21 +128,34 @@ def _settings_of(folder: Path, verb: str) -> Layer:
     return read_yaml(folder / "config.yaml")
 
 
+def _refuse_other_folder(verb: str, folder: Path, tokens: Sequence[str]) -> None:
+    if named := sorted({"root", "name"} & command_line(tokens).values.get("output", {}).keys()):
+        raise ConfigError(f"--{verb} {folder} names the run's folder; drop output.{named[0]}")
+
+
 def _in_folder(config: TrainConfig, folder: Path) -> TrainConfig:
     return replace(config, output=replace(config.output, root=str(folder.parent), name=folder.name))
 
 
 def _changes(stored: Layer, config: TrainConfig, allowed: Iterable[str]) -> Mapping[str, tuple[Any, Any]]:
     """Return {dotted key: (in the run, here)} of the settings that differ, less those that may."""
-    before, now = flat(resolve(TrainConfig, [stored]).config), flat(config)
+    return differences(flat(resolve(TrainConfig, [stored]).config), flat(config), allowed)
+
+
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], allowed: Iterable[str]
+) -> Mapping[str, tuple[Any, Any]]:
+    """Return {dotted key: (before, now)} of the settings that differ, less those that begin with what is allowed to."""
     return {
         key: (before[key], now[key])
         for key in now
-        if before[key] != now[key] and not any(key.startswith(name) for name in allowed)
+        if key in before and before[key] != now[key] and not any(key.startswith(name) for name in allowed)
     }
 
 
-def _listed(changed: Mapping[str, tuple[Any, Any]]) -> str:
-    shown = [f"{key} is {was} there and {now} here" for key, (was, now) in list(changed.items())[:5]]
+def listed(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """Say what differs, in words."""
+    texts = {key: ["null" if value is None else str(value) for value in values] for key, values in changed.items()}
+    shown = [f"{key} is {was} there and {now} here" for key, (was, now) in list(texts.items())[:5]]
     more = f" and {len(changed) - 5} more differ" if len(changed) > 5 else ""
     return ", ".join(shown) + more

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -151,7 +152,7 @@ def load_last_state(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]
     Raises:
         CheckpointError: There is none.
     """
-    damaged: list[str] = []
+    damaged: list[tuple[Path, Exception]] = []
     paths: Sequence[Path] = list_states(folder)
     for path in paths:
         found = NAME.fullmatch(path.name)
@@ -162,13 +163,17 @@ def load_last_state(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]
                 raise CheckpointError(f"{path}: its content does not match the checksum in its name")
             saved = load_tensors(io.BytesIO(data), path)
         except (CheckpointError, OSError) as error:
-            damaged.append(f"{path}: is damaged, so the save before it is used ({error})")
+            damaged.append((path, error))
             continue
-        for line in damaged:
-            warn(line)
+        for bad, error in damaged:
+            aside = bad.with_name(f"{bad.name}.damaged")  # or it would count as one of those that are kept
+            with contextlib.suppress(OSError):
+                bad.replace(aside)
+            warn(f"{bad}: is damaged, so the save before it is used ({error}); renamed to {aside.name}")
         return saved
     raise CheckpointError(
-        f"{folder}: none of its {len(paths)} saves can be read; begin a new run"
+        f"{folder}: none of its {len(paths)} saves can be read; put one back from a copy, or move {folder.parent} away "
+        "to begin it anew"
         if paths
-        else f"{folder}: holds no save to go on from; begin a new run"
+        else f"{folder}: holds no save to go on from"
     )

@@ -34,7 +34,6 @@ from vitrail.engine import (
     local,
     open_tracker,
     processes,
-    restart_trouble,
     share,
     shared_store,
     sum_over_processes,
@@ -47,6 +46,7 @@ from vitrail.job import Job, build_job, build_state, sum_dtype
 from vitrail.models.registry import VisionModel
 from vitrail.optim import set_learning_rate
 from vitrail.report import Outbox, RunLog, TensorBoard, Tracker, create_run, plot_curves
+from vitrail.start import FREE, LENGTH, differences, listed
 from vitrail.state import SUMS, TrainState, list_states, load_last_state, save_state
 from vitrail.stop import Stop
 from vitrail.stopwatch import Stopwatch
@@ -126,11 +126,11 @@ def train(
         ExitStack() as exits,
     ):
         # Data, model and optimizer
+        for tracker in set(config.output.trackers) - {"tensorboard"}:
+            check_tracker(tracker)
         torch.manual_seed(settings.seed)
         if precision != settings.precision:
             display.note(f"train.precision={settings.precision} is {precision} on this device")
-        if trouble := restart_trouble():
-            display.warn(trouble)
         job, model = build_job(config, accelerator, precision, display, stop)
         if fork is not None:
             load_fork(job, model, fork)
@@ -423,11 +423,18 @@ def restore(job: Job, state: TrainState, folder: Path) -> bool:
     """Bring the state to a run's last save, and return whether there is one."""
     accelerator = job.accelerator
     rank, world = accelerator.process_index, accelerator.num_processes
-    saved = None
-    if accelerator.is_main_process and list_states(folder / "last"):
-        saved = load_last_state(folder / "last", job.display.warn)
-    saved = share(accelerator, saved)
+    saved, made = None, []
+    if accelerator.is_main_process:
+        made = [path.name for path in (folder / "metrics.jsonl", folder / "best.safetensors") if has_content(path)]
+        if list_states(folder / "last"):
+            saved = load_last_state(folder / "last", job.display.warn)
+    saved, made = share(accelerator, (saved, made))
     if saved is None:
+        if made:
+            raise CheckpointError(
+                f"{folder / 'last'}: holds no save to go on from, though there is {made[0]}; put one back from a copy, "
+                f"or move {folder} away to begin it anew"
+            )
         job.display.note(f"{folder}: nothing was saved yet; it begins anew")
         return False
     check_classes(saved["classes"], job.data.classes, folder)
@@ -438,13 +445,27 @@ def restore(job: Job, state: TrainState, folder: Path) -> bool:
             f"{folder}: was trained on other images than those in data.root; give the folder it was trained on, or "
             f"begin a new run from its weights with {command('train', '--fork', folder)}"
         )
+    if changed := differences(saved["settings"], flat(job.config), (*FREE, *LENGTH)):
+        raise CheckpointError(
+            f"{folder / 'config.yaml'}: was changed, and no longer has the run's settings: {listed(changed)}; put them "
+            f"back, or begin a new run from its weights with {command('train', '--fork', folder)}"
+        )
     if saved["world"] != world:
         job.display.note(
-            f"{folder}: goes on with {world} processes instead of {saved['world']}: the same images in the same order, "
-            "and sums that differ in their last digits"
+            f"{folder}: goes on with {world} instead of {saved['world']} processes: the same images in the same order; "
+            "sums differ in their last digits, and drop paths, dropouts and Mixup's partners are drawn anew"
         )
     state.restore(saved, rank, world)
+    if not is_finished(job, state):
+        job.display.note(
+            f"{folder}: goes on after update {job.updates(state):,} of {job.total_epochs * job.sampler.steps:,}"
+        )
     return True
+
+
+def has_content(path: Path) -> bool:
+    """Say whether a file is there and not empty."""
+    return path.is_file() and path.stat().st_size > 0
 
 
 def load_fork(job: Job, model: VisionModel, folder: Path) -> None:
@@ -454,7 +475,10 @@ def load_fork(job: Job, model: VisionModel, folder: Path) -> None:
         load_last_state(folder / "last", job.display.warn) if job.accelerator.is_main_process else None,
     )
     check_classes(saved["classes"], job.data.classes, folder)
-    load_weights(model, saved["ema"] or saved["model"], folder)
+    try:
+        load_weights(model, saved["ema"] or saved["model"], folder)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; a fork keeps the run's model, so leave out what changes model.*") from error
     model.to(job.accelerator.device)
 
 
@@ -466,6 +490,7 @@ def open_run(job: Job, state: TrainState, name: str, resume: Path | None) -> Run
     if accelerator.is_main_process:
         if folder is None:
             folder = create_run(Path(config.output.root).expanduser(), config.output.name, name)
+        (folder / "last").mkdir(exist_ok=True)
         for left in (folder / "last").glob(".*.tmp"):  # by a process that was killed while it saved
             left.unlink(missing_ok=True)
         write_whole(folder / "config.yaml", to_yaml(config, f"Settings of the run {folder.name}.").encode())
@@ -487,7 +512,6 @@ def tracker_openers(config: TrainConfig, folder: Path) -> dict[str, Callable[[in
         if name == "tensorboard":
             openers[name] = partial(TensorBoard, folder)
         else:
-            check_tracker(name)
             openers[name] = lambda _, name=name: open_tracker(name, folder, flat(config))
     return openers
 
@@ -520,6 +544,7 @@ def save(job: Job, state: TrainState, run: Run, *, must: bool = False) -> bool:
     with Stopwatch(job.accelerator.device, state.seconds).waiting("save_s"):
         state.elapsed_s = run.elapsed_s()
         saved = state.to_dict(job.accelerator) | {
+            "settings": flat(job.config),
             "classes": list(job.data.classes),
             "options": model_options(state.model),
             "images": job.fingerprint,
@@ -569,8 +594,9 @@ def roll_back(job: Job, state: TrainState, run: Run, reason: str) -> None:
     paths = list_states(run.folder / "last")
     if state.rollbacks >= settings.rollbacks:
         raise TrainingError(
-            f"{reason}{tried}; last good save: {paths[0] if paths else 'none'}; lower optim.lr, set optim.clip_norm=1 "
-            "or train.precision=float32, or look closer with train.detect_anomaly=true"
+            f"{reason}{tried}; last good save: {paths[0] if paths else 'none'}; begin a new run from its weights with "
+            f"{command('train', '--fork', run.folder)}, a lower optim.lr, optim.clip_norm=1 or "
+            "train.precision=float32, or look closer with train.detect_anomaly=true"
         )
     rollbacks = state.rollbacks + 1
     main = job.accelerator.is_main_process

@@ -1,0 +1,77 @@
+"""How the processes of a run find each other, again after each restart."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from vitrail.errors import LostProcess
+
+ROUND = "vitrail/round"
+LOOK_S = 0.05
+
+
+def join(device: torch.device, timeout_s: float) -> None:
+    """Connect the processes that torchrun started, unless they are connected.
+
+    torchrun keeps one store over its restarts, and its agents count these apart
+    (https://github.com/pytorch/pytorch/issues/135712), so a process may find the addresses of some that have ended.
+    Here each start writes below a name of its own, once all processes have agreed on it.
+
+    Raises:
+        LostProcess: Some did not come in time.
+    """
+    if dist.is_initialized():
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    timeout = timedelta(seconds=timeout_s)
+    store, rank, world = next(rendezvous("env://", timeout=timeout))
+    store.set_timeout(timeout)
+    name = call(store, world, timeout_s) if rank == 0 else answer(store, rank, timeout_s)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=PrefixStore(name, store),
+        rank=rank,
+        world_size=world,
+        timeout=timeout,
+    )
+
+
+def call(store: Store, world: int, timeout_s: float) -> str:
+    """As the first process: name this start, and wait until all others have answered to the name."""
+    name, deadline = uuid.uuid4().hex, time.monotonic() + timeout_s
+    store.set(ROUND, name)
+    while absent := [rank for rank in range(1, world) if not store.check([f"{name}/here/{rank}"])]:
+        if time.monotonic() > deadline:
+            raise LostProcess(
+                f"process {', '.join(map(str, absent))} of {world} did not start within {timeout_s / 60:g} minutes; "
+                "look at its own output"
+            )
+        time.sleep(LOOK_S)
+    for rank in range(1, world):
+        nonce = store.get(f"{name}/here/{rank}").decode()
+        store.set(f"{name}/go/{rank}/{nonce}", "")
+    return name
+
+
+def answer(store: Store, rank: int, timeout_s: float) -> str:
+    """As another process: answer to each name until the first process has heard it; old names get no reply."""
+    nonce, answered, deadline = uuid.uuid4().hex, "", time.monotonic() + timeout_s
+    while True:
+        name = store.get(ROUND).decode()
+        if name != answered:
+            store.set(f"{name}/here/{rank}", nonce)
+            answered = name
+        if store.check([f"{name}/go/{rank}/{nonce}"]):
+            return name
+        if time.monotonic() > deadline:
+            raise LostProcess(f"process 0 did not start within {timeout_s / 60:g} minutes; look at its own output")
+        time.sleep(LOOK_S)
