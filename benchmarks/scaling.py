@@ -9,23 +9,20 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import cyclopts
-from side_by_side import publish
+from side_by_side import publish, train_command
 
 SETTINGS = ["digits", "train.epochs=4", "train.eval_every=99"]
 
 
 def images_per_s(processes: int, threads: int) -> float:
     """Run and return the median speed over the epochs after the first."""
-    torchrun = ["torch.distributed.run", "--nproc-per-node", str(processes), "--standalone", "-m"]
     with tempfile.TemporaryDirectory() as place:
         subprocess.run(
-            [sys.executable, "-m", *(torchrun if processes > 1 else []), "vitrail", "train", *SETTINGS,
-             f"output.root={place}", "output.name=run"],
+            train_command(processes, *SETTINGS, f"output.root={place}", "output.name=run"),
             check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         )  # fmt: skip

@@ -52,6 +52,12 @@ def speed_up(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
 
 
+def train_command(processes: int, *words: str) -> list[str]:
+    """Return what starts a training run on so many processes."""
+    torchrun = ["torch.distributed.run", "--nproc-per-node", str(processes), "--standalone", "-m"]
+    return [sys.executable, "-m", *(torchrun if processes > 1 else []), "vitrail", "train", *words]
+
+
 def processor() -> str:
     """Return the name of the CPU."""
     found = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())

@@ -9,7 +9,6 @@ import json
 import random
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import cyclopts
 import psutil
 import torch
-from side_by_side import publish
+from side_by_side import publish, train_command
 
 from vitrail.state import list_states, load_last_state
 
@@ -26,12 +25,8 @@ SETTINGS = ["digits", "train.epochs=6", "output.save_every_updates=3", "augment.
 
 def start(processes: int, folder: Path) -> subprocess.Popen[bytes]:
     """Begin a training run, or go on with it."""
-    torchrun = ["torch.distributed.run", "--nproc-per-node", str(processes), "--standalone", "-m"]
-    return subprocess.Popen(
-        [sys.executable, "-m", *(torchrun if processes > 1 else []), "vitrail", "train", *SETTINGS,
-         "--resume", str(folder)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    command = train_command(processes, *SETTINGS, "--resume", str(folder))
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def updates_saved(folder: Path) -> int:

@@ -21,6 +21,7 @@ from typing import Literal
 import cyclopts
 import timm
 import torch
+from our_step import CLASSES, SETTINGS, build_step
 from side_by_side import alternate, publish, speed_up
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
@@ -29,53 +30,18 @@ from timm.optim._optim_factory import create_optimizer_v2
 from timm.utils.clip_grad import dispatch_clip_grad
 from timm.utils.model_ema import ModelEmaV3
 
-from vitrail.config import TrainConfig, command_line, resolve
-from vitrail.data import Batch
 from vitrail.engine import processes
-from vitrail.job import build_model, build_preprocess
-from vitrail.optim import build_optimizer, set_learning_rate
-from vitrail.stopwatch import Stopwatch
-from vitrail.train import train_step
 
-SETTINGS = (
-    "data.name=digits augment.erase_prob=0.25 augment.mixup=0.8 augment.cutmix=1.0 augment.label_smoothing=0.1 "
-    "optim.clip_norm=1 ema.decay=0.9999"
-)
-CLASSES = 1000
 Whose = Literal["ours", "timm"]
 joined = ExitStack()
 
 
 def build_ours(name: str, batch_size: int, device: str, compiled: bool, bf16: bool) -> Callable[[], None]:
     """Return a step of the training loop."""
-    settings = [*SETTINGS.split(), f"model.name={name}", f"train.batch_size={batch_size}"]
-    config = resolve(TrainConfig, [command_line(settings)]).config
-    optim = config.optim
     precision = "bfloat16" if bf16 else "float32"
     joined.close()  # those of the way before
     accelerator = joined.enter_context(processes(precision, "cpu" if device == "cpu" else "auto"))
-    model = build_model(config, name, CLASSES).to(device)
-    preprocess = build_preprocess(config, name, model)
-    optimizer = build_optimizer(
-        model, name="adamw", lr=1e-4, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps,
-        momentum=optim.momentum, nesterov=optim.nesterov, layer_decay=None,
-    )  # fmt: skip
-    ema = ModelEmaV3(model, decay=0.9999)
-    if compiled:
-        model.compile()
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
-    wrapped.train()
-    pixels = torch.randint(0, 256, (batch_size, 3, *preprocess.size), dtype=torch.uint8)
-    labels, keys = torch.arange(batch_size), torch.arange(batch_size)
-    watch = Stopwatch(accelerator.device, {})
-
-    def step() -> None:
-        set_learning_rate(optimizer, 1e-4)
-        batch = Batch(pixels, labels, labels, keys, [])
-        train_step(wrapped, optimizer, accelerator, [batch], config, preprocess, CLASSES, [1], watch)
-        ema.update(model)
-
-    return step
+    return build_step(accelerator, name, batch_size, compiled)[0]
 
 
 def build_timm(name: str, batch_size: int, device: str, compiled: bool, bf16: bool) -> Callable[[], None]:

@@ -168,10 +168,7 @@ class OptimSection:
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""
         found = _in_range(self, weight_decay=(0, None), momentum=(0, 1), lr_base_batch=(1, None))
-        for name in ("lr", "eps", "clip_norm", "layer_decay"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                found.append(f"{name} is {value}; it must be above 0")
+        found += _above_zero(self, "lr", "eps", "clip_norm", "layer_decay")
         if self.layer_decay is not None and self.layer_decay > 1:
             found.append(f"layer_decay is {self.layer_decay}; it must be at most 1")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -202,8 +199,7 @@ class ScheduleSection:
         found = _in_range(
             self, warmup_epochs=(0, None), warmup_lr=(0, None), min_lr=(0, None), cooldown_epochs=(0, None)
         )
-        if self.decay_epochs <= 0:
-            found.append(f"decay_epochs is {self.decay_epochs}; it must be above 0")
+        found += _above_zero(self, "decay_epochs")
         if not 0 < self.decay_rate <= 1:
             found.append(f"decay_rate is {self.decay_rate}; it must be above 0 and at most 1")
         return found
@@ -272,10 +268,7 @@ class TrainSection:
             self, epochs=(1, None), batch_size=(1, None), accumulate=(1, None), seed=(0, 2**63 - 1),
             eval_every=(1, None), log_every=(1, None), patience=(1, None), skip_limit=(1, None), rollbacks=(0, None),
         )  # fmt: skip
-        for name in ("max_hours", "dist_timeout_minutes"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                found.append(f"{name} is {value}; it must be above 0")
+        found += _above_zero(self, "max_hours", "dist_timeout_minutes")
         if not found and self.batch_size % self.accumulate:
             found.append(f"batch_size {self.batch_size} cannot be cut into accumulate={self.accumulate} equal parts")
         return found
@@ -302,9 +295,7 @@ class OutputSection:
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""
         found = _in_range(self, keep_best=(1, None), save_every_updates=(1, None), keep_last=(1, None))
-        if self.save_every_minutes <= 0:
-            found.append(f"save_every_minutes is {self.save_every_minutes}; it must be above 0")
-        return found
+        return found + _above_zero(self, "save_every_minutes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -581,6 +572,13 @@ def _in_range(section: Any, **bounds: tuple[float, float | None]) -> list[str]:
             allowed = f"at least {low}" if high is None else f"from {low} to {high}"
             found.append(f"{name} is {value}; it must be {allowed}")
     return found
+
+
+def _above_zero(section: Any, *names: str) -> list[str]:
+    values = {name: getattr(section, name) for name in names}
+    return [
+        f"{name} is {value}; it must be above 0" for name, value in values.items() if value is not None and value <= 0
+    ]
 
 
 def _plain(value: Any) -> Any:

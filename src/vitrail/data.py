@@ -863,11 +863,14 @@ def default_workers(source: Source) -> int:
     """Return how many loader workers a process should have: its share of the machine's cores, within reason."""
     if isinstance(source, PixelSource) and len(source) <= IN_MEMORY_IMAGES:
         return 0  # starting them would take longer than reading
-    cores = usable_cores()
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun says how many share the machine
-    return max(1, min(MAX_WORKERS, cores // processes))
+    return max(1, min(MAX_WORKERS, usable_cores() // processes_here()))
 
 
 def usable_cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processes_here() -> int:
+    """Return how many processes of the run share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun

@@ -17,8 +17,8 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from vitrail.data import usable_cores
-from vitrail.engine import all_reduce_seconds, processes
+from vitrail.data import processes_here, usable_cores
+from vitrail.engine import all_reduce_seconds, choose_precision, processes
 from vitrail.errors import command
 from vitrail.transforms import DECODER, decode
 
@@ -64,9 +64,8 @@ def _versions() -> Check:
 def _device(accelerator: Accelerator) -> Check:
     if accelerator.device.type == "cuda":
         card = torch.cuda.get_device_properties(accelerator.device)
-        bf16 = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-        count = torch.cuda.device_count()
-        return Check("device", f"{count} x {card.name}, {card.total_memory / 2**30:.0f} GiB, fast in {bf16}")
+        count, fast = torch.cuda.device_count(), choose_precision("mixed", "auto")
+        return Check("device", f"{count} x {card.name}, {card.total_memory / 2**30:.0f} GiB, fast in {fast}")
     if accelerator.device.type == "cpu":
         has_card = shutil.which("nvidia-smi") is not None
         fix = (
@@ -77,8 +76,7 @@ def _device(accelerator: Accelerator) -> Check:
 
 
 def _cores(accelerator: Accelerator) -> Check:
-    cores, threads = usable_cores(), torch.get_num_threads()
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores, threads, local = usable_cores(), torch.get_num_threads(), processes_here()
     fix = ""
     if accelerator.device.type == "cpu" and threads * local < cores:
         fix = f"{local} processes of {threads} threads leave cores idle; set OMP_NUM_THREADS={cores // local}"
@@ -90,7 +88,7 @@ def _shared_memory() -> Check:
     if not path.is_dir():
         return Check("shared memory", "no /dev/shm on this system")
     free = shutil.disk_usage(path).free / 2**30
-    wanted = SHARED_GB * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    wanted = SHARED_GB * processes_here()
     fix = "loader processes will die of a bus error; start the container with --shm-size=8g, or set data.workers=0"
     return Check("shared memory", f"{free:.1f} GiB free in /dev/shm", "" if free >= wanted else fix)
 

@@ -62,9 +62,8 @@ def first_nonfinite(model: nn.Module, forward: Callable[[], Tensor]) -> str | No
         if not found and not _is_finite(loss):
             found.append("the loss")
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # the first modules are given no gradient to hand on, which is as it should be
+            # the first modules are given no gradient to hand on, which is as it should be
+            warnings.simplefilter("ignore")
             loss.backward()
         for name, parameter in reversed(list(model.named_parameters())):
             if not found and not _is_finite(parameter.grad):

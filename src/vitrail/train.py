@@ -126,8 +126,9 @@ def train(
         ExitStack() as exits,
     ):
         # Data, model and optimizer
-        for tracker in set(config.output.trackers) - {"tensorboard"}:
-            check_tracker(tracker)
+        for tracker in config.output.trackers:
+            if tracker != "tensorboard":
+                check_tracker(tracker)
         torch.manual_seed(settings.seed)
         if precision != settings.precision:
             display.note(f"train.precision={settings.precision} is {precision} on this device")
@@ -423,13 +424,9 @@ def restore(job: Job, state: TrainState, folder: Path) -> bool:
     """Bring the state to a run's last save, and return whether there is one."""
     accelerator = job.accelerator
     rank, world = accelerator.process_index, accelerator.num_processes
-    saved, made = None, []
-    if accelerator.is_main_process:
-        made = [path.name for path in (folder / "metrics.jsonl", folder / "best.safetensors") if has_content(path)]
-        if list_states(folder / "last"):
-            saved = load_last_state(folder / "last", job.display.warn)
-    saved, made = share(accelerator, (saved, made))
-    if saved is None:
+    made = [path.name for path in (folder / "metrics.jsonl", folder / "best.safetensors") if has_content(path)]
+    was_saved, made = share(accelerator, (bool(list_states(folder / "last")), made))
+    if not was_saved:
         if made:
             raise CheckpointError(
                 f"{folder / 'last'}: holds no save to go on from, though there is {made[0]}; put one back from a copy, "
@@ -437,6 +434,7 @@ def restore(job: Job, state: TrainState, folder: Path) -> bool:
             )
         job.display.note(f"{folder}: nothing was saved yet; it begins anew")
         return False
+    saved = last_state(job, folder)
     check_classes(saved["classes"], job.data.classes, folder)
     if saved["options"] != model_options(state.model):
         raise CheckpointError(f"{folder / 'config.yaml'}: was changed, and no longer describes the run's model")
@@ -468,12 +466,15 @@ def has_content(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
+def last_state(job: Job, folder: Path) -> dict[str, Any]:
+    """Read a run's last whole save in the first process, for all of them."""
+    main = job.accelerator.is_main_process
+    return share(job.accelerator, load_last_state(folder / "last", job.display.warn) if main else None)
+
+
 def load_fork(job: Job, model: VisionModel, folder: Path) -> None:
     """Put the weights of another run into a model: the averaged ones, where it averages."""
-    saved = share(
-        job.accelerator,
-        load_last_state(folder / "last", job.display.warn) if job.accelerator.is_main_process else None,
-    )
+    saved = last_state(job, folder)
     check_classes(saved["classes"], job.data.classes, folder)
     try:
         load_weights(model, saved["ema"] or saved["model"], folder)
@@ -599,8 +600,7 @@ def roll_back(job: Job, state: TrainState, run: Run, reason: str) -> None:
             "train.precision=float32, or look closer with train.detect_anomaly=true"
         )
     rollbacks = state.rollbacks + 1
-    main = job.accelerator.is_main_process
-    saved = share(job.accelerator, load_last_state(run.folder / "last", job.display.warn) if main else None)
+    saved = last_state(job, run.folder)
     best = state.best  # of the weights that lie there, even if its epoch is now undone
     state.restore(saved, job.accelerator.process_index, job.accelerator.num_processes)
     state.rollbacks, state.best = rollbacks, best
