@@ -11,7 +11,7 @@ import vitrail
 
 PACKAGE = Path(vitrail.__file__).parent
 LAYERS = [
-    {"errors"},
+    {"errors", "wire"},
     {"config", "models.registry", "display", "schedule", "stop", "stopwatch", "guard", "watchdog", "rendezvous"},
     {"models.layers", "transforms", "metrics", "augment", "start"},
     {"models.tnt", "models.t2t_vit", "models.twins", "data"},
