@@ -15,8 +15,8 @@ import cyclopts
 import torch
 from side_by_side import publish
 
-from vitrail.checkpoint import read_record
 from vitrail.config import TrainConfig, find_recipe, flat, read_yaml, resolve
+from vitrail.loading import open_model
 from vitrail.models import create_model
 
 NOT_OF_THE_RESULT = {"data.root", "output.root", "output.name"}
@@ -42,12 +42,12 @@ def main(recipe: str, *runs: Path) -> None:
         commands.append(f"run {number}: `{shlex.join(['vitrail', 'train', recipe, *changed])}`")
         last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
         assert last["epoch"] == config.train.epochs + config.schedule.cooldown_epochs, f"{run} is not finished"
-        best = read_record(run / "best.safetensors").metrics
+        best = open_model(run / "best.safetensors").record.metrics
         table.append(
             f"| {number} | {last['epoch']} | {last['val_n']:,} | {best['val_top1']:.2f} | {best['epoch']} "
             f"| {last['val_top1']:.2f} | {last['val_top5']:.2f} | {last['elapsed_s'] / 60:.1f} |"
         )
-    record = read_record(runs[0] / "best.safetensors")
+    record = open_model(runs[0] / "best.safetensors").record
     with torch.device("meta"):
         model = create_model(record.model, **record.options)
     params = sum(parameter.numel() for parameter in model.parameters())

@@ -25,15 +25,14 @@ from vitrail.checkpoint import (
     KEY,
     Record,
     hash_classes,
-    load_model,
     load_weights,
     model_options,
     provenance,
-    read_record,
     save_model,
     write_whole,
 )
 from vitrail.errors import CheckpointError
+from vitrail.loading import load_model, open_model
 from vitrail.models import FAMILIES, create_model, find_variant
 from vitrail.models.registry import VisionModel
 from vitrail.transforms import Preprocess
@@ -57,6 +56,10 @@ every_tiny = pytest.mark.parametrize("name", distinct_names())
 def tiny(name: str, seed: int = 0, **overrides: Any) -> VisionModel:
     torch.manual_seed(seed)
     return create_model(name, **{**find_variant(name)[0].tiny, **overrides})
+
+
+def read_record(path: Path) -> Record:
+    return open_model(path).record
 
 
 def record_of(name: str, model: VisionModel, **fields: Any) -> Record:
@@ -179,11 +182,11 @@ def test_hash_changes_with_any_name_and_with_their_order() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is not a safetensors file, or is damaged"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(100), "is not a safetensors file, or is damaged"),
-        (b"<html>404</html>", "is not a safetensors file, or is damaged"),
+        (b"", "is no weight file; readable are"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "is no weight file; readable are"),
+        (b"<html>404</html>", "is no weight file; readable are"),
         (struct.pack("<Q", 2**60) + b"{}", "is not a safetensors file, or is damaged"),
-        (struct.pack("<Q", 2) + b"{}", "is a safetensors file without vitrail's description"),
+        (struct.pack("<Q", 2) + b"{}", "holds no weights; its entries are none"),
     ],
     ids=["empty", "png", "html", "huge header", "no tensors"],
 )
@@ -194,7 +197,6 @@ def test_other_files_are_refused(content: bytes, message: str, tmp_path: Path) -
         with pytest.raises(CheckpointError, match=message) as caught:
             read(path)
         assert str(caught.value).startswith(f"{path}: ")
-        assert "give a file that `vitrail train` wrote" in str(caught.value)
         assert "\n" not in str(caught.value)
 
 
@@ -214,9 +216,9 @@ def test_missing_file_and_folder_are_refused_with_a_suggestion(weights: Path) ->
         load_model(str(empty))
 
 
-def test_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "timm.safetensors"
-    for metadata in (None, {"format": "pt"}, {KEY: "not json"}, {KEY: "[]"}, {KEY: "{}"}):
+def test_broken_description_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    for metadata in ({KEY: "not json"}, {KEY: "[]"}, {KEY: "{}"}):
         safetensors.torch.save_file(tiny("tnt_s_patch16_224").state_dict(), path, metadata)
         with pytest.raises(CheckpointError, match="without vitrail's description of model, classes and preprocessing"):
             load_model(path)
@@ -229,7 +231,7 @@ def test_file_cut_anywhere_is_refused(weights: Path) -> None:
     for length in lengths:
         weights.write_bytes(data[:length])
         for read in (read_record, load_model):
-            with pytest.raises(CheckpointError, match="is not a safetensors file, or is damaged"):
+            with pytest.raises(CheckpointError, match=r"is not a safetensors file, or is damaged|is no weight file"):
                 read(weights)
 
 
@@ -307,7 +309,6 @@ def test_format_of_a_later_version_is_refused(weights: Path) -> None:
 )
 def test_model_that_cannot_be_built_is_named(changes: dict[str, Any], message: str, weights: Path) -> None:
     rewrite(weights, **changes)
-    read_record(weights)
     with pytest.raises(CheckpointError, match="describes a model that cannot be built") as caught:
         load_model(weights)
     assert message in str(caught.value)
@@ -375,7 +376,7 @@ def test_pickle_given_as_weights_is_refused_and_does_not_run(tmp_path: Path) -> 
     made, path = tmp_path / "made", tmp_path / "best.safetensors"
     torch.save({"model": Payload(made)}, path)
     for read in (read_record, load_model):
-        with pytest.raises(CheckpointError, match="is not a safetensors file, or is damaged"):
+        with pytest.raises(CheckpointError, match=r"asks to run posix\.mkdir, .* save its state_dict\(\) alone"):
             read(path)
     assert not made.exists()
     with path.open("rb") as file:

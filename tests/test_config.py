@@ -28,6 +28,7 @@ from vitrail.config import (
     ScheduleSection,
     TrainConfig,
     TrainSection,
+    WeightsSection,
     command_line,
     describe,
     find_recipe,
@@ -42,7 +43,7 @@ from vitrail.errors import ConfigError, VitrailError
 
 SECTIONS = (
     ModelSection, DataSection, PreprocessSection, AugmentSection, OptimSection, ScheduleSection, EmaSection,
-    TrainSection, OutputSection, EvaluateSection,
+    TrainSection, OutputSection, EvaluateSection, WeightsSection,
 )  # fmt: skip
 SELF_EXPLAINING = {
     (AugmentSection, "label_smoothing"),
@@ -203,7 +204,7 @@ def test_unknown_key_names_its_origin_the_closest_key_and_all_keys() -> None:
 
 def test_unknown_section_names_the_closest_section_and_all_sections() -> None:
     message = problem("optimizer.lr=1")
-    assert message.startswith("command line: optimizer: unknown section; did you mean 'optim'? Sections: model, data,")
+    assert message.startswith("command line: optimizer: unknown section; did you mean 'optim'? Sections: model,")
 
 
 def test_the_origin_of_a_problem_is_the_layer_that_has_it() -> None:

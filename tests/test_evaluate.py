@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitrail.checkpoint import load_model, read_record
 from vitrail.config import command_line
 from vitrail.display import Quiet
 from vitrail.errors import ConfigError, DataError
 from vitrail.evaluate import check_classes, evaluate, inherited_data
+from vitrail.loading import load_model, open_model
 
 
 class Notebook(Quiet):
@@ -122,7 +122,7 @@ def test_without_data_the_missing_setting_is_named(tiny_checkpoint: Path) -> Non
 
 def test_a_folder_that_was_moved_is_divided_as_in_training(tiny_checkpoint: Path, image_folder: Path) -> None:
     stored = {"root": "/gone", "val_split": None, "val_fraction": 0.5, "train_split": "Train", "workers": 0}
-    record = replace(read_record(tiny_checkpoint), recipe={"data": stored})
+    record = replace(open_model(tiny_checkpoint).record, recipe={"data": stored})
     (layer,) = inherited_data(record, [command_line(["data.root=/here"])])
     assert layer.values["data"] == {"val_fraction": 0.5, "workers": 0}
     (layer,) = inherited_data(record, [command_line(["data.root=/gone"])])

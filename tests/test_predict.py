@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from vitrail.checkpoint import load_model
 from vitrail.cli import main
 from vitrail.errors import DataError
+from vitrail.loading import load_model
 from vitrail.predict import find_images, predict
 
 

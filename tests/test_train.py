@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 import vitrail.train
-from vitrail.checkpoint import read_record
 from vitrail.config import TrainConfig, command_line, read_yaml, resolve
 from vitrail.display import Quiet
 from vitrail.errors import CheckpointError, ConfigError, DataError, Interrupted, MissingExtra, Stopped, TrainingError
+from vitrail.loading import open_model
 from vitrail.state import list_states, load_last_state
 from vitrail.train import TrainResult, due, is_better, train
 
@@ -605,7 +605,7 @@ def test_a_name_that_exists_is_never_overwritten(image_folder: Path) -> None:
 
 def test_the_last_best_weights_are_kept_when_asked(image_folder: Path) -> None:
     result = run(image_folder, "train.epochs=6", "optim.lr=1e-2", "train.monitor=train_loss", "output.keep_best=2")
-    kept = [read_record(result.folder / f"best{n}.safetensors").metrics["epoch"] for n in ("", "-2")]
+    kept = [open_model(result.folder / f"best{n}.safetensors").record.metrics["epoch"] for n in ("", "-2")]
     falls = [
         row["epoch"]
         for row in result.rows

@@ -6,8 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vitrail.checkpoint import load_model as load_model
     from vitrail.errors import VitrailError as VitrailError
+    from vitrail.loading import load_model as load_model
     from vitrail.models import create_model as create_model
     from vitrail.models import list_models as list_models
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "create_model": "vitrail.models",
     "list_models": "vitrail.models",
-    "load_model": "vitrail.checkpoint",
+    "load_model": "vitrail.loading",
     "VitrailError": "vitrail.errors",
 }
 __all__ = ["VitrailError", "create_model", "list_models", "load_model"]

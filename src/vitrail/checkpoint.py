@@ -7,22 +7,22 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.models import find_variant
-from vitrail.models.registry import VisionModel
+from vitrail.models.registry import ModelConfig, VisionModel
 from vitrail.transforms import DECODER, Preprocess
+from vitrail.wire import Buffer
 
 KEY = "vitrail"
 FREE_SPACE = "free space or choose another output.root"
@@ -113,29 +113,16 @@ def save_model(path: Path, weights: Mapping[str, torch.Tensor], record: Record, 
     write_whole(path, safetensors.torch.save(tensors, {KEY: text, "format": "pt"}), older=names[1:])
 
 
-def read_record(path: Path | str) -> Record:
-    """Read what a weight file says of itself, without its weights.
+def parse_record(metadata: Mapping[str, str], path: Path | str) -> Record:
+    """Read what a weight file says of itself.
+
+    Args:
+        metadata: What stands in the safetensors file beside its tensors.
+        path: The file, for messages.
 
     Raises:
-        CheckpointError: No such file, not a vitrail file, or damaged.
+        CheckpointError: It says nothing, is of another format, or was changed.
     """
-    path = Path(path)
-    if not path.is_file():
-        kind = "a folder" if path.is_dir() else "missing"
-        # best.safetensors before best-2.safetensors
-        inside = sorted(path.glob("*.safetensors"), key=lambda file: (len(file.name), file.name))
-        raise CheckpointError(
-            f"{path}: is {kind}, not a weight file; "
-            + (f"did you mean {inside[0]}?" if inside else "give one such as runs/digits/best.safetensors")
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: is not a safetensors file, or is damaged ({' '.join(str(error).split())}); "
-            "give a file that `vitrail train` wrote, such as runs/digits/best.safetensors"
-        ) from error
     try:
         content = json.loads(metadata[KEY])
         if content["format"] != FORMAT:
@@ -167,37 +154,26 @@ def read_record(path: Path | str) -> Record:
     return record
 
 
+def config_of(record: Record, path: Path | str = "record") -> ModelConfig:
+    """Return the configuration of the model that a record describes.
+
+    Raises:
+        CheckpointError: The record names a model or options that this version does not know.
+    """
+    try:
+        return type(find_variant(record.model)[1].config)(**record.options)
+    except (ConfigError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: describes a model that cannot be built ({error})") from error
+
+
 def build_model(record: Record, path: Path | str = "record") -> VisionModel:
     """Build the model that a record describes, on the current default device, freshly initialised.
 
     Raises:
         CheckpointError: The record names a model or options that this version does not know.
     """
-    try:
-        family, variant = find_variant(record.model)
-        return family.model(type(variant.config)(**record.options))
-    except (ConfigError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: describes a model that cannot be built ({error})") from error
-
-
-def load_model(path: Path | str, device: str | torch.device = "cpu") -> VisionModel:
-    """Load a trained model, ready for inference.
-
-    The model's `preprocess` turns a path, bytes or image into its input, and its `classes` name the logits:
-
-        model = vitrail.load_model("runs/digits/best.safetensors")
-        logits = model(model.preprocess("seven.png").unsqueeze(0))
-        print(model.classes[logits.argmax()])
-
-    Raises:
-        CheckpointError: No such file, not a vitrail file, damaged, or weights that do not fit.
-    """
-    record = read_record(path)
-    with torch.device("meta"):
-        model = build_model(record, path)
-    load_weights(model, safetensors.torch.load_file(path), path)
-    model.classes, model.preprocess = record.classes, record.preprocess
-    return model.eval().to(device)
+    config = config_of(record, path)
+    return find_variant(record.model)[0].model(config)
 
 
 def load_weights(model: VisionModel, weights: Mapping[str, torch.Tensor], path: Path | str) -> None:
@@ -206,7 +182,19 @@ def load_weights(model: VisionModel, weights: Mapping[str, torch.Tensor], path: 
     Raises:
         CheckpointError: Names or shapes differ; the message has the first of each kind.
     """
-    expected = model.state_dict()
+    check_fit(model.state_dict(), weights, path)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    model.load_state_dict(dict(weights), assign=True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+
+
+def check_fit(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], path: Path | str) -> None:
+    """Compare weights with those of a model.
+
+    Raises:
+        CheckpointError: Names or shapes differ; the message has the first of each kind.
+    """
     missing = [name for name in expected if name not in weights]
     unexpected = [name for name in weights if name not in expected]
     shapes = [name for name in expected if name in weights and expected[name].shape != weights[name].shape]
@@ -227,27 +215,11 @@ def load_weights(model: VisionModel, weights: Mapping[str, torch.Tensor], path: 
                 f"{path}: {name} is {weights[name].dtype} there, {tensor.dtype} here, so the file was changed; use the "
                 "original"
             )
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    model.load_state_dict(dict(weights), assign=True)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name not in frozen)
-
-
-def load_tensors(file: BinaryIO, path: Path) -> dict[str, Any]:
-    """Read a file of tensors and plain values that `torch.save` wrote, never running code from it.
-
-    Raises:
-        CheckpointError: It is not one, or damaged.
-    """
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged archive
-        raise CheckpointError(f"{path}: cannot be read ({type(error).__name__})") from error
 
 
 def write_whole(
     path: Path,
-    data: bytes | memoryview,
+    data: Buffer | Iterable[Buffer],
     advice: str = FREE_SPACE,
     older: Sequence[Path] = (),
 ) -> None:
@@ -255,7 +227,7 @@ def write_whole(
 
     Args:
         path: Its name.
-        data: All of it.
+        data: All of it, or its parts in order.
         advice: What the user can do where it cannot be written.
         older: Names that the file of that name moves on to, each in turn.
 
@@ -263,12 +235,14 @@ def write_whole(
         CheckpointError: The disk is full or the folder cannot be written; an older file stays as it was.
     """
     target, temporary = staging(path)
+    parts = [data] if isinstance(data, bytes | bytearray | memoryview) else data
     with refusal_told(path, temporary, advice):
         if temporary == target:
-            target.write_bytes(data)
+            with target.open("wb") as stream:
+                stream.writelines(parts)
             return
         with temporary.open("wb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         for newer, old in reversed(list(pairwise([target, *older]))):

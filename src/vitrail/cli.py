@@ -134,7 +134,7 @@ def evaluate(
 def predict(
     checkpoint: Path,
     *inputs: Annotated[
-        str, Parameter(help="Images, folders, quoted globs, .txt lists of paths, and preprocess.key=value.")
+        str, Parameter(help="Images, folders, quoted globs, .txt lists, and preprocess.key=value or weights.key=value.")
     ],
     output: Annotated[
         Path | None, Parameter(help="File to write; predictions.json, .jsonl or .csv by default.")
@@ -156,32 +156,34 @@ def predict(
     """
     from vitrail.config import PredictConfig, command_line, resolve
 
-    tokens = [text for text in inputs if text.startswith("preprocess.") and "=" in text]
+    tokens = [text for text in inputs if text.startswith(("preprocess.", "weights.")) and "=" in text]
     images = [text for text in inputs if text not in tokens]
-    wanted = resolve(PredictConfig, [command_line(tokens)]).config
+    settings = resolve(PredictConfig, [command_line(tokens)]).config
     if not images:
         raise ConfigError("predict needs images: a file, a folder, a quoted glob, or a .txt list of paths")
     for name, value in (("--topk", topk), ("--batch-size", batch_size)):
         if value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
 
-    from vitrail.checkpoint import load_model, read_record
     from vitrail.engine import pick_device
     from vitrail.evaluate import override_preprocess
+    from vitrail.loading import open_model, tell, wanted
     from vitrail.predict import find_images, open_output
     from vitrail.predict import predict as run
 
     output = output or Path(f"predictions.{format}")
     with _terminal() as display:
-        record = read_record(checkpoint)
-        preprocess = override_preprocess(record.preprocess, wanted.preprocess, display)
-        model = load_model(checkpoint, pick_device(device))
-        if topk > len(record.classes):
-            display.warn(f"--topk is {topk} but the model has {len(record.classes)} classes; all are given")
-        topk = min(topk, len(record.classes))
+        opened = open_model(checkpoint, wanted(settings.weights))
+        tell(opened, display)
+        preprocess = override_preprocess(opened.record.preprocess, settings.preprocess, display)
+        model = opened.build(pick_device(device))
+        classes = opened.record.classes or [str(number) for number in range(model.config.num_classes)]
+        if topk > len(classes):
+            display.warn(f"--topk is {topk} but the model has {len(classes)} classes; all are given")
+        topk = min(topk, len(classes))
         total = bad = 0
         replaced = " (replaced)" if output.exists() else ""
-        with open_output(output, format, record.classes, topk) as file:
+        with open_output(output, format, classes, topk) as file:
             display.begin("predict", None)
             for found in run(model, preprocess, find_images(images), topk=topk, batch_size=batch_size):
                 file.write(found)

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from vitrail.checkpoint import Record, load_model, read_record
-from vitrail.config import DataSection, EvaluateConfig, Layer, PreprocessSection, resolve, to_dict
+from vitrail.checkpoint import Record
+from vitrail.config import ConvertConfig, DataSection, EvaluateConfig, Layer, PreprocessSection, resolve, to_dict
 from vitrail.data import ImageLoader, build_eval_loader, open_split
 from vitrail.display import Display, Quiet
 from vitrail.engine import Precision, autocast, gather_texts, processes, sum_over_processes
 from vitrail.errors import DataError
+from vitrail.loading import Opened, open_model, tell, wanted
 from vitrail.metrics import Accuracy, Counter, accuracy
 from vitrail.models.registry import VisionModel
 from vitrail.transforms import Preprocess, normalise
@@ -57,7 +58,9 @@ def evaluate(path: Path, settings: Sequence[Layer] = (), *, display: Display | N
         DataError: The images are not there, or their classes are not the model's.
     """
     display = display or Quiet()
-    record = read_record(path)
+    opened = open_wanted(path, settings)
+    tell(opened, display)
+    record = opened.record
     config = resolve(EvaluateConfig, [*inherited_data(record, settings), *settings]).config
     data = config.data
     with processes(config.evaluate.precision, config.evaluate.device) as accelerator:
@@ -71,11 +74,14 @@ def evaluate(path: Path, settings: Sequence[Layer] = (), *, display: Display | N
                 val_fraction=data.val_fraction,
                 download=data.download,
             )
-        check_classes(record.classes, source.classes, path)
+        if not record.classes and record.options["num_classes"] == len(source.classes):
+            display.warn(f"{path}: names no classes; those of the data are taken, in their order")
+        else:
+            check_classes(record.classes, source.classes, path)
         preprocess = override_preprocess(record.preprocess, config.preprocess, display)
         for note in notes:
             display.note(note)
-        model = load_model(path, accelerator.device)
+        model = opened.build(accelerator.device)
         loader = build_eval_loader(
             source,
             preprocess,
@@ -90,6 +96,14 @@ def evaluate(path: Path, settings: Sequence[Layer] = (), *, display: Display | N
         found, bad = count(model, loader, preprocess, accelerator, config.evaluate.precision, display.advance)
         display.end()
         return Evaluation(found, tuple(bad), source.description, preprocess)
+
+
+def open_wanted(path: Path, settings: Sequence[Layer]) -> Opened:
+    """Open a weight file as the settings of the section `weights` want it."""
+    only = [
+        Layer(layer.origin, {"weights": layer.values["weights"]}) for layer in settings if "weights" in layer.values
+    ]
+    return open_model(path, wanted(resolve(ConvertConfig, only).config.weights))
 
 
 def count(

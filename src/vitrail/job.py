@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from timm.utils.model_ema import ModelEmaV3
 
+from vitrail.checkpoint import Record
 from vitrail.config import TrainConfig
 from vitrail.data import BatchSampler, Data, ImageLoader, Source, build_eval_loader, build_train_loader, open_data
 from vitrail.display import Display
 from vitrail.engine import Precision, shard
 from vitrail.errors import ConfigError
 from vitrail.guard import Guard
+from vitrail.loading import Opened, open_model, tell, wanted
 from vitrail.models import canonical_name, create_model, find_variant
 from vitrail.models.registry import VisionModel
 from vitrail.optim import build_optimizer
@@ -59,9 +62,14 @@ class Job:
 
 
 def build_job(
-    config: TrainConfig, accelerator: Accelerator, precision: Precision, display: Display, stop: Stop
+    config: TrainConfig,
+    accelerator: Accelerator,
+    precision: Precision,
+    display: Display,
+    stop: Stop,
+    is_new: bool = True,
 ) -> tuple[Job, VisionModel]:
-    """Find the images, and build the model and the loaders for them."""
+    """Find the images, and build the model and the loaders for them; a new run begins with the weights it names."""
     settings, rank, world = config.train, accelerator.process_index, accelerator.num_processes
     with accelerator.local_main_process_first():  # which downloads for all
         data = open_data(
@@ -75,7 +83,11 @@ def build_job(
     for note in data.notes:
         display.note(note)
     model_name = canonical_name(config.model.name)
-    model = build_model(config, model_name, len(data.classes)).to(accelerator.device)
+    if is_new and config.model.weights is not None:
+        opened = open_weights(config, model_name, data.classes, display)
+        config, model = adopt(config, opened.record), opened.build(accelerator.device)
+    else:
+        model = build_model(config, model_name, len(data.classes)).to(accelerator.device)
     preprocess = build_preprocess(config, model_name, model)
     sampler = BatchSampler(
         len(data.train), settings.batch_size, seed=settings.seed, rank=rank, world=world,
@@ -136,6 +148,11 @@ def build_state(job: Job, model: VisionModel) -> TrainState:
 
 def build_model(config: TrainConfig, name: str, num_classes: int) -> VisionModel:
     """Build the model that the settings describe, for so many classes."""
+    return create_model(name, **_options(config, num_classes))
+
+
+def _options(config: TrainConfig, num_classes: int) -> dict[str, Any]:
+    """Return the fields of the model's configuration that the settings give."""
     size = {} if config.model.image_size is None else {"image_size": config.model.image_size}
     given = {"num_classes": num_classes, "drop_path_rate": config.model.drop_path_rate} | size
     if twice := sorted(given.keys() & config.model.options.keys()):
@@ -144,7 +161,43 @@ def build_model(config: TrainConfig, name: str, num_classes: int) -> VisionModel
         )
     if "in_channels" in config.model.options:
         raise ConfigError("model.options.in_channels: is not an option; images are read with 3 channels, gray ones too")
-    return create_model(name, **given, **config.model.options)
+    return {**given, **config.model.options}
+
+
+def open_weights(config: TrainConfig, name: str, classes: Sequence[str], display: Display) -> Opened:
+    """Read the weights that a run begins with, for its classes and image size."""
+    assert config.model.weights is not None
+    options = _options(config, len(classes))
+    opened = open_model(config.model.weights, wanted(config.weights, model=name, options=options, classes=classes))
+    tell(opened, display)
+    return opened
+
+
+def adopt(config: TrainConfig, record: Record) -> TrainConfig:
+    """Put into the settings what a weight file decides and they leave open: numerics, image size, preprocessing."""
+    card = find_variant(record.model)[1]
+    published = vars(card.config)
+    decided = {
+        key: value
+        for key, value in record.options.items()
+        if value != published[key] and key not in ("num_classes", "image_size", "drop_path_rate")
+    }
+    size = config.model.image_size
+    if size is None and record.options["image_size"] != card.config.image_size:
+        size = record.options["image_size"]
+    usual = Preprocess(
+        size=record.preprocess.size, crop=card.crop, interpolation=card.interpolation, mean=card.mean, std=card.std
+    )
+    read = {
+        key: getattr(record.preprocess, key)
+        for key, value in vars(config.preprocess).items()
+        if value is None and getattr(record.preprocess, key) != getattr(usual, key)
+    }
+    return replace(
+        config,
+        model=replace(config.model, image_size=size, options={**decided, **config.model.options}),
+        preprocess=replace(config.preprocess, **read),
+    )
 
 
 def build_preprocess(config: TrainConfig, name: str, model: VisionModel) -> Preprocess:

@@ -75,6 +75,7 @@ def _resume(folder: Path, recipe: str | None, tokens: Sequence[str]) -> Start:
     _refuse_other_folder("resume", folder, tokens)
     base = stored if recipe is None else read_yaml(find_recipe(recipe)[1], recipe)
     config = _in_folder(resolve(TrainConfig, [base, command_line(tokens)]).config, folder)
+    config = _decided_by_weights(resolve(TrainConfig, [stored]).config, config)
     if changed := _changes(stored, config, FREE):
         raise ConfigError(
             f"--resume {folder}: goes on with the run's own settings, but {listed(changed)}; drop them, or begin a "
@@ -111,11 +112,17 @@ def _fork(folder: Path, recipe: str | None, tokens: Sequence[str]) -> Start:
     stored = _settings_of(folder, "fork")
     if recipe is None:
         name = folder.name
-        base = Layer(stored.origin, {**stored.values, "output": {**stored.values.get("output", {}), "name": None}})
+        anew = {"output": {"name": None}, "model": {"weights": None}}
+        base = Layer(
+            stored.origin, {**stored.values, **{key: {**stored.values.get(key, {}), **anew[key]} for key in anew}}
+        )
     else:
         name, path = find_recipe(recipe)
         base = read_yaml(path, name)
-    return Start(resolve(TrainConfig, [base, command_line(tokens)]).config, name, fork=folder)
+    config = resolve(TrainConfig, [base, command_line(tokens)]).config
+    if config.model.weights is not None:
+        raise ConfigError(f"--fork {folder}: begins with that run's weights; drop model.weights={config.model.weights}")
+    return Start(config, name, fork=folder)
 
 
 def _settings_of(folder: Path, verb: str) -> Layer:
@@ -131,6 +138,23 @@ def _settings_of(folder: Path, verb: str) -> Layer:
 def _refuse_other_folder(verb: str, folder: Path, tokens: Sequence[str]) -> None:
     if named := sorted({"root", "name"} & command_line(tokens).values.get("output", {}).keys()):
         raise ConfigError(f"--{verb} {folder} names the run's folder; drop output.{named[0]}")
+
+
+def _decided_by_weights(stored: TrainConfig, config: TrainConfig) -> TrainConfig:
+    """Take from the run what its weight file decided and nothing here sets: numerics, image size, preprocessing."""
+    if config.model.weights is None or config.model.weights != stored.model.weights:
+        return config
+    size = stored.model.image_size if config.model.image_size is None else config.model.image_size
+    options = {**stored.model.options, **config.model.options}
+    read = {
+        key: getattr(stored.preprocess, key) if value is None else value
+        for key, value in vars(config.preprocess).items()
+    }
+    return replace(
+        config,
+        model=replace(config.model, image_size=size, options=options),
+        preprocess=replace(config.preprocess, **read),
+    )
 
 
 def _in_folder(config: TrainConfig, folder: Path) -> TrainConfig:

@@ -17,11 +17,12 @@ from accelerate import Accelerator
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
-from vitrail.checkpoint import load_tensors, refusal_told
+from vitrail.checkpoint import refusal_told
 from vitrail.engine import gather_texts, shared_as, whole
 from vitrail.errors import CheckpointError
 from vitrail.guard import Guard
 from vitrail.models.registry import VisionModel
+from vitrail.weight_file import load_tensors
 
 NAME = re.compile(r"update-(\d{8,})\.([0-9a-f]{16})\.pt")
 """Updates made, and the beginning of the file's SHA-256."""

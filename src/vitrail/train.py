@@ -132,7 +132,8 @@ def train(
         torch.manual_seed(settings.seed)
         if precision != settings.precision:
             display.note(f"train.precision={settings.precision} is {precision} on this device")
-        job, model = build_job(config, accelerator, precision, display, stop)
+        is_new = fork is None and (resume is None or not share(accelerator, bool(list_states(resume / "last"))))
+        job, model = build_job(config, accelerator, precision, display, stop, is_new)
         if fork is not None:
             load_fork(job, model, fork)
         state = build_state(job, model)

@@ -1,0 +1,32 @@
+"""The classes of ImageNet-1k, in the order of the published models' logits."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from timm.data.imagenet_info import ImageNetInfo
+
+
+@cache
+def wnids() -> tuple[str, ...]:
+    """Return the WordNet ids, which are also the folders' names."""
+    return tuple(ImageNetInfo("imagenet-1k").label_names())
+
+
+@cache
+def by_name() -> dict[str, int]:
+    """Return the index of every id and English name, less the names that two classes share, such as crane."""
+    info = ImageNetInfo("imagenet-1k")
+    found: dict[str, int] = {}
+    shared = set()
+    for index, wnid in enumerate(wnids()):
+        for name in {plain(text) for text in (wnid, *info.index_to_description(index).split(","))}:
+            if found.setdefault(name, index) != index:
+                shared.add(name)
+    return {name: index for name, index in found.items() if name not in shared}
+
+
+def plain(name: str) -> str:
+    """Return a class name without case, and with spaces for whatever stands between words."""
+    return " ".join(re.findall(r"\w+", name.replace("_", " ").lower()))

@@ -1,0 +1,338 @@
+"""A model from any weight file that its users hold, with an account of every weight and the preprocessing it needs."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitrail.adapt import Positions, adapt
+from vitrail.checkpoint import KEY, Record, build_model, check_fit, config_of, load_weights, parse_record
+from vitrail.config import WeightsSection
+from vitrail.display import Display
+from vitrail.errors import CheckpointError, ConfigError
+from vitrail.imagenet import wnids
+from vitrail.models import build_config, canonical_name, find_variant
+from vitrail.models.registry import ModelConfig, VisionModel
+from vitrail.recognise import FREE, Entry, Reading, recognise, translate
+from vitrail.transforms import Preprocess
+from vitrail.weight_file import WeightFile, open_weights
+
+OURS = "vitrail"
+CIFAR = {
+    "crop": 1.0,
+    "interpolation": "bilinear",
+    "mean": (0.4914, 0.4822, 0.4465),
+    "std": (0.2023, 0.1994, 0.2010),
+}
+"""What T2T-ViT's transfer to CIFAR reads images with; its files keep the weights in an entry `net`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """What became of every weight of a file."""
+
+    path: str
+    dialect: str
+    model: str
+    entries: tuple[Entry, ...]
+    notes: tuple[str, ...] = ()
+    """What the file does not say itself, and what was taken."""
+    doubts: tuple[str, ...] = ()
+    """What may be wrong all the same."""
+
+    def counts(self) -> dict[str, int]:
+        """Return how many weights of ours, or of theirs where they have none here, fared alike."""
+        found: Counter[str] = Counter()
+        for entry in self.entries:
+            found[entry.what] += len(entry.ours or entry.theirs)
+        return dict(found)
+
+    def summary(self) -> str:
+        """Return one line."""
+        counted = ", ".join(f"{count} {what}" for what, count in self.counts().items())
+        return f"{self.path}: {self.dialect} {self.model}, {counted}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """Weights by official names, and all that is known of them."""
+
+    record: Record
+    """Its classes are empty where the file names none."""
+    weights: Mapping[str, Tensor]
+    account: Account
+
+    def build(self, device: str | torch.device = "cpu") -> VisionModel:
+        """Build the model, ready for inference."""
+        with torch.device("meta"):
+            model = build_model(self.record, self.account.path)
+        load_weights(model, self.weights, self.account.path)
+        model.classes = self.record.classes
+        if model.config.in_channels == 3:
+            model.preprocess = self.record.preprocess
+        return model.eval().to(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """How a file is to be read, where it leaves a choice."""
+
+    dialect: str | None = None
+    """Name of the project whose names it uses."""
+    model: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the model's configuration: of a size that was never published, or for other images or channels."""
+    average: bool = True
+    """Take the moving average of the weights, where there is one."""
+    partial: bool = False
+    """Take a file that lacks weights, which are then fresh, or has others, which are then skipped."""
+    positions: Positions = "resized"
+    classes: Sequence[str] | None = None
+    """Names of the logits wanted; None leaves them as they are."""
+
+
+def wanted(section: WeightsSection, **given: Any) -> Wanted:
+    """Return what the settings want of a file, with some of it given otherwise."""
+    return Wanted(**{**vars(section), **given})
+
+
+def tell(opened: Opened, display: Display) -> None:
+    """Show what a file of another project was taken for, and what may be wrong with that."""
+    if opened.account.dialect != OURS:
+        display.note(opened.account.summary())
+    for note in opened.account.notes:
+        display.note(note)
+    for doubt in opened.account.doubts:
+        display.warn(doubt)
+
+
+def open_model(path: Path | str, asked: Wanted | None = None) -> Opened:
+    """Read the weights of a model, from a file of this or another project, and adapt them to what is wanted.
+
+    Raises:
+        CheckpointError: No such file, damaged, not understood or in two ways, or not all weights are accounted for.
+        ConfigError: What is wanted is no model.
+    """
+    asked = asked or Wanted()
+    file = open_weights(path)
+    is_ours = KEY in file.metadata
+    if asked.dialect == OURS and not is_ours:
+        raise CheckpointError(f"{file.path}: was not written by vitrail; leave weights.dialect out to find its dialect")
+    opened = _open_ours(file, asked) if is_ours and asked.dialect in (None, OURS) else _open_theirs(file, asked)
+    return _adapted(opened, asked)
+
+
+def load_model(
+    path: Path | str,
+    device: str | torch.device = "cpu",
+    *,
+    dialect: str | None = None,
+    model: str | None = None,
+    average: bool = True,
+    partial: bool = False,
+    positions: Positions = "resized",
+    classes: Sequence[str] | None = None,
+    **options: Any,
+) -> VisionModel:
+    """Load a model from any weight file, ready for inference.
+
+    The model's `preprocess` turns a path, bytes or image into its input, and its `classes` name the logits:
+
+        model = vitrail.load_model("runs/digits/best.safetensors")
+        logits = model(model.preprocess("seven.png").unsqueeze(0))
+        print(model.classes[logits.argmax()])
+
+    Args:
+        path: A file of vitrail, of the official projects, timm, mmpretrain or MindSpore; a folder of timm's, or
+            `hf-hub:OWNER/NAME`.
+        device: Where the model is wanted.
+        dialect: Name of the project whose names the file uses, where two would fit.
+        model: Name of the model, where the shapes fit two or are of no published one.
+        average: Take the moving average of the weights, where the file has one.
+        partial: Take a file that lacks weights, which are then fresh, or has others, which are then skipped.
+        positions: Of T2T-ViT at another image size: resized from the file's, or fresh for that size.
+        classes: Names of the logits wanted; rows of the head are kept for those that the file has too.
+        options: Fields of the model's configuration, such as image_size, in_channels or num_classes.
+
+    Raises:
+        CheckpointError: No such file, damaged, not understood or in two ways, or not all weights are accounted for.
+        ConfigError: An unknown model or option.
+    """
+    opened = open_model(
+        path,
+        Wanted(
+            dialect=dialect, model=model, options=options, average=average, partial=partial, positions=positions,
+            classes=classes,
+        ),
+    )  # fmt: skip
+    for doubt in opened.account.doubts:
+        warnings.warn(doubt, stacklevel=2)
+    return opened.build(device)
+
+
+def _open_ours(file: WeightFile, asked: Wanted) -> Opened:
+    record = parse_record(file.metadata, file.path)
+    if asked.model and canonical_name(asked.model) != record.model:
+        raise CheckpointError(f"{file.path}: is a {record.model}, not a {asked.model}")
+    entries = (Entry("loaded", tuple(file.weights), tuple(file.weights)),)
+    account = Account(path=str(file.path), dialect=OURS, model=record.model, entries=entries)
+    return Opened(record=record, weights=file.weights, account=account)
+
+
+def _open_theirs(file: WeightFile, asked: Wanted) -> Opened:
+    where, notes = str(file.path), []
+    if file.average and asked.average:
+        weights, entry = file.average, file.average_entry
+        notes.append(
+            f"{where}: the moving average ({entry}) is taken; weights.average=false takes the weights themselves"
+        )
+    else:
+        weights, entry = file.weights, file.entry
+    model = canonical_name(asked.model) if asked.model else None
+    readings = recognise(weights, where, dialect=asked.dialect, model=model, options=asked.options)
+    reading = _choose(readings, file, asked)
+    found = translate(weights, reading)
+    doubts = [f"{where}: {doubt}" for doubt in reading.dialect.doubts]
+    if not reading.is_whole:
+        doubts.append(f"{where}: {len(reading.missing)} weights are missing and fresh, {len(reading.misfits)} skipped")
+        fresh = find_variant(reading.model)[0].model(reading.config).state_dict()
+        found = fresh | found
+    if others := sorted(
+        {str(weights[name].dtype) for link in reading.links for name in link.theirs} - {"torch.float32"}
+    ):
+        notes.append(f"{where}: holds {', '.join(others)}, which became torch.float32")
+    preprocess, classes, told = _describe(file, reading, entry)
+    record = Record(
+        model=reading.model,
+        options=asdict(reading.config),
+        classes=classes,
+        preprocess=preprocess,
+        provenance={"converted_from": {"file": file.path.name, "dialect": reading.dialect.name, "entry": entry}},
+    )
+    account = Account(
+        path=where,
+        dialect=reading.dialect.name,
+        model=reading.model,
+        entries=tuple(_entries(file, reading)),
+        notes=(*notes, *told, *(f"{where}: {note}" for note in reading.dialect.notes)),
+        doubts=tuple(doubts),
+    )
+    return Opened(record=record, weights=found, account=account)
+
+
+def _choose(readings: list[Reading], file: WeightFile, asked: Wanted) -> Reading:
+    """Return the only reading, or the one that the file itself names; two that fit are never guessed between."""
+    first = readings[0]
+    if not first.is_whole and not asked.partial:
+        count, found = len(first.missing), len(first.misfits)
+        listed = ", ".join([*first.missing[:2], *first.misfits[:2]])
+        raise CheckpointError(
+            f"{file.path}: does not fit the model: {count} weights missing, {found} unexpected or of another shape "
+            f"({listed}); nearest is {first}. To take what fits, weights.partial=true; for another size, "
+            "weights.options.NAME=VALUE"
+        )
+    if len(readings) == 1:
+        return first
+    said = str(file.config.get("architecture") or file.arch or "").lower().split(".")[0]
+    named = [reading for reading in readings if said in (reading.model, *_aliases(reading.model))]
+    if len(named) == 1:
+        return named[0]
+    models = sorted({reading.model for reading in readings})
+    ways = " or ".join(map(str, readings))
+    setting = f"weights.model={models[0]}" if len(models) > 1 else f"weights.dialect={first.dialect.name}"
+    raise CheckpointError(f"{file.path}: fits {ways} equally; say which it is, such as {setting}")
+
+
+def _aliases(model: str) -> list[str]:
+    return [alias for alias, name in find_variant(model)[0].aliases.items() if name == model]
+
+
+def _describe(file: WeightFile, reading: Reading, entry: str) -> tuple[Preprocess, tuple[str, ...], list[str]]:
+    """Return how images were read and what the logits mean, by what the file says, or else by its dialect."""
+    card, size = find_variant(reading.model)[1], reading.config.size
+    read: dict[str, Any] = {
+        "crop": card.crop, "interpolation": card.interpolation, "mean": card.mean, "std": card.std,
+        **reading.dialect.preprocess,
+    }  # fmt: skip
+    if entry == "net":
+        read |= CIFAR
+    said = file.config.get("pretrained_cfg", file.config)
+    names = {"crop_pct": "crop", "interpolation": "interpolation", "mean": "mean", "std": "std"}
+    read |= {ours: said[theirs] for theirs, ours in names.items() if theirs in said}
+    try:
+        preprocess = Preprocess.from_dict({**Preprocess(size=size).to_dict(), **read})
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{file.path}: its config.json has no usable preprocessing ({error})") from error
+    classes = reading.config.num_classes
+    labels = file.config.get("label_names")
+    if isinstance(labels, list) and len(labels) == classes and len({*map(str, labels)}) == classes:
+        return preprocess, tuple(map(str, labels)), []
+    if classes == len(wnids()):
+        return (
+            preprocess,
+            wnids(),
+            [f"{file.path}: its {classes} classes are taken for ImageNet's, in their usual order"],
+        )
+    unnamed = f"{file.path}: names none of its {classes} classes; they go by number" if classes else ""
+    return preprocess, (), [unnamed] if unnamed else []
+
+
+def _entries(file: WeightFile, reading: Reading) -> list[Entry]:
+    """Return one entry for each weight, by the names that stand in the file."""
+    whole = file.names
+
+    def there(names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(whole.get(name, name) for name in names)
+
+    entries = []
+    for link in reading.links:
+        same = link.how.name == "renamed" and there(link.theirs) == link.ours
+        entries.append(Entry("loaded" if same else link.how.name, there(link.theirs), link.ours))
+    entries += [Entry("zero-filled", ours=(name,), note="the project has none") for name in reading.zeros]
+    entries += [Entry("new", ours=(name,), note="missing in the file") for name in reading.missing]
+    entries += [Entry("skipped", theirs=there((name,)), note="not of the model") for name in reading.misfits]
+    entries += [
+        Entry("skipped", theirs=there((name,)), note=what) for name, what in {**reading.skipped, **file.skipped}.items()
+    ]
+    return entries
+
+
+def _adapted(opened: Opened, asked: Wanted) -> Opened:
+    record, path, options = opened.record, opened.account.path, dict(asked.options)
+    source = config_of(record, path)
+    if asked.classes is not None and options.setdefault("num_classes", len(asked.classes)) != len(asked.classes):
+        raise ConfigError(f"num_classes is {options['num_classes']}, but {len(asked.classes)} classes are named")
+    target = build_config(record.model, **{**asdict(source), **options})
+    for name, value in _architecture(source).items():
+        if getattr(target, name) != value:
+            raise ConfigError(f"{path}: was made with {name}={value}, which its weights cannot change")
+    classes = tuple(asked.classes or ()) if "num_classes" in options else record.classes
+    if target.num_classes == source.num_classes and asked.classes is None:
+        classes = record.classes
+    if any(getattr(source, name) != getattr(target, name) for name in FREE) or classes != record.classes:
+        with torch.device("meta"):
+            check_fit(build_model(record, path).state_dict(), opened.weights, path)
+    weights, entries = adapt(
+        opened.weights, source, target, path, old_classes=record.classes, new_classes=classes,
+        positions=asked.positions,
+    )  # fmt: skip
+    touched = {name for entry in entries for name in entry.ours}
+    kept = [replace(e, ours=tuple(name for name in e.ours if name not in touched)) for e in opened.account.entries]
+    kept = [entry for entry in kept if entry.ours or entry.what == "skipped"]
+    record = replace(
+        record, options=asdict(target), classes=classes, preprocess=replace(record.preprocess, size=target.size)
+    )
+    return Opened(record=record, weights=weights, account=replace(opened.account, entries=(*kept, *entries)))
+
+
+def _architecture(config: ModelConfig) -> dict[str, Any]:
+    """Return what shapes follow from, and no adaptation can change."""
+    numeric = ("drop_path_rate", "gelu", "norm_eps", "final_norm_eps", "embed_norm_eps")
+    return {name: value for name, value in asdict(config).items() if name not in (*FREE, *numeric)}

@@ -1,0 +1,277 @@
+"""Which project's names a file uses, and which model its weights are of: by names and shapes, never by a guess."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitrail.dialects import DIALECTS, SAME, Dialect, Link, may_lack, read_names
+from vitrail.errors import CheckpointError
+from vitrail.models import FAMILIES, build_config, find_variant
+from vitrail.models.registry import Family, ModelConfig
+
+Shapes = Mapping[str, tuple[int, ...]]
+FREE = ("image_size", "in_channels", "num_classes")
+"""What may differ from the published model without being another one."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What became of some weights."""
+
+    what: str
+    """Loaded, renamed, joined, split, reshaped, resized, zero-filled, new or skipped."""
+    theirs: tuple[str, ...] = ()
+    """Their names in the file."""
+    ours: tuple[str, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """One way to understand a file."""
+
+    dialect: Dialect
+    model: str
+    config: ModelConfig
+    """Of a model that all weights fit."""
+    links: tuple[Link, ...]
+    """What the file holds of the model."""
+    zeros: tuple[str, ...]
+    """Weights that the project does not have, and that are zeros."""
+    missing: tuple[str, ...]
+    """Weights that the file lacks."""
+    skipped: Mapping[str, str]
+    """What of the file is no weight of the model, and why."""
+    misfits: tuple[str, ...]
+    """Names in the file of weights that the model does not have, or has in another shape."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every weight of the file and of the model is accounted for."""
+        return not self.missing and not self.misfits
+
+    def __str__(self) -> str:
+        return f"{self.dialect.name} {self.model}"
+
+
+def recognise(
+    weights: Mapping[str, Tensor], where: str, *, dialect: str | None, model: str | None, options: Mapping[str, Any]
+) -> list[Reading]:
+    """Return the ways to understand a file: all that account for every weight, or else the nearest one.
+
+    Args:
+        weights: By the names in the file, without those of wrappers.
+        where: The file, for messages.
+        dialect: Name of the project, where it is known.
+        model: Name of the model, where it is known.
+        options: Fields of the model's configuration that differ from the published one.
+
+    Raises:
+        CheckpointError: No way is near.
+        ConfigError: No model is called so, or it has no such option.
+    """
+    families = [find_variant(model)[0]] if model else list(FAMILIES)
+    if dialect and not any(dialect in names(d) and d.family in [f.name for f in families] for d in DIALECTS):
+        raise CheckpointError(f"{where}: no {families[0].name} has the names of {dialect}; leave the dialect out")
+    found: list[Reading] = []
+    described: dict[str, Any] = {}
+    for family in families:
+        for candidate in DIALECTS:
+            if candidate.family != family.name or (dialect and dialect not in names(candidate)):
+                continue
+            links, skipped, rest = read_names(weights, candidate)
+            shapes = _shapes(weights, links)
+            try:
+                implied = IMPLIED[family.name](shapes)
+            except (KeyError, IndexError, ZeroDivisionError):
+                continue  # not even the weights that tell its size
+            described = described or implied
+            for name in [model] if model else family.variants:
+                if config := _config(family, candidate, name, implied, options, named=model is not None):
+                    found.append(_compare(candidate, name, config, links, skipped, rest, shapes))
+    if whole := [reading for reading in found if reading.is_whole]:
+        return _distinct(whole)
+    if found:
+        return [min(found, key=lambda reading: len(reading.missing) + len(reading.misfits))]
+    if described:
+        size = ", ".join(f"{name} {value}" for name, value in described.items() if name != "positions")
+        raise CheckpointError(
+            f"{where}: has the shapes of no published model ({size}); name the one it was made from, and its options: "
+            "weights.model=NAME weights.options.depth=N ..."
+        )
+    example = ", ".join(list(weights)[:3])
+    raise CheckpointError(
+        f"{where}: holds weights of no TNT, T2T-ViT or Twins that any dialect here names ({example}, ...)"
+    )
+
+
+def names(dialect: Dialect) -> tuple[str, ...]:
+    """Return the projects whose names a dialect has."""
+    return (dialect.name, *dialect.also)
+
+
+def translate(weights: Mapping[str, Tensor], reading: Reading) -> dict[str, Tensor]:
+    """Return a file's weights under official names, in float32; those that the file lacks are left out."""
+    expected = expected_shapes(reading.model, reading.config)
+    found: dict[str, Tensor] = {}
+    for link in reading.links:
+        made = link.how.read([weights[name].float() for name in link.theirs], link.ours)
+        found |= zip(link.ours, made, strict=True)
+    found |= {name: torch.zeros(expected[name]) for name in reading.zeros}
+    return {name: found[name] for name in expected if name in found}
+
+
+def expected_shapes(model: str, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each weight of a model, in the official order."""
+    with torch.device("meta"):
+        return {name: tuple(t.shape) for name, t in find_variant(model)[0].model(config).state_dict().items()}
+
+
+def _shapes(weights: Mapping[str, Tensor], links: list[Link]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that the weights have under official names, without copying any."""
+    found: dict[str, tuple[int, ...]] = {}
+    for link in links:
+        if link.how is SAME:
+            found[link.ours[0]] = tuple(weights[link.theirs[0]].shape)
+            continue
+        try:
+            made = link.how.read([weights[name].to("meta") for name in link.theirs], link.ours)
+        except (RuntimeError, IndexError):  # of other dimensions than the project's
+            made = [weights[link.theirs[0]].to("meta")] * len(link.ours)
+        found |= {name: tuple(tensor.shape) for name, tensor in zip(link.ours, made, strict=True)}
+    return found
+
+
+def _config(
+    family: Family[Any],
+    dialect: Dialect,
+    name: str,
+    implied: Mapping[str, Any],
+    options: Mapping[str, Any],
+    named: bool,
+) -> ModelConfig | None:
+    """Return the configuration that the file's shapes give a model, or None where it is another model."""
+    config = build_config(name, **{key: value for key, value in options.items() if key not in FREE})
+    known = {setting.name for setting in fields(config)}
+    differing = [key for key, value in implied.items() if key in known - {*FREE} and getattr(config, key) != value]
+    if differing and not named:
+        return None
+    if any(getattr(config, key) != value for key, value in dialect.only.items()):
+        return None
+    given = {key: implied[key] for key in ("in_channels", "num_classes")}
+    if "positions" in implied:
+        asked = replace(config, image_size=options.get("image_size", config.image_size))
+        size = _image_size(asked, implied["positions"])
+        if size is None:
+            return None
+        given["image_size"] = size
+    try:
+        return replace(config, **given, **{key: value for key, value in dialect.options.items() if key not in options})
+    except ValueError:
+        return None
+
+
+def _image_size(config: Any, positions: int) -> int | tuple[int, int] | None:
+    """Return the image size that a table of positions was made for: the one asked for, or else a square."""
+    if config.grid[0] * config.grid[1] == positions:
+        return config.image_size
+    side, patch = math.isqrt(positions), config.size[0] // config.grid[0]
+    return side * patch if side * side == positions else None
+
+
+def _compare(
+    dialect: Dialect,
+    name: str,
+    config: ModelConfig,
+    links: list[Link],
+    skipped: Mapping[str, str],
+    rest: list[str],
+    shapes: Shapes,
+) -> Reading:
+    expected = expected_shapes(name, config)
+    fitting = tuple(link for link in links if all(expected.get(ours) == shapes[ours] for ours in link.ours))
+    there = {ours for link in fitting for ours in link.ours}
+    lacking = [ours for ours in expected if ours not in there]
+    zeros = tuple(ours for ours in lacking if may_lack(ours, dialect))
+    return Reading(
+        dialect=dialect,
+        model=name,
+        config=config,
+        links=fitting,
+        zeros=zeros,
+        missing=tuple(ours for ours in lacking if ours not in zeros),
+        skipped=skipped,
+        misfits=(*rest, *(theirs for link in links if link not in fitting for theirs in link.theirs)),
+    )
+
+
+def _distinct(readings: list[Reading]) -> list[Reading]:
+    """Leave out what is read the same way under another name: the same model from the same weights."""
+    kept: list[Reading] = []
+    for reading in readings:
+        if not any((r.model, r.config, r.links) == (reading.model, reading.config, reading.links) for r in kept):
+            kept.append(reading)
+    return kept
+
+
+def _count(shapes: Shapes, pattern: str) -> int:
+    """Return how many different numbers stand where a pattern has its group."""
+    return len({found[1] for name in shapes if (found := re.match(pattern, name))})
+
+
+def _tnt(shapes: Shapes) -> dict[str, Any]:
+    dim, (_, words, inner) = shapes["cls_token"][2], shapes["inner_pos"]
+    return {
+        "embed_dim": dim,
+        "inner_dim": inner,
+        "depth": _count(shapes, r"blocks\.(\d+)\."),
+        "mlp_ratio": shapes["blocks.0.outer_mlp.fc1.weight"][0] / dim,
+        "fold": "word" if shapes["blocks.0.proj_norm1.weight"] == (inner,) and words > 1 else "sentence",
+        "in_channels": shapes["patch_embed.proj.weight"][1],
+        "num_classes": _classes(shapes),
+        "positions": shapes["outer_pos"][1] - 1,
+    }
+
+
+def _t2t(shapes: Shapes) -> dict[str, Any]:
+    dim, first = shapes["cls_token"][2], "tokens_to_token.attention1"
+    return {
+        "tokens_type": "performer" if f"{first}.kqv.weight" in shapes else "transformer",
+        "embed_dim": dim,
+        "depth": _count(shapes, r"blocks\.(\d+)\."),
+        "mlp_ratio": shapes["blocks.0.mlp.fc1.weight"][0] / dim,
+        "in_channels": shapes[f"{first}.norm1.weight"][0] // 49,
+        "num_classes": _classes(shapes),
+        "positions": shapes["pos_embed"][1] - 1,
+    }
+
+
+def _twins(shapes: Shapes) -> dict[str, Any]:
+    stages = range(_count(shapes, r"patch_embeds\.(\d+)\."))
+    dims = tuple(shapes[f"patch_embeds.{k}.proj.weight"][0] for k in stages)
+    depths = tuple(_count(shapes, rf"blocks\.{k}\.(\d+)\.") for k in stages)
+    in_windows = "blocks.0.0.attn.qkv.weight" in shapes
+    return {
+        "embed_dims": dims,
+        "depths": depths,
+        "mlp_ratios": tuple(shapes[f"blocks.{k}.0.mlp.fc1.weight"][0] / dims[k] for k in stages),
+        "patch_sizes": tuple(shapes[f"patch_embeds.{k}.proj.weight"][2] for k in stages),
+        **({} if in_windows else {"window_size": None}),
+        "in_channels": shapes["patch_embeds.0.proj.weight"][1],
+        "num_classes": _classes(shapes),
+    }
+
+
+def _classes(shapes: Shapes) -> int:
+    return shapes["head.weight"][0] if "head.weight" in shapes else 0
+
+
+IMPLIED: Mapping[str, Callable[[Shapes], dict[str, Any]]] = {"tnt": _tnt, "t2t_vit": _t2t, "twins": _twins}
+"""What the shapes of each family's weights say of its configuration."""
