@@ -5,13 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
-from vitrail.config import command_line
+from conftest import CLASSES
+from vitrail.cli import main
+from vitrail.config import TrainConfig, command_line, read_yaml, resolve
 from vitrail.display import Quiet
 from vitrail.errors import ConfigError, DataError
-from vitrail.evaluate import check_classes, evaluate, inherited_data
+from vitrail.evaluate import check_classes, evaluate, inherited_data, sweep
 from vitrail.loading import load_model, open_model
+from vitrail.train import train
 
 
 class Notebook(Quiet):
@@ -127,3 +131,52 @@ def test_a_folder_that_was_moved_is_divided_as_in_training(tiny_checkpoint: Path
     assert layer.values["data"] == {"val_fraction": 0.5, "workers": 0}
     (layer,) = inherited_data(record, [command_line(["data.root=/gone"])])
     assert layer.values["data"] == {"val_fraction": 0.5, "workers": 0, "val_split": None, "train_split": "Train"}
+
+
+def timm_file(folder: Path, num_classes: int = len(CLASSES)) -> Path:
+    torch.manual_seed(0)
+    path = folder / "timm.pth"
+    torch.save(timm.create_model("twins_svt_small", num_classes=num_classes).state_dict(), path)
+    return path
+
+
+def test_file_of_another_project_is_evaluated_and_takes_the_names_of_the_data(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    display = Notebook()
+    found = evaluate(timm_file(tmp_path), layers(image_folder, "weights.options.image_size=32"), display=display)
+    assert found.accuracy.n == 12
+    assert found.preprocess.size == (32, 32)
+    assert any("names no classes; those of the data are taken, in their order" in text for text in display.warnings)
+    with pytest.raises(DataError, match=r"the classes of .* \(0\) are not those of the data \(3\)"):
+        evaluate(timm_file(tmp_path, 5), layers(image_folder))
+    with pytest.raises(ConfigError, match="did you mean 'dialect'"):
+        evaluate(timm_file(tmp_path), layers(image_folder, "weights.dialekt=timm"))
+
+
+def test_sweep_finds_the_preprocessing_that_the_weights_were_trained_with(image_folder: Path) -> None:
+    recipe = read_yaml(Path(__file__).parent / "tiny.yaml")
+    settings = [f"data.root={image_folder}", f"output.root={image_folder.parent}", "train.epochs=12", "optim.lr=1e-2"]
+    read = ["preprocess.mean=[0.0,0.0,0.0]", "preprocess.std=[1.0,1.0,1.0]", "preprocess.crop=1.0"]
+    config = resolve(TrainConfig, [recipe, command_line([*settings, *read])]).config
+    weights = train(config, name="a").folder / "best.safetensors"
+    tried = sweep(weights, layers(image_folder))
+    assert len(tried) == 3 * 3 * 2
+    assert tried[0].preprocess.mean == (0.0, 0.0, 0.0)
+    assert tried[0].accuracy.loss == min(found.accuracy.loss for found in tried)
+    assert tried[0].accuracy.top1 == evaluate(weights, layers(image_folder)).accuracy.top1
+    assert tried == sorted(tried, key=lambda found: (-found.accuracy.top1, found.accuracy.loss))
+
+
+def test_command_shows_the_sweep_and_the_settings_of_the_best(
+    tiny_checkpoint: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(tiny_checkpoint), f"data.root={image_folder}", "data.workers=0", "--sweep-preprocess"]
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, "--json", str(image_folder / "sweep.json")])
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    assert "12 images of" in out
+    assert "next: vitrail evaluate" in out
+    assert "'preprocess.mean=[" in out or "preprocess.mean=" in out
+    assert len(json.loads((image_folder / "sweep.json").read_text())) == 18

@@ -18,10 +18,14 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 import vitrail.train
+from vitrail.ckpt import encode_ckpt, read_ckpt
 from vitrail.config import TrainConfig, command_line, read_yaml, resolve
+from vitrail.dialects import DIALECTS, write_names
 from vitrail.display import Quiet
 from vitrail.errors import CheckpointError, ConfigError, DataError, Interrupted, MissingExtra, Stopped, TrainingError
-from vitrail.loading import open_model
+from vitrail.loading import load_model, open_model
+from vitrail.models import create_model
+from vitrail.start import begin
 from vitrail.state import list_states, load_last_state
 from vitrail.train import TrainResult, due, is_better, train
 
@@ -317,6 +321,70 @@ def test_a_fork_begins_a_new_schedule_from_the_averaged_weights(image_folder: Pa
     assert fork.rows[0]["val_loss"] == pytest.approx(first.rows[-1]["val_loss"], rel=1e-3)
     with pytest.raises(CheckpointError, match=r"does not fit the model: 29 weights missing"):
         run(image_folder, "model.options.depth=2", fork=first.folder)
+
+
+def mindcv_file(folder: Path) -> Path:
+    """Return a MindSpore checkpoint of the tiny model for seven classes at 48 pixels, as MindCV names its weights."""
+    options = read_yaml(TINY).values["model"]["options"]
+    torch.manual_seed(1)
+    model = create_model("tnt_ti_patch16_224", num_classes=7, image_size=48, **options)
+    dialect = next(d for d in DIALECTS if d.name == "mindcv" and d.family == "tnt")
+    links, _ = write_names(model.state_dict(), dialect)
+    path = folder / "theirs.ckpt"
+    path.write_bytes(b"".join(encode_ckpt({link.theirs[0]: model.state_dict()[link.ours[0]] for link in links})))
+    return path
+
+
+STILL = ("train.epochs=1", "schedule.warmup_epochs=0", "optim.lr=1e-20", "schedule.min_lr=0")
+
+
+def test_a_run_begins_with_the_weights_of_another_project(image_folder: Path, tmp_path: Path) -> None:
+    path, display = mindcv_file(tmp_path), Notebook()
+    result = run(image_folder, f"model.weights={path}", *STILL, display=display)
+    assert any(
+        "mindcv tnt_ti_patch16_224" in note and "2 new" in note and "1 resized" in note for note in display.notes
+    )
+    assert any("MindCV normalises with ImageNet's mean and std" in warning for warning in display.warnings)
+    loaded, theirs = load_model(result.folder / "best.safetensors"), read_ckpt(path)
+    assert loaded.config.gelu == "tanh"
+    assert loaded.config.final_norm_eps == 1e-7
+    assert loaded.preprocess is not None
+    assert loaded.preprocess.mean == (0.485, 0.456, 0.406)
+    assert torch.equal(loaded.state_dict()["blocks.0.outer_norm1.weight"], theirs["blocks.0.outer_norm1.gamma"])
+    assert loaded.state_dict()["outer_pos"].shape == (1, 5, 24)
+    written = read_yaml(result.folder / "config.yaml").values
+    assert (written["model"]["options"]["gelu"], written["model"]["weights"]) == ("tanh", str(path))
+    assert written["preprocess"]["mean"] == [0.485, 0.456, 0.406]
+
+
+def test_what_is_set_counts_more_than_what_the_weight_file_says(image_folder: Path, tmp_path: Path) -> None:
+    settings = ("model.options.gelu=erf", "preprocess.mean=[0.5,0.5,0.5]", *STILL)
+    folder = run(image_folder, f"model.weights={mindcv_file(tmp_path)}", *settings).folder
+    loaded = load_model(folder / "best.safetensors")
+    assert loaded.config.gelu == "erf"
+    assert loaded.preprocess is not None
+    assert loaded.preprocess.mean == (0.5, 0.5, 0.5)
+
+
+def test_a_run_goes_on_and_is_forked_without_the_file_it_began_with(image_folder: Path, tmp_path: Path) -> None:
+    path = mindcv_file(tmp_path)
+    words = [f"data.root={image_folder}", f"output.root={tmp_path / 'runs'}", f"model.weights={path}"]
+    start = begin(str(TINY), words)
+    with pytest.raises(Stopped):
+        train(start.config, name="tiny", display=Signals(2))
+    whole = train(start.config, name="whole", display=Quiet())
+    path.unlink()
+    folder = tmp_path / "runs" / "tiny"
+    for recipe in (None, str(TINY)):  # a recipe lacks what the weight file decided, and that is no difference
+        again = begin(recipe, [words[0], words[2]] if recipe else [], resume=folder)
+        assert again.config.model.options["gelu"] == "tanh"
+    resumed = train(again.config, name=again.name, resume=again.resume, display=Quiet())
+    assert_same_run(whole.folder, resumed.folder)
+    fork = begin(None, ["train.epochs=1"], fork=folder)
+    assert fork.config.model.weights is None
+    assert fork.config.model.options["gelu"] == "tanh"
+    with pytest.raises(ConfigError, match=r"begins with that run's weights; drop model\.weights="):
+        begin(None, [f"model.weights={path}"], fork=folder)
 
 
 def test_a_run_ends_early_when_nothing_gets_better(image_folder: Path) -> None:

@@ -95,6 +95,13 @@ def save_model(path: Path, weights: Mapping[str, torch.Tensor], record: Record, 
     Raises:
         CheckpointError: The disk is full or the folder cannot be written; an older file stays as it was.
     """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    names = [path, *(path.with_stem(f"{path.stem}-{number}") for number in range(2, keep + 1))]
+    write_whole(path, safetensors.torch.save(tensors, {**to_metadata(record), "format": "pt"}), older=names[1:])
+
+
+def to_metadata(record: Record) -> dict[str, str]:
+    """Return what stands in a safetensors file beside its tensors, for `parse_record`."""
     text = json.dumps(
         {
             "format": FORMAT,
@@ -108,9 +115,7 @@ def save_model(path: Path, weights: Mapping[str, torch.Tensor], record: Record, 
             "metrics": record.metrics,
         }
     )
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    names = [path, *(path.with_stem(f"{path.stem}-{number}") for number in range(2, keep + 1))]
-    write_whole(path, safetensors.torch.save(tensors, {KEY: text, "format": "pt"}), older=names[1:])
+    return {KEY: text}
 
 
 def parse_record(metadata: Mapping[str, str], path: Path | str) -> Record:

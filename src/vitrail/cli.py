@@ -18,6 +18,7 @@ from vitrail.errors import ConfigError, Interrupted, Stopped, VitrailError, comm
 
 if TYPE_CHECKING:
     from vitrail.display import Terminal
+    from vitrail.evaluate import Evaluation
     from vitrail.train import TrainResult
 
 app = App(
@@ -81,6 +82,9 @@ def evaluate(
     checkpoint: Path,
     *settings: Settings,
     json_file: Annotated[Path | None, Parameter(name="--json", help="Also write the numbers to this file.")] = None,
+    sweep_preprocess: Annotated[
+        bool, Parameter(help="Try the usual means, crops and filters instead, and say which fits the weights.")
+    ] = False,
 ) -> int:
     """Measure a trained model's accuracy; without settings, on the images it was validated with.
 
@@ -100,8 +104,17 @@ def evaluate(
 
     from vitrail.checkpoint import write_whole
     from vitrail.evaluate import evaluate as run
+    from vitrail.evaluate import sweep
 
     with _terminal() as display:
+        if sweep_preprocess:
+            tried = sweep(checkpoint, [layer], display=display)
+            if _is_main_process():
+                _show_sweep(checkpoint, tried)
+                if json_file is not None:
+                    text = json.dumps([result.to_dict() for result in tried], indent=1) + "\n"
+                    write_whole(json_file, text.encode(), "choose another file with --json")
+            return 0
         result = run(checkpoint, [layer], display=display)
         if not _is_main_process():
             return 0
@@ -196,6 +209,49 @@ def predict(
             display.end()
         display.note(f"{total:,} images, {bad:,} unreadable: {output}{replaced}")
     return min(bad, 125)
+
+
+@app.command
+def convert(
+    source: Annotated[str, Parameter(help="A weight file, a folder of timm's or the hub's, or hf-hub:OWNER/NAME.")],
+    target: Annotated[Path, Parameter(help="File to write; its ending says of which kind. For timm, also a folder.")],
+    *settings: Annotated[str, Parameter(show_default=False, help="How the source is read: weights.key=value.")],
+    to: Annotated[
+        Literal["official", "timm", "mmpretrain", "mindcv", "zoo", "vitrail"],
+        Parameter(help="The project that is to read it: the paper's own, timm, mmpretrain, MindCV, MindSpore's zoo."),
+    ],
+    report: Annotated[Path | None, Parameter(help="Also write what became of each weight to this JSON file.")] = None,
+) -> int:
+    """Write a weight file for another project, with an account of every weight; read it back and compare.
+
+    ```
+    vitrail convert 82.9_T2T_ViT.pth.tar t2t.ckpt --to zoo weights.model=t2t_vit_14
+    vitrail convert tnt_s.ckpt tnt_s/ --to timm
+    ```
+    """
+    from vitrail.config import ConvertConfig, command_line, resolve
+
+    config = resolve(ConvertConfig, [command_line(settings)]).config
+
+    from vitrail.checkpoint import write_whole
+    from vitrail.convert import convert as run
+    from vitrail.loading import wanted
+
+    replaced = " (replaced)" if target.exists() else ""
+    with _terminal() as display:
+        done = run(source, target, to, wanted(config.weights))
+        for note in done.read.notes:
+            display.note(note)
+        for doubt in (*done.read.doubts, *done.doubts):
+            display.warn(doubt)
+        rows = [(what, f"{count:,}", ", ".join(examples)) for what, count, examples in done.read.summarised()]
+        _table(f"{source}: {done.read.dialect} {done.read.model}", ("weights", "number", "such as"), rows)
+        if report is not None:
+            write_whole(report, (json.dumps(done.to_dict(), indent=1) + "\n").encode(), "choose another file")
+        print(f"logits differ by {done.difference:.1e} at most, of a standard deviation of {done.scale:.1e}")
+        print(f"written and read back, every weight equal: {', '.join(done.written)}{replaced}")
+        print(f"next: {command('evaluate', target, 'data.root=FOLDER')}")
+    return 0
 
 
 @app.command
@@ -338,6 +394,32 @@ def _terminal() -> Iterator[Terminal]:
 
 def _is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0  # set by torchrun
+
+
+def _show_sweep(checkpoint: Path, tried: Sequence[Evaluation]) -> None:
+    rows = [
+        (
+            *(str(list(value)) for value in (result.preprocess.mean, result.preprocess.std)),
+            f"{result.preprocess.crop:g}",
+            result.preprocess.interpolation,
+            f"{result.accuracy.top1:.2f}",
+            f"{result.accuracy.loss:.4f}",
+        )
+        for result in tried
+    ]
+    found = tried[0].accuracy
+    _table(
+        f"{checkpoint} on {found.n:,} images of {tried[0].data}, the best first",
+        ("mean", "std", "crop", "interpolation", "top-1, %", "loss"),
+        rows,
+    )
+    best = tried[0].preprocess
+    settings = [
+        f"preprocess.{name}={json.dumps(getattr(best, name), separators=(',', ':'))}"
+        for name in ("mean", "std", "crop")
+    ]
+    words = [*settings, f"preprocess.interpolation={best.interpolation}"]
+    print(f"next: {command('evaluate', checkpoint, *words)}")
 
 
 def _show_training(result: TrainResult) -> None:

@@ -122,13 +122,18 @@ def read_names(names: Iterable[str], dialect: Dialect) -> tuple[list[Link], dict
 
     The rest are names that the project does not use: they have another name there, or the weights are absent.
     """
-    leaves = {_from_gamma(name) if dialect.mindspore else name: name for name in names}
+    leaves, rest = {}, []
+    for name in names:
+        if dialect.mindspore and (norm := _NORM.fullmatch(name)) and norm[2] in ("weight", "bias"):
+            rest.append(name)
+        else:
+            leaves[_from_gamma(name) if dialect.mindspore else name] = name
     ignored = {
         name: what for name in leaves for pattern, what in dialect.ignored.items() if _match(pattern, name) is not None
     }
     rows = [(_names(row.theirs), _names(row.ours), row.how) for row in dialect.rows]
     foreign = [*dialect.absent, *(ours for _, group, _ in rows for ours in group)]
-    links, rest = [], []
+    links = []
     for theirs, ours, how in _pair([name for name in leaves if name not in ignored], rows):
         if theirs == ours and _is_one_of(ours[0], foreign):
             rest.append(leaves[theirs[0]])
@@ -292,7 +297,7 @@ _ZOO_BIASES = (
 _IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 _TNT = (
-    Dialect(name="official", family="tnt", optional=("outer_tokens",)),
+    Dialect(name="official", family="tnt", optional=("outer_tokens",), only={"fold": "sentence", "stem": "patch"}),
     Dialect(name="timm", family="tnt", rows=_TNT_TIMM, absent=("outer_tokens",)),
     Dialect(
         name="mmpretrain",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -19,8 +19,13 @@ from vitrail.engine import Precision, autocast, gather_texts, processes, sum_ove
 from vitrail.errors import DataError
 from vitrail.loading import Opened, open_model, tell, wanted
 from vitrail.metrics import Accuracy, Counter, accuracy
-from vitrail.models.registry import VisionModel
+from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD, VisionModel
 from vitrail.transforms import Preprocess, normalise
+
+STATISTICS = ((IMAGENET_MEAN, IMAGENET_STD), ((0.5,) * 3, (0.5,) * 3), ((0.0,) * 3, (1.0,) * 3))
+"""Mean and std that published models were trained with."""
+CROPS = (0.875, 0.9, 1.0)
+INTERPOLATIONS: tuple[Literal["bicubic", "bilinear"], ...] = ("bicubic", "bilinear")
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,31 @@ def evaluate(path: Path, settings: Sequence[Layer] = (), *, display: Display | N
         ConfigError: A setting is unknown, of the wrong type or out of range.
         DataError: The images are not there, or their classes are not the model's.
     """
-    display = display or Quiet()
+    return _evaluate(path, settings, display or Quiet(), lambda stored: [stored])[0]
+
+
+def sweep(path: Path, settings: Sequence[Layer] = (), *, display: Display | None = None) -> list[Evaluation]:
+    """Evaluate a weight file with every usual way of reading images, the best first, to find the one that fits it.
+
+    Raises: As `evaluate` does.
+    """
+
+    def candidates(stored: Preprocess) -> list[Preprocess]:
+        ways = [
+            replace(stored, mean=mean, std=std, crop=crop, interpolation=interpolation)
+            for mean, std in dict.fromkeys([(stored.mean, stored.std), *STATISTICS])
+            for crop in sorted({stored.crop, *CROPS})
+            for interpolation in INTERPOLATIONS
+        ]
+        return ways
+
+    found = _evaluate(path, settings, display or Quiet(), candidates)
+    return sorted(found, key=lambda result: (-result.accuracy.top1, result.accuracy.loss))
+
+
+def _evaluate(
+    path: Path, settings: Sequence[Layer], display: Display, ways: Callable[[Preprocess], list[Preprocess]]
+) -> list[Evaluation]:
     opened = open_wanted(path, settings)
     tell(opened, display)
     record = opened.record
@@ -78,24 +107,30 @@ def evaluate(path: Path, settings: Sequence[Layer] = (), *, display: Display | N
             display.warn(f"{path}: names no classes; those of the data are taken, in their order")
         else:
             check_classes(record.classes, source.classes, path)
-        preprocess = override_preprocess(record.preprocess, config.preprocess, display)
+        tried = ways(override_preprocess(record.preprocess, config.preprocess, display))
         for note in notes:
             display.note(note)
         model = opened.build(accelerator.device)
-        loader = build_eval_loader(
-            source,
-            preprocess,
-            batch_size=config.evaluate.batch_size,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-            workers=data.workers,
-            bad_files=data.bad_files,
-            pin_memory=accelerator.device.type == "cuda",
-        )
-        display.begin("evaluate", len(loader))
-        found, bad = count(model, loader, preprocess, accelerator, config.evaluate.precision, display.advance)
+        loaders = [
+            build_eval_loader(
+                source,
+                preprocess,
+                batch_size=config.evaluate.batch_size,
+                rank=accelerator.process_index,
+                world=accelerator.num_processes,
+                workers=data.workers,
+                bad_files=data.bad_files,
+                pin_memory=accelerator.device.type == "cuda",
+            )
+            for preprocess in tried
+        ]
+        display.begin("evaluate", sum(map(len, loaders)))
+        results = []
+        for preprocess, loader in zip(tried, loaders, strict=True):
+            found, bad = count(model, loader, preprocess, accelerator, config.evaluate.precision, display.advance)
+            results.append(Evaluation(found, tuple(bad), source.description, preprocess))
         display.end()
-        return Evaluation(found, tuple(bad), source.description, preprocess)
+        return results
 
 
 def open_wanted(path: Path, settings: Sequence[Layer]) -> Opened:

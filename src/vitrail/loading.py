@@ -54,6 +54,15 @@ class Account:
             found[entry.what] += len(entry.ours or entry.theirs)
         return dict(found)
 
+    def summarised(self) -> list[tuple[str, int, list[str]]]:
+        """Return what was done, to how many weights, and two examples, for each kind of deed."""
+        rows = []
+        for what, count in self.counts().items():
+            of_kind = [entry for entry in self.entries if entry.what == what]
+            shown = [entry for entry in of_kind if entry.note][:2] or of_kind[:2]
+            rows.append((what, count, [str(entry) for entry in shown]))
+        return rows
+
     def summary(self) -> str:
         """Return one line."""
         counted = ", ".join(f"{count} {what}" for what, count in self.counts().items())

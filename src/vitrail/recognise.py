@@ -32,6 +32,10 @@ class Entry:
     ours: tuple[str, ...] = ()
     note: str = ""
 
+    def __str__(self) -> str:
+        sides = [" + ".join(side[:2]) for side in (self.theirs, self.ours) if side]
+        return " -> ".join(dict.fromkeys(sides)) + (f" ({self.note})" if self.note else "")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
@@ -107,9 +111,8 @@ def recognise(
             "weights.model=NAME weights.options.depth=N ..."
         )
     example = ", ".join(list(weights)[:3])
-    raise CheckpointError(
-        f"{where}: holds weights of no TNT, T2T-ViT or Twins that any dialect here names ({example}, ...)"
-    )
+    whose = f"{dialect} names; leave weights.dialect out" if dialect else "any dialect here names"
+    raise CheckpointError(f"{where}: holds weights ({example}, ...) of no TNT, T2T-ViT or Twins that {whose}")
 
 
 def names(dialect: Dialect) -> tuple[str, ...]:

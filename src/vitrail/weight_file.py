@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -92,11 +93,11 @@ def open_weights(given: Path | str) -> WeightFile:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     metadata: Mapping[str, str] = {}
-    if head.startswith(b"PK") or head[:1] == b"\x80":
-        kind, content = "PyTorch", _read_torch(path)
-    elif head[8:9] == b"{":
+    if head[8:9] == b"{":  # looked for first, as the size before it can begin like a pickle
         kind = "safetensors"
         content, metadata = _read_safetensors(path)
+    elif head.startswith(b"PK") or head[:1] == b"\x80":
+        kind, content = "PyTorch", _read_torch(path)
     elif head[:1] == b"\x0a" or int.from_bytes(head[:4], "little") in CIPHERS:
         kind, content = "MindSpore", read_ckpt(path)
     else:
@@ -113,7 +114,8 @@ def load_tensors(file: BinaryIO, path: Path) -> Any:
         CheckpointError: It is not one, or damaged, or asks for something else.
     """
     try:
-        with torch.serialization.safe_globals(ALLOWED):
+        with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd tensors, which are looked at afterwards
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged archive
         if asked := re.search(r"GLOBAL ([\w.]+)", str(error)):

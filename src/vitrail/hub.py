@@ -1,0 +1,175 @@
+"""A folder as the Hugging Face hub and timm know it: weights, config.json and a model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import safetensors.torch
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from torch import Tensor
+
+from vitrail.checkpoint import Record, to_metadata, write_whole
+from vitrail.errors import CheckpointError
+from vitrail.imagenet import wnids
+from vitrail.loading import open_model
+from vitrail.models import find_variant
+
+WEIGHTS = "model.safetensors"
+
+
+def save_pretrained(source: Path | str, folder: Path) -> tuple[str, ...]:
+    """Write a weight file as a folder that `vitrail.load_model`, `timm.create_model("local-dir:...")` and the hub read.
+
+    Args:
+        source: Any file that `vitrail.load_model` reads.
+        folder: To be made.
+
+    Returns:
+        The files.
+
+    Raises:
+        CheckpointError: It cannot be read or written.
+    """
+    opened = open_model(source)
+    return save_folder(folder, opened.weights, opened.record, described=True)
+
+
+def push_to_hub(source: Path | str, repository: str, folder: Path, *, private: bool = True) -> str:
+    """Write such a folder and upload it; returns its address. Log in with `hf auth login` first.
+
+    Args:
+        source: Any file that `vitrail.load_model` reads.
+        repository: OWNER/NAME on the hub; made if it is not there.
+        folder: Where the files are written before they are sent.
+        private: Whether a repository that is made can be seen by its owner only.
+
+    Raises:
+        CheckpointError: The file cannot be read or written, or the hub refuses.
+    """
+    save_pretrained(source, folder)
+    try:
+        address = huggingface_hub.create_repo(repository, private=private, exist_ok=True)
+        huggingface_hub.upload_folder(
+            repo_id=repository, folder_path=folder, commit_message="Upload a model of vitrail"
+        )
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{repository}: cannot be uploaded ({reason}); the files are in {folder}") from error
+    return str(address)
+
+
+def save_folder(
+    folder: Path, weights: Mapping[str, Tensor], record: Record, *, described: bool = False
+) -> tuple[str, ...]:
+    """Write weights, config.json and model card into a folder.
+
+    Args:
+        folder: Made if it is not there.
+        weights: By whatever names the folder's readers expect.
+        record: What is known of them.
+        described: Put the record into the weight file too, which then needs official names.
+
+    Raises:
+        CheckpointError: The folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    metadata = {"format": "pt", **(to_metadata(record) if described else {})}
+    files = {
+        WEIGHTS: safetensors.torch.save(tensors, metadata),
+        "config.json": (json.dumps(timm_config(record), indent=2) + "\n").encode(),
+        "README.md": model_card(record).encode(),
+    }
+    for name, data in files.items():
+        write_whole(folder / name, data, "choose another folder")
+    return tuple(str(folder / name) for name in files)
+
+
+def timm_config(record: Record) -> dict[str, Any]:
+    """Return the config.json that timm reads a model from."""
+    card, preprocess, options = find_variant(record.model)[1], record.preprocess, record.options
+    channels = options["in_channels"]
+    arguments: dict[str, Any] = {}
+    if tuple(preprocess.size) != card.config.size:
+        arguments["img_size"] = list(preprocess.size)
+    if channels != 3:
+        arguments["in_chans"] = channels
+    named = {"label_names": list(record.classes)} if record.classes else {}
+    return {
+        "architecture": record.model,
+        "num_classes": options["num_classes"],
+        **named,
+        **({"model_args": arguments} if arguments else {}),
+        "pretrained_cfg": {
+            "input_size": [channels, *preprocess.size],
+            "fixed_input_size": True,
+            "interpolation": preprocess.interpolation,
+            "crop_pct": preprocess.crop,
+            "mean": list(preprocess.mean),
+            "std": list(preprocess.std),
+            "num_classes": options["num_classes"],
+            "classifier": "head",
+            **_first_layer(record.model),
+        },
+    }
+
+
+def _first_layer(model: str) -> dict[str, str]:
+    family = find_variant(model)[0].name
+    names = {"tnt": "pixel_embed.proj", "twins": "patch_embeds.0.proj"}
+    return {"first_conv": names[family]} if family in names else {}
+
+
+def model_card(record: Record) -> str:
+    """Return a README.md with published and reproduced figures apart."""
+    family, card = find_variant(record.model)
+    preprocess = record.preprocess
+    reproduced = {key: record.metrics.get(f"val_{key}") for key in ("top1", "top5")}
+    published = {"top1": card.top1, "top5": card.top5}
+    classes = (
+        "ImageNet-1k's" if record.classes == wnids() else "named in config.json" if record.classes else "not named"
+    )
+    rows = "\n".join(
+        f"| {name} | {_figure(published[key], 'not published')} | {_figure(reproduced[key], 'not measured')} |"
+        for name, key in (("top-1, %", "top1"), ("top-5, %", "top5"))
+    )
+    size = "x".join(map(str, preprocess.size))
+    origin = "".join(f"- {key}: {value}\n" for key, value in record.provenance.items())
+    return f"""---
+library_name: timm
+pipeline_tag: image-classification
+tags:
+- vitrail
+- {family.name}
+---
+# {record.model}
+
+Paper: {family.paper}. Code of its authors: {family.code}.
+
+| | published for the architecture on ImageNet-1k | reproduced with these weights on their own validation images |
+|-|-|-|
+{rows}
+
+{record.options["num_classes"]} classes, {classes}. The short side of an image is resized to {size} pixels divided by
+{preprocess.crop:g} ({preprocess.interpolation}), the centre of {size} pixels is cut, and it is normalised by mean
+{list(preprocess.mean)} and std {list(preprocess.std)}.
+
+```python
+import vitrail
+
+model = vitrail.load_model("hf-hub:OWNER/NAME")
+logits = model(model.preprocess("image.jpg").unsqueeze(0))
+```
+
+{origin}"""
+
+
+def _figure(value: float | None, otherwise: str) -> str:
+    return otherwise if value is None else f"{value:.1f}"

@@ -1,0 +1,130 @@
+"""Importing this teaches timm our models: T2T-ViT and TNT-Ti by their names, those that timm has behind `vitrail_`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
+from torch import Tensor, nn
+
+from vitrail.adapt import adapt
+from vitrail.errors import ConfigError
+from vitrail.models import FAMILIES, build_config, find_variant
+from vitrail.models.registry import ModelConfig, VisionModel
+from vitrail.recognise import recognise, translate
+
+PREFIX = "vitrail_"
+UNSUPPORTED = ("drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_block_rate")
+"""Arguments of timm's training script that these models do not have; they may be 0."""
+
+
+class _AsTimm:
+    """What timm asks of a model beside what ours offer."""
+
+    config: ModelConfig
+    head: nn.Module
+
+    @property
+    def num_classes(self) -> int:
+        return self.config.num_classes
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        levels = self.feature_levels  # type: ignore[attr-defined]
+        return [{"num_chs": n.num_channels, "reduction": n.reduction, "module": n.module} for n in levels]
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        _refuse_pool(global_pool)
+        super().reset_classifier(num_classes)  # type: ignore[misc, call-arg]
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        return self.layer_of  # type: ignore[attr-defined]
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        if output_fmt != "NCHW":
+            raise ConfigError(f"output_fmt is {output_fmt!r}; these models give NCHW")
+        maps = super().forward_intermediates(x, indices, norm=norm)  # type: ignore[misc]
+        return maps if intermediates_only else (self.forward_features(x), maps)  # type: ignore[attr-defined]
+
+
+def _build(name: str, **arguments: Any) -> VisionModel:
+    """Build a model from timm's arguments."""
+    _refuse_pool(arguments.pop("global_pool", None))
+    for key in UNSUPPORTED:
+        if arguments.pop(key, 0):
+            raise ConfigError(f"{name} has no {key}; leave it at 0")
+    ours = {"img_size": "image_size", "in_chans": "in_channels"}
+    config = build_config(name, **{ours.get(key, key): _plain(value) for key, value in arguments.items()})
+    return _CLASSES[find_variant(name)[0].name](config)
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _refuse_pool(global_pool: str | None) -> None:
+    if global_pool:
+        raise ConfigError(f"global_pool is {global_pool!r}; these models pool as their papers do, so leave it out")
+
+
+def _filter(name: str, weights: Mapping[str, Tensor], model: VisionModel) -> dict[str, Tensor]:
+    """Bring weights of any dialect to a model's names, image size and channels; timm sees to the classes."""
+    reading = recognise(weights, "the weight file", dialect=None, model=name, options={})[0]
+    target = replace(model.config, num_classes=reading.config.num_classes)
+    found, _ = adapt(
+        translate(weights, reading), reading.config, target, "the weight file", old_classes=(), new_classes=()
+    )
+    return found
+
+
+def _register(name: str, public: str, num_maps: int) -> None:
+    def create(pretrained: bool = False, **arguments: Any) -> VisionModel:
+        wanted = {"out_indices": arguments.pop("out_indices", num_maps), "feature_cls": "getter"}
+        return build_model_with_cfg(
+            partial(_build, name), public, pretrained, pretrained_filter_fn=partial(_filter, name), feature_cfg=wanted,
+            **arguments,
+        )  # fmt: skip
+
+    create.__name__, create.__module__ = public, __name__
+    register_model(create)
+
+
+_CLASSES: dict[str, Any] = {
+    family.name: type(f"{family.name}_for_timm", (_AsTimm, cast(type, family.model)), {}) for family in FAMILIES
+}
+_NAMES = {name: PREFIX + name if is_model(name) else name for family in FAMILIES for name in family.variants}
+_FIRST_LAYERS = {"tnt": "patch_embed.proj", "t2t_vit": None, "twins": "patch_embeds.0.proj"}
+default_cfgs = generate_default_cfgs(
+    {
+        _NAMES[name]: {
+            "num_classes": 1000,
+            "input_size": (3, *card.config.size),
+            "fixed_input_size": True,
+            "crop_pct": card.crop,
+            "interpolation": card.interpolation,
+            "mean": card.mean,
+            "std": card.std,
+            "first_conv": _FIRST_LAYERS[family.name],
+            "classifier": "head",
+        }
+        for family in FAMILIES
+        for name, card in family.variants.items()
+    }
+)
+for _family in FAMILIES:
+    for _name in _family.variants:
+        _register(_name, _NAMES[_name], num_maps=4 if _family.name == "twins" else 3)  # as many as timm's own give

@@ -1,0 +1,589 @@
+"""Weight files of every dialect: found, accounted for, computing what their project computes, and adapted by rules."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from timm.layers.pos_embed import resample_abs_pos_embed
+from torch import Tensor
+from torch.testing import assert_close
+
+from formula import formula
+from test_ckpt import COMMITTED, golden_values
+from vitrail.ckpt import encode_ckpt
+from vitrail.dialects import DIALECTS, Dialect, read_names, write_names
+from vitrail.errors import CheckpointError, ConfigError
+from vitrail.imagenet import by_name, wnids
+from vitrail.loading import Wanted, load_model, open_model
+from vitrail.models import FAMILIES, create_model, find_variant
+from vitrail.models.registry import VisionModel
+from vitrail.recognise import names, recognise
+from vitrail.weight_file import PREFIX
+
+SHARED = Path(__file__).parents[2] / "shared" / "golden"
+MINDSPORE_TINY = {
+    "image_size": 32, "patch_size": 16, "embed_dim": 48, "inner_dim": 12, "depth": 2, "num_heads": 3,
+    "inner_num_heads": 2,
+}  # fmt: skip
+EXAMPLES = {
+    "tnt_s_patch16_224": ("official", "timm", "mindcv"),
+    "tnt_s_legacy_patch16_224": ("timm", "mmpretrain"),
+    "t2t_vit_7": ("official", "zoo"),
+    "t2t_vit_t_14": ("official", "mmpretrain", "zoo"),
+    "twins_svt_small": ("official", "mmpretrain", "mindcv", "zoo"),
+    "twins_pcpvt_small": ("official", "mmpretrain", "mindcv", "zoo"),
+}
+"""Each architecture, and the projects that have it."""
+every_way = pytest.mark.parametrize(
+    ("name", "project"), [(name, project) for name, projects in EXAMPLES.items() for project in projects]
+)
+
+
+def tiny_options(name: str) -> dict[str, Any]:
+    return {key: value for key, value in find_variant(name)[0].tiny.items() if key != "num_classes"}
+
+
+def tiny(name: str, **overrides: Any) -> VisionModel:
+    """Return a small model whose every weight differs from its initial one, where it is trained at all."""
+    torch.manual_seed(0)
+    model = create_model(name, **{**find_variant(name)[0].tiny, **overrides})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def dialect_of(project: str, name: str) -> Dialect:
+    config = find_variant(name)[1].config
+    return next(
+        dialect
+        for dialect in DIALECTS
+        if project in names(dialect)
+        and dialect.family == find_variant(name)[0].name
+        and all(getattr(config, key) == value for key, value in dialect.only.items())
+    )
+
+
+def theirs(weights: Mapping[str, Tensor], project: str, name: str) -> dict[str, Tensor]:
+    """Return weights as a project names and lays them out."""
+    links, _ = write_names(weights, dialect_of(project, name))
+    return {
+        key: tensor
+        for link in links
+        for key, tensor in zip(link.theirs, link.how.write([weights[n] for n in link.ours], link.theirs), strict=True)
+    }
+
+
+def save(path: Path, content: Any) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def opened(path: Path, name: str, **wanted: Any) -> Any:
+    options = {**tiny_options(name), **wanted.pop("options", {})}
+    return open_model(path, Wanted(model=name, options=options, **wanted))
+
+
+# Names
+
+
+@every_way
+def test_every_name_of_a_project_is_found_again(name: str, project: str) -> None:
+    with torch.device("meta"):
+        model = create_model(name)
+    weights = {PREFIX.sub("", key): tensor for key, tensor in theirs(model.state_dict(), project, name).items()}
+    readings = recognise(weights, "file", dialect=None, model=None, options={})
+    assert [(project in names(r.dialect), r.model, r.is_whole, r.missing) for r in readings] == [(True, name, True, ())]
+    assert set(readings[0].zeros) <= {"outer_tokens"}
+
+
+@every_way
+def test_what_is_written_for_a_project_is_read_back_bit_for_bit(name: str, project: str, tmp_path: Path) -> None:
+    model = tiny(name)
+    path = save(tmp_path / "a.pth", theirs(model.state_dict(), project, name))
+    found = opened(path, name)
+    assert project in names(dialect_of(found.account.dialect, name))
+    assert found.weights.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, found.weights[key]) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "name", ["tnt_s_patch16_224", "tnt_b_patch16_224", "tnt_s_legacy_patch16_224", "twins_svt_small"]
+)
+def test_names_of_timm_are_those_of_its_own_models(name: str) -> None:
+    with torch.device("meta"):
+        ours, of_timm = create_model(name).state_dict(), timm.create_model(name).state_dict()
+    written = theirs(ours, "timm", name)
+    assert {key: value.shape for key, value in written.items()} == {key: value.shape for key, value in of_timm.items()}
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the names of mmpretrain lie beside the repository")
+@pytest.mark.parametrize(
+    ("theirs_is", "name"),
+    [
+        ("tnt-small-p16 (timm legacy architecture)", "tnt_s_legacy_patch16_224"),
+        ("twins-pcpvt-small", "twins_pcpvt_small"),
+        ("twins-svt-small", "twins_svt_small"),
+        ("t2t-vit-t-14", "t2t_vit_t_14"),
+    ],
+)
+def test_names_of_mmpretrain_are_those_of_its_own_models(theirs_is: str, name: str) -> None:
+    with torch.device("meta"):
+        written = theirs(create_model(name).state_dict(), "mmpretrain", name)
+    expected = json.loads((SHARED / "mmpretrain-keys.json").read_text())[theirs_is]
+    assert {key: list(tensor.shape) for key, tensor in written.items()} == expected
+
+
+def test_stages_of_twins_in_mindspore_have_the_names_it_gives_them() -> None:
+    with torch.device("meta"):
+        written = theirs(create_model("twins_svt_small").state_dict(), "mindcv", "twins_svt_small")
+    for key in ("0.0.norm1.gamma", "0.1.proj.0.weight", "0.2.norm1.gamma", "0.1.0.norm1.gamma", "0.3.4.mlp.fc2.bias"):
+        assert key in written
+    assert "blocks.0.0.norm1.weight" not in written
+
+
+def test_two_models_of_the_same_shapes_are_not_guessed_between(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        weights = create_model("t2t_vit_14").state_dict()
+    readings = recognise(weights, "file", dialect=None, model=None, options={})
+    assert [reading.model for reading in readings] == ["t2t_vit_14", "t2t_vit_14_resnext"]
+    path = save(tmp_path / "a.pth", {name: torch.zeros(tensor.shape) for name, tensor in weights.items()})
+    with pytest.raises(CheckpointError) as caught:
+        open_model(path)
+    assert str(caught.value) == (
+        f"{path}: fits official t2t_vit_14 or official t2t_vit_14_resnext equally; say which it is, such as "
+        "weights.model=t2t_vit_14"
+    )
+    assert open_model(path, Wanted(model="t2t_vit_14_resnext")).record.options["num_heads"] == 32
+
+
+@pytest.mark.parametrize("arch", ["t2t_vit_14", "T2t_vit_14_resnext"])
+def test_the_name_in_a_training_file_decides(arch: str, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        weights = create_model("t2t_vit_14").state_dict()
+    state = {f"module.{name}": torch.zeros(tensor.shape, dtype=torch.float16) for name, tensor in weights.items()}
+    found = open_model(save(tmp_path / "a.pth.tar", {"arch": arch, "epoch": 3, "state_dict": state}))
+    assert found.record.model == arch.lower()
+    assert any("holds torch.float16, which became torch.float32" in note for note in found.account.notes)
+
+
+# Numbers
+
+
+def test_files_of_mindspore_compute_what_mindspore_computed(tmp_path: Path) -> None:
+    images = torch.from_numpy(formula("image", (2, 3, 32, 32)).astype(np.float32))
+    for kind in ("mindcv", "zoo"):
+        path = tmp_path / f"{kind}.ckpt"
+        path.write_bytes(b"".join(encode_ckpt(golden_values(kind))))
+        found = open_model(path, Wanted(model="tnt_s_patch16_224", options=MINDSPORE_TINY))
+        assert found.account.dialect == kind
+        assert found.record.options["gelu"] == "tanh"
+        assert_close(found.build()(images), torch.tensor(COMMITTED["logits"][kind]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the files of MindSpore lie beside the repository")
+@pytest.mark.parametrize(
+    "file", ["mindcv_tnt_tiny.safetensors", "mindcv_tnt_tiny.train.ckpt", "zoo_tnt_tiny.train.ckpt"]
+)
+def test_other_files_of_mindspore_compute_the_same(file: str) -> None:
+    images = torch.from_numpy(formula("image", (2, 3, 32, 32)).astype(np.float32))
+    found = open_model(SHARED / "mindspore" / file, Wanted(model="tnt_s_patch16_224", options=MINDSPORE_TINY))
+    kind = file.split("_")[0]
+    assert_close(found.build()(images), torch.tensor(COMMITTED["logits"][kind]), atol=1e-5, rtol=0)
+    skipped = {entry.note for entry in found.account.entries if entry.what == "skipped"}
+    assert skipped == ({"of the optimizer", "of the training"} if "train" in file else set())
+
+
+@pytest.mark.parametrize("name", ["tnt_s_patch16_224", "tnt_s_legacy_patch16_224"])
+def test_weights_of_timm_compute_what_timm_computes(name: str, tmp_path: Path) -> None:
+    from timm.models.tnt import TNT
+
+    torch.manual_seed(0)
+    of_timm = TNT(
+        img_size=32, patch_size=16, embed_dim=48, inner_dim=12, depth=2, num_heads_inner=2, num_heads_outer=3,
+        num_classes=7, legacy="legacy" in name,
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for parameter in of_timm.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    path = save(tmp_path / "a.pth", of_timm.state_dict())
+    model = load_model(path, model=name, **MINDSPORE_TINY)
+    images = torch.randn(2, 3, 32, 32)
+    assert_close(model(images), of_timm(images), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("project", "name", "options", "preprocess"),
+    [
+        ("official", "tnt_s_patch16_224", {"gelu": "erf", "norm_eps": 1e-5}, {"mean": (0.5,) * 3, "crop": 0.9}),
+        ("mindcv", "tnt_s_patch16_224", {"gelu": "tanh", "final_norm_eps": 1e-7}, {"mean": (0.485, 0.456, 0.406)}),
+        ("zoo", "t2t_vit_7", {"gelu": "tanh", "norm_eps": 1e-7}, {"crop": 0.9}),
+        ("mindcv", "twins_svt_small", {"gelu": "tanh", "embed_norm_eps": 1e-7, "norm_eps": 1e-6}, {"crop": 0.9}),
+        ("mmpretrain", "twins_svt_small", {"gelu": "erf", "norm_eps": 1e-5}, {"crop": 0.875}),
+        ("mmpretrain", "twins_pcpvt_small", {"gelu": "erf", "norm_eps": 1e-6}, {"crop": 0.875}),
+    ],
+)
+def test_numerics_and_preprocessing_come_with_the_dialect(
+    project: str, name: str, options: dict[str, Any], preprocess: dict[str, Any], tmp_path: Path
+) -> None:
+    record = opened(save(tmp_path / "a.pth", theirs(tiny(name).state_dict(), project, name)), name).record
+    assert {key: record.options[key] for key in options} == options
+    assert {key: getattr(record.preprocess, key) for key in preprocess} == preprocess
+
+
+def test_mindcv_file_says_what_its_pipeline_normalised_with(tmp_path: Path) -> None:
+    name = "tnt_s_patch16_224"
+    path = save(tmp_path / "a.pth", theirs(tiny(name).state_dict(), "mindcv", name))
+    (doubt,) = opened(path, name).account.doubts
+    assert "MindCV normalises with ImageNet's mean and std" in doubt
+    assert "preprocess.mean=[0.5,0.5,0.5] preprocess.std=[0.5,0.5,0.5]" in doubt
+    with pytest.warns(UserWarning, match="--sweep-preprocess"):
+        load_model(path, model=name, **tiny_options(name))
+
+
+# Containers
+
+
+def wrapped(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the files that training programs make of the same weights."""
+    other = {name: tensor + 1 for name, tensor in weights.items()}
+    numbers = {"metric": np.float64(81.5), "best": np.float32(3), "history": np.arange(3.0), "epoch": 5}
+    args = argparse.Namespace(model="tnt_s_patch16_224", lr=0.1, clip=None)
+    return {
+        "flat": OrderedDict(weights),
+        "ddp": {f"module.{name}": tensor for name, tensor in weights.items()},
+        "compiled": {f"_orig_mod.module.{name}": tensor for name, tensor in weights.items()},
+        "timm": {
+            "state_dict": weights,
+            "args": args,
+            "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}},
+            **numbers,
+        },
+        "twins": {"model": weights, "optimizer": {}, "lr_scheduler": {}, "scaler": {}, "args": args},
+        "ema": {"state_dict": other, "state_dict_ema": weights, "epoch": 1},
+        "only ema": {"state_dict_ema": weights},
+        "mindspore ema": {**other, **{f"ema.{name}": tensor for name, tensor in weights.items()}},
+        "detector": {"state_dict": {f"backbone.{name}": tensor for name, tensor in weights.items()}, "meta": {"a": 1}},
+        "parameters": {name: torch.nn.Parameter(tensor) for name, tensor in weights.items()},
+        "doubles": {name: tensor.double() for name, tensor in weights.items()},
+    }
+
+
+@pytest.mark.parametrize("kind", wrapped({}).keys())
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "legacy"])
+def test_every_wrapper_is_taken_off(kind: str, old: bool, tmp_path: Path) -> None:
+    weights = tiny("tnt_s_patch16_224").state_dict()
+    path = tmp_path / "a.pth.tar"
+    torch.save(wrapped(weights)[kind], path, _use_new_zipfile_serialization=not old)
+    found = opened(path, "tnt_s_patch16_224")
+    assert all(torch.equal(tensor, found.weights[name]) for name, tensor in weights.items())
+    assert all(tensor.dtype == torch.float32 for tensor in found.weights.values())
+
+
+@pytest.mark.parametrize("kind", ["ema", "mindspore ema"])
+def test_weights_themselves_are_taken_when_asked(kind: str, tmp_path: Path) -> None:
+    weights = tiny("tnt_s_patch16_224").state_dict()
+    path = save(tmp_path / "a.pth", wrapped(weights)[kind])
+    found = opened(path, "tnt_s_patch16_224", average=False)
+    assert torch.equal(found.weights["norm.bias"], weights["norm.bias"] + 1)
+    (note,) = [note for note in opened(path, "tnt_s_patch16_224").account.notes if "moving average" in note]
+    assert "weights.average=false" in note
+
+
+def test_transfer_to_cifar_brings_its_preprocessing(tmp_path: Path) -> None:
+    weights = {f"module.{name}": tensor for name, tensor in tiny("t2t_vit_7", num_classes=10).state_dict().items()}
+    found = opened(save(tmp_path / "a.t7", {"net": weights, "acc": 98.3, "epoch": 59}), "t2t_vit_7")
+    preprocess = found.record.preprocess
+    assert (preprocess.crop, preprocess.interpolation) == (1.0, "bilinear")
+    assert (preprocess.mean, preprocess.std) == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+
+
+def test_folder_of_timm_brings_its_preprocessing_and_class_names(tmp_path: Path) -> None:
+    model = tiny("twins_svt_small", num_classes=3)
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "model.safetensors")
+    config = {
+        "architecture": "twins_svt_small", "num_classes": 3, "label_names": ["ant", "bee", "wasp"],
+        "pretrained_cfg": {
+            "crop_pct": 0.9, "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5], "interpolation": "bilinear",
+        },
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    record = opened(tmp_path, "twins_svt_small").record
+    assert record.classes == ("ant", "bee", "wasp")
+    assert (record.preprocess.crop, record.preprocess.mean) == (0.9, (0.1, 0.2, 0.3))
+    assert record.preprocess.interpolation == "bilinear"
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json: is not JSON"):
+        open_model(tmp_path)
+
+
+def test_safetensors_file_that_begins_like_a_pickle_is_read(tmp_path: Path) -> None:
+    weights, path = tiny("twins_svt_small").state_dict(), tmp_path / "a.safetensors"
+    for padding in range(0, 264, 8):
+        safetensors.torch.save_file(weights, path, {"padding": "x" * padding})
+        if path.read_bytes()[0] == 0x80:
+            break
+    else:
+        raise AssertionError("no header has that size")
+    assert opened(path, "twins_svt_small").weights.keys() == weights.keys()
+
+
+def test_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match=r"hf-hub:timm/gone: cannot be downloaded") as caught:
+        open_model("hf-hub:timm/gone")
+    assert "\n" not in str(caught.value)
+
+
+# Every weight accounted for
+
+
+def test_account_names_every_weight_and_what_was_done(tmp_path: Path) -> None:
+    name = "tnt_s_patch16_224"
+    weights = {f"module.{key}": tensor for key, tensor in theirs(tiny(name).state_dict(), "timm", name).items()}
+    weights["step_num"] = torch.tensor(3)
+    account = opened(save(tmp_path / "a.pth", weights), name).account
+    assert account.counts()["reshaped"] == 1
+    assert account.counts()["zero-filled"] == 1
+    seen = [key for entry in account.entries for key in entry.theirs]
+    assert sorted(seen) == sorted(weights)
+    assert account.summary().endswith("1 zero-filled, 1 skipped")
+    reshaped = next(entry for entry in account.entries if entry.what == "reshaped")
+    assert str(reshaped) == "module.pixel_pos -> inner_pos"
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
+def test_file_with_other_weights_is_refused_unless_told(change: str, tmp_path: Path) -> None:
+    name, weights = "twins_svt_small", tiny("twins_svt_small").state_dict()
+    if change == "missing":
+        del weights["norm.bias"]
+    elif change == "unexpected":
+        weights["norm_list.0.weight"] = torch.ones(64)
+    else:
+        weights["norm.bias"] = torch.ones(5)
+    path = save(tmp_path / "a.pth", weights)
+    with pytest.raises(CheckpointError, match=r"does not fit the model: . weights missing, . unexpected") as caught:
+        opened(path, name)
+    assert "To take what fits, weights.partial=true" in str(caught.value)
+    found = opened(path, name, partial=True)
+    assert found.account.doubts
+    assert found.build()(torch.randn(1, 3, 32, 32)).shape == (1, 7)
+    assert {"missing": "new", "unexpected": "skipped", "shape": "new"}[change] in found.account.counts()
+
+
+def test_file_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pth", {"conv1.weight": torch.ones(3), "fc.bias": torch.ones(1)})
+    with pytest.raises(CheckpointError, match=r"holds weights \(conv1\.weight, fc\.bias, \.\.\.\) of no TNT"):
+        open_model(path)
+
+
+def test_size_that_was_never_published_is_named(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pth", tiny("tnt_s_patch16_224").state_dict())
+    with pytest.raises(
+        CheckpointError, match=r"no published model \(embed_dim 48, inner_dim 8, depth 2.*weights\.options"
+    ):
+        open_model(path)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"dialect": "zoo"}, r"no TNT, T2T-ViT or Twins that zoo names; leave weights\.dialect out"),
+        ({"dialect": "mmpretrain"}, r"no TNT, T2T-ViT or Twins that mmpretrain names"),
+        ({"dialect": "vitrail"}, r"was not written by vitrail; leave weights\.dialect out"),
+        ({"options": {"depths": (1, 1, 1, 1)}}, "does not fit the model"),
+        ({"classes": ["a", "b"], "options": {"num_classes": 3}}, "num_classes is 3, but 2 classes are named"),
+    ],
+)
+def test_wishes_that_do_not_fit_the_file_are_refused(wanted: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pth", tiny("twins_svt_small").state_dict())
+    with pytest.raises((CheckpointError, ConfigError), match=message):
+        opened(path, "twins_svt_small", **wanted)
+
+
+def test_the_same_weight_under_two_names_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pth", {"model.norm.bias": torch.ones(2), "module.norm.bias": torch.ones(2)})
+    with pytest.raises(CheckpointError, match="the same weight twice; keep one of them"):
+        open_model(path)
+
+
+# Other classes, sizes and channels
+
+
+def test_rows_of_shared_classes_are_kept(tmp_path: Path) -> None:
+    from vitrail.checkpoint import Record, model_options, save_model
+    from vitrail.transforms import Preprocess
+
+    model = tiny("twins_svt_small", num_classes=3)
+    path = tmp_path / "a.safetensors"
+    record = Record(
+        model="twins_svt_small", options=model_options(model), classes=("ant", "bee", "Wasp Nest"),
+        preprocess=Preprocess(size=(32, 32)),
+    )  # fmt: skip
+    save_model(path, model.state_dict(), record)
+    found = open_model(path, Wanted(classes=["fly", "wasp_nest", "ant", "moth"]))
+    assert found.record.classes == ("fly", "wasp_nest", "ant", "moth")
+    for new, old in ((1, 2), (2, 0)):
+        assert torch.equal(found.weights["head.weight"][new], model.state_dict()["head.weight"][old])
+        assert torch.equal(found.weights["head.bias"][new], model.state_dict()["head.bias"][old])
+    assert found.weights["head.bias"][0] == 0
+    (entry,) = [entry for entry in found.account.entries if entry.what == "new"]
+    assert entry.note == "2 of 4 rows kept, by class name; the others are fresh"
+    assert found.build().classes == ("fly", "wasp_nest", "ant", "moth")
+    headless = load_model(path, num_classes=0)
+    assert headless(torch.randn(1, 3, 32, 32)).shape == (1, headless.num_features)
+    assert load_model(path, num_classes=5).classes == ()
+
+
+def test_classes_of_imagenet_are_known_by_id_and_by_name(tmp_path: Path) -> None:
+    model = tiny("twins_svt_small", num_classes=1000)
+    path = save(tmp_path / "a.pth", model.state_dict())
+    found = opened(path, "twins_svt_small", classes=["goldfish", "crane", "n01440764", "Golden_Retriever", "my cat"])
+    assert opened(path, "twins_svt_small").record.classes == wnids()
+    head = model.state_dict()["head.weight"]
+    for new, old in ((0, 1), (2, 0), (3, 207)):
+        assert torch.equal(found.weights["head.weight"][new], head[old])
+    assert "crane" not in by_name()  # a bird and a machine
+    assert by_name()["tench"] == 0
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 64), (48, 80)])
+@pytest.mark.parametrize("name", ["tnt_s_patch16_224", "t2t_vit_7"])
+def test_positions_are_resized_to_other_image_sizes(name: str, size: tuple[int, int], tmp_path: Path) -> None:
+    model = tiny(name, image_size=64)
+    path = save(tmp_path / "a.pth", model.state_dict())
+    found = opened(path, name, options={"image_size": size})
+    key = "outer_pos" if name.startswith("tnt") else "pos_embed"
+    grid = [n // 16 for n in size]
+    expected = resample_abs_pos_embed(model.state_dict()[key], grid, [4, 4], num_prefix_tokens=1)
+    assert torch.equal(found.weights[key], expected)
+    assert torch.equal(found.weights[key][:, 0], model.state_dict()[key][:, 0])
+    built = found.build()
+    assert built(torch.randn(1, 3, *size)).shape == (1, 7)
+    assert built.preprocess.size == size
+    assert found.account.counts().get("resized", 0) == (size != (64, 64))
+
+
+def test_fixed_positions_can_be_computed_anew(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pth", tiny("t2t_vit_7", image_size=32).state_dict())
+    found = opened(path, "t2t_vit_7", options={"image_size": 64}, positions="fresh")
+    assert torch.equal(found.weights["pos_embed"], tiny("t2t_vit_7", image_size=64).state_dict()["pos_embed"])
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+def test_stem_is_adapted_to_other_channels_by_a_rule(name: str, channels: int, tmp_path: Path) -> None:
+    model = tiny(name)
+    project = EXAMPLES[name][0]
+    path = save(tmp_path / "a.pth", theirs(model.state_dict(), project, name))
+    found = opened(path, name, options={"in_channels": channels})
+    assert found.build().preprocess is None
+    gray = torch.randn(2, 1, 32, 32)
+    logits = found.build()(gray.expand(-1, channels, -1, -1))
+    assert logits.shape == (2, 7)
+    if channels in (1, 6) and not name.startswith("t2t"):  # whose first layer is a norm over all channels
+        expected = opened(path, name).build()(gray.expand(-1, 3, -1, -1))
+        assert_close(logits, expected, atol=1e-4, rtol=0)
+    rules = {entry.note for entry in found.account.entries if entry.what == "resized"}
+    assert ("summed over the three" if channels == 1 else f"repeated, times 3/{channels}") in rules
+
+
+def test_other_channels_than_three_are_not_adapted_again(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pth", tiny("twins_svt_small", in_channels=4).state_dict())
+    with pytest.raises(CheckpointError, match="was made for 4 channels; only weights for 3 can be adapted"):
+        opened(path, "twins_svt_small", options={"in_channels": 1})
+
+
+# Nothing from a file is run
+
+
+class Payload:
+    """A pickle that makes a folder when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "legacy"])
+def test_pickle_that_would_run_is_refused_by_name(old: bool, tmp_path: Path) -> None:
+    content = {"state_dict": tiny("t2t_vit_7").state_dict(), "args": Payload(tmp_path / "made")}
+    path = tmp_path / "a.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=not old)
+    with pytest.raises(CheckpointError, match=r"asks to run posix\.mkdir, which is no tensor or plain value"):
+        open_model(path)
+    assert not (tmp_path / "made").exists()
+
+
+def test_archive_that_would_grow_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pth", {"norm.bias": torch.zeros(100_000_00)})
+    bomb = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as packed:
+        for entry in stored.infolist():
+            packed.writestr(entry.filename, stored.read(entry))
+    assert bomb.stat().st_size < 100_000
+    with pytest.raises(CheckpointError, match=r"is a compressed archive, which torch\.save does not write"):
+        open_model(bomb)
+
+
+def test_tensor_that_claims_a_terabyte_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pth", {"norm.bias": torch.ones(1).expand(2**40)})
+    with pytest.raises(CheckpointError, match=r"norm\.bias claims 1,099,511,627,776 values and has fewer"):
+        open_model(path)
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2**38], "data_offsets": [0, 2**40]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(CheckpointError, match="is not a safetensors file, or is damaged"):
+        open_model(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([torch.ones(2)], "holds a list, not weights by name"),
+        ({"a": 1, "b": "text"}, "holds no weights; its entries are a, b"),
+        ({"w": torch.ones(2, 2).to_sparse()}, "w is a sparse, quantized or empty tensor"),
+        ({"w": torch.empty(2, device="meta")}, "w is a sparse, quantized or empty tensor"),
+    ],
+)
+def test_other_contents_are_refused(content: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        open_model(save(tmp_path / "a.pth", content))
+
+
+def test_every_dialect_reads_what_it_writes() -> None:
+    for family in FAMILIES:
+        with torch.device("meta"):
+            weights = create_model(next(iter(family.variants))).state_dict()
+        for dialect in DIALECTS:
+            if dialect.family != family.name:
+                continue
+            links, dropped = write_names(weights, dialect)
+            back, ignored, rest = read_names([PREFIX.sub("", key) for link in links for key in link.theirs], dialect)
+            assert {name for link in back for name in link.ours} == weights.keys() - set(dropped)
+            assert not ignored
+            assert not rest
+
+
+def test_options_of_the_architecture_cannot_be_changed_afterwards(tiny_checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match="was made with depth=2, which its weights cannot change"):
+        load_model(tiny_checkpoint, depth=3)
+    model = load_model(tiny_checkpoint, drop_path_rate=0.2, gelu="tanh")
+    assert replace(model.config, drop_path_rate=0.0, gelu="erf") == load_model(tiny_checkpoint).config
+    assert math.isclose(model.config.drop_path_rate, 0.2)
