@@ -92,11 +92,11 @@ def open_weights(given: Path | str) -> WeightFile:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     metadata: Mapping[str, str] = {}
-    if head.startswith(b"PK") or head[:1] == b"\x80":
-        kind, content = "PyTorch", _read_torch(path)
-    elif head[8:9] == b"{":
+    if head[8:9] == b"{":  # first, since the length before it may begin with the byte that a pickle begins with
         kind = "safetensors"
         content, metadata = _read_safetensors(path)
+    elif head.startswith(b"PK") or head[:1] == b"\x80":
+        kind, content = "PyTorch", _read_torch(path)
     elif head[:1] == b"\x0a" or int.from_bytes(head[:4], "little") in CIPHERS:
         kind, content = "MindSpore", read_ckpt(path)
     else:
