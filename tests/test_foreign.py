@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shlex
@@ -791,6 +792,23 @@ def test_a_file_of_theirs_trains(
     printed = capsys.readouterr()
     assert caught.value.code == 0, printed.err
     assert "top-1" in printed.out
+
+
+def test_their_flag_for_weights_begins_with_them(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "--config", str(FILES / "tnt_s_gpu.yaml"), *TINY["tnt_s_gpu"](image_folder).split()]
+    ours = ["output.root=runs", "data.workers=0", "train.device=cpu", "optim.lr=1e-9", "schedule.min_lr=0"]
+    weights = "runs/first/best.safetensors"
+    for more in (["output.name=first"], ["--ckpt_path", weights, "output.name=second"]):
+        with pytest.raises(SystemExit) as caught:
+            main([*words, *ours, *more])
+        assert caught.value.code == 0, capsys.readouterr().err
+    stored = yaml.safe_load(Path("runs/second/config.yaml").read_text())["model"]
+    assert (stored["weights"], stored["options"]["gelu"]) == (weights, "tanh")
+    first, second = (json.loads(Path(f"runs/{name}/metrics.jsonl").read_text()) for name in ("first", "second"))
+    assert second["val_loss"] == pytest.approx(first["val_loss"], abs=1e-4)
 
 
 def test_config_shows_the_translation_key_by_key(capsys: pytest.CaptureFixture) -> None:
