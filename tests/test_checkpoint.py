@@ -36,6 +36,7 @@ from vitrail.loading import load_model, open_model
 from vitrail.models import FAMILIES, create_model, find_variant
 from vitrail.models.registry import VisionModel
 from vitrail.transforms import Preprocess
+from vitrail.weight_file import open_weights
 
 LargestFile = Callable[[int], AbstractContextManager[None]]
 CLASSES = ("tench", "goldfish, Carassius auratus", "größer", "猫", "e", "f", "")
@@ -198,6 +199,16 @@ def test_other_files_are_refused(content: bytes, message: str, tmp_path: Path) -
             read(path)
         assert str(caught.value).startswith(f"{path}: ")
         assert "\n" not in str(caught.value)
+
+
+def test_safetensors_that_begin_as_a_pickle_does_are_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / "best.safetensors"
+    lengths = []
+    for padding in range(0, 256, 8):  # the first byte is that of the header's length
+        safetensors.torch.save_file({"head.bias": torch.ones(2)}, path, {"padding": " " * padding})
+        lengths.append(path.read_bytes()[0])
+        assert open_weights(path).kind == "safetensors"
+    assert 0x80 in lengths
 
 
 def test_missing_file_and_folder_are_refused_with_a_suggestion(weights: Path) -> None:

@@ -50,6 +50,7 @@ SELF_EXPLAINING = {
     (OptimSection, "betas"),
     (OptimSection, "eps"),
     (OptimSection, "name"),
+    (OptimSection, "weight_decay"),
     (OutputSection, "root"),
     (PreprocessSection, "interpolation"),
     (PreprocessSection, "std"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitrail.cli import app
+from vitrail.cli import app, understood
 from vitrail.config import (
     EvaluateConfig,
     PredictConfig,
@@ -61,6 +61,7 @@ def test_documents_have_commands() -> None:
 
 @pytest.mark.parametrize("arguments", vitrail_commands(), ids=" ".join)
 def test_a_documented_command_is_understood(arguments: list[str]) -> None:
+    arguments, _ = understood(arguments)
     command, bound, _ = app.parse_args(arguments, exit_on_error=False, print_error=False)
     assert command.__name__ == arguments[0]
     given = [value for value in bound.args if isinstance(value, str)]

@@ -53,6 +53,19 @@ def fill_gradients(model: VisionModel) -> None:
             parameter.grad = torch.randn(parameter.shape, generator=generator)
 
 
+@every_family
+def test_more_decays_where_it_is_asked_for(name: str) -> None:
+    model = tiny(name)
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert names_of(model, parameter_groups(model, 0.05, None, "all")) == {0.05: set(trainable)}
+    split = names_of(model, parameter_groups(model, 0.05, None, "matrices"))
+    assert split[0.0] == {name for name, p in trainable.items() if p.ndim == 1 or name.endswith(".bias")}
+    exempt = {name for name in trainable if name in model.no_weight_decay() and not name.endswith(".bias")}
+    paper = names_of(model, parameter_groups(model, 0.05, None))
+    assert split[0.05] == paper[0.05] | exempt
+    assert exempt
+
+
 @every_variant
 def test_weight_decay_splits_the_parameters_as_timm_does(name: str) -> None:
     model = tiny(name)

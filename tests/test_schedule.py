@@ -131,3 +131,44 @@ def test_warm_up_may_end_within_an_update() -> None:
     assert found[2] == pytest.approx(1e-6 + (1e-3 - 1e-6) * 2 / 2.5)
     assert found[3] == 1e-3
     assert all(map(math.isfinite, found))
+
+
+def test_a_prefixed_warmup_is_timms_too() -> None:
+    ours = rates(150, warmup_prefix=True)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    scheduler = CosineLRScheduler(
+        optimizer, t_initial=100, lr_min=1e-5, warmup_t=20, warmup_lr_init=1e-6, warmup_prefix=True, t_in_epochs=False
+    )
+    for update, rate in enumerate(ours):
+        scheduler.step_update(update)
+        assert math.isclose(rate, optimizer.param_groups[0]["lr"], rel_tol=1e-12)
+    assert ours[20] == 1e-3
+    assert ours[120:] == [1e-5] * 30
+
+
+def test_a_warmup_as_long_as_the_run_leaves_the_floor() -> None:
+    assert rates(22, warmup_prefix=True, warmup_updates=20, total_updates=20)[19:] == [
+        pytest.approx(1e-6 + (1e-3 - 1e-6) * 0.95), 1e-5, 1e-5,
+    ]  # fmt: skip
+
+
+def test_a_cosine_of_its_own_length_ends_early_or_is_cut_off() -> None:
+    early = rates(120, cosine_updates=60)
+    assert early[60:] == [1e-5] * 60
+    assert early[59] > 1e-5
+    assert rates(60, cosine_updates=120) == rates(60)
+    assert rates(120, cosine_updates=60, warmup_prefix=True)[80:] == [1e-5] * 40
+
+
+def test_a_clipped_cosine_falls_to_zero_and_no_rate_is_below_the_floor() -> None:
+    ours = rates(120, clip=True, warmup_prefix=True)
+    assert ours[0] == 1e-5
+    plain = rates(120, floor=0.0, warmup_prefix=True)
+    assert ours == [max(rate, 1e-5) for rate in plain]
+    assert min(plain) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["step", "exponential"])
+def test_the_other_curves_begin_after_a_prefixed_warmup(name: str) -> None:
+    later, plain = rates(name=name, warmup_prefix=True), rates(name=name, warmup_updates=0)
+    assert later[20:] == plain[:-20]

@@ -19,6 +19,7 @@ from vitrail.errors import ConfigError, Interrupted, Stopped, VitrailError, comm
 if TYPE_CHECKING:
     from vitrail.display import Terminal
     from vitrail.evaluate import Evaluation
+    from vitrail.projects import Say
     from vitrail.train import TrainResult
 
 app = App(
@@ -42,10 +43,13 @@ def _whole_number(_: type, tokens: Sequence[Token]) -> int:
         raise ConfigError(f"{tokens[0].keyword} is {tokens[0].value!r}; it must be a whole number") from None
 
 
+EVALUATE_SECTIONS = ("data", "preprocess", "evaluate")
+
+
 @app.command
 def train(
     *settings: Annotated[str, Parameter(help="A recipe's name or file, and settings as section.key=value.")],
-    config: Annotated[str | None, Parameter(help="A recipe's name or file.")] = None,
+    config: Annotated[str | None, Parameter(help="A recipe's name or file, of MindSpore's projects too.")] = None,
     resume: Annotated[
         Path | None, Parameter(help="Run to go on with; with a recipe, begun if it is not there yet.")
     ] = None,
@@ -61,6 +65,7 @@ def train(
     vitrail train --resume runs/digits
     vitrail train cifar10_tnt data.root=/data/cifar10
     torchrun --nproc-per-node 8 -m vitrail train tnt_s_imagenet data.root=/data/imagenet --resume runs/tnt
+    vitrail train --config configs/tnt/tnt_s_gpu.yaml --data_dir /data/imagenet
     ```
     """
     from vitrail.start import begin
@@ -71,6 +76,7 @@ def train(
     from vitrail.train import train as run
 
     with _terminal() as display:
+        _say(display, start.remarks)
         result = run(start.config, name=start.name, resume=start.resume, fork=start.fork, display=display)
         if _is_main_process():
             _show_training(result)
@@ -81,6 +87,7 @@ def train(
 def evaluate(
     checkpoint: Path,
     *settings: Settings,
+    config: Annotated[str | None, Parameter(help="A recipe's name or file, for the images and their size.")] = None,
     json_file: Annotated[Path | None, Parameter(name="--json", help="Also write the numbers to this file.")] = None,
     sweep_preprocess: Annotated[
         bool, Parameter(help="Try the usual means, crops and filters instead, and say which fits the weights.")
@@ -94,8 +101,11 @@ def evaluate(
     ```
     """
     from vitrail.config import command_line
+    from vitrail.foreign import read_part, split_keys
 
-    layer = command_line(settings)
+    keys, tokens = split_keys(settings)
+    part = read_part(config, keys, EVALUATE_SECTIONS)
+    layers = [*([part.layer] if part else []), command_line(tokens)]
     if json_file is not None:
         if not json_file.parent.is_dir():
             raise ConfigError(f"--json {json_file}: there is no folder {json_file.parent}; create or choose another")
@@ -107,15 +117,17 @@ def evaluate(
     from vitrail.evaluate import sweep
 
     with _terminal() as display:
+        if part is not None and part.translation is not None:
+            _say(display, part.translation.remarks(EVALUATE_SECTIONS))
         if sweep_preprocess:
-            tried = sweep(checkpoint, [layer], display=display)
+            tried = sweep(checkpoint, layers, display=display)
             if _is_main_process():
                 _show_sweep(checkpoint, tried)
                 if json_file is not None:
                     text = json.dumps([result.to_dict() for result in tried], indent=1) + "\n"
                     write_whole(json_file, text.encode(), "choose another file with --json")
             return 0
-        result = run(checkpoint, [layer], display=display)
+        result = run(checkpoint, layers, display=display)
         if not _is_main_process():
             return 0
         for name, reason in result.bad_files:
@@ -149,6 +161,7 @@ def predict(
     *inputs: Annotated[
         str, Parameter(help="Images, folders, quoted globs, .txt lists, and preprocess.key=value or weights.key=value.")
     ],
+    config: Annotated[str | None, Parameter(help="A recipe's name or file, for how images are read.")] = None,
     output: Annotated[
         Path | None, Parameter(help="File to write; predictions.json, .jsonl or .csv by default.")
     ] = None,
@@ -168,10 +181,12 @@ def predict(
     ```
     """
     from vitrail.config import PredictConfig, command_line, resolve
+    from vitrail.foreign import read_part
 
     tokens = [text for text in inputs if text.startswith(("preprocess.", "weights.")) and "=" in text]
     images = [text for text in inputs if text not in tokens]
-    settings = resolve(PredictConfig, [command_line(tokens)]).config
+    part = read_part(config, {}, ["preprocess"])
+    settings = resolve(PredictConfig, [*([part.layer] if part else []), command_line(tokens)]).config
     if not images:
         raise ConfigError("predict needs images: a file, a folder, a quoted glob, or a .txt list of paths")
     for name, value in (("--topk", topk), ("--batch-size", batch_size)):
@@ -282,11 +297,15 @@ def config(
 ) -> int:
     """Show a recipe's settings and where each comes from; without a recipe, list the recipes.
 
+    A file of another project is translated key by key first.
+
     ```
     vitrail config digits optim.lr=1e-3
+    vitrail config configs/tnt/tnt_s_gpu.yaml --batch_size 16
     ```
     """
-    from vitrail.config import TrainConfig, command_line, find_recipe, flat, list_recipes, read_yaml, reference, resolve
+    from vitrail.config import TrainConfig, command_line, find_recipe, flat, list_recipes, reference, resolve
+    from vitrail.foreign import read_recipe, split_keys
 
     if markdown:
         print(reference(), end="")
@@ -295,12 +314,17 @@ def config(
         _table("recipes", ("name", "what"), [(name, _first_comment(find_recipe(name)[1])) for name in list_recipes()])
         print("`vitrail config NAME` shows one, `vitrail config --markdown` explains every setting.")
         return 0
-    name, path = find_recipe(recipe)
-    resolved = resolve(TrainConfig, [read_yaml(path, name), command_line(settings)])
+    given, tokens = _split_settings([recipe, *settings], None)
+    keys, tokens = split_keys(tokens)
+    read = read_recipe(given, keys)
+    if (translation := read.translation) is not None:
+        columns = ("their key", "their value", "our setting", "our value", "note")
+        _table(f"{read.path}: {translation.project}, {translation.compat}", columns, translation.table())
+    resolved = resolve(TrainConfig, [read.layer, command_line(tokens)])
     rows = [
         (key, json.dumps(value), resolved.origins.get(key, "default")) for key, value in flat(resolved.config).items()
     ]
-    _table(str(path), ("setting", "value", "from"), rows)
+    _table(read.path, ("setting", "value", "from"), rows)
     return 0
 
 
@@ -328,6 +352,9 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
     debug = "--debug" in arguments
     arguments = [token for token in arguments if token != "--debug"]
     try:
+        arguments, notes = understood(arguments)
+        if _is_main_process():
+            print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
         status = app(arguments, exit_on_error=False, print_error=False)
     except (Interrupted, KeyboardInterrupt) as error:
         print(str(error) or "stopped", file=sys.stderr)
@@ -354,6 +381,17 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
     sys.exit(status or 0)
 
 
+def understood(tokens: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return a command with the flags of other projects as ours, and a note for each that it has no use for."""
+    from vitrail.flags import COMMANDS, translate_flags
+
+    if not tokens or tokens[0] not in COMMANDS:
+        return list(tokens), []
+    arguments = app[tokens[0]].assemble_argument_collection() if tokens[0] in app else []  # export is to come
+    own = {name: one.hint is not bool for one in arguments for name in one.names if name.startswith("--")}
+    return translate_flags(tokens, {"--help": False, "--version": False, **own})
+
+
 def _fail(message: str) -> NoReturn:
     who = "error" if _is_main_process() else f"error in process {os.environ['RANK']}"
     print(f"{who}: {' '.join(message.split())}", file=sys.stderr)
@@ -368,6 +406,12 @@ def _split_settings(tokens: Sequence[str], config: str | None) -> tuple[str | No
             f"two recipes are given, {recipes[0]} and {recipes[1]}; settings are written section.key=value"
         )
     return (recipes[0] if recipes else None), [token for token in tokens if "=" in token]
+
+
+def _say(display: Terminal, remarks: Sequence[tuple[Say, str]]) -> None:
+    """Show what is to be said about the translation of another project's file."""
+    for kind, text in remarks:
+        (display.warn if kind == "warning" else display.note)(text)
 
 
 @contextmanager

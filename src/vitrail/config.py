@@ -177,7 +177,9 @@ class OptimSection:
     lr_base_batch: int | None = None
     """Multiply `lr` by train.batch_size / lr_base_batch; null leaves it."""
     weight_decay: float = 0.05
-    """Not applied to biases, norms and what the model's paper exempts."""
+    decay_on: Literal["paper", "matrices", "all"] = "paper"
+    """What decays: paper leaves out biases, norms and what the model's paper exempts, matrices leaves out biases and
+    norms, all leaves out nothing."""
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     momentum: float = 0.9
@@ -208,9 +210,15 @@ class ScheduleSection:
 
     name: Literal["cosine", "step", "exponential", "constant"] = "cosine"
     warmup_epochs: float = 5.0
-    """Linear rise from `warmup_lr`, inside the main curve as in timm, not before it."""
+    """Linear rise from `warmup_lr`, inside the main curve as in timm unless `warmup_prefix` is set."""
+    warmup_prefix: bool = False
+    """Begin the main curve where the warm-up ends, as MindSpore's projects do, so that it starts at the peak."""
     warmup_lr: float = 1e-6
     min_lr: float = 1e-5
+    clip_to_min_lr: bool = False
+    """Let a cosine fall to zero, with no rate below `min_lr`, the warm-up's included; false ends it at `min_lr`."""
+    cosine_epochs: float | None = None
+    """Length of a cosine, from its own beginning, after which it stays at `min_lr`; null ends it with train.epochs."""
     cooldown_epochs: int = 0
     """Epochs after `train.epochs`, in which a cosine stays at `min_lr` and the others go on."""
     decay_epochs: float = 30.0
@@ -223,7 +231,7 @@ class ScheduleSection:
         found = _in_range(
             self, warmup_epochs=(0, None), warmup_lr=(0, None), min_lr=(0, None), cooldown_epochs=(0, None)
         )
-        found += _above_zero(self, "decay_epochs")
+        found += _above_zero(self, "decay_epochs", "cosine_epochs")
         if not 0 < self.decay_rate <= 1:
             found.append(f"decay_rate is {self.decay_rate}; it must be above 0 and at most 1")
         return found

@@ -133,7 +133,7 @@ def build_state(job: Job, model: VisionModel) -> TrainState:
             shard(module, job.accelerator.device)
     optimizer = build_optimizer(
         model, name=optim.name, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps,
-        momentum=optim.momentum, nesterov=optim.nesterov, layer_decay=optim.layer_decay,
+        momentum=optim.momentum, nesterov=optim.nesterov, layer_decay=optim.layer_decay, decay_on=optim.decay_on,
     )  # fmt: skip
     device = job.accelerator.device
     return TrainState(
@@ -238,6 +238,9 @@ def build_schedule(config: TrainConfig, steps: int) -> Callable[[int], float]:
         total_updates=config.train.epochs * steps,
         decay_updates=schedule.decay_epochs * steps,
         decay_rate=schedule.decay_rate,
+        warmup_prefix=schedule.warmup_prefix,
+        cosine_updates=None if schedule.cosine_epochs is None else schedule.cosine_epochs * steps,
+        clip=schedule.clip_to_min_lr,
     )
 
 

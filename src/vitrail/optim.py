@@ -8,19 +8,25 @@ import torch
 
 from vitrail.models.registry import VisionModel
 
+DecayOn = Literal["paper", "matrices", "all"]
 
-def parameter_groups(model: VisionModel, weight_decay: float, layer_decay: float | None) -> list[dict[str, Any]]:
+
+def parameter_groups(
+    model: VisionModel, weight_decay: float, layer_decay: float | None, decay_on: DecayOn = "paper"
+) -> list[dict[str, Any]]:
     """Group the trainable parameters by weight decay and learning-rate scale.
 
-    Biases, one-dimensional parameters and those of `model.no_weight_decay()` do not decay. With `layer_decay`, a
-    parameter of layer i learns at layer_decay ** (num_layers - i) times the rate (`lr_scale` of its group).
+    Biases, one-dimensional parameters and those of `model.no_weight_decay()` do not decay, unless `decay_on` says that
+    the last, or all three, do. With `layer_decay`, a parameter of layer i learns at layer_decay ** (num_layers - i)
+    times the rate (`lr_scale` of its group).
     """
-    exempt = model.no_weight_decay()
+    exempt = model.no_weight_decay() if decay_on == "paper" else set()
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        decays = parameter.ndim > 1 and not name.endswith(".bias") and name not in exempt
+        is_matrix = parameter.ndim > 1 and not name.endswith(".bias")
+        decays = decay_on == "all" or (is_matrix and name not in exempt)
         layer = model.num_layers if layer_decay is None else model.layer_of(name)
         group = groups.setdefault(
             (layer, decays),
@@ -45,9 +51,10 @@ def build_optimizer(
     momentum: float,
     nesterov: bool,
     layer_decay: float | None,
+    decay_on: DecayOn = "paper",
 ) -> torch.optim.Optimizer:
     """Build AdamW or SGD, as one fused kernel, which leaves an update out where `found_inf` says so."""
-    groups = parameter_groups(model, weight_decay, layer_decay)
+    groups = parameter_groups(model, weight_decay, layer_decay, decay_on)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)

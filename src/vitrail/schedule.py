@@ -17,18 +17,26 @@ def learning_rate(
     total_updates: int | float,
     decay_updates: int | float,
     decay_rate: float,
+    warmup_prefix: bool = False,
+    cosine_updates: int | float | None = None,
+    clip: bool = False,
 ) -> float:
     """Return the learning rate of update number `update`, counted from 0.
 
-    The warm-up replaces the beginning of the main curve, as timm's schedulers have it by default; it does not come
-    before it. After `total_updates` (in the cooldown) a cosine stays at `floor`.
+    The warm-up replaces the beginning of the main curve, as timm's schedulers have it by default; with `warmup_prefix`
+    it comes before it. A cosine takes `cosine_updates`, or what there is until `total_updates`, and stays at `floor`
+    from then on. With `clip` it falls to zero instead, and no rate, the warm-up's included, is below `floor`.
     """
     if update < warmup_updates:
-        return warmup_start + (peak - warmup_start) * update / warmup_updates
+        rate = warmup_start + (peak - warmup_start) * update / warmup_updates
+        return max(rate, floor) if clip else rate
+    before = warmup_updates if warmup_prefix else 0
     if name == "cosine":
-        progress = min(update / total_updates, 1.0)
-        return floor + (peak - floor) * (1 + math.cos(math.pi * progress)) / 2
+        length = total_updates - before if cosine_updates is None else cosine_updates
+        progress = min((update - before) / length, 1.0) if length > 0 else 1.0
+        share = (1 + math.cos(math.pi * progress)) / 2
+        return max(peak * share, floor) if clip else floor + (peak - floor) * share
     if name == "constant":
         return peak
-    periods = update / decay_updates
+    periods = (update - before) / decay_updates
     return max(floor, peak * decay_rate ** (math.floor(periods) if name == "step" else periods))

@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vitrail.config import Layer, TrainConfig, command_line, find_recipe, flat, read_yaml, resolve
+from vitrail.config import Layer, TrainConfig, command_line, flat, read_yaml, resolve
 from vitrail.errors import ConfigError, command
+from vitrail.foreign import Recipe, read_recipe, split_keys
+from vitrail.projects import Say
 
 FREE = (
     "data.root", "data.workers", "data.download", "output.", "train.device", "train.shard", "train.log_every",
@@ -31,6 +33,8 @@ class Start:
     """Run folder to go on in."""
     fork: Path | None = None
     """Run folder whose weights a new run begins with."""
+    remarks: tuple[tuple[Say, str], ...] = ()
+    """What is to be said about the settings, where another project's file was translated."""
 
 
 def begin(
@@ -43,37 +47,46 @@ def begin(
 ) -> Start:
     """Read a recipe, or a run's own settings, and `section.key=value` tokens, into what to run.
 
+    A file of another project is a recipe too, and takes the keys of that project as `key=value`.
+
     Raises:
         ConfigError: Two verbs at once, a folder that is no run, or settings that the verb does not allow.
     """
     verbs = [f"--{name}" for name, given in (("resume", resume), ("extend", extend), ("fork", fork)) if given]
     if len(verbs) > 1:
         raise ConfigError(f"{' and '.join(verbs)} are both given; choose one")
+    keys, tokens = split_keys(tokens)
+    written = read_recipe(recipe, keys) if recipe is not None or keys else None
     if resume is not None:
-        return _resume(resume, recipe, tokens)
+        return _resume(resume, written, tokens)
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
         raise ConfigError(
             "torchrun restarted a command that would begin a new run each time; name the folder with --resume "
             "runs/NAME, which begins the run or goes on with it"
         )
     if extend is not None:
-        return _extend(extend, recipe, tokens)
+        return _extend(extend, written, tokens)
     if fork is not None:
-        return _fork(fork, recipe, tokens)
-    name, path = find_recipe(recipe or "digits")
-    return Start(resolve(TrainConfig, [read_yaml(path, name), command_line(tokens)]).config, name)
+        return _fork(fork, written, tokens)
+    return _new(written or read_recipe("digits", {}), tokens)
 
 
-def _resume(folder: Path, recipe: str | None, tokens: Sequence[str]) -> Start:
+def _new(recipe: Recipe, tokens: Sequence[str], *, where: Sequence[Layer] = (), fork: Path | None = None) -> Start:
+    """Begin a run of a recipe."""
+    remarks = recipe.translation.remarks() if recipe.translation else ()
+    config = resolve(TrainConfig, [recipe.layer, command_line(tokens), *where]).config
+    return Start(config, recipe.name, fork=fork, remarks=tuple(remarks))
+
+
+def _resume(folder: Path, recipe: Recipe | None, tokens: Sequence[str]) -> Start:
     """Go on with a run, or begin it where the folder is not there yet and a recipe says how."""
     if not folder.exists() and recipe is not None:
         _refuse_other_folder("resume", folder, tokens)
-        name, path = find_recipe(recipe)
         where = Layer("--resume", {"output": {"root": str(folder.parent), "name": folder.name}})
-        return Start(resolve(TrainConfig, [read_yaml(path, name), command_line(tokens), where]).config, name)
+        return _new(recipe, tokens, where=[where])
     stored = _settings_of(folder, "resume")
     _refuse_other_folder("resume", folder, tokens)
-    base = stored if recipe is None else read_yaml(find_recipe(recipe)[1], recipe)
+    base = stored if recipe is None else recipe.layer
     config = _in_folder(resolve(TrainConfig, [base, command_line(tokens)]).config, folder)
     config = _decided_by_weights(resolve(TrainConfig, [stored]).config, config)
     if changed := _changes(stored, config, FREE):
@@ -85,10 +98,10 @@ def _resume(folder: Path, recipe: str | None, tokens: Sequence[str]) -> Start:
     return Start(config, folder.name, resume=folder)
 
 
-def _extend(folder: Path, recipe: str | None, tokens: Sequence[str]) -> Start:
+def _extend(folder: Path, recipe: Recipe | None, tokens: Sequence[str]) -> Start:
     """Lengthen a run."""
     if recipe is not None:
-        raise ConfigError(f"--extend {folder} goes on with that run's own settings; drop {recipe}")
+        raise ConfigError(f"--extend {folder} goes on with that run's own settings; drop {recipe.name}")
     stored = _settings_of(folder, "extend")
     _refuse_other_folder("extend", folder, tokens)
     config = _in_folder(resolve(TrainConfig, [stored, command_line(tokens)]).config, folder)
@@ -107,22 +120,17 @@ def _extend(folder: Path, recipe: str | None, tokens: Sequence[str]) -> Start:
     return Start(config, folder.name, resume=folder)
 
 
-def _fork(folder: Path, recipe: str | None, tokens: Sequence[str]) -> Start:
+def _fork(folder: Path, recipe: Recipe | None, tokens: Sequence[str]) -> Start:
     """Begin a new run and schedule from the weights of another."""
     stored = _settings_of(folder, "fork")
     if recipe is None:
-        name = folder.name
         anew = {"output": {"name": None}, "model": {"weights": None}}
-        base = Layer(
-            stored.origin, {**stored.values, **{key: {**stored.values.get(key, {}), **anew[key]} for key in anew}}
-        )
-    else:
-        name, path = find_recipe(recipe)
-        base = read_yaml(path, name)
-    config = resolve(TrainConfig, [base, command_line(tokens)]).config
-    if config.model.weights is not None:
-        raise ConfigError(f"--fork {folder}: begins with that run's weights; drop model.weights={config.model.weights}")
-    return Start(config, name, fork=folder)
+        values = {**stored.values, **{key: {**stored.values.get(key, {}), **anew[key]} for key in anew}}
+        recipe = Recipe(folder.name, str(folder), Layer(stored.origin, values))
+    start = _new(recipe, tokens, fork=folder)
+    if (weights := start.config.model.weights) is not None:
+        raise ConfigError(f"--fork {folder}: begins with that run's weights; drop model.weights={weights}")
+    return start
 
 
 def _settings_of(folder: Path, verb: str) -> Layer:

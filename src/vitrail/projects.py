@@ -1,0 +1,883 @@
+"""What the keys of other projects mean here, and what their programs do with them: one table a project. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from vitrail.errors import closest
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Say = Literal["", "note", "warning"]
+"""Whether a run says a note: it differs from what the file reads as, or something is not to be had."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a rule may look at beside the value of its own key."""
+
+    project: Project
+    values: Mapping[str, Any]
+    written: frozenset[str]
+    processes: int
+    as_written: bool
+
+    def number(self, key: str, absent: float = 0.0) -> float:
+        """Return the value of another key as a number."""
+        value = self.values.get(key)
+        try:
+            return absent if value is None else number(value)
+        except ValueError as error:
+            raise ValueError(f"{key} is {shown(value)}; {error}") from None
+
+    @cached_property
+    def batch(self) -> int:
+        """Images for one update, over all processes and accumulated parts."""
+        return int(self.number("batch_size", 1)) * self.processes * int(self.number("accumulation_step", 1))
+
+    @property
+    def rate_factor(self) -> float:
+        """What the program multiplies all its learning rates with."""
+        base = self.project.lr_base_batch
+        return 1.0 if base is None or self.as_written else self.batch / base
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a rule makes of a value; a rule that refuses it raises a ValueError instead."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+    say: Say = ""
+
+
+Rule = Callable[[Any, Case], Outcome]
+NO_DEFAULT = object()
+
+
+@dataclass(frozen=True)
+class Key:
+    """How a key is read, and what their program takes where it is not written."""
+
+    rule: Rule
+    default: Any = NO_DEFAULT
+
+
+@dataclass(frozen=True)
+class Project:
+    """The keys that one project's programs know."""
+
+    name: str
+    keys: Mapping[str, Key]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other spellings of keys: abbreviated flags, and those of shell scripts and of READMEs."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Our settings for what stands in their code."""
+    file_wins: bool = False
+    """Their program lets the file overrule the command line."""
+    lr_base_batch: int | None = None
+    """Their program multiplies learning rates by the global batch over this."""
+
+
+# Reading values
+
+
+def number(value: Any) -> float:
+    """Return a number, which YAML reads as text where it is written 1e-8."""
+    try:
+        if not isinstance(value, bool):
+            return float(value)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError("it must be a number")
+
+
+def truth(value: Any) -> bool:
+    """Return whether a switch is on, written in any of the ways that their parsers take."""
+    text = str(value).lower()
+    if text in ("true", "yes", "1", "1.0"):
+        return True
+    if text in ("false", "no", "0", "0.0", "none", ""):
+        return False
+    raise ValueError("it must be true or false")
+
+
+def text_or_none(value: Any) -> str | None:
+    """Return text, or None where nothing is written."""
+    return None if value in (None, "") else str(value)
+
+
+def same(value: Any, other: Any) -> bool:
+    """Tell whether two values are the same number, switch or word."""
+    for read in (number, truth):
+        try:
+            return read(value) == read(other)
+        except ValueError:
+            continue
+    return str(value) == str(other)
+
+
+def shown(value: Any) -> str:
+    """Return a value as YAML on one line."""
+    value = list(value) if isinstance(value, tuple) else value
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
+
+
+# Rules
+
+
+def to(*settings: str, read: Callable[[Any], Any] = lambda value: value, note: str = "") -> Rule:
+    """Set our settings to the value, or to what `read` makes of it."""
+    return lambda value, case: Outcome(dict.fromkeys(settings, read(value)), note)
+
+
+def nothing(note: str) -> Rule:
+    """Take any value, which has no effect here."""
+    return lambda value, case: Outcome(note=note)
+
+
+def only(*allowed: Any, why: str, where: str | None = None) -> Rule:
+    """Take the values for which it is so here anyway; with `where`, take any while that other key is zero."""
+
+    def rule(value: Any, case: Case) -> Outcome:
+        if any(same(value, one) for one in allowed) or (where is not None and case.number(where) == 0):
+            return Outcome(note="so it is here")
+        raise ValueError(f"here it can only be {' or '.join(map(shown, allowed))}: {why}")
+
+    return rule
+
+
+def unread(rule: Rule, executed: Any) -> Rule:
+    """Leave out a key that their program does not read, but take it as it is written where that is asked for."""
+
+    def judged(value: Any, case: Case) -> Outcome:
+        if case.as_written:
+            return rule(value, case)
+        differs = executed is not None and not same(value, executed)
+        instead = f", which takes {shown(executed)}" if executed is not None else ""
+        return Outcome(note=f"not read by {case.project.name}{instead}", say="note" if differs else "")
+
+    return judged
+
+
+def choice(settings: Mapping[Any, Mapping[str, Any]], note: str = "") -> Rule:
+    """Set what belongs to one of a few words."""
+
+    def rule(value: Any, case: Case) -> Outcome:
+        word = str(value).lower()
+        if word not in settings:
+            raise ValueError(f"it can be {', '.join(map(str, settings))}{closest(word, settings)}")
+        return Outcome(settings[word], note)
+
+    return rule
+
+
+def network(*prefixes: str, note: str = "", **options: Any) -> Rule:
+    """Take a model of one family, with what its arithmetic is in their program."""
+
+    def rule(value: Any, case: Case) -> Outcome:
+        if not str(value).startswith(prefixes):
+            raise ValueError(f"of {case.project.name}, models are known here that begin with {' or '.join(prefixes)}")
+        settings = {"model.name": str(value), **{f"model.options.{key}": option for key, option in options.items()}}
+        return Outcome(settings, note, "note" if note else "")
+
+    return rule
+
+
+def switched(switch: str, setting: str, amount: str) -> tuple[Rule, Rule]:
+    """Return the rules of a switch and of its amount, which here are one setting."""
+
+    def rule(value: Any, case: Case) -> Outcome:
+        if not truth(value):
+            return Outcome({setting: None})
+        if case.values.get(amount) is None:
+            raise ValueError(f"{amount} is not written")
+        return Outcome({setting: case.values[amount]})
+
+    return rule, nothing(f"with {switch}")
+
+
+def weights(value: Any, case: Case) -> Outcome:
+    """Begin with the weights of a file; nothing else is read from it."""
+    path = text_or_none(value)
+    return Outcome({"model.weights": path}, "weights alone: epochs and rates begin anew" if path else "")
+
+
+def downloaded(value: Any, case: Case) -> Outcome:
+    """Refuse to fetch weights."""
+    if truth(value):
+        raise ValueError("nothing is downloaded here; fetch the file and name it as model.weights=FILE")
+    return Outcome()
+
+
+def device(value: Any, case: Case) -> Outcome:
+    """Choose between the CPU and what there is."""
+    if str(value).lower() == "cpu":
+        return Outcome({"train.device": "cpu"})
+    lacking = str(value).lower() == "ascend" and "device_target" in case.written
+    note = "there is no Ascend here; an accelerator that torch finds is taken" if lacking else ""
+    return Outcome({"train.device": "auto"}, note, "warning" if lacking else "")
+
+
+def one_device(value: Any, case: Case) -> Outcome:
+    """Leave the choice of a card to the driver."""
+    chosen = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    asked = chosen not in ("0", "None") and case.processes == 1
+    note = f"CUDA_VISIBLE_DEVICES={chosen} chooses the card" if asked else "CUDA_VISIBLE_DEVICES chooses a card"
+    return Outcome(note=note, say="note" if asked else "")
+
+
+def several(value: Any, case: Case) -> Outcome:
+    """Say how several processes are started, where they are asked for and there is one."""
+    count = None if isinstance(value, bool) or str(value).lower() in ("true", "false") else int(number(value))
+    wanted = truth(value) if count is None else count > 1
+    if wanted and case.processes == 1:
+        note = f"this is one process; start several with: torchrun --nproc-per-node {count or 8} -m vitrail train ..."
+        return Outcome(note=note, say="warning")
+    if count is not None and 1 < count != case.processes:
+        return Outcome(note=f"{case.processes} processes were started, and they count", say="warning")
+    return Outcome(note="torchrun starts processes")
+
+
+def per_process(value: Any, case: Case) -> Outcome:
+    """Count the batch over all processes, as ours does."""
+    return Outcome(
+        {"train.batch_size": case.batch}, f"theirs counts one process, ours all: here {case.processes}, set by torchrun"
+    )
+
+
+def jitter(policy: str) -> Rule:
+    """Vary colours where no policy does."""
+
+    def rule(value: Any, case: Case) -> Outcome:
+        if text_or_none(case.values.get(policy)) is not None:
+            return Outcome(note=f"not applied beside {policy}")
+        return Outcome({"augment.color_jitter": value or None})
+
+    return rule
+
+
+NAMED_SETS = choice(
+    {"imagenet": {"data.name": None}, "cifar10": {"data.name": "cifar10"}, "cifar100": {"data.name": "cifar100"}}
+)
+NO_DROPOUT = only(0, None, why="the models have no dropout but drop path")
+BATCH_MODE = only("batch", why="a batch is mixed with its own reverse")
+SINK = nothing("feeds an Ascend or GPU from the graph; no counterpart")
+GRAPH = nothing("graph or pynative mode; train.compile=true compiles")
+MODELARTS = only(False, why="there is no ModelArts")
+IN_ONE_FOLDER = nothing("a run is one folder, below output.root")
+NOTED = nothing("no counterpart")
+SAVES = nothing("output.keep_last and output.keep_best say how many are kept")
+COUNTED = nothing("classes are counted in the data")
+RGB = only(3, why="images are read with 3 channels")
+FROM_START = only(0, why="`vitrail train --resume RUN` goes on with a run")
+
+
+# MindCV: config.py of the project and configs/tnt/*.yaml
+
+
+def _mindcv_policy(value: Any) -> str | None:
+    """Return a policy under timm's name."""
+    names = {"randaug": "rand", "autoaug": "original", "autoaugr": "originalr", "3a": "3a", "augmix": "augmix"}
+    if (text := text_or_none(value)) is None:
+        return None
+    name, dash, rest = text.partition("-")
+    if name not in names:
+        raise ValueError(f"it can begin with {', '.join(names)}{closest(name, names)}")
+    return names[name] + dash + rest
+
+
+def _mindcv_scheduler(case: Case) -> str:
+    """Return the curve in force: the key that files write is not the one that the program reads."""
+    key = "lr_scheduler" if case.as_written and "lr_scheduler" in case.written else "scheduler"
+    return str(case.values[key]).removeprefix("warmup_")
+
+
+_mindcv_curve = choice(
+    {
+        "cosine_decay": {"schedule.name": "cosine", "schedule.warmup_prefix": True},
+        "warmup_cosine_decay": {"schedule.name": "cosine", "schedule.warmup_prefix": True},
+        "step_decay": {"schedule.name": "step", "schedule.warmup_prefix": True},
+        "exponential_decay": {"schedule.name": "exponential", "schedule.warmup_prefix": True},
+        "constant": {"schedule.name": "constant", "schedule.warmup_prefix": True},
+    }
+)
+
+
+def _mindcv_decay_epochs(value: Any, case: Case) -> Outcome:
+    """Set the length of a cosine or the period of steps."""
+    curve = _mindcv_scheduler(case)
+    if curve in ("exponential_decay", "step_decay"):
+        return Outcome({"schedule.decay_epochs": number(value) if curve == "step_decay" else 1.0})
+    if curve != "cosine_decay":
+        return Outcome()
+    warmup, epochs = case.number("warmup_epochs"), case.number("epoch_size")
+    if "decay_epochs" not in case.written and case.as_written:
+        return Outcome({"schedule.cosine_epochs": None}, "the cosine ends with the run")
+    end, note = warmup + number(value), ""
+    if end < epochs:
+        note = f"a cosine of {shown(value)} epochs: the rate is at min_lr from epoch {end:g} of {epochs:g} on"
+    elif end > epochs:
+        note = f"a cosine of {shown(value)} epochs is cut off at epoch {epochs:g} of {end:g}"
+    if note and "decay_epochs" not in case.written:
+        return Outcome(
+            {"schedule.cosine_epochs": number(value)}, f"{note}; compat=as_written ends it with the run", "note"
+        )
+    return Outcome({"schedule.cosine_epochs": number(value)}, note)
+
+
+def _mindcv_min_lr(value: Any, case: Case) -> Outcome:
+    """Set the floor, which their cosine alone has."""
+    return Outcome({"schedule.min_lr": value if _mindcv_scheduler(case) == "cosine_decay" else 0.0})
+
+
+def _mindcv_filter(value: Any, case: Case) -> Outcome:
+    """Choose what decays: the group that is to be exempt sets no decay, so in their program it has the optimizer's."""
+    if case.as_written:
+        return Outcome({"optim.decay_on": "matrices" if truth(value) else "all"})
+    note = "biases and norms decay too, since the group that is to be exempt inherits the decay; compat=as_written"
+    return Outcome({"optim.decay_on": "all"}, f"{note} exempts them", "note" if truth(value) else "")
+
+
+def _mindcv_eps(value: Any, case: Case) -> Outcome:
+    """Set AdamW's epsilon, which their program does not hand on."""
+    if case.as_written and "eps" in case.written:
+        return Outcome({"optim.eps": value})
+    differs = "eps" in case.written and number(value) != 1e-8
+    return Outcome({"optim.eps": 1e-8}, "not handed on to AdamW, which takes 1e-8", "note" if differs else "")
+
+
+def _of_255(value: Any) -> tuple[float, ...]:
+    """Return means or deviations for pixels from 0 to 1."""
+    return tuple(number(one) / 255 for one in value)
+
+
+_mindcv_clip, _mindcv_clip_value = switched("clip_grad", "optim.clip_norm", "clip_value")
+_mindcv_ema, _mindcv_ema_decay = switched("ema", "ema.decay", "ema_decay")
+MINDCV = Project(
+    name="MindCV",
+    aliases={"distributed": "distribute"},
+    keys={
+        "mode": Key(GRAPH, 0),
+        "distribute": Key(several, False),
+        "num_parallel_workers": Key(to("data.workers")),
+        "val_while_train": Key(
+            lambda value, case: Outcome(
+                {"train.eval_every": int(case.number("val_interval", 1) if truth(value) else case.number("epoch_size"))}
+            ),
+            False,
+        ),
+        "val_interval": Key(nothing("with val_while_train"), 1),
+        "log_interval": Key(to("train.log_every"), 100),
+        "seed": Key(to("train.seed"), 42),
+        "dataset": Key(NAMED_SETS, "imagenet"),
+        "data_dir": Key(to("data.root"), "./"),
+        "shuffle": Key(only(True, why="training images are always shuffled"), True),
+        "dataset_download": Key(to("data.download", read=truth), False),
+        "num_samples": Key(only(None, why="all images are used"), None),
+        "batch_size": Key(per_process, 128),
+        "drop_remainder": Key(only(True, why="an epoch leaves out what fills no batch"), True),
+        "val_split": Key(to("data.val_split"), "val"),
+        "train_split": Key(to("data.train_split"), "train"),
+        "aug_repeats": Key(to("augment.repeats", read=lambda value: max(int(number(value)), 1)), 0),
+        "image_resize": Key(to("model.image_size"), 224),
+        "scale": Key(to("augment.scale"), [0.08, 1.0]),
+        "ratio": Key(to("augment.ratio"), [0.75, 1.333]),
+        "hflip": Key(to("augment.hflip"), 0.5),
+        "vflip": Key(only(0, why="images are mirrored left and right alone"), 0.0),
+        "color_jitter": Key(jitter("auto_augment"), 0.4),
+        "auto_augment": Key(to("augment.auto_augment", read=_mindcv_policy), None),
+        "interpolation": Key(to("augment.interpolation", "preprocess.interpolation"), "bilinear"),
+        "re_prob": Key(to("augment.erase_prob"), 0.0),
+        "re_value": Key(only("random", why="what is erased is filled with noise", where="re_prob"), 0),
+        "re_scale": Key(only([0.02, 0.33], why="areas from 0.02 to 1/3 are erased", where="re_prob"), [0.02, 0.33]),
+        "re_ratio": Key(only([0.3, 3.3], why="aspects from 0.3 to 3.3 are erased", where="re_prob"), [0.3, 3.3]),
+        "re_max_attempts": Key(only(10, why="ten rectangles are tried", where="re_prob"), 10),
+        "mean": Key(to("preprocess.mean", read=_of_255), [255 * mean for mean in IMAGENET_MEAN]),
+        "std": Key(to("preprocess.std", read=_of_255), [255 * std for std in IMAGENET_STD]),
+        "crop_pct": Key(to("preprocess.crop"), 0.875),
+        "cutmix": Key(to("augment.cutmix"), 0.0),
+        "mixup": Key(to("augment.mixup"), 0.0),
+        "cutmix_prob": Key(to("augment.mix_prob"), 1.0),
+        "mixup_prob": Key(unread(to("augment.mix_prob"), executed=1.0)),
+        "mixup_mode": Key(unread(BATCH_MODE, executed="batch")),
+        "switch_prob": Key(unread(to("augment.mix_switch_prob"), executed=0.5)),
+        "model": Key(network("tnt", gelu="tanh", final_norm_eps=1e-7), "mobilenet_v2_035_224"),
+        "num_classes": Key(COUNTED, None),
+        "in_channels": Key(RGB, 3),
+        "pretrained": Key(downloaded, False),
+        "ckpt_path": Key(weights, ""),
+        "resume_opt": Key(only(False, why="`vitrail train --resume RUN` goes on with a run"), False),
+        "keep_checkpoint_max": Key(SAVES, 10),
+        "keep_checkpoints_max": Key(unread(SAVES, executed=None)),
+        "ckpt_save_dir": Key(to("output.root"), "./ckpt"),
+        "ckpt_save_interval": Key(nothing("output.save_every_minutes and output.save_every_updates say when"), 1),
+        "ckpt_save_policy": Key(SAVES, "latest_k"),
+        "epoch_size": Key(to("train.epochs"), 90),
+        "dataset_sink_mode": Key(SINK, True),
+        "amp_level": Key(to("train.precision"), "O0"),
+        "dynamic_loss_scale": Key(unread(nothing("float16's loss is always scaled dynamically"), executed=None), False),
+        "loss_scale": Key(nothing("float16's loss is always scaled dynamically"), 1.0),
+        "loss_scale_type": Key(nothing("float16's loss is always scaled dynamically"), "fixed"),
+        "drop_overflow_update": Key(nothing("updates that overflow are always left out")),
+        "gradient_accumulation_steps": Key(only(1, why="train.accumulate=N cuts an update into parts"), 1),
+        "ema": Key(_mindcv_ema, False),
+        "ema_decay": Key(_mindcv_ema_decay, 0.9999),
+        "clip_grad": Key(_mindcv_clip, False),
+        "clip_value": Key(_mindcv_clip_value, 15.0),
+        "drop_rate": Key(NO_DROPOUT, None),
+        "drop_path_rate": Key(to("model.drop_path_rate", read=lambda value: value or 0.0), None),
+        "loss": Key(only("CE", why="training minimises cross-entropy"), "CE"),
+        "label_smoothing": Key(to("augment.label_smoothing"), 0.0),
+        "aux_factor": Key(only(0, why="the models have one head", where="aux_factor"), 0.0),
+        "reduction": Key(only("mean", why="the loss is a mean"), "mean"),
+        "scheduler": Key(_mindcv_curve, "cosine_decay"),
+        "lr_scheduler": Key(unread(_mindcv_curve, executed="cosine_decay")),
+        "lr_epoch_stair": Key(only(False, why="the rate moves with every update"), False),
+        "lr": Key(to("optim.lr"), 0.001),
+        "warmup_epochs": Key(to("schedule.warmup_epochs"), 3),
+        "warmup_factor": Key(
+            lambda value, case: Outcome({"schedule.warmup_lr": number(value) * case.number("lr")}, "times lr"), 0.0
+        ),
+        "min_lr": Key(_mindcv_min_lr, 1e-6),
+        "decay_epochs": Key(_mindcv_decay_epochs, 100),
+        "decay_rate": Key(to("schedule.decay_rate"), 0.9),
+        "num_cycles": Key(only(1, why="a cosine falls once"), 1),
+        "cycle_decay": Key(only(1, why="a cosine falls once"), 1.0),
+        "multi_step_decay_milestones": Key(nothing("of multi_step_decay, which is not known here"), [30, 60, 90]),
+        "opt": Key(
+            choice(
+                {
+                    "adamw": {"optim.name": "adamw"},
+                    "sgd": {"optim.name": "sgd"},
+                    "momentum": {"optim.name": "sgd"},
+                }
+            ),
+            "adam",
+        ),
+        "momentum": Key(to("optim.momentum"), 0.9),
+        "use_nesterov": Key(to("optim.nesterov", read=truth), False),
+        "weight_decay": Key(to("optim.weight_decay"), 1e-6),
+        "filter_bias_and_bn": Key(_mindcv_filter, True),
+        "eps": Key(_mindcv_eps, 1e-10),
+        "device_target": Key(device),
+        "device_id": Key(one_device),
+        "enable_modelarts": Key(MODELARTS, False),
+        "multi_data_url": Key(nothing("of ModelArts")),
+        "data_url": Key(nothing("of ModelArts; data_dir is the folder of images")),
+        "ckpt_url": Key(nothing("of ModelArts")),
+        "train_url": Key(nothing("of ModelArts")),
+    },
+)
+
+
+# The model zoo's TNT, and T2T-ViT and Twins, which grew out of it
+
+
+def _zoo_rate(setting: str) -> Rule:
+    """Set a rate to what their program makes of it."""
+    return lambda value, case: Outcome(
+        {setting: number(value) * case.rate_factor}, f"times {case.rate_factor:g}" if case.rate_factor != 1 else ""
+    )
+
+
+def _zoo_base_lr(value: Any, case: Case) -> Outcome:
+    """Set the peak, with the batch it counts for."""
+    base = case.project.lr_base_batch
+    if base is None:
+        note = "whether this program scales it by the batch is not known; optim.lr_base_batch=512 would"
+        return Outcome({"optim.lr": value, "optim.lr_base_batch": None}, note, "note")
+    if case.as_written:
+        return Outcome({"optim.lr": value, "optim.lr_base_batch": None})
+    note = f"all rates are multiplied by images an update / {base}, here {case.batch} / {base}"
+    return Outcome({"optim.lr": value, "optim.lr_base_batch": base}, note, "note")
+
+
+def _zoo_min_lr(value: Any, case: Case) -> Outcome:
+    """Clip a cosine that falls to zero, and the warm-up, as their program does; or end it there, as it reads."""
+    note = "a cosine to zero, and the warm-up, are clipped here" if not case.as_written else ""
+    settings = {"schedule.min_lr": number(value) * case.rate_factor, "schedule.clip_to_min_lr": not case.as_written}
+    return Outcome(settings, note)
+
+
+def _zoo_scheduler(value: Any, case: Case) -> Outcome:
+    """Set the curve."""
+    gamma, period = case.number("lr_gamma", 0.97), case.number("lr_adjust", 30)
+    falling = {"schedule.name": "exponential", "schedule.decay_rate": gamma}
+    return choice(
+        {
+            "cosine_lr": {"schedule.name": "cosine", "schedule.warmup_prefix": True},
+            "constant_lr": {"schedule.name": "constant"},
+            "exp_lr": {**falling, "schedule.decay_epochs": 1.0},
+            "multistep_lr": {**falling, "schedule.decay_epochs": period},
+        },
+        note="a smooth fall, without a warm-up" if str(value) == "multistep_lr" else "",
+    )(value, case)
+
+
+def _zoo_warmup(value: Any, case: Case) -> Outcome:
+    """Set the warm-up, which one of their curves leaves out."""
+    return Outcome({"schedule.warmup_epochs": 0.0 if case.values.get("lr_scheduler") == "multistep_lr" else value})
+
+
+def _zoo_optimizer(value: Any, case: Case) -> Outcome:
+    """Set the optimizer."""
+    choose = choice({"adamw": {"optim.name": "adamw"}, "momentum": {"optim.name": "sgd"}})
+    if str(value).lower() != "adamw":
+        return choose(value, case)
+    note = "MindSpore's AdamWeightDecay corrects no bias of its moments: its first updates are larger than AdamW's"
+    return Outcome(choose(value, case).settings, note, "note")
+
+
+ZOO_KEYS = {
+    "num_classes": Key(COUNTED),
+    "auto_augment": Key(to("augment.auto_augment", read=text_or_none)),
+    "cutmix": Key(to("augment.cutmix")),
+    "mixup_prob": Key(to("augment.mix_prob")),
+    "mixup_mode": Key(BATCH_MODE),
+    "switch_prob": Key(to("augment.mix_switch_prob")),
+    "image_size": Key(to("model.image_size"), 224),
+    "label_smoothing": Key(to("augment.label_smoothing"), 0.1),
+    "optimizer": Key(_zoo_optimizer),
+    "base_lr": Key(_zoo_base_lr),
+    "lr": Key(nothing("not read: the rate is base_lr")),
+    "warmup_lr": Key(_zoo_rate("schedule.warmup_lr"), 5e-7),
+    "warmup_length": Key(_zoo_warmup, 0),
+    "min_lr": Key(_zoo_min_lr),
+    "lr_scheduler": Key(_zoo_scheduler),
+    "lr_adjust": Key(nothing("of multistep_lr"), 30),
+    "lr_gamma": Key(nothing("of multistep_lr and exp_lr"), 0.97),
+    "beta": Key(to("optim.betas"), [0.9, 0.999]),
+    "eps": Key(to("optim.eps"), 1e-8),
+    "momentum": Key(to("optim.momentum"), 0.9),
+    "amp_level": Key(to("train.precision")),
+    "is_dynamic_loss_scale": Key(nothing("float16's loss is always scaled dynamically"), 1),
+    "loss_scale": Key(nothing("float16's loss is always scaled dynamically"), 1024),
+    "clip_global_norm_value": Key(to("optim.clip_norm"), 5.0),
+    "accumulation_step": Key(to("train.accumulate"), 1),
+    "epochs": Key(to("train.epochs"), 300),
+    "start_epoch": Key(FROM_START, 0),
+    "batch_size": Key(per_process, 128),
+    "num_parallel_workers": Key(to("data.workers")),
+    "seed": Key(to("train.seed"), 0),
+    "device_target": Key(device, "GPU"),
+    "device_id": Key(one_device, 0),
+    "device_num": Key(several, 1),
+    "pretrained": Key(weights, None),
+    "exclude_epoch_state": Key(nothing("weights alone are read"), True),
+    "run_modelarts": Key(MODELARTS, False),
+    "train_url": Key(nothing("of ModelArts")),
+    "dump_graph": Key(NOTED, False),
+    "collect_input_data": Key(NOTED, False),
+}
+ZOO_ALIASES = {
+    "wd": "weight_decay",
+    "learning_rate": "lr",
+    "workers": "num_parallel_workers",
+    "checkpoint": "pretrained",
+    "num_devices": "device_num",
+    "device_ids": "device_id",
+    "device": "device_id",
+}
+POLICY_FILTER = nothing("the policy resamples with augment.interpolation here; crops are bicubic in their code")
+NORMALISATION = {"preprocess.mean": IMAGENET_MEAN, "preprocess.std": IMAGENET_STD}
+BICUBIC = {"augment.interpolation": "bicubic", "preprocess.interpolation": "bicubic"}
+PIXELS = {
+    "mode": Key(only("pixel", why="what is erased is filled with noise", where="re_prob")),
+    "count": Key(only(1, why="one rectangle is erased", where="re_prob")),
+}
+
+ZOO_TNT = Project(
+    name="the model zoo's TNT",
+    aliases=ZOO_ALIASES | {"a": "arch", "mixup": "mix_up"},
+    fixed={**NORMALISATION, **BICUBIC, "preprocess.crop": 0.875},
+    lr_base_batch=512,
+    keys=ZOO_KEYS
+    | {
+        "arch": Key(
+            network(
+                "tnt",
+                gelu="tanh",
+                norm_eps=1e-7,
+                note="their net lacks some biases (stem, fold, head, attention's and the MLPs' last layers), the "
+                "paper's and ours have them",
+            ),
+            "ResNet18",
+        ),
+        "data_url": Key(to("data.root"), "./data"),
+        "set": Key(only("ImageNet", why="it reads folders of classes"), "ImageNet"),
+        "mix_up": Key(to("augment.mixup"), 0.0),
+        "interpolation": Key(POLICY_FILTER),
+        "re_prob": Key(to("augment.erase_prob")),
+        "re_mode": PIXELS["mode"],
+        "re_count": PIXELS["count"],
+        "optimizer": Key(_zoo_optimizer, "sgd"),
+        "amp_level": Key(to("train.precision"), "O2"),
+        "weight_decay": Key(to("optim.weight_decay"), 0.05),
+        "drop_path_rate": Key(to("model.drop_path_rate")),
+        "drop_out": Key(nothing("not read by their model either")),
+        "keep_bn_fp32": Key(nothing("not read by their program; there is no batch norm")),
+        "nonlinearity": Key(nothing("not read by their program")),
+        "in_channel": Key(RGB, 3),
+        "mlp_ratio": Key(only(4, why="model.options.mlp_ratio sets it"), 4.0),
+        "graph_mode": Key(GRAPH, 0),
+        "keep_checkpoint_max": Key(SAVES, 20),
+        "save_every": Key(SAVES, 2),
+        "file_format": Key(nothing("of `vitrail export`"), "MINDIR"),
+    },
+)
+
+
+def _t2t_drop_path(value: Any, case: Case) -> Outcome:
+    """Set the drop path, which their train.py does not hand to the model."""
+    if case.as_written:
+        return Outcome({"model.drop_path_rate": value})
+    asked = number(value) != 0
+    return Outcome({"model.drop_path_rate": 0.0}, "not handed to the model by train.py", "note" if asked else "")
+
+
+_t2t_clip, _t2t_clip_value = switched("use_clip_grad_norm", "optim.clip_norm", "clip_grad_norm")
+_t2t_ema, _t2t_ema_decay = switched("with_ema", "ema.decay", "ema_decay")
+ALL_IMAGES = only(-1, why="all images are used")
+T2T = Project(
+    name="MindSpore's T2T-ViT",
+    aliases=ZOO_ALIASES,
+    fixed={**NORMALISATION, **BICUBIC},
+    keys={key: Key(rule.rule) for key, rule in ZOO_KEYS.items()}  # every option stands in its file
+    | {
+        "arch": Key(network("t2t", norm_eps=1e-7)),
+        "dataset": Key(NAMED_SETS),
+        "data_url": Key(to("data.root")),
+        "train_dir": Key(to("data.train_split")),
+        "val_dir": Key(to("data.val_split")),
+        "train_num_samples": Key(ALL_IMAGES),
+        "val_num_samples": Key(ALL_IMAGES),
+        "aa_interpolation": Key(POLICY_FILTER),
+        "re_prob": Key(to("augment.erase_prob")),
+        "re_mode": PIXELS["mode"],
+        "re_count": PIXELS["count"],
+        "mixup": Key(to("augment.mixup")),
+        "mixup_off_epoch": Key(only(0, why="Mixup stays on to the end")),
+        "min_crop": Key(lambda value, case: Outcome({"augment.scale": (number(value), 1.0)})),
+        "crop_pct": Key(to("preprocess.crop")),
+        "weight_decay": Key(to("optim.weight_decay")),
+        "use_clip_grad_norm": Key(_t2t_clip),
+        "clip_grad_norm": Key(_t2t_clip_value),
+        "with_ema": Key(_t2t_ema),
+        "ema_decay": Key(_t2t_ema_decay),
+        "pynative_mode": Key(GRAPH),
+        "dataset_sink_mode": Key(SINK),
+        "file_format": Key(nothing("of `vitrail export`")),
+        "drop": Key(NO_DROPOUT),
+        "drop_block": Key(NO_DROPOUT),
+        "drop_path": Key(_t2t_drop_path),
+        "disable_approximate_gelu": Key(
+            lambda value, case: Outcome({"model.options.gelu": "erf" if truth(value) else "tanh"})
+        ),
+        "ckpt_root_dir": Key(to("output.root")),
+        "best_ckpt_root_dir": Key(IN_ONE_FOLDER),
+        "summary_root_dir": Key(IN_ONE_FOLDER),
+        "logs_root_dir": Key(IN_ONE_FOLDER),
+        "ckpt_keep_num": Key(to("output.keep_last")),
+        "best_ckpt_num": Key(to("output.keep_best")),
+        "ckpt_save_every_step": Key(to("output.save_every_updates", read=lambda value: value or None)),
+        "ckpt_save_every_seconds": Key(to("output.save_every_minutes", read=lambda value: number(value) / 60 or None)),
+        "print_loss_every": Key(to("train.log_every")),
+        "summary_loss_collect_freq": Key(NOTED),
+        "model_postfix": Key(nothing("runs are numbered; output.name=NAME names one")),
+    },
+)
+
+
+def _twins_folders(value: Any, case: Case) -> Outcome:
+    """Set one root and two names for what theirs names by two paths."""
+    train, val = (text_or_none(case.values.get(key)) for key in ("ds_train", "ds_val"))
+    if train is None or val is None:
+        known = Path(train or val or "")
+        split = "data.train_split" if val is None else "data.val_split"
+        return Outcome({"data.root": str(known.parent), split: known.name})
+    try:
+        root = os.path.commonpath([Path(train).parent, Path(val).parent])
+    except ValueError:
+        raise ValueError("ds_train and ds_val must both be absolute paths, or both not") from None
+    names = (os.path.relpath(path, root or ".") for path in (train, val))
+    return Outcome(dict(zip(("data.root", "data.train_split", "data.val_split"), (root or ".", *names), strict=True)))
+
+
+def _twins_switch(value: Any, case: Case) -> Outcome:
+    """Tell that only one of two keys for the same is read."""
+    differs = not same(value, case.values.get("switch_prob"))
+    return Outcome(note="switch_prob is what is read", say="note" if differs else "")
+
+
+TWINS = Project(
+    name="MindSpore's Twins",
+    aliases=ZOO_ALIASES | {"arch": "model", "re_prob": "reprob", "re_mode": "remode", "re_count": "recount"},
+    fixed={**NORMALISATION, **BICUBIC, "preprocess.crop": 0.875, "optim.decay_on": "matrices"},
+    file_wins=True,
+    keys=ZOO_KEYS
+    | {
+        "model": Key(network("svt", "pcpvt", "alt_gvt", "twins", gelu="tanh", embed_norm_eps=1e-7)),
+        "params": Key(only(None, "", "{}", why="model.options.NAME=VALUE changes a model")),
+        "ds_train": Key(_twins_folders),
+        "ds_val": Key(_twins_folders),
+        "batch_size": Key(per_process, 1),
+        "num_parallel_workers": Key(to("data.workers")),
+        "interpolation": Key(POLICY_FILTER, "bilinear"),
+        "auto_augment": Key(to("augment.auto_augment", read=text_or_none), "rand-m9-mstd0.5-inc1"),
+        "switch_prob": Key(to("augment.mix_switch_prob"), 0.5),
+        "mixup_switch_prob": Key(_twins_switch, 0.5),
+        "optimizer": Key(_zoo_optimizer, "adamw"),
+        "lr_scheduler": Key(_zoo_scheduler, "cosine_lr"),
+        "warmup_length": Key(_zoo_warmup, 20),
+        "base_lr": Key(_zoo_base_lr, 1e-4),
+        "warmup_lr": Key(_zoo_rate("schedule.warmup_lr"), 1e-6),
+        "min_lr": Key(_zoo_min_lr, 1e-5),
+        "amp_level": Key(to("train.precision"), "O0"),
+        "pynative_mode": Key(GRAPH, 0),
+        "drop": Key(NO_DROPOUT, 0.0),
+        "drop_path": Key(to("model.drop_path_rate"), 0.1),
+        "weight_decay": Key(to("optim.weight_decay"), 0.05),
+        "reprob": Key(to("augment.erase_prob"), 0.25),
+        "remode": Key(only("pixel", why="what is erased is filled with noise", where="reprob"), "pixel"),
+        "recount": Key(only(1, why="one rectangle is erased", where="reprob"), 1),
+        "resplit": Key(NOTED, False),
+        "mixup": Key(to("augment.mixup"), 0.8),
+        "cutmix": Key(to("augment.cutmix"), 1.0),
+        "cutmix_minmax": Key(only(None, why="CutMix draws its share from a Beta distribution"), None),
+        "mixup_prob": Key(to("augment.mix_prob"), 1.0),
+        "mixup_mode": Key(BATCH_MODE, "batch"),
+        "label_smoothing": Key(to("augment.label_smoothing"), 0.5),
+        "dir_ckpt": Key(to("output.root")),
+        "dir_best_ckpt": Key(IN_ONE_FOLDER),
+        "dir_summary": Key(IN_ONE_FOLDER),
+        "save_ckpt_every_step": Key(to("output.save_every_updates", read=lambda value: value or None), 0),
+        "save_ckpt_every_sec": Key(to("output.save_every_minutes", read=lambda value: number(value) / 60), 1800),
+        "save_ckpt_keep": Key(to("output.keep_last"), 20),
+        "seed": Key(to("train.seed"), 1),
+        "export_format": Key(nothing("of `vitrail export`")),
+        "file_format": Key(nothing("of `vitrail export`")),
+        "src": Key(nothing("of `vitrail convert`")),
+        "dst": Key(nothing("of `vitrail convert`")),
+    },
+)
+
+
+# The official PyTorch code of TNT, which is timm's train.py of 2020: flags without a file
+
+
+def _timm_sched(value: Any, case: Case) -> Outcome:
+    """Set the curve."""
+    note = "theirs moves by the epoch, ours by the update"
+    return choice({"cosine": {"schedule.name": "cosine"}, "step": {"schedule.name": "step"}}, note)(value, case)
+
+
+def _timm_evaluate(value: Any, case: Case) -> Outcome:
+    """Point to the command that measures."""
+    if truth(value):
+        raise ValueError("`vitrail evaluate` measures; write it in place of `vitrail train`")
+    return Outcome()
+
+
+_timm_ema, _timm_ema_decay = switched("model_ema", "ema.decay", "model_ema_decay")
+TIMM = Project(
+    name="the official TNT code",
+    aliases={
+        "data": "data_dir",
+        "wd": "weight_decay",
+        "auto_augment": "aa",
+        "native_amp": "amp",
+        "apex_amp": "amp",
+        "initial_checkpoint": "pretrain_path",
+        "checkpoint": "pretrain_path",
+        "num_parallel_workers": "workers",
+        "arch": "model",
+        "momentum_decay": "momentum",
+    },
+    keys={
+        "data_dir": Key(to("data.root")),
+        "model": Key(network("tnt"), "resnet101"),
+        "num_classes": Key(COUNTED),
+        "img_size": Key(to("model.image_size")),
+        "crop_pct": Key(to("preprocess.crop")),
+        "mean": Key(to("preprocess.mean")),
+        "std": Key(to("preprocess.std")),
+        "interpolation": Key(to("preprocess.interpolation")),
+        "batch_size": Key(per_process, 32),
+        "drop": Key(NO_DROPOUT, 0.0),
+        "drop_path": Key(to("model.drop_path_rate", read=lambda value: value or 0.0), None),
+        "drop_block": Key(NO_DROPOUT, None),
+        "opt": Key(
+            choice(
+                {
+                    "adamw": {"optim.name": "adamw"},
+                    "sgd": {"optim.name": "sgd", "optim.nesterov": True},
+                    "momentum": {"optim.name": "sgd"},
+                }
+            ),
+            "sgd",
+        ),
+        "opt_eps": Key(to("optim.eps", read=lambda value: 1e-8 if value is None else value), None),
+        "opt_betas": Key(to("optim.betas")),
+        "momentum": Key(to("optim.momentum"), 0.9),
+        "weight_decay": Key(to("optim.weight_decay"), 1e-4),
+        "clip_grad": Key(to("optim.clip_norm"), None),
+        "sched": Key(_timm_sched, "step"),
+        "lr": Key(to("optim.lr"), 0.01),
+        "warmup_lr": Key(to("schedule.warmup_lr"), 1e-4),
+        "min_lr": Key(to("schedule.min_lr"), 1e-5),
+        "epochs": Key(to("train.epochs"), 200),
+        "start_epoch": Key(FROM_START, 0),
+        "decay_epochs": Key(to("schedule.decay_epochs"), 30),
+        "warmup_epochs": Key(to("schedule.warmup_epochs"), 3),
+        "cooldown_epochs": Key(to("schedule.cooldown_epochs"), 10),
+        "decay_rate": Key(to("schedule.decay_rate"), 0.1),
+        "scale": Key(to("augment.scale"), [0.08, 1.0]),
+        "ratio": Key(to("augment.ratio"), [3 / 4, 4 / 3]),
+        "hflip": Key(to("augment.hflip"), 0.5),
+        "vflip": Key(only(0, why="images are mirrored left and right alone"), 0.0),
+        "color_jitter": Key(jitter("aa"), 0.4),
+        "aa": Key(to("augment.auto_augment", read=text_or_none), None),
+        "repeated_aug": Key(to("augment.repeats", read=lambda value: 3 if truth(value) else 1), False),
+        "aug_splits": Key(only(0, why="a batch is one view of each image"), 0),
+        "jsd": Key(only(False, why="training minimises cross-entropy"), False),
+        "reprob": Key(to("augment.erase_prob"), 0.0),
+        "remode": Key(only("pixel", why="what is erased is filled with noise", where="reprob"), "const"),
+        "recount": Key(only(1, why="one rectangle is erased", where="reprob"), 1),
+        "resplit": Key(NOTED, False),
+        "mixup": Key(to("augment.mixup"), 0.0),
+        "cutmix": Key(to("augment.cutmix"), 0.0),
+        "cutmix_minmax": Key(only(None, why="CutMix draws its share from a Beta distribution"), None),
+        "mixup_prob": Key(to("augment.mix_prob"), 1.0),
+        "mixup_switch_prob": Key(to("augment.mix_switch_prob"), 0.5),
+        "mixup_mode": Key(BATCH_MODE, "batch"),
+        "mixup_off_epoch": Key(only(0, why="Mixup stays on to the end"), 0),
+        "smoothing": Key(to("augment.label_smoothing"), 0.1),
+        "train_interpolation": Key(to("augment.interpolation"), "random"),
+        "model_ema": Key(_timm_ema, False),
+        "model_ema_decay": Key(_timm_ema_decay, 0.9998),
+        "seed": Key(to("train.seed"), 42),
+        "log_interval": Key(to("train.log_every"), 50),
+        "workers": Key(to("data.workers")),
+        "amp": Key(to("train.precision", read=lambda value: "mixed" if truth(value) else "float32"), False),
+        "channels_last": Key(to("train.channels_last", read=truth), False),
+        "output": Key(lambda value, case: Outcome({"output.root": value} if value else {}), ""),
+        "pretrained": Key(downloaded, False),
+        "pretrain_path": Key(weights, None),
+        "evaluate": Key(_timm_evaluate, False),
+        "eval_metric": Key(nothing("train.monitor chooses the best epoch")),
+        "pin_mem": Key(nothing("done wherever there is a CUDA device")),
+        "local_rank": Key(nothing("torchrun says it")),
+    },
+)
+
+PROJECTS = (MINDCV, ZOO_TNT, T2T, TWINS)
+"""Of files."""

@@ -1,0 +1,835 @@
+"""Other projects' files and flags: every key has its place, and a run does what their program does."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from vitrail.cli import EVALUATE_SECTIONS, app, main, understood
+from vitrail.config import (
+    EvaluateConfig,
+    Layer,
+    TrainConfig,
+    command_line,
+    find_recipe,
+    flat,
+    list_recipes,
+    read_yaml,
+    resolve,
+)
+from vitrail.errors import ConfigError
+from vitrail.flags import translate_flags
+from vitrail.foreign import is_foreign, read_part, read_recipe, split_keys, translate
+from vitrail.projects import IMAGENET_MEAN, IMAGENET_STD, MINDCV, NO_DEFAULT, PROJECTS, T2T, TIMM, TWINS, ZOO_TNT
+from vitrail.start import begin
+
+FILES = Path(__file__).parent / "foreign"
+PROJECT_OF = {"tnt_s_gpu": MINDCV, "tnt_s_patch16_224": ZOO_TNT, "t2t_vit_19": T2T, "svt_s": TWINS}
+GUIDE = Path(__file__).parents[1] / "docs" / "migrating.md"
+WITHOUT_EFFECT = {"nonlinearity": "GELU", "exclude_epoch_state": True, "dump_graph": False, "collect_input_data": False}
+
+
+def content(name: str) -> dict[str, Any]:
+    return dict(read_yaml(FILES / f"{name}.yaml").values)
+
+
+def translated(name: str, processes: int = 8, **flags: Any) -> TrainConfig:
+    return resolve(TrainConfig, [translate(content(name), name, flags, processes=processes).layer]).config
+
+
+def changed(config: TrainConfig) -> dict[str, Any]:
+    """Return the dotted settings that are not our defaults."""
+    default = flat(resolve(TrainConfig, [Layer("", {"data": {"root": "x"}})]).config)
+    return {key: value for key, value in flat(config).items() if value != default[key]}
+
+
+def remarks(name: str, **flags: Any) -> list[str]:
+    return [f"{kind}: {text}" for kind, text in translate(content(name), name, flags, processes=8).remarks()]
+
+
+NORMALISED = {"preprocess.mean": list(IMAGENET_MEAN), "preprocess.std": list(IMAGENET_STD)}
+MIXED = {"augment.mixup": 0.8, "augment.cutmix": 1.0, "augment.erase_prob": 0.25}
+EXPECTED: dict[str, dict[str, Any]] = {
+    "tnt_s_gpu": {
+        **NORMALISED,
+        **MIXED,
+        "model.name": "tnt_small",
+        "model.image_size": 224,
+        "model.drop_path_rate": 0.1,
+        "model.options": {"gelu": "tanh", "final_norm_eps": 1e-7},
+        "data.root": "path/to/imagenet/",
+        "data.workers": 1,
+        "preprocess.crop": 0.9,
+        "preprocess.interpolation": "bicubic",
+        "augment.ratio": [0.75, 1.333],
+        "augment.interpolation": "bicubic",
+        "augment.auto_augment": "rand-m9-mstd0.1-inc1",
+        "augment.label_smoothing": 0.1,
+        "optim.lr": 5e-4,
+        "optim.decay_on": "all",
+        "optim.clip_norm": 5.0,
+        "schedule.warmup_epochs": 20.0,
+        "schedule.warmup_prefix": True,
+        "schedule.warmup_lr": pytest.approx(7e-8, rel=1e-12),
+        "schedule.min_lr": 6e-6,
+        "schedule.cosine_epochs": 100.0,
+        "schedule.decay_rate": 0.9,
+        "train.batch_size": 256,
+        "train.seed": 42,
+        "train.precision": "O0",
+        "train.log_every": 100,
+        "output.root": "./ckpt",
+    },
+    "tnt_s_patch16_224": {
+        **NORMALISED,
+        **MIXED,
+        "model.image_size": 224,
+        "model.drop_path_rate": 0.1,
+        "model.options": {"gelu": "tanh", "norm_eps": 1e-7},
+        "data.root": "../data/imagenet",
+        "data.workers": 16,
+        "preprocess.crop": 0.875,
+        "preprocess.interpolation": "bicubic",
+        "augment.interpolation": "bicubic",
+        "augment.auto_augment": "rand-m9-mstd0.5-inc1",
+        "augment.label_smoothing": 0.1,
+        "optim.lr": 5e-4,
+        "optim.lr_base_batch": 512,
+        "optim.clip_norm": 5.0,
+        "schedule.warmup_epochs": 20.0,
+        "schedule.warmup_prefix": True,
+        "schedule.warmup_lr": 1.4e-7,
+        "schedule.min_lr": 1.2e-5,
+        "schedule.clip_to_min_lr": True,
+        "train.precision": "O2",
+    },
+    "t2t_vit_19": {
+        **NORMALISED,
+        **MIXED,
+        "model.name": "t2t_vit_19",
+        "model.image_size": 224,
+        "model.options": {"norm_eps": 1e-7, "gelu": "tanh"},
+        "data.root": "/data/imagenet/ILSVRC/Data/CLS-LOC/",
+        "data.val_split": "validation_preprocess",
+        "data.workers": 8,
+        "preprocess.crop": 0.9,
+        "preprocess.interpolation": "bicubic",
+        "augment.interpolation": "bicubic",
+        "augment.auto_augment": "rand-m9-mstd0.5-inc1",
+        "augment.label_smoothing": 0.1,
+        "optim.clip_norm": 1.0,
+        "schedule.warmup_epochs": 2.0,
+        "schedule.warmup_prefix": True,
+        "schedule.warmup_lr": 7e-6,
+        "schedule.clip_to_min_lr": True,
+        "train.batch_size": 800,
+        "train.precision": "O0",
+        "train.log_every": 100,
+        "output.root": "/experiments/checkpoints/",
+        "output.keep_best": 5,
+        "output.keep_last": 10,
+        "output.save_every_minutes": 30.0,
+    },
+    "svt_s": {
+        **NORMALISED,
+        **MIXED,
+        "model.name": "svt_s",
+        "model.image_size": 224,
+        "model.drop_path_rate": 0.1,
+        "model.options": {"gelu": "tanh", "embed_norm_eps": 1e-7},
+        "data.root": "/data/imagenet",
+        "data.workers": 8,
+        "preprocess.crop": 0.875,
+        "preprocess.interpolation": "bicubic",
+        "augment.interpolation": "bicubic",
+        "augment.auto_augment": "rand-m9-mstd0.5-inc1",
+        "augment.label_smoothing": 0.5,
+        "optim.lr": 1e-4,
+        "optim.decay_on": "matrices",
+        "optim.clip_norm": 5.0,
+        "schedule.warmup_epochs": 20.0,
+        "schedule.warmup_prefix": True,
+        "schedule.clip_to_min_lr": True,
+        "train.seed": 1,
+        "train.precision": "O0",
+        "output.keep_last": 20,
+        "output.save_every_minutes": 30.0,
+    },
+}
+
+
+# Files
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_reference_file_becomes_these_settings_and_no_others(name: str) -> None:
+    expected = {"train.batch_size": 1024, **EXPECTED[name]}
+    found = {"train.batch_size": 1024, **changed(translated(name))}
+    found = {"data.root": "x", **found}
+    assert found == expected
+
+
+@pytest.mark.parametrize(("name", "count"), [("tnt_s_gpu", 52), ("tnt_s_patch16_224", 35), ("t2t_vit_19", 72)])
+def test_every_key_of_a_file_has_its_row(name: str, count: int) -> None:
+    keys = list(content(name))
+    assert len(keys) == count
+    result = translate(content(name), name)
+    assert result.project == PROJECT_OF[name].name
+    assert [row.key for row in result.rows if row.written] == keys
+    for row in result.rows:
+        assert row.settings or row.note or row.key in ("pretrained", "params"), row.key
+
+
+@pytest.mark.parametrize("project", [*PROJECTS, TIMM], ids=lambda project: project.name)
+def test_every_key_sets_only_settings_that_we_have(project: Any) -> None:
+    known = set(flat(resolve(TrainConfig, [Layer("", {"data": {"root": "x"}})]).config))
+    start = (
+        {"model": "tnt_s_patch16_224"}
+        if project is TIMM
+        else next(content(name) for name, one in PROJECT_OF.items() if one is project)
+    )
+    rows = translate({} if project is TIMM else start, "file", start if project is TIMM else {}).rows
+    used = {".".join(name.split(".")[:2]) for row in rows for name in row.settings}
+    assert used <= known
+    seen = {row.key for row in rows}
+    assert {key for key, entry in project.keys.items() if entry.default is not NO_DEFAULT} <= seen
+
+
+# Not in the files, but known to their programs.
+BESIDE = {
+    "tnt_s_gpu": "decay_epochs mean std vflip color_jitter re_scale re_ratio aug_repeats seed val_interval "
+    "log_interval ckpt_save_interval ckpt_save_policy resume_opt filter_bias_and_bn in_channels use_nesterov "
+    "aux_factor reduction loss_scale_type cutmix_prob keep_checkpoint_max scheduler ema_decay distributed "
+    "device_target",
+    "tnt_s_patch16_224": "nonlinearity accumulation_step device_id device_num eps file_format graph_mode in_channel "
+    "keep_checkpoint_max mlp_ratio start_epoch loss_scale lr_adjust lr_gamma pretrained seed save_every train_url "
+    "run_modelarts",
+    "t2t_vit_19": "num_devices device_ids device checkpoint",
+    "svt_s": "params pretrained exclude_epoch_state cutmix_minmax resplit dir_ckpt dir_best_ckpt dir_summary "
+    "dump_graph collect_input_data run_modelarts export_format file_format src dst",
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_keys_that_their_programs_know_beside_are_known(name: str) -> None:
+    project = PROJECT_OF[name]
+    assert {*BESIDE[name].split()} <= {*project.keys, *project.aliases}
+
+
+def test_keys_without_effect_change_nothing() -> None:
+    assert changed(translated("tnt_s_patch16_224", **WITHOUT_EFFECT)) == changed(translated("tnt_s_patch16_224"))
+
+
+def test_values_that_yaml_reads_as_text_are_numbers() -> None:
+    assert content("tnt_s_gpu")["eps"] == "1e-8"
+    config = translated("tnt_s_gpu", compat="as_written")
+    assert config.optim.eps == 1e-8
+    assert translated("tnt_s_patch16_224", base_lr="1e-3", warmup_lr="1e-8").optim.lr == 1e-3
+
+
+def test_hyphens_and_underscores_are_alike() -> None:
+    dashed = {key.replace("_", "-"): value for key, value in content("svt_s").items()}
+    assert translate(dashed, "svt_s").layer == translate(content("svt_s"), "svt_s").layer
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"foo": 1, "bar": 2},
+            r"^f: has neither our sections, such as model, data and train, nor the keys of a",
+        ),
+        ({"batch_size": 8, "seed": 1}, r"^f: its keys are those of MindCV and of the model zoo's TNT and of .* alike"),
+    ],
+)
+def test_a_file_of_nobody_or_of_several_is_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        translate(keys, "f")
+
+
+def test_a_file_of_ours_has_sections() -> None:
+    for name in list_recipes():
+        assert not is_foreign(read_yaml(find_recipe(name)[1]).values)
+    for name in EXPECTED:
+        assert is_foreign(content(name))
+
+
+def test_all_that_is_wrong_comes_in_one_line() -> None:
+    file = {**content("tnt_s_gpu"), "epoch_sise": 3, "shuffle": False, "lr": "fast", "loss": "BCE"}
+    with pytest.raises(ConfigError) as caught:
+        translate(file, "mine", {"batch-sise": 4})
+    assert str(caught.value) == (
+        "read as settings of MindCV: mine: epoch_sise: unknown key; did you mean 'epoch_size'?; "
+        "command line: batch-sise: unknown key; did you mean 'batch_size'?; "
+        "mine: shuffle is false; here it can only be true: training images are always shuffled; "
+        "mine: loss is BCE; here it can only be CE: training minimises cross-entropy; "
+        "mine: warmup_factor is 0.00014; lr is fast; it must be a number"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "message"),
+    [
+        ("tnt_s_gpu", {"model": "resnet50"}, "model is resnet50; of MindCV, models are known here that begin with tnt"),
+        ("tnt_s_gpu", {"opt": "lamb"}, "opt is lamb; it can be adamw, sgd, momentum"),
+        ("tnt_s_gpu", {"auto_augment": "trivialaug"}, "auto_augment is trivialaug; it can begin with randaug, autoaug"),
+        ("tnt_s_gpu", {"scheduler": "multi_step_decay"}, "it can be cosine_decay, warmup_cosine_decay, step_decay"),
+        (
+            "tnt_s_gpu",
+            {"re_value": 0},
+            "re_value is 0; here it can only be random: what is erased is filled",
+        ),
+        (
+            "tnt_s_gpu",
+            {"drop_rate": 0.1},
+            "drop_rate is 0.1; here it can only be 0 or null: the models have no",
+        ),
+        ("tnt_s_gpu", {"pretrained": True}, "nothing is downloaded here; fetch the file and name it as model.weights"),
+        ("tnt_s_gpu", {"distribute": "maybe"}, "distribute is maybe; it must be a number"),
+        ("tnt_s_gpu", {"ema": "maybe"}, "ema is maybe; it must be true or false"),
+        ("tnt_s_gpu", {"dataset": "mnist"}, "dataset is mnist; it can be imagenet, cifar10, cifar100"),
+        ("tnt_s_patch16_224", {"start_epoch": 4}, "start_epoch is 4; here it can only be 0: `vitrail train --resume"),
+        ("tnt_s_patch16_224", {"optimizer": "sgd"}, "optimizer is sgd; it can be adamw, momentum"),
+        ("tnt_s_patch16_224", {"re_mode": "const"}, "re_mode is const; here it can only be pixel"),
+        (
+            "t2t_vit_19",
+            {"mixup_off_epoch": 9},
+            "mixup_off_epoch is 9; here it can only be 0: Mixup stays on",
+        ),
+        ("t2t_vit_19", {"mixup_mode": "elem"}, "mixup_mode is elem; here it can only be batch"),
+        ("svt_s", {"params": '{"a": 1}'}, "here it can only be null or '' or '{}': model.options.NAME=VALUE changes a"),
+        ("svt_s", {"compat": "as_is"}, "compat is as_is; it must be as_executed or as_written"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_with_the_reason(name: str, flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        translate(content(name), name, flags)
+
+
+def test_a_default_that_cannot_be_had_is_named_as_one() -> None:
+    file = content("tnt_s_gpu")
+    del file["opt"]
+    with pytest.raises(ConfigError, match=r"tnt, not written: opt is adam; it can be adamw, sgd, momentum"):
+        translate(file, "tnt")
+
+
+def test_a_switch_needs_its_amount() -> None:
+    file = content("t2t_vit_19")
+    del file["clip_grad_norm"]
+    with pytest.raises(ConfigError, match=r"use_clip_grad_norm is true; clip_grad_norm is not written"):
+        translate(file, "t2t")
+
+
+# As executed and as written
+
+
+def test_as_written_takes_mindcvs_file_by_its_word() -> None:
+    executed, written = (changed(translated("tnt_s_gpu", compat=c)) for c in ("as_executed", "as_written"))
+    assert {key for key in executed if executed[key] != written.get(key)} == {
+        "optim.decay_on",
+        "schedule.cosine_epochs",
+    }
+    assert written["optim.decay_on"] == "matrices"
+    assert "schedule.cosine_epochs" not in written
+
+
+def test_keys_that_mindcv_does_not_read_count_only_as_written() -> None:
+    flags = {"mixup_prob": 0.5, "switch_prob": 0.1, "lr_scheduler": "constant", "eps": 1e-6}
+    executed = translated("tnt_s_gpu", **flags)
+    assert (executed.augment.mix_prob, executed.augment.mix_switch_prob, executed.optim.eps) == (1.0, 0.5, 1e-8)
+    assert executed.schedule.name == "cosine"
+    written = translated("tnt_s_gpu", compat="as_written", **flags)
+    assert (written.augment.mix_prob, written.augment.mix_switch_prob, written.optim.eps) == (0.5, 0.1, 1e-6)
+    assert written.schedule.name == "constant"
+    said = remarks("tnt_s_gpu", **flags)
+    for key, value, taken in (("mixup_prob", "0.5", "1.0"), ("lr_scheduler", "constant", "cosine_decay")):
+        assert f"note: tnt_s_gpu: {key}={value}: not read by MindCV, which takes {taken}" in said
+    assert "note: tnt_s_gpu: eps=1.0e-06: not handed on to AdamW, which takes 1e-8" in said
+
+
+def test_a_run_says_where_it_differs_from_what_the_file_reads_as() -> None:
+    assert remarks("tnt_s_gpu") == [
+        "note: tnt_s_gpu: settings of MindCV, as_executed; `vitrail config` shows each key",
+        "note: tnt_s_gpu: decay_epochs is not written: a cosine of 100 epochs: the rate is at min_lr from epoch 120 of "
+        "300 on; compat=as_written ends it with the run",
+        "note: tnt_s_gpu: filter_bias_and_bn is not written: biases and norms decay too, since the group that is to be "
+        "exempt inherits the decay; compat=as_written exempts them",
+    ]
+    said = " ".join(remarks("tnt_s_patch16_224"))
+    for part in ("here 1024 / 512", "lacks some biases", "corrects no bias", "there is no Ascend here"):
+        assert part in said
+    assert "drop_path=0.1: not handed to the model by train.py" in " ".join(remarks("t2t_vit_19"))
+    assert "whether this program scales it" in " ".join(remarks("svt_s"))
+
+
+def test_a_short_run_of_mindcv_cuts_its_cosine_off() -> None:
+    said = " ".join(remarks("tnt_s_gpu", epoch_size=50, warmup_epochs=0))
+    assert "a cosine of 100 epochs is cut off at epoch 50 of 100" in said
+    own = translated("tnt_s_gpu", epoch_size=50, decay_epochs=50, warmup_epochs=0)
+    assert own.schedule.cosine_epochs == 50
+    assert "decay_epochs" not in " ".join(remarks("tnt_s_gpu", epoch_size=50, decay_epochs=50, warmup_epochs=0))
+
+
+def test_as_written_rates_of_the_zoo_are_not_scaled_nor_clipped() -> None:
+    config = translated("tnt_s_patch16_224", compat="as_written")
+    assert (config.optim.lr_base_batch, config.schedule.min_lr, config.schedule.clip_to_min_lr) == (None, 6e-6, False)
+
+
+def test_as_written_t2t_has_its_drop_path() -> None:
+    assert translated("t2t_vit_19").model.drop_path_rate == 0.0
+    assert translated("t2t_vit_19", compat="as_written").model.drop_path_rate == 0.1
+
+
+def test_the_file_of_twins_overrules_flags_as_executed() -> None:
+    assert translated("svt_s", epochs=3).train.epochs == 300
+    assert "warning: svt_s: epochs=3: the file overrules the flag in MindSpore's Twins" in " ".join(
+        remarks("svt_s", epochs=3)
+    )
+    assert translated("svt_s", epochs=30, compat="as_written").train.epochs == 30
+    assert translated("svt_s", dir_ckpt="here").output.root == "here"
+    assert translated("tnt_s_gpu", epoch_size=30).train.epochs == 30
+
+
+def test_batches_count_one_process_and_one_part() -> None:
+    assert [translated("tnt_s_gpu", processes=n).train.batch_size for n in (1, 8)] == [32, 256]
+    config = translated("tnt_s_patch16_224", processes=2, accumulation_step=4)
+    assert (config.train.batch_size, config.train.accumulate) == (1024, 4)
+    assert config.schedule.min_lr == 1.2e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "processes", "message"),
+    [
+        ("tnt_s_gpu", {"distributed": True}, 1, "start several with: torchrun --nproc-per-node 8 -m vitrail train"),
+        ("t2t_vit_19", {"num_devices": 4}, 1, "start several with: torchrun --nproc-per-node 4 -m vitrail train"),
+        ("t2t_vit_19", {"num_devices": 4}, 2, "2 processes were started, and they count"),
+        ("t2t_vit_19", {"device": 3}, 1, "CUDA_VISIBLE_DEVICES=3 chooses the card"),
+        ("svt_s", {"device_target": "Ascend"}, 1, "the file overrules the flag"),
+    ],
+)
+def test_devices_are_chosen_outside(name: str, flags: dict[str, Any], processes: int, message: str) -> None:
+    said = [text for _, text in translate(content(name), name, flags, processes=processes).remarks()]
+    assert message in " ".join(said)
+
+
+def test_distribution_that_is_there_needs_no_word() -> None:
+    assert "torchrun" not in " ".join(remarks("tnt_s_gpu", distribute=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "expected"),
+    [
+        ("tnt_s_gpu", {"clip_grad": False}, {"optim.clip_norm": None}),
+        ("tnt_s_gpu", {"ema": True}, {"ema.decay": 0.9999}),
+        ("tnt_s_gpu", {"auto_augment": None}, {"augment.auto_augment": None, "augment.color_jitter": 0.4}),
+        ("tnt_s_gpu", {"auto_augment": "autoaugr-mstd0.5"}, {"augment.auto_augment": "originalr-mstd0.5"}),
+        ("tnt_s_gpu", {"aug_repeats": 3}, {"augment.repeats": 3}),
+        ("tnt_s_gpu", {"val_while_train": False}, {"train.eval_every": 300}),
+        ("tnt_s_gpu", {"ckpt_path": "a.ckpt"}, {"model.weights": "a.ckpt"}),
+        ("tnt_s_gpu", {"opt": "momentum", "use_nesterov": True}, {"optim.name": "sgd", "optim.nesterov": True}),
+        ("tnt_s_gpu", {"dataset": "cifar10"}, {"data.name": "cifar10"}),
+        ("tnt_s_gpu", {"device_target": "CPU"}, {"train.device": "cpu"}),
+        ("tnt_s_gpu", {"filter_bias_and_bn": False, "compat": "as_written"}, {"optim.decay_on": "all"}),
+        (
+            "tnt_s_gpu",
+            {"scheduler": "step_decay", "decay_epochs": 30},
+            {"schedule.name": "step", "schedule.decay_epochs": 30.0, "schedule.min_lr": 0.0},
+        ),
+        (
+            "tnt_s_gpu",
+            {"scheduler": "exponential_decay"},
+            {"schedule.name": "exponential", "schedule.decay_epochs": 1.0, "schedule.decay_rate": 0.9},
+        ),
+        ("tnt_s_gpu", {"scheduler": "constant"}, {"schedule.name": "constant", "schedule.cosine_epochs": None}),
+        ("tnt_s_patch16_224", {"pretrained": "a.ckpt"}, {"model.weights": "a.ckpt"}),
+        ("tnt_s_patch16_224", {"wd": 0.1}, {"optim.weight_decay": 0.1}),
+        (
+            "tnt_s_patch16_224",
+            {"lr_scheduler": "multistep_lr"},
+            {"schedule.name": "exponential", "schedule.warmup_epochs": 0.0, "schedule.decay_rate": 0.97},
+        ),
+        ("tnt_s_patch16_224", {"lr_scheduler": "exp_lr"}, {"schedule.decay_epochs": 1.0}),
+        ("tnt_s_patch16_224", {"optimizer": "momentum"}, {"optim.name": "sgd"}),
+        ("t2t_vit_19", {"disable_approximate_gelu": True}, {"model.options": {"norm_eps": 1e-7, "gelu": "erf"}}),
+        ("t2t_vit_19", {"ckpt_save_every_step": 50}, {"output.save_every_updates": 50}),
+        ("t2t_vit_19", {"min_crop": 0.2}, {"augment.scale": [0.2, 1.0]}),
+        ("t2t_vit_19", {"with_ema": 1}, {"ema.decay": 0.9999}),
+    ],
+)
+def test_a_key_sets_what_belongs_to_it(name: str, flags: dict[str, Any], expected: dict[str, Any]) -> None:
+    found = flat(translated(name, **flags))
+    assert {key: found[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "expected"),
+    [
+        ("/data/a/train", "/data/a/val", ("/data/a", "train", "val")),
+        ("/data/a/train", "/data/b/val", ("/data", "a/train", "b/val")),
+        ("train", "val", (".", "train", "val")),
+        ("in/train", None, ("in", "train", "val")),
+        (None, "in/test", ("in", "train", "test")),
+    ],
+)
+def test_two_folders_are_a_root_and_two_names(train: str | None, val: str | None, expected: tuple[str, ...]) -> None:
+    file = {key: value for key, value in content("svt_s").items() if not key.startswith("ds_")}
+    given = {key: value for key, value in (("ds_train", train), ("ds_val", val)) if value is not None}
+    data = resolve(TrainConfig, [translate({**file, **given}, "svt").layer]).config.data
+    assert (data.root, data.train_split, data.val_split) == expected
+
+
+def test_two_folders_without_a_common_root_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"ds_train and ds_val must both be absolute paths, or both not"):
+        translate({**content("svt_s"), "ds_val": "val"}, "svt")
+
+
+# Learning rates
+
+
+def rates(config: TrainConfig, steps: int) -> list[float]:
+    from vitrail.job import build_schedule
+
+    rate = build_schedule(config, steps)
+    return [rate(update) for update in range((config.train.epochs + config.schedule.cooldown_epochs) * steps)]
+
+
+def test_mindcvs_rate_is_what_mindcv_executes() -> None:
+    steps, lr, floor = 7, 5e-4, 6e-6
+    warmup = [lr * 0.00014 + (lr - lr * 0.00014) * i / (20 * steps) for i in range(20 * steps)]
+    times = [min(i / steps, 100) for i in range(280 * steps)]
+    cosine = [floor + (lr - floor) * 0.5 * (1 + math.cos(math.pi * t / 100)) for t in times]
+    ours = rates(translated("tnt_s_gpu"), steps)
+    np.testing.assert_allclose(ours, warmup + cosine, rtol=1e-9)
+    assert ours[120 * steps :] == [floor] * (180 * steps)
+    assert ours[20 * steps] == lr
+    cut = rates(translated("tnt_s_gpu", epoch_size=50), steps)
+    np.testing.assert_allclose(cut, (warmup + cosine)[: 50 * steps], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "factor", "base", "start", "floor", "warmup"),
+    [
+        ("tnt_s_patch16_224", 2.0, 5e-4, 7e-8, 6e-6, 20),
+        ("t2t_vit_19", 1.0, 1e-3, 7e-6, 1e-5, 2),
+        ("svt_s", 1.0, 1e-4, 1e-6, 1e-5, 20),
+    ],
+)
+def test_the_zoos_rate_is_what_its_programs_execute(
+    name: str, factor: float, base: float, start: float, floor: float, warmup: int
+) -> None:
+    steps, epochs = 5, 300
+
+    def at(epoch: float) -> float:
+        if epoch < warmup:
+            return epoch / warmup * (base - start) + start
+        return 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup))) * base
+
+    theirs = [factor * max(at(epoch + batch / steps), floor) for epoch in range(epochs) for batch in range(steps)]
+    np.testing.assert_allclose(rates(translated(name), steps), theirs, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("scheduler", "period"), [("multistep_lr", 30), ("exp_lr", 1)])
+def test_the_zoos_other_curves_are_executed_too(scheduler: str, period: int) -> None:
+    steps = 5
+    ours = rates(translated("tnt_s_patch16_224", lr_scheduler=scheduler), steps)
+    first = 0 if scheduler == "multistep_lr" else 20 * steps
+    theirs = [2 * max(5e-4 * 0.97 ** (update / steps / period), 6e-6) for update in range(300 * steps)]
+    np.testing.assert_allclose(ours[first:], theirs[first:], rtol=1e-9)
+
+
+# Flags
+
+
+OFFICIAL = (
+    "/path/to/imagenet/ --model tnt_s_patch16_224 --sched cosine --epochs 300 --opt adamw -j 8 --warmup-lr 1e-6 "
+    "--mixup .8 --cutmix 1.0 --model-ema --model-ema-decay 0.99996 --aa rand-m9-mstd0.5-inc1 --color-jitter 0.4 "
+    "--warmup-epochs 5 --opt-eps 1e-8 --repeated-aug --remode pixel --reprob 0.25 --amp --lr 1e-3 --weight-decay .05 "
+    "--drop 0 --drop-path .1 -b 128 --output /path/to/save/models/"
+)
+
+
+def test_the_official_command_is_our_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    (_, place, *rest), _ = understood(["train", *OFFICIAL.split()])
+    theirs, ours = flat(begin(place, rest).config), flat(begin("tnt_s_imagenet", []).config)
+    assert {key for key in ours if ours[key] != theirs[key]} == {
+        "data.root", "data.workers", "train.precision", "train.seed", "train.log_every", "output.root",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("train --config f.yaml --data_dir /d", "train data_dir=/d --config f.yaml"),
+        ("train -c f.yaml --data-dir=/d", "train data_dir=/d --config f.yaml"),
+        ("train --tnt_config f.yaml --device-id 0", "train device_id=0 --config f.yaml"),
+        ("train f.yaml --beta 0.9 0.99 --mix_up .5", "train f.yaml 'beta=[0.9, 0.99]' mix_up=.5"),
+        ("train f.yaml --distribute train.epochs=2", "train f.yaml train.epochs=2 distribute=true"),
+        ("train f.yaml --model-ema --amp x", "train f.yaml x model_ema=true amp=true"),
+        ("train f.yaml --amp false", "train f.yaml amp=false"),
+        ("train --resume runs/a optim.lr=1", "train optim.lr=1 --resume runs/a"),
+        ("train f.yaml --compat as_written", "train f.yaml compat=as_written"),
+        ("train f.yaml --lr -1", "train f.yaml lr=-1"),
+        ("evaluate --pretrained w.ckpt -c f.yaml -b 9", "evaluate w.ckpt batch_size=9 --config f.yaml"),
+        ("evaluate f.yaml --checkpoint w.ckpt", "evaluate w.ckpt --config f.yaml"),
+        ("evaluate /d --pretrain_path w.pth", "evaluate w.pth data_dir=/d"),
+        ("evaluate w.pth data.root=/d --json j", "evaluate w.pth data.root=/d --json j"),
+        ("predict a.jpg --ckpt-path w.ckpt --batch_size 4", "predict w.ckpt a.jpg --batch-size 4"),
+        ("predict a.jpg --checkpoint w --device_target CPU", "predict w a.jpg --device cpu"),
+        ("export --checkpoint w --file_format MINDIR", "export w --format mindir"),
+        ("config --config_path f.yaml --epochs 3", "config f.yaml epochs=3"),
+        ("models --markdown", "models --markdown"),
+        ("--help", "--help"),
+        ("", ""),
+    ],
+)
+def test_flags_become_what_we_read(typed: str, read: str) -> None:
+    tokens, notes = understood(shlex.split(typed))
+    assert tokens == shlex.split(read)
+    assert notes == []
+
+
+def test_flags_that_a_command_has_no_use_for_are_noted() -> None:
+    tokens, notes = translate_flags(["predict", "a.jpg", "--checkpoint", "w", "--arch", "t2t_vit_19"], {})
+    assert tokens == ["predict", "w", "a.jpg"]
+    assert notes == ["--arch t2t_vit_19: not needed; the weight file says what `vitrail predict` has to know"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("train --data_dri /d", "--data_dri: unknown option; did you mean '--data_dir'?"),
+        ("evaluate -c f.yaml --pretrained", "--pretrained: nothing is downloaded here; fetch the file and write"),
+        (
+            "export --checkpoint w --file_format AIR",
+            "--file_format is AIR, which Ascend 910 alone can write; it can",
+        ),
+    ],
+)
+def test_a_flag_that_cannot_be_had_is_refused(typed: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        understood(typed.split())
+
+
+def test_keys_have_no_section() -> None:
+    keys, rest = split_keys(["epoch_size=3", "optim.lr=1", "x.yaml", "eps=1e-8", "data_dir=", "a=b: c: d"])
+    assert keys == {"epoch_size": 3, "eps": "1e-8", "data_dir": None, "a": "b: c: d"}
+    assert rest == ["optim.lr=1", "x.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "keys", "message"),
+    [
+        ("digits", {"batch_size": 4}, r"^batch_size=4: goes with files of other projects alone; write train"),
+        ("digits", {"nonsense": 4}, r"write section\.key=\.\.\., `vitrail config digits` shows all settings"),
+        ("digits", {"compat": "as_written"}, r"^compat is for files of other projects; drop it"),
+        (None, {"lr": 1}, r"^lr=1: goes with files of other projects alone; write optim\.lr=\.\.\."),
+        (None, {"model": "tnt_s", "sched": "plateau"}, r"sched is plateau; it can be cosine, step"),
+        ("gone/x.yaml", {"model": "tnt_s"}, r"unknown recipe 'gone/x\.yaml'"),
+        ("/d", {"model": "tnt_s_patch16_224", "evaluate": True}, r"`vitrail evaluate` measures; write it in place of"),
+    ],
+)  # fmt: skip
+def test_keys_need_a_file_of_theirs(recipe: str | None, keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_recipe(recipe, keys)
+
+
+def test_our_settings_are_put_over_theirs(tmp_path: Path) -> None:
+    start = begin(str(FILES / "tnt_s_gpu.yaml"), ["epoch_size=30", "warmup_epochs=2", "train.epochs=7", "optim.lr=1"])
+    assert (start.name, start.config.train.epochs, start.config.optim.lr) == ("tnt_s_gpu", 7, 1.0)
+    assert start.remarks[0][1].startswith("tnt_s_gpu: settings of MindCV")
+    new = begin(str(FILES / "tnt_s_gpu.yaml"), [], resume=tmp_path / "runs" / "a")
+    assert new.config.output.name == "a"
+    assert len(new.remarks) == 3
+
+
+def test_evaluation_takes_the_images_and_how_they_are_read() -> None:
+    part = read_part(str(FILES / "tnt_s_gpu.yaml"), {"data_dir": "/d"}, EVALUATE_SECTIONS)
+    assert part is not None
+    config = resolve(EvaluateConfig, [part.layer]).config
+    assert (config.data.root, config.data.workers, config.preprocess.crop) == ("/d", 1, 0.9)
+    assert (config.evaluate.batch_size, config.evaluate.device) == (32, "auto")
+    assert set(part.layer.values) == set(EVALUATE_SECTIONS)
+    ours = read_part("digits", {}, ["preprocess"])
+    assert ours is not None
+    assert ours.layer.values == {"preprocess": {"crop": 1.0}}
+    flags = read_part(None, {"data_dir": "/d", "batch_size": 9, "evaluate": True}, EVALUATE_SECTIONS)
+    assert flags is not None
+    assert resolve(EvaluateConfig, [flags.layer]).config.evaluate.batch_size == 9
+    assert read_part(None, {}, EVALUATE_SECTIONS) is None
+
+
+# The guide
+
+
+def commands() -> list[tuple[str, str, str]]:
+    """Return theirs, ours and what it does, of each line of the guide's table."""
+    table = GUIDE.read_text().split("<!-- commands -->\n")[1].split("<!-- end -->")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table]
+    return [(row[0].strip("`"), row[1].strip("`"), row[2]) for row in rows if row[1].startswith("`")]
+
+
+def test_the_guide_has_every_command_of_the_readmes() -> None:
+    assert len(commands()) == 29
+    for theirs, ours, _ in commands():
+        flags = re.findall(r"(?<= )--?[a-zA-Z][\w-]*", theirs)
+        launch = {"--nproc_per_node", "-n", "-m"}
+        for flag in set(flags) - launch:
+            assert flag in ours, f"{ours} lacks {flag}"
+
+
+@pytest.mark.parametrize(("ours", "does"), [row[1:] for row in commands()], ids=[row[1] for row in commands()])
+def test_a_command_of_the_guide_is_understood(
+    ours: str, does: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = {
+        "tnt_s_gpu": ["configs/tnt/tnt_s_gpu.yaml"],
+        "tnt_s_patch16_224": ["src/configs/tnt_s_patch16_224.yaml"],
+        "t2t_vit_19": ["../src/configs/t2t_vit_19.yaml", "src/configs/t2t_vit_19.yaml", "path/to/config.yaml"],
+        "svt_s": ["configs/svt_s.yaml"],
+    }
+    here = tmp_path / "scripts"
+    for name, paths in places.items():
+        for path in paths:
+            (here / path).parent.resolve().mkdir(parents=True, exist_ok=True)
+            (here / path).write_text((FILES / f"{name}.yaml").read_text())
+    monkeypatch.chdir(here)
+    words = shlex.split(ours)
+    if words[0] == "torchrun":
+        monkeypatch.setenv("WORLD_SIZE", words[2])
+        words = words[words.index("-m") + 1 :]
+    assert words[0] == "vitrail"
+    if does == "refused":
+        with pytest.raises(ConfigError, match="nothing is downloaded"):
+            understood(words[1:])
+        return
+    tokens, _ = understood(words[1:])
+    if tokens[0] not in app:  # a command to come
+        assert tokens[:2] == ["export", words[words.index("--pretrained") + 1]]
+        return
+    command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+    if "--help" in tokens:
+        return
+    assert command.__name__ == tokens[0]
+    values = list(bound.args)
+    config = bound.kwargs.get("config")
+    if tokens[0] == "train":
+        start = begin(config or values[0], [value for value in values if "=" in value])
+        assert start.config.model.name.startswith(("tnt", "t2t", "svt"))
+        assert start.remarks
+    elif tokens[0] == "evaluate":
+        keys, rest = split_keys(values[1:])
+        part = read_part(config, keys, EVALUATE_SECTIONS)
+        assert part is not None
+        assert resolve(EvaluateConfig, [part.layer, command_line(rest)]).config.data.root
+        assert str(values[0]) in ours.replace("\\", "").replace(
+            "/path/to/pretrained/model/", "/path/to/pretrained/model"
+        )
+    else:
+        assert str(values[0]) == "/data/models/t2t_vit_19.ckpt"
+        assert values[1].startswith("/data/images/")
+
+
+# Runs
+
+
+TINY: dict[str, Callable[[Path], str]] = {
+    "tnt_s_gpu": lambda root: (
+        f"--data_dir {root} --model tnt_s_patch16_224 --batch_size 8 --epoch_size 1 --warmup_epochs 0 "
+        "--image_resize 32 model.options.embed_dim=24 model.options.inner_dim=8 model.options.depth=1 "
+        "model.options.num_heads=2 model.options.inner_num_heads=2"
+    ),
+    "tnt_s_patch16_224": lambda root: (
+        f"--data_url {root} --batch_size 8 --epochs 1 --warmup_length 0 --image_size 32 --device_target CPU "
+        "--amp_level O0 model.options.embed_dim=24 model.options.inner_dim=8 model.options.depth=1 "
+        "model.options.num_heads=2 model.options.inner_num_heads=2"
+    ),
+    "t2t_vit_19": lambda root: (
+        f"--data_url {root} --val_dir val --batch_size 8 --epochs 1 --warmup_length 0 --image_size 32 "
+        "model.options.embed_dim=16 model.options.depth=1 model.options.num_heads=2"
+    ),
+    "svt_s": lambda root: (
+        f"--ds_train {root}/train --ds_val {root}/val --batch_size 8 --epochs 1 --warmup_length 0 --image_size 32 "
+        "--model twins_svt_small --compat as_written model.options.embed_dims=[8,8] model.options.depths=[1,1] "
+        "model.options.num_heads=[1,1] model.options.mlp_ratios=[1.0,1.0] model.options.sr_ratios=[2,1] "
+        "model.options.patch_sizes=[4,2]"
+    ),
+    "flags": lambda root: (
+        f"{root} --model tnt_s_patch16_224 --sched cosine --epochs 1 --warmup-epochs 0 --cooldown-epochs 0 --opt adamw "
+        "--lr 1e-3 -b 8 --img-size 32 model.options.embed_dim=24 model.options.inner_dim=8 model.options.depth=1 "
+        "model.options.num_heads=2 model.options.inner_num_heads=2"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_file_of_theirs_trains(
+    name: str, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = [] if name == "flags" else ["--config", str(FILES / f"{name}.yaml")]
+    ours = ["output.root=runs", "data.workers=0", "train.device=cpu", "train.log_every=1"]
+    with pytest.raises(SystemExit) as caught:
+        main(["train", *file, *TINY[name](image_folder).split(), *ours])
+    printed = capsys.readouterr()
+    assert caught.value.code == 0, printed.err
+    assert ": settings of " in printed.err
+    (run,) = Path("runs").iterdir()
+    stored = yaml.safe_load((run / "config.yaml").read_text())
+    assert stored["train"]["batch_size"] == 8
+    assert (run / "best.safetensors").exists()
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", "--ckpt_path", str(run / "best.safetensors"), "--data_dir", str(image_folder), "-b", "4"])
+    printed = capsys.readouterr()
+    assert caught.value.code == 0, printed.err
+    assert "top-1" in printed.out
+
+
+def test_their_flag_for_weights_begins_with_them(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "--config", str(FILES / "tnt_s_gpu.yaml"), *TINY["tnt_s_gpu"](image_folder).split()]
+    ours = ["output.root=runs", "data.workers=0", "train.device=cpu", "optim.lr=1e-9", "schedule.min_lr=0"]
+    weights = "runs/first/best.safetensors"
+    for more in (["output.name=first"], ["--ckpt_path", weights, "output.name=second"]):
+        with pytest.raises(SystemExit) as caught:
+            main([*words, *ours, *more])
+        assert caught.value.code == 0, capsys.readouterr().err
+    stored = yaml.safe_load(Path("runs/second/config.yaml").read_text())["model"]
+    assert (stored["weights"], stored["options"]["gelu"]) == (weights, "tanh")
+    first, second = (json.loads(Path(f"runs/{name}/metrics.jsonl").read_text()) for name in ("first", "second"))
+    assert second["val_loss"] == pytest.approx(first["val_loss"], abs=1e-4)
+
+
+def test_config_shows_the_translation_key_by_key(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["config", str(FILES / "tnt_s_gpu.yaml"), "--batch_size", "16", "optim.lr=1e-4"])
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    lines = [line.split() for line in printed.splitlines()]
+    assert "MindCV, as_executed" in printed
+    assert ["batch_size", "16", "train.batch_size", "16", "theirs", "counts"] in [line[:6] for line in lines]
+    assert ["preprocess.interpolation", "bicubic"] in lines
+    assert ["(seed)", "42", "train.seed", "42"] in lines
+    assert ["optim.lr", "0.0001", "command", "line"] in lines
+    assert ["schedule.cosine_epochs", "100.0", "tnt_s_gpu"] in lines
+
+
+def test_a_translated_run_is_resumed_by_its_folder_alone(tmp_path: Path) -> None:
+    from vitrail.config import to_yaml
+
+    start = begin(str(FILES / "svt_s.yaml"), [f"output.root={tmp_path}", "output.name=a"])
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.yaml").write_text(to_yaml(start.config))
+    assert begin(None, [], resume=tmp_path / "a").config == start.config
+    assert begin(str(FILES / "svt_s.yaml"), [], resume=tmp_path / "a").config == start.config
