@@ -43,7 +43,7 @@ def _whole_number(_: type, tokens: Sequence[Token]) -> int:
         raise ConfigError(f"{tokens[0].keyword} is {tokens[0].value!r}; it must be a whole number") from None
 
 
-EVALUATE_SECTIONS = ("data", "preprocess", "evaluate")
+EVALUATE_SECTIONS = ("weights", "data", "preprocess", "evaluate")
 
 
 @app.command
