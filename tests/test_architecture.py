@@ -17,7 +17,7 @@ LAYERS = [
     {"models.tnt", "models.t2t_vit", "models.twins", "data"},
     {"models"},
     {"checkpoint", "engine", "optim", "catalogue", "mindir"},
-    {"evaluate", "predict", "report", "state", "doctor"},
+    {"evaluate", "predict", "export", "report", "state", "doctor"},
     {"job"},
     {"train"},
     {"cli"},

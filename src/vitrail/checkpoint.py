@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -23,6 +23,7 @@ from vitrail.errors import CheckpointError, ConfigError
 from vitrail.models import find_variant
 from vitrail.models.registry import VisionModel
 from vitrail.transforms import DECODER, Preprocess
+from vitrail.wire import Buffer
 
 KEY = "vitrail"
 FREE_SPACE = "free space or choose another output.root"
@@ -247,7 +248,7 @@ def load_tensors(file: BinaryIO, path: Path) -> dict[str, Any]:
 
 def write_whole(
     path: Path,
-    data: bytes | memoryview,
+    data: bytes | memoryview | Iterable[Buffer],
     advice: str = FREE_SPACE,
     older: Sequence[Path] = (),
 ) -> None:
@@ -255,7 +256,7 @@ def write_whole(
 
     Args:
         path: Its name.
-        data: All of it.
+        data: All of it, or its pieces in order.
         advice: What the user can do where it cannot be written.
         older: Names that the file of that name moves on to, each in turn.
 
@@ -263,12 +264,14 @@ def write_whole(
         CheckpointError: The disk is full or the folder cannot be written; an older file stays as it was.
     """
     target, temporary = staging(path)
+    pieces = [data] if isinstance(data, bytes | memoryview) else data
     with refusal_told(path, temporary, advice):
         if temporary == target:
-            target.write_bytes(data)
+            with target.open("wb") as file:
+                file.writelines(pieces)
             return
         with temporary.open("wb") as file:
-            file.write(data)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
         for newer, old in reversed(list(pairwise([target, *older]))):

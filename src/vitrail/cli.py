@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -194,6 +195,37 @@ def predict(
             display.end()
         display.note(f"{total:,} images, {bad:,} unreadable: {output}{replaced}")
     return min(bad, 125)
+
+
+@app.command
+def export(
+    checkpoint: Path,
+    *,
+    format: Annotated[Literal["mindir"], Parameter(help="mindir is for MindSpore and MindSpore Lite.")],
+    output: Annotated[Path | None, Parameter(help="File to write; beside the checkpoint by default.")] = None,
+    batch_size: Annotated[
+        int, Parameter(converter=_whole_number, help="Images that the file takes at once, never more nor fewer.")
+    ] = 1,
+    mindir_version: Annotated[
+        Literal[1, 3],
+        Parameter(help="1 is read by MindSpore 2.0 and newer; 3 can be exported again from MindSpore 2.10."),
+    ] = 1,
+) -> int:
+    """Write a trained model for another framework, and a script that compares it there with PyTorch.
+
+    ```
+    vitrail export runs/digits/best.safetensors --format mindir
+    vitrail export best.safetensors --format mindir --batch-size 8 --output served.mindir
+    ```
+    """
+    from vitrail.export import export as run
+
+    with _terminal() as display:
+        done = run(checkpoint, output, format=format, batch_size=batch_size, mindir_version=mindir_version)
+        size = done.model.stat().st_size / 2**20
+        display.note(f"{done.model}: {size:,.1f} MiB, images {done.images} to logits {done.logits}")
+    print(f"next: {shlex.join(['python', str(done.check)])}  # where MindSpore is")
+    return 0
 
 
 @app.command

@@ -39,6 +39,28 @@ ATTRIBUTES_ONLY = ("Conv2D", "Pad", "MakeTuple", "TupleGetItem")
 """Primitives that take no configuration as inputs in version 3 either."""
 NUMBERS = {"NCHW": 0}
 """What stands for a word where version 3 makes it an input."""
+CHECK_SCRIPT = '''"""Compare the .mindir file of this script's name with the logits that PyTorch computed.
+
+    pip install mindspore==2.10.0 'numpy<2'
+"""
+
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+
+script = Path(__file__)
+stored = np.load(script.with_suffix(".npz"))
+ms.set_context(mode=ms.GRAPH_MODE)
+network = ms.nn.GraphCell(ms.load(str(script.with_suffix("").with_suffix(".mindir"))))
+logits = network(ms.Tensor(stored["images"])).asnumpy()
+difference = np.abs(logits - stored["logits"]).max()
+good = bool(difference <= 1e-4)
+print(f"MindSpore {ms.__version__}: logits differ by at most {difference:.2g};", "good" if good else "above 1e-4")
+sys.exit(not good)
+'''
+"""For MindSpore 2.0 and newer; needs neither PyTorch nor this package."""
 
 
 def to_mindir(program: ExportedProgram, version: Literal[1, 3] = 1) -> list[Buffer]:
