@@ -208,7 +208,7 @@ def export(
     ] = 1,
     mindir_version: Annotated[
         Literal[1, 3],
-        Parameter(help="1 is read by MindSpore 2.0 and newer; 3 can be exported again from MindSpore 2.10."),
+        Parameter(help="1 is read by MindSpore 2.0 and newer, and Lite; 3 by newer ones, which can export it again."),
     ] = 1,
 ) -> int:
     """Write a trained model for another framework, and a script that compares it there with PyTorch.
