@@ -436,6 +436,11 @@ def test_links_are_followed_and_devices_are_not_replaced(tmp_path: Path) -> None
     assert Path("/dev/null").is_char_device()
 
 
+def test_pieces_are_written_in_their_order(tmp_path: Path) -> None:
+    write_whole(tmp_path / "a", iter([b"one ", memoryview(b"two "), bytearray(b"three")]))
+    assert (tmp_path / "a").read_bytes() == b"one two three"
+
+
 def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match=r"best\.pt: cannot be written \(Not a directory\); free space or choose"):

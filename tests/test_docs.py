@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from vitrail.cli import app, understood
 from vitrail.config import (
+    ConvertConfig,
     EvaluateConfig,
     PredictConfig,
     TrainConfig,
@@ -21,6 +23,7 @@ from vitrail.config import (
     read_yaml,
     resolve,
 )
+from vitrail.models import create_model
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -56,7 +59,8 @@ def test_generated_parts_are_current() -> None:
 
 
 def test_documents_have_commands() -> None:
-    assert {arguments[0] for arguments in vitrail_commands()} == {"train", "evaluate", "predict", "doctor"}
+    named = {arguments[0] for arguments in vitrail_commands()}
+    assert named == {"train", "evaluate", "predict", "convert", "export", "doctor"}
 
 
 @pytest.mark.parametrize("arguments", vitrail_commands(), ids=" ".join)
@@ -70,6 +74,7 @@ def test_a_documented_command_is_understood(arguments: list[str]) -> None:
     if arguments[0] == "doctor":
         return
     schema = {"train": TrainConfig, "evaluate": EvaluateConfig, "predict": PredictConfig}
+    schema |= dict.fromkeys(("convert", "export"), ConvertConfig)
     if arguments[0] == "train":
         layers = [read_yaml(find_recipe(recipes[0] if recipes else "digits")[1])]
     else:  # what the weight file would say
@@ -82,13 +87,14 @@ def test_python_of_the_documents_runs(tmp_path: Path, tiny_checkpoint: Path) -> 
     run.mkdir(parents=True)
     tiny_checkpoint.rename(run / "best.safetensors")
     Image.fromarray(np.full((8, 8), 200, dtype=np.uint8)).save(run / "digits-00003.png")
-    examples = blocks("python")
-    assert examples
-    for code in examples:
+    torch.save(create_model("t2t_vit_7").state_dict(), tmp_path / "t2t_vit_7.pth")
+    printed = ""
+    for code in blocks("python"):
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.splitlines()[0] in ("red", "green", "blue")
-        assert "twins_svt_base" in done.stdout
+        printed += done.stdout
+    assert printed.splitlines()[0] in ("red", "green", "blue")
+    assert "twins_svt_base" in printed
 
 
 def test_documents_name_files_that_exist() -> None:

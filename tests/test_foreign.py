@@ -599,9 +599,22 @@ def test_flags_become_what_we_read(typed: str, read: str) -> None:
 
 
 def test_flags_that_a_command_has_no_use_for_are_noted() -> None:
-    tokens, notes = translate_flags(["predict", "a.jpg", "--checkpoint", "w", "--arch", "t2t_vit_19"], {})
+    tokens, notes = translate_flags(["predict", "a.jpg", "--checkpoint", "w", "--batch_size", "8"], {})
     assert tokens == ["predict", "w", "a.jpg"]
-    assert notes == ["--arch t2t_vit_19: not needed; the weight file says what `vitrail predict` has to know"]
+    assert notes == ["--batch_size 8: not needed; the weight file says what `vitrail predict` has to know"]
+
+
+@pytest.mark.parametrize("command", ["predict", "export"])
+def test_the_model_that_a_command_names_is_that_of_the_weight_file(command: str) -> None:
+    tokens, notes = translate_flags([command, "--checkpoint", "w", "--arch", "t2t_vit_19"], {})
+    assert tokens[:3] == [command, "w", "weights.model=t2t_vit_19"]
+    assert not notes
+
+
+def test_an_export_without_a_format_is_mindir_as_in_their_programs() -> None:
+    assert translate_flags(["export", "--pretrained", "w"], {})[0] == ["export", "w", "--format", "mindir"]
+    given = ["export", "--pretrained", "w", "--format", "mindir"]
+    assert translate_flags(given, {"--format": True})[0].count("--format") == 1
 
 
 @pytest.mark.parametrize(
@@ -713,9 +726,6 @@ def test_a_command_of_the_guide_is_understood(
             understood(words[1:])
         return
     tokens, _ = understood(words[1:])
-    if tokens[0] not in app:  # a command to come
-        assert tokens[:2] == ["export", words[words.index("--pretrained") + 1]]
-        return
     command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
     if "--help" in tokens:
         return
@@ -735,8 +745,9 @@ def test_a_command_of_the_guide_is_understood(
             "/path/to/pretrained/model/", "/path/to/pretrained/model"
         )
     else:
-        assert str(values[0]) == "/data/models/t2t_vit_19.ckpt"
-        assert values[1].startswith("/data/images/")
+        flag = "--pretrained" if tokens[0] == "export" else "--checkpoint"
+        assert Path(values[0]) == Path(words[words.index(flag) + 1])
+        assert tokens[0] == "export" or any(str(value).startswith("/data/images/") for value in values)
 
 
 # Runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -266,6 +267,44 @@ def convert(
         print(f"logits differ by {done.difference:.1e} at most, of a standard deviation of {done.scale:.1e}")
         print(f"written and read back, every weight equal: {', '.join(done.written)}{replaced}")
         print(f"next: {command('evaluate', target, 'data.root=FOLDER')}")
+    return 0
+
+
+@app.command
+def export(
+    checkpoint: Path,
+    *settings: Annotated[str, Parameter(show_default=False, help="How the file is read: weights.key=value.")],
+    format: Annotated[Literal["mindir"], Parameter(help="mindir is for MindSpore and MindSpore Lite.")],
+    output: Annotated[Path | None, Parameter(help="File to write; beside the checkpoint by default.")] = None,
+    batch_size: Annotated[
+        int, Parameter(converter=_whole_number, help="Images that the file takes at once, never more nor fewer.")
+    ] = 1,
+    mindir_version: Annotated[
+        Literal[1, 3],
+        Parameter(help="1 is read by MindSpore 2.0 and newer, and Lite; 3 by newer ones, which can export it again."),
+    ] = 1,
+) -> int:
+    """Write a trained model for another framework, and a script that compares it there with PyTorch.
+
+    ```
+    vitrail export runs/digits/best.safetensors --format mindir
+    vitrail export best.safetensors --format mindir --batch-size 8 --output served.mindir
+    ```
+    """
+    from vitrail.config import ConvertConfig, command_line, resolve
+
+    config = resolve(ConvertConfig, [command_line(settings)]).config
+
+    from vitrail.export import export as run
+    from vitrail.loading import open_model, tell, wanted
+
+    with _terminal() as display:
+        opened = open_model(checkpoint, wanted(config.weights))
+        tell(opened, display)
+        done = run(opened, output, format=format, batch_size=batch_size, mindir_version=mindir_version)
+        size = done.model.stat().st_size / 2**20
+        display.note(f"{done.model}: {size:,.1f} MiB, images {done.images} to logits {done.logits}")
+    print(f"next: {shlex.join(['python', str(done.check)])}  # where MindSpore is")
     return 0
 
 

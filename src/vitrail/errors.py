@@ -24,6 +24,10 @@ class CheckpointError(VitrailError):
     """A weight file that is not one, does not fit, or could not be written."""
 
 
+class ExportError(VitrailError):
+    """A model that cannot be written in another format."""
+
+
 class TrainingError(VitrailError):
     """A run that cannot go on."""
 

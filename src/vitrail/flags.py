@@ -53,14 +53,18 @@ def translate_flags(tokens: Sequence[str], own: Mapping[str, bool]) -> tuple[lis
             checkpoint = value
         elif name in FORMATS and command == "export":
             if value.upper() == "AIR":
-                raise ConfigError(f"--{name} is AIR, which Ascend 910 alone can write; it can be MINDIR or ONNX")
+                raise ConfigError(f"--{name} is AIR, which Ascend 910 alone can write; it can be MINDIR")
             kept += ["--format", value.lower()]
         elif name == "device_target" and command == "predict":
             kept += ["--device", "cpu" if value.lower() == "cpu" else "auto"]
+        elif name in ("arch", "model") and command in ("predict", "export"):
+            words.append(f"weights.model={value}")
         elif command in ("predict", "export"):
             notes.append(f"--{name} {value}: not needed; the weight file says what `vitrail {command}` has to know")
         elif name != "extra":  # after which a shell script hands on what follows
             words.append(f"{name}={value}")
+    if command == "export" and "--format" not in kept:
+        kept += ["--format", "mindir"]  # which is their programs' default
     if command == "evaluate" and checkpoint is not None:
         words, config = _places_of_evaluate(words, config)
     if checkpoint is not None:

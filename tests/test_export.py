@@ -1,0 +1,219 @@
+"""`vitrail export`: the files it writes, what it refuses, and the check, in MindSpore itself where there is one."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+
+from models.weights import randomised
+from vitrail.checkpoint import KEY, Record, model_options, save_model
+from vitrail.cli import main
+from vitrail.export import export
+from vitrail.loading import load_model, open_model
+from vitrail.mindir import CHECK_SCRIPT
+from vitrail.models import create_model, find_variant
+from vitrail.transforms import Preprocess
+
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
+
+MINDSPORE = os.environ.get("VITRAIL_MINDSPORE_PYTHON") or (
+    sys.executable if importlib.util.find_spec("mindspore") else None
+)
+
+
+def run(*tokens: object) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(["export", *map(str, tokens)])
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def save(path: Path, name: str, dtype: torch.dtype = torch.float32, **overrides: Any) -> Path:
+    """Write the weights of a tiny model."""
+    model = randomised(create_model(name, **{**find_variant(name)[0].tiny, **overrides})).to(dtype)
+    record = Record(
+        model=name,
+        options=model_options(model),
+        classes=tuple(map(str, range(model.config.num_classes))),
+        preprocess=Preprocess(size=model.config.size),
+    )
+    save_model(path, model.state_dict(), record)
+    return path
+
+
+def test_model_check_and_logits_are_written_and_named(tiny_checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = tiny_checkpoint.parent
+    assert run(tiny_checkpoint, "--format", "mindir", "--batch-size", 3) == 0
+    printed = capsys.readouterr()
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "tiny.check.npz",
+        "tiny.check.py",
+        "tiny.mindir",
+        "tiny.safetensors",
+    ]
+    assert f"{folder}/tiny.mindir: 0.3 MiB, images (3, 3, 32, 32) to logits (3, 3)" in printed.err
+    assert printed.out == f"next: python {folder}/tiny.check.py  # where MindSpore is\n"
+    stored = np.load(folder / "tiny.check.npz")
+    with torch.no_grad():
+        logits = load_model(tiny_checkpoint)(torch.from_numpy(stored["images"]))
+    assert np.array_equal(stored["logits"], logits.numpy())
+    assert KEY.encode() in (folder / "tiny.mindir").read_bytes(), "classes and preprocessing are in the file"
+
+
+def test_output_and_version_are_as_asked_and_the_same_each_time(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    written = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        done = export(
+            open_model(tiny_checkpoint), tmp_path / folder / "net.v3.mindir", format="mindir", mindir_version=3
+        )
+        assert done.check == tmp_path / folder / "net.v3.check.py"
+        written.append({path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()})
+    assert len(written[0]) == 3
+    assert {name for name in written[0] if written[0][name] != written[1][name]} <= {"net.v3.check.npz"}  # has a time
+    assert b"REF::MatMul" in written[0]["net.v3.mindir"]
+
+
+def test_weights_of_half_precision_are_widened(tmp_path: Path) -> None:
+    checkpoint = save(tmp_path / "half.safetensors", "tnt_ti_patch16_224", torch.bfloat16, depth=1)
+    done = export(open_model(checkpoint), format="mindir")
+    stored = np.load(done.check.with_suffix(".npz"))
+    with torch.no_grad():
+        logits = load_model(checkpoint).float()(torch.from_numpy(stored["images"]))
+    assert np.array_equal(stored["logits"], logits.numpy())
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (["--format", "onnxx"], 'Invalid value "onnxx" for --format. Choose from: "mindir"'),
+        ([], 'Command "export" parameter --format requires an argument'),
+        (["--format", "mindir", "--mindir-version", "2"], 'Invalid value "2" for --mindir-version. Choose from: 1, 3'),
+        (["--format", "mindir", "--batch-size", "0"], "--batch-size is 0; it must be at least 1"),
+        (["--format", "mindir", "--batch-size", "1.5"], "--batch-size is '1.5'; it must be a whole number"),
+        (["--format", "mindir", "--output", "net.onnx"], "--output net.onnx: must end in .mindir"),
+        (["--format", "mindir", "--output", "gone/net.mindir"], "there is no folder gone; create or choose another"),
+        (["--format", "mindir", "--output", "folder.mindir"], "folder.mindir: cannot be written; choose another file"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(
+    tokens: list[str],
+    message: str,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.mindir").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert run(tiny_checkpoint, *tokens) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_is_no_checkpoint_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run(tmp_path / "gone.safetensors", "--format", "mindir") == 2
+    assert "gone.safetensors: is missing, not a weight file" in capsys.readouterr().err
+
+
+def test_full_disk_leaves_the_old_file_and_no_half_one(
+    tiny_checkpoint: Path, largest_file: Callable[[int], AbstractContextManager[None]], capsys: pytest.CaptureFixture
+) -> None:
+    old = tiny_checkpoint.with_suffix(".mindir")
+    old.write_bytes(b"old")
+    with largest_file(20_000):
+        assert run(tiny_checkpoint, "--format", "mindir") == 2
+    assert capsys.readouterr().err == (
+        f"error: {old}: cannot be written (File too large); the file of that name is as it was; "
+        "free space or choose another --output\n"
+    )
+    assert old.read_bytes() == b"old"
+    assert sorted(path.name for path in old.parent.iterdir()) == ["tiny.mindir", "tiny.safetensors"]
+
+
+# ---- the check ----
+
+
+def checked(python: str, check: Path, **environment: str) -> tuple[int, str]:
+    """Run a check as a user does; return its status and what it prints."""
+    done = subprocess.run(
+        [python, check.name],
+        cwd=check.parent,  # MindSpore leaves folders where it is run
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        ("5e-5", 0, "MindSpore 0: logits differ by at most 5e-05; good\n"),
+        ("2e-4", 1, "MindSpore 0: logits differ by at most 0.0002; above 1e-4\n"),
+        ("float('nan')", 1, "MindSpore 0: logits differ by at most nan; above 1e-4\n"),
+    ],
+)
+def test_check_fails_for_other_logits(error: str, status: int, text: str, tmp_path: Path) -> None:
+    """With a stand-in for MindSpore that returns known logits."""
+    (tmp_path / "net.mindir").touch()
+    (tmp_path / "net.check.py").write_text(CHECK_SCRIPT)
+    np.savez(tmp_path / "net.check.npz", images=np.zeros((1, 3, 2, 2), np.float32), logits=np.zeros((1, 2)))
+    (tmp_path / "mindspore.py").write_text(
+        f"""
+import types, numpy, pathlib
+__version__, GRAPH_MODE = "0", 0
+def set_context(mode): pass
+def load(name): assert pathlib.Path(name).name == "net.mindir" and pathlib.Path(name).exists()
+def Tensor(images): assert images.shape == (1, 3, 2, 2)
+logits = types.SimpleNamespace(asnumpy=lambda: numpy.array([[0, {error}]]))
+nn = types.SimpleNamespace(GraphCell=lambda network: lambda images: logits)
+"""
+    )
+    assert checked(sys.executable, tmp_path / "net.check.py") == (status, text)
+
+
+@pytest.mark.skipif(
+    MINDSPORE is None,
+    reason="needs MindSpore: pip install mindspore==2.10.0 'numpy<2' in an environment of its own, and give the path "
+    "of its python in VITRAIL_MINDSPORE_PYTHON",
+)
+@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("tnt_s_patch16_224", {"image_size": (32, 48)}),
+        ("tnt_s_legacy_patch16_224", {"gelu": "tanh"}),
+        ("t2t_vit_7", {"gelu": "tanh"}),
+        ("t2t_vit_t_14", {"image_size": (48, 32)}),
+        ("twins_svt_small", {"image_size": (72, 104)}),
+        ("twins_pcpvt_small", {"image_size": (75, 97), "gelu": "tanh"}),
+    ],
+    ids=["tnt", "tnt legacy", "t2t performer", "t2t transformer", "svt", "pcpvt"],
+)
+def test_mindspore_computes_the_same_logits(
+    name: str, overrides: dict[str, Any], version: Literal[1, 3], tmp_path: Path
+) -> None:
+    checkpoint = save(tmp_path / "best.safetensors", name, **overrides)
+    done = export(open_model(checkpoint), format="mindir", batch_size=2, mindir_version=version)
+    assert MINDSPORE is not None
+    status, text = checked(MINDSPORE, done.check, GLOG_v="3")
+    assert status == 0, text
+    found = re.search(r"by at most ([\d.e-]+); good", text)
+    assert found, text
+    assert float(found[1]) <= 1e-5
