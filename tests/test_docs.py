@@ -88,13 +88,11 @@ def test_python_of_the_documents_runs(tmp_path: Path, tiny_checkpoint: Path) -> 
     tiny_checkpoint.rename(run / "best.safetensors")
     Image.fromarray(np.full((8, 8), 200, dtype=np.uint8)).save(run / "digits-00003.png")
     torch.save(create_model("t2t_vit_7").state_dict(), tmp_path / "t2t_vit_7.pth")
-    printed = ""
-    for code in blocks("python"):
-        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        printed += done.stdout
-    assert printed.splitlines()[0] in ("red", "green", "blue")
-    assert "twins_svt_base" in printed
+    code = "\n".join(blocks("python"))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] in ("red", "green", "blue")
+    assert "twins_svt_base" in done.stdout
 
 
 def test_documents_name_files_that_exist() -> None:

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -155,6 +156,27 @@ def test_stages_of_twins_in_mindspore_have_the_names_it_gives_them() -> None:
     for key in ("0.0.norm1.gamma", "0.1.proj.0.weight", "0.2.norm1.gamma", "0.1.0.norm1.gamma", "0.3.4.mlp.fc2.bias"):
         assert key in written
     assert "blocks.0.0.norm1.weight" not in written
+
+
+@pytest.mark.parametrize("name", ["twins_svt_small", "twins_pcpvt_base"])
+def test_stages_of_twins_are_found_by_order_and_shape_whatever_their_names(name: str, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        weights = theirs(create_model(name).state_dict(), "zoo", name)
+    # as MindSpore saves a stage: in the order it runs
+    weights = dict(
+        sorted(weights.items(), key=lambda item: [int(n) for n in re.findall(r"(?<=\.)\d+(?=\.)", item[0])][:2])
+    )
+    renamed = {
+        re.sub(r"merge_blocks\.(\d+)\.(\d+)\.", r"layer\1_cells.cell_\2.", key): value for key, value in weights.items()
+    }
+    (reading,) = recognise(renamed, "file", dialect=None, model=None, options={})
+    assert (reading.dialect.name, reading.model, reading.is_whole) == ("zoo", name, True)
+    by_name = {
+        link.ours: link.theirs for link in recognise(weights, "file", dialect="zoo", model=None, options={})[0].links
+    }
+    for link in reading.links:
+        expected = by_name[link.ours][0]
+        assert link.theirs == (re.sub(r"merge_blocks\.(\d+)\.(\d+)\.", r"layer\1_cells.cell_\2.", expected),)
 
 
 def test_two_models_of_the_same_shapes_are_not_guessed_between(tmp_path: Path) -> None:

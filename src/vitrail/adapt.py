@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from timm.layers.pos_embed import resample_abs_pos_embed
-from timm.models._manipulate import adapt_input_conv
 from torch import Tensor
 
 from vitrail.errors import CheckpointError
-from vitrail.imagenet import by_name, plain, wnids
+from vitrail.imagenet import COUNT, by_name, plain, wnids
 from vitrail.models.registry import ModelConfig, build_head
 from vitrail.models.t2t_vit import sinusoid
 from vitrail.recognise import Entry
@@ -76,12 +74,14 @@ def _adapt_head(
 def shared_rows(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:
     """Return (new index, old index) of each class that both have; ImageNet's are known by id and by English name."""
     known = {plain(name): index for index, name in enumerate(old)}
-    if tuple(old) == wnids():
+    if len(old) == COUNT and tuple(old) == wnids():
         known |= by_name()
     return [(to, known[plain(name)]) for to, name in enumerate(new) if plain(name) in known]
 
 
 def _adapt_positions(weights: dict[str, Tensor], source: Any, target: Any, positions: Positions) -> list[Entry]:
+    from timm.layers.pos_embed import resample_abs_pos_embed  # importing timm takes seconds, and few files need it
+
     sizes = f"from {'x'.join(map(str, source.size))} to {'x'.join(map(str, target.size))} pixels"
     entries = []
     for name in ("outer_pos", "pos_embed"):
@@ -99,6 +99,8 @@ def _adapt_positions(weights: dict[str, Tensor], source: Any, target: Any, posit
 
 
 def _adapt_channels(weights: dict[str, Tensor], old: int, new: int, where: str) -> list[Entry]:
+    from timm.models._manipulate import adapt_input_conv
+
     if old != 3:
         raise CheckpointError(
             f"{where}: was made for {old} channels; only weights for 3 can be adapted to other numbers"

@@ -159,6 +159,40 @@ def may_lack(name: str, dialect: Dialect) -> bool:
     return _is_one_of(name, (*dialect.absent, *dialect.optional))
 
 
+_BLOCK = re.compile(r"(.+?)\.((?:norm[12]|attn|mlp|proj\.0)\..+)")
+_WIDTH = ("norm1.gamma", "proj.0.bias")
+
+
+def is_twins_of_mindspore(weights: Mapping[str, Tensor]) -> bool:
+    """Say whether names are MindSpore's of a Twins, of whatever version."""
+    return any(name.startswith("patch_embeds.") and name.endswith(".gamma") for name in weights)
+
+
+def number_stages(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the zoo's names of Twins' weights, with those in the file, by the order and the shapes of the file.
+
+    How MindSpore names what a stage holds differs from version to version; that it saves it as it runs does not: the
+    first block, the position encoding, the other blocks. A stage is known by its width, which grows with each.
+    """
+    blocks: dict[str, dict[str, str]] = {}
+    found = {}
+    for name in weights:
+        block = _BLOCK.fullmatch(name)
+        if block is None or name.startswith("patch_embeds."):
+            found[name] = name
+        else:
+            blocks.setdefault(block[1], {})[block[2]] = name
+    widths = {
+        place: len(weights[leaves[leaf]]) for place, leaves in blocks.items() for leaf in _WIDTH if leaf in leaves
+    }
+    stages = sorted(set(widths.values()))
+    for stage, width in enumerate(stages):
+        places = [place for place in blocks if widths.get(place) == width]
+        for number, place in enumerate(places):
+            found |= {f"merge_blocks.{stage}.{number}.{leaf}": name for leaf, name in blocks[place].items()}
+    return found
+
+
 def _is_one_of(name: str, patterns: Iterable[str]) -> bool:
     return any(_match(pattern, name) is not None for pattern in patterns)
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from timm.data.imagenet_info import ImageNetInfo
+COUNT = 1000
 
 
 @cache
 def wnids() -> tuple[str, ...]:
     """Return the WordNet ids, which are also the folders' names."""
+    from timm.data.imagenet_info import ImageNetInfo  # importing timm takes seconds, and few files need it
+
     return tuple(ImageNetInfo("imagenet-1k").label_names())
 
 
 @cache
 def by_name() -> dict[str, int]:
     """Return the index of every id and English name, less the names that two classes share, such as crane."""
+    from timm.data.imagenet_info import ImageNetInfo
+
     info = ImageNetInfo("imagenet-1k")
     found: dict[str, int] = {}
     shared = set()

@@ -17,7 +17,7 @@ from vitrail.checkpoint import KEY, Record, build_model, check_fit, config_of, l
 from vitrail.config import WeightsSection
 from vitrail.display import Display
 from vitrail.errors import CheckpointError, ConfigError
-from vitrail.imagenet import wnids
+from vitrail.imagenet import COUNT, wnids
 from vitrail.models import build_config, canonical_name, find_variant
 from vitrail.models.registry import ModelConfig, VisionModel
 from vitrail.recognise import FREE, Entry, Reading, recognise, translate
@@ -283,7 +283,7 @@ def _describe(file: WeightFile, reading: Reading, entry: str) -> tuple[Preproces
     labels = file.config.get("label_names")
     if isinstance(labels, list) and len(labels) == classes and len({*map(str, labels)}) == classes:
         return preprocess, tuple(map(str, labels)), []
-    if classes == len(wnids()):
+    if classes == COUNT:
         return (
             preprocess,
             wnids(),

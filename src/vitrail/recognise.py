@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.dialects import DIALECTS, SAME, Dialect, Link, may_lack, read_names
+from vitrail.dialects import DIALECTS, SAME, Dialect, Link, is_twins_of_mindspore, may_lack, number_stages, read_names
 from vitrail.errors import CheckpointError
 from vitrail.models import FAMILIES, build_config, find_variant
 from vitrail.models.registry import Family, ModelConfig
@@ -70,6 +70,8 @@ def recognise(
 ) -> list[Reading]:
     """Return the ways to understand a file: all that account for every weight, or else the nearest one.
 
+    Twins of MindSpore that no dialect names are read by the order and the shapes of the file.
+
     Args:
         weights: By the names in the file, without those of wrappers.
         where: The file, for messages.
@@ -81,6 +83,28 @@ def recognise(
         CheckpointError: No way is near.
         ConfigError: No model is called so, or it has no such option.
     """
+    readings = failure = None
+    try:
+        readings = _recognise(weights, where, dialect=dialect, model=model, options=options)
+    except CheckpointError as error:
+        failure = error
+    if (readings is None or not readings[0].is_whole) and is_twins_of_mindspore(weights):
+        numbered = number_stages(weights)
+        in_order = {new: weights[old] for new, old in numbered.items()}
+        (again, *_) = _recognise(in_order, where, dialect=dialect, model=model, options=options)
+        if again.is_whole:
+            links = tuple(replace(link, theirs=tuple(numbered[new] for new in link.theirs)) for link in again.links)
+            notes = (*again.dialect.notes, "its stages were told apart by order and shape, not by their names")
+            return [replace(again, links=links, dialect=replace(again.dialect, notes=notes))]
+    if readings is None:
+        assert failure is not None
+        raise failure
+    return readings
+
+
+def _recognise(
+    weights: Mapping[str, Tensor], where: str, *, dialect: str | None, model: str | None, options: Mapping[str, Any]
+) -> list[Reading]:
     families = [find_variant(model)[0]] if model else list(FAMILIES)
     if dialect and not any(dialect in names(d) and d.family in [f.name for f in families] for d in DIALECTS):
         raise CheckpointError(f"{where}: no {families[0].name} has the names of {dialect}; leave the dialect out")
