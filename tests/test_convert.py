@@ -88,6 +88,23 @@ def test_what_a_project_cannot_hold_is_refused(name: str, to: str, file: str, re
     assert not (tmp_path / file).exists()
 
 
+def test_source_is_not_overwritten(tmp_path: Path) -> None:
+    source, wanted = official(tmp_path, "t2t_vit_7")
+    before = source.read_bytes()
+    with pytest.raises(CheckpointError, match="is the source; choose another name, so that it stays"):
+        convert(source, source, "official", wanted)
+    assert source.read_bytes() == before
+
+
+def test_folder_says_which_numerics_timm_does_not_have(tmp_path: Path) -> None:
+    source, wanted = official(tmp_path, "twins_svt_small")
+    convert(source, tmp_path / "a.ckpt", "mindcv", wanted)
+    convert(tmp_path / "a.ckpt", tmp_path / "a.safetensors", "vitrail", wanted)
+    with pytest.warns(UserWarning, match=r"compute with gelu tanh, embed_norm_eps 1e-07; vitrail reads that"):
+        save_pretrained(tmp_path / "a.safetensors", tmp_path / "hub")
+    assert "These weights compute with gelu tanh" in (tmp_path / "hub" / "README.md").read_text()
+
+
 def test_zoo_takes_weights_whose_biases_are_zero(tmp_path: Path) -> None:
     name = "tnt_s_patch16_224"
     model = tiny(name)

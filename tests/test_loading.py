@@ -561,7 +561,7 @@ def test_archive_that_would_grow_is_refused(tmp_path: Path) -> None:
         for entry in stored.infolist():
             packed.writestr(entry.filename, stored.read(entry))
     assert bomb.stat().st_size < 100_000
-    with pytest.raises(CheckpointError, match=r"is a compressed archive, which torch\.save does not write"):
+    with pytest.raises(CheckpointError, match=r"is an archive that torch\.save did not write; give"):
         open_model(bomb)
 
 
@@ -609,3 +609,174 @@ def test_options_of_the_architecture_cannot_be_changed_afterwards(tiny_checkpoin
     model = load_model(tiny_checkpoint, drop_path_rate=0.2, gelu="tanh")
     assert replace(model.config, drop_path_rate=0.0, gelu="erf") == load_model(tiny_checkpoint).config
     assert math.isclose(model.config.drop_path_rate, 0.2)
+
+
+# What fresh eyes found
+
+
+def test_partial_does_not_guess_between_two_models(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        expected = create_model("t2t_vit_14").state_dict()
+    state = {name: torch.zeros(tensor.shape) for name, tensor in expected.items() if name != "head.bias"}
+    with pytest.raises(CheckpointError, match=r"fits official t2t_vit_14 or official t2t_vit_14_resnext equally"):
+        open_model(save(tmp_path / "a.pth", state), Wanted(partial=True))
+    named = save(tmp_path / "a.pth", {"arch": "T2t_vit_14_resnext", "state_dict": state})
+    assert open_model(named, Wanted(partial=True)).record.options["num_heads"] == 32
+    chosen = open_model(named, Wanted(partial=True, options={"num_heads": 32}))
+    assert chosen.record.options["num_heads"] == 32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"norm.bias": torch.tensor([math.nan] * 32)},
+            "norm.bias has values that are not finite; use a save",
+        ),
+        ({"norm.bias": torch.ones(32, dtype=torch.complex64)}, "norm.bias is torch.complex64, and no weight here is"),
+        ({"norm.bias": torch.ones(32, dtype=torch.int8)}, "1 weights missing"),
+    ],
+)
+def test_values_that_are_no_weights_are_refused(change: dict[str, Tensor], message: str, tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pth", {**tiny("twins_svt_small").state_dict(), **change})
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        opened(path, "twins_svt_small")
+
+
+def test_numbers_that_training_adds_are_skipped(tmp_path: Path) -> None:
+    weights = tiny("tnt_s_patch16_224").state_dict()
+    added = {"lr": torch.tensor(0.1), "loss_scale": torch.tensor(8.0), "accu_grads.norm.bias": torch.ones(3)}
+    found = opened(save(tmp_path / "a.pth", {**weights, **added, "flag": torch.tensor(True)}), "tnt_s_patch16_224")
+    assert found.account.counts()["skipped"] == 4
+
+
+def test_average_without_a_head_is_left(tmp_path: Path) -> None:
+    weights = tiny("tnt_s_patch16_224").state_dict()
+    average = {name: tensor + 1 for name, tensor in weights.items() if not name.startswith("head")}
+    path = save(tmp_path / "a.pth", {"state_dict": weights, "state_dict_ema": average})
+    found = opened(path, "tnt_s_patch16_224")
+    assert torch.equal(found.weights["norm.bias"], weights["norm.bias"])
+    assert any(entry.note == "lacks head.weight, head.bias" for entry in found.account.entries)
+
+
+def test_what_the_file_says_it_is_must_be_so(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        expected = create_model("t2t_vit_7").state_dict()
+    state = {name: torch.zeros(tensor.shape) for name, tensor in expected.items()}
+    path = save(tmp_path / "a.pth", {"arch": "tnt_b_patch16_224", "state_dict": state})
+    with pytest.raises(CheckpointError, match="says that it is tnt_b_patch16_224, and its weights are those of"):
+        open_model(path)
+    assert open_model(path, Wanted(model="t2t_vit_7")).record.model == "t2t_vit_7"
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"pretrained_cfg": {"crop_mode": "squash"}}, "asks for crop_mode squash; the centre is cut instead"),
+        ({"label_names": ["a"]}, "label_names of its config.json are not 7 different names, and left out"),
+        ({"label_names": ["a"] * 7}, "label_names of its config.json are not 7 different names"),
+    ],
+)
+def test_what_a_folder_says_and_is_not_had_is_told(config: dict[str, Any], told: str, tmp_path: Path) -> None:
+    safetensors.torch.save_file(tiny("twins_svt_small").state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert any(told in note for note in opened(tmp_path, "twins_svt_small").account.notes)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ('{"pretrained_cfg": [1]}', "the pretrained_cfg of its config.json is no mapping"),
+        ('{"pretrained_cfg": {"mean": ["a", 1, 2]}}', "has no usable preprocessing"),
+        ('{"pretrained_cfg": {"input_size": [3, 5, 5]}}', "the input_size of its config.json cannot be"),
+        ("[" * 100_000, "is not JSON"),
+    ],
+)
+def test_folder_whose_description_is_broken_is_refused(config: str, message: str, tmp_path: Path) -> None:
+    safetensors.torch.save_file(tiny("twins_svt_small").state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(CheckpointError, match=message):
+        opened(tmp_path, "twins_svt_small")
+
+
+def test_folder_of_twins_says_its_image_size(tmp_path: Path) -> None:
+    safetensors.torch.save_file(tiny("twins_svt_small").state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {"input_size": [3, 96, 64]}}))
+    options = {name: value for name, value in tiny_options("twins_svt_small").items() if name != "image_size"}
+    assert open_model(tmp_path, Wanted(model="twins_svt_small", options=options)).record.preprocess.size == (96, 64)
+
+
+def test_table_of_positions_that_is_no_square_asks_for_the_size(tmp_path: Path) -> None:
+    weights = create_model("t2t_vit_7", image_size=(256, 192)).state_dict()
+    path = save(tmp_path / "a.pth", weights)
+    with pytest.raises(CheckpointError, match=r"a table of 192 positions, which is no square; say the image size"):
+        open_model(path)
+    assert open_model(path, Wanted(options={"image_size": (256, 192)})).record.preprocess.size == (256, 192)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"positions": "frsh"}, "positions is 'frsh'; it must be one of resized, fresh"),
+        ({"positions": "fresh"}, "positions=fresh is for T2T-ViT"),
+        ({"classes": "cat"}, "classes must be a list of names"),
+        ({"classes": ["a", "a"]}, "classes has 'a' twice"),
+        ({"dialect": "tim"}, "dialect is 'tim'; did you mean 'timm'?"),
+        ({"image_size": 33}, "image_size"),
+        ({"image_size": "256"}, "image_size"),
+        ({"image_size": 256.0}, "image_size"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
+    name = "tnt_s_patch16_224"
+    path = save(tmp_path / "a.pth", tiny(name).state_dict())
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_model(path, model=name, **{**tiny_options(name), **arguments})
+
+
+class Huge:
+    """A pickle that asks for gigabytes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return bytearray, (6_000_000_000,)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "legacy"])
+def test_pickle_that_asks_for_gigabytes_is_refused(old: bool, tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"state_dict": Huge()}, path, _use_new_zipfile_serialization=not old)
+    with pytest.raises(CheckpointError, match="asks for a bytearray, which no weights need"):
+        open_model(path)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "legacy"])
+def test_pickle_that_nests_without_end_is_refused(old: bool, tmp_path: Path) -> None:
+    deep: tuple[Any, ...] = ()
+    for _ in range(60):
+        deep = (deep, deep)
+    path = tmp_path / "a.pth"
+    torch.save({"norm.bias": torch.ones(1), "deep": [deep]}, path, _use_new_zipfile_serialization=not old)
+    with pytest.raises(CheckpointError, match="nests tuples without end"):
+        open_model(path)
+
+
+def test_archive_with_a_second_directory_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pth", {"norm.bias": torch.zeros(10)})
+    data = path.read_bytes()
+    path.write_bytes(data[:-22] + bytes(64) + data[-22:])
+    with pytest.raises(CheckpointError, match=r"is an archive that torch\.save did not write|cannot be read"):
+        open_model(path)
+
+
+def test_file_of_more_tensors_than_any_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    safetensors.torch.save_file({f"w{number}": torch.zeros(1) for number in range(20_001)}, path)
+    with pytest.raises(CheckpointError, match="holds more than 20,000 tensors, and no model here has so many"):
+        open_model(path)
+
+
+def test_what_is_no_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="/dev/null: is no regular file"):
+        open_model("/dev/null")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        open_model("a" * 5000)

@@ -359,7 +359,11 @@ def test_a_run_begins_with_the_weights_of_another_project(image_folder: Path, tm
 
 def test_what_is_set_counts_more_than_what_the_weight_file_says(image_folder: Path, tmp_path: Path) -> None:
     settings = ("model.options.gelu=erf", "preprocess.mean=[0.5,0.5,0.5]", *STILL)
-    folder = run(image_folder, f"model.weights={mindcv_file(tmp_path)}", *settings).folder
+    display = Notebook()
+    folder = run(image_folder, f"model.weights={mindcv_file(tmp_path)}", *settings, display=display).folder
+    assert any("expects gelu=tanh; the settings say erf, which is taken" in text for text in display.warnings)
+    assert any("expects preprocess.mean=(0.485, 0.456, 0.406); the settings" in text for text in display.warnings)
+    assert any("decides model.options.final_norm_eps=1e-07, preprocess.std=" in text for text in display.notes)
     loaded = load_model(folder / "best.safetensors")
     assert loaded.config.gelu == "erf"
     assert loaded.preprocess is not None

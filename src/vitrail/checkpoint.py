@@ -147,7 +147,7 @@ def parse_record(metadata: Mapping[str, str], path: Path | str) -> Record:
             metrics=content["metrics"],
         )
         unchanged = record.classes_hash == content["classes_hash"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: is a safetensors file without vitrail's description of model, classes and preprocessing; "
             "give a file that `vitrail train` wrote"

@@ -196,7 +196,7 @@ def predict(
 
     from vitrail.engine import pick_device
     from vitrail.evaluate import override_preprocess
-    from vitrail.loading import open_model, tell, wanted
+    from vitrail.loading import open_model, require_rgb, tell, wanted
     from vitrail.predict import find_images, open_output
     from vitrail.predict import predict as run
 
@@ -204,6 +204,7 @@ def predict(
     with _terminal() as display:
         opened = open_model(checkpoint, wanted(settings.weights))
         tell(opened, display)
+        require_rgb(opened)
         preprocess = override_preprocess(opened.record.preprocess, settings.preprocess, display)
         model = opened.build(pick_device(device))
         classes = opened.record.classes or [str(number) for number in range(model.config.num_classes)]
@@ -433,7 +434,9 @@ def understood(tokens: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _fail(message: str) -> NoReturn:
     who = "error" if _is_main_process() else f"error in process {os.environ['RANK']}"
-    print(f"{who}: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(message.split())
+    # a file's name may hold what a terminal obeys
+    print(f"{who}: {''.join(c if c.isprintable() else ascii(c)[1:-1] for c in line)}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -519,7 +519,7 @@ def read_yaml(path: Path, origin: str | None = None) -> Layer:
         content = yaml.load(path.read_text(encoding="utf-8"), _OneOfEachKey)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); `vitrail config` lists the recipes") from error
-    except (yaml.YAMLError, ValueError) as error:  # PyYAML lets a bad date through as ValueError
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # PyYAML lets a bad date through as ValueError
         raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, Mapping) and content is not None:
         raise ConfigError(f"{path}: holds a {type(content).__name__}, not sections such as model, data and train")

@@ -17,7 +17,7 @@ from vitrail.ckpt import encode_ckpt
 from vitrail.dialects import DIALECTS, Dialect, write_names
 from vitrail.errors import CheckpointError, among
 from vitrail.hub import save_folder
-from vitrail.loading import OURS, Account, Opened, Wanted, open_model
+from vitrail.loading import NUMERICS, OURS, Account, Opened, Wanted, open_model
 from vitrail.models import find_variant
 from vitrail.models.registry import ModelConfig
 from vitrail.recognise import FREE, names
@@ -64,6 +64,8 @@ def convert(source: Path | str, target: Path, to: str, asked: Wanted | None = No
     Raises:
         CheckpointError: It cannot be read or written, or the project has no place for such weights.
     """
+    if target.exists() and Path(source).exists() and target.samefile(source):
+        raise CheckpointError(f"{target}: is the source; choose another name, so that it stays")
     opened = open_model(source, asked)
     config, model = config_of(opened.record), opened.record.model
     if to == OURS:
@@ -159,7 +161,7 @@ def _doubts(opened: Opened, dialect: Dialect, to: str) -> list[str]:
     computes = vars(card.config) | dict(dialect.options)
     if differing := [
         f"{name} {computes[name]} instead of {record.options[name]}"
-        for name in ("gelu", "norm_eps", "final_norm_eps", "embed_norm_eps")
+        for name in NUMERICS
         if name in computes and computes[name] != record.options[name]
     ]:
         doubts.append(f"{to} computes with {', '.join(differing)}")

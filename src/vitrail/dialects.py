@@ -231,7 +231,7 @@ def _compile(pattern: str) -> re.Pattern[str]:
     for place in _PLACE.finditer(pattern):
         text += re.escape(pattern[end : place.start()])
         # a number has a name of one letter; what is longer begins with a letter itself, so that 0.1 is no rest
-        text += rf"(?P<{place[1]}>\d+)" if len(place[1]) == 1 else rf"(?P<{place[1]}>[a-z_][\w.]*)"
+        text += rf"(?P<{place[1]}>\d{{1,6}})" if len(place[1]) == 1 else rf"(?P<{place[1]}>[a-z_][\w.]*)"
         end = place.end()
     return re.compile(text + re.escape(pattern[end:]))
 
@@ -352,7 +352,7 @@ _TNT = (
         doubts=(
             "MindCV normalises with ImageNet's mean and std, which its own training used; weights that were converted "
             "to it from the official ones expect 0.5 (preprocess.mean=[0.5,0.5,0.5] preprocess.std=[0.5,0.5,0.5]) and "
-            "erf GELU; `vitrail evaluate FILE --sweep-preprocess` on labelled images tells which",
+            "erf GELU (weights.options.gelu=erf); `vitrail evaluate FILE --sweep-preprocess` tells which",
         ),
     ),
     Dialect(

@@ -17,7 +17,7 @@ from vitrail.data import ImageLoader, build_eval_loader, open_split
 from vitrail.display import Display, Quiet
 from vitrail.engine import Precision, autocast, gather_texts, processes, sum_over_processes
 from vitrail.errors import DataError
-from vitrail.loading import Opened, open_model, tell, wanted
+from vitrail.loading import Opened, open_model, require_rgb, tell, wanted
 from vitrail.metrics import Accuracy, Counter, accuracy
 from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD, VisionModel
 from vitrail.transforms import Preprocess, normalise
@@ -89,6 +89,7 @@ def _evaluate(
 ) -> list[Evaluation]:
     opened = open_wanted(path, settings)
     tell(opened, display)
+    require_rgb(opened)
     record = opened.record
     config = resolve(EvaluateConfig, [*inherited_data(record, settings), *settings]).config
     data = config.data

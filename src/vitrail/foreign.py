@@ -229,11 +229,11 @@ def read_part(config: str | None, keys: Mapping[str, Any], sections: Sequence[st
     """Read what a command other than train takes from a recipe or from flags: of some sections alone.
 
     `evaluate.batch_size` and `evaluate.device` follow from what another project trains with, `weights.model` from the
-    model it names.
+    model that the command line names.
     """
     if config is None and not keys:
         return None
-    is_named = config is not None or "model" in keys
+    named = keys.get("arch", keys.get("model"))
     keys = {"model": "tnt", **keys} if config is None else keys  # the weight file knows the model
     recipe = read_recipe(config, {key: value for key, value in keys.items() if key != "evaluate"})
     values = dict(recipe.layer.values)
@@ -242,7 +242,7 @@ def read_part(config: str | None, keys: Mapping[str, Any], sections: Sequence[st
         parts = _world() * train.get("accumulate", 1)
         taken = {"batch_size": train["batch_size"] // parts} if "batch_size" in train else {}
         values["evaluate"] = taken | {key: train[key] for key in ("device",) if key in train}
-        values["weights"] = {"model": values["model"]["name"]} if is_named and "name" in values["model"] else {}
+        values["weights"] = {"model": values["model"]["name"]} if named else {}
     part = {name: content for name, content in values.items() if name in sections}
     return Recipe(recipe.name, recipe.path, Layer(recipe.layer.origin, part), recipe.translation)
 

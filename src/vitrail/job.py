@@ -85,7 +85,8 @@ def build_job(
     model_name = canonical_name(config.model.name)
     if is_new and config.model.weights is not None:
         opened = open_weights(config, model_name, data.classes, display)
-        config, model = adopt(config, opened.record), opened.build(accelerator.device)
+        config = adopt(config, opened.record, display)
+        model = opened.build(accelerator.device)
     else:
         model = build_model(config, model_name, len(data.classes)).to(accelerator.device)
     preprocess = build_preprocess(config, model_name, model)
@@ -170,10 +171,20 @@ def open_weights(config: TrainConfig, name: str, classes: Sequence[str], display
     options = _options(config, len(classes))
     opened = open_model(config.model.weights, wanted(config.weights, model=name, options=options, classes=classes))
     tell(opened, display)
+    dialect = opened.account.numerics
+    asked = [(key, value, dialect.get(key, value)) for key, value in config.model.options.items()]
+    asked += [
+        (f"preprocess.{key}", value, getattr(opened.record.preprocess, key))
+        for key, value in vars(config.preprocess).items()
+        if value is not None
+    ]
+    for key, value, expected in asked:
+        if value != expected:
+            display.warn(f"{opened.account.path}: expects {key}={expected}; the settings say {value}, which is taken")
     return opened
 
 
-def adopt(config: TrainConfig, record: Record) -> TrainConfig:
+def adopt(config: TrainConfig, record: Record, display: Display) -> TrainConfig:
     """Put into the settings what a weight file decides and they leave open: numerics, image size, preprocessing."""
     card = find_variant(record.model)[1]
     published = vars(card.config)
@@ -193,6 +204,11 @@ def adopt(config: TrainConfig, record: Record) -> TrainConfig:
         for key, value in vars(config.preprocess).items()
         if value is None and getattr(record.preprocess, key) != getattr(usual, key)
     }
+    open_here = {key: value for key, value in decided.items() if key not in config.model.options}
+    taken = [f"model.options.{key}={value}" for key, value in open_here.items()]
+    taken += [f"preprocess.{key}={value}" for key, value in read.items()]
+    if taken:
+        display.note(f"{config.model.weights}: decides {', '.join(taken)}")
     return replace(
         config,
         model=replace(config.model, image_size=size, options={**decided, **config.model.options}),

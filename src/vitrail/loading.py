@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -18,13 +18,15 @@ from vitrail.config import WeightsSection
 from vitrail.display import Display
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.imagenet import COUNT, wnids
-from vitrail.models import build_config, canonical_name, find_variant
+from vitrail.models import FAMILIES, build_config, canonical_name, find_variant
 from vitrail.models.registry import ModelConfig, VisionModel
 from vitrail.recognise import FREE, Entry, Reading, recognise, translate
 from vitrail.transforms import Preprocess
 from vitrail.weight_file import WeightFile, open_weights
 
 OURS = "vitrail"
+NUMERICS = ("gelu", "norm_eps", "final_norm_eps", "embed_norm_eps")
+"""What the same weights compute otherwise with."""
 CIFAR = {
     "crop": 1.0,
     "interpolation": "bilinear",
@@ -42,6 +44,8 @@ class Account:
     dialect: str
     model: str
     entries: tuple[Entry, ...]
+    numerics: Mapping[str, Any] = field(default_factory=dict)
+    """GELU and epsilons that the weights expect, whatever is asked for."""
     notes: tuple[str, ...] = ()
     """What the file does not say itself, and what was taken."""
     doubts: tuple[str, ...] = ()
@@ -106,6 +110,15 @@ class Wanted:
     classes: Sequence[str] | None = None
     """Names of the logits wanted; None leaves them as they are."""
 
+    def __post_init__(self) -> None:
+        if self.positions not in get_args(Positions):
+            raise ConfigError(f"positions is {self.positions!r}; it must be one of {', '.join(get_args(Positions))}")
+        if self.classes is not None:
+            if isinstance(self.classes, str) or not all(isinstance(name, str) for name in self.classes):
+                raise ConfigError("classes must be a list of names")
+            if twice := [name for name, count in Counter(self.classes).items() if count > 1]:
+                raise ConfigError(f"classes has {twice[0]!r} twice; each name stands for one logit")
+
 
 def wanted(section: WeightsSection, **given: Any) -> Wanted:
     """Return what the settings want of a file, with some of it given otherwise."""
@@ -120,6 +133,16 @@ def tell(opened: Opened, display: Display) -> None:
         display.note(note)
     for doubt in opened.account.doubts:
         display.warn(doubt)
+
+
+def require_rgb(opened: Opened) -> None:
+    """Refuse a model that image files cannot be read for.
+
+    Raises:
+        ConfigError: It takes another number of channels than 3.
+    """
+    if (channels := opened.record.options["in_channels"]) != 3:
+        raise ConfigError(f"{opened.account.path}: takes {channels} channels, and images are read with 3")
 
 
 def open_model(path: Path | str, asked: Wanted | None = None) -> Opened:
@@ -191,7 +214,8 @@ def _open_ours(file: WeightFile, asked: Wanted) -> Opened:
     if asked.model and canonical_name(asked.model) != record.model:
         raise CheckpointError(f"{file.path}: is a {record.model}, not a {asked.model}")
     entries = (Entry("loaded", tuple(file.weights), tuple(file.weights)),)
-    account = Account(path=str(file.path), dialect=OURS, model=record.model, entries=entries)
+    numerics = _numerics(config_of(record, file.path))
+    account = Account(path=str(file.path), dialect=OURS, model=record.model, entries=entries, numerics=numerics)
     return Opened(record=record, weights=file.weights, account=account)
 
 
@@ -206,7 +230,7 @@ def _open_theirs(file: WeightFile, asked: Wanted) -> Opened:
         weights, entry = file.weights, file.entry
     model = canonical_name(asked.model) if asked.model else None
     readings = recognise(weights, where, dialect=asked.dialect, model=model, options=asked.options)
-    reading = _choose(readings, file, asked)
+    reading = _with_size(_choose(readings, file, asked), file)
     found = translate(weights, reading)
     doubts = [f"{where}: {doubt}" for doubt in reading.dialect.doubts]
     if not reading.is_whole:
@@ -230,6 +254,7 @@ def _open_theirs(file: WeightFile, asked: Wanted) -> Opened:
         dialect=reading.dialect.name,
         model=reading.model,
         entries=tuple(_entries(file, reading)),
+        numerics={**_numerics(find_variant(reading.model)[1].config), **reading.dialect.options},
         notes=(*notes, *told, *(f"{where}: {note}" for note in reading.dialect.notes)),
         doubts=tuple(doubts),
     )
@@ -241,22 +266,39 @@ def _choose(readings: list[Reading], file: WeightFile, asked: Wanted) -> Reading
     first = readings[0]
     if not first.is_whole and not asked.partial:
         count, found = len(first.missing), len(first.misfits)
-        listed = ", ".join([*first.missing[:2], *first.misfits[:2]])
+        listed = ", ".join(dict.fromkeys([*first.missing[:2], *first.misfits[:2]]))
         raise CheckpointError(
             f"{file.path}: does not fit the model: {count} weights missing, {found} unexpected or of another shape "
             f"({listed}); nearest is {first}. To take what fits, weights.partial=true; for another size, "
             "weights.options.NAME=VALUE"
         )
-    if len(readings) == 1:
-        return first
     said = str(file.config.get("architecture") or file.arch or "").lower().split(".")[0]
     named = [reading for reading in readings if said in (reading.model, *_aliases(reading.model))]
     if len(named) == 1:
         return named[0]
+    if not asked.model and any(said in (*family.variants, *family.aliases) for family in FAMILIES):
+        raise CheckpointError(
+            f"{file.path}: says that it is {said}, and its weights are those of {' or '.join(map(str, readings))}; "
+            f"weights.model={first.model} takes it for that"
+        )
+    if len(readings) == 1:
+        return first
     models = sorted({reading.model for reading in readings})
     ways = " or ".join(map(str, readings))
     setting = f"weights.model={models[0]}" if len(models) > 1 else f"weights.dialect={first.dialect.name}"
     raise CheckpointError(f"{file.path}: fits {ways} equally; say which it is, such as {setting}")
+
+
+def _with_size(reading: Reading, file: WeightFile) -> Reading:
+    """Take the image size from config.json, where the weights do not tell it."""
+    said = file.config.get("pretrained_cfg", file.config)
+    size = said.get("input_size") if isinstance(said, Mapping) else None
+    if not isinstance(size, list) or len(size) != 3 or hasattr(reading.config, "grid"):
+        return reading
+    try:
+        return replace(reading, config=replace(reading.config, image_size=tuple(size[1:])))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{file.path}: the input_size of its config.json cannot be ({error})") from error
 
 
 def _aliases(model: str) -> list[str]:
@@ -273,24 +315,31 @@ def _describe(file: WeightFile, reading: Reading, entry: str) -> tuple[Preproces
     if entry == "net":
         read |= CIFAR
     said = file.config.get("pretrained_cfg", file.config)
+    if not isinstance(said, Mapping):
+        raise CheckpointError(f"{file.path}: the pretrained_cfg of its config.json is no mapping; use the original")
+    told = []
+    if said.get("crop_mode", "center") not in ("center", None):
+        told.append(f"{file.path}: its config.json asks for crop_mode {said['crop_mode']}; the centre is cut instead")
     names = {"crop_pct": "crop", "interpolation": "interpolation", "mean": "mean", "std": "std"}
     read |= {ours: said[theirs] for theirs, ours in names.items() if theirs in said}
     try:
         preprocess = Preprocess.from_dict({**Preprocess(size=size).to_dict(), **read})
+        if not all(isinstance(value, int | float) for value in (*preprocess.mean, *preprocess.std)):
+            raise ValueError("mean and std are not numbers")
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{file.path}: its config.json has no usable preprocessing ({error})") from error
     classes = reading.config.num_classes
     labels = file.config.get("label_names")
     if isinstance(labels, list) and len(labels) == classes and len({*map(str, labels)}) == classes:
-        return preprocess, tuple(map(str, labels)), []
+        return preprocess, tuple(map(str, labels)), told
+    if labels is not None:
+        told.append(f"{file.path}: the label_names of its config.json are not {classes} different names, and left out")
     if classes == COUNT:
-        return (
-            preprocess,
-            wnids(),
-            [f"{file.path}: its {classes} classes are taken for ImageNet's, in their usual order"],
-        )
-    unnamed = f"{file.path}: names none of its {classes} classes; they go by number" if classes else ""
-    return preprocess, (), [unnamed] if unnamed else []
+        told.append(f"{file.path}: its {classes} classes are taken for ImageNet's, in their usual order")
+        return preprocess, wnids(), told
+    if classes:
+        told.append(f"{file.path}: names none of its {classes} classes; they go by number")
+    return preprocess, (), told
 
 
 def _entries(file: WeightFile, reading: Reading) -> list[Entry]:
@@ -319,6 +368,8 @@ def _adapted(opened: Opened, asked: Wanted) -> Opened:
     if asked.classes is not None and options.setdefault("num_classes", len(asked.classes)) != len(asked.classes):
         raise ConfigError(f"num_classes is {options['num_classes']}, but {len(asked.classes)} classes are named")
     target = build_config(record.model, **{**asdict(source), **options})
+    if asked.positions == "fresh" and find_variant(record.model)[0].name != "t2t_vit":
+        raise ConfigError(f"{path}: positions=fresh is for T2T-ViT; {record.model} learns its own or has none")
     for name, value in _architecture(source).items():
         if getattr(target, name) != value:
             raise ConfigError(f"{path}: was made with {name}={value}, which its weights cannot change")
@@ -341,7 +392,10 @@ def _adapted(opened: Opened, asked: Wanted) -> Opened:
     return Opened(record=record, weights=weights, account=replace(opened.account, entries=(*kept, *entries)))
 
 
+def _numerics(config: ModelConfig) -> dict[str, Any]:
+    return {name: value for name, value in asdict(config).items() if name in NUMERICS}
+
+
 def _architecture(config: ModelConfig) -> dict[str, Any]:
     """Return what shapes follow from, and no adaptation can change."""
-    numeric = ("drop_path_rate", "gelu", "norm_eps", "final_norm_eps", "embed_norm_eps")
-    return {name: value for name, value in asdict(config).items() if name not in (*FREE, *numeric)}
+    return {name: value for name, value in asdict(config).items() if name not in (*FREE, *NUMERICS, "drop_path_rate")}

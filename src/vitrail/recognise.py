@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vitrail.dialects import DIALECTS, SAME, Dialect, Link, is_twins_of_mindspore, may_lack, number_stages, read_names
-from vitrail.errors import CheckpointError
+from vitrail.errors import CheckpointError, ConfigError, among
 from vitrail.models import FAMILIES, build_config, find_variant
 from vitrail.models.registry import Family, ModelConfig
 
@@ -106,8 +106,11 @@ def _recognise(
     weights: Mapping[str, Tensor], where: str, *, dialect: str | None, model: str | None, options: Mapping[str, Any]
 ) -> list[Reading]:
     families = [find_variant(model)[0]] if model else list(FAMILIES)
+    known = [*dict.fromkeys(name for d in DIALECTS for name in names(d)), "vitrail"]
+    if dialect and dialect not in known:
+        raise ConfigError(f"dialect is {dialect!r}{among(dialect, known, 'known are')}")
     if dialect and not any(dialect in names(d) and d.family in [f.name for f in families] for d in DIALECTS):
-        raise CheckpointError(f"{where}: no {families[0].name} has the names of {dialect}; leave the dialect out")
+        raise CheckpointError(f"{where}: {dialect} has no {families[0].name}; leave weights.dialect out")
     found: list[Reading] = []
     described: dict[str, Any] = {}
     for family in families:
@@ -122,12 +125,19 @@ def _recognise(
                 continue  # not even the weights that tell its size
             described = described or implied
             for name in [model] if model else family.variants:
+                _check_options(name, options)
                 if config := _config(family, candidate, name, implied, options, named=model is not None):
                     found.append(_compare(candidate, name, config, links, skipped, rest, shapes))
     if whole := [reading for reading in found if reading.is_whole]:
         return _distinct(whole)
     if found:
-        return [min(found, key=lambda reading: len(reading.missing) + len(reading.misfits))]
+        far = [len(reading.missing) + len(reading.misfits) for reading in found]
+        return _distinct([reading for reading, count in zip(found, far, strict=True) if count == min(far)])
+    if described.get("positions", 1) != math.isqrt(described.get("positions", 1)) ** 2:
+        raise CheckpointError(
+            f"{where}: has a table of {described['positions']} positions, which is no square; say the image size, "
+            "height and width: weights.options.image_size=[H,W]"
+        )
     if described:
         size = ", ".join(f"{name} {value}" for name, value in described.items() if name != "positions")
         raise CheckpointError(
@@ -174,6 +184,15 @@ def _shapes(weights: Mapping[str, Tensor], links: list[Link]) -> dict[str, tuple
             made = [weights[link.theirs[0]].to("meta")] * len(link.ours)
         found |= {name: tuple(tensor.shape) for name, tensor in zip(link.ours, made, strict=True)}
     return found
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that no model of a name can have.
+
+    Raises:
+        ConfigError: With what it may be.
+    """
+    build_config(name, **{key: value for key, value in options.items() if key == "image_size"})
 
 
 def _config(
@@ -240,12 +259,17 @@ def _compare(
 
 
 def _distinct(readings: list[Reading]) -> list[Reading]:
-    """Leave out what is read the same way under another name: the same model from the same weights."""
+    """Leave out what is read the same way under another name: the same configuration from the same weights."""
     kept: list[Reading] = []
-    for reading in readings:
-        if not any((r.model, r.config, r.links) == (reading.model, reading.config, reading.links) for r in kept):
+    for reading in sorted(readings, key=_changes):  # the name of the model that needed the fewest options
+        if not any((r.config, r.links) == (reading.config, reading.links) for r in kept):
             kept.append(reading)
     return kept
+
+
+def _changes(reading: Reading) -> int:
+    published = vars(find_variant(reading.model)[1].config)
+    return sum(value != published[name] for name, value in vars(reading.config).items() if name not in FREE)
 
 
 def _count(shapes: Shapes, pattern: str) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import pickletools
 import re
 import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import huggingface_hub
 import numpy as np
@@ -31,7 +32,12 @@ AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict")
 """Entries that hold a moving average of them."""
 PREFIX = re.compile(r"(?:(?:module|model|network|backbone|_orig_mod)\.)+")
 """What wrappers put before a name."""
-OPTIMIZER = re.compile(r"(?:adam_[mv]|moment[12s]?|moments|accum|stat)\..*")
+OPTIMIZER = re.compile(r"(?:adam_[mv]|moment[12s]?|moments|accum|accu_grads|momentum|stat)\..*")
+MAX_WEIGHTS = 20_000  # twins_svt_large has 578
+MAX_NESTING = 16
+LEGACY_PICKLES = 4
+"""Magic number, protocol, machine and content stand before the tensors of torch's old format."""
+MEMO = ("BINPUT", "LONG_BINPUT", "PUT", "MEMOIZE", "BINGET", "LONG_BINGET", "GET", "DUP", "MARK")
 COUNTERS = {
     "global_step",
     "learning_rate",
@@ -86,12 +92,12 @@ def open_weights(given: Path | str) -> WeightFile:
     Raises:
         CheckpointError: There is none, it is damaged, or it holds something other than tensors and plain values.
     """
-    path, config = _find(given)
     try:
+        path, config = _find(given)
         with path.open("rb") as file:
             head = file.read(16)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+        raise CheckpointError(f"{str(given)[:200]}: cannot be read ({error.strerror})") from error
     metadata: Mapping[str, str] = {}
     if head[8:9] == b"{":  # looked for first, as the size before it can begin like a pickle
         kind = "safetensors"
@@ -131,6 +137,8 @@ def _find(given: Path | str) -> tuple[Path, Mapping[str, Any]]:
         return _download(str(given).removeprefix(HUB))
     path = Path(given)
     if not path.is_dir():
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path}: is no regular file; give a weight file")
         if not path.is_file():
             raise CheckpointError(
                 f"{path}: is missing, not a weight file; give one such as runs/digits/best.safetensors"
@@ -164,7 +172,7 @@ def _download(name: str) -> tuple[Path, Mapping[str, Any]]:
 def _read_config(path: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not JSON ({error})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds no settings; use the original")
@@ -174,6 +182,8 @@ def _read_config(path: Path) -> Mapping[str, Any]:
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
+            if len(file.keys()) > MAX_WEIGHTS:
+                raise CheckpointError(_too_many(path))
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())
@@ -187,15 +197,60 @@ def _read_torch(path: Path) -> Any:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 entries = archive.infolist()
-            # torch.save never compresses, so what would grow when it is read is not its
-            if any(e.compress_type for e in entries) or sum(e.file_size for e in entries) > path.stat().st_size:
-                raise CheckpointError(
-                    f"{path}: is a compressed archive, which torch.save does not write; unpack it first"
-                )
+                # torch.save never compresses, so what would grow when it is read is not its
+                grows = sum(e.file_size for e in entries) > path.stat().st_size or any(e.compress_type for e in entries)
+                if grows or not _has_one_directory(path):
+                    raise CheckpointError(
+                        f"{path}: is an archive that torch.save did not write; give the weight file itself"
+                    )
+                for entry in entries:
+                    if entry.filename.endswith("data.pkl"):
+                        with archive.open(entry) as pickle:
+                            _look_through(pickle, path)
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); use the original") from error
     with path.open("rb") as file:
+        if not zipfile.is_zipfile(path):
+            for _ in range(LEGACY_PICKLES):
+                _look_through(file, path)
+            file.seek(0)
         return load_tensors(file, path)
+
+
+def _look_through(pickle: IO[bytes], path: Path) -> None:
+    """Refuse a pickle that could fill the memory or overrun the stack before torch sees what it makes.
+
+    Raises:
+        CheckpointError: It asks for a bytearray of any size, or nests tuples without end.
+    """
+    nested = 0
+    try:
+        for code, argument, _ in pickletools.genops(pickle):
+            if isinstance(argument, str) and "bytearray" in argument:
+                raise CheckpointError(
+                    f"{path}: asks for a bytearray, which no weights need; save its state_dict() alone"
+                )
+            if code.name in ("TUPLE1", "TUPLE2", "TUPLE3", "TUPLE"):
+                nested += 1
+            elif code.name not in MEMO:
+                nested = 0
+            if nested > MAX_NESTING:
+                raise CheckpointError(f"{path}: nests tuples without end; save its state_dict() alone")
+    except (ValueError, IndexError, EOFError, OverflowError, MemoryError):
+        return  # not a whole pickle: torch says so
+
+
+def _has_one_directory(path: Path) -> bool:
+    """Say whether a zip's directory ends where the record of its end begins, so that all readers find the same one."""
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(size - 98, 0))
+        tail = file.read()
+    end, wide = tail[-22:], tail[:56] if tail[:4] == b"PK\x06\x06" else b""
+    length, offset = int.from_bytes(end[12:16], "little"), int.from_bytes(end[16:20], "little")
+    if wide and 0xFFFFFFFF in (length, offset):
+        length, offset = int.from_bytes(wide[40:48], "little"), int.from_bytes(wide[48:56], "little")
+    return end[:4] == b"PK\x05\x06" and offset + length == size - (98 if wide else 22)
 
 
 def _sort_out(
@@ -228,6 +283,9 @@ def _sort_out(
         raise CheckpointError(f"{path}: holds no weights; its entries are {listed}")
     weights, names = _unwrap(path, weights)
     average, _ = _unwrap(path, average)
+    if average and (lacking := [name for name in weights if name not in average]):
+        skipped["the moving average"] = f"lacks {', '.join(lacking[:3])}"
+        average = {}
     return WeightFile(
         path=path, kind=kind, weights=weights, average=average, names=names, entry=(entries or [""])[0],
         average_entry=averages[0] if averages else "ema." if average else "", arch=arch, config=config,
@@ -244,9 +302,19 @@ def _flat(path: Path, content: Mapping[Any, Any], skipped: dict[str, str]) -> di
             skipped[name] = "of the optimizer"
         elif name in COUNTERS:
             skipped[name] = "of the training"
+        elif value.ndim == 0:
+            skipped[name] = "a single number, and no weight is one"
+        elif not value.is_floating_point() and not value.is_complex():
+            skipped[name] = f"{str(value.dtype).removeprefix('torch.')}, and no weight is"
         else:
             weights[name] = _checked(path, name, value)
+        if len(weights) > MAX_WEIGHTS:
+            raise CheckpointError(_too_many(path))
     return weights
+
+
+def _too_many(path: Path) -> str:
+    return f"{path}: holds more than {MAX_WEIGHTS:,} tensors, and no model here has so many"
 
 
 def _checked(path: Path, name: str, tensor: Tensor) -> Tensor:
@@ -255,7 +323,11 @@ def _checked(path: Path, name: str, tensor: Tensor) -> Tensor:
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
         raise CheckpointError(f"{path}: {name} is a sparse, quantized or empty tensor; save it as a plain one")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise CheckpointError(f"{path}: {name} claims {tensor.numel():,} values and has fewer; use the original")
+        raise CheckpointError(f"{path}: {name} claims {tensor.numel():,} values and has fewer; save it whole")
+    if tensor.is_complex():
+        raise CheckpointError(f"{path}: {name} is {tensor.dtype}, and no weight here is complex; use the original")
+    if not tensor.isfinite().all():
+        raise CheckpointError(f"{path}: {name} has values that are not finite; use a save from before that happened")
     return tensor
 
 
