@@ -97,7 +97,9 @@ def open_weights(given: Path | str) -> WeightFile:
         with path.open("rb") as file:
             head = file.read(16)
     except OSError as error:
-        raise CheckpointError(f"{str(given)[:200]}: cannot be read ({error.strerror})") from error
+        raise CheckpointError(
+            f"{str(given)[:200]}: {error.strerror}; choose another path, or mend its permissions"
+        ) from error
     metadata: Mapping[str, str] = {}
     if head[8:9] == b"{":  # looked for first, as the size before it can begin like a pickle
         kind = "safetensors"
