@@ -100,7 +100,7 @@ def test_only_the_command_line_imports_our_modules_inside_functions(name: str) -
         ),  # all but the first only name the type
         ("cyclopts", {"cli"}),
         ("rich", {"cli", "display"}),
-        ("safetensors", {"checkpoint", "convert", "hub", "weight_file"}),
+        ("safetensors", {"checkpoint", "weight_file"}),
         ("matplotlib", {"report"}),
         ("torchvision", {"data", "transforms"}),
         ("torchcodec", {"transforms"}),

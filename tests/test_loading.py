@@ -32,7 +32,7 @@ from vitrail.imagenet import by_name, wnids
 from vitrail.loading import Wanted, load_model, open_model
 from vitrail.models import FAMILIES, create_model, find_variant
 from vitrail.models.registry import VisionModel
-from vitrail.recognise import names, recognise
+from vitrail.recognise import recognise
 from vitrail.weight_file import PREFIX
 
 SHARED = Path(__file__).parents[2] / "shared" / "golden"
@@ -74,7 +74,7 @@ def dialect_of(project: str, name: str) -> Dialect:
     return next(
         dialect
         for dialect in DIALECTS
-        if project in names(dialect)
+        if project in dialect.projects
         and dialect.family == find_variant(name)[0].name
         and all(getattr(config, key) == value for key, value in dialect.only.items())
     )
@@ -86,7 +86,7 @@ def theirs(weights: Mapping[str, Tensor], project: str, name: str) -> dict[str, 
     return {
         key: tensor
         for link in links
-        for key, tensor in zip(link.theirs, link.how.write([weights[n] for n in link.ours], link.theirs), strict=True)
+        for key, tensor in zip(link.theirs, link.how.write([weights[n] for n in link.ours]), strict=True)
     }
 
 
@@ -109,7 +109,9 @@ def test_every_name_of_a_project_is_found_again(name: str, project: str) -> None
         model = create_model(name)
     weights = {PREFIX.sub("", key): tensor for key, tensor in theirs(model.state_dict(), project, name).items()}
     readings = recognise(weights, "file", dialect=None, model=None, options={})
-    assert [(project in names(r.dialect), r.model, r.is_whole, r.missing) for r in readings] == [(True, name, True, ())]
+    assert [(project in r.dialect.projects, r.model, r.is_whole, r.missing) for r in readings] == [
+        (True, name, True, ())
+    ]
     assert set(readings[0].zeros) <= {"outer_tokens"}
 
 
@@ -118,7 +120,7 @@ def test_what_is_written_for_a_project_is_read_back_bit_for_bit(name: str, proje
     model = tiny(name)
     path = save(tmp_path / "a.pth", theirs(model.state_dict(), project, name))
     found = opened(path, name)
-    assert project in names(dialect_of(found.account.dialect, name))
+    assert project in dialect_of(found.account.dialect, name).projects
     assert found.weights.keys() == model.state_dict().keys()
     assert all(torch.equal(tensor, found.weights[key]) for key, tensor in model.state_dict().items())
 

@@ -95,9 +95,14 @@ def save_model(path: Path, weights: Mapping[str, torch.Tensor], record: Record, 
     Raises:
         CheckpointError: The disk is full or the folder cannot be written; an older file stays as it was.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     names = [path, *(path.with_stem(f"{path.stem}-{number}") for number in range(2, keep + 1))]
-    write_whole(path, safetensors.torch.save(tensors, {**to_metadata(record), "format": "pt"}), older=names[1:])
+    write_whole(path, encode_safetensors(weights, {**to_metadata(record), "format": "pt"}), older=names[1:])
+
+
+def encode_safetensors(weights: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return the safetensors file that holds weights, wherever they lie, and some texts beside them."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    return safetensors.torch.save(tensors, dict(metadata))
 
 
 def to_metadata(record: Record) -> dict[str, str]:

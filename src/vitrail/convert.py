@@ -8,19 +8,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from vitrail.checkpoint import config_of, provenance, save_model, write_whole
+from vitrail.checkpoint import config_of, encode_safetensors, provenance, save_model, write_whole
 from vitrail.ckpt import encode_ckpt
-from vitrail.dialects import DIALECTS, Dialect, write_names
+from vitrail.dialects import DIALECTS, PROJECTS, Dialect, write_names
 from vitrail.errors import CheckpointError, among
 from vitrail.hub import save_folder
 from vitrail.loading import NUMERICS, OURS, Account, Opened, Wanted, open_model
 from vitrail.models import find_variant
 from vitrail.models.registry import ModelConfig
-from vitrail.recognise import FREE, names
+from vitrail.recognise import FREE
 from vitrail.wire import Buffer
 
 TORCH = (".pth", ".pt", ".tar", ".bin")
@@ -93,10 +92,10 @@ def find_dialect(to: str, model: str, config: ModelConfig) -> Dialect:
         CheckpointError: It has no such model.
     """
     family = find_variant(model)[0].name
-    known = [dialect for dialect in DIALECTS if to in names(dialect)]
+    known = [dialect for dialect in DIALECTS if to in dialect.projects]
     if not known:
-        every = [*dict.fromkeys(name for dialect in DIALECTS for name in names(dialect)), OURS]
-        raise CheckpointError(f"--to {to}: is no project that is known here{among(to, every, 'known are')}")
+        every = among(to, (*PROJECTS, OURS), "known are")
+        raise CheckpointError(f"--to {to}: is no project that is known here{every}")
     of_family = [dialect for dialect in known if dialect.family == family]
     if not of_family:
         raise CheckpointError(f"--to {to}: {WHY_NOT[to, family]}")
@@ -122,9 +121,7 @@ def to_dialect(weights: Mapping[str, Tensor], dialect: Dialect, where: str, to: 
     return {
         name: tensor
         for link in links
-        for name, tensor in zip(
-            link.theirs, link.how.write([weights[ours] for ours in link.ours], link.theirs), strict=True
-        )
+        for name, tensor in zip(link.theirs, link.how.write([weights[ours] for ours in link.ours]), strict=True)
     }
 
 
@@ -134,16 +131,13 @@ def _check_suffix(target: Path, to: str, allowed: Iterable[str]) -> None:
         raise CheckpointError(f"{target}: --to {to} writes files that end in {', '.join(allowed)}{folder}")
 
 
-def _encode(
-    theirs: Mapping[str, Tensor], target: Path, entry: str | None, mindspore: bool
-) -> Buffer | Iterable[Buffer]:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in theirs.items()}
+def _encode(theirs: dict[str, Tensor], target: Path, entry: str | None, mindspore: bool) -> Buffer | Iterable[Buffer]:
     if target.suffix == ".ckpt":
-        return encode_ckpt(tensors)
+        return encode_ckpt(theirs)
     if target.suffix == ".safetensors":
-        return safetensors.torch.save(tensors, {"format": "ms" if mindspore else "pt"})
+        return encode_safetensors(theirs, {"format": "ms" if mindspore else "pt"})
     buffer = io.BytesIO()
-    torch.save({entry: tensors} if entry else tensors, buffer)
+    torch.save({entry: theirs} if entry else theirs, buffer)
     return buffer.getvalue()
 
 

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD
 
-Change = Callable[[Sequence[Tensor], Sequence[str]], list[Tensor]]
+Change = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
 @dataclass(frozen=True)
 class How:
-    """A change of layout, in both directions; the names say how many tensors are wanted."""
+    """A change of layout, in both directions."""
 
     name: str
     """As the report calls it."""
@@ -32,28 +32,28 @@ class How:
     write: Change
 
 
-def _keep(tensors: Sequence[Tensor], names: Sequence[str]) -> list[Tensor]:
+def _keep(tensors: Sequence[Tensor]) -> list[Tensor]:
     return list(tensors)
 
 
-def _join(tensors: Sequence[Tensor], names: Sequence[str]) -> list[Tensor]:
+def _join(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [torch.cat(list(tensors))]
 
 
-def _halve(tensors: Sequence[Tensor], names: Sequence[str]) -> list[Tensor]:
+def _halve(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [half.contiguous() for half in tensors[0].chunk(2)]
 
 
-def _cut(tensors: Sequence[Tensor], names: Sequence[str]) -> list[Tensor]:
+def _cut(tensors: Sequence[Tensor]) -> list[Tensor]:
     rows = len(tensors[0]) * 2 // 3
     return [tensors[0][:rows].contiguous(), tensors[0][rows:].contiguous()]
 
 
-def _to_words(tensors: Sequence[Tensor], names: Sequence[str]) -> list[Tensor]:
+def _to_words(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensors[0].flatten(2).transpose(1, 2).contiguous()]  # (1, e, side, side) to (1, p, e)
 
 
-def _to_grid(tensors: Sequence[Tensor], names: Sequence[str]) -> list[Tensor]:
+def _to_grid(tensors: Sequence[Tensor]) -> list[Tensor]:
     words = tensors[0].shape[1]
     side = math.isqrt(words)
     return [tensors[0].transpose(1, 2).unflatten(2, (side, words // side)).contiguous()]
@@ -106,6 +106,11 @@ class Dialect:
     """What a user of such a file should know."""
     doubts: tuple[str, ...] = ()
     """What may make numbers wrong without a sign."""
+
+    @property
+    def projects(self) -> tuple[str, ...]:
+        """All projects with these names."""
+        return (self.name, *self.also)
 
 
 @dataclass(frozen=True)
@@ -486,4 +491,4 @@ _TWINS = (
 )
 
 DIALECTS = _TNT + _T2T + _TWINS
-NAMES = tuple(dict.fromkeys(dialect.name for dialect in DIALECTS))
+PROJECTS = tuple(dict.fromkeys(name for dialect in DIALECTS for name in dialect.projects))

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import safetensors.torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor
 
-from vitrail.checkpoint import Record, to_metadata, write_whole
+from vitrail.checkpoint import Record, encode_safetensors, to_metadata, write_whole
 from vitrail.errors import CheckpointError
 from vitrail.imagenet import wnids
 from vitrail.loading import NUMERICS, open_model
@@ -94,10 +93,9 @@ def save_folder(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     metadata = {"format": "pt", **(to_metadata(record) if described else {})}
     files = {
-        WEIGHTS: safetensors.torch.save(tensors, metadata),
+        WEIGHTS: encode_safetensors(weights, metadata),
         "config.json": (json.dumps(timm_config(record), indent=2) + "\n").encode(),
         "README.md": model_card(record).encode(),
     }

@@ -84,7 +84,7 @@ def build_job(
         display.note(note)
     model_name = canonical_name(config.model.name)
     if is_new and config.model.weights is not None:
-        opened = open_weights(config, model_name, data.classes, display)
+        opened = open_initial_weights(config, model_name, data.classes, display)
         config = adopt(config, opened.record, display)
         model = opened.build(accelerator.device)
     else:
@@ -165,7 +165,7 @@ def _options(config: TrainConfig, num_classes: int) -> dict[str, Any]:
     return {**given, **config.model.options}
 
 
-def open_weights(config: TrainConfig, name: str, classes: Sequence[str], display: Display) -> Opened:
+def open_initial_weights(config: TrainConfig, name: str, classes: Sequence[str], display: Display) -> Opened:
     """Read the weights that a run begins with, for its classes and image size."""
     assert config.model.weights is not None
     options = _options(config, len(classes))

@@ -289,10 +289,17 @@ def _choose(readings: list[Reading], file: WeightFile, asked: Wanted) -> Reading
     raise CheckpointError(f"{file.path}: fits {ways} equally; say which it is, such as {setting}")
 
 
+def _pretrained(file: WeightFile) -> Mapping[str, Any]:
+    """Return what config.json says of the images, in timm's newer or older place."""
+    said = file.config.get("pretrained_cfg", file.config)
+    if not isinstance(said, Mapping):
+        raise CheckpointError(f"{file.path}: the pretrained_cfg of its config.json is no mapping; use the original")
+    return said
+
+
 def _with_size(reading: Reading, file: WeightFile) -> Reading:
     """Take the image size from config.json, where the weights do not tell it."""
-    said = file.config.get("pretrained_cfg", file.config)
-    size = said.get("input_size") if isinstance(said, Mapping) else None
+    size = _pretrained(file).get("input_size")
     if not isinstance(size, list) or len(size) != 3 or hasattr(reading.config, "grid"):
         return reading
     try:
@@ -314,10 +321,7 @@ def _describe(file: WeightFile, reading: Reading, entry: str) -> tuple[Preproces
     }  # fmt: skip
     if entry == "net":
         read |= CIFAR
-    said = file.config.get("pretrained_cfg", file.config)
-    if not isinstance(said, Mapping):
-        raise CheckpointError(f"{file.path}: the pretrained_cfg of its config.json is no mapping; use the original")
-    told = []
+    said, told = _pretrained(file), []
     if said.get("crop_mode", "center") not in ("center", None):
         told.append(f"{file.path}: its config.json asks for crop_mode {said['crop_mode']}; the centre is cut instead")
     names = {"crop_pct": "crop", "interpolation": "interpolation", "mean": "mean", "std": "std"}
@@ -373,9 +377,8 @@ def _adapted(opened: Opened, asked: Wanted) -> Opened:
     for name, value in _architecture(source).items():
         if getattr(target, name) != value:
             raise ConfigError(f"{path}: was made with {name}={value}, which its weights cannot change")
-    classes = tuple(asked.classes or ()) if "num_classes" in options else record.classes
-    if target.num_classes == source.num_classes and asked.classes is None:
-        classes = record.classes
+    is_kept = asked.classes is None and target.num_classes == source.num_classes
+    classes = record.classes if is_kept else tuple(asked.classes or ())
     if any(getattr(source, name) != getattr(target, name) for name in FREE) or classes != record.classes:
         with torch.device("meta"):
             check_fit(build_model(record, path).state_dict(), opened.weights, path)

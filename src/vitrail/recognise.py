@@ -11,7 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.dialects import DIALECTS, SAME, Dialect, Link, is_twins_of_mindspore, may_lack, number_stages, read_names
+from vitrail.dialects import (
+    DIALECTS,
+    PROJECTS,
+    SAME,
+    Dialect,
+    Link,
+    is_twins_of_mindspore,
+    may_lack,
+    number_stages,
+    read_names,
+)
 from vitrail.errors import CheckpointError, ConfigError, among
 from vitrail.models import FAMILIES, build_config, find_variant
 from vitrail.models.registry import Family, ModelConfig
@@ -106,16 +116,15 @@ def _recognise(
     weights: Mapping[str, Tensor], where: str, *, dialect: str | None, model: str | None, options: Mapping[str, Any]
 ) -> list[Reading]:
     families = [find_variant(model)[0]] if model else list(FAMILIES)
-    known = [*dict.fromkeys(name for d in DIALECTS for name in names(d)), "vitrail"]
-    if dialect and dialect not in known:
-        raise ConfigError(f"dialect is {dialect!r}{among(dialect, known, 'known are')}")
-    if dialect and not any(dialect in names(d) and d.family in [f.name for f in families] for d in DIALECTS):
+    if dialect and dialect not in PROJECTS:
+        raise ConfigError(f"dialect is {dialect!r}{among(dialect, (*PROJECTS, 'vitrail'), 'known are')}")
+    if dialect and not any(dialect in d.projects and d.family in [f.name for f in families] for d in DIALECTS):
         raise CheckpointError(f"{where}: {dialect} has no {families[0].name}; leave weights.dialect out")
     found: list[Reading] = []
     described: dict[str, Any] = {}
     for family in families:
         for candidate in DIALECTS:
-            if candidate.family != family.name or (dialect and dialect not in names(candidate)):
+            if candidate.family != family.name or (dialect and dialect not in candidate.projects):
                 continue
             links, skipped, rest = read_names(weights, candidate)
             shapes = _shapes(weights, links)
@@ -125,7 +134,6 @@ def _recognise(
                 continue  # not even the weights that tell its size
             described = described or implied
             for name in [model] if model else family.variants:
-                _check_options(name, options)
                 if config := _config(family, candidate, name, implied, options, named=model is not None):
                     found.append(_compare(candidate, name, config, links, skipped, rest, shapes))
     if whole := [reading for reading in found if reading.is_whole]:
@@ -149,17 +157,12 @@ def _recognise(
     raise CheckpointError(f"{where}: holds weights ({example}, ...) of no TNT, T2T-ViT or Twins that {whose}")
 
 
-def names(dialect: Dialect) -> tuple[str, ...]:
-    """Return the projects whose names a dialect has."""
-    return (dialect.name, *dialect.also)
-
-
 def translate(weights: Mapping[str, Tensor], reading: Reading) -> dict[str, Tensor]:
     """Return a file's weights under official names, in float32; those that the file lacks are left out."""
     expected = expected_shapes(reading.model, reading.config)
     found: dict[str, Tensor] = {}
     for link in reading.links:
-        made = link.how.read([weights[name].float() for name in link.theirs], link.ours)
+        made = link.how.read([weights[name].float() for name in link.theirs])
         found |= zip(link.ours, made, strict=True)
     found |= {name: torch.zeros(expected[name]) for name in reading.zeros}
     return {name: found[name] for name in expected if name in found}
@@ -179,20 +182,11 @@ def _shapes(weights: Mapping[str, Tensor], links: list[Link]) -> dict[str, tuple
             found[link.ours[0]] = tuple(weights[link.theirs[0]].shape)
             continue
         try:
-            made = link.how.read([weights[name].to("meta") for name in link.theirs], link.ours)
+            made = link.how.read([weights[name].to("meta") for name in link.theirs])
         except (RuntimeError, IndexError):  # of other dimensions than the project's
             made = [weights[link.theirs[0]].to("meta")] * len(link.ours)
         found |= {name: tuple(tensor.shape) for name, tensor in zip(link.ours, made, strict=True)}
     return found
-
-
-def _check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse options that no model of a name can have.
-
-    Raises:
-        ConfigError: With what it may be.
-    """
-    build_config(name, **{key: value for key, value in options.items() if key == "image_size"})
 
 
 def _config(
@@ -204,7 +198,8 @@ def _config(
     named: bool,
 ) -> ModelConfig | None:
     """Return the configuration that the file's shapes give a model, or None where it is another model."""
-    config = build_config(name, **{key: value for key, value in options.items() if key not in FREE})
+    asked = {key: value for key, value in options.items() if key not in ("in_channels", "num_classes")}
+    config = build_config(name, **asked)
     known = {setting.name for setting in fields(config)}
     differing = [key for key, value in implied.items() if key in known - {*FREE} and getattr(config, key) != value]
     if differing and not named:
@@ -213,8 +208,7 @@ def _config(
         return None
     given = {key: implied[key] for key in ("in_channels", "num_classes")}
     if "positions" in implied:
-        asked = replace(config, image_size=options.get("image_size", config.image_size))
-        size = _image_size(asked, implied["positions"])
+        size = _image_size(config, implied["positions"])
         if size is None:
             return None
         given["image_size"] = size

@@ -195,8 +195,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]
 
 
 def _read_torch(path: Path) -> Any:
+    is_archive = zipfile.is_zipfile(path)
     try:
-        if zipfile.is_zipfile(path):
+        if is_archive:
             with zipfile.ZipFile(path) as archive:
                 entries = archive.infolist()
                 # torch.save never compresses, so what would grow when it is read is not its
@@ -212,7 +213,7 @@ def _read_torch(path: Path) -> Any:
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); use the original") from error
     with path.open("rb") as file:
-        if not zipfile.is_zipfile(path):
+        if not is_archive:
             for _ in range(LEGACY_PICKLES):
                 _look_through(file, path)
             file.seek(0)
