@@ -23,6 +23,7 @@ LAYERS = [
         "guard",
         "watchdog",
         "rendezvous",
+        "sharding",
     },
     {"dialects", "imagenet", "models.layers", "transforms", "metrics", "augment", "projects", "weight_file"},
     {"models.tnt", "models.t2t_vit", "models.twins", "data", "foreign"},

@@ -2,13 +2,13 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
+from forked import Python, python, wait_until
 from vitrail.cli import main
 from vitrail.config import list_recipes
 from vitrail.errors import command
@@ -189,8 +189,7 @@ def test_train_evaluate_and_predict_follow_one_another_as_their_last_lines_say(
 
 def test_an_alias_is_answered_with_the_canonical_name(image_folder: Path, tmp_path: Path) -> None:
     tokens = [str(TINY), f"data.root={image_folder}", "train.epochs=1", "model.name=tnt_ti"]
-    program = [sys.executable, "-m", "vitrail", "train"]
-    done = subprocess.run([*program, *tokens], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = python("-m", "vitrail", "train", *tokens, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "warning: model 'tnt_ti' is called 'tnt_ti_patch16_224' here" in done.stderr.splitlines()
 
@@ -230,32 +229,16 @@ def test_debug_keeps_the_traceback(capsys: pytest.CaptureFixture) -> None:
         main(["config", "digts", "--debug"])
 
 
-def started(folder: Path, *tokens: str) -> subprocess.Popen[str]:
-    """Start a long run in a process of its own, and wait until it trains."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vitrail", "train", str(TINY), "train.epochs=5000", *tokens],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 120
-    while not (folder / "runs" / "tiny" / "metrics.jsonl").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    time.sleep(0.3)
-    return process
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_told_to_stop_saves_and_says_how_to_go_on(
     number: signal.Signals, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    process = started(tmp_path, f"data.root={image_folder}")
+    process = Python("-m", "vitrail", "train", TINY, "train.epochs=5000", f"data.root={image_folder}", cwd=tmp_path)
+    wait_until((tmp_path / "runs" / "tiny" / "metrics.jsonl").exists, process)
     process.send_signal(number)
-    _, printed = process.communicate(timeout=60)
-    assert process.returncode == 75
+    done = process.wait()
+    printed = done.stderr
+    assert done.returncode == 75
     assert f"stopped by {number.name} after update" in printed
     assert "of 15,000, and saved; go on with: vitrail train --resume runs/tiny" in printed
     assert "Traceback" not in printed

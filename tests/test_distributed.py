@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,10 @@ import psutil
 import pytest
 import yaml
 
-from test_train import EVERYTHING, TINY, Signals, assert_same_run, rows, run, torchrun
+from forked import TORCHRUN, Python, python, wait_until
+from test_train import EVERYTHING, TINY, Signals, assert_same_run, has_saved, rows, run, torchrun
 from vitrail.config import TrainConfig, command_line, find_recipe, read_yaml, resolve
 from vitrail.errors import ConfigError, Stopped
-from vitrail.state import list_states
 from vitrail.watchdog import describe
 
 START = """
@@ -78,7 +76,7 @@ assert "goes on with 2 instead of 1 processes: the same images in the same order
 """,
     )
     words = settings(image_folder, *more, "output.name=pair")
-    done = subprocess.run(torchrun(2, str(program), *words), capture_output=True, text=True, check=False)
+    done = python(*torchrun(2, str(program), *words))
     assert done.returncode == 0, done.stderr
     for name in ("pair", "stopped"):
         assert_close_run(runs / "alone", runs / name)
@@ -98,7 +96,7 @@ vitrail.train.train(config, display=Sleeper())
 """,
     )
     words = settings(image_folder, "train.dist_timeout_minutes=0.1")
-    done = subprocess.run(torchrun(2, str(program), *words), capture_output=True, text=True, timeout=120, check=False)
+    done = python(*torchrun(2, str(program), *words), timeout=120)
     assert done.returncode != 0
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: process ")]
     assert line.startswith("error: process 1 (")
@@ -134,7 +132,7 @@ vitrail.train.train(back, resume=Path(config.output.root) / "back")
 """,
     )
     words = settings(image_folder, *common, "output.name=there", "train.shard=true")
-    done = subprocess.run(torchrun(2, str(program), *words), capture_output=True, text=True, check=False)
+    done = python(*torchrun(2, str(program), *words))
     assert done.returncode == 0, done.stderr
     assert len(rows(runs / "there")) == 2
     run(image_folder, *common, "output.name=there", resume=runs / "there")
@@ -181,42 +179,27 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def workers(agent: subprocess.Popen[Any]) -> list[psutil.Process]:
-    return [child for child in psutil.Process(agent.pid).children() if "vitrail" in " ".join(child.cmdline())]
-
-
 def test_a_killed_worker_is_restarted_by_its_agents_and_the_run_is_the_same_to_the_last_bit(image_folder: Path) -> None:
     runs = image_folder.parent / "runs"
     words = settings(image_folder, *EVERYTHING, "train.epochs=20", "output.save_every_updates=1")
     place = words.pop(2)  # --resume names the folder
     words = ["-m", "vitrail", "train", *words]
     rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{free_port()}", "--rdzv-id", "test"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
-    agents = [
-        subprocess.Popen(
-            [*launch, "--max-restarts", "3", *rendezvous, *words, "--resume", str(runs / "elastic")],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
+    launch = [*TORCHRUN, "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3", *rendezvous]
+    agents = [Python(*launch, *words, "--resume", runs / "elastic") for _ in range(2)]
     try:
-        deadline = time.monotonic() + 120
-        while not any(int(path.name[7:15]) >= 8 for path in list_states(runs / "elastic" / "last")):
-            assert all(agent.poll() is None for agent in agents)
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-        (victim,) = workers(agents[1])
-        os.kill(victim.pid, signal.SIGKILL)
-        printed = [agent.communicate(timeout=240)[1] for agent in agents]
+        wait_until(has_saved(runs / "elastic", 8), *agents)
+        (victim,) = psutil.Process(agents[1].pid).children()
+        victim.kill()
+        done = [agent.wait() for agent in agents]
     finally:
         for agent in agents:
             agent.kill()
-    assert [agent.returncode for agent in agents] == [0, 0], printed
+    printed = [agent.stderr for agent in done]
+    assert [agent.returncode for agent in done] == [0, 0], printed
     assert any("SIGKILL" in text or "exitcode: -9" in text for text in printed)
     assert not any("Traceback" in text for text in printed), printed
-    subprocess.run(torchrun(2, *words, place, "output.name=whole"), check=True, capture_output=True)
+    assert python(*torchrun(2, *words, place, "output.name=whole")).returncode == 0
     assert_same_run(runs / "elastic", runs / "whole")
 
 
@@ -231,9 +214,7 @@ def test_the_ready_files_for_clusters_name_commands_that_exist() -> None:
         yaml.safe_load((folder / "skypilot.yaml").read_text())["run"],
         " ".join(container["command"] + container["args"]),
     ]
-    known = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--help"], capture_output=True, text=True, check=True
-    ).stdout
+    known = python(*TORCHRUN, "--help").stdout
     for text in texts:
         words = text.replace("\\\n", " ").replace('"$RUN"', "x").split()
         launch = words[words.index("torchrun") : words.index("-m")]
@@ -248,8 +229,8 @@ def test_torchrun_does_not_start_again_what_was_told_to_stop(image_folder: Path)
     words = [*settings(image_folder), "train.max_hours=1e-9"]
     del words[2]  # --resume names the folder
     launch = torchrun(1, "-m", "vitrail", "train", *words, "--resume", str(image_folder.parent / "runs" / "stopped"))
-    launch[3:3] = ["--max-restarts", "3"]
-    done = subprocess.run(launch, capture_output=True, text=True, check=False)
+    launch[2:2] = ["--max-restarts", "3"]
+    done = subprocess.run([sys.executable, *launch], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.count("stopped by train.max_hours=1e-09 after update 1 of 12, and saved; go on with") == 1
 
@@ -257,7 +238,6 @@ def test_torchrun_does_not_start_again_what_was_told_to_stop(image_folder: Path)
 @pytest.mark.parametrize("verb", [[], ["--fork", "runs/x"]])
 def test_a_restart_that_would_begin_anew_is_refused(verb: list[str]) -> None:
     environment = {**os.environ, "TORCHELASTIC_RESTART_COUNT": "1"}
-    command = [sys.executable, "-m", "vitrail", "train", *verb]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = python("-m", "vitrail", "train", *verb, env=environment)
     assert done.returncode == 2
     assert "torchrun restarted a command that would begin a new run each time" in done.stderr

@@ -2,8 +2,6 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from forked import python
 from vitrail.cli import app, understood
 from vitrail.config import (
     ConvertConfig,
@@ -53,8 +52,7 @@ def vitrail_commands() -> list[list[str]]:
 
 
 def test_generated_parts_are_current() -> None:
-    command = [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = python(ROOT / "docs" / "generate.py", "--check")
     assert done.returncode == 0, f"{done.stdout}{done.stderr}; run: uv run python docs/generate.py"
 
 
@@ -88,8 +86,9 @@ def test_python_of_the_documents_runs(tmp_path: Path, tiny_checkpoint: Path) -> 
     tiny_checkpoint.rename(run / "best.safetensors")
     Image.fromarray(np.full((8, 8), 200, dtype=np.uint8)).save(run / "digits-00003.png")
     torch.save(create_model("t2t_vit_7").state_dict(), tmp_path / "t2t_vit_7.pth")
-    code = "\n".join(blocks("python"))
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    program = tmp_path / "program.py"
+    program.write_text("\n".join(blocks("python")))
+    done = python(program, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] in ("red", "green", "blue")
     assert "twins_svt_base" in done.stdout

@@ -1,13 +1,12 @@
 """What the doctor sees, on this machine and on poorer ones."""
 
 import shutil
-import subprocess
-import sys
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
+from forked import TORCHRUN, python
 from vitrail import doctor
 from vitrail.cli import main
 from vitrail.doctor import examine
@@ -64,17 +63,6 @@ def test_the_status_says_whether_all_is_good(capsys: pytest.CaptureFixture, monk
 
 
 def test_processes_measure_what_lies_between_them() -> None:
-    run = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--standalone",
-        "-m",
-        "vitrail",
-        "doctor",
-    ]
-    done = subprocess.run(run, capture_output=True, text=True, timeout=120, check=False)
+    done = python(*TORCHRUN, "--nproc-per-node", 2, "--standalone", "-m", "vitrail", "doctor")
     assert done.stdout.count("2 processes, all-reduce of 16 MiB in") == 1
     assert done.stdout.count("versions") == 1

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +7,7 @@ import timm
 import torch
 
 from conftest import CLASSES
+from forked import TORCHRUN, python
 from vitrail.cli import main
 from vitrail.config import TrainConfig, command_line, read_yaml, resolve
 from vitrail.display import Quiet
@@ -81,10 +80,8 @@ for batch_size in (1, 5):
 """)
     words = ["evaluate", str(tiny_checkpoint), f"data.root={image_folder}", "data.workers=0", "evaluate.device=cpu"]
     for world in (2, 3):
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
-        done = subprocess.run(
-            [*launch, str(program), *words], capture_output=True, text=True, timeout=300, check=False, cwd=folder
-        )
+        launch = [*TORCHRUN, "--standalone", "--nproc-per-node", world]
+        done = python(*launch, program, *words, cwd=folder)
         assert done.returncode == 0, done.stderr
         for batch_size in (1, 5):
             alone = evaluate(tiny_checkpoint, layers(image_folder, f"evaluate.batch_size={batch_size}")).to_dict()

@@ -1,14 +1,13 @@
 import csv
 import json
 import os
-import subprocess
-import sys
+import select
 import tracemalloc
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from forked import Python
 from vitrail.cli import main
 from vitrail.errors import DataError
 from vitrail.loading import load_model
@@ -167,25 +166,16 @@ def test_what_goes_to_a_file_gets_there_while_the_bar_is_on_the_terminal(
     tiny_checkpoint: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     terminal, inner = os.openpty()
-    command = [
-        sys.executable,
-        "-m",
-        "vitrail",
-        "predict",
-        tiny_checkpoint,
-        image_folder,
-        "--output",
-        tmp_path / "p.json",
-    ]
-    with (tmp_path / "out.txt").open("w") as out:
-        process = subprocess.Popen([*map(str, command)], stdout=out, stderr=inner)
-        os.close(inner)
-        with suppress(OSError):  # the end of a terminal is an error
-            while os.read(terminal, 4096):
-                pass
-        assert process.wait() == 0
+    words = ("predict", tiny_checkpoint, image_folder, "--output", tmp_path / "p.json")
+    process = Python("-m", "vitrail", *words, stderr=os.ttyname(inner))
+    while process.poll() is None:
+        if select.select([terminal], [], [], 0.01)[0]:
+            os.read(terminal, 4096)
     os.close(terminal)
-    assert len((tmp_path / "out.txt").read_text().splitlines()) == 36
+    os.close(inner)
+    done = process.wait()
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 36
 
 
 def test_predictions_go_through_a_device_and_a_link(tiny_checkpoint: Path, image_folder: Path, tmp_path: Path) -> None:

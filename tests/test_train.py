@@ -3,9 +3,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
@@ -18,6 +15,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 import vitrail.train
+from forked import TORCHRUN, Python, python, wait_until
 from vitrail.ckpt import encode_ckpt, read_ckpt
 from vitrail.config import TrainConfig, command_line, read_yaml, resolve
 from vitrail.dialects import DIALECTS, write_names
@@ -52,7 +50,7 @@ def run(
 
 def command(images: Path, *settings: str) -> list[str]:
     root = f"output.root={images.parent / 'runs'}"
-    return [sys.executable, "-m", "vitrail", "train", str(TINY), f"data.root={images}", root, *settings]
+    return ["-m", "vitrail", "train", str(TINY), f"data.root={images}", root, *settings]
 
 
 def rows(folder: Path) -> list[dict]:
@@ -184,21 +182,12 @@ def test_a_run_stopped_in_an_evaluation_begins_that_evaluation_anew(
     assert_same_run(stopped, whole)
 
 
-def kill_when(process: subprocess.Popen[Any], folder: Path, updates: int) -> None:
-    """Kill a process, and all it started, as soon as a save of so many updates is there."""
-    deadline = time.monotonic() + 120
-    try:
-        while not any(int(path.name[7:15]) >= updates for path in folder.glob("last/update-*.pt")):
-            assert process.poll() is None, "the run ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+def has_saved(folder: Path, updates: int) -> Callable[[], bool]:
+    return lambda: any(int(path.name[7:15]) >= updates for path in folder.glob("last/update-*.pt"))
 
 
 def torchrun(processes: int, *words: str) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone", *words]
+    return [*TORCHRUN, "--nproc-per-node", str(processes), "--standalone", *words]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -206,9 +195,11 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_last_bit(image_folder: Path, 
     settings = (*EVERYTHING, "train.epochs=8", f"train.precision={precision}", "output.save_every_updates=1")
     root = image_folder.parent / "runs"
     start = command(image_folder, *settings, "output.name=killed")
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    killed = subprocess.Popen(start, start_new_session=True, **quiet)
-    kill_when(killed, root / "killed", 8)
+    process = Python(*start)
+    try:
+        wait_until(has_saved(root / "killed", 8), process)
+    finally:
+        process.kill()
     assert 8 <= (before := last_state(root / "killed"))["epoch"] * 3 + before["step"] < 24
     run(image_folder, *settings, "output.name=whole")
     run(image_folder, *settings, "output.name=killed", "data.workers=1", resume=root / "killed")
@@ -719,9 +710,10 @@ def test_a_tracker_takes_the_numbers_of_a_run_and_of_its_resumption(image_folder
     }  # fmt: skip
     for words in (
         command(image_folder, f"output.trackers=[{name}]", "train.epochs=1", "schedule.warmup_epochs=0"),
-        [*command(image_folder)[:4], "--extend", str(place / "runs" / "tiny"), "train.epochs=2"],
+        [*command(image_folder)[:3], "--extend", str(place / "runs" / "tiny"), "train.epochs=2"],
     ):
-        done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment, cwd=place)
+        done = python(*words, env=environment, cwd=place)
+        assert done.returncode == 0
         assert "is given no more numbers" not in done.stderr
 
 

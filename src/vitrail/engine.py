@@ -22,11 +22,8 @@ import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
-from torch import Tensor, nn
+from torch import Tensor
 from torch._C._distributed_c10d import Store
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vitrail.errors import ConfigError, LostProcess, MissingExtra
 from vitrail.rendezvous import join
@@ -160,38 +157,6 @@ def gather_texts(accelerator: Accelerator, texts: list[Any]) -> list[Any]:
 def shared_store(accelerator: Accelerator) -> Store | None:
     """Return what the processes found each other through; None where there is one."""
     return dist.distributed_c10d._get_default_store() if accelerator.num_processes > 1 else None
-
-
-def shard(model: nn.Module, device: torch.device) -> None:
-    """Share out a model's parameters over all processes (FSDP2); each block is gathered only while it works."""
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for parent in model.modules():
-        if isinstance(parent, nn.ModuleList):
-            for block in parent:
-                if not isinstance(block, nn.ModuleList):
-                    fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-
-
-def whole(value: Any) -> Any:
-    """Return a state dict, or any part of one, with shares joined to whole tensors; all processes must call it."""
-    if isinstance(value, DTensor):
-        return value.full_tensor()
-    if isinstance(value, dict):
-        return {key: whole(item) for key, item in value.items()}
-    return value
-
-
-def local(tensor: Tensor) -> Tensor:
-    """Return this process's share of a tensor, which may be all of it."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def shared_as(value: Any, like: Tensor) -> Any:
-    """Return this process's share of a whole tensor, where `like` is shared out and of its shape."""
-    if isinstance(like, DTensor) and isinstance(value, Tensor) and value.shape == like.shape:
-        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-    return value
 
 
 def check_tracker(name: str) -> None:

@@ -16,7 +16,7 @@ from vitrail.checkpoint import Record
 from vitrail.config import TrainConfig
 from vitrail.data import BatchSampler, Data, ImageLoader, Source, build_eval_loader, build_train_loader, open_data
 from vitrail.display import Display
-from vitrail.engine import Precision, shard
+from vitrail.engine import Precision
 from vitrail.errors import ConfigError
 from vitrail.guard import Guard
 from vitrail.loading import Opened, open_model, tell, wanted
@@ -24,6 +24,7 @@ from vitrail.models import canonical_name, create_model, find_variant
 from vitrail.models.registry import VisionModel
 from vitrail.optim import build_optimizer
 from vitrail.schedule import learning_rate
+from vitrail.sharding import shard
 from vitrail.state import SUMS, TrainState
 from vitrail.stop import Stop
 from vitrail.transforms import Preprocess, TrainView

@@ -18,10 +18,11 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from vitrail.checkpoint import refusal_told
-from vitrail.engine import gather_texts, shared_as, whole
+from vitrail.engine import gather_texts
 from vitrail.errors import CheckpointError
 from vitrail.guard import Guard
 from vitrail.models.registry import VisionModel
+from vitrail.sharding import shared_as, whole
 from vitrail.weight_file import load_tensors
 
 NAME = re.compile(r"update-(\d{8,})\.([0-9a-f]{16})\.pt")

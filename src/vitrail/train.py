@@ -31,13 +31,11 @@ from vitrail.engine import (
     choose_precision,
     gather_texts,
     keep_compiled_code,
-    local,
     open_tracker,
     processes,
     share,
     shared_store,
     sum_over_processes,
-    whole,
 )
 from vitrail.errors import CheckpointError, DataError, Interrupted, Stopped, TrainingError, command
 from vitrail.evaluate import check_classes, count
@@ -46,6 +44,7 @@ from vitrail.job import Job, build_job, build_state, sum_dtype
 from vitrail.models.registry import VisionModel
 from vitrail.optim import set_learning_rate
 from vitrail.report import Outbox, RunLog, TensorBoard, Tracker, create_run, plot_curves
+from vitrail.sharding import local, whole
 from vitrail.start import FREE, LENGTH, differences, listed
 from vitrail.state import SUMS, TrainState, list_states, load_last_state, save_state
 from vitrail.stop import Stop
