@@ -33,7 +33,10 @@ from timm.data.loader import create_loader
 from timm.data.transforms_factory import create_transform
 
 from vitrail.augment import erase
-from vitrail.data import Batch, BatchSampler, Source, build_train_loader, open_split
+from vitrail.data import open_split
+from vitrail.data.loader import Batch, build_train_loader
+from vitrail.data.sampling import BatchSampler
+from vitrail.data.sources import Source
 from vitrail.engine import keep_freed_memory
 from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.transforms import DECODER, TrainView, decode, normalise, sample_key

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from timm.utils.model_ema import ModelEmaV3
 
 from vitrail.config import TrainConfig, command_line, resolve
-from vitrail.data import Batch
+from vitrail.data.loader import Batch
 from vitrail.job import build_model, build_preprocess
 from vitrail.optim import build_optimizer, set_learning_rate
 from vitrail.stopwatch import Stopwatch

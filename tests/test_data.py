@@ -15,15 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vitrail.data import (
-    BatchSampler,
-    build_eval_loader,
-    build_train_loader,
-    default_workers,
-    epoch_order,
-    open_data,
-    open_split,
-)
+from vitrail.data import open_data, open_split
+from vitrail.data.loader import build_eval_loader, build_train_loader, default_workers
+from vitrail.data.sampling import BatchSampler, epoch_order
 from vitrail.errors import ConfigError, DataError
 from vitrail.transforms import Preprocess, TrainView, sample_key
 

@@ -26,7 +26,7 @@ def run() -> NoReturn:
 
 def _leave(status: int) -> NoReturn:
     """End as Python does, but without taking apart what was imported, which takes torch a second."""
-    threading._shutdown()  # waits for threads that write
+    threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]  # waits for threads that write
     atexit._run_exitfuncs()
     try:
         sys.stdout.flush()

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from vitrail.data import processes_here, usable_cores
+from vitrail.data.loader import processes_here, usable_cores
 from vitrail.engine import all_reduce_seconds, choose_precision, processes
 from vitrail.errors import command
 from vitrail.transforms import DECODER, decode

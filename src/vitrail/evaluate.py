@@ -13,7 +13,8 @@ from accelerate import Accelerator
 
 from vitrail.checkpoint import Record
 from vitrail.config import ConvertConfig, DataSection, EvaluateConfig, Layer, PreprocessSection, resolve, to_dict
-from vitrail.data import ImageLoader, build_eval_loader, open_split
+from vitrail.data import open_split
+from vitrail.data.loader import ImageLoader, build_eval_loader
 from vitrail.display import Display, Quiet
 from vitrail.engine import Precision, autocast, gather_texts, processes, sum_over_processes
 from vitrail.errors import DataError

@@ -14,7 +14,10 @@ from timm.utils.model_ema import ModelEmaV3
 
 from vitrail.checkpoint import Record
 from vitrail.config import TrainConfig
-from vitrail.data import BatchSampler, Data, ImageLoader, Source, build_eval_loader, build_train_loader, open_data
+from vitrail.data import Data, open_data
+from vitrail.data.loader import ImageLoader, build_eval_loader, build_train_loader
+from vitrail.data.sampling import BatchSampler
+from vitrail.data.sources import Source
 from vitrail.display import Display
 from vitrail.engine import Precision
 from vitrail.errors import ConfigError

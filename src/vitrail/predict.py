@@ -17,7 +17,8 @@ from typing import Any, Literal, TextIO
 import torch
 
 from vitrail.checkpoint import staging
-from vitrail.data import is_hidden, is_image, printable
+from vitrail.data.folders import is_hidden, is_image
+from vitrail.data.sources import printable
 from vitrail.errors import CheckpointError, DataError
 from vitrail.models.registry import VisionModel
 from vitrail.transforms import Preprocess, UnreadableImage, decode, normalise

@@ -21,7 +21,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from vitrail.augment import erase, mix, soft_targets
 from vitrail.checkpoint import Record, load_weights, model_options, provenance, save_model, write_whole
 from vitrail.config import TrainConfig, flat, to_dict, to_yaml
-from vitrail.data import Batch
+from vitrail.data.loader import Batch
 from vitrail.display import Display, Quiet
 from vitrail.engine import (
     Agreement,
