@@ -43,7 +43,7 @@ from vitrail.guard import first_nonfinite
 from vitrail.job import Job, build_job, build_state, sum_dtype
 from vitrail.models.registry import VisionModel
 from vitrail.optim import set_learning_rate
-from vitrail.report import Outbox, RunLog, TensorBoard, Tracker, create_run, plot_curves
+from vitrail.run_folder import Outbox, RunLog, TensorBoard, Tracker, create_run, plot_curves
 from vitrail.sharding import local, whole
 from vitrail.start import FREE, LENGTH, differences, listed
 from vitrail.state import SUMS, TrainState, list_states, load_last_state, save_state

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from vitrail.errors import CheckpointError, ConfigError
-from vitrail.report import Outbox, RunLog, TensorBoard, Tracker, create_run, plot_curves
+from vitrail.run_folder import Outbox, RunLog, TensorBoard, Tracker, create_run, plot_curves
 
 LargestFile = Callable[[int], AbstractContextManager[None]]
 
