@@ -16,6 +16,7 @@ from vitrail.data.sources import Source, few
 from vitrail.data.splits import divide
 from vitrail.errors import ConfigError, DataError, closest
 
+
 @dataclass(frozen=True)
 class Data:
     """What a training run reads."""

@@ -1,0 +1,184 @@
+"""Folders of images, one a class: what is in them, and which of them are splits."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from vitrail.data.sources import FileSource, few, printable
+from vitrail.errors import DataError, closest
+
+EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"))
+SPLIT_WORDS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
+
+
+def find_splits(root: Path, train_split: str, val_split: str | None) -> tuple[Path | None, Path | None]:
+    """Return the training and the validation folder; class folders directly in the root make it the training folder."""
+    folders = visible_folders(root)
+    train = root / train_split if train_split in folders else None
+    val = root / val_split if val_split in folders else None
+    if train is None and val is None:
+        splits = [f for f in folders if f.lower() in SPLIT_WORDS and visible_folders(root / f)]
+        if splits:
+            settings = " ".join(f"data.{key}_split={f}" for key, f in zip(("train", "val"), splits, strict=False))
+            raise DataError(
+                f"data.root {root}: has no {train_split}/, and {few(splits)} look like splits rather than classes; "
+                f"set them, such as {settings}"
+            )
+        return root, None
+    if val is None and val_split is not None:
+        others = [f for f in folders if f != train_split]
+        beside = f", only {few(others)}; set data.val_split to one of them" if others else ""
+        raise DataError(
+            f"data.root {root}: has {train_split}/ but no {val_split}/{beside}{', or' if others else '; set'} "
+            f"data.val_split=null to hold out data.val_fraction of {train_split}/"
+        )
+    return train, val
+
+
+def visible_folders(root: Path) -> list[str]:
+    """Return the names of the folders that are the user's own, sorted.
+
+    Raises:
+        DataError: The root is not there, is a file, or cannot be read.
+    """
+    try:
+        return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not is_hidden(entry.name))
+    except FileNotFoundError:
+        names = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
+        near = closest(root.name, names, alike=0.75)
+        raise DataError(
+            f"data.root {root}: no such folder{near or '; set it to the folder with your images'}"
+        ) from None
+    except NotADirectoryError:
+        raise DataError(
+            f"data.root {root}: is a file; give a folder with train/<class>/ and val/<class>/, unpacked if it is an "
+            "archive"
+        ) from None
+    except OSError as error:
+        raise DataError(f"data.root {root}: cannot be read ({error.strerror})") from error
+
+
+def is_hidden(name: str) -> bool:
+    """Say whether a file or folder is the system's or a tool's own, not the user's."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def is_image(name: str) -> bool:
+    """Say whether a file's name ends as images do; what is in it is found only when it is read."""
+    return name[name.rfind(".") :].lower() in EXTENSIONS
+
+
+@dataclass
+class _Ignored:
+    """What a scan read past."""
+
+    hidden: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    loose: list[str] = field(default_factory=list)
+
+    def notes(self, folder: Path) -> tuple[str, ...]:
+        """Say it, each kind with a count and examples."""
+        found = []
+        if self.hidden:
+            found.append(f"{folder}: ignored {len(self.hidden)} hidden files or folders: {few(self.hidden, 10)}")
+        if self.others:
+            found.append(f"{folder}: ignored {len(self.others)} files that are not images: {few(self.others)}")
+        if self.loose:
+            found.append(f"{folder}: ignored {len(self.loose)} images outside the class folders: {few(self.loose)}")
+        return tuple(found)
+
+
+def scan(folder: Path) -> FileSource:
+    """List the images of each class folder, deep folders included, in the order of their names."""
+    ignored = _Ignored()
+    try:
+        top = _sorted_entries(folder)
+        loose, classes = [], []
+        for entry in top:
+            if is_hidden(entry.name):
+                ignored.hidden.append(entry.name)
+            elif entry.is_dir():
+                classes.append(entry.name)
+            else:
+                (loose if is_image(entry.name) else ignored.others).append(entry.name)
+        ignored.loose += [] if not classes else loose
+        found = [_images_below(str(folder), name, ignored, ()) for name in classes]
+    except OSError as error:
+        raise DataError(f"data.root {printable(folder)}: cannot be read ({error})") from error
+    empty = [name for name, paths in zip(classes, found, strict=True) if not paths]
+    if not classes or len(empty) == len(classes):
+        raise DataError(_no_images(folder, classes, loose, ignored))
+    if empty:
+        raise DataError(
+            f"data.root {folder}: {len(empty)} of {len(classes)} class folders have no images ({few(empty)}); "
+            "add images to them, or remove them"
+        )
+    return FileSource(
+        folder=folder,
+        paths=np.concatenate([np.array(paths, dtype=np.bytes_) for paths in found]),
+        labels=np.repeat(np.arange(len(classes), dtype=np.int32), [len(paths) for paths in found]),
+        classes=tuple(printable(name) for name in classes),
+        description=printable(folder),
+        notes=ignored.notes(folder),
+    )
+
+
+def note_hidden(root: Path, source: FileSource) -> FileSource:
+    """Add a note of what is hidden beside the splits."""
+    if source.folder == root:
+        return source  # its own scan has seen them
+    hidden = [entry.name for entry in os.scandir(root) if is_hidden(entry.name)]
+    return replace(source, notes=(*_Ignored(hidden=hidden).notes(root), *source.notes))
+
+
+def _images_below(folder: str, relative: str, ignored: _Ignored, inside: tuple[tuple[int, int], ...]) -> list[bytes]:
+    here = os.path.join(folder, relative)
+    status = Path(here).stat()
+    identity = (status.st_dev, status.st_ino)
+    if identity in inside:
+        raise DataError(f"data.root {here}: is a link to a folder that contains it; remove the link")
+    images = []
+    for entry in _sorted_entries(here):
+        path = os.path.join(relative, entry.name)
+        if is_hidden(entry.name):
+            ignored.hidden.append(path)
+        elif entry.is_dir():
+            images += _images_below(folder, path, ignored, (*inside, identity))
+        elif is_image(entry.name):
+            images.append(os.fsencode(path))
+        else:
+            ignored.others.append(path)
+    return images
+
+
+def _sorted_entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
+
+
+def _no_images(folder: Path, classes: list[str], loose: list[str], ignored: _Ignored) -> str:
+    where = f"data.root {folder}"
+    if loose:
+        return (
+            f"{where}: its {len(loose)} images lie in no class folder ({few(loose)}); move each into a folder with "
+            "the name of its class"
+        )
+    if classes:
+        known = few(EXTENSIONS, len(EXTENSIONS))
+        return f"{where}: none of its {len(classes)} folders has images ({few(classes)}); known are {known}"
+    if ignored.hidden or ignored.others:
+        what = ignored.hidden + ignored.others
+        return f"{where}: has no class folders, only hidden files or files that are no images ({few(what)})"
+    return f"{where}: is empty; it should hold a folder of images for each class"
+
+
+def one_class(root: Path, folder: Path, name: str, train_split: str) -> str:
+    """Say what is wrong with a folder that holds a single one."""
+    inner = root / name
+    if folder == root and train_split in visible_folders(inner):
+        return f"data.root {root}: holds only {name}/, which has the splits; set data.root={inner}"
+    return f"data.root {folder}: has only one class, {name!r}; a classifier needs at least two class folders"

@@ -1,0 +1,220 @@
+"""Images read and stacked to batches by worker processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from vitrail.data.sampling import BatchSampler, SampleKey
+from vitrail.data.sources import PixelSource, Source
+from vitrail.errors import DataError
+from vitrail.transforms import Exif, Preprocess, TrainView, UnreadableImage, sample_key
+
+MAX_WORKERS = 8  # for each process: beyond, decoding on one machine gains little and memory is lost
+IN_MEMORY_IMAGES = 10_000
+
+BadFiles = Literal["error", "skip"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image, or why there is none."""
+
+    image: Tensor | None
+    label: int
+    index: int
+    key: int
+    bad: tuple[str, str] | None
+
+
+class Batch(NamedTuple):
+    """The readable images of a batch, which may be none; DataLoader pins it."""
+
+    images: UInt8[Tensor, "b 3 h w"]
+    labels: Int64[Tensor, " b"]
+    indices: Int64[Tensor, " b"]
+    """In the source."""
+    keys: Int64[Tensor, " b"]
+    """What random draws follow from; 0 in evaluation."""
+    bad: list[tuple[str, str]]
+    """Name of each unreadable image, and the reason."""
+
+
+def _read(source: Source, index: int, key: int, exif: Exif, view: Callable[[Tensor], Tensor]) -> Sample:
+    label = int(source.labels[index])
+    try:
+        return Sample(view(source.image(index, exif)), label, index, key, None)
+    except UnreadableImage as error:
+        return Sample(None, label, index, key, (source.name(index), str(error)))
+    except OSError as error:
+        return Sample(None, label, index, key, (source.name(index), error.strerror or type(error).__name__))
+
+
+@dataclass(frozen=True)
+class TrainImages(Dataset[Sample]):
+    """Random views, addressed by (epoch, index, copy)."""
+
+    source: Source
+    view: TrainView
+    exif: Exif
+    seed: int
+
+    def __getitem__(self, item: SampleKey) -> Sample:
+        key = sample_key(self.seed, *item)
+        return _read(self.source, item[1], key, self.exif, lambda image: self.view.view(image, key))
+
+
+@dataclass(frozen=True)
+class EvalImages(Dataset[Sample]):
+    """Evaluation views, addressed by index."""
+
+    source: Source
+    preprocess: Preprocess
+
+    def __getitem__(self, item: int) -> Sample:
+        return _read(self.source, item, 0, self.preprocess.exif, self.preprocess.view)
+
+
+@dataclass(frozen=True)
+class _Collate:
+    size: tuple[int, int]
+
+    def __call__(self, samples: list[Sample]) -> Batch:
+        good = [sample for sample in samples if sample.image is not None]
+        # stacked as (h, w, 3), which is how views lie in memory; default_collate writes to shared memory in a worker
+        images = [sample.image.permute(1, 2, 0) for sample in good if sample.image is not None]
+        stacked = default_collate(images) if images else torch.empty((0, *self.size, 3), dtype=torch.uint8)
+        return Batch(
+            images=stacked.permute(0, 3, 1, 2),
+            labels=torch.tensor([sample.label for sample in good], dtype=torch.int64),
+            indices=torch.tensor([sample.index for sample in good], dtype=torch.int64),
+            keys=torch.tensor([sample.key for sample in good], dtype=torch.int64),
+            bad=[sample.bad for sample in samples if sample.bad is not None],
+        )
+
+
+class ImageLoader(DataLoader[Any]):
+    """A DataLoader of `Batch` that stops at unreadable images, or leaves them in `bad`, as it is told."""
+
+    def __init__(
+        self, dataset: TrainImages | EvalImages, *, bad_files: BadFiles, workers: int | None, **options: Any
+    ) -> None:
+        workers = default_workers(dataset.source) if workers is None else workers
+        super().__init__(
+            dataset,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            # its own generator: otherwise each epoch takes a number from the global state, and a resumed run differs
+            generator=torch.Generator(),
+            **options,
+        )
+        self.bad_files = bad_files
+
+    def read(self, keys: Sequence[Any]) -> Batch:
+        """Load one batch here and now."""
+        batch = self.collate_fn([self.dataset[key] for key in keys])
+        assert isinstance(batch, Batch)
+        return batch
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        """Yield batches.
+
+        Raises:
+            DataError: An image cannot be read and bad_files is "error". It is raised here, in the training process:
+                what a worker raises arrives wrapped in its traceback.
+        """
+        for batch in super().__iter__():
+            if batch.bad and self.bad_files == "error":
+                name, reason = batch.bad[0]
+                more = f" (and {len(batch.bad) - 1} more in this batch)" if len(batch.bad) > 1 else ""
+                raise DataError(
+                    f"{name}: cannot be read, {reason}{more}; repair or remove it, or set data.bad_files=skip to leave "
+                    "such images out"
+                )
+            yield batch
+
+
+def build_train_loader(
+    source: Source,
+    view: TrainView,
+    exif: Exif,
+    sampler: BatchSampler,
+    *,
+    seed: int,
+    workers: int | None = None,
+    bad_files: BadFiles = "skip",
+    pin_memory: bool = False,
+) -> ImageLoader:
+    """Load random views in the sampler's order; the same batches for any number of workers.
+
+    An unreadable image is left out of its batch, never replaced, so a batch may be smaller or empty.
+
+    Args:
+        source: The images.
+        view: Draws from each image.
+        exif: Whether EXIF orientation turns the image.
+        sampler: Which images, in which order.
+        seed: Of the views, with epoch, index and copy.
+        workers: Processes that load; None is `default_workers`.
+        bad_files: Whether an unreadable image is reported with its batch, or raises DataError.
+        pin_memory: For a CUDA device.
+    """
+    assert sampler.n == len(source)
+    return ImageLoader(
+        TrainImages(source, view, exif, seed),
+        bad_files=bad_files,
+        workers=workers,
+        batch_sampler=sampler,
+        collate_fn=_Collate(view.size),
+        pin_memory=pin_memory,
+    )
+
+
+def build_eval_loader(
+    source: Source,
+    preprocess: Preprocess,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+    workers: int | None = None,
+    bad_files: BadFiles = "skip",
+    pin_memory: bool = False,
+) -> ImageLoader:
+    """Load every image once, in order, whole batches dealt out to the processes in turn: no padding.
+
+    The batches are the same for any number of processes, so what is computed from them is too.
+    """
+    batches = [range(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]
+    return ImageLoader(
+        EvalImages(source, preprocess),
+        bad_files=bad_files,
+        workers=workers,
+        batch_sampler=batches[rank::world],
+        collate_fn=_Collate(preprocess.size),
+        pin_memory=pin_memory,
+    )
+
+
+def default_workers(source: Source) -> int:
+    """Return how many loader workers a process should have: its share of the machine's cores, within reason."""
+    if isinstance(source, PixelSource) and len(source) <= IN_MEMORY_IMAGES:
+        return 0  # starting them would take longer than reading
+    return max(1, min(MAX_WORKERS, usable_cores() // processes_here()))
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processes_here() -> int:
+    """Return how many processes of the run share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun

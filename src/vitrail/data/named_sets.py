@@ -1,0 +1,99 @@
+"""Public data sets by name, read from where torchvision or scikit-learn put them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitrail.data.sources import FileSource, PixelSource, Source
+from vitrail.errors import DataError
+
+
+def open_named(name: str, root: Path | None, download: bool) -> tuple[Source, Source | None]:
+    """Return the training and the test part; None where the set is not divided."""
+    if name == "digits":
+        from sklearn.datasets import load_digits  # takes seconds to import, and only this set needs it
+
+        digits: Any = load_digits()
+        pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+        classes = tuple(str(digit) for digit in digits.target_names)
+        return PixelSource(name, pixels, digits.target.astype(np.int32), classes, _numbered(name, len(pixels))), None
+    assert root is not None
+    try:
+        return NAMED_SETS[name](name, root, download)
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        if download:
+            raise DataError(f"data.download: {name} could not be fetched into {root} ({reason})") from error
+        raise DataError(
+            f"data.root {root}: {name} is not there or not whole ({reason}); pass data.download=true"
+        ) from error
+
+
+def _open_pixels(name: str, root: Path, download: bool) -> tuple[Source, Source]:
+    from torchvision import datasets  # takes seconds to import, and only these sets need it
+
+    maker: Any = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "fashion-mnist": datasets.FashionMNIST}[
+        name
+    ]
+    return (
+        _to_pixels(f"{name}/train", maker(root, train=True, download=download)),
+        _to_pixels(f"{name}/test", maker(root, train=False, download=download)),
+    )
+
+
+def _to_pixels(set_name: str, dataset: Any) -> PixelSource:
+    samples = [dataset[index] for index in range(len(dataset))]
+    pixels = np.stack([np.asarray(image) for image, _ in samples])
+    labels = np.array([label for _, label in samples], dtype=np.int32)
+    return PixelSource(set_name, pixels, labels, tuple(dataset.classes), _numbered(set_name, len(pixels)))
+
+
+def _numbered(set_name: str, n: int) -> NDArray[Any]:
+    return np.array([f"{set_name}/{index:05d}" for index in range(n)])
+
+
+def _open_pets(name: str, root: Path, download: bool) -> tuple[Source, Source]:
+    from torchvision import datasets
+
+    parts = []
+    for split in ("trainval", "test"):
+        classes = tuple(datasets.OxfordIIITPet(root, split=split, download=download).classes)
+        folder = root / "oxford-iiit-pet"
+        # its items come decoded, so labels are read from the list that torchvision itself reads
+        rows = [line.split() for line in (folder / "annotations" / f"{split}.txt").read_text().splitlines()]
+        paths = np.array([os.fsencode(f"images/{row[0]}.jpg") for row in rows])
+        labels = np.array([int(row[1]) - 1 for row in rows], dtype=np.int32)
+        parts.append(FileSource(folder, paths, labels, classes, f"{name}/{split}"))
+    return parts[0], parts[1]
+
+
+def _open_flowers(name: str, root: Path, download: bool) -> tuple[Source, Source]:
+    from torchvision import datasets
+
+    folder = root / "flowers-102"
+    parts = []
+    for splits in (("train", "val"), ("test",)):  # papers train on both halves of the 2,040 training images
+        samples = []
+        for split in splits:
+            dataset = datasets.Flowers102(root, split=split, download=download, loader=os.fsencode)
+            samples += [dataset[index] for index in range(len(dataset))]
+        paths = np.array([os.path.relpath(path, os.fsencode(folder)) for path, _ in samples])
+        labels = np.array([label for _, label in samples], dtype=np.int32)
+        parts.append(FileSource(folder, paths, labels, tuple(datasets.Flowers102.classes), f"{name}/{splits[-1]}"))
+    return parts[0], parts[1]
+
+
+NAMED_SETS: dict[str, Callable[[str, Path, bool], tuple[Source, Source]] | Any] = {
+    "digits": None,
+    "cifar10": _open_pixels,
+    "cifar100": _open_pixels,
+    "fashion-mnist": _open_pixels,
+    "oxford-pets": _open_pets,
+    "flowers102": _open_flowers,
+}

@@ -1,0 +1,158 @@
+"""Labelled images in a fixed order, as files or in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vitrail.transforms import Exif, decode
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Labelled images in a fixed order."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the labels."""
+        ...
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """Label of each image."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """Which images these are, in a few words."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of how the images were found."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """Return what people call an image: its path, or its set and number."""
+        ...
+
+    def image(self, index: int, exif: Exif) -> UInt8[Tensor, "3 h w"]:
+        """Read an image; raises UnreadableImage or OSError."""
+        ...
+
+    def identities(self) -> list[bytes]:
+        """Return what tells the images apart wherever the set lies, to divide it by."""
+        ...
+
+    def take(self, chosen: NDArray[np.bool_], description: str, notes: tuple[str, ...]) -> Source:
+        """Return a part of the images."""
+        ...
+
+    def example(self, folder: Path) -> str:
+        """Return the path of an image file to try a model on, written to `folder` where the set has no files."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class FileSource:
+    """Image files below one folder. Paths are one array: workers share it, where they would copy a list of strings."""
+
+    folder: Path
+    paths: NDArray[Any]
+    """Relative to the folder, as the file system spells them."""
+    labels: NDArray[np.int32]
+    classes: tuple[str, ...]
+    description: str
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def path(self, index: int) -> Path:
+        """Return where an image is."""
+        return self.folder / os.fsdecode(self.paths[index])
+
+    def name(self, index: int) -> str:
+        """Return the path, with bytes that are no text escaped."""
+        return printable(self.path(index))
+
+    def image(self, index: int, exif: Exif) -> UInt8[Tensor, "3 h w"]:
+        """Read and decode a file."""
+        return decode(self.path(index).read_bytes(), exif)
+
+    def identities(self) -> list[bytes]:
+        """Return the relative paths."""
+        return self.paths.tolist()
+
+    def take(self, chosen: NDArray[np.bool_], description: str, notes: tuple[str, ...]) -> FileSource:
+        """Return a part of the files."""
+        return FileSource(self.folder, self.paths[chosen], self.labels[chosen], self.classes, description, notes)
+
+    def example(self, folder: Path) -> str:
+        """Return the first file."""
+        return str(self.path(0))
+
+
+@dataclass(frozen=True, eq=False)
+class PixelSource:
+    """Images that are held in memory."""
+
+    description: str
+    images: NDArray[np.uint8]
+    """(n, h, w) gray or (n, h, w, 3)."""
+    labels: NDArray[np.int32]
+    classes: tuple[str, ...]
+    names: NDArray[Any]
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, index: int) -> str:
+        """Return set and number, such as digits/0007."""
+        return str(self.names[index])
+
+    def image(self, index: int, exif: Exif) -> UInt8[Tensor, "3 h w"]:
+        """Copy out an image; there is no EXIF."""
+        pixels = self.images[index]
+        array = np.repeat(pixels[:, :, None], 3, axis=2) if pixels.ndim == 2 else pixels.copy()
+        return torch.from_numpy(array).permute(2, 0, 1)
+
+    def identities(self) -> list[bytes]:
+        """Return the names."""
+        return [name.encode() for name in self.names.tolist()]
+
+    def take(self, chosen: NDArray[np.bool_], description: str, notes: tuple[str, ...]) -> PixelSource:
+        """Return a part of the images."""
+        return PixelSource(
+            description, self.images[chosen], self.labels[chosen], self.classes, self.names[chosen], notes
+        )
+
+    def example(self, folder: Path) -> str:
+        """Write the first image as a file."""
+        path = folder / f"{self.name(0).replace('/', '-')}.png"
+        Image.fromarray(self.images[0]).save(path)
+        return str(path)
+
+
+def few(names: Sequence[str] | frozenset[str], most: int = 3) -> str:
+    """Return the first names, sorted, and how many more there are."""
+    shown = [printable(name) for name in sorted(names)[:most]]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def printable(path: str | Path) -> str:
+    """Return a path with bytes that are no text escaped: they are surrogates, which no terminal or file would take."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
