@@ -33,13 +33,15 @@ from timm.data.loader import create_loader
 from timm.data.transforms_factory import create_transform
 
 from vitrail.augment import erase
+from vitrail.config import DataSection
 from vitrail.data import open_split
 from vitrail.data.loader import Batch, build_train_loader
 from vitrail.data.sampling import BatchSampler
 from vitrail.data.sources import Source
+from vitrail.decoding import DECODER, decode
 from vitrail.engine import keep_freed_memory
 from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD
-from vitrail.transforms import DECODER, TrainView, decode, normalise, sample_key
+from vitrail.transforms import TrainView, normalise, sample_key
 
 POLICY = "rand-m9-mstd0.5-inc1"
 SAMPLE = Path(__file__).parents[1].parent / "shared" / "data" / "imagenet-sample-400.tar"
@@ -53,7 +55,7 @@ def main(images: Path | None = None, rounds: int = 7) -> None:
     keep_freed_memory()  # timm's loader gains by it too
     with tempfile.TemporaryDirectory() as scratch:
         folder, where = unpack(images or (SAMPLE if SAMPLE.exists() else None), Path(scratch))
-        source, _ = open_split(None, folder, "all")
+        source, _ = open_split(DataSection(root=str(folder)), "all")
         paths = [Path(source.name(index)) for index in range(len(source))][:IN_MEMORY]
         table = ["| | whose | images/s | lowest | highest | speed-up of ours |", "|-|-|-:|-:|-:|-:|"]
         table += rows(alternate(single_core(paths), rounds, clock=time.process_time), len(paths))

@@ -127,7 +127,7 @@ def main(
         "memory is the peak of a process, or of the GPU, in three steps",
         f"`{SETTINGS}`",
     ]
-    publish("train_step", "Whole training steps beside timm's", notes, table, device)
+    publish("train_step" if compile else "train_step_eager", "Whole training steps beside timm's", notes, table, device)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 
 # before anything imports torch or rich; processes that tests start inherit it
 os.environ.update(OMP_NUM_THREADS="1", TERM="xterm", COLUMNS="200", LINES="50")
+# where manifests are kept
+os.environ["XDG_CACHE_HOME"] = (_cache := tempfile.TemporaryDirectory()).name
 for variable in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "UV"):
     os.environ.pop(variable, None)
 

@@ -731,3 +731,32 @@ def test_an_update_does_not_wait_for_the_device(image_folder: Path, monkeypatch:
     monkeypatch.setattr("vitrail.train.train_step", step)
     for precision in ("float32", "bfloat16", "float16"):
         run(image_folder, *EVERYTHING, "train.device=auto", f"train.precision={precision}", "train.epochs=2")
+
+
+def test_images_are_looked_at_once_before_the_first_training(image_folder: Path) -> None:
+    victim = image_folder / "train" / "red" / "red_3.jpg"
+    assert victim.exists()
+    victim.write_bytes(victim.read_bytes()[:90])
+    (image_folder / "val" / "red" / "copy.jpg").write_bytes((image_folder / "train" / "red" / "red_1.jpg").read_bytes())
+    settings = ("train.epochs=1", "schedule.warmup_epochs=0", "data.check=true")
+    first = Notebook()
+    run(image_folder, *settings, display=first)
+    said = [text for text in first.warnings if "images" in text]
+    assert any(text.startswith("1 images cannot be read: ") for text in said)
+    assert "1 groups of images on both sides of training and validation are the same file, byte for byte" in said[1]
+    assert f"to see them: vitrail check-data data.root={image_folder}" in first.notes
+    result = run(image_folder, *settings, "data.bad_files=quarantine", display=(second := Notebook()))
+    assert any("1 images that cannot be read are left out" in text for text in second.notes)
+    assert result.rows[-1]["n_bad"] == 0
+    weights = open_model(result.folder / "best.safetensors")
+    assert len(weights.record.provenance["manifest"]) == 16
+    with pytest.raises(
+        DataError, match=r"red/red_3\.jpg: cannot be read, .*; so it is with 1 images in all; repair or remove"
+    ):
+        run(image_folder, *settings, "data.bad_files=error")
+
+
+def test_a_check_changes_nothing_of_a_run(image_folder: Path) -> None:
+    plain = run(image_folder, "train.epochs=2", "output.name=plain")
+    checked = run(image_folder, "train.epochs=2", "output.name=checked", "data.check=true")
+    assert_same_run(checked.folder, plain.folder)

@@ -16,9 +16,10 @@ from PIL import Image
 from timm.data.auto_augment import NAME_TO_OP, AugmentOp
 from timm.data.transforms_factory import create_transform
 
-from vitrail import transforms
+from vitrail import decoding
+from vitrail.decoding import UnreadableImage, decode, to_pixels
 from vitrail.errors import ConfigError, DataError
-from vitrail.transforms import Preprocess, TrainView, UnreadableImage, decode, normalise, sample_key, to_pixels
+from vitrail.transforms import Preprocess, TrainView, normalise, sample_key
 
 
 def photo(height: int = 97, width: int = 131) -> Image.Image:
@@ -90,7 +91,7 @@ def test_decoding_gives_exactly_pillows_pixels(kind):
 @pytest.mark.parametrize("kind", EIGHT_BIT)
 def test_without_torchcodec_the_pixels_are_the_same(kind, monkeypatch):
     expected = decode(EIGHT_BIT[kind])
-    monkeypatch.setattr(transforms, "FAST_DECODERS", {})
+    monkeypatch.setattr(decoding, "FAST_DECODERS", {})
     assert torch.equal(decode(EIGHT_BIT[kind]), expected)
 
 
@@ -142,7 +143,7 @@ def test_pixels_without_a_fixed_range_are_refused():
 @pytest.mark.parametrize("orientation", [1, 3, 6])
 def test_exif_orientation_turns_the_image_only_when_asked(form, orientation):
     exif = Image.Exif()
-    exif[transforms.ORIENTATION] = orientation
+    exif[decoding.ORIENTATION] = orientation
     data = encode(photo(), form, exif=exif)
     upright = pillow_pixels(data)
     turned = {1: upright, 3: upright.flip(1, 2), 6: upright.transpose(1, 2).flip(2)}[orientation]
@@ -153,7 +154,7 @@ def test_exif_orientation_turns_the_image_only_when_asked(form, orientation):
 
 def test_a_tiff_is_turned_always_and_once_as_pillow_does():
     exif = Image.Exif()
-    exif[transforms.ORIENTATION] = 6
+    exif[decoding.ORIENTATION] = 6
     data = encode(photo(), "TIFF", exif=exif)
     for choice in ("ignore", "apply"):
         assert torch.equal(decode(data, choice), to_pixels(photo()).transpose(1, 2).flip(2))
@@ -169,7 +170,7 @@ def test_broken_exif_leaves_the_pixels_readable():
 @pytest.mark.parametrize("kind", ["jpeg", "jpeg progressive", "png", "webp", "gif", "tiff", "bmp"])
 def test_truncated_files_raise_with_either_decoder(kind, fast, monkeypatch):
     if not fast:
-        monkeypatch.setattr(transforms, "FAST_DECODERS", {})
+        monkeypatch.setattr(decoding, "FAST_DECODERS", {})
     for share in (0.3, 0.6, 0.9):
         data = EIGHT_BIT[kind][: int(len(EIGHT_BIT[kind]) * share)]
         with pytest.raises(UnreadableImage) as caught:
@@ -191,7 +192,7 @@ def test_files_that_are_no_images_say_so():
 
 
 def test_too_many_pixels_are_refused_before_decoding(monkeypatch):
-    for size in ((transforms.MAX_PIXELS // 1000 + 1, 1000), (60000, 60000)):
+    for size in ((decoding.MAX_PIXELS // 1000 + 1, 1000), (60000, 60000)):
         data = b"P5 %d %d 255\n" % size
         with pytest.raises(UnreadableImage, match=r"^has more than 178,956,970 pixels$"):
             decode(data)

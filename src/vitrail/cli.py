@@ -113,9 +113,9 @@ def evaluate(
         if json_file.is_dir() or not os.access(json_file if json_file.exists() else json_file.parent, os.W_OK):
             raise ConfigError(f"--json {json_file}: cannot be written; choose another file")
 
-    from vitrail.checkpoint import write_whole
     from vitrail.evaluate import evaluate as run
     from vitrail.evaluate import sweep
+    from vitrail.files import write_whole
 
     with _terminal() as display:
         if part is not None and part.translation is not None:
@@ -250,8 +250,8 @@ def convert(
 
     config = resolve(ConvertConfig, [command_line(settings)]).config
 
-    from vitrail.checkpoint import write_whole
     from vitrail.convert import convert as run
+    from vitrail.files import write_whole
     from vitrail.loading import wanted
 
     replaced = " (replaced)" if target.exists() else ""

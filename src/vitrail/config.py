@@ -76,19 +76,33 @@ class DataSection:
     """Name of the folder to evaluate on; null holds out `val_fraction` of the training folder."""
     val_fraction: float = 0.2
     """Share of each class held out where there is no validation folder, chosen by a hash of the file names."""
+    folds: int | None = None
+    """Divide into so many equal parts instead, of which one is held out (cross-validation)."""
+    fold: int = 0
+    """The part held out, from 0 to folds - 1."""
+    group_regex: str | None = None
+    """What in a file's name must stay on one side of the division, such as 'patient-([0-9]+)'."""
+    manifest: str | None = None
+    """File that lists the images, written by `vitrail check-data`; without `root` it is taken as it is, with `root` it
+    is brought up to date. null keeps the list in the user's cache."""
+    check: bool = True
+    """Look at every image once before the first training on it, which takes about as long as an epoch's reading."""
     download: bool = False
     """Let a named set be downloaded into `root`."""
     workers: int | None = None
     """Loader processes for each training process; null chooses by the cores."""
-    bad_files: Literal["skip", "error"] = "skip"
-    """What an unreadable image does in training: skip counts and names it, error stops the run."""
+    bad_files: Literal["skip", "error", "quarantine"] = "skip"
+    """What an unreadable image does: skip counts and names it where it is read, error stops the run, quarantine leaves
+    out those that the check has found, and is strict with any other."""
 
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""
-        found = _in_range(self, workers=(0, None))
+        found = _in_range(self, workers=(0, None), folds=(2, 32767))
+        if not 0 <= self.fold < (self.folds or 1):
+            found.append(f"fold is {self.fold}; it must be from 0 to below folds, which is {self.folds or 1}")
         if not 0 < self.val_fraction < 1:
             found.append(f"val_fraction is {self.val_fraction}; it must be above 0 and below 1")
-        if self.name is None and self.root is None:
+        if self.name is None and self.root is None and self.manifest is None:
             found.append("root is not set; give the folder with your images, or data.name=digits")
         return found
 
@@ -405,6 +419,18 @@ class PredictConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckConfig:
+    """Settings of `vitrail check-data`."""
+
+    data: DataSection = field(default_factory=DataSection)
+    preprocess: PreprocessSection = field(default_factory=PreprocessSection)
+
+    def __post_init__(self) -> None:
+        if found := _section_problems(self):
+            raise ConfigError("; ".join(found))
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
     """Settings of `vitrail convert` that are written as key=value."""
 
@@ -415,7 +441,7 @@ class ConvertConfig:
             raise ConfigError("; ".join(found))
 
 
-T = TypeVar("T", TrainConfig, EvaluateConfig, PredictConfig, ConvertConfig)
+T = TypeVar("T", TrainConfig, EvaluateConfig, PredictConfig, CheckConfig, ConvertConfig)
 
 
 @dataclass(frozen=True)

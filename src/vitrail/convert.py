@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.checkpoint import config_of, encode_safetensors, provenance, save_model, write_whole
+from vitrail.checkpoint import config_of, encode_safetensors, provenance, save_model
 from vitrail.ckpt import encode_ckpt
 from vitrail.dialects import DIALECTS, PROJECTS, Dialect, write_names
 from vitrail.errors import CheckpointError, among
+from vitrail.files import write_whole
 from vitrail.hub import save_folder
 from vitrail.loading import NUMERICS, OURS, Account, Opened, Wanted, open_model
 from vitrail.models import find_variant

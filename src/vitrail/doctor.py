@@ -18,9 +18,9 @@ from accelerate import Accelerator
 from PIL import Image
 
 from vitrail.data.loader import processes_here, usable_cores
+from vitrail.decoding import DECODER, decode
 from vitrail.engine import all_reduce_seconds, choose_precision, processes
 from vitrail.errors import command
-from vitrail.transforms import DECODER, decode
 
 SHARED_GB = 1.0  # for each training process: eight workers, two batches ahead, 64 images of 224 pixels, and air
 DISK_MB_S = 50.0

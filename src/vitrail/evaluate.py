@@ -96,15 +96,7 @@ def _evaluate(
     data = config.data
     with processes(config.evaluate.precision, config.evaluate.device) as accelerator:
         with accelerator.local_main_process_first():  # which downloads for all
-            source, notes = open_split(
-                data.name,
-                data.root,
-                config.evaluate.split,
-                train_split=data.train_split,
-                val_split=data.val_split,
-                val_fraction=data.val_fraction,
-                download=data.download,
-            )
+            source, notes = open_split(data, config.evaluate.split)
         if not record.classes and record.options["num_classes"] == len(source.classes):
             display.warn(f"{path}: names no classes; those of the data are taken, in their order")
         else:

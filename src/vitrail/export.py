@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
-from vitrail.checkpoint import Record, to_metadata, write_whole
+from vitrail.checkpoint import Record, to_metadata
 from vitrail.errors import ConfigError
+from vitrail.files import write_whole
 from vitrail.loading import Opened
 from vitrail.mindir import CHECK_SCRIPT, to_mindir
 

@@ -12,8 +12,9 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor
 
-from vitrail.checkpoint import Record, encode_safetensors, to_metadata, write_whole
+from vitrail.checkpoint import Record, encode_safetensors, to_metadata
 from vitrail.errors import CheckpointError
+from vitrail.files import write_whole
 from vitrail.imagenet import wnids
 from vitrail.loading import NUMERICS, open_model
 from vitrail.models import find_variant

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from timm.utils.model_ema import ModelEmaV3
@@ -15,12 +16,15 @@ from timm.utils.model_ema import ModelEmaV3
 from vitrail.checkpoint import Record
 from vitrail.config import TrainConfig
 from vitrail.data import Data, open_data
+from vitrail.data.check import check_images
+from vitrail.data.findings import alarms, validated_with
 from vitrail.data.loader import ImageLoader, build_eval_loader, build_train_loader
+from vitrail.data.manifest import Manifest
 from vitrail.data.sampling import BatchSampler
 from vitrail.data.sources import Source
 from vitrail.display import Display
 from vitrail.engine import Precision
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, DataError, command
 from vitrail.guard import Guard
 from vitrail.loading import Opened, open_model, tell, wanted
 from vitrail.models import canonical_name, create_model, find_variant
@@ -56,6 +60,11 @@ class Job:
     """Learning rate of an update, before any rollback."""
 
     @property
+    def origin(self) -> dict[str, str]:
+        """What the weights were made from, for their record."""
+        return {} if self.data.manifest is None else {"manifest": self.data.manifest.hash}
+
+    @property
     def total_epochs(self) -> int:
         """Epochs of the schedule and its cooldown."""
         return self.config.train.epochs + self.config.schedule.cooldown_epochs
@@ -76,16 +85,11 @@ def build_job(
     """Find the images, and build the model and the loaders for them; a new run begins with the weights it names."""
     settings, rank, world = config.train, accelerator.process_index, accelerator.num_processes
     with accelerator.local_main_process_first():  # which downloads for all
-        data = open_data(
-            config.data.name,
-            config.data.root,
-            train_split=config.data.train_split,
-            val_split=config.data.val_split,
-            val_fraction=config.data.val_fraction,
-            download=config.data.download,
-        )
+        data = open_data(config.data, partial(check_images, display=display) if config.data.check else None)
     for note in data.notes:
         display.note(note)
+    if data.manifest is not None and config.data.check:
+        tell_alarms(data.manifest, config, display)
     model_name = canonical_name(config.model.name)
     if is_new and config.model.weights is not None:
         opened = open_initial_weights(config, model_name, data.classes, display)
@@ -114,6 +118,26 @@ def build_job(
         fingerprint=fingerprint(data.train), rate=build_schedule(config, sampler.steps),
     )  # fmt: skip
     return job, model
+
+
+def tell_alarms(manifest: Manifest, config: TrainConfig, display: Display) -> None:
+    """Say what makes the numbers of a training wrong, and stop where that was asked for.
+
+    Raises:
+        DataError: An image cannot be read, and data.bad_files is "error".
+    """
+    bad = np.flatnonzero(manifest.unreadable)
+    if len(bad) and config.data.bad_files == "error":
+        first = int(bad[0])
+        raise DataError(
+            f"{manifest.path(first)}: cannot be read, {manifest.reason_of(first)}; so it is with {len(bad)} images in "
+            "all; repair or remove them, or set data.bad_files=quarantine to leave them out"
+        )
+    found = alarms(manifest, validated_with(manifest, config.data.fold))
+    for problem in found:
+        display.warn(f"{problem.what}; {problem.advice}")
+    if found:
+        display.note(f"to see them: {command('check-data', f'data.root={manifest.root}')}")
 
 
 def build_state(job: Job, model: VisionModel) -> TrainState:
@@ -271,6 +295,8 @@ def sum_dtype(device: torch.device) -> torch.dtype:
 
 def fingerprint(source: Source) -> str:
     """Return 16 hexadecimal digits that change with the names, the order or the labels of the images."""
-    digest = hashlib.sha256(b"\n".join(source.identities()))
+    digest = hashlib.sha256()
+    for number, identity in enumerate(source.identities()):
+        digest.update(b"\n" * (number > 0) + identity)
     digest.update(source.labels.tobytes())
     return digest.hexdigest()[:16]

@@ -16,12 +16,13 @@ from typing import Any, Literal, TextIO
 
 import torch
 
-from vitrail.checkpoint import staging
 from vitrail.data.folders import is_hidden, is_image
 from vitrail.data.sources import printable
+from vitrail.decoding import UnreadableImage, decode
 from vitrail.errors import CheckpointError, DataError
+from vitrail.files import staging
 from vitrail.models.registry import VisionModel
-from vitrail.transforms import Preprocess, UnreadableImage, decode, normalise
+from vitrail.transforms import Preprocess, normalise
 
 Format = Literal["json", "jsonl", "csv"]
 LIST_SUFFIXES = (".txt", ".lst", ".list")

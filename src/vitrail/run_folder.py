@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from vitrail.checkpoint import write_whole
 from vitrail.errors import CheckpointError, ConfigError
+from vitrail.files import write_whole
 
 
 def create_run(root: Path, name: str | None, default_name: str) -> Path:

@@ -17,9 +17,9 @@ from accelerate import Accelerator
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
-from vitrail.checkpoint import refusal_told
 from vitrail.engine import gather_texts
 from vitrail.errors import CheckpointError
+from vitrail.files import refusal_told
 from vitrail.guard import Guard
 from vitrail.models.registry import VisionModel
 from vitrail.sharding import shared_as, whole

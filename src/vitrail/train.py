@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from vitrail.augment import erase, mix, soft_targets
-from vitrail.checkpoint import Record, load_weights, model_options, provenance, save_model, write_whole
+from vitrail.checkpoint import Record, load_weights, model_options, provenance, save_model
 from vitrail.config import TrainConfig, flat, to_dict, to_yaml
 from vitrail.data.loader import Batch
 from vitrail.display import Display, Quiet
@@ -39,6 +39,7 @@ from vitrail.engine import (
 )
 from vitrail.errors import CheckpointError, DataError, Interrupted, Stopped, TrainingError, command
 from vitrail.evaluate import check_classes, count
+from vitrail.files import write_whole
 from vitrail.guard import first_nonfinite
 from vitrail.job import Job, build_job, build_state, sum_dtype
 from vitrail.models.registry import VisionModel
@@ -320,7 +321,7 @@ def finish_epoch(job: Job, state: TrainState, run: Run) -> None:
         if weights is not None:
             record = Record(
                 model=job.model_name, options=model_options(state.model), classes=job.data.classes,
-                preprocess=job.preprocess, recipe=to_dict(config), provenance=provenance(), metrics=row,
+                preprocess=job.preprocess, recipe=to_dict(config), provenance=provenance() | job.origin, metrics=row,
             )  # fmt: skip
             # a copy, as it may be written only later, when a full disk is no longer full
             weights = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}

@@ -1,4 +1,4 @@
-"""One image: decode it, cut its evaluation view, or draw a training view that a key alone decides.
+"""One image: cut its evaluation view, or draw a training view that a key alone decides.
 
 Shapes
     b images, h and w pixels. Views are uint8 and lie in memory as (h, w, 3) behind their (3, h, w) shape: decoders
@@ -12,13 +12,10 @@ Differences from timm
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import random
 import re
 import struct
-import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -29,129 +26,22 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import get_worker_info
 
+from vitrail.decoding import Exif, UnreadableImage, decode, to_pixels
 from vitrail.errors import ConfigError, DataError, closest
 from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD
 
-Exif = Literal["ignore", "apply"]
-
-FAST_DECODERS: dict[str | None, Any] = {}
-DECODER: Literal["torchcodec", "pillow"] = "pillow"
-"""What decodes JPEG, PNG and WebP; all else is Pillow's."""
-try:
-    from torchcodec.decoders import decode_jpeg, decode_png, decode_webp  # type: ignore[reportPrivateImportUsage]
-
-    FAST_DECODERS = {"JPEG": decode_jpeg, "PNG": decode_png, "WEBP": decode_webp}
-    DECODER = "torchcodec"
-except (ImportError, OSError, RuntimeError):
-    # not installed, or built for another torch: Pillow gives the same pixels, more slowly
-    pass
-
-MAX_PIXELS = 178_956_970  # where Pillow, too, refuses an image as a decompression bomb
 MAX_ASPECT = 10  # a 20000x20 image resized whole to 224 rows would be 224,000 columns wide
-ORIENTATION = 0x0112  # the EXIF tag
 
 AUTO_AUGMENT = re.compile(
     r"rand(-(m\d+|n\d+|p\d+(\.\d+)?|mstd\d+(\.\d+)?|mmax\d+|inc[01]|tweights|t3aw?))*"
     r"|augmix(-(m\d+|w\d+|d\d+|a\d+(\.\d+)?|b[01]|mstd\d+(\.\d+)?))*"
     r"|(original|originalr|v0|v0r|3a)(-mstd\d+(\.\d+)?)?"
 )
-
-
-class UnreadableImage(DataError):
-    """An image that cannot be decoded; the text is the reason, without the file's name."""
-
-
-# Pillow warns of odd metadata that does not touch the pixels. `catch_warnings` swaps global state, which two threads of
-# a server may not do at once; header reading is short, and torchcodec decodes outside.
-_PILLOW = threading.RLock()
-
-
-@contextmanager
-def _silent_pillow() -> Iterator[None]:
-    """Hold back Pillow's warnings, and turn whatever it raises on broken files into UnreadableImage."""
-    with _PILLOW, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        except UnreadableImage:
-            raise
-        except UnidentifiedImageError as error:
-            raise UnreadableImage("not an image of a known format") from error
-        except Image.DecompressionBombError as error:
-            raise UnreadableImage(f"has more than {MAX_PIXELS:,} pixels") from error
-        except (
-            Exception
-        ) as error:  # plugins raise OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, ...
-            raise UnreadableImage(" ".join(str(error).split()) or type(error).__name__) from error
-
-
-def decode(data: bytes, exif: Exif = "ignore") -> UInt8[Tensor, "3 h w"]:
-    """Decode an image file to RGB, the same pixels whichever decoder is installed.
-
-    Args:
-        data: The file's bytes; the format is found from them.
-        exif: Whether EXIF orientation turns the image. Published accuracies were measured without. (Pillow turns a TIFF
-            either way: there, orientation is part of the format.)
-
-    Raises:
-        UnreadableImage: Broken, truncated, no image, or larger than MAX_PIXELS.
-    """
-    if not data:
-        raise UnreadableImage("the file is empty")
-    with _silent_pillow():
-        image = Image.open(io.BytesIO(data))  # reads the header only
-        if image.width * image.height > MAX_PIXELS:
-            raise UnreadableImage(f"has more than {MAX_PIXELS:,} pixels")
-        decoder = FAST_DECODERS.get(image.format)
-        if decoder is None or not _is_plain(image, data, exif):
-            return to_pixels(image, exif)
-    try:
-        return decoder(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode="RGB")
-    except RuntimeError:
-        # Pillow has the last word, so that what is readable does not depend on the decoder
-        return to_pixels(image, exif)
-
-
-def _is_plain(image: Image.Image, data: bytes, exif: Exif) -> bool:
-    """Say whether torchcodec is known to give Pillow's pixels: one 8-bit frame that no EXIF entry turns."""
-    if getattr(image, "n_frames", 1) != 1:
-        return False
-    if image.format == "PNG":
-        # byte 24 is the bit depth; Pillow would decode the whole file to look for EXIF, so its mere presence must do
-        return data[24] <= 8 and exif == "ignore" and b"eXIf" not in data
-    return image.mode in ("RGB", "L", "RGBA") and _orientation(image) == 1
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 (upright) where there is none, 0 where EXIF is too broken to say."""
-    try:
-        return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # as many kinds as above; broken metadata does not make the pixels unreadable
-        return 0
-
-
-def to_pixels(image: Image.Image, exif: Exif = "ignore") -> UInt8[Tensor, "3 h w"]:
-    """Turn a Pillow image of any mode into RGB pixels; alpha is dropped, the first frame is taken, 16 bits become 8."""
-    with _silent_pillow():
-        wide = image.mode.startswith("I;16") or (
-            image.mode == "I" and image.format == "PPM"
-        )  # Pillow scales PPM to 16 bits
-        if image.mode in ("I", "F") and not wide:
-            raise UnreadableImage("its 32-bit pixels have no fixed range; save it with 8 or 16 bits")
-        if exif == "apply" and 2 <= _orientation(image) <= 8:
-            image = ImageOps.exif_transpose(image)
-        if wide:
-            # the high byte, as Pillow takes it for 16-bit colour; its own conversion of gray clips at 255
-            gray = (np.asarray(image).astype(np.int32) >> 8).astype(np.uint8)
-            array = np.repeat(gray[:, :, None], 3, axis=2)
-        else:
-            array = np.array(image.convert("RGB"))
-    return torch.from_numpy(array).permute(2, 0, 1)
 
 
 def normalise(

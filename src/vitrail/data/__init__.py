@@ -6,15 +6,22 @@ every source carries notes for the caller to show.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from vitrail.data.folders import find_splits, note_hidden, one_class, scan, visible_folders
+import numpy as np
+
+from vitrail.config import DataSection
+from vitrail.data.folders import find_splits, list_folder, note_hidden, scan, visible_folders
+from vitrail.data.manifest import TRAIN, VAL, Manifest, cache_file, list_images, load_manifest
 from vitrail.data.named_sets import NAMED_SETS, open_named
 from vitrail.data.sources import Source, few
-from vitrail.data.splits import divide
+from vitrail.data.splits import Division, divide, held_out
 from vitrail.errors import ConfigError, DataError, closest
+
+Look = Callable[[Manifest, Path], Manifest]
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,8 @@ class Data:
 
     train: Source
     val: Source
+    manifest: Manifest | None = None
+    """Of images in folders."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -35,108 +44,124 @@ class Data:
         return tuple(dict.fromkeys(self.train.notes + self.val.notes))
 
 
-def open_data(
-    name: str | None,
-    root: str | Path | None,
-    *,
-    train_split: str = "train",
-    val_split: str | None = "val",
-    val_fraction: float = 0.2,
-    download: bool = False,
-) -> Data:
+def open_data(section: DataSection, look: Look | None = None) -> Data:
     """Find the training and validation images of a folder or a named set.
 
     Args:
-        name: A named set, or None to read folders.
-        root: Folder with `train_split` and `val_split`, or with class folders directly, of which a part is then held
-            out; for a named set, where its files lie.
-        train_split: Name of the folder to train on.
-        val_split: Name of the folder to validate on; None holds out a part of the training folder.
-        val_fraction: Share of each class that is held out, chosen by a hash of the file names.
-        download: Fetch a named set that is not there.
+        section: Which, and how they are divided.
+        look: Reads the images that a manifest knows only by name.
 
     Raises:
         ConfigError: Unknown name, or settings at odds.
         DataError: Folders that are not as they should be; a set that is missing or cannot be fetched.
     """
-    root = _check_settings(name, root, val_fraction)
-    if name is not None:
-        train, val = open_named(name, root, download)
-        return Data(train, val) if val is not None else Data(*divide(train, val_fraction))
-    assert root is not None
-    train_folder, val_folder = find_splits(root, train_split, val_split)
-    if train_folder is None:
-        raise DataError(
-            f"data.root {root}: has {val_split}/ but no {train_split}/ to train on; set data.train_split to one of its "
-            f"folders: {few(visible_folders(root))}"
-        )
-    train = note_hidden(root, scan(train_folder))
-    if len(train.classes) == 1:
-        raise DataError(one_class(root, train_folder, train.classes[0], train_split))
-    if val_folder is None:
-        return Data(*divide(train, val_fraction))
-    val = scan(val_folder)
-    missing = [c for c in train.classes if c not in set(val.classes)]
-    extra = [c for c in val.classes if c not in set(train.classes)]
-    if missing or extra:
-        wrong = [f"missing from {val_split}/: {few(missing)}"] * bool(missing)
-        wrong += [f"only in {val_split}/: {few(extra)}"] * bool(extra)
-        raise DataError(
-            f"data.root {root}: {val_split}/ has other classes than {train_split}/ ({'; '.join(wrong)}); give both the "
-            "same class folders, or set data.val_split=null to hold out a part of the training images"
-        )
-    return Data(train, val)
+    _check_settings(section)
+    division = _division(section)
+    if section.name is not None:
+        train, val = open_named(section.name, _root(section), section.download)
+        return Data(train, val) if val is not None else Data(*held_out(train, division, divide(train, division)))
+    manifest, problems = open_manifest(section, look)
+    if problems:
+        raise DataError(problems[0])
+    return Data(*_parts(manifest, division, section.bad_files == "quarantine"), manifest)
 
 
-def open_split(
-    name: str | None,
-    root: str | Path | None,
-    split: Literal["train", "val", "all"],
-    *,
-    train_split: str = "train",
-    val_split: str | None = "val",
-    val_fraction: float = 0.2,
-    download: bool = False,
-) -> tuple[Source, tuple[str, ...]]:
+def open_manifest(section: DataSection, look: Look | None = None) -> tuple[Manifest, tuple[str, ...]]:
+    """List a root's images, with what is known of them already, or take the list from a file where there is no root.
+
+    Returns:
+        The manifest, and what forbids to train on it.
+
+    Raises:
+        DataError: There are no images to train on, or no such manifest.
+    """
+    root, file = _root(section), None if section.manifest is None else Path(section.manifest).expanduser()
+    if root is None:
+        assert file is not None
+        return load_manifest(file), ()
+    listing = list_folder(root, section.train_split, section.val_split)
+    place = file or cache_file(root, section.train_split, section.val_split)
+    try:
+        known = load_manifest(place) if place.exists() else None
+    except DataError:
+        if file is not None:
+            raise  # it may be another file, named by mistake
+        known = None  # what the cache had is found again
+    manifest = list_images(listing, known)
+    if listing.val is None and not listing.problems:
+        division, source = _division(section), manifest.source(TRAIN)
+        kept = manifest.fold if manifest.division == division.key else None
+        manifest = replace(manifest, fold=divide(source, division, kept), division=division.key)
+    return (look(manifest, place) if look is not None else manifest), listing.problems
+
+
+def open_split(section: DataSection, split: Literal["train", "val", "all"]) -> tuple[Source, tuple[str, ...]]:
     """Find one part of a folder or a named set, with its notes: the same images as `open_data` gives.
 
     Args:
-        name: As for `open_data`, like all the rest.
-        root: A folder that has `val_split` alone will do for split "val".
+        section: Which; a root that has `val_split` alone will do for split "val".
         split: "all" is for class folders that are not divided into splits.
-        train_split: Name of the folder to train on.
-        val_split: Name of the folder to validate on.
-        val_fraction: Share of each class that is held out.
-        download: Fetch a named set that is not there.
+
+    Raises: As `open_data` does.
     """
-    root = _check_settings(name, root, val_fraction)
-    if name is not None:
-        train, val = open_named(name, root, download)
-        if split == "all" and val is not None:
-            raise ConfigError(f"evaluate.split all: {name} has a training and a test part; choose train or val")
-    else:
-        assert root is not None
-        train_folder, val_folder = find_splits(root, train_split, val_split)
-        if split == "all" and root not in (train_folder, val_folder):
+    _check_settings(section)
+    root = _root(section)
+    if section.name is not None:
+        if split == "all":
+            source, val = open_named(section.name, root, section.download)
+            if val is not None:
+                raise ConfigError(
+                    f"evaluate.split all: {section.name} has a training and a test part; choose train or val"
+                )
+            return source, source.notes
+    elif root is not None and section.bad_files != "quarantine":
+        # what needs no division is not listed whole: a validation folder may lie alone
+        train, val = find_splits(root, section.train_split, section.val_split)
+        if split == "all" and root not in (train, val):
             raise ConfigError(f"evaluate.split all: {root} is divided into splits; choose train or val")
-        if split == "val" and val_folder is not None:
-            val = note_hidden(root, scan(val_folder))
-            return val, val.notes
-        if train_folder is None:
-            raise DataError(f"data.root {root}: has no {train_split}/; its folders: {few(visible_folders(root))}")
-        train, val = note_hidden(root, scan(train_folder)), None
-        if split == "train" and val_folder is not None:
-            return train, train.notes
-    if split == "all":
-        return train, train.notes
-    train, val = (train, val) if val is not None else divide(train, val_fraction)
-    chosen = train if split == "train" else val
+        folder = val if split == "val" else train if split == "all" or val is not None else None
+        if folder is not None:
+            source = note_hidden(root, scan(folder))
+            return source, source.notes
+        if train is None:
+            raise DataError(
+                f"data.root {root}: has no {section.train_split}/; its folders: {few(visible_folders(root))}"
+            )
+    elif split == "all":
+        raise ConfigError("evaluate.split all: goes with data.root, and without data.bad_files=quarantine")
+    data = open_data(section)
+    chosen = data.train if split == "train" else data.val
     return chosen, chosen.notes
 
 
-def _check_settings(name: str | None, root: str | Path | None, val_fraction: float) -> Path | None:
-    if not 0 < val_fraction < 1:
-        raise ConfigError(f"data.val_fraction is {val_fraction}; it must be above 0 and below 1")
+def _parts(manifest: Manifest, division: Division, quarantine: bool) -> tuple[Source, Source]:
+    """Return a manifest's training and validation images."""
+    if (manifest.part == VAL).any():
+        parts = [(manifest.source(TRAIN), manifest.part == TRAIN), (manifest.source(VAL), manifest.part == VAL)]
+    else:
+        if manifest.division != division.key:
+            raise ConfigError(
+                f"data.manifest: its images are divided by {manifest.division}, the settings say {division.key}; give "
+                "data.root too, to divide them anew"
+            )
+        source = manifest.source(TRAIN)
+        train, val = held_out(source, division, manifest.fold)
+        parts = [(train, manifest.fold != division.fold), (val, manifest.fold == division.fold)]
+    if not quarantine:
+        return parts[0][0], parts[1][0]
+    kept = []
+    for source, chosen in parts:
+        bad = manifest.unreadable[chosen]
+        if bad.all():
+            raise DataError(f"{source.description}: none of its {len(source)} images can be read")
+        first = manifest.name(int(np.flatnonzero(chosen)[np.argmax(bad)]))
+        note = f"{source.description}: {bad.sum()} images that cannot be read are left out, the first is {first}"
+        kept.append(source.take(~bad, source.description, (*source.notes, *([note] if bad.any() else []))))
+    return kept[0], kept[1]
+
+
+def _check_settings(section: DataSection) -> None:
+    name, root = section.name, section.root
     if name is not None and name not in NAMED_SETS:
         known = ", ".join(NAMED_SETS)
         raise ConfigError(f"data.name {name!r}: unknown{closest(name, NAMED_SETS)}; known sets: {known}")
@@ -145,10 +170,19 @@ def _check_settings(name: str | None, root: str | Path | None, val_fraction: flo
             f"data.root {root}: data.name is digits, which comes with scikit-learn and has no folder; for your own "
             "images add data.name=null, or name another recipe"
         )
-    if name is None and root is None:
+    if name is not None and section.manifest is not None:
+        raise ConfigError(f"data.manifest {section.manifest}: is for images in folders; data.name is {name}")
+    if name is None and root is None and section.manifest is None:
         raise ConfigError("data.root is not set; give the folder with your images, or data.name=digits")
     if name not in (None, "digits") and root is None:
         raise ConfigError(
             f"data.root is not set; give the folder where {name} lies or, with data.download=true, will lie"
         )
-    return None if root is None else Path(root).expanduser()
+
+
+def _root(section: DataSection) -> Path | None:
+    return None if section.root is None else Path(section.root).expanduser()
+
+
+def _division(section: DataSection) -> Division:
+    return Division(section.val_fraction, section.folds, section.fold, section.group_regex)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vitrail.data.paths import Paths
 from vitrail.data.sources import FileSource, few, printable
 from vitrail.errors import DataError, closest
 
@@ -92,8 +93,61 @@ class _Ignored:
         return tuple(found)
 
 
-def scan(folder: Path) -> FileSource:
-    """List the images of each class folder, deep folders included, in the order of their names."""
+@dataclass(frozen=True)
+class Listing:
+    """The images below a root, and what forbids to train on them."""
+
+    root: Path
+    train: FileSource
+    val: FileSource | None
+    """None where a part of the training images is to be held out."""
+    problems: tuple[str, ...]
+
+
+def list_folder(root: Path, train_split: str, val_split: str | None) -> Listing:
+    """List the images of a root's training and validation folders.
+
+    Raises:
+        DataError: There are no images to train on, or it cannot be told where.
+    """
+    train_folder, val_folder = find_splits(root, train_split, val_split)
+    if train_folder is None:
+        raise DataError(
+            f"data.root {root}: has {val_split}/ but no {train_split}/ to train on; set data.train_split to one of its "
+            f"folders: {few(visible_folders(root))}"
+        )
+    problems: list[str] = []
+    train = note_hidden(root, scan(train_folder, problems))
+    if len(train.classes) == 1:
+        problems.append(one_class(root, train_folder, train.classes[0], train_split))
+    if val_folder is None:
+        return Listing(root, train, None, tuple(problems))
+    try:
+        val = scan(val_folder, problems)
+    except DataError as error:
+        return Listing(root, train, None, (*problems, str(error)))
+    missing = [c for c in train.classes if c not in set(val.classes)]
+    extra = [c for c in val.classes if c not in set(train.classes)]
+    if missing or extra:
+        wrong = [f"missing from {val_split}/: {few(missing)}"] * bool(missing)
+        wrong += [f"only in {val_split}/: {few(extra)}"] * bool(extra)
+        problems.append(
+            f"data.root {root}: {val_split}/ has other classes than {train_split}/ ({'; '.join(wrong)}); give both the "
+            "same class folders, or set data.val_split=null to hold out a part of the training images"
+        )
+    return Listing(root, train, val, tuple(problems))
+
+
+def scan(folder: Path, problems: list[str] | None = None) -> FileSource:
+    """List the images of each class folder, deep folders included, in the order of their names.
+
+    Args:
+        folder: Where the class folders are.
+        problems: Takes what is wrong, where the rest is to be listed all the same.
+
+    Raises:
+        DataError: It holds no image in a class folder; or something is wrong, and nobody takes it.
+    """
     ignored = _Ignored()
     try:
         top = _sorted_entries(folder)
@@ -113,13 +167,16 @@ def scan(folder: Path) -> FileSource:
     if not classes or len(empty) == len(classes):
         raise DataError(_no_images(folder, classes, loose, ignored))
     if empty:
-        raise DataError(
+        problem = (
             f"data.root {folder}: {len(empty)} of {len(classes)} class folders have no images ({few(empty)}); "
             "add images to them, or remove them"
         )
+        if problems is None:
+            raise DataError(problem)
+        problems.append(problem)
     return FileSource(
         folder=folder,
-        paths=np.concatenate([np.array(paths, dtype=np.bytes_) for paths in found]),
+        paths=Paths.of(path for paths in found for path in paths),
         labels=np.repeat(np.arange(len(classes), dtype=np.int32), [len(paths) for paths in found]),
         classes=tuple(printable(name) for name in classes),
         description=printable(folder),

@@ -14,13 +14,14 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from vitrail.data.sampling import BatchSampler, SampleKey
 from vitrail.data.sources import PixelSource, Source
+from vitrail.decoding import Exif, UnreadableImage
 from vitrail.errors import DataError
-from vitrail.transforms import Exif, Preprocess, TrainView, UnreadableImage, sample_key
+from vitrail.transforms import Preprocess, TrainView, sample_key
 
 MAX_WORKERS = 8  # for each process: beyond, decoding on one machine gains little and memory is lost
 IN_MEMORY_IMAGES = 10_000
 
-BadFiles = Literal["error", "skip"]
+BadFiles = Literal["error", "skip", "quarantine"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +128,11 @@ class ImageLoader(DataLoader[Any]):
         """Yield batches.
 
         Raises:
-            DataError: An image cannot be read and bad_files is "error". It is raised here, in the training process:
+            DataError: An image cannot be read and bad_files is not "skip". It is raised here, in the training process:
                 what a worker raises arrives wrapped in its traceback.
         """
         for batch in super().__iter__():
-            if batch.bad and self.bad_files == "error":
+            if batch.bad and self.bad_files != "skip":
                 name, reason = batch.bad[0]
                 more = f" (and {len(batch.bad) - 1} more in this batch)" if len(batch.bad) > 1 else ""
                 raise DataError(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitrail.data.paths import Paths
 from vitrail.data.sources import FileSource, PixelSource, Source
 from vitrail.errors import DataError
 
@@ -67,7 +68,7 @@ def _open_pets(name: str, root: Path, download: bool) -> tuple[Source, Source]:
         folder = root / "oxford-iiit-pet"
         # its items come decoded, so labels are read from the list that torchvision itself reads
         rows = [line.split() for line in (folder / "annotations" / f"{split}.txt").read_text().splitlines()]
-        paths = np.array([os.fsencode(f"images/{row[0]}.jpg") for row in rows])
+        paths = Paths.of(os.fsencode(f"images/{row[0]}.jpg") for row in rows)
         labels = np.array([int(row[1]) - 1 for row in rows], dtype=np.int32)
         parts.append(FileSource(folder, paths, labels, classes, f"{name}/{split}"))
     return parts[0], parts[1]
@@ -83,7 +84,7 @@ def _open_flowers(name: str, root: Path, download: bool) -> tuple[Source, Source
         for split in splits:
             dataset = datasets.Flowers102(root, split=split, download=download, loader=os.fsencode)
             samples += [dataset[index] for index in range(len(dataset))]
-        paths = np.array([os.path.relpath(path, os.fsencode(folder)) for path, _ in samples])
+        paths = Paths.of(os.path.relpath(path, os.fsencode(folder)) for path, _ in samples)
         labels = np.array([label for _, label in samples], dtype=np.int32)
         parts.append(FileSource(folder, paths, labels, tuple(datasets.Flowers102.classes), f"{name}/{splits[-1]}"))
     return parts[0], parts[1]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vitrail.transforms import Exif, decode
+from vitrail.data.paths import Paths
+from vitrail.decoding import Exif, decode
 
 
 @runtime_checkable
@@ -52,8 +52,8 @@ class Source(Protocol):
         """Read an image; raises UnreadableImage or OSError."""
         ...
 
-    def identities(self) -> list[bytes]:
-        """Return what tells the images apart wherever the set lies, to divide it by."""
+    def identities(self) -> Iterator[bytes]:
+        """Yield what tells the images apart wherever the set lies, to divide it by."""
         ...
 
     def take(self, chosen: NDArray[np.bool_], description: str, notes: tuple[str, ...]) -> Source:
@@ -67,11 +67,11 @@ class Source(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class FileSource:
-    """Image files below one folder. Paths are one array: workers share it, where they would copy a list of strings."""
+    """Image files below one folder. Paths are two arrays: workers share them, where they would copy many strings."""
 
     folder: Path
-    paths: NDArray[Any]
-    """Relative to the folder, as the file system spells them."""
+    paths: Paths
+    """Relative to the folder."""
     labels: NDArray[np.int32]
     classes: tuple[str, ...]
     description: str
@@ -82,7 +82,7 @@ class FileSource:
 
     def path(self, index: int) -> Path:
         """Return where an image is."""
-        return self.folder / os.fsdecode(self.paths[index])
+        return self.folder / self.paths.name(index)
 
     def name(self, index: int) -> str:
         """Return the path, with bytes that are no text escaped."""
@@ -92,13 +92,13 @@ class FileSource:
         """Read and decode a file."""
         return decode(self.path(index).read_bytes(), exif)
 
-    def identities(self) -> list[bytes]:
-        """Return the relative paths."""
-        return self.paths.tolist()
+    def identities(self) -> Iterator[bytes]:
+        """Yield the relative paths."""
+        return iter(self.paths)
 
     def take(self, chosen: NDArray[np.bool_], description: str, notes: tuple[str, ...]) -> FileSource:
         """Return a part of the files."""
-        return FileSource(self.folder, self.paths[chosen], self.labels[chosen], self.classes, description, notes)
+        return FileSource(self.folder, self.paths.take(chosen), self.labels[chosen], self.classes, description, notes)
 
     def example(self, folder: Path) -> str:
         """Return the first file."""
@@ -130,9 +130,9 @@ class PixelSource:
         array = np.repeat(pixels[:, :, None], 3, axis=2) if pixels.ndim == 2 else pixels.copy()
         return torch.from_numpy(array).permute(2, 0, 1)
 
-    def identities(self) -> list[bytes]:
-        """Return the names."""
-        return [name.encode() for name in self.names.tolist()]
+    def identities(self) -> Iterator[bytes]:
+        """Yield the names."""
+        return (name.encode() for name in self.names.tolist())
 
     def take(self, chosen: NDArray[np.bool_], description: str, notes: tuple[str, ...]) -> PixelSource:
         """Return a part of the images."""

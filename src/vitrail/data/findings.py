@@ -1,0 +1,268 @@
+"""What a manifest says is wrong or odd about a data set, each with examples and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitrail.data.inspection import FORMATS, Finding
+from vitrail.data.likeness import equal_groups, near_pairs
+from vitrail.data.manifest import VAL, Manifest
+from vitrail.transforms import Preprocess
+
+Severity = Literal["error", "warning", "note"]
+EXAMPLES = 12
+IMBALANCE = 10
+"""Ratio of the largest to the smallest class from which it is said."""
+CUT_AWAY = 0.6
+"""Share of an image outside the evaluation's crop, from which it is said."""
+
+ODD: tuple[tuple[Finding, Severity, str, str], ...] = (
+    (Finding.WRONG_ENDING, "warning", "have the ending of another format", "harmless here; other programs may refuse"),
+    (Finding.HUGE, "warning", "have over 50 million pixels", "vitrail resize-data makes them quick to read"),
+    (
+        Finding.TURNED,
+        "warning",
+        "are to be turned by EXIF",
+        "they are read unturned; preprocess.exif=apply turns them",
+    ),
+    (Finding.CMYK, "note", "are CMYK", "they are converted to RGB without a colour profile"),
+    (Finding.DEEP, "note", "have more than 8 bits a channel", "the lower bits are dropped"),
+    (Finding.ANIMATED, "note", "have several frames", "the first is read"),
+    (Finding.ALPHA, "note", "have transparency", "it is dropped, and what is below it shows"),
+    (Finding.GRAY, "note", "are gray", "they are read as RGB with equal channels"),
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One kind of finding."""
+
+    severity: Severity
+    what: str
+    """Begins with the number."""
+    advice: str
+    images: tuple[tuple[int, ...], ...] = ()
+    """Examples: images, or groups of images that belong together."""
+    count: int = 0
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that is found, and the statistics of the set."""
+
+    problems: tuple[Problem, ...]
+    statistics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether something is wrong, and not only odd."""
+        return any(problem.severity == "error" for problem in self.problems)
+
+    def to_dict(self, manifest: Manifest) -> dict[str, Any]:
+        """Return plain values for JSON, images by name."""
+        listed = []
+        for problem in self.problems:
+            row = asdict(problem)
+            row["images"] = [[manifest.name(index) for index in group] for group in problem.images]
+            listed.append(row)
+        return {"problems": listed, "statistics": self.statistics}
+
+
+def find_problems(
+    manifest: Manifest,
+    held_out: NDArray[np.bool_],
+    preprocess: Preprocess,
+    structure: Sequence[str] = (),
+    *,
+    near: bool = True,
+) -> Findings:
+    """Look for what is wrong with a set of images.
+
+    Args:
+        manifest: Of images that were looked at.
+        held_out: Which are validated with.
+        preprocess: How they are to be read.
+        structure: What is wrong with the folders.
+        near: Also look for versions of one picture, which takes minutes for millions.
+    """
+    problems = [Problem("error", text.split(": ", 1)[-1], "", count=1) for text in structure]
+    problems += _unreadable(manifest)
+    problems += _duplicates(manifest, held_out, near)
+    problems += _classes(manifest, held_out)
+    problems += _shapes(manifest, preprocess)
+    for flag, severity, what, advice in ODD:
+        chosen = np.flatnonzero((manifest.findings & flag) != 0)
+        if len(chosen):
+            problems.append(_of_images(severity, what, advice, chosen))
+    rank = {"error": 0, "warning": 1, "note": 2}
+    problems.sort(key=lambda problem: rank[problem.severity])
+    return Findings(tuple(problems), _statistics(manifest, held_out, preprocess))
+
+
+def validated_with(manifest: Manifest, fold: int) -> NDArray[np.bool_]:
+    """Return which images are not trained on, by folder or by division."""
+    return manifest.fold == fold if manifest.division else manifest.part == VAL
+
+
+def alarms(manifest: Manifest, held_out: NDArray[np.bool_]) -> list[Problem]:
+    """Return what a training should not begin without having said, as far as it is found in seconds."""
+    found = [*_unreadable(manifest), *_duplicates(manifest, held_out, near=False)]
+    return [problem for problem in found if problem.severity == "error"]
+
+
+def _of_images(severity: Severity, what: str, advice: str, chosen: NDArray[np.int64]) -> Problem:
+    return Problem(
+        severity, f"{len(chosen):,} images {what}", advice, tuple((int(i),) for i in chosen[:EXAMPLES]), len(chosen)
+    )
+
+
+def _unreadable(manifest: Manifest) -> Iterator[Problem]:
+    bad = manifest.unreadable
+    advice = "repair or remove them; training reads past and counts them, data.bad_files=quarantine leaves them out"
+    for number, reason in enumerate(manifest.reasons):
+        chosen = np.flatnonzero(bad & (manifest.reason == number))
+        if len(chosen):
+            yield _of_images("error", f"cannot be read: {reason}", advice, chosen)
+
+
+def _duplicates(manifest: Manifest, held_out: NDArray[np.bool_], near: bool) -> Iterator[Problem]:
+    readable = np.flatnonzero(manifest.inspected & ~manifest.unreadable)
+    equal = [readable[group] for group in equal_groups(manifest.content[readable])]
+    yield from _likenesses(equal, manifest, held_out, "the same file, byte for byte")
+    if not near:
+        return
+    hashes = np.zeros(len(manifest), np.uint64)
+    hashes[readable] = manifest.picture[readable]
+    for group in equal:
+        hashes[group[1:]] = 0
+    pairs, crowded = near_pairs(hashes)
+    yield from _likenesses([*pairs], manifest, held_out, "versions of one picture, it seems")
+    if crowded:
+        yield Problem(
+            "note",
+            f"{crowded:,} images look alike by thousands, such as blank ones",
+            "their versions are not listed in full",
+            count=crowded,
+        )
+
+
+def _likenesses(
+    groups: Sequence[NDArray[np.int64]], manifest: Manifest, held_out: NDArray[np.bool_], what: str
+) -> Iterator[Problem]:
+    across = [group for group in groups if len(np.unique(held_out[group])) > 1]
+    torn = [group for group in groups if len(np.unique(manifest.label[group])) > 1]
+    inside = [group for group in groups if len(np.unique(held_out[group])) == 1]
+    kinds: tuple[tuple[Severity, Sequence[NDArray[np.int64]], str, str], ...] = (
+        (
+            "error",
+            across,
+            "on both sides of training and validation",
+            "validation looks better by them; remove one side",
+        ),
+        ("error", torn, "in different classes", "one of the labels is wrong; look at them"),
+        ("note", inside, "within one part", "they count double"),
+    )
+    for severity, found, where, advice in kinds:
+        if found:
+            images = tuple(tuple(int(i) for i in group[:4]) for group in islice(found, EXAMPLES))
+            yield Problem(severity, f"{len(found):,} groups of images {where} are {what}", advice, images, len(found))
+
+
+def _classes(manifest: Manifest, held_out: NDArray[np.bool_]) -> Iterator[Problem]:
+    names = manifest.classes
+    counts = np.bincount(manifest.label[~held_out], minlength=len(names))
+    trained = counts[counts > 0]
+    if len(trained) > 1 and trained.max() >= IMBALANCE * trained.min():
+        most, least = int(np.argmax(counts)), int(np.flatnonzero(counts == trained.min())[0])
+        yield Problem(
+            "warning",
+            f"{trained.max() / trained.min():,.0f} times as many training images of {names[most]!r} ({counts[most]:,}) "
+            f"as of {names[least]!r} ({counts[least]:,})",
+            "judge by balanced accuracy",
+            count=1,
+        )
+    total = np.bincount(manifest.label, minlength=len(names))
+    single = [name for name, count in zip(names, total, strict=True) if count == 1]
+    if single:
+        yield Problem(
+            "warning",
+            f"{len(single):,} classes have one image: {', '.join(single[:5])}",
+            "add images",
+            count=len(single),
+        )
+    if len(names) > 10 and all(name.isdigit() for name in names) and [*names] != sorted(names, key=int):
+        advice = "labels follow the names as text; write numbers of equal length, such as 0001"
+        if len(names) == 1000:
+            advice += "; a model trained on ImageNet's WNIDs numbers its classes in another order"
+        order = ", ".join(names[:3])
+        yield Problem(
+            "warning",
+            f"{len(names):,} classes are numbers in the order of text: {order}, ...",
+            advice,
+            count=len(names),
+        )
+    if (manifest.part == VAL).any():
+        absent = np.bincount(manifest.label[held_out], minlength=len(names)) == 0
+        if absent.any():
+            which = ", ".join(name for name, is_absent in zip(names, absent, strict=True) if is_absent)
+            what = f"{absent.sum():,} classes have no validation image: {which[:200]}"
+            yield Problem("warning", what, "add some", count=int(absent.sum()))
+
+
+def _shapes(manifest: Manifest, preprocess: Preprocess) -> Iterator[Problem]:
+    known = manifest.width > 0
+    if not known.any():
+        return
+    short = np.minimum(manifest.width, manifest.height)
+    small = np.flatnonzero(known & (short < min(preprocess.size)))
+    if len(small):
+        size = " x ".join(map(str, preprocess.size))
+        yield _of_images("note", f"are smaller than the model's {size} pixels", "they are enlarged", small)
+    cut = np.flatnonzero(known & (cut_away(manifest, preprocess) > CUT_AWAY))
+    if len(cut):
+        yield _of_images(
+            "note", f"lose over {CUT_AWAY:.0%} of their area to the evaluation's centre crop",
+            "see that what counts is in the middle; preprocess.crop=1 cuts less", cut,
+        )  # fmt: skip
+
+
+def cut_away(manifest: Manifest, preprocess: Preprocess) -> NDArray[np.float64]:
+    """Return the share of each image's area that its evaluation view leaves out; 0 where its size is not known."""
+    height, width = (np.maximum(side, 1).astype(np.float64) for side in (manifest.height, manifest.width))
+    scale = np.minimum(height / (preprocess.size[0] / preprocess.crop), width / (preprocess.size[1] / preprocess.crop))
+    seen = np.minimum(preprocess.size[0] * scale, height) * np.minimum(preprocess.size[1] * scale, width)
+    return np.where(manifest.width > 0, 1 - seen / (height * width), 0)
+
+
+def _statistics(manifest: Manifest, held_out: NDArray[np.bool_], preprocess: Preprocess) -> dict[str, Any]:
+    known = manifest.width > 0
+    cut = cut_away(manifest, preprocess)[known]
+    formats = np.bincount(manifest.format[known], minlength=len(FORMATS))
+    return {
+        "images": len(manifest),
+        "unreadable": int(manifest.unreadable.sum()),
+        "training": int((~held_out).sum()),
+        "validation": int(held_out.sum()),
+        "classes": len(manifest.classes),
+        "bytes": int(manifest.bytes.sum()),
+        "formats": {name or "other": int(count) for name, count in zip(FORMATS, formats, strict=True) if count},
+        "width": _spread(manifest.width[known]),
+        "height": _spread(manifest.height[known]),
+        "cut_away_by_centre_crop": _spread(cut),
+        "training_images_by_class": np.bincount(manifest.label[~held_out], minlength=len(manifest.classes)).tolist(),
+        "validation_images_by_class": np.bincount(manifest.label[held_out], minlength=len(manifest.classes)).tolist(),
+    }
+
+
+def _spread(values: NDArray[Any]) -> dict[str, float] | None:
+    """Return the smallest, median and largest of some values."""
+    if not len(values):
+        return None
+    low, middle, high = np.percentile(values, (0, 50, 100)).tolist()
+    return {"least": round(low, 4), "median": round(middle, 4), "most": round(high, 4)}

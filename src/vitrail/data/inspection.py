@@ -1,0 +1,114 @@
+"""What one image file is: its format, what is odd about it, and two numbers that find its copies."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from enum import IntFlag
+from pathlib import PurePath
+
+import numpy as np
+import torch
+from scipy.fft import dctn
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from vitrail.decoding import UnreadableImage, decode, read_header
+
+FORMATS = ("", "JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "MPO")
+"""By their number in a manifest; the first is unknown, or none that vitrail's file endings stand for."""
+ENDINGS = {
+    "JPEG": (".jpg", ".jpeg"), "MPO": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"), "BMP": (".bmp",), "PPM": (".ppm", ".pgm"),
+}  # fmt: skip
+HUGE_PIXELS = 50_000_000
+"""Beyond, decoding one image takes longer than a training step."""
+HASH_SIDE = 8
+
+
+class Finding(IntFlag):
+    """What is odd about a file; the values are written into manifests."""
+
+    UNREADABLE = 1
+    EMPTY = 2
+    WRONG_ENDING = 4
+    HUGE = 8
+    TURNED = 16
+    """EXIF says that it is to be turned."""
+    CMYK = 32
+    DEEP = 64
+    """More than 8 bits a channel."""
+    ANIMATED = 128
+    ALPHA = 256
+    GRAY = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What was found in one file."""
+
+    findings: Finding
+    reason: str
+    """Why it cannot be read; empty where it can."""
+    format: int
+    """Index into FORMATS."""
+    width: int
+    """Pixels as stored, 0 where the header cannot be read."""
+    height: int
+    content: bytes
+    """16 bytes that two files share only if they are equal."""
+    picture: int
+    """64 bits that differ in few places between versions of a picture; 0 where there is nothing to see."""
+
+
+def inspect(name: str, data: bytes) -> Inspection:
+    """Read a file as training does, and say what it is.
+
+    Args:
+        name: Its name, for the ending.
+        data: Its bytes.
+    """
+    content = hashlib.blake2b(data, digest_size=16).digest()
+    if not data:
+        empty = Finding.UNREADABLE | Finding.EMPTY
+        return Inspection(empty, "the file is empty", 0, 0, 0, content, 0)
+    form, width, height, findings = 0, 0, 0, Finding(0)
+    try:
+        header = read_header(io.BytesIO(data))
+        width, height = header.width, header.height
+        form = FORMATS.index(header.format) if header.format in FORMATS else 0
+        allowed = ENDINGS.get(header.format)
+        for flag, is_so in (
+            (Finding.WRONG_ENDING, allowed is not None and PurePath(name).suffix.lower() not in allowed),
+            (Finding.HUGE, width * height > HUGE_PIXELS),
+            (Finding.TURNED, header.orientation > 1),
+            (Finding.CMYK, header.mode == "CMYK"),
+            (Finding.DEEP, header.bits > 8),
+            (Finding.ANIMATED, header.frames > 1),
+            (Finding.ALPHA, header.has_alpha),
+            (Finding.GRAY, header.mode in ("1", "L", "LA", "I", "F") or header.mode.startswith("I;16")),
+        ):
+            findings |= flag if is_so else Finding(0)
+        pixels = decode(data)
+    except UnreadableImage as error:
+        return Inspection(findings | Finding.UNREADABLE, str(error), form, width, height, content, 0)
+    return Inspection(findings, "", form, width, height, content, picture_hash(pixels))
+
+
+def picture_hash(pixels: Tensor) -> int:
+    """Return the signs of the 64 lowest frequencies of a picture's gray levels, as bits.
+
+    Scaled, recompressed or slightly brightened copies differ in few bits, other pictures in about 32
+    (C. Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010).
+
+    Args:
+        pixels: uint8 (3, h, w).
+    """
+    side = 4 * HASH_SIDE
+    small = interpolate(pixels[None], (side, side), mode="bilinear", antialias=True)[0].double()
+    gray = (small * torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)[:, None, None]).sum(0).numpy()
+    if np.ptp(gray) < 8:
+        return 0  # one colour: its frequencies are rounding
+    bits = np.asarray(dctn(gray, norm="ortho"))[:HASH_SIDE, :HASH_SIDE].ravel() > 0
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")

@@ -1,0 +1,272 @@
+"""What is known of the images below a folder, written once and read by every process of every run.
+
+A manifest is one safetensors file of columns, an entry an image. It is mapped, not read: processes share its pages, and
+workers that fork copy nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from vitrail.data.folders import Listing
+from vitrail.data.inspection import FORMATS, Finding
+from vitrail.data.paths import Paths
+from vitrail.data.sources import FileSource, printable
+from vitrail.errors import DataError
+from vitrail.files import write_whole
+
+FORMAT = 1
+TRAIN, VAL = 0, 1
+NAMES = {"text": np.uint8, "ends": np.int64}
+"""Columns of the file that are a manifest's paths."""
+LISTED = {"part": np.uint8, "label": np.int32, "bytes": np.int64, "mtime_ns": np.int64}
+"""Columns that follow from listing the folders."""
+KEPT = {"fold": np.int16}
+"""Columns that an image keeps once it has them."""
+FOUND = {
+    "inspected": np.bool_, "findings": np.uint16, "reason": np.int32, "format": np.uint8, "width": np.int32,
+    "height": np.int32, "content": np.uint64, "picture": np.uint64,
+}  # fmt: skip
+"""Columns that hold as long as the file does not change."""
+COLUMNS = {**LISTED, **KEPT, **FOUND}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Manifest:
+    """Columns of n images, the training ones first, in the order that training numbers them."""
+
+    root: Path
+    folders: tuple[str, str]
+    """Of the training and the validation images, below the root."""
+    classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What was read past when the images were listed."""
+    division: str = ""
+    """How images were parted, where there is no folder for validation."""
+    reasons: tuple[str, ...] = ()
+    """Why images cannot be read."""
+    paths: Paths
+    """Relative to the folder of their part."""
+    part: NDArray[np.uint8]
+    """TRAIN or VAL, by folder; all TRAIN where the images are divided."""
+    fold: NDArray[np.int16]
+    """Part of a division, -1 where there is none."""
+    label: NDArray[np.int32]
+    bytes: NDArray[np.int64]
+    mtime_ns: NDArray[np.int64]
+    inspected: NDArray[np.bool_]
+    """Whether the rest is known."""
+    findings: NDArray[np.uint16]
+    """Sums of `Finding`."""
+    reason: NDArray[np.int32]
+    """Index into reasons, -1 for none."""
+    format: NDArray[np.uint8]
+    """Index into FORMATS."""
+    width: NDArray[np.int32]
+    height: NDArray[np.int32]
+    content: NDArray[np.uint64]
+    """(n, 2): equal for equal files."""
+    picture: NDArray[np.uint64]
+    """Near for pictures that are alike."""
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def unreadable(self) -> NDArray[np.bool_]:
+        """Which images cannot be read, as far as they were looked at."""
+        return (self.findings & Finding.UNREADABLE) != 0
+
+    @cached_property
+    def hash(self) -> str:
+        """Return 16 hexadecimal digits that change with any name, label, part, content or class."""
+        digest = hashlib.blake2b("\n".join(self.classes).encode(), digest_size=8)
+        for column in (self.paths.text, self.paths.ends, self.part, self.fold, self.label, self.bytes, self.content):
+            digest.update(np.ascontiguousarray(column).data)
+        return digest.hexdigest()
+
+    def places(self, other: Manifest) -> NDArray[np.int64]:
+        """Return where each image of another manifest stands in this one, -1 where it does not."""
+        columns = [(m.paths.text, m.paths.ends, m.part) for m in (self, other)]
+        if self.folders == other.folders and all(map(np.array_equal, *columns)):
+            return np.arange(len(self))
+        mine = {name: index for index, name in enumerate(self.names())}
+        return np.fromiter((mine.get(name, -1) for name in other.names()), dtype=np.int64, count=len(other))
+
+    def names(self) -> Iterator[bytes]:
+        """Yield the names below the root."""
+        before = [os.fsencode(folder) + b"/" if folder else b"" for folder in self.folders]
+        return (before[part] + name for part, name in zip(self.part.tolist(), self.paths, strict=True))
+
+    def path(self, index: int) -> Path:
+        """Return where an image is."""
+        return self.root / self.folders[self.part[index]] / self.paths.name(index)
+
+    def name(self, index: int) -> str:
+        """Return an image's name below the root, with bytes that are no text escaped."""
+        return printable(Path(self.folders[self.part[index]]) / self.paths.name(index))
+
+    def source(self, part: int) -> FileSource:
+        """Return the images of one folder, as they were listed."""
+        chosen = self.part == part
+        folder = self.root / self.folders[part]
+        whole = bool(chosen.all())
+        return FileSource(
+            folder, self.paths if whole else self.paths.take(chosen), self.label if whole else self.label[chosen],
+            self.classes, printable(folder), self.notes,
+        )  # fmt: skip
+
+    def reason_of(self, index: int) -> str:
+        """Return why an image cannot be read."""
+        return self.reasons[self.reason[index]] if self.reason[index] >= 0 else ""
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all.
+
+        Raises:
+            CheckpointError: The disk is full or the folder cannot be written.
+        """
+        columns = {name: getattr(self, name) for name in COLUMNS}
+        columns |= {"text": self.paths.text, "ends": self.paths.ends}
+        about = {
+            "format": FORMAT,
+            "root": os.fsencode(self.root).hex(),
+            "classes": self.classes,
+            "folders": [os.fsencode(folder).hex() for folder in self.folders],
+            "notes": self.notes,
+            "division": self.division,
+            "reasons": self.reasons,
+            "formats": FORMATS,
+        }
+        arrays = {name: np.ascontiguousarray(column) for name, column in columns.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = safetensors.numpy.save(arrays, {"vitrail-manifest": json.dumps(about)})
+        write_whole(path, data, "free space, or name another file with data.manifest=FILE")
+
+
+def load_manifest(path: Path) -> Manifest:
+    """Open a manifest.
+
+    Raises:
+        DataError: It is not there, no manifest, or damaged.
+    """
+    advice = "make it anew with `vitrail check-data data.root=FOLDER data.manifest=FILE`"
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such manifest; {advice}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})["vitrail-manifest"])
+            if about["format"] != FORMAT:
+                raise ValueError(f"of format {about['format']}, this vitrail reads format {FORMAT}")
+            columns = {name: file.get_tensor(name).numpy() for name in (*NAMES, *COLUMNS)}
+        paths = Paths(columns.pop("text"), columns.pop("ends"))
+        manifest = Manifest(
+            root=Path(_decoded(about["root"])),
+            folders=(_decoded(about["folders"][0]), _decoded(about["folders"][1])),
+            classes=tuple(about["classes"]),
+            notes=tuple(about["notes"]),
+            division=str(about["division"]),
+            reasons=tuple(about["reasons"]),
+            paths=paths,
+            **columns,
+        )
+        _check(manifest, about["formats"])
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise DataError(f"{path}: is no manifest, or damaged ({' '.join(str(error).split())}); {advice}") from error
+    return manifest
+
+
+def _decoded(text: str) -> str:
+    return os.fsdecode(bytes.fromhex(text))
+
+
+def _check(manifest: Manifest, formats: list[str]) -> None:
+    """Refuse columns that contradict each other, which would be read beyond their ends."""
+    n = len(manifest.paths)
+    for name, dtype in {**NAMES, **COLUMNS}.items():
+        column = getattr(manifest.paths if name in NAMES else manifest, name)
+        if column.dtype != dtype or (name != "text" and len(column) != n) or column.ndim != 1 + (name == "content"):
+            raise ValueError(f"its column {name} does not fit")
+    ends = manifest.paths.ends
+    if n and (ends[0] < 0 or (np.diff(ends) < 0).any() or ends[-1] > len(manifest.paths.text)):
+        raise ValueError("its names overlap")
+    ranges = (("label", 0, len(manifest.classes)), ("reason", -1, len(manifest.reasons)), ("part", TRAIN, VAL + 1))
+    for name, least, end in ranges:
+        column = getattr(manifest, name)
+        if n and not (column.min() >= least and column.max() < end):
+            raise ValueError(f"its column {name} is out of range")
+    if tuple(formats) != FORMATS:
+        raise ValueError("its formats are others")
+
+
+def list_images(listing: Listing, known: Manifest | None) -> Manifest:
+    """Return the manifest of what was listed, with what is known of files unchanged in size and time.
+
+    The parts of a division are kept as well, so that an image that was trained on is never validated with.
+    """
+    sources = [listing.train, *([listing.val] if listing.val else [])]
+    classes = tuple(dict.fromkeys(name for source in sources for name in source.classes))
+    number = {name: index for index, name in enumerate(classes)}
+    n = sum(map(len, sources))
+    columns: dict[str, Any] = {
+        name: np.zeros((n, 2) if name == "content" else n, dtype) for name, dtype in COLUMNS.items()
+    }
+    columns["fold"][:] = columns["reason"][:] = -1
+    end = 0
+    for part, source in enumerate(sources):
+        begin, end = end, end + len(source)
+        columns["part"][begin:end] = part
+        columns["label"][begin:end] = np.array([number[name] for name in source.classes], np.int32)[source.labels]
+        for index in range(len(source)):
+            with contextlib.suppress(OSError):  # a link to nothing is found when it is read
+                status = source.path(index).stat()
+                columns["bytes"][begin + index] = status.st_size
+                columns["mtime_ns"][begin + index] = status.st_mtime_ns
+    train, val = ("/".join(s.folder.relative_to(listing.root).parts) for s in (sources[0], sources[-1]))
+    manifest = Manifest(
+        root=listing.root,
+        folders=(train, val),
+        classes=classes,
+        notes=tuple(dict.fromkeys(note for source in sources for note in source.notes)),
+        paths=Paths.of(name for source in sources for name in source.paths),
+        **columns,
+    )
+    return manifest if known is None else _with_known(manifest, known)
+
+
+def _with_known(manifest: Manifest, known: Manifest) -> Manifest:
+    there = known.places(manifest)
+    here = np.flatnonzero(there >= 0)
+    there = there[here]
+    unchanged = (
+        known.inspected[there]
+        & (known.bytes[there] == manifest.bytes[here])
+        & (known.mtime_ns[there] == manifest.mtime_ns[here])
+    )
+    changed = {name: getattr(manifest, name).copy() for name in (*KEPT, *FOUND)}
+    for name in KEPT:
+        changed[name][here] = getattr(known, name)[there]
+    for name in FOUND:
+        changed[name][here[unchanged]] = getattr(known, name)[there[unchanged]]
+    return replace(manifest, reasons=known.reasons, division=known.division, **changed)
+
+
+def cache_file(root: Path, train_split: str, val_split: str | None) -> Path:
+    """Return where the manifest of a folder is kept for the next run on this machine."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    where = "\0".join((str(root.resolve()), train_split, val_split or ""))
+    digest = hashlib.blake2b(os.fsencode(where), digest_size=8).hexdigest()
+    return home / "vitrail" / "manifests" / f"{digest}.safetensors"

@@ -1,0 +1,44 @@
+"""File names by the million, as two arrays instead of as many objects."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Paths:
+    """Names as the file system spells them, one after the other, and where each ends."""
+
+    text: NDArray[np.uint8]
+    ends: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, names: Iterable[bytes]) -> Paths:
+        """Gather names."""
+        listed = list(names)
+        ends = np.cumsum([len(name) for name in listed], dtype=np.int64)
+        return cls(np.frombuffer(b"".join(listed), dtype=np.uint8), ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> bytes:
+        end = int(self.ends[index])
+        return self.text[int(self.ends[index - 1]) if index > 0 else 0 : end].tobytes()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (self[index] for index in range(len(self)))
+
+    def name(self, index: int) -> str:
+        """Return a name as Python's functions take it."""
+        return os.fsdecode(self[index])
+
+    def take(self, chosen: NDArray[np.bool_]) -> Paths:
+        """Return a part of the names."""
+        lengths = np.diff(self.ends, prepend=0)
+        return Paths(self.text[np.repeat(chosen, lengths)], np.cumsum(lengths[chosen]))
