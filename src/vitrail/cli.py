@@ -89,6 +89,10 @@ def evaluate(
     checkpoint: Path,
     *settings: Settings,
     config: Annotated[str | None, Parameter(help="A recipe's name or file, for the images and their size.")] = None,
+    report: Annotated[
+        Path | None,
+        Parameter(help="Folder of the report; evaluations/NAME by default, with a free number."),
+    ] = None,
     json_file: Annotated[Path | None, Parameter(name="--json", help="Also write the numbers to this file.")] = None,
     sweep_preprocess: Annotated[
         bool, Parameter(help="Try the usual means, crops and filters instead, and say which fits the weights.")
@@ -98,7 +102,7 @@ def evaluate(
 
     ```
     vitrail evaluate runs/digits/best.safetensors
-    vitrail evaluate best.safetensors data.root=/data/pets evaluate.split=all --json pets.json
+    vitrail evaluate best.safetensors data.root=/data/pets evaluate.split=all --report pets
     ```
     """
     from vitrail.config import command_line
@@ -112,10 +116,12 @@ def evaluate(
             raise ConfigError(f"--json {json_file}: there is no folder {json_file.parent}; create or choose another")
         if json_file.is_dir() or not os.access(json_file if json_file.exists() else json_file.parent, os.W_OK):
             raise ConfigError(f"--json {json_file}: cannot be written; choose another file")
+    if report is not None and sweep_preprocess:
+        raise ConfigError("--report: --sweep-preprocess writes none; leave one of them out")
 
     from vitrail.checkpoint import write_whole
     from vitrail.evaluate import evaluate as run
-    from vitrail.evaluate import sweep
+    from vitrail.evaluate import report_folder, report_name, sweep
 
     with _terminal() as display:
         if part is not None and part.translation is not None:
@@ -128,7 +134,9 @@ def evaluate(
                     text = json.dumps([result.to_dict() for result in tried], indent=1) + "\n"
                     write_whole(json_file, text.encode(), "choose another file with --json")
             return 0
-        result = run(checkpoint, layers, display=display)
+        default = report is None
+        folder = Path("evaluations", report_name(checkpoint)) if report is None else report
+        result = run(checkpoint, layers, report=report_folder(folder, never_replace=default), display=display)
         if not _is_main_process():
             return 0
         for name, reason in result.bad_files:
@@ -153,6 +161,7 @@ def evaluate(
             text = json.dumps({"checkpoint": str(checkpoint), **result.to_dict()}, indent=1) + "\n"
             write_whole(json_file, text.encode(), "choose another file with --json")
             display.note(f"numbers: {json_file}")
+        print(f"report: {result.report}")
     return 0
 
 
@@ -528,6 +537,8 @@ def _show_training(result: TrainResult) -> None:
         for name, reason in result.bad_files:
             print(f"  {name}: {reason}")
     print(f"{result.seconds:.0f} s; curves: {result.folder / 'curves.png'}")
+    if result.report is not None:
+        print(f"report: {result.report}")
     if weights.exists():
         print(f"next: {command('evaluate', weights)}")
         print(f"      {command('predict', weights, result.example or 'IMAGE')}")

@@ -82,6 +82,9 @@ class DataSection:
     """Loader processes for each training process; null chooses by the cores."""
     bad_files: Literal["skip", "error"] = "skip"
     """What an unreadable image does in training: skip counts and names it, error stops the run."""
+    match_classes: Literal["exact", "by-name"] = "exact"
+    """How `vitrail evaluate` matches the data's classes with the model's: exact wants the same names in the same order,
+    by-name takes a part of them in any order, and ImageNet's by id or English name."""
 
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""
