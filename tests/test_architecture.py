@@ -100,7 +100,7 @@ def test_only_the_command_line_imports_our_modules_inside_functions(name: str) -
     [
         (
             "accelerate",
-            {"doctor", "engine", "evaluate", "state", "job", "train"},
+            {"answers", "doctor", "engine", "evaluate", "state", "job", "train"},
         ),  # all but the first only name the type
         ("cyclopts", {"cli"}),
         ("rich", {"cli", "display"}),

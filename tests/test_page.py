@@ -7,13 +7,14 @@ import io
 import math
 
 import jinja2
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitrail.page import HEIGHT, LARGEST, WIDTH, fixed, line_chart, picture, render, ticks
+from vitrail.page import HEIGHT, LARGEST, WIDTH, fixed, line_chart, percent, picture, render, ticks
 
 
 def test_a_value_that_is_missing_is_an_error() -> None:
@@ -28,6 +29,10 @@ def test_numbers_have_fixed_digits_and_nothing_is_a_dash(number: float | None, t
     assert fixed(number) == text
 
 
+def test_shares_are_shown_in_percent_and_nothing_is_a_dash() -> None:
+    assert [percent(share) for share in (0.5, None, math.nan)] == ["50.0", "-", "-"]
+
+
 def decoded(address: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(address.split(",", 1)[1])))
 
@@ -36,7 +41,7 @@ def test_a_small_picture_has_every_pixel_and_a_large_one_is_scaled() -> None:
     pixels = torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8)
     with decoded(picture(pixels)) as image:
         assert image.format == "PNG"
-        assert list(image.getdata()) == [tuple(pixel) for pixel in pixels.permute(1, 2, 0).reshape(-1, 3).tolist()]
+        assert np.asarray(image).tolist() == pixels.permute(1, 2, 0).tolist()
     with decoded(picture(torch.zeros(3, 400, 200, dtype=torch.uint8))) as image:
         assert (image.format, image.size) == ("JPEG", (LARGEST // 2, LARGEST))
 

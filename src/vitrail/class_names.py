@@ -58,8 +58,8 @@ def match_by_name(model_classes: Sequence[str], data_classes: Sequence[str], pat
                 indices[name] = same[synonyms[plain(name)]]
     if missing := [name for name in data_classes if name not in indices]:
         raise DataError(
-            f"{path} lacks {len(missing)} of the {len(data_classes)} classes of the data: {few(missing, 10)}; rename or "
-            "remove those folders"
+            f"{path} lacks {len(missing)} of the {len(data_classes)} classes of the data: {few(missing, 10)}; rename "
+            "or remove those folders"
         )
     found = [indices[name] for name in data_classes]
     for number, index in enumerate(found):

@@ -37,13 +37,18 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"fixed": fixed, "count": lambda number: f"{number:,}"}
+    environment.filters |= {"fixed": fixed, "percent": percent, "count": lambda number: f"{number:,}"}
     return environment
 
 
 def fixed(number: float | None, digits: int = 2) -> str:
     """Return a number with so many digits after the point, and a dash where there is none."""
     return "-" if number is None or math.isnan(number) else f"{number:,.{digits}f}"
+
+
+def percent(share: float | None) -> str:
+    """Return a share in percent, and a dash where there is none."""
+    return fixed(None if share is None else 100 * share, 1)
 
 
 def data_uri(content: bytes, kind: str = "image/png") -> str:

@@ -38,7 +38,7 @@ from vitrail.engine import (
     shared_store,
     sum_over_processes,
 )
-from vitrail.errors import CheckpointError, DataError, Interrupted, Stopped, TrainingError, command
+from vitrail.errors import CheckpointError, DataError, Interrupted, Stopped, TrainingError, VitrailError, command
 from vitrail.evaluate import count
 from vitrail.guard import first_nonfinite
 from vitrail.job import Job, build_job, build_state, sum_dtype
@@ -600,9 +600,12 @@ def report_on(job: Job, state: TrainState, run: Run) -> Path | None:
     try:
         with interruptible(run.folder):
             return write_run_report(job, state, run.folder, run.elapsed_s(), counted)
-    except (CheckpointError, DataError, Stopped) as error:
+    except Interrupted:
+        raise
+    except Exception as error:  # whatever it is, memory that is short too, all of the run is done and saved
+        reason = error if isinstance(error, VitrailError) else f"{type(error).__name__}: {error}"
         later = command("evaluate", run.folder / "best.safetensors", "--report", run.folder / "report")
-        job.display.warn(f"{error}; the run is finished, but its report is left out; to write it: {later}")
+        job.display.warn(f"{reason}; the run is finished, but its report is left out; to write it: {later}")
         return None
     finally:
         job.display.end()
