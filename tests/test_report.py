@@ -197,7 +197,7 @@ def test_the_page_of_a_run_shows_its_curves_samples_and_settings(tmp_path: Path)
         "base64,xyz",
         "&lt;class&gt;",
         "polyline",
-        "best weights",
+        "dashed training, dot best",
     ):
         assert text in page, text
     check_page(page)

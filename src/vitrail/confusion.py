@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import grey_dilation
 
 SIDE = 1000
 """Pixels that the matrix takes at most, but for many classes, which have two pixels each."""
@@ -16,6 +17,8 @@ CELLS = (2, 96)
 """Smallest and largest side of a cell."""
 COUNTS_FROM = 28
 """Side of a cell from which its count stands in it."""
+SPECK = 5
+"""Side that a wrong cell is drawn with at least, as it is lost among a million others otherwise."""
 NAMES_EVERY = 15
 """Pixels from one name to the next, at least."""
 NAME = 28
@@ -26,13 +29,13 @@ INK, GRID, PAPER = (31, 41, 51), (203, 210, 217), (255, 255, 255)
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def shades(confusion: Int[np.ndarray, "k k"]) -> NDArray[np.float64]:
-    """Return how dark each cell is, from 0 to 1: by its share of the row, and never 0 where there is an image.
+def shades(confusion: Int[np.ndarray, "k k"], least: float = 0.12) -> NDArray[np.float64]:
+    """Return how dark each cell is, from 0 to 1: by its share of the row, and at least `least` where there is an image.
 
     The root lets a few images among many be seen.
     """
     share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    return np.where(confusion > 0, 0.12 + 0.88 * np.sqrt(share), 0.0)
+    return np.where(confusion > 0, least + (1 - least) * np.sqrt(share), 0.0)
 
 
 def draw_confusion(confusion: Int[np.ndarray, "k k"], classes: Sequence[str]) -> bytes:
@@ -70,11 +73,17 @@ def draw_confusion(confusion: Int[np.ndarray, "k k"], classes: Sequence[str]) ->
 
 
 def _cells(confusion: Int[np.ndarray, "k k"], cell: int) -> Image.Image:
-    shade = shades(confusion)[:, :, None]
-    on_diagonal = np.eye(len(confusion), dtype=bool)[:, :, None]
-    colour = np.where(on_diagonal, np.array(RIGHT), np.array(WRONG))
-    pixels = np.rint(np.array(PAPER) * (1 - shade) + colour * shade).astype(np.uint8)
-    return Image.fromarray(pixels.repeat(cell, axis=0).repeat(cell, axis=1))
+    shade = shades(confusion, 0.12 if cell >= COUNTS_FROM else 0.45).astype(np.float32)
+    on_diagonal = np.eye(len(confusion), dtype=bool)
+    right, wrong = (
+        np.where(chosen, shade, 0).repeat(cell, axis=0).repeat(cell, axis=1)[:, :, None]
+        for chosen in (on_diagonal, ~on_diagonal)
+    )
+    if cell < SPECK:
+        wrong = grey_dilation(wrong, (SPECK, SPECK, 1))
+    paper, blue, red = (np.array(colour, dtype=np.float32) for colour in (PAPER, RIGHT, WRONG))
+    pixels = paper + np.where(right > 0, (blue - paper) * right, (red - paper) * wrong)
+    return Image.fromarray(np.rint(pixels).astype(np.uint8))
 
 
 def _grid(draw: ImageDraw.ImageDraw, k: int, cell: int, left: int, top: int) -> None:

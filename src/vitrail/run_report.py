@@ -91,9 +91,9 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> l
         return [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
 
     charts = [
-        line_chart("loss", {"training": points("train_loss"), "validation": points("val_loss")}, best["epoch"]),
-        line_chart("top-1, %", {"training": points("train_top1"), "validation": points("val_top1")}, best["epoch"]),
-        line_chart("learning rate", {"learning rate": points("lr")}),
+        line_chart("Loss", {"training": points("train_loss"), "validation": points("val_loss")}, best["epoch"]),
+        line_chart("Top-1, %", {"training": points("train_top1"), "validation": points("val_top1")}, best["epoch"]),
+        line_chart("Learning rate", {"at the end of each epoch": points("lr")}),
     ]
     return [chart for chart in charts if chart is not None]
 
