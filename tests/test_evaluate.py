@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from forked import TORCHRUN, python
 from vitrail.cli import main
 from vitrail.config import TrainConfig, command_line, read_yaml, resolve
 from vitrail.display import Quiet
-from vitrail.errors import ConfigError, DataError
-from vitrail.evaluate import check_classes, evaluate, inherited_data, sweep
+from vitrail.errors import CheckpointError, ConfigError, DataError
+from vitrail.evaluate import evaluate, inherited_data, report_folder, report_name, sweep
 from vitrail.loading import load_model, open_model
 from vitrail.train import train
 
@@ -22,9 +23,13 @@ class Notebook(Quiet):
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
+        self.notes: list[str] = []
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 def layers(root: Path, *settings: str) -> list:
@@ -66,15 +71,42 @@ def test_unreadable_images_are_reported_beside_the_accuracy_and_not_replaced(
     assert json.loads(json.dumps(numbers)) == numbers
 
 
+def reported(checkpoint: Path, root: Path, folder: Path, *settings: str) -> dict:
+    """The numbers of a report, without how many loaders were asked for, and which batches."""
+    evaluate(checkpoint, layers(root, *settings), report=report_folder(folder))
+    found = json.loads((folder / "report.json").read_text())
+    del found["settings"]
+    return found
+
+
+def test_a_report_has_the_numbers_of_its_evaluation_for_any_loaders_and_batches(
+    tiny_checkpoint: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    alone = evaluate(tiny_checkpoint, layers(image_folder)).to_dict()
+    found = reported(tiny_checkpoint, image_folder, tmp_path / "a")
+    for name in ("top1", "top5", "loss", "n_ok", "n_bad", "top1_all_images", "warnings"):
+        assert found[name] == alone[name], name
+    assert reported(tiny_checkpoint, image_folder, tmp_path / "b", "data.workers=2") == found
+    other = reported(tiny_checkpoint, image_folder, tmp_path / "c", "evaluate.batch_size=5")
+    for name in ("n_ok", "n_right", "n_right5"):
+        assert other[name] == found[name], name
+    assert (tmp_path / "c" / "confusion.csv").read_bytes() == (tmp_path / "a" / "confusion.csv").read_bytes()
+    assert other["loss"] == pytest.approx(found["loss"], rel=1e-6)
+    assert other["macro_auroc"] == pytest.approx(found["macro_auroc"], abs=1e-6)
+
+
 def test_two_and_three_processes_find_what_one_does_to_the_last_bit(tiny_checkpoint: Path, image_folder: Path) -> None:
     folder = image_folder.parent
+    victim = sorted((image_folder / "val" / "green").iterdir())[1]
+    victim.write_bytes(victim.read_bytes()[:150])
     program = folder / "program.py"
     program.write_text("""
 import sys
 from vitrail.cli import main
 for batch_size in (1, 5):
     try:
-        main([*sys.argv[1:], f"evaluate.batch_size={batch_size}", "--json", f"{batch_size}.json"])
+        named = ["--json", f"{batch_size}.json", "--report", f"report-{batch_size}"]
+        main([*sys.argv[1:], f"evaluate.batch_size={batch_size}", *named])
     except SystemExit as error:
         assert error.code == 0
 """)
@@ -88,18 +120,22 @@ for batch_size in (1, 5):
             found = json.loads((folder / f"{batch_size}.json").read_text())
             del found["checkpoint"]
             assert found == json.loads(json.dumps(alone))
+            assert found["n_bad"] == 1
+            of_one, of_many = folder / "alone", folder / f"report-{batch_size}"
+            settings = layers(image_folder, f"evaluate.batch_size={batch_size}")
+            evaluate(tiny_checkpoint, settings, report=report_folder(of_one))
+            for file in of_one.iterdir():
+                assert file.read_bytes() == (of_many / file.name).read_bytes(), file.name
 
 
 def test_classes_of_other_data_are_refused_with_the_first_rows(tiny_checkpoint: Path, image_folder: Path) -> None:
     (image_folder / "val" / "red").rename(image_folder / "val" / "crimson")
     (image_folder / "train" / "red").rename(image_folder / "train" / "crimson")
-    with pytest.raises(DataError, match=r"differences, as index: model / data = 1: green / crimson; 2: red / green"):
+    rows = "differences, as index: model / data = 1: green / crimson; 2: red / green; rename the folders"
+    with pytest.raises(DataError, match=rf"{rows}, .*, data\.match_classes=by-name"):
         evaluate(tiny_checkpoint, layers(image_folder))
-
-
-def test_a_shorter_list_of_classes_shows_what_is_missing() -> None:
-    with pytest.raises(DataError, match="2: c / -"):
-        check_classes(("a", "b", "c"), ("a", "b"), "x.safetensors")
+    with pytest.raises(DataError, match=r"lacks 1 of the 3 classes of the data: crimson; rename or remove"):
+        evaluate(tiny_checkpoint, layers(image_folder, "data.match_classes=by-name"))
 
 
 def test_an_override_of_preprocessing_says_what_it_changes(tiny_checkpoint: Path, image_folder: Path) -> None:
@@ -177,3 +213,70 @@ def test_command_shows_the_sweep_and_the_settings_of_the_best(
     assert "next: vitrail evaluate" in out
     assert "'preprocess.mean=[" in out or "preprocess.mean=" in out
     assert len(json.loads((image_folder / "sweep.json").read_text())) == 18
+
+
+def test_a_part_of_the_classes_is_evaluated_by_name(tiny_checkpoint: Path, image_folder: Path, tmp_path: Path) -> None:
+    whole = reported(tiny_checkpoint, image_folder, tmp_path / "whole")
+    by_name = reported(tiny_checkpoint, image_folder, tmp_path / "same", "data.match_classes=by-name")
+    assert by_name == whole
+    for split in ("train", "val"):
+        shutil.rmtree(image_folder / split / "green")
+    with pytest.raises(DataError, match=r"data\.match_classes=by-name"):
+        evaluate(tiny_checkpoint, layers(image_folder))
+    part = reported(tiny_checkpoint, image_folder, tmp_path / "part", "data.match_classes=by-name")
+    assert part["n_ok"] == 8
+    assert part["classes_without_images"] == ["green"]
+    for number in (0, 2):  # the images of the other classes are answered as before, green or not
+        assert part["per_class"][number]["recall"] == whole["per_class"][number]["recall"]
+    assert part["per_class"][1] | {"precision": None, "f1": None} == dict.fromkeys(part["per_class"][1]) | {
+        "class": "green",
+        "n": 0,
+    }
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_command_writes_reports_side_by_side_and_replaces_one_that_is_named(
+    tiny_checkpoint: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(image_folder.parent)
+    words = ["evaluate", str(tiny_checkpoint), f"data.root={image_folder}", "data.workers=0"]
+    for name in ("evaluations/tiny", "evaluations/tiny-2", "named", "named"):
+        more = ["--report", name] if name == "named" else []
+        with pytest.raises(SystemExit) as stopped:
+            main([*words, *more])
+        assert stopped.value.code == 0
+        printed = capsys.readouterr()
+        assert printed.out.splitlines()[-1] == f"report: {name}/report.html"
+        assert {path.name for path in Path(name).iterdir()} == {
+            "report.html", "report.json", "per_class.csv", "confusion.csv", "confusion.png",
+        }  # fmt: skip
+    assert "named: held an earlier report, which is replaced" in printed.err
+    assert sorted(path.name for path in Path("evaluations").iterdir()) == ["tiny", "tiny-2"]
+    Path("named", "notes.txt").write_text("mine")
+    said = refused(capsys, *words, "--report", "named")
+    assert "named: holds other files, such as notes.txt, and is not replaced; free space or choose another" in said
+    said = refused(capsys, *words, "--report", "x", "--sweep-preprocess")
+    assert said == "error: --report: --sweep-preprocess writes none; leave one of them out\n"
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_evaluation(
+    tiny_checkpoint: Path, image_folder: Path
+) -> None:
+    (image_folder.parent / "file").write_text("")
+    shutil.rmtree(image_folder)
+    folder = report_folder(image_folder.parent / "file" / "x")
+    with pytest.raises(CheckpointError, match=r"x: cannot be written \(Not a directory\).*--report"):
+        evaluate(tiny_checkpoint, layers(image_folder), report=folder)
+
+
+def test_a_report_is_called_as_its_run_or_its_file() -> None:
+    assert report_name(Path("runs/digits/best.safetensors")) == "digits"
+    assert report_name(Path("runs/digits/best-2.safetensors")) == "digits"
+    assert report_name(Path("weights/tnt_s.pth")) == "tnt_s"
+    assert report_name(Path("hf-hub:timm/tnt_s_patch16_224")) == "tnt_s_patch16_224"

@@ -131,6 +131,14 @@ def test_a_tiny_transformer_learns_three_colours_and_leaves_a_whole_run_folder(i
     assert len(rows(result.folder)) == 12
     assert not [path for path in result.folder.rglob("*.tmp")]
     assert Path(result.example).is_file()
+    assert result.report == result.folder / "report" / "report.html"
+    reported = json.loads((result.folder / "report" / "report.json").read_text())
+    for ours, theirs in (("top1", "val_top1"), ("top5", "val_top5"), ("loss", "val_loss"), ("n_ok", "val_n")):
+        assert reported[ours] == result.best[theirs], ours
+    page = result.report.read_text()
+    assert page.count("<polyline") == 5
+    assert "Training images as the model saw them" in page
+    assert "embed_dim: 24" in page
 
 
 def test_the_saved_config_is_a_recipe_that_repeats_the_run_bit_for_bit(image_folder: Path) -> None:
@@ -241,6 +249,41 @@ def test_a_disk_that_is_full_for_a_while_loses_nothing(
     saves = [text for text in display.warnings if "training goes on, and the next save is tried" in text]
     assert len(saves) == 9
     assert any("best.safetensors: cannot be written (File too large)" in text for text in display.warnings)
+
+
+def test_a_stop_while_the_report_is_made_leaves_a_finished_run(image_folder: Path) -> None:
+    display = Signals(4)  # after three updates, the first batch of the report
+    result = run(image_folder, "train.epochs=1", "schedule.warmup_epochs=0", display=display)
+    assert result.report is None
+    assert "stopped by SIGTERM; the run is finished, but its report is left out" in display.warnings[-1]
+    assert f"vitrail evaluate {result.folder}/best.safetensors --report {result.folder}/report" in display.warnings[-1]
+    assert not (result.folder / "report").exists()
+    again = run(image_folder, "train.epochs=1", "schedule.warmup_epochs=0", resume=result.folder, display=display)
+    assert "is finished, with 1 epochs" in display.notes[-1]
+    assert again.best == result.best
+
+
+def test_a_report_that_cannot_be_written_does_not_fail_a_finished_run(image_folder: Path) -> None:
+    settings = ("train.epochs=2", "schedule.warmup_epochs=0")
+    with pytest.raises(Stopped):
+        run(image_folder, *settings, display=Signals(4))
+    folder = image_folder.parent / "runs" / "tiny"
+    (folder / "report").mkdir()
+    (folder / "report" / "notes.txt").write_text("mine")
+    display = Notebook()
+    result = run(image_folder, *settings, resume=folder, display=display)
+    assert (result.report, len(result.rows)) == (None, 2)
+    assert "report: holds other files, such as notes.txt, and is not replaced" in display.warnings[-1]
+    assert (folder / "curves.png").exists()
+
+
+def test_a_run_whose_best_weights_are_gone_ends_without_a_report(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vitrail.train, "save_model", lambda *rest: None)
+    display = Notebook()
+    assert run(image_folder, "train.epochs=1", "schedule.warmup_epochs=0", display=display).report is None
+    assert "best.safetensors: is missing" in display.warnings[-1]
 
 
 def test_a_finished_run_says_so_and_is_left_as_it_is(image_folder: Path) -> None:

@@ -64,6 +64,12 @@ def hash_classes(classes: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(classes).encode()).hexdigest()[:16]
 
 
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def provenance() -> dict[str, Any]:
     """Return what made this file: versions, decoder, platform and time."""
     return {

@@ -89,6 +89,10 @@ def evaluate(
     checkpoint: Path,
     *settings: Settings,
     config: Annotated[str | None, Parameter(help="A recipe's name or file, for the images and their size.")] = None,
+    report: Annotated[
+        Path | None,
+        Parameter(help="Folder of the report; evaluations/NAME by default, with a free number."),
+    ] = None,
     json_file: Annotated[Path | None, Parameter(name="--json", help="Also write the numbers to this file.")] = None,
     sweep_preprocess: Annotated[
         bool, Parameter(help="Try the usual means, crops and filters instead, and say which fits the weights.")
@@ -98,7 +102,7 @@ def evaluate(
 
     ```
     vitrail evaluate runs/digits/best.safetensors
-    vitrail evaluate best.safetensors data.root=/data/pets evaluate.split=all --json pets.json
+    vitrail evaluate best.safetensors data.root=/data/pets evaluate.split=all --report pets
     ```
     """
     from vitrail.config import command_line
@@ -112,9 +116,11 @@ def evaluate(
             raise ConfigError(f"--json {json_file}: there is no folder {json_file.parent}; create or choose another")
         if json_file.is_dir() or not os.access(json_file if json_file.exists() else json_file.parent, os.W_OK):
             raise ConfigError(f"--json {json_file}: cannot be written; choose another file")
+    if report is not None and sweep_preprocess:
+        raise ConfigError("--report: --sweep-preprocess writes none; leave one of them out")
 
     from vitrail.evaluate import evaluate as run
-    from vitrail.evaluate import sweep
+    from vitrail.evaluate import report_folder, report_name, sweep
     from vitrail.files import write_whole
 
     with _terminal() as display:
@@ -128,7 +134,9 @@ def evaluate(
                     text = json.dumps([result.to_dict() for result in tried], indent=1) + "\n"
                     write_whole(json_file, text.encode(), "choose another file with --json")
             return 0
-        result = run(checkpoint, layers, display=display)
+        default = report is None
+        folder = Path("evaluations", report_name(checkpoint)) if report is None else report
+        result = run(checkpoint, layers, report=report_folder(folder, never_replace=default), display=display)
         if not _is_main_process():
             return 0
         for name, reason in result.bad_files:
@@ -153,6 +161,7 @@ def evaluate(
             text = json.dumps({"checkpoint": str(checkpoint), **result.to_dict()}, indent=1) + "\n"
             write_whole(json_file, text.encode(), "choose another file with --json")
             display.note(f"numbers: {json_file}")
+        print(f"report: {result.report}")
     return 0
 
 
@@ -369,6 +378,57 @@ def config(
 
 
 @app.command
+def check_data(
+    *settings: Settings,
+    output: Annotated[Path, Parameter(help="Folder for the page and the same as JSON.")] = Path("data-check"),
+    imagenet_devkit: Annotated[
+        Path | None, Parameter(help="First bring ImageNet's validation images into class folders, by this kit.")
+    ] = None,
+) -> int:
+    """Look at every image of a folder, and say what is wrong with them; status 1 if anything is.
+
+    What was looked at is kept, and only files that have changed are read again.
+
+    ```
+    vitrail check-data data.root=/data/pets
+    vitrail check-data data.root=/data/imagenet data.manifest=imagenet.manifest
+    vitrail check-data data.root=/data/imagenet --imagenet-devkit ILSVRC2012_devkit_t12.tar.gz
+    ```
+    """
+    from vitrail.config import CheckConfig, command_line, resolve
+
+    config = resolve(CheckConfig, [command_line(settings)]).config
+
+    from vitrail.check_data import check_data as run
+    from vitrail.data.imagenet_val import prepare_imagenet_val
+
+    with _terminal() as display:
+        if imagenet_devkit is not None:
+            if config.data.root is None or config.data.val_split is None:
+                raise ConfigError("--imagenet-devkit needs data.root, the folder with val/")
+            done = prepare_imagenet_val(Path(config.data.root).expanduser() / config.data.val_split, imagenet_devkit)
+            display.note(f"{done.moved:,} images moved into class folders, {done.there:,} were there")
+            if done.absent:
+                display.warn(f"{done.absent:,} of ImageNet's validation images are not there")
+        checked = run(config, output, display)
+        for note in checked.manifest.notes:
+            display.note(note)
+    found = checked.findings
+    numbers = found.statistics
+    rows = [(problem.severity, problem.what, problem.advice) for problem in found.problems]
+    title = (
+        f"{checked.manifest.root}: {numbers['images']:,} images of {numbers['classes']:,} classes, "
+        f"{numbers['training']:,} to train on, {numbers['validation']:,} to validate with"
+    )
+    _table(title, ("", "found", "to do"), rows or [("", "nothing is wrong as far as it can be seen", "")])
+    print(f"page: {checked.folder / 'check.html'}{' (replaced)' if checked.replaced else ''}")
+    print(
+        f"next: {command('train', 'tnt_s_imagenet', *settings)}" if not found.has_errors else "mend what is wrong first"
+    )
+    return int(found.has_errors)
+
+
+@app.command
 def doctor(*, output: Annotated[Path, Parameter(help="Folder that runs are to be written to.")] = Path("runs")) -> int:
     """Look whether this machine is fit to train on, and say how to mend what is not; status 1 if anything is not.
 
@@ -528,6 +588,8 @@ def _show_training(result: TrainResult) -> None:
         for name, reason in result.bad_files:
             print(f"  {name}: {reason}")
     print(f"{result.seconds:.0f} s; curves: {result.folder / 'curves.png'}")
+    if result.report is not None:
+        print(f"report: {result.report}")
     if weights.exists():
         print(f"next: {command('evaluate', weights)}")
         print(f"      {command('predict', weights, result.example or 'IMAGE')}")

@@ -94,6 +94,9 @@ class DataSection:
     bad_files: Literal["skip", "error", "quarantine"] = "skip"
     """What an unreadable image does: skip counts and names it where it is read, error stops the run, quarantine leaves
     out those that the check has found, and is strict with any other."""
+    match_classes: Literal["exact", "by-name"] = "exact"
+    """How `vitrail evaluate` matches the data's classes with the model's: exact wants the same names in the same order,
+    by-name takes a part of them in any order, and ImageNet's by id or English name."""
 
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""

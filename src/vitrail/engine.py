@@ -154,6 +154,15 @@ def gather_texts(accelerator: Accelerator, texts: list[Any]) -> list[Any]:
     return [text for texts in gathered for text in texts]
 
 
+def gather_to_first(accelerator: Accelerator, value: Any) -> list[Any] | None:
+    """Return the values of all processes in the first one, None in the others."""
+    if accelerator.num_processes == 1:
+        return [value]
+    gathered = [None] * accelerator.num_processes if accelerator.is_main_process else None
+    dist.gather_object(value, gathered)
+    return gathered
+
+
 def shared_store(accelerator: Accelerator) -> Store | None:
     """Return what the processes found each other through; None where there is one."""
     return dist.distributed_c10d._get_default_store() if accelerator.num_processes > 1 else None

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
+from vitrail.answers import Answers
 from vitrail.checkpoint import Record
+from vitrail.class_names import check_classes, match_by_name
 from vitrail.config import ConvertConfig, DataSection, EvaluateConfig, Layer, PreprocessSection, resolve, to_dict
 from vitrail.data import open_split
 from vitrail.data.loader import ImageLoader, build_eval_loader
+from vitrail.data.sources import Source
 from vitrail.display import Display, Quiet
 from vitrail.engine import Precision, autocast, gather_texts, processes, sum_over_processes
 from vitrail.errors import DataError
 from vitrail.loading import Opened, open_model, require_rgb, tell, wanted
 from vitrail.metrics import Accuracy, Counter, accuracy
 from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD, VisionModel
+from vitrail.report import FILES, PAGE, Subject, report_files
 from vitrail.transforms import Preprocess, normalise
+from vitrail.whole_folder import WholeFolder
 
 STATISTICS = ((IMAGENET_MEAN, IMAGENET_STD), ((0.5,) * 3, (0.5,) * 3), ((0.0,) * 3, (1.0,) * 3))
 """Mean and std that published models were trained with."""
 CROPS = (0.875, 0.9, 1.0)
+OTHER_CLASSES = (
+    "rename the folders, or evaluate on the data it was trained on; if the data has a part of the classes, or another "
+    "order, data.match_classes=by-name"
+)
 INTERPOLATIONS: tuple[Literal["bicubic", "bilinear"], ...] = ("bicubic", "bilinear")
 
 
@@ -38,6 +48,13 @@ class Evaluation:
     """Name and reason of each image that could not be read; none of them is counted as right or wrong."""
     data: str
     preprocess: Preprocess
+    report: Path | None = None
+    """Page that was written."""
+
+    @property
+    def top1_all_images(self) -> float:
+        """Percent right of all images, the unreadable ones counted as wrong."""
+        return self.accuracy.top1 * self.accuracy.n / (self.accuracy.n + len(self.bad_files))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers as plain values for JSON."""
@@ -48,6 +65,7 @@ class Evaluation:
             "loss": found.loss,
             "n_ok": found.n,
             "n_bad": len(self.bad_files),
+            "top1_all_images": self.top1_all_images,
             "bad_files": [{"path": name, "error": reason} for name, reason in self.bad_files],
             "warnings": list(found.warnings),
             "data": self.data,
@@ -55,15 +73,40 @@ class Evaluation:
         }
 
 
-def evaluate(path: Path, settings: Sequence[Layer] = (), *, display: Display | None = None) -> Evaluation:
+def evaluate(
+    path: Path, settings: Sequence[Layer] = (), *, report: WholeFolder | None = None, display: Display | None = None
+) -> Evaluation:
     """Evaluate a weight file on the images that `settings` name, or else on those it was validated with.
 
+    Args:
+        path: The weight file, of any project.
+        settings: Of the sections weights, data, preprocess and evaluate.
+        report: Where to write the report, see `report_folder`; None writes none.
+        display: Where progress is shown.
+
     Raises:
-        CheckpointError: The file is not one, or damaged.
+        CheckpointError: The file is not one, or damaged; or the report cannot be written.
         ConfigError: A setting is unknown, of the wrong type or out of range.
         DataError: The images are not there, or their classes are not the model's.
     """
-    return _evaluate(path, settings, display or Quiet(), lambda stored: [stored])[0]
+    return _evaluate(path, settings, display or Quiet(), lambda stored: [stored], report)[0]
+
+
+def report_folder(folder: Path, *, never_replace: bool = False) -> WholeFolder:
+    """Return a folder to write a report to.
+
+    Args:
+        folder: Its name; an earlier report there is replaced, anything else is not.
+        never_replace: Take the next number that is free instead: digits, digits-2, digits-3.
+    """
+    advice = "free space or choose another folder with --report"
+    return WholeFolder(folder, FILES, advice, never_replace=never_replace)
+
+
+def report_name(path: Path) -> str:
+    """Return what a report on a weight file is called: as the run whose best weights they are, or else as the file."""
+    path = path.absolute()
+    return path.parent.name if path.name.startswith("best") and path.suffix == ".safetensors" else path.stem
 
 
 def sweep(path: Path, settings: Sequence[Layer] = (), *, display: Display | None = None) -> list[Evaluation]:
@@ -86,7 +129,11 @@ def sweep(path: Path, settings: Sequence[Layer] = (), *, display: Display | None
 
 
 def _evaluate(
-    path: Path, settings: Sequence[Layer], display: Display, ways: Callable[[Preprocess], list[Preprocess]]
+    path: Path,
+    settings: Sequence[Layer],
+    display: Display,
+    ways: Callable[[Preprocess], list[Preprocess]],
+    report: WholeFolder | None = None,
 ) -> list[Evaluation]:
     opened = open_wanted(path, settings)
     tell(opened, display)
@@ -94,13 +141,18 @@ def _evaluate(
     record = opened.record
     config = resolve(EvaluateConfig, [*inherited_data(record, settings), *settings]).config
     data = config.data
-    with processes(config.evaluate.precision, config.evaluate.device) as accelerator:
+    with processes(config.evaluate.precision, config.evaluate.device) as accelerator, ExitStack() as exits:
+        if report is not None and accelerator.is_main_process:
+            exits.enter_context(report.staged())
         with accelerator.local_main_process_first():  # which downloads for all
             source, notes = open_split(data, config.evaluate.split)
-        if not record.classes and record.options["num_classes"] == len(source.classes):
+        if data.match_classes == "by-name":
+            source = in_order_of(record.classes, source, path)
+        elif not record.classes and record.options["num_classes"] == len(source.classes):
             display.warn(f"{path}: names no classes; those of the data are taken, in their order")
+            record = replace(record, classes=source.classes)
         else:
-            check_classes(record.classes, source.classes, path)
+            check_classes(record.classes, source.classes, path, OTHER_CLASSES)
         tried = ways(override_preprocess(record.preprocess, config.preprocess, display))
         for note in notes:
             display.note(note)
@@ -120,9 +172,21 @@ def _evaluate(
         ]
         display.begin("evaluate", sum(map(len, loaders)))
         results = []
+        answers = Answers(model.config.num_classes) if report is not None else None
+        precision, page = config.evaluate.precision, None
         for preprocess, loader in zip(tried, loaders, strict=True):
-            found, bad = count(model, loader, preprocess, accelerator, config.evaluate.precision, display.advance)
-            results.append(Evaluation(found, tuple(bad), source.description, preprocess))
+            found, bad = count(model, loader, preprocess, accelerator, precision, display.advance, answers)
+            gathered = answers.gather(accelerator) if answers else None
+            if report is not None and gathered is not None:
+                subject = Subject(
+                    name=report_name(path), path=Path(opened.account.path), record=record, source=source,
+                    preprocess=preprocess, settings=to_dict(config), device=accelerator.device,
+                )  # fmt: skip
+                folder, replaced = report.publish(report_files(subject, gathered, found, bad))
+                if replaced:
+                    display.note(f"{folder}: held an earlier report, which is replaced")
+                page = folder / PAGE
+            results.append(Evaluation(found, tuple(bad), source.description, preprocess, page))
         display.end()
         return results
 
@@ -142,10 +206,11 @@ def count(
     accelerator: Accelerator,
     precision: Precision,
     advance: Callable[[], None],
+    answers: Answers | None = None,
 ) -> tuple[Accuracy, list[tuple[str, str]]]:
     """Count the right answers of a model over all processes, and gather the images that could not be read.
 
-    `advance` is called after each batch, equally often in all processes.
+    `advance` is called after each batch, equally often in all processes; `answers` is given those of this process.
 
     Raises:
         DataError: None could be read.
@@ -163,7 +228,10 @@ def count(
             images = normalise(batch.images.to(device, non_blocking=True), preprocess.mean, preprocess.std)
             # a model that is shared out needs all processes in each pass, also those without an image
             logits = model(images if len(batch.labels) else nothing)
-            counter.add(logits[: len(batch.labels)], batch.labels.to(device, non_blocking=True))
+            logits = logits[: len(batch.labels)]
+            counter.add(logits, batch.labels.to(device, non_blocking=True))
+            if answers is not None:
+                answers.add(batch.indices, logits)
             advance()
         for _ in range(most - len(loader)):
             model(nothing)
@@ -204,20 +272,12 @@ def override_preprocess(stored: Preprocess, wanted: PreprocessSection, display: 
     return replace(stored, **changes)
 
 
-def check_classes(model_classes: Sequence[str], data_classes: Sequence[str], path: Path | str) -> None:
-    """Refuse data whose classes, or their order, are not the model's.
+def in_order_of(model_classes: Sequence[str], source: Source, path: Path | str) -> Source:
+    """Return the images with the labels of the model, found by the names of the classes.
 
     Raises:
-        DataError: With the first rows that differ.
+        DataError: The model lacks a class of the data.
     """
-    if tuple(model_classes) == tuple(data_classes):
-        return
-    rows = [
-        f"{index}: {ours} / {theirs}"
-        for index, (ours, theirs) in enumerate(zip_longest(model_classes, data_classes, fillvalue="-"))
-        if ours != theirs
-    ]
-    raise DataError(
-        f"the classes of {path} ({len(model_classes)}) are not those of the data ({len(data_classes)}); differences, "
-        f"as index: model / data = {'; '.join(rows[:3])}; rename the folders, or evaluate on the data it was trained on"
-    )
+    indices = np.array(match_by_name(model_classes, source.classes, path), dtype=np.int32)
+    # every source is a dataclass with these two fields, which no protocol can say
+    return replace(cast(Any, source), labels=indices[source.labels], classes=tuple(model_classes))

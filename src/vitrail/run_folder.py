@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.files import write_whole
+from vitrail.whole_folder import numbered
 
 
 def create_run(root: Path, name: str | None, default_name: str) -> Path:
@@ -30,16 +31,12 @@ def create_run(root: Path, name: str | None, default_name: str) -> Path:
             (folder / "last").mkdir()
             return folder
         root.mkdir(parents=True, exist_ok=True)
-        number = 1
-        while True:
-            folder = root / (default_name if number == 1 else f"{default_name}-{number}")
-            try:
+        for folder in numbered(root / default_name):
+            with contextlib.suppress(FileExistsError):
                 folder.mkdir()
-            except FileExistsError:
-                number += 1
-            else:
                 (folder / "last").mkdir()
                 return folder
+        raise AssertionError
     except FileExistsError as error:
         raise ConfigError(
             f"output.name: {root / name} exists; choose another, or go on with --resume {root / name}"

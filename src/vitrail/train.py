@@ -20,6 +20,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from vitrail.augment import erase, mix, soft_targets
 from vitrail.checkpoint import Record, load_weights, model_options, provenance, save_model
+from vitrail.class_names import check_classes
 from vitrail.config import TrainConfig, flat, to_dict, to_yaml
 from vitrail.data.loader import Batch
 from vitrail.display import Display, Quiet
@@ -37,14 +38,15 @@ from vitrail.engine import (
     shared_store,
     sum_over_processes,
 )
-from vitrail.errors import CheckpointError, DataError, Interrupted, Stopped, TrainingError, command
-from vitrail.evaluate import check_classes, count
+from vitrail.errors import CheckpointError, DataError, Interrupted, Stopped, TrainingError, VitrailError, command
+from vitrail.evaluate import count
 from vitrail.files import write_whole
 from vitrail.guard import first_nonfinite
 from vitrail.job import Job, build_job, build_state, sum_dtype
 from vitrail.models.registry import VisionModel
 from vitrail.optim import set_learning_rate
 from vitrail.run_folder import Outbox, RunLog, TensorBoard, Tracker, create_run, plot_curves
+from vitrail.run_report import write_run_report
 from vitrail.sharding import local, whole
 from vitrail.start import FREE, LENGTH, differences, listed
 from vitrail.state import SUMS, TrainState, list_states, load_last_state, save_state
@@ -71,6 +73,8 @@ class TrainResult:
     """Name and reason of each image that could not be read."""
     example: str
     """Path of a validation image."""
+    report: Path | None
+    """Page of the best weights; None where it could not be written, or nothing was trained."""
 
 
 @dataclass(kw_only=True)
@@ -173,8 +177,9 @@ def train(
             display.note(f"stopped early: no better {settings.monitor} for {settings.patience} epochs")
         if state.epoch > first_epoch:
             save(job, state, run, must=True)
-        run.agreement.finish()
         run.outbox.finish()
+        report = report_on(job, state, run) if state.epoch > first_epoch and state.best else None
+        run.agreement.finish()
         example = ""
         if accelerator.is_main_process:
             if state.epoch > first_epoch:
@@ -184,7 +189,7 @@ def train(
                 example = job.data.val.example(run.folder)
         seconds = time.monotonic() - run.began
         bad_files = tuple(sorted(state.bad_files))
-        return TrainResult(run.folder, tuple(state.rows), state.best, seconds, bad_files, example)
+        return TrainResult(run.folder, tuple(state.rows), state.best, seconds, bad_files, example, report)
 
 
 def train_epoch(job: Job, state: TrainState, run: Run, wrapped: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
@@ -579,6 +584,32 @@ def stop_or_save(job: Job, state: TrainState, run: Run, *, saving: bool) -> None
             f"{'and saved' if saved else 'whose numbers were not finite, so the save before stays'}; go on with: "
             f"{command('train', '--resume', run.folder)}"
         )
+
+
+def report_on(job: Job, state: TrainState, run: Run) -> Path | None:
+    """Write the page of a finished run; what hinders that, a signal too, costs the page and not the run."""
+
+    def counted() -> None:
+        run.watchdog.stir()
+        job.display.advance()
+        stopping, _ = run.agreement.exchange(job.stop.reason is not None, False)
+        if stopping:
+            raise Stopped(f"stopped by {job.stop.reason or 'another process'}")
+
+    run.watchdog.move("evaluating the best weights")
+    job.display.begin("report", len(job.val_loader))
+    try:
+        with interruptible(run.folder):
+            return write_run_report(job, state, run.folder, run.elapsed_s(), counted)
+    except Interrupted:
+        raise
+    except Exception as error:  # whatever it is, memory that is short too, all of the run is done and saved
+        reason = error if isinstance(error, VitrailError) else f"{type(error).__name__}: {error}"
+        later = command("evaluate", run.folder / "best.safetensors", "--report", run.folder / "report")
+        job.display.warn(f"{reason}; the run is finished, but its report is left out; to write it: {later}")
+        return None
+    finally:
+        job.display.end()
 
 
 def roll_back(job: Job, state: TrainState, run: Run, reason: str) -> None:

@@ -134,7 +134,7 @@ def _unreadable(manifest: Manifest) -> Iterator[Problem]:
 def _duplicates(manifest: Manifest, held_out: NDArray[np.bool_], near: bool) -> Iterator[Problem]:
     readable = np.flatnonzero(manifest.inspected & ~manifest.unreadable)
     equal = [readable[group] for group in equal_groups(manifest.content[readable])]
-    yield from _likenesses(equal, manifest, held_out, "the same file, byte for byte")
+    yield from _likenesses(equal, manifest, held_out, "the same file, byte for byte", "error")
     if not near:
         return
     hashes = np.zeros(len(manifest), np.uint64)
@@ -142,7 +142,7 @@ def _duplicates(manifest: Manifest, held_out: NDArray[np.bool_], near: bool) -> 
     for group in equal:
         hashes[group[1:]] = 0
     pairs, crowded = near_pairs(hashes)
-    yield from _likenesses([*pairs], manifest, held_out, "versions of one picture, it seems")
+    yield from _likenesses([*pairs], manifest, held_out, "versions of one picture, it seems", "warning")
     if crowded:
         yield Problem(
             "note",
@@ -153,19 +153,19 @@ def _duplicates(manifest: Manifest, held_out: NDArray[np.bool_], near: bool) -> 
 
 
 def _likenesses(
-    groups: Sequence[NDArray[np.int64]], manifest: Manifest, held_out: NDArray[np.bool_], what: str
+    groups: Sequence[NDArray[np.int64]], manifest: Manifest, held_out: NDArray[np.bool_], what: str, gravest: Severity
 ) -> Iterator[Problem]:
     across = [group for group in groups if len(np.unique(held_out[group])) > 1]
     torn = [group for group in groups if len(np.unique(manifest.label[group])) > 1]
     inside = [group for group in groups if len(np.unique(held_out[group])) == 1]
     kinds: tuple[tuple[Severity, Sequence[NDArray[np.int64]], str, str], ...] = (
         (
-            "error",
+            gravest,
             across,
             "on both sides of training and validation",
             "validation looks better by them; remove one side",
         ),
-        ("error", torn, "in different classes", "one of the labels is wrong; look at them"),
+        (gravest, torn, "in different classes", "one of the labels is wrong; look at them"),
         ("note", inside, "within one part", "they count double"),
     )
     for severity, found, where, advice in kinds:

@@ -1,0 +1,124 @@
+"""A folder of images looked through before anything is trained on it: what is wrong, as numbers and as a page."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitrail.config import CheckConfig
+from vitrail.data import open_manifest
+from vitrail.data.check import check_images
+from vitrail.data.findings import CUT_AWAY, Findings, cut_away, find_problems, validated_with
+from vitrail.data.manifest import Manifest
+from vitrail.decoding import decode
+from vitrail.display import Display
+from vitrail.errors import ConfigError, DataError
+from vitrail.page import picture, render
+from vitrail.transforms import Preprocess
+from vitrail.whole_folder import WholeFolder
+
+SIZE = (224, 224)
+"""Pixels that most of the models read."""
+FILES = ("check.html", "check.json")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found, and where it is written."""
+
+    manifest: Manifest
+    findings: Findings
+    folder: Path
+    replaced: bool
+
+
+def check_data(config: CheckConfig, output: Path, display: Display) -> Checked:
+    """Look at every image of a data set that has not been looked at yet, and write what is found to a folder.
+
+    Raises:
+        ConfigError: The data is a named set, which needs no check.
+        DataError: There are no images.
+        CheckpointError: The output folder cannot be written.
+    """
+    if config.data.name is not None:
+        raise ConfigError(
+            f"data.name is {config.data.name}, which is as it was published; set data.root to check a folder"
+        )
+    given = {name: value for name, value in vars(config.preprocess).items() if value is not None}
+    preprocess = Preprocess(size=SIZE, **given)
+    folder = WholeFolder(output, FILES, "choose another folder with --output")
+    with folder.staged():
+        manifest, structure = open_manifest(
+            config.data, partial(check_images, display=display, workers=config.data.workers)
+        )
+        held_out = validated_with(manifest, config.data.fold)
+        findings = find_problems(manifest, held_out, preprocess, structure)
+        about = {"root": str(manifest.root), "manifest": manifest.hash, **findings.to_dict(manifest)}
+        page = render("check_data.html", **_page(manifest, findings, held_out, preprocess))
+        place, replaced = folder.publish(
+            {"check.html": page, "check.json": (json.dumps(about, indent=1) + "\n").encode()}
+        )
+    return Checked(manifest, findings, place, replaced)
+
+
+@dataclass(frozen=True)
+class _Thumbnail:
+    """An image as the page shows it, with the evaluation's crop as percentages of its sides."""
+
+    address: str
+    name: str
+    class_name: str
+    part: str
+    aspect: float
+    crop: tuple[float, float, float, float] | None
+    """Left, top, width and height."""
+
+
+def _page(
+    manifest: Manifest, findings: Findings, held_out: NDArray[np.bool_], preprocess: Preprocess
+) -> dict[str, Any]:
+    lost = cut_away(manifest, preprocess)
+
+    def thumbnail(index: int) -> _Thumbnail:
+        try:
+            pixels = decode(manifest.path(index).read_bytes())
+            address, (height, width) = picture(pixels), pixels.shape[1:]
+        except (DataError, OSError):
+            address, height, width = "", 1, 1
+        scale = min(height * preprocess.crop / preprocess.size[0], width * preprocess.crop / preprocess.size[1])
+        seen_w, seen_h = (
+            min(100.0, 100 * preprocess.size[1] * scale / width), min(100.0, 100 * preprocess.size[0] * scale / height)
+        )  # fmt: skip
+        crop = ((100 - seen_w) / 2, (100 - seen_h) / 2, seen_w, seen_h)
+        return _Thumbnail(
+            address, manifest.name(index), manifest.classes[manifest.label[index]],
+            "validation" if held_out[index] else "training", width / height, crop if lost[index] > CUT_AWAY else None,
+        )  # fmt: skip
+
+    statistics = findings.statistics
+    counts = sorted(
+        zip(
+            manifest.classes, statistics["training_images_by_class"], statistics["validation_images_by_class"],
+            strict=True,
+        ),
+        key=lambda row: -row[1],
+    )  # fmt: skip
+    return {
+        "root": str(manifest.root),
+        "hash": manifest.hash,
+        "notes": manifest.notes,
+        "problems": [
+            {**asdict(problem), "images": [[thumbnail(index) for index in group] for group in problem.images]}
+            for problem in findings.problems
+        ],
+        "statistics": statistics,
+        "counts": counts,
+        "most": max((train + val for _, train, val in counts), default=1),
+        "preprocess": preprocess,
+    }

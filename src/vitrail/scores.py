@@ -1,0 +1,134 @@
+"""What an evaluation says of each class, and of the probabilities: rates, rankings, calibration, intervals.
+
+Shapes
+    n images, k classes
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+CONFIDENCE = 0.95
+"""Of the intervals."""
+BINS = 15
+"""Of equal width, in which probabilities are compared with accuracies."""
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """What was found of each class, from 0 to 1; NaN where there is nothing to divide by."""
+
+    n: Int[np.ndarray, " k"]
+    """Images of the class."""
+    precision: Float[np.ndarray, " k"]
+    """Share of the class's images among those called so; NaN where none was."""
+    recall: Float[np.ndarray, " k"]
+    """Share of the class's images that were called so: the accuracy on the class. NaN where it has none."""
+    f1: Float[np.ndarray, " k"]
+    auroc: Float[np.ndarray, " k"]
+    """Area under the ROC curve of the class against the rest."""
+    ap: Float[np.ndarray, " k"]
+    """Average precision of the class against the rest."""
+
+    def macro(self, name: str) -> float:
+        """Return the mean over the classes that have images, as far as it is defined for them."""
+        values = getattr(self, name)[self.n > 0]
+        values = values[~np.isnan(values)]
+        return float(values.mean()) if len(values) else math.nan
+
+
+def class_scores(
+    confusion: Int[np.ndarray, "k k"], labels: Int[np.ndarray, " n"], scores: Float[np.ndarray, "n k"]
+) -> ClassScores:
+    """Score each class.
+
+    Args:
+        confusion: Images by (label, prediction).
+        labels: Of the images.
+        scores: Of each class: probabilities, or anything that rises with them.
+    """
+    right, of_class, called = np.diagonal(confusion), confusion.sum(1), confusion.sum(0)
+    auroc, ap = rankings(labels, scores)
+    with np.errstate(invalid="ignore"):
+        return ClassScores(of_class, right / called, right / of_class, 2 * right / (of_class + called), auroc, ap)
+
+
+def rankings(
+    labels: Int[np.ndarray, " n"], scores: Float[np.ndarray, "n k"]
+) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+    """Return the area under the ROC curve, and the average precision, of each class against the rest.
+
+    Equal scores count as scikit-learn counts them. One sort a class, where scikit-learn's two functions take three and
+    more, so that 1,000 classes take seconds.
+    """
+    n, k = scores.shape
+    auroc, ap = np.full(k, np.nan), np.full(k, np.nan)
+    for label in range(k):
+        column = np.ascontiguousarray(scores[:, label])
+        positives = np.sort(column[labels == label])
+        count = len(positives)
+        if count == 0 or np.isnan(column).any():
+            continue
+        everyone = np.sort(column)
+        below = np.searchsorted(everyone, positives, "left")  # images of a lower score than each positive
+        positives_below = np.searchsorted(positives, positives, "left")
+        ap[label] = np.mean((count - positives_below) / (n - below))
+        if count < n:
+            up_to = np.searchsorted(everyone, positives, "right") - np.searchsorted(positives, positives, "right")
+            auroc[label] = np.mean(below - positives_below + up_to) / 2 / (n - count)  # equal ones count half
+    return auroc, ap
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How well the probability of the answer tells how often it is right, by bins of that probability."""
+
+    n: Int[np.ndarray, " bins"]
+    """Images in each bin."""
+    confidence: Float[np.ndarray, " bins"]
+    """Mean probability; NaN in an empty bin, as is the accuracy."""
+    accuracy: Float[np.ndarray, " bins"]
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error: the mean distance of both, over the images."""
+        filled = self.n > 0
+        if not filled.any():
+            return math.nan
+        return float(np.abs(self.accuracy - self.confidence)[filled] @ self.n[filled] / self.n.sum())
+
+
+def calibration(probabilities: Float[np.ndarray, " n"], right: Bool[np.ndarray, " n"]) -> Calibration:
+    """Sort answers into BINS of equal width by their probability; one that is not a number is left out."""
+    known = ~np.isnan(probabilities)
+    probabilities, right = probabilities[known], right[known]
+    bins = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], probabilities)
+    n = np.bincount(bins, minlength=BINS)
+    with np.errstate(invalid="ignore"):
+        confidence = np.bincount(bins, probabilities, BINS) / n
+        return Calibration(n, confidence, np.bincount(bins, right, BINS) / n)
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """Return the Wilson score interval of a share, from 0 to 1, as if the images were drawn one by one."""
+    if n == 0:
+        return math.nan, math.nan
+    share, z = right / n, NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    middle = share + z * z / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+
+
+def most_confused(confusion: Int[np.ndarray, "k k"], most: int) -> list[tuple[int, int, int]]:
+    """Return (label, prediction, images) of the pairs that were confused most often."""
+    label, prediction = np.nonzero(confusion)
+    wrong = label != prediction
+    label, prediction = label[wrong], prediction[wrong]
+    counts = confusion[label, prediction]
+    order = np.lexsort((prediction, label, -counts))[:most]
+    return [(int(label[i]), int(prediction[i]), int(counts[i])) for i in order]
