@@ -66,7 +66,7 @@ def draw_confusion(confusion: Int[np.ndarray, "k k"], classes: Sequence[str]) ->
     draw.text((left, 8), "answer", INK, font)
     draw.text((8, top), "true", INK, font)
     every = "" if step == 1 else f"; every {step}th class is named"
-    draw.text((8, top + side + 12), f"blue right, red wrong; darker is a larger share of the row{every}", INK, small)
+    draw.text((8, top + side + 12), f"blue right, red wrong; stronger is a larger share of the row{every}", INK, small)
     buffer = io.BytesIO()
     image.quantize(256, dither=Image.Dither.NONE).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
