@@ -1,5 +1,7 @@
 import json
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -273,6 +275,20 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_evaluation(
     folder = report_folder(image_folder.parent / "file" / "x")
     with pytest.raises(CheckpointError, match=r"x: cannot be written \(Not a directory\).*--report"):
         evaluate(tiny_checkpoint, layers(image_folder), report=folder)
+
+
+def test_a_disk_that_fills_up_does_not_cost_the_numbers(
+    tiny_checkpoint: Path, image_folder: Path, largest_file: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    alone = evaluate(tiny_checkpoint, layers(image_folder)).accuracy
+    folder = report_folder(image_folder.parent / "x")
+    numbers = rf"the evaluation itself found top-1 {alone.top1:.2f} %, top-5 100.00 %, loss {alone.loss:.4f}$"
+    with (
+        pytest.raises(CheckpointError, match=rf"x: cannot be written \(File too large\).*; {numbers}"),
+        largest_file(99),
+    ):
+        evaluate(tiny_checkpoint, layers(image_folder), report=folder)
+    assert not (image_folder.parent / "x").exists()
 
 
 def test_a_report_is_called_as_its_run_or_its_file() -> None:

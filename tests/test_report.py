@@ -6,6 +6,8 @@ import csv
 import html.parser
 import io
 import json
+import shutil
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -63,7 +65,7 @@ def read(files: dict[str, bytes]) -> dict[str, Any]:
 class Addresses(html.parser.HTMLParser):
     """Every address that a browser would open by itself, and every element that was left open."""
 
-    VOID = ("meta", "img", "input", "br", "link")
+    VOID = ("meta", "img", "input", "br", "link", "wbr")
 
     def __init__(self) -> None:
         super().__init__()
@@ -179,7 +181,7 @@ def test_pictures_are_what_the_model_saw_and_a_file_that_is_gone_leaves_a_gap(tm
     ].decode()
     assert page.count("no longer readable") == 2  # among the pairs, and among the mistakes
     assert page.count("data:image/png") == 2
-    assert str(tmp_path / "a" / "1.png") in page
+    assert str(tmp_path / "a" / "1.png").replace("/", "/<wbr>") in page
     check_page(page)
 
 
@@ -202,6 +204,56 @@ def test_the_page_of_a_run_shows_its_curves_samples_and_settings(tmp_path: Path)
     ):
         assert text in page, text
     check_page(page)
+
+
+PROBE = """
+<iframe src="report.html" style="width: 390px; height: 800px"></iframe>
+<pre id="told"></pre>
+<script>
+document.querySelector("iframe").onload = event => {
+  const page = event.target.contentDocument, table = page.querySelector("table.sortable"), told = {};
+  const column = number => [...table.tBodies[0].rows].map(row => row.cells[number].textContent);
+  const click = number => table.tHead.rows[0].cells[number].querySelector("button").click();
+  click(0); told.names = column(0);
+  click(2); told.rising = column(2);
+  click(2); told.falling = column(2);
+  told.sorted = [...page.querySelectorAll("[aria-sort]")].map(head => head.getAttribute("aria-sort"));
+  const search = page.querySelector("input[type=search]");
+  search.value = "class 1"; search.dispatchEvent(new Event("input"));
+  told.left = [...table.tBodies[0].rows].filter(row => !row.hidden).length;
+  told.overflow = page.documentElement.scrollWidth - page.documentElement.clientWidth;
+  document.querySelector("#told").textContent = JSON.stringify(told);
+};
+</script>
+"""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_in_a_browser_tables_sort_and_a_narrow_page_does_not_scroll_sideways(tmp_path: Path) -> None:
+    source, answers, _ = noise(400, 24)
+    seen = source.labels[answers.indices] != 3
+    kept = Gathered(answers.indices[seen], answers.choices[seen], answers.log_probabilities[seen])
+    files = report_files(subject(source, tmp_path / "w"), kept, Accuracy(int(seen.sum()), 75.0, 90.0, 0.5), [])
+    (tmp_path / "report.html").write_bytes(files["report.html"])
+    (tmp_path / "probe.html").write_text(PROBE)
+    browser = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
+    options = [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom"]
+    done = subprocess.run(
+        [*browser, *options, f"file://{tmp_path / 'probe.html'}"],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    told = json.loads(done.stdout.split('<pre id="told">')[1].split("</pre>")[0])
+    assert told["names"] == [f"class {number}" for number in range(24)]
+    rising = [float(text) for text in told["rising"][:-1]]
+    assert rising == sorted(rising)
+    assert [float(text) for text in told["falling"][:-1]] == rising[::-1]
+    assert told["rising"][-1] == told["falling"][-1] == "-"
+    assert told["sorted"] == ["descending"]
+    assert told["left"] == 11
+    assert told["overflow"] == 0
 
 
 def test_a_thousand_classes_make_a_page_of_reasonable_size_in_seconds(

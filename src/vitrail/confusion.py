@@ -65,15 +65,15 @@ def draw_confusion(confusion: Int[np.ndarray, "k k"], classes: Sequence[str]) ->
                 draw.text(place, count, PAPER if dark else INK, small, anchor="mm")
     draw.text((left, 8), "answer", INK, font)
     draw.text((8, top), "true", INK, font)
-    every = "" if step == 1 else f"; every {step}th class is named"
-    draw.text((8, top + side + 12), f"blue right, red wrong; darker is a larger share of the row{every}", INK, small)
+    every = "" if step == 1 else f"; one class in {step} is named"
+    draw.text((8, top + side + 12), f"blue right, red wrong; stronger is a larger share of the row{every}", INK, small)
     buffer = io.BytesIO()
     image.quantize(256, dither=Image.Dither.NONE).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
 def _cells(confusion: Int[np.ndarray, "k k"], cell: int) -> Image.Image:
-    shade = shades(confusion, 0.12 if cell >= COUNTS_FROM else 0.45).astype(np.float32)
+    shade = shades(confusion, min(max(3 / cell, 0.12), 0.45)).astype(np.float32)  # small ones need more to be seen
     on_diagonal = np.eye(len(confusion), dtype=bool)
     right, wrong = (
         np.where(chosen, shade, 0).repeat(cell, axis=0).repeat(cell, axis=1)[:, :, None]

@@ -21,7 +21,7 @@ from vitrail.data.loader import ImageLoader, build_eval_loader
 from vitrail.data.sources import Source
 from vitrail.display import Display, Quiet
 from vitrail.engine import Precision, autocast, gather_texts, processes, sum_over_processes
-from vitrail.errors import DataError
+from vitrail.errors import CheckpointError, DataError
 from vitrail.loading import Opened, open_model, require_rgb, tell, wanted
 from vitrail.metrics import Accuracy, Counter, accuracy
 from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD, VisionModel
@@ -54,7 +54,8 @@ class Evaluation:
     @property
     def top1_all_images(self) -> float:
         """Percent right of all images, the unreadable ones counted as wrong."""
-        return self.accuracy.top1 * self.accuracy.n / (self.accuracy.n + len(self.bad_files))
+        right = round(self.accuracy.top1 * self.accuracy.n / 100)
+        return 100 * right / (self.accuracy.n + len(self.bad_files))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers as plain values for JSON."""
@@ -182,7 +183,12 @@ def _evaluate(
                     name=report_name(path), path=Path(opened.account.path), record=record, source=source,
                     preprocess=preprocess, settings=to_dict(config), device=accelerator.device,
                 )  # fmt: skip
-                folder, replaced = report.publish(report_files(subject, gathered, found, bad))
+                files = report_files(subject, gathered, found, bad)
+                try:
+                    folder, replaced = report.publish(files)
+                except CheckpointError as error:  # after an hour, perhaps
+                    numbers = f"top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} %, loss {found.loss:.4f}"
+                    raise CheckpointError(f"{error}; the evaluation itself found {numbers}") from error
                 if replaced:
                     display.note(f"{folder}: held an earlier report, which is replaced")
                 page = folder / PAGE
