@@ -27,7 +27,7 @@ LAYERS = [
     },
     {"dialects", "imagenet", "models.layers", "transforms", "metrics", "augment", "projects", "weight_file"},
     {"models.tnt", "models.t2t_vit", "models.twins", "data.sources", "data.sampling", "foreign"},
-    {"data.folders", "data.splits", "data.named_sets", "data.loader"},
+    {"data.folders", "data.splits", "data.named_sets", "data.loader", "balance"},
     {"models", "data", "start", "flags"},
     {"checkpoint", "engine", "optim", "catalogue", "mindir", "recognise"},
     {"adapt"},

@@ -8,8 +8,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 
 from vitrail.checkpoint import Record
 from vitrail.config import ConvertConfig, DataSection, EvaluateConfig, Layer, PreprocessSection, resolve, to_dict
@@ -19,7 +21,7 @@ from vitrail.display import Display, Quiet
 from vitrail.engine import Precision, autocast, gather_texts, processes, sum_over_processes
 from vitrail.errors import DataError
 from vitrail.loading import Opened, open_model, require_rgb, tell, wanted
-from vitrail.metrics import Accuracy, Counter, accuracy
+from vitrail.metrics import SHOTS, Accuracy, Counter, accuracy
 from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD, VisionModel
 from vitrail.transforms import Preprocess, normalise
 
@@ -46,6 +48,9 @@ class Evaluation:
             "top1": found.top1,
             "top5": found.top5,
             "loss": found.loss,
+            "balanced_accuracy": found.balanced_accuracy,
+            "macro_f1": found.macro_f1,
+            **{f"{name}_top1": getattr(found, f"{name}_top1") for name in SHOTS},
             "n_ok": found.n,
             "n_bad": len(self.bad_files),
             "bad_files": [{"path": name, "error": reason} for name, reason in self.bad_files],
@@ -126,10 +131,13 @@ def _evaluate(
             )
             for preprocess in tried
         ]
+        counts = np.array(record.provenance["training_counts"]) if "training_counts" in record.provenance else None
         display.begin("evaluate", sum(map(len, loaders)))
         results = []
         for preprocess, loader in zip(tried, loaders, strict=True):
-            found, bad = count(model, loader, preprocess, accelerator, config.evaluate.precision, display.advance)
+            found, bad = count(
+                model, loader, preprocess, accelerator, config.evaluate.precision, display.advance, counts
+            )
             results.append(Evaluation(found, tuple(bad), source.description, preprocess))
         display.end()
         return results
@@ -150,10 +158,12 @@ def count(
     accelerator: Accelerator,
     precision: Precision,
     advance: Callable[[], None],
+    training_counts: NDArray[np.int64] | None = None,
 ) -> tuple[Accuracy, list[tuple[str, str]]]:
     """Count the right answers of a model over all processes, and gather the images that could not be read.
 
-    `advance` is called after each batch, equally often in all processes.
+    `advance` is called after each batch, equally often in all processes. `training_counts` has the training images of
+    each class, where they are known.
 
     Raises:
         DataError: None could be read.
@@ -181,7 +191,7 @@ def count(
         accelerator, counter.totals, counter.loss, counter.confusion
     )
     bad = sorted(gather_texts(accelerator, bad))
-    found = accuracy(counter)
+    found = accuracy(counter, training_counts)
     if found.n == 0:
         raise DataError(f"none of the {len(bad)} images could be read; the first is {bad[0][0]} ({bad[0][1]})")
     return found, bad
