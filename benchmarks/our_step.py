@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from timm.utils.model_ema import ModelEmaV3
 
+from vitrail.balance import Balance
 from vitrail.config import TrainConfig, command_line, resolve
 from vitrail.data.loader import Batch
 from vitrail.job import build_model, build_preprocess
@@ -43,12 +44,13 @@ def build_step(
     wrapped.train()
     pixels = torch.randint(0, 256, (batch_size, 3, *preprocess.size), dtype=torch.uint8)
     labels = torch.arange(batch_size)
+    balance = Balance(torch.ones(CLASSES, device=accelerator.device), torch.zeros(CLASSES, device=accelerator.device))
     watch = Stopwatch(accelerator.device, {})
 
     def step() -> None:
         set_learning_rate(optimizer, 1e-4)
         batch = Batch(pixels, labels, labels, labels, [])
-        train_step(wrapped, optimizer, accelerator, [batch], config, preprocess, CLASSES, [1], watch)
+        train_step(wrapped, optimizer, accelerator, [batch], config, preprocess, balance, [1], watch)
         ema.update(model)
 
     return step, wrapped, optimizer

@@ -40,7 +40,7 @@ LAYERS = [
         "foreign",
     },
     {"data.sources"},
-    {"data.folders", "data.splits", "data.named_sets", "data.loader", "data.imagenet_val"},
+    {"data.folders", "data.splits", "data.named_sets", "data.loader", "data.imagenet_val", "balance"},
     {"data.manifest"},
     {"data.check", "data.findings"},
     {"models", "data", "start", "flags"},

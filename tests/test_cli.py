@@ -187,6 +187,22 @@ def test_train_evaluate_and_predict_follow_one_another_as_their_last_lines_say(
     assert "top-1" in capsys.readouterr().out
 
 
+def test_the_last_table_has_the_groups_of_a_long_tailed_set_and_the_number_that_chose(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    common = ("train", TINY, f"data.root={image_folder}", "train.epochs=1", "schedule.warmup_epochs=0")
+    assert run(*common, "train.monitor=val_macro_f1") == 0
+    heading = capsys.readouterr().out.splitlines()[1].split()
+    assert heading == ["epoch", "train", "loss", "val", "loss", "top-1,", "%", "top-5,", "%", "val_macro_f1"]
+    (first,) = (image_folder / "train" / "red").glob("red_0.jpg")
+    for number in range(20):
+        (first.parent / f"copy_{number}.jpg").write_bytes(first.read_bytes())
+    assert run(*common, "train.monitor=val_tail_top1") == 0
+    heading = capsys.readouterr().out.splitlines()[1].split("top-5, %")[1]
+    assert " ".join(heading.split()) == "balanced, % macro F1, % medium, % tail, %"
+
+
 def test_an_alias_is_answered_with_the_canonical_name(image_folder: Path, tmp_path: Path) -> None:
     tokens = [str(TINY), f"data.root={image_folder}", "train.epochs=1", "model.name=tnt_ti"]
     done = python("-m", "vitrail", "train", *tokens, cwd=tmp_path)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from vitrail.config import (
     AugmentSection,
+    BalanceSection,
     DataSection,
     EmaSection,
     EvaluateConfig,
@@ -42,8 +43,8 @@ from vitrail.config import (
 from vitrail.errors import ConfigError, VitrailError
 
 SECTIONS = (
-    ModelSection, DataSection, PreprocessSection, AugmentSection, OptimSection, ScheduleSection, EmaSection,
-    TrainSection, OutputSection, EvaluateSection, WeightsSection,
+    ModelSection, DataSection, PreprocessSection, AugmentSection, BalanceSection, OptimSection, ScheduleSection,
+    EmaSection, TrainSection, OutputSection, EvaluateSection, WeightsSection,
 )  # fmt: skip
 SELF_EXPLAINING = {
     (AugmentSection, "label_smoothing"),
@@ -312,6 +313,9 @@ def test_a_literal_that_is_far_from_all_choices_gets_no_suggestion() -> None:
         ("augment.scale=[0.5, 2]", "augment.scale is (0.5, 2.0); it must rise within 0 to 1"),
         ("augment.ratio=[0, 1]", "augment.ratio is (0.0, 1.0); it must be positive and rise"),
         ("augment.ratio=[2, 1]", "augment.ratio is (2.0, 1.0); it must be positive and rise"),
+        ("balance.logit_adjust=0", "balance.logit_adjust is 0.0; it must be above 0"),
+        ("balance.effective_beta=1", "balance.effective_beta is 1.0; it must be from 0 to below 1"),
+        ("balance.effective_beta=-0.1", "balance.effective_beta is -0.1; it must be from 0 to below 1"),
         ("optim.lr=0", "optim.lr is 0.0; it must be above 0"),
         ("optim.eps=0", "optim.eps is 0.0; it must be above 0"),
         ("optim.clip_norm=0", "optim.clip_norm is 0.0; it must be above 0"),
@@ -360,6 +364,7 @@ def test_evaluation_needs_images_and_a_batch_of_at_least_one() -> None:
         "augment.ratio=[1, 1]",
         "augment.label_smoothing=0",
         "augment.color_jitter=0",
+        "balance.effective_beta=0",
         "optim.weight_decay=0",
         "optim.betas=[0, 0]",
         "schedule.warmup_epochs=0",
@@ -380,6 +385,16 @@ def test_jitter_that_the_policy_would_replace_is_refused() -> None:
     with pytest.raises(ConfigError, match=refusal):
         settings("augment.color_jitter=0.4", "augment.auto_augment=rand-m9")
     settings("augment.color_jitter=0.4", "augment.auto_augment=3a")
+
+
+def test_an_adjustment_that_would_do_nothing_is_refused() -> None:
+    refusal = (
+        r"^balance\.logit_adjust does nothing beside sampler=balanced, which shows all classes equally often; drop one$"
+    )
+    with pytest.raises(ConfigError, match=refusal):
+        settings("balance.logit_adjust=1", "balance.sampler=balanced")
+    both = settings("balance.logit_adjust=1", "balance.sampler=sqrt").balance
+    assert both.active() == ["balance.sampler=sqrt", "balance.logit_adjust=1.0"]
 
 
 def test_nesterov_is_accepted_with_sgd_and_momentum() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import operator
 import os
 import re
@@ -13,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from vitrail import data as vitrail_data
 from vitrail.config import DataSection
 from vitrail.data.loader import build_eval_loader, build_train_loader, default_workers
-from vitrail.data.sampling import BatchSampler, epoch_order
+from vitrail.data.sampling import BatchSampler, class_order, class_shares, epoch_order
 from vitrail.errors import ConfigError, DataError
 from vitrail.transforms import Preprocess, TrainView, sample_key
 
@@ -432,6 +435,75 @@ def test_copies_of_an_image_part():
         for batch in BatchSampler(90, 30, 1, rank=rank, world=3, repeats=3):
             images = [index for _, index, _ in batch]
             assert len(set(images)) == len(images) == 10
+
+
+def drawn_by_class(counts, sampler, seed, epoch, repeats=1):
+    """Return the labels, and the order of an epoch; the images of a class do not lie together."""
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts), dtype=np.int32), counts))
+    return labels, class_order(labels, class_shares(np.array(counts), sampler), seed, epoch, repeats)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "digest"),
+    [("balanced", "d2d7fed348662389"), ("sqrt", "9f424176ecc4ddaf")],
+)
+def test_the_order_of_drawn_classes_is_the_same_for_ever(sampler, digest):
+    orders = [drawn_by_class((700, 90, 8, 1), sampler, seed, epoch, 2)[1] for seed in (0, -1) for epoch in (0, 1, 9)]
+    assert hashlib.sha256(np.stack(orders).astype("<i8").tobytes()).hexdigest()[:16] == digest
+
+
+@given(
+    counts=st.lists(st.integers(1, 300), min_size=1, max_size=9),
+    sampler=st.sampled_from(["balanced", "sqrt"]),
+    epoch=st.integers(0, 10**6),
+    repeats=st.integers(1, 3),
+)
+def test_classes_are_drawn_by_their_shares_and_no_draw_twice(counts, sampler, epoch, repeats):
+    labels, order = drawn_by_class(counts, sampler, 5, epoch, repeats)
+    assert order.shape == (len(labels), 2)
+    assert len({tuple(draw) for draw in order.tolist()}) == len(order)
+    draws = order[::repeats]
+    shares = np.sqrt(counts) if sampler == "sqrt" else np.ones(len(counts))
+    expected = len(draws) * shares / shares.sum()
+    assert (np.abs(np.bincount(labels[draws[:, 0]], minlength=len(counts)) - expected) < 1 + 1e-3).all()
+    for index, label in enumerate(labels.tolist()):  # within an epoch, a whole pass and the two parts at its ends
+        seen = (draws[:, 0] == index).sum()
+        passes = expected[label] / counts[label]
+        assert passes - 2 < seen < passes + 2
+
+
+def test_over_a_run_the_images_of_a_class_are_drawn_equally_often():
+    counts = (61, 9, 5, 3, 2)  # 16 draws of each of the five classes, so that nothing is rounded
+    seen = np.zeros(80, dtype=int)
+    for epoch in range(23):
+        labels, order = drawn_by_class(counts, "balanced", 1, epoch)
+        seen += np.bincount(order[:, 0], minlength=80)
+    for label in range(5):
+        assert np.ptp(seen[labels == label]) <= 1
+
+
+def test_how_a_share_is_rounded_is_left_to_chance():
+    found = sum(
+        np.bincount(labels[order[:, 0]], minlength=3)
+        for labels, order in (drawn_by_class((7, 2, 1), "balanced", 1, epoch) for epoch in range(300))
+    )
+    np.testing.assert_allclose(found / 300, 10 / 3, atol=0.1)
+
+
+def test_drawn_classes_are_dealt_out_and_taken_up_like_any_epoch():
+    labels = np.repeat(np.arange(3, dtype=np.int32), (40, 8, 2))
+    common = {"labels": labels, "shares": [1, 1, 1], "accumulate": 2, "repeats": 2}
+    alone = BatchSampler(50, 12, 7, **common)
+    ranks = [list(BatchSampler(50, 12, 7, rank=rank, world=3, **common)) for rank in range(3)]
+    dealt = [sorted(key for part in parts for key in part) for parts in zip(*ranks, strict=True)]
+    assert dealt == [sorted(batch) for batch in alone]
+    rest = BatchSampler(50, 12, 7, **common)
+    rest.first_step = 2
+    assert list(rest) == list(alone)[4:]
+    rest.epoch, rest.first_step = 1, 0
+    assert list(rest) != list(alone)
+    rare = [key for batch in rest for key in batch if labels[key[1]] == 2]
+    assert len(rare) == len(set(rare)) > 10
 
 
 def test_an_epoch_goes_on_from_any_step():

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from forked import TORCHRUN, Python, python, wait_until
+from test_balance import ALL, long_tailed
 from test_train import EVERYTHING, TINY, Signals, assert_same_run, has_saved, rows, run, torchrun
 from vitrail.config import TrainConfig, command_line, find_recipe, read_yaml, resolve
 from vitrail.errors import ConfigError, Stopped
@@ -82,6 +83,16 @@ assert "goes on with 2 instead of 1 processes: the same images in the same order
         assert_close_run(runs / "alone", runs / name)
 
 
+def test_two_processes_make_the_updates_of_one_with_drawn_and_weighted_classes(tmp_path: Path) -> None:
+    images = long_tailed(tmp_path / "images", (24, 6, 2))
+    more = (*ALL, "train.epochs=2", "augment.scale=[0.9, 1.0]", "augment.repeats=2", "train.accumulate=2")
+    run(images, *more, "output.name=alone")
+    program = script(tmp_path, "vitrail.train.train(config)")
+    done = python(*torchrun(2, str(program), *settings(images, *more, "output.name=pair")))
+    assert done.returncode == 0, done.stderr
+    assert_close_run(tmp_path / "runs" / "alone", tmp_path / "runs" / "pair")
+
+
 def test_a_process_that_hangs_is_named_with_the_call_it_hangs_in(image_folder: Path) -> None:
     program = script(
         image_folder.parent,
@@ -146,7 +157,8 @@ def assert_close_run(a: Path, b: Path) -> None:
     for first, second in zip(rows(a), rows(b), strict=True):
         assert math.isclose(first["train_loss"], second["train_loss"], rel_tol=1e-4)
         assert math.isclose(first["val_loss"], second["val_loss"], rel_tol=1e-4)
-        assert (first["val_n"], first["val_top1"]) == (second["val_n"], second["val_top1"])
+        for name in ("val_n", "val_top1", "val_balanced_accuracy", "val_macro_f1", "val_tail_top1"):
+            assert first[name] == second[name]
 
 
 def test_a_model_is_not_shared_out_over_one_process(image_folder: Path) -> None:

@@ -10,10 +10,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, top_k_accuracy_score
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+    precision_recall_fscore_support,
+    top_k_accuracy_score,
+)
 from torch import Tensor
 
-from vitrail.metrics import LOSS_UNITS, Accuracy, Counter, accuracy
+from vitrail.metrics import LOSS_UNITS, Accuracy, Counter, accuracy, class_rates, shot_groups
 
 
 def counted(logits: Tensor, labels: Tensor, batch: int = 10**9) -> Counter:
@@ -50,6 +58,39 @@ def test_counts_equal_scikit_learns(seed: int, n: int, k: int) -> None:
     # scikit-learn takes the scores of two classes in another form, and both are then within five
     top5 = top_k_accuracy_score(truth, scores, k=min(5, k - 1), labels=classes) if k > 5 else 1.0
     assert found.top5 == pytest.approx(100 * top5, abs=1e-9)
+
+
+@given(
+    answered=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=40),
+    counts=st.lists(st.integers(0, 130), min_size=7, max_size=7).map(np.array),
+)
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true", "ignore:A single label was found")
+def test_rates_of_the_classes_equal_scikit_learns_where_some_are_absent_too(answered: list, counts: Any) -> None:
+    truth, predicted = np.array(answered).T
+    counter = counted(torch.eye(7)[predicted], torch.tensor(truth))
+    rates = class_rates(counter.confusion.reshape(7, 7))
+    expected: Any = precision_recall_fscore_support(truth, predicted, labels=range(7), zero_division=0)  # pyright: ignore
+    for mine, theirs in zip((rates.precision, rates.recall, rates.f1, rates.images), expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-14)
+    assert rates.answers.tolist() == np.bincount(predicted, minlength=7).tolist()
+    found = accuracy(counter, counts)
+    assert found.balanced_accuracy == pytest.approx(100 * balanced_accuracy_score(truth, predicted))
+    assert found.macro_f1 == pytest.approx(100 * float(f1_score(truth, predicted, average="macro", zero_division=0)))
+    for name, low, high in (("head", 101, 999), ("medium", 20, 100), ("tail", 0, 19)):
+        chosen = (low <= counts[truth]) & (counts[truth] <= high)
+        share = getattr(found, f"{name}_top1")
+        if chosen.any():
+            assert share == pytest.approx(100 * balanced_accuracy_score(truth[chosen], predicted[chosen]))
+        else:
+            assert share is None
+
+
+def test_head_medium_and_tail_are_divided_at_a_hundred_and_at_twenty_training_images() -> None:
+    groups = shot_groups(np.array([0, 19, 20, 100, 101]))
+    assert {name: np.flatnonzero(chosen).tolist() for name, chosen in groups.items()} == {
+        "head": [4], "medium": [2, 3], "tail": [0, 1],
+    }  # fmt: skip
+    assert accuracy(counted(*random_case(0, 20, 4))).tail_top1 is None
 
 
 @given(seed=st.integers(0, 10**6), sizes=st.lists(st.integers(1, 20), min_size=1, max_size=6))

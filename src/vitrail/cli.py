@@ -570,18 +570,22 @@ def _show_sweep(checkpoint: Path, tried: Sequence[Evaluation]) -> None:
 
 def _show_training(result: TrainResult) -> None:
     best, last = result.best, result.rows[-1]
+    columns = {"train_loss": "train loss", "val_loss": "val loss", "val_top1": "top-1, %", "val_top5": "top-5, %"}
+    groups = {f"val_{name}_top1": f"{name}, %" for name in ("head", "medium", "tail")}
+    present = {key: title for key, title in groups.items() if last.get(key) is not None}
+    if len(present) > 1:  # where all classes are of one group, these say little more than top-1
+        columns |= {"val_balanced_accuracy": "balanced, %", "val_macro_f1": "macro F1, %", **present}
+    columns.setdefault(result.monitor, result.monitor)
     rows = [
         (
             name,
             str(row["epoch"]),
-            *("-" if row[key] is None else f"{row[key]:.4f}" for key in ("train_loss", "val_loss")),
-            f"{row['val_top1']:.2f}",
-            f"{row['val_top5']:.2f}",
+            *("-" if row.get(key) is None else f"{row[key]:.{4 if 'loss' in key else 2}f}" for key in columns),
         )
         for name, row in (("best", best), ("last", last))
         if row
     ]
-    _table("", ("", "epoch", "train loss", "val loss", "top-1, %", "top-5, %"), rows)
+    _table("", ("", "epoch", *columns.values()), rows)
     weights = result.folder / "best.safetensors"
     if result.bad_files:
         print(f"{len(result.bad_files)} images could not be read and were left out:")

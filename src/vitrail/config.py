@@ -185,6 +185,43 @@ class AugmentSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BalanceSection:
+    """What makes up for classes with few training images."""
+
+    class_weights: Literal["inverse", "sqrt", "effective"] | None = None
+    """Weight of an image in the loss: by 1 / images of its class, the square root of that, or 1 / the effective number
+    of images; 1 on average. null is off."""
+    effective_beta: float = 0.9999
+    """Of effective: a class has (1 - beta**images) / (1 - beta) effective images; 0 weighs all classes alike."""
+    sampler: Literal["natural", "balanced", "sqrt"] = "natural"
+    """How often a class is drawn: natural sees each image once an epoch, balanced draws all classes equally often, sqrt
+    by the square root of their images; the epoch stays as long."""
+    logit_adjust: float | None = None
+    """Tau of logit adjustment: in training, tau * log(share of the class) is added to its logit; 1 is the theory's,
+    null is off."""
+
+    def problems(self) -> list[str]:
+        """Say what is wrong, each as one clause."""
+        found = _above_zero(self, "logit_adjust")
+        if not 0 <= self.effective_beta < 1:
+            found.append(f"effective_beta is {self.effective_beta}; it must be from 0 to below 1")
+        if self.sampler == "balanced" and self.logit_adjust is not None:
+            found.append(
+                "logit_adjust does nothing beside sampler=balanced, which shows all classes equally often; drop one"
+            )
+        return found
+
+    def active(self) -> list[str]:
+        """Return the settings that make up for something, as they are written."""
+        written = {
+            "class_weights": self.class_weights,
+            "sampler": self.sampler if self.sampler != "natural" else None,
+            "logit_adjust": self.logit_adjust,
+        }
+        return [f"balance.{name}={value}" for name, value in written.items() if value is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimSection:
     """The optimizer."""
 
@@ -296,8 +333,13 @@ class TrainSection:
     """Epochs from one evaluation to the next; the last epoch is always evaluated."""
     log_every: int = 20
     """Updates from one reading of the loss to the next; a reading waits for the device."""
-    monitor: Literal["val_top1", "val_top5", "val_loss", "train_top1", "train_loss"] = "val_top1"
-    """Which number makes an evaluated epoch the best: the lowest loss, or the highest accuracy."""
+    monitor: Literal[
+        "val_top1", "val_top5", "val_loss", "val_balanced_accuracy", "val_macro_f1", "val_head_top1", "val_medium_top1",
+        "val_tail_top1", "train_top1", "train_loss",
+    ] = "val_top1"  # fmt: skip
+    """Which number makes an evaluated epoch the best: the lowest loss, or the highest of the others. Balanced accuracy
+    is the mean over the classes; head, medium and tail are those with more than 100, 20 to 100 and fewer than 20
+    training images."""
     patience: int | None = None
     """Epochs without a better one after which the run ends; null never ends it early."""
     max_hours: float | None = None
@@ -371,6 +413,7 @@ class TrainConfig:
     data: DataSection = field(default_factory=DataSection)
     preprocess: PreprocessSection = field(default_factory=PreprocessSection)
     augment: AugmentSection = field(default_factory=AugmentSection)
+    balance: BalanceSection = field(default_factory=BalanceSection)
     optim: OptimSection = field(default_factory=OptimSection)
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
     ema: EmaSection = field(default_factory=EmaSection)

@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 
 from vitrail.answers import Answers
 from vitrail.checkpoint import Record
@@ -23,7 +24,7 @@ from vitrail.display import Display, Quiet
 from vitrail.engine import Precision, autocast, gather_texts, processes, sum_over_processes
 from vitrail.errors import CheckpointError, DataError
 from vitrail.loading import Opened, open_model, require_rgb, tell, wanted
-from vitrail.metrics import Accuracy, Counter, accuracy
+from vitrail.metrics import SHOTS, Accuracy, Counter, accuracy
 from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD, VisionModel
 from vitrail.report import FILES, PAGE, Subject, report_files
 from vitrail.transforms import Preprocess, normalise
@@ -64,6 +65,9 @@ class Evaluation:
             "top1": found.top1,
             "top5": found.top5,
             "loss": found.loss,
+            "balanced_accuracy": found.balanced_accuracy,
+            "macro_f1": found.macro_f1,
+            **{f"{name}_top1": getattr(found, f"{name}_top1") for name in SHOTS},
             "n_ok": found.n,
             "n_bad": len(self.bad_files),
             "top1_all_images": self.top1_all_images,
@@ -171,12 +175,13 @@ def _evaluate(
             )
             for preprocess in tried
         ]
+        counts = np.array(record.provenance["training_counts"]) if "training_counts" in record.provenance else None
         display.begin("evaluate", sum(map(len, loaders)))
         results = []
         answers = Answers(model.config.num_classes) if report is not None else None
         precision, page = config.evaluate.precision, None
         for preprocess, loader in zip(tried, loaders, strict=True):
-            found, bad = count(model, loader, preprocess, accelerator, precision, display.advance, answers)
+            found, bad = count(model, loader, preprocess, accelerator, precision, display.advance, answers, counts)
             gathered = answers.gather(accelerator) if answers else None
             if report is not None and gathered is not None:
                 subject = Subject(
@@ -213,10 +218,12 @@ def count(
     precision: Precision,
     advance: Callable[[], None],
     answers: Answers | None = None,
+    training_counts: NDArray[np.int64] | None = None,
 ) -> tuple[Accuracy, list[tuple[str, str]]]:
     """Count the right answers of a model over all processes, and gather the images that could not be read.
 
     `advance` is called after each batch, equally often in all processes; `answers` is given those of this process.
+    `training_counts` has the training images of each class, where they are known.
 
     Raises:
         DataError: None could be read.
@@ -247,7 +254,7 @@ def count(
         accelerator, counter.totals, counter.loss, counter.confusion
     )
     bad = sorted(gather_texts(accelerator, bad))
-    found = accuracy(counter)
+    found = accuracy(counter, training_counts)
     if found.n == 0:
         raise DataError(f"none of the {len(bad)} images could be read; the first is {bad[0][0]} ({bad[0][1]})")
     return found, bad

@@ -156,7 +156,7 @@ def model_card(record: Record) -> str:
     size = "x".join(map(str, preprocess.size))
     differing = other_numerics(record)
     numerics = f"These weights compute with {differing}, which timm's own models do not.\n\n" if differing else ""
-    origin = "".join(f"- {key}: {value}\n" for key, value in record.provenance.items())
+    origin = "".join(f"- {key}: {value}\n" for key, value in record.provenance.items() if key != "training_counts")
     return f"""---
 library_name: timm
 pipeline_tag: image-classification

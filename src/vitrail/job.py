@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from timm.utils.model_ema import ModelEmaV3
 
+from vitrail.balance import Balance, build_balance, check_counts
 from vitrail.checkpoint import Record
 from vitrail.config import TrainConfig
 from vitrail.data import Data, open_data
@@ -20,13 +22,14 @@ from vitrail.data.check import check_images
 from vitrail.data.findings import alarms, validated_with
 from vitrail.data.loader import ImageLoader, build_eval_loader, build_train_loader
 from vitrail.data.manifest import Manifest
-from vitrail.data.sampling import BatchSampler
+from vitrail.data.sampling import BatchSampler, class_shares
 from vitrail.data.sources import Source
 from vitrail.display import Display
 from vitrail.engine import Precision
 from vitrail.errors import ConfigError, DataError, command
 from vitrail.guard import Guard
 from vitrail.loading import Opened, open_model, tell, wanted
+from vitrail.metrics import SHOTS, shot_groups
 from vitrail.models import canonical_name, create_model, find_variant
 from vitrail.models.registry import VisionModel
 from vitrail.optim import build_optimizer
@@ -56,6 +59,9 @@ class Job:
     val_loader: ImageLoader
     fingerprint: str
     """Of the training images."""
+    training_counts: NDArray[np.int64]
+    """Training images of each class."""
+    balance: Balance
     rate: Callable[[int], float]
     """Learning rate of an update, before any rollback."""
 
@@ -90,6 +96,9 @@ def build_job(
         display.note(note)
     if data.manifest is not None and config.data.check:
         tell_alarms(data.manifest, config, display)
+    counts = np.bincount(data.train.labels, minlength=len(data.classes))
+    check_counts(config.balance, counts, data.classes)
+    check_monitor(settings.monitor, counts, np.bincount(data.val.labels, minlength=len(data.classes)))
     model_name = canonical_name(config.model.name)
     if is_new and config.model.weights is not None:
         opened = open_initial_weights(config, model_name, data.classes, display)
@@ -100,7 +109,8 @@ def build_job(
     preprocess = build_preprocess(config, model_name, model)
     sampler = BatchSampler(
         len(data.train), settings.batch_size, seed=settings.seed, rank=rank, world=world,
-        accumulate=settings.accumulate, repeats=config.augment.repeats,
+        accumulate=settings.accumulate, repeats=config.augment.repeats, labels=data.train.labels,
+        shares=None if config.balance.sampler == "natural" else class_shares(counts, config.balance.sampler),
     )  # fmt: skip
     pinned = accelerator.device.type == "cuda"
     loader = build_train_loader(
@@ -115,7 +125,9 @@ def build_job(
     job = Job(
         config=config, accelerator=accelerator, precision=precision, display=display, stop=stop, data=data,
         model_name=model_name, preprocess=preprocess, sampler=sampler, loader=loader, val_loader=val_loader,
-        fingerprint=fingerprint(data.train), rate=build_schedule(config, sampler.steps),
+        fingerprint=fingerprint(data.train), training_counts=counts,
+        balance=build_balance(config.balance, counts, accelerator.device),
+        rate=build_schedule(config, sampler.steps),
     )  # fmt: skip
     return job, model
 
@@ -138,6 +150,20 @@ def tell_alarms(manifest: Manifest, config: TrainConfig, display: Display) -> No
         display.warn(f"{problem.what}; {problem.advice}")
     if found:
         display.note(f"to see them: {command('check-data', f'data.root={manifest.root}')}")
+
+
+def check_monitor(monitor: str, training_counts: NDArray[np.int64], val_counts: NDArray[np.int64]) -> None:
+    """Refuse to choose the best epoch by classes that these images do not have.
+
+    Raises:
+        ConfigError: With the number to choose instead.
+    """
+    for name, chosen in shot_groups(training_counts).items():
+        if monitor == f"val_{name}_top1" and not val_counts[chosen].any():
+            raise ConfigError(
+                f"train.monitor {monitor}: no class with validation images has {SHOTS[name]} training images; they "
+                f"have {training_counts.min():,} to {training_counts.max():,}; set train.monitor=val_balanced_accuracy"
+            )
 
 
 def build_state(job: Job, model: VisionModel) -> TrainState:

@@ -1,16 +1,19 @@
-"""Counts of right answers, and what they say about the labels."""
+"""Counts of right answers, what they say about each class, and about the labels."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Float64, Int, Int64
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 LOSS_UNITS = 2**30  # a sum of 2**33 / loss images fits 63 bits
+SHOTS = {"head": "more than 100", "medium": "20 to 100", "tail": "fewer than 20"}
+"""Training images of a class: the usual division of long-tailed sets (Liu et al. 2019)."""
 
 
 class Counter:
@@ -53,19 +56,88 @@ class Accuracy:
     """Percent; of as many choices as there are classes where these are fewer than five."""
     loss: float
     """Mean cross-entropy."""
+    balanced_accuracy: float
+    """Mean over the classes of the share that is right, percent."""
+    macro_f1: float
+    """Mean over the classes of F1, percent."""
+    head_top1: float | None = None
+    """Balanced accuracy of the classes with more than 100 training images; None where there are none to count."""
+    medium_top1: float | None = None
+    """Of those with 20 to 100."""
+    tail_top1: float | None = None
+    """Of those with fewer than 20."""
     warnings: tuple[str, ...] = ()
 
 
-def accuracy(counter: Counter) -> Accuracy:
-    """Turn counts into percentages, with a warning where they look wrong."""
+def accuracy(counter: Counter, training_counts: Int64[np.ndarray, " k"] | None = None) -> Accuracy:
+    """Turn counts into percentages, with a warning where they look wrong.
+
+    Args:
+        counter: The counts.
+        training_counts: Training images of each class, where they are known.
+    """
     n, right, right5, without_loss = counter.totals.tolist()
     if n == 0:
-        return Accuracy(0, math.nan, math.nan, math.nan, ("no image was counted",))
+        return Accuracy(0, *[math.nan] * 5, warnings=("no image was counted",))
     loss = counter.loss.item() / LOSS_UNITS / n if not without_loss else math.nan
     k = math.isqrt(len(counter.confusion))
+    confusion = counter.confusion.reshape(k, k)
+    rates = class_rates(confusion)
+    counted = rates.images > 0
+    groups = shot_groups(training_counts) if training_counts is not None else {}
     return Accuracy(
-        n, 100 * right / n, 100 * right5 / n, loss, suspicions(n, right, loss, counter.confusion.reshape(k, k))
+        n,
+        100 * right / n,
+        100 * right5 / n,
+        loss,
+        balanced_accuracy=_percent(rates.recall[counted]),
+        macro_f1=_percent(rates.f1[counted | (rates.answers > 0)]),
+        warnings=suspicions(n, right, loss, confusion),
+        **{
+            f"{name}_top1": _percent(rates.recall[chosen & counted]) if (chosen & counted).any() else None
+            for name, chosen in groups.items()
+        },
     )
+
+
+def _percent(rates: Float64[np.ndarray, " n"]) -> float:
+    return 100 * math.fsum(rates) / len(rates)  # rounded once, so the same in all processes
+
+
+@dataclass(frozen=True)
+class ClassRates:
+    """How well each class is found, as scikit-learn defines it, with 0 where nothing is to be divided."""
+
+    images: Int64[np.ndarray, " k"]
+    """That are of the class."""
+    answers: Int64[np.ndarray, " k"]
+    """That are taken for it."""
+    precision: Float64[np.ndarray, " k"]
+    """Share of its answers that are right."""
+    recall: Float64[np.ndarray, " k"]
+    """Share of its images that are answered right."""
+    f1: Float64[np.ndarray, " k"]
+    """Harmonic mean of the two."""
+
+
+def class_rates(confusion: Int[Tensor, "k k"]) -> ClassRates:
+    """Turn images by (label, prediction) into the rates of each class."""
+    table = confusion.cpu().numpy()
+    right, images, answers = table.diagonal(), table.sum(1), table.sum(0)
+    # no denominator is below 1 but for classes whose right answers are 0
+    return ClassRates(
+        images=images,
+        answers=answers,
+        precision=right / np.maximum(answers, 1),
+        recall=right / np.maximum(images, 1),
+        f1=2 * right / np.maximum(images + answers, 1),
+    )
+
+
+def shot_groups(training_counts: Int64[np.ndarray, " k"]) -> dict[str, Bool[np.ndarray, " k"]]:
+    """Return which classes are of the head, the medium and the tail of a set."""
+    head, tail = training_counts > 100, training_counts < 20
+    return dict(zip(SHOTS, (head, ~head & ~tail, tail), strict=True))
 
 
 def suspicions(n: int, right: int, loss: float, confusion: Int[Tensor, "k k"]) -> tuple[str, ...]:

@@ -63,7 +63,9 @@ def write_run_report(
     if settings.shard:
         shard(model, accelerator.device)
     answers = Answers(model.config.num_classes)
-    found, bad = count(model, job.val_loader, job.preprocess, accelerator, job.precision, advance, answers)
+    found, bad = count(
+        model, job.val_loader, job.preprocess, accelerator, job.precision, advance, answers, job.training_counts
+    )
     gathered = answers.gather(accelerator)
     if gathered is None:
         return None

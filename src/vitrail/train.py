@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from vitrail.augment import erase, mix, soft_targets
+from vitrail.balance import Balance, advice
 from vitrail.checkpoint import Record, load_weights, model_options, provenance, save_model
 from vitrail.class_names import check_classes
 from vitrail.config import TrainConfig, flat, to_dict, to_yaml
@@ -68,6 +69,8 @@ class TrainResult:
     """One an epoch, as in metrics.jsonl."""
     best: dict[str, Any]
     """The row of the best weights."""
+    monitor: str
+    """Which of its numbers made it the best."""
     seconds: float
     bad_files: tuple[tuple[str, str], ...]
     """Name and reason of each image that could not be read."""
@@ -164,6 +167,8 @@ def train(
                 f"from its weights: {anew}"
             )
         elif not restored:
+            for warning in advice(config.balance, job.training_counts, job.data.classes):
+                display.warn(warning)
             save(job, state, run, must=True)  # from here on there is always something to go back to
 
         # Loop
@@ -189,7 +194,9 @@ def train(
                 example = job.data.val.example(run.folder)
         seconds = time.monotonic() - run.began
         bad_files = tuple(sorted(state.bad_files))
-        return TrainResult(run.folder, tuple(state.rows), state.best, seconds, bad_files, example, report)
+        return TrainResult(
+            run.folder, tuple(state.rows), state.best, settings.monitor, seconds, bad_files, example, report
+        )
 
 
 def train_epoch(job: Job, state: TrainState, run: Run, wrapped: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
@@ -218,9 +225,7 @@ def train_epoch(job: Job, state: TrainState, run: Run, wrapped: nn.Module, optim
         state.unread.update(bad for part in parts for bad in part.bad)
         run.watchdog.move(f"computing update {update + 1:,}")
         keys = mixing_keys(job, epoch, step)
-        sums, bad = train_step(
-            wrapped, optimizer, accelerator, parts, config, job.preprocess, len(job.data.classes), keys, watch
-        )
+        sums, bad = train_step(wrapped, optimizer, accelerator, parts, config, job.preprocess, job.balance, keys, watch)
         state.sums += sums
         state.guard.record(bad, update)
         if state.ema:
@@ -294,9 +299,18 @@ def finish_epoch(job: Job, state: TrainState, run: Run) -> None:
                 run.watchdog.stir()
                 stop_or_save(job, state, run, saving=False)
 
-            found, bad = count(evaluated, job.val_loader, job.preprocess, accelerator, job.precision, counted)
+            found, bad = count(
+                evaluated,
+                job.val_loader,
+                job.preprocess,
+                accelerator,
+                job.precision,
+                counted,
+                None,
+                job.training_counts,
+            )
         unread.update(bad)
-        row |= {"val_loss": found.loss, "val_top1": found.top1, "val_top5": found.top5, "val_n": found.n}
+        row |= {f"val_{name}": value for name, value in vars(found).items() if name != "warnings"}
         for warning in found.warnings if state.epoch + 1 == job.total_epochs else ():
             display.warn(warning)
     for bad in sorted(set(gather_texts(accelerator, sorted(unread))) - state.bad_files):
@@ -326,7 +340,8 @@ def finish_epoch(job: Job, state: TrainState, run: Run) -> None:
         if weights is not None:
             record = Record(
                 model=job.model_name, options=model_options(state.model), classes=job.data.classes,
-                preprocess=job.preprocess, recipe=to_dict(config), provenance=provenance() | job.origin, metrics=row,
+                preprocess=job.preprocess, recipe=to_dict(config), metrics=row,
+                provenance=provenance() | job.origin | {"training_counts": job.training_counts.tolist()},
             )  # fmt: skip
             # a copy, as it may be written only later, when a full disk is no longer full
             weights = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
@@ -343,14 +358,15 @@ def train_step(
     parts: Sequence[Batch],
     config: TrainConfig,
     preprocess: Preprocess,
-    num_classes: int,
+    balance: Balance,
     keys: Sequence[int],
     watch: Stopwatch,
 ) -> tuple[Tensor, Tensor]:
     """Make one update from the parts of a batch, unless the loss or the gradient is not finite.
 
-    Every image weighs 1 / batch_size, so an unreadable one changes the weight of no other. For a part without any, a
-    black image of no weight is passed through: other processes wait for its gradients. Nothing waits for the device.
+    Every image weighs 1 / batch_size times what its class does, so an unreadable one changes the weight of no other.
+    For a part without any, a black image of no weight is passed through: other processes wait for its gradients.
+    Nothing waits for the device.
 
     Args:
         model: As Accelerate prepared it.
@@ -359,7 +375,7 @@ def train_step(
         parts: Of the batch, on this process.
         config: All settings.
         preprocess: Size, mean and standard deviation of the images.
-        num_classes: Of the model.
+        balance: What each class changes in the loss.
         keys: Seed the mixing of each part.
         watch: Times the phases.
 
@@ -372,10 +388,10 @@ def train_step(
     sums = torch.zeros(SUMS, dtype=sum_dtype(device), device=device)
     with watch.phase("forward_backward_s"):
         for number, (part, key) in enumerate(zip(parts, keys, strict=True)):
-            images, targets = prepare(part, config, preprocess, num_classes, key, device)
+            images, targets = prepare(part, config, preprocess, balance, key, device)
             with nullcontext() if number == len(parts) - 1 else accelerator.no_sync(model):
                 logits = model(images).float()
-                loss = cross_entropy(logits, targets, reduction="sum")
+                loss = cross_entropy(logits + balance.offsets, targets, reduction="sum")
                 accelerator.backward(loss / local_batch)
             right = (logits.argmax(1) == targets.argmax(1))[: len(part.labels)].sum()
             sums += torch.stack([loss.detach(), right, torch.full_like(right, len(part.labels))]).to(sums.dtype)
@@ -398,15 +414,21 @@ def train_step(
 
 
 def prepare(
-    part: Batch, config: TrainConfig, preprocess: Preprocess, num_classes: int, key: int, device: torch.device
+    part: Batch, config: TrainConfig, preprocess: Preprocess, balance: Balance, key: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return the normalised, erased and mixed images of a batch, and their soft targets (b, num_classes)."""
+    """Return the normalised, erased and mixed images of a batch, and their soft targets (b, k) times their weights.
+
+    Without label smoothing these are the targets and weights of `cross_entropy(weight=...)`. With it, the share that is
+    given away keeps the weight of the image's own class: by the weights of the others, a rare class would take it all.
+    """
+    num_classes = len(balance.weights)
     if not len(part.labels):
         return torch.zeros(1, 3, *preprocess.size, device=device), torch.zeros(1, num_classes, device=device)
     augment = config.augment
     images = normalise(part.images.to(device, non_blocking=True), preprocess.mean, preprocess.std)
     images = erase(images, part.keys, augment.erase_prob)
-    targets = soft_targets(part.labels.to(device, non_blocking=True), num_classes, augment.label_smoothing)
+    labels = part.labels.to(device, non_blocking=True)
+    targets = soft_targets(labels, num_classes, augment.label_smoothing) * balance.weights[labels][:, None]
     images, targets = mix(
         images,
         targets,
@@ -654,13 +676,13 @@ def diagnose(job: Job, state: TrainState, update: int) -> str:
     found = None
     for keys, key in zip(islice(sampler, sampler.accumulate), mixing_keys(job, epoch, step), strict=True):
         images, targets = prepare(
-            job.loader.read(keys), job.config, job.preprocess, len(job.data.classes), key, job.accelerator.device
+            job.loader.read(keys), job.config, job.preprocess, job.balance, key, job.accelerator.device
         )
 
         def loss(images: Tensor = images, targets: Tensor = targets) -> Tensor:
             with autocast(job.accelerator.device, job.precision):
                 logits = state.model(images)
-            return cross_entropy(logits.float(), targets, reduction="sum")
+            return cross_entropy(logits.float() + job.balance.offsets, targets, reduction="sum")
 
         torch.manual_seed(sample_key(job.config.train.seed, epoch, step, 1 + sampler.rank))
         found = found or first_nonfinite(state.model, loss)
