@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,16 @@ def test_pictures_are_what_the_model_saw_and_a_file_that_is_gone_leaves_a_gap(tm
     assert page.count("data:image/png") == 2
     assert str(tmp_path / "a" / "1.png").replace("/", "/<wbr>") in page
     check_page(page)
+
+
+def test_ids_of_imagenet_are_shown_by_their_english_names(tmp_path: Path) -> None:
+    source, answers, accuracy = noise(40, 2)
+    named = replace(source, classes=("n01440764", "n01443537"))
+    files = report_files(subject(named, tmp_path / "w"), answers, accuracy, [])
+    page = files["report.html"].decode()
+    assert '<span title="n01440764">tench</span>' in page
+    assert 'n01443537 <span class="muted">goldfish</span>' in page
+    assert {row["class"] for row in read(files)["per_class"]} == {"n01440764", "n01443537"}
 
 
 def test_the_page_of_a_run_shows_its_curves_samples_and_settings(tmp_path: Path) -> None:

@@ -28,32 +28,36 @@ class Gathered:
 
 
 class Answers:
-    """Keep the answers of this process, batch by batch, on its device: 4 bytes an image and class."""
+    """Keep the answers of this process, batch by batch, on its device: 4 bytes an image and class.
 
-    def __init__(self, num_classes: int) -> None:
-        self._parts = [
-            (
-                torch.empty(0, dtype=torch.int64),
-                torch.empty(0, min(CHOICES, num_classes), dtype=torch.int64),
-                torch.empty(0, num_classes),
-            )
-        ]
+    The place for them is taken at once, as pieces that come between the work of the model would fragment the memory.
+
+    Args:
+        num_classes: Of the model.
+        images: At most, of this process.
+        device: Of the logits.
+    """
+
+    def __init__(self, num_classes: int, images: int, device: torch.device) -> None:
+        device = torch.device("cpu") if device.type == "mps" else device  # no float64
+        self._filled = 0
+        self._indices = torch.empty(images, dtype=torch.int64, device=device)
+        self._choices = torch.empty(images, min(CHOICES, num_classes), dtype=torch.int64, device=device)
+        self._log_probabilities = torch.empty(images, num_classes, device=device)
 
     def add(self, indices: Tensor, logits: Tensor) -> None:
         """Keep one batch: (b,) indices of its images in the source, and (b, k) logits."""
         logits = logits.float()
-        choices = logits.topk(min(CHOICES, logits.shape[1])).indices
-        if logits.device.type == "mps":  # no float64
-            logits = logits.cpu()
-        self._parts.append((indices, choices, logits.double().log_softmax(1).float()))
+        place = slice(self._filled, self._filled + len(indices))
+        self._filled = place.stop
+        self._indices[place] = indices.to(self._indices.device, non_blocking=True)
+        self._choices[place] = logits.topk(self._choices.shape[1]).indices.to(self._choices.device)
+        self._log_probabilities[place] = logits.to(self._indices.device).double().log_softmax(1).float()
 
     def gather(self, accelerator: Accelerator) -> Gathered | None:
         """Return the answers of all processes in the first one, None in the others."""
-        indices, choices, log_probabilities = (
-            torch.cat([part.cpu() for part in parts]) for parts in zip(*self._parts, strict=True)
-        )
-        self._parts.clear()
-        mine = indices.numpy(), choices.numpy(), log_probabilities.numpy()
+        kept = (self._indices, self._choices, self._log_probabilities)
+        mine = tuple(values[: self._filled].cpu().numpy() for values in kept)
         everyone = gather_to_first(accelerator, mine)
         if everyone is None:
             return None

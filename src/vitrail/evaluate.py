@@ -178,7 +178,7 @@ def _evaluate(
         counts = np.array(record.provenance["training_counts"]) if "training_counts" in record.provenance else None
         display.begin("evaluate", sum(map(len, loaders)))
         results = []
-        answers = Answers(model.config.num_classes) if report is not None else None
+        answers = Answers(model.config.num_classes, len(source), accelerator.device) if report is not None else None
         precision, page = config.evaluate.precision, None
         for preprocess, loader in zip(tried, loaders, strict=True):
             found, bad = count(model, loader, preprocess, accelerator, precision, display.advance, answers, counts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache
 
 COUNT = 1000
@@ -29,6 +30,17 @@ def by_name() -> dict[str, int]:
             if found.setdefault(name, index) != index:
                 shared.add(name)
     return {name: index for name, index in found.items() if name not in shared}
+
+
+def english(names: Iterable[str]) -> dict[str, str]:
+    """Return the first English name of each id that is among some names of classes."""
+    ids = {name for name in names if re.fullmatch(r"n\d{8}", name)}
+    if not ids:
+        return {}
+    from timm.data.imagenet_info import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k")
+    return {wnid: info.index_to_description(index).split(",")[0] for index, wnid in enumerate(wnids()) if wnid in ids}
 
 
 def plain(name: str) -> str:

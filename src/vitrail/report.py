@@ -21,6 +21,7 @@ from vitrail.answers import Gathered
 from vitrail.checkpoint import Record, hash_classes, hash_file, provenance
 from vitrail.confusion import draw_confusion, shades
 from vitrail.data.sources import Source
+from vitrail.imagenet import english
 from vitrail.metrics import Accuracy
 from vitrail.page import Chart, data_uri, picture, render
 from vitrail.scores import BINS, CONFIDENCE, ClassScores, calibration, class_scores, most_confused, wilson
@@ -215,6 +216,7 @@ def _page(subject: Subject, answers: Gathered, found: _Found, image: bytes, trai
         pictures_of_pairs=[[(shown[i], float(found.probabilities[i])) for i in of] for of in of_pair.values()],
         pictures_of_mistakes=[shown[i] for i in sure[:MISTAKES]],
         size=subject.preprocess.size,
+        english=english(subject.record.classes),
         training=training,
     )
 

@@ -62,7 +62,7 @@ def write_run_report(
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if settings.shard:
         shard(model, accelerator.device)
-    answers = Answers(model.config.num_classes)
+    answers = Answers(model.config.num_classes, len(job.data.val), accelerator.device)
     found, bad = count(
         model, job.val_loader, job.preprocess, accelerator, job.precision, advance, answers, job.training_counts
     )
