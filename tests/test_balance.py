@@ -86,7 +86,7 @@ def test_logit_adjustment_is_the_loss_of_the_paper() -> None:
     prior = torch.tensor([0.6, 0.3, 0.1])
     others = [((prior[c] / prior[label]) ** 1.5 * (logits[c] - logits[label]).exp()) for c in (0, 2)]
     loss = cross_entropy((logits + offsets)[None], torch.tensor([label]))
-    torch.testing.assert_close(loss, torch.log1p(sum(others)))  # Menon et al. 2021, equation 10
+    torch.testing.assert_close(loss, torch.log1p(sum(others)))  # as Menon et al. 2021 write it
     # the prior is that of what the sampler shows
     shown = build_balance(BalanceSection(logit_adjust=1, sampler="sqrt"), np.array([900, 100]), CPU).offsets
     torch.testing.assert_close(shown.exp(), torch.tensor([0.75, 0.25]))

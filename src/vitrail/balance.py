@@ -36,8 +36,8 @@ def build_balance(section: BalanceSection, counts: Int[np.ndarray, " k"], device
     """Return what the settings ask for.
 
     Args:
-        section: The settings; logit adjustment is the loss of Menon et al. 2021, equation 10, with the prior of the
-            images drawn.
+        section: The settings; logit adjustment is the loss of Menon et al. 2021 (https://arxiv.org/abs/2007.07314),
+            with the prior of the images drawn.
         counts: Training images of each class; where the settings make up for something, at least one.
         device: Of the result.
     """
@@ -56,7 +56,8 @@ def class_weights(section: BalanceSection, counts: Int[np.ndarray, " k"]) -> Flo
     """Return the weight of each class, 1 on average over the images drawn, so that a learning rate keeps its meaning.
 
     Args:
-        section: The settings; effective is the class-balanced loss of Cui et al. 2019, equation 8.
+        section: The settings; effective is the class-balanced loss of Cui et al. 2019
+            (https://arxiv.org/abs/1901.05555).
         counts: Training images of each class.
     """
     beta = section.effective_beta

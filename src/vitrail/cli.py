@@ -520,7 +520,7 @@ def _show_training(result: TrainResult) -> None:
         (
             name,
             str(row["epoch"]),
-            *("-" if row[key] is None else f"{row[key]:.{4 if 'loss' in key else 2}f}" for key in columns),
+            *("-" if row.get(key) is None else f"{row[key]:.{4 if 'loss' in key else 2}f}" for key in columns),
         )
         for name, row in (("best", best), ("last", last))
         if row
