@@ -58,14 +58,14 @@ def test_generated_parts_are_current() -> None:
 
 def test_documents_have_commands() -> None:
     named = {arguments[0] for arguments in vitrail_commands()}
-    assert named == {"train", "evaluate", "predict", "convert", "export", "doctor"}
+    assert named == {"train", "evaluate", "predict", "convert", "export", "doctor", "check-data"}
 
 
 @pytest.mark.parametrize("arguments", vitrail_commands(), ids=" ".join)
 def test_a_documented_command_is_understood(arguments: list[str]) -> None:
     arguments, _ = understood(arguments)
     command, bound, _ = app.parse_args(arguments, exit_on_error=False, print_error=False)
-    assert command.__name__ == arguments[0]
+    assert command.__name__.replace("_", "-") == arguments[0]
     given = [value for value in bound.args if isinstance(value, str)]
     settings = [text for text in given if re.match(r"[a-z]+\.[a-z_0-9]+=", text)]
     recipes = [text for text in given if text not in settings and text in list_recipes()]

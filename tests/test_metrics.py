@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import (
     accuracy_score,
@@ -60,6 +60,7 @@ def test_counts_equal_scikit_learns(seed: int, n: int, k: int) -> None:
     assert found.top5 == pytest.approx(100 * top5, abs=1e-9)
 
 
+@settings(max_examples=25)  # scikit-learn takes its time
 @given(
     answered=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=40),
     counts=st.lists(st.integers(0, 130), min_size=7, max_size=7).map(np.array),

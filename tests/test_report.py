@@ -38,6 +38,11 @@ def subject(source: Source, path: Path, size: int = 8) -> Subject:
     )  # fmt: skip
 
 
+def counted(n: int, top1: float, top5: float, loss: float) -> Accuracy:
+    """Return numbers of which the report shows those that it does not compute itself."""
+    return Accuracy(n, top1, top5, loss, balanced_accuracy=61.25, macro_f1=57.75, tail_top1=12.5)
+
+
 def noise(n: int, k: int, side: int = 8) -> tuple[PixelSource, Gathered, Accuracy]:
     """Images of noise, and answers that are right three times in four."""
     generator = np.random.default_rng(0)
@@ -52,7 +57,7 @@ def noise(n: int, k: int, side: int = 8) -> tuple[PixelSource, Gathered, Accurac
     names = np.array([f"noise/{index:05d}" for index in range(n)])
     source = PixelSource("noise", images, labels, tuple(f"class {number}" for number in range(k)), names)
     right = 100 * float((choices[:, 0] == labels).mean())
-    accuracy = Accuracy(n, right, 100 * float((choices == labels[:, None]).any(1).mean()), 0.5)
+    accuracy = counted(n, right, 100 * float((choices == labels[:, None]).any(1).mean()), 0.5)
     return source, Gathered(np.arange(n), choices, log_probabilities), accuracy
 
 
@@ -106,6 +111,13 @@ def test_the_numbers_equal_those_of_scikit_learn_and_the_files_agree(tmp_path: P
     assert found["n_right5"] == round(top_k_accuracy_score(source.labels, scores, k=5, normalize=False))
     assert found["intervals"]["top1"][0] < found["top1"] < found["intervals"]["top1"][1]
     assert sum(row["n"] for row in found["reliability"]) == 300
+    assert [found[name] for name in ("balanced_accuracy", "macro_f1", "tail_top1", "head_top1")] == [
+        61.25,
+        57.75,
+        12.5,
+        None,
+    ]
+    assert all(text in files["report.html"].decode() for text in ("61.25 %", "57.75 %", "Tail accuracy", "12.50 %"))
     rows = list(csv.DictReader(io.StringIO(files["per_class.csv"].decode())))
     assert list(rows[0]) == ["class", "n", "accuracy", "precision", "recall", "F1", "AUROC", "AP"]
     assert [float(row["AUROC"]) for row in rows] == [row["auroc"] for row in found["per_class"]]
@@ -124,9 +136,9 @@ def test_unreadable_images_are_counted_apart_and_as_wrong(tmp_path: Path) -> Non
     source, answers, _ = noise(100, 2)
     kept = Gathered(answers.indices[4:], answers.choices[4:], answers.log_probabilities[4:])
     right = int((kept.choices[:, 0] == source.labels[4:]).sum())
-    counted = Accuracy(96, 100 * right / 96, 100.0, 0.5)
+    some = counted(96, 100 * right / 96, 100.0, 0.5)
     bad = [(source.name(index), "<cut & short>") for index in range(4)]
-    files = report_files(subject(source, tmp_path / "w"), kept, counted, bad)
+    files = report_files(subject(source, tmp_path / "w"), kept, some, bad)
     found = read(files)
     assert (found["n_ok"], found["n_bad"], found["n_right"]) == (96, 4, right)
     assert found["top1_all_images"] == right
@@ -141,7 +153,7 @@ def test_a_class_without_images_is_null_and_is_named(tmp_path: Path) -> None:
     seen = source.labels[answers.indices] != 2
     kept = Gathered(answers.indices[seen], answers.choices[seen], answers.log_probabilities[seen])
     n = int(seen.sum())
-    files = report_files(subject(source, tmp_path / "w"), kept, Accuracy(n, 50.0, 100.0, 0.5), [])
+    files = report_files(subject(source, tmp_path / "w"), kept, counted(n, 50.0, 100.0, 0.5), [])
     found = read(files)
     assert found["classes_without_images"] == ["class 2"]
     assert found["per_class"][2]["auroc"] is found["per_class"][2]["recall"] is None
@@ -152,7 +164,7 @@ def test_a_class_without_images_is_null_and_is_named(tmp_path: Path) -> None:
 def test_answers_that_are_not_numbers_still_make_a_report(tmp_path: Path) -> None:
     source, answers, _ = noise(20, 3)
     nothing = Gathered(answers.indices, answers.choices, np.full_like(answers.log_probabilities, np.nan))
-    diverged = Accuracy(20, 30.0, 100.0, float("nan"))
+    diverged = counted(20, 30.0, 100.0, float("nan"))
     files = report_files(subject(source, tmp_path / "w"), nothing, diverged, [])
     found = read(files)
     assert found["loss"] is found["ece"] is found["macro_auroc"] is None
@@ -163,7 +175,7 @@ def test_without_a_mistake_the_page_says_so(tmp_path: Path) -> None:
     source, answers, _ = noise(20, 3)
     perfect = source.labels[:, None].astype(np.int64)
     files = report_files(subject(source, tmp_path / "w"), Gathered(answers.indices, perfect, answers.log_probabilities),
-                         Accuracy(20, 100.0, 100.0, 0.1), [])  # fmt: skip
+                         counted(20, 100.0, 100.0, 0.1), [])  # fmt: skip
     assert "every answer is right" in files["report.html"].decode()
     assert read(files)["most_confused"] == []
 
@@ -177,9 +189,7 @@ def test_pictures_are_what_the_model_saw_and_a_file_that_is_gone_leaves_a_gap(tm
         np.arange(2), np.array([[1, 0], [0, 1]]), np.log(np.array([[0.2, 0.8], [0.7, 0.3]], dtype=np.float32))
     )
     (tmp_path / "b" / "1.png").unlink()
-    page = report_files(subject(source, tmp_path / "w"), wrong, Accuracy(2, 0.0, 100.0, 1.5), [])[
-        "report.html"
-    ].decode()
+    page = report_files(subject(source, tmp_path / "w"), wrong, counted(2, 0.0, 100.0, 1.5), [])["report.html"].decode()
     assert page.count("no longer readable") == 2  # among the pairs, and among the mistakes
     assert page.count("data:image/png") == 2
     assert str(tmp_path / "a" / "1.png").replace("/", "/<wbr>") in page
@@ -244,7 +254,7 @@ def test_in_a_browser_tables_sort_and_a_narrow_page_does_not_scroll_sideways(tmp
     source, answers, _ = noise(400, 24)
     seen = source.labels[answers.indices] != 3
     kept = Gathered(answers.indices[seen], answers.choices[seen], answers.log_probabilities[seen])
-    files = report_files(subject(source, tmp_path / "w"), kept, Accuracy(int(seen.sum()), 75.0, 90.0, 0.5), [])
+    files = report_files(subject(source, tmp_path / "w"), kept, counted(int(seen.sum()), 75.0, 90.0, 0.5), [])
     (tmp_path / "report.html").write_bytes(files["report.html"])
     (tmp_path / "probe.html").write_text(PROBE)
     browser = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]

@@ -22,7 +22,7 @@ from vitrail.checkpoint import Record, hash_classes, hash_file, provenance
 from vitrail.confusion import draw_confusion, shades
 from vitrail.data.sources import Source
 from vitrail.imagenet import english
-from vitrail.metrics import Accuracy
+from vitrail.metrics import SHOTS, Accuracy
 from vitrail.page import Chart, data_uri, picture, render
 from vitrail.scores import BINS, CONFIDENCE, ClassScores, calibration, class_scores, most_confused, wilson
 from vitrail.transforms import Preprocess, UnreadableImage
@@ -141,8 +141,9 @@ def _find(subject: Subject, answers: Gathered, accuracy: Accuracy, bad_files: Se
             "top1_all_images": _percent(wilson(right, images)),
             "top5_all_images": _percent(wilson(right5, images)),
         },
-        "balanced_accuracy": 100 * scores.macro("recall"),
-        "macro_f1": scores.macro("f1"),
+        "balanced_accuracy": accuracy.balanced_accuracy,
+        "macro_f1": accuracy.macro_f1,
+        **{f"{name}_top1": getattr(accuracy, f"{name}_top1") for name in SHOTS},
         "macro_auroc": scores.macro("auroc"),
         "macro_ap": scores.macro("ap"),
         "ece": bins.ece,
