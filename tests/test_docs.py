@@ -72,7 +72,7 @@ def test_a_documented_command_is_understood(arguments: list[str]) -> None:
     if arguments[0] == "doctor":
         return
     schema = {"train": TrainConfig, "evaluate": EvaluateConfig, "predict": PredictConfig}
-    schema |= dict.fromkeys(("convert", "export"), ConvertConfig)
+    schema |= {"check-data": CheckConfig, **dict.fromkeys(("convert", "export"), ConvertConfig)}
     if arguments[0] == "train":
         layers = [read_yaml(find_recipe(recipes[0] if recipes else "digits")[1])]
     else:  # what the weight file would say
