@@ -12,6 +12,7 @@ from PIL import Image
 from forked import python
 from vitrail.cli import app, understood
 from vitrail.config import (
+    CheckConfig,
     ConvertConfig,
     EvaluateConfig,
     PredictConfig,
