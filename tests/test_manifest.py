@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from vitrail.data.inspection import FORMATS, Finding, inspect, picture_hash
 from vitrail.data.likeness import equal_groups, near_pairs
 from vitrail.data.manifest import Manifest, cache_file, load_manifest
 from vitrail.data.paths import Paths
-from vitrail.decoding import decode
+from vitrail.decoding import UnreadableImage, decode
 from vitrail.display import Quiet
 from vitrail.errors import ConfigError, DataError
 from vitrail.transforms import Preprocess
@@ -440,8 +441,6 @@ def test_versions_of_a_picture_are_near_and_others_far(tmp_path: Path) -> None:
 
 
 def png(image: Image.Image) -> bytes:
-    import io
-
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
@@ -459,3 +458,18 @@ def test_a_check_takes_no_random_number(root: Path) -> None:
     before = torch.get_rng_state()
     checked(root)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_header_that_cannot_be_read_does_not_decide(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    scene(1).save(buffer, "TIFF")
+    data = bytearray(buffer.getvalue())
+    entry = data.index((258).to_bytes(2, "little") + (3).to_bytes(2, "little"))
+    data[entry + 4 : entry + 8] = (0).to_bytes(4, "little")  # bits of no channel
+    found = inspect("x.tif", bytes(data))
+    try:
+        decode(bytes(data))
+        is_readable = True
+    except UnreadableImage:
+        is_readable = False
+    assert (found.findings & Finding.UNREADABLE == 0) == is_readable

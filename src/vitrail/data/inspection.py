@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from scipy.fft import dctn
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from vitrail.decoding import UnreadableImage, decode, read_header
+from vitrail.decoding import Header, UnreadableImage, decode, read_header
 
 FORMATS = ("", "JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "MPO")
 """By their number in a manifest; the first is unknown, or none that vitrail's file endings stand for."""
@@ -74,26 +75,31 @@ def inspect(name: str, data: bytes) -> Inspection:
         empty = Finding.UNREADABLE | Finding.EMPTY
         return Inspection(empty, "the file is empty", 0, 0, 0, content, 0)
     form, width, height, findings = 0, 0, 0, Finding(0)
-    try:
+    with contextlib.suppress(UnreadableImage):  # decoding alone says whether it can be read
         header = read_header(io.BytesIO(data))
         width, height = header.width, header.height
         form = FORMATS.index(header.format) if header.format in FORMATS else 0
-        allowed = ENDINGS.get(header.format)
-        for flag, is_so in (
-            (Finding.WRONG_ENDING, allowed is not None and PurePath(name).suffix.lower() not in allowed),
-            (Finding.HUGE, width * height > HUGE_PIXELS),
-            (Finding.TURNED, header.orientation > 1),
-            (Finding.CMYK, header.mode == "CMYK"),
-            (Finding.DEEP, header.bits > 8),
-            (Finding.ANIMATED, header.frames > 1),
-            (Finding.ALPHA, header.has_alpha),
-            (Finding.GRAY, header.mode in ("1", "L", "LA", "I", "F") or header.mode.startswith("I;16")),
-        ):
-            findings |= flag if is_so else Finding(0)
+        findings = _oddities(PurePath(name).suffix.lower(), header)
+    try:
         pixels = decode(data)
     except UnreadableImage as error:
         return Inspection(findings | Finding.UNREADABLE, str(error), form, width, height, content, 0)
-    return Inspection(findings, "", form, width, height, content, picture_hash(pixels))
+    return Inspection(findings, "", form, pixels.shape[2], pixels.shape[1], content, picture_hash(pixels))
+
+
+def _oddities(suffix: str, header: Header) -> Finding:
+    allowed = ENDINGS.get(header.format)
+    found = {
+        Finding.WRONG_ENDING: allowed is not None and suffix not in allowed,
+        Finding.HUGE: header.width * header.height > HUGE_PIXELS,
+        Finding.TURNED: header.orientation > 1,
+        Finding.CMYK: header.mode == "CMYK",
+        Finding.DEEP: header.bits > 8,
+        Finding.ANIMATED: header.frames > 1,
+        Finding.ALPHA: header.has_alpha,
+        Finding.GRAY: header.mode in ("1", "L", "LA", "I", "F") or header.mode.startswith("I;16"),
+    }
+    return Finding(sum(flag for flag, is_so in found.items() if is_so))
 
 
 def picture_hash(pixels: Tensor) -> int:
