@@ -195,8 +195,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]
 
 
 def _read_torch(path: Path) -> Any:
-    is_archive = zipfile.is_zipfile(path)
     try:
+        is_archive = zipfile.is_zipfile(path)  # which refuses an archive over several disks
         if is_archive:
             with zipfile.ZipFile(path) as archive:
                 entries = archive.infolist()
