@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vitrail.config import CheckConfig
 from vitrail.data import open_manifest
 from vitrail.data.check import check_images
-from vitrail.data.findings import CUT_AWAY, Findings, cut_away, find_problems, validated_with
+from vitrail.data.findings import CUT_AWAY, Findings, cut_away, find_problems, seen, validated_with
 from vitrail.data.manifest import Manifest
 from vitrail.decoding import decode
 from vitrail.display import Display
@@ -91,11 +91,8 @@ def _page(
             address, (height, width) = picture(pixels), pixels.shape[1:]
         except (DataError, OSError):
             address, height, width = "", 1, 1
-        scale = min(height * preprocess.crop / preprocess.size[0], width * preprocess.crop / preprocess.size[1])
-        seen_w, seen_h = (
-            min(100.0, 100 * preprocess.size[1] * scale / width), min(100.0, 100 * preprocess.size[0] * scale / height)
-        )  # fmt: skip
-        crop = ((100 - seen_w) / 2, (100 - seen_h) / 2, seen_w, seen_h)
+        rows, columns = (float(share) for share in seen(np.float64(height), np.float64(width), preprocess))
+        crop = (50 * (1 - columns), 50 * (1 - rows), 100 * columns, 100 * rows)
         return _Thumbnail(
             address, manifest.name(index), manifest.classes[manifest.label[index]],
             "validation" if held_out[index] else "training", width / height, crop if lost[index] > CUT_AWAY else None,

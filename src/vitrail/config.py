@@ -438,8 +438,16 @@ class TrainConfig:
             raise ConfigError("; ".join(found))
 
 
+class _Sections:
+    """Sections of settings that are right as soon as each of them is."""
+
+    def __post_init__(self) -> None:
+        if found := _section_problems(self):
+            raise ConfigError("; ".join(found))
+
+
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(_Sections):
     """All settings of `vitrail evaluate`."""
 
     weights: WeightsSection = field(default_factory=WeightsSection)
@@ -447,44 +455,28 @@ class EvaluateConfig:
     preprocess: PreprocessSection = field(default_factory=PreprocessSection)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
 
-    def __post_init__(self) -> None:
-        if found := _section_problems(self):
-            raise ConfigError("; ".join(found))
-
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig:
+class PredictConfig(_Sections):
     """Settings of `vitrail predict` that are written as key=value."""
 
     weights: WeightsSection = field(default_factory=WeightsSection)
     preprocess: PreprocessSection = field(default_factory=PreprocessSection)
 
-    def __post_init__(self) -> None:
-        if found := _section_problems(self):
-            raise ConfigError("; ".join(found))
-
 
 @dataclass(frozen=True, kw_only=True)
-class CheckConfig:
+class CheckConfig(_Sections):
     """Settings of `vitrail check-data`."""
 
     data: DataSection = field(default_factory=DataSection)
     preprocess: PreprocessSection = field(default_factory=PreprocessSection)
 
-    def __post_init__(self) -> None:
-        if found := _section_problems(self):
-            raise ConfigError("; ".join(found))
-
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertConfig:
+class ConvertConfig(_Sections):
     """Settings of `vitrail convert` that are written as key=value."""
 
     weights: WeightsSection = field(default_factory=WeightsSection)
-
-    def __post_init__(self) -> None:
-        if found := _section_problems(self):
-            raise ConfigError("; ".join(found))
 
 
 T = TypeVar("T", TrainConfig, EvaluateConfig, PredictConfig, CheckConfig, ConvertConfig)

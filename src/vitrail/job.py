@@ -66,9 +66,10 @@ class Job:
     """Learning rate of an update, before any rollback."""
 
     @property
-    def origin(self) -> dict[str, str]:
+    def origin(self) -> dict[str, Any]:
         """What the weights were made from, for their record."""
-        return {} if self.data.manifest is None else {"manifest": self.data.manifest.hash}
+        known = {} if self.data.manifest is None else {"manifest": self.data.manifest.hash}
+        return {**known, "training_counts": self.training_counts.tolist()}
 
     @property
     def total_epochs(self) -> int:

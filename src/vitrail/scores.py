@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
+
+from vitrail.metrics import class_rates
 
 CONFIDENCE = 0.95
 """Of the intervals."""
@@ -52,10 +55,11 @@ def class_scores(
         labels: Of the images.
         scores: Of each class: probabilities, or anything that rises with them.
     """
-    right, of_class, called = np.diagonal(confusion), confusion.sum(1), confusion.sum(0)
-    auroc, ap = rankings(labels, scores)
-    with np.errstate(invalid="ignore"):
-        return ClassScores(of_class, right / called, right / of_class, 2 * right / (of_class + called), auroc, ap)
+    rates = class_rates(torch.from_numpy(confusion))
+    n, called = rates.images, rates.answers
+    precision = np.where(called > 0, rates.precision, np.nan)
+    recall = np.where(n > 0, rates.recall, np.nan)
+    return ClassScores(n, precision, recall, np.where(n + called > 0, rates.f1, np.nan), *rankings(labels, scores))
 
 
 def rankings(

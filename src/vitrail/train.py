@@ -341,7 +341,7 @@ def finish_epoch(job: Job, state: TrainState, run: Run) -> None:
             record = Record(
                 model=job.model_name, options=model_options(state.model), classes=job.data.classes,
                 preprocess=job.preprocess, recipe=to_dict(config), metrics=row,
-                provenance=provenance() | job.origin | {"training_counts": job.training_counts.tolist()},
+                provenance=provenance() | job.origin,
             )  # fmt: skip
             # a copy, as it may be written only later, when a full disk is no longer full
             weights = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vitrail.balance import IMBALANCED
 from vitrail.data.inspection import FORMATS, Finding
 from vitrail.data.likeness import equal_groups, near_pairs
 from vitrail.data.manifest import VAL, Manifest
@@ -17,8 +18,6 @@ from vitrail.transforms import Preprocess
 
 Severity = Literal["error", "warning", "note"]
 EXAMPLES = 12
-IMBALANCE = 10
-"""Ratio of the largest to the smallest class from which it is said."""
 CUT_AWAY = 0.6
 """Share of an image outside the evaluation's crop, from which it is said."""
 
@@ -178,7 +177,7 @@ def _classes(manifest: Manifest, held_out: NDArray[np.bool_]) -> Iterator[Proble
     names = manifest.classes
     counts = np.bincount(manifest.label[~held_out], minlength=len(names))
     trained = counts[counts > 0]
-    if len(trained) > 1 and trained.max() >= IMBALANCE * trained.min():
+    if len(trained) > 1 and trained.max() >= IMBALANCED * trained.min():
         most, least = int(np.argmax(counts)), int(np.flatnonzero(counts == trained.min())[0])
         yield Problem(
             "warning",
@@ -235,9 +234,17 @@ def _shapes(manifest: Manifest, preprocess: Preprocess) -> Iterator[Problem]:
 def cut_away(manifest: Manifest, preprocess: Preprocess) -> NDArray[np.float64]:
     """Return the share of each image's area that its evaluation view leaves out; 0 where its size is not known."""
     height, width = (np.maximum(side, 1).astype(np.float64) for side in (manifest.height, manifest.width))
-    scale = np.minimum(height / (preprocess.size[0] / preprocess.crop), width / (preprocess.size[1] / preprocess.crop))
-    seen = np.minimum(preprocess.size[0] * scale, height) * np.minimum(preprocess.size[1] * scale, width)
-    return np.where(manifest.width > 0, 1 - seen / (height * width), 0)
+    rows, columns = seen(height, width, preprocess)
+    return np.where(manifest.width > 0, 1 - rows * columns, 0)
+
+
+def seen(
+    height: NDArray[np.float64] | np.float64, width: NDArray[np.float64] | np.float64, preprocess: Preprocess
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the shares of images' heights and widths that their evaluation view shows."""
+    cover = [side / preprocess.crop for side in preprocess.size]
+    scale = np.minimum(height / cover[0], width / cover[1])
+    return np.minimum(preprocess.size[0] * scale / height, 1), np.minimum(preprocess.size[1] * scale / width, 1)
 
 
 def _statistics(manifest: Manifest, held_out: NDArray[np.bool_], preprocess: Preprocess) -> dict[str, Any]:

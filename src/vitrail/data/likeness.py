@@ -32,7 +32,7 @@ def equal_groups(keys: NDArray[Any]) -> list[NDArray[np.int64]]:
 
 
 def near_pairs(hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], int]:
-    """Return pairs of pictures whose hashes differ in at most NEAR bits, but are not equal in each band's crowd.
+    """Return pairs of pictures whose hashes differ in at most NEAR bits, and share a band with no crowd.
 
     Args:
         hashes: (n,); 0 stands for a picture without one.
