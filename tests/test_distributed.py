@@ -93,6 +93,7 @@ def test_two_processes_make_the_updates_of_one_with_drawn_and_weighted_classes(t
     assert_close_run(tmp_path / "runs" / "alone", tmp_path / "runs" / "pair")
 
 
+@pytest.mark.thorough
 def test_a_process_that_hangs_is_named_with_the_call_it_hangs_in(image_folder: Path) -> None:
     program = script(
         image_folder.parent,
@@ -117,6 +118,7 @@ vitrail.train.train(config, display=Sleeper())
     assert line.endswith("; see train.dist_timeout_minutes")
 
 
+@pytest.mark.thorough
 def test_a_shared_out_model_makes_the_updates_of_a_whole_one_and_its_saves_fit_both(image_folder: Path) -> None:
     runs, common = image_folder.parent / "runs", ("train.epochs=4", "ema.decay=0.9", "optim.clip_norm=1")
     run(image_folder, *common, "output.name=plain")
@@ -191,6 +193,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.mark.thorough
 def test_a_killed_worker_is_restarted_by_its_agents_and_the_run_is_the_same_to_the_last_bit(image_folder: Path) -> None:
     runs = image_folder.parent / "runs"
     words = settings(image_folder, *EVERYTHING, "train.epochs=20", "output.save_every_updates=1")
@@ -237,6 +240,7 @@ def test_the_ready_files_for_clusters_name_commands_that_exist() -> None:
         assert "--resume" in words
 
 
+@pytest.mark.thorough
 def test_torchrun_does_not_start_again_what_was_told_to_stop(image_folder: Path) -> None:
     words = [*settings(image_folder), "train.max_hours=1e-9"]
     del words[2]  # --resume names the folder

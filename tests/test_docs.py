@@ -81,6 +81,7 @@ def test_a_documented_command_is_understood(arguments: list[str]) -> None:
     resolve(schema[arguments[0]], [*layers, command_line(settings)])
 
 
+@pytest.mark.thorough
 def test_python_of_the_documents_runs(tmp_path: Path, tiny_checkpoint: Path) -> None:
     run = tmp_path / "runs" / "digits"
     run.mkdir(parents=True)

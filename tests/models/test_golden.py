@@ -74,6 +74,7 @@ def test_numbers_of_the_official_code_are_reproduced(name: str) -> None:
     check_norms(norms, expected["grad_norms"])
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not FULL, reason="../shared/golden/models is absent; its excerpt in tests/golden is tested above")
 @pytest.mark.parametrize("name", FULL)
 def test_every_golden_number_is_reproduced(name: str) -> None:

@@ -22,6 +22,7 @@ def sharpen(model: nn.Module) -> None:
                 module.weight.mul_(SHARP)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", TINY)
 def test_two_hundred_updates_in_float16_have_no_value_that_is_not_finite(name: str) -> None:
     torch.manual_seed(0)
