@@ -25,6 +25,7 @@ LAYERS = [
         "rendezvous",
         "sharding",
         "decoding",
+        "shift",
     },
     {"dialects", "imagenet", "models.layers", "transforms", "metrics", "augment", "projects", "weight_file"},
     {"files"},

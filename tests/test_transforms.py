@@ -347,6 +347,13 @@ def test_a_training_view_is_timms_for_the_same_draws():
         assert difference.float().mean() < 0.6
 
 
+@pytest.mark.parametrize("policy", [None, "rand-m9-mstd0.5-inc1"])
+def test_a_training_view_lies_in_memory_as_rows_of_pixels_so_that_nothing_repacks_it(policy):
+    view, image = TrainView(size=(32, 48), auto_augment=policy), decode(encode(photo(), "JPEG"))
+    views = [view.view(image, key) for key in range(8)]
+    assert all(found.permute(1, 2, 0).is_contiguous() for found in views)
+
+
 def test_hflip_and_scale_are_obeyed():
     image = to_pixels(photo(64, 64))
     for hflip, expected in ((0.0, image), (1.0, image.flip(-1))):

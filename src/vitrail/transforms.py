@@ -34,6 +34,7 @@ from torch.utils.data import get_worker_info
 from vitrail.decoding import Exif, UnreadableImage, decode, to_pixels
 from vitrail.errors import ConfigError, DataError, closest
 from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD
+from vitrail.shift import quicken
 
 MAX_ASPECT = 10  # a 20000x20 image resized whole to 224 rows would be 224,000 columns wide
 
@@ -57,11 +58,12 @@ def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
 
 
 def _resize(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
-    # torch's uint8 kernel is fastest on (h, w, 3) memory, and answers in kind: no repacking for Pillow or the batch
-    pixels = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-    if tuple(image.shape[1:]) == size:
-        return pixels
-    return interpolate(pixels[None], size, mode=interpolation, antialias=True)[0]
+    # torch's uint8 kernel is fastest on (h, w, 3) memory, and answers in kind, so nothing is repacked for Pillow or the
+    # batch; it tells that memory by the strides, which image[None] does not keep
+    pixels = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
+    if tuple(image.shape[1:]) != size:
+        pixels = interpolate(pixels, size, mode=interpolation, antialias=True)
+    return pixels[0]
 
 
 def _center_crop(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -193,6 +195,7 @@ class TrainView:
         parts: Any = create_transform(
             self.size, is_training=True, interpolation=self.interpolation, mean=self.mean, **only_policy
         )
+        quicken(parts[1])
         return parts[1]
 
     def view(self, image: UInt8[Tensor, "3 h w"], key: int) -> UInt8[Tensor, "3 out_h out_w"]:
