@@ -19,6 +19,8 @@ from vitrail.evaluate import evaluate, inherited_data, report_folder, report_nam
 from vitrail.loading import load_model, open_model
 from vitrail.train import train
 
+TINY = Path(__file__).parent / "tiny.yaml"
+
 
 class Notebook(Quiet):
     """A display that remembers."""
@@ -160,12 +162,29 @@ def test_without_data_the_missing_setting_is_named(tiny_checkpoint: Path) -> Non
 
 
 def test_a_folder_that_was_moved_is_divided_as_in_training(tiny_checkpoint: Path, image_folder: Path) -> None:
-    stored = {"root": "/gone", "val_split": None, "val_fraction": 0.5, "train_split": "Train", "workers": 0}
+    stored = {"root": "/gone", "val_split": None, "folds": 5, "fold": 2, "train_split": "Train", "workers": 0}
     record = replace(open_model(tiny_checkpoint).record, recipe={"data": stored})
     (layer,) = inherited_data(record, [command_line(["data.root=/here"])])
-    assert layer.values["data"] == {"val_fraction": 0.5, "workers": 0}
+    assert layer.values["data"] == {"folds": 5, "fold": 2, "workers": 0}
     (layer,) = inherited_data(record, [command_line(["data.root=/gone"])])
-    assert layer.values["data"] == {"val_fraction": 0.5, "workers": 0, "val_split": None, "train_split": "Train"}
+    assert layer.values["data"] == stored
+
+
+def test_other_images_than_those_of_the_training_are_told(image_folder: Path, tmp_path: Path) -> None:
+    settings = [f"data.root={image_folder}", "train.epochs=1", f"output.root={tmp_path}"]
+    done = train(resolve(TrainConfig, [read_yaml(TINY), command_line(settings)]).config)
+    display = Notebook()
+    evaluate(done.folder / "best.safetensors", layers(image_folder), display=display)
+    assert not display.warnings
+    added = image_folder / "val" / CLASSES[0] / "added.jpg"
+    shutil.copy(image_folder / "val" / CLASSES[0] / f"{CLASSES[0]}_0.jpg", added)
+    evaluate(done.folder / "best.safetensors", layers(image_folder), display=display)
+    assert display.warnings == [
+        f"{image_folder / 'val'}: its images are not those of the training, files were added, removed or renamed; "
+        "where a part is held out, some of it may have been trained on"
+    ]
+    evaluate(done.folder / "best.safetensors", layers(image_folder.rename(tmp_path / "moved")), display=display)
+    assert len(display.warnings) == 1
 
 
 def timm_file(folder: Path, num_classes: int = len(CLASSES)) -> Path:

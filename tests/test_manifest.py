@@ -262,6 +262,30 @@ def test_added_files_move_no_image_to_the_other_side(tmp_path: Path) -> None:
     assert sorted(name[0] for name in after) == ["a"] * 8 + ["b"] * 8
 
 
+@pytest.mark.parametrize("settings", [{"check": False}, {"folds": 4}])
+def test_a_division_is_kept_where_no_image_is_looked_at(settings: dict, tmp_path: Path) -> None:
+    root = flat(tmp_path / "set", *[f"{c}/{i}.png" for c in "ab" for i in range(20)])
+    section = DataSection(root=str(root), **settings)
+    if "check" not in settings:
+        checked(root)  # the folds divide anew what is known already
+
+    def held_now() -> set[str]:
+        data = open_data(section)
+        return {data.val.name(index) for index in range(len(data.val))}
+
+    before = held_now()
+    flat(root, *[f"{c}/{i}.png" for c in "ab" for i in range(20, 60)])
+    assert before < held_now()
+
+
+def test_a_division_that_cannot_be_kept_is_told(tmp_path: Path) -> None:
+    root = flat(tmp_path / "set", *[f"{c}/{i}.png" for c in "ab" for i in range(20)])
+    (tmp_path / "file").write_text("")
+    data = open_data(DataSection(root=str(root), manifest=str(tmp_path / "file" / "a.manifest")))
+    (told,) = [note for note in data.notes if "are added" in note]
+    assert told.endswith("; files that are added may change which images are held out")
+
+
 def test_groups_stay_together_and_classes_keep_their_share(tmp_path: Path) -> None:
     names = [f"{c}/patient{p}_{i}.png" for c in "ab" for p in range(25) for i in range(4)]
     root = flat(tmp_path / "set", *names)

@@ -19,7 +19,7 @@ from vitrail.class_names import check_classes, match_by_name
 from vitrail.config import ConvertConfig, DataSection, EvaluateConfig, Layer, PreprocessSection, resolve, to_dict
 from vitrail.data import open_split
 from vitrail.data.loader import ImageLoader, build_eval_loader
-from vitrail.data.sources import Source
+from vitrail.data.sources import Source, fingerprint
 from vitrail.display import Display, Quiet
 from vitrail.engine import Precision, autocast, gather_texts, processes, sum_over_processes
 from vitrail.errors import CheckpointError, DataError
@@ -37,6 +37,10 @@ OTHER_CLASSES = (
     "rename the folders, or evaluate on the data it was trained on; if the data has a part of the classes, or another "
     "order, data.match_classes=by-name"
 )
+HOW_READ = ("workers", "download", "check", "match_classes")
+"""Data settings that do not choose images."""
+DIVISION = ("val_fraction", "folds", "fold", "group_regex")
+"""Data settings that hold wherever the images lie."""
 INTERPOLATIONS: tuple[Literal["bicubic", "bilinear"], ...] = ("bicubic", "bilinear")
 
 
@@ -158,6 +162,11 @@ def _evaluate(
             record = replace(record, classes=source.classes)
         else:
             check_classes(record.classes, source.classes, path, OTHER_CLASSES)
+        if are_others(record, config, source):
+            display.warn(
+                f"{source.description}: its images are not those of the training, files were added, removed or "
+                "renamed; where a part is held out, some of it may have been trained on"
+            )
         tried = ways(override_preprocess(record.preprocess, config.preprocess, display))
         for note in notes:
             display.note(note)
@@ -265,12 +274,19 @@ def inherited_data(record: Record, settings: Sequence[Layer]) -> list[Layer]:
     data = dict(record.recipe.get("data", {}))
     given = {key: value for layer in settings for key, value in layer.values.get("data", {}).items()}
     # another root of a named set holds the same set; another name, or another folder, is divided in its own way
-    if "name" in given or ("root" in given and data.get("name") is None):
-        same = "name" not in given and given["root"] == data.get("root")
-        kept = ("train_split", "val_split", "val_fraction") if same else ("val_fraction",)
-        data = {key: data[key] for key in ("download", "workers", "bad_files", *kept) if key in data}
+    moved = "root" in given and data.get("name") is None and given["root"] != data.get("root")
+    if "name" in given or moved:
+        data = {key: data[key] for key in ("download", "workers", "bad_files", *DIVISION) if key in data}
     known = to_dict(DataSection())
     return [Layer("weight file", {"data": {key: value for key, value in data.items() if key in known}})] if data else []
+
+
+def are_others(record: Record, config: EvaluateConfig, source: Source) -> bool:
+    """Say whether the settings name the data of the training but find other images there."""
+    trained, split = record.provenance.get("images", {}), config.evaluate.split
+    named = record.recipe.get("data", {})
+    same = all(named.get(name) == value for name, value in to_dict(config.data).items() if name not in HOW_READ)
+    return same and split in trained and trained[split] != fingerprint(source)
 
 
 def override_preprocess(stored: Preprocess, wanted: PreprocessSection, display: Display) -> Preprocess:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +22,7 @@ from vitrail.data.findings import alarms, validated_with
 from vitrail.data.loader import ImageLoader, build_eval_loader, build_train_loader
 from vitrail.data.manifest import Manifest
 from vitrail.data.sampling import BatchSampler, class_shares
-from vitrail.data.sources import Source
+from vitrail.data.sources import fingerprint
 from vitrail.display import Display
 from vitrail.engine import Precision
 from vitrail.errors import ConfigError, DataError, command
@@ -69,7 +68,8 @@ class Job:
     def origin(self) -> dict[str, Any]:
         """What the weights were made from, for their record."""
         known = {} if self.data.manifest is None else {"manifest": self.data.manifest.hash}
-        return {**known, "training_counts": self.training_counts.tolist()}
+        images = {"train": self.fingerprint, "val": fingerprint(self.data.val)}
+        return {**known, "images": images, "training_counts": self.training_counts.tolist()}
 
     @property
     def total_epochs(self) -> int:
@@ -318,12 +318,3 @@ def build_schedule(config: TrainConfig, steps: int) -> Callable[[int], float]:
 def sum_dtype(device: torch.device) -> torch.dtype:
     """Return float64, or what there is on Apple's GPUs."""
     return torch.float32 if device.type == "mps" else torch.float64
-
-
-def fingerprint(source: Source) -> str:
-    """Return 16 hexadecimal digits that change with the names, the order or the labels of the images."""
-    digest = hashlib.sha256()
-    for number, identity in enumerate(source.identities()):
-        digest.update(b"\n" * (number > 0) + identity)
-    digest.update(source.labels.tobytes())
-    return digest.hexdigest()[:16]

@@ -18,8 +18,8 @@ from vitrail.data.folders import find_splits, list_folder, note_hidden, scan, vi
 from vitrail.data.manifest import TRAIN, VAL, Manifest, cache_file, list_images, load_manifest
 from vitrail.data.named_sets import NAMED_SETS, open_named
 from vitrail.data.sources import Source, few
-from vitrail.data.splits import Division, divide, held_out
-from vitrail.errors import ConfigError, DataError, closest
+from vitrail.data.splits import UNASSIGNED, Division, divide, held_out
+from vitrail.errors import ConfigError, DataError, VitrailError, closest
 
 Look = Callable[[Manifest, Path], Manifest]
 
@@ -92,7 +92,20 @@ def open_manifest(section: DataSection, look: Look | None = None) -> tuple[Manif
         division, source = _division(section), manifest.source(TRAIN)
         kept = manifest.fold if manifest.division == division.key else None
         manifest = replace(manifest, fold=divide(source, division, kept), division=division.key)
+        is_new = kept is None or (kept == UNASSIGNED).any()
+        if is_new and (look is None or manifest.inspected.all()):  # otherwise it is kept with what is read
+            manifest = _keep(manifest, place)
     return (look(manifest, place) if look is not None else manifest), listing.problems
+
+
+def _keep(manifest: Manifest, place: Path) -> Manifest:
+    """Write down how images are divided, so that files that are added later change the side of none."""
+    try:
+        manifest.save(place)
+    except (VitrailError, OSError) as error:
+        told = f"{error}; files that are added may change which images are held out"
+        return replace(manifest, notes=(*manifest.notes, told))
+    return manifest
 
 
 def open_split(section: DataSection, split: Literal["train", "val", "all"]) -> tuple[Source, tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +146,15 @@ class PixelSource:
         path = folder / f"{self.name(0).replace('/', '-')}.png"
         Image.fromarray(self.images[0]).save(path)
         return str(path)
+
+
+def fingerprint(source: Source) -> str:
+    """Return 16 hexadecimal digits that change with the names, the order or the labels of the images."""
+    digest = hashlib.sha256()
+    for number, identity in enumerate(source.identities()):
+        digest.update(b"\n" * (number > 0) + identity)
+    digest.update(source.labels.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def few(names: Sequence[str] | frozenset[str], most: int = 3) -> str:
