@@ -53,6 +53,7 @@ LAYERS = [
     {"job"},
     {"run_report"},
     {"train"},
+    {"bench_data"},
     {"cli"},
 ]
 ENTRY_POINTS = {"", "__main__"}  # nothing imports them

@@ -429,6 +429,55 @@ def check_data(
 
 
 @app.command
+def bench_data(
+    *settings: Annotated[str, Parameter(help="As for `vitrail train`: a recipe, and settings as section.key=value.")],
+    seconds: Annotated[float, Parameter(help="For the loader, and for the model.")] = 10.0,
+    json_file: Annotated[Path | None, Parameter(name="--json", help="Also write the numbers to this file.")] = None,
+) -> int:
+    """Measure how fast training images are read, decoded and varied here, against how fast the model takes them.
+
+    ```
+    vitrail bench-data tnt_s_imagenet data.root=/data/imagenet
+    vitrail bench-data cifar10_tnt data.root=/data/cifar10 data.workers=8 --json speed.json
+    ```
+    """
+    from vitrail.start import begin
+
+    recipe, tokens = _split_settings(settings, None)
+    start = begin(recipe, tokens)
+    if not seconds > 0:
+        raise ConfigError(f"--seconds is {seconds}; it must be above 0")
+
+    from vitrail.bench_data import STAGES, rate
+    from vitrail.bench_data import bench_data as run
+    from vitrail.files import write_whole
+
+    with _terminal() as display:
+        _say(display, start.remarks)
+        found = run(start.config, seconds, display)
+        if json_file is not None:
+            text = json.dumps(found.to_dict(), indent=1) + "\n"
+            write_whole(json_file, text.encode(), "choose another file with --json")
+            display.note(f"numbers: {json_file}")
+        if found.unreadable:
+            display.warn(f"{found.unreadable:,} images of the sample cannot be read; `vitrail check-data` names them")
+    rows = [
+        (stage, what, f"{1000 * found.seconds[stage]:.3f}", rate(1 / found.seconds[stage]))
+        for stage, what in STAGES.items()
+        if found.seconds[stage]
+    ]
+    together = sum(found.seconds.values())
+    rows += [
+        ("together", "", f"{1000 * together:.3f}", rate(1 / together)),
+        ("loader", f"{found.workers} workers", "", rate(found.loader)),
+        ("model", f"updates of {found.at_once:,} images on {found.device}", "", rate(found.model)),
+    ]
+    _table("one image on one core, and all at work", ("", "what", "ms", "images/s"), rows)
+    print(found.advice)
+    return 0
+
+
+@app.command
 def doctor(*, output: Annotated[Path, Parameter(help="Folder that runs are to be written to.")] = Path("runs")) -> int:
     """Look whether this machine is fit to train on, and say how to mend what is not; status 1 if anything is not.
 

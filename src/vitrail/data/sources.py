@@ -49,6 +49,10 @@ class Source(Protocol):
         """Return what people call an image: its path, or its set and number."""
         ...
 
+    def encoded(self, index: int) -> bytes | None:
+        """Read the bytes of an image's file; None for an image that is held as pixels."""
+        ...
+
     def image(self, index: int, exif: Exif) -> UInt8[Tensor, "3 h w"]:
         """Read an image; raises UnreadableImage or OSError."""
         ...
@@ -89,9 +93,13 @@ class FileSource:
         """Return the path, with bytes that are no text escaped."""
         return printable(self.path(index))
 
+    def encoded(self, index: int) -> bytes:
+        """Read a file."""
+        return self.path(index).read_bytes()
+
     def image(self, index: int, exif: Exif) -> UInt8[Tensor, "3 h w"]:
         """Read and decode a file."""
-        return decode(self.path(index).read_bytes(), exif)
+        return decode(self.encoded(index), exif)
 
     def identities(self) -> Iterator[bytes]:
         """Yield the relative paths."""
@@ -124,6 +132,9 @@ class PixelSource:
     def name(self, index: int) -> str:
         """Return set and number, such as digits/0007."""
         return str(self.names[index])
+
+    def encoded(self, index: int) -> None:
+        """There are no files."""
 
     def image(self, index: int, exif: Exif) -> UInt8[Tensor, "3 h w"]:
         """Copy out an image; there is no EXIF."""
