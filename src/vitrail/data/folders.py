@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from vitrail.data.paths import Paths
+from vitrail.data.shards import INDEX
 from vitrail.data.sources import FileSource, few, printable
-from vitrail.errors import DataError, closest
+from vitrail.errors import ConfigError, DataError, closest
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"))
 SPLIT_WORDS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
@@ -61,6 +63,22 @@ def visible_folders(root: Path) -> list[str]:
         ) from None
     except OSError as error:
         raise DataError(f"data.root {root}: cannot be read ({error.strerror})") from error
+
+
+def left_out(root: Path, splits: Collection[str]) -> tuple[str, ...]:
+    """Return a note of the folders beside the splits, which are neither trained nor validated with."""
+    others = [] if "" in splits else [name for name in visible_folders(root) if name not in splits]
+    return (f"{root}: left out {few(others, 10)}, beside {' and '.join(dict.fromkeys(splits))}",) if others else ()
+
+
+def refuse_inside(root: Path, output: Path) -> None:
+    """Refuse to write among the images, where the next run would take it for a class.
+
+    Raises:
+        ConfigError: With what to change.
+    """
+    if output.resolve().is_relative_to(root.resolve()):
+        raise ConfigError(f"--output {output}: lies in data.root {root}, among the images; choose a folder beside it")
 
 
 def is_hidden(name: str) -> bool:
@@ -227,6 +245,11 @@ def _no_images(folder: Path, classes: list[str], loose: list[str], ignored: _Ign
     if classes:
         known = few(EXTENSIONS, len(EXTENSIONS))
         return f"{where}: none of its {len(classes)} folders has images ({few(classes)}); known are {known}"
+    if tars := [name for name in ignored.others if name.endswith(".tar")]:
+        return (
+            f"{where}: holds tar files ({few(tars)}) and no {INDEX}, so it cannot be told what is in them; unpack them "
+            "into a folder for each class, which `vitrail pack` makes shards of"
+        )
     if ignored.hidden or ignored.others:
         what = ignored.hidden + ignored.others
         return f"{where}: has no class folders, only hidden files or files that are no images ({few(what)})"
