@@ -50,7 +50,7 @@ LAYERS = [
     {"adapt", "answers", "class_names"},
     {"loading", "timm", "report"},
     {"hub", "evaluate", "export", "predict", "run_folder", "state", "doctor"},
-    {"convert", "check_data", "pack"},
+    {"convert", "check_data", "pack", "resize_data"},
     {"job"},
     {"run_report"},
     {"train"},

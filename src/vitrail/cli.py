@@ -518,6 +518,47 @@ def pack(
 
 
 @app.command
+def resize_data(
+    *settings: Settings,
+    output: Annotated[Path, Parameter(help="Folder to write, of the same structure.")],
+    short_side: Annotated[int, Parameter(converter=_whole_number, help="Pixels; smaller images are copied.")],
+    quality: Annotated[int, Parameter(converter=_whole_number, help="Of JPEG and lossy WebP, to 100.")] = 95,
+) -> int:
+    """Write a folder of images anew with fewer pixels, to be read and decoded in less time.
+
+    The new folder says that its pixels were changed, and so do the weights trained on it. What was stopped goes on when
+    it is called again.
+
+    ```
+    vitrail resize-data data.root=/data/imagenet --output /data/imagenet-256 --short-side 256
+    ```
+    """
+    from vitrail.config import DataConfig, command_line, resolve
+
+    config = resolve(DataConfig, [command_line(settings)]).config
+    if short_side < 1:
+        raise ConfigError(f"--short-side is {short_side}; it must be at least 1")
+    if not 1 <= quality <= 100:
+        raise ConfigError(f"--quality is {quality}; it must be from 1 to 100")
+
+    from vitrail.resize_data import resize_data as run
+
+    with _terminal() as display:
+        done = run(config.data, output, short_side, quality, display)
+    print(f"{done.folder}: {done.before / 1e9:,.3f} GB became {done.after / 1e9:,.3f} GB")
+    rows = [("resized", f"{done.resized:,}"), *((f"copied: {why}", f"{n:,}") for why, n in done.copied.most_common())]
+    _table("", ("", "images"), rows)
+    if done.bad:
+        what = "left out" if config.data.bad_files == "quarantine" else "copied"
+        print(f"{len(done.bad)} images could not be read and were {what}:")
+        for _, name, reason in done.bad:
+            print(f"  {name}: {reason}")
+    print(f"next: {command('train', 'tnt_s_imagenet', *_with_root(settings, done.folder))}")
+    print(f"      {command('pack', f'data.root={done.folder}', '--output', 'SHARDS')}")
+    return 0
+
+
+@app.command
 def doctor(*, output: Annotated[Path, Parameter(help="Folder that runs are to be written to.")] = Path("runs")) -> int:
     """Look whether this machine is fit to train on, and say how to mend what is not; status 1 if anything is not.
 

@@ -19,6 +19,7 @@ from vitrail.config import TrainConfig
 from vitrail.data import Data, open_data
 from vitrail.data.check import check_images
 from vitrail.data.findings import alarms, refuse_unreadable, validated_with
+from vitrail.data.folders import CHANGED
 from vitrail.data.loader import ImageLoader, build_eval_loader, build_train_loader
 from vitrail.data.manifest import Manifest
 from vitrail.data.sampling import BatchSampler, class_shares
@@ -68,6 +69,8 @@ class Job:
     def origin(self) -> dict[str, Any]:
         """What the weights were made from, for their record."""
         known = {} if self.data.manifest is None else {"manifest": self.data.manifest.hash}
+        if changed := [note for note in self.data.notes if note.startswith(CHANGED)]:
+            known["pixels"] = "; ".join(changed)
         images = {"train": self.fingerprint, "val": fingerprint(self.data.val)}
         return {**known, "images": images, "training_counts": self.training_counts.tolist()}
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,11 @@ from vitrail.errors import ConfigError, DataError, closest
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"))
 SPLIT_WORDS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
+
+
+MARK = "vitrail-resized.json"
+"""The file by which a folder says that its pixels were changed."""
+CHANGED = "pixels were changed: "
 
 
 def find_splits(root: Path, train_split: str, val_split: str | None) -> tuple[Path | None, Path | None]:
@@ -175,10 +182,11 @@ def scan(folder: Path, problems: list[str] | None = None) -> FileSource:
                 ignored.hidden.append(entry.name)
             elif entry.is_dir():
                 classes.append(entry.name)
-            else:
+            elif entry.name != MARK:
                 (loose if is_image(entry.name) else ignored.others).append(entry.name)
         ignored.loose += [] if not classes else loose
         found = [_images_below(str(folder), name, ignored, ()) for name in classes]
+        changed = changes(folder)
     except OSError as error:
         raise DataError(f"data.root {printable(folder)}: cannot be read ({error})") from error
     empty = [name for name, paths in zip(classes, found, strict=True) if not paths]
@@ -198,7 +206,35 @@ def scan(folder: Path, problems: list[str] | None = None) -> FileSource:
         labels=np.repeat(np.arange(len(classes), dtype=np.int32), [len(paths) for paths in found]),
         classes=tuple(printable(name) for name in classes),
         description=printable(folder),
-        notes=ignored.notes(folder),
+        notes=(*([_told(changed)] if changed else []), *ignored.notes(folder)),
+    )
+
+
+def changes(folder: Path) -> list[dict[str, Any]]:
+    """Return what `vitrail resize-data` did to the images of a folder, or of one that it lies in; the last comes last.
+
+    Raises:
+        DataError: It was changed, but cannot be told how.
+    """
+    folder = folder.resolve()
+    for place in (folder, *folder.parents):
+        if (place / MARK).is_file():
+            try:
+                found = json.loads((place / MARK).read_text(encoding="utf-8"))["changes"]
+                _told(found)
+            except (KeyError, TypeError, ValueError) as error:
+                raise DataError(
+                    f"{place / MARK}: is damaged, and it cannot be told how the images were changed; resize them anew"
+                ) from error
+            return found
+    return []
+
+
+def _told(changed: list[dict[str, Any]]) -> str:
+    return CHANGED + ", then ".join(
+        f"resized to a short side of {one['short_side']} ({one['filter']}, quality {one['quality']}) by `vitrail "
+        f"resize-data` from {one['from']}"
+        for one in changed
     )
 
 
