@@ -430,15 +430,17 @@ def test_a_full_disk_leaves_nothing(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_ctrl_c_leaves_nothing(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_leaves_nothing(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*steps: int, **values: str) -> None:
+        if values:
+            assert [*tmp_path.glob(".shards.*.tmp/*.tar")]
+            raise KeyboardInterrupt
+
     monkeypatch.setattr("vitrail.pack.BETWEEN", 5)
-
-    class Stopping(Quiet):
-        def advance(self, steps: int = 1, **values: str) -> None:
-            if values:
-                raise KeyboardInterrupt
-
+    monkeypatch.setattr("vitrail.display.Terminal.advance", stop)
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(KeyboardInterrupt):
-        packed(image_folder, tmp_path / "shards", display=Stopping())
+    assert run("pack", f"data.root={image_folder}", "--output", tmp_path / "shards") == 130
+    assert capsys.readouterr().err == "stopped\n"
     assert sorted(tmp_path.iterdir()) == before

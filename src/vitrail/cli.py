@@ -29,6 +29,7 @@ app = App(
     version_flags=["--version"],
     default_parameter=Parameter(negative=""),
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # main says that it was stopped
 )
 
 Settings = Annotated[

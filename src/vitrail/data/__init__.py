@@ -196,8 +196,8 @@ def _check_packed(section: DataSection, manifest: Manifest) -> None:
         given = getattr(section, key)
         if given not in (folder, folder or None, getattr(DataSection, key)):
             raise ConfigError(
-                f"data.{key} is {given or 'null'}, and the shards of {manifest.root} were packed with "
-                f"{folder or 'class folders alone'}; drop it, or pack the folder anew"
+                f"data.{key} is {given or 'null'}, and the shards of {manifest.root} were packed "
+                f"{f'with {folder}' if folder else 'without one'}; drop it, or pack the folder anew"
             )
 
 
