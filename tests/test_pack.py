@@ -198,6 +198,10 @@ def test_unreadable_images_are_left_out_or_refused_where_that_is_asked_for(image
     )
     assert_same_images(ours.train, theirs.train)
     assert ours.notes == ("1 images that cannot be read were left out of the shards: train/red/red_1.jpg",)
+    for path in (image_folder / "val").rglob("*.jpg"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"val: none of its 12 images can be read$"):
+        packed(image_folder, tmp_path / "shards", bad_files="quarantine")
 
 
 def test_what_was_not_looked_at_before_packing_is_looked_at_once(image_folder: Path, tmp_path: Path) -> None:

@@ -12,21 +12,21 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 from PIL.JpegImagePlugin import get_sampling
-from safetensors import safe_open
 
 from vitrail import resize_data as resizing
-from vitrail.checkpoint import parse_record
 from vitrail.cli import main
 from vitrail.config import DataSection, TrainConfig, command_line, read_yaml, resolve
 from vitrail.data import open_data, open_split
 from vitrail.data.folders import MARK
 from vitrail.decoding import decode, read_header
 from vitrail.display import Quiet
+from vitrail.engine import processes
 from vitrail.errors import CheckpointError, DataError, Interrupted
 from vitrail.evaluate import evaluate
+from vitrail.job import build_job
 from vitrail.pack import pack
 from vitrail.resize_data import Resized, resize_data
-from vitrail.train import train
+from vitrail.stop import Stop
 
 SIDE = 24
 
@@ -217,6 +217,22 @@ def test_unreadable_images_are_copied_left_out_or_refused(image_folder: Path, tm
         resized(image_folder, tmp_path / "missing")
 
 
+def test_what_became_unreadable_meanwhile_is_not_taken_from_before(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resizing, "BATCH", 5)
+    with pytest.raises(Interrupted):
+        resized(image_folder, tmp_path / "new", display=Notebook(10))
+    victim = image_folder / "train" / "blue" / "blue_0.jpg"
+    victim.write_bytes(bytes(victim.stat().st_size))
+    display = Notebook()
+    done = resized(image_folder, tmp_path / "new", display=display, bad_files="quarantine")
+    assert display.notes == [f"goes on with what is in {tmp_path / '.new.partial'}"]
+    assert [name for _, name, _ in done.bad] == ["train/blue/blue_0.jpg"]
+    assert not (tmp_path / "new" / "train" / "blue" / "blue_0.jpg").exists()
+    assert len(list((tmp_path / "new").rglob("*.jpg"))) == 35
+
+
 def test_changed_pixels_are_told_wherever_they_are_used(
     image_folder: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -235,11 +251,11 @@ def test_changed_pixels_are_told_wherever_they_are_used(
     settings = [f"data.root={shards}", "data.workers=0", "evaluate.device=cpu"]
     evaluate(tiny_checkpoint, [command_line(settings)], display=display)
     assert display.notes == [told]
-    tiny = Path(__file__).parent / "tiny.yaml"
-    layers = [read_yaml(tiny), command_line([f"data.root={shards}", f"output.root={tmp_path}", "train.epochs=1"])]
-    folder = train(resolve(TrainConfig, layers).config, name="tiny").folder
-    with safe_open(folder / "best.safetensors", framework="pt") as file:
-        assert parse_record(file.metadata(), folder).provenance["pixels"] == told
+    tiny = read_yaml(Path(__file__).parent / "tiny.yaml")
+    config = resolve(TrainConfig, [tiny, command_line([f"data.root={shards}"])]).config
+    with processes("float32", "cpu") as accelerator, Stop() as stop:
+        job, _ = build_job(config, accelerator, "float32", Quiet(), stop)
+    assert job.origin["pixels"] == told
 
 
 def test_a_damaged_mark_is_refused(image_folder: Path, tmp_path: Path) -> None:

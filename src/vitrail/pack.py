@@ -96,8 +96,8 @@ def _earlier(output: Path, root: Path) -> Collection[str]:
         raise CheckpointError(
             f"{output}: holds shards of {index.root}, and is not replaced; choose another folder with --output"
         )
-    assert index.packed is not None
-    return {INDEX, *(shard.name for shard in index.packed.shards)}
+    shards = index.packed.shards if index.packed is not None else ()
+    return {INDEX, *(shard.name for shard in shards)}
 
 
 def _wanted(manifest: Manifest, section: DataSection, display: Display) -> Manifest:
@@ -117,6 +117,9 @@ def _wanted(manifest: Manifest, section: DataSection, display: Display) -> Manif
             "counts them, data.bad_files=quarantine leaves them out of the shards"
         )
         return manifest
+    for part, folder in enumerate(manifest.folders):
+        if (chosen := manifest.part == part).any() and bad[chosen].all():
+            raise DataError(f"{manifest.root / folder}: none of its {chosen.sum()} images can be read")
     note = f"{len(names)} images that cannot be read were left out of the shards: {few(names)}"
     display.warn(note)
     return manifest.take(~bad, note)

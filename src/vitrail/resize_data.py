@@ -96,9 +96,12 @@ def resize_data(section: DataSection, output: Path, short_side: int, quality: in
     try:
         _begin(partial, {**mark, "images": manifest.hash}, display)
         _resize_all(_Images(manifest, partial, short_side, quality), section, done, display)
-        if section.bad_files == "skip":
-            for index, _, _ in done.bad:
-                _write(manifest, index, partial, _read_bad(manifest, index))
+        for index, _, _ in done.bad:
+            target = _target(manifest, index, partial)
+            target.unlink(missing_ok=True)  # of a time when it could be read
+            if section.bad_files == "skip":
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(_read_bad(manifest, index))
         for leftover in partial.glob(".*.tmp"):  # of workers that were killed
             leftover.unlink()
         os.sync()
