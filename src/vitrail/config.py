@@ -69,7 +69,8 @@ class DataSection:
     name: str | None = None
     """A named data set: digits, cifar10, cifar100, fashion-mnist, oxford-pets or flowers102; null reads folders."""
     root: str | None = None
-    """Folder with train/<class>/* and val/<class>/*, or with <class>/* alone; for a named set, where its files lie."""
+    """Folder with train/<class>/* and val/<class>/*, or with <class>/* alone, or the shards that `vitrail pack` made of
+    it; for a named set, where its files lie."""
     train_split: str = "train"
     """Name of the folder to train on."""
     val_split: str | None = "val"
@@ -473,13 +474,20 @@ class CheckConfig(_Sections):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataConfig(_Sections):
+    """Settings of `vitrail pack` and `vitrail resize-data`."""
+
+    data: DataSection = field(default_factory=DataSection)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConvertConfig(_Sections):
     """Settings of `vitrail convert` that are written as key=value."""
 
     weights: WeightsSection = field(default_factory=WeightsSection)
 
 
-T = TypeVar("T", TrainConfig, EvaluateConfig, PredictConfig, CheckConfig, ConvertConfig)
+T = TypeVar("T", TrainConfig, EvaluateConfig, PredictConfig, CheckConfig, DataConfig, ConvertConfig)
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,15 @@ from vitrail.checkpoint import Record
 from vitrail.config import TrainConfig
 from vitrail.data import Data, open_data
 from vitrail.data.check import check_images
-from vitrail.data.findings import alarms, validated_with
+from vitrail.data.findings import alarms, refuse_unreadable, validated_with
+from vitrail.data.folders import CHANGED
 from vitrail.data.loader import ImageLoader, build_eval_loader, build_train_loader
 from vitrail.data.manifest import Manifest
 from vitrail.data.sampling import BatchSampler, class_shares
 from vitrail.data.sources import fingerprint
 from vitrail.display import Display
 from vitrail.engine import Precision
-from vitrail.errors import ConfigError, DataError, command
+from vitrail.errors import ConfigError, command
 from vitrail.guard import Guard
 from vitrail.loading import Opened, open_model, tell, wanted
 from vitrail.metrics import SHOTS, shot_groups
@@ -68,6 +69,8 @@ class Job:
     def origin(self) -> dict[str, Any]:
         """What the weights were made from, for their record."""
         known = {} if self.data.manifest is None else {"manifest": self.data.manifest.hash}
+        if changed := [note for note in self.data.notes if note.startswith(CHANGED)]:
+            known["pixels"] = "; ".join(changed)
         images = {"train": self.fingerprint, "val": fingerprint(self.data.val)}
         return {**known, "images": images, "training_counts": self.training_counts.tolist()}
 
@@ -139,13 +142,8 @@ def tell_alarms(manifest: Manifest, config: TrainConfig, display: Display) -> No
     Raises:
         DataError: An image cannot be read, and data.bad_files is "error".
     """
-    bad = np.flatnonzero(manifest.unreadable)
-    if len(bad) and config.data.bad_files == "error":
-        first = int(bad[0])
-        raise DataError(
-            f"{manifest.path(first)}: cannot be read, {manifest.reason_of(first)}; so it is with {len(bad)} images in "
-            "all; repair or remove them, or set data.bad_files=quarantine to leave them out"
-        )
+    if config.data.bad_files == "error":
+        refuse_unreadable(manifest)
     found = alarms(manifest, validated_with(manifest, config.data.fold))
     for problem in found:
         display.warn(f"{problem.what}; {problem.advice}")

@@ -1,4 +1,4 @@
-"""Which images: folders and named sets, and their division.
+"""Which images: folders, shards and named sets, and their division.
 
 What is read past (hidden folders, files that are no images) or decided for the user (a held-out part) is never silent:
 every source carries notes for the caller to show.
@@ -15,8 +15,9 @@ import numpy as np
 
 from vitrail.config import DataSection
 from vitrail.data.folders import find_splits, list_folder, note_hidden, scan, visible_folders
-from vitrail.data.manifest import TRAIN, VAL, Manifest, cache_file, list_images, load_manifest
+from vitrail.data.manifest import TRAIN, VAL, Manifest, cache_file, list_images, load_manifest, open_shards
 from vitrail.data.named_sets import NAMED_SETS, open_named
+from vitrail.data.shards import INDEX, has_shards
 from vitrail.data.sources import Source, few
 from vitrail.data.splits import UNASSIGNED, Division, divide, held_out
 from vitrail.errors import ConfigError, DataError, VitrailError, closest
@@ -31,7 +32,7 @@ class Data:
     train: Source
     val: Source
     manifest: Manifest | None = None
-    """Of images in folders."""
+    """Of images in folders or shards."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -45,7 +46,7 @@ class Data:
 
 
 def open_data(section: DataSection, look: Look | None = None) -> Data:
-    """Find the training and validation images of a folder or a named set.
+    """Find the training and validation images of a folder, of shards or of a named set.
 
     Args:
         section: Which, and how they are divided.
@@ -78,8 +79,10 @@ def open_manifest(section: DataSection, look: Look | None = None) -> tuple[Manif
     root, file = _root(section), None if section.manifest is None else Path(section.manifest).expanduser()
     if root is None:
         assert file is not None
-        return load_manifest(file), ()
-    listing = list_folder(root, section.train_split, section.val_split)
+        if file.name != INDEX:
+            return load_manifest(file), ()
+        root, file = file.parent, None
+    listing = None if has_shards(root) else list_folder(root, section.train_split, section.val_split)
     place = file or cache_file(root, section.train_split, section.val_split)
     try:
         known = load_manifest(place) if place.exists() else None
@@ -87,15 +90,19 @@ def open_manifest(section: DataSection, look: Look | None = None) -> tuple[Manif
         if file is not None:
             raise  # it may be another file, named by mistake
         known = None  # what the cache had is found again
-    manifest = list_images(listing, known)
-    if listing.val is None and not listing.problems:
+    if listing is not None:
+        manifest, problems = list_images(listing, known), listing.problems
+    else:
+        manifest, problems = open_shards(root, known), ()
+        _check_packed(section, manifest)
+    if not problems and not (manifest.part == VAL).any():
         division, source = _division(section), manifest.source(TRAIN)
         kept = manifest.fold if manifest.division == division.key else None
         manifest = replace(manifest, fold=divide(source, division, kept), division=division.key)
-        is_new = kept is None or (kept == UNASSIGNED).any()
+        is_new = listing is not None and (kept is None or (kept == UNASSIGNED).any())
         if is_new and (look is None or manifest.inspected.all()):  # otherwise it is kept with what is read
             manifest = _keep(manifest, place)
-    return (look(manifest, place) if look is not None else manifest), listing.problems
+    return (look(manifest, place) if look is not None else manifest), problems
 
 
 def _keep(manifest: Manifest, place: Path) -> Manifest:
@@ -109,7 +116,7 @@ def _keep(manifest: Manifest, place: Path) -> Manifest:
 
 
 def open_split(section: DataSection, split: Literal["train", "val", "all"]) -> tuple[Source, tuple[str, ...]]:
-    """Find one part of a folder or a named set, with its notes: the same images as `open_data` gives.
+    """Find one part of a folder, of shards or of a named set, with its notes: the same images as `open_data` gives.
 
     Args:
         section: Which; a root that has `val_split` alone will do for split "val".
@@ -127,7 +134,7 @@ def open_split(section: DataSection, split: Literal["train", "val", "all"]) -> t
                     f"evaluate.split all: {section.name} has a training and a test part; choose train or val"
                 )
             return source, source.notes
-    elif root is not None and section.bad_files != "quarantine":
+    elif root is not None and section.bad_files != "quarantine" and not has_shards(root):
         # what needs no division is not listed whole: a validation folder may lie alone
         train, val = find_splits(root, section.train_split, section.val_split)
         if split == "all" and root not in (train, val):
@@ -140,6 +147,11 @@ def open_split(section: DataSection, split: Literal["train", "val", "all"]) -> t
             raise DataError(
                 f"data.root {root}: has no {section.train_split}/; its folders: {few(visible_folders(root))}"
             )
+    elif split == "all" and root is not None and section.bad_files != "quarantine":
+        manifest, _ = open_manifest(section)
+        if (manifest.part == VAL).any():
+            raise ConfigError(f"evaluate.split all: {root} is divided into splits; choose train or val")
+        return manifest.source(TRAIN), manifest.notes
     elif split == "all":
         raise ConfigError("evaluate.split all: goes with data.root, and without data.bad_files=quarantine")
     data = open_data(section)
@@ -171,6 +183,22 @@ def _parts(manifest: Manifest, division: Division, quarantine: bool) -> tuple[So
         note = f"{source.description}: {bad.sum()} images that cannot be read are left out, the first is {first}"
         kept.append(source.take(~bad, source.description, (*source.notes, *([note] if bad.any() else []))))
     return kept[0], kept[1]
+
+
+def _check_packed(section: DataSection, manifest: Manifest) -> None:
+    """Refuse settings that shards cannot follow, as what is in them was settled when they were packed."""
+    if section.manifest is not None and section.root is not None:
+        raise ConfigError(
+            f"data.manifest {section.manifest}: {manifest.root} holds shards, which have a list of their own; drop it"
+        )
+    train, val = manifest.folders
+    for key, folder in (("train_split", train), ("val_split", val if (manifest.part == VAL).any() else "")):
+        given = getattr(section, key)
+        if given not in (folder, folder or None, getattr(DataSection, key)):
+            raise ConfigError(
+                f"data.{key} is {given or 'null'}, and the shards of {manifest.root} were packed "
+                f"{f'with {folder}' if folder else 'without one'}; drop it, or pack the folder anew"
+            )
 
 
 def _check_settings(section: DataSection) -> None:
