@@ -18,10 +18,11 @@ from vitrail.checkpoint import Record
 from vitrail.class_names import check_classes, match_by_name
 from vitrail.config import ConvertConfig, DataSection, EvaluateConfig, Layer, PreprocessSection, resolve, to_dict
 from vitrail.data import open_split
+from vitrail.data.hf import is_hf, pin_revision
 from vitrail.data.loader import ImageLoader, build_eval_loader
 from vitrail.data.sources import Source, fingerprint
 from vitrail.display import Display, Quiet
-from vitrail.engine import Precision, autocast, gather_texts, processes, sum_over_processes
+from vitrail.engine import Precision, autocast, gather_texts, processes, share, sum_over_processes
 from vitrail.errors import CheckpointError, DataError
 from vitrail.loading import Opened, open_model, require_rgb, tell, wanted
 from vitrail.metrics import SHOTS, Accuracy, Counter, accuracy
@@ -149,10 +150,11 @@ def _evaluate(
     require_rgb(opened)
     record = opened.record
     config = resolve(EvaluateConfig, [*inherited_data(record, settings), *settings]).config
-    data = config.data
     with processes(config.evaluate.precision, config.evaluate.device) as accelerator, ExitStack() as exits:
         if report is not None and accelerator.is_main_process:
             exits.enter_context(report.staged())
+        data = share(accelerator, pin_revision(config.data) if accelerator.is_main_process else None)
+        config = replace(config, data=data)
         with accelerator.local_main_process_first():  # which downloads for all
             source, notes = open_split(data, config.evaluate.split)
         if data.match_classes == "by-name":
@@ -274,8 +276,8 @@ def inherited_data(record: Record, settings: Sequence[Layer]) -> list[Layer]:
     data = dict(record.recipe.get("data", {}))
     given = {key: value for layer in settings for key, value in layer.values.get("data", {}).items()}
     # another root of a named set holds the same set; another name, or another folder, is divided in its own way
-    moved = "root" in given and data.get("name") is None and given["root"] != data.get("root")
-    if "name" in given or moved:
+    elsewhere = "root" in given and given["root"] != data.get("root")
+    if "name" in given or (elsewhere and (data.get("name") is None or is_hf(data["name"]))):
         data = {key: data[key] for key in ("download", "workers", "bad_files", *DIVISION) if key in data}
     known = to_dict(DataSection())
     return [Layer("weight file", {"data": {key: value for key, value in data.items() if key in known}})] if data else []

@@ -20,12 +20,14 @@ from vitrail.data import Data, open_data
 from vitrail.data.check import check_images
 from vitrail.data.findings import alarms, refuse_unreadable, validated_with
 from vitrail.data.folders import CHANGED
+from vitrail.data.hf import pin_revision
 from vitrail.data.loader import ImageLoader, build_eval_loader, build_train_loader
 from vitrail.data.manifest import Manifest
+from vitrail.data.rows import groups_of
 from vitrail.data.sampling import BatchSampler, class_shares
 from vitrail.data.sources import fingerprint
 from vitrail.display import Display
-from vitrail.engine import Precision
+from vitrail.engine import Precision, share
 from vitrail.errors import ConfigError, command
 from vitrail.guard import Guard
 from vitrail.loading import Opened, open_model, tell, wanted
@@ -94,6 +96,8 @@ def build_job(
 ) -> tuple[Job, VisionModel]:
     """Find the images, and build the model and the loaders for them; a new run begins with the weights it names."""
     settings, rank, world = config.train, accelerator.process_index, accelerator.num_processes
+    pinned_data = share(accelerator, pin_revision(config.data) if accelerator.is_main_process else None)
+    config = replace(config, data=pinned_data)
     with accelerator.local_main_process_first():  # which downloads for all
         data = open_data(config.data, partial(check_images, display=display) if config.data.check else None)
     for note in data.notes:
@@ -115,6 +119,7 @@ def build_job(
         len(data.train), settings.batch_size, seed=settings.seed, rank=rank, world=world,
         accumulate=settings.accumulate, repeats=config.augment.repeats, labels=data.train.labels,
         shares=None if config.balance.sampler == "natural" else class_shares(counts, config.balance.sampler),
+        groups=groups_of(data.train), window=config.data.shuffle_buffer,
     )  # fmt: skip
     pinned = accelerator.device.type == "cuda"
     loader = build_train_loader(

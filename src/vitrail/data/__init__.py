@@ -1,4 +1,4 @@
-"""Which images: folders, shards and named sets, and their division.
+"""Which images: folders, shards, named sets and tables, and their division.
 
 What is read past (hidden folders, files that are no images) or decided for the user (a held-out part) is never silent:
 every source carries notes for the caller to show.
@@ -15,6 +15,7 @@ import numpy as np
 
 from vitrail.config import DataSection
 from vitrail.data.folders import find_splits, list_folder, note_hidden, scan, visible_folders
+from vitrail.data.hf import is_hf, open_hf
 from vitrail.data.manifest import TRAIN, VAL, Manifest, cache_file, list_images, load_manifest, open_shards
 from vitrail.data.named_sets import NAMED_SETS, open_named
 from vitrail.data.shards import INDEX, has_shards
@@ -57,14 +58,14 @@ def open_data(section: DataSection, look: Look | None = None) -> Data:
         DataError: Folders that are not as they should be; a set that is missing or cannot be fetched.
     """
     _check_settings(section)
-    division = _division(section)
     if section.name is not None:
-        train, val = open_named(section.name, _root(section), section.download)
-        return Data(train, val) if val is not None else Data(*held_out(train, division, divide(train, division)))
+        train, val = _open_set(section)
+        assert train is not None
+        return Data(train, val) if val is not None else Data(*_divided(section, train))
     manifest, problems = open_manifest(section, look)
     if problems:
         raise DataError(problems[0])
-    return Data(*_parts(manifest, division, section.bad_files == "quarantine"), manifest)
+    return Data(*_parts(manifest, _division(section), section.bad_files == "quarantine"), manifest)
 
 
 def open_manifest(section: DataSection, look: Look | None = None) -> tuple[Manifest, tuple[str, ...]]:
@@ -127,14 +128,15 @@ def open_split(section: DataSection, split: Literal["train", "val", "all"]) -> t
     _check_settings(section)
     root = _root(section)
     if section.name is not None:
-        if split == "all":
-            source, val = open_named(section.name, root, section.download)
-            if val is not None:
-                raise ConfigError(
-                    f"evaluate.split all: {section.name} has a training and a test part; choose train or val"
-                )
-            return source, source.notes
-    elif root is not None and section.bad_files != "quarantine" and not has_shards(root):
+        train, val = _open_set(section, needs_train=split != "val")
+        if split == "all" and val is not None:
+            raise ConfigError(f"evaluate.split all: {section.name} has a training and a test part; choose train or val")
+        if split != "all" and val is None and train is not None:
+            train, val = _divided(section, train)
+        source = val if split == "val" else train
+        assert source is not None
+        return source, source.notes
+    if root is not None and section.bad_files != "quarantine" and not has_shards(root):
         # what needs no division is not listed whole: a validation folder may lie alone
         train, val = find_splits(root, section.train_split, section.val_split)
         if split == "all" and root not in (train, val):
@@ -157,6 +159,20 @@ def open_split(section: DataSection, split: Literal["train", "val", "all"]) -> t
     data = open_data(section)
     chosen = data.train if split == "train" else data.val
     return chosen, chosen.notes
+
+
+def _open_set(section: DataSection, needs_train: bool = True) -> tuple[Source | None, Source | None]:
+    """Return the training and the validation images of a set with a name, None for what it does not have."""
+    assert section.name is not None
+    if is_hf(section.name):
+        return open_hf(section, needs_train)
+    return open_named(section.name, _root(section), section.download)
+
+
+def _divided(section: DataSection, source: Source) -> tuple[Source, Source]:
+    """Return the images to train on, and those held out."""
+    division = _division(section)
+    return held_out(source, division, divide(source, division))
 
 
 def _parts(manifest: Manifest, division: Division, quarantine: bool) -> tuple[Source, Source]:
@@ -203,9 +219,11 @@ def _check_packed(section: DataSection, manifest: Manifest) -> None:
 
 def _check_settings(section: DataSection) -> None:
     name, root = section.name, section.root
-    if name is not None and name not in NAMED_SETS:
+    if name is not None and not is_hf(name) and name not in NAMED_SETS:
         known = ", ".join(NAMED_SETS)
-        raise ConfigError(f"data.name {name!r}: unknown{closest(name, NAMED_SETS)}; known sets: {known}")
+        raise ConfigError(
+            f"data.name {name!r}: unknown{closest(name, NAMED_SETS)}; known sets: {known}, and hf:OWNER/NAME"
+        )
     if name == "digits" and root is not None:
         raise ConfigError(
             f"data.root {root}: data.name is digits, which comes with scikit-learn and has no folder; for your own "
@@ -215,7 +233,7 @@ def _check_settings(section: DataSection) -> None:
         raise ConfigError(f"data.manifest {section.manifest}: is for images in folders; data.name is {name}")
     if name is None and root is None and section.manifest is None:
         raise ConfigError("data.root is not set; give the folder with your images, or data.name=digits")
-    if name not in (None, "digits") and root is None:
+    if name not in (None, "digits") and not is_hf(name) and root is None:
         raise ConfigError(
             f"data.root is not set; give the folder where {name} lies or, with data.download=true, will lie"
         )
