@@ -157,7 +157,7 @@ def parse_record(metadata: Mapping[str, str], path: Path | str) -> Record:
         unchanged = record.classes_hash == content["classes_hash"]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path}: lacks a whole description by vitrail of model, classes and preprocessing; give a file that "
+            f"{path}: is without vitrail's description of model, classes and preprocessing; give a file that "
             "vitrail wrote"
         ) from error
     if not unchanged:
