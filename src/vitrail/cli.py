@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter, Token
 
-from vitrail.errors import ConfigError, Interrupted, Stopped, VitrailError, command
+from vitrail.errors import ConfigError, ExportError, Interrupted, Stopped, VitrailError, command
 
 if TYPE_CHECKING:
     from vitrail.display import Terminal
     from vitrail.evaluate import Evaluation
+    from vitrail.export import Exported
     from vitrail.projects import Say
     from vitrail.train import TrainResult
 
@@ -284,38 +285,103 @@ def convert(
 @app.command
 def export(
     checkpoint: Path,
-    *settings: Annotated[str, Parameter(show_default=False, help="How the file is read: weights.key=value.")],
-    format: Annotated[Literal["mindir"], Parameter(help="mindir is for MindSpore and MindSpore Lite.")],
-    output: Annotated[Path | None, Parameter(help="File to write; beside the checkpoint by default.")] = None,
+    *settings: Annotated[
+        str, Parameter(show_default=False, help="How the file is read: weights.key=value and preprocess.key=value.")
+    ],
+    format: Annotated[
+        list[Literal["onnx", "openvino", "pt2", "torchscript", "mindir"]],
+        Parameter(help="What to write; may be given several times. mindir is for MindSpore and MindSpore Lite."),
+    ],
+    output: Annotated[
+        Path | None, Parameter(help="File to write, or for several a folder; beside the checkpoint by default.")
+    ] = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"],
+        Parameter(help="What the file computes in; images and logits are float32."),
+    ] = "float32",
+    images: Annotated[
+        Path | None, Parameter(help="Folder of images to compare answers on; pictures are drawn by default.")
+    ] = None,
     batch_size: Annotated[
-        int, Parameter(converter=_whole_number, help="Images that the file takes at once, never more nor fewer.")
-    ] = 1,
+        int | None,
+        Parameter(converter=_whole_number, help="Images that the file takes at once; any number, and 1 for mindir."),
+    ] = None,
+    with_preprocess: Annotated[
+        bool, Parameter(help="Let the onnx file read whole images itself, and yield probabilities.")
+    ] = False,
+    topk: Annotated[int, Parameter(converter=_whole_number, help="Likeliest classes that it then yields too.")] = 5,
+    device: Annotated[Literal["auto", "cpu"], Parameter(help="What a pt2 is compiled for.")] = "auto",
     mindir_version: Annotated[
         Literal[1, 3],
         Parameter(help="1 is read by MindSpore 2.0 and newer, and Lite; 3 by newer ones, which can export it again."),
     ] = 1,
 ) -> int:
-    """Write a trained model for another framework, and a script that compares it there with PyTorch.
+    """Write a trained model for other runtimes, and compare the answers of each file with PyTorch's.
+
+    A file whose logits are too far off is kept as FILE.rejected, and the status is 2.
 
     ```
-    vitrail export runs/digits/best.safetensors --format mindir
+    vitrail export runs/digits/best.safetensors --format onnx --format openvino
+    vitrail export best.safetensors --format onnx --with-preprocess --images photos/
     vitrail export best.safetensors --format mindir --batch-size 8 --output served.mindir
     ```
     """
-    from vitrail.config import ConvertConfig, command_line, resolve
+    from vitrail.config import PredictConfig, command_line, resolve
 
-    config = resolve(ConvertConfig, [command_line(settings)]).config
+    config = resolve(PredictConfig, [command_line(settings)]).config
+    if topk < 1:
+        raise ConfigError(f"--topk is {topk}; it must be at least 1")
+    formats = list(dict.fromkeys(format))
 
+    from dataclasses import replace
+
+    from vitrail.engine import pick_device
+    from vitrail.evaluate import override_preprocess
+    from vitrail.export import check_wishes, find_outputs
     from vitrail.export import export as run
     from vitrail.loading import open_model, tell, wanted
+    from vitrail.verdict import gather_sample
 
+    check_wishes(formats, precision, batch_size, with_preprocess)
     with _terminal() as display:
         opened = open_model(checkpoint, wanted(config.weights))
         tell(opened, display)
-        done = run(opened, output, format=format, batch_size=batch_size, mindir_version=mindir_version)
-        size = done.model.stat().st_size / 2**20
-        display.note(f"{done.model}: {size:,.1f} MiB, images {done.images} to logits {done.logits}")
-    print(f"next: {shlex.join(['python', str(done.check)])}  # where MindSpore is")
+        preprocess = override_preprocess(opened.record.preprocess, config.preprocess, display)
+        opened = replace(opened, record=replace(opened.record, preprocess=preprocess))
+        outputs = find_outputs(formats, Path(opened.account.path), output)
+        sample = gather_sample(opened.record, images)
+        display.begin("export", len(formats))
+        done = []
+        for one in run(
+            opened,
+            outputs,
+            sample,
+            precision=precision,
+            batch_size=batch_size,
+            with_preprocess=with_preprocess,
+            topk=topk,
+            device=pick_device(device),
+            mindir_version=mindir_version,
+        ):
+            display.note(f"{one.path}: {one.bytes / 2**20:,.1f} MiB, written in {one.seconds:.0f} s")
+            display.advance()
+            done.append(one)
+        display.end()
+    _show_verdicts(done, sample.what)
+    if bad := [one for one in done if not one.is_good]:
+        names = ", ".join(str(one.path) for one in bad)
+        raise ExportError(f"{names}: answers otherwise than PyTorch, by more than is allowed; try another --precision")
+    for one in done:
+        if one.script is not None:
+            print(f"next: {shlex.join(['python', str(one.script)])}  # where MindSpore is")
+        elif with_preprocess:
+            code = (
+                "import numpy, onnxruntime, PIL.Image; image = numpy.array(PIL.Image.open('IMAGE').convert('RGB')); "
+                f"print(onnxruntime.InferenceSession({str(one.path)!r}).run(None, {{'image': image[None]}})[1:])"
+            )
+            print(f"next: {shlex.join(['python', '-c', code])}")
+        else:
+            print(f"next: {command('evaluate', one.path, 'data.root=FOLDER', '--against', checkpoint)}")
     return 0
 
 
@@ -702,6 +768,25 @@ def _show_sweep(checkpoint: Path, tried: Sequence[Evaluation]) -> None:
     ]
     words = [*settings, f"preprocess.interpolation={best.interpolation}"]
     print(f"next: {command('evaluate', checkpoint, *words)}")
+
+
+def _show_verdicts(done: Sequence[Exported], what: str) -> None:
+    rows = []
+    for one in done:
+        found = one.verdict
+        if found is None:
+            rows.append((one.path.name, "MindSpore is not here", "", "", "", "", ""))
+            continue
+        times = [
+            " / ".join(f"{1000 * seconds:.1f}" for seconds in found.seconds[size]) if size in found.seconds else ""
+            for size in (1, 8)
+        ]
+        share = f"{found.relative:.1e} (up to {found.tolerance:g})"
+        agree = f"{found.agree} of {found.images}"
+        rows.append((one.path.name, found.about, f"{found.difference:.1e}", share, agree, *times))
+    of = next((one.verdict.of for one in done if one.verdict), "logits")
+    columns = ("file", "run by", f"{of} differ by", "of the largest", "same top-1", "batch 1, ms", "batch 8, ms")
+    _table(f"compared with PyTorch in float32 on {what}; times are the file's / PyTorch's", columns, rows)
 
 
 def _show_training(result: TrainResult) -> None:

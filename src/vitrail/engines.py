@@ -122,12 +122,12 @@ class Artifact:
             fitting = command("export", "CHECKPOINT", "--format", Path(self.path).suffix[1:], "--precision", precision)
             raise ConfigError(f"--precision {precision}: {self.path} computes in {own}, as it was exported; {fitting}")
         wanted = Start(self, device, precision or own, threads or torch.get_num_threads())
-        try:
-            started = STARTS[self.engine](wanted)
-        except ImportError as error:
+        if self.engine in EXTRAS and find_spec(self.engine) is None:
             raise MissingExtra(
-                f"{self.path}: needs {self.engine}, which is not installed; run: pip install {EXTRAS[self.engine]}"
-            ) from error
+                f"{self.path}: needs {self.engine}, which is not installed; run: pip install "
+                f"'vitrail[{EXTRAS[self.engine]}]'"
+            )
+        started = STARTS[self.engine](wanted)
         where = f"{wanted.threads} threads" if started.device.type == "cpu" else str(started.device)
         return Network(
             path=self.path,
@@ -158,13 +158,16 @@ class Started(NamedTuple):
     version: str
 
 
-def read_artifact(path: Path | str, engine: str | None = None, asked: Wanted | None = None) -> Artifact:
+def read_artifact(
+    path: Path | str, engine: str | None = None, asked: Wanted | None = None, *, whole: bool = False
+) -> Artifact:
     """Read what a weight file or an exported file says of itself.
 
     Args:
         path: The file; its ending says what it is.
         engine: What is to run it; None is the usual one.
         asked: How a weight file is to be read.
+        whole: Take a file that preprocesses whole images itself, whose network has no logits but a `run`.
 
     Raises:
         CheckpointError: It is missing or damaged, or says nothing of its classes and preprocessing.
@@ -182,7 +185,7 @@ def read_artifact(path: Path | str, engine: str | None = None, asked: Wanted | N
     if asked is not None and asked != Wanted():
         raise ConfigError(f"{path}: settings of `weights` are for weight files; give them when you export it")
     found = describe(Path(path))
-    if found.making.input == "image":
+    if found.making.input == "image" and not whole:
         raise ConfigError(
             f"{path}: reads whole images itself (--with-preprocess), one at a time; give the file exported without"
         )
@@ -252,11 +255,12 @@ def _onnxruntime(wanted: Start) -> Started:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = wanted.threads
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would slow what comes next
     try:
         session = onnxruntime.InferenceSession(path, options, providers=[provider])
     except Exception as error:  # of its own kinds, which have no common name
         raise CheckpointError(f"{path}: ONNX Runtime cannot load it ({_first_line(error)}); export it again") from error
-    (name,), (output,) = ([one.name for one in ends] for ends in (session.get_inputs(), session.get_outputs()))
+    name, output = session.get_inputs()[0].name, session.get_outputs()[0].name
 
     def run(images: Tensor) -> Tensor:
         (logits,) = session.run([output], {name: np.ascontiguousarray(images.cpu().numpy())})
@@ -342,7 +346,7 @@ def _torchscript(wanted: Start) -> Started:
 def _mindspore(wanted: Start) -> Started:
     """Run MindIR in a process of the Python that has MindSpore; it lives as long as what is returned."""
     path = wanted.artifact.path
-    python = os.environ.get(MINDSPORE_PYTHON) or (sys.executable if find_spec("mindspore") else None)
+    python = _mindspore_python()
     if python is None:
         raise MissingExtra(
             f"{path}: needs MindSpore; install it in an environment of its own (pip install mindspore==2.10.0 "
@@ -364,6 +368,15 @@ def _mindspore(wanted: Start) -> Started:
         return torch.from_numpy(np.lib.format.read_array(stdout)).to(images.device)
 
     return Started(run, torch.device("cpu"), greeting[1])
+
+
+def has_mindspore() -> bool:
+    """Say whether there is a Python that has MindSpore, here or where the environment says."""
+    return _mindspore_python() is not None
+
+
+def _mindspore_python() -> str | None:
+    return os.environ.get(MINDSPORE_PYTHON) or (sys.executable if find_spec("mindspore") else None)
 
 
 def cpu() -> str:
@@ -388,5 +401,5 @@ STARTS: Mapping[Engine, Callable[[Start], Started]] = {
     "torchscript": _torchscript,
     "mindspore": _mindspore,
 }
-EXTRAS = {"onnxruntime": "'vitrail[onnx]'", "openvino": "'vitrail[openvino]'"}
-"""What has the engines that PyTorch does not bring along."""
+EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
+"""The extra of this package that has an engine."""
