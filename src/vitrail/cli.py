@@ -46,6 +46,10 @@ def _whole_number(_: type, tokens: Sequence[Token]) -> int:
         raise ConfigError(f"{tokens[0].keyword} is {tokens[0].value!r}; it must be a whole number") from None
 
 
+Engine = Annotated[
+    Literal["torch", "onnxruntime", "openvino", "aotinductor", "torchscript", "mindspore"] | None,
+    Parameter(help="What runs an exported file, where two can, as .onnx."),
+]
 EVALUATE_SECTIONS = ("weights", "data", "preprocess", "evaluate")
 
 
@@ -96,14 +100,25 @@ def evaluate(
         Parameter(help="Folder of the report; evaluations/NAME by default, with a free number."),
     ] = None,
     json_file: Annotated[Path | None, Parameter(name="--json", help="Also write the numbers to this file.")] = None,
+    engine: Engine = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        Parameter(help="Same as evaluate.precision; an exported file's own by default."),
+    ] = None,
+    against: Annotated[
+        Path | None, Parameter(help="Another file of the model, whose answers to the same images are compared.")
+    ] = None,
     sweep_preprocess: Annotated[
         bool, Parameter(help="Try the usual means, crops and filters instead, and say which fits the weights.")
     ] = False,
 ) -> int:
-    """Measure a trained model's accuracy; without settings, on the images it was validated with.
+    """Measure the accuracy of a trained model, or of what `vitrail export` made of it.
+
+    Without settings, on the images it was validated with.
 
     ```
     vitrail evaluate runs/digits/best.safetensors
+    vitrail evaluate best.onnx data.root=/data/pets --against best.safetensors
     vitrail evaluate best.safetensors data.root=/data/pets evaluate.split=all --report pets
     ```
     """
@@ -112,14 +127,17 @@ def evaluate(
 
     keys, tokens = split_keys(settings)
     part = read_part(config, keys, EVALUATE_SECTIONS)
+    if precision is not None:
+        tokens = [*tokens, f"evaluate.precision={precision}"]
     layers = [*([part.layer] if part else []), command_line(tokens)]
     if json_file is not None:
         if not json_file.parent.is_dir():
             raise ConfigError(f"--json {json_file}: there is no folder {json_file.parent}; create or choose another")
         if json_file.is_dir() or not os.access(json_file if json_file.exists() else json_file.parent, os.W_OK):
             raise ConfigError(f"--json {json_file}: cannot be written; choose another file")
-    if report is not None and sweep_preprocess:
-        raise ConfigError("--report: --sweep-preprocess writes none; leave one of them out")
+    for name, value, what in (("--report", report, "writes"), ("--against", against, "compares with")):
+        if value is not None and sweep_preprocess:
+            raise ConfigError(f"{name}: --sweep-preprocess {what} none; leave one of them out")
 
     from vitrail.evaluate import evaluate as run
     from vitrail.evaluate import report_folder, report_name, sweep
@@ -129,7 +147,7 @@ def evaluate(
         if part is not None and part.translation is not None:
             _say(display, part.translation.remarks(EVALUATE_SECTIONS))
         if sweep_preprocess:
-            tried = sweep(checkpoint, layers, display=display)
+            tried = sweep(checkpoint, layers, engine=engine, display=display)
             if _is_main_process():
                 _show_sweep(checkpoint, tried)
                 if json_file is not None:
@@ -138,7 +156,8 @@ def evaluate(
             return 0
         default = report is None
         folder = Path("evaluations", report_name(checkpoint)) if report is None else report
-        result = run(checkpoint, layers, report=report_folder(folder, never_replace=default), display=display)
+        whole = report_folder(folder, never_replace=default)
+        result = run(checkpoint, layers, engine=engine, against=against, report=whole, display=display)
         if not _is_main_process():
             return 0
         for name, reason in result.bad_files:
@@ -163,6 +182,11 @@ def evaluate(
             text = json.dumps({"checkpoint": str(checkpoint), **result.to_dict()}, indent=1) + "\n"
             write_whole(json_file, text.encode(), "choose another file with --json")
             display.note(f"numbers: {json_file}")
+        if (found := result.agreement) is not None:
+            print(
+                f"same answer as {found.path}: {found.equal:,} of {found.n:,}; log-probabilities differ by "
+                f"{found.difference:.1e} at most; its top-1 is {found.top1:.2f} %"
+            )
         print(f"report: {result.report}")
     return 0
 
@@ -184,6 +208,11 @@ def predict(
     topk: Annotated[int, Parameter(converter=_whole_number, help="Classes to give for each image.")] = 1,
     batch_size: Annotated[int, Parameter(converter=_whole_number)] = 32,
     device: Literal["auto", "cpu"] = "auto",
+    engine: Engine = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        Parameter(help="What is computed in; an exported file's own by default."),
+    ] = None,
 ) -> int:
     """Classify images; the exit status is the number that could not be read (125 at most).
 
@@ -206,19 +235,23 @@ def predict(
             raise ConfigError(f"{name} is {value}; it must be at least 1")
 
     from vitrail.engine import pick_device
+    from vitrail.engines import read_artifact
     from vitrail.evaluate import override_preprocess
-    from vitrail.loading import open_model, require_rgb, tell, wanted
+    from vitrail.loading import require_rgb, tell, wanted
     from vitrail.predict import find_images, open_output
     from vitrail.predict import predict as run
 
     output = output or Path(f"predictions.{format}")
     with _terminal() as display:
-        opened = open_model(checkpoint, wanted(settings.weights))
-        tell(opened, display)
-        require_rgb(opened)
-        preprocess = override_preprocess(opened.record.preprocess, settings.preprocess, display)
-        model = opened.build(pick_device(device))
-        classes = opened.record.classes or [str(number) for number in range(model.config.num_classes)]
+        artifact = read_artifact(checkpoint, engine, wanted(settings.weights))
+        if artifact.weights is not None:
+            tell(artifact.weights, display)
+        require_rgb(artifact.record, artifact.path)
+        preprocess = override_preprocess(artifact.record.preprocess, settings.preprocess, display)
+        network = artifact.start(pick_device(device), precision)
+        if artifact.weights is None:
+            display.note(f"{checkpoint}: run by {network.about}")
+        classes = artifact.record.classes or [str(number) for number in range(network.num_classes)]
         if topk > len(classes):
             display.warn(f"--topk is {topk} but the model has {len(classes)} classes; all are given")
         topk = min(topk, len(classes))
@@ -226,7 +259,9 @@ def predict(
         replaced = " (replaced)" if output.exists() else ""
         with open_output(output, format, classes, topk) as file:
             display.begin("predict", None)
-            for found in run(model, preprocess, find_images(images), topk=topk, batch_size=batch_size):
+            for found in run(
+                network, preprocess, find_images(images), topk=topk, batch_size=batch_size, device=network.device
+            ):
                 file.write(found)
                 total, bad = total + 1, bad + (found.error is not None)
                 if found.error is None:

@@ -6,6 +6,7 @@ What the others hold is data.
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 import subprocess
@@ -24,9 +25,8 @@ from torch import Tensor
 from vitrail.artifact import READERS, Making, Precision, describe
 from vitrail.checkpoint import Record
 from vitrail.engine import autocast
-from vitrail.errors import CheckpointError, ConfigError, MissingExtra, command
+from vitrail.errors import CheckpointError, ConfigError, MissingExtra
 from vitrail.loading import Account, Opened, Wanted, open_model
-from vitrail.mindir import RUN_SCRIPT
 
 Engine = Literal["torch", "onnxruntime", "openvino", "aotinductor", "torchscript", "mindspore"]
 ENGINES: Mapping[str, tuple[Engine, ...]] = {
@@ -39,6 +39,26 @@ ENGINES: Mapping[str, tuple[Engine, ...]] = {
 """What can run a file, by its ending, the usual one first; any other file is taken for weights, which torch runs."""
 MINDSPORE_PYTHON = "VITRAIL_MINDSPORE_PYTHON"
 """Names the Python of an environment that has MindSpore, which needs another NumPy than vitrail."""
+MINDSPORE_SCRIPT = """
+import io, os, sys
+import numpy as np
+
+answers = os.fdopen(os.dup(1), "wb")
+os.dup2(2, 1)  # what else is printed is none of them
+import mindspore as ms
+
+ms.set_context(mode=ms.GRAPH_MODE, device_target="CPU")
+network = ms.nn.GraphCell(ms.load(sys.argv[1]))
+answers.write(f"MindSpore {ms.__version__}\\n".encode())
+answers.flush()
+while size := sys.stdin.buffer.readline():
+    images = np.load(io.BytesIO(sys.stdin.buffer.read(int(size))))
+    stored = io.BytesIO()
+    np.save(stored, network(ms.Tensor(images)).asnumpy())
+    answers.write(b"%d\\n" % stored.tell() + stored.getvalue())
+    answers.flush()
+"""
+"""Answers each array of images with one of logits, as long as there are any; a line with its size comes before each."""
 HINTS = {"float32": ("f32", "FP32"), "bfloat16": ("bf16", "BF16"), "float16": ("f16", "FP16")}
 """What OpenVINO calls each precision where it is asked for, and where a device says what it can do."""
 CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")
@@ -64,6 +84,11 @@ class Network:
     """Images that the file takes at once; None takes any number. Calls may have any number all the same."""
     run: Run
 
+    @property
+    def num_classes(self) -> int:
+        """Of the logits."""
+        return self.record.options["num_classes"]
+
     def __call__(self, images: Tensor) -> Tensor:
         """Turn normalised float32 images (b, c, h, w) into float32 logits (b, k) on the images' own device.
 
@@ -77,7 +102,7 @@ class Network:
                 f"images are {images.dtype} of {tuple(images.shape)}; {self.path} takes float32 (b, {wanted})"
             )
         if len(images) == 0:
-            return images.new_empty(0, self.record.options["num_classes"])
+            return images.new_empty(0, self.num_classes)
         if self.batch_size is None:
             return self.run(images)
         logits = []
@@ -119,8 +144,10 @@ class Artifact:
         """
         own = self.making.precision if self.making else "float32"
         if self.engine not in ("torch", "openvino") and precision not in (None, own):
-            fitting = command("export", "CHECKPOINT", "--format", Path(self.path).suffix[1:], "--precision", precision)
-            raise ConfigError(f"--precision {precision}: {self.path} computes in {own}, as it was exported; {fitting}")
+            raise ConfigError(
+                f"--precision {precision}: {self.path} computes in {own}, as it was exported; leave it out, or export "
+                "the weight file anew"
+            )
         wanted = Start(self, device, precision or own, threads or torch.get_num_threads())
         if self.engine in EXTRAS and find_spec(self.engine) is None:
             raise MissingExtra(
@@ -354,7 +381,7 @@ def _mindspore(wanted: Start) -> Started:
         )
     environment = {**os.environ, "OMP_NUM_THREADS": str(wanted.threads), "GLOG_v": "3"}
     process = subprocess.Popen(
-        [python, "-c", RUN_SCRIPT, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        [python, "-c", MINDSPORE_SCRIPT, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
     )
     stdin, stdout = process.stdin, process.stdout
     assert stdin is not None
@@ -363,9 +390,15 @@ def _mindspore(wanted: Start) -> Started:
         raise CheckpointError(f"{path}: {python} cannot load it in MindSpore, and says why above")
 
     def run(images: Tensor) -> Tensor:
-        np.lib.format.write_array(stdin, np.ascontiguousarray(images.cpu().numpy()))
-        stdin.flush()
-        return torch.from_numpy(np.lib.format.read_array(stdout)).to(images.device)
+        stored = io.BytesIO()
+        np.save(stored, images.cpu().numpy())
+        try:
+            stdin.write(b"%d\n" % stored.tell() + stored.getvalue())
+            stdin.flush()
+            logits = np.load(io.BytesIO(stdout.read(int(stdout.readline()))))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: MindSpore cannot run it, and says why above") from error
+        return torch.from_numpy(logits).to(images.device)
 
     return Started(run, torch.device("cpu"), greeting[1])
 

@@ -135,14 +135,14 @@ def tell(opened: Opened, display: Display) -> None:
         display.warn(doubt)
 
 
-def require_rgb(opened: Opened) -> None:
+def require_rgb(record: Record, path: str) -> None:
     """Refuse a model that image files cannot be read for.
 
     Raises:
         ConfigError: It takes another number of channels than 3.
     """
-    if (channels := opened.record.options["in_channels"]) != 3:
-        raise ConfigError(f"{opened.account.path}: takes {channels} channels, and images are read with 3")
+    if (channels := record.options["in_channels"]) != 3:
+        raise ConfigError(f"{path}: takes {channels} channels, and images are read with 3")
 
 
 def open_model(path: Path | str, asked: Wanted | None = None) -> Opened:

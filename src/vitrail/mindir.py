@@ -61,24 +61,6 @@ print(f"MindSpore {ms.__version__}: logits differ by at most {difference:.2g};",
 sys.exit(not good)
 '''
 """For MindSpore 2.0 and newer; needs neither PyTorch nor this package."""
-RUN_SCRIPT = """
-import os, sys
-import numpy as np
-
-answers = os.fdopen(os.dup(1), "wb")
-os.dup2(2, 1)  # what else is printed is none of them
-import mindspore as ms
-
-ms.set_context(mode=ms.GRAPH_MODE, device_target="CPU")
-network = ms.nn.GraphCell(ms.load(sys.argv[1]))
-answers.write(f"MindSpore {ms.__version__}\\n".encode())
-answers.flush()
-while sys.stdin.buffer.peek(1):
-    images = np.lib.format.read_array(sys.stdin.buffer)
-    np.lib.format.write_array(answers, network(ms.Tensor(images)).asnumpy())
-    answers.flush()
-"""
-"""Answers arrays of images, as long as there are any on the standard input; for MindSpore too."""
 
 
 def to_mindir(
