@@ -12,6 +12,7 @@ import platform
 import subprocess
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -323,8 +324,6 @@ def _openvino(wanted: Start) -> Started:
 
 
 def _aotinductor(wanted: Start) -> Started:
-    import torch._inductor
-
     artifact = wanted.artifact
     assert artifact.making is not None
     details = artifact.making.details
@@ -338,8 +337,10 @@ def _aotinductor(wanted: Start) -> Started:
                 f"{artifact.path}: was compiled for {there}, and this machine is {here}; export it again here"
             )
         torch.set_num_threads(wanted.threads)
+    from torch._inductor import aoti_load_package
+
     try:
-        compiled = torch._inductor.aoti_load_package(artifact.path, device_index=device.index or -1)
+        compiled = aoti_load_package(artifact.path, device_index=device.index or -1)
     except RuntimeError as error:
         raise CheckpointError(f"{artifact.path}: cannot be loaded ({_first_line(error)}); export it again") from error
 
@@ -387,6 +388,7 @@ def _mindspore(wanted: Start) -> Started:
     assert stdin is not None
     assert stdout is not None
     if (greeting := stdout.readline().decode().split())[:1] != ["MindSpore"]:
+        _end(process)
         raise CheckpointError(f"{path}: {python} cannot load it in MindSpore, and says why above")
 
     def run(images: Tensor) -> Tensor:
@@ -400,7 +402,13 @@ def _mindspore(wanted: Start) -> Started:
             raise CheckpointError(f"{path}: MindSpore cannot run it, and says why above") from error
         return torch.from_numpy(logits).to(images.device)
 
+    weakref.finalize(run, _end, process)
     return Started(run, torch.device("cpu"), greeting[1])
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Let a process end for want of input."""
+    process.communicate()
 
 
 def has_mindspore() -> bool:

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -39,16 +39,26 @@ class Sample:
     """Images to compare answers to."""
 
     what: str
-    sources: Sequence[Path | Tensor]
-    """Files, or pixels."""
+    sources: Sequence[Path | int]
+    """Files, or numbers of pictures to draw."""
     preprocess: Preprocess
     channels: int
 
     def picture(self, number: int) -> UInt8[Tensor, "c h w"]:
-        """Return the pixels of one image, whole."""
-        source = self.sources[number]
-        return source if isinstance(source, Tensor) else decode(source.read_bytes(), self.preprocess.exif)
+        """Return the pixels of one image, whole.
 
+        Raises:
+            DataError: It cannot be read.
+        """
+        source = self.sources[number]
+        if isinstance(source, int):
+            return draw_photo(source, self.channels)
+        try:
+            return decode(source.read_bytes(), self.preprocess.exif)
+        except (UnreadableImage, OSError) as error:
+            raise DataError(f"--images: {source} cannot be read ({error}); repair or remove it") from error
+
+    @cached_property
     def images(self) -> Float[Tensor, "n c h w"]:
         """Return what the model sees of them all."""
         views = torch.stack([self.preprocess.view(self.picture(number)) for number in range(len(self.sources))])
@@ -85,21 +95,16 @@ def gather_sample(record: Record, folder: Path | None) -> Sample:
     """Choose images evenly spaced from a folder, or draw some.
 
     Raises:
-        DataError: The folder is missing, holds no image, or one that cannot be read.
+        DataError: The folder is missing, or holds no image.
     """
-    channels, sources = record.options["in_channels"], []
-    if folder is None:
-        sources, what = [draw_photo(number, channels) for number in range(DRAWN)], f"{DRAWN} drawn pictures"
-    else:
+    channels = record.options["in_channels"]
+    sources: list[Path | int] = list(range(DRAWN))
+    what = f"{DRAWN} drawn pictures"
+    if folder is not None:
         paths = [Path(path) for path in find_images([str(folder)])]
         count = min(FROM_FOLDER, len(paths))
         what = f"{count} of the {len(paths):,} images of {folder}"
-        for path in (paths[number * len(paths) // count] for number in range(count)):
-            try:
-                decode(path.read_bytes(), record.preprocess.exif)
-            except (UnreadableImage, OSError) as error:
-                raise DataError(f"--images {folder}: {path} cannot be read ({error}); repair or remove it") from error
-            sources.append(path)
+        sources = [paths[number * len(paths) // count] for number in range(count)]
     return Sample(what=what, sources=sources, preprocess=record.preprocess, channels=channels)
 
 
@@ -110,7 +115,7 @@ def compare(network: Network, model: VisionModel, sample: Sample) -> Verdict:
         with torch.inference_mode():
             return model(part)
 
-    images = sample.images()
+    images = sample.images
     expected = torch.cat([eager(part) for part in images.split(max(BATCHES))])
     answers = torch.cat([network(part) for part in images.split(max(BATCHES))])
     pairs, repeats = [(answers, expected)], -(-max(BATCHES) // len(images))
