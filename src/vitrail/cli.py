@@ -46,6 +46,11 @@ def _whole_number(_: type, tokens: Sequence[Token]) -> int:
         raise ConfigError(f"{tokens[0].keyword} is {tokens[0].value!r}; it must be a whole number") from None
 
 
+def _whole_numbers(kind: type, tokens: Sequence[Token]) -> list[int]:
+    """Read several numbers."""
+    return [_whole_number(kind, [token]) for token in tokens]
+
+
 Engine = Annotated[
     Literal["torch", "onnxruntime", "openvino", "aotinductor", "torchscript", "mindspore"] | None,
     Parameter(help="What runs an exported file, where two can, as .onnx."),
@@ -131,10 +136,7 @@ def evaluate(
         tokens = [*tokens, f"evaluate.precision={precision}"]
     layers = [*([part.layer] if part else []), command_line(tokens)]
     if json_file is not None:
-        if not json_file.parent.is_dir():
-            raise ConfigError(f"--json {json_file}: there is no folder {json_file.parent}; create or choose another")
-        if json_file.is_dir() or not os.access(json_file if json_file.exists() else json_file.parent, os.W_OK):
-            raise ConfigError(f"--json {json_file}: cannot be written; choose another file")
+        _check_writable("--json", json_file)
     for name, value, what in (("--report", report, "writes"), ("--against", against, "compares with")):
         if value is not None and sweep_preprocess:
             raise ConfigError(f"{name}: --sweep-preprocess {what} none; leave one of them out")
@@ -417,6 +419,74 @@ def export(
             print(f"next: {shlex.join(['python', '-c', code])}")
         else:
             print(f"next: {command('evaluate', one.path, 'data.root=FOLDER', '--against', checkpoint)}")
+    return 0
+
+
+@app.command
+def bench(
+    *names: Annotated[str, Parameter(help="Models, which get fresh weights, weight files, and exported files.")],
+    batch_size: Annotated[
+        list[int] | None,
+        Parameter(converter=_whole_numbers, consume_multiple=True, help="One or several; 1 and 8 by default."),
+    ] = None,
+    timm: Annotated[bool, Parameter(help="Measure timm's model beside each, where it has one.")] = False,
+    engine: Annotated[
+        list[Literal["torch", "onnxruntime", "openvino", "aotinductor", "torchscript", "mindspore"]] | None,
+        Parameter(help="What runs the exported files; may be given several times."),
+    ] = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        Parameter(help="What is computed in; an exported file's own by default."),
+    ] = None,
+    device: Literal["auto", "cpu"] = "auto",
+    threads: Annotated[int | None, Parameter(converter=_whole_number, help="On the CPU; all cores by default.")] = None,
+    rounds: Annotated[int, Parameter(converter=_whole_number, help="Turns of each, of 5 runs.")] = 10,
+    json_file: Annotated[Path | None, Parameter(name="--json", help="Also write the numbers to this file.")] = None,
+) -> int:
+    """Measure how fast models and exported files answer, each in a process of its own, taking turns.
+
+    ```
+    vitrail bench tnt_s_patch16_224 --timm
+    vitrail bench best.safetensors best.onnx best.xml --batch-size 1 8 --threads 2
+    ```
+    """
+    sizes = sorted({1, 8} if batch_size is None else set(batch_size))
+    if not names:
+        raise ConfigError("bench needs models or files; `vitrail models` shows the models")
+    for name, value in (("--batch-size", sizes[0]), ("--rounds", rounds), ("--threads", threads or 1)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1")
+    if json_file is not None:
+        _check_writable("--json", json_file)
+
+    from dataclasses import asdict
+
+    from vitrail.bench import bench as run
+    from vitrail.bench import beside_timm, find_subjects
+    from vitrail.files import write_whole
+
+    with _terminal() as display:
+        options = {"precision": precision, "device": device, "threads": threads}
+        subjects = find_subjects(names, engine or (), **options)
+        if timm:
+            more, lacking = beside_timm(subjects, **options)
+            subjects += more
+            for name in lacking:
+                display.warn(f"--timm: it has no {name} of that size; left out")
+        results = run(subjects, sizes, rounds, display)
+        rows = [
+            (
+                one.name, one.about, str(one.batch_size), f"{one.p50_ms:.1f}", f"{one.p99_ms:.1f}",
+                f"{one.images_per_s:.1f}", f"{one.peak_mib:,.0f}", f"{one.params / 1e6:.2f}", f"{one.macs / 1e9:.3f}",
+            )
+            for one in results
+        ]  # fmt: skip
+        columns = ("what", "run by", "batch", "p50, ms", "p99, ms", "images/s", "peak, MiB", "params, M", "MACs, G")
+        _table(f"{results[0].runs} runs of each, in {rounds} alternating rounds", columns, rows)
+        if json_file is not None:
+            text = json.dumps([asdict(one) for one in results], indent=1) + "\n"
+            write_whole(json_file, text.encode(), "choose another file with --json")
+            display.note(f"numbers: {json_file}")
     return 0
 
 
@@ -722,6 +792,14 @@ def understood(tokens: Sequence[str]) -> tuple[list[str], list[str]]:
     arguments = app[tokens[0]].assemble_argument_collection() if tokens[0] in app else []  # export is to come
     own = {name: one.hint is not bool for one in arguments for name in one.names if name.startswith("--")}
     return translate_flags(tokens, {"--help": False, "--version": False, **own})
+
+
+def _check_writable(flag: str, path: Path) -> None:
+    """Refuse a file that cannot be written, before any work is done for it."""
+    if not path.parent.is_dir():
+        raise ConfigError(f"{flag} {path}: there is no folder {path.parent}; create or choose another")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"{flag} {path}: cannot be written; choose another file")
 
 
 def _fail(message: str) -> NoReturn:

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitrail.artifact import READERS, Making, Precision, describe
 from vitrail.checkpoint import Record
@@ -156,14 +156,13 @@ class Artifact:
                 f"'vitrail[{EXTRAS[self.engine]}]'"
             )
         started = STARTS[self.engine](wanted)
-        where = f"{wanted.threads} threads" if started.device.type == "cpu" else str(started.device)
         return Network(
             path=self.path,
             record=self.record,
             engine=self.engine,
             precision=wanted.precision,
             device=started.device,
-            about=f"{self.engine} {started.version}, {wanted.precision}, {where}",
+            about=about(f"{self.engine} {started.version}", wanted.precision, started.device, wanted.threads),
             batch_size=self.making.batch_size if self.making else None,
             run=started.run,
         )
@@ -254,20 +253,28 @@ def open_artifact(
 
 
 def _torch(wanted: Start) -> Started:
-    """Run weights as training validates them: in half precision only where autocast takes it."""
     opened, device = wanted.artifact.weights, wanted.device
     assert opened is not None
-    if wanted.precision == "float16" and device.type == "cpu":
+    run = start_module(opened.build(device), device, wanted.precision, wanted.threads)
+    return Started(run, device, torch.__version__)
+
+
+def start_module(model: nn.Module, device: torch.device, precision: Precision, threads: int) -> Run:
+    """Run a module as training validates one: in half precision only where autocast takes it.
+
+    Raises:
+        ConfigError: float16 on a CPU.
+    """
+    if precision == "float16" and device.type == "cpu":
         raise ConfigError("--precision float16: PyTorch computes so on GPUs; use bfloat16 or float32 on this CPU")
     if device.type == "cpu":
-        torch.set_num_threads(wanted.threads)
-    model = opened.build(device)
+        torch.set_num_threads(threads)
 
     def run(images: Tensor) -> Tensor:
-        with torch.inference_mode(), autocast(device, wanted.precision):
+        with torch.inference_mode(), autocast(device, precision):
             return model(images.to(device)).float().to(images.device)
 
-    return Started(run, device, torch.__version__)
+    return run
 
 
 def _onnxruntime(wanted: Start) -> Started:
@@ -409,6 +416,11 @@ def _mindspore(wanted: Start) -> Started:
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Let a process end for want of input."""
     process.communicate()
+
+
+def about(engine: str, precision: Precision, device: torch.device, threads: int) -> str:
+    """Return what computes how and where, in a few words."""
+    return f"{engine}, {precision}, {f'{threads} threads' if device.type == 'cpu' else device}"
 
 
 def has_mindspore() -> bool:
