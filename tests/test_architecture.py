@@ -11,7 +11,7 @@ import vitrail
 
 PACKAGE = Path(vitrail.__file__).parent
 LAYERS = [
-    {"errors", "wire"},
+    {"devices", "errors", "wire"},
     {
         "ckpt",
         "config",
@@ -220,3 +220,10 @@ def test_public_names_resolve_and_are_documented() -> None:
 def test_what_answers_at_once_imports_no_torch(module: str) -> None:
     code = f"import sys, {module}; assert not {{'torch', 'timm', 'numpy', 'matplotlib'}} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_prediction_imports_no_more_than_it_needs() -> None:
+    needless = {"accelerate", "matplotlib", "jinja2", "scipy", "timm", "torchvision", "onnxruntime"}
+    code = f"import sys, vitrail.predict, vitrail.engines; print(*{needless} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
+    assert not done.stdout.split()

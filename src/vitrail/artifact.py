@@ -15,10 +15,10 @@ from typing import Any, Literal
 from xml.etree import ElementTree
 
 from vitrail.checkpoint import KEY, Record, parse_record
+from vitrail.devices import Precision
 from vitrail.errors import CheckpointError, command
 from vitrail.wire import read_fields
 
-Precision = Literal["float32", "bfloat16", "float16"]
 EXTRA = f"extra/{KEY}"
 """Where an archive of PyTorch keeps the record, below its one folder."""
 _TEXTS = 14

@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitrail.artifact import Precision
 from vitrail.checkpoint import config_of
+from vitrail.devices import Precision, pick_device
 from vitrail.display import Display
-from vitrail.engine import pick_device
 from vitrail.engines import ENGINES, about, open_artifact, read_artifact, start_module
 from vitrail.errors import ConfigError, VitrailError, closest
 from vitrail.models import build_config, find_variant, list_models

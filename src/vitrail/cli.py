@@ -236,10 +236,9 @@ def predict(
         if value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
 
-    from vitrail.engine import pick_device
+    from vitrail.devices import pick_device
     from vitrail.engines import read_artifact
-    from vitrail.evaluate import override_preprocess
-    from vitrail.loading import require_rgb, tell, wanted
+    from vitrail.loading import override_preprocess, require_rgb, tell, wanted
     from vitrail.predict import find_images, open_output
     from vitrail.predict import predict as run
 
@@ -372,11 +371,10 @@ def export(
 
     from dataclasses import replace
 
-    from vitrail.engine import pick_device
-    from vitrail.evaluate import override_preprocess
+    from vitrail.devices import pick_device
     from vitrail.export import check_wishes, find_outputs
     from vitrail.export import export as run
-    from vitrail.loading import open_model, tell, wanted
+    from vitrail.loading import open_model, override_preprocess, tell, wanted
     from vitrail.verdict import gather_sample
 
     check_wishes(formats, precision, batch_size, with_preprocess)

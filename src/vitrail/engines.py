@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitrail.artifact import READERS, Making, Precision, describe
+from vitrail.artifact import READERS, Making, describe
 from vitrail.checkpoint import Record
-from vitrail.engine import autocast
+from vitrail.devices import Precision, autocast
 from vitrail.errors import CheckpointError, ConfigError, MissingExtra
 from vitrail.loading import Account, Opened, Wanted, open_model
 

@@ -16,16 +16,17 @@ from numpy.typing import NDArray
 from vitrail.answers import Answers, Gathered
 from vitrail.checkpoint import Record
 from vitrail.class_names import check_classes, match_by_name
-from vitrail.config import ConvertConfig, DataSection, EvaluateConfig, Layer, PreprocessSection, resolve, to_dict
+from vitrail.config import ConvertConfig, DataSection, EvaluateConfig, Layer, resolve, to_dict
 from vitrail.data import open_split
 from vitrail.data.hf import is_hf, pin_revision
 from vitrail.data.loader import ImageLoader, build_eval_loader
 from vitrail.data.sources import Source, fingerprint
+from vitrail.devices import Precision, autocast
 from vitrail.display import Display, Quiet
-from vitrail.engine import Precision, autocast, gather_texts, processes, share, sum_over_processes
+from vitrail.engine import gather_texts, processes, share, sum_over_processes
 from vitrail.engines import Artifact, Network, read_artifact
 from vitrail.errors import CheckpointError, ConfigError, DataError
-from vitrail.loading import Wanted, require_rgb, tell, wanted
+from vitrail.loading import Wanted, override_preprocess, require_rgb, tell, wanted
 from vitrail.metrics import SHOTS, Accuracy, Counter, accuracy
 from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD, VisionModel
 from vitrail.report import FILES, PAGE, Subject, report_files
@@ -363,18 +364,6 @@ def are_others(record: Record, config: EvaluateConfig, source: Source) -> bool:
     named = record.recipe.get("data", {})
     same = all(named.get(name) == value for name, value in to_dict(config.data).items() if name not in HOW_READ)
     return same and split in trained and trained[split] != fingerprint(source)
-
-
-def override_preprocess(stored: Preprocess, wanted: PreprocessSection, display: Display) -> Preprocess:
-    """Return the preprocessing of a file with explicit settings put over it, saying what they change."""
-    changes = {
-        name: value for name, value in vars(wanted).items() if value is not None and value != getattr(stored, name)
-    }
-    for name, value in changes.items():
-        display.warn(
-            f"preprocess.{name} is {value} instead of {getattr(stored, name)}, which the weights were validated with"
-        )
-    return replace(stored, **changes)
 
 
 def in_order_of(model_classes: Sequence[str], source: Source, path: Path | str) -> Source:

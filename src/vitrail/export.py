@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from vitrail.artifact import EXTRA, Making, Precision, with_making
+from vitrail.artifact import EXTRA, Making, with_making
 from vitrail.checkpoint import KEY, Record, hash_file, to_metadata
+from vitrail.devices import DTYPES, Precision
 from vitrail.engines import cpu, has_mindspore, read_artifact
 from vitrail.errors import ConfigError, ExportError, MissingExtra
 from vitrail.files import refusal_told
@@ -39,7 +40,6 @@ ADVICE = "free space or choose another --output"
 REJECTED = ".rejected"
 OPSET = 20
 """Of ONNX: the first that has GELU."""
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 FormatName = Literal["onnx", "openvino", "pt2", "torchscript", "mindir"]
 Files = Mapping[str, Sequence[Buffer]]
 """What is to be written, by the endings of the files; the one that others are found from comes last."""

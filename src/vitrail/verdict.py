@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from vitrail.artifact import Precision
 from vitrail.checkpoint import Record
 from vitrail.decoding import UnreadableImage, decode
+from vitrail.devices import Precision
 from vitrail.engines import Network
 from vitrail.errors import DataError
 from vitrail.models.registry import VisionModel

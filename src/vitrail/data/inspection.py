@@ -11,7 +11,6 @@ from pathlib import PurePath
 
 import numpy as np
 import torch
-from scipy.fft import dctn
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -116,6 +115,8 @@ def picture_hash(pixels: Tensor) -> int:
     Args:
         pixels: uint8 (3, h, w).
     """
+    from scipy.fft import dctn  # takes half a second to import, and only looking through data needs it
+
     side = 4 * HASH_SIDE
     small = interpolate(pixels[None], (side, side), mode="bilinear", antialias=True)[0].double()
     gray = (small * torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)[:, None, None]).sum(0).numpy()
