@@ -79,9 +79,8 @@ def main(*names: str, batch_size: int = 2) -> None:
             save_model(checkpoint, model.state_dict(), record)
             for version in (1, 3):
                 opened = open_model(checkpoint)
-                options = {"batch_size": batch_size, "mindir_version": version}
-                outputs = find_outputs(["mindir"], checkpoint, None)
-                (done,) = export(opened, outputs, gather_sample(opened.record, None), **options)
+                outputs, sample = find_outputs(["mindir"], checkpoint, None), gather_sample(opened.record, None)
+                (done,) = export(opened, outputs, sample, batch_size=batch_size, mindir_version=version)
                 assert done.script is not None
                 size, script = done.path.stat().st_size / 2**20, done.script
                 spread = np.load(script.with_suffix(".npz"))["logits"].std()

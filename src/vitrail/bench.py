@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitrail.checkpoint import config_of
@@ -26,7 +27,7 @@ from vitrail.devices import Precision, pick_device
 from vitrail.display import Display
 from vitrail.engines import ENGINES, about, open_artifact, read_artifact, start_module
 from vitrail.errors import ConfigError, VitrailError, closest
-from vitrail.models import build_config, find_variant, list_models
+from vitrail.models import build_config, create_model, find_variant, list_models
 from vitrail.models.registry import ModelConfig
 
 RUNS = 5
@@ -40,9 +41,11 @@ class Subject:
 
     name: str
     """Of a model or a file."""
-    kind: Literal["file", "model", "timm"]
     model: str
+    """Name of the architecture."""
     config: ModelConfig
+    build: Callable[[], nn.Module] | None = None
+    """What makes a model, in the process where it is measured; None opens the file."""
     engine: str | None = None
     """None is the usual one."""
     precision: Precision | None = None
@@ -82,14 +85,13 @@ def find_subjects(names: Sequence[str], engines: Sequence[str] = (), **options: 
     found: list[Subject] = []
     for name in names:
         if name in list_models():
-            found.append(Subject(name=name, kind="model", model=name, config=build_config(name), **options))
+            build = partial(create_model, name)
+            found.append(Subject(name=name, model=name, config=build_config(name), build=build, **options))
         elif Path(name).exists():
             for engine in (engines if Path(name).suffix in ENGINES else ()) or [None]:
                 record = read_artifact(name, engine).record
                 config = config_of(record, name)
-                found.append(
-                    Subject(name=name, kind="file", model=record.model, config=config, engine=engine, **options)
-                )
+                found.append(Subject(name=name, model=record.model, config=config, engine=engine, **options))
         else:
             raise ConfigError(f"{name}: is no file, and no model{closest(name, list_models()) or ''}")
     return found
@@ -102,10 +104,13 @@ def beside_timm(subjects: Sequence[Subject], **options: Any) -> tuple[list[Subje
     wanted = {subject.model: subject.config for subject in subjects}
     lacking = [name for name, config in wanted.items() if not timm.is_model(name) or config.size != (224, 224)]
     found = [
-        Subject(name=f"timm {name}", kind="timm", model=name, config=config, **options)
+        Subject(
+            name=f"{name} of timm {timm.__version__}", model=name, config=config,
+            build=partial(timm.create_model, name, num_classes=config.num_classes), **options,
+        )
         for name, config in wanted.items()
         if name not in lacking
-    ]
+    ]  # fmt: skip
     return found, lacking
 
 
@@ -224,20 +229,15 @@ def _work(connection: Connection, subject: Subject) -> None:
 
 def _open(subject: Subject) -> tuple[Callable[[Tensor], Tensor], str]:
     device = pick_device(subject.device)
-    if subject.kind == "file":
+    if subject.build is None:
         network = open_artifact(
             subject.name, subject.engine, precision=subject.precision, threads=subject.threads, device=device
         )
         return network, network.about
     precision, threads = subject.precision or "float32", subject.threads or torch.get_num_threads()
-    if subject.kind == "timm":
-        import timm
-
-        model = timm.create_model(subject.model, num_classes=subject.config.num_classes)
-        engine = f"timm {timm.__version__}"
-    else:
-        model, engine = find_variant(subject.model)[0].model(subject.config), f"torch {torch.__version__}"
-    return start_module(model.eval().to(device), device, precision, threads), about(engine, precision, device, threads)
+    model = subject.build().eval().to(device)
+    said = about(f"torch {torch.__version__}", precision, device, threads)
+    return start_module(model, device, precision, threads), said
 
 
 def _costs(subject: Subject) -> tuple[int, int]:
