@@ -96,9 +96,12 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = to_metadata(with_making(record, Making(format="onnx", source="", sha256="", details={})))["vitrail"]
     onnx.helper.set_model_props(small, {"vitrail": text})
     onnx.save(small, path.with_name("small.onnx"))
-    ir = openvino.Core().read_model(path.with_name("small.onnx"))
-    ir.set_rt_info(text, ["vitrail"])
-    openvino.save_model(ir, path.with_name("small.xml"))
+    ir, xml = openvino.Core().read_model(path.with_name("small.onnx")), path.with_name("small.xml")
+    openvino.save_model(ir, xml)
+    details = {"bin": hash_file(xml.with_suffix(".bin"))}
+    making = Making(format="openvino", source="", sha256="", details=details)
+    ir.set_rt_info(to_metadata(with_making(record, making))["vitrail"], ["vitrail"])
+    openvino.save_model(ir, xml)
     return path
 
 
@@ -257,7 +260,9 @@ def test_processes_share_the_images_of_an_exported_file(weights: Path, image_fol
         (["cut.xml"], "cut.xml: cannot be read as .xml ("),
         (["cut.torchscript"], "cut.torchscript: cannot be read as .torchscript (File is not a zip file); export it"),
         (["empty.onnx"], "empty.onnx: cannot be read as .onnx (cannot mmap an empty file); export it again"),
-        (["alone.xml"], "alone.xml: OpenVINO cannot load it ("),
+        (["alone.xml"], "alone.xml: its weights, alone.bin, are not beside it; copy both files"),
+        (["other.xml"], "other.xml: other.bin beside it belongs to another file; copy both files"),
+        (["wrong.onnx", "--engine", "openvino"], "wrong.onnx: OpenVINO cannot load it ("),
         (["wrong.onnx"], "wrong.onnx: ONNX Runtime cannot load it ("),
         (["whole.onnx"], "whole.onnx: reads whole images itself (--with-preprocess), one at a time; give the file"),
         (["other.pt2"], "other.pt2: was compiled for mips R2000, and this machine is "),
@@ -286,8 +291,10 @@ def test_what_cannot_be_run_is_one_line(
         file.write_bytes((weights.parent / f"{made}{file.suffix}").read_bytes()[:-100])
     elif file.stem == "empty":
         file.touch()
-    elif words[0] == "alone.xml":
+    elif file.suffix == ".xml":
         shutil.copy(weights.with_name("small.xml"), file)
+        if file.stem == "other":
+            file.with_suffix(".bin").write_bytes(b"other weights")
     elif weights.with_name(words[0]).exists():
         file = weights.with_name(words[0])
     assert run("predict", file, image_folder, *words[1:], "--output", tmp_path / "out.json") == 2

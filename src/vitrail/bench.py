@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -204,6 +205,7 @@ class Worker:
 
 def _work(connection: Connection, subject: Subject) -> None:
     """Answer batch sizes with seconds, as long as there are any."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     try:
         run, said = _open(subject)
     except VitrailError as error:

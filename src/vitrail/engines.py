@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.artifact import READERS, Making, describe
-from vitrail.checkpoint import Record
+from vitrail.checkpoint import Record, hash_file
 from vitrail.devices import Precision, autocast
 from vitrail.errors import CheckpointError, ConfigError, MissingExtra
 from vitrail.loading import Account, Opened, Wanted, open_model
@@ -308,7 +308,13 @@ def _openvino(wanted: Start) -> Started:
     """Run IR or ONNX with the precision that was asked for: left to itself, OpenVINO takes bfloat16 where it can."""
     import openvino
 
-    path, core = wanted.artifact.path, openvino.Core()
+    path, core, making = Path(wanted.artifact.path), openvino.Core(), wanted.artifact.making
+    weights = path.with_suffix(".bin")
+    if path.suffix == ".xml" and making is not None:
+        if not weights.is_file():
+            raise CheckpointError(f"{path}: its weights, {weights.name}, are not beside it; copy both files")
+        if making.details["bin"] != hash_file(weights):
+            raise CheckpointError(f"{path}: {weights.name} beside it belongs to another file; copy both files")
     hint, capability = HINTS[wanted.precision]
     if capability not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise ConfigError(f"--precision {wanted.precision}: OpenVINO cannot compute so on this CPU")
@@ -321,7 +327,8 @@ def _openvino(wanted: Start) -> Started:
     try:
         compiled = core.compile_model(path, "CPU", settings)
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: OpenVINO cannot load it ({_first_line(error)}); export it again") from error
+        reason = str(error).strip().splitlines()[-1]  # the others are places in its code
+        raise CheckpointError(f"{path}: OpenVINO cannot load it ({reason}); export it again") from error
 
     def run(images: Tensor) -> Tensor:
         logits = compiled(np.ascontiguousarray(images.cpu().numpy()))[0]

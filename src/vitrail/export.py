@@ -316,11 +316,13 @@ def _write_openvino(plan: Plan) -> Files:
 
     # read by its own reader of ONNX: that for PyTorch sends word of each conversion to its makers
     model = openvino.Core().read_model(_onnx_model(plan).SerializeToString())
-    texts = plan.metadata(opset=str(OPSET), openvino=openvino.__version__)
-    for key, text in texts.items():
-        model.set_rt_info(text, [key])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.xml")
+        openvino.save_model(model, path, compress_to_fp16=False)
+        # the .xml says which .bin it belongs to
+        details = {"opset": str(OPSET), "openvino": openvino.__version__, "bin": hash_file(path.with_suffix(".bin"))}
+        for key, text in plan.metadata(**details).items():
+            model.set_rt_info(text, [key])
         openvino.save_model(model, path, compress_to_fp16=False)
         return {suffix: [path.with_suffix(suffix).read_bytes()] for suffix in (".bin", ".xml")}
 
