@@ -519,7 +519,7 @@ def test_stem_is_adapted_to_other_channels_by_a_rule(name: str, channels: int, t
     read, usual = found.build().preprocess, opened(path, name).record.preprocess
     assert read.channels == channels == len(read.mean) == len(read.std)
     assert read.mean == ((sum(usual.mean) / 3,) if channels == 1 else (0.5,) * channels)
-    assert f"for {channels} channels, pixels are normalised by mean" in found.account.notes[-1]
+    assert f"for {channels} channel{'s' * (channels > 1)}, pixels are normalised by mean" in found.account.notes[-1]
     gray = torch.randn(2, 1, 32, 32)
     logits = found.build()(gray.expand(-1, channels, -1, -1))
     assert logits.shape == (2, 7)

@@ -275,7 +275,7 @@ def test_preprocess_names_what_is_wrong():
     problems = [
         ({"size": (0, 8)}, "size is (0, 8); it must be a positive height and width"),
         ({"crop": 1.5}, "crop is 1.5; it must be above 0 and at most 1"),
-        ({"std": (0.0, 1.0, 1.0)}, "each must have 3 numbers, std above 0"),
+        ({"std": (0.0, 1.0, 1.0)}, "each must have 3 numbers, one a channel, std above 0"),
     ]
     for values, problem in problems:
         with pytest.raises(ConfigError) as caught:

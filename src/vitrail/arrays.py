@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from vitrail.pixels import UnreadableImage, check_size
 
 NPY = npy.MAGIC_PREFIX
+NPY_VERSIONS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+"""A third is for types with names, which are no pixels."""
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """How TIFF and BigTIFF begin, in both orders of bytes."""
 AS_INTEGERS = "save it as uint8 or uint16, in the range of that type"
@@ -36,7 +38,7 @@ def read_npy(data: bytes, channels: int) -> NDArray[np.uint8 | np.uint16]:
     shape, by_columns, dtype, begin = npy_header(data)
     if dtype.newbyteorder("=") not in (np.uint8, np.uint16):
         raise UnreadableImage(f"is {dtype.name}; {AS_INTEGERS}")
-    if len(shape) not in (2, 3) or 0 in shape or (shape[0] == channels != shape[-1] and len(shape) == 3):
+    if len(shape) not in (2, 3) or min(shape) < 1 or (shape[0] == channels != shape[-1] and len(shape) == 3):
         raise UnreadableImage(f"is of shape {shape}; save it as (height, width) or (height, width, channels)")
     check_size(*shape)
     there, belong = len(data) - begin, math.prod(shape) * dtype.itemsize
@@ -51,14 +53,13 @@ def npy_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
     """Return shape, whether columns come first, type, and where the numbers begin.
 
     Raises:
-        UnreadableImage: It is of a version that is not known.
+        UnreadableImage: It is damaged.
     """
     file = io.BytesIO(data)
-    version = npy.read_magic(file)
-    if version not in ((1, 0), (2, 0), (3, 0)):
-        raise UnreadableImage(f"is .npy of version {'.'.join(map(str, version))}, which NumPy has not written yet")
-    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, by_columns, dtype = read(file)  # in bounds: NumPy refuses headers above 10,000 characters
+    try:  # NumPy refuses headers above 10,000 characters
+        shape, by_columns, dtype = NPY_VERSIONS[npy.read_magic(file)](file)
+    except Exception as error:  # as many kinds as text can be wrong in
+        raise UnreadableImage("its .npy header is damaged, or of a kind that holds no image") from error
     return shape, by_columns, dtype, file.tell()
 
 
@@ -96,14 +97,16 @@ def tiff_header(data: bytes) -> tuple[int, int, int, int]:
     """Return height, width, channels and bits of the first page."""
     with _open_tiff(data) as file:
         page = file.pages[0]
-        return page.imagelength, page.imagewidth, page.samplesperpixel, page.bitspersample
+        check_size(page.imagelength, page.imagewidth, page.samplesperpixel)
+        bits = page.bitspersample
+        return page.imagelength, page.imagewidth, page.samplesperpixel, bits if isinstance(bits, int) else max(bits)
 
 
 def _open_tiff(data: bytes) -> Any:
     try:
         import tifffile  # few need it
     except ImportError as error:
-        raise UnreadableImage("is a TIFF that needs tifffile (pip install tifffile)") from error
+        raise UnreadableImage("is a TIFF of a kind that needs tifffile (pip install tifffile)") from error
 
     logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what matters is raised
     return tifffile.TiffFile(io.BytesIO(data))
@@ -116,7 +119,8 @@ def _read_page(page: Any, data: bytes) -> NDArray[np.uint8 | np.uint16]:
         kind = f"{page.bitspersample} bits of an unknown kind" if page.dtype is None else page.dtype.name
         raise UnreadableImage(f"is {kind}; {AS_INTEGERS}")
     if page.photometric not in (1, 2):
-        raise UnreadableImage(f"holds its colours as {page.photometric.name}; save it as gray or RGB")
+        colours = getattr(page.photometric, "name", page.photometric)
+        raise UnreadableImage(f"holds its colours as {colours}; save it as gray or RGB")
     if (turned := page.tags.valueof(274, 1)) != 1:
         raise UnreadableImage(f"is turned (TIFF orientation {turned}); save it upright")
     if page.imagedepth != 1:
@@ -136,9 +140,8 @@ def _check_whole(page: Any, data: bytes) -> None:
     if importlib.util.find_spec("imagecodecs") is not None:
         return
     if page.compression not in (STORED, PACKBITS, *DEFLATE):
-        raise UnreadableImage(
-            f"is packed by {page.compression.name}, which needs imagecodecs (pip install imagecodecs)"
-        )
+        packed = getattr(page.compression, "name", page.compression)
+        raise UnreadableImage(f"is packed by {packed}, which needs imagecodecs (pip install imagecodecs)")
     if page.compression in DEFLATE:
         values = math.prod(page.chunks)
         check_size(1, 1, values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import threading
 import warnings
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ WITH_ALPHA = {2: ("LA",), 4: ("RGBA", "RGBX")}
 # Pillow warns of odd metadata that does not touch the pixels. `catch_warnings` swaps global state, which two threads of
 # a server may not do at once; header reading is short, and torchcodec decodes outside.
 _PILLOW = threading.RLock()
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # which else prints what becomes a reason here
 
 
 @contextmanager
@@ -79,6 +81,7 @@ def decode(data: bytes, wanted: PixelFormat = RGB) -> Pixels:
         if image is None or _needs_tifffile(image, wanted):
             array, has_alpha = read_tiff(data, wanted.channels)
             return fit(array, wanted, has_alpha=has_alpha)
+        check_size(image.height, image.width)
         if wanted.bits == 16 and image.mode in COLOURS and not _has_8_bits(image, data):
             array = _deep_colours(image, data)
             return fit(array, wanted, has_alpha=array.shape[2] in (2, 4))
@@ -98,13 +101,11 @@ def decode(data: bytes, wanted: PixelFormat = RGB) -> Pixels:
 def _open(data: bytes) -> Image.Image | None:
     """Read the header of an image; None stands for a TIFF that Pillow does not know."""
     try:
-        image = Image.open(io.BytesIO(data))
+        return Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         if not data.startswith(TIFF):
             raise
         return None
-    check_size(image.height, image.width)
-    return image
 
 
 class Header(NamedTuple):
@@ -135,6 +136,7 @@ def read_header(data: bytes) -> Header:
         if data.startswith(NPY):
             shape, _, dtype, _ = npy_header(data)
             height, width, channels = (*shape, 1, 1, 1)[:3]
+            check_size(height, width, channels)
             return Header("NPY", _mode_of(channels), width, height, 8 * dtype.itemsize, 1, 1, False, None)
         image = _open(data)
         if image is None:
@@ -176,7 +178,7 @@ def _bits(image: Image.Image, data: bytes) -> int:
     if image.format == "PNG":
         return data[24]
     if image.format == "TIFF":
-        return max(getattr(image, "tag_v2", {}).get(TIFF_BITS, (8,)))
+        return max(getattr(image, "tag_v2", {}).get(TIFF_BITS, (8,)), default=8)
     if isinstance(image, PpmImageFile) and isinstance(levels := image.tile[0].args, tuple):
         return 16 if int(levels[1]) > 255 else 8
     return 16 if image.mode.startswith("I;16") else {"1": 1, "I": 32, "F": 32}.get(image.mode, 8)

@@ -147,9 +147,11 @@ def tell_statistics(config: TrainConfig, preprocess: Preprocess, display: Displa
     if preprocess.pixels.is_picture or None not in (config.preprocess.mean, config.preprocess.std):
         return
     mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (preprocess.mean, preprocess.std))
+    pixels = [f"data.channels={preprocess.channels}", f"data.bits={preprocess.bits}"]
+    measure = f"; to measure them: {command('check-data', f'data.root={config.data.root}', *pixels)}"
     display.note(
-        f"images of {preprocess.channels} channels, {preprocess.bits} bits: pixels are normalised by mean {mean} and "
-        f"std {std} of their range; `{command('check-data')}` measures those of yours, for preprocess.mean and .std"
+        f"{' '.join(pixels)}: pixels are normalised by mean {mean} and std {std} of their range, which "
+        f"preprocess.mean and preprocess.std change{measure if config.data.name is None else ''}"
     )
 
 

@@ -20,6 +20,7 @@ from vitrail.errors import CheckpointError, ConfigError
 from vitrail.imagenet import COUNT, wnids
 from vitrail.models import FAMILIES, build_config, canonical_name, find_variant
 from vitrail.models.registry import ModelConfig, VisionModel
+from vitrail.pixels import counted
 from vitrail.recognise import FREE, Entry, Reading, recognise, translate
 from vitrail.transforms import Preprocess, fit_statistics
 from vitrail.weight_file import WeightFile, open_weights
@@ -343,7 +344,7 @@ def _describe(file: WeightFile, reading: Reading, entry: str) -> tuple[Preproces
 def _of_statistics(where: str, channels: int, mean: Sequence[float], std: Sequence[float]) -> str:
     listed = (", ".join(f"{value:.3g}" for value in values) for values in (mean, std))
     return (
-        f"{where}: for {channels} channels, pixels are normalised by mean {next(listed)} and std {next(listed)}, which "
+        f"{where}: for {counted(channels)}, pixels are normalised by mean {next(listed)} and std {next(listed)}, which "
         "it does not say; preprocess.mean and preprocess.std change that"
     )
 

@@ -94,8 +94,10 @@ def check_size(height: int, width: int, channels: int = 1) -> None:
     """Refuse what would take more memory than any picture should, before any is taken.
 
     Raises:
-        UnreadableImage: There are more than MAX_PIXELS, or MAX_VALUES in all channels.
+        UnreadableImage: There are more than MAX_PIXELS, or MAX_VALUES in all channels, or none.
     """
+    if min(height, width, channels) < 1:
+        raise UnreadableImage(f"is {height} x {width} pixels of {counted(channels)}")
     if height * width > MAX_PIXELS:
         raise UnreadableImage(f"has more than {MAX_PIXELS:,} pixels")
     if height * width * channels > MAX_VALUES:

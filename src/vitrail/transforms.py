@@ -111,7 +111,7 @@ class Preprocess:
         if self.interpolation not in ("bicubic", "bilinear"):
             problems.append(f"interpolation is {self.interpolation!r}; it must be 'bicubic' or 'bilinear'")
         if not len(self.mean) == len(self.std) == self.channels or min(self.std, default=0) <= 0:
-            wanted = f"{self.channels} numbers, one a channel" if self.channels != 3 else "3 numbers"
+            wanted = f"{self.channels} numbers, one a channel"
             problems.append(f"mean is {self.mean} and std is {self.std}; each must have {wanted}, std above 0")
         if self.bits not in (8, 16):
             problems.append(f"bits is {self.bits!r}; it must be 8 or 16")
