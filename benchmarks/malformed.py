@@ -44,7 +44,7 @@ def originals(form: str) -> list[bytes]:
     for pixels in photos.images:
         for size in SIZES:
             buffer, image = io.BytesIO(), Image.fromarray(pixels).resize(size)
-            np.save(buffer, image) if form == "NPY" else image.save(buffer, form)
+            np.save(buffer, np.asarray(image)) if form == "NPY" else image.save(buffer, form)
             found.append(buffer.getvalue())
     return found
 
