@@ -29,7 +29,7 @@ from vitrail.errors import ConfigError, DataError
 from vitrail.loading import load_model
 from vitrail.page import picture, pictured
 from vitrail.pixels import PixelFormat, UnreadableImage, check_size
-from vitrail.transforms import Preprocess, TrainView, normalise
+from vitrail.transforms import Preprocess, TrainView, normalise, normalised_by
 
 RNG = np.random.default_rng(0)
 FIVE = RNG.integers(0, 65536, (20, 30, 5)).astype(np.uint16)
@@ -334,6 +334,11 @@ def test_a_tensor_must_be_what_the_weights_need() -> None:
     assert Preprocess.from_dict(preprocess.to_dict()) == preprocess
 
 
+def test_normalisation_is_said_in_few_words() -> None:
+    assert normalised_by((0.5,) * 9, (0.25,) * 9) == "pixels are normalised by mean 0.5 and std 0.25 of their range"
+    assert "mean 0.1, 0.2 and std 0.3, 0.3 of" in normalised_by((0.1, 0.2), (0.3, 0.3))
+
+
 def test_named_sets_follow_the_same_rules() -> None:
     small, none = (FIVE >> 8).astype(np.uint8), np.zeros(1, np.int32)
     gray = PixelSource("set", small[None, :, :, 0], none, ("a",), np.array(["set/0"]))
@@ -350,7 +355,7 @@ def test_named_sets_follow_the_same_rules() -> None:
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        (["data.channels=0"], "data.channels is 0; it must be at least 1"),
+        (["data.channels=0"], "data.channels is 0; it must be from 1 to 1000"),
         (["data.bits=12"], "data.bits is '12'; it must be one of 8, 16"),
         (
             ["data.channels=1", "augment.auto_augment=rand-m9"],

@@ -120,7 +120,7 @@ class DataSection:
 
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""
-        found = _in_range(self, workers=(0, None), folds=(2, 32767), channels=(1, None), shuffle_buffer=(1, 2**31))
+        found = _in_range(self, workers=(0, None), folds=(2, 32767), channels=(1, 1000), shuffle_buffer=(1, 2**31))
         found += _above_zero(self, "cache_gb")
         if not 0 <= self.fold < (self.folds or 1):
             found.append(f"fold is {self.fold}; it must be from 0 to below folds, which is {self.folds or 1}")

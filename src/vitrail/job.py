@@ -39,7 +39,7 @@ from vitrail.schedule import learning_rate
 from vitrail.sharding import shard
 from vitrail.state import SUMS, TrainState
 from vitrail.stop import Stop
-from vitrail.transforms import Preprocess, TrainView, fit_statistics
+from vitrail.transforms import Preprocess, TrainView, fit_statistics, normalised_by
 
 EVAL_BATCH = 128  # the same for any number of processes, unless a process trains on fewer images at once
 
@@ -146,13 +146,11 @@ def tell_statistics(config: TrainConfig, preprocess: Preprocess, display: Displa
     """Say what images are normalised by, where it is neither published nor given."""
     if preprocess.pixels.is_picture or None not in (config.preprocess.mean, config.preprocess.std):
         return
-    mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (preprocess.mean, preprocess.std))
     pixels = [f"data.channels={preprocess.channels}", f"data.bits={preprocess.bits}"]
-    measure = f"; to measure them: {command('check-data', f'data.root={config.data.root}', *pixels)}"
-    display.note(
-        f"{' '.join(pixels)}: pixels are normalised by mean {mean} and std {std} of their range, which "
-        f"preprocess.mean and preprocess.std change{measure if config.data.name is None else ''}"
-    )
+    says = f"{' '.join(pixels)}: {normalised_by(preprocess.mean, preprocess.std)}; preprocess.mean and .std change that"
+    if config.data.name is None and config.data.root is not None:
+        says += f", and this measures them: {command('check-data', f'data.root={config.data.root}', *pixels)}"
+    display.note(says)
 
 
 def tell_alarms(manifest: Manifest, config: TrainConfig, display: Display) -> None:

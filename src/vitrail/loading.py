@@ -22,7 +22,7 @@ from vitrail.models import FAMILIES, build_config, canonical_name, find_variant
 from vitrail.models.registry import ModelConfig, VisionModel
 from vitrail.pixels import counted
 from vitrail.recognise import FREE, Entry, Reading, recognise, translate
-from vitrail.transforms import Preprocess, fit_statistics
+from vitrail.transforms import Preprocess, fit_statistics, normalised_by
 from vitrail.weight_file import WeightFile, open_weights
 
 OURS = "vitrail"
@@ -342,10 +342,9 @@ def _describe(file: WeightFile, reading: Reading, entry: str) -> tuple[Preproces
 
 
 def _of_statistics(where: str, channels: int, mean: Sequence[float], std: Sequence[float]) -> str:
-    listed = (", ".join(f"{value:.3g}" for value in values) for values in (mean, std))
     return (
-        f"{where}: for {counted(channels)}, pixels are normalised by mean {next(listed)} and std {next(listed)}, which "
-        "it does not say; preprocess.mean and preprocess.std change that"
+        f"{where}: for {counted(channels)}, {normalised_by(mean, std)}, which it does not say; preprocess.mean and "
+        "preprocess.std change that"
     )
 
 

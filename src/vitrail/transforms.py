@@ -17,7 +17,7 @@ import math
 import random
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -67,6 +67,13 @@ def fit_statistics(
     if channels == 1:
         return (sum(mean) / len(mean),), (sum(std) / len(std),)
     return (mean, std) if channels == len(mean) else ((0.5,) * channels, (0.5,) * channels)
+
+
+def normalised_by(mean: Sequence[float], std: Sequence[float]) -> str:
+    """Say what pixels are normalised by, values that are the same for all channels once."""
+    alike = len({*mean}) == len({*std}) == 1
+    shown = [", ".join(f"{value:.3g}" for value in (values[:1] if alike else values)) for values in (mean, std)]
+    return f"pixels are normalised by mean {shown[0]} and std {shown[1]} of their range"
 
 
 def _resize(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
