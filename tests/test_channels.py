@@ -8,6 +8,7 @@ import random
 import struct
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,14 +22,18 @@ from torch.nn.functional import interpolate
 from test_cli import TINY, refused, run
 from test_transforms import EIGHT_BIT, encode, photo
 from vitrail import decoding
-from vitrail.config import TrainConfig, command_line, resolve
+from vitrail.checkpoint import parse_record, to_metadata
+from vitrail.config import TrainConfig, command_line, read_yaml, resolve
 from vitrail.data.inspection import Finding, inspect
 from vitrail.data.sources import PixelSource
 from vitrail.decoding import decode, to_pixels
-from vitrail.errors import ConfigError, DataError
+from vitrail.display import Quiet
+from vitrail.errors import CheckpointError, ConfigError, DataError
+from vitrail.hub import model_card
+from vitrail.job import open_initial_weights, tell_statistics
 from vitrail.loading import load_model
 from vitrail.page import picture, pictured
-from vitrail.pixels import PixelFormat, UnreadableImage, check_size
+from vitrail.pixels import PixelFormat, UnreadableImage, check_size, counted
 from vitrail.transforms import Preprocess, TrainView, normalise, normalised_by
 
 RNG = np.random.default_rng(0)
@@ -430,6 +435,36 @@ def test_a_weight_file_says_what_it_needs(trained: Run) -> None:
     assert model(preprocess(pixels)[None]).shape == (1, 2)
     page = (trained.folder / "report" / "report.html").read_text()
     assert pictured(preprocess.pixels) in page
+
+
+def test_weights_say_in_training_what_they_were_made_for(trained: Run) -> None:
+    other = 24 - trained.bits
+    tokens = [f"data.root={trained.data}", f"data.channels={trained.channels}", f"model.weights={trained.weights}"]
+    config = resolve(TrainConfig, [read_yaml(TINY), command_line([*tokens, f"data.bits={other}"])]).config
+    display = Said()
+    opened = open_initial_weights(config, "tnt_ti_patch16_224", ("dark", "light"), display)
+    assert f"expects data.bits={trained.bits}; the settings say {other}, which is taken" in display.text
+    tell_statistics(config, opened.record.preprocess, display)
+    pixels = f"data.channels={trained.channels} data.bits={trained.bits}"
+    assert f"{pixels}: pixels are normalised by mean 0.5" in display.text
+        f"data.channels={trained.channels} data.bits={trained.bits}: pixels are normalised by mean 0.5" in display.text
+    )
+    assert f"vitrail check-data data.root={trained.data} data.channels={trained.channels}" in display.text
+    metadata = to_metadata(replace(opened.record, preprocess=Preprocess(size=(32, 32))))
+    with pytest.raises(CheckpointError, match=f"x: its model takes {trained.channels} channels and its prep.* gives 3"):
+        parse_record(metadata, "x")
+    assert f"image of {counted(trained.channels)}, {trained.bits} bits each, is" in model_card(opened.record)
+
+
+class Said(Quiet):
+    """A display that keeps what was said."""
+
+    text = ""
+
+    def note(self, text: str) -> None:
+        self.text += text
+
+    warn = note
 
 
 def test_evaluation_and_prediction_read_as_training_did(
