@@ -447,8 +447,6 @@ def test_weights_say_in_training_what_they_were_made_for(trained: Run) -> None:
     tell_statistics(config, opened.record.preprocess, display)
     pixels = f"data.channels={trained.channels} data.bits={trained.bits}"
     assert f"{pixels}: pixels are normalised by mean 0.5" in display.text
-        f"data.channels={trained.channels} data.bits={trained.bits}: pixels are normalised by mean 0.5" in display.text
-    )
     assert f"vitrail check-data data.root={trained.data} data.channels={trained.channels}" in display.text
     metadata = to_metadata(replace(opened.record, preprocess=Preprocess(size=(32, 32))))
     with pytest.raises(CheckpointError, match=f"x: its model takes {trained.channels} channels and its prep.* gives 3"):
@@ -520,6 +518,24 @@ def test_the_check_reads_as_training_does(
     else:
         assert status == 1
         assert "24 images cannot be read: has 5 channels, and 3 are wanted (data.channels)" in printed
+
+
+def test_shards_and_resized_copies_hold_such_images_too(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pixels = [f"data.channels={trained.channels}", f"data.bits={trained.bits}"]
+    assert run("pack", f"data.root={trained.data}", *pixels, "--output", "shards") == 0
+    assert run("resize-data", f"data.root={trained.data}", *pixels, "--output", "small", "--short-side", 16) == 0
+    assert "cannot be read" not in capsys.readouterr().out
+    found = []
+    for root in (trained.data, "shards", "small"):  # of which none is resized, for their kinds
+        assert run("evaluate", trained.weights, f"data.root={root}", "--json", "found.json", "data.workers=0") == 0
+        found.append(json.loads(Path("found.json").read_text())["loss"])
+    assert found[0] == found[1] == found[2]
+    assert run("check-data", "data.root=shards", *pixels) == 0
+    assert run("check-data", "data.root=shards") == (trained.channels == 5)  # looked at anew
+    assert run("check-data", "data.root=shards", *pixels) == 0
 
 
 def test_the_check_names_what_does_not_fit(
