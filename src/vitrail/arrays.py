@@ -86,6 +86,8 @@ def read_tiff(data: bytes, channels: int) -> tuple[NDArray[np.uint8 | np.uint16]
                     break
         if len(pages) != channels:
             pages = pages[:1]
+        for page in pages:
+            check_size(page.imagelength, page.imagewidth, page.samplesperpixel * len(pages))
         planes = [_read_page(page, data) for page in pages]
         if len({plane.shape for plane in planes}) > 1:
             raise UnreadableImage(f"has {channels} pages of different sizes")
@@ -114,7 +116,6 @@ def _open_tiff(data: bytes) -> Any:
 
 def _read_page(page: Any, data: bytes) -> NDArray[np.uint8 | np.uint16]:
     height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
-    check_size(height, width, samples)
     if page.dtype is None or page.dtype not in (np.uint8, np.uint16):
         kind = f"{page.bitspersample} bits of an unknown kind" if page.dtype is None else page.dtype.name
         raise UnreadableImage(f"is {kind}; {AS_INTEGERS}")
