@@ -12,6 +12,8 @@ import vitrail
 PACKAGE = Path(vitrail.__file__).parent
 LAYERS = [
     {"devices", "errors", "wire"},
+    {"pixels"},
+    {"arrays"},
     {
         "ckpt",
         "config",
@@ -139,6 +141,7 @@ def test_only_the_command_line_imports_our_modules_inside_functions(name: str) -
         ("torchvision", {"data.named_sets", "transforms"}),
         ("torchcodec", {"decoding"}),
         ("timm", {"adapt", "bench", "imagenet", "timm", "transforms", "state", "job", "models.layers"}),
+        ("tifffile", {"arrays"}),
         ("huggingface_hub", {"hub", "weight_file"}),
         ("datasets", {"data.hf"}),
         ("pyarrow", {"data.hf", "data.parquet"}),

@@ -68,12 +68,12 @@ def record_of(model: Any, name: str = NAME) -> Record:
     )
 
 
-def small_network(size: tuple[int, int]) -> Any:
+def small_network(size: tuple[int, int], channels: int = 3) -> Any:
     """Return a network whose logits are the mean colours, and that also gives its input away."""
-    shape = f"float[batch, 3, {size[0]}, {size[1]}]"
+    shape = f"float[batch, {channels}, {size[0]}, {size[1]}]"
     return parser.parse_model(f"""
         <ir_version: 10, opset_import: ["" : 20]>
-        network ({shape} images) => (float[batch, 3] logits, {shape} seen) {{
+        network ({shape} images) => (float[batch, {channels}] logits, {shape} seen) {{
             axes = Constant <value = int64[2] {{ 2, 3 }}> ()
             logits = ReduceMean <keepdims = 0> (images, axes)
             seen = Identity (images)
@@ -344,21 +344,23 @@ def test_openvino_refuses_a_precision_that_the_processor_lacks(weights: Path) ->
         Preprocess(size=(64, 64), interpolation="bilinear", crop=0.875, mean=(0.5,) * 3, std=(0.5,) * 3),
         Preprocess(size=(96, 160), crop=1.0),
         Preprocess(size=(75, 33), crop=0.95, interpolation="bilinear"),
+        Preprocess(size=(64, 64), channels=4, mean=(0.5,) * 4, std=(0.25,) * 4),
     ],
-    ids=["square", "bilinear", "wide", "high"],
+    ids=["square", "bilinear", "wide", "high", "four channels"],
 )
 def test_preprocessing_in_the_graph_is_ours_to_two_levels_of_colour(preprocess: Preprocess) -> None:
-    model = put_preprocess(small_network(preprocess.size), preprocess, 3, 5)
+    channels = preprocess.channels
+    model = put_preprocess(small_network(preprocess.size, channels), preprocess, channels, 5)
     onnx.checker.check_model(model, full_check=True)
     session = onnxruntime.InferenceSession(model.SerializeToString())
     assert [end.name for end in session.get_outputs()][1:] == ["probabilities", "top_probabilities", "top_classes"]
     generator = np.random.default_rng(0)
     sizes = [(1, 1), (5, 900), (900, 7), preprocess.size, (100, 80), (73, 72), (301, 257)]
-    noise = [torch.from_numpy(generator.integers(0, 256, (3, *size), dtype=np.uint8)) for size in sizes]
-    for image in (*noise, draw_photo(0), draw_photo(2)):
+    noise = [torch.from_numpy(generator.integers(0, 256, (channels, *size), dtype=np.uint8)) for size in sizes]
+    for image in (*noise, *(torch.from_numpy(draw_photo(number, channels)).permute(2, 0, 1) for number in (0, 2))):
         given = {"image": image.permute(1, 2, 0)[None].contiguous().numpy()}
         seen, probabilities, best, classes = session.run(None, given)
-        off = np.abs(seen[0] - preprocess(image).numpy()) * 255 * np.array(preprocess.std).reshape(3, 1, 1)
+        off = np.abs(seen[0] - preprocess(image).numpy()) * 255 * np.array(preprocess.std).reshape(-1, 1, 1)
         assert off.max() < 2.001
         assert (off > 0.5).mean() < 0.05
         order = np.argsort(-probabilities[0], kind="stable")
@@ -374,9 +376,9 @@ def test_whole_images_go_into_an_exported_file(exported: Path) -> None:
     session = onnxruntime.InferenceSession(whole.SerializeToString())
     for number in range(4):
         photo = draw_photo(number)
-        (probabilities,) = session.run(["probabilities"], {"image": photo.permute(1, 2, 0)[None].numpy()})
+        (probabilities,) = session.run(["probabilities"], {"image": photo[None]})
         with torch.inference_mode():
-            expected = model(model.preprocess(photo)[None]).softmax(1)
+            expected = model(model.preprocess(torch.from_numpy(photo).permute(2, 0, 1))[None]).softmax(1)
         assert np.abs(probabilities - expected.numpy()).max() < 0.01
 
 

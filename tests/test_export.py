@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -215,6 +216,14 @@ def test_compiled_file_answers_as_pytorch_does(tiny_checkpoint: Path) -> None:
         expected = load_model(tiny_checkpoint)(images)
     assert torch.allclose(network(images), expected, atol=1e-5)
     assert network.record.classes == ("blue", "green", "red")
+
+
+def test_images_of_16_bits_are_preprocessed_outside(tiny_checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
+    opened = open_model(tiny_checkpoint)
+    preprocess = replace(opened.record.preprocess, bits=16)
+    save_model(tiny_checkpoint, opened.weights, replace(opened.record, preprocess=preprocess))
+    assert run(tiny_checkpoint, "--format", "onnx", "--with-preprocess") == 2
+    assert "error: --with-preprocess is for images of 8 bits; this model reads 16" in capsys.readouterr().err
 
 
 # ---- the check ----

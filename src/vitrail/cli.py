@@ -18,6 +18,7 @@ from cyclopts import App, CycloptsError, Parameter, Token
 from vitrail.errors import ConfigError, ExportError, Interrupted, Stopped, VitrailError, command
 
 if TYPE_CHECKING:
+    from vitrail.check_data import Checked
     from vitrail.display import Terminal
     from vitrail.evaluate import Evaluation
     from vitrail.export import Exported
@@ -238,7 +239,7 @@ def predict(
 
     from vitrail.devices import pick_device
     from vitrail.engines import read_artifact
-    from vitrail.loading import override_preprocess, require_rgb, tell, wanted
+    from vitrail.loading import override_preprocess, tell, wanted
     from vitrail.predict import find_images, open_output
     from vitrail.predict import predict as run
 
@@ -247,7 +248,6 @@ def predict(
         artifact = read_artifact(checkpoint, engine, wanted(settings.weights))
         if artifact.weights is not None:
             tell(artifact.weights, display)
-        require_rgb(artifact.record, artifact.path)
         preprocess = override_preprocess(artifact.record.preprocess, settings.preprocess, display)
         network = artifact.start(pick_device(device), precision)
         if artifact.weights is None:
@@ -592,10 +592,21 @@ def check_data(
     )
     _table(title, ("", "found", "to do"), rows or [("", "nothing is wrong as far as it can be seen", "")])
     print(f"page: {checked.folder / 'check.html'}{' (replaced)' if checked.replaced else ''}")
-    print(
-        f"next: {command('train', 'tnt_s_imagenet', *settings)}" if not found.has_errors else "mend what is wrong first"
-    )
+    if found.has_errors:
+        print("mend what is wrong first")
+    else:
+        print(f"next: {command('train', 'tnt_s_imagenet', *settings, *_for_numbers(checked))}")
     return int(found.has_errors)
+
+
+def _for_numbers(checked: Checked) -> list[str]:
+    """Return what a recipe for photographs needs beside it for other images."""
+    if checked.manifest.pixels.is_picture:
+        return []
+    measured = checked.findings.statistics["pixels"]
+    values = {name: [round(value, 4) for value in measured[name]] for name in ("mean", "std")}
+    fitted = [f"preprocess.{name}={json.dumps(values[name], separators=(',', ':'))}" for name in values]
+    return ["augment.auto_augment=null", *fitted]
 
 
 @app.command

@@ -26,11 +26,11 @@ from vitrail.display import Display, Quiet
 from vitrail.engine import gather_texts, processes, share, sum_over_processes
 from vitrail.engines import Artifact, Network, read_artifact
 from vitrail.errors import CheckpointError, ConfigError, DataError
-from vitrail.loading import Wanted, override_preprocess, require_rgb, tell, wanted
+from vitrail.loading import Wanted, override_preprocess, tell, wanted
 from vitrail.metrics import SHOTS, Accuracy, Counter, accuracy
 from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD, VisionModel
 from vitrail.report import FILES, PAGE, Subject, report_files
-from vitrail.transforms import Preprocess, normalise
+from vitrail.transforms import Preprocess, fit_statistics, normalise
 from vitrail.whole_folder import WholeFolder
 
 STATISTICS = ((IMAGENET_MEAN, IMAGENET_STD), ((0.5,) * 3, (0.5,) * 3), ((0.0,) * 3, (1.0,) * 3))
@@ -160,7 +160,9 @@ def sweep(
     def candidates(stored: Preprocess) -> list[Preprocess]:
         ways = [
             replace(stored, mean=mean, std=std, crop=crop, interpolation=interpolation)
-            for mean, std in dict.fromkeys([(stored.mean, stored.std), *STATISTICS])
+            for mean, std in dict.fromkeys(
+                fit_statistics(stored.channels, *pair) for pair in ((stored.mean, stored.std), *STATISTICS)
+            )
             for crop in sorted({stored.crop, *CROPS})
             for interpolation in INTERPOLATIONS
         ]
@@ -184,10 +186,12 @@ def _evaluate(
     for opened in (artifact.weights, other.weights if other else None):
         if opened is not None:
             tell(opened, display)
-    require_rgb(artifact.record, artifact.path)
     record = artifact.record
-    resolved = resolve(EvaluateConfig, [*inherited_data(record, settings), *settings])
+    pixels = {"channels": record.preprocess.channels, "bits": record.preprocess.bits}
+    layers = [*inherited_data(record, settings), Layer("weight file", {"data": pixels}), *settings]
+    resolved = resolve(EvaluateConfig, layers)
     config = resolved.config
+    check_pixels(record, config.data, path)
     # an exported file has a precision of its own
     precision = config.evaluate.precision if "evaluate.precision" in resolved.origins else None
     with processes("float32", config.evaluate.device) as accelerator, ExitStack() as exits:
@@ -318,7 +322,7 @@ def count(
         model.eval()
     counter = Counter(model.config.num_classes if is_module else model.num_classes, device)
     bad: list[tuple[str, str]] = []
-    nothing = torch.zeros(1, 3, *preprocess.size, device=device)
+    nothing = torch.zeros(1, preprocess.channels, *preprocess.size, device=device)
     most = max(gather_texts(accelerator, [len(loader)]))
     with torch.no_grad(), autocast(device, precision):
         for batch in loader:
@@ -364,6 +368,20 @@ def are_others(record: Record, config: EvaluateConfig, source: Source) -> bool:
     named = record.recipe.get("data", {})
     same = all(named.get(name) == value for name, value in to_dict(config.data).items() if name not in HOW_READ)
     return same and split in trained and trained[split] != fingerprint(source)
+
+
+def check_pixels(record: Record, data: DataSection, path: Path | str) -> None:
+    """Refuse to read images otherwise than a model needs them.
+
+    Raises:
+        ConfigError: The settings ask for other channels or bits.
+    """
+    needs = record.preprocess
+    if (data.channels, data.bits) != (needs.channels, needs.bits):
+        raise ConfigError(
+            f"{path}: reads images of {needs.channels} channels and {needs.bits} bits, the settings say "
+            f"data.channels={data.channels} data.bits={data.bits}; drop them"
+        )
 
 
 def in_order_of(model_classes: Sequence[str], source: Source, path: Path | str) -> Source:

@@ -209,12 +209,15 @@ def export(
 
     Raises:
         CheckpointError: The weights do not fit, or the disk is full; no file is left half written.
+        ConfigError: Images of 16 bits are to be preprocessed by the file.
         DataError: An image of the sample cannot be read.
         ExportError: An operation of the model has no counterpart in the format, or a compiler is missing.
     """
     model = opened.build().float()
     source = Path(opened.account.path)
     made: dict[Any, Any] = {}
+    if with_preprocess and opened.record.preprocess.bits != 8:
+        raise ConfigError("--with-preprocess is for images of 8 bits; this model reads 16")
     compared = [name for name in outputs if name != "mindir" or has_mindspore()]
     if compared:
         _ = sample.images  # read first, as writing takes longer

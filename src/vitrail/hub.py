@@ -18,6 +18,7 @@ from vitrail.files import write_whole
 from vitrail.imagenet import wnids
 from vitrail.loading import NUMERICS, open_model
 from vitrail.models import find_variant
+from vitrail.pixels import counted
 
 WEIGHTS = "model.safetensors"
 
@@ -155,6 +156,8 @@ def model_card(record: Record) -> str:
     )
     size = "x".join(map(str, preprocess.size))
     differing = other_numerics(record)
+    pixels = preprocess.pixels
+    read_as = "" if pixels.is_picture else f" of {counted(pixels.channels)}, {pixels.bits} bits each,"
     numerics = f"These weights compute with {differing}, which timm's own models do not.\n\n" if differing else ""
     origin = "".join(f"- {key}: {value}\n" for key, value in record.provenance.items() if key != "training_counts")
     return f"""---
@@ -172,7 +175,8 @@ Paper: {family.paper}. Code of its authors: {family.code}.
 |-|-|-|
 {rows}
 
-{record.options["num_classes"]} classes, {classes}. The short side of an image is resized to {size} pixels divided by
+{record.options["num_classes"]} classes, {classes}. The short side of an image{read_as} is resized to {size} pixels
+divided by
 {preprocess.crop:g} ({preprocess.interpolation}), the centre of {size} pixels is cut, and it is normalised by mean
 {list(preprocess.mean)} and std {list(preprocess.std)}.
 

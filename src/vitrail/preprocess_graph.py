@@ -15,7 +15,7 @@ from vitrail.transforms import MAX_ASPECT, Preprocess
 
 FRONT = """
 <ir_version: 10, opset_import: ["" : {opset}]>
-preprocess (uint8[1, height, width, 3] image) => (float[1, 3, {rows}, {columns}] images) {{
+preprocess (uint8[1, height, width, {channels}] image) => (float[1, {channels}, {rows}, {columns}] images) {{
     size = Constant <value = int64[2] {{ {rows}, {columns} }}> ()
     cover = Constant <value = int64[2] {{ {cover[0]}, {cover[1]} }}> ()
     cover_exact = Cast <to = 11> (cover)
@@ -44,7 +44,7 @@ preprocess (uint8[1, height, width, 3] image) => (float[1, 3, {rows}, {columns}]
     middle = Slice (planes, from, until, axes)
 
     {scaled}
-    images_and_channels = Constant <value = int64[2] {{ 1, 3 }}> ()
+    images_and_channels = Constant <value = int64[2] {{ 1, {channels} }}> ()
     sizes = Concat <axis = 0> (images_and_channels, scaled)
     levels = Resize <{filter}, antialias = 1, coordinate_transformation_mode = "half_pixel"> (middle, , , sizes)
 
@@ -56,8 +56,8 @@ preprocess (uint8[1, height, width, 3] image) => (float[1, 3, {rows}, {columns}]
     opposite = Add (corner, size)
     view = Slice (levels, corner, opposite, axes)
     pixels = Cast <to = 1> (view)
-    mean = Constant <value = float[1, 3, 1, 1] {{ {mean} }}> ()
-    std = Constant <value = float[1, 3, 1, 1] {{ {std} }}> ()
+    mean = Constant <value = float[1, {channels}, 1, 1] {{ {mean} }}> ()
+    std = Constant <value = float[1, {channels}, 1, 1] {{ {std} }}> ()
     centred = Sub (pixels, mean)
     images = Div (centred, std)
 }}
@@ -86,7 +86,7 @@ FILTERS = {"bicubic": 'mode = "cubic", cubic_coeff_a = -0.5, exclude_outside = 1
 
 
 def put_preprocess(network: Any, preprocess: Preprocess, classes: int, topk: int) -> Any:
-    """Return the ONNX model that takes a uint8 `image` (1, h, w, 3) and yields its `probabilities` (1, classes).
+    """Return the ONNX model that takes a uint8 `image` (1, h, w, c) and yields its `probabilities` (1, classes).
 
     It also yields the `topk` best of them, as `top_probabilities` and `top_classes`.
 
@@ -102,7 +102,8 @@ def put_preprocess(network: Any, preprocess: Preprocess, classes: int, topk: int
     cover = [math.floor(n / preprocess.crop) for n in preprocess.size]
     opset = network.opset_import[0].version
     front = FRONT.format(
-        opset=opset, rows=rows, columns=columns, cover=cover, reach=[float(MAX_ASPECT * n) for n in cover],
+        opset=opset, channels=preprocess.channels,
+        rows=rows, columns=columns, cover=cover, reach=[float(MAX_ASPECT * n) for n in cover],
         scaled=SCALED_SQUARE if cover[0] == cover[1] else SCALED, filter=FILTERS[preprocess.interpolation],
         mean=_floats(preprocess.mean), std=_floats(preprocess.std),
     )  # fmt: skip

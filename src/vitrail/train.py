@@ -423,7 +423,8 @@ def prepare(
     """
     num_classes = len(balance.weights)
     if not len(part.labels):
-        return torch.zeros(1, 3, *preprocess.size, device=device), torch.zeros(1, num_classes, device=device)
+        nothing = torch.zeros(1, preprocess.channels, *preprocess.size, device=device)
+        return nothing, torch.zeros(1, num_classes, device=device)
     augment = config.augment
     images = normalise(part.images.to(device, non_blocking=True), preprocess.mean, preprocess.std)
     images = erase(images, part.keys, augment.erase_prob)

@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from vitrail.checkpoint import Record
-from vitrail.decoding import UnreadableImage, decode
+from vitrail.decoding import decode
 from vitrail.devices import Precision
 from vitrail.engines import Network
 from vitrail.errors import DataError
 from vitrail.models.registry import VisionModel
 from vitrail.photos import draw_photo
+from vitrail.pixels import Pixels, UnreadableImage, fit
 from vitrail.predict import find_images
-from vitrail.transforms import Preprocess, normalise
+from vitrail.transforms import Preprocess
 
 TOLERANCES: Mapping[Precision, float] = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 """How far a logit may be off, as a share of the largest one."""
@@ -42,9 +43,8 @@ class Sample:
     sources: Sequence[Path | int]
     """Files, or numbers of pictures to draw."""
     preprocess: Preprocess
-    channels: int
 
-    def picture(self, number: int) -> UInt8[Tensor, "c h w"]:
+    def picture(self, number: int) -> Pixels:
         """Return the pixels of one image, whole.
 
         Raises:
@@ -52,19 +52,16 @@ class Sample:
         """
         source = self.sources[number]
         if isinstance(source, int):
-            return draw_photo(source, self.channels)
+            return fit(draw_photo(source, self.preprocess.channels), self.preprocess.pixels)
         try:
-            return decode(source.read_bytes(), self.preprocess.exif)
+            return decode(source.read_bytes(), self.preprocess.pixels)
         except (UnreadableImage, OSError) as error:
             raise DataError(f"--images: {source} cannot be read ({error}); repair or remove it") from error
 
     @cached_property
     def images(self) -> Float[Tensor, "n c h w"]:
         """Return what the model sees of them all."""
-        views = torch.stack([self.preprocess.view(self.picture(number)) for number in range(len(self.sources))])
-        if self.channels == 3:
-            return normalise(views, self.preprocess.mean, self.preprocess.std)
-        return normalise(views, (0.5,) * self.channels, (0.5,) * self.channels)
+        return torch.stack([self.preprocess(self.picture(number)) for number in range(len(self.sources))])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +94,6 @@ def gather_sample(record: Record, folder: Path | None) -> Sample:
     Raises:
         DataError: The folder is missing, or holds no image.
     """
-    channels = record.options["in_channels"]
     sources: list[Path | int] = list(range(DRAWN))
     what = f"{DRAWN} drawn pictures"
     if folder is not None:
@@ -105,7 +101,7 @@ def gather_sample(record: Record, folder: Path | None) -> Sample:
         count = min(FROM_FOLDER, len(paths))
         what = f"{count} of the {len(paths):,} images of {folder}"
         sources = [paths[number * len(paths) // count] for number in range(count)]
-    return Sample(what=what, sources=sources, preprocess=record.preprocess, channels=channels)
+    return Sample(what=what, sources=sources, preprocess=record.preprocess)
 
 
 def compare(network: Network, model: VisionModel, sample: Sample) -> Verdict:
