@@ -219,6 +219,8 @@ def test_evaluate_and_predict_say_the_same_of_every_file(
     assert (agreement["n"], agreement["equal"], agreement["top1"]) == (12, 12, ours["top1"])
     assert 0 <= agreement["difference"] < 1e-5
     assert theirs.pop("engine").startswith(f"{engine} ")
+    reported = json.loads(Path("evaluations", "best", "report.json").read_text())
+    assert reported["versions"]["engine"] == engine
     for key in ("checkpoint", "engine"):
         ours.pop(key)
     theirs.pop("checkpoint")

@@ -27,7 +27,7 @@ from vitrail.artifact import READERS, Making, describe
 from vitrail.checkpoint import Record, hash_file
 from vitrail.devices import Precision, autocast
 from vitrail.errors import CheckpointError, ConfigError, MissingExtra
-from vitrail.loading import Account, Opened, Wanted, open_model
+from vitrail.loading import Opened, Wanted, open_model
 
 Engine = Literal["torch", "onnxruntime", "openvino", "aotinductor", "torchscript", "mindspore"]
 ENGINES: Mapping[str, tuple[Engine, ...]] = {
@@ -124,11 +124,6 @@ class Artifact:
     """Of a weight file."""
     making: Making | None = None
     """Of an exported file."""
-
-    @property
-    def account(self) -> Account | None:
-        """What became of the weights of a weight file."""
-        return self.weights.account if self.weights else None
 
     def start(self, device: torch.device, precision: Precision | None = None, threads: int | None = None) -> Network:
         """Load it into its engine.

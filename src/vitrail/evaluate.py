@@ -250,6 +250,7 @@ def _evaluate(
                 subject = Subject(
                     name=report_name(path), path=Path(artifact.path), record=record, source=source,
                     preprocess=preprocess, settings=to_dict(config), device=accelerator.device,
+                    engine=network.engine,
                 )  # fmt: skip
                 files = report_files(subject, gathered, found, bad)
                 try:

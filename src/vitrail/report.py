@@ -53,6 +53,8 @@ class Subject:
     preprocess: Preprocess
     settings: Mapping[str, Any]
     device: torch.device
+    engine: str = "torch"
+    """What computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +194,7 @@ def _find(subject: Subject, answers: Gathered, accuracy: Accuracy, bad_files: Se
         },
         "preprocess": subject.preprocess.to_dict(),
         "settings": dict(subject.settings),
-        "versions": versions(subject.device),
+        "versions": {**versions(subject.device), "engine": subject.engine},
     }  # fmt: skip
     return _Found(labels, predictions, probabilities, confusion, scores, _plain(numbers))
 
