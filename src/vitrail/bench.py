@@ -103,7 +103,9 @@ def beside_timm(subjects: Sequence[Subject], **options: Any) -> tuple[list[Subje
     import timm
 
     wanted = {subject.model: subject.config for subject in subjects}
-    lacking = [name for name, config in wanted.items() if not timm.is_model(name) or config.size != (224, 224)]
+    # ours are there too once vitrail.timm is imported
+    theirs = {name for name in wanted if timm.is_model(name) and timm.model_entrypoint(name).__module__[:5] == "timm."}
+    lacking = [name for name, config in wanted.items() if name not in theirs or config.size != (224, 224)]
     found = [
         Subject(
             name=f"{name} of timm {timm.__version__}", model=name, config=config,
