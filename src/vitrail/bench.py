@@ -6,9 +6,7 @@ In one process, the threads of engines would wait for each other; taking turns, 
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
@@ -255,5 +253,9 @@ def _costs(subject: Subject) -> tuple[int, int]:
 def _peak_mib() -> float:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**10 if sys.platform != "darwin" else peak / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss begins with what the process had that started this one
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 2**10
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes

@@ -7,6 +7,7 @@ What the others hold is data.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import platform
 import subprocess
@@ -346,6 +347,7 @@ def _aotinductor(wanted: Start) -> Started:
                 f"{artifact.path}: was compiled for {there}, and this machine is {here}; export it again here"
             )
         torch.set_num_threads(wanted.threads)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no CUDA
     from torch._inductor import aoti_load_package
 
     try:
