@@ -2,9 +2,8 @@
 
     uv run python benchmarks/models.py [MODEL ...]
 
-TNT and Twins are compared with timm's. No package has T2T-ViT, so it is compared with its official formulation
-restated below: im2col instead of views, an attention that materialises its matrix, and a performer in whatever
-precision is asked for. A training step is forward, backward and one AdamW step.
+TNT and Twins are compared with timm's. No package has T2T-ViT, so it is compared with its official formulation. A
+training step is forward, backward and one AdamW step.
 """
 
 from __future__ import annotations
@@ -12,56 +11,20 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Literal, cast
+from typing import Literal
 
 import cyclopts
 import timm
 import torch
+from official_t2t import OfficialT2TViT
 from side_by_side import alternate, publish, speed_up
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, unfold
+from torch.nn.functional import cross_entropy
 
 from vitrail.models import create_model
-from vitrail.models.t2t_vit import Attention, Block, T2TViT, TokenPerformer
+from vitrail.models.t2t_vit import T2TViT
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class OfficialT2TViT(nn.Module):
-    """The official formulation of T2T-ViT with a performer, over the weights of one of ours."""
-
-    def __init__(self, model: T2TViT) -> None:
-        super().__init__()
-        self.model = model
-
-    def performer(self, layer: TokenPerformer, x: Tensor) -> Tensor:
-        k, q, v = layer.kqv(layer.norm1(x)).split(64, dim=2)
-        k, q = (torch.exp(t @ layer.w.T - t.square().sum(2, keepdim=True) / 2) / 32**0.5 for t in (k, q))
-        denominator = torch.einsum("bnm,bm->bn", q, k.sum(dim=1)).unsqueeze(2)
-        y = torch.einsum("bnm,bdm->bnd", q, torch.einsum("bnd,bnm->bdm", v, k)) / (denominator + 1e-8)
-        x = v + layer.dropout(layer.proj(y))
-        return x + layer.mlp(layer.norm2(x))
-
-    def attention(self, layer: Attention, x: Tensor) -> Tensor:
-        b, s, d = x.shape
-        q, k, v = layer.qkv(x).reshape(b, s, 3, layer.num_heads, -1).permute(2, 0, 3, 1, 4)
-        weights = (q @ k.transpose(2, 3) * q.shape[3] ** -0.5).softmax(dim=3)
-        return layer.proj((weights @ v).transpose(1, 2).reshape(b, s, d))
-
-    def forward(self, images: Tensor) -> Tensor:
-        model, (height, width) = self.model, images.shape[2:]
-        t2t = model.tokens_to_token
-        first, second = cast(tuple[TokenPerformer, TokenPerformer], (t2t.attention1, t2t.attention2))
-        x = self.performer(first, unfold(images, 7, stride=4, padding=2).transpose(1, 2))
-        x = x.transpose(1, 2).reshape(len(x), -1, height // 4, width // 4)
-        x = self.performer(second, unfold(x, 3, stride=2, padding=1).transpose(1, 2))
-        x = x.transpose(1, 2).reshape(len(x), -1, height // 8, width // 8)
-        x = t2t.project(unfold(x, 3, stride=2, padding=1).transpose(1, 2))
-        x = torch.cat([model.cls_token.expand(len(x), -1, -1), x], dim=1) + model.pos_embed
-        for block in cast(list[Block], model.blocks):
-            x = x + block.drop_path(self.attention(block.attn, block.norm1(x)))
-            x = x + block.drop_path(block.mlp(block.norm2(x)))
-        return model.head(model.norm(x)[:, 0])
 
 
 def build_baseline(name: str) -> tuple[str, nn.Module]:

@@ -11,7 +11,7 @@ import vitrail
 
 PACKAGE = Path(vitrail.__file__).parent
 LAYERS = [
-    {"errors", "wire"},
+    {"devices", "errors", "wire"},
     {"pixels"},
     {"arrays"},
     {
@@ -29,8 +29,8 @@ LAYERS = [
         "decoding",
         "shift",
     },
-    {"dialects", "imagenet", "models.layers", "transforms", "metrics", "augment", "projects", "weight_file"},
-    {"files"},
+    {"dialects", "imagenet", "models.layers", "photos", "transforms", "metrics", "augment", "projects", "weight_file"},
+    {"files", "preprocess_graph"},
     {"scores", "confusion", "page", "whole_folder"},
     {
         "models.tnt",
@@ -59,10 +59,12 @@ LAYERS = [
     {"data.check", "data.findings"},
     {"models", "data", "start", "flags"},
     {"checkpoint", "engine", "optim", "catalogue", "mindir", "recognise"},
-    {"adapt", "answers", "class_names"},
+    {"adapt", "answers", "artifact", "class_names"},
     {"loading", "timm", "report"},
-    {"hub", "evaluate", "export", "predict", "run_folder", "state", "doctor"},
-    {"convert", "check_data", "pack", "resize_data"},
+    {"engines"},
+    {"bench", "hub", "evaluate", "predict", "run_folder", "state", "doctor"},
+    {"convert", "check_data", "pack", "resize_data", "verdict"},
+    {"export"},
     {"job"},
     {"run_report"},
     {"train"},
@@ -139,11 +141,14 @@ def test_only_the_command_line_imports_our_modules_inside_functions(name: str) -
         ("torchvision", {"data.named_sets", "transforms"}),
         ("torchcodec", {"decoding"}),
         ("tifffile", {"arrays"}),
-        ("timm", {"adapt", "imagenet", "timm", "transforms", "state", "job", "models.layers"}),
+        ("timm", {"adapt", "bench", "imagenet", "timm", "transforms", "state", "job", "models.layers"}),
         ("huggingface_hub", {"hub", "weight_file"}),
         ("datasets", {"data.hf"}),
         ("pyarrow", {"data.hf", "data.parquet"}),
         ("mindspore", set()),
+        ("onnxruntime", {"engines"}),
+        ("openvino", {"engines", "export"}),
+        ("onnx", {"preprocess_graph"}),
         ("pickle", set()),
         ("sklearn", {"data.named_sets"}),
     ],
@@ -218,3 +223,10 @@ def test_public_names_resolve_and_are_documented() -> None:
 def test_what_answers_at_once_imports_no_torch(module: str) -> None:
     code = f"import sys, {module}; assert not {{'torch', 'timm', 'numpy', 'matplotlib'}} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_prediction_imports_no_more_than_it_needs() -> None:
+    needless = {"accelerate", "matplotlib", "jinja2", "scipy", "timm", "torchvision", "onnxruntime"}
+    code = f"import sys, vitrail.predict, vitrail.engines; print(*{needless} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
+    assert not done.stdout.split()

@@ -63,7 +63,6 @@ SELF_EXPLAINING = {
     (TrainSection, "seed"),
     (EvaluateSection, "batch_size"),
     (EvaluateSection, "device"),
-    (EvaluateSection, "precision"),
 }
 
 

@@ -7,11 +7,10 @@ import sys
 import pytest
 import torch
 
+from vitrail.devices import autocast, pick_device
 from vitrail.engine import (
-    autocast,
     choose_precision,
     gather_texts,
-    pick_device,
     processes,
     sum_over_processes,
 )

@@ -1,4 +1,4 @@
-"""`vitrail export`: the files it writes, what it refuses, and the check, in MindSpore itself where there is one."""
+"""`vitrail export`: the files it writes, their verdicts, what it refuses, and the check in MindSpore."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,11 +20,14 @@ import torch
 from models.weights import randomised
 from vitrail.checkpoint import KEY, Record, model_options, save_model
 from vitrail.cli import main
-from vitrail.export import export
+from vitrail.engines import open_artifact
+from vitrail.errors import ConfigError
+from vitrail.export import Exported, FormatName, export, find_outputs
 from vitrail.loading import load_model, open_model
 from vitrail.mindir import CHECK_SCRIPT
 from vitrail.models import create_model, find_variant
 from vitrail.transforms import Preprocess
+from vitrail.verdict import gather_sample
 
 pytestmark = pytest.mark.usefixtures("without_shape_checks")
 
@@ -39,14 +43,24 @@ def run(*tokens: object) -> int:
     return caught.value.code
 
 
-def save(path: Path, name: str, dtype: torch.dtype = torch.float32, **overrides: Any) -> Path:
+def export_one(checkpoint: Path, format: FormatName, output: Path | None = None, **options: Any) -> Exported:
+    """Export to one format, with pictures that are drawn."""
+    opened = open_model(checkpoint)
+    outputs = find_outputs([format], checkpoint, output)
+    (done,) = export(opened, outputs, gather_sample(opened.record, None), **options)
+    return done
+
+
+def save(
+    path: Path, name: str, dtype: torch.dtype = torch.float32, preprocess: Preprocess | None = None, **overrides: Any
+) -> Path:
     """Write the weights of a tiny model."""
     model = randomised(create_model(name, **{**find_variant(name)[0].tiny, **overrides})).to(dtype)
     record = Record(
         model=name,
         options=model_options(model),
         classes=tuple(map(str, range(model.config.num_classes))),
-        preprocess=Preprocess(size=model.config.size),
+        preprocess=preprocess or Preprocess(size=model.config.size),
     )
     save_model(path, model.state_dict(), record)
     return path
@@ -62,8 +76,8 @@ def test_model_check_and_logits_are_written_and_named(tiny_checkpoint: Path, cap
         "tiny.mindir",
         "tiny.safetensors",
     ]
-    assert f"{folder}/tiny.mindir: 0.3 MiB, images (3, 3, 32, 32) to logits (3, 3)" in printed.err
-    assert printed.out == f"next: python {folder}/tiny.check.py  # where MindSpore is\n"
+    assert re.search(r"/tiny\.mindir: 0\.\d MiB, written in \d+ s\n", printed.err)
+    assert printed.out.endswith(f"next: python {folder}/tiny.check.py  # where MindSpore is\n")
     stored = np.load(folder / "tiny.check.npz")
     with torch.no_grad():
         logits = load_model(tiny_checkpoint)(torch.from_numpy(stored["images"]))
@@ -75,10 +89,8 @@ def test_output_and_version_are_as_asked_and_the_same_each_time(tiny_checkpoint:
     written = []
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        done = export(
-            open_model(tiny_checkpoint), tmp_path / folder / "net.v3.mindir", format="mindir", mindir_version=3
-        )
-        assert done.check == tmp_path / folder / "net.v3.check.py"
+        done = export_one(tiny_checkpoint, "mindir", tmp_path / folder / "net.v3.mindir", mindir_version=3)
+        assert done.script == tmp_path / folder / "net.v3.check.py"
         written.append({path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()})
     assert len(written[0]) == 3
     assert {name for name in written[0] if written[0][name] != written[1][name]} <= {"net.v3.check.npz"}  # has a time
@@ -87,8 +99,9 @@ def test_output_and_version_are_as_asked_and_the_same_each_time(tiny_checkpoint:
 
 def test_weights_of_half_precision_are_widened(tmp_path: Path) -> None:
     checkpoint = save(tmp_path / "half.safetensors", "tnt_ti_patch16_224", torch.bfloat16, depth=1)
-    done = export(open_model(checkpoint), format="mindir")
-    stored = np.load(done.check.with_suffix(".npz"))
+    done = export_one(checkpoint, "mindir")
+    assert done.script is not None
+    stored = np.load(done.script.with_suffix(".npz"))
     with torch.no_grad():
         logits = load_model(checkpoint).float()(torch.from_numpy(stored["images"]))
     assert np.array_equal(stored["logits"], logits.numpy())
@@ -97,7 +110,7 @@ def test_weights_of_half_precision_are_widened(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        (["--format", "onnxx"], 'Invalid value "onnxx" for --format. Choose from: "mindir"'),
+        (["--format", "onnxx"], 'Invalid value "onnxx" for --format. Choose from: "onnx", "openvino", "pt2", '),
         ([], 'Command "export" parameter --format requires an argument'),
         (["--format", "mindir", "--mindir-version", "2"], 'Invalid value "2" for --mindir-version. Choose from: 1, 3'),
         (["--format", "mindir", "--batch-size", "0"], "--batch-size is 0; it must be at least 1"),
@@ -105,6 +118,17 @@ def test_weights_of_half_precision_are_widened(tmp_path: Path) -> None:
         (["--format", "mindir", "--output", "net.onnx"], "--output net.onnx: must end in .mindir"),
         (["--format", "mindir", "--output", "gone/net.mindir"], "there is no folder gone; create or choose another"),
         (["--format", "mindir", "--output", "folder.mindir"], "folder.mindir: cannot be written; choose another file"),
+        (
+            ["--format", "pt2", "--format", "mindir", "--output", "x"],
+            "--output x: must be a folder that is there, as 2",
+        ),
+        (["--format", "mindir", "--precision", "float16"], "mindir cannot be had so; onnx and openvino and pt2 and"),
+        (["--format", "pt2", "--with-preprocess"], "--with-preprocess is for --format onnx; other runtimes scale"),
+        (["--format", "onnx", "--with-preprocess", "--batch-size", "2"], "a file takes one image, of any size; leave"),
+        (["--format", "torchscript", "--topk", "0"], "--topk is 0; it must be at least 1"),
+        (["--format", "torchscript", "--images", "gone"], "gone: no such file or folder"),
+        (["--format", "torchscript", "--images", "empty"], "empty: holds no image"),
+        (["--format", "torchscript", "--images", "broken"], "--images: broken/a.jpg cannot be read ("),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(
@@ -116,7 +140,9 @@ def test_bad_input_is_one_line_and_writes_nothing(
     capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "folder.mindir").mkdir()
+    for name in ("folder.mindir", "empty", "broken"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "broken" / "a.jpg").write_bytes(b"no image")
     before = sorted(tmp_path.rglob("*"))
     assert run(tiny_checkpoint, *tokens) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -143,6 +169,56 @@ def test_full_disk_leaves_the_old_file_and_no_half_one(
     )
     assert old.read_bytes() == b"old"
     assert sorted(path.name for path in old.parent.iterdir()) == ["tiny.mindir", "tiny.safetensors"]
+
+
+def test_a_file_that_answers_otherwise_is_kept_as_rejected(
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Weights beyond what float16 holds."""
+    opened, old = open_model(tiny_checkpoint), tiny_checkpoint.with_suffix(".torchscript")
+    weights = {name: 1e8 * tensor if name == "head.weight" else tensor for name, tensor in opened.weights.items()}
+    save_model(tiny_checkpoint, weights, opened.record)
+    old.write_bytes(b"old")
+    assert run(tiny_checkpoint, "--format", "torchscript", "--precision", "float16") == 2
+    printed = capsys.readouterr()
+    assert f"error: {old}.rejected: answers otherwise than PyTorch, by more than is allowed" in printed.err
+    assert re.search("nan|inf", printed.out)
+    assert old.read_bytes() == b"old"
+    assert sorted(path.name for path in old.parent.iterdir()) == [
+        "tiny.safetensors",
+        "tiny.torchscript",
+        "tiny.torchscript.rejected",
+    ]
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_torchscript_answers_in_its_precision(tiny_checkpoint: Path, precision: Any) -> None:
+    done = export_one(tiny_checkpoint, "torchscript", precision=precision, batch_size=None)
+    assert done.is_good
+    assert done.verdict is not None
+    assert 1e-6 < done.verdict.difference < 0.05
+    network = open_artifact(done.path)
+    assert network.precision == precision
+    assert network(torch.zeros(3, 3, 32, 32)).dtype == torch.float32
+
+
+def test_a_file_of_a_fixed_batch_answers_any_number(tiny_checkpoint: Path) -> None:
+    network = open_artifact(export_one(tiny_checkpoint, "torchscript", batch_size=4).path)
+    images = torch.randn(6, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.allclose(network(images), load_model(tiny_checkpoint)(images), atol=1e-5)
+
+
+@pytest.mark.thorough
+def test_compiled_file_answers_as_pytorch_does(tiny_checkpoint: Path) -> None:
+    done = export_one(tiny_checkpoint, "pt2")
+    assert done.is_good
+    network = open_artifact(done.path)
+    images = torch.randn(5, 3, 32, 32)
+    with torch.inference_mode():
+        expected = load_model(tiny_checkpoint)(images)
+    assert torch.allclose(network(images), expected, atol=1e-5)
+    assert network.record.classes == ("blue", "green", "red")
 
 
 # ---- the check ----
@@ -210,10 +286,30 @@ def test_mindspore_computes_the_same_logits(
     name: str, overrides: dict[str, Any], version: Literal[1, 3], tmp_path: Path
 ) -> None:
     checkpoint = save(tmp_path / "best.safetensors", name, **overrides)
-    done = export(open_model(checkpoint), format="mindir", batch_size=2, mindir_version=version)
+    done = export_one(checkpoint, "mindir", batch_size=2, mindir_version=version)
     assert MINDSPORE is not None
-    status, text = checked(MINDSPORE, done.check, GLOG_v="3")
+    assert done.script is not None
+    status, text = checked(MINDSPORE, done.script, GLOG_v="3")
     assert status == 0, text
     found = re.search(r"by at most ([\d.e-]+); good", text)
     assert found, text
     assert float(found[1]) <= 1e-5
+
+
+GRAY = Preprocess(size=(32, 32), channels=1, mean=(0.4,), std=(0.3,))
+
+
+def test_gray_images_are_prepared_within_the_file_too(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    checkpoint = save(tmp_path / "gray.safetensors", "tnt_ti_patch16_224", preprocess=GRAY, in_channels=1)
+    done = export_one(checkpoint, "onnx", with_preprocess=True)
+    assert done.verdict is not None
+    assert done.verdict.is_good
+
+
+def test_sixteen_bits_are_not_prepared_within_a_file(tmp_path: Path) -> None:
+    deep = replace(GRAY, bits=16)
+    checkpoint = save(tmp_path / "deep.safetensors", "tnt_ti_patch16_224", preprocess=deep, in_channels=1)
+    with pytest.raises(ConfigError) as caught:
+        export_one(checkpoint, "onnx", with_preprocess=True)
+    assert str(caught.value) == "--with-preprocess takes images of 8 bits, and this model reads 16; leave it out"

@@ -157,8 +157,8 @@ def parse_record(metadata: Mapping[str, str], path: Path | str) -> Record:
         unchanged = record.classes_hash == content["classes_hash"]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path}: is a safetensors file without vitrail's description of model, classes and preprocessing; "
-            "give a file that `vitrail train` wrote"
+            f"{path}: is without vitrail's description of model, classes and preprocessing; give a file that "
+            "vitrail wrote"
         ) from error
     if (channels := record.options.get("in_channels", 3)) != record.preprocess.channels:
         raise CheckpointError(

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter, Token
 
-from vitrail.errors import ConfigError, Interrupted, Stopped, VitrailError, command
+from vitrail.errors import ConfigError, ExportError, Interrupted, Stopped, VitrailError, command
 
 if TYPE_CHECKING:
     from vitrail.check_data import Checked
     from vitrail.display import Terminal
     from vitrail.evaluate import Evaluation
+    from vitrail.export import Exported
     from vitrail.projects import Say
     from vitrail.train import TrainResult
 
@@ -46,6 +47,15 @@ def _whole_number(_: type, tokens: Sequence[Token]) -> int:
         raise ConfigError(f"{tokens[0].keyword} is {tokens[0].value!r}; it must be a whole number") from None
 
 
+def _whole_numbers(kind: type, tokens: Sequence[Token]) -> list[int]:
+    """Read several numbers."""
+    return [_whole_number(kind, [token]) for token in tokens]
+
+
+Engine = Annotated[
+    Literal["torch", "onnxruntime", "openvino", "aotinductor", "torchscript", "mindspore"] | None,
+    Parameter(help="What runs an exported file, where two can, as .onnx."),
+]
 EVALUATE_SECTIONS = ("weights", "data", "preprocess", "evaluate")
 
 
@@ -96,14 +106,25 @@ def evaluate(
         Parameter(help="Folder of the report; evaluations/NAME by default, with a free number."),
     ] = None,
     json_file: Annotated[Path | None, Parameter(name="--json", help="Also write the numbers to this file.")] = None,
+    engine: Engine = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        Parameter(help="Same as evaluate.precision; an exported file's own by default."),
+    ] = None,
+    against: Annotated[
+        Path | None, Parameter(help="Another file of the model, whose answers to the same images are compared.")
+    ] = None,
     sweep_preprocess: Annotated[
         bool, Parameter(help="Try the usual means, crops and filters instead, and say which fits the weights.")
     ] = False,
 ) -> int:
-    """Measure a trained model's accuracy; without settings, on the images it was validated with.
+    """Measure the accuracy of a trained model, or of what `vitrail export` made of it.
+
+    Without settings, on the images it was validated with.
 
     ```
     vitrail evaluate runs/digits/best.safetensors
+    vitrail evaluate best.onnx data.root=/data/pets --against best.safetensors
     vitrail evaluate best.safetensors data.root=/data/pets evaluate.split=all --report pets
     ```
     """
@@ -112,14 +133,14 @@ def evaluate(
 
     keys, tokens = split_keys(settings)
     part = read_part(config, keys, EVALUATE_SECTIONS)
+    if precision is not None:
+        tokens = [*tokens, f"evaluate.precision={precision}"]
     layers = [*([part.layer] if part else []), command_line(tokens)]
     if json_file is not None:
-        if not json_file.parent.is_dir():
-            raise ConfigError(f"--json {json_file}: there is no folder {json_file.parent}; create or choose another")
-        if json_file.is_dir() or not os.access(json_file if json_file.exists() else json_file.parent, os.W_OK):
-            raise ConfigError(f"--json {json_file}: cannot be written; choose another file")
-    if report is not None and sweep_preprocess:
-        raise ConfigError("--report: --sweep-preprocess writes none; leave one of them out")
+        _check_writable("--json", json_file)
+    for name, value, what in (("--report", report, "writes"), ("--against", against, "compares with")):
+        if value is not None and sweep_preprocess:
+            raise ConfigError(f"{name}: --sweep-preprocess {what} none; leave one of them out")
 
     from vitrail.evaluate import evaluate as run
     from vitrail.evaluate import report_folder, report_name, sweep
@@ -129,7 +150,7 @@ def evaluate(
         if part is not None and part.translation is not None:
             _say(display, part.translation.remarks(EVALUATE_SECTIONS))
         if sweep_preprocess:
-            tried = sweep(checkpoint, layers, display=display)
+            tried = sweep(checkpoint, layers, engine=engine, display=display)
             if _is_main_process():
                 _show_sweep(checkpoint, tried)
                 if json_file is not None:
@@ -138,7 +159,8 @@ def evaluate(
             return 0
         default = report is None
         folder = Path("evaluations", report_name(checkpoint)) if report is None else report
-        result = run(checkpoint, layers, report=report_folder(folder, never_replace=default), display=display)
+        whole = report_folder(folder, never_replace=default)
+        result = run(checkpoint, layers, engine=engine, against=against, report=whole, display=display)
         if not _is_main_process():
             return 0
         for name, reason in result.bad_files:
@@ -163,6 +185,11 @@ def evaluate(
             text = json.dumps({"checkpoint": str(checkpoint), **result.to_dict()}, indent=1) + "\n"
             write_whole(json_file, text.encode(), "choose another file with --json")
             display.note(f"numbers: {json_file}")
+        if (found := result.agreement) is not None:
+            print(
+                f"same answer as {found.path}: {found.equal:,} of {found.n:,}; log-probabilities differ by "
+                f"{found.difference:.1e} at most; its top-1 is {found.top1:.2f} %"
+            )
         print(f"report: {result.report}")
     return 0
 
@@ -184,6 +211,11 @@ def predict(
     topk: Annotated[int, Parameter(converter=_whole_number, help="Classes to give for each image.")] = 1,
     batch_size: Annotated[int, Parameter(converter=_whole_number)] = 32,
     device: Literal["auto", "cpu"] = "auto",
+    engine: Engine = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        Parameter(help="What is computed in; an exported file's own by default."),
+    ] = None,
 ) -> int:
     """Classify images; the exit status is the number that could not be read (125 at most).
 
@@ -205,19 +237,22 @@ def predict(
         if value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
 
-    from vitrail.engine import pick_device
-    from vitrail.evaluate import override_preprocess
-    from vitrail.loading import open_model, tell, wanted
+    from vitrail.devices import pick_device
+    from vitrail.engines import read_artifact
+    from vitrail.loading import override_preprocess, tell, wanted
     from vitrail.predict import find_images, open_output
     from vitrail.predict import predict as run
 
     output = output or Path(f"predictions.{format}")
     with _terminal() as display:
-        opened = open_model(checkpoint, wanted(settings.weights))
-        tell(opened, display)
-        preprocess = override_preprocess(opened.record.preprocess, settings.preprocess, display)
-        model = opened.build(pick_device(device))
-        classes = opened.record.classes or [str(number) for number in range(model.config.num_classes)]
+        artifact = read_artifact(checkpoint, engine, wanted(settings.weights))
+        if artifact.weights is not None:
+            tell(artifact.weights, display)
+        preprocess = override_preprocess(artifact.record.preprocess, settings.preprocess, display)
+        network = artifact.start(pick_device(device), precision)
+        if artifact.weights is None:
+            display.note(f"{checkpoint}: run by {network.about}")
+        classes = artifact.record.classes or [str(number) for number in range(network.num_classes)]
         if topk > len(classes):
             display.warn(f"--topk is {topk} but the model has {len(classes)} classes; all are given")
         topk = min(topk, len(classes))
@@ -225,7 +260,9 @@ def predict(
         replaced = " (replaced)" if output.exists() else ""
         with open_output(output, format, classes, topk) as file:
             display.begin("predict", None)
-            for found in run(model, preprocess, find_images(images), topk=topk, batch_size=batch_size):
+            for found in run(
+                network, preprocess, find_images(images), topk=topk, batch_size=batch_size, device=network.device
+            ):
                 file.write(found)
                 total, bad = total + 1, bad + (found.error is not None)
                 if found.error is None:
@@ -284,38 +321,170 @@ def convert(
 @app.command
 def export(
     checkpoint: Path,
-    *settings: Annotated[str, Parameter(show_default=False, help="How the file is read: weights.key=value.")],
-    format: Annotated[Literal["mindir"], Parameter(help="mindir is for MindSpore and MindSpore Lite.")],
-    output: Annotated[Path | None, Parameter(help="File to write; beside the checkpoint by default.")] = None,
+    *settings: Annotated[
+        str, Parameter(show_default=False, help="How the file is read: weights.key=value and preprocess.key=value.")
+    ],
+    format: Annotated[
+        list[Literal["onnx", "openvino", "pt2", "torchscript", "mindir"]],
+        Parameter(help="What to write; may be given several times. mindir is for MindSpore and MindSpore Lite."),
+    ],
+    output: Annotated[
+        Path | None, Parameter(help="File to write, or for several a folder; beside the checkpoint by default.")
+    ] = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"],
+        Parameter(help="What the file computes in; images and logits are float32."),
+    ] = "float32",
+    images: Annotated[
+        Path | None, Parameter(help="Folder of images to compare answers on; pictures are drawn by default.")
+    ] = None,
     batch_size: Annotated[
-        int, Parameter(converter=_whole_number, help="Images that the file takes at once, never more nor fewer.")
-    ] = 1,
+        int | None,
+        Parameter(converter=_whole_number, help="Images that the file takes at once; any number, and 1 for mindir."),
+    ] = None,
+    with_preprocess: Annotated[
+        bool, Parameter(help="Let the onnx file read whole images itself, and yield probabilities.")
+    ] = False,
+    topk: Annotated[int, Parameter(converter=_whole_number, help="Likeliest classes that it then yields too.")] = 5,
+    device: Annotated[Literal["auto", "cpu"], Parameter(help="What a pt2 is compiled for.")] = "auto",
     mindir_version: Annotated[
         Literal[1, 3],
         Parameter(help="1 is read by MindSpore 2.0 and newer, and Lite; 3 by newer ones, which can export it again."),
     ] = 1,
 ) -> int:
-    """Write a trained model for another framework, and a script that compares it there with PyTorch.
+    """Write a trained model for other runtimes, and compare the answers of each file with PyTorch's.
+
+    A file whose logits are too far off is kept as FILE.rejected, and the status is 2.
 
     ```
-    vitrail export runs/digits/best.safetensors --format mindir
+    vitrail export runs/digits/best.safetensors --format onnx --format openvino
+    vitrail export best.safetensors --format onnx --with-preprocess --images photos/
     vitrail export best.safetensors --format mindir --batch-size 8 --output served.mindir
     ```
     """
-    from vitrail.config import ConvertConfig, command_line, resolve
+    from vitrail.config import PredictConfig, command_line, resolve
 
-    config = resolve(ConvertConfig, [command_line(settings)]).config
+    config = resolve(PredictConfig, [command_line(settings)]).config
+    if topk < 1:
+        raise ConfigError(f"--topk is {topk}; it must be at least 1")
+    formats = list(dict.fromkeys(format))
 
+    from dataclasses import replace
+
+    from vitrail.devices import pick_device
+    from vitrail.export import check_wishes, find_outputs
     from vitrail.export import export as run
-    from vitrail.loading import open_model, tell, wanted
+    from vitrail.loading import open_model, override_preprocess, tell, wanted
+    from vitrail.verdict import gather_sample
 
+    check_wishes(formats, precision, batch_size, with_preprocess)
     with _terminal() as display:
         opened = open_model(checkpoint, wanted(config.weights))
         tell(opened, display)
-        done = run(opened, output, format=format, batch_size=batch_size, mindir_version=mindir_version)
-        size = done.model.stat().st_size / 2**20
-        display.note(f"{done.model}: {size:,.1f} MiB, images {done.images} to logits {done.logits}")
-    print(f"next: {shlex.join(['python', str(done.check)])}  # where MindSpore is")
+        preprocess = override_preprocess(opened.record.preprocess, config.preprocess, display)
+        opened = replace(opened, record=replace(opened.record, preprocess=preprocess))
+        outputs = find_outputs(formats, Path(opened.account.path), output)
+        sample = gather_sample(opened.record, images)
+        display.begin("export", len(formats))
+        done = []
+        for one in run(
+            opened,
+            outputs,
+            sample,
+            precision=precision,
+            batch_size=batch_size,
+            with_preprocess=with_preprocess,
+            topk=topk,
+            device=pick_device(device),
+            mindir_version=mindir_version,
+        ):
+            display.note(f"{one.path}: {one.bytes / 2**20:,.1f} MiB, written in {one.seconds:.0f} s")
+            display.advance()
+            done.append(one)
+        display.end()
+    _show_verdicts(done, sample.what)
+    if bad := [one for one in done if not one.is_good]:
+        names = ", ".join(str(one.path) for one in bad)
+        raise ExportError(f"{names}: answers otherwise than PyTorch, by more than is allowed; try another --precision")
+    for one in done:
+        if one.script is not None:
+            print(f"next: {shlex.join(['python', str(one.script)])}  # where MindSpore is")
+        elif with_preprocess:
+            code = (
+                "import numpy, onnxruntime, PIL.Image; image = numpy.array(PIL.Image.open('IMAGE').convert('RGB')); "
+                f"print(onnxruntime.InferenceSession({str(one.path)!r}).run(None, {{'image': image[None]}})[1:])"
+            )
+            print(f"next: {shlex.join(['python', '-c', code])}")
+        else:
+            print(f"next: {command('evaluate', one.path, 'data.root=FOLDER', '--against', checkpoint)}")
+    return 0
+
+
+@app.command
+def bench(
+    *names: Annotated[str, Parameter(help="Models, which get fresh weights, weight files, and exported files.")],
+    batch_size: Annotated[
+        list[int] | None,
+        Parameter(converter=_whole_numbers, consume_multiple=True, help="One or several; 1 and 8 by default."),
+    ] = None,
+    timm: Annotated[bool, Parameter(help="Measure timm's model beside each, where it has one.")] = False,
+    engine: Annotated[
+        list[Literal["torch", "onnxruntime", "openvino", "aotinductor", "torchscript", "mindspore"]] | None,
+        Parameter(help="What runs the exported files; may be given several times."),
+    ] = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        Parameter(help="What is computed in; an exported file's own by default."),
+    ] = None,
+    device: Literal["auto", "cpu"] = "auto",
+    threads: Annotated[int | None, Parameter(converter=_whole_number, help="On the CPU; all cores by default.")] = None,
+    rounds: Annotated[int, Parameter(converter=_whole_number, help="Turns of each, of 5 runs.")] = 10,
+    json_file: Annotated[Path | None, Parameter(name="--json", help="Also write the numbers to this file.")] = None,
+) -> int:
+    """Measure how fast models and exported files answer, each in a process of its own, taking turns.
+
+    ```
+    vitrail bench tnt_s_patch16_224 --timm
+    vitrail bench best.safetensors best.onnx best.xml --batch-size 1 8 --threads 2
+    ```
+    """
+    sizes = sorted({1, 8} if batch_size is None else set(batch_size))
+    if not names:
+        raise ConfigError("bench needs models or files; `vitrail models` shows the models")
+    for name, value in (("--batch-size", sizes[0]), ("--rounds", rounds), ("--threads", threads or 1)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1")
+    if json_file is not None:
+        _check_writable("--json", json_file)
+
+    from dataclasses import asdict
+
+    from vitrail.bench import bench as run
+    from vitrail.bench import beside_timm, find_subjects
+    from vitrail.files import write_whole
+
+    with _terminal() as display:
+        options = {"precision": precision, "device": device, "threads": threads}
+        subjects = find_subjects(names, engine or (), **options)
+        if timm:
+            more, lacking = beside_timm(subjects, **options)
+            subjects += more
+            for name in lacking:
+                display.warn(f"--timm: it has no {name} of that size; left out")
+        results = run(subjects, sizes, rounds, display)
+        rows = [
+            (
+                one.name, one.about, str(one.batch_size), f"{one.p50_ms:.1f}", f"{one.p99_ms:.1f}",
+                f"{one.images_per_s:.1f}", f"{one.peak_mib:,.0f}", f"{one.params / 1e6:.2f}", f"{one.macs / 1e9:.3f}",
+            )
+            for one in results
+        ]  # fmt: skip
+        columns = ("what", "run by", "batch", "p50, ms", "p99, ms", "images/s", "peak, MiB", "params, M", "MACs, G")
+        _table(f"{results[0].runs} runs of each, in {rounds} alternating rounds", columns, rows)
+        if json_file is not None:
+            text = json.dumps([asdict(one) for one in results], indent=1) + "\n"
+            write_whole(json_file, text.encode(), "choose another file with --json")
+            display.note(f"numbers: {json_file}")
     return 0
 
 
@@ -634,6 +803,14 @@ def understood(tokens: Sequence[str]) -> tuple[list[str], list[str]]:
     return translate_flags(tokens, {"--help": False, "--version": False, **own})
 
 
+def _check_writable(flag: str, path: Path) -> None:
+    """Refuse a file that cannot be written, before any work is done for it."""
+    if not path.parent.is_dir():
+        raise ConfigError(f"{flag} {path}: there is no folder {path.parent}; create or choose another")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"{flag} {path}: cannot be written; choose another file")
+
+
 def _fail(message: str) -> NoReturn:
     who = "error" if _is_main_process() else f"error in process {os.environ['RANK']}"
     line = " ".join(message.split())
@@ -713,6 +890,25 @@ def _show_sweep(checkpoint: Path, tried: Sequence[Evaluation]) -> None:
     ]
     words = [*settings, f"preprocess.interpolation={best.interpolation}"]
     print(f"next: {command('evaluate', checkpoint, *words)}")
+
+
+def _show_verdicts(done: Sequence[Exported], what: str) -> None:
+    rows = []
+    for one in done:
+        found = one.verdict
+        if found is None:
+            rows.append((one.path.name, "MindSpore is not here", "", "", "", "", ""))
+            continue
+        times = [
+            " / ".join(f"{1000 * seconds:.1f}" for seconds in found.seconds[size]) if size in found.seconds else ""
+            for size in (1, 8)
+        ]
+        share = f"{found.relative:.1e} (up to {found.tolerance:g})"
+        agree = f"{found.agree} of {found.images}"
+        rows.append((one.path.name, found.about, f"{found.difference:.1e}", share, agree, *times))
+    of = next((one.verdict.of for one in done if one.verdict), "logits")
+    columns = ("file", "run by", f"{of} differ by", "of the largest", "same top-1", "batch 1, ms", "batch 8, ms")
+    _table(f"compared with PyTorch in float32 on {what}; times are the file's / PyTorch's", columns, rows)
 
 
 def _show_training(result: TrainResult) -> None:

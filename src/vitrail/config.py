@@ -422,7 +422,8 @@ class EvaluateSection:
     split: Literal["val", "train", "all"] = "val"
     """Which part; where a folder has no splits, val and train are the parts that training held out and used."""
     batch_size: int = 64
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of weights, and in OpenVINO; another exported file computes in the precision that it was exported with."""
     device: Literal["auto", "cpu"] = "auto"
 
     def problems(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Devices, processes and precision: the one file that knows Accelerate."""
+"""Processes that work together: the one file that knows Accelerate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,12 +25,11 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from torch import Tensor
 from torch._C._distributed_c10d import Store
 
+from vitrail.devices import Precision, pick_device
 from vitrail.errors import ConfigError, LostProcess, MissingExtra
 from vitrail.rendezvous import join
 
-Precision = Literal["float32", "bfloat16", "float16"]
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @contextmanager
@@ -116,17 +115,6 @@ def keep_freed_memory() -> None:
 def keep_compiled_code() -> str:
     """Let torch.compile keep what it compiles where a restart does not delete it, and return the folder."""
     return os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path("~/.cache/vitrail/inductor").expanduser()))
-
-
-def pick_device(device: Literal["auto", "cpu"]) -> torch.device:
-    """Return the accelerator, where there is one and it is wanted."""
-    found = torch.accelerator.current_accelerator(check_available=True) if device == "auto" else None
-    return found or torch.device("cpu")
-
-
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """Return the context in which matrix products run in `precision`."""
-    return nullcontext() if precision == "float32" else torch.autocast(device.type, _DTYPES[precision])
 
 
 def sum_over_processes(accelerator: Accelerator, *tensors: Tensor) -> list[Tensor]:

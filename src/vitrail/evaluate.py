@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -13,18 +13,20 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
-from vitrail.answers import Answers
+from vitrail.answers import Answers, Gathered
 from vitrail.checkpoint import Record
 from vitrail.class_names import check_classes, match_by_name
-from vitrail.config import ConvertConfig, DataSection, EvaluateConfig, Layer, PreprocessSection, resolve, to_dict
+from vitrail.config import ConvertConfig, DataSection, EvaluateConfig, Layer, resolve, to_dict
 from vitrail.data import open_split
 from vitrail.data.hf import is_hf, pin_revision
 from vitrail.data.loader import ImageLoader, build_eval_loader
 from vitrail.data.sources import Source, fingerprint
+from vitrail.devices import Precision, autocast
 from vitrail.display import Display, Quiet
-from vitrail.engine import Precision, autocast, gather_texts, processes, share, sum_over_processes
+from vitrail.engine import gather_texts, processes, share, sum_over_processes
+from vitrail.engines import Artifact, Network, read_artifact
 from vitrail.errors import CheckpointError, ConfigError, DataError
-from vitrail.loading import Opened, open_model, tell, wanted
+from vitrail.loading import Wanted, override_preprocess, tell, wanted
 from vitrail.metrics import SHOTS, Accuracy, Counter, accuracy
 from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD, VisionModel
 from vitrail.report import FILES, PAGE, Subject, report_files
@@ -46,6 +48,21 @@ INTERPOLATIONS: tuple[Literal["bicubic", "bilinear"], ...] = ("bicubic", "biline
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """How the answers of two files to the same images compare."""
+
+    path: str
+    """Of the other file."""
+    n: int
+    equal: int
+    """Images whose likeliest class is the same."""
+    difference: float
+    """The largest of any logarithm of a probability."""
+    top1: float
+    """Of the other file."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The accuracy of one model on one set of images."""
 
@@ -54,8 +71,11 @@ class Evaluation:
     """Name and reason of each image that could not be read; none of them is counted as right or wrong."""
     data: str
     preprocess: Preprocess
+    engine: str
+    """What computed, in which precision and where."""
     report: Path | None = None
     """Page that was written."""
+    agreement: Agreement | None = None
 
     @property
     def top1_all_images(self) -> float:
@@ -80,17 +100,27 @@ class Evaluation:
             "warnings": list(found.warnings),
             "data": self.data,
             "preprocess": self.preprocess.to_dict(),
+            "engine": self.engine,
+            **({"agreement": asdict(self.agreement)} if self.agreement else {}),
         }
 
 
 def evaluate(
-    path: Path, settings: Sequence[Layer] = (), *, report: WholeFolder | None = None, display: Display | None = None
+    path: Path,
+    settings: Sequence[Layer] = (),
+    *,
+    engine: str | None = None,
+    against: Path | None = None,
+    report: WholeFolder | None = None,
+    display: Display | None = None,
 ) -> Evaluation:
-    """Evaluate a weight file on the images that `settings` name, or else on those it was validated with.
+    """Evaluate a weight file or an exported file on the images that `settings` name, or on those it was validated with.
 
     Args:
-        path: The weight file, of any project.
+        path: The weight file, of any project, or what `vitrail export` wrote.
         settings: Of the sections weights, data, preprocess and evaluate.
+        engine: What is to run an exported file, where two can.
+        against: Another file of the same model, whose answers to the same images are compared.
         report: Where to write the report, see `report_folder`; None writes none.
         display: Where progress is shown.
 
@@ -99,7 +129,7 @@ def evaluate(
         ConfigError: A setting is unknown, of the wrong type or out of range.
         DataError: The images are not there, or their classes are not the model's.
     """
-    return _evaluate(path, settings, display or Quiet(), lambda stored: [stored], report)[0]
+    return _evaluate(path, settings, display or Quiet(), lambda stored: [stored], report, engine, against)[0]
 
 
 def report_folder(folder: Path, *, never_replace: bool = False) -> WholeFolder:
@@ -119,7 +149,9 @@ def report_name(path: Path) -> str:
     return path.parent.name if path.name.startswith("best") and path.suffix == ".safetensors" else path.stem
 
 
-def sweep(path: Path, settings: Sequence[Layer] = (), *, display: Display | None = None) -> list[Evaluation]:
+def sweep(
+    path: Path, settings: Sequence[Layer] = (), *, engine: str | None = None, display: Display | None = None
+) -> list[Evaluation]:
     """Evaluate a weight file with every usual way of reading images, the best first, to find the one that fits it.
 
     Raises: As `evaluate` does.
@@ -136,7 +168,7 @@ def sweep(path: Path, settings: Sequence[Layer] = (), *, display: Display | None
         ]
         return ways
 
-    found = _evaluate(path, settings, display or Quiet(), candidates)
+    found = _evaluate(path, settings, display or Quiet(), candidates, engine=engine)
     return sorted(found, key=lambda result: (-result.accuracy.top1, result.accuracy.loss))
 
 
@@ -146,15 +178,23 @@ def _evaluate(
     display: Display,
     ways: Callable[[Preprocess], list[Preprocess]],
     report: WholeFolder | None = None,
+    engine: str | None = None,
+    against: Path | None = None,
 ) -> list[Evaluation]:
-    opened = open_wanted(path, settings)
-    tell(opened, display)
-    record = opened.record
+    artifact = read_artifact(path, engine, _wanted_weights(settings))
+    other = _same_model(artifact, against) if against is not None else None
+    for opened in (artifact.weights, other.weights if other else None):
+        if opened is not None:
+            tell(opened, display)
+    record = artifact.record
     pixels = {"channels": record.preprocess.channels, "bits": record.preprocess.bits}
     layers = [*inherited_data(record, settings), Layer("weight file", {"data": pixels}), *settings]
-    config = resolve(EvaluateConfig, layers).config
+    resolved = resolve(EvaluateConfig, layers)
+    config = resolved.config
     check_pixels(record, config.data, path)
-    with processes(config.evaluate.precision, config.evaluate.device) as accelerator, ExitStack() as exits:
+    # an exported file has a precision of its own
+    precision = config.evaluate.precision if "evaluate.precision" in resolved.origins else None
+    with processes("float32", config.evaluate.device) as accelerator, ExitStack() as exits:
         if report is not None and accelerator.is_main_process:
             exits.enter_context(report.staged())
         data = share(accelerator, pin_revision(config.data) if accelerator.is_main_process else None)
@@ -176,7 +216,9 @@ def _evaluate(
         tried = ways(override_preprocess(record.preprocess, config.preprocess, display))
         for note in notes:
             display.note(note)
-        model = opened.build(accelerator.device)
+        network = artifact.start(accelerator.device, precision)
+        if artifact.weights is None:
+            display.note(f"{path}: run by {network.about}")
         loaders = [
             build_eval_loader(
                 source,
@@ -191,16 +233,22 @@ def _evaluate(
             for preprocess in tried
         ]
         counts = np.array(record.provenance["training_counts"]) if "training_counts" in record.provenance else None
-        display.begin("evaluate", sum(map(len, loaders)))
+        display.begin("evaluate", sum(map(len, loaders)) + (len(loaders[0]) if other else 0))
         results = []
-        answers = Answers(model.config.num_classes, len(source), accelerator.device) if report is not None else None
-        precision, page = config.evaluate.precision, None
+        keep = report is not None or other is not None
+        answers = Answers(network.num_classes, len(source), accelerator.device) if keep else None
+        page = agreement = None
         for preprocess, loader in zip(tried, loaders, strict=True):
-            found, bad = count(model, loader, preprocess, accelerator, precision, display.advance, answers, counts)
+            found, bad = count(network, loader, preprocess, accelerator, "float32", display.advance, answers, counts)
             gathered = answers.gather(accelerator) if answers else None
+            if other is not None:
+                theirs = Answers(network.num_classes, len(source), accelerator.device)
+                second = other.start(accelerator.device)
+                rival, _ = count(second, loader, preprocess, accelerator, "float32", display.advance, theirs)
+                agreement = _agreement(other.path, gathered, theirs.gather(accelerator), rival)
             if report is not None and gathered is not None:
                 subject = Subject(
-                    name=report_name(path), path=Path(opened.account.path), record=record, source=source,
+                    name=report_name(path), path=Path(artifact.path), record=record, source=source,
                     preprocess=preprocess, settings=to_dict(config), device=accelerator.device,
                 )  # fmt: skip
                 files = report_files(subject, gathered, found, bad)
@@ -212,21 +260,45 @@ def _evaluate(
                 if replaced:
                     display.note(f"{folder}: held an earlier report, which is replaced")
                 page = folder / PAGE
-            results.append(Evaluation(found, tuple(bad), source.description, preprocess, page))
+            results.append(
+                Evaluation(found, tuple(bad), source.description, preprocess, network.about, page, agreement)
+            )
         display.end()
         return results
 
 
-def open_wanted(path: Path, settings: Sequence[Layer]) -> Opened:
-    """Open a weight file as the settings of the section `weights` want it."""
+def _wanted_weights(settings: Sequence[Layer]) -> Wanted:
+    """Return how the settings of the section `weights` want a weight file."""
     only = [
         Layer(layer.origin, {"weights": layer.values["weights"]}) for layer in settings if "weights" in layer.values
     ]
-    return open_model(path, wanted(resolve(ConvertConfig, only).config.weights))
+    return wanted(resolve(ConvertConfig, only).config.weights)
+
+
+def _same_model(artifact: Artifact, against: Path) -> Artifact:
+    """Open a file whose answers are to be compared.
+
+    Raises:
+        ConfigError: It is of another model, or of other classes.
+    """
+    other = read_artifact(against)
+    for what in ("model", "options", "classes"):
+        if getattr(other.record, what) != getattr(artifact.record, what):
+            raise ConfigError(f"--against {against}: has other {what} than {artifact.path}; give what it was made from")
+    return other
+
+
+def _agreement(path: str, ours: Gathered | None, theirs: Gathered | None, found: Accuracy) -> Agreement | None:
+    """Compare what the first process has of both."""
+    if ours is None or theirs is None:
+        return None
+    difference = np.abs(ours.log_probabilities - theirs.log_probabilities).max()
+    equal = int((ours.choices[:, 0] == theirs.choices[:, 0]).sum())
+    return Agreement(path, len(ours.indices), equal, float(difference), found.top1)
 
 
 def count(
-    model: VisionModel,
+    model: VisionModel | Network,
     loader: ImageLoader,
     preprocess: Preprocess,
     accelerator: Accelerator,
@@ -244,9 +316,11 @@ def count(
         DataError: None could be read.
     """
     device = accelerator.device
-    was_training = model.training
-    model.eval()
-    counter = Counter(model.config.num_classes, device)
+    is_module = isinstance(model, VisionModel)
+    was_training = is_module and model.training
+    if is_module:
+        model.eval()
+    counter = Counter(model.config.num_classes if is_module else model.num_classes, device)
     bad: list[tuple[str, str]] = []
     nothing = torch.zeros(1, preprocess.channels, *preprocess.size, device=device)
     most = max(gather_texts(accelerator, [len(loader)]))
@@ -264,7 +338,8 @@ def count(
         for _ in range(most - len(loader)):
             model(nothing)
             advance()
-    model.train(was_training)
+    if is_module:
+        model.train(was_training)
     counter.totals, counter.loss, counter.confusion = sum_over_processes(
         accelerator, counter.totals, counter.loss, counter.confusion
     )
@@ -307,18 +382,6 @@ def check_pixels(record: Record, data: DataSection, path: Path | str) -> None:
             f"{path}: reads images of {needs.channels} channels and {needs.bits} bits, the settings say "
             f"data.channels={data.channels} data.bits={data.bits}; drop them"
         )
-
-
-def override_preprocess(stored: Preprocess, wanted: PreprocessSection, display: Display) -> Preprocess:
-    """Return the preprocessing of a file with explicit settings put over it, saying what they change."""
-    changes = {
-        name: value for name, value in vars(wanted).items() if value is not None and value != getattr(stored, name)
-    }
-    for name, value in changes.items():
-        display.warn(
-            f"preprocess.{name} is {value} instead of {getattr(stored, name)}, which the weights were validated with"
-        )
-    return replace(stored, **changes)
 
 
 def in_order_of(model_classes: Sequence[str], source: Source, path: Path | str) -> Source:

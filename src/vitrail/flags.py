@@ -53,7 +53,7 @@ def translate_flags(tokens: Sequence[str], own: Mapping[str, bool]) -> tuple[lis
             checkpoint = value
         elif name in FORMATS and command == "export":
             if value.upper() == "AIR":
-                raise ConfigError(f"--{name} is AIR, which Ascend 910 alone can write; it can be MINDIR")
+                raise ConfigError(f"--{name} is AIR, which Ascend 910 alone can write; it can be MINDIR or ONNX")
             kept += ["--format", value.lower()]
         elif name == "device_target" and command == "predict":
             kept += ["--device", "cpu" if value.lower() == "cpu" else "auto"]

@@ -26,8 +26,9 @@ from vitrail.data.manifest import Manifest
 from vitrail.data.rows import groups_of
 from vitrail.data.sampling import BatchSampler, class_shares
 from vitrail.data.sources import fingerprint
+from vitrail.devices import Precision
 from vitrail.display import Display
-from vitrail.engine import Precision, share
+from vitrail.engine import share
 from vitrail.errors import ConfigError, command
 from vitrail.guard import Guard
 from vitrail.loading import Opened, open_model, tell, wanted

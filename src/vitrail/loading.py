@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vitrail.adapt import Positions, adapt
 from vitrail.checkpoint import KEY, Record, build_model, check_fit, config_of, load_weights, parse_record
-from vitrail.config import WeightsSection
+from vitrail.config import PreprocessSection, WeightsSection
 from vitrail.display import Display
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.imagenet import COUNT, wnids
@@ -133,6 +133,18 @@ def tell(opened: Opened, display: Display) -> None:
         display.note(note)
     for doubt in opened.account.doubts:
         display.warn(doubt)
+
+
+def override_preprocess(stored: Preprocess, wanted: PreprocessSection, display: Display) -> Preprocess:
+    """Return the preprocessing of a file with explicit settings put over it, saying what they change."""
+    changes = {
+        name: value for name, value in vars(wanted).items() if value is not None and value != getattr(stored, name)
+    }
+    for name, value in changes.items():
+        display.warn(
+            f"preprocess.{name} is {value} instead of {getattr(stored, name)}, which the weights were validated with"
+        )
+    return replace(stored, **changes)
 
 
 def open_model(path: Path | str, asked: Wanted | None = None) -> Opened:

@@ -6,7 +6,7 @@ import csv
 import glob
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import torch
+from torch import Tensor
 
 from vitrail.data.folders import is_hidden, is_image
 from vitrail.data.sources import printable
 from vitrail.decoding import decode
 from vitrail.errors import CheckpointError, DataError
 from vitrail.files import staging
-from vitrail.models.registry import VisionModel
 from vitrail.pixels import UnreadableImage
 from vitrail.transforms import Preprocess, normalise
 
@@ -70,14 +70,26 @@ def find_images(inputs: Iterable[str]) -> Iterator[str]:
 
 
 def predict(
-    model: VisionModel, preprocess: Preprocess, paths: Iterable[str], *, topk: int = 1, batch_size: int = 32
+    model: Callable[[Tensor], Tensor],
+    preprocess: Preprocess,
+    paths: Iterable[str],
+    *,
+    topk: int = 1,
+    batch_size: int = 32,
+    device: torch.device | str = "cpu",
 ) -> Iterator[Prediction]:
     """Yield one prediction for each path, in order; an unreadable image gives its error.
 
     Images are decoded by threads while the model computes the batch before; memory does not grow with their number.
+
+    Args:
+        model: From `open_artifact`, or whatever else turns normalised images into logits.
+        preprocess: Of the model.
+        paths: Of images.
+        topk: Classes to give for each image.
+        batch_size: Images that are computed together.
+        device: Of the model.
     """
-    topk = min(topk, model.config.num_classes)
-    device = next(model.parameters()).device
     source = iter(paths)
     with ThreadPoolExecutor(
         max_workers=min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
@@ -95,7 +107,8 @@ def predict(
             if images:
                 with torch.inference_mode():
                     batch = normalise(torch.stack(images).to(device), preprocess.mean, preprocess.std)
-                    best = model(batch).float().softmax(dim=1).topk(topk)
+                    probabilities = model(batch).float().softmax(dim=1)
+                    best = probabilities.topk(min(topk, probabilities.shape[1]))
                 rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
             for path, view in views:
                 name = printable(path)

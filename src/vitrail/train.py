@@ -24,11 +24,11 @@ from vitrail.checkpoint import Record, load_weights, model_options, provenance, 
 from vitrail.class_names import check_classes
 from vitrail.config import TrainConfig, flat, to_dict, to_yaml
 from vitrail.data.loader import Batch
+from vitrail.devices import autocast
 from vitrail.display import Display, Quiet
 from vitrail.engine import (
     Agreement,
     any_process,
-    autocast,
     check_tracker,
     choose_precision,
     gather_texts,

@@ -10,7 +10,6 @@ from pathlib import PurePath
 
 import numpy as np
 import torch
-from scipy.fft import dctn
 from torch.nn.functional import interpolate
 
 from vitrail.decoding import Header, decode, read_header
@@ -116,6 +115,8 @@ def picture_hash(pixels: Pixels) -> int:
     Scaled, recompressed or slightly brightened copies differ in few bits, other pictures in about 32
     (C. Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010).
     """
+    from scipy.fft import dctn  # takes half a second to import, and only looking through data needs it
+
     side = 4 * HASH_SIDE
     if pixels.dtype == torch.uint16:
         pixels = pixels.float() / 257

@@ -1,0 +1,22 @@
+"""Where a model computes and how precisely, without what training needs to join processes."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+
+Precision = Literal["float32", "bfloat16", "float16"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(device: Literal["auto", "cpu"]) -> torch.device:
+    """Return the accelerator, where there is one and it is wanted."""
+    found = torch.accelerator.current_accelerator(check_available=True) if device == "auto" else None
+    return found or torch.device("cpu")
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """Return the context in which matrix products run in `precision`."""
+    return nullcontext() if precision == "float32" else torch.autocast(device.type, DTYPES[precision])

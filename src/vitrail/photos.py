@@ -1,0 +1,32 @@
+"""Pictures with the statistics of photographs, for where no photographs are at hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+SIZES = ((480, 640), (375, 500), (640, 427), (333, 500))
+"""Height and width, in turn."""
+SLOPE = 1.2
+"""Amplitudes of natural images fall about so with the frequency (Torralba and Oliva 2003)."""
+
+
+def draw_photo(number: int, channels: int = 3) -> UInt8[Tensor, "c h w"]:
+    """Draw the picture of a number, always the same: clouds of all sizes in correlated colours, and some edges."""
+    generator = np.random.default_rng(number)
+    height, width = SIZES[number % len(SIZES)]
+    frequencies = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
+    frequencies[0, 0] = 1
+    waves = np.fft.rfft2(generator.standard_normal((channels, height, width))) / frequencies**SLOPE
+    waves[:, 0, 0] = 0
+    clouds = np.fft.irfft2(waves, (height, width))
+    clouds = clouds / clouds.std() + 1.5 * clouds[:1] / clouds[:1].std()
+    for _ in range(6):
+        top, left = generator.integers(0, (height, width))
+        bottom, right = generator.integers((top, left), (height, width)) + 1
+        clouds[:, top:bottom, left:right] += generator.normal(0, 1.5, (channels, 1, 1))
+    pixels = np.clip(128 + 40 * clouds, 0, 255).astype(np.uint8)
+    # in memory as decoders write them
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(1, 2, 0))).permute(2, 0, 1)
