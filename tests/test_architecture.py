@@ -42,7 +42,7 @@ LAYERS = [
     },
     {"data.sources"},
     {"data.folders", "data.splits", "data.named_sets", "data.loader", "data.imagenet_val", "balance"},
-    {"data.manifest"},
+    {"data.manifest", "data.lists"},
     {"data.check", "data.findings"},
     {"models", "data", "start", "flags"},
     {"checkpoint", "engine", "optim", "catalogue", "mindir", "recognise"},

@@ -94,7 +94,7 @@ def _page(
         rows, columns = (float(share) for share in seen(np.float64(height), np.float64(width), preprocess))
         crop = (50 * (1 - columns), 50 * (1 - rows), 100 * columns, 100 * rows)
         return _Thumbnail(
-            address, manifest.name(index), manifest.classes[manifest.label[index]],
+            address, manifest.name(index), manifest.label_name(index),
             "validation" if held_out[index] else "training", width / height, crop if lost[index] > CUT_AWAY else None,
         )  # fmt: skip
 

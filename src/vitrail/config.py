@@ -69,11 +69,22 @@ class DataSection:
     name: str | None = None
     """A named data set: digits, cifar10, cifar100, fashion-mnist, oxford-pets or flowers102; null reads folders."""
     root: str | None = None
-    """Folder with train/<class>/* and val/<class>/*, or with <class>/* alone; for a named set, where its files lie."""
+    """Folder with train/<class>/* and val/<class>/*, or with <class>/* alone; for a named set, where its files lie; for
+    a list, what its paths begin in."""
+    list: str | None = None
+    """File of images with their labels, .csv, .tsv, .jsonl or .ndjson, a row an image; its paths begin in `root`, or in
+    its own folder. See docs/data.md."""
+    path_column: str = "path"
+    """Column of a list that has the paths."""
+    label_column: str | None = None
+    """Column of a list that has one class; null takes `label`, where there is one."""
+    labels_column: str | None = None
+    """Column of a list that has any number of classes, in CSV with | between them; null takes `labels`, where there is
+    one, or columns of 0 and 1, one for each class."""
     train_split: str = "train"
-    """Name of the folder to train on."""
+    """Name of the folder to train on, or in the column `split` of a list."""
     val_split: str | None = "val"
-    """Name of the folder to evaluate on; null holds out `val_fraction` of the training folder."""
+    """The same to evaluate on; null holds out `val_fraction` of the training images."""
     val_fraction: float = 0.2
     """Share of each class held out where there is no validation folder, chosen by a hash of the file names."""
     folds: int | None = None
@@ -98,14 +109,16 @@ class DataSection:
     """How `vitrail evaluate` matches the data's classes with the model's: exact wants the same names in the same order,
     by-name takes a part of them in any order, and ImageNet's by id or English name."""
 
-    def problems(self) -> list[str]:
+    def problems(self) -> Sequence[str]:
         """Say what is wrong, each as one clause."""
         found = _in_range(self, workers=(0, None), folds=(2, 32767))
         if not 0 <= self.fold < (self.folds or 1):
             found.append(f"fold is {self.fold}; it must be from 0 to below folds, which is {self.folds or 1}")
         if not 0 < self.val_fraction < 1:
             found.append(f"val_fraction is {self.val_fraction}; it must be above 0 and below 1")
-        if self.name is None and self.root is None and self.manifest is None:
+        if self.label_column is not None and self.labels_column is not None:
+            found.append("label_column and labels_column are both set; an image has one class or several: drop one")
+        if self.name is None and self.root is None and self.manifest is None and self.list is None:
             found.append("root is not set; give the folder with your images, or data.name=digits")
         return found
 

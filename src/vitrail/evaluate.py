@@ -274,9 +274,10 @@ def inherited_data(record: Record, settings: Sequence[Layer]) -> list[Layer]:
     data = dict(record.recipe.get("data", {}))
     given = {key: value for layer in settings for key, value in layer.values.get("data", {}).items()}
     # another root of a named set holds the same set; another name, or another folder, is divided in its own way
-    moved = "root" in given and data.get("name") is None and given["root"] != data.get("root")
-    if "name" in given or moved:
-        data = {key: data[key] for key in ("download", "workers", "bad_files", *DIVISION) if key in data}
+    changed = {key for key in ("root", "list") if key in given and given[key] != data.get(key)}
+    if "name" in given or "list" in changed or (changed and data.get("name") is None):
+        columns = ("path_column", "label_column", "labels_column")
+        data = {key: data[key] for key in ("download", "workers", "bad_files", *DIVISION, *columns) if key in data}
     known = to_dict(DataSection())
     return [Layer("weight file", {"data": {key: value for key, value in data.items() if key in known}})] if data else []
 

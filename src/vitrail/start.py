@@ -15,7 +15,7 @@ from vitrail.foreign import Recipe, read_recipe, split_keys
 from vitrail.projects import Say
 
 FREE = (
-    "data.root", "data.manifest", "data.check", "data.workers", "data.download", "output.", "train.device",
+    "data.root", "data.list", "data.manifest", "data.check", "data.workers", "data.download", "output.", "train.device",
     "train.shard", "train.log_every", "train.max_hours", "train.dist_timeout_minutes",
 )  # fmt: skip
 """Beginnings of the settings that change where and how fast a run is made, not what it makes."""
