@@ -235,6 +235,32 @@ class BalanceSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MultiLabelSection:
+    """The loss where an image may have several classes, or none; such data is a list with a column `labels`."""
+
+    loss: Literal["bce", "asymmetric"] = "bce"
+    """Binary cross-entropy, or the asymmetric loss of Ridnik et al. 2021, which makes little of easy negatives; the
+    mean over the classes is the loss of an image."""
+    gamma_negative: float = 4.0
+    """Of asymmetric: focusing on hard negatives, a power of their probability."""
+    gamma_positive: float = 0.0
+    """Of asymmetric: focusing on hard positives."""
+    clip: float = 0.05
+    """Of asymmetric: probability up to which a negative counts nothing."""
+
+    def problems(self) -> list[str]:
+        """Say what is wrong, each as one clause."""
+        found = []
+        for name in ("gamma_negative", "gamma_positive"):
+            gamma = getattr(self, name)
+            if gamma != 0 and gamma < 1:
+                found.append(f"{name} is {gamma}; it must be 0, or at least 1 for its gradient to be finite")
+        if not 0 <= self.clip < 1:
+            found.append(f"clip is {self.clip}; it must be from 0 to below 1")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimSection:
     """The optimizer."""
 
@@ -348,11 +374,11 @@ class TrainSection:
     """Updates from one reading of the loss to the next; a reading waits for the device."""
     monitor: Literal[
         "val_top1", "val_top5", "val_loss", "val_balanced_accuracy", "val_macro_f1", "val_head_top1", "val_medium_top1",
-        "val_tail_top1", "train_top1", "train_loss",
-    ] = "val_top1"  # fmt: skip
+        "val_tail_top1", "val_map", "val_micro_f1", "train_top1", "train_loss",
+    ] | None = None  # fmt: skip
     """Which number makes an evaluated epoch the best: the lowest loss, or the highest of the others. Balanced accuracy
     is the mean over the classes; head, medium and tail are those with more than 100, 20 to 100 and fewer than 20
-    training images."""
+    training images. null takes val_top1, and where images may have several classes val_map."""
     patience: int | None = None
     """Epochs without a better one after which the run ends; null never ends it early."""
     max_hours: float | None = None
@@ -427,6 +453,7 @@ class TrainConfig:
     preprocess: PreprocessSection = field(default_factory=PreprocessSection)
     augment: AugmentSection = field(default_factory=AugmentSection)
     balance: BalanceSection = field(default_factory=BalanceSection)
+    multi_label: MultiLabelSection = field(default_factory=MultiLabelSection)
     optim: OptimSection = field(default_factory=OptimSection)
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
     ema: EmaSection = field(default_factory=EmaSection)

@@ -13,20 +13,22 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
-from vitrail.answers import Answers
+from vitrail.answers import Answers, Gathered
 from vitrail.checkpoint import Record
 from vitrail.class_names import check_classes, match_by_name
 from vitrail.config import ConvertConfig, DataSection, EvaluateConfig, Layer, PreprocessSection, resolve, to_dict
 from vitrail.data import open_split
-from vitrail.data.loader import ImageLoader, build_eval_loader
+from vitrail.data.loader import Batch, ImageLoader, build_eval_loader
 from vitrail.data.sources import Source, fingerprint
 from vitrail.display import Display, Quiet
-from vitrail.engine import Precision, autocast, gather_texts, processes, sum_over_processes
+from vitrail.engine import Precision, autocast, gather_texts, processes, share, sum_over_processes
 from vitrail.errors import CheckpointError, DataError
+from vitrail.label_metrics import LabelAccuracy, label_accuracy
+from vitrail.label_report import label_report_files, truth
 from vitrail.loading import Opened, open_model, require_rgb, tell, wanted
-from vitrail.metrics import SHOTS, Accuracy, Counter, accuracy
+from vitrail.metrics import Accuracy, Counter, accuracy
 from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD, VisionModel
-from vitrail.report import FILES, PAGE, Subject, report_files
+from vitrail.report import FILES, PAGE, Subject, Training, report_files
 from vitrail.transforms import Preprocess, normalise
 from vitrail.whole_folder import WholeFolder
 
@@ -48,7 +50,7 @@ INTERPOLATIONS: tuple[Literal["bicubic", "bilinear"], ...] = ("bicubic", "biline
 class Evaluation:
     """The accuracy of one model on one set of images."""
 
-    accuracy: Accuracy
+    accuracy: Accuracy | LabelAccuracy
     bad_files: tuple[tuple[str, str], ...]
     """Name and reason of each image that could not be read; none of them is counted as right or wrong."""
     data: str
@@ -56,25 +58,16 @@ class Evaluation:
     report: Path | None = None
     """Page that was written."""
 
-    @property
-    def top1_all_images(self) -> float:
-        """Percent right of all images, the unreadable ones counted as wrong."""
-        right = round(self.accuracy.top1 * self.accuracy.n / 100)
-        return 100 * right / (self.accuracy.n + len(self.bad_files))
-
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers as plain values for JSON."""
-        found = self.accuracy
+        found, bad = self.accuracy, len(self.bad_files)
+        numbers = {name: value for name, value in found.numbers().items() if name != "n"}
+        if isinstance(found, Accuracy):  # an unreadable image is answered wrong
+            numbers["top1_all_images"] = 100 * round(found.top1 * found.n / 100) / (found.n + bad)
         return {
-            "top1": found.top1,
-            "top5": found.top5,
-            "loss": found.loss,
-            "balanced_accuracy": found.balanced_accuracy,
-            "macro_f1": found.macro_f1,
-            **{f"{name}_top1": getattr(found, f"{name}_top1") for name in SHOTS},
+            **numbers,
             "n_ok": found.n,
-            "n_bad": len(self.bad_files),
-            "top1_all_images": self.top1_all_images,
+            "n_bad": bad,
             "bad_files": [{"path": name, "error": reason} for name, reason in self.bad_files],
             "warnings": list(found.warnings),
             "data": self.data,
@@ -134,7 +127,7 @@ def sweep(path: Path, settings: Sequence[Layer] = (), *, display: Display | None
         return ways
 
     found = _evaluate(path, settings, display or Quiet(), candidates)
-    return sorted(found, key=lambda result: (-result.accuracy.top1, result.accuracy.loss))
+    return sorted(found, key=lambda result: result.accuracy.best_first)
 
 
 def _evaluate(
@@ -155,6 +148,7 @@ def _evaluate(
             exits.enter_context(report.staged())
         with accelerator.local_main_process_first():  # which downloads for all
             source, notes = open_split(data, config.evaluate.split)
+        check_kind(record, source, path)
         if data.match_classes == "by-name":
             source = in_order_of(record.classes, source, path)
         elif not record.classes and record.options["num_classes"] == len(source.classes):
@@ -187,21 +181,22 @@ def _evaluate(
         counts = np.array(record.provenance["training_counts"]) if "training_counts" in record.provenance else None
         display.begin("evaluate", sum(map(len, loaders)))
         results = []
-        answers = Answers(model.config.num_classes, len(source), accelerator.device) if report is not None else None
-        precision, page = config.evaluate.precision, None
+        page = None
         for preprocess, loader in zip(tried, loaders, strict=True):
-            found, bad = count(model, loader, preprocess, accelerator, precision, display.advance, answers, counts)
-            gathered = answers.gather(accelerator) if answers else None
+            found, bad, gathered = measure(
+                model, loader, source, preprocess, accelerator, config.evaluate.precision, display.advance,
+                keep_answers=report is not None, training_counts=counts, thresholds=record.thresholds,
+            )  # fmt: skip
             if report is not None and gathered is not None:
                 subject = Subject(
                     name=report_name(path), path=Path(opened.account.path), record=record, source=source,
                     preprocess=preprocess, settings=to_dict(config), device=accelerator.device,
                 )  # fmt: skip
-                files = report_files(subject, gathered, found, bad)
+                files = write_report(subject, gathered, found, bad)
                 try:
                     folder, replaced = report.publish(files)
                 except CheckpointError as error:  # after an hour, perhaps
-                    numbers = f"top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} %, loss {found.loss:.4f}"
+                    numbers = ", ".join(f"{title} {value}" for title, value in found.shown.items())
                     raise CheckpointError(f"{error}; the evaluation itself found {numbers}") from error
                 if replaced:
                     display.note(f"{folder}: held an earlier report, which is replaced")
@@ -219,28 +214,110 @@ def open_wanted(path: Path, settings: Sequence[Layer]) -> Opened:
     return open_model(path, wanted(resolve(ConvertConfig, only).config.weights))
 
 
-def count(
+def check_kind(record: Record, source: Source, path: Path) -> None:
+    """Refuse images whose labels are of another kind than the model's answers.
+
+    Raises:
+        DataError: One class an image there and any number here, or the reverse.
+    """
+    if record.thresholds is None and source.label_sets is not None:
+        raise DataError(
+            f"{path}: gives one class an image, and those of {source.description} have any number; evaluate a model "
+            "that was trained on such images"
+        )
+    if record.thresholds is not None and source.label_sets is None:
+        raise DataError(
+            f"{path}: gives any number of classes an image, and those of {source.description} have one each; give a "
+            "list with data.list, see docs/multi_label.md"
+        )
+
+
+def write_report(
+    subject: Subject,
+    answers: Gathered,
+    found: Accuracy | LabelAccuracy,
+    bad_files: Sequence[tuple[str, str]],
+    training: Training | None = None,
+) -> dict[str, bytes]:
+    """Return the files of a report by name, for either kind of answers."""
+    if isinstance(found, LabelAccuracy):
+        return label_report_files(subject, answers, found, bad_files, training)
+    return report_files(subject, answers, found, bad_files, training)
+
+
+def measure(
+    model: VisionModel,
+    loader: ImageLoader,
+    source: Source,
+    preprocess: Preprocess,
+    accelerator: Accelerator,
+    precision: Precision,
+    advance: Callable[[], None],
+    *,
+    keep_answers: bool = False,
+    training_counts: NDArray[np.int64] | None = None,
+    thresholds: tuple[float, ...] | None = None,
+) -> tuple[Accuracy | LabelAccuracy, list[tuple[str, str]], Gathered | None]:
+    """Evaluate a model over all processes, and gather the images that could not be read.
+
+    Args:
+        model: To be evaluated.
+        loader: Of this process's share of the images.
+        source: All of them.
+        preprocess: Mean and standard deviation of the images, and their size.
+        accelerator: Of the processes.
+        precision: Of matrix products.
+        advance: Called after each batch, equally often in all processes.
+        keep_answers: Whether a report is to be written.
+        training_counts: Training images of each class, where they are known.
+        thresholds: Of classes of which an image may have several; None tunes them on these images.
+
+    Returns:
+        What was found; name and reason of each unreadable image; and in the first process the answers, if kept.
+
+    Raises:
+        DataError: None could be read.
+    """
+    k, device, several = model.config.num_classes, accelerator.device, source.label_sets is not None
+    answers = Answers(k, len(source), device, several=several) if keep_answers or several else None
+    counter = None if several else Counter(k, device)
+
+    def take(batch: Batch, logits: torch.Tensor) -> None:
+        if counter is not None:
+            counter.add(logits, batch.labels.to(device, non_blocking=True))
+        if answers is not None:
+            answers.add(batch.indices, logits)
+
+    bad = answer(model, loader, preprocess, accelerator, precision, advance, take)
+    if counter is not None:
+        counter.totals, counter.loss, counter.confusion = sum_over_processes(
+            accelerator, counter.totals, counter.loss, counter.confusion
+        )
+    gathered = answers.gather(accelerator) if answers is not None else None
+    found: Any = None
+    if counter is not None:
+        found = accuracy(counter, training_counts)
+    elif gathered is not None:  # sums of floats depend on their order, so one process makes all of them
+        found = label_accuracy(gathered.scores, truth(source, gathered), thresholds)
+    found = share(accelerator, found)
+    if found.n == 0:
+        raise DataError(f"none of the {len(bad)} images could be read; the first is {bad[0][0]} ({bad[0][1]})")
+    return found, bad, gathered if keep_answers else None
+
+
+def answer(
     model: VisionModel,
     loader: ImageLoader,
     preprocess: Preprocess,
     accelerator: Accelerator,
     precision: Precision,
     advance: Callable[[], None],
-    answers: Answers | None = None,
-    training_counts: NDArray[np.int64] | None = None,
-) -> tuple[Accuracy, list[tuple[str, str]]]:
-    """Count the right answers of a model over all processes, and gather the images that could not be read.
-
-    `advance` is called after each batch, equally often in all processes; `answers` is given those of this process.
-    `training_counts` has the training images of each class, where they are known.
-
-    Raises:
-        DataError: None could be read.
-    """
+    take: Callable[[Batch, torch.Tensor], None],
+) -> list[tuple[str, str]]:
+    """Give each batch of this process and its logits to `take`; return the unreadable images of all processes."""
     device = accelerator.device
     was_training = model.training
     model.eval()
-    counter = Counter(model.config.num_classes, device)
     bad: list[tuple[str, str]] = []
     nothing = torch.zeros(1, 3, *preprocess.size, device=device)
     most = max(gather_texts(accelerator, [len(loader)]))
@@ -250,23 +327,13 @@ def count(
             images = normalise(batch.images.to(device, non_blocking=True), preprocess.mean, preprocess.std)
             # a model that is shared out needs all processes in each pass, also those without an image
             logits = model(images if len(batch.labels) else nothing)
-            logits = logits[: len(batch.labels)]
-            counter.add(logits, batch.labels.to(device, non_blocking=True))
-            if answers is not None:
-                answers.add(batch.indices, logits)
+            take(batch, logits[: len(batch.labels)])
             advance()
         for _ in range(most - len(loader)):
             model(nothing)
             advance()
     model.train(was_training)
-    counter.totals, counter.loss, counter.confusion = sum_over_processes(
-        accelerator, counter.totals, counter.loss, counter.confusion
-    )
-    bad = sorted(gather_texts(accelerator, bad))
-    found = accuracy(counter, training_counts)
-    if found.n == 0:
-        raise DataError(f"none of the {len(bad)} images could be read; the first is {bad[0][0]} ({bad[0][1]})")
-    return found, bad
+    return sorted(gather_texts(accelerator, bad))
 
 
 def inherited_data(record: Record, settings: Sequence[Layer]) -> list[Layer]:
@@ -309,5 +376,10 @@ def in_order_of(model_classes: Sequence[str], source: Source, path: Path | str) 
         DataError: The model lacks a class of the data.
     """
     indices = np.array(match_by_name(model_classes, source.classes, path), dtype=np.int32)
-    # every source is a dataclass with these two fields, which no protocol can say
-    return replace(cast(Any, source), labels=indices[source.labels], classes=tuple(model_classes))
+    changed: dict[str, Any] = {"labels": indices[source.labels]}
+    if source.label_sets is not None:
+        label_sets = np.zeros((len(source.label_sets), len(model_classes)), np.bool_)
+        label_sets[:, indices] = source.label_sets
+        changed = {"label_sets": label_sets}
+    # every source is a dataclass with these fields, which no protocol can say
+    return replace(cast(Any, source), classes=tuple(model_classes), **changed)
