@@ -376,10 +376,11 @@ def in_order_of(model_classes: Sequence[str], source: Source, path: Path | str) 
         DataError: The model lacks a class of the data.
     """
     indices = np.array(match_by_name(model_classes, source.classes, path), dtype=np.int32)
-    changed: dict[str, Any] = {"labels": indices[source.labels]}
-    if source.label_sets is not None:
-        label_sets = np.zeros((len(source.label_sets), len(model_classes)), np.bool_)
-        label_sets[:, indices] = source.label_sets
-        changed = {"label_sets": label_sets}
+    changed: dict[str, Any]
+    if source.label_sets is None:
+        changed = {"labels": indices[source.labels]}
+    else:
+        changed = {"label_sets": np.zeros((len(source.label_sets), len(model_classes)), np.bool_)}
+        changed["label_sets"][:, indices] = source.label_sets
     # every source is a dataclass with these fields, which no protocol can say
     return replace(cast(Any, source), classes=tuple(model_classes), **changed)

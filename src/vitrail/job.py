@@ -106,10 +106,10 @@ def build_job(
 
     def look(manifest: Manifest, place: Path) -> Manifest:
         check_objective(config, manifest.label_sets is not None)  # before what takes long
-        return check_images(manifest, place, display) if config.data.check else manifest
+        return check_images(manifest, place, display)
 
     with accelerator.local_main_process_first():  # which downloads for all
-        data = open_data(config.data, look)
+        data = open_data(config.data, look if config.data.check else None)
     several = data.train.label_sets is not None
     check_objective(config, several)
     for note in data.notes:

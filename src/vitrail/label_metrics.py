@@ -97,7 +97,8 @@ class Decisions:
 
 def probabilities(logits: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
     """Return the probability of each class, in float64."""
-    return np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
+    with np.errstate(invalid="ignore"):
+        return np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
 
 
 def label_accuracy(

@@ -175,8 +175,7 @@ def _told(path: Path) -> Iterator[None]:
 class PredictionFile:
     """Predictions as JSON ({path: class}), one JSON object a line, or CSV.
 
-    Where an image may have several classes, JSON has lists of them, and CSV their names in one cell, as `data.list` reads
-    them.
+    Where an image may have several classes, JSON has lists of them, and CSV their names in one cell.
     """
 
     def __init__(
