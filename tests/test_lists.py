@@ -313,7 +313,8 @@ def test_a_file_that_is_no_list_is_refused(root: Path) -> None:
     )
     section = DataSection(list=str(root / "labels.csv"), root=str(root / "nowhere"))
     assert refusal(section) == (
-        "data.root ROOT/nowhere: is no folder; give the one that the paths of ROOT/labels.csv begin in"
+        "data.root ROOT/nowhere: is no folder; give the one that the paths of ROOT/labels.csv begin in, or null for "
+        "its own"
     )
 
 

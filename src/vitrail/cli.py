@@ -216,9 +216,9 @@ def predict(
         preprocess = override_preprocess(opened.record.preprocess, settings.preprocess, display)
         model = opened.build(pick_device(device))
         classes = opened.record.classes or [str(number) for number in range(model.config.num_classes)]
-        if topk is not None and topk > len(classes):
-            display.warn(f"--topk is {topk} but the model has {len(classes)} classes; all are given")
         thresholds = opened.record.thresholds
+        if topk is not None and topk > len(classes) and thresholds is None:
+            display.warn(f"--topk is {topk} but the model has {len(classes)} classes; all are given")
         most = min(topk or (1 if thresholds is None else len(classes)), len(classes))
         total = bad = 0
         replaced = " (replaced)" if output.exists() else ""

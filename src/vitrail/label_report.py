@@ -60,7 +60,7 @@ def label_report_files(
         "precision_recall": [
             {"average": average, "at": at, **_averaged(Decisions.of(shares >= least, is_true), average)}
             for average in ("macro", "micro")
-            for at, least in (("at the thresholds", thresholds), ("at 0.5", HALF))
+            for at, least in (("thresholds", thresholds), ("0.5", HALF))
         ],
         "per_class": [
             {"class": name, "n": n, "precision": precision, "recall": recall, "f1": f1, "auroc": auroc, "ap": ap,

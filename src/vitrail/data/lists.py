@@ -71,7 +71,9 @@ def read_list(section: DataSection) -> Listed:
         raise DataError(f"data.list {path}: must end in {', '.join((*CSV, *JSON_LINES))}, by which it is known")
     root = path.parent if section.root is None else Path(section.root).expanduser()
     if not root.is_dir():
-        raise DataError(f"data.root {printable(root)}: is no folder; give the one that the paths of {path} begin in")
+        raise DataError(
+            f"data.root {printable(root)}: is no folder; give the one that the paths of {path} begin in, or null for its own"
+        )
     notes: list[str] = []
     rows = _json_rows(path) if path.suffix.lower() in JSON_LINES else _csv_rows(path, section.path_column, notes)
     first = next(rows, None)
