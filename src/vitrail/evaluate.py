@@ -180,8 +180,7 @@ def _evaluate(
         ]
         counts = np.array(record.provenance["training_counts"]) if "training_counts" in record.provenance else None
         display.begin("evaluate", sum(map(len, loaders)))
-        results = []
-        page = None
+        results, page = [], None
         for preprocess, loader in zip(tried, loaders, strict=True):
             found, bad, gathered = measure(
                 model, loader, source, preprocess, accelerator, config.evaluate.precision, display.advance,
@@ -294,12 +293,11 @@ def measure(
             accelerator, counter.totals, counter.loss, counter.confusion
         )
     gathered = answers.gather(accelerator) if answers is not None else None
-    found: Any = None
     if counter is not None:
         found = accuracy(counter, training_counts)
-    elif gathered is not None:  # sums of floats depend on their order, so one process makes all of them
-        found = label_accuracy(gathered.scores, truth(source, gathered), thresholds)
-    found = share(accelerator, found)
+    else:  # sums of floats depend on their order, so one process makes all of them
+        here = label_accuracy(gathered.scores, truth(source, gathered), thresholds) if gathered is not None else None
+        found = share(accelerator, here)
     if found.n == 0:
         raise DataError(f"none of the {len(bad)} images could be read; the first is {bad[0][0]} ({bad[0][1]})")
     return found, bad, gathered if keep_answers else None

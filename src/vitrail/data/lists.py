@@ -72,7 +72,8 @@ def read_list(section: DataSection) -> Listed:
     root = path.parent if section.root is None else Path(section.root).expanduser()
     if not root.is_dir():
         raise DataError(
-            f"data.root {printable(root)}: is no folder; give the one that the paths of {path} begin in, or null for its own"
+            f"data.root {printable(root)}: is no folder; give the one that the paths of {path} begin in, or null for "
+            "its own"
         )
     notes: list[str] = []
     rows = _json_rows(path) if path.suffix.lower() in JSON_LINES else _csv_rows(path, section.path_column, notes)
