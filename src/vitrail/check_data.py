@@ -60,7 +60,8 @@ def check_data(config: CheckConfig, output: Path, display: Display) -> Checked:
         held_out = validated_with(manifest, config.data.fold)
         findings = find_problems(manifest, held_out, preprocess, structure)
         about = {"root": str(manifest.root), "manifest": manifest.hash, **findings.to_dict(manifest)}
-        page = render("check_data.html", **_page(manifest, findings, held_out, preprocess))
+        where = config.data.list or str(manifest.root)
+        page = render("check_data.html", root=where, **_page(manifest, findings, held_out, preprocess))
         place, replaced = folder.publish(
             {"check.html": page, "check.json": (json.dumps(about, indent=1) + "\n").encode()}
         )
@@ -107,7 +108,6 @@ def _page(
         key=lambda row: -row[1],
     )  # fmt: skip
     return {
-        "root": str(manifest.root),
         "hash": manifest.hash,
         "notes": manifest.notes,
         "problems": [

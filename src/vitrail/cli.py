@@ -422,7 +422,7 @@ def check_data(
     numbers = found.statistics
     rows = [(problem.severity, problem.what, problem.advice) for problem in found.problems]
     title = (
-        f"{checked.manifest.root}: {numbers['images']:,} images of {numbers['classes']:,} classes, "
+        f"{config.data.list or checked.manifest.root}: {numbers['images']:,} images of {numbers['classes']:,} classes, "
         f"{numbers['training']:,} to train on, {numbers['validation']:,} to validate with"
     )
     _table(title, ("", "found", "to do"), rows or [("", "nothing is wrong as far as it can be seen", "")])
