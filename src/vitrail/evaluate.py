@@ -195,7 +195,8 @@ def _evaluate(
                 try:
                     folder, replaced = report.publish(files)
                 except CheckpointError as error:  # after an hour, perhaps
-                    numbers = ", ".join(f"{title} {value}" for title, value in found.shown.items())
+                    shown = [(*title.split(", "), value) for title, value in found.shown.items()]
+                    numbers = ", ".join(" ".join((name, value, *unit)) for name, *unit, value in shown)
                     raise CheckpointError(f"{error}; the evaluation itself found {numbers}") from error
                 if replaced:
                     display.note(f"{folder}: held an earlier report, which is replaced")
