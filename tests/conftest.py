@@ -17,6 +17,8 @@ import pytest
 os.environ.update(OMP_NUM_THREADS="1", TERM="xterm", COLUMNS="200", LINES="50")
 # where manifests are kept
 os.environ["XDG_CACHE_HOME"] = (_cache := tempfile.TemporaryDirectory()).name
+# where `datasets` keeps what it has prepared; it asks nobody
+os.environ.update(HF_HOME=f"{_cache.name}/huggingface", HF_HUB_OFFLINE="1")
 for variable in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "UV"):
     os.environ.pop(variable, None)
 

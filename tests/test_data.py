@@ -337,7 +337,7 @@ def test_settings_of_named_sets():
     assert message(None) == "data.root is not set; give the folder with your images, or data.name=digits"
     assert message(None, "cifr10") == (
         "data.name 'cifr10': unknown; did you mean 'cifar10'?; known sets: digits, cifar10, cifar100, "
-        "fashion-mnist, oxford-pets, flowers102"
+        "fashion-mnist, oxford-pets, flowers102, and hf:OWNER/NAME"
     )
     assert (
         message(Path("x"), "digits")

@@ -14,6 +14,7 @@ from vitrail.cli import app, understood
 from vitrail.config import (
     CheckConfig,
     ConvertConfig,
+    DataConfig,
     EvaluateConfig,
     PredictConfig,
     TrainConfig,
@@ -74,6 +75,7 @@ def test_a_documented_command_is_understood(arguments: list[str]) -> None:
         return
     schema = {"train": TrainConfig, "bench-data": TrainConfig, "evaluate": EvaluateConfig, "predict": PredictConfig}
     schema |= {"check-data": CheckConfig, **dict.fromkeys(("convert", "export"), ConvertConfig)}
+    schema |= dict.fromkeys(("pack", "resize-data"), DataConfig)
     if schema[arguments[0]] is TrainConfig:
         layers = [read_yaml(find_recipe(recipes[0] if recipes else "digits")[1])]
     else:  # what the weight file would say

@@ -327,6 +327,11 @@ def test_settings_at_odds_are_refused(root: Path) -> None:
     assert DataSection(list="x.csv", label_column="a", labels_column="b").problems() == [
         "label_column and labels_column are both set; an image has one class or several: drop one"
     ]
+    assert DataSection(root="x", path_column="a", label_column="b", labels_column="c").problems()[:3] == [
+        "label_column is b; it is for data.list and sets whose name begins with hf:",
+        "path_column is a; it is for data.list",
+        "labels_column is c; it is for data.list",
+    ]
     section = written(root, "path,label,split\na.png,x,train\nb.png,y,val\n")
     with pytest.raises(ConfigError, match=r"^evaluate\.split all: \S+ is divided into splits; choose train or val$"):
         open_split(section, "all")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from test_report import check_page
 from test_train import TINY, Notebook, Signals, assert_same_run, rows
 from vitrail.checkpoint import parse_record
 from vitrail.cli import main
-from vitrail.config import MultiLabelSection, TrainConfig, command_line, read_yaml, resolve
+from vitrail.config import DataSection, MultiLabelSection, TrainConfig, command_line, read_yaml, resolve
 from vitrail.convert import convert
 from vitrail.display import Quiet
 from vitrail.errors import CheckpointError, ConfigError, DataError, Stopped
@@ -34,6 +35,7 @@ from vitrail.hub import model_card
 from vitrail.label_metrics import Decisions, label_accuracy, label_scores, probabilities, tuned
 from vitrail.loading import load_model, open_model
 from vitrail.objective import SeveralClasses, asymmetric
+from vitrail.pack import pack
 from vitrail.train import TrainResult, train
 
 # Numbers
@@ -422,6 +424,21 @@ def test_batch_size_and_unreadable_images(squares: Path, trained: TrainResult) -
     more.write_text("path,labels,split\nbroken.png,red,val\n")
     with pytest.raises(DataError, match=r"none of the 1 images could be read"):
         evaluate(path, [command_line([*settings, "data.match_classes=by-name"])])
+
+
+def test_shards_of_a_list_give_the_same_numbers(squares: Path, trained: TrainResult, tmp_path: Path) -> None:
+    packed = pack(DataSection(list=str(squares), workers=0), tmp_path / "shards", 10**6, Quiet())
+    with tarfile.open(min(packed.folder.glob("train*.tar"))) as file:
+        members = file.getmembers()
+        label = file.extractfile(members[1])
+        assert label is not None
+        numbers = json.load(label)
+    assert members[1].name.endswith(".json")
+    first = squares.read_text().splitlines()[1].split(",")[1]
+    assert "|".join(CLASSES[number] for number in numbers) == first
+    path, settings = trained.folder / "best.safetensors", ["data.workers=0", "evaluate.device=cpu"]
+    found = evaluate(path, [command_line([*settings, f"data.root={packed.folder}"])])
+    assert found.accuracy == evaluate(path, [command_line(settings)]).accuracy
 
 
 def test_a_part_of_the_classes_is_matched_by_name(squares: Path, trained: TrainResult) -> None:

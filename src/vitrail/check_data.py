@@ -57,6 +57,10 @@ def check_data(config: CheckConfig, output: Path, display: Display) -> Checked:
         manifest, structure = open_manifest(
             config.data, partial(check_images, display=display, workers=config.data.workers)
         )
+        if (packed := manifest.packed) is not None:
+            display.begin("verify shards", len(packed.shards))
+            structure = (*structure, *packed.verify(manifest.root, display.advance))
+            display.end()
         held_out = validated_with(manifest, config.data.fold)
         findings = find_problems(manifest, held_out, preprocess, structure)
         about = {"root": str(manifest.root), "manifest": manifest.hash, **findings.to_dict(manifest)}
@@ -88,7 +92,7 @@ def _page(
 
     def thumbnail(index: int) -> _Thumbnail:
         try:
-            pixels = decode(manifest.path(index).read_bytes())
+            pixels = decode(manifest.read(index))
             address, (height, width) = picture(pixels), pixels.shape[1:]
         except (DataError, OSError):
             address, height, width = "", 1, 1

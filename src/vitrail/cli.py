@@ -29,6 +29,7 @@ app = App(
     version_flags=["--version"],
     default_parameter=Parameter(negative=""),
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # main says that it was stopped
 )
 
 Settings = Annotated[
@@ -483,6 +484,87 @@ def bench_data(
 
 
 @app.command
+def pack(
+    *settings: Settings,
+    output: Annotated[Path, Parameter(help="Folder for the shards and their index.")],
+    shard_mb: Annotated[
+        int, Parameter(converter=_whole_number, help="Megabytes that a shard has at most, in millions of bytes.")
+    ] = 512,
+) -> int:
+    """Pack a folder of images into tar shards, for disks that are slow with many small files.
+
+    The files are copied as they are. Training and evaluation give the same numbers on the shards as on the folder.
+
+    ```
+    vitrail pack data.root=/data/imagenet --output /fast/imagenet
+    vitrail train tnt_s_imagenet data.root=/fast/imagenet
+    ```
+    """
+    from vitrail.config import DataConfig, command_line, resolve
+
+    config = resolve(DataConfig, [command_line(settings)]).config
+    if shard_mb < 1:
+        raise ConfigError(f"--shard-mb is {shard_mb}; it must be at least 1")
+
+    from vitrail.pack import pack as run
+
+    with _terminal() as display:
+        done = run(config.data, output, shard_mb * 1_000_000, display)
+        for note in done.manifest.notes:
+            display.note(note)
+    images, classes, size = len(done.manifest), len(done.manifest.classes), sum(shard.bytes for shard in done.shards)
+    print(
+        f"{done.folder}: {images:,} images of {classes:,} classes in {len(done.shards):,} shards, {size / 1e9:,.3f} GB"
+        f"{' (replaced)' if done.replaced else ''}"
+    )
+    here = _with_root(settings, done.folder)
+    print(f"next: {command('train', 'tnt_s_imagenet', *here)}")
+    print(f"      {command('check-data', *here)}  # also verifies the shards")
+    return 0
+
+
+@app.command
+def resize_data(
+    *settings: Settings,
+    output: Annotated[Path, Parameter(help="Folder to write, of the same structure.")],
+    short_side: Annotated[int, Parameter(converter=_whole_number, help="Pixels; smaller images are copied.")],
+    quality: Annotated[int, Parameter(converter=_whole_number, help="Of JPEG and lossy WebP, to 100.")] = 95,
+) -> int:
+    """Write a folder of images anew with fewer pixels, to be read and decoded in less time.
+
+    The new folder says that its pixels were changed, and so do the weights trained on it. What was stopped goes on when
+    it is called again.
+
+    ```
+    vitrail resize-data data.root=/data/imagenet --output /data/imagenet-256 --short-side 256
+    ```
+    """
+    from vitrail.config import DataConfig, command_line, resolve
+
+    config = resolve(DataConfig, [command_line(settings)]).config
+    if short_side < 1:
+        raise ConfigError(f"--short-side is {short_side}; it must be at least 1")
+    if not 1 <= quality <= 100:
+        raise ConfigError(f"--quality is {quality}; it must be from 1 to 100")
+
+    from vitrail.resize_data import resize_data as run
+
+    with _terminal() as display:
+        done = run(config.data, output, short_side, quality, display)
+    print(f"{done.folder}: {done.before / 1e9:,.3f} GB became {done.after / 1e9:,.3f} GB")
+    rows = [("resized", f"{done.resized:,}"), *((f"copied: {why}", f"{n:,}") for why, n in done.copied.most_common())]
+    _table("", ("", "images"), rows)
+    if done.bad:
+        what = "left out" if config.data.bad_files == "quarantine" else "copied"
+        print(f"{len(done.bad)} images could not be read and were {what}:")
+        for _, name, reason in done.bad:
+            print(f"  {name}: {reason}")
+    print(f"next: {command('train', 'tnt_s_imagenet', *_with_root(settings, done.folder))}")
+    print(f"      {command('pack', f'data.root={done.folder}', '--output', 'SHARDS')}")
+    return 0
+
+
+@app.command
 def doctor(*, output: Annotated[Path, Parameter(help="Folder that runs are to be written to.")] = Path("runs")) -> int:
     """Look whether this machine is fit to train on, and say how to mend what is not; status 1 if anything is not.
 
@@ -562,6 +644,11 @@ def _split_settings(tokens: Sequence[str], config: str | None) -> tuple[str | No
             f"two recipes are given, {recipes[0]} and {recipes[1]}; settings are written section.key=value"
         )
     return (recipes[0] if recipes else None), [token for token in tokens if "=" in token]
+
+
+def _with_root(settings: Sequence[str], root: Path) -> list[str]:
+    """Return settings of data for what was made of it elsewhere."""
+    return [f"data.root={root}", *(text for text in settings if not text.startswith(("data.root=", "data.manifest=")))]
 
 
 def _say(display: Terminal, remarks: Sequence[tuple[Say, str]]) -> None:

@@ -67,17 +67,30 @@ class DataSection:
     """Which images."""
 
     name: str | None = None
-    """A named data set: digits, cifar10, cifar100, fashion-mnist, oxford-pets or flowers102; null reads folders."""
+    """A named data set: digits, cifar10, cifar100, fashion-mnist, oxford-pets or flowers102; hf:OWNER/NAME, one of the
+    Hugging Face Hub; hf:/FOLDER, Parquet files or what `datasets` has saved; null reads folders."""
+    subset: str | None = None
+    """Configuration of a Hugging Face data set that has several."""
+    revision: str | None = None
+    """Commit, tag or branch of a data set of the Hub; null takes the newest, and the run notes its commit here."""
+    image_column: str | None = None
+    """Column of the images, where a Hugging Face data set leaves a choice."""
+    label_column: str | None = None
+    """Column of the labels, likewise; and of a list, where it has one class: null takes `label`, where there is one."""
+    streaming: bool = False
+    """Read Parquet files where they are, also on the Hub, through a small cache instead of a copy of the whole set."""
+    shuffle_buffer: int = 10_000
+    """Images that are shuffled together in streaming, after the row groups of all files have been."""
+    cache_gb: float = 10.0
+    """Gigabytes of disk that streaming may use on each machine."""
     root: str | None = None
-    """Folder with train/<class>/* and val/<class>/*, or with <class>/* alone; for a named set, where its files lie; for
-    a list, what its paths begin in."""
+    """Folder with train/<class>/* and val/<class>/*, or with <class>/* alone, or the shards that `vitrail pack` made of
+    it; for a named set, where its files lie; for a list, what its paths begin in."""
     list: str | None = None
     """File of images with their labels, .csv, .tsv, .jsonl or .ndjson, a row an image; its paths begin in `root`, or in
     its own folder. See docs/data.md."""
     path_column: str = "path"
     """Column of a list that has the paths."""
-    label_column: str | None = None
-    """Column of a list that has one class; null takes `label`, where there is one."""
     labels_column: str | None = None
     """Column of a list that has any number of classes, in CSV with | between them; null takes `labels`, where there is
     one, or columns of 0 and 1, one for each class."""
@@ -111,11 +124,24 @@ class DataSection:
 
     def problems(self) -> Sequence[str]:
         """Say what is wrong, each as one clause."""
-        found = _in_range(self, workers=(0, None), folds=(2, 32767))
+        found = _in_range(self, workers=(0, None), folds=(2, 32767), shuffle_buffer=(1, 2**31))
+        found += _above_zero(self, "cache_gb")
         if not 0 <= self.fold < (self.folds or 1):
             found.append(f"fold is {self.fold}; it must be from 0 to below folds, which is {self.folds or 1}")
         if not 0 < self.val_fraction < 1:
             found.append(f"val_fraction is {self.val_fraction}; it must be above 0 and below 1")
+        if not (self.name or "").startswith("hf:"):
+            for name in ("subset", "revision", "image_column", "streaming"):
+                if getattr(self, name):
+                    found.append(f"{name} is {getattr(self, name)}; it is for data sets whose name begins with hf:")
+            if self.label_column is not None and self.list is None:
+                found.append(
+                    f"label_column is {self.label_column}; it is for data.list and sets whose name begins with hf:"
+                )
+        if self.list is None:
+            for name, default in (("path_column", "path"), ("labels_column", None)):
+                if (value := getattr(self, name)) != default:
+                    found.append(f"{name} is {value}; it is for data.list")
         if self.label_column is not None and self.labels_column is not None:
             found.append("label_column and labels_column are both set; an image has one class or several: drop one")
         if self.name is None and self.root is None and self.manifest is None and self.list is None:
@@ -469,6 +495,11 @@ class TrainConfig:
             rate = getattr(schedule, name)
             if used[name] and rate > peak > 0:
                 found.append(f"schedule.{name} {rate:g} is above the peak rate {peak:g} of optim.lr; lower it")
+        if self.data.streaming and self.balance.sampler != "natural":
+            found.append(
+                f"balance.sampler is {self.balance.sampler}, which draws from all over the set; data.streaming reads "
+                "it in windows; set one of them to its default"
+            )
         if self.schedule.warmup_epochs > self.train.epochs:
             found.append(
                 f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} is more than train.epochs "
@@ -513,13 +544,20 @@ class CheckConfig(_Sections):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataConfig(_Sections):
+    """Settings of `vitrail pack` and `vitrail resize-data`."""
+
+    data: DataSection = field(default_factory=DataSection)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConvertConfig(_Sections):
     """Settings of `vitrail convert` that are written as key=value."""
 
     weights: WeightsSection = field(default_factory=WeightsSection)
 
 
-T = TypeVar("T", TrainConfig, EvaluateConfig, PredictConfig, CheckConfig, ConvertConfig)
+T = TypeVar("T", TrainConfig, EvaluateConfig, PredictConfig, CheckConfig, DataConfig, ConvertConfig)
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,8 @@ class Header(NamedTuple):
     orientation: int
     """Of EXIF, 1 is upright."""
     has_alpha: bool
+    profile: bytes | None
+    """Of its colours, by the ICC."""
 
 
 def read_header(file: BinaryIO) -> Header:
@@ -124,7 +126,7 @@ def read_header(file: BinaryIO) -> Header:
         return Header(
             image.format or "", image.mode, image.width, image.height, bits, getattr(image, "n_frames", 1),
             _orientation(image) if image.format != "PNG" else 1,
-            "A" in image.mode or "transparency" in image.info,
+            "A" in image.mode or "transparency" in image.info, image.info.get("icc_profile"),
         )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from vitrail.checkpoint import Record
 from vitrail.class_names import check_classes, match_by_name
 from vitrail.config import ConvertConfig, DataSection, EvaluateConfig, Layer, PreprocessSection, resolve, to_dict
 from vitrail.data import open_split
+from vitrail.data.hf import is_hf, pin_revision
 from vitrail.data.loader import Batch, ImageLoader, build_eval_loader
 from vitrail.data.sources import Source, fingerprint
 from vitrail.display import Display, Quiet
@@ -142,10 +143,11 @@ def _evaluate(
     require_rgb(opened)
     record = opened.record
     config = resolve(EvaluateConfig, [*inherited_data(record, settings), *settings]).config
-    data = config.data
     with processes(config.evaluate.precision, config.evaluate.device) as accelerator, ExitStack() as exits:
         if report is not None and accelerator.is_main_process:
             exits.enter_context(report.staged())
+        data = share(accelerator, pin_revision(config.data) if accelerator.is_main_process else None)
+        config = replace(config, data=data)
         with accelerator.local_main_process_first():  # which downloads for all
             source, notes = open_split(data, config.evaluate.split)
         check_kind(record, source, path)
@@ -341,8 +343,9 @@ def inherited_data(record: Record, settings: Sequence[Layer]) -> list[Layer]:
     given = {key: value for layer in settings for key, value in layer.values.get("data", {}).items()}
     # another root of a named set holds the same set; another name, or another folder, is divided in its own way
     changed = {key for key in ("root", "list") if key in given and given[key] != data.get(key)}
-    if "name" in given or "list" in changed or (changed and data.get("name") is None):
-        columns = ("path_column", "label_column", "labels_column")
+    is_here = data.get("name") is None or is_hf(data["name"])
+    if "name" in given or "list" in changed or (changed and is_here):
+        columns = ("path_column", "label_column", "labels_column") if "list" in given else ()
         data = {key: data[key] for key in ("download", "workers", "bad_files", *DIVISION, *columns) if key in data}
     known = to_dict(DataSection())
     return [Layer("weight file", {"data": {key: value for key, value in data.items() if key in known}})] if data else []

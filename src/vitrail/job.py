@@ -19,14 +19,17 @@ from vitrail.checkpoint import Record
 from vitrail.config import TrainConfig
 from vitrail.data import Data, open_data
 from vitrail.data.check import check_images
-from vitrail.data.findings import alarms, validated_with
+from vitrail.data.findings import alarms, refuse_unreadable, validated_with
+from vitrail.data.folders import CHANGED
+from vitrail.data.hf import pin_revision
 from vitrail.data.loader import ImageLoader, build_eval_loader, build_train_loader
 from vitrail.data.manifest import Manifest
+from vitrail.data.rows import groups_of
 from vitrail.data.sampling import BatchSampler, class_shares
 from vitrail.data.sources import Source, fingerprint, images_of_classes
 from vitrail.display import Display
-from vitrail.engine import Precision
-from vitrail.errors import ConfigError, DataError, command
+from vitrail.engine import Precision, share
+from vitrail.errors import ConfigError, command
 from vitrail.guard import Guard
 from vitrail.loading import Opened, open_model, tell, wanted
 from vitrail.metrics import SHOTS, shot_groups
@@ -70,6 +73,8 @@ class Job:
     def origin(self) -> dict[str, Any]:
         """What the weights were made from, for their record."""
         known = {} if self.data.manifest is None else {"manifest": self.data.manifest.hash}
+        if changed := [note for note in self.data.notes if note.startswith(CHANGED)]:
+            known["pixels"] = "; ".join(changed)
         images = {"train": self.fingerprint, "val": fingerprint(self.data.val)}
         return {**known, "images": images, "training_counts": self.training_counts.tolist()}
 
@@ -103,6 +108,8 @@ def build_job(
 ) -> tuple[Job, VisionModel]:
     """Find the images, and build the model and the loaders for them; a new run begins with the weights it names."""
     settings, rank, world = config.train, accelerator.process_index, accelerator.num_processes
+    pinned_data = share(accelerator, pin_revision(config.data) if accelerator.is_main_process else None)
+    config = replace(config, data=pinned_data)
 
     def look(manifest: Manifest, place: Path) -> Manifest:
         check_objective(config, manifest.label_sets is not None)  # before what takes long
@@ -131,6 +138,7 @@ def build_job(
         len(data.train), settings.batch_size, seed=settings.seed, rank=rank, world=world,
         accumulate=settings.accumulate, repeats=config.augment.repeats, labels=data.train.labels,
         shares=None if config.balance.sampler == "natural" else class_shares(counts, config.balance.sampler),
+        groups=groups_of(data.train), window=config.data.shuffle_buffer,
     )  # fmt: skip
     pinned = accelerator.device.type == "cuda"
     loader = build_train_loader(
@@ -158,13 +166,8 @@ def tell_alarms(manifest: Manifest, config: TrainConfig, display: Display) -> No
     Raises:
         DataError: An image cannot be read, and data.bad_files is "error".
     """
-    bad = np.flatnonzero(manifest.unreadable)
-    if len(bad) and config.data.bad_files == "error":
-        first = int(bad[0])
-        raise DataError(
-            f"{manifest.path(first)}: cannot be read, {manifest.reason_of(first)}; so it is with {len(bad)} images in "
-            "all; repair or remove them, or set data.bad_files=quarantine to leave them out"
-        )
+    if config.data.bad_files == "error":
+        refuse_unreadable(manifest)
     found = alarms(manifest, validated_with(manifest, config.data.fold))
     for problem in found:
         display.warn(f"{problem.what}; {problem.advice}")

@@ -15,8 +15,8 @@ from vitrail.foreign import Recipe, read_recipe, split_keys
 from vitrail.projects import Say
 
 FREE = (
-    "data.root", "data.list", "data.manifest", "data.check", "data.workers", "data.download", "output.", "train.device",
-    "train.shard", "train.log_every", "train.max_hours", "train.dist_timeout_minutes",
+    "data.root", "data.list", "data.manifest", "data.check", "data.workers", "data.download", "data.cache_gb",
+    "output.", "train.device", "train.shard", "train.log_every", "train.max_hours", "train.dist_timeout_minutes",
 )  # fmt: skip
 """Beginnings of the settings that change where and how fast a run is made, not what it makes."""
 LENGTH = ("train.epochs", "schedule.cooldown_epochs", "train.patience")
@@ -88,7 +88,10 @@ def _resume(folder: Path, recipe: Recipe | None, tokens: Sequence[str]) -> Start
     _refuse_other_folder("resume", folder, tokens)
     base = stored if recipe is None else recipe.layer
     config = _in_folder(resolve(TrainConfig, [base, command_line(tokens)]).config, folder)
-    config = _decided_by_weights(resolve(TrainConfig, [stored]).config, config)
+    before = resolve(TrainConfig, [stored]).config
+    config = _decided_by_weights(before, config)
+    if config.data.name == before.data.name and config.data.revision is None:
+        config = replace(config, data=replace(config.data, revision=before.data.revision))
     if changed := _changes(stored, config, FREE):
         raise ConfigError(
             f"--resume {folder}: goes on with the run's own settings, but {listed(changed)}; drop them, or begin a "

@@ -38,8 +38,10 @@ class WholeFolder:
         self._staging = folder.absolute().with_name(f".{folder.name}.{os.getpid()}.tmp")
 
     @contextlib.contextmanager
-    def staged(self) -> Iterator[None]:
+    def staged(self) -> Iterator[Path]:
         """Make the temporary folder, so that what hinders it is known early; whatever happens, leave none.
+
+        What is too big for `publish` may be written to it before.
 
         Raises:
             CheckpointError: The place cannot be written, or holds files that are not its own.
@@ -47,10 +49,10 @@ class WholeFolder:
         if not self._never_replace:
             self._earlier()
         try:
-            with self._refusal_told():
+            with self.refusal_told():
                 self._staging.parent.mkdir(parents=True, exist_ok=True)
                 self._staging.mkdir()
-            yield
+            yield self._staging
         finally:
             shutil.rmtree(self._staging, ignore_errors=True)
 
@@ -60,7 +62,7 @@ class WholeFolder:
         Raises:
             CheckpointError: The disk is full, or the folder cannot be written; an earlier one stays as it was.
         """
-        with self._refusal_told():
+        with self.refusal_told():
             for name, content in files.items():
                 with (self._staging / name).open("wb") as file:
                     file.write(content)
@@ -102,7 +104,12 @@ class WholeFolder:
         return bool(names)
 
     @contextlib.contextmanager
-    def _refusal_told(self) -> Iterator[None]:
+    def refusal_told(self) -> Iterator[None]:
+        """Turn the system's refusal to write into one line.
+
+        Raises:
+            CheckpointError: The disk is full, or the folder cannot be written.
+        """
         try:
             yield
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Which images: folders, lists and named sets, and their division.
+"""Which images: folders, lists, shards, named sets and tables, and their division.
 
 What is read past (hidden folders, files that are no images) or decided for the user (a held-out part) is never silent:
 every source carries notes for the caller to show.
@@ -15,9 +15,11 @@ import numpy as np
 
 from vitrail.config import DataSection
 from vitrail.data.folders import find_splits, list_folder, note_hidden, scan, visible_folders
+from vitrail.data.hf import is_hf, open_hf
 from vitrail.data.lists import list_rows, read_list
-from vitrail.data.manifest import TRAIN, VAL, Manifest, cache_file, list_images, load_manifest
+from vitrail.data.manifest import TRAIN, VAL, Manifest, cache_file, list_images, load_manifest, open_shards
 from vitrail.data.named_sets import NAMED_SETS, open_named
+from vitrail.data.shards import INDEX, has_shards
 from vitrail.data.sources import Source, few
 from vitrail.data.splits import UNASSIGNED, Division, divide, held_out
 from vitrail.errors import ConfigError, DataError, VitrailError, closest
@@ -32,7 +34,7 @@ class Data:
     train: Source
     val: Source
     manifest: Manifest | None = None
-    """Of images in folders or in a list."""
+    """Of images in folders, shards or a list."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -46,7 +48,7 @@ class Data:
 
 
 def open_data(section: DataSection, look: Look | None = None) -> Data:
-    """Find the training and validation images of a folder, a list or a named set.
+    """Find the training and validation images of a folder, of shards, of a list or of a named set.
 
     Args:
         section: Which, and how they are divided.
@@ -57,14 +59,14 @@ def open_data(section: DataSection, look: Look | None = None) -> Data:
         DataError: Folders that are not as they should be; a set that is missing or cannot be fetched.
     """
     _check_settings(section)
-    division = _division(section)
     if section.name is not None:
-        train, val = open_named(section.name, _root(section), section.download)
-        return Data(train, val) if val is not None else Data(*held_out(train, division, divide(train, division)))
+        train, val = _open_set(section)
+        assert train is not None
+        return Data(train, val) if val is not None else Data(*_divided(section, train))
     manifest, problems = open_manifest(section, look)
     if problems:
         raise DataError(problems[0])
-    return Data(*_parts(manifest, division, section.bad_files == "quarantine"), manifest)
+    return Data(*_parts(manifest, _division(section), section.bad_files == "quarantine"), manifest)
 
 
 def open_manifest(section: DataSection, look: Look | None = None) -> tuple[Manifest, tuple[str, ...]]:
@@ -77,13 +79,18 @@ def open_manifest(section: DataSection, look: Look | None = None) -> tuple[Manif
         DataError: There are no images to train on, or no such manifest.
     """
     root, file = _root(section), None if section.manifest is None else Path(section.manifest).expanduser()
+    listing = None
     if section.list is not None:
         listing, listed = list_rows(section), Path(section.list).expanduser()
-    elif root is not None:
-        listing, listed = list_folder(root, section.train_split, section.val_split), root
     else:
-        assert file is not None
-        return load_manifest(file), ()
+        if root is None:
+            assert file is not None
+            if file.name != INDEX:
+                return load_manifest(file), ()
+            root, file = file.parent, None
+        listed = root
+        if not has_shards(root):
+            listing = list_folder(root, section.train_split, section.val_split)
     place = file or cache_file(listed, section.train_split, section.val_split)
     try:
         known = load_manifest(place) if place.exists() else None
@@ -91,15 +98,19 @@ def open_manifest(section: DataSection, look: Look | None = None) -> tuple[Manif
         if file is not None:
             raise  # it may be another file, named by mistake
         known = None  # what the cache had is found again
-    manifest = list_images(listing, known)
-    if listing.val is None and not listing.problems:
+    if listing is not None:
+        manifest, problems = list_images(listing, known), listing.problems
+    else:
+        manifest, problems = open_shards(listed, known), ()
+        _check_packed(section, manifest)
+    if not problems and not (manifest.part == VAL).any():
         division, source = _division(section), manifest.source(TRAIN)
         kept = manifest.fold if manifest.division == division.key else None
         manifest = replace(manifest, fold=divide(source, division, kept), division=division.key)
-        is_new = kept is None or (kept == UNASSIGNED).any()
+        is_new = listing is not None and (kept is None or (kept == UNASSIGNED).any())
         if is_new and (look is None or manifest.inspected.all()):  # otherwise it is kept with what is read
             manifest = _keep(manifest, place)
-    return (look(manifest, place) if look is not None else manifest), listing.problems
+    return (look(manifest, place) if look is not None else manifest), problems
 
 
 def _keep(manifest: Manifest, place: Path) -> Manifest:
@@ -113,7 +124,7 @@ def _keep(manifest: Manifest, place: Path) -> Manifest:
 
 
 def open_split(section: DataSection, split: Literal["train", "val", "all"]) -> tuple[Source, tuple[str, ...]]:
-    """Find one part of a folder, a list or a named set, with its notes: the same images as `open_data` gives.
+    """Find one part of a folder, of shards, of a list or of a named set, with its notes: the images of `open_data`.
 
     Args:
         section: Which; a root that has `val_split` alone will do for split "val".
@@ -124,14 +135,15 @@ def open_split(section: DataSection, split: Literal["train", "val", "all"]) -> t
     _check_settings(section)
     root = _root(section)
     if section.name is not None:
-        if split == "all":
-            source, val = open_named(section.name, root, section.download)
-            if val is not None:
-                raise ConfigError(
-                    f"evaluate.split all: {section.name} has a training and a test part; choose train or val"
-                )
-            return source, source.notes
-    elif section.list is not None and section.bad_files != "quarantine":
+        train, val = _open_set(section, needs_train=split != "val")
+        if split == "all" and val is not None:
+            raise ConfigError(f"evaluate.split all: {section.name} has a training and a test part; choose train or val")
+        if split != "all" and val is None and train is not None:
+            train, val = _divided(section, train)
+        source = val if split == "val" else train
+        assert source is not None
+        return source, source.notes
+    if section.list is not None and section.bad_files != "quarantine":
         # what needs no division is taken as it stands: a list may have rows to evaluate on alone
         listed = read_list(section)
         if split == "all" and listed.is_divided:
@@ -139,7 +151,7 @@ def open_split(section: DataSection, split: Literal["train", "val", "all"]) -> t
         source = listed.val if split == "val" else listed.train if split == "all" or listed.val is not None else None
         if source is not None:
             return source, source.notes
-    elif root is not None and section.bad_files != "quarantine":
+    elif root is not None and section.bad_files != "quarantine" and not has_shards(root):
         # what needs no division is not listed whole: a validation folder may lie alone
         train, val = find_splits(root, section.train_split, section.val_split)
         if split == "all" and root not in (train, val):
@@ -152,11 +164,30 @@ def open_split(section: DataSection, split: Literal["train", "val", "all"]) -> t
             raise DataError(
                 f"data.root {root}: has no {section.train_split}/; its folders: {few(visible_folders(root))}"
             )
+    elif split == "all" and root is not None and section.bad_files != "quarantine":
+        manifest, _ = open_manifest(section)
+        if (manifest.part == VAL).any():
+            raise ConfigError(f"evaluate.split all: {root} is divided into splits; choose train or val")
+        return manifest.source(TRAIN), manifest.notes
     elif split == "all":
         raise ConfigError("evaluate.split all: goes with data.root or data.list, not with data.bad_files=quarantine")
     data = open_data(section)
     chosen = data.train if split == "train" else data.val
     return chosen, chosen.notes
+
+
+def _open_set(section: DataSection, needs_train: bool = True) -> tuple[Source | None, Source | None]:
+    """Return the training and the validation images of a set with a name, None for what it does not have."""
+    assert section.name is not None
+    if is_hf(section.name):
+        return open_hf(section, needs_train)
+    return open_named(section.name, _root(section), section.download)
+
+
+def _divided(section: DataSection, source: Source) -> tuple[Source, Source]:
+    """Return the images to train on, and those held out."""
+    division = _division(section)
+    return held_out(source, division, divide(source, division))
 
 
 def _parts(manifest: Manifest, division: Division, quarantine: bool) -> tuple[Source, Source]:
@@ -185,24 +216,41 @@ def _parts(manifest: Manifest, division: Division, quarantine: bool) -> tuple[So
     return kept[0], kept[1]
 
 
+def _check_packed(section: DataSection, manifest: Manifest) -> None:
+    """Refuse settings that shards cannot follow, as what is in them was settled when they were packed."""
+    if section.manifest is not None and section.root is not None:
+        raise ConfigError(
+            f"data.manifest {section.manifest}: {manifest.root} holds shards, which have a list of their own; drop it"
+        )
+    train, val = manifest.folders
+    for key, folder in (("train_split", train), ("val_split", val if (manifest.part == VAL).any() else "")):
+        given = getattr(section, key)
+        if given not in (folder, folder or None, getattr(DataSection, key)):
+            raise ConfigError(
+                f"data.{key} is {given or 'null'}, and the shards of {manifest.root} were packed "
+                f"{f'with {folder}' if folder else 'without one'}; drop it, or pack the folder anew"
+            )
+
+
 def _check_settings(section: DataSection) -> None:
     name, root = section.name, section.root
-    if name is not None and name not in NAMED_SETS:
+    if name is not None and not is_hf(name) and name not in NAMED_SETS:
         known = ", ".join(NAMED_SETS)
-        raise ConfigError(f"data.name {name!r}: unknown{closest(name, NAMED_SETS)}; known sets: {known}")
+        raise ConfigError(
+            f"data.name {name!r}: unknown{closest(name, NAMED_SETS)}; known sets: {known}, and hf:OWNER/NAME"
+        )
     if name == "digits" and root is not None:
         raise ConfigError(
             f"data.root {root}: data.name is digits, which comes with scikit-learn and has no folder; for your own "
             "images add data.name=null, or name another recipe"
         )
-    for key in ("manifest", "list"):
-        if name is not None and getattr(section, key) is not None:
-            raise ConfigError(
-                f"data.{key} {getattr(section, key)}: is for images in files; data.name is {name}; add data.name=null"
-            )
+    if name is not None and section.manifest is not None:
+        raise ConfigError(f"data.manifest {section.manifest}: is for images in folders; data.name is {name}")
+    if name is not None and section.list is not None:
+        raise ConfigError(f"data.list {section.list}: is for images in files; data.name is {name}; add data.name=null")
     if name is None and root is None and section.manifest is None and section.list is None:
         raise ConfigError("data.root is not set; give the folder with your images, or data.name=digits")
-    if name not in (None, "digits") and root is None:
+    if name not in (None, "digits") and not is_hf(name) and root is None:
         raise ConfigError(
             f"data.root is not set; give the folder where {name} lies or, with data.download=true, will lie"
         )

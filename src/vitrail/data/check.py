@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from vitrail.data.inspection import Finding, Inspection, inspect
 from vitrail.data.loader import usable_cores
 from vitrail.data.manifest import FOUND, Manifest
+from vitrail.decoding import UnreadableImage
 from vitrail.display import Display
 from vitrail.errors import VitrailError
 
@@ -27,11 +28,13 @@ class _Files(Dataset[tuple[int, Inspection]]):
     manifest: Manifest
 
     def __getitem__(self, index: int) -> tuple[int, Inspection]:
-        path = self.manifest.path(index)
         try:
-            return index, inspect(path.name, path.read_bytes())
+            return index, inspect(self.manifest.path(index).name, self.manifest.read(index))
+        except UnreadableImage as error:
+            reason = str(error)
         except OSError as error:
-            return index, Inspection(Finding.UNREADABLE, error.strerror or type(error).__name__, 0, 0, 0, bytes(16), 0)
+            reason = error.strerror or type(error).__name__
+        return index, Inspection(Finding.UNREADABLE, reason, 0, 0, 0, bytes(16), 0)
 
 
 def check_images(manifest: Manifest, file: Path, display: Display, workers: int | None = None) -> Manifest:

@@ -14,6 +14,7 @@ from vitrail.balance import IMBALANCED
 from vitrail.data.inspection import FORMATS, Finding
 from vitrail.data.likeness import equal_groups, near_pairs
 from vitrail.data.manifest import VAL, Manifest
+from vitrail.errors import DataError
 from vitrail.transforms import Preprocess
 
 Severity = Literal["error", "warning", "note"]
@@ -113,6 +114,21 @@ def alarms(manifest: Manifest, held_out: NDArray[np.bool_]) -> list[Problem]:
     """Return what a training should not begin without having said, as far as it is found in seconds."""
     found = [*_unreadable(manifest), *_duplicates(manifest, held_out, near=False)]
     return [problem for problem in found if problem.severity == "error"]
+
+
+def refuse_unreadable(manifest: Manifest) -> None:
+    """Stop where an image cannot be read, for data.bad_files=error.
+
+    Raises:
+        DataError: With the first of them.
+    """
+    bad = np.flatnonzero(manifest.unreadable)
+    if len(bad):
+        first = int(bad[0])
+        raise DataError(
+            f"{manifest.path(first)}: cannot be read, {manifest.reason_of(first)}; so it is with {len(bad)} images in "
+            "all; repair or remove them, or set data.bad_files=quarantine to leave them out"
+        )
 
 
 def _of_images(severity: Severity, what: str, advice: str, chosen: NDArray[np.int64]) -> Problem:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vitrail.data.paths import Paths
+from vitrail.data.shards import INDEX
 from vitrail.data.sources import FileSource, few, printable
-from vitrail.errors import DataError, closest
+from vitrail.errors import ConfigError, DataError, closest
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"))
 SPLIT_WORDS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
+
+
+MARK = "vitrail-resized.json"
+"""The file by which a folder says that its pixels were changed."""
+CHANGED = "pixels were changed: "
 
 
 def find_splits(root: Path, train_split: str, val_split: str | None) -> tuple[Path | None, Path | None]:
@@ -61,6 +70,22 @@ def visible_folders(root: Path) -> list[str]:
         ) from None
     except OSError as error:
         raise DataError(f"data.root {root}: cannot be read ({error.strerror})") from error
+
+
+def left_out(root: Path, splits: Collection[str]) -> tuple[str, ...]:
+    """Return a note of the folders beside the splits, which are neither trained nor validated with."""
+    others = [] if "" in splits else [name for name in visible_folders(root) if name not in splits]
+    return (f"{root}: left out {few(others, 10)}, beside {' and '.join(dict.fromkeys(splits))}",) if others else ()
+
+
+def refuse_inside(root: Path, output: Path) -> None:
+    """Refuse to write among the images, where the next run would take it for a class.
+
+    Raises:
+        ConfigError: With what to change.
+    """
+    if output.resolve().is_relative_to(root.resolve()):
+        raise ConfigError(f"--output {output}: lies in data.root {root}, among the images; choose a folder beside it")
 
 
 def is_hidden(name: str) -> bool:
@@ -159,10 +184,11 @@ def scan(folder: Path, problems: list[str] | None = None) -> FileSource:
                 ignored.hidden.append(entry.name)
             elif entry.is_dir():
                 classes.append(entry.name)
-            else:
+            elif entry.name != MARK:
                 (loose if is_image(entry.name) else ignored.others).append(entry.name)
         ignored.loose += [] if not classes else loose
         found = [_images_below(str(folder), name, ignored, ()) for name in classes]
+        changed = changes(folder)
     except OSError as error:
         raise DataError(f"data.root {printable(folder)}: cannot be read ({error})") from error
     empty = [name for name, paths in zip(classes, found, strict=True) if not paths]
@@ -182,7 +208,35 @@ def scan(folder: Path, problems: list[str] | None = None) -> FileSource:
         labels=np.repeat(np.arange(len(classes), dtype=np.int32), [len(paths) for paths in found]),
         classes=tuple(printable(name) for name in classes),
         description=printable(folder),
-        notes=ignored.notes(folder),
+        notes=(*([_told(changed)] if changed else []), *ignored.notes(folder)),
+    )
+
+
+def changes(folder: Path) -> list[dict[str, Any]]:
+    """Return what `vitrail resize-data` did to the images of a folder, or of one that it lies in; the last comes last.
+
+    Raises:
+        DataError: It was changed, but cannot be told how.
+    """
+    folder = folder.resolve()
+    for place in (folder, *folder.parents):
+        if (place / MARK).is_file():
+            try:
+                found = json.loads((place / MARK).read_text(encoding="utf-8"))["changes"]
+                _told(found)
+            except (KeyError, TypeError, ValueError) as error:
+                raise DataError(
+                    f"{place / MARK}: is damaged, and it cannot be told how the images were changed; resize them anew"
+                ) from error
+            return found
+    return []
+
+
+def _told(changed: list[dict[str, Any]]) -> str:
+    return CHANGED + ", then ".join(
+        f"resized to a short side of {one['short_side']} ({one['filter']}, quality {one['quality']}) by `vitrail "
+        f"resize-data` from {one['from']}"
+        for one in changed
     )
 
 
@@ -229,6 +283,11 @@ def _no_images(folder: Path, classes: list[str], loose: list[str], ignored: _Ign
     if classes:
         known = few(EXTENSIONS, len(EXTENSIONS))
         return f"{where}: none of its {len(classes)} folders has images ({few(classes)}); known are {known}"
+    if tars := [name for name in ignored.others if name.endswith(".tar")]:
+        return (
+            f"{where}: holds tar files ({few(tars)}) and no {INDEX}, so it cannot be told what is in them; unpack them "
+            "into a folder for each class, which `vitrail pack` makes shards of"
+        )
     if ignored.hidden or ignored.others:
         what = ignored.hidden + ignored.others
         return f"{where}: has no class folders, only hidden files or files that are no images ({few(what)})"

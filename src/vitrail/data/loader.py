@@ -131,7 +131,7 @@ class ImageLoader(DataLoader[Any]):
             DataError: An image cannot be read and bad_files is not "skip". It is raised here, in the training process:
                 what a worker raises arrives wrapped in its traceback.
         """
-        for batch in super().__iter__():
+        for batch in self._batches():
             if batch.bad and self.bad_files != "skip":
                 name, reason = batch.bad[0]
                 more = f" (and {len(batch.bad) - 1} more in this batch)" if len(batch.bad) > 1 else ""
@@ -140,6 +140,13 @@ class ImageLoader(DataLoader[Any]):
                     "such images out"
                 )
             yield batch
+
+    def _batches(self) -> Iterator[Batch]:
+        try:
+            yield from super().__iter__()
+        except DataError as error:  # of the whole source; from a worker it comes with a traceback, its own words last
+            # less its frames: in torch's they hold the iterator in a circle, and its workers would not be told to end
+            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error.with_traceback(None)
 
 
 def build_train_loader(

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from vitrail.data.folders import Listing
 from vitrail.data.inspection import FORMATS, Finding
 from vitrail.data.paths import Paths
+from vitrail.data.shards import INDEX, Places, Shard, ShardSource
 from vitrail.data.sources import FileSource, count_classes, label_name, printable
 from vitrail.errors import DataError
 from vitrail.files import write_whole
@@ -41,6 +42,8 @@ FOUND = {
     "height": np.int32, "content": np.uint64, "picture": np.uint64,
 }  # fmt: skip
 """Columns that hold as long as the file does not change."""
+PACKED = {"shard": np.int32, "offset": np.int64}
+"""Columns of images in shards."""
 COLUMNS = {**LISTED, **KEPT, **FOUND}
 LABEL_SETS = "label_sets"
 
@@ -86,6 +89,8 @@ class Manifest:
     """(n, 2): equal for equal files."""
     picture: NDArray[np.uint64]
     """Near for pictures that are alike."""
+    packed: Places | None = None
+    """Where the images lie in the shards of the root, if they lie in no folders."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -119,8 +124,12 @@ class Manifest:
         return (before[part] + name for part, name in zip(self.part.tolist(), self.paths, strict=True))
 
     def path(self, index: int) -> Path:
-        """Return where an image is."""
+        """Return where an image is; those in shards are named as if their folder lay beside them."""
         return self.root / self.folders[self.part[index]] / self.paths.name(index)
+
+    def read(self, index: int) -> bytes:
+        """Return the bytes of an image's file; raises OSError or, of a shard, UnreadableImage."""
+        return self.path(index).read_bytes() if self.packed is None else self.packed.read(self.root, index)
 
     def name(self, index: int) -> str:
         """Return an image's name below the root, with bytes that are no text escaped."""
@@ -130,11 +139,13 @@ class Manifest:
         """Return the images of one folder, as they were listed."""
         chosen = self.part == part
         folder = self.root / self.folders[part]
-        whole = bool(chosen.all())
-        return FileSource(
-            folder, self.paths if whole else self.paths.take(chosen), self.label if whole else self.label[chosen],
-            self.classes, self.called[part] if self.called else printable(folder), self.notes, self.label_sets,
-        )  # fmt: skip
+        named = (self.called[part] if self.called else printable(folder), self.notes)
+        columns = (folder, self.paths, self.label, self.classes, *named, self.label_sets)
+        if self.packed is None:
+            source = FileSource(*columns)
+        else:
+            source = ShardSource(*columns, root=self.root, places=self.packed)
+        return source if chosen.all() else source.take(chosen, *named)
 
     def label_name(self, index: int) -> str:
         """Return the class of an image, or all of them."""
@@ -148,12 +159,23 @@ class Manifest:
         """Return why an image cannot be read."""
         return self.reasons[self.reason[index]] if self.reason[index] >= 0 else ""
 
+    def take(self, chosen: NDArray[np.bool_], note: str) -> Manifest:
+        """Return the manifest of a part of the images, with a note of what is left out."""
+        columns = {name: getattr(self, name)[chosen] for name in COLUMNS}
+        packed = None if self.packed is None else self.packed.take(chosen)
+        return replace(self, paths=self.paths.take(chosen), packed=packed, notes=(*self.notes, note), **columns)
+
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all.
 
         Raises:
             CheckpointError: The disk is full or the folder cannot be written.
         """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, self.encode(), "free space, or name another file with data.manifest=FILE")
+
+    def encode(self) -> bytes:
+        """Return the content of the file."""
         columns = {name: getattr(self, name) for name in COLUMNS}
         columns |= {"text": self.paths.text, "ends": self.paths.ends}
         columns |= {} if self.label_sets is None else {LABEL_SETS: self.label_sets}
@@ -168,10 +190,11 @@ class Manifest:
             "reasons": self.reasons,
             "formats": FORMATS,
         }
+        if self.packed is not None:
+            columns |= {name: getattr(self.packed, name) for name in PACKED}
+            about["shards"] = self.packed.shards
         arrays = {name: np.ascontiguousarray(column) for name, column in columns.items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        data = safetensors.numpy.save(arrays, {"vitrail-manifest": json.dumps(about)})
-        write_whole(path, data, "free space, or name another file with data.manifest=FILE")
+        return safetensors.numpy.save(arrays, {"vitrail-manifest": json.dumps(about)})
 
 
 def load_manifest(path: Path) -> Manifest:
@@ -180,7 +203,8 @@ def load_manifest(path: Path) -> Manifest:
     Raises:
         DataError: It is not there, no manifest, or damaged.
     """
-    advice = "make it anew with `vitrail check-data data.root=FOLDER data.manifest=FILE`"
+    how = "pack data.root=FOLDER" if path.name == INDEX else "check-data data.root=FOLDER data.manifest=FILE"
+    advice = f"make it anew with `vitrail {how}`"
     if not path.is_file():
         raise DataError(f"{path}: there is no such manifest; {advice}")
     try:
@@ -188,10 +212,13 @@ def load_manifest(path: Path) -> Manifest:
             about = json.loads((file.metadata() or {})["vitrail-manifest"])
             if about["format"] != FORMAT:
                 raise ValueError(f"of format {about['format']}, this vitrail reads format {FORMAT}")
-            columns = {name: file.get_tensor(name).numpy() for name in (*NAMES, *COLUMNS)}
-            if LABEL_SETS in file.keys():  # noqa: SIM118 (it is no mapping)
-                columns[LABEL_SETS] = file.get_tensor(LABEL_SETS).numpy()
+            shards = tuple(Shard(str(name), int(size), str(sha256)) for name, size, sha256 in about.get("shards", ()))
+            names = (*NAMES, *COLUMNS, *(PACKED if shards else ()), *({LABEL_SETS} & set(file.keys())))
+            columns = {name: file.get_tensor(name).numpy() for name in names}
         paths = Paths(columns.pop("text"), columns.pop("ends"))
+        packed = None
+        if shards:
+            packed = Places(shards, columns.pop("shard"), columns.pop("offset"), columns["bytes"])
         manifest = Manifest(
             root=Path(_decoded(about["root"])),
             folders=(_decoded(about["folders"][0]), _decoded(about["folders"][1])),
@@ -201,12 +228,28 @@ def load_manifest(path: Path) -> Manifest:
             called=tuple(about["called"]) if about.get("called") else None,
             reasons=tuple(about["reasons"]),
             paths=paths,
+            packed=packed,
             **columns,
         )
         _check(manifest, about["formats"])
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise DataError(f"{path}: is no manifest, or damaged ({' '.join(str(error).split())}); {advice}") from error
     return manifest
+
+
+def open_shards(root: Path, known: Manifest | None) -> Manifest:
+    """Return the manifest of the shards in a folder, with what was found in them since they were packed.
+
+    Raises:
+        DataError: The index is damaged; a shard is missing or has another length.
+    """
+    index = load_manifest(root / INDEX)
+    if index.packed is None:
+        raise DataError(f"{root / INDEX}: lists images in folders, not in shards; pack the folder anew")
+    index.packed.check_sizes(root)
+    if known is not None and known.packed is not None and known.packed.shards == index.packed.shards:
+        index = replace(index, reasons=known.reasons, **{name: getattr(known, name) for name in FOUND})
+    return replace(index, root=root)
 
 
 def _decoded(text: str) -> str:
@@ -237,6 +280,15 @@ def _check(manifest: Manifest, formats: list[str]) -> None:
             raise ValueError(f"its column {name} is out of range")
     if tuple(formats) != FORMATS:
         raise ValueError("its formats are others")
+    if (places := manifest.packed) is not None:
+        for name, dtype in PACKED.items():
+            if getattr(places, name).shape != (n,) or getattr(places, name).dtype != dtype:
+                raise ValueError(f"its column {name} does not fit")
+        if n and not (places.shard.min() >= 0 and places.shard.max() < len(places.shards)):
+            raise ValueError("its column shard is out of range")
+        sizes = np.array([shard.bytes for shard in places.shards])[places.shard]
+        if ((places.offset < 0) | (places.bytes < 0) | (places.offset + places.bytes > sizes)).any():
+            raise ValueError("its column offset is out of range")
 
 
 def list_images(listing: Listing, known: Manifest | None) -> Manifest:

@@ -32,6 +32,29 @@ def epoch_order(n: int, seed: int, epoch: int, repeats: int = 1) -> NDArray[np.i
     return _repeated(images, np.zeros_like(images), repeats)[:n]
 
 
+def window_order(groups: NDArray[np.int64], window: int, seed: int, epoch: int, repeats: int = 1) -> NDArray[np.int64]:
+    """Return (index, copy) of each of the n samples of an epoch in which images stored together come near each other.
+
+    The groups are put in a random row, and each image then moves back by a random number of places below `window`. So
+    each comes once, and at any time those that are read are of groups that lie within one window.
+
+    Args:
+        groups: That each image is stored in.
+        window: Images.
+        seed: Of the run.
+        epoch: From 0.
+        repeats: Copies of each image in a row, as for `epoch_order`.
+    """
+    stored, group, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    raw = _raw(len(stored) + len(groups), seed, epoch)
+    row = np.argsort(raw[: len(stored)], kind="stable")
+    starts = np.empty_like(counts)
+    starts[row] = np.cumsum(counts[row]) - counts[row]
+    moved = (raw[len(stored) :] >> np.uint64(32)) * np.uint64(window) >> np.uint64(32)
+    images = np.lexsort((raw[len(stored) :], starts[group] + moved.astype(np.int64)))[: -(-len(groups) // repeats)]
+    return _repeated(images, np.zeros_like(images), repeats)[: len(groups)]
+
+
 def class_shares(counts: NDArray[np.int64], sampler: Literal["natural", "balanced", "sqrt"]) -> list[int]:
     """Return how often each class is drawn, as whole numbers in that proportion.
 
@@ -129,6 +152,8 @@ class BatchSampler:
         repeats: Copies of each image, see `epoch_order`.
         labels: Of each image, where classes are drawn by `shares`.
         shares: Of each class, see `class_order`; None sees each image once an epoch.
+        groups: That images are stored in, where they are to be read in windows, see `window_order`.
+        window: Images.
     """
 
     def __init__(
@@ -143,6 +168,8 @@ class BatchSampler:
         repeats: int = 1,
         labels: NDArray[np.int32] | None = None,
         shares: Sequence[int] | None = None,
+        groups: NDArray[np.int64] | None = None,
+        window: int = 1,
     ) -> None:
         parts = world * accumulate
         if batch_size < 1 or batch_size % parts:
@@ -161,7 +188,7 @@ class BatchSampler:
             )
         self.n, self.batch_size, self.seed, self.repeats = n, batch_size, seed, repeats
         self.rank, self.world, self.accumulate = rank, world, accumulate
-        self.labels, self.shares = labels, shares
+        self.labels, self.shares, self.groups, self.window = labels, shares, groups, window
         self.epoch = 0
         self.first_step = 0
         """Steps of the epoch that are already done."""
@@ -177,7 +204,9 @@ class BatchSampler:
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         epoch = self.epoch
-        if self.labels is None or self.shares is None:
+        if self.groups is not None:
+            order = window_order(self.groups, self.window, self.seed, epoch, self.repeats)
+        elif self.labels is None or self.shares is None:
             order = epoch_order(self.n, self.seed, epoch, self.repeats)
         else:
             order = class_order(self.labels, self.shares, self.seed, epoch, self.repeats)

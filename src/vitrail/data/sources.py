@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -111,10 +111,10 @@ class FileSource:
         """Yield the relative paths."""
         return iter(self.paths)
 
-    def take(self, chosen: NDArray[np.bool_], description: str, notes: tuple[str, ...]) -> FileSource:
+    def take(self, chosen: NDArray[np.bool_], description: str, notes: tuple[str, ...]) -> Self:
         """Return a part of the files."""
-        return FileSource(
-            self.folder, self.paths.take(chosen), self.labels[chosen], self.classes, description, notes, self.label_sets
+        return replace(
+            self, paths=self.paths.take(chosen), labels=self.labels[chosen], description=description, notes=notes
         )
 
     def example(self, folder: Path) -> str:

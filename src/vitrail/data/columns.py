@@ -1,0 +1,146 @@
+"""Which columns of a table hold images and labels, and what the labels are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitrail.data.sources import few
+from vitrail.errors import ConfigError, DataError, closest
+
+LABEL_NAMES = ("label", "labels", "fine_label", "class", "category", "target")
+"""Columns of names or numbers that are taken for labels where none is declared to be."""
+
+
+def find_columns(
+    features: Mapping[str, Any], where: str, image_column: str | None, label_column: str | None
+) -> tuple[str, str]:
+    """Return the columns of images and of labels, given or the only ones that can be.
+
+    Args:
+        features: Type of each column, as `datasets` has them.
+        where: The data set, for errors.
+        image_column: As `data.image_column`.
+        label_column: As `data.label_column`.
+
+    Raises:
+        ConfigError: There is none, there are several, or the one that is given is no such column.
+    """
+    columns = ", ".join(f"{name} ({_described(feature)})" for name, feature in features.items())
+
+    def find(what: str, setting: str, given: str | None, kinds: list[Callable[[str, Any], bool]]) -> str:
+        if given is not None:
+            if given not in features:
+                raise ConfigError(
+                    f"data.{setting} {given!r}: {where} has no such column{closest(given, features) or ';'} "
+                    f"its columns: {columns}"
+                )
+            if not any(is_kind(given, features[given]) for is_kind in kinds):
+                raise ConfigError(f"data.{setting} {given!r}: {where} has no {what} there; its columns: {columns}")
+            return given
+        for is_kind in kinds:
+            found = [name for name, feature in features.items() if is_kind(name, feature)]
+            if len(found) == 1:
+                return found[0]
+            if found:
+                raise ConfigError(
+                    f"{where}: {' and '.join(found)} could all be the column of {what}; set data.{setting} to one of "
+                    f"them; its columns: {columns}"
+                )
+        raise ConfigError(f"{where}: no column can be told to hold {what}; set data.{setting}; its columns: {columns}")
+
+    images = [
+        lambda _, feature: _type(feature) == "Image",
+        lambda _, feature: isinstance(feature, Mapping) and "bytes" in feature,
+        lambda _, feature: _dtype(feature) in ("binary", "large_binary"),
+    ]
+    labels = [
+        lambda _, feature: _type(feature) == "ClassLabel",
+        lambda name, feature: name in LABEL_NAMES and _is_name_or_number(feature),
+    ]
+    if label_column is not None:
+        labels.append(lambda _, feature: _is_name_or_number(feature))
+    return find("images", "image_column", image_column, images), find("labels", "label_column", label_column, labels)
+
+
+def class_names(feature: Any, values: Any) -> tuple[str, ...]:
+    """Return the names of a column's classes: as they are declared, or else its different values in order.
+
+    Args:
+        feature: Type of the column, as `datasets` has it.
+        values: The column, as an Arrow array.
+    """
+    if _type(feature) == "ClassLabel":
+        return tuple(feature.names)
+    return tuple(map(str, sorted(value for value in values.unique().to_pylist() if not _is_missing(value))))
+
+
+def read_labels(feature: Any, values: Any, classes: tuple[str, ...], where: str) -> NDArray[np.int32]:
+    """Return each row's class.
+
+    Args:
+        feature: Type of the column, as `datasets` has it.
+        values: The column, as an Arrow array.
+        classes: As `class_names` gives them.
+        where: Data set, split and column, for errors.
+
+    Raises:
+        DataError: Rows have no label, or one that is no class.
+    """
+    encoded = values.dictionary_encode().unify_dictionaries()
+    known: list[Any] = encoded.chunk(0).dictionary.to_pylist() if encoded.num_chunks else []
+    number = {name: index for index, name in enumerate(classes)}
+    by_number = _type(feature) == "ClassLabel"
+    found, strange = np.full(len(known) + 1, -1, np.int32), []
+    for place, value in enumerate(known):
+        if _is_missing(value):
+            continue
+        if by_number and isinstance(value, int):
+            found[place] = value if value < len(classes) else -1
+        else:
+            found[place] = number.get(str(value), -1)
+        if found[place] < 0:
+            strange.append(str(value))
+    if strange:
+        raise DataError(f"{where}: has {len(strange)} labels that are no class of the training images: {few(strange)}")
+    codes = [chunk.indices.fill_null(len(known)).to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
+    labels = found[np.concatenate(codes)] if codes else found[:0]
+    missing = int((labels < 0).sum())
+    if missing:
+        raise DataError(
+            f"{where}: {missing:,} of {len(labels):,} rows have no label (-1 or null), as test sets often do; name "
+            "another split"
+        )
+    return labels
+
+
+def are_numbers(feature: Any) -> bool:
+    """Say whether a column's labels are numbers that nothing gives names to."""
+    return str(_dtype(feature)).startswith(("int", "uint"))
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, int) and value < 0)
+
+
+def _is_name_or_number(feature: Any) -> bool:
+    return _dtype(feature) in ("string", "large_string") or are_numbers(feature)
+
+
+def _described(feature: Any) -> str:
+    if _type(feature) == "ClassLabel":
+        return f"ClassLabel of {feature.num_classes}"
+    if isinstance(feature, Mapping):
+        return f"struct of {', '.join(feature)}"
+    return _dtype(feature) if _type(feature) == "Value" else _type(feature)
+
+
+def _type(feature: Any) -> str:
+    return type(feature).__name__
+
+
+def _dtype(feature: Any) -> Any:
+    return feature.dtype if _type(feature) == "Value" else None

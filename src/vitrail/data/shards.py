@@ -1,0 +1,145 @@
+"""Images in tar shards, each read where it lies: the same ones in the same order as in their folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitrail.data.sources import FileSource
+from vitrail.decoding import UnreadableImage
+from vitrail.errors import DataError
+
+INDEX = "vitrail-index.safetensors"
+"""The manifest that lies beside shards and makes them a data set."""
+OPEN_FILES = 128
+"""Shards that a process keeps open: systems allow 256 files and more."""
+
+
+def has_shards(root: Path) -> bool:
+    """Say whether a folder holds shards rather than folders of images."""
+    try:
+        return (root / INDEX).is_file()
+    except OSError:  # it may not be looked at, and listing it will say why
+        return False
+
+
+class Shard(NamedTuple):
+    """A tar file, as it was written."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where images lie in shards, as columns that processes share."""
+
+    shards: tuple[Shard, ...]
+    shard: NDArray[np.int32]
+    offset: NDArray[np.int64]
+    bytes: NDArray[np.int64]
+
+    def read(self, root: Path, index: int) -> bytes:
+        """Read an image's file, without a look at the rest of its shard.
+
+        Raises:
+            UnreadableImage: Its shard is not there, or too short.
+        """
+        shard, size = self.shards[self.shard[index]], int(self.bytes[index])
+        try:
+            data = os.pread(_opened(root / shard.name, shard.sha256).number, size, int(self.offset[index]))
+        except OSError as error:
+            raise UnreadableImage(f"its shard {shard.name}: {error.strerror}") from error
+        if len(data) < size:
+            raise UnreadableImage(f"its shard {shard.name} is cut off")
+        return data
+
+    def take(self, chosen: NDArray[np.bool_]) -> Places:
+        """Return those of a part of the images."""
+        return Places(self.shards, self.shard[chosen], self.offset[chosen], self.bytes[chosen])
+
+    def check_sizes(self, root: Path) -> None:
+        """Look whether all shards are there, in full length.
+
+        Raises:
+            DataError: With the first that is not.
+        """
+        for shard in self.shards:
+            try:
+                size = (root / shard.name).stat().st_size
+            except OSError as error:
+                wrong = f"cannot be opened ({error.strerror})"
+            else:
+                if size == shard.bytes:
+                    continue
+                wrong = f"has {size:,} bytes, where {INDEX} says {shard.bytes:,}"
+            raise DataError(f"{root / shard.name}: {wrong}; copy the shards again, or pack the folder anew")
+
+    def verify(self, root: Path, advance: Callable[[], None]) -> Iterator[str]:
+        """Read all shards, and yield a line for each that is not what was written; call `advance` after each."""
+
+        def wrong(shard: Shard) -> str:
+            try:
+                with (root / shard.name).open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                return f"cannot be read ({error.strerror})"
+            return "" if found == shard.sha256 else "is not as it was packed, by its SHA-256"
+
+        with ThreadPoolExecutor() as pool:
+            for shard, reason in zip(self.shards, pool.map(wrong, self.shards), strict=True):
+                advance()
+                if reason:
+                    yield f"{shard.name} {reason}; copy it again, or pack the folder anew"
+
+
+class _File:
+    """A file that stays open until nobody holds it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+
+@lru_cache(OPEN_FILES)
+def _opened(path: Path, content: str) -> _File:
+    """Open a shard; one packed anew under the same name has other content, and is another.
+
+    Processes that fork may share it, as nobody reads from where another stopped.
+    """
+    return _File(os.open(path, os.O_RDONLY))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ShardSource(FileSource):
+    """The files of one folder, read from shards. They are named as if the folder lay among the shards."""
+
+    root: Path
+    """Of the shards."""
+    places: Places
+
+    def encoded(self, index: int) -> bytes:
+        """Read a file."""
+        return self.places.read(self.root, index)
+
+    def take(self, chosen: NDArray[np.bool_], description: str, notes: tuple[str, ...]) -> Self:
+        """Return a part of the files."""
+        return replace(super().take(chosen, description, notes), places=self.places.take(chosen))
+
+    def example(self, folder: Path) -> str:
+        """Write the first image as a file."""
+        path = folder / self.path(0).name
+        path.write_bytes(self.encoded(0))
+        return str(path)
