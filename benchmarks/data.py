@@ -41,6 +41,7 @@ from vitrail.data.sources import Source
 from vitrail.decoding import DECODER, decode
 from vitrail.engine import keep_freed_memory
 from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD
+from vitrail.pixels import RGB
 from vitrail.transforms import TrainView, normalise, sample_key
 
 POLICY = "rand-m9-mstd0.5-inc1"
@@ -155,7 +156,7 @@ def loaders(folder: Path, source: Source) -> dict[tuple[str, str], Callable[[], 
     for name, policy, probability in (("loader, light", None, 0.0), ("loader, full", POLICY, ERASE)):
         sampler = BatchSampler(len(source), BATCH, 0)
         view = TrainView(size=(224, 224), interpolation="bicubic", auto_augment=policy)
-        loader = build_train_loader(source, view, "ignore", sampler, seed=0, workers=WORKERS)
+        loader = build_train_loader(source, view, RGB, sampler, seed=0, workers=WORKERS)
         rows[name, "vitrail"] = partial(run_ours, loader, sampler, probability)
         for whose, prefetcher in (("timm", False), ("timm, prefetcher", True)):
             theirs = create_loader(

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import cyclopts
+import numpy as np
 from mutations import damaged
 from PIL import Image
 from side_by_side import publish
@@ -32,7 +33,7 @@ from vitrail.data.loader import build_eval_loader
 from vitrail.display import Quiet
 from vitrail.transforms import Preprocess
 
-FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "TIFF": "tif", "BMP": "bmp"}
+FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "TIFF": "tif", "BMP": "bmp", "NPY": "npy"}
 SIZES = ((160, 107), (64, 48))
 
 
@@ -42,8 +43,8 @@ def originals(form: str) -> list[bytes]:
     found = []
     for pixels in photos.images:
         for size in SIZES:
-            buffer = io.BytesIO()
-            Image.fromarray(pixels).resize(size).save(buffer, form)
+            buffer, image = io.BytesIO(), Image.fromarray(pixels).resize(size)
+            np.save(buffer, np.asarray(image)) if form == "NPY" else image.save(buffer, form)
             found.append(buffer.getvalue())
     return found
 

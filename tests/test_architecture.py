@@ -12,6 +12,8 @@ import vitrail
 PACKAGE = Path(vitrail.__file__).parent
 LAYERS = [
     {"errors", "wire"},
+    {"pixels"},
+    {"arrays"},
     {
         "ckpt",
         "config",
@@ -138,6 +140,7 @@ def test_only_the_command_line_imports_our_modules_inside_functions(name: str) -
         ("jinja2", {"page"}),
         ("torchvision", {"data.named_sets", "transforms"}),
         ("torchcodec", {"decoding"}),
+        ("tifffile", {"arrays"}),
         ("timm", {"adapt", "imagenet", "timm", "transforms", "state", "job", "models.layers"}),
         ("huggingface_hub", {"hub", "weight_file"}),
         ("datasets", {"data.hf"}),

@@ -85,7 +85,10 @@ def test_bad_input_to_train_is_one_line_and_writes_nothing(
         (["train", "x" * 5000], "File name too long; choose another path"),
         (["evaluate", "x" * 5000], "File name too long; choose another path"),
         (["evaluate", "gone.safetensors", "--json", "/"], "--json /: cannot be written; choose another file"),
-        (["train", "model.options.in_channels=1"], "model.options.in_channels: is not an option; images are read with"),
+        (
+            ["train", "model.options.in_channels=1"],
+            "model.options.in_channels: is not an option; it follows",
+        ),
         (["predict", "gone.safetensors", "a.jpg", "preprocess.crop=7"], "preprocess.crop is 7.0"),
         (["predict", "gone.safetensors", "a.jpg", "--format", "xml"], "xml"),
         (["models", "resnet*"], "no model matches 'resnet*'"),

@@ -265,7 +265,7 @@ def test_a_section_that_is_not_a_mapping_is_told_what_to_write() -> None:
         ("optim.betas=[0.9]", "'[0.9]'; it must be a list of 2 numbers such as [0.5, 0.5]"),
         ("optim.betas=[0.9, 0.9, 0.9]", "'[0.9, 0.9, 0.9]'; it must be a list of 2 numbers such as [0.5, 0.5]"),
         ("optim.betas=[0.9, high]", "'[0.9, high]'; it must be a number"),
-        ("preprocess.mean=[0.5, 0.5]", "'[0.5, 0.5]'; it must be a list of 3 numbers such as [0.5, 0.5, 0.5], or null"),
+        ("preprocess.mean=0.5", "'0.5'; it must be a list such as [number], or null"),
         ("model.image_size=large", "'large'; it must be a whole number, or a list of 2 numbers, or null"),
         ("model.image_size=[224]", "'[224]'; it must be a whole number, or a list of 2 numbers, or null"),
         ("model.options=3", "'3'; it must be a mapping of names to values"),

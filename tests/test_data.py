@@ -23,6 +23,7 @@ from vitrail.config import DataSection
 from vitrail.data.loader import build_eval_loader, build_train_loader, default_workers
 from vitrail.data.sampling import BatchSampler, class_order, class_shares, epoch_order
 from vitrail.errors import ConfigError, DataError
+from vitrail.pixels import RGB
 from vitrail.transforms import Preprocess, TrainView, sample_key
 
 
@@ -81,7 +82,7 @@ def test_a_root_with_splits_is_read_in_order(folder):
     assert data.val.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert data.train.description == f"{folder}/train"
     assert data.train.example(folder) == f"{folder}/train/ant/0.jpg"
-    assert data.train.image(9, "ignore").shape == (3, 10, 16)
+    assert data.train.image(9, RGB).shape == (3, 10, 16)
 
 
 def test_other_split_names_deep_folders_and_upper_case_suffixes(tmp_path):
@@ -111,7 +112,7 @@ def test_file_names_of_any_bytes_are_read(tmp_path):
     (root / "train/a/1.png").rename(os.fsdecode(os.fsencode(root / "train/a") + b"/\xff caf\xc3\xa9.png"))
     data = opened(root)
     assert data.train.name(0) == f"{root}/train/a/\\udcff caf\u00e9.png"
-    assert data.train.image(0, "ignore").shape == (3, 10, 12)
+    assert data.train.image(0, RGB).shape == (3, 10, 12)
 
 
 def test_links_are_followed_but_not_in_circles(folder, tmp_path):
@@ -321,7 +322,7 @@ def test_digits_need_no_folder_and_are_divided(tmp_path):
     assert data.classes == tuple("0123456789")
     assert data.val.description == "digits, held-out part"
     assert data.train.name(1) == "digits/00001"
-    image = data.train.image(0, "ignore")
+    image = data.train.image(0, RGB)
     assert image.shape == (3, 8, 8)
     assert image.max() == 239
     assert torch.equal(image[0], image[2])
@@ -375,7 +376,7 @@ def test_fashion_mnist_files_are_read(tmp_path):
     assert data.classes[0] == "T-shirt/top"
     assert data.train.labels.tolist() == [0, 1, 2, 3, 4, 5]
     assert data.val.name(2) == "fashion-mnist/test/00002"
-    assert data.train.image(0, "ignore")[:, 0, 5].tolist() == [5, 5, 5]
+    assert data.train.image(0, RGB)[:, 0, 5].tolist() == [5, 5, 5]
     with pytest.raises(
         ConfigError, match=r"^evaluate.split all: fashion-mnist has a training and a test part; choose train or val$"
     ):
@@ -392,7 +393,7 @@ def test_oxford_pets_files_are_read(tmp_path):
     assert data.classes == ("Abyssinian", "Beagle")
     assert data.val.labels.tolist() == [0, 1]
     assert data.val.name(1) == f"{root}/images/beagle_3.jpg"
-    assert data.val.image(1, "ignore").shape == (3, 10, 14)
+    assert data.val.image(1, RGB).shape == (3, 10, 14)
 
 
 # Order
@@ -544,7 +545,7 @@ PREPROCESS = Preprocess(size=(16, 16))
 
 def train_batches(source, workers: int, epochs: int = 2, **options) -> list:
     sampler = BatchSampler(len(source), 6, 3, **options)
-    loader = build_train_loader(source, VIEW, "ignore", sampler, seed=3, workers=workers)
+    loader = build_train_loader(source, VIEW, RGB, sampler, seed=3, workers=workers)
     batches = []
     for epoch in range(epochs):
         sampler.epoch = epoch
@@ -571,7 +572,7 @@ def test_training_batches_are_the_same_for_any_number_of_workers(folder):
     assert [first.labels.dtype, first.indices.dtype, first.keys.dtype] == [torch.int64] * 3
     assert first.labels.tolist() == source.labels[first.indices].tolist()
     assert first.keys.tolist() == [sample_key(3, 0, index) for index in first.indices.tolist()]
-    assert torch.equal(first.images[0], VIEW.view(source.image(int(first.indices[0]), "ignore"), int(first.keys[0])))
+    assert torch.equal(first.images[0], VIEW.view(source.image(int(first.indices[0]), RGB), int(first.keys[0])))
     for workers in (1, 2):
         assert same(train_batches(source, workers), alone)
     assert torch.equal(torch.get_rng_state(), state)
@@ -589,7 +590,7 @@ def test_a_stopped_epoch_can_be_taken_up_and_the_next_one_is_whole(folder):
     source = opened(folder).train
     alone = train_batches(source, 0)
     sampler = BatchSampler(len(source), 6, 3)
-    loader = build_train_loader(source, VIEW, "ignore", sampler, seed=3, workers=2)
+    loader = build_train_loader(source, VIEW, RGB, sampler, seed=3, workers=2)
     batches = iter(loader)
     begun = [next(batches), next(batches)]
     sampler.first_step = 2
@@ -610,7 +611,7 @@ def test_evaluation_reads_every_image_once(folder):
             batches = torch.arange(24).split(4)
             assert indices == [torch.cat(batches[rank::world]).tolist() for rank in range(world)]
     batch = next(iter(build_eval_loader(source, PREPROCESS, batch_size=24, workers=0)))
-    assert torch.equal(batch.images[7], PREPROCESS.view(source.image(7, "ignore")))
+    assert torch.equal(batch.images[7], PREPROCESS.view(source.image(7, RGB)))
     assert batch.labels.tolist() == source.labels.tolist()
     assert batch.keys.sum() == 0
 
@@ -648,7 +649,7 @@ def test_unreadable_files_can_stop_the_run_with_one_line(broken, workers):
     source = opened(broken).train
     sampler = BatchSampler(24, 24, 0)
     loaders = [
-        build_train_loader(source, VIEW, "ignore", sampler, seed=0, workers=workers, bad_files="error"),
+        build_train_loader(source, VIEW, RGB, sampler, seed=0, workers=workers, bad_files="error"),
         build_eval_loader(source, PREPROCESS, batch_size=24, workers=workers, bad_files="error"),
     ]
     line = (

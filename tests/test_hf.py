@@ -29,6 +29,7 @@ from vitrail.data.sources import FileSource
 from vitrail.errors import ConfigError, DataError, MissingExtra, Stopped
 from vitrail.evaluate import evaluate, inherited_data
 from vitrail.loading import open_model
+from vitrail.pixels import RGB
 from vitrail.start import begin
 from vitrail.train import train
 from vitrail.transforms import Preprocess, TrainView
@@ -90,7 +91,7 @@ def test_the_images_are_those_of_the_folder(parquet: Path, image_folder: Path, s
         assert np.array_equal(ours.labels, theirs.labels)
         assert list(ours.identities()) == list(theirs.identities())
         for index in range(len(theirs)):
-            assert torch.equal(ours.image(index, "ignore"), theirs.image(index, "ignore"))
+            assert torch.equal(ours.image(index, RGB), theirs.image(index, RGB))
     assert ours.name(5) == f"hf:{parquet} validation[5] green/green_1.jpg"
     example = Path(ours.example(image_folder))
     assert example.name == "row-00000.jpeg"
@@ -191,7 +192,7 @@ def read_epoch(train: RowSource, workers: int) -> list[int]:
         color_jitter=None, mean=(0.5, 0.5, 0.5),
     )  # fmt: skip
     sampler = BatchSampler(len(train), 4, 0, groups=groups_of(train), window=6)
-    loader = build_train_loader(train, view, "ignore", sampler, seed=0, workers=workers)
+    loader = build_train_loader(train, view, RGB, sampler, seed=0, workers=workers)
     return [index for batch in loader for index in batch.indices.tolist()]
 
 
@@ -276,7 +277,7 @@ def test_paths_alone_are_read_where_the_files_are_there(parquet: Path, image_fol
         row["image"] = {"bytes": None, "path": str(image_folder / "val" / row["image"]["path"])}
     write(file, rows)
     _, val = opened(parquet)
-    assert torch.equal(val.image(3, "ignore"), opened(parquet)[1].image(3, "ignore"))
+    assert torch.equal(val.image(3, RGB), opened(parquet)[1].image(3, RGB))
     (image_folder / "val" / "blue" / "blue_0.jpg").unlink()
     with pytest.raises(DataError, match=r"validation\[0\] .*the row has the path of an image and not its bytes"):
         opened(parquet)
@@ -353,7 +354,7 @@ def test_columns_without_declared_types_are_found_and_their_classes_named(parque
     assert train.labels.tolist() == [2] * 8 + [0] * 8 + [1] * 8
     assert list(train.identities())[:2] == [b"#0", b"#1"]
     assert train.name(1) == f"hf:{parquet} train[1]"
-    assert train.image(1, "ignore").shape == (3, 32, 40)
+    assert train.image(1, RGB).shape == (3, 32, 40)
 
 
 def test_numbers_are_names_which_is_told_and_copies_of_a_name_stay_apart(parquet: Path) -> None:

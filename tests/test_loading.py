@@ -516,7 +516,10 @@ def test_stem_is_adapted_to_other_channels_by_a_rule(name: str, channels: int, t
     project = EXAMPLES[name][0]
     path = save(tmp_path / "a.pth", theirs(model.state_dict(), project, name))
     found = opened(path, name, options={"in_channels": channels})
-    assert found.build().preprocess is None
+    read, usual = found.build().preprocess, opened(path, name).record.preprocess
+    assert read.channels == channels == len(read.mean) == len(read.std)
+    assert read.mean == ((sum(usual.mean) / 3,) if channels == 1 else (0.5,) * channels)
+    assert f"for {channels} channel{'s' * (channels > 1)}, pixels are normalised by mean" in found.account.notes[-1]
     gray = torch.randn(2, 1, 32, 32)
     logits = found.build()(gray.expand(-1, channels, -1, -1))
     assert logits.shape == (2, 7)
@@ -529,7 +532,7 @@ def test_stem_is_adapted_to_other_channels_by_a_rule(name: str, channels: int, t
 
 def test_other_channels_than_three_are_not_adapted_again(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pth", tiny("twins_svt_small", in_channels=4).state_dict())
-    with pytest.raises(CheckpointError, match="was made for 4 channels; only weights for 3 can be adapted"):
+    with pytest.raises(CheckpointError, match="was made for 4 channels, and only weights for 3 can be adapted"):
         opened(path, "twins_svt_small", options={"in_channels": 1})
 
 

@@ -25,6 +25,7 @@ from vitrail.errors import CheckpointError, DataError, Interrupted
 from vitrail.evaluate import evaluate
 from vitrail.job import build_job
 from vitrail.pack import pack
+from vitrail.pixels import PixelFormat
 from vitrail.resize_data import Resized, resize_data
 from vitrail.stop import Stop
 
@@ -98,7 +99,7 @@ def test_pixels_are_those_of_an_antialiased_filter(ending: str, options: dict, m
     stored = (folder / f"x.{ending}").read_bytes()
     assert resized(tmp_path / "set", tmp_path / "small").resized == 1
     data = (tmp_path / "small" / "a" / f"x.{ending}").read_bytes()
-    before, after = read_header(io.BytesIO(stored)), read_header(io.BytesIO(data))
+    before, after = read_header(stored), read_header(data)
     assert (after.format, after.mode) == (before.format, before.mode)
     expected = image.convert("RGB").resize((36, 24), Image.Resampling.LANCZOS)
     difference = np.abs(decode(data).permute(1, 2, 0).numpy().astype(int) - np.asarray(expected)).mean()
@@ -121,7 +122,7 @@ def test_orientation_and_colour_profile_stay(tmp_path: Path) -> None:
         assert dict(image.getexif()) == {0x0112: 6}, name
         assert image.size == (36, 24)
         assert image.info.get("icc_profile") == (None if name == "first.jpg" else profile)
-        assert decode(data, "apply").shape == (3, 36, 24)
+        assert decode(data, PixelFormat(exif="apply")).shape == (3, 36, 24)
 
 
 def test_what_is_small_or_odd_is_copied_and_counted(tmp_path: Path) -> None:

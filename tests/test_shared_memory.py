@@ -13,6 +13,7 @@ from vitrail.data.loader import build_train_loader
 from vitrail.data.paths import Paths
 from vitrail.data.sampling import BatchSampler
 from vitrail.data.sources import FileSource
+from vitrail.pixels import RGB
 from vitrail.transforms import TrainView
 
 IMAGES, EPOCHS, STEPS = 400_000, 3, 5
@@ -42,7 +43,7 @@ def growth_mb(folder: Path, paths: Paths) -> float:
     """Return how much memory of their own two workers take from the first epoch to the last."""
     source = FileSource(folder, paths, np.resize(np.array([0, 1], np.int32), IMAGES), ("a", "b"), "many images")
     sampler = BatchSampler(IMAGES, 256, seed=0)
-    loader = build_train_loader(source, TrainView(size=(8, 8)), "ignore", sampler, seed=0, workers=2)
+    loader = build_train_loader(source, TrainView(size=(8, 8)), RGB, sampler, seed=0, workers=2)
     seen = []
     for epoch in range(EPOCHS):
         sampler.epoch, sampler.first_step = epoch, sampler.steps - STEPS

@@ -19,6 +19,7 @@ from timm.data.transforms_factory import create_transform
 from vitrail import decoding
 from vitrail.decoding import UnreadableImage, decode, to_pixels
 from vitrail.errors import ConfigError, DataError
+from vitrail.pixels import PixelFormat
 from vitrail.transforms import Preprocess, TrainView, normalise, sample_key
 
 
@@ -148,8 +149,8 @@ def test_exif_orientation_turns_the_image_only_when_asked(form, orientation):
     upright = pillow_pixels(data)
     turned = {1: upright, 3: upright.flip(1, 2), 6: upright.transpose(1, 2).flip(2)}[orientation]
     assert torch.equal(decode(data), upright)
-    assert torch.equal(decode(data, "apply"), turned)
-    assert torch.equal(to_pixels(Image.open(io.BytesIO(data)), "apply"), turned)
+    assert torch.equal(decode(data, PixelFormat(exif="apply")), turned)
+    assert torch.equal(to_pixels(Image.open(io.BytesIO(data)), PixelFormat(exif="apply")), turned)
 
 
 def test_a_tiff_is_turned_always_and_once_as_pillow_does():
@@ -157,13 +158,13 @@ def test_a_tiff_is_turned_always_and_once_as_pillow_does():
     exif[decoding.ORIENTATION] = 6
     data = encode(photo(), "TIFF", exif=exif)
     for choice in ("ignore", "apply"):
-        assert torch.equal(decode(data, choice), to_pixels(photo()).transpose(1, 2).flip(2))
+        assert torch.equal(decode(data, PixelFormat(exif=choice)), to_pixels(photo()).transpose(1, 2).flip(2))
 
 
 def test_broken_exif_leaves_the_pixels_readable():
     data = encode(photo(), "JPEG", exif=b"Exif\0\0XX*\0\x08\0\0\0\xff\xff")
     for exif in ("ignore", "apply"):
-        assert torch.equal(decode(data, exif), pillow_pixels(encode(photo(), "JPEG")))
+        assert torch.equal(decode(data, PixelFormat(exif=exif)), pillow_pixels(encode(photo(), "JPEG")))
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -274,7 +275,7 @@ def test_preprocess_names_what_is_wrong():
     problems = [
         ({"size": (0, 8)}, "size is (0, 8); it must be a positive height and width"),
         ({"crop": 1.5}, "crop is 1.5; it must be above 0 and at most 1"),
-        ({"std": (0.0, 1.0, 1.0)}, "each must have 3 numbers, std above 0"),
+        ({"std": (0.0, 1.0, 1.0)}, "each must have 3 numbers, one a channel, std above 0"),
     ]
     for values, problem in problems:
         with pytest.raises(ConfigError) as caught:

@@ -103,7 +103,8 @@ def _adapt_channels(weights: dict[str, Tensor], old: int, new: int, where: str) 
 
     if old != 3:
         raise CheckpointError(
-            f"{where}: was made for {old} channels; only weights for 3 can be adapted to other numbers"
+            f"{where}: was made for {old} channels, and only weights for 3 can be adapted to other numbers; leave it "
+            f"at {old}, in training by data.channels={old}"
         )
     rule = "summed over the three" if new == 1 else f"repeated, times 3/{new}"
     norm_rule = "the mean of the three" if new == 1 else "repeated"

@@ -138,9 +138,9 @@ def _prepared(dataset: TrainImages, key: SampleKey, timed: Callable[[str, Callab
     try:
         data = timed("read", lambda: source.encoded(index))
         if data is None:
-            image = timed("read", lambda: source.image(index, dataset.exif))
+            image = timed("read", lambda: source.image(index, dataset.wanted))
         else:
-            image = timed("decode", lambda: decode(data, dataset.exif))
+            image = timed("decode", lambda: decode(data, dataset.wanted))
     except (UnreadableImage, OSError):
         return None
     view = timed("transform", lambda: dataset.view.view(image, sample_key(dataset.seed, *key)))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from vitrail.config import CheckConfig
@@ -19,12 +21,15 @@ from vitrail.data.manifest import Manifest
 from vitrail.decoding import decode
 from vitrail.display import Display
 from vitrail.errors import ConfigError, DataError
-from vitrail.page import picture, render
-from vitrail.transforms import Preprocess
+from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD
+from vitrail.page import picture, pictured, render
+from vitrail.transforms import Preprocess, fit_statistics
 from vitrail.whole_folder import WholeFolder
 
 SIZE = (224, 224)
 """Pixels that most of the models read."""
+MEASURED = 200
+"""Images that mean and std are taken from."""
 FILES = ("check.html", "check.json")
 
 
@@ -51,7 +56,10 @@ def check_data(config: CheckConfig, output: Path, display: Display) -> Checked:
             f"data.name is {config.data.name}, which is as it was published; set data.root to check a folder"
         )
     given = {name: value for name, value in vars(config.preprocess).items() if value is not None}
-    preprocess = Preprocess(size=SIZE, **given)
+    channels = config.data.channels
+    mean, std = fit_statistics(channels, IMAGENET_MEAN, IMAGENET_STD)
+    usual = Preprocess(size=SIZE, channels=channels, bits=config.data.bits, mean=mean, std=std)
+    preprocess = replace(usual, **given)
     folder = WholeFolder(output, FILES, "choose another folder with --output")
     with folder.staged():
         manifest, structure = open_manifest(
@@ -63,6 +71,7 @@ def check_data(config: CheckConfig, output: Path, display: Display) -> Checked:
             display.end()
         held_out = validated_with(manifest, config.data.fold)
         findings = find_problems(manifest, held_out, preprocess, structure)
+        findings.statistics["pixels"] = measure(manifest, held_out)
         about = {"root": str(manifest.root), "manifest": manifest.hash, **findings.to_dict(manifest)}
         where = config.data.list or str(manifest.root)
         page = render("check_data.html", root=where, **_page(manifest, findings, held_out, preprocess))
@@ -70,6 +79,23 @@ def check_data(config: CheckConfig, output: Path, display: Display) -> Checked:
             {"check.html": page, "check.json": (json.dumps(about, indent=1) + "\n").encode()}
         )
     return Checked(manifest, findings, place, replaced)
+
+
+def measure(manifest: Manifest, held_out: NDArray[np.bool_]) -> dict[str, Any]:
+    """Return mean and std of each channel, as shares of its range, over training images spread over all of them."""
+    readable = np.flatnonzero(~held_out & ~manifest.unreadable)
+    few = readable[np.linspace(0, len(readable) - 1, min(len(readable), MEASURED)).astype(np.int64)]
+    moments = []
+    for index in few.tolist():
+        with contextlib.suppress(DataError, OSError):  # since it was looked at
+            pixels = decode(manifest.read(index), manifest.pixels).double()
+            values = pixels.flatten(1) / (2**manifest.pixels.bits - 1)
+            moments.append((values.mean(1), values.square().mean(1)))
+    if not moments:
+        return {"images": 0, "mean": [], "std": []}
+    mean, square = (torch.stack(column).mean(0) for column in zip(*moments, strict=True))
+    std = (square - mean.square()).clamp(min=0).sqrt()
+    return {"images": len(moments), "mean": mean.tolist(), "std": std.tolist()}
 
 
 @dataclass(frozen=True)
@@ -92,7 +118,7 @@ def _page(
 
     def thumbnail(index: int) -> _Thumbnail:
         try:
-            pixels = decode(manifest.read(index))
+            pixels = decode(manifest.read(index), manifest.pixels)
             address, (height, width) = picture(pixels), pixels.shape[1:]
         except (DataError, OSError):
             address, height, width = "", 1, 1
@@ -122,4 +148,5 @@ def _page(
         "counts": counts,
         "most": max((train + val for _, train, val in counts), default=1),
         "preprocess": preprocess,
+        "pictured": pictured(manifest.pixels),
     }

@@ -165,6 +165,11 @@ def parse_record(metadata: Mapping[str, str], path: Path | str) -> Record:
             f"{path}: is a safetensors file without vitrail's description of model, classes and preprocessing; "
             "give a file that `vitrail train` wrote"
         ) from error
+    if (channels := record.options.get("in_channels", 3)) != record.preprocess.channels:
+        raise CheckpointError(
+            f"{path}: its model takes {channels} channels and its preprocessing gives {record.preprocess.channels}, so "
+            "the file was changed; use the original"
+        )
     if not unchanged:
         raise CheckpointError(
             f"{path}: its class names do not match their hash, so the file was changed; use the original"

@@ -18,6 +18,7 @@ from cyclopts import App, CycloptsError, Parameter, Token
 from vitrail.errors import ConfigError, Interrupted, Stopped, VitrailError, command
 
 if TYPE_CHECKING:
+    from vitrail.check_data import Checked
     from vitrail.display import Terminal
     from vitrail.evaluate import Evaluation
     from vitrail.projects import Say
@@ -205,7 +206,7 @@ def predict(
 
     from vitrail.engine import pick_device
     from vitrail.evaluate import override_preprocess
-    from vitrail.loading import open_model, require_rgb, tell, wanted
+    from vitrail.loading import open_model, tell, wanted
     from vitrail.predict import find_images, open_output
     from vitrail.predict import predict as run
 
@@ -213,7 +214,6 @@ def predict(
     with _terminal() as display:
         opened = open_model(checkpoint, wanted(settings.weights))
         tell(opened, display)
-        require_rgb(opened)
         preprocess = override_preprocess(opened.record.preprocess, settings.preprocess, display)
         model = opened.build(pick_device(device))
         classes = opened.record.classes or [str(number) for number in range(model.config.num_classes)]
@@ -428,10 +428,21 @@ def check_data(
     )
     _table(title, ("", "found", "to do"), rows or [("", "nothing is wrong as far as it can be seen", "")])
     print(f"page: {checked.folder / 'check.html'}{' (replaced)' if checked.replaced else ''}")
-    print(
-        f"next: {command('train', 'tnt_s_imagenet', *settings)}" if not found.has_errors else "mend what is wrong first"
-    )
+    if found.has_errors:
+        print("mend what is wrong first")
+    else:
+        print(f"next: {command('train', 'tnt_s_imagenet', *settings, *_for_numbers(checked))}")
     return int(found.has_errors)
+
+
+def _for_numbers(checked: Checked) -> list[str]:
+    """Return what a recipe for photographs needs beside it for other images."""
+    if checked.manifest.pixels.is_picture:
+        return []
+    measured = checked.findings.statistics["pixels"]
+    values = {name: [round(value, 4) for value in measured[name]] for name in ("mean", "std")}
+    fitted = [f"preprocess.{name}={json.dumps(values[name], separators=(',', ':'))}" for name in values]
+    return ["augment.auto_augment=null", *fitted]
 
 
 @app.command

@@ -113,6 +113,10 @@ class DataSection:
     """Look at every image once before the first training on it, which takes about as long as an epoch's reading."""
     download: bool = False
     """Let a named set be downloaded into `root`."""
+    channels: int = 3
+    """Of every image, and so of the model: 3 is RGB, 1 is gray, another number is read from TIFF and .npy."""
+    bits: Literal[8, 16] = 8
+    """Of a channel: 16 keeps what 8 would cut off."""
     workers: int | None = None
     """Loader processes for each training process; null chooses by the cores."""
     bad_files: Literal["skip", "error", "quarantine"] = "skip"
@@ -124,7 +128,7 @@ class DataSection:
 
     def problems(self) -> Sequence[str]:
         """Say what is wrong, each as one clause."""
-        found = _in_range(self, workers=(0, None), folds=(2, 32767), shuffle_buffer=(1, 2**31))
+        found = _in_range(self, workers=(0, None), folds=(2, 32767), channels=(1, 1000), shuffle_buffer=(1, 2**31))
         found += _above_zero(self, "cache_gb")
         if not 0 <= self.fold < (self.folds or 1):
             found.append(f"fold is {self.fold}; it must be from 0 to below folds, which is {self.folds or 1}")
@@ -156,9 +160,10 @@ class PreprocessSection:
     crop: float | None = None
     """The short side is resized to image_size / crop before the centre is cut."""
     interpolation: Literal["bicubic", "bilinear"] | None = None
-    mean: tuple[float, float, float] | None = None
-    """Of each channel, for pixels from 0 to 1."""
-    std: tuple[float, float, float] | None = None
+    mean: tuple[float, ...] | None = None
+    """Of each channel, for pixels from 0 to 1; null takes the average of the published ones for gray, and 0.5 where
+    `data.channels` is neither 1 nor 3."""
+    std: tuple[float, ...] | None = None
     exif: Literal["ignore", "apply"] | None = None
     """Whether EXIF orientation turns the image; published numbers were made without."""
 
@@ -169,7 +174,7 @@ class PreprocessSection:
             if self.crop is None or 0 < self.crop <= 1
             else [f"crop is {self.crop}; it must be above 0 and at most 1"]
         )
-        if self.std is not None and min(self.std) <= 0:
+        if self.std is not None and min(self.std, default=0) <= 0:
             found.append(f"std is {self.std}; it must be positive")
         return found
 
@@ -487,7 +492,7 @@ class TrainConfig:
     output: OutputSection = field(default_factory=OutputSection)
 
     def __post_init__(self) -> None:
-        found = _section_problems(self)
+        found = _section_problems(self) + self._channel_problems()
         optim, schedule = self.optim, self.schedule
         peak = optim.lr * (self.train.batch_size / optim.lr_base_batch if optim.lr_base_batch else 1)
         used = {"warmup_lr": schedule.warmup_epochs > 0, "min_lr": schedule.name != "constant"}
@@ -507,6 +512,22 @@ class TrainConfig:
             )
         if found:
             raise ConfigError("; ".join(found))
+
+    def _channel_problems(self) -> list[str]:
+        data, augment = self.data, self.augment
+        found = [
+            f"preprocess.{name} is {values}; it must have a number for each of data.channels={data.channels}"
+            for name, values in (("mean", self.preprocess.mean), ("std", self.preprocess.std))
+            if values is not None and len(values) != data.channels
+        ]
+        if (data.channels, data.bits) != (3, 8):
+            found += [
+                f"augment.{name}={value} knows only RGB of 8 bits; set it to null, or leave out data.channels="
+                f"{data.channels} and data.bits={data.bits}"
+                for name, value in (("auto_augment", augment.auto_augment), ("color_jitter", augment.color_jitter))
+                if value
+            ]
+        return found
 
 
 class _Sections:

@@ -21,6 +21,7 @@ from vitrail.loading import NUMERICS, OURS, Account, Opened, Wanted, open_model
 from vitrail.models import find_variant
 from vitrail.models.registry import ModelConfig
 from vitrail.recognise import FREE
+from vitrail.transforms import fit_statistics
 from vitrail.wire import Buffer
 
 TORCH = (".pth", ".pt", ".tar", ".bin")
@@ -166,8 +167,11 @@ def _doubts(opened: Opened, dialect: Dialect, to: str) -> list[str]:
         if name in computes and computes[name] != record.options[name]
     ]:
         doubts.append(f"{to} computes with {', '.join(differing)}")
-    reads = {"mean": card.mean, "std": card.std, "crop": card.crop, "interpolation": card.interpolation}
-    reads |= dialect.preprocess
+    reads: dict[str, Any] = {
+        "mean": card.mean, "std": card.std, "crop": card.crop, "interpolation": card.interpolation, "bits": 8,
+        **dialect.preprocess,
+    }  # fmt: skip
+    reads["mean"], reads["std"] = fit_statistics(record.preprocess.channels, reads["mean"], reads["std"])
     if differing := [
         f"{name} {_short(value)} instead of {_short(getattr(record.preprocess, name))}"
         for name, value in reads.items()

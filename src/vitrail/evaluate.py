@@ -23,14 +23,14 @@ from vitrail.data.loader import Batch, ImageLoader, build_eval_loader
 from vitrail.data.sources import Source, fingerprint
 from vitrail.display import Display, Quiet
 from vitrail.engine import Precision, autocast, gather_texts, processes, share, sum_over_processes
-from vitrail.errors import CheckpointError, DataError
+from vitrail.errors import CheckpointError, ConfigError, DataError
 from vitrail.label_metrics import LabelAccuracy, label_accuracy
 from vitrail.label_report import label_report_files, truth
-from vitrail.loading import Opened, open_model, require_rgb, tell, wanted
+from vitrail.loading import Opened, open_model, tell, wanted
 from vitrail.metrics import Accuracy, Counter, accuracy
 from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD, VisionModel
 from vitrail.report import FILES, PAGE, Subject, Training, report_files
-from vitrail.transforms import Preprocess, normalise
+from vitrail.transforms import Preprocess, fit_statistics, normalise
 from vitrail.whole_folder import WholeFolder
 
 STATISTICS = ((IMAGENET_MEAN, IMAGENET_STD), ((0.5,) * 3, (0.5,) * 3), ((0.0,) * 3, (1.0,) * 3))
@@ -121,7 +121,9 @@ def sweep(path: Path, settings: Sequence[Layer] = (), *, display: Display | None
     def candidates(stored: Preprocess) -> list[Preprocess]:
         ways = [
             replace(stored, mean=mean, std=std, crop=crop, interpolation=interpolation)
-            for mean, std in dict.fromkeys([(stored.mean, stored.std), *STATISTICS])
+            for mean, std in dict.fromkeys(
+                fit_statistics(stored.channels, *pair) for pair in ((stored.mean, stored.std), *STATISTICS)
+            )
             for crop in sorted({stored.crop, *CROPS})
             for interpolation in INTERPOLATIONS
         ]
@@ -140,9 +142,11 @@ def _evaluate(
 ) -> list[Evaluation]:
     opened = open_wanted(path, settings)
     tell(opened, display)
-    require_rgb(opened)
     record = opened.record
-    config = resolve(EvaluateConfig, [*inherited_data(record, settings), *settings]).config
+    pixels = {"channels": record.preprocess.channels, "bits": record.preprocess.bits}
+    layers = [*inherited_data(record, settings), Layer("weight file", {"data": pixels}), *settings]
+    config = resolve(EvaluateConfig, layers).config
+    check_pixels(record, config.data, path)
     with processes(config.evaluate.precision, config.evaluate.device) as accelerator, ExitStack() as exits:
         if report is not None and accelerator.is_main_process:
             exits.enter_context(report.staged())
@@ -320,7 +324,7 @@ def answer(
     was_training = model.training
     model.eval()
     bad: list[tuple[str, str]] = []
-    nothing = torch.zeros(1, 3, *preprocess.size, device=device)
+    nothing = torch.zeros(1, preprocess.channels, *preprocess.size, device=device)
     most = max(gather_texts(accelerator, [len(loader)]))
     with torch.no_grad(), autocast(device, precision):
         for batch in loader:
@@ -357,6 +361,20 @@ def are_others(record: Record, config: EvaluateConfig, source: Source) -> bool:
     named = record.recipe.get("data", {})
     same = all(named.get(name) == value for name, value in to_dict(config.data).items() if name not in HOW_READ)
     return same and split in trained and trained[split] != fingerprint(source)
+
+
+def check_pixels(record: Record, data: DataSection, path: Path | str) -> None:
+    """Refuse to read images otherwise than a model needs them.
+
+    Raises:
+        ConfigError: The settings ask for other channels or bits.
+    """
+    needs = record.preprocess
+    if (data.channels, data.bits) != (needs.channels, needs.bits):
+        raise ConfigError(
+            f"{path}: reads images of {needs.channels} channels and {needs.bits} bits, the settings say "
+            f"data.channels={data.channels} data.bits={data.bits}; drop them"
+        )
 
 
 def override_preprocess(stored: Preprocess, wanted: PreprocessSection, display: Display) -> Preprocess:

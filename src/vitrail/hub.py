@@ -18,6 +18,7 @@ from vitrail.files import write_whole
 from vitrail.imagenet import wnids
 from vitrail.loading import NUMERICS, open_model
 from vitrail.models import find_variant
+from vitrail.pixels import counted
 
 WEIGHTS = "model.safetensors"
 
@@ -158,6 +159,8 @@ def model_card(record: Record) -> str:
     each = ", of which an image has any number" if several else ""
     size = "x".join(map(str, preprocess.size))
     differing = other_numerics(record)
+    pixels = preprocess.pixels
+    read_as = "" if pixels.is_picture else f" of {counted(pixels.channels)}, {pixels.bits} bits each,"
     numerics = f"These weights compute with {differing}, which timm's own models do not.\n\n" if differing else ""
     origin = "".join(f"- {key}: {value}\n" for key, value in record.provenance.items() if key != "training_counts")
     return f"""---
@@ -175,9 +178,10 @@ Paper: {family.paper}. Code of its authors: {family.code}.
 |-|-|-|
 {rows}
 
-{record.options["num_classes"]} classes, {classes}{each}. The short side of an image is resized to {size} pixels
-divided by {preprocess.crop:g} ({preprocess.interpolation}), the centre of {size} pixels is cut, and it is normalised by
-mean {list(preprocess.mean)} and std {list(preprocess.std)}.
+{record.options["num_classes"]} classes, {classes}{each}. The short side of an image{read_as} is resized to {size}
+pixels divided by
+{preprocess.crop:g} ({preprocess.interpolation}), the centre of {size} pixels is cut, and it is normalised by mean
+{list(preprocess.mean)} and std {list(preprocess.std)}.
 
 {numerics}```python
 import vitrail

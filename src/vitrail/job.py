@@ -41,7 +41,7 @@ from vitrail.schedule import learning_rate
 from vitrail.sharding import shard
 from vitrail.state import SUMS, TrainState
 from vitrail.stop import Stop
-from vitrail.transforms import Preprocess, TrainView
+from vitrail.transforms import Preprocess, TrainView, fit_statistics, normalised_by
 
 EVAL_BATCH = 128  # the same for any number of processes, unless a process trains on fewer images at once
 
@@ -134,6 +134,7 @@ def build_job(
     else:
         model = build_model(config, model_name, len(data.classes)).to(accelerator.device)
     preprocess = build_preprocess(config, model_name, model)
+    tell_statistics(config, preprocess, display)
     sampler = BatchSampler(
         len(data.train), settings.batch_size, seed=settings.seed, rank=rank, world=world,
         accumulate=settings.accumulate, repeats=config.augment.repeats, labels=data.train.labels,
@@ -142,7 +143,7 @@ def build_job(
     )  # fmt: skip
     pinned = accelerator.device.type == "cuda"
     loader = build_train_loader(
-        data.train, build_view(config, preprocess), preprocess.exif, sampler,
+        data.train, build_view(config, preprocess), preprocess.pixels, sampler,
         seed=settings.seed, workers=config.data.workers, bad_files=config.data.bad_files, pin_memory=pinned,
     )  # fmt: skip
     at_once = settings.batch_size // (world * settings.accumulate)
@@ -158,6 +159,17 @@ def build_job(
         rate=build_schedule(config, sampler.steps),
     )  # fmt: skip
     return job, model
+
+
+def tell_statistics(config: TrainConfig, preprocess: Preprocess, display: Display) -> None:
+    """Say what images are normalised by, where it is neither published nor given."""
+    if preprocess.pixels.is_picture or None not in (config.preprocess.mean, config.preprocess.std):
+        return
+    pixels = [f"data.channels={preprocess.channels}", f"data.bits={preprocess.bits}"]
+    says = f"{' '.join(pixels)}: {normalised_by(preprocess.mean, preprocess.std)}; preprocess.mean and .std change that"
+    if config.data.name is None and config.data.root is not None:
+        says += f", and this measures them: {command('check-data', f'data.root={config.data.root}', *pixels)}"
+    display.note(says)
 
 
 def tell_alarms(manifest: Manifest, config: TrainConfig, display: Display) -> None:
@@ -248,8 +260,8 @@ def _options(config: TrainConfig, num_classes: int) -> dict[str, Any]:
             f"model.options.{twice[0]}: is not an option; num_classes follows the data, the others are model.{twice[0]}"
         )
     if "in_channels" in config.model.options:
-        raise ConfigError("model.options.in_channels: is not an option; images are read with 3 channels, gray ones too")
-    return {**given, **config.model.options}
+        raise ConfigError("model.options.in_channels: is not an option; it follows data.channels, so set that")
+    return {**given, "in_channels": config.data.channels, **config.model.options}
 
 
 def open_initial_weights(config: TrainConfig, name: str, classes: Sequence[str], display: Display) -> Opened:
@@ -265,6 +277,7 @@ def open_initial_weights(config: TrainConfig, name: str, classes: Sequence[str],
         for key, value in vars(config.preprocess).items()
         if value is not None
     ]
+    asked.append(("data.bits", config.data.bits, opened.record.preprocess.bits))
     for key, value, expected in asked:
         if value != expected:
             display.warn(f"{opened.account.path}: expects {key}={expected}; the settings say {value}, which is taken")
@@ -278,14 +291,12 @@ def adopt(config: TrainConfig, record: Record, display: Display) -> TrainConfig:
     decided = {
         key: value
         for key, value in record.options.items()
-        if value != published[key] and key not in ("num_classes", "image_size", "drop_path_rate")
+        if value != published[key] and key not in ("num_classes", "image_size", "drop_path_rate", "in_channels")
     }
     size = config.model.image_size
     if size is None and record.options["image_size"] != card.config.image_size:
         size = record.options["image_size"]
-    usual = Preprocess(
-        size=record.preprocess.size, crop=card.crop, interpolation=card.interpolation, mean=card.mean, std=card.std
-    )
+    usual = published_preprocess(record.model, record.preprocess.size, record.preprocess.channels)
     read = {
         key: getattr(record.preprocess, key)
         for key, value in vars(config.preprocess).items()
@@ -305,11 +316,18 @@ def adopt(config: TrainConfig, record: Record, display: Display) -> TrainConfig:
 
 def build_preprocess(config: TrainConfig, name: str, model: VisionModel) -> Preprocess:
     """Return how images are brought to the model: as it was published, unless the settings say otherwise."""
-    _, card = find_variant(name)
-    published = Preprocess(
-        size=model.config.size, crop=card.crop, interpolation=card.interpolation, mean=card.mean, std=card.std
+    published = published_preprocess(name, model.config.size, config.data.channels)
+    given = {key: value for key, value in vars(config.preprocess).items() if value is not None}
+    return replace(published, bits=config.data.bits, **given)
+
+
+def published_preprocess(name: str, size: tuple[int, int], channels: int) -> Preprocess:
+    """Return how images are brought to a model that was published with RGB, for so many channels."""
+    card = find_variant(name)[1]
+    mean, std = fit_statistics(channels, card.mean, card.std)
+    return Preprocess(
+        size=size, crop=card.crop, interpolation=card.interpolation, mean=mean, std=std, channels=channels
     )
-    return replace(published, **{key: value for key, value in vars(config.preprocess).items() if value is not None})
 
 
 def build_view(config: TrainConfig, preprocess: Preprocess) -> TrainView:

@@ -20,8 +20,9 @@ from vitrail.errors import CheckpointError, ConfigError
 from vitrail.imagenet import COUNT, wnids
 from vitrail.models import FAMILIES, build_config, canonical_name, find_variant
 from vitrail.models.registry import ModelConfig, VisionModel
+from vitrail.pixels import counted
 from vitrail.recognise import FREE, Entry, Reading, recognise, translate
-from vitrail.transforms import Preprocess
+from vitrail.transforms import Preprocess, fit_statistics, normalised_by
 from vitrail.weight_file import WeightFile, open_weights
 
 OURS = "vitrail"
@@ -88,8 +89,7 @@ class Opened:
             model = build_model(self.record, self.account.path)
         load_weights(model, self.weights, self.account.path)
         model.classes, model.thresholds = self.record.classes, self.record.thresholds
-        if model.config.in_channels == 3:
-            model.preprocess = self.record.preprocess
+        model.preprocess = self.record.preprocess
         return model.eval().to(device)
 
 
@@ -133,16 +133,6 @@ def tell(opened: Opened, display: Display) -> None:
         display.note(note)
     for doubt in opened.account.doubts:
         display.warn(doubt)
-
-
-def require_rgb(opened: Opened) -> None:
-    """Refuse a model that image files cannot be read for.
-
-    Raises:
-        ConfigError: It takes another number of channels than 3.
-    """
-    if (channels := opened.record.options["in_channels"]) != 3:
-        raise ConfigError(f"{opened.account.path}: takes {channels} channels, and images are read with 3")
 
 
 def open_model(path: Path | str, asked: Wanted | None = None) -> Opened:
@@ -327,6 +317,11 @@ def _describe(file: WeightFile, reading: Reading, entry: str) -> tuple[Preproces
     if said.get("crop_mode", "center") not in ("center", None):
         told.append(f"{file.path}: its config.json asks for crop_mode {said['crop_mode']}; the centre is cut instead")
     names = {"crop_pct": "crop", "interpolation": "interpolation", "mean": "mean", "std": "std"}
+    if (channels := reading.config.in_channels) != 3:
+        read["channels"] = channels
+        read["mean"], read["std"] = fit_statistics(channels, read["mean"], read["std"])
+        if "mean" not in said or "std" not in said:
+            told.append(_of_statistics(str(file.path), channels, read["mean"], read["std"]))
     read |= {ours: said[theirs] for theirs, ours in names.items() if theirs in said}
     try:
         preprocess = Preprocess.from_dict({**Preprocess(size=size).to_dict(), **read})
@@ -346,6 +341,13 @@ def _describe(file: WeightFile, reading: Reading, entry: str) -> tuple[Preproces
     if classes:
         told.append(f"{file.path}: names none of its {classes} classes; they go by number")
     return preprocess, (), told
+
+
+def _of_statistics(where: str, channels: int, mean: Sequence[float], std: Sequence[float]) -> str:
+    return (
+        f"{where}: for {counted(channels)}, {normalised_by(mean, std)}, which it does not say; preprocess.mean and "
+        "preprocess.std change that"
+    )
 
 
 def _entries(file: WeightFile, reading: Reading) -> list[Entry]:
@@ -395,11 +397,14 @@ def _adapted(opened: Opened, asked: Wanted) -> Opened:
     if thresholds is not None and not is_kept:  # those of new classes are still to be tuned
         known = dict(zip(record.classes, thresholds, strict=True))
         thresholds = tuple(known.get(name, 0.5) for name in classes or [""] * target.num_classes)
-    record = replace(
-        record, options=asdict(target), classes=classes, preprocess=replace(record.preprocess, size=target.size),
-        thresholds=thresholds,
-    )  # fmt: skip
-    return Opened(record=record, weights=weights, account=replace(opened.account, entries=(*kept, *entries)))
+    preprocess, notes = replace(record.preprocess, size=target.size), opened.account.notes
+    if (channels := target.in_channels) != preprocess.channels:
+        mean, std = fit_statistics(channels, preprocess.mean, preprocess.std)
+        preprocess = replace(preprocess, channels=channels, mean=mean, std=std)
+        notes = (*notes, _of_statistics(path, channels, mean, std))
+    record = replace(record, options=asdict(target), classes=classes, preprocess=preprocess, thresholds=thresholds)
+    account = replace(opened.account, entries=(*kept, *entries), notes=notes)
+    return Opened(record=record, weights=weights, account=account)
 
 
 def _numerics(config: ModelConfig) -> dict[str, Any]:

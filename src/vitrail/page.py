@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from jaxtyping import UInt8
+import torch
 from PIL import Image
-from torch import Tensor
+
+from vitrail.pixels import PixelFormat, Pixels
 
 PAGES = Path(__file__).parent / "pages"
 LARGEST = 160
@@ -56,9 +57,15 @@ def data_uri(content: bytes, kind: str = "image/png") -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def picture(pixels: UInt8[Tensor, "3 h w"]) -> str:
-    """Return an image as the address of itself."""
-    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+def picture(pixels: Pixels) -> str:
+    """Return an image as the address of itself, as `pictured` says."""
+    shown = pixels[:3] if len(pixels) > 2 else pixels[:1]
+    if shown.dtype == torch.uint16:
+        levels = shown.float()
+        low, high = levels.aminmax()
+        shown = ((levels - low) * (255 / max(high - low, 1))).round().to(torch.uint8)
+    array = shown.permute(1, 2, 0).contiguous().numpy()
+    image = Image.fromarray(array[:, :, 0] if len(shown) == 1 else array)
     image.thumbnail((LARGEST, LARGEST))
     buffer = io.BytesIO()
     if max(image.size) <= LOSSLESS:
@@ -66,6 +73,16 @@ def picture(pixels: UInt8[Tensor, "3 h w"]) -> str:
         return data_uri(buffer.getvalue())
     image.save(buffer, format="JPEG", quality=85)
     return data_uri(buffer.getvalue(), "image/jpeg")
+
+
+def pictured(wanted: PixelFormat) -> str:
+    """Say what `picture` shows of images that are not RGB of 8 bits; nothing where there is nothing to say."""
+    found = []
+    if wanted.channels not in (1, 3):
+        found.append(f"the first {'three' if wanted.channels > 2 else 'one'} of {wanted.channels} channels")
+    if wanted.bits == 16:
+        found.append("16 bits as 8, each picture from its least to its largest value")
+    return f"Pictures show {', '.join(found)}." if found else ""
 
 
 WIDTH, HEIGHT = 320, 180

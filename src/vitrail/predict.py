@@ -20,11 +20,12 @@ import torch
 from vitrail.data.folders import is_hidden, is_image
 from vitrail.data.lists import BETWEEN, LABELS
 from vitrail.data.sources import printable
-from vitrail.decoding import UnreadableImage, decode
+from vitrail.decoding import decode
 from vitrail.errors import CheckpointError, DataError
 from vitrail.files import staging
 from vitrail.label_metrics import probabilities
 from vitrail.models.registry import VisionModel
+from vitrail.pixels import UnreadableImage
 from vitrail.transforms import Preprocess, normalise
 
 Format = Literal["json", "jsonl", "csv"]
@@ -243,7 +244,7 @@ class PredictionFile:
 def _read(path: str, preprocess: Preprocess) -> torch.Tensor | str:
     """Return what the model is to see of an image, or why it cannot be read."""
     try:
-        return preprocess.view(decode(Path(path).read_bytes(), preprocess.exif))
+        return preprocess.view(decode(Path(path).read_bytes(), preprocess.pixels))
     except UnreadableImage as error:
         return str(error)
     except OSError as error:

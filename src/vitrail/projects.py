@@ -277,7 +277,6 @@ IN_ONE_FOLDER = nothing("a run is one folder, below output.root")
 NOTED = nothing("no counterpart")
 SAVES = nothing("output.keep_last and output.keep_best say how many are kept")
 COUNTED = nothing("classes are counted in the data")
-RGB = only(3, why="images are read with 3 channels")
 FROM_START = only(0, why="`vitrail train --resume RUN` goes on with a run")
 
 
@@ -412,7 +411,7 @@ MINDCV = Project(
         "switch_prob": Key(unread(to("augment.mix_switch_prob"), executed=0.5)),
         "model": Key(network("tnt", gelu="tanh", final_norm_eps=1e-7), "mobilenet_v2_035_224"),
         "num_classes": Key(COUNTED, None),
-        "in_channels": Key(RGB, 3),
+        "in_channels": Key(to("data.channels"), 3),
         "pretrained": Key(downloaded, False),
         "ckpt_path": Key(weights, ""),
         "resume_opt": Key(only(False, why="`vitrail train --resume RUN` goes on with a run"), False),
@@ -626,7 +625,7 @@ ZOO_TNT = Project(
         "drop_out": Key(nothing("not read by their model either")),
         "keep_bn_fp32": Key(nothing("not read by their program; there is no batch norm")),
         "nonlinearity": Key(nothing("not read by their program")),
-        "in_channel": Key(RGB, 3),
+        "in_channel": Key(to("data.channels"), 3),
         "mlp_ratio": Key(only(4, why="model.options.mlp_ratio sets it"), 4.0),
         "graph_mode": Key(GRAPH, 0),
         "keep_checkpoint_max": Key(SAVES, 20),

@@ -23,9 +23,10 @@ from vitrail.confusion import draw_confusion, shades
 from vitrail.data.sources import Source
 from vitrail.imagenet import english
 from vitrail.metrics import SHOTS, Accuracy
-from vitrail.page import Chart, data_uri, picture, render
+from vitrail.page import Chart, data_uri, picture, pictured, render
+from vitrail.pixels import UnreadableImage
 from vitrail.scores import BINS, CONFIDENCE, ClassScores, calibration, class_scores, most_confused, wilson
-from vitrail.transforms import Preprocess, UnreadableImage
+from vitrail.transforms import Preprocess
 
 PAGE = "report.html"
 FILES = frozenset(("report.json", "per_class.csv", "confusion.csv", "confusion.png", PAGE))
@@ -230,6 +231,7 @@ def _page(subject: Subject, answers: Gathered, found: _Found, image: bytes, trai
         pictures_of_pairs=[[(shown[i], float(found.probabilities[i])) for i in of] for of in of_pair.values()],
         pictures_of_mistakes=[shown[i] for i in sure[:MISTAKES]],
         size=subject.preprocess.size,
+        pictured=pictured(subject.preprocess.pixels),
         english=english(subject.record.classes),
         training=training,
     )
@@ -243,7 +245,7 @@ def _surest(chosen: NDArray[np.int64], probabilities: NDArray[np.float64]) -> li
 def thumbnail(subject: Subject, index: int) -> str | None:
     """Return an image as the model saw it, read once more; None where that is no longer possible."""
     try:
-        return picture(subject.preprocess.view(subject.source.image(index, subject.preprocess.exif)))
+        return picture(subject.preprocess.view(subject.source.image(index, subject.preprocess.pixels)))
     except (OSError, UnreadableImage):
         return None
 

@@ -28,8 +28,9 @@ from vitrail.decoding import ORIENTATION, Header, UnreadableImage, decode, read_
 from vitrail.display import Display
 from vitrail.errors import CheckpointError, ConfigError, DataError, Interrupted
 from vitrail.files import write_whole
+from vitrail.pixels import RGB, PixelFormat
 
-USED = ("root", "train_split", "val_split", "workers", "bad_files")
+USED = ("root", "train_split", "val_split", "channels", "bits", "workers", "bad_files")
 """Settings of data that have a meaning here."""
 WRITTEN = {"JPEG": "JPEG", "MPO": "JPEG", "PNG": "PNG", "WEBP": "WEBP", "BMP": "BMP", "PPM": "PPM"}
 """Formats that are resized, and as what they are written; of the pictures in an MPO, the first is the image."""
@@ -136,7 +137,8 @@ def _list(root: Path, section: DataSection, display: Display) -> Manifest:
     problems: list[str] = []
     folders = [folder for folder in find_splits(root, section.train_split, section.val_split) if folder is not None]
     sources = [note_hidden(root, scan(folder, problems)) for folder in folders]
-    manifest = list_images(Listing(root, sources[0], sources[1] if len(sources) > 1 else None, ()), None)
+    pixels = PixelFormat(section.channels, section.bits)
+    manifest = list_images(Listing(root, sources[0], sources[1] if len(sources) > 1 else None, ()), None, pixels)
     for note in (*manifest.notes, *left_out(root, manifest.folders)):
         display.note(note)
     for problem in problems:
@@ -196,7 +198,7 @@ class _Images(Dataset[_Done]):
     def __getitem__(self, index: int) -> _Done:
         try:
             data = self.manifest.read(index)
-            header = read_header(io.BytesIO(data))
+            header = read_header(data)
             kept = reason_to_copy(header, data, self.short_side)
             size = _size_written(self.manifest, index, self.folder)
             content = b"" if size else self._content(data, header, kept)
@@ -212,7 +214,8 @@ class _Images(Dataset[_Done]):
         return _Done(index, kept, before=len(data), after=size)
 
     def _content(self, data: bytes, header: Header, kept: str) -> bytes:
-        pixels = decode(data)  # also of what is copied, so that all that cannot be read is known
+        # also of what is copied, so that all that cannot be read is known; what is not copied is RGB or gray
+        pixels = decode(data, self.manifest.pixels if kept else RGB)
         return data if kept else shrink(pixels, header, data, self.short_side, self.quality)
 
 

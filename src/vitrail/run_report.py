@@ -111,7 +111,8 @@ def training_samples(job: Job, source: Source) -> list[tuple[str, str]]:
         normalise(batch.images, job.preprocess.mean, job.preprocess.std), batch.keys, job.config.augment.erase_prob
     )
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (job.preprocess.mean, job.preprocess.std))
-    pixels = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    most = 255 if job.preprocess.bits == 8 else 65535
+    pixels = ((images * std + mean) * most).round().clamp(0, most).to(batch.images.dtype)
     return [
         (picture(image), label_name(label, source.classes, source.label_sets))
         for image, label in zip(pixels, batch.labels.tolist(), strict=True)

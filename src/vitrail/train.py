@@ -424,7 +424,7 @@ def prepare(
     """
     targets = objective.targets(part.labels, device)
     if not len(part.labels):
-        return torch.zeros(1, 3, *preprocess.size, device=device), targets
+        return torch.zeros(1, preprocess.channels, *preprocess.size, device=device), targets
     augment = config.augment
     images = normalise(part.images.to(device, non_blocking=True), preprocess.mean, preprocess.std)
     images = erase(images, part.keys, augment.erase_prob)

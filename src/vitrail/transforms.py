@@ -1,11 +1,12 @@
 """One image: cut its evaluation view, or draw a training view that a key alone decides.
 
 Shapes
-    b images, h and w pixels. Views are uint8 and lie in memory as (h, w, 3) behind their (3, h, w) shape: decoders
-    write them so, and resizing, Pillow and collation are faster on them.
+    b images, c channels, h and w pixels. Views are uint8 or uint16 and lie in memory as (h, w, c) behind their
+    (c, h, w) shape: decoders write them so, and resizing, Pillow and collation are faster on them.
 
 Differences from timm
     Resizing is torch's antialiased uint8 kernel where timm calls Pillow's: at most 2 levels apart.
+    16 bits are resized as float32 and rounded.
     An image more than MAX_ASPECT times longer than its view needs is first cut to its middle.
 """
 
@@ -16,7 +17,7 @@ import math
 import random
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -25,15 +26,16 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, UInt
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import get_worker_info
 
-from vitrail.decoding import Exif, UnreadableImage, decode, to_pixels
+from vitrail.decoding import decode, to_pixels
 from vitrail.errors import ConfigError, DataError, closest
 from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD
+from vitrail.pixels import Bits, Exif, PixelFormat, Pixels, UnreadableImage
 from vitrail.shift import quicken
 
 MAX_ASPECT = 10  # a 20000x20 image resized whole to 224 rows would be 224,000 columns wide
@@ -46,24 +48,44 @@ AUTO_AUGMENT = re.compile(
 
 
 def normalise(
-    images: UInt8[Tensor, "b c h w"], mean: tuple[float, ...], std: tuple[float, ...]
+    images: UInt[Tensor, "b c h w"], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Tensor, "b c h w"]:
     """Turn pixels into what the network reads, on the device they are on."""
+    most = 255 if images.dtype == torch.uint8 else 65535
     pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
-    return pixels.sub_(_channels(mean, pixels)).div_(_channels(std, pixels))
+    return pixels.sub_(_channels(mean, most, pixels)).div_(_channels(std, most, pixels))
 
 
-def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
-    return torch.tensor([255 * value for value in values], device=like.device).view(-1, 1, 1)
+def _channels(values: tuple[float, ...], most: int, like: Tensor) -> Tensor:
+    return torch.tensor([most * value for value in values], device=like.device).view(-1, 1, 1)
+
+
+def fit_statistics(
+    channels: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and std for so many channels: those given where they fit, for one their averages, else 0.5."""
+    if channels == 1:
+        return (sum(mean) / len(mean),), (sum(std) / len(std),)
+    return (mean, std) if channels == len(mean) else ((0.5,) * channels, (0.5,) * channels)
+
+
+def normalised_by(mean: Sequence[float], std: Sequence[float]) -> str:
+    """Say what pixels are normalised by, values that are the same for all channels once."""
+    alike = len({*mean}) == len({*std}) == 1
+    shown = [", ".join(f"{value:.3g}" for value in (values[:1] if alike else values)) for values in (mean, std)]
+    return f"pixels are normalised by mean {shown[0]} and std {shown[1]} of their range"
 
 
 def _resize(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
-    # torch's uint8 kernel is fastest on (h, w, 3) memory, and answers in kind, so nothing is repacked for Pillow or the
+    # torch's uint8 kernel is fastest on (h, w, c) memory, and answers in kind, so nothing is repacked for Pillow or the
     # batch; it tells that memory by the strides, which image[None] does not keep
     pixels = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
-    if tuple(image.shape[1:]) != size:
-        pixels = interpolate(pixels, size, mode=interpolation, antialias=True)
-    return pixels[0]
+    if tuple(image.shape[1:]) == size:
+        return pixels[0]
+    if image.dtype == torch.uint8:
+        return interpolate(pixels, size, mode=interpolation, antialias=True)[0]
+    resized = interpolate(pixels.to(torch.float32), size, mode=interpolation, antialias=True)[0]
+    return resized.round_().clamp_(0, 65535).to(image.dtype)
 
 
 def _center_crop(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -84,6 +106,8 @@ class Preprocess:
     """Of each channel, for pixels from 0 to 1."""
     std: tuple[float, ...] = IMAGENET_STD
     exif: Exif = "ignore"
+    channels: int = 3
+    bits: Bits = 8
 
     def __post_init__(self) -> None:
         problems = []
@@ -93,12 +117,20 @@ class Preprocess:
             problems.append(f"crop is {self.crop}; it must be above 0 and at most 1")
         if self.interpolation not in ("bicubic", "bilinear"):
             problems.append(f"interpolation is {self.interpolation!r}; it must be 'bicubic' or 'bilinear'")
-        if not len(self.mean) == len(self.std) == 3 or min(self.std) <= 0:
-            problems.append(f"mean is {self.mean} and std is {self.std}; each must have 3 numbers, std above 0")
+        if not len(self.mean) == len(self.std) == self.channels or min(self.std, default=0) <= 0:
+            wanted = f"{self.channels} numbers, one a channel"
+            problems.append(f"mean is {self.mean} and std is {self.std}; each must have {wanted}, std above 0")
+        if self.bits not in (8, 16):
+            problems.append(f"bits is {self.bits!r}; it must be 8 or 16")
         if self.exif not in ("ignore", "apply"):
             problems.append(f"exif is {self.exif!r}; it must be 'ignore' or 'apply'")
         if problems:
             raise ConfigError(f"preprocess: {'; '.join(problems)}")
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """What images are read as."""
+        return PixelFormat(self.channels, self.bits, self.exif)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
@@ -120,7 +152,7 @@ class Preprocess:
         }
         return cls(**plain)
 
-    def view(self, image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 out_h out_w"]:
+    def view(self, image: Pixels) -> UInt[Tensor, "c out_h out_w"]:
         """Scale the image and cut out its middle, as timm does."""
         height, width = image.shape[1:]
         cover = [math.floor(n / self.crop) for n in self.size]
@@ -135,23 +167,24 @@ class Preprocess:
             scaled = (round(height / ratio), round(width / ratio))
         return _center_crop(_resize(image, scaled, self.interpolation), self.size)
 
-    def __call__(self, image: str | Path | bytes | Image.Image | Tensor) -> Float[Tensor, "3 out_h out_w"]:
-        """Read, view and normalise one image: a file's path or bytes, a Pillow image, or uint8 pixels (3, h, w)."""
+    def __call__(self, image: str | Path | bytes | Image.Image | Tensor) -> Float[Tensor, "c out_h out_w"]:
+        """Read, view and normalise one image: a file's path or bytes, a Pillow image, or pixels (c, h, w)."""
         return normalise(self.view(self._read(image))[None], self.mean, self.std)[0]
 
     def _read(self, image: str | Path | bytes | Image.Image | Tensor) -> Tensor:
         if isinstance(image, bytes):
-            return decode(image, self.exif)
+            return decode(image, self.pixels)
         if isinstance(image, Image.Image):
-            return to_pixels(image, self.exif)
+            return to_pixels(image, self.pixels)
         if isinstance(image, Tensor):
-            if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
+            dtype, channels = self.pixels.dtype, self.channels
+            if image.dtype != dtype or image.ndim != 3 or image.shape[0] != channels or image.numel() == 0:
                 raise DataError(
-                    f"image is {image.dtype} of shape {tuple(image.shape)}; give torch.uint8 of shape (3, h, w)"
+                    f"image is {image.dtype} of shape {tuple(image.shape)}; give {dtype} of shape ({channels}, h, w)"
                 )
             return image
         try:
-            return decode(Path(image).read_bytes(), self.exif)
+            return decode(Path(image).read_bytes(), self.pixels)
         except OSError as error:
             raise UnreadableImage(f"{image}: {error.strerror}") from error
         except UnreadableImage as error:
@@ -198,7 +231,7 @@ class TrainView:
         quicken(parts[1])
         return parts[1]
 
-    def view(self, image: UInt8[Tensor, "3 h w"], key: int) -> UInt8[Tensor, "3 out_h out_w"]:
+    def view(self, image: Pixels, key: int) -> UInt[Tensor, "c out_h out_w"]:
         """Draw the view that `key` stands for; the training process's random states are left as they were."""
         with _seeded(key, also_numpy=self.auto_augment is not None):
             top, left, height, width = self._box(image)

@@ -23,6 +23,7 @@ from vitrail.data.shards import INDEX, has_shards
 from vitrail.data.sources import Source, few
 from vitrail.data.splits import UNASSIGNED, Division, divide, held_out
 from vitrail.errors import ConfigError, DataError, VitrailError, closest
+from vitrail.pixels import PixelFormat
 
 Look = Callable[[Manifest, Path], Manifest]
 
@@ -86,7 +87,7 @@ def open_manifest(section: DataSection, look: Look | None = None) -> tuple[Manif
         if root is None:
             assert file is not None
             if file.name != INDEX:
-                return load_manifest(file), ()
+                return _as_written(file, _pixels(section)), ()
             root, file = file.parent, None
         listed = root
         if not has_shards(root):
@@ -99,9 +100,9 @@ def open_manifest(section: DataSection, look: Look | None = None) -> tuple[Manif
             raise  # it may be another file, named by mistake
         known = None  # what the cache had is found again
     if listing is not None:
-        manifest, problems = list_images(listing, known), listing.problems
+        manifest, problems = list_images(listing, known, _pixels(section)), listing.problems
     else:
-        manifest, problems = open_shards(listed, known), ()
+        manifest, problems = open_shards(listed, known, _pixels(section)), ()
         _check_packed(section, manifest)
     if not problems and not (manifest.part == VAL).any():
         division, source = _division(section), manifest.source(TRAIN)
@@ -111,6 +112,17 @@ def open_manifest(section: DataSection, look: Look | None = None) -> tuple[Manif
         if is_new and (look is None or manifest.inspected.all()):  # otherwise it is kept with what is read
             manifest = _keep(manifest, place)
     return (look(manifest, place) if look is not None else manifest), problems
+
+
+def _as_written(file: Path, pixels: PixelFormat) -> Manifest:
+    """Take a list as it is, if its images were looked at as they are to be read."""
+    manifest = load_manifest(file)
+    if (read := manifest.pixels) != pixels:
+        raise ConfigError(
+            f"data.manifest {file}: its images were read with data.channels={read.channels} data.bits={read.bits}; "
+            "set the same, or give data.root too, to read them anew"
+        )
+    return manifest
 
 
 def _keep(manifest: Manifest, place: Path) -> Manifest:
@@ -254,6 +266,10 @@ def _check_settings(section: DataSection) -> None:
         raise ConfigError(
             f"data.root is not set; give the folder where {name} lies or, with data.download=true, will lie"
         )
+
+
+def _pixels(section: DataSection) -> PixelFormat:
+    return PixelFormat(section.channels, section.bits)
 
 
 def _root(section: DataSection) -> Path | None:

@@ -29,7 +29,7 @@ class _Files(Dataset[tuple[int, Inspection]]):
 
     def __getitem__(self, index: int) -> tuple[int, Inspection]:
         try:
-            return index, inspect(self.manifest.path(index).name, self.manifest.read(index))
+            return index, inspect(self.manifest.path(index).name, self.manifest.read(index), self.manifest.pixels)
         except UnreadableImage as error:
             reason = str(error)
         except OSError as error:

@@ -39,6 +39,12 @@ ODD: tuple[tuple[Finding, Severity, str, str], ...] = (
 )
 
 
+LACKING: tuple[tuple[Finding, str, str], ...] = (
+    (Finding.DEEP, "have 8 bits a channel", "they are multiplied by 257, to fill data.bits=16"),
+    (Finding.GRAY, "are in colour", "they become gray as in Pillow's mode L (data.channels=1)"),
+)
+
+
 @dataclass(frozen=True)
 class Problem:
     """One kind of finding."""
@@ -96,10 +102,7 @@ def find_problems(
     problems += _duplicates(manifest, held_out, near)
     problems += _classes(manifest, held_out)
     problems += _shapes(manifest, preprocess)
-    for flag, severity, what, advice in ODD:
-        chosen = np.flatnonzero((manifest.findings & flag) != 0)
-        if len(chosen):
-            problems.append(_of_images(severity, what, advice, chosen))
+    problems += _oddities(manifest)
     rank = {"error": 0, "warning": 1, "note": 2}
     problems.sort(key=lambda problem: rank[problem.severity])
     return Findings(tuple(problems), _statistics(manifest, held_out, preprocess))
@@ -228,6 +231,20 @@ def _classes(manifest: Manifest, held_out: NDArray[np.bool_]) -> Iterator[Proble
             which = ", ".join(name for name, is_absent in zip(names, absent, strict=True) if is_absent)
             what = f"{absent.sum():,} classes have no validation image: {which[:200]}"
             yield Problem("warning", what, "add some", count=int(absent.sum()))
+
+
+def _oddities(manifest: Manifest) -> Iterator[Problem]:
+    channels, readable = manifest.pixels.channels, manifest.inspected & ~manifest.unreadable
+    asked_for = Finding.DEEP * (manifest.pixels.bits == 16) | Finding.GRAY * (channels == 1)
+    of_no_effect = 0 if channels in (1, 3) else Finding.GRAY | Finding.ALPHA
+    for flag, severity, what, advice in ODD:
+        chosen = np.flatnonzero((manifest.findings & flag) != 0)
+        if len(chosen) and not flag & (asked_for | of_no_effect):
+            yield _of_images(severity, what, advice, chosen)
+    for flag, what, advice in LACKING:
+        chosen = np.flatnonzero(readable & ((manifest.findings & flag) == 0))
+        if len(chosen) and flag & asked_for:
+            yield _of_images("note", what, advice, chosen)
 
 
 def _shapes(manifest: Manifest, preprocess: Preprocess) -> Iterator[Problem]:

@@ -16,7 +16,7 @@ from vitrail.data.shards import INDEX
 from vitrail.data.sources import FileSource, few, printable
 from vitrail.errors import ConfigError, DataError, closest
 
-EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"))
+EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".npy"))
 SPLIT_WORDS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
 
 

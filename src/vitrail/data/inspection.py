@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 from dataclasses import dataclass
 from enum import IntFlag
 from pathlib import PurePath
@@ -12,16 +11,17 @@ from pathlib import PurePath
 import numpy as np
 import torch
 from scipy.fft import dctn
-from torch import Tensor
 from torch.nn.functional import interpolate
 
-from vitrail.decoding import Header, UnreadableImage, decode, read_header
+from vitrail.decoding import Header, decode, read_header
+from vitrail.pixels import RGB, PixelFormat, Pixels, UnreadableImage
 
-FORMATS = ("", "JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "MPO")
+FORMATS = ("", "JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "MPO", "NPY")
 """By their number in a manifest; the first is unknown, or none that vitrail's file endings stand for."""
 ENDINGS = {
     "JPEG": (".jpg", ".jpeg"), "MPO": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "GIF": (".gif",),
     "TIFF": (".tif", ".tiff"), "BMP": (".bmp",), "PPM": (".ppm", ".pgm"),
+    "NPY": (".npy",),
 }  # fmt: skip
 HUGE_PIXELS = 50_000_000
 """Beyond, decoding one image takes longer than a training step."""
@@ -63,12 +63,13 @@ class Inspection:
     """64 bits that differ in few places between versions of a picture; 0 where there is nothing to see."""
 
 
-def inspect(name: str, data: bytes) -> Inspection:
+def inspect(name: str, data: bytes, wanted: PixelFormat = RGB) -> Inspection:
     """Read a file as training does, and say what it is.
 
     Args:
         name: Its name, for the ending.
         data: Its bytes.
+        wanted: What images are read as.
     """
     content = content_hash(data)
     if not data:
@@ -76,12 +77,14 @@ def inspect(name: str, data: bytes) -> Inspection:
         return Inspection(empty, "the file is empty", 0, 0, 0, content, 0)
     form, width, height, findings = 0, 0, 0, Finding(0)
     with contextlib.suppress(UnreadableImage):  # decoding alone says whether it can be read
-        header = read_header(io.BytesIO(data))
+        header = read_header(data)
         width, height = header.width, header.height
         form = FORMATS.index(header.format) if header.format in FORMATS else 0
         findings = _oddities(PurePath(name).suffix.lower(), header)
+        if header.format == "TIFF" and header.frames == wanted.channels not in (1, 3):
+            findings &= ~Finding.ANIMATED  # each page is a channel
     try:
-        pixels = decode(data)
+        pixels = decode(data, wanted)
     except UnreadableImage as error:
         return Inspection(findings | Finding.UNREADABLE, str(error), form, width, height, content, 0)
     return Inspection(findings, "", form, pixels.shape[2], pixels.shape[1], content, picture_hash(pixels))
@@ -107,18 +110,18 @@ def _oddities(suffix: str, header: Header) -> Finding:
     return Finding(sum(flag for flag, is_so in found.items() if is_so))
 
 
-def picture_hash(pixels: Tensor) -> int:
+def picture_hash(pixels: Pixels) -> int:
     """Return the signs of the 64 lowest frequencies of a picture's gray levels, as bits.
 
     Scaled, recompressed or slightly brightened copies differ in few bits, other pictures in about 32
     (C. Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010).
-
-    Args:
-        pixels: uint8 (3, h, w).
     """
     side = 4 * HASH_SIDE
+    if pixels.dtype == torch.uint16:
+        pixels = pixels.float() / 257
     small = interpolate(pixels[None], (side, side), mode="bilinear", antialias=True)[0].double()
-    gray = (small * torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)[:, None, None]).sum(0).numpy()
+    weights = [0.299, 0.587, 0.114] if len(small) == 3 else [1 / len(small)] * len(small)
+    gray = (small * torch.tensor(weights, dtype=torch.float64)[:, None, None]).sum(0).numpy()
     if np.ptp(gray) < 8:
         return 0  # one colour: its frequencies are rounding
     bits = np.asarray(dctn(gray, norm="ortho"))[:HASH_SIDE, :HASH_SIDE].ravel() > 0

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, UInt
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from vitrail.data.sampling import BatchSampler, SampleKey
 from vitrail.data.sources import PixelSource, Source
-from vitrail.decoding import Exif, UnreadableImage
 from vitrail.errors import DataError
+from vitrail.pixels import PixelFormat, UnreadableImage
 from vitrail.transforms import Preprocess, TrainView, sample_key
 
 MAX_WORKERS = 8  # for each process: beyond, decoding on one machine gains little and memory is lost
@@ -38,7 +38,7 @@ class Sample:
 class Batch(NamedTuple):
     """The readable images of a batch, which may be none; DataLoader pins it."""
 
-    images: UInt8[Tensor, "b 3 h w"]
+    images: UInt[Tensor, "b c h w"]
     labels: Int64[Tensor, " b"]
     indices: Int64[Tensor, " b"]
     """In the source."""
@@ -48,10 +48,10 @@ class Batch(NamedTuple):
     """Name of each unreadable image, and the reason."""
 
 
-def _read(source: Source, index: int, key: int, exif: Exif, view: Callable[[Tensor], Tensor]) -> Sample:
+def _read(source: Source, index: int, key: int, wanted: PixelFormat, view: Callable[[Tensor], Tensor]) -> Sample:
     label = int(source.labels[index])
     try:
-        return Sample(view(source.image(index, exif)), label, index, key, None)
+        return Sample(view(source.image(index, wanted)), label, index, key, None)
     except UnreadableImage as error:
         return Sample(None, label, index, key, (source.name(index), str(error)))
     except OSError as error:
@@ -64,12 +64,12 @@ class TrainImages(Dataset[Sample]):
 
     source: Source
     view: TrainView
-    exif: Exif
+    wanted: PixelFormat
     seed: int
 
     def __getitem__(self, item: SampleKey) -> Sample:
         key = sample_key(self.seed, *item)
-        return _read(self.source, item[1], key, self.exif, lambda image: self.view.view(image, key))
+        return _read(self.source, item[1], key, self.wanted, lambda image: self.view.view(image, key))
 
 
 @dataclass(frozen=True)
@@ -80,18 +80,20 @@ class EvalImages(Dataset[Sample]):
     preprocess: Preprocess
 
     def __getitem__(self, item: int) -> Sample:
-        return _read(self.source, item, 0, self.preprocess.exif, self.preprocess.view)
+        return _read(self.source, item, 0, self.preprocess.pixels, self.preprocess.view)
 
 
 @dataclass(frozen=True)
 class _Collate:
     size: tuple[int, int]
+    pixels: PixelFormat
 
     def __call__(self, samples: list[Sample]) -> Batch:
         good = [sample for sample in samples if sample.image is not None]
-        # stacked as (h, w, 3), which is how views lie in memory; default_collate writes to shared memory in a worker
+        # stacked as (h, w, c), which is how views lie in memory; default_collate writes to shared memory in a worker
         images = [sample.image.permute(1, 2, 0) for sample in good if sample.image is not None]
-        stacked = default_collate(images) if images else torch.empty((0, *self.size, 3), dtype=torch.uint8)
+        nothing = torch.empty((0, *self.size, self.pixels.channels), dtype=self.pixels.dtype)
+        stacked = default_collate(images) if images else nothing
         return Batch(
             images=stacked.permute(0, 3, 1, 2),
             labels=torch.tensor([sample.label for sample in good], dtype=torch.int64),
@@ -152,7 +154,7 @@ class ImageLoader(DataLoader[Any]):
 def build_train_loader(
     source: Source,
     view: TrainView,
-    exif: Exif,
+    wanted: PixelFormat,
     sampler: BatchSampler,
     *,
     seed: int,
@@ -167,7 +169,7 @@ def build_train_loader(
     Args:
         source: The images.
         view: Draws from each image.
-        exif: Whether EXIF orientation turns the image.
+        wanted: What every image is read as.
         sampler: Which images, in which order.
         seed: Of the views, with epoch, index and copy.
         workers: Processes that load; None is `default_workers`.
@@ -176,11 +178,11 @@ def build_train_loader(
     """
     assert sampler.n == len(source)
     return ImageLoader(
-        TrainImages(source, view, exif, seed),
+        TrainImages(source, view, wanted, seed),
         bad_files=bad_files,
         workers=workers,
         batch_sampler=sampler,
-        collate_fn=_Collate(view.size),
+        collate_fn=_Collate(view.size, wanted),
         pin_memory=pin_memory,
     )
 
@@ -206,7 +208,7 @@ def build_eval_loader(
         bad_files=bad_files,
         workers=workers,
         batch_sampler=batches[rank::world],
-        collate_fn=_Collate(preprocess.size),
+        collate_fn=_Collate(preprocess.size, preprocess.pixels),
         pin_memory=pin_memory,
     )
 

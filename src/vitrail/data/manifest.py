@@ -28,6 +28,7 @@ from vitrail.data.shards import INDEX, Places, Shard, ShardSource
 from vitrail.data.sources import FileSource, count_classes, label_name, printable
 from vitrail.errors import DataError
 from vitrail.files import write_whole
+from vitrail.pixels import RGB, PixelFormat
 
 FORMAT = 1
 TRAIN, VAL = 0, 1
@@ -66,6 +67,8 @@ class Manifest:
     """Where an image may have several classes: (m, k), which of them each label stands for."""
     reasons: tuple[str, ...] = ()
     """Why images cannot be read."""
+    pixels: PixelFormat = RGB
+    """What they were read as when they were looked at."""
     paths: Paths
     """Relative to the folder of their part."""
     part: NDArray[np.uint8]
@@ -189,6 +192,7 @@ class Manifest:
             "called": self.called,
             "reasons": self.reasons,
             "formats": FORMATS,
+            "pixels": [self.pixels.channels, self.pixels.bits],
         }
         if self.packed is not None:
             columns |= {name: getattr(self.packed, name) for name in PACKED}
@@ -227,6 +231,7 @@ def load_manifest(path: Path) -> Manifest:
             division=str(about["division"]),
             called=tuple(about["called"]) if about.get("called") else None,
             reasons=tuple(about["reasons"]),
+            pixels=PixelFormat(*about.get("pixels", ())),
             paths=paths,
             packed=packed,
             **columns,
@@ -237,7 +242,7 @@ def load_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def open_shards(root: Path, known: Manifest | None) -> Manifest:
+def open_shards(root: Path, known: Manifest | None, pixels: PixelFormat = RGB) -> Manifest:
     """Return the manifest of the shards in a folder, with what was found in them since they were packed.
 
     Raises:
@@ -248,7 +253,11 @@ def open_shards(root: Path, known: Manifest | None) -> Manifest:
         raise DataError(f"{root / INDEX}: lists images in folders, not in shards; pack the folder anew")
     index.packed.check_sizes(root)
     if known is not None and known.packed is not None and known.packed.shards == index.packed.shards:
-        index = replace(index, reasons=known.reasons, **{name: getattr(known, name) for name in FOUND})
+        found = {name: getattr(known, name) for name in FOUND}
+        index = replace(index, reasons=known.reasons, pixels=known.pixels, **found)
+    if index.pixels != pixels:  # all is to be looked at anew
+        unknown = {name: np.zeros_like(getattr(index, name)) for name in ("inspected", "findings")}
+        index = replace(index, pixels=pixels, reason=np.full_like(index.reason, -1), **unknown)
     return replace(index, root=root)
 
 
@@ -278,7 +287,7 @@ def _check(manifest: Manifest, formats: list[str]) -> None:
         column = getattr(manifest, name)
         if n and not (column.min() >= least and column.max() < end):
             raise ValueError(f"its column {name} is out of range")
-    if tuple(formats) != FORMATS:
+    if tuple(formats) != FORMATS[: len(formats)]:  # later ones are added at the end
         raise ValueError("its formats are others")
     if (places := manifest.packed) is not None:
         for name, dtype in PACKED.items():
@@ -291,7 +300,7 @@ def _check(manifest: Manifest, formats: list[str]) -> None:
             raise ValueError("its column offset is out of range")
 
 
-def list_images(listing: Listing, known: Manifest | None) -> Manifest:
+def list_images(listing: Listing, known: Manifest | None, pixels: PixelFormat = RGB) -> Manifest:
     """Return the manifest of what was listed, with what is known of files unchanged in size and time.
 
     The parts of a division are kept as well, so that an image that was trained on is never validated with.
@@ -325,6 +334,7 @@ def list_images(listing: Listing, known: Manifest | None) -> Manifest:
         label_sets=label_sets,
         notes=tuple(dict.fromkeys(note for source in sources for note in source.notes)),
         paths=Paths.of(name for source in sources for name in source.paths),
+        pixels=pixels,
         **columns,
     )
     return manifest if known is None else _with_known(manifest, known)
@@ -338,6 +348,7 @@ def _with_known(manifest: Manifest, known: Manifest) -> Manifest:
         known.inspected[there]
         & (known.bytes[there] == manifest.bytes[here])
         & (known.mtime_ns[there] == manifest.mtime_ns[here])
+        & (known.pixels == manifest.pixels)
     )
     changed = {name: getattr(manifest, name).copy() for name in (*KEPT, *FOUND)}
     for name in KEPT:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import UInt8
 from numpy.typing import NDArray
-from torch import Tensor
 
 from vitrail.data.paths import Paths
 from vitrail.data.sources import Source, printable
-from vitrail.decoding import Exif, UnreadableImage, decode, read_header
+from vitrail.decoding import decode, read_header
+from vitrail.pixels import PixelFormat, Pixels, UnreadableImage
 
 
 class Table(Protocol):
@@ -71,9 +69,9 @@ class RowSource:
             raise UnreadableImage("the row has no image")
         return Path(path).read_bytes()
 
-    def image(self, index: int, exif: Exif) -> UInt8[Tensor, "3 h w"]:
+    def image(self, index: int, wanted: PixelFormat) -> Pixels:
         """Read and decode an image."""
-        return decode(self.encoded(index), exif)
+        return decode(self.encoded(index), wanted)
 
     def identities(self) -> Iterator[bytes]:
         """Yield the paths, with the row's number where they alone do not tell the images apart."""
@@ -92,7 +90,7 @@ class RowSource:
         """Write the first image as a file."""
         data = self.encoded(0)
         try:
-            ending = read_header(io.BytesIO(data)).format.lower()
+            ending = read_header(data).format.lower()
         except UnreadableImage:
             ending = "bin"
         path = folder / f"row-{self.rows[0]:05d}.{ending}"

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
-import torch
-from jaxtyping import UInt8
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from vitrail.data.paths import Paths
-from vitrail.decoding import Exif, decode
+from vitrail.decoding import decode
+from vitrail.pixels import PixelFormat, Pixels, fit
 
 
 @runtime_checkable
@@ -58,7 +56,7 @@ class Source(Protocol):
         """Read the bytes of an image's file; None for an image that is held as pixels."""
         ...
 
-    def image(self, index: int, exif: Exif) -> UInt8[Tensor, "3 h w"]:
+    def image(self, index: int, wanted: PixelFormat) -> Pixels:
         """Read an image; raises UnreadableImage or OSError."""
         ...
 
@@ -103,9 +101,9 @@ class FileSource:
         """Read a file."""
         return self.path(index).read_bytes()
 
-    def image(self, index: int, exif: Exif) -> UInt8[Tensor, "3 h w"]:
+    def image(self, index: int, wanted: PixelFormat) -> Pixels:
         """Read and decode a file."""
-        return decode(self.encoded(index), exif)
+        return decode(self.encoded(index), wanted)
 
     def identities(self) -> Iterator[bytes]:
         """Yield the relative paths."""
@@ -145,11 +143,10 @@ class PixelSource:
     def encoded(self, index: int) -> None:
         """There are no files."""
 
-    def image(self, index: int, exif: Exif) -> UInt8[Tensor, "3 h w"]:
+    def image(self, index: int, wanted: PixelFormat) -> Pixels:
         """Copy out an image; there is no EXIF."""
-        pixels = self.images[index]
-        array = np.repeat(pixels[:, :, None], 3, axis=2) if pixels.ndim == 2 else pixels.copy()
-        return torch.from_numpy(array).permute(2, 0, 1)
+        pixels = self.images[index].copy()
+        return fit(pixels[:, :, None] if pixels.ndim == 2 else pixels, wanted)
 
     def identities(self) -> Iterator[bytes]:
         """Yield the names."""
