@@ -13,7 +13,7 @@ from vitrail.answers import Gathered
 from vitrail.data.sources import Source
 from vitrail.imagenet import english
 from vitrail.label_metrics import HALF, Decisions, LabelAccuracy, label_scores, probabilities
-from vitrail.page import render
+from vitrail.page import pictured, render
 from vitrail.report import MISTAKES, PAGE, Subject, Training, origin, plain, thumbnail, to_csv
 
 TEMPLATE = "label_report.html"
@@ -90,6 +90,7 @@ def label_report_files(
         found=numbers,
         pictures={name: [shown[i] for i, _ in pairs] for name, pairs in wrong.items()},
         size=subject.preprocess.size,
+        pictured=pictured(subject.preprocess.pixels),
         english=english(classes),
         training=training,
     )
