@@ -52,7 +52,12 @@ def export_one(checkpoint: Path, format: FormatName, output: Path | None = None,
 
 
 def save(
-    path: Path, name: str, dtype: torch.dtype = torch.float32, preprocess: Preprocess | None = None, **overrides: Any
+    path: Path,
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    preprocess: Preprocess | None = None,
+    thresholds: tuple[float, ...] | None = None,
+    **overrides: Any,
 ) -> Path:
     """Write the weights of a tiny model."""
     model = randomised(create_model(name, **{**find_variant(name)[0].tiny, **overrides})).to(dtype)
@@ -61,6 +66,7 @@ def save(
         options=model_options(model),
         classes=tuple(map(str, range(model.config.num_classes))),
         preprocess=preprocess or Preprocess(size=model.config.size),
+        thresholds=thresholds,
     )
     save_model(path, model.state_dict(), record)
     return path
@@ -299,9 +305,10 @@ def test_mindspore_computes_the_same_logits(
 GRAY = Preprocess(size=(32, 32), channels=1, mean=(0.4,), std=(0.3,))
 
 
-def test_gray_images_are_prepared_within_the_file_too(tmp_path: Path) -> None:
+def test_gray_images_and_several_classes_are_handled_within_the_file_too(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    checkpoint = save(tmp_path / "gray.safetensors", "tnt_ti_patch16_224", preprocess=GRAY, in_channels=1)
+    options = {"preprocess": GRAY, "in_channels": 1, "num_classes": 3, "thresholds": (0.5, 0.4, 0.3)}
+    checkpoint = save(tmp_path / "gray.safetensors", "tnt_ti_patch16_224", **options)
     done = export_one(checkpoint, "onnx", with_preprocess=True)
     assert done.verdict is not None
     assert done.verdict.is_good

@@ -307,7 +307,9 @@ def _unfold(x: Tensor, dim: int, size: int, step: int) -> Tensor:
 def _write_onnx(plan: Plan) -> Files:
     model = _onnx_model(plan)
     if plan.making.input == "image":
-        model = put_preprocess(model, plan.record.preprocess, plan.model.config.num_classes, plan.topk)
+        record = plan.record
+        classes, several = plan.model.config.num_classes, record.thresholds is not None
+        model = put_preprocess(model, record.preprocess, classes, plan.topk, several=several)
     for key, text in plan.metadata(opset=str(OPSET)).items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, text
