@@ -305,6 +305,7 @@ def test_mindspore_computes_the_same_logits(
 GRAY = Preprocess(size=(32, 32), channels=1, mean=(0.4,), std=(0.3,))
 
 
+@pytest.mark.thorough
 def test_gray_images_and_several_classes_are_handled_within_the_file_too(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     options = {"preprocess": GRAY, "in_channels": 1, "num_classes": 3, "thresholds": (0.5, 0.4, 0.3)}
