@@ -13,6 +13,7 @@ from vitrail.balance import Balance
 from vitrail.config import TrainConfig, command_line, resolve
 from vitrail.data.loader import Batch
 from vitrail.job import build_model, build_preprocess
+from vitrail.objective import OneClass
 from vitrail.optim import build_optimizer, set_learning_rate
 from vitrail.stopwatch import Stopwatch
 from vitrail.train import train_step
@@ -45,12 +46,13 @@ def build_step(
     pixels = torch.randint(0, 256, (batch_size, 3, *preprocess.size), dtype=torch.uint8)
     labels = torch.arange(batch_size)
     balance = Balance(torch.ones(CLASSES, device=accelerator.device), torch.zeros(CLASSES, device=accelerator.device))
+    objective = OneClass(balance, config.augment.label_smoothing)
     watch = Stopwatch(accelerator.device, {})
 
     def step() -> None:
         set_learning_rate(optimizer, 1e-4)
         batch = Batch(pixels, labels, labels, labels, [])
-        train_step(wrapped, optimizer, accelerator, [batch], config, preprocess, balance, [1], watch)
+        train_step(wrapped, optimizer, accelerator, [batch], config, preprocess, objective, [1], watch)
         ema.update(model)
 
     return step, wrapped, optimizer

@@ -23,6 +23,7 @@ from vitrail.errors import ConfigError, DataError, Stopped
 from vitrail.evaluate import evaluate
 from vitrail.hub import model_card
 from vitrail.loading import open_model
+from vitrail.objective import OneClass
 from vitrail.train import prepare
 from vitrail.transforms import Preprocess
 
@@ -109,7 +110,7 @@ def test_weighted_targets_are_pytorchs_weights_but_for_what_smoothing_gives_away
     pixels = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=generator)
     labels, logits = torch.tensor([0, 1, 2, 2, 0, 0]), torch.randn(6, 3, generator=generator)
     batch = Batch(pixels, labels, labels, labels, [])
-    _, targets = prepare(batch, config, Preprocess(size=(8, 8)), balance, 3, CPU)
+    _, targets = prepare(batch, config, Preprocess(size=(8, 8)), OneClass(balance, smoothing), 3, CPU)
     one = {"mixup_alpha": mixup, "cutmix_alpha": 0.0, "probability": 1.0, "switch_probability": 0.5, "key": 3}
     _, plain = mix(torch.zeros(6, 3, 8, 8), soft_targets(labels, 3), **one)
     weighted = cross_entropy(logits, plain, weight=balance.weights, reduction="sum")

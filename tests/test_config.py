@@ -22,6 +22,7 @@ from vitrail.config import (
     EvaluateSection,
     Layer,
     ModelSection,
+    MultiLabelSection,
     OptimSection,
     OutputSection,
     PredictConfig,
@@ -43,8 +44,8 @@ from vitrail.config import (
 from vitrail.errors import ConfigError, VitrailError
 
 SECTIONS = (
-    ModelSection, DataSection, PreprocessSection, AugmentSection, BalanceSection, OptimSection, ScheduleSection,
-    EmaSection, TrainSection, OutputSection, EvaluateSection, WeightsSection,
+    ModelSection, DataSection, PreprocessSection, AugmentSection, BalanceSection, MultiLabelSection, OptimSection,
+    ScheduleSection, EmaSection, TrainSection, OutputSection, EvaluateSection, WeightsSection,
 )  # fmt: skip
 SELF_EXPLAINING = {
     (AugmentSection, "label_smoothing"),

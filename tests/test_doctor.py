@@ -62,6 +62,7 @@ def test_the_status_says_whether_all_is_good(capsys: pytest.CaptureFixture, monk
         assert (fix or "good") in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_processes_measure_what_lies_between_them() -> None:
     done = python(*TORCHRUN, "--nproc-per-node", 2, "--standalone", "-m", "vitrail", "doctor")
     assert done.stdout.count("2 processes, all-reduce of 16 MiB in") == 1

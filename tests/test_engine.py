@@ -73,6 +73,7 @@ def test_matrix_products_run_in_the_asked_precision() -> None:
             assert (a @ a).dtype is dtype
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the switch")
 def test_a_large_block_is_not_given_back_to_the_system() -> None:
     program = """

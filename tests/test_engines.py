@@ -213,7 +213,7 @@ def test_evaluate_and_predict_say_the_same_of_every_file(
         rows = Path(f"{file.suffix}.csv")
         assert run("predict", file, image_folder / "val", "--format", "csv", "--topk", 2, "--output", rows) == 0
     printed = capsys.readouterr().out
-    assert f"same answer as {weights}: 12 of 12; log-probabilities differ by" in printed
+    assert f"same answer as {weights}: 12 of 12; scores differ by" in printed
     ours, theirs = numbers.values()
     agreement = theirs.pop("agreement")
     assert (agreement["n"], agreement["equal"], agreement["top1"]) == (12, 12, ours["top1"])

@@ -230,7 +230,7 @@ def test_command_shows_the_sweep_and_the_settings_of_the_best(
         main([*words, "--json", str(image_folder / "sweep.json")])
     assert stopped.value.code == 0
     out = capsys.readouterr().out
-    assert "12 images of" in out
+    assert "12 images of" in " ".join(out.split())  # the title of a narrow table is broken
     assert "next: vitrail evaluate" in out
     assert "'preprocess.mean=[" in out or "preprocess.mean=" in out
     assert len(json.loads((image_folder / "sweep.json").read_text())) == 18
@@ -301,7 +301,7 @@ def test_a_disk_that_fills_up_does_not_cost_the_numbers(
 ) -> None:
     alone = evaluate(tiny_checkpoint, layers(image_folder)).accuracy
     folder = report_folder(image_folder.parent / "x")
-    numbers = rf"the evaluation itself found top-1 {alone.top1:.2f} %, top-5 100.00 %, loss {alone.loss:.4f}$"
+    numbers = rf"the evaluation itself found loss {alone.loss:.4f}, top-1 {alone.top1:.2f} %, top-5 100.00 %$"
     with (
         pytest.raises(CheckpointError, match=rf"x: cannot be written \(File too large\).*; {numbers}"),
         largest_file(99),

@@ -21,6 +21,7 @@ from models.weights import randomised
 from vitrail.checkpoint import KEY, Record, model_options, save_model
 from vitrail.cli import main
 from vitrail.engines import open_artifact
+from vitrail.errors import ConfigError
 from vitrail.export import Exported, FormatName, export, find_outputs
 from vitrail.loading import load_model, open_model
 from vitrail.mindir import CHECK_SCRIPT
@@ -50,14 +51,22 @@ def export_one(checkpoint: Path, format: FormatName, output: Path | None = None,
     return done
 
 
-def save(path: Path, name: str, dtype: torch.dtype = torch.float32, **overrides: Any) -> Path:
+def save(
+    path: Path,
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    preprocess: Preprocess | None = None,
+    thresholds: tuple[float, ...] | None = None,
+    **overrides: Any,
+) -> Path:
     """Write the weights of a tiny model."""
     model = randomised(create_model(name, **{**find_variant(name)[0].tiny, **overrides})).to(dtype)
     record = Record(
         model=name,
         options=model_options(model),
         classes=tuple(map(str, range(model.config.num_classes))),
-        preprocess=Preprocess(size=model.config.size),
+        preprocess=preprocess or Preprocess(size=model.config.size),
+        thresholds=thresholds,
     )
     save_model(path, model.state_dict(), record)
     return path
@@ -218,14 +227,6 @@ def test_compiled_file_answers_as_pytorch_does(tiny_checkpoint: Path) -> None:
     assert network.record.classes == ("blue", "green", "red")
 
 
-def test_images_of_16_bits_are_preprocessed_outside(tiny_checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
-    opened = open_model(tiny_checkpoint)
-    preprocess = replace(opened.record.preprocess, bits=16)
-    save_model(tiny_checkpoint, opened.weights, replace(opened.record, preprocess=preprocess))
-    assert run(tiny_checkpoint, "--format", "onnx", "--with-preprocess") == 2
-    assert "error: --with-preprocess is for images of 8 bits; this model reads 16" in capsys.readouterr().err
-
-
 # ---- the check ----
 
 
@@ -299,3 +300,24 @@ def test_mindspore_computes_the_same_logits(
     found = re.search(r"by at most ([\d.e-]+); good", text)
     assert found, text
     assert float(found[1]) <= 1e-5
+
+
+GRAY = Preprocess(size=(32, 32), channels=1, mean=(0.4,), std=(0.3,))
+
+
+@pytest.mark.thorough
+def test_gray_images_and_several_classes_are_handled_within_the_file_too(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    options = {"preprocess": GRAY, "in_channels": 1, "num_classes": 3, "thresholds": (0.5, 0.4, 0.3)}
+    checkpoint = save(tmp_path / "gray.safetensors", "tnt_ti_patch16_224", **options)
+    done = export_one(checkpoint, "onnx", with_preprocess=True)
+    assert done.verdict is not None
+    assert done.verdict.is_good
+
+
+def test_sixteen_bits_are_not_prepared_within_a_file(tmp_path: Path) -> None:
+    deep = replace(GRAY, bits=16)
+    checkpoint = save(tmp_path / "deep.safetensors", "tnt_ti_patch16_224", preprocess=deep, in_channels=1)
+    with pytest.raises(ConfigError) as caught:
+        export_one(checkpoint, "onnx", with_preprocess=True)
+    assert str(caught.value) == "--with-preprocess takes images of 8 bits, and this model reads 16; leave it out"

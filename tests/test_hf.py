@@ -562,6 +562,7 @@ def hub(parquet: Path) -> Iterator[str]:
     server.stdout.close()
 
 
+@pytest.mark.thorough
 def test_a_set_of_the_hub_is_pinned_to_its_commit_and_found_again_without_a_network(hub: str, tmp_path: Path) -> None:
     environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hf"), "XDG_CACHE_HOME": str(tmp_path)}
     environment.pop("HF_HUB_OFFLINE")

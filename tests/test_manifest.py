@@ -323,8 +323,8 @@ def test_a_manifest_divided_in_another_way_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         open_data(DataSection(manifest=str(tmp_path / "m"), folds=5))
     assert str(caught.value) == (
-        "data.manifest: its images are divided by val_fraction=0.2, the settings say folds=5; give data.root too, to "
-        "divide them anew"
+        "data.manifest: its images are divided by val_fraction=0.2, the settings say folds=5; give data.root or "
+        "data.list too, to divide them anew"
     )
 
 

@@ -12,7 +12,8 @@ from vitrail.config import RECIPES, PreprocessSection, TrainConfig, find_recipe,
 from vitrail.models import FAMILIES, build_config, create_model, find_variant
 
 SECTIONS = [
-    "model", "weights", "data", "preprocess", "augment", "balance", "optim", "schedule", "ema", "train", "output",
+    "model", "weights", "data", "preprocess", "augment", "balance", "multi_label", "optim", "schedule", "ema", "train",
+    "output",
 ]  # fmt: skip
 PUBLISHED = re.compile(r"^# Published: ([\d.]+)(?: / ([\d.]+))? \(top-1.*\)\.$", re.MULTILINE)
 IMAGENET = [name for name in list_recipes() if "imagenet" in name]

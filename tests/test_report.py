@@ -106,7 +106,7 @@ def test_the_numbers_equal_those_of_scikit_learn_and_the_files_agree(tmp_path: P
     files = report_files(subject(source, tmp_path / "w"), answers, accuracy, [])
     assert files.keys() == FILES
     found = read(files)
-    scores = answers.log_probabilities
+    scores = answers.scores
     assert found["n_right"] == round(top_k_accuracy_score(source.labels, scores, k=1, normalize=False))
     assert found["n_right5"] == round(top_k_accuracy_score(source.labels, scores, k=5, normalize=False))
     assert found["intervals"]["top1"][0] < found["top1"] < found["intervals"]["top1"][1]
@@ -134,7 +134,7 @@ def test_the_numbers_equal_those_of_scikit_learn_and_the_files_agree(tmp_path: P
 
 def test_unreadable_images_are_counted_apart_and_as_wrong(tmp_path: Path) -> None:
     source, answers, _ = noise(100, 2)
-    kept = Gathered(answers.indices[4:], answers.choices[4:], answers.log_probabilities[4:])
+    kept = Gathered(answers.indices[4:], answers.choices[4:], answers.scores[4:])
     right = int((kept.choices[:, 0] == source.labels[4:]).sum())
     some = counted(96, 100 * right / 96, 100.0, 0.5)
     bad = [(source.name(index), "<cut & short>") for index in range(4)]
@@ -151,7 +151,7 @@ def test_unreadable_images_are_counted_apart_and_as_wrong(tmp_path: Path) -> Non
 def test_a_class_without_images_is_null_and_is_named(tmp_path: Path) -> None:
     source, answers, _ = noise(50, 3)
     seen = source.labels[answers.indices] != 2
-    kept = Gathered(answers.indices[seen], answers.choices[seen], answers.log_probabilities[seen])
+    kept = Gathered(answers.indices[seen], answers.choices[seen], answers.scores[seen])
     n = int(seen.sum())
     files = report_files(subject(source, tmp_path / "w"), kept, counted(n, 50.0, 100.0, 0.5), [])
     found = read(files)
@@ -163,7 +163,7 @@ def test_a_class_without_images_is_null_and_is_named(tmp_path: Path) -> None:
 
 def test_answers_that_are_not_numbers_still_make_a_report(tmp_path: Path) -> None:
     source, answers, _ = noise(20, 3)
-    nothing = Gathered(answers.indices, answers.choices, np.full_like(answers.log_probabilities, np.nan))
+    nothing = Gathered(answers.indices, answers.choices, np.full_like(answers.scores, np.nan))
     diverged = counted(20, 30.0, 100.0, float("nan"))
     files = report_files(subject(source, tmp_path / "w"), nothing, diverged, [])
     found = read(files)
@@ -174,7 +174,7 @@ def test_answers_that_are_not_numbers_still_make_a_report(tmp_path: Path) -> Non
 def test_without_a_mistake_the_page_says_so(tmp_path: Path) -> None:
     source, answers, _ = noise(20, 3)
     perfect = source.labels[:, None].astype(np.int64)
-    files = report_files(subject(source, tmp_path / "w"), Gathered(answers.indices, perfect, answers.log_probabilities),
+    files = report_files(subject(source, tmp_path / "w"), Gathered(answers.indices, perfect, answers.scores),
                          counted(20, 100.0, 100.0, 0.1), [])  # fmt: skip
     assert "every answer is right" in files["report.html"].decode()
     assert read(files)["most_confused"] == []
@@ -253,7 +253,7 @@ document.querySelector("iframe").onload = event => {
 def test_in_a_browser_tables_sort_and_a_narrow_page_does_not_scroll_sideways(tmp_path: Path) -> None:
     source, answers, _ = noise(400, 24)
     seen = source.labels[answers.indices] != 3
-    kept = Gathered(answers.indices[seen], answers.choices[seen], answers.log_probabilities[seen])
+    kept = Gathered(answers.indices[seen], answers.choices[seen], answers.scores[seen])
     files = report_files(subject(source, tmp_path / "w"), kept, counted(int(seen.sum()), 75.0, 90.0, 0.5), [])
     (tmp_path / "report.html").write_bytes(files["report.html"])
     (tmp_path / "probe.html").write_text(PROBE)

@@ -587,7 +587,7 @@ def once(monkeypatch: pytest.MonkeyPatch, at: int, updates: int = 1) -> None:
         return value * torch.nan if poisoned else value
 
     monkeypatch.setattr("vitrail.train.train_step", step)
-    monkeypatch.setattr("vitrail.train.cross_entropy", loss)
+    monkeypatch.setattr("vitrail.objective.cross_entropy", loss)
 
 
 def test_an_update_that_is_not_finite_is_left_out_counted_and_told(

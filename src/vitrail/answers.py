@@ -22,9 +22,10 @@ class Gathered:
     indices: NDArray[np.int64]
     """(n,) in the source."""
     choices: NDArray[np.int64]
-    """(n, up to CHOICES) classes, the likeliest first."""
-    log_probabilities: NDArray[np.float32]
-    """(n, k); logarithms rank answers that differ less than probabilities near 1 can."""
+    """(n, up to CHOICES) classes, the likeliest first; none where an image may have several."""
+    scores: NDArray[np.float32]
+    """(n, k) logarithms of probabilities, which rank answers that differ less than probabilities near 1 can; logits
+    where an image may have several classes."""
 
 
 class Answers:
@@ -36,14 +37,17 @@ class Answers:
         num_classes: Of the model.
         images: At most, of this process.
         device: Of the logits.
+        several: Whether an image may have several classes.
     """
 
-    def __init__(self, num_classes: int, images: int, device: torch.device) -> None:
+    def __init__(self, num_classes: int, images: int, device: torch.device, *, several: bool = False) -> None:
         device = torch.device("cpu") if device.type == "mps" else device  # no float64
+        self._several = several
         self._filled = 0
         self._indices = torch.empty(images, dtype=torch.int64, device=device)
-        self._choices = torch.empty(images, min(CHOICES, num_classes), dtype=torch.int64, device=device)
-        self._log_probabilities = torch.empty(images, num_classes, device=device)
+        choices = 0 if several else min(CHOICES, num_classes)
+        self._choices = torch.empty(images, choices, dtype=torch.int64, device=device)
+        self._scores = torch.empty(images, num_classes, device=device)
 
     def add(self, indices: Tensor, logits: Tensor) -> None:
         """Keep one batch: (b,) indices of its images in the source, and (b, k) logits."""
@@ -52,11 +56,12 @@ class Answers:
         self._filled = place.stop
         self._indices[place] = indices.to(self._indices.device, non_blocking=True)
         self._choices[place] = logits.topk(self._choices.shape[1]).indices.to(self._choices.device)
-        self._log_probabilities[place] = logits.to(self._indices.device).double().log_softmax(1).float()
+        logits = logits.to(self._indices.device)
+        self._scores[place] = logits if self._several else logits.double().log_softmax(1).float()
 
     def gather(self, accelerator: Accelerator) -> Gathered | None:
         """Return the answers of all processes in the first one, None in the others."""
-        kept = (self._indices, self._choices, self._log_probabilities)
+        kept = (self._indices, self._choices, self._scores)
         mine = tuple(values[: self._filled].cpu().numpy() for values in kept)
         everyone = gather_to_first(accelerator, mine)
         if everyone is None:

@@ -73,7 +73,8 @@ def check_data(config: CheckConfig, output: Path, display: Display) -> Checked:
         findings = find_problems(manifest, held_out, preprocess, structure)
         findings.statistics["pixels"] = measure(manifest, held_out)
         about = {"root": str(manifest.root), "manifest": manifest.hash, **findings.to_dict(manifest)}
-        page = render("check_data.html", **_page(manifest, findings, held_out, preprocess))
+        where = config.data.list or str(manifest.root)
+        page = render("check_data.html", root=where, **_page(manifest, findings, held_out, preprocess))
         place, replaced = folder.publish(
             {"check.html": page, "check.json": (json.dumps(about, indent=1) + "\n").encode()}
         )
@@ -124,7 +125,7 @@ def _page(
         rows, columns = (float(share) for share in seen(np.float64(height), np.float64(width), preprocess))
         crop = (50 * (1 - columns), 50 * (1 - rows), 100 * columns, 100 * rows)
         return _Thumbnail(
-            address, manifest.name(index), manifest.classes[manifest.label[index]],
+            address, manifest.name(index), manifest.label_name(index),
             "validation" if held_out[index] else "training", width / height, crop if lost[index] > CUT_AWAY else None,
         )  # fmt: skip
 
@@ -137,7 +138,6 @@ def _page(
         key=lambda row: -row[1],
     )  # fmt: skip
     return {
-        "root": str(manifest.root),
         "hash": manifest.hash,
         "notes": manifest.notes,
         "problems": [

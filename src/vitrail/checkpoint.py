@@ -52,6 +52,9 @@ class Record:
     """The settings it was trained with."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    thresholds: tuple[float, ...] | None = None
+    """Probability of each class, the sigmoid of its logit, from which it is an answer; None where an image has one
+    class, and probabilities are the softmax."""
 
     @property
     def classes_hash(self) -> str:
@@ -121,6 +124,7 @@ def to_metadata(record: Record) -> dict[str, str]:
             "recipe": record.recipe,
             "provenance": record.provenance,
             "metrics": record.metrics,
+            **({} if record.thresholds is None else {"thresholds": record.thresholds}),
         }
     )
     return {KEY: text}
@@ -153,6 +157,7 @@ def parse_record(metadata: Mapping[str, str], path: Path | str) -> Record:
             recipe=content["recipe"],
             provenance=content["provenance"],
             metrics=content["metrics"],
+            thresholds=_thresholds(content),
         )
         unchanged = record.classes_hash == content["classes_hash"]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -170,6 +175,15 @@ def parse_record(metadata: Mapping[str, str], path: Path | str) -> Record:
             f"{path}: its class names do not match their hash, so the file was changed; use the original"
         )
     return record
+
+
+def _thresholds(content: Mapping[str, Any]) -> tuple[float, ...] | None:
+    values = content.get("thresholds")
+    if values is None:
+        return None
+    if len(values) != len(content["classes"]) or not all(isinstance(x, int | float) and 0 <= x <= 1 for x in values):
+        raise ValueError("thresholds are not a probability for each class")
+    return tuple(map(float, values))
 
 
 def config_of(record: Record, path: Path | str = "record") -> ModelConfig:

@@ -170,16 +170,8 @@ def evaluate(
         found = result.accuracy
         _table(
             f"{checkpoint} on {result.data}",
-            ("images", "unreadable", "loss", "top-1, %", "top-5, %"),
-            [
-                (
-                    f"{found.n:,}",
-                    f"{len(result.bad_files):,}",
-                    f"{found.loss:.4f}",
-                    f"{found.top1:.2f}",
-                    f"{found.top5:.2f}",
-                )
-            ],
+            ("images", "unreadable", *found.shown),
+            [(f"{found.n:,}", f"{len(result.bad_files):,}", *found.shown.values())],
         )
         if json_file is not None:
             text = json.dumps({"checkpoint": str(checkpoint), **result.to_dict()}, indent=1) + "\n"
@@ -187,8 +179,8 @@ def evaluate(
             display.note(f"numbers: {json_file}")
         if (found := result.agreement) is not None:
             print(
-                f"same answer as {found.path}: {found.equal:,} of {found.n:,}; log-probabilities differ by "
-                f"{found.difference:.1e} at most; its top-1 is {found.top1:.2f} %"
+                f"same answer as {found.path}: {found.equal:,} of {found.n:,}; scores differ by {found.difference:.1e} "
+                f"at most; its numbers: {', '.join(f'{name} {value}' for name, value in found.shown.items())}"
             )
         print(f"report: {result.report}")
     return 0
@@ -208,7 +200,14 @@ def predict(
         Literal["json", "jsonl", "csv"],
         Parameter(help="json maps each path to its class; the others have names and probabilities."),
     ] = "json",
-    topk: Annotated[int, Parameter(converter=_whole_number, help="Classes to give for each image.")] = 1,
+    topk: Annotated[
+        int | None,
+        Parameter(
+            converter=_whole_number,
+            help="Classes to give for each image, 1 by default; of a multi-label model, at most so many of those that "
+            "reach their thresholds, all by default.",
+        ),
+    ] = None,
     batch_size: Annotated[int, Parameter(converter=_whole_number)] = 32,
     device: Literal["auto", "cpu"] = "auto",
     engine: Engine = None,
@@ -234,7 +233,7 @@ def predict(
     if not images:
         raise ConfigError("predict needs images: a file, a folder, a quoted glob, or a .txt list of paths")
     for name, value in (("--topk", topk), ("--batch-size", batch_size)):
-        if value < 1:
+        if value is not None and value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
 
     from vitrail.devices import pick_device
@@ -253,22 +252,28 @@ def predict(
         if artifact.weights is None:
             display.note(f"{checkpoint}: run by {network.about}")
         classes = artifact.record.classes or [str(number) for number in range(network.num_classes)]
-        if topk > len(classes):
+        thresholds = artifact.record.thresholds
+        if topk is not None and topk > len(classes) and thresholds is None:
             display.warn(f"--topk is {topk} but the model has {len(classes)} classes; all are given")
-        topk = min(topk, len(classes))
+        most = min(topk or (1 if thresholds is None else len(classes)), len(classes))
         total = bad = 0
         replaced = " (replaced)" if output.exists() else ""
-        with open_output(output, format, classes, topk) as file:
+        with open_output(output, format, classes, most, several=thresholds is not None) as file:
             display.begin("predict", None)
             for found in run(
-                network, preprocess, find_images(images), topk=topk, batch_size=batch_size, device=network.device
-            ):
+                network, preprocess, find_images(images), topk=most, batch_size=batch_size, device=network.device,
+                thresholds=thresholds,
+            ):  # fmt: skip
                 file.write(found)
                 total, bad = total + 1, bad + (found.error is not None)
-                if found.error is None:
+                if found.error is not None:
+                    display.warn(f"{found.path}: {found.error}")
+                elif thresholds is None:
                     print(f"{found.path} (class: {found.choices[0]})")
                 else:
-                    display.warn(f"{found.path}: {found.error}")
+                    pairs = zip(found.choices, found.probabilities, strict=True)
+                    named = ", ".join(f"{classes[choice]} {share:.3f}" for choice, share in pairs)
+                    print(f"{found.path} (classes: {named or 'none'})")
                 display.advance()
             display.end()
         display.note(f"{total:,} images, {bad:,} unreadable: {output}{replaced}")
@@ -587,7 +592,7 @@ def check_data(
     numbers = found.statistics
     rows = [(problem.severity, problem.what, problem.advice) for problem in found.problems]
     title = (
-        f"{checked.manifest.root}: {numbers['images']:,} images of {numbers['classes']:,} classes, "
+        f"{config.data.list or checked.manifest.root}: {numbers['images']:,} images of {numbers['classes']:,} classes, "
         f"{numbers['training']:,} to train on, {numbers['validation']:,} to validate with"
     )
     _table(title, ("", "found", "to do"), rows or [("", "nothing is wrong as far as it can be seen", "")])
@@ -872,15 +877,14 @@ def _show_sweep(checkpoint: Path, tried: Sequence[Evaluation]) -> None:
             *(str(list(value)) for value in (result.preprocess.mean, result.preprocess.std)),
             f"{result.preprocess.crop:g}",
             result.preprocess.interpolation,
-            f"{result.accuracy.top1:.2f}",
-            f"{result.accuracy.loss:.4f}",
+            *result.accuracy.shown.values(),
         )
         for result in tried
     ]
     found = tried[0].accuracy
     _table(
         f"{checkpoint} on {found.n:,} images of {tried[0].data}, the best first",
-        ("mean", "std", "crop", "interpolation", "top-1, %", "loss"),
+        ("mean", "std", "crop", "interpolation", *found.shown),
         rows,
     )
     best = tried[0].preprocess
@@ -913,7 +917,12 @@ def _show_verdicts(done: Sequence[Exported], what: str) -> None:
 
 def _show_training(result: TrainResult) -> None:
     best, last = result.best, result.rows[-1]
-    columns = {"train_loss": "train loss", "val_loss": "val loss", "val_top1": "top-1, %", "val_top5": "top-5, %"}
+    columns = {"train_loss": "train loss", "val_loss": "val loss"}
+    columns |= (
+        {"val_map": "mAP, %", "val_macro_f1": "macro F1, %", "val_micro_f1": "micro F1, %"}
+        if "val_map" in last
+        else {"val_top1": "top-1, %", "val_top5": "top-5, %"}
+    )
     groups = {f"val_{name}_top1": f"{name}, %" for name in ("head", "medium", "tail")}
     present = {key: title for key, title in groups.items() if last.get(key) is not None}
     if len(present) > 1:  # where all classes are of one group, these say little more than top-1

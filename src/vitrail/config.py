@@ -76,7 +76,7 @@ class DataSection:
     image_column: str | None = None
     """Column of the images, where a Hugging Face data set leaves a choice."""
     label_column: str | None = None
-    """Column of the labels, likewise."""
+    """Column of the labels, likewise; and of a list, where it has one class: null takes `label`, where there is one."""
     streaming: bool = False
     """Read Parquet files where they are, also on the Hub, through a small cache instead of a copy of the whole set."""
     shuffle_buffer: int = 10_000
@@ -85,11 +85,19 @@ class DataSection:
     """Gigabytes of disk that streaming may use on each machine."""
     root: str | None = None
     """Folder with train/<class>/* and val/<class>/*, or with <class>/* alone, or the shards that `vitrail pack` made of
-    it; for a named set, where its files lie."""
+    it; for a named set, where its files lie; for a list, what its paths begin in."""
+    list: str | None = None
+    """File of images with their labels, .csv, .tsv, .jsonl or .ndjson, a row an image; its paths begin in `root`, or in
+    its own folder. See docs/data.md."""
+    path_column: str = "path"
+    """Column of a list that has the paths."""
+    labels_column: str | None = None
+    """Column of a list that has any number of classes, in CSV with | between them; null takes `labels`, where there is
+    one, or columns of 0 and 1, one for each class."""
     train_split: str = "train"
-    """Name of the folder to train on."""
+    """Name of the folder to train on, or in the column `split` of a list."""
     val_split: str | None = "val"
-    """Name of the folder to evaluate on; null holds out `val_fraction` of the training folder."""
+    """The same to evaluate on; null holds out `val_fraction` of the training images."""
     val_fraction: float = 0.2
     """Share of each class held out where there is no validation folder, chosen by a hash of the file names."""
     folds: int | None = None
@@ -118,7 +126,7 @@ class DataSection:
     """How `vitrail evaluate` matches the data's classes with the model's: exact wants the same names in the same order,
     by-name takes a part of them in any order, and ImageNet's by id or English name."""
 
-    def problems(self) -> list[str]:
+    def problems(self) -> Sequence[str]:
         """Say what is wrong, each as one clause."""
         found = _in_range(self, workers=(0, None), folds=(2, 32767), channels=(1, 1000), shuffle_buffer=(1, 2**31))
         found += _above_zero(self, "cache_gb")
@@ -127,10 +135,20 @@ class DataSection:
         if not 0 < self.val_fraction < 1:
             found.append(f"val_fraction is {self.val_fraction}; it must be above 0 and below 1")
         if not (self.name or "").startswith("hf:"):
-            for name in ("subset", "revision", "image_column", "label_column", "streaming"):
+            for name in ("subset", "revision", "image_column", "streaming"):
                 if getattr(self, name):
                     found.append(f"{name} is {getattr(self, name)}; it is for data sets whose name begins with hf:")
-        if self.name is None and self.root is None and self.manifest is None:
+            if self.label_column is not None and self.list is None:
+                found.append(
+                    f"label_column is {self.label_column}; it is for data.list and sets whose name begins with hf:"
+                )
+        if self.list is None:
+            for name, default in (("path_column", "path"), ("labels_column", None)):
+                if (value := getattr(self, name)) != default:
+                    found.append(f"{name} is {value}; it is for data.list")
+        if self.label_column is not None and self.labels_column is not None:
+            found.append("label_column and labels_column are both set; an image has one class or several: drop one")
+        if self.name is None and self.root is None and self.manifest is None and self.list is None:
             found.append("root is not set; give the folder with your images, or data.name=digits")
         return found
 
@@ -248,6 +266,32 @@ class BalanceSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MultiLabelSection:
+    """The loss where an image may have several classes, or none; such data is a list with a column `labels`."""
+
+    loss: Literal["bce", "asymmetric"] = "bce"
+    """Binary cross-entropy, or the asymmetric loss of Ridnik et al. 2021, which makes little of easy negatives; the
+    mean over the classes is the loss of an image."""
+    gamma_negative: float = 4.0
+    """Of asymmetric: focusing on hard negatives, a power of their probability."""
+    gamma_positive: float = 0.0
+    """Of asymmetric: focusing on hard positives."""
+    clip: float = 0.05
+    """Of asymmetric: probability up to which a negative counts nothing."""
+
+    def problems(self) -> list[str]:
+        """Say what is wrong, each as one clause."""
+        found = []
+        for name in ("gamma_negative", "gamma_positive"):
+            gamma = getattr(self, name)
+            if gamma != 0 and gamma < 1:
+                found.append(f"{name} is {gamma}; it must be 0, or at least 1 for its gradient to be finite")
+        if not 0 <= self.clip < 1:
+            found.append(f"clip is {self.clip}; it must be from 0 to below 1")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimSection:
     """The optimizer."""
 
@@ -361,11 +405,11 @@ class TrainSection:
     """Updates from one reading of the loss to the next; a reading waits for the device."""
     monitor: Literal[
         "val_top1", "val_top5", "val_loss", "val_balanced_accuracy", "val_macro_f1", "val_head_top1", "val_medium_top1",
-        "val_tail_top1", "train_top1", "train_loss",
-    ] = "val_top1"  # fmt: skip
+        "val_tail_top1", "val_map", "val_micro_f1", "train_top1", "train_loss",
+    ] | None = None  # fmt: skip
     """Which number makes an evaluated epoch the best: the lowest loss, or the highest of the others. Balanced accuracy
     is the mean over the classes; head, medium and tail are those with more than 100, 20 to 100 and fewer than 20
-    training images."""
+    training images. null takes val_top1, and where images may have several classes val_map."""
     patience: int | None = None
     """Epochs without a better one after which the run ends; null never ends it early."""
     max_hours: float | None = None
@@ -441,6 +485,7 @@ class TrainConfig:
     preprocess: PreprocessSection = field(default_factory=PreprocessSection)
     augment: AugmentSection = field(default_factory=AugmentSection)
     balance: BalanceSection = field(default_factory=BalanceSection)
+    multi_label: MultiLabelSection = field(default_factory=MultiLabelSection)
     optim: OptimSection = field(default_factory=OptimSection)
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
     ema: EmaSection = field(default_factory=EmaSection)

@@ -153,6 +153,12 @@ def _provenance(opened: Opened) -> dict[str, Any]:
 
 def _doubts(opened: Opened, dialect: Dialect, to: str) -> list[str]:
     record, doubts = opened.record, []
+    if record.thresholds is not None:
+        doubts.append(
+            f"{to} has no place for the thresholds of a model that gives any number of classes: take the sigmoid of "
+            f"each logit, and as thresholds {', '.join(f'{value:.4g}' for value in record.thresholds[:10])}"
+            f"{', ...' if len(record.thresholds) > 10 else ''}"
+        )
     card = find_variant(record.model)[1]
     computes = vars(card.config) | dict(dialect.options)
     if differing := [

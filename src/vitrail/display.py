@@ -20,6 +20,11 @@ PHASES = {
 """Of an epoch, as in its row of numbers."""
 
 
+def headline(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the number by which an evaluated epoch is known, without val_ before it, and its title."""
+    return ("map", "mAP") if "val_map" in row else ("top1", "Top-1")
+
+
 class Display(Protocol):
     """Where long work reports to."""
 
@@ -101,8 +106,10 @@ class Terminal:
         parts = [f"epoch {values['epoch']:>3}"]
         if values["train_loss"] is not None:
             parts += [f"loss {values['train_loss']:.4f}"]
-        if "val_top1" in values:
-            parts += [f"val loss {values['val_loss']:.4f}", f"top-1 {values['val_top1']:6.2f} %"]
+        if "val_loss" in values:
+            name, title = headline(values)
+            title = title.replace("Top", "top")
+            parts += [f"val loss {values['val_loss']:.4f}", f"{title} {values[f'val_{name}']:6.2f} %"]
         parts += [f"{values['images_per_s']:,.0f} images/s"]
         if phases := [f"{label} {values[name]:.1f}" for name, label in PHASES.items() if values.get(name)]:
             parts += [f"seconds: {', '.join(phases)}"]

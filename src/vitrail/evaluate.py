@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -19,17 +20,19 @@ from vitrail.class_names import check_classes, match_by_name
 from vitrail.config import ConvertConfig, DataSection, EvaluateConfig, Layer, resolve, to_dict
 from vitrail.data import open_split
 from vitrail.data.hf import is_hf, pin_revision
-from vitrail.data.loader import ImageLoader, build_eval_loader
+from vitrail.data.loader import Batch, ImageLoader, build_eval_loader
 from vitrail.data.sources import Source, fingerprint
 from vitrail.devices import Precision, autocast
 from vitrail.display import Display, Quiet
 from vitrail.engine import gather_texts, processes, share, sum_over_processes
 from vitrail.engines import Artifact, Network, read_artifact
 from vitrail.errors import CheckpointError, ConfigError, DataError
+from vitrail.label_metrics import LabelAccuracy, label_accuracy, probabilities
+from vitrail.label_report import label_report_files, truth
 from vitrail.loading import Wanted, override_preprocess, tell, wanted
-from vitrail.metrics import SHOTS, Accuracy, Counter, accuracy
+from vitrail.metrics import Accuracy, Counter, accuracy
 from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD, VisionModel
-from vitrail.report import FILES, PAGE, Subject, report_files
+from vitrail.report import FILES, PAGE, Subject, Training, report_files
 from vitrail.transforms import Preprocess, fit_statistics, normalise
 from vitrail.whole_folder import WholeFolder
 
@@ -55,18 +58,25 @@ class Agreement:
     """Of the other file."""
     n: int
     equal: int
-    """Images whose likeliest class is the same."""
+    """Images with the same answer: the likeliest class, or all that reach their thresholds."""
     difference: float
-    """The largest of any logarithm of a probability."""
-    top1: float
+    """The largest of any logarithm of a probability; of any logit where an image may have several classes."""
+    numbers: dict[str, Any]
     """Of the other file."""
+    shown: dict[str, str]
+    """The same, as a table shows them."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        about = {"path": self.path, "n": self.n, "equal": self.equal, "difference": self.difference}
+        return {**about, **{name: value for name, value in self.numbers.items() if name != "n"}}
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """The accuracy of one model on one set of images."""
 
-    accuracy: Accuracy
+    accuracy: Accuracy | LabelAccuracy
     bad_files: tuple[tuple[str, str], ...]
     """Name and reason of each image that could not be read; none of them is counted as right or wrong."""
     data: str
@@ -77,31 +87,22 @@ class Evaluation:
     """Page that was written."""
     agreement: Agreement | None = None
 
-    @property
-    def top1_all_images(self) -> float:
-        """Percent right of all images, the unreadable ones counted as wrong."""
-        right = round(self.accuracy.top1 * self.accuracy.n / 100)
-        return 100 * right / (self.accuracy.n + len(self.bad_files))
-
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers as plain values for JSON."""
-        found = self.accuracy
+        found, bad = self.accuracy, len(self.bad_files)
+        numbers = {name: value for name, value in found.numbers().items() if name != "n"}
+        if isinstance(found, Accuracy):  # an unreadable image is answered wrong
+            numbers["top1_all_images"] = 100 * round(found.top1 * found.n / 100) / (found.n + bad)
         return {
-            "top1": found.top1,
-            "top5": found.top5,
-            "loss": found.loss,
-            "balanced_accuracy": found.balanced_accuracy,
-            "macro_f1": found.macro_f1,
-            **{f"{name}_top1": getattr(found, f"{name}_top1") for name in SHOTS},
+            **numbers,
             "n_ok": found.n,
-            "n_bad": len(self.bad_files),
-            "top1_all_images": self.top1_all_images,
+            "n_bad": bad,
             "bad_files": [{"path": name, "error": reason} for name, reason in self.bad_files],
             "warnings": list(found.warnings),
             "data": self.data,
             "preprocess": self.preprocess.to_dict(),
             "engine": self.engine,
-            **({"agreement": asdict(self.agreement)} if self.agreement else {}),
+            **({"agreement": self.agreement.to_dict()} if self.agreement else {}),
         }
 
 
@@ -169,7 +170,7 @@ def sweep(
         return ways
 
     found = _evaluate(path, settings, display or Quiet(), candidates, engine=engine)
-    return sorted(found, key=lambda result: (-result.accuracy.top1, result.accuracy.loss))
+    return sorted(found, key=lambda result: result.accuracy.best_first)
 
 
 def _evaluate(
@@ -201,6 +202,7 @@ def _evaluate(
         config = replace(config, data=data)
         with accelerator.local_main_process_first():  # which downloads for all
             source, notes = open_split(data, config.evaluate.split)
+        check_kind(record, source, path)
         if data.match_classes == "by-name":
             source = in_order_of(record.classes, source, path)
         elif not record.classes and record.options["num_classes"] == len(source.classes):
@@ -235,28 +237,29 @@ def _evaluate(
         counts = np.array(record.provenance["training_counts"]) if "training_counts" in record.provenance else None
         display.begin("evaluate", sum(map(len, loaders)) + (len(loaders[0]) if other else 0))
         results = []
-        keep = report is not None or other is not None
-        answers = Answers(network.num_classes, len(source), accelerator.device) if keep else None
         page = agreement = None
         for preprocess, loader in zip(tried, loaders, strict=True):
-            found, bad = count(network, loader, preprocess, accelerator, "float32", display.advance, answers, counts)
-            gathered = answers.gather(accelerator) if answers else None
+            measured = partial(
+                measure, loader=loader, source=source, preprocess=preprocess, accelerator=accelerator,
+                precision="float32", advance=display.advance, keep_answers=report is not None or other is not None,
+                training_counts=counts, thresholds=record.thresholds,
+            )  # fmt: skip
+            found, bad, gathered = measured(network)
             if other is not None:
-                theirs = Answers(network.num_classes, len(source), accelerator.device)
-                second = other.start(accelerator.device)
-                rival, _ = count(second, loader, preprocess, accelerator, "float32", display.advance, theirs)
-                agreement = _agreement(other.path, gathered, theirs.gather(accelerator), rival)
+                rival, _, theirs = measured(other.start(accelerator.device))
+                agreement = _agreement(other.path, gathered, theirs, rival)
             if report is not None and gathered is not None:
                 subject = Subject(
                     name=report_name(path), path=Path(artifact.path), record=record, source=source,
                     preprocess=preprocess, settings=to_dict(config), device=accelerator.device,
                     engine=network.engine,
                 )  # fmt: skip
-                files = report_files(subject, gathered, found, bad)
+                files = write_report(subject, gathered, found, bad)
                 try:
                     folder, replaced = report.publish(files)
                 except CheckpointError as error:  # after an hour, perhaps
-                    numbers = f"top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} %, loss {found.loss:.4f}"
+                    shown = [(*title.split(", "), value) for title, value in found.shown.items()]
+                    numbers = ", ".join(" ".join((name, value, *unit)) for name, *unit, value in shown)
                     raise CheckpointError(f"{error}; the evaluation itself found {numbers}") from error
                 if replaced:
                     display.note(f"{folder}: held an earlier report, which is replaced")
@@ -289,39 +292,127 @@ def _same_model(artifact: Artifact, against: Path) -> Artifact:
     return other
 
 
-def _agreement(path: str, ours: Gathered | None, theirs: Gathered | None, found: Accuracy) -> Agreement | None:
+def _agreement(
+    path: str, ours: Gathered | None, theirs: Gathered | None, found: Accuracy | LabelAccuracy
+) -> Agreement | None:
     """Compare what the first process has of both."""
     if ours is None or theirs is None:
         return None
-    difference = np.abs(ours.log_probabilities - theirs.log_probabilities).max()
-    equal = int((ours.choices[:, 0] == theirs.choices[:, 0]).sum())
-    return Agreement(path, len(ours.indices), equal, float(difference), found.top1)
+    difference = np.abs(ours.scores - theirs.scores).max()
+    if isinstance(found, LabelAccuracy):
+        ours_given, theirs_given = (probabilities(answers.scores) >= found.thresholds for answers in (ours, theirs))
+        equal = (ours_given == theirs_given).all(1)
+    else:
+        equal = ours.choices[:, 0] == theirs.choices[:, 0]
+    return Agreement(path, len(ours.indices), int(equal.sum()), float(difference), found.numbers(), found.shown)
 
 
-def count(
+def check_kind(record: Record, source: Source, path: Path) -> None:
+    """Refuse images whose labels are of another kind than the model's answers.
+
+    Raises:
+        DataError: One class an image there and any number here, or the reverse.
+    """
+    if record.thresholds is None and source.label_sets is not None:
+        raise DataError(
+            f"{path}: gives one class an image, and those of {source.description} have any number; evaluate a model "
+            "that was trained on such images"
+        )
+    if record.thresholds is not None and source.label_sets is None:
+        raise DataError(
+            f"{path}: gives any number of classes an image, and those of {source.description} have one each; give a "
+            "list with data.list, see docs/multi_label.md"
+        )
+
+
+def write_report(
+    subject: Subject,
+    answers: Gathered,
+    found: Accuracy | LabelAccuracy,
+    bad_files: Sequence[tuple[str, str]],
+    training: Training | None = None,
+) -> dict[str, bytes]:
+    """Return the files of a report by name, for either kind of answers."""
+    if isinstance(found, LabelAccuracy):
+        return label_report_files(subject, answers, found, bad_files, training)
+    return report_files(subject, answers, found, bad_files, training)
+
+
+def measure(
+    model: VisionModel | Network,
+    loader: ImageLoader,
+    source: Source,
+    preprocess: Preprocess,
+    accelerator: Accelerator,
+    precision: Precision,
+    advance: Callable[[], None],
+    *,
+    keep_answers: bool = False,
+    training_counts: NDArray[np.int64] | None = None,
+    thresholds: tuple[float, ...] | None = None,
+) -> tuple[Accuracy | LabelAccuracy, list[tuple[str, str]], Gathered | None]:
+    """Evaluate a model over all processes, and gather the images that could not be read.
+
+    Args:
+        model: To be evaluated.
+        loader: Of this process's share of the images.
+        source: All of them.
+        preprocess: Mean and standard deviation of the images, and their size.
+        accelerator: Of the processes.
+        precision: Of matrix products.
+        advance: Called after each batch, equally often in all processes.
+        keep_answers: Whether a report is to be written.
+        training_counts: Training images of each class, where they are known.
+        thresholds: Of classes of which an image may have several; None tunes them on these images.
+
+    Returns:
+        What was found; name and reason of each unreadable image; and in the first process the answers, if kept.
+
+    Raises:
+        DataError: None could be read.
+    """
+    k = model.config.num_classes if isinstance(model, VisionModel) else model.num_classes
+    device, several = accelerator.device, source.label_sets is not None
+    answers = Answers(k, len(source), device, several=several) if keep_answers or several else None
+    counter = None if several else Counter(k, device)
+
+    def take(batch: Batch, logits: torch.Tensor) -> None:
+        if counter is not None:
+            counter.add(logits, batch.labels.to(device, non_blocking=True))
+        if answers is not None:
+            answers.add(batch.indices, logits)
+
+    bad = answer(model, loader, preprocess, accelerator, precision, advance, take)
+    if counter is not None:
+        counter.totals, counter.loss, counter.confusion = sum_over_processes(
+            accelerator, counter.totals, counter.loss, counter.confusion
+        )
+    gathered = answers.gather(accelerator) if answers is not None else None
+    if counter is not None:
+        found = accuracy(counter, training_counts)
+    else:  # sums of floats depend on their order, so one process makes all of them
+        here = label_accuracy(gathered.scores, truth(source, gathered), thresholds) if gathered is not None else None
+        found = share(accelerator, here)
+    if found.n == 0:
+        raise DataError(f"none of the {len(bad)} images could be read; the first is {bad[0][0]} ({bad[0][1]})")
+    return found, bad, gathered if keep_answers else None
+
+
+def answer(
     model: VisionModel | Network,
     loader: ImageLoader,
     preprocess: Preprocess,
     accelerator: Accelerator,
     precision: Precision,
     advance: Callable[[], None],
-    answers: Answers | None = None,
-    training_counts: NDArray[np.int64] | None = None,
-) -> tuple[Accuracy, list[tuple[str, str]]]:
-    """Count the right answers of a model over all processes, and gather the images that could not be read.
-
-    `advance` is called after each batch, equally often in all processes; `answers` is given those of this process.
-    `training_counts` has the training images of each class, where they are known.
-
-    Raises:
-        DataError: None could be read.
-    """
+    take: Callable[[Batch, torch.Tensor], None],
+) -> list[tuple[str, str]]:
+    """Give each batch of this process and its logits to `take`; return the unreadable images of all processes."""
     device = accelerator.device
     is_module = isinstance(model, VisionModel)
     was_training = is_module and model.training
     if is_module:
         model.eval()
-    counter = Counter(model.config.num_classes if is_module else model.num_classes, device)
     bad: list[tuple[str, str]] = []
     nothing = torch.zeros(1, preprocess.channels, *preprocess.size, device=device)
     most = max(gather_texts(accelerator, [len(loader)]))
@@ -331,24 +422,14 @@ def count(
             images = normalise(batch.images.to(device, non_blocking=True), preprocess.mean, preprocess.std)
             # a model that is shared out needs all processes in each pass, also those without an image
             logits = model(images if len(batch.labels) else nothing)
-            logits = logits[: len(batch.labels)]
-            counter.add(logits, batch.labels.to(device, non_blocking=True))
-            if answers is not None:
-                answers.add(batch.indices, logits)
+            take(batch, logits[: len(batch.labels)])
             advance()
         for _ in range(most - len(loader)):
             model(nothing)
             advance()
     if is_module:
         model.train(was_training)
-    counter.totals, counter.loss, counter.confusion = sum_over_processes(
-        accelerator, counter.totals, counter.loss, counter.confusion
-    )
-    bad = sorted(gather_texts(accelerator, bad))
-    found = accuracy(counter, training_counts)
-    if found.n == 0:
-        raise DataError(f"none of the {len(bad)} images could be read; the first is {bad[0][0]} ({bad[0][1]})")
-    return found, bad
+    return sorted(gather_texts(accelerator, bad))
 
 
 def inherited_data(record: Record, settings: Sequence[Layer]) -> list[Layer]:
@@ -356,9 +437,11 @@ def inherited_data(record: Record, settings: Sequence[Layer]) -> list[Layer]:
     data = dict(record.recipe.get("data", {}))
     given = {key: value for layer in settings for key, value in layer.values.get("data", {}).items()}
     # another root of a named set holds the same set; another name, or another folder, is divided in its own way
-    elsewhere = "root" in given and given["root"] != data.get("root")
-    if "name" in given or (elsewhere and (data.get("name") is None or is_hf(data["name"]))):
-        data = {key: data[key] for key in ("download", "workers", "bad_files", *DIVISION) if key in data}
+    changed = {key for key in ("root", "list") if key in given and given[key] != data.get(key)}
+    is_here = data.get("name") is None or is_hf(data["name"])
+    if "name" in given or "list" in changed or (changed and is_here):
+        columns = ("path_column", "label_column", "labels_column") if "list" in given else ()
+        data = {key: data[key] for key in ("download", "workers", "bad_files", *DIVISION, *columns) if key in data}
     known = to_dict(DataSection())
     return [Layer("weight file", {"data": {key: value for key, value in data.items() if key in known}})] if data else []
 
@@ -392,5 +475,11 @@ def in_order_of(model_classes: Sequence[str], source: Source, path: Path | str) 
         DataError: The model lacks a class of the data.
     """
     indices = np.array(match_by_name(model_classes, source.classes, path), dtype=np.int32)
-    # every source is a dataclass with these two fields, which no protocol can say
-    return replace(cast(Any, source), labels=indices[source.labels], classes=tuple(model_classes))
+    changed: dict[str, Any]
+    if source.label_sets is None:
+        changed = {"labels": indices[source.labels]}
+    else:
+        changed = {"label_sets": np.zeros((len(source.label_sets), len(model_classes)), np.bool_)}
+        changed["label_sets"][:, indices] = source.label_sets
+    # every source is a dataclass with these fields, which no protocol can say
+    return replace(cast(Any, source), classes=tuple(model_classes), **changed)

@@ -209,15 +209,15 @@ def export(
 
     Raises:
         CheckpointError: The weights do not fit, or the disk is full; no file is left half written.
-        ConfigError: Images of 16 bits are to be preprocessed by the file.
+        ConfigError: The preprocessing is to be put into the file, and is of 16 bits.
         DataError: An image of the sample cannot be read.
         ExportError: An operation of the model has no counterpart in the format, or a compiler is missing.
     """
+    if with_preprocess and opened.record.preprocess.bits != 8:
+        raise ConfigError("--with-preprocess takes images of 8 bits, and this model reads 16; leave it out")
     model = opened.build().float()
     source = Path(opened.account.path)
     made: dict[Any, Any] = {}
-    if with_preprocess and opened.record.preprocess.bits != 8:
-        raise ConfigError("--with-preprocess is for images of 8 bits; this model reads 16")
     compared = [name for name in outputs if name != "mindir" or has_mindspore()]
     if compared:
         _ = sample.images  # read first, as writing takes longer
@@ -307,7 +307,9 @@ def _unfold(x: Tensor, dim: int, size: int, step: int) -> Tensor:
 def _write_onnx(plan: Plan) -> Files:
     model = _onnx_model(plan)
     if plan.making.input == "image":
-        model = put_preprocess(model, plan.record.preprocess, plan.model.config.num_classes, plan.topk)
+        record = plan.record
+        classes, several = plan.model.config.num_classes, record.thresholds is not None
+        model = put_preprocess(model, record.preprocess, classes, plan.topk, several=several)
     for key, text in plan.metadata(opset=str(OPSET)).items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, text

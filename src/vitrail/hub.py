@@ -145,15 +145,18 @@ def model_card(record: Record) -> str:
     """Return a README.md with published and reproduced figures apart."""
     family, card = find_variant(record.model)
     preprocess = record.preprocess
-    reproduced = {key: record.metrics.get(f"val_{key}") for key in ("top1", "top5")}
+    several = record.thresholds is not None
+    figures = {"map": "mAP, %"} if several else {"top1": "top-1, %", "top5": "top-5, %"}
     published = {"top1": card.top1, "top5": card.top5}
     classes = (
         "ImageNet-1k's" if record.classes == wnids() else "named in config.json" if record.classes else "not named"
     )
     rows = "\n".join(
-        f"| {name} | {_figure(published[key], 'not published')} | {_figure(reproduced[key], 'not measured')} |"
-        for name, key in (("top-1, %", "top1"), ("top-5, %", "top5"))
+        f"| {name} | {_figure(published.get(key), 'not published')} | "
+        f"{_figure(record.metrics.get(f'val_{key}'), 'not measured')} |"
+        for key, name in figures.items()
     )
+    each = ", of which an image has any number" if several else ""
     size = "x".join(map(str, preprocess.size))
     differing = other_numerics(record)
     pixels = preprocess.pixels
@@ -175,8 +178,8 @@ Paper: {family.paper}. Code of its authors: {family.code}.
 |-|-|-|
 {rows}
 
-{record.options["num_classes"]} classes, {classes}. The short side of an image{read_as} is resized to {size} pixels
-divided by
+{record.options["num_classes"]} classes, {classes}{each}. The short side of an image{read_as} is resized to {size}
+pixels divided by
 {preprocess.crop:g} ({preprocess.interpolation}), the centre of {size} pixels is cut, and it is normalised by mean
 {list(preprocess.mean)} and std {list(preprocess.std)}.
 

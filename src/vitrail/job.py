@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from timm.utils.model_ema import ModelEmaV3
 
-from vitrail.balance import Balance, build_balance, check_counts
+from vitrail.balance import build_balance, check_counts
 from vitrail.checkpoint import Record
 from vitrail.config import TrainConfig
 from vitrail.data import Data, open_data
@@ -25,7 +26,7 @@ from vitrail.data.loader import ImageLoader, build_eval_loader, build_train_load
 from vitrail.data.manifest import Manifest
 from vitrail.data.rows import groups_of
 from vitrail.data.sampling import BatchSampler, class_shares
-from vitrail.data.sources import fingerprint
+from vitrail.data.sources import Source, fingerprint, images_of_classes
 from vitrail.devices import Precision
 from vitrail.display import Display
 from vitrail.engine import share
@@ -35,6 +36,7 @@ from vitrail.loading import Opened, open_model, tell, wanted
 from vitrail.metrics import SHOTS, shot_groups
 from vitrail.models import canonical_name, create_model, find_variant
 from vitrail.models.registry import VisionModel
+from vitrail.objective import Objective, OneClass, SeveralClasses, check_objective, default_monitor
 from vitrail.optim import build_optimizer
 from vitrail.schedule import learning_rate
 from vitrail.sharding import shard
@@ -64,7 +66,7 @@ class Job:
     """Of the training images."""
     training_counts: NDArray[np.int64]
     """Training images of each class."""
-    balance: Balance
+    objective: Objective
     rate: Callable[[int], float]
     """Learning rate of an update, before any rollback."""
 
@@ -76,6 +78,16 @@ class Job:
             known["pixels"] = "; ".join(changed)
         images = {"train": self.fingerprint, "val": fingerprint(self.data.val)}
         return {**known, "images": images, "training_counts": self.training_counts.tolist()}
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several classes."""
+        return self.data.train.label_sets is not None
+
+    @property
+    def monitor(self) -> str:
+        """Which number makes an evaluated epoch the best."""
+        return self.config.train.monitor or default_monitor(self.several)
 
     @property
     def total_epochs(self) -> int:
@@ -99,15 +111,22 @@ def build_job(
     settings, rank, world = config.train, accelerator.process_index, accelerator.num_processes
     pinned_data = share(accelerator, pin_revision(config.data) if accelerator.is_main_process else None)
     config = replace(config, data=pinned_data)
+
+    def look(manifest: Manifest, place: Path) -> Manifest:
+        check_objective(config, manifest.label_sets is not None)  # before what takes long
+        return check_images(manifest, place, display)
+
     with accelerator.local_main_process_first():  # which downloads for all
-        data = open_data(config.data, partial(check_images, display=display) if config.data.check else None)
+        data = open_data(config.data, look if config.data.check else None)
+    several = data.train.label_sets is not None
+    check_objective(config, several)
     for note in data.notes:
         display.note(note)
     if data.manifest is not None and config.data.check:
         tell_alarms(data.manifest, config, display)
-    counts = np.bincount(data.train.labels, minlength=len(data.classes))
+    counts = images_of_classes(data.train)
     check_counts(config.balance, counts, data.classes)
-    check_monitor(settings.monitor, counts, np.bincount(data.val.labels, minlength=len(data.classes)))
+    check_monitor(settings.monitor or default_monitor(several), counts, images_of_classes(data.val))
     model_name = canonical_name(config.model.name)
     if is_new and config.model.weights is not None:
         opened = open_initial_weights(config, model_name, data.classes, display)
@@ -137,7 +156,7 @@ def build_job(
         config=config, accelerator=accelerator, precision=precision, display=display, stop=stop, data=data,
         model_name=model_name, preprocess=preprocess, sampler=sampler, loader=loader, val_loader=val_loader,
         fingerprint=fingerprint(data.train), training_counts=counts,
-        balance=build_balance(config.balance, counts, accelerator.device),
+        objective=build_objective(config, data.train, counts, accelerator.device),
         rate=build_schedule(config, sampler.steps),
     )  # fmt: skip
     return job, model
@@ -166,7 +185,17 @@ def tell_alarms(manifest: Manifest, config: TrainConfig, display: Display) -> No
     for problem in found:
         display.warn(f"{problem.what}; {problem.advice}")
     if found:
-        display.note(f"to see them: {command('check-data', f'data.root={manifest.root}')}")
+        data = f"data.list={config.data.list}" if config.data.list else f"data.root={manifest.root}"
+        display.note(f"to see them: {command('check-data', data)}")
+
+
+def build_objective(
+    config: TrainConfig, source: Source, counts: NDArray[np.int64], device: torch.device
+) -> OneClass | SeveralClasses:
+    """Return what the settings ask for and the labels allow, for so many images of each class."""
+    if source.label_sets is not None:
+        return SeveralClasses(source.label_sets, config.multi_label)
+    return OneClass(build_balance(config.balance, counts, device), config.augment.label_smoothing)
 
 
 def check_monitor(monitor: str, training_counts: NDArray[np.int64], val_counts: NDArray[np.int64]) -> None:

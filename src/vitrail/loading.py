@@ -88,7 +88,7 @@ class Opened:
         with torch.device("meta"):
             model = build_model(self.record, self.account.path)
         load_weights(model, self.weights, self.account.path)
-        model.classes = self.record.classes
+        model.classes, model.thresholds = self.record.classes, self.record.thresholds
         model.preprocess = self.record.preprocess
         return model.eval().to(device)
 
@@ -182,6 +182,8 @@ def load_model(
         model = vitrail.load_model("runs/digits/best.safetensors")
         logits = model(model.preprocess("seven.png").unsqueeze(0))
         print(model.classes[logits.argmax()])
+
+    A model that gives any number of classes has `thresholds`: an image has those whose sigmoid reaches theirs.
 
     Args:
         path: A file of vitrail, of the official projects, timm, mmpretrain or MindSpore; a folder of timm's, or
@@ -403,12 +405,16 @@ def _adapted(opened: Opened, asked: Wanted) -> Opened:
     touched = {name for entry in entries for name in entry.ours}
     kept = [replace(e, ours=tuple(name for name in e.ours if name not in touched)) for e in opened.account.entries]
     kept = [entry for entry in kept if entry.ours or entry.what == "skipped"]
+    thresholds = record.thresholds
+    if thresholds is not None and not is_kept:  # those of new classes are still to be tuned
+        known = dict(zip(record.classes, thresholds, strict=True))
+        thresholds = tuple(known.get(name, 0.5) for name in classes or [""] * target.num_classes)
     preprocess, notes = replace(record.preprocess, size=target.size), opened.account.notes
     if (channels := target.in_channels) != preprocess.channels:
         mean, std = fit_statistics(channels, preprocess.mean, preprocess.std)
         preprocess = replace(preprocess, channels=channels, mean=mean, std=std)
         notes = (*notes, _of_statistics(path, channels, mean, std))
-    record = replace(record, options=asdict(target), classes=classes, preprocess=preprocess)
+    record = replace(record, options=asdict(target), classes=classes, preprocess=preprocess, thresholds=thresholds)
     account = replace(opened.account, entries=(*kept, *entries), notes=notes)
     return Opened(record=record, weights=weights, account=account)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,6 +68,20 @@ class Accuracy:
     tail_top1: float | None = None
     """Of those with fewer than 20."""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def best_first(self) -> tuple[float, float]:
+        """What sorts evaluations, the best first."""
+        return -self.top1, self.loss
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """The numbers that a table shows, by their titles."""
+        return {"loss": f"{self.loss:.4f}", "top-1, %": f"{self.top1:.2f}", "top-5, %": f"{self.top5:.2f}"}
+
+    def numbers(self) -> dict[str, Any]:
+        """Return what stands in a row of numbers."""
+        return {name: value for name, value in vars(self).items() if name != "warnings"}
 
 
 def accuracy(counter: Counter, training_counts: Int64[np.ndarray, " k"] | None = None) -> Accuracy:

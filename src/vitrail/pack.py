@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tarfile
 from collections.abc import Collection, Iterator
@@ -78,6 +79,8 @@ def pack(section: DataSection, output: Path, shard_bytes: int, display: Display)
 
 
 def _root_of(section: DataSection) -> Path:
+    if section.list is not None:
+        return Path(section.list).expanduser().parent
     assert section.manifest is not None
     return load_manifest(Path(section.manifest).expanduser()).root
 
@@ -102,7 +105,7 @@ def _earlier(output: Path, root: Path) -> Collection[str]:
 
 def _wanted(manifest: Manifest, section: DataSection, display: Display) -> Manifest:
     """Return what is to be packed, and say what is not, or had better not be."""
-    if manifest.packed is None:
+    if manifest.packed is None and manifest.called is None:  # a list leaves out what it does not name
         for note in left_out(manifest.root, manifest.folders):
             display.note(note)
     bad = manifest.unreadable
@@ -172,12 +175,15 @@ def _blocks(manifest: Manifest, index: int) -> list[bytes]:
     """Return an image and its label as they stand in a tar file.
 
     They are called by number: WebDataset takes a name to end at its first point, and two files may differ behind it.
+    The label is the number of the class, or where an image may have several a JSON list of them.
     """
+    label = int(manifest.label[index])
+    several = None if manifest.label_sets is None else np.flatnonzero(manifest.label_sets[label]).tolist()
     suffix = manifest.path(index).suffix.lower()
     blocks = []
     for ending, content in (
         (USUAL.get(suffix, suffix), _read(manifest, index)),
-        (".cls", str(manifest.label[index]).encode()),
+        (".cls", str(label).encode()) if several is None else (".json", json.dumps(several).encode()),
     ):
         header = tarfile.TarInfo(f"{index:09d}{ending}")
         header.size = len(content)

@@ -14,14 +14,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vitrail.data.folders import is_hidden, is_image
+from vitrail.data.lists import BETWEEN, LABELS
 from vitrail.data.sources import printable
 from vitrail.decoding import decode
 from vitrail.errors import CheckpointError, DataError
 from vitrail.files import staging
+from vitrail.label_metrics import probabilities
 from vitrail.pixels import UnreadableImage
 from vitrail.transforms import Preprocess, normalise
 
@@ -35,7 +38,7 @@ class Prediction:
 
     path: str
     choices: tuple[int, ...] = ()
-    """Class indices, the most probable first."""
+    """Class indices, the most probable first; any number of them where the model gives any number of classes."""
     probabilities: tuple[float, ...] = ()
     error: str | None = None
 
@@ -77,6 +80,7 @@ def predict(
     topk: int = 1,
     batch_size: int = 32,
     device: torch.device | str = "cpu",
+    thresholds: Sequence[float] | None = None,
 ) -> Iterator[Prediction]:
     """Yield one prediction for each path, in order; an unreadable image gives its error.
 
@@ -86,9 +90,10 @@ def predict(
         model: From `open_artifact`, or whatever else turns normalised images into logits.
         preprocess: Of the model.
         paths: Of images.
-        topk: Classes to give for each image.
+        topk: Classes to give for each, or the most of those that reach their thresholds.
         batch_size: Images that are computed together.
         device: Of the model.
+        thresholds: Of a model that gives any number of classes: the probability from which each is given.
     """
     source = iter(paths)
     with ThreadPoolExecutor(
@@ -107,9 +112,8 @@ def predict(
             if images:
                 with torch.inference_mode():
                     batch = normalise(torch.stack(images).to(device), preprocess.mean, preprocess.std)
-                    probabilities = model(batch).float().softmax(dim=1)
-                    best = probabilities.topk(min(topk, probabilities.shape[1]))
-                rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                    logits = model(batch).float()
+                rows = _best(logits, topk) if thresholds is None else _reached(logits, topk, thresholds)
             for path, view in views:
                 name = printable(path)
                 if isinstance(view, str):
@@ -119,8 +123,22 @@ def predict(
                     yield Prediction(name, tuple(choices), tuple(probabilities))
 
 
+def _best(logits: torch.Tensor, topk: int) -> Iterator[tuple[list[int], list[float]]]:
+    best = logits.softmax(dim=1).topk(min(topk, logits.shape[1]))
+    return zip(best.indices.tolist(), best.values.tolist(), strict=True)
+
+
+def _reached(logits: torch.Tensor, most: int, thresholds: Sequence[float]) -> Iterator[tuple[list[int], list[float]]]:
+    for row in probabilities(logits.cpu().numpy()):
+        order = np.argsort(-row, kind="stable")
+        choices = [int(choice) for choice in order if row[choice] >= thresholds[choice]][:most]
+        yield choices, [float(row[choice]) for choice in choices]
+
+
 @contextmanager
-def open_output(path: Path, form: Format, classes: Sequence[str], topk: int) -> Iterator[PredictionFile]:
+def open_output(
+    path: Path, form: Format, classes: Sequence[str], topk: int, *, several: bool = False
+) -> Iterator[PredictionFile]:
     """Open a file of predictions, written under a temporary name until it is whole.
 
     Raises:
@@ -131,7 +149,7 @@ def open_output(path: Path, form: Format, classes: Sequence[str], topk: int) -> 
         with _told(path):
             stream = temporary.open("w", encoding="utf-8", newline="")
         try:
-            output = PredictionFile(stream, path, form, classes, topk)
+            output = PredictionFile(stream, path, form, classes, topk, several=several)
             yield output
             output.finish()
         finally:
@@ -156,12 +174,20 @@ def _told(path: Path) -> Iterator[None]:
 
 
 class PredictionFile:
-    """Predictions as JSON ({path: class}), one JSON object a line, or CSV."""
+    """Predictions as JSON ({path: class}), one JSON object a line, or CSV.
 
-    def __init__(self, stream: TextIO, path: Path, form: Format, classes: Sequence[str], topk: int) -> None:
+    Where an image may have several classes, JSON has lists of them, and CSV their names in one cell.
+    """
+
+    def __init__(
+        self, stream: TextIO, path: Path, form: Format, classes: Sequence[str], topk: int, *, several: bool = False
+    ) -> None:
         self._stream, self._path, self._form, self._classes, self._topk = stream, path, form, classes, topk
+        self._several = several
         self._separator = "{\n"
-        if form == "csv":
+        if form == "csv" and several:
+            self._put_cells(["path", LABELS, "probabilities", "error"])
+        elif form == "csv":
             columns = [
                 f"{name}{'' if k == 0 else f'_{k + 1}'}"
                 for k in range(topk)
@@ -172,13 +198,16 @@ class PredictionFile:
     def write(self, found: Prediction) -> None:
         """Add one row."""
         if self._form == "json":
-            value: Any = (
-                {"error": found.error} if found.error else found.choices[0] if self._topk == 1 else found.choices
-            )
+            one = self._topk == 1 and not self._several
+            value: Any = {"error": found.error} if found.error else found.choices[0] if one else found.choices
             self._put(f"{self._separator} {json.dumps(found.path)}: {json.dumps(value)}")
             self._separator = ",\n"
         elif self._form == "jsonl":
             self._put(json.dumps(self._row(found)) + "\n")
+        elif self._several:
+            names = BETWEEN.join(self._classes[choice] for choice in found.choices)
+            shares = BETWEEN.join(f"{probability:.6f}" for probability in found.probabilities)
+            self._put_cells([found.path, names, shares, found.error or ""])
         else:
             cells = [
                 cell
@@ -207,6 +236,8 @@ class PredictionFile:
             {"class": choice, "name": self._classes[choice], "probability": probability}
             for choice, probability in zip(found.choices, found.probabilities, strict=True)
         ]
+        if self._several:
+            return {"path": found.path, LABELS: named}
         return {"path": found.path, **named[0], **({"topk": named} if self._topk > 1 else {})}
 
 

@@ -78,14 +78,14 @@ BACK = """
 answer (float[batch, {classes}] logits)
     => (float[1, {classes}] probabilities, float[1, {topk}] top_probabilities, int64[1, {topk}] top_classes) {{
     count = Constant <value = int64[1] {{ {topk} }}> ()
-    probabilities = Softmax <axis = 1> (logits)
+    probabilities = {activation} (logits)
     top_probabilities, top_classes = TopK <axis = 1> (probabilities, count)
 }}
 """
 FILTERS = {"bicubic": 'mode = "cubic", cubic_coeff_a = -0.5, exclude_outside = 1', "bilinear": 'mode = "linear"'}
 
 
-def put_preprocess(network: Any, preprocess: Preprocess, classes: int, topk: int) -> Any:
+def put_preprocess(network: Any, preprocess: Preprocess, classes: int, topk: int, *, several: bool = False) -> Any:
     """Return the ONNX model that takes a uint8 `image` (1, h, w, c) and yields its `probabilities` (1, classes).
 
     It also yields the `topk` best of them, as `top_probabilities` and `top_classes`.
@@ -95,6 +95,7 @@ def put_preprocess(network: Any, preprocess: Preprocess, classes: int, topk: int
         preprocess: What stands before it; EXIF orientation is for whoever decodes the file.
         classes: Of the model.
         topk: At most that many.
+        several: Whether an image may have several classes.
     """
     from onnx import compose, parser
 
@@ -102,12 +103,13 @@ def put_preprocess(network: Any, preprocess: Preprocess, classes: int, topk: int
     cover = [math.floor(n / preprocess.crop) for n in preprocess.size]
     opset = network.opset_import[0].version
     front = FRONT.format(
-        opset=opset, channels=preprocess.channels,
-        rows=rows, columns=columns, cover=cover, reach=[float(MAX_ASPECT * n) for n in cover],
+        opset=opset, channels=preprocess.channels, rows=rows, columns=columns, cover=cover,
+        reach=[float(MAX_ASPECT * n) for n in cover],
         scaled=SCALED_SQUARE if cover[0] == cover[1] else SCALED, filter=FILTERS[preprocess.interpolation],
         mean=_floats(preprocess.mean), std=_floats(preprocess.std),
     )  # fmt: skip
-    back = BACK.format(opset=opset, classes=classes, topk=min(topk, classes))
+    activation = "Sigmoid" if several else "Softmax <axis = 1>"
+    back = BACK.format(opset=opset, activation=activation, classes=classes, topk=min(topk, classes))
     before, after = (
         # names of its own, but for what goes in and out
         compose.add_prefix(parser.parse_model(text), prefix, rename_inputs=False, rename_outputs=False)

@@ -105,8 +105,8 @@ def report_files(
     rows = [list(row.values()) for row in found.numbers["per_class"]]
     return {
         "report.json": (json.dumps(found.numbers, indent=1) + "\n").encode(),
-        "per_class.csv": _csv(["class", "n", "accuracy", "precision", "recall", "F1", "AUROC", "AP"], rows),
-        "confusion.csv": _csv(
+        "per_class.csv": to_csv(["class", "n", "accuracy", "precision", "recall", "F1", "AUROC", "AP"], rows),
+        "confusion.csv": to_csv(
             ["true / answer", *classes],
             [[name, *row] for name, row in zip(classes, found.confusion.tolist(), strict=True)],
         ),
@@ -120,10 +120,10 @@ def _find(subject: Subject, answers: Gathered, accuracy: Accuracy, bad_files: Se
     k, n = len(classes), len(answers.indices)
     labels, predictions = source.labels[answers.indices].astype(np.int64), answers.choices[:, 0]
     confusion = np.bincount(labels * k + predictions, minlength=k * k).reshape(k, k)
-    probabilities = np.exp(answers.log_probabilities[np.arange(n), predictions].astype(np.float64))
+    probabilities = np.exp(answers.scores[np.arange(n), predictions].astype(np.float64))
     is_right = labels == predictions
     right, right5 = int(is_right.sum()), int((answers.choices == labels[:, None]).sum())
-    scores = class_scores(confusion, labels, answers.log_probabilities)
+    scores = class_scores(confusion, labels, answers.scores)
     bins = calibration(probabilities, is_right)
     images = n + len(bad_files)
     assert n == accuracy.n, "an image was lost or counted twice"
@@ -176,27 +176,40 @@ def _find(subject: Subject, answers: Gathered, accuracy: Accuracy, bad_files: Se
         ],
         "bad_files": [{"path": name, "error": reason} for name, reason in bad_files],
         "warnings": list(accuracy.warnings),
+        **origin(subject, scores.n),
+    }  # fmt: skip
+    return _Found(labels, predictions, probabilities, confusion, scores, plain(numbers))
+
+
+def origin(subject: Subject, images: NDArray[np.int64]) -> dict[str, Any]:
+    """Return where the numbers of a report come from.
+
+    Args:
+        subject: What was evaluated.
+        images: Of each class.
+    """
+    source, record = subject.source, subject.record
+    return {
         "checkpoint": {
             "path": str(subject.path),
             "sha256": hash_file(subject.path),
-            "model": subject.record.model,
-            "options": dict(subject.record.options),
-            "classes_hash": hash_classes(classes),
-            "written_by": dict(subject.record.provenance),
+            "model": record.model,
+            "options": dict(record.options),
+            "classes_hash": hash_classes(record.classes),
+            "written_by": dict(record.provenance),
         },
         "data": {
             "description": source.description,
             "notes": list(source.notes),
             "n_images": len(source),
-            "n_classes": k,
-            "smallest_class": int(scores.n[scores.n > 0].min()),
-            "largest_class": int(scores.n.max()),
+            "n_classes": len(record.classes),
+            "smallest_class": min(images[images > 0].tolist(), default=0),
+            "largest_class": int(images.max()),
         },
         "preprocess": subject.preprocess.to_dict(),
         "settings": dict(subject.settings),
         "versions": {**versions(subject.device), "engine": subject.engine},
-    }  # fmt: skip
-    return _Found(labels, predictions, probabilities, confusion, scores, _plain(numbers))
+    }
 
 
 def _page(subject: Subject, answers: Gathered, found: _Found, image: bytes, training: Training | None) -> bytes:
@@ -208,7 +221,7 @@ def _page(subject: Subject, answers: Gathered, found: _Found, image: bytes, trai
         of = of_pair.get((int(found.labels[i]), int(found.predictions[i])))
         if of is not None and len(of) < OF_A_PAIR:
             of.append(i)
-    shown = {i: _thumbnail(subject, int(answers.indices[i])) for i in {*sure[:MISTAKES], *chain(*of_pair.values())}}
+    shown = {i: thumbnail(subject, int(answers.indices[i])) for i in {*sure[:MISTAKES], *chain(*of_pair.values())}}
     small = len(found.confusion) <= TABLE_UP_TO
     return render(
         PAGE,
@@ -231,7 +244,7 @@ def _surest(chosen: NDArray[np.int64], probabilities: NDArray[np.float64]) -> li
     return chosen[np.argsort(-probabilities[chosen], kind="stable")].tolist()
 
 
-def _thumbnail(subject: Subject, index: int) -> str | None:
+def thumbnail(subject: Subject, index: int) -> str | None:
     """Return an image as the model saw it, read once more; None where that is no longer possible."""
     try:
         return picture(subject.preprocess.view(subject.source.image(index, subject.preprocess.pixels)))
@@ -250,16 +263,17 @@ def _percent(interval: tuple[float, float]) -> list[float]:
     return [100 * bound for bound in interval]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return values with null for what is not a number, which JSON has no word for."""
     if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
+        return {name: plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
+        return [plain(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
+def to_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
+    """Return a table as a file."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from vitrail.display import headline
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.files import write_whole
 from vitrail.whole_folder import numbered
@@ -191,7 +192,7 @@ class Outbox:
 
 
 def plot_curves(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any], path: Path, title: str) -> None:
-    """Draw loss, accuracy and learning rate over the epochs as a PNG, with a dot on the best one, if any."""
+    """Draw loss, accuracy or mAP, and learning rate over the epochs as a PNG, with a dot on the best one, if any."""
     import matplotlib  # a second, which only the first process needs, once
     from matplotlib.figure import Figure
 
@@ -200,13 +201,15 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any], path
         {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "text.color": ink}
     ):
         figure = Figure(figsize=(11, 3.6), dpi=130)  # a constrained layout would draw it twice
-        loss, top1, rate = figure.subplots(1, 3, width_ratios=(2, 2, 1))
+        loss, quality, rate = figure.subplots(1, 3, width_ratios=(2, 2, 1))
         figure.subplots_adjust(left=0.05, right=0.985, bottom=0.14, top=0.82, wspace=0.22)
-        evaluated = [row for row in rows if "val_top1" in row]
+        evaluated = [row for row in rows if "val_loss" in row]
+        name, title_of = headline(evaluated[0] if evaluated else {})
         marker = "o" if len(rows) == 1 else None
-        for axes, key in ((loss, "loss"), (top1, "top1")):
+        for axes, key in ((loss, "loss"), (quality, name)):
             for part, color, chosen in (("train", muted, rows), ("val", blue, evaluated)):
-                points = [(row["epoch"], row[f"{part}_{key}"]) for row in chosen if row[f"{part}_{key}"] is not None]
+                values = [(row["epoch"], row.get(f"{part}_{key}")) for row in chosen]
+                points = [(epoch, value) for epoch, value in values if value is not None]
                 if points:
                     axes.plot(
                         *zip(*points, strict=True),
@@ -218,12 +221,12 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any], path
             axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
             axes.set_axisbelow(True)
         if best:
-            top1.plot(best["epoch"], best["val_top1"], "o", color=blue)
+            quality.plot(best["epoch"], best[f"val_{name}"], "o", color=blue)
         rate.plot([row["epoch"] for row in rows], [row["lr"] for row in rows], color=orange, marker=marker)
         rate.yaxis.set_major_formatter("{x:g}")
-        reached = f": best {best['val_top1']:.2f} in epoch {best['epoch']}" if best else ""
-        for axes, name in ((loss, "loss"), (top1, f"top-1 accuracy, %{reached}"), (rate, "learning rate")):
-            axes.set_title(name, loc="left")
+        reached = f": best {best[f'val_{name}']:.2f} in epoch {best['epoch']}" if best else ""
+        for axes, text in ((loss, "loss"), (quality, f"{title_of}, %{reached}"), (rate, "learning rate")):
+            axes.set_title(text, loc="left")
             axes.set_xlabel("epoch")
             axes.xaxis.get_major_locator().set_params(integer=True)
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold", parse_math=False)

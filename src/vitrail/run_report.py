@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from vitrail.answers import Answers
 from vitrail.augment import erase
 from vitrail.config import to_dict, to_yaml
-from vitrail.data.sources import Source
+from vitrail.data.sources import Source, label_name
+from vitrail.display import headline
 from vitrail.engine import share
 from vitrail.errors import CheckpointError
-from vitrail.evaluate import count, report_folder
+from vitrail.evaluate import measure, report_folder, write_report
 from vitrail.job import Job
 from vitrail.loading import Opened, open_model
 from vitrail.page import Chart, line_chart, picture
-from vitrail.report import PAGE, Subject, Training, report_files
+from vitrail.report import PAGE, Subject, Training
 from vitrail.sharding import shard
 from vitrail.state import TrainState
 from vitrail.transforms import normalise
@@ -62,11 +62,10 @@ def write_run_report(
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if settings.shard:
         shard(model, accelerator.device)
-    answers = Answers(model.config.num_classes, len(job.data.val), accelerator.device)
-    found, bad = count(
-        model, job.val_loader, job.preprocess, accelerator, job.precision, advance, answers, job.training_counts
-    )
-    gathered = answers.gather(accelerator)
+    found, bad, gathered = measure(
+        model, job.val_loader, job.data.val, job.preprocess, accelerator, job.precision, advance, keep_answers=True,
+        training_counts=job.training_counts, thresholds=opened.record.thresholds,
+    )  # fmt: skip
     if gathered is None:
         return None
     subject = Subject(
@@ -83,18 +82,21 @@ def write_run_report(
     )
     report = report_folder(folder / "report")
     with report.staged():
-        return report.publish(report_files(subject, gathered, found, bad, training))[0] / PAGE
+        return report.publish(write_report(subject, gathered, found, bad, training))[0] / PAGE
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> list[Chart]:
-    """Draw loss, accuracy and learning rate over the epochs, with a dot on the best one."""
+    """Draw loss, accuracy or mAP, and learning rate over the epochs, with a dot on the best one."""
 
     def points(name: str) -> list[tuple[float, float]]:
         return [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
 
+    name, title = headline(best)
     charts = [
         line_chart("Loss", {"training": points("train_loss"), "validation": points("val_loss")}, best["epoch"]),
-        line_chart("Top-1, %", {"training": points("train_top1"), "validation": points("val_top1")}, best["epoch"]),
+        line_chart(
+            f"{title}, %", {"training": points(f"train_{name}"), "validation": points(f"val_{name}")}, best["epoch"]
+        ),
         line_chart("Learning rate", {"at the end of each epoch": points("lr")}),
     ]
     return [chart for chart in charts if chart is not None]
@@ -111,4 +113,7 @@ def training_samples(job: Job, source: Source) -> list[tuple[str, str]]:
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (job.preprocess.mean, job.preprocess.std))
     most = 255 if job.preprocess.bits == 8 else 65535
     pixels = ((images * std + mean) * most).round().clamp(0, most).to(batch.images.dtype)
-    return [(picture(image), source.classes[label]) for image, label in zip(pixels, batch.labels.tolist(), strict=True)]
+    return [
+        (picture(image), label_name(label, source.classes, source.label_sets))
+        for image, label in zip(pixels, batch.labels.tolist(), strict=True)
+    ]

@@ -65,27 +65,30 @@ def class_scores(
 def rankings(
     labels: Int[np.ndarray, " n"], scores: Float[np.ndarray, "n k"]
 ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-    """Return the area under the ROC curve, and the average precision, of each class against the rest.
+    """Return the area under the ROC curve, and the average precision, of each class against the rest."""
+    found = np.array([ranking(scores[:, label], labels == label) for label in range(scores.shape[1])])
+    return found[:, 0], found[:, 1]
 
-    Equal scores count as scikit-learn counts them. One sort a class, where scikit-learn's two functions take three and
-    more, so that 1,000 classes take seconds.
+
+def ranking(scores: Float[np.ndarray, " n"], is_positive: Bool[np.ndarray, " n"]) -> tuple[float, float]:
+    """Return the area under the ROC curve, and the average precision, of one class; NaN where it is not defined.
+
+    Equal scores count as scikit-learn counts them. One sort, where scikit-learn's two functions take three and more, so
+    that 1,000 classes take seconds.
     """
-    n, k = scores.shape
-    auroc, ap = np.full(k, np.nan), np.full(k, np.nan)
-    for label in range(k):
-        column = np.ascontiguousarray(scores[:, label])
-        positives = np.sort(column[labels == label])
-        count = len(positives)
-        if count == 0 or np.isnan(column).any():
-            continue
-        everyone = np.sort(column)
-        below = np.searchsorted(everyone, positives, "left")  # images of a lower score than each positive
-        positives_below = np.searchsorted(positives, positives, "left")
-        ap[label] = np.mean((count - positives_below) / (n - below))
-        if count < n:
-            up_to = np.searchsorted(everyone, positives, "right") - np.searchsorted(positives, positives, "right")
-            auroc[label] = np.mean(below - positives_below + up_to) / 2 / (n - count)  # equal ones count half
-    return auroc, ap
+    column = np.ascontiguousarray(scores)
+    positives, n = np.sort(column[is_positive]), len(column)
+    count = len(positives)
+    if count == 0 or np.isnan(column).any():
+        return math.nan, math.nan
+    everyone = np.sort(column)
+    below = np.searchsorted(everyone, positives, "left")  # images of a lower score than each positive
+    positives_below = np.searchsorted(positives, positives, "left")
+    ap = float(np.mean((count - positives_below) / (n - below)))
+    if count == n:
+        return math.nan, ap
+    up_to = np.searchsorted(everyone, positives, "right") - np.searchsorted(positives, positives, "right")
+    return float(np.mean(below - positives_below + up_to) / 2 / (n - count)), ap  # equal ones count half
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from vitrail.foreign import Recipe, read_recipe, split_keys
 from vitrail.projects import Say
 
 FREE = (
-    "data.root", "data.manifest", "data.check", "data.workers", "data.download", "data.cache_gb", "output.",
-    "train.device", "train.shard", "train.log_every", "train.max_hours", "train.dist_timeout_minutes",
+    "data.root", "data.list", "data.manifest", "data.check", "data.workers", "data.download", "data.cache_gb",
+    "output.", "train.device", "train.shard", "train.log_every", "train.max_hours", "train.dist_timeout_minutes",
 )  # fmt: skip
 """Beginnings of the settings that change where and how fast a run is made, not what it makes."""
 LENGTH = ("train.epochs", "schedule.cooldown_epochs", "train.patience")

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from vitrail.augment import erase, mix, soft_targets
-from vitrail.balance import Balance, advice
+from vitrail.augment import erase, mix
+from vitrail.balance import advice
 from vitrail.checkpoint import Record, load_weights, model_options, provenance, save_model
 from vitrail.class_names import check_classes
 from vitrail.config import TrainConfig, flat, to_dict, to_yaml
@@ -40,11 +39,13 @@ from vitrail.engine import (
     sum_over_processes,
 )
 from vitrail.errors import CheckpointError, DataError, Interrupted, Stopped, TrainingError, VitrailError, command
-from vitrail.evaluate import count
+from vitrail.evaluate import measure
 from vitrail.files import write_whole
 from vitrail.guard import first_nonfinite
 from vitrail.job import Job, build_job, build_state, sum_dtype
+from vitrail.label_metrics import LabelAccuracy
 from vitrail.models.registry import VisionModel
+from vitrail.objective import Objective
 from vitrail.optim import set_learning_rate
 from vitrail.run_folder import Outbox, RunLog, TensorBoard, Tracker, create_run, plot_curves
 from vitrail.run_report import write_run_report
@@ -167,7 +168,7 @@ def train(
                 f"from its weights: {anew}"
             )
         elif not restored:
-            for warning in advice(config.balance, job.training_counts, job.data.classes):
+            for warning in advice(config.balance, job.training_counts, job.data.classes) if not job.several else ():
                 display.warn(warning)
             save(job, state, run, must=True)  # from here on there is always something to go back to
 
@@ -179,7 +180,7 @@ def train(
                     finish_epoch(job, state, run)
         display.end()
         if first_epoch < state.epoch < job.total_epochs:
-            display.note(f"stopped early: no better {settings.monitor} for {settings.patience} epochs")
+            display.note(f"stopped early: no better {job.monitor} for {settings.patience} epochs")
         if state.epoch > first_epoch:
             save(job, state, run, must=True)
         run.outbox.finish()
@@ -194,9 +195,7 @@ def train(
                 example = job.data.val.example(run.folder)
         seconds = time.monotonic() - run.began
         bad_files = tuple(sorted(state.bad_files))
-        return TrainResult(
-            run.folder, tuple(state.rows), state.best, settings.monitor, seconds, bad_files, example, report
-        )
+        return TrainResult(run.folder, tuple(state.rows), state.best, job.monitor, seconds, bad_files, example, report)
 
 
 def train_epoch(job: Job, state: TrainState, run: Run, wrapped: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
@@ -225,7 +224,9 @@ def train_epoch(job: Job, state: TrainState, run: Run, wrapped: nn.Module, optim
         state.unread.update(bad for part in parts for bad in part.bad)
         run.watchdog.move(f"computing update {update + 1:,}")
         keys = mixing_keys(job, epoch, step)
-        sums, bad = train_step(wrapped, optimizer, accelerator, parts, config, job.preprocess, job.balance, keys, watch)
+        sums, bad = train_step(
+            wrapped, optimizer, accelerator, parts, config, job.preprocess, job.objective, keys, watch
+        )
         state.sums += sums
         state.guard.record(bad, update)
         if state.ema:
@@ -242,7 +243,7 @@ def train_epoch(job: Job, state: TrainState, run: Run, wrapped: nn.Module, optim
                 0,
                 epoch=f"{epoch + 1}/{job.total_epochs}",
                 loss=f"{loss / max(images, 1):.4f}",
-                top_1=f"{100 * right / max(images, 1):.1f} %",
+                **({} if job.several else {"top_1": f"{100 * right / max(images, 1):.1f} %"}),
                 speed=f"{speed:,.0f} images/s",
                 waiting_for_images=f"{state.seconds['data_s'] / (spent_s + now - begun):.0%}",
             )
@@ -268,7 +269,7 @@ def finish_epoch(job: Job, state: TrainState, run: Run) -> None:
         TrainingError: See `roll_back`, or no training image can be read.
     """
     config, accelerator, display, steps = job.config, job.accelerator, job.display, job.sampler.steps
-    unread, settings = set(state.unread), config.train
+    unread, settings, thresholds = set(state.unread), config.train, None
     run.watchdog.move(f"adding up epoch {state.epoch + 1}")
     loss, right, images = sum_over_processes(accelerator, state.sums)[0].tolist()
     skipped = int(state.guard.counts[0])
@@ -284,7 +285,7 @@ def finish_epoch(job: Job, state: TrainState, run: Run) -> None:
         "updates": job.updates(state),
         "lr": job.rate(job.updates(state) - 1) / 2**state.rollbacks,
         "train_loss": loss / images if images else None,
-        "train_top1": 100 * right / images if images else None,
+        **({} if job.several else {"train_top1": 100 * right / images if images else None}),
         "skipped": skipped,
         "overflow_rate": skipped / steps,
     }
@@ -299,18 +300,19 @@ def finish_epoch(job: Job, state: TrainState, run: Run) -> None:
                 run.watchdog.stir()
                 stop_or_save(job, state, run, saving=False)
 
-            found, bad = count(
+            found, bad, _ = measure(
                 evaluated,
                 job.val_loader,
+                job.data.val,
                 job.preprocess,
                 accelerator,
                 job.precision,
                 counted,
-                None,
-                job.training_counts,
+                training_counts=job.training_counts,
             )
+        thresholds = found.thresholds if isinstance(found, LabelAccuracy) else None
         unread.update(bad)
-        row |= {f"val_{name}": value for name, value in vars(found).items() if name != "warnings"}
+        row |= {f"val_{name}": value for name, value in found.numbers().items()}
         for warning in found.warnings if state.epoch + 1 == job.total_epochs else ():
             display.warn(warning)
     for bad in sorted(set(gather_texts(accelerator, sorted(unread))) - state.bad_files):
@@ -331,7 +333,7 @@ def finish_epoch(job: Job, state: TrainState, run: Run) -> None:
     display.row(row)
     state.rows.append(row)
     weights = None
-    if "val_top1" in row and is_better(row, state.best, settings.monitor):
+    if "val_loss" in row and is_better(row, state.best, job.monitor):
         state.best = row
         weights = whole((state.ema.module if state.ema else state.model).state_dict())
     if run.log is not None:
@@ -341,7 +343,7 @@ def finish_epoch(job: Job, state: TrainState, run: Run) -> None:
             record = Record(
                 model=job.model_name, options=model_options(state.model), classes=job.data.classes,
                 preprocess=job.preprocess, recipe=to_dict(config), metrics=row,
-                provenance=provenance() | job.origin,
+                provenance=provenance() | job.origin, thresholds=thresholds,
             )  # fmt: skip
             # a copy, as it may be written only later, when a full disk is no longer full
             weights = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
@@ -358,14 +360,14 @@ def train_step(
     parts: Sequence[Batch],
     config: TrainConfig,
     preprocess: Preprocess,
-    balance: Balance,
+    objective: Objective,
     keys: Sequence[int],
     watch: Stopwatch,
 ) -> tuple[Tensor, Tensor]:
     """Make one update from the parts of a batch, unless the loss or the gradient is not finite.
 
     Every image weighs 1 / batch_size times what its class does, so an unreadable one changes the weight of no other.
-    For a part without any, a black image of no weight is passed through: other processes wait for its gradients.
+    For a part without any, a black image is passed through and left out: other processes wait for its gradients.
     Nothing waits for the device.
 
     Args:
@@ -375,7 +377,7 @@ def train_step(
         parts: Of the batch, on this process.
         config: All settings.
         preprocess: Size, mean and standard deviation of the images.
-        balance: What each class changes in the loss.
+        objective: What makes targets and the loss.
         keys: Seed the mixing of each part.
         watch: Times the phases.
 
@@ -388,12 +390,12 @@ def train_step(
     sums = torch.zeros(SUMS, dtype=sum_dtype(device), device=device)
     with watch.phase("forward_backward_s"):
         for number, (part, key) in enumerate(zip(parts, keys, strict=True)):
-            images, targets = prepare(part, config, preprocess, balance, key, device)
+            images, targets = prepare(part, config, preprocess, objective, key, device)
             with nullcontext() if number == len(parts) - 1 else accelerator.no_sync(model):
-                logits = model(images).float()
-                loss = cross_entropy(logits + balance.offsets, targets, reduction="sum")
+                logits = model(images).float()[: len(part.labels)]
+                loss = objective.loss(logits, targets)
                 accelerator.backward(loss / local_batch)
-            right = (logits.argmax(1) == targets.argmax(1))[: len(part.labels)].sum()
+            right = (logits.argmax(1) == targets.argmax(1)).sum()
             sums += torch.stack([loss.detach(), right, torch.full_like(right, len(part.labels))]).to(sums.dtype)
     with watch.phase("optimizer_s"):
         accelerator.unscale_gradients()
@@ -414,22 +416,18 @@ def train_step(
 
 
 def prepare(
-    part: Batch, config: TrainConfig, preprocess: Preprocess, balance: Balance, key: int, device: torch.device
+    part: Batch, config: TrainConfig, preprocess: Preprocess, objective: Objective, key: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return the normalised, erased and mixed images of a batch, and their soft targets (b, k) times their weights.
+    """Return the normalised, erased and mixed images of a batch, and their targets (b, k).
 
-    Without label smoothing these are the targets and weights of `cross_entropy(weight=...)`. With it, the share that is
-    given away keeps the weight of the image's own class: by the weights of the others, a rare class would take it all.
+    A batch without images has no target, and a black image to pass through the model.
     """
-    num_classes = len(balance.weights)
+    targets = objective.targets(part.labels, device)
     if not len(part.labels):
-        nothing = torch.zeros(1, preprocess.channels, *preprocess.size, device=device)
-        return nothing, torch.zeros(1, num_classes, device=device)
+        return torch.zeros(1, preprocess.channels, *preprocess.size, device=device), targets
     augment = config.augment
     images = normalise(part.images.to(device, non_blocking=True), preprocess.mean, preprocess.std)
     images = erase(images, part.keys, augment.erase_prob)
-    labels = part.labels.to(device, non_blocking=True)
-    targets = soft_targets(labels, num_classes, augment.label_smoothing) * balance.weights[labels][:, None]
     images, targets = mix(
         images,
         targets,
@@ -677,13 +675,13 @@ def diagnose(job: Job, state: TrainState, update: int) -> str:
     found = None
     for keys, key in zip(islice(sampler, sampler.accumulate), mixing_keys(job, epoch, step), strict=True):
         images, targets = prepare(
-            job.loader.read(keys), job.config, job.preprocess, job.balance, key, job.accelerator.device
+            job.loader.read(keys), job.config, job.preprocess, job.objective, key, job.accelerator.device
         )
 
         def loss(images: Tensor = images, targets: Tensor = targets) -> Tensor:
             with autocast(job.accelerator.device, job.precision):
                 logits = state.model(images)
-            return cross_entropy(logits.float() + job.balance.offsets, targets, reduction="sum")
+            return job.objective.loss(logits.float()[: len(targets)], targets)
 
         torch.manual_seed(sample_key(job.config.train.seed, epoch, step, 1 + sampler.rank))
         found = found or first_nonfinite(state.model, loss)

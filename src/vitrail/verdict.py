@@ -43,6 +43,8 @@ class Sample:
     sources: Sequence[Path | int]
     """Files, or numbers of pictures to draw."""
     preprocess: Preprocess
+    several: bool
+    """Whether an image may have several classes."""
 
     def picture(self, number: int) -> Pixels:
         """Return the pixels of one image, whole.
@@ -101,7 +103,7 @@ def gather_sample(record: Record, folder: Path | None) -> Sample:
         count = min(FROM_FOLDER, len(paths))
         what = f"{count} of the {len(paths):,} images of {folder}"
         sources = [paths[number * len(paths) // count] for number in range(count)]
-    return Sample(what=what, sources=sources, preprocess=record.preprocess)
+    return Sample(what=what, sources=sources, preprocess=record.preprocess, several=record.thresholds is not None)
 
 
 def compare(network: Network, model: VisionModel, sample: Sample) -> Verdict:
@@ -138,7 +140,8 @@ def compare_whole(network: Network, model: VisionModel, sample: Sample) -> Verdi
 
     def ours(picture: Tensor) -> Tensor:
         with torch.inference_mode():
-            return model(sample.preprocess(picture)[None]).softmax(1)
+            logits = model(sample.preprocess(picture)[None])
+            return logits.sigmoid() if sample.several else logits.softmax(1)
 
     pictures = map(sample.picture, range(len(sample.sources)))
     answers, expected = map(torch.cat, zip(*((theirs(picture), ours(picture)) for picture in pictures), strict=True))

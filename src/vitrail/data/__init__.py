@@ -1,4 +1,4 @@
-"""Which images: folders, shards, named sets and tables, and their division.
+"""Which images: folders, lists, shards, named sets and tables, and their division.
 
 What is read past (hidden folders, files that are no images) or decided for the user (a held-out part) is never silent:
 every source carries notes for the caller to show.
@@ -16,6 +16,7 @@ import numpy as np
 from vitrail.config import DataSection
 from vitrail.data.folders import find_splits, list_folder, note_hidden, scan, visible_folders
 from vitrail.data.hf import is_hf, open_hf
+from vitrail.data.lists import list_rows, read_list
 from vitrail.data.manifest import TRAIN, VAL, Manifest, cache_file, list_images, load_manifest, open_shards
 from vitrail.data.named_sets import NAMED_SETS, open_named
 from vitrail.data.shards import INDEX, has_shards
@@ -34,7 +35,7 @@ class Data:
     train: Source
     val: Source
     manifest: Manifest | None = None
-    """Of images in folders or shards."""
+    """Of images in folders, shards or a list."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -48,7 +49,7 @@ class Data:
 
 
 def open_data(section: DataSection, look: Look | None = None) -> Data:
-    """Find the training and validation images of a folder, of shards or of a named set.
+    """Find the training and validation images of a folder, of shards, of a list or of a named set.
 
     Args:
         section: Which, and how they are divided.
@@ -70,7 +71,7 @@ def open_data(section: DataSection, look: Look | None = None) -> Data:
 
 
 def open_manifest(section: DataSection, look: Look | None = None) -> tuple[Manifest, tuple[str, ...]]:
-    """List a root's images, with what is known of them already, or take the list from a file where there is no root.
+    """List the images of a root or a list, with what is known of them already, or take a manifest as it is.
 
     Returns:
         The manifest, and what forbids to train on it.
@@ -79,13 +80,19 @@ def open_manifest(section: DataSection, look: Look | None = None) -> tuple[Manif
         DataError: There are no images to train on, or no such manifest.
     """
     root, file = _root(section), None if section.manifest is None else Path(section.manifest).expanduser()
-    if root is None:
-        assert file is not None
-        if file.name != INDEX:
-            return _as_written(file, _pixels(section)), ()
-        root, file = file.parent, None
-    listing = None if has_shards(root) else list_folder(root, section.train_split, section.val_split)
-    place = file or cache_file(root, section.train_split, section.val_split)
+    listing = None
+    if section.list is not None:
+        listing, listed = list_rows(section), Path(section.list).expanduser()
+    else:
+        if root is None:
+            assert file is not None
+            if file.name != INDEX:
+                return _as_written(file, _pixels(section)), ()
+            root, file = file.parent, None
+        listed = root
+        if not has_shards(root):
+            listing = list_folder(root, section.train_split, section.val_split)
+    place = file or cache_file(listed, section.train_split, section.val_split)
     try:
         known = load_manifest(place) if place.exists() else None
     except DataError:
@@ -95,7 +102,7 @@ def open_manifest(section: DataSection, look: Look | None = None) -> tuple[Manif
     if listing is not None:
         manifest, problems = list_images(listing, known, _pixels(section)), listing.problems
     else:
-        manifest, problems = open_shards(root, known, _pixels(section)), ()
+        manifest, problems = open_shards(listed, known, _pixels(section)), ()
         _check_packed(section, manifest)
     if not problems and not (manifest.part == VAL).any():
         division, source = _division(section), manifest.source(TRAIN)
@@ -129,11 +136,11 @@ def _keep(manifest: Manifest, place: Path) -> Manifest:
 
 
 def open_split(section: DataSection, split: Literal["train", "val", "all"]) -> tuple[Source, tuple[str, ...]]:
-    """Find one part of a folder, of shards or of a named set, with its notes: the same images as `open_data` gives.
+    """Find one part of a folder, of shards, of a list or of a named set, with its notes: the images of `open_data`.
 
     Args:
         section: Which; a root that has `val_split` alone will do for split "val".
-        split: "all" is for class folders that are not divided into splits.
+        split: "all" is for class folders and lists that are not divided into splits.
 
     Raises: As `open_data` does.
     """
@@ -148,7 +155,15 @@ def open_split(section: DataSection, split: Literal["train", "val", "all"]) -> t
         source = val if split == "val" else train
         assert source is not None
         return source, source.notes
-    if root is not None and section.bad_files != "quarantine" and not has_shards(root):
+    if section.list is not None and section.bad_files != "quarantine":
+        # what needs no division is taken as it stands: a list may have rows to evaluate on alone
+        listed = read_list(section)
+        if split == "all" and listed.is_divided:
+            raise ConfigError(f"evaluate.split all: {section.list} is divided into splits; choose train or val")
+        source = listed.val if split == "val" else listed.train if split == "all" or listed.val is not None else None
+        if source is not None:
+            return source, source.notes
+    elif root is not None and section.bad_files != "quarantine" and not has_shards(root):
         # what needs no division is not listed whole: a validation folder may lie alone
         train, val = find_splits(root, section.train_split, section.val_split)
         if split == "all" and root not in (train, val):
@@ -167,7 +182,7 @@ def open_split(section: DataSection, split: Literal["train", "val", "all"]) -> t
             raise ConfigError(f"evaluate.split all: {root} is divided into splits; choose train or val")
         return manifest.source(TRAIN), manifest.notes
     elif split == "all":
-        raise ConfigError("evaluate.split all: goes with data.root, and without data.bad_files=quarantine")
+        raise ConfigError("evaluate.split all: goes with data.root or data.list, not with data.bad_files=quarantine")
     data = open_data(section)
     chosen = data.train if split == "train" else data.val
     return chosen, chosen.notes
@@ -195,7 +210,7 @@ def _parts(manifest: Manifest, division: Division, quarantine: bool) -> tuple[So
         if manifest.division != division.key:
             raise ConfigError(
                 f"data.manifest: its images are divided by {manifest.division}, the settings say {division.key}; give "
-                "data.root too, to divide them anew"
+                "data.root or data.list too, to divide them anew"
             )
         source = manifest.source(TRAIN)
         train, val = held_out(source, division, manifest.fold)
@@ -243,7 +258,9 @@ def _check_settings(section: DataSection) -> None:
         )
     if name is not None and section.manifest is not None:
         raise ConfigError(f"data.manifest {section.manifest}: is for images in folders; data.name is {name}")
-    if name is None and root is None and section.manifest is None:
+    if name is not None and section.list is not None:
+        raise ConfigError(f"data.list {section.list}: is for images in files; data.name is {name}; add data.name=null")
+    if name is None and root is None and section.manifest is None and section.list is None:
         raise ConfigError("data.root is not set; give the folder with your images, or data.name=digits")
     if name not in (None, "digits") and not is_hf(name) and root is None:
         raise ConfigError(

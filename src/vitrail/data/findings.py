@@ -194,7 +194,7 @@ def _likenesses(
 
 def _classes(manifest: Manifest, held_out: NDArray[np.bool_]) -> Iterator[Problem]:
     names = manifest.classes
-    counts = np.bincount(manifest.label[~held_out], minlength=len(names))
+    counts = manifest.images_of_classes(~held_out)
     trained = counts[counts > 0]
     if len(trained) > 1 and trained.max() >= IMBALANCED * trained.min():
         most, least = int(np.argmax(counts)), int(np.flatnonzero(counts == trained.min())[0])
@@ -205,7 +205,7 @@ def _classes(manifest: Manifest, held_out: NDArray[np.bool_]) -> Iterator[Proble
             "judge by balanced accuracy",
             count=1,
         )
-    total = np.bincount(manifest.label, minlength=len(names))
+    total = manifest.images_of_classes(np.ones(len(manifest), np.bool_))
     single = [name for name, count in zip(names, total, strict=True) if count == 1]
     if single:
         yield Problem(
@@ -226,7 +226,7 @@ def _classes(manifest: Manifest, held_out: NDArray[np.bool_]) -> Iterator[Proble
             count=len(names),
         )
     if (manifest.part == VAL).any():
-        absent = np.bincount(manifest.label[held_out], minlength=len(names)) == 0
+        absent = manifest.images_of_classes(held_out) == 0
         if absent.any():
             which = ", ".join(name for name, is_absent in zip(names, absent, strict=True) if is_absent)
             what = f"{absent.sum():,} classes have no validation image: {which[:200]}"
@@ -295,8 +295,8 @@ def _statistics(manifest: Manifest, held_out: NDArray[np.bool_], preprocess: Pre
         "width": _spread(manifest.width[known]),
         "height": _spread(manifest.height[known]),
         "cut_away_by_centre_crop": _spread(cut),
-        "training_images_by_class": np.bincount(manifest.label[~held_out], minlength=len(manifest.classes)).tolist(),
-        "validation_images_by_class": np.bincount(manifest.label[held_out], minlength=len(manifest.classes)).tolist(),
+        "training_images_by_class": manifest.images_of_classes(~held_out).tolist(),
+        "validation_images_by_class": manifest.images_of_classes(held_out).tolist(),
     }
 
 

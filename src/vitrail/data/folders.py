@@ -127,6 +127,8 @@ class Listing:
     val: FileSource | None
     """None where a part of the training images is to be held out."""
     problems: tuple[str, ...]
+    is_list: bool = False
+    """Whether a file named them, so that both parts have one folder."""
 
 
 def list_folder(root: Path, train_split: str, val_split: str | None) -> Listing:

@@ -1,4 +1,4 @@
-"""What is known of the images below a folder, written once and read by every process of every run.
+"""What is known of the images below a folder or in a list, written once and read by every process of every run.
 
 A manifest is one safetensors file of columns, an entry an image. It is mapped, not read: processes share its pages, and
 workers that fork copy nothing.
@@ -25,7 +25,7 @@ from vitrail.data.folders import Listing
 from vitrail.data.inspection import FORMATS, Finding
 from vitrail.data.paths import Paths
 from vitrail.data.shards import INDEX, Places, Shard, ShardSource
-from vitrail.data.sources import FileSource, printable
+from vitrail.data.sources import FileSource, count_classes, label_name, printable
 from vitrail.errors import DataError
 from vitrail.files import write_whole
 from vitrail.pixels import RGB, PixelFormat
@@ -46,6 +46,7 @@ FOUND = {
 PACKED = {"shard": np.int32, "offset": np.int64}
 """Columns of images in shards."""
 COLUMNS = {**LISTED, **KEPT, **FOUND}
+LABEL_SETS = "label_sets"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -60,6 +61,10 @@ class Manifest:
     """What was read past when the images were listed."""
     division: str = ""
     """How images were parted, where there is no folder for validation."""
+    called: tuple[str, str] | None = None
+    """What the training and the validation images are called, where not by their folders."""
+    label_sets: NDArray[np.bool_] | None = None
+    """Where an image may have several classes: (m, k), which of them each label stands for."""
     reasons: tuple[str, ...] = ()
     """Why images cannot be read."""
     pixels: PixelFormat = RGB
@@ -104,6 +109,8 @@ class Manifest:
         digest = hashlib.blake2b("\n".join(self.classes).encode(), digest_size=8)
         for column in (self.paths.text, self.paths.ends, self.part, self.fold, self.label, self.bytes, self.content):
             digest.update(np.ascontiguousarray(column).data)
+        if self.label_sets is not None:
+            digest.update(np.ascontiguousarray(self.label_sets).data)
         return digest.hexdigest()
 
     def places(self, other: Manifest) -> NDArray[np.int64]:
@@ -135,14 +142,21 @@ class Manifest:
         """Return the images of one folder, as they were listed."""
         chosen = self.part == part
         folder = self.root / self.folders[part]
-        named = (printable(folder), self.notes)
+        named = (self.called[part] if self.called else printable(folder), self.notes)
+        columns = (folder, self.paths, self.label, self.classes, *named, self.label_sets)
         if self.packed is None:
-            source = FileSource(folder, self.paths, self.label, self.classes, *named)
+            source = FileSource(*columns)
         else:
-            source = ShardSource(
-                folder, self.paths, self.label, self.classes, *named, root=self.root, places=self.packed
-            )
+            source = ShardSource(*columns, root=self.root, places=self.packed)
         return source if chosen.all() else source.take(chosen, *named)
+
+    def label_name(self, index: int) -> str:
+        """Return the class of an image, or all of them."""
+        return label_name(int(self.label[index]), self.classes, self.label_sets)
+
+    def images_of_classes(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Return how many of the chosen images are of each class; one of several classes counts for each."""
+        return count_classes(self.label[chosen], self.label_sets, len(self.classes))
 
     def reason_of(self, index: int) -> str:
         """Return why an image cannot be read."""
@@ -167,6 +181,7 @@ class Manifest:
         """Return the content of the file."""
         columns = {name: getattr(self, name) for name in COLUMNS}
         columns |= {"text": self.paths.text, "ends": self.paths.ends}
+        columns |= {} if self.label_sets is None else {LABEL_SETS: self.label_sets}
         about = {
             "format": FORMAT,
             "root": os.fsencode(self.root).hex(),
@@ -174,6 +189,7 @@ class Manifest:
             "folders": [os.fsencode(folder).hex() for folder in self.folders],
             "notes": self.notes,
             "division": self.division,
+            "called": self.called,
             "reasons": self.reasons,
             "formats": FORMATS,
             "pixels": [self.pixels.channels, self.pixels.bits],
@@ -201,7 +217,7 @@ def load_manifest(path: Path) -> Manifest:
             if about["format"] != FORMAT:
                 raise ValueError(f"of format {about['format']}, this vitrail reads format {FORMAT}")
             shards = tuple(Shard(str(name), int(size), str(sha256)) for name, size, sha256 in about.get("shards", ()))
-            names = (*NAMES, *COLUMNS, *(PACKED if shards else ()))
+            names = (*NAMES, *COLUMNS, *(PACKED if shards else ()), *({LABEL_SETS} & set(file.keys())))
             columns = {name: file.get_tensor(name).numpy() for name in names}
         paths = Paths(columns.pop("text"), columns.pop("ends"))
         packed = None
@@ -213,6 +229,7 @@ def load_manifest(path: Path) -> Manifest:
             classes=tuple(about["classes"]),
             notes=tuple(about["notes"]),
             division=str(about["division"]),
+            called=tuple(about["called"]) if about.get("called") else None,
             reasons=tuple(about["reasons"]),
             pixels=PixelFormat(*about.get("pixels", ())),
             paths=paths,
@@ -258,7 +275,14 @@ def _check(manifest: Manifest, formats: list[str]) -> None:
     ends = manifest.paths.ends
     if n and (ends[0] < 0 or (np.diff(ends) < 0).any() or ends[-1] > len(manifest.paths.text)):
         raise ValueError("its names overlap")
-    ranges = (("label", 0, len(manifest.classes)), ("reason", -1, len(manifest.reasons)), ("part", TRAIN, VAL + 1))
+    sets = manifest.label_sets
+    if sets is not None and (sets.dtype != np.bool_ or sets.ndim != 2 or sets.shape[1] != len(manifest.classes)):
+        raise ValueError(f"its column {LABEL_SETS} does not fit")
+    ranges = (
+        ("label", 0, len(manifest.classes if sets is None else sets)),
+        ("reason", -1, len(manifest.reasons)),
+        ("part", TRAIN, VAL + 1),
+    )
     for name, least, end in ranges:
         column = getattr(manifest, name)
         if n and not (column.min() >= least and column.max() < end):
@@ -285,6 +309,7 @@ def list_images(listing: Listing, known: Manifest | None, pixels: PixelFormat = 
     classes = tuple(dict.fromkeys(name for source in sources for name in source.classes))
     number = {name: index for index, name in enumerate(classes)}
     n = sum(map(len, sources))
+    label_sets = listing.train.label_sets  # of a list, whose parts have the same classes and label sets
     columns: dict[str, Any] = {
         name: np.zeros((n, 2) if name == "content" else n, dtype) for name, dtype in COLUMNS.items()
     }
@@ -293,7 +318,8 @@ def list_images(listing: Listing, known: Manifest | None, pixels: PixelFormat = 
     for part, source in enumerate(sources):
         begin, end = end, end + len(source)
         columns["part"][begin:end] = part
-        columns["label"][begin:end] = np.array([number[name] for name in source.classes], np.int32)[source.labels]
+        renumbered = np.array([number[name] for name in source.classes], np.int32)
+        columns["label"][begin:end] = source.labels if label_sets is not None else renumbered[source.labels]
         for index in range(len(source)):
             with contextlib.suppress(OSError):  # a link to nothing is found when it is read
                 status = source.path(index).stat()
@@ -304,6 +330,8 @@ def list_images(listing: Listing, known: Manifest | None, pixels: PixelFormat = 
         root=listing.root,
         folders=(train, val),
         classes=classes,
+        called=(sources[0].description, sources[-1].description) if listing.is_list else None,
+        label_sets=label_sets,
         notes=tuple(dict.fromkeys(note for source in sources for note in source.notes)),
         paths=Paths.of(name for source in sources for name in source.paths),
         pixels=pixels,

@@ -50,6 +50,7 @@ class RowSource:
     classes: tuple[str, ...]
     description: str
     notes: tuple[str, ...] = ()
+    label_sets: None = None
 
     def __len__(self) -> int:
         return len(self.rows)

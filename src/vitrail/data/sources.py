@@ -32,6 +32,11 @@ class Source(Protocol):
         ...
 
     @property
+    def label_sets(self) -> NDArray[np.bool_] | None:
+        """Where an image may have several classes: (m, k), which of them each of m labels stands for."""
+        ...
+
+    @property
     def description(self) -> str:
         """Which images these are, in a few words."""
         ...
@@ -79,6 +84,7 @@ class FileSource:
     classes: tuple[str, ...]
     description: str
     notes: tuple[str, ...] = ()
+    label_sets: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -125,6 +131,7 @@ class PixelSource:
     classes: tuple[str, ...]
     names: NDArray[Any]
     notes: tuple[str, ...] = ()
+    label_sets: None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -164,7 +171,31 @@ def fingerprint(source: Source) -> str:
     for number, identity in enumerate(source.identities()):
         digest.update(b"\n" * (number > 0) + identity)
     digest.update(source.labels.tobytes())
+    if source.label_sets is not None:
+        digest.update(source.label_sets.tobytes())
     return digest.hexdigest()[:16]
+
+
+def images_of_classes(source: Source) -> NDArray[np.int64]:
+    """Return how many images are of each class; one of several classes counts for each."""
+    return count_classes(source.labels, source.label_sets, len(source.classes))
+
+
+def count_classes(
+    labels: NDArray[np.int32], label_sets: NDArray[np.bool_] | None, num_classes: int
+) -> NDArray[np.int64]:
+    """Return how many of these labels are of each class."""
+    if label_sets is None:
+        return np.bincount(labels, minlength=num_classes)
+    images = np.bincount(labels, minlength=len(label_sets))
+    return np.array([images[has].sum() for has in label_sets.T], np.int64)
+
+
+def label_name(label: int, classes: Sequence[str], label_sets: NDArray[np.bool_] | None) -> str:
+    """Return what people call a label: its class, or all of them."""
+    if label_sets is None:
+        return classes[label]
+    return " | ".join(classes[i] for i in np.flatnonzero(label_sets[label]).tolist()) or "no class"
 
 
 def few(names: Sequence[str] | frozenset[str], most: int = 3) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrail.data.sources import Source, few
+from vitrail.data.sources import Source, few, images_of_classes
 from vitrail.errors import ConfigError, DataError
 
 UNASSIGNED = -1
@@ -57,7 +57,7 @@ def divide(source: Source, division: Division, fixed: NDArray[np.int16] | None =
         DataError: There are too few images.
     """
     units = _units(source, division)
-    labels = source.labels
+    labels = _strata(source)
     counts = np.bincount(labels, minlength=len(source.classes))
     need = [division.targets(int(count)) for count in counts]
     parts = np.full(len(source), UNASSIGNED, np.int16) if fixed is None else fixed.copy()
@@ -78,6 +78,16 @@ def divide(source: Source, division: Division, fixed: NDArray[np.int16] | None =
             "for validation; add images, or give a folder for validation with data.val_split"
         )
     return parts
+
+
+def _strata(source: Source) -> NDArray[np.int32]:
+    """Return the class that each image is divided by: of several the rarest, and one more for images without any."""
+    if source.label_sets is None:
+        return source.labels
+    order = np.argsort(images_of_classes(source), kind="stable")
+    rarest = order[source.label_sets[:, order].argmax(1)]
+    rarest[~source.label_sets.any(1)] = len(source.classes)
+    return rarest.astype(np.int32)[source.labels]
 
 
 def _first_with_room(labels: Sequence[int], need: Sequence[list[int]]) -> int:
@@ -118,13 +128,13 @@ def _units(source: Source, division: Division) -> dict[bytes, list[int]]:
 def held_out(source: Source, division: Division, parts: NDArray[np.int16]) -> tuple[Source, Source]:
     """Return the images that are trained on, and those held out for validation, with a note of their number."""
     chosen = parts == division.fold
-    counts = np.bincount(source.labels, minlength=len(source.classes))
+    counts = images_of_classes(source)
     share = f"fold {division.fold} of {division.folds}" if division.folds else f"{division.fraction:.0%} of each class"
     together = f", {division.group_regex} kept together" if division.group_regex else ""
     note = f"held out {chosen.sum()} of {len(source)} images, {share}{together}, for validation"
     notes = (*source.notes, note)
     single = [source.classes[label] for label in np.flatnonzero(counts == 1)]
-    if single:
+    if single and source.label_sets is None:
         notes += (f"{len(single)} classes have one image, which is trained on and not validated: {few(single)}",)
     return (
         source.take(~chosen, f"{source.description}, all but the held-out part", notes),

@@ -162,6 +162,9 @@ class VisionModel(nn.Module, ABC, Generic[C]):
     grad_checkpointing: bool = False
     classes: tuple[str, ...] = ()
     """Names of the logits, where weights were loaded that have them."""
+    thresholds: tuple[float, ...] | None = None
+    """Sigmoid of each logit from which its class is an answer, where weights were loaded that give an image any number
+    of classes."""
     preprocess: Callable[..., Tensor] | None = None
     """From a path, bytes or image to an input (c, h, w), where weights were loaded that say how."""
 
@@ -205,7 +208,7 @@ class VisionModel(nn.Module, ABC, Generic[C]):
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the head by a freshly initialised one, for classes without names; 0 classes removes it."""
-        self.classes = ()
+        self.classes, self.thresholds = (), None
         parameter = next(self.parameters())
         self.config = replace(self.config, num_classes=num_classes)
         head = build_head(self.num_features, num_classes)

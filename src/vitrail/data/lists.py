@@ -1,0 +1,394 @@
+"""Lists of images with their labels, as CSV or JSON lines: one class an image, or several."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitrail.config import DataSection
+from vitrail.data.folders import SPLIT_WORDS, Listing
+from vitrail.data.paths import Paths
+from vitrail.data.sources import FileSource, few, images_of_classes, printable
+from vitrail.errors import DataError, among
+
+CSV, JSON_LINES = (".csv", ".tsv"), (".jsonl", ".ndjson")
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+SPLIT = "split"
+"""Column that says which part an image is of."""
+LABEL, LABELS = "label", "labels"
+"""Columns of one class and of several, where the settings name none."""
+BETWEEN = "|"
+"""Stands between the classes of an image in a CSV file, so in the name of none."""
+TRAIN, VAL = 0, 1
+
+Row = tuple[int, dict[str, Any]]
+"""Line and cells by column."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The images of a list, by their part; all are `train` where it names no parts."""
+
+    train: FileSource | None
+    val: FileSource | None
+    is_divided: bool
+    """Whether it has a column that names the parts."""
+    others: tuple[str, ...]
+    """Parts that are left out."""
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Where the labels of a list stand."""
+
+    kind: Literal["one", "several", "table"]
+    """One class an image, several in a cell, or a column of 0 and 1 for each class."""
+    names: tuple[str, ...]
+    """Of the column, or of the classes."""
+
+
+def read_list(section: DataSection) -> Listed:
+    """Read `data.list`.
+
+    Raises:
+        DataError: The file cannot be read, or a line of it is wrong; or images are not there.
+    """
+    assert section.list is not None
+    path = Path(section.list).expanduser()
+    if path.suffix.lower() not in (*CSV, *JSON_LINES):
+        raise DataError(f"data.list {path}: must end in {', '.join((*CSV, *JSON_LINES))}, by which it is known")
+    root = path.parent if section.root is None else Path(section.root).expanduser()
+    if not root.is_dir():
+        raise DataError(
+            f"data.root {printable(root)}: is no folder; give the one that the paths of {path} begin in, or null for "
+            "its own"
+        )
+    notes: list[str] = []
+    rows = _json_rows(path) if path.suffix.lower() in JSON_LINES else _csv_rows(path, section.path_column, notes)
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"data.list {path}: lists no image")
+    columns = _find_columns(path, first, section)
+    is_divided = SPLIT in first[1]
+    needed = {section.path_column, SPLIT, *columns.names}
+    if unread := [repr(name) for name in first[1] if name not in needed]:
+        notes.append(f"{path}: has columns that are not read: {few(unread, 10)}")
+
+    top = os.path.join(os.path.normpath(root.absolute()), "")
+    text, ends, lines, labels, parts = bytearray(), array("q"), array("q"), array("i"), bytearray()
+    hashes, left_out = array("q"), Counter[str]()
+    codes = {name: code for code, name in enumerate(columns.names)} if columns.kind == "table" else {}
+    sets: dict[tuple[int, ...], int] = {}
+    for line, cells in chain([first], rows):
+        where = f"{path} line {line}"
+        if SPLIT in cells and not is_divided:
+            raise DataError(f"{where}: has a {SPLIT!r}, which the first line has not; give all lines one, or none")
+        part = _part(cells, section, where) if is_divided else TRAIN
+        if isinstance(part, str):
+            left_out[part] += 1
+            continue
+        name = _below(top, _cell(cells, section.path_column, where), where)
+        found = [codes.setdefault(label, len(codes)) for label in _labels(cells, columns, where)]
+        text += name
+        ends.append(len(text))
+        hashes.append(hash(name))
+        lines.append(line)
+        parts.append(part)
+        labels.append(found[0] if columns.kind == "one" else sets.setdefault(tuple(sorted(found)), len(sets)))
+    if left_out:
+        counted = ", ".join(f"{count:,} of {name!r}" for name, count in sorted(left_out.items()))
+        notes.append(f"{path}: leaves out its rows of other parts: {counted}")
+    if not labels:
+        raise DataError(
+            f"data.list {path}: has rows of {few([*left_out])} only; set data.train_split or data.val_split to one of "
+            "them"
+        )
+    if not codes:
+        raise DataError(f"data.list {path}: none of its {len(labels):,} images has a label")
+
+    paths = Paths(np.frombuffer(bytes(text), np.uint8), np.array(ends, np.int64))
+    numbers = np.array(labels, np.int32)
+    _refuse_twice(path, paths, np.array(hashes, np.int64), lines)
+    _refuse_missing(path, root, top, paths, lines)
+    names = list(codes)
+    order = _order(names)
+    if all(map(_is_number, names)):
+        notes.append(f"{path}: its {len(names)} classes are numbers, and in the order of numbers")
+    label_sets = None
+    if columns.kind == "one":
+        numbers = np.argsort(order).astype(np.int32)[numbers]
+    else:
+        label_sets = np.zeros((len(sets), len(names)), np.bool_)
+        for members, number in sets.items():
+            label_sets[number, list(members)] = True
+        label_sets = np.ascontiguousarray(label_sets[:, order])
+
+    def source(part: int) -> FileSource | None:
+        chosen = np.frombuffer(bytes(parts), np.uint8) == part
+        if not chosen.any():
+            return None
+        part_name = f", split {(section.train_split, section.val_split)[part]}" if is_divided else ""
+        return FileSource(
+            Path(root), paths.take(chosen), numbers[chosen], tuple(names[i] for i in order),
+            f"{printable(path)}{part_name}", tuple(notes), label_sets,
+        )  # fmt: skip
+
+    return Listed(source(TRAIN), source(VAL), is_divided, tuple(sorted(left_out)))
+
+
+def list_rows(section: DataSection) -> Listing:
+    """Return the images of `data.list` as those of a folder are listed.
+
+    Raises:
+        DataError: As `read_list` does; or it has none to train on, or none of the part to validate with.
+    """
+    listed, where = read_list(section), f"data.list {section.list}"
+    train, val = listed.train, listed.val
+    rest = f", only {few(listed.others)}" if listed.others else ""
+    if train is None:
+        raise DataError(f"{where}: has no row whose split is data.train_split {section.train_split!r}{rest}")
+    if listed.is_divided and val is None and section.val_split is not None:
+        raise DataError(
+            f"{where}: has no row whose split is data.val_split {section.val_split!r}{rest}; set data.val_split to "
+            "another, or to null to hold out data.val_fraction of the training rows"
+        )
+    problems = []
+    counts = images_of_classes(train)
+    if train.label_sets is None and (counts > 0).sum() == 1:
+        only = train.classes[int(counts.argmax())]
+        problems.append(f"{where}: has only one class, {only!r}; a classifier needs at least two")
+    if val is not None and len(extra := np.flatnonzero((counts == 0) & (images_of_classes(val) > 0))):
+        only = few([train.classes[i] for i in extra])
+        problems.append(f"{where}: {len(extra)} classes have validation rows but no training row: {only}; add some")
+    return Listing(train.folder, train, val, tuple(problems), is_list=True)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a text file as they stand."""
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise DataError(
+                        f"{path} line {number}: is not UTF-8 (byte 0x{line[error.start]:02x}); save the file as UTF-8"
+                    ) from error
+    except OSError as error:
+        raise DataError(f"data.list {path}: cannot be read ({error.strerror})") from error
+
+
+def _csv_rows(path: Path, path_column: str, notes: list[str]) -> Iterator[Row]:
+    lines = _lines(path)
+    header = next(lines, "")
+    if not header.strip():
+        raise DataError(f"data.list {path}: is empty; its first line must name the columns, such as path,label")
+    by = next((one for one in DELIMITERS if path_column in [c.strip(' "\r\n') for c in header.split(one)]), ",")
+    if by != ",":
+        notes.append(f"{path}: its columns are separated by {DELIMITERS[by]}")
+    reader = csv.reader(chain([header], lines), delimiter=by, strict=True)
+    names: list[str] = []
+    try:
+        for cells in reader:
+            where = f"{path} line {reader.line_num}"
+            if not names:
+                names = [name.strip() for name in cells]
+                if twice := [name for name, count in Counter(names).items() if count > 1]:
+                    raise DataError(f"{where}: names the column {twice[0]!r} twice; rename one")
+            elif cells:  # an empty line has none
+                if len(cells) != len(names):
+                    raise DataError(
+                        f"{where}: has {len(cells)} cells, the header {len(names)}; a cell that holds {by!r} is quoted"
+                    )
+                yield reader.line_num, dict(zip(names, cells, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path} line {reader.line_num}: is no CSV ({error})") from error
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            cells = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path} line {number}: is no JSON ({error})") from error
+        if not isinstance(cells, dict):
+            raise DataError(f'{path} line {number}: is no JSON object such as {{"path": "a.jpg", "label": "cat"}}')
+        yield number, cells
+
+
+def _find_columns(path: Path, first: Row, section: DataSection) -> _Columns:
+    """Tell by the names of the columns where the labels stand; what is in them decides nothing else.
+
+    Raises:
+        DataError: There are none, or in two ways.
+    """
+    line, cells = first
+    names = list(cells)
+
+    def require(name: str, setting: str) -> None:
+        if name not in cells:
+            raise DataError(
+                f"data.list {path}: has no column {name!r}{among(name, names, 'its columns are')}; name it with "
+                f"data.{setting}=COLUMN"
+            )
+
+    require(section.path_column, "path_column")
+    if section.label_column is not None:
+        require(section.label_column, "label_column")
+        return _Columns("one", (section.label_column,))
+    if section.labels_column is not None:
+        require(section.labels_column, "labels_column")
+        return _Columns("several", (section.labels_column,))
+    if LABEL in cells and LABELS in cells:
+        raise DataError(
+            f"data.list {path}: has a column {LABEL!r} and a column {LABELS!r}; choose with data.label_column={LABEL} "
+            f"(one class an image) or data.labels_column={LABELS} (several)"
+        )
+    if LABEL in cells:
+        return _Columns("one", (LABEL,))
+    if LABELS in cells:
+        return _Columns("several", (LABELS,))
+    others = [name for name in names if name not in (section.path_column, SPLIT)]
+    odd = [name for name in others if _bit(cells[name]) is None]
+    if len(others) < 2 or odd:
+        why = f", and {odd[0]!r} is {cells[odd[0]]!r} in line {line}" if odd else ""
+        raise DataError(
+            f"data.list {path}: has no column {LABEL!r} or {LABELS!r}{among(LABEL, names, 'its columns are')}; name it "
+            f"with data.label_column=COLUMN (one class an image) or data.labels_column=COLUMN (several); without "
+            f"it, two or more other columns must hold 0 or 1, each for a class{why}"
+        )
+    for name in others:
+        _check_name(name, f"{path} line 1")
+    return _Columns("table", tuple(others))
+
+
+def _cell(cells: dict[str, Any], name: str, where: str) -> Any:
+    if name not in cells:  # of a JSON object
+        raise DataError(f"{where}: has no {name!r}")
+    return cells[name]
+
+
+def _part(cells: dict[str, Any], section: DataSection, where: str) -> int | str:
+    """Return TRAIN or VAL, or the name of another part."""
+    value = _cell(cells, SPLIT, where)
+    name = value.strip() if isinstance(value, str) else value
+    if name == section.train_split:
+        return TRAIN
+    if name == section.val_split:
+        return VAL
+    if not isinstance(name, str) or name.lower() not in SPLIT_WORDS:
+        known = [section.train_split, *([section.val_split] if section.val_split else [])]
+        raise DataError(
+            f"{where}: its split is {name!r}{among(str(name), known, 'known are')} (data.train_split, data.val_split), "
+            "and words such as 'test', whose rows are left out"
+        )
+    return name
+
+
+def _below(top: str, given: Any, where: str) -> bytes:
+    """Return a path below the root."""
+    if not isinstance(given, str) or not given.strip() or "\0" in given:
+        raise DataError(f"{where}: its path is {given!r}; it must be that of an image")
+    full = os.path.normpath(os.path.join(top, given))
+    if not full.startswith(top):
+        raise DataError(
+            f"{where}: {printable(given)} lies outside {printable(top)}; set data.root to a folder that holds them all"
+        )
+    try:
+        return os.fsencode(full[len(top) :])
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: its path {given!a} is no text") from error
+
+
+def _labels(cells: dict[str, Any], columns: _Columns, where: str) -> Sequence[str]:
+    """Return the classes of an image."""
+    if columns.kind == "table":
+        bits = [_bit(_cell(cells, name, where)) for name in columns.names]
+        if None in bits:
+            name = columns.names[bits.index(None)]
+            raise DataError(f"{where}: {name!r} is {cells[name]!r}; it must be 0 or 1")
+        if extra := [name for name in cells if name not in columns.names and _bit(cells[name]) is not None]:
+            raise DataError(f"{where}: has {extra[0]!r}, which the first line has not; name all classes there")
+        return [name for name, bit in zip(columns.names, bits, strict=True) if bit]
+    column = columns.names[0]
+    value = _cell(cells, column, where)
+    if columns.kind == "one":
+        if isinstance(value, list):
+            raise DataError(
+                f"{where}: {column!r} is a list; for several classes an image, set data.labels_column={column}"
+            )
+        return [_check_name(value, where)]
+    if isinstance(value, str):
+        value = value.split(BETWEEN) if value.strip() else []
+    if not isinstance(value, list):
+        raise DataError(f"{where}: {column!r} is {value!r}; it must be a list of classes, which may be empty")
+    names = [_check_name(name, where) for name in value]
+    if len(set(names)) < len(names):
+        raise DataError(f"{where}: names a class twice: {BETWEEN.join(names)}")
+    return names
+
+
+def _check_name(value: Any, where: str) -> str:
+    """Return the name of a class, without blanks around it."""
+    name = str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else None
+    if not name:
+        raise DataError(f"{where}: has {'an empty label' if name == '' else f'the label {value!r}'}; it must be text")
+    if not name.isprintable():
+        raise DataError(f"{where}: the label {name!r} holds a character that cannot be printed")
+    if BETWEEN in name:
+        raise DataError(
+            f"{where}: the label {name!r} holds {BETWEEN!r}, which stands between classes where an image has several "
+            "(data.labels_column=COLUMN)"
+        )
+    return name
+
+
+def _bit(value: Any) -> int | None:
+    text = value.strip() if isinstance(value, str) else value
+    return int(text) if text in ("0", "1", 0, 1) and not isinstance(text, float) else None
+
+
+def _is_number(name: str) -> bool:
+    return re.fullmatch(r"0|-?[1-9][0-9]*", name) is not None
+
+
+def _order(names: Sequence[str]) -> NDArray[np.int64]:
+    """Return the classes sorted: whole numbers as such, where all are."""
+    numbers = [int(name) for name in names] if all(map(_is_number, names)) else []
+    return np.array(sorted(range(len(names)), key=(numbers or names).__getitem__), np.int64)
+
+
+def _refuse_twice(path: Path, paths: Paths, hashes: NDArray[np.int64], lines: Sequence[int]) -> None:
+    order = np.argsort(hashes, kind="stable")
+    same = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
+    for first, second in sorted((int(order[i]), int(order[i + 1])) for i in same):
+        if paths[first] == paths[second]:
+            raise DataError(
+                f"{path} line {lines[second]}: {printable(paths.name(second))} stands in line {lines[first]} already; "
+                f"each image has one row, several classes go into a column {LABELS!r}, with {BETWEEN!r} between them"
+            )
+
+
+def _refuse_missing(path: Path, root: Path, top: str, paths: Paths, lines: Sequence[int]) -> None:
+    before = os.fsencode(top)
+    missing = [index for index, name in enumerate(paths) if not os.access(before + name, os.F_OK)]
+    if missing:
+        raise DataError(
+            f"{path}: {len(missing):,} of its {len(paths):,} images are not below {printable(root)}, the first is "
+            f"{printable(paths.name(missing[0]))} in line {lines[missing[0]]}; set data.root to the folder that the "
+            "paths begin in, or correct them"
+        )
