@@ -165,3 +165,25 @@ def to_pixels(image: Image.Image, exif: Exif = "ignore") -> UInt8[Tensor, "3 h w
         else:
             array = np.array(image.convert("RGB"))
     return torch.from_numpy(array).permute(2, 0, 1)
+
+
+PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""What a stranger may have decoded: Pillow starts other programs for some of the other formats."""
+MAX_SCANS = 100
+"""Of a JPEG. Each goes over the whole image, so a small file with thousands of them would take hours; usual are 10."""
+
+
+def check_picture(data: bytes, max_pixels: int) -> None:
+    """Refuse a stranger's image that would take much to decode, by its header alone.
+
+    Raises:
+        UnreadableImage: It is of none of PICTURES, or has too many pixels or scans.
+    """
+    if not data:
+        raise UnreadableImage("the file is empty")
+    with _silent_pillow():
+        image = Image.open(io.BytesIO(data), formats=PICTURES)
+        if image.width * image.height > max_pixels:
+            raise UnreadableImage(f"has {image.width} x {image.height} pixels; at most {max_pixels:,} are taken")
+        if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
+            raise UnreadableImage(f"has more than {MAX_SCANS} scans; save it as a plain JPEG")

@@ -26,6 +26,8 @@ from vitrail.transforms import Preprocess, normalise
 
 Format = Literal["json", "jsonl", "csv"]
 LIST_SUFFIXES = (".txt", ".lst", ".list")
+Choices = tuple[list[int], list[float]]
+"""Class indices and their probabilities."""
 
 
 @dataclass(frozen=True)
@@ -102,13 +104,9 @@ def predict(
             current, coming = coming, submit()
             views = [(path, future.result()) for path, future in current]
             images = [view for _, view in views if not isinstance(view, str)]
-            rows: Iterator[tuple[list[int], list[float]]] = iter(())
+            rows: Iterator[Choices] = iter(())
             if images:
-                with torch.inference_mode():
-                    batch = normalise(torch.stack(images).to(device), preprocess.mean, preprocess.std)
-                    probabilities = model(batch).float().softmax(dim=1)
-                    best = probabilities.topk(min(topk, probabilities.shape[1]))
-                rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                rows = iter(classify(model, preprocess, images, topk=topk, device=device))
             for path, view in views:
                 name = printable(path)
                 if isinstance(view, str):
@@ -116,6 +114,22 @@ def predict(
                 else:
                     choices, probabilities = next(rows)
                     yield Prediction(name, tuple(choices), tuple(probabilities))
+
+
+def classify(
+    model: Callable[[Tensor], Tensor],
+    preprocess: Preprocess,
+    views: list[Tensor],
+    *,
+    topk: int,
+    device: torch.device | str,
+) -> list[Choices]:
+    """Return the classes and probabilities of each view, the most probable first."""
+    with torch.inference_mode():
+        batch = normalise(torch.stack(views).to(device), preprocess.mean, preprocess.std)
+        probabilities = model(batch).float().softmax(dim=1)
+        best = probabilities.topk(min(topk, probabilities.shape[1]))
+    return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
 
 @contextmanager
@@ -209,10 +223,19 @@ class PredictionFile:
         return {"path": found.path, **named[0], **({"topk": named} if self._topk > 1 else {})}
 
 
+def read_view(data: bytes, preprocess: Preprocess) -> Tensor:
+    """Return what the model is to see of an image file.
+
+    Raises:
+        UnreadableImage: It cannot be decoded.
+    """
+    return preprocess.view(decode(data, preprocess.exif))
+
+
 def _read(path: str, preprocess: Preprocess) -> torch.Tensor | str:
     """Return what the model is to see of an image, or why it cannot be read."""
     try:
-        return preprocess.view(decode(Path(path).read_bytes(), preprocess.exif))
+        return read_view(Path(path).read_bytes(), preprocess)
     except UnreadableImage as error:
         return str(error)
     except OSError as error:
