@@ -99,6 +99,11 @@ def image_folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def tiny_checkpoint(tmp_path: Path) -> Path:
     """Return the weight file of an untrained tiny TNT for the classes of `image_folder`."""
+    return save_tiny(tmp_path)
+
+
+def save_tiny(folder: Path) -> Path:
+    """Write the weight file of an untrained tiny TNT."""
     import torch
 
     from vitrail.checkpoint import Record, model_options, provenance, save_model
@@ -108,7 +113,7 @@ def tiny_checkpoint(tmp_path: Path) -> Path:
     name = "tnt_ti_patch16_224"
     torch.manual_seed(0)
     model = create_model(name, **{**find_variant(name)[0].tiny, "num_classes": len(CLASSES)})
-    path = tmp_path / "tiny.safetensors"
+    path = folder / "tiny.safetensors"
     record = Record(
         model=name,
         options=model_options(model),

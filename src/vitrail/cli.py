@@ -539,7 +539,9 @@ def serve(
         host=host, port=port, max_batch=max_batch, max_wait_ms=max_wait_ms, topk=topk,
         api_key=read_key(api_key_file), cors=tuple(cors or ()), limits=limits,
     )  # fmt: skip
-    missing = [name for name in ("fastapi", "uvicorn", "python_multipart", "prometheus_client") if find_spec(name) is None]
+    missing = [
+        name for name in ("fastapi", "uvicorn", "python_multipart", "prometheus_client") if find_spec(name) is None
+    ]
     if missing:
         raise MissingExtra(f"serve needs {', '.join(missing)}; run: pip install 'vitrail[serve]'")
 
