@@ -171,8 +171,9 @@ def build_app(served: Served, serving: Serving) -> Any:
     )  # fmt: skip
     if serving.cors:
         app.add_middleware(
-            CORSMiddleware, allow_origins=serving.cors, allow_methods=["POST"], allow_headers=["Authorization"]
-        )
+            CORSMiddleware, allow_origins=serving.cors, allow_methods=["POST"], allow_headers=["Authorization"],
+            expose_headers=["Retry-After"],
+        )  # fmt: skip
 
     def check_key(given: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> None:
         key = "" if given is None else given.credentials
