@@ -71,10 +71,15 @@ def form(*files: bytes, name: str = "secret name.jpg") -> bytes:
 
 
 def start(checkpoint: Path, *flags: object, **environment: str) -> Server:
-    env = {**os.environ, **environment}
-    process = Python("-m", "vitrail", "serve", checkpoint, "--port", 0, "--device", "cpu", *flags, env=env)
+    """Return `vitrail serve CHECKPOINT FLAGS` as soon as it answers."""
+    return run_server("-m", "vitrail", "serve", checkpoint, "--port", 0, "--device", "cpu", *flags, **environment)
+
+
+def run_server(*words: object, **environment: str) -> Server:
+    """Return a Python program whose first line is the address that it answers at."""
+    process = Python(*words, env={**os.environ, **environment})
     wait_until(lambda: "\n" in process.out, process)
-    return Server(process, process.out.split(": ")[0])
+    return Server(process, process.out.split()[0].rstrip(":"))
 
 
 def encoded(image: Image.Image, form: str = "JPEG", **options: Any) -> bytes:

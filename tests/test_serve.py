@@ -24,7 +24,7 @@ from PIL import Image
 from chromium import CHROMIUM, Page
 from conftest import save_tiny
 from forked import python, wait_until
-from serving import FORM, Server, encoded, form, start
+from serving import FORM, Server, encoded, form, run_server, start
 from vitrail.cli import main
 from vitrail.errors import ConfigError
 from vitrail.loading import load_model
@@ -388,6 +388,56 @@ def refuses(server: Server) -> bool:
     except ConnectionRefusedError:
         return True
     return False
+
+
+TROUBLED = """
+import dataclasses, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from vitrail.engines import open_artifact
+from vitrail.serve.app import Served, build_app
+from vitrail.serve.connections import address, listen, run
+from vitrail.serve.log import write_json_lines
+from vitrail.serve.settings import Limits, Serving
+
+network = open_artifact(sys.argv[1])
+
+def answer(images):
+    if images.mean() > 1:  # a white image
+        raise RuntimeError("the engine is out of order")
+    if images.mean() < -1:  # a black one
+        time.sleep(2.5)
+    return network.run(images)
+
+write_json_lines()
+serving = Serving(port=0, limits=Limits(timeout_s=1), topk=1)
+served = Served(dataclasses.replace(network, run=answer), network.record.preprocess, list(network.record.classes),
+                ThreadPoolExecutor(1))
+listening = listen(serving)
+print(address(listening), flush=True)
+run(build_app(served, serving), serving, listening)
+"""
+
+
+def test_an_engine_that_fails_or_hangs_is_told_and_worked_with_again(checkpoint: Path, tmp_path: Path) -> None:
+    white, black, gray = (encoded(Image.new("RGB", (32, 32), (level,) * 3)) for level in (255, 0, 128))
+    (tmp_path / "troubled.py").write_text(TROUBLED)
+    troubled = run_server(tmp_path / "troubled.py", checkpoint)
+    assert troubled.send(gray)[0] == 200
+    status, found, _ = troubled.send(white)
+    assert (status, found["error"]) == (503, "the engine failed; the server's log has the reason")
+    assert troubled.ask("GET", "/health")[:2] == (503, {"status": "the engine failed"})
+    assert troubled.ask("GET", "/ready")[0] == 503
+    assert troubled.send(gray)[0] == 200
+    assert troubled.ask("GET", "/health")[0] == 200
+    status, found, _ = troubled.send(black)
+    assert (status, found["error"]) == (503, "the request could not be answered in 1 s")
+    wait_until(lambda: troubled.ask("GET", "/health")[1] == {"status": "the engine does not answer"}, troubled.process)
+    wait_until(lambda: troubled.ask("GET", "/health")[0] == 200, troubled.process)
+    assert troubled.send(gray)[0] == 200
+    troubled.process.send_signal(signal.SIGINT)
+    done = troubled.process.wait()
+    assert done.returncode == 0, done.stderr
+    assert "the engine is out of order" in done.stderr
 
 
 def test_without_cors_no_origin_is_allowed(server: Server, photos: list[bytes]) -> None:
