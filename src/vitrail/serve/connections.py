@@ -29,7 +29,8 @@ def listen(serving: Serving) -> socket.socket:
     """
     try:
         found = socket.getaddrinfo(serving.host, serving.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listening = socket.create_server(found[4][:2], family=found[0], backlog=BACKLOG)
+        both = serving.host == "::" and socket.has_dualstack_ipv6()
+        listening = socket.create_server(found[4][:2], family=found[0], backlog=BACKLOG, dualstack_ipv6=both)
         # connections inherit it; without, the second half of each answer would wait 40 ms for the client's word
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
