@@ -146,9 +146,10 @@ def build_app(served: Served, serving: Serving) -> Any:
     )
     decoders = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
 
-    async def answer(data: bytes) -> Result:
+    async def answer(files: list[bytes], number: int) -> Result:
         try:
-            view = await asyncio.get_running_loop().run_in_executor(decoders, read, data)
+            # named by number, so that no bytes wait for a decoder on behalf of a client that is gone
+            view = await asyncio.get_running_loop().run_in_executor(decoders, lambda: read(files[number]))
         except UnreadableImage as error:
             measures.images.labels("unreadable").inc()
             return Result(error=str(error))
@@ -195,13 +196,14 @@ def build_app(served: Served, serving: Serving) -> Any:
     async def predict(request: Request, response: Response) -> Results:
         """Classify the images of a form, or one image that is the whole body."""
         began, share = time.perf_counter(), room.share()
+        files: list[bytes] = []
         late = HTTPException(408, f"the request did not arrive in {limits.timeout_s:g} s")
         try:
             with share:
                 async with asyncio.timeout(limits.timeout_s):
                     files = await read_files(request.headers, request.stream(), limits, share)
                     late = HTTPException(503, f"the request could not be answered in {limits.timeout_s:g} s")
-                    found = await _while_there(request, _all(answer(data) for data in files))
+                    found = await _while_there(request, _all(answer(files, number) for number in range(len(files))))
         except Refused as error:
             wait = {"Retry-After": str(max(1, math.ceil(room.images * seconds_an_image)))}
             raise HTTPException(error.status, error.reason, wait if error.status == 429 else None) from error
@@ -212,6 +214,7 @@ def build_app(served: Served, serving: Serving) -> Any:
         except ClientDisconnect:
             raise HTTPException(CLIENT_IS_GONE, "") from None
         finally:
+            files.clear()
             request.scope["state"] |= {"images": share.images, "bytes": share.bytes}
         if all(result.error is not None for result in found):
             response.status_code = 422
