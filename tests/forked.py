@@ -19,7 +19,8 @@ from typing import Any
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
-        "vitrail.cli", "vitrail.train", "vitrail.predict", "vitrail.doctor", "vitrail.flags", "matplotlib.figure",
+        "vitrail.cli", "vitrail.train", "vitrail.predict", "vitrail.doctor", "vitrail.flags", "vitrail.serve",
+        "matplotlib.figure",
         "tensorboard.summary.writer.record_writer", "torch._dynamo", "torch.distributed.run", "timm.data",
     ]
 )  # fmt: skip
@@ -47,6 +48,11 @@ class Python:
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
+
+    @property
+    def out(self) -> str:
+        """What it has printed so far."""
+        return self._printed[0].read_text() if self._printed[0].exists() else ""
 
     def poll(self) -> int | None:
         return self._process.exitcode

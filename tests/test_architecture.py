@@ -11,7 +11,7 @@ import vitrail
 
 PACKAGE = Path(vitrail.__file__).parent
 LAYERS = [
-    {"devices", "errors", "wire"},
+    {"devices", "errors", "wire", "serve.batching", "serve.measures"},
     {"pixels"},
     {"arrays"},
     {
@@ -28,9 +28,10 @@ LAYERS = [
         "sharding",
         "decoding",
         "shift",
+        "serve.settings",
     },
     {"dialects", "imagenet", "models.layers", "photos", "transforms", "metrics", "augment", "projects", "weight_file"},
-    {"files", "preprocess_graph"},
+    {"files", "preprocess_graph", "serve.connections", "serve.log", "serve.upload"},
     {"scores", "confusion", "page", "whole_folder"},
     {
         "models.tnt",
@@ -64,8 +65,8 @@ LAYERS = [
     {"loading", "timm", "report"},
     {"engines", "label_report"},
     {"bench", "hub", "evaluate", "predict", "run_folder", "state", "doctor"},
-    {"convert", "check_data", "pack", "resize_data", "verdict"},
-    {"export"},
+    {"convert", "check_data", "pack", "resize_data", "verdict", "serve.app"},
+    {"export", "serve"},
     {"job"},
     {"run_report"},
     {"train"},
@@ -150,6 +151,12 @@ def test_only_the_command_line_imports_our_modules_inside_functions(name: str) -
         ("onnxruntime", {"engines"}),
         ("openvino", {"engines", "export"}),
         ("onnx", {"preprocess_graph"}),
+        ("fastapi", {"serve.app"}),
+        ("pydantic", {"serve.app"}),
+        ("starlette", {"serve.app"}),
+        ("uvicorn", {"serve.connections"}),
+        ("python_multipart", {"serve.upload"}),
+        ("prometheus_client", {"serve.measures"}),
         ("pickle", set()),
         ("sklearn", {"data.named_sets"}),
     ],

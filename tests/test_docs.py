@@ -74,7 +74,7 @@ def test_a_documented_command_is_understood(arguments: list[str]) -> None:
     if arguments[0] in ("doctor", "bench"):
         return
     schema = {"train": TrainConfig, "bench-data": TrainConfig, "evaluate": EvaluateConfig, "predict": PredictConfig}
-    schema |= {"check-data": CheckConfig, **dict.fromkeys(("convert", "export"), ConvertConfig)}
+    schema |= {"check-data": CheckConfig, **dict.fromkeys(("convert", "export", "serve"), ConvertConfig)}
     schema |= dict.fromkeys(("pack", "resize-data"), DataConfig)
     if schema[arguments[0]] is TrainConfig:
         layers = [read_yaml(find_recipe(recipes[0] if recipes else "digits")[1])]

@@ -10,12 +10,13 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter, Token
 
-from vitrail.errors import ConfigError, ExportError, Interrupted, Stopped, VitrailError, command
+from vitrail.errors import ConfigError, ExportError, Interrupted, MissingExtra, Stopped, VitrailError, command
 
 if TYPE_CHECKING:
     from vitrail.check_data import Checked
@@ -490,6 +491,90 @@ def bench(
             text = json.dumps([asdict(one) for one in results], indent=1) + "\n"
             write_whole(json_file, text.encode(), "choose another file with --json")
             display.note(f"numbers: {json_file}")
+    return 0
+
+
+@app.command
+def serve(
+    artifact: Annotated[Path, Parameter(help="A weight file, or what `vitrail export` made of one.")],
+    *settings: Annotated[
+        str, Parameter(show_default=False, help="How the file is read: weights.key=value and preprocess.key=value.")
+    ],
+    host: Annotated[str, Parameter(help="Address to listen at; 0.0.0.0 is every one of this machine.")] = "127.0.0.1",
+    port: Annotated[int, Parameter(converter=_whole_number, help="0 takes a free one.")] = 8000,
+    max_batch: Annotated[int, Parameter(converter=_whole_number, help="Images that are computed together.")] = 16,
+    max_wait_ms: Annotated[float, Parameter(help="How long an image waits for others to be computed with.")] = 5.0,
+    topk: Annotated[
+        int | None,
+        Parameter(
+            converter=_whole_number,
+            help="Classes of each answer, 5 by default; a model that gives any number of classes answers with at most "
+            "so many that reach their thresholds, all by default.",
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, Parameter(help="Holds the key that requests must bring; or give it in VITRAIL_API_KEY.")
+    ] = None,
+    cors: Annotated[list[str] | None, Parameter(help="Origin whose pages may ask; may be given several times.")] = None,
+    max_bytes: Annotated[int, Parameter(converter=_whole_number, help="Of one file.")] = 20 * 2**20,
+    max_files: Annotated[int, Parameter(converter=_whole_number, help="Of one request.")] = 16,
+    max_pixels: Annotated[int, Parameter(converter=_whole_number, help="Of one image.")] = 50_000_000,
+    queue: Annotated[
+        int, Parameter(converter=_whole_number, help="Images held at a time; more are told to come again.")
+    ] = 256,
+    timeout_s: Annotated[float, Parameter(help="From a request's first byte to its answer.")] = 30.0,
+    device: Literal["auto", "cpu"] = "auto",
+    engine: Engine = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        Parameter(help="What is computed in; an exported file's own by default."),
+    ] = None,
+) -> int:
+    """Answer HTTP requests with a model, and show a page to try it on.
+
+    SIGTERM and Ctrl-C end it once the requests that it has begun are answered. The log goes to standard error as JSON.
+
+    ```
+    vitrail serve runs/digits/best.safetensors
+    vitrail serve best.xml --host 0.0.0.0 --api-key-file key.txt --max-batch 32
+    curl -F files=@seven.png http://127.0.0.1:8000/predict
+    ```
+    """
+    from vitrail.config import PredictConfig, command_line, resolve
+    from vitrail.serve.settings import Limits, Serving, read_key
+
+    config = resolve(PredictConfig, [command_line(settings)]).config
+    limits = Limits(
+        max_bytes=max_bytes, max_files=max_files, max_pixels=max_pixels, queue=queue, timeout_s=timeout_s
+    )  # fmt: skip
+    serving = Serving(
+        host=host, port=port, max_batch=max_batch, max_wait_ms=max_wait_ms, topk=topk,
+        api_key=read_key(api_key_file), cors=tuple(cors or ()), limits=limits,
+    )  # fmt: skip
+    missing = [
+        name for name in ("fastapi", "uvicorn", "python_multipart", "prometheus_client") if find_spec(name) is None
+    ]
+    if missing:
+        raise MissingExtra(f"serve needs {', '.join(missing)}; run: pip install 'vitrail[serve]'")
+
+    from vitrail.engine import pick_device
+    from vitrail.engines import read_artifact
+    from vitrail.evaluate import override_preprocess
+    from vitrail.loading import tell, wanted
+    from vitrail.serve import serve as run
+    from vitrail.serve.log import LogDisplay, write_json_lines
+
+    write_json_lines()
+    display = LogDisplay()
+    opened = read_artifact(artifact, engine, wanted(config.weights))
+    if opened.weights is not None:
+        tell(opened.weights, display)
+    preprocess = override_preprocess(opened.record.preprocess, config.preprocess, display)
+
+    def say(address: str, about: str) -> None:
+        print(f"{address}: {opened.record.model}, run by {about}; Ctrl-C ends it", flush=True)
+
+    run(opened, preprocess, serving, device=pick_device(device), precision=precision, on_ready=say)
     return 0
 
 

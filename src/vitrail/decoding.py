@@ -235,3 +235,27 @@ def _with_all_channels(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         return image.convert("LA" if is_gray else "RGBA")
     return image if image.mode == "RGBX" else image.convert("L" if is_gray else "RGB")
+
+
+PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""What a stranger may have decoded: Pillow starts other programs for some of the other formats."""
+MAX_SCANS = 100
+"""Of a JPEG. Each goes over the whole image, so a small file with thousands of them would take hours; usual are 10."""
+
+
+def check_picture(data: bytes, max_pixels: int) -> None:
+    """Refuse a stranger's image that would take much to decode, by its header alone.
+
+    Raises:
+        UnreadableImage: It is neither of PICTURES nor a .npy file, or has too many pixels or scans.
+    """
+    if not data:
+        raise UnreadableImage("the file is empty")
+    with _silent_pillow():
+        if data.startswith(NPY):  # which holds its pixels as they are
+            return
+        image = Image.open(io.BytesIO(data), formats=PICTURES)
+        if image.width * image.height > max_pixels:
+            raise UnreadableImage(f"has {image.width} x {image.height} pixels; at most {max_pixels:,} are taken")
+        if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
+            raise UnreadableImage(f"has more than {MAX_SCANS} scans; save it as a plain JPEG")

@@ -30,6 +30,8 @@ from vitrail.transforms import Preprocess, normalise
 
 Format = Literal["json", "jsonl", "csv"]
 LIST_SUFFIXES = (".txt", ".lst", ".list")
+Choices = tuple[list[int], list[float]]
+"""Class indices and their probabilities."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +110,9 @@ def predict(
             current, coming = coming, submit()
             views = [(path, future.result()) for path, future in current]
             images = [view for _, view in views if not isinstance(view, str)]
-            rows: Iterator[tuple[list[int], list[float]]] = iter(())
+            rows: Iterator[Choices] = iter(())
             if images:
-                with torch.inference_mode():
-                    batch = normalise(torch.stack(images).to(device), preprocess.mean, preprocess.std)
-                    logits = model(batch).float()
-                rows = _best(logits, topk) if thresholds is None else _reached(logits, topk, thresholds)
+                rows = iter(classify(model, preprocess, images, topk=topk, device=device, thresholds=thresholds))
             for path, view in views:
                 name = printable(path)
                 if isinstance(view, str):
@@ -123,16 +122,32 @@ def predict(
                     yield Prediction(name, tuple(choices), tuple(probabilities))
 
 
-def _best(logits: torch.Tensor, topk: int) -> Iterator[tuple[list[int], list[float]]]:
-    best = logits.softmax(dim=1).topk(min(topk, logits.shape[1]))
-    return zip(best.indices.tolist(), best.values.tolist(), strict=True)
+def classify(
+    model: Callable[[Tensor], Tensor],
+    preprocess: Preprocess,
+    views: list[Tensor],
+    *,
+    topk: int,
+    device: torch.device | str,
+    thresholds: Sequence[float] | None = None,
+) -> list[Choices]:
+    """Return the classes and probabilities of each view, the most probable first."""
+    with torch.inference_mode():
+        batch = normalise(torch.stack(views).to(device), preprocess.mean, preprocess.std)
+        logits = model(batch).float()
+        if thresholds is not None:
+            return _reached(logits, topk, thresholds)
+        best = logits.softmax(dim=1).topk(min(topk, logits.shape[1]))
+    return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
 
-def _reached(logits: torch.Tensor, most: int, thresholds: Sequence[float]) -> Iterator[tuple[list[int], list[float]]]:
+def _reached(logits: Tensor, most: int, thresholds: Sequence[float]) -> list[Choices]:
+    found: list[Choices] = []
     for row in probabilities(logits.cpu().numpy()):
         order = np.argsort(-row, kind="stable")
         choices = [int(choice) for choice in order if row[choice] >= thresholds[choice]][:most]
-        yield choices, [float(row[choice]) for choice in choices]
+        found.append((choices, [float(row[choice]) for choice in choices]))
+    return found
 
 
 @contextmanager
@@ -241,10 +256,19 @@ class PredictionFile:
         return {"path": found.path, **named[0], **({"topk": named} if self._topk > 1 else {})}
 
 
+def read_view(data: bytes, preprocess: Preprocess) -> Tensor:
+    """Return what the model is to see of an image file.
+
+    Raises:
+        UnreadableImage: It cannot be decoded.
+    """
+    return preprocess.view(decode(data, preprocess.pixels))
+
+
 def _read(path: str, preprocess: Preprocess) -> torch.Tensor | str:
     """Return what the model is to see of an image, or why it cannot be read."""
     try:
-        return preprocess.view(decode(Path(path).read_bytes(), preprocess.pixels))
+        return read_view(Path(path).read_bytes(), preprocess)
     except UnreadableImage as error:
         return str(error)
     except OSError as error:
