@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import cyclopts
+import torch
 from export import save
 from official_t2t import OfficialT2TViT
 from side_by_side import publish
@@ -53,7 +54,10 @@ def export_all(name: str, folder: Path) -> list[str]:
     save(name, checkpoint)
     opened, written = open_model(checkpoint), [str(checkpoint)]
     sample = gather_sample(opened.record, None)
+    has_bfloat16 = torch.cpu.get_capabilities()["avx512_bf16"]  # else it is emulated, many times slower
     for format, precision in FILES:
+        if precision == "bfloat16" and not has_bfloat16:
+            continue
         place = folder / precision
         place.mkdir(exist_ok=True)
         try:

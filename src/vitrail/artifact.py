@@ -19,6 +19,8 @@ from vitrail.devices import Precision
 from vitrail.errors import CheckpointError, command
 from vitrail.wire import read_fields
 
+Stored = Precision | Literal["int8"]
+"""In what a file computes; with int8, what is left is float32."""
 EXTRA = f"extra/{KEY}"
 """Where an archive of PyTorch keeps the record, below its one folder."""
 _TEXTS = 14
@@ -34,7 +36,7 @@ class Making:
     """Name of the weight file."""
     sha256: str
     """Of the weight file."""
-    precision: Precision = "float32"
+    precision: Stored = "float32"
     batch_size: int | None = None
     """Images that it takes at once; None takes any number."""
     input: Literal["normalised", "image"] = "normalised"

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -140,12 +140,13 @@ class Artifact:
             MissingExtra: The engine is not installed.
         """
         own = self.making.precision if self.making else "float32"
+        rest: Precision = "float32" if own == "int8" else own
         if self.engine not in ("torch", "openvino") and precision not in (None, own):
             raise ConfigError(
                 f"--precision {precision}: {self.path} computes in {own}, as it was exported; leave it out, or export "
                 "the weight file anew"
             )
-        wanted = Start(self, device, precision or own, threads or torch.get_num_threads())
+        wanted = Start(self, device, precision or rest, threads or torch.get_num_threads())
         if self.engine in EXTRAS and find_spec(self.engine) is None:
             raise MissingExtra(
                 f"{self.path}: needs {self.engine}, which is not installed; run: pip install "
@@ -158,7 +159,12 @@ class Artifact:
             engine=self.engine,
             precision=wanted.precision,
             device=started.device,
-            about=about(f"{self.engine} {started.version}", wanted.precision, started.device, wanted.threads),
+            about=about(
+                f"{self.engine} {started.version}",
+                wanted.precision if own != "int8" else f"int8 and {wanted.precision}",
+                started.device,
+                wanted.threads,
+            ),
             batch_size=self.making.batch_size if self.making else None,
             run=started.run,
         )
@@ -300,6 +306,13 @@ def _onnxruntime(wanted: Start) -> Started:
     return Started(run, device, onnxruntime.__version__)
 
 
+def openvino_capabilities() -> Sequence[str]:
+    """Return what OpenVINO can compute in on this CPU, in its words."""
+    import openvino
+
+    return openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 def _openvino(wanted: Start) -> Started:
     """Run IR or ONNX with the precision that was asked for: left to itself, OpenVINO takes bfloat16 where it can."""
     import openvino
@@ -312,7 +325,7 @@ def _openvino(wanted: Start) -> Started:
         if making.details["bin"] != hash_file(weights):
             raise CheckpointError(f"{path}: {weights.name} beside it belongs to another file; copy both files")
     hint, capability = HINTS[wanted.precision]
-    if capability not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if capability not in openvino_capabilities():
         raise ConfigError(f"--precision {wanted.precision}: OpenVINO cannot compute so on this CPU")
     settings = {
         "INFERENCE_PRECISION_HINT": hint,
@@ -422,7 +435,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.communicate()
 
 
-def about(engine: str, precision: Precision, device: torch.device, threads: int) -> str:
+def about(engine: str, precision: str, device: torch.device, threads: int) -> str:
     """Return what computes how and where, in a few words."""
     return f"{engine}, {precision}, {f'{threads} threads' if device.type == 'cpu' else device}"
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vitrail.answers import Answers, Gathered
 from vitrail.checkpoint import Record
 from vitrail.class_names import check_classes, match_by_name
-from vitrail.config import ConvertConfig, DataSection, EvaluateConfig, Layer, resolve, to_dict
+from vitrail.config import ConvertConfig, DataSection, EvaluateConfig, Layer, Resolved, resolve, to_dict
 from vitrail.data import open_split
 from vitrail.data.hf import is_hf, pin_revision
 from vitrail.data.loader import Batch, ImageLoader, build_eval_loader
@@ -182,15 +182,13 @@ def _evaluate(
     engine: str | None = None,
     against: Path | None = None,
 ) -> list[Evaluation]:
-    artifact = read_artifact(path, engine, _wanted_weights(settings))
+    artifact = read_artifact(path, engine, wanted_weights(settings))
     other = _same_model(artifact, against) if against is not None else None
     for opened in (artifact.weights, other.weights if other else None):
         if opened is not None:
             tell(opened, display)
     record = artifact.record
-    pixels = {"channels": record.preprocess.channels, "bits": record.preprocess.bits}
-    layers = [*inherited_data(record, settings), Layer("weight file", {"data": pixels}), *settings]
-    resolved = resolve(EvaluateConfig, layers)
+    resolved = resolve_for(record, settings)
     config = resolved.config
     check_pixels(record, config.data, path)
     # an exported file has a precision of its own
@@ -271,12 +269,19 @@ def _evaluate(
         return results
 
 
-def _wanted_weights(settings: Sequence[Layer]) -> Wanted:
+def wanted_weights(settings: Sequence[Layer]) -> Wanted:
     """Return how the settings of the section `weights` want a weight file."""
     only = [
         Layer(layer.origin, {"weights": layer.values["weights"]}) for layer in settings if "weights" in layer.values
     ]
     return wanted(resolve(ConvertConfig, only).config.weights)
+
+
+def resolve_for(record: Record, settings: Sequence[Layer]) -> Resolved[EvaluateConfig]:
+    """Return the settings of an evaluation: those given, over those of the data that a weight file was made with."""
+    pixels = {"channels": record.preprocess.channels, "bits": record.preprocess.bits}
+    layers = [*inherited_data(record, settings), Layer("weight file", {"data": pixels}), *settings]
+    return resolve(EvaluateConfig, layers)
 
 
 def _same_model(artifact: Artifact, against: Path) -> Artifact:

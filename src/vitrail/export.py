@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import io
 import logging
@@ -10,7 +11,8 @@ import tempfile
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -29,6 +31,7 @@ from vitrail.devices import DTYPES, Precision
 from vitrail.engines import cpu, has_mindspore, read_artifact
 from vitrail.errors import ConfigError, ExportError, MissingExtra
 from vitrail.files import refusal_told
+from vitrail.int8 import PRODUCTS, Int8, quantizable, quantize_onnx, quantize_openvino
 from vitrail.loading import Opened
 from vitrail.mindir import CHECK_SCRIPT, to_mindir
 from vitrail.models.registry import VisionModel
@@ -38,6 +41,8 @@ from vitrail.wire import Buffer
 
 ADVICE = "free space or choose another --output"
 REJECTED = ".rejected"
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where the exporter says which modules a node is of."""
 OPSET = 20
 """Of ONNX: the first that has GELU."""
 FormatName = Literal["onnx", "openvino", "pt2", "torchscript", "mindir"]
@@ -58,12 +63,13 @@ class Plan:
     mindir_version: Literal[1, 3]
     topk: int
     """Of a file that preprocesses images itself."""
+    int8: Int8 | None = None
     made: dict[Any, Any]
     """Programs and graphs that more than one format takes, made so far."""
 
     def metadata(self, **details: str) -> dict[str, str]:
         """Return what the file is to say of itself."""
-        details = {"vitrail": version("vitrail"), "torch": torch.__version__, **details}
+        details = {"vitrail": version("vitrail"), "torch": torch.__version__, **self.making.details, **details}
         return to_metadata(with_making(self.record, replace(self.making, details=details)))
 
     def images(self) -> Tensor:
@@ -74,8 +80,10 @@ class Plan:
 
     def network(self, device: torch.device | str = "cpu") -> nn.Module:
         """Return a copy of the model that computes in the precision that is wanted."""
-        model = copy.deepcopy(self.model).to(device, DTYPES[self.making.precision])
-        return model if self.making.precision == "float32" else Cast(model, DTYPES[self.making.precision])
+        precision = self.making.precision
+        if precision in ("float32", "int8"):
+            return copy.deepcopy(self.model).to(device)
+        return Cast(copy.deepcopy(self.model).to(device, DTYPES[precision]), DTYPES[precision])
 
     def program(self, device: torch.device | str = "cpu") -> ExportedProgram:
         """Return the graph of the model, for any number of images unless the plan has one."""
@@ -234,7 +242,7 @@ def export(
         )  # fmt: skip
         files = FORMATS[name].write(plan)
         seconds = time.perf_counter() - started
-        with _staged(path, files) as staged:
+        with staged_files(path, files) as staged:
             verdict = None
             if name in compared:
                 network = read_artifact(staged, whole=with_preprocess).start(plan.device)
@@ -254,7 +262,7 @@ def export(
 
 
 @contextmanager
-def _staged(path: Path, files: Files) -> Iterator[Path]:
+def staged_files(path: Path, files: Files) -> Iterator[Path]:
     """Write files to a folder of their own beside where they are wanted, for a while.
 
     Raises:
@@ -292,10 +300,20 @@ def _onnx_model(plan: Plan) -> Any:
         for dim in value.type.tensor_type.shape.dim:
             if symbol and dim.dim_param == symbol:
                 dim.dim_param = "batch"
+    _name_layers(graph.node, set(quantizable(plan.model)))
     for part in (graph, *graph.input, *graph.output, *graph.value_info, *graph.node, *graph.initializer):
         part.ClearField("metadata_props")  # lines of code, by the paths of this machine
     plan.made["onnx"] = model
     return copy.deepcopy(model)
+
+
+def _name_layers(nodes: Iterable[Any], layers: AbstractSet[str]) -> None:
+    """Give the products of linear layers and convolutions the names of these, which 8 bits are ordered by."""
+    for node in nodes:
+        texts = {entry.key: entry.value for entry in node.metadata_props}
+        scopes = ast.literal_eval(texts.get(SCOPES, "[]"))
+        if node.op_type in PRODUCTS and scopes[-2:-1] and scopes[-2] in layers:
+            node.name = scopes[-2]
 
 
 def _unfold(x: Tensor, dim: int, size: int, step: int) -> Tensor:
@@ -306,6 +324,8 @@ def _unfold(x: Tensor, dim: int, size: int, step: int) -> Tensor:
 
 def _write_onnx(plan: Plan) -> Files:
     model = _onnx_model(plan)
+    if plan.int8 is not None:
+        model = quantize_onnx(model, plan.int8)
     if plan.making.input == "image":
         record = plan.record
         classes, several = plan.model.config.num_classes, record.thresholds is not None
@@ -321,6 +341,8 @@ def _write_openvino(plan: Plan) -> Files:
 
     # read by its own reader of ONNX: that for PyTorch sends word of each conversion to its makers
     model = openvino.Core().read_model(_onnx_model(plan).SerializeToString())
+    if plan.int8 is not None:
+        model = quantize_openvino(model, plan.int8)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.xml")
         openvino.save_model(model, path, compress_to_fp16=False)
