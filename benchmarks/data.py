@@ -39,7 +39,7 @@ from vitrail.data.loader import Batch, build_train_loader
 from vitrail.data.sampling import BatchSampler
 from vitrail.data.sources import Source
 from vitrail.decoding import DECODER, decode
-from vitrail.engine import keep_freed_memory
+from vitrail.devices import keep_freed_memory
 from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.pixels import RGB
 from vitrail.transforms import TrainView, normalise, sample_key

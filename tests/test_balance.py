@@ -186,6 +186,7 @@ def tailed(tmp_path: Path) -> Path:
     return long_tailed(tmp_path / "images", (24, 6, 2))
 
 
+@pytest.mark.thorough
 def test_a_run_with_everything_stopped_at_any_update_goes_on_to_the_last_bit(tailed: Path) -> None:
     settings = (*EVERYTHING, *ALL, "augment.repeats=2", "train.epochs=2", "train.monitor=val_tail_top1")
     whole = run(tailed, *settings, "output.name=whole").folder
@@ -232,6 +233,7 @@ def test_a_run_tells_its_imbalance_once_and_its_best_weights_know_the_counts(tai
     assert found["medium_top1"] is not None
 
 
+@pytest.mark.thorough
 def test_rare_classes_are_found_where_a_plain_run_forgets_them(tmp_path: Path) -> None:
     images = long_tailed(tmp_path / "images", (48, 12, 4), validated=24)
     common = ("train.epochs=6", "optim.lr=1e-2", "train.eval_every=6", "output.trackers=[]")

@@ -17,6 +17,7 @@ def run(*tokens: object) -> int:
     return caught.value.code
 
 
+@pytest.mark.thorough
 def test_each_subject_is_measured_at_each_batch_size(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -467,6 +467,7 @@ def start_writer(path: Path) -> int:
     return pid
 
 
+@pytest.mark.thorough
 def test_process_killed_while_writing_leaves_a_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "best.safetensors"
     write_whole(path, bytes(2_000_000))

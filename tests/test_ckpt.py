@@ -204,6 +204,7 @@ def test_mutated_files_raise_checkpoint_errors_only(tmp_path: Path) -> None:
     assert not [refusal for refusal in refusals if "\n" in refusal]
 
 
+@pytest.mark.thorough
 def test_reading_needs_memory_for_the_tensors_once(tmp_path: Path) -> None:
     values: dict[str, Tensor | str] = {f"w{n}": torch.rand(1000, 1000) for n in range(25)}
     path = write(tmp_path / "a.ckpt", encoded(values))

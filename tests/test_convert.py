@@ -144,6 +144,7 @@ def test_files_have_the_shape_that_the_projects_programs_look_for(tmp_path: Path
         assert file.metadata() == {"format": "ms"}
 
 
+@pytest.mark.thorough
 def test_folder_for_timm_is_loaded_by_timm(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = timm.create_model("twins_svt_small", num_classes=3).eval()

@@ -83,6 +83,7 @@ assert "goes on with 2 instead of 1 processes: the same images in the same order
         assert_close_run(runs / "alone", runs / name)
 
 
+@pytest.mark.thorough
 def test_two_processes_make_the_updates_of_one_with_drawn_and_weighted_classes(tmp_path: Path) -> None:
     images = long_tailed(tmp_path / "images", (24, 6, 2))
     more = (*ALL, "train.epochs=2", "augment.scale=[0.9, 1.0]", "augment.repeats=2", "train.accumulate=2")

@@ -73,13 +73,19 @@ def test_a_documented_command_is_understood(arguments: list[str]) -> None:
     recipes = [text for text in given if text not in settings and text in list_recipes()]
     if arguments[0] in ("doctor", "bench"):
         return
-    schema = {"train": TrainConfig, "bench-data": TrainConfig, "evaluate": EvaluateConfig, "predict": PredictConfig}
+    schema = {
+        "train": TrainConfig,
+        "bench-data": TrainConfig,
+        "evaluate": EvaluateConfig,
+        "quantize": EvaluateConfig,
+        "predict": PredictConfig,
+    }
     schema |= {"check-data": CheckConfig, **dict.fromkeys(("convert", "export", "serve"), ConvertConfig)}
     schema |= dict.fromkeys(("pack", "resize-data"), DataConfig)
     if schema[arguments[0]] is TrainConfig:
         layers = [read_yaml(find_recipe(recipes[0] if recipes else "digits")[1])]
     else:  # what the weight file would say
-        layers = [command_line(["data.root=trained/on"] if arguments[0] == "evaluate" else [])]
+        layers = [command_line(["data.root=trained/on"] if schema[arguments[0]] is EvaluateConfig else [])]
     resolve(schema[arguments[0]], [*layers, command_line(settings)])
 
 

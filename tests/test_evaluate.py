@@ -99,6 +99,7 @@ def test_a_report_has_the_numbers_of_its_evaluation_for_any_loaders_and_batches(
     assert other["macro_auroc"] == pytest.approx(found["macro_auroc"], abs=1e-6)
 
 
+@pytest.mark.thorough
 def test_two_and_three_processes_find_what_one_does_to_the_last_bit(tiny_checkpoint: Path, image_folder: Path) -> None:
     folder = image_folder.parent
     victim = sorted((image_folder / "val" / "green").iterdir())[1]

@@ -25,7 +25,7 @@ from vitrail.data.loader import build_eval_loader, build_train_loader
 from vitrail.data.parquet import _MAPPED, ParquetTable
 from vitrail.data.rows import RowSource, groups_of
 from vitrail.data.sampling import BatchSampler, window_order
-from vitrail.data.sources import FileSource
+from vitrail.data.sources import FileSource, images_of_classes
 from vitrail.errors import ConfigError, DataError, MissingExtra, Stopped
 from vitrail.evaluate import evaluate, inherited_data
 from vitrail.loading import open_model
@@ -370,6 +370,72 @@ def test_numbers_are_names_which_is_told_and_copies_of_a_name_stay_apart(parquet
     assert train.classes == ("1", "11", "21")
     assert train.notes == (f"hf:{parquet}: the labels are numbers without names; the classes are called 1, 11, 21",)
     assert list(train.identities())[8:10] == [b"0.jpg#8", b"1.jpg#9"]
+
+
+LISTS = [
+    pytest.param(datasets.List(datasets.ClassLabel(names=list(CLASSES))), "labels", {}, id="declared"),
+    pytest.param(datasets.List(STRING), "labels", {}, id="names"),
+    pytest.param(datasets.LargeList(STRING), "tags", {"labels_column": "tags"}, id="given"),
+]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(("feature", "column", "settings"), LISTS)
+def test_lists_of_labels_make_images_of_several_classes(
+    parquet: Path, feature: Any, column: str, settings: dict[str, str], streaming: bool
+) -> None:
+    def sets(row: dict[str, Any]) -> list[str]:
+        """Return the row's own class, and red beside every green; the first blue has none."""
+        if row["image"]["path"].endswith("blue_0.jpg"):
+            return []
+        return [CLASSES[row["label"]], *(["red"] if row["label"] == 1 else [])]
+
+    def remake(row: dict[str, Any]) -> dict[str, Any]:
+        names = sets(row)
+        declared = isinstance(feature.feature, datasets.ClassLabel)
+        return {"image": row["image"], column: [CLASSES.index(name) for name in names] if declared else names}
+
+    plain = {part: opened(parquet, streaming=streaming)[part] for part in (0, 1)}
+    remade(parquet, {"image": datasets.Image(), column: feature}, remake)
+    for part, source in enumerate(opened(parquet, streaming=streaming, **settings)):
+        assert source.classes == CLASSES
+        assert source.label_sets is not None
+        assert len(source) == len(plain[part])
+        for index in range(len(source)):
+            own = CLASSES[plain[part].labels[index]]
+            path = source.paths.name(index)
+            wanted = set() if path.endswith("blue_0.jpg") else {own, *(["red"] if own == "green" else [])}
+            has = {name for name, there in zip(CLASSES, source.label_sets[source.labels[index]], strict=True) if there}
+            assert has == wanted, path
+        counts = images_of_classes(source).tolist()
+        assert counts == ([7, 8, 16] if part == 0 else [3, 4, 8])
+
+
+def test_a_run_on_lists_of_labels_has_the_weights_of_one_on_the_same_list(parquet: Path, image_folder: Path) -> None:
+    rows = ["path,labels,split"]
+    for split in ("train", "val"):
+        for path in sorted((image_folder / split).rglob("*.jpg")):
+            rows.append(f"{path.relative_to(image_folder)},{path.parent.name}|red,{split}".replace("red|red", "red"))
+    (image_folder / "list.csv").write_text("\n".join(rows) + "\n")
+    remade(
+        parquet, {"image": datasets.Image(), "labels": datasets.List(STRING)},
+        lambda row: {"image": row["image"], "labels": sorted({CLASSES[row["label"]], "red"})},
+    )  # fmt: skip
+    plain = "augment.label_smoothing=0"
+    words = [f"data.list={image_folder}/list.csv", f"data.root={image_folder}", f"output.root={parquet.parent}/runs"]
+    config = resolve(TrainConfig, [read_yaml(TINY), command_line([*words, "train.epochs=2", plain])]).config
+    listed, found = train(config, name="list"), train(settle(parquet, plain), name="rows")
+    assert_same_weights(found.folder / "best.safetensors", listed.folder / "best.safetensors")
+    assert found.best["val_map"] == listed.best["val_map"] == evaluate(found.folder / "best.safetensors").accuracy.map
+
+
+def test_rows_without_a_list_are_counted(parquet: Path) -> None:
+    remade(
+        parquet, {"image": datasets.Image(), "labels": datasets.List(STRING)},
+        lambda row: {"image": row["image"], "labels": None if row["label"] == 2 else [CLASSES[row["label"]]]},
+    )  # fmt: skip
+    with pytest.raises(DataError, match="train, column labels: 8 of 24 rows have no list; an empty one is no class"):
+        opened(parquet)
 
 
 def test_a_class_without_images_is_told(parquet: Path) -> None:

@@ -244,6 +244,7 @@ def test_what_is_no_http_ends_its_connection_only(server: Server) -> None:
 HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
 
 
+@pytest.mark.thorough
 def test_slow_clients_are_not_waited_for(server: Server, photos: list[bytes]) -> None:
     slow = {
         "nothing": b"", "half a header": HEAD, "half a body": HEAD + b"Content-Length: 1000\r\n\r\nabc",

@@ -198,7 +198,7 @@ def torchrun(processes: int, *words: str) -> list[str]:
     return [*TORCHRUN, "--nproc-per-node", str(processes), "--standalone", *words]
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", [pytest.param("float32", marks=pytest.mark.thorough), "bfloat16"])
 def test_a_run_killed_at_any_moment_goes_on_to_the_last_bit(image_folder: Path, precision: str) -> None:
     settings = (*EVERYTHING, "train.epochs=8", f"train.precision={precision}", "output.save_every_updates=1")
     root = image_folder.parent / "runs"

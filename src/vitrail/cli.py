@@ -1,4 +1,4 @@
-"""The command line: parse, call one function, show what it returned. The only file that prints results or exits."""
+"""The command line: parse, call one function, show what it returned. The only file that exits."""
 
 from __future__ import annotations
 
@@ -17,15 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 from cyclopts import App, CycloptsError, Parameter, Token
 
 from vitrail.errors import ConfigError, ExportError, Interrupted, MissingExtra, Stopped, VitrailError, command
+from vitrail.tables import show_quantized, show_sweep, show_table, show_training, show_verdicts
 
 if TYPE_CHECKING:
     from vitrail.check_data import Checked
     from vitrail.display import Terminal
-    from vitrail.evaluate import Evaluation
-    from vitrail.export import Exported
     from vitrail.projects import Say
-    from vitrail.quantize import Quantized
-    from vitrail.train import TrainResult
 
 app = App(
     name="vitrail",
@@ -94,7 +91,7 @@ def train(
         _say(display, start.remarks)
         result = run(start.config, name=start.name, resume=start.resume, fork=start.fork, display=display)
         if _is_main_process():
-            _show_training(result)
+            show_training(result)
     return 0
 
 
@@ -154,7 +151,7 @@ def evaluate(
         if sweep_preprocess:
             tried = sweep(checkpoint, layers, engine=engine, display=display)
             if _is_main_process():
-                _show_sweep(checkpoint, tried)
+                show_sweep(checkpoint, tried)
                 if json_file is not None:
                     text = json.dumps([result.to_dict() for result in tried], indent=1) + "\n"
                     write_whole(json_file, text.encode(), "choose another file with --json")
@@ -170,7 +167,7 @@ def evaluate(
         for warning in result.accuracy.warnings:
             display.warn(warning)
         found = result.accuracy
-        _table(
+        show_table(
             f"{checkpoint} on {result.data}",
             ("images", "unreadable", *found.shown),
             [(f"{found.n:,}", f"{len(result.bad_files):,}", *found.shown.values())],
@@ -316,7 +313,7 @@ def convert(
         for doubt in (*done.read.doubts, *done.doubts):
             display.warn(doubt)
         rows = [(what, f"{count:,}", ", ".join(examples)) for what, count, examples in done.read.summarised()]
-        _table(f"{source}: {done.read.dialect} {done.read.model}", ("weights", "number", "such as"), rows)
+        show_table(f"{source}: {done.read.dialect} {done.read.model}", ("weights", "number", "such as"), rows)
         if report is not None:
             write_whole(report, (json.dumps(done.to_dict(), indent=1) + "\n").encode(), "choose another file")
         print(f"logits differ by {done.difference:.1e} at most, of a standard deviation of {done.scale:.1e}")
@@ -409,7 +406,7 @@ def export(
             display.advance()
             done.append(one)
         display.end()
-    _show_verdicts(done, sample.what)
+    show_verdicts(done, sample.what)
     if bad := [one for one in done if not one.is_good]:
         names = ", ".join(str(one.path) for one in bad)
         raise ExportError(f"{names}: answers otherwise than PyTorch, by more than is allowed; try another --precision")
@@ -463,7 +460,7 @@ def quantize(
             checkpoint, format, layers, output=output, max_drop=max_drop, rounds=rounds, display=display
         )  # fmt: skip
         display.note(f"numbers: {result.numbers}")
-    _show_quantized(result)
+    show_quantized(result)
     for line in advice(result):
         display.warn(line)
     if not result.is_good:
@@ -535,7 +532,7 @@ def bench(
             for one in results
         ]  # fmt: skip
         columns = ("what", "run by", "batch", "p50, ms", "p99, ms", "images/s", "peak, MiB", "params, M", "MACs, G")
-        _table(f"{results[0].runs} runs of each, in {rounds} alternating rounds", columns, rows)
+        show_table(f"{results[0].runs} runs of each, in {rounds} alternating rounds", columns, rows)
         if json_file is not None:
             text = json.dumps([asdict(one) for one in results], indent=1) + "\n"
             write_whole(json_file, text.encode(), "choose another file with --json")
@@ -643,7 +640,7 @@ def models(
         print("| " + " | ".join(COLUMNS) + " |\n|" + "|".join(["-"] * len(COLUMNS)) + "|")
         print("\n".join("| " + " | ".join(row) + " |" for row in rows))
     else:
-        _table("", COLUMNS, rows)
+        show_table("", COLUMNS, rows)
     return 0
 
 
@@ -669,7 +666,9 @@ def config(
         print(reference(), end="")
         return 0
     if recipe is None:
-        _table("recipes", ("name", "what"), [(name, _first_comment(find_recipe(name)[1])) for name in list_recipes()])
+        show_table(
+            "recipes", ("name", "what"), [(name, _first_comment(find_recipe(name)[1])) for name in list_recipes()]
+        )
         print("`vitrail config NAME` shows one, `vitrail config --markdown` explains every setting.")
         return 0
     given, tokens = _split_settings([recipe, *settings], None)
@@ -677,12 +676,12 @@ def config(
     read = read_recipe(given, keys)
     if (translation := read.translation) is not None:
         columns = ("their key", "their value", "our setting", "our value", "note")
-        _table(f"{read.path}: {translation.project}, {translation.compat}", columns, translation.table())
+        show_table(f"{read.path}: {translation.project}, {translation.compat}", columns, translation.table())
     resolved = resolve(TrainConfig, [read.layer, command_line(tokens)])
     rows = [
         (key, json.dumps(value), resolved.origins.get(key, "default")) for key, value in flat(resolved.config).items()
     ]
-    _table(read.path, ("setting", "value", "from"), rows)
+    show_table(read.path, ("setting", "value", "from"), rows)
     return 0
 
 
@@ -729,7 +728,7 @@ def check_data(
         f"{config.data.list or checked.manifest.root}: {numbers['images']:,} images of {numbers['classes']:,} classes, "
         f"{numbers['training']:,} to train on, {numbers['validation']:,} to validate with"
     )
-    _table(title, ("", "found", "to do"), rows or [("", "nothing is wrong as far as it can be seen", "")])
+    show_table(title, ("", "found", "to do"), rows or [("", "nothing is wrong as far as it can be seen", "")])
     print(f"page: {checked.folder / 'check.html'}{' (replaced)' if checked.replaced else ''}")
     if found.has_errors:
         print("mend what is wrong first")
@@ -792,7 +791,7 @@ def bench_data(
         ("loader", f"{found.workers} workers", "", rate(found.loader)),
         ("model", f"updates of {found.at_once:,} images on {found.device}", "", rate(found.model)),
     ]
-    _table("one image on one core, and all at work", ("", "what", "ms", "images/s"), rows)
+    show_table("one image on one core, and all at work", ("", "what", "ms", "images/s"), rows)
     print(found.advice)
     return 0
 
@@ -867,7 +866,7 @@ def resize_data(
         done = run(config.data, output, short_side, quality, display)
     print(f"{done.folder}: {done.before / 1e9:,.3f} GB became {done.after / 1e9:,.3f} GB")
     rows = [("resized", f"{done.resized:,}"), *((f"copied: {why}", f"{n:,}") for why, n in done.copied.most_common())]
-    _table("", ("", "images"), rows)
+    show_table("", ("", "images"), rows)
     if done.bad:
         what = "left out" if config.data.bad_files == "quarantine" else "copied"
         print(f"{len(done.bad)} images could not be read and were {what}:")
@@ -892,7 +891,7 @@ def doctor(*, output: Annotated[Path, Parameter(help="Folder that runs are to be
     checks = examine(output)
     if _is_main_process():
         rows = [(check.name, check.found, check.fix or "good") for check in checks]
-        _table("", ("what", "found", "to do"), rows)
+        show_table("", ("what", "found", "to do"), rows)
     return int(any(check.fix for check in checks))
 
 
@@ -1003,130 +1002,6 @@ def _terminal() -> Iterator[Terminal]:
 
 def _is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0  # set by torchrun
-
-
-def _show_sweep(checkpoint: Path, tried: Sequence[Evaluation]) -> None:
-    rows = [
-        (
-            *(str(list(value)) for value in (result.preprocess.mean, result.preprocess.std)),
-            f"{result.preprocess.crop:g}",
-            result.preprocess.interpolation,
-            *result.accuracy.shown.values(),
-        )
-        for result in tried
-    ]
-    found = tried[0].accuracy
-    _table(
-        f"{checkpoint} on {found.n:,} images of {tried[0].data}, the best first",
-        ("mean", "std", "crop", "interpolation", *found.shown),
-        rows,
-    )
-    best = tried[0].preprocess
-    settings = [
-        f"preprocess.{name}={json.dumps(getattr(best, name), separators=(',', ':'))}"
-        for name in ("mean", "std", "crop")
-    ]
-    words = [*settings, f"preprocess.interpolation={best.interpolation}"]
-    print(f"next: {command('evaluate', checkpoint, *words)}")
-
-
-def _show_verdicts(done: Sequence[Exported], what: str) -> None:
-    rows = []
-    for one in done:
-        found = one.verdict
-        if found is None:
-            rows.append((one.path.name, "MindSpore is not here", "", "", "", "", ""))
-            continue
-        times = [
-            " / ".join(f"{1000 * seconds:.1f}" for seconds in found.seconds[size]) if size in found.seconds else ""
-            for size in (1, 8)
-        ]
-        share = f"{found.relative:.1e} (up to {found.tolerance:g})"
-        agree = f"{found.agree} of {found.images}"
-        rows.append((one.path.name, found.about, f"{found.difference:.1e}", share, agree, *times))
-    of = next((one.verdict.of for one in done if one.verdict), "logits")
-    columns = ("file", "run by", f"{of} differ by", "of the largest", "same top-1", "batch 1, ms", "batch 8, ms")
-    _table(f"compared with PyTorch in float32 on {what}; times are the file's / PyTorch's", columns, rows)
-
-
-def _show_quantized(result: Quantized) -> None:
-    worst = list(result.sensitivities.items())[:10]
-    rows = [(name, f"{100 * moved:.2f}") for name, moved in worst]
-    title = f"the {len(rows)} most sensitive of {result.layers} layers, {result.calibrated_on}"
-    _table(title, ("layer in 8 bits alone", "logits move by, % of their spread"), rows)
-    measured = f"{result.measured_by}, %"
-    rows = [
-        (str(len(trial.kept)), f"{trial.measure:.2f}", f"{trial.drop:.2f}", f"{trial.bytes / 2**20:.1f}")
-        for trial in result.trials
-    ]
-    title = f"on {result.images:,} labelled images, where the weights have {result.exact:.2f}"
-    _table(title, ("layers in float", measured, "drop, points", "MiB"), rows)
-    if result.speeds:
-        rows = [
-            (
-                one.what,
-                one.about,
-                f"{one.measure:.2f}",
-                f"{one.bytes / 2**20:.1f}",
-                f"{one.ms[1]:.1f}",
-                f"{one.ms[8]:.1f}",
-            )
-            for one in result.speeds
-        ]
-        columns = ("file", "run by", measured, "MiB", "batch 1, ms", "batch 8, ms")
-        _table("accuracy, size and latency", columns, rows)
-
-
-def _show_training(result: TrainResult) -> None:
-    best, last = result.best, result.rows[-1]
-    columns = {"train_loss": "train loss", "val_loss": "val loss"}
-    columns |= (
-        {"val_map": "mAP, %", "val_macro_f1": "macro F1, %", "val_micro_f1": "micro F1, %"}
-        if "val_map" in last
-        else {"val_top1": "top-1, %", "val_top5": "top-5, %"}
-    )
-    groups = {f"val_{name}_top1": f"{name}, %" for name in ("head", "medium", "tail")}
-    present = {key: title for key, title in groups.items() if last.get(key) is not None}
-    if len(present) > 1:  # where all classes are of one group, these say little more than top-1
-        columns |= {"val_balanced_accuracy": "balanced, %", "val_macro_f1": "macro F1, %", **present}
-    columns.setdefault(result.monitor, result.monitor)
-    rows = [
-        (
-            name,
-            str(row["epoch"]),
-            *("-" if row.get(key) is None else f"{row[key]:.{4 if 'loss' in key else 2}f}" for key in columns),
-        )
-        for name, row in (("best", best), ("last", last))
-        if row
-    ]
-    _table("", ("", "epoch", *columns.values()), rows)
-    weights = result.folder / "best.safetensors"
-    if result.bad_files:
-        print(f"{len(result.bad_files)} images could not be read and were left out:")
-        for name, reason in result.bad_files:
-            print(f"  {name}: {reason}")
-    print(f"{result.seconds:.0f} s; curves: {result.folder / 'curves.png'}")
-    if result.report is not None:
-        print(f"report: {result.report}")
-    if weights.exists():
-        print(f"next: {command('evaluate', weights)}")
-        print(f"      {command('predict', weights, result.example or 'IMAGE')}")
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
-    for number, column in enumerate(columns):
-        numeric = all(
-            row[number].replace(",", "").replace(".", "").replace("-", "").isdigit() for row in rows if row[number]
-        )
-        table.add_column(column, justify="right" if numeric and rows else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def _first_comment(path: Path) -> str:

@@ -92,8 +92,8 @@ class DataSection:
     path_column: str = "path"
     """Column of a list that has the paths."""
     labels_column: str | None = None
-    """Column of a list that has any number of classes, in CSV with | between them; null takes `labels`, where there is
-    one, or columns of 0 and 1, one for each class."""
+    """Column of a list, or of a Hugging Face data set, that has any number of classes, in CSV with | between them; null
+    takes in a list `labels`, where there is one, or columns of 0 and 1, one for each class."""
     train_split: str = "train"
     """Name of the folder to train on, or in the column `split` of a list."""
     val_split: str | None = "val"
@@ -138,14 +138,11 @@ class DataSection:
             for name in ("subset", "revision", "image_column", "streaming"):
                 if getattr(self, name):
                     found.append(f"{name} is {getattr(self, name)}; it is for data sets whose name begins with hf:")
-            if self.label_column is not None and self.list is None:
-                found.append(
-                    f"label_column is {self.label_column}; it is for data.list and sets whose name begins with hf:"
-                )
-        if self.list is None:
-            for name, default in (("path_column", "path"), ("labels_column", None)):
-                if (value := getattr(self, name)) != default:
-                    found.append(f"{name} is {value}; it is for data.list")
+            for name in ("label_column", "labels_column"):
+                if (value := getattr(self, name)) is not None and self.list is None:
+                    found.append(f"{name} is {value}; it is for data.list and sets whose name begins with hf:")
+        if self.list is None and self.path_column != "path":
+            found.append(f"path_column is {self.path_column}; it is for data.list")
         if self.label_column is not None and self.labels_column is not None:
             found.append("label_column and labels_column are both set; an image has one class or several: drop one")
         if self.name is None and self.root is None and self.manifest is None and self.list is None:

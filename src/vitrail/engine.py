@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import ctypes
 import hashlib
 import os
-import platform
 import statistics
 import time
 import warnings
@@ -25,11 +23,9 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from torch import Tensor
 from torch._C._distributed_c10d import Store
 
-from vitrail.devices import Precision, pick_device
+from vitrail.devices import Precision, keep_freed_memory, pick_device
 from vitrail.errors import ConfigError, LostProcess, MissingExtra
 from vitrail.rendezvous import join
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 @contextmanager
@@ -99,17 +95,6 @@ def choose_precision(wanted: str, device: Literal["auto", "cpu"]) -> Precision:
         old_card = pick_device(device).type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
         return "float16" if old_card else "bfloat16"
     return cast(Precision, wanted)
-
-
-def keep_freed_memory() -> None:
-    """Let the C library reuse the large blocks that torch frees, for this process.
-
-    glibc gives each back to the system and then pays for its pages anew, in every step and for every batch.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def keep_compiled_code() -> str:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from vitrail.artifact import READERS, Making, describe
 from vitrail.checkpoint import Record, hash_file
-from vitrail.devices import Precision, autocast
+from vitrail.devices import Precision, autocast, keep_freed_memory
 from vitrail.errors import CheckpointError, ConfigError, MissingExtra
 from vitrail.loading import Opened, Wanted, open_model
 
@@ -271,6 +271,7 @@ def start_module(model: nn.Module, device: torch.device, precision: Precision, t
         raise ConfigError("--precision float16: PyTorch computes so on GPUs; use bfloat16 or float32 on this CPU")
     if device.type == "cpu":
         torch.set_num_threads(threads)
+        keep_freed_memory()
 
     def run(images: Tensor) -> Tensor:
         with torch.inference_mode(), autocast(device, precision):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -38,8 +38,8 @@ RANKED_ON = 8
 """Of these, what the layers are ranked on."""
 MOST_KEPT = 0.5
 """Share of the layers that may stay in float; beyond it, little would be gained."""
-SUFFIXES = {"onnx": ".int8.onnx", "openvino": ".int8.xml"}
 Quantizable = Literal["onnx", "openvino"]
+SUFFIXES: Mapping[Quantizable, str] = {"onnx": ".int8.onnx", "openvino": ".int8.xml"}
 
 
 @dataclass(frozen=True, kw_only=True)

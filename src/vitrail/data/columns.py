@@ -16,15 +16,22 @@ LABEL_NAMES = ("label", "labels", "fine_label", "class", "category", "target")
 
 
 def find_columns(
-    features: Mapping[str, Any], where: str, image_column: str | None, label_column: str | None
+    features: Mapping[str, Any],
+    where: str,
+    image_column: str | None,
+    label_column: str | None,
+    labels_column: str | None = None,
 ) -> tuple[str, str]:
     """Return the columns of images and of labels, given or the only ones that can be.
+
+    Lists of labels are looked for where there is no column of one label.
 
     Args:
         features: Type of each column, as `datasets` has them.
         where: The data set, for errors.
         image_column: As `data.image_column`.
         label_column: As `data.label_column`.
+        labels_column: As `data.labels_column`.
 
     Raises:
         ConfigError: There is none, there are several, or the one that is given is no such column.
@@ -61,9 +68,24 @@ def find_columns(
         lambda _, feature: _type(feature) == "ClassLabel",
         lambda name, feature: name in LABEL_NAMES and _is_name_or_number(feature),
     ]
+    lists = [
+        lambda _, feature: _type(item_type(feature)) == "ClassLabel",
+        lambda name, feature: name in LABEL_NAMES and _is_name_or_number(item_type(feature)),
+    ]
+    image = find("images", "image_column", image_column, images)
+    if labels_column is not None:
+        lists.append(lambda _, feature: _is_name_or_number(item_type(feature)))
+        return image, find("lists of labels", "labels_column", labels_column, lists)
     if label_column is not None:
         labels.append(lambda _, feature: _is_name_or_number(feature))
-    return find("images", "image_column", image_column, images), find("labels", "label_column", label_column, labels)
+    else:
+        labels += lists
+    return image, find("labels", "label_column", label_column, labels)
+
+
+def item_type(feature: Any) -> Any:
+    """Return the type of what a column has lists of, as `datasets` has it; None where it has none."""
+    return feature.feature if _type(feature) in ("List", "LargeList") else None
 
 
 def class_names(feature: Any, values: Any) -> tuple[str, ...]:
@@ -117,6 +139,30 @@ def read_labels(feature: Any, values: Any, classes: tuple[str, ...], where: str)
     return labels
 
 
+def read_label_lists(
+    feature: Any, values: Any, lengths: NDArray[np.integer[Any]], classes: tuple[str, ...], where: str
+) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Return each row's label, and which classes each label stands for.
+
+    Args:
+        feature: Type of what the lists hold.
+        values: What all lists hold, one after the other, as an Arrow array.
+        lengths: Of the lists, -1 where there is none.
+        classes: As `class_names` gives them.
+        where: Data set, split and column, for errors.
+
+    Raises:
+        DataError: Rows have no list, which is not the same as an empty one, or a label that is no class.
+    """
+    if missing := int((lengths < 0).sum()):
+        raise DataError(f"{where}: {missing:,} of {len(lengths):,} rows have no list; an empty one is no class")
+    labels = read_labels(feature, values, classes, where)
+    has = np.zeros((len(lengths), len(classes)), np.bool_)
+    has[np.repeat(np.arange(len(lengths)), lengths), labels] = True
+    sets, numbers = np.unique(has, axis=0, return_inverse=True)
+    return numbers.astype(np.int32), sets
+
+
 def are_numbers(feature: Any) -> bool:
     """Say whether a column's labels are numbers that nothing gives names to."""
     return str(_dtype(feature)).startswith(("int", "uint"))
@@ -133,6 +179,8 @@ def _is_name_or_number(feature: Any) -> bool:
 def _described(feature: Any) -> str:
     if _type(feature) == "ClassLabel":
         return f"ClassLabel of {feature.num_classes}"
+    if (items := item_type(feature)) is not None:
+        return f"list of {_described(items)}"
     if isinstance(feature, Mapping):
         return f"struct of {', '.join(feature)}"
     return _dtype(feature) if _type(feature) == "Value" else _type(feature)

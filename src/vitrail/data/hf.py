@@ -19,11 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.config import DataSection
-from vitrail.data.columns import are_numbers, class_names, find_columns, read_labels
+from vitrail.data.columns import (
+    are_numbers,
+    class_names,
+    find_columns,
+    item_type,
+    read_label_lists,
+    read_labels,
+)
 from vitrail.data.parquet import ParquetTable, compute, read_schema
 from vitrail.data.paths import Paths
 from vitrail.data.rows import RowSource, Table
-from vitrail.data.sources import few
+from vitrail.data.sources import count_classes, few
 from vitrail.decoding import UnreadableImage
 from vitrail.errors import ConfigError, DataError, MissingExtra, VitrailError
 
@@ -99,11 +106,15 @@ def open_hf(section: DataSection, needs_train: bool = True) -> tuple[RowSource |
     with _told(section.name):
         opened, where = _open(section), section.name or ""
         splits = _choose_splits(section, opened.splits, needs_train)
-        image, label = find_columns(opened.features, where, section.image_column, section.label_column)
-        feature = opened.features[label]
+        image, label = find_columns(
+            opened.features, where, section.image_column, section.label_column, section.labels_column
+        )
+        items = item_type(opened.features[label])
+        feature = opened.features[label] if items is None else items
         tables = {split: opened.table(split) for split in splits if split is not None}
         values = {split: table.column(label) for split, table in tables.items()}
-        classes = class_names(feature, next(iter(values.values())))
+        first = next(iter(values.values()))
+        classes = class_names(feature, first if items is None else compute().list_flatten(first))
         if len(classes) < 2:
             raise DataError(f"{where}: column {label} has {len(classes)} classes; a classifier needs at least two")
         notes = opened.notes
@@ -115,8 +126,15 @@ def open_hf(section: DataSection, needs_train: bool = True) -> tuple[RowSource |
         def source(split: str | None) -> RowSource | None:
             if split is None:
                 return None
-            labels = read_labels(feature, values[split], classes, f"{where} {split}, column {label}")
-            return _source(tables[split], opened.features[image], image, f"{where} {split}", labels, classes, notes)
+            column, sets = f"{where} {split}, column {label}", None
+            if items is None:
+                labels = read_labels(feature, values[split], classes, column)
+            else:
+                flat, lengths = compute().list_flatten(values[split]), compute().list_value_length(values[split])
+                lengths = compute().fill_null(lengths, -1).to_numpy()
+                labels, sets = read_label_lists(feature, flat, lengths, classes, column)
+            found = opened.features[image]
+            return _source(tables[split], found, image, f"{where} {split}", labels, sets, classes, notes)
 
         train, val = map(source, splits)
         return train, val
@@ -128,18 +146,19 @@ def _source(
     image: str,
     split: str,
     labels: NDArray[np.int32],
+    sets: NDArray[np.bool_] | None,
     classes: tuple[str, ...],
     notes: tuple[str, ...],
 ) -> RowSource:
     if not len(labels):
         raise DataError(f"{split}: has no rows")
-    absent = [classes[label] for label in np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)]
+    absent = [classes[label] for label in np.flatnonzero(count_classes(labels, sets, len(classes)) == 0)]
     if absent:
         notes += (f"{split}: {len(absent)} of {len(classes)} classes have no image: {few(absent)}",)
     paths, distinct = _paths(table, feature, image, len(labels))
     source = RowSource(
         table=table, column=image, split=split, rows=np.arange(len(labels)), paths=paths, distinct=distinct,
-        labels=labels, classes=classes, description=split, notes=notes,
+        labels=labels, label_sets=sets, classes=classes, description=split, notes=notes,
     )  # fmt: skip
     try:
         source.encoded(0)

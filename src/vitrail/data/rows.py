@@ -50,7 +50,7 @@ class RowSource:
     classes: tuple[str, ...]
     description: str
     notes: tuple[str, ...] = ()
-    label_sets: None = None
+    label_sets: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
