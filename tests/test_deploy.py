@@ -62,6 +62,19 @@ def test_a_client_prints_classes_or_the_reason(name: str, served: tuple[Server, 
     assert "the API key is wrong" in run_client(name, server, images[0], key="wrong").stdout
 
 
+@pytest.mark.parametrize("name", ["client.py", "client.mjs"])
+def test_a_client_prints_all_labels_of_a_model_that_gives_any_number(name: str, tmp_path: Path) -> None:
+    image = tmp_path / "image.png"
+    image.write_bytes(encoded(Image.new("RGB", (50, 40), (200, 50, 40)), "PNG"))
+    for thresholds, wanted in (((0.0, 0.0, 1.0), ["blue", "green"]), ((1.0, 1.0, 1.0), ["no"])):
+        server = start(save_tiny(tmp_path, thresholds=thresholds), VITRAIL_API_KEY=KEY)
+        done = run_client(name, server, image)
+        server.process.kill()
+        assert done.returncode == 0, done.stderr
+        words = done.stdout.removeprefix(f"{image} ").split(", ")
+        assert sorted(word.split()[0] for word in words) == wanted
+
+
 def test_curl_sends_all_images_at_once(served: tuple[Server, Path, list[Path], str]) -> None:
     server, _, images, best = served
     done = run_client("client.sh", server, *images)

@@ -131,7 +131,12 @@ def test_weights_of_half_precision_are_widened(tmp_path: Path) -> None:
         (["--format", "mindir", "--precision", "float16"], "mindir cannot be had so; onnx and openvino and pt2 and"),
         (["--format", "pt2", "--with-preprocess"], "--with-preprocess is for --format onnx; other runtimes scale"),
         (["--format", "onnx", "--with-preprocess", "--batch-size", "2"], "a file takes one image, of any size; leave"),
-        (["--format", "torchscript", "--topk", "0"], "--topk is 0; it must be at least 1"),
+        (["--format", "torchscript", "--topk", "3"], "--topk 3: goes with --with-preprocess; without it a file yields"),
+        (
+            ["--format", "onnx", "--with-preprocess", "--topk", "0"],
+            "--topk is 0; it must be 1 to 3, the model's classes",
+        ),
+        (["--format", "onnx", "--mindir-version", "3"], "--mindir-version 3: goes with --format mindir"),
         (["--format", "torchscript", "--images", "gone"], "gone: no such file or folder"),
         (["--format", "torchscript", "--images", "empty"], "empty: holds no image"),
         (["--format", "torchscript", "--images", "broken"], "--images: broken/a.jpg cannot be read ("),

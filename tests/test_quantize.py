@@ -21,7 +21,7 @@ from vitrail.cli import main
 from vitrail.config import command_line
 from vitrail.display import Quiet
 from vitrail.engines import open_artifact
-from vitrail.errors import ConfigError, MissingExtra
+from vitrail.errors import CheckpointError, ConfigError, MissingExtra
 from vitrail.evaluate import evaluate
 from vitrail.int8 import quantizable, sensitivities
 from vitrail.models import create_model, find_variant
@@ -152,10 +152,10 @@ def test_a_model_that_suffers_everywhere_is_rejected(
     printed = capsys.readouterr()
     lines = [line for line in printed.err.splitlines() if line.startswith("error: ")]
     assert lines[0].startswith(f"error: {tmp_path}/best.int8.onnx.rejected: loses ")
-    assert "points of top-1 with half of its layers in float, and 1 are allowed; use float, or allow more" in lines[0]
+    assert "points of top-1 with 2 of 25 layers in float, and 1 are allowed; use float, or allow more" in lines[0]
     assert sorted(path.name for path in tmp_path.iterdir() if "int8" in path.name) == [
-        "best.int8.onnx.json",
         "best.int8.onnx.rejected",
+        "best.int8.onnx.rejected.json",
     ]
     assert "layers in float" in printed.out
     assert "next:" not in printed.out
@@ -219,8 +219,8 @@ def test_what_is_slower_than_float_is_said_to_be() -> None:
         return Speed(what=what, about="", measure=measured, bytes=1, ms={1: ms, 8: 8 * ms})
 
     done = Quantized(
-        path=Path("best.int8.xml"), is_good=True, numbers=Path("n"), measured_by="top-1", exact=80, images=9,
-        calibrated_on="", layers=1, trials=(), sensitivities={},
+        path=Path("best.int8.xml"), is_good=True, numbers=Path("n"), measured_by="top-1", exact=80, max_drop=1,
+        images=100, calibrated_on="", layers=1, trials=(), sensitivities={},
         speeds=(speed("best.safetensors", 80, 9), speed("float32 openvino", 80, 3), speed("best.int8.xml", 79, 5)),
     )  # fmt: skip
     assert advice(done) == [
@@ -228,6 +228,9 @@ def test_what_is_slower_than_float_is_said_to_be() -> None:
         "8 bits save size alone"
     ]
     assert not advice(dataclasses.replace(done, speeds=()))
+    assert advice(dataclasses.replace(done, speeds=(), images=40)) == [
+        "each of the 40 labelled images counts 2.5 points, more than may be lost; measure on more"
+    ]
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,6 +240,8 @@ def test_what_cannot_be_is_refused(tmp_path: Path, image_folder: Path, monkeypat
     with pytest.raises(ConfigError, match=r"best\.bin: must end in \.onnx"):
         made(checkpoint, image_folder, output=tmp_path / "best.bin")
     assert run("quantize", checkpoint, "--format", "onnx", "--rounds", 0) == 2
+    with pytest.raises(CheckpointError, match=r"/sys/best\.onnx: cannot be written"):
+        made(checkpoint, image_folder, output=Path("/sys/best.onnx"))
     monkeypatch.setattr("vitrail.quantize.find_spec", lambda name: None if name == "nncf" else name)
     with pytest.raises(MissingExtra, match=r"needs nncf; run: pip install 'vitrail\[openvino,int8\]'"):
         made(checkpoint, image_folder, "openvino")

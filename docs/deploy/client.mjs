@@ -18,6 +18,7 @@ export async function classify(server, image, key) {
 
 const [server, ...paths] = process.argv.slice(2);
 for (const path of paths) {
-  const { topk = [], error = "" } = await classify(server, await readFile(path), process.env.VITRAIL_API_KEY);
-  console.log(path, ...topk.map((one) => `${one.name} ${one.probability.toFixed(4)}`), error);
+  const { topk, labels, error } = await classify(server, await readFile(path), process.env.VITRAIL_API_KEY);
+  const classes = (topk ?? labels ?? []).map((one) => `${one.name} ${one.probability.toFixed(4)}`);
+  console.log(path, error ?? (classes.join(", ") || "no class")); // labels: of a model that gives any number of classes
 }

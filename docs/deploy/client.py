@@ -10,21 +10,21 @@ from pathlib import Path
 
 
 def classify(server: str, image: bytes, key: str = "") -> dict:
-    """Return the result of one image: its `topk` or its `error`; wait where the server is full."""
+    """Return one image's `topk` (or `labels`, of a model that gives any number of classes), or its `error`."""
     headers = {"Content-Type": "application/octet-stream"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    request = urllib.request.Request(f"{server}/predict", image, headers)
     while True:
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(urllib.request.Request(f"{server}/predict", image, headers)) as answer:
                 return json.load(answer)["results"][0]
         except urllib.error.HTTPError as error:
             if error.code != 429:
-                found = json.load(error)
-                return found["results"][0] if "results" in found else found
-            time.sleep(int(error.headers["Retry-After"]))
+                is_ours = "json" in error.headers.get("Content-Type", "")  # and not of a proxy
+                return (found := json.load(error)).get("results", [found])[0] if is_ours else {"error": str(error)}
+            time.sleep(int(error.headers["Retry-After"]))  # the server is full
 
 
 if __name__ == "__main__":
     for path in sys.argv[2:]:
         found = classify(sys.argv[1], Path(path).read_bytes(), os.environ.get("VITRAIL_API_KEY", ""))
-        print(path, *(f"{c['name']} {c['probability']:.4f}" for c in found.get("topk", [])), found.get("error", ""))
+        classes = [f"{one['name']} {one['probability']:.4f}" for one in found.get("topk") or found.get("labels") or []]
+        print(path, found["error"] if "error" in found else ", ".join(classes) or "no class")

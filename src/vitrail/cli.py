@@ -349,12 +349,17 @@ def export(
     with_preprocess: Annotated[
         bool, Parameter(help="Let the onnx file read whole images itself, and yield probabilities.")
     ] = False,
-    topk: Annotated[int, Parameter(converter=_whole_number, help="Likeliest classes that it then yields too.")] = 5,
+    topk: Annotated[
+        int | None, Parameter(converter=_whole_number, help="Likeliest classes that it then yields too, 5 by default.")
+    ] = None,
     device: Annotated[Literal["auto", "cpu"], Parameter(help="What a pt2 is compiled for.")] = "auto",
     mindir_version: Annotated[
-        Literal[1, 3],
-        Parameter(help="1 is read by MindSpore 2.0 and newer, and Lite; 3 by newer ones, which can export it again."),
-    ] = 1,
+        Literal[1, 3] | None,
+        Parameter(
+            help="1, the default, is read by MindSpore 2.0 and newer, and Lite; 3 by newer ones, which can export it "
+            "again."
+        ),
+    ] = None,
 ) -> int:
     """Write a trained model for other runtimes, and compare the answers of each file with PyTorch's.
 
@@ -369,9 +374,11 @@ def export(
     from vitrail.config import PredictConfig, command_line, resolve
 
     config = resolve(PredictConfig, [command_line(settings)]).config
-    if topk < 1:
-        raise ConfigError(f"--topk is {topk}; it must be at least 1")
     formats = list(dict.fromkeys(format))
+    if topk is not None and not with_preprocess:
+        raise ConfigError(f"--topk {topk}: goes with --with-preprocess; without it a file yields logits")
+    if mindir_version is not None and "mindir" not in formats:
+        raise ConfigError(f"--mindir-version {mindir_version}: goes with --format mindir")
 
     from dataclasses import replace
 
@@ -387,7 +394,13 @@ def export(
         tell(opened, display)
         preprocess = override_preprocess(opened.record.preprocess, config.preprocess, display)
         opened = replace(opened, record=replace(opened.record, preprocess=preprocess))
-        outputs = find_outputs(formats, Path(opened.account.path), output)
+        classes = opened.record.options["num_classes"]
+        if topk is not None and not 1 <= topk <= classes:
+            raise ConfigError(f"--topk is {topk}; it must be 1 to {classes}, the model's classes")
+        source = Path(opened.account.path)
+        if with_preprocess and output is None:  # not the name of the file that takes what is resized
+            output = source.with_suffix(".image.onnx")
+        outputs = find_outputs(formats, source, output)
         sample = gather_sample(opened.record, images)
         display.begin("export", len(formats))
         done = []
@@ -398,9 +411,9 @@ def export(
             precision=precision,
             batch_size=batch_size,
             with_preprocess=with_preprocess,
-            topk=topk,
+            topk=topk or min(5, classes),
             device=pick_device(device),
-            mindir_version=mindir_version,
+            mindir_version=mindir_version or 1,
         ):
             display.note(f"{one.path}: {one.bytes / 2**20:,.1f} MiB, written in {one.seconds:.0f} s")
             display.advance()
@@ -420,7 +433,8 @@ def export(
             )
             print(f"next: {shlex.join(['python', '-c', code])}")
         else:
-            print(f"next: {command('evaluate', one.path, 'data.root=FOLDER', '--against', checkpoint)}")
+            data = [] if opened.record.recipe.get("data") else ["data.root=FOLDER"]
+            print(f"next: {command('evaluate', one.path, *data, '--against', checkpoint)}")
     return 0
 
 
@@ -438,8 +452,8 @@ def quantize(
     """Write a trained model in 8 bits, if it stays accurate on labelled images.
 
     Accuracy is measured on the images the weights were validated with, or on those that data.* names; ranges of inputs
-    are found on 128 images of the training. Layers that suffer most stay in float until the drop is allowed; if half of
-    them are not enough, the file is kept as FILE.rejected, and the status is 2.
+    are found on 128 images of the training. The 1, 2, 4, ... layers that suffer most stay in float until the drop is
+    allowed; if that takes more than half of them, the file is kept as FILE.rejected, and the status is 2.
 
     ```
     vitrail quantize runs/digits/best.safetensors --format onnx
@@ -465,8 +479,9 @@ def quantize(
         display.warn(line)
     if not result.is_good:
         raise ExportError(
-            f"{result.path}: loses {result.trials[-1].drop:.2f} points of {result.measured_by} with half of its layers "
-            f"in float, and {max_drop:g} are allowed; use float, or allow more with --max-drop"
+            f"{result.path}: loses {result.trials[-1].drop:.2f} points of {result.measured_by} with "
+            f"{len(result.trials[-1].kept)} of {result.layers} layers in float, and {max_drop:g} "
+            "are allowed; use float, or allow more with --max-drop"
         )
     print(f"next: {command('evaluate', result.path, '--against', checkpoint)}")
     return 0

@@ -44,8 +44,12 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # which else prints 
 
 
 @contextmanager
-def _silent_pillow() -> Iterator[None]:
-    """Hold back Pillow's warnings, and turn whatever it raises on broken files into UnreadableImage."""
+def _silent_pillow(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
+    """Hold back Pillow's warnings, and turn whatever it raises on broken files into UnreadableImage.
+
+    Args:
+        max_pixels: What to call the limit where Pillow's own is passed.
+    """
     with _PILLOW, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -55,7 +59,7 @@ def _silent_pillow() -> Iterator[None]:
         except UnidentifiedImageError as error:
             raise UnreadableImage("not an image of a known format") from error
         except Image.DecompressionBombError as error:
-            raise UnreadableImage(f"has more than {MAX_PIXELS:,} pixels") from error
+            raise UnreadableImage(f"has more than {max_pixels:,} pixels") from error
         except (
             Exception
         ) as error:  # plugins raise OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, ...
@@ -251,7 +255,7 @@ def check_picture(data: bytes, max_pixels: int) -> None:
     """
     if not data:
         raise UnreadableImage("the file is empty")
-    with _silent_pillow():
+    with _silent_pillow(max_pixels):
         if data.startswith(NPY):  # which holds its pixels as they are
             return
         image = Image.open(io.BytesIO(data), formats=PICTURES)

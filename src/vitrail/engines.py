@@ -327,7 +327,10 @@ def _openvino(wanted: Start) -> Started:
             raise CheckpointError(f"{path}: {weights.name} beside it belongs to another file; copy both files")
     hint, capability = HINTS[wanted.precision]
     if capability not in openvino_capabilities():
-        raise ConfigError(f"--precision {wanted.precision}: OpenVINO cannot compute so on this CPU")
+        able = [name for name, (_, word) in HINTS.items() if word in openvino_capabilities()]
+        raise ConfigError(
+            f"--precision {wanted.precision}: OpenVINO cannot compute so on this CPU; it can in {' and '.join(able)}"
+        )
     settings = {
         "INFERENCE_PRECISION_HINT": hint,
         "EXECUTION_MODE_HINT": "ACCURACY" if wanted.precision == "float32" else "PERFORMANCE",

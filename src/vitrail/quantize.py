@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vitrail.artifact import Making
-from vitrail.bench import Measured, Subject, bench, find_subjects
+from vitrail.bench import Subject, bench, find_subjects
 from vitrail.checkpoint import hash_file
 from vitrail.config import EvaluateConfig, Layer
 from vitrail.data import open_split
@@ -36,6 +36,8 @@ CALIBRATION = 128
 """Images that ranges are found on."""
 RANKED_ON = 8
 """Of these, what the layers are ranked on."""
+SLOWER = 1.05
+"""Times that are within so much of each other are taken for equal."""
 MOST_KEPT = 0.5
 """Share of the layers that may stay in float; beyond it, little would be gained."""
 Quantizable = Literal["onnx", "openvino"]
@@ -80,6 +82,8 @@ class Quantized:
     measured_by: Literal["top-1", "mAP"]
     exact: float
     """The measure of the weights."""
+    max_drop: float
+    """Points that may be lost."""
     images: int
     """Labelled, that it was measured on."""
     calibrated_on: str
@@ -130,6 +134,8 @@ def quantize(
     opened = open_model(checkpoint, wanted_weights(settings))
     source = Path(opened.account.path)
     path = find_outputs([format], source, output or source.with_suffix(SUFFIXES[format]))[format]
+    with staged_files(path, {path.suffix: [b""]}):  # whether it can be written, before it takes long
+        pass
     config = resolve_for(opened.record, settings).config
     preprocess = override_preprocess(opened.record.preprocess, config.preprocess, Quiet())
     record = replace(opened.record, preprocess=preprocess)
@@ -190,10 +196,14 @@ def quantize(
             for _, file, options, _ in files:
                 subjects += find_subjects([str(file)], threads=torch.get_num_threads(), device="cpu", **options)
             timed = bench(subjects, (1, 8), rounds, display)
+            sizes = [source.stat().st_size, *(_size(file) for _, file, _, _ in files[1:])]
             speeds = [
-                _speed(what, file, evaluation, timed[2 * number : 2 * number + 2])
-                for number, (what, file, _, evaluation) in enumerate(files)
-            ]
+                Speed(
+                    what=what, about=timed[2 * number].about, measure=measure(evaluation), bytes=sizes[number],
+                    ms={one.batch_size: one.p50_ms for one in timed[2 * number : 2 * number + 2]},
+                )
+                for number, (what, _, _, evaluation) in enumerate(files)
+            ]  # fmt: skip
         final = path if is_good else path.with_name(path.name + REJECTED)
         for part in _parts(place):
             ending = "" if is_good else REJECTED
@@ -201,9 +211,10 @@ def quantize(
     result = Quantized(
         path=final,
         is_good=is_good,
-        numbers=path.with_name(f"{path.name}.json"),
+        numbers=final.with_name(f"{final.name}.json"),
         measured_by="top-1" if isinstance(exact.accuracy, Accuracy) else "mAP",
         exact=measure(exact),
+        max_drop=max_drop,
         images=exact.accuracy.n,
         calibrated_on=calibrated_on,
         layers=len(layers),
@@ -216,13 +227,18 @@ def quantize(
 
 
 def advice(done: Quantized) -> list[str]:
-    """Say where float would do better on this processor, by what was measured or, without OpenVINO, by what it is."""
-    if not done.speeds:
-        return []
-    *others, ours = done.speeds
+    """Say what the gate cannot tell, and where float would do better on this processor."""
     said = []
+    if done.measured_by == "top-1" and 100 / done.images > done.max_drop:
+        said.append(
+            f"each of the {done.images:,} labelled images counts {100 / done.images:.2g} points, more than may be "
+            "lost; measure on more"
+        )
+    if not done.speeds:
+        return said
+    *others, ours = done.speeds
     for one in others:
-        if one.ms[8] <= ours.ms[8]:
+        if SLOWER * one.ms[8] < ours.ms[8]:
             closer = "as accurate" if one.measure >= ours.measure else f"{ours.measure - one.measure:.2f} points below"
             said.append(
                 f"{ours.what} is slower here than {one.what} ({ours.ms[8]:.1f} ms and {one.ms[8]:.1f} ms a batch "
@@ -260,12 +276,6 @@ def _parts(place: Path) -> list[Path]:
 
 def _size(place: Path) -> int:
     return sum(part.stat().st_size for part in _parts(place))
-
-
-def _speed(what: str, file: Path, found: Evaluation, timed: Sequence[Measured]) -> Speed:
-    size = _size(file) if file.parent.name.startswith(".") else file.stat().st_size
-    ms = {one.batch_size: one.p50_ms for one in timed}
-    return Speed(what=what, about=timed[0].about, measure=measure(found), bytes=size, ms=ms)
 
 
 def _calibration(config: EvaluateConfig, preprocess: Preprocess, display: Display) -> tuple[Tensor, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import resource
 import signal
@@ -37,6 +38,8 @@ def listen(serving: Serving) -> socket.socket:
     except PermissionError as error:
         raise ConfigError(f"--port {serving.port}: needs root; choose one above 1023") from error
     except (OSError, UnicodeError) as error:
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
+            raise ConfigError(f"--port {serving.port}: is taken on {serving.host}; choose another, or 0") from error
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"--host {serving.host} --port {serving.port}: cannot listen there ({reason})") from error
 
