@@ -329,8 +329,8 @@ def test_settings_at_odds_are_refused(root: Path) -> None:
     ]
     assert DataSection(root="x", path_column="a", label_column="b", labels_column="c").problems()[:3] == [
         "label_column is b; it is for data.list and sets whose name begins with hf:",
+        "labels_column is c; it is for data.list and sets whose name begins with hf:",
         "path_column is a; it is for data.list",
-        "labels_column is c; it is for data.list",
     ]
     section = written(root, "path,label,split\na.png,x,train\nb.png,y,val\n")
     with pytest.raises(ConfigError, match=r"^evaluate\.split all: \S+ is divided into splits; choose train or val$"):
