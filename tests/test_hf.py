@@ -438,6 +438,15 @@ def test_rows_without_a_list_are_counted(parquet: Path) -> None:
         opened(parquet)
 
 
+def test_lists_of_0_and_1_are_not_taken_for_classes(parquet: Path) -> None:
+    remade(
+        parquet, {"image": datasets.Image(), "labels": datasets.List(NUMBER)},
+        lambda row: {"image": row["image"], "labels": [int(row["label"] == one) for one in range(3)]},
+    )  # fmt: skip
+    with pytest.raises(DataError, match="column labels: 24 of 24 rows name a class twice, as 0 and 1 for each class"):
+        opened(parquet)
+
+
 def test_a_class_without_images_is_told(parquet: Path) -> None:
     features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=[*CLASSES, "white"])}
     train, _ = opened(remade(parquet, features, lambda row: row), root="data")

@@ -152,13 +152,18 @@ def read_label_lists(
         where: Data set, split and column, for errors.
 
     Raises:
-        DataError: Rows have no list, which is not the same as an empty one, or a label that is no class.
+        DataError: Rows have no list, which is not the same as an empty one, a class twice, or a label that is no class.
     """
     if missing := int((lengths < 0).sum()):
         raise DataError(f"{where}: {missing:,} of {len(lengths):,} rows have no list; an empty one is no class")
     labels = read_labels(feature, values, classes, where)
     has = np.zeros((len(lengths), len(classes)), np.bool_)
     has[np.repeat(np.arange(len(lengths)), lengths), labels] = True
+    if twice := int((has.sum(1) < lengths).sum()):
+        raise DataError(
+            f"{where}: {twice:,} of {len(lengths):,} rows name a class twice, as 0 and 1 for each class would; a list "
+            "has the classes of its image, each once"
+        )
     sets, numbers = np.unique(has, axis=0, return_inverse=True)
     return numbers.astype(np.int32), sets
 
