@@ -326,8 +326,8 @@ def _openvino(wanted: Start) -> Started:
         if making.details["bin"] != hash_file(weights):
             raise CheckpointError(f"{path}: {weights.name} beside it belongs to another file; copy both files")
     hint, capability = HINTS[wanted.precision]
-    if capability not in openvino_capabilities():
-        able = [name for name, (_, word) in HINTS.items() if word in openvino_capabilities()]
+    if capability not in (known := openvino_capabilities()):
+        able = [name for name, (_, word) in HINTS.items() if word in known]
         raise ConfigError(
             f"--precision {wanted.precision}: OpenVINO cannot compute so on this CPU; it can in {' and '.join(able)}"
         )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from vitrail.scores import ranking
+from vitrail.scores import ClassScores, ranking
 
 HALF = 0.5
 """Threshold of a class that none could be tuned for."""
@@ -53,21 +53,6 @@ class LabelAccuracy:
     def numbers(self) -> dict[str, Any]:
         """Return what stands in a row of numbers."""
         return {name: value for name, value in vars(self).items() if name not in ("thresholds", "warnings")}
-
-
-@dataclass(frozen=True)
-class LabelScores:
-    """What was found of each class, from 0 to 1; NaN where there is nothing to divide by."""
-
-    n: Int[np.ndarray, " k"]
-    """Images of the class."""
-    precision: Float[np.ndarray, " k"]
-    """Share of the class's images among those answered so."""
-    recall: Float[np.ndarray, " k"]
-    """Share of the class's images that were answered so."""
-    f1: Float[np.ndarray, " k"]
-    auroc: Float[np.ndarray, " k"]
-    ap: Float[np.ndarray, " k"]
 
 
 @dataclass(frozen=True)
@@ -137,11 +122,11 @@ def label_accuracy(
 
 def label_scores(
     logits: Float[np.ndarray, "n k"], truth: Bool[np.ndarray, "n k"], thresholds: tuple[float, ...]
-) -> LabelScores:
+) -> ClassScores:
     """Score each class."""
     rates = Decisions.of(probabilities(logits) >= np.array(thresholds), truth).rates()
     auroc, ap = label_rankings(logits, truth)
-    return LabelScores(truth.sum(0), *rates, auroc, ap)
+    return ClassScores(truth.sum(0), *rates, auroc, ap)
 
 
 def label_rankings(

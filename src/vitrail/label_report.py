@@ -54,7 +54,7 @@ def label_report_files(
         **{name: value for name, value in accuracy.numbers().items() if name != "n"},
         "n_ok": accuracy.n,
         "n_bad": len(bad_files),
-        "macro_auroc": _mean(scores.auroc[has_images]),
+        "macro_auroc": scores.macro("auroc"),
         "classes_per_image": float(is_true.sum(1).mean()),
         "answers_per_image": float(is_answer.sum(1).mean()),
         "precision_recall": [

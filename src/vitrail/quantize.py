@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -149,13 +149,18 @@ def quantize(
     ranked = sorted(moved, key=lambda name: -moved[name])
 
     made: dict[Any, Any] = {}
+    sha256 = hash_file(source)
+
+    def write(kept: Sequence[str] | None, path: Path) -> AbstractContextManager[Path]:
+        """Write a file with these layers in float, or with all of them, for a while."""
+        return staged_files(path, FORMATS[format].write(plan(kept)))
 
     def plan(kept: Sequence[str] | None) -> Plan:
         """Return how to write the file with these layers in float, or with all of them."""
         int8 = None if kept is None else Int8([name for name in layers if name not in kept], images)
         details = {} if int8 is None else {"int8": f"{len(int8.layers)} of {len(layers)} layers, {calibrated_on}"}
         making = Making(
-            format=format, source=source.name, sha256=hash_file(source), precision="int8" if int8 else "float32",
+            format=format, source=source.name, sha256=sha256, precision="int8" if int8 else "float32",
             details=details,
         )  # fmt: skip
         return Plan(
@@ -174,7 +179,7 @@ def quantize(
 
         def attempt(kept: tuple[str, ...]) -> tuple[Path, Evaluation]:
             display.note(f"in 8 bits: {len(layers) - len(kept)} of {len(layers)} layers")
-            place = exits.enter_context(_written(plan(kept), path))
+            place = exits.enter_context(write(kept, path))
             found = ask(place)
             drop = measure(exact) - measure(found)
             trials.append(Trial(kept=kept, measure=measure(found), drop=drop, bytes=_size(place)))
@@ -186,8 +191,8 @@ def quantize(
                 break
             place, found = attempt(tuple(ranked[:count]))
         is_good = trials[-1].drop <= max_drop
-        plain = exits.enter_context(_written(plan(None), path.with_suffix(f".float{path.suffix}")))
         if is_good:
+            plain = exits.enter_context(write(None, path.with_suffix(f".float{path.suffix}")))
             files = [(source.name, source, {}, exact), (f"float32 {format}", plain, {}, ask(plain))]
             if format == "openvino" and "BF16" in openvino_capabilities():
                 files.append(("bfloat16 openvino", plain, {"precision": "bfloat16"}, ask(plain, precision="bfloat16")))
@@ -262,12 +267,6 @@ def _counts(layers: int) -> Iterator[int]:
     while count <= MOST_KEPT * layers:
         yield count
         count *= 2
-
-
-@contextmanager
-def _written(plan: Plan, path: Path) -> Iterator[Path]:
-    with staged_files(path, FORMATS[plan.making.format].write(plan)) as place:  # type: ignore[index]
-        yield place
 
 
 def _parts(place: Path) -> list[Path]:
