@@ -65,7 +65,7 @@ def processor() -> str:
 
 
 def publish(what: str, title: str, notes: Sequence[str], table: Sequence[str], device: str = "cpu") -> None:
-    """Print a page and write it beside this file, as <what>_<device>_<yyyy-mm>.md."""
+    """Print a page and write it beside this file, as <what>_<device>_<yyyy-mm>.md; a CPU's vectors are named."""
     commit = subprocess.check_output(["git", "describe", "--always", "--dirty"], text=True).strip()
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm", "pillow", "torchcodec"))
@@ -82,7 +82,7 @@ def publish(what: str, title: str, notes: Sequence[str], table: Sequence[str], d
         *table,
     ]
     print("\n".join(lines))
-    name = re.sub(r"\(.*?\)|CPU|@.*|Processor", "", gpu or processor())
+    name = re.sub(r"\(.*?\)|CPU|@.*|Processor", "", gpu or f"{processor()} {torch.backends.cpu.get_cpu_capability()}")
     short = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     path = Path(__file__).with_name(f"{what}_{short}_{time.strftime('%Y-%m')}.md")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
