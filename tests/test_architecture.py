@@ -38,6 +38,7 @@ LAYERS = [
         "models.t2t_vit",
         "models.twins",
         "data.paths",
+        "data.labels",
         "data.inspection",
         "data.likeness",
         "data.sampling",
@@ -45,7 +46,7 @@ LAYERS = [
         "label_metrics",
     },
     {"data.sources"},
-    {"data.shards"},
+    {"data.shards", "data.sketch"},
     {
         "data.folders",
         "data.splits",

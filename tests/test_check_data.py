@@ -55,7 +55,10 @@ def test_a_page_numbers_and_a_status_say_what_is_wrong(
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        (["data.name=digits"], "data.name is digits, which is as it was published; set data.root to check a folder"),
+        (
+            ["data.name=digits"],
+            "data.name is digits: check-data looks at image files, by data.root or data.list; of such a",
+        ),
         (
             ["data.root={}", "--output", "{}"],
             "{}: holds other files, such as images, and is not replaced; choose another",

@@ -31,7 +31,7 @@ def test_imagenet_goes_by_id_or_english_name_on_either_side() -> None:
     ("model", "data", "message"),
     [
         ((), ("a",), "x: names no classes, so none can be matched by name; leave data.match_classes=exact"),
-        (("a", "b"), ("a", "d", "c"), "x lacks 2 of the 3 classes of the data: c, d; rename or remove those folders"),
+        (("a", "b"), ("a", "d", "c"), "x lacks 2 of the 3 classes of the data: c, d; rename or remove them there"),
         (("tench",), ("tench", "n01440764"), "tench and n01440764 of the data are both tench of x; put their images"),
     ],
 )

@@ -151,7 +151,7 @@ def test_classes_of_other_data_are_one_line(
 ) -> None:
     (image_folder / "val" / "red").rename(image_folder / "val" / "crimson")
     line = refused(capsys, "evaluate", tiny_checkpoint, f"data.root={image_folder}")
-    assert "data = 1: green / crimson; 2: red / green; rename the folders, or evaluate on the data" in line
+    assert "data = 1: green / crimson; 2: red / green; rename the classes of the data, or evaluate on the data" in line
 
 
 def test_numbers_are_not_computed_for_a_file_that_cannot_be_written(

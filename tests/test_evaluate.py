@@ -13,9 +13,10 @@ from conftest import CLASSES
 from forked import TORCHRUN, python
 from vitrail.cli import main
 from vitrail.config import TrainConfig, command_line, read_yaml, resolve
+from vitrail.data import open_split
 from vitrail.display import Quiet
 from vitrail.errors import CheckpointError, ConfigError, DataError
-from vitrail.evaluate import evaluate, inherited_data, report_folder, report_name, sweep
+from vitrail.evaluate import evaluate, inherited_data, report_folder, report_name, resolve_for, sweep
 from vitrail.loading import load_model, open_model
 from vitrail.train import train
 
@@ -136,7 +137,7 @@ for batch_size in (1, 5):
 def test_classes_of_other_data_are_refused_with_the_first_rows(tiny_checkpoint: Path, image_folder: Path) -> None:
     (image_folder / "val" / "red").rename(image_folder / "val" / "crimson")
     (image_folder / "train" / "red").rename(image_folder / "train" / "crimson")
-    rows = "differences, as index: model / data = 1: green / crimson; 2: red / green; rename the folders"
+    rows = "differences, as index: model / data = 1: green / crimson; 2: red / green; rename the classes of the data"
     with pytest.raises(DataError, match=rf"{rows}, .*, data\.match_classes=by-name"):
         evaluate(tiny_checkpoint, layers(image_folder))
     with pytest.raises(DataError, match=r"lacks 1 of the 3 classes of the data: crimson; rename or remove"):
@@ -181,11 +182,51 @@ def test_other_images_than_those_of_the_training_are_told(image_folder: Path, tm
     shutil.copy(image_folder / "val" / CLASSES[0] / f"{CLASSES[0]}_0.jpg", added)
     evaluate(done.folder / "best.safetensors", layers(image_folder), display=display)
     assert display.warnings == [
-        f"{image_folder / 'val'}: its images are not those of the training, files were added, removed or renamed; "
-        "where a part is held out, some of it may have been trained on"
+        f"{image_folder / 'val'}: its images are not those of the training: files were added, removed or renamed"
     ]
     evaluate(done.folder / "best.safetensors", layers(image_folder.rename(tmp_path / "moved")), display=display)
     assert len(display.warnings) == 1
+
+
+@pytest.fixture
+def folded(image_folder: Path, tmp_path: Path) -> Path:
+    """Weights trained on two of three folds of a folder."""
+    settings = [f"data.root={image_folder / 'train'}", "data.folds=3", "train.epochs=1", f"output.root={tmp_path}"]
+    return train(resolve(TrainConfig, [read_yaml(TINY), command_line(settings)]).config).folder / "best.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("settings", "n"),
+    [
+        ([], 0),
+        (["evaluate.split=train"], 0),
+        (["data.fold=1"], 1),
+        (["data.folds=2", "data.fold=1"], 1),
+        (["evaluate.split=all", "data.folds=null"], 2),
+    ],
+    ids=str,
+)
+def test_images_that_were_trained_on_are_told(folded: Path, settings: list[str], n: int) -> None:
+    display, given = Notebook(), command_line([*settings, "evaluate.device=cpu"])
+    evaluate(folded, [given], display=display)
+    trained, _ = open_split(resolve_for(open_model(folded).record, []).config.data, "train")
+    asked = resolve_for(open_model(folded).record, [given]).config
+    source, _ = open_split(asked.data, asked.evaluate.split)
+    both = len(set(source.identities()) & set(trained.identities()))
+    told = (
+        f"{source.description}: {both} of its {len(source)} images were trained on, by name and size, and count as if "
+        "they were new; to leave them out, divide as in training"
+    )
+    assert display.warnings == ([told] if n else [])
+    assert (both > 0) == (n > 0) or asked.evaluate.split == "train"
+    assert (both == len(trained)) == (n == 2) or asked.evaluate.split == "train"
+
+
+def test_other_images_of_the_same_names_are_not_taken_for_trained_ones(folded: Path, image_folder: Path) -> None:
+    display = Notebook()
+    evaluate(folded, layers(image_folder), display=display)  # train/red/red_0.jpg was trained on, val/red/red_0.jpg not
+    assert display.warnings == []
+    assert f"{image_folder / 'val'}: stands as it is, data.folds=3 divides nothing" in display.notes
 
 
 def timm_file(folder: Path, num_classes: int = len(CLASSES)) -> Path:

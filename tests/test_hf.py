@@ -485,7 +485,40 @@ TWICE = {"image": datasets.Image(), "mask": datasets.Image(), "label": NUMBER, "
             {"image": datasets.Image(), "text": STRING},
             lambda row: {"image": row["image"], "text": "t"},
             {},
-            r"^hf:\S+: no column can be told to hold labels; set data\.label_column; its columns: image \(Image\), t",
+            r"^hf:\S+: no column can be told to hold labels; set data\.label_column \(one class an image\) or "
+            r"data\.labels_column \(lists of them\); its columns: image \(Image\), text",
+        ),
+        (
+            {"image": datasets.Image(), "tags": datasets.List(STRING)},
+            lambda row: {"image": row["image"], "tags": ["a"]},
+            {"label_column": "tags"},
+            r"^data\.label_column 'tags': hf:\S+ has no labels there; for several classes an image, set "
+            r"data\.labels_column=tags; its columns: ",
+        ),
+        (
+            {"image": datasets.Image(), "label": STRING, "labels": datasets.List(STRING)},
+            lambda row: {"image": row["image"], "label": "a", "labels": ["a"]},
+            {},
+            r"^hf:\S+: has a column 'label' and lists in 'labels'; choose with data\.label_column=label \(one class an "
+            r"image\) or data\.labels_column=labels \(several\)$",
+        ),
+        (
+            {"image": datasets.Image(), "labels": datasets.List(NUMBER)},
+            lambda row: {"image": row["image"], "labels": [1, -1] if row["label"] else [0]},
+            {},
+            r"^hf:\S+ train, column labels: 16 of 40 labels in its lists name no class \(-1 or null\), as test sets",
+        ),
+        (
+            {"image": datasets.Image(), "label": STRING},
+            lambda row: {"image": row["image"], "label": ["a|b", "b", "c"][row["label"]]},
+            {},
+            r"^hf:\S+, column label: the label 'a\|b' holds '\|', which stands between classes",
+        ),
+        (
+            {"image": datasets.Image(), "label": STRING},
+            lambda row: {"image": row["image"], "label": ["a", "", "c"][row["label"]]},
+            {},
+            r"^hf:\S+, column label: has an empty label; it must be text$",
         ),
         (
             {"image": datasets.Image(), "text": STRING},
@@ -519,6 +552,32 @@ def test_columns_that_cannot_be_told_are_listed(
             opened(parquet, streaming=streaming, **settings)
 
 
+def test_paths_of_no_type_are_no_names(parquet: Path) -> None:
+    images = [
+        {"bytes": row["image"]["bytes"], "path": None}
+        for row in pq.read_table(parquet / "train-00000-of-00002.parquet").to_pylist()
+    ]
+    table = pa.table({"image": images, "label": [str(11 - index % 12) for index in range(len(images))]})
+    assert table.schema.field("image").type.field("path").type == pa.null()
+    alone = parquet.with_name("alone.parquet")
+    pq.write_table(table, alone)
+    train, val = opened(alone, val_fraction=0.5)
+    assert len(train) + len(val) == len(images)
+    assert train.classes == tuple(map(str, range(12)))  # in the order of numbers
+    assert train.name(0) == f"hf:{alone} train[{train.rows[0]}]"
+
+
+def test_settings_that_are_for_files_are_refused(parquet: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        open_data(section(parquet, bad_files="quarantine"))
+    assert str(caught.value) == (
+        f"data.bad_files=quarantine: leaves out what the check has found, and data.name hf:{parquet} is not checked; "
+        "set skip, which counts and names what cannot be read, or error"
+    )
+    with pytest.raises(ConfigError, match=r"^data\.folds=3: there is a part to validate with, hf:\S+ validation, so "):
+        opened(parquet, folds=3)
+
+
 def test_a_label_that_training_does_not_have_is_named(parquet: Path) -> None:
     features = {"image": datasets.Image(), "label": STRING}
     remade(parquet, features, lambda row: {**row, "label": CLASSES[row["label"]]})
@@ -544,7 +603,11 @@ def test_a_label_that_training_does_not_have_is_named(parquet: Path) -> None:
         ),
         ("hf:owner/pets", {}, r"^data\.name hf:owner/pets: cannot be opened \(Couldn't reach 'owner/pets' on the Hub"),
         ("hf:tests", {}, r"cannot be opened .*; for the folder here write hf:\./tests$"),
-        ("hf:./tests", {"manifest": "x"}, r"^data\.manifest x: is for images in folders; data\.name is hf:\./tests$"),
+        (
+            "hf:./tests",
+            {"manifest": "x"},
+            r"^data\.manifest x: is for images in folders, lists and shards; data\.name is ",
+        ),
         ("digits", {"streaming": True}, r"streaming is True; it is for data sets whose name begins with hf:"),
         ("digitz", {}, r"known sets: .*, flowers102, and hf:OWNER/NAME$"),
     ],

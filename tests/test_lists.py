@@ -420,6 +420,35 @@ def test_check_data_looks_at_a_list(image_folder: Path, tmp_path: Path, capsys: 
     assert title in " ".join(capsys.readouterr().out.split())
 
 
+def test_commas_that_part_nothing_are_told(root: Path) -> None:
+    data = open_data(written(root, "path;labels\na.png;sky,sea\nb.png;sky\nc.png;sea\nd.png;sky\n"))
+    assert data.classes == ("sea", "sky", "sky,sea")
+    assert (
+        f"{root}/labels.csv: 1 of its 3 classes hold a comma or semicolon, such as 'sky,sea'; each is one class, as "
+        "'|' stands between classes"
+    ) in data.notes
+
+
+def test_what_pack_names_next_fits_the_shards_of_a_list(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    images = sorted(image_folder.rglob("*.jpg"))
+    rows = [[str(path.relative_to(image_folder)), path.parts[-2], path.parts[-3]] for path in images]
+    with (image_folder / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "kind", "split"), *rows])
+    shards = tmp_path / "shards"
+    settings = [f"data.list={image_folder / 'labels.csv'}", "data.label_column=kind", "data.workers=0"]
+    with pytest.raises(SystemExit) as caught:
+        main(["pack", *settings, "--output", str(shards)])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert f"train tnt_s_imagenet data.root={shards} data.workers=0\n" in out
+    assert f"check-data data.root={shards} data.workers=0  #" in out
+    data = open_data(DataSection(root=str(shards)))
+    assert [len(data.train), len(data.val)] == [24, 12]
+    assert data.val.description == f"{shards}, packed from {image_folder / 'labels.csv'}, split val"
+
+
 # Division of images with several classes
 
 

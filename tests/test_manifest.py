@@ -16,7 +16,7 @@ from PIL import Image
 
 from vitrail.config import DataSection
 from vitrail.data import check as checking
-from vitrail.data import open_data, open_manifest
+from vitrail.data import open_data, open_manifest, open_split
 from vitrail.data.check import check_images
 from vitrail.data.findings import alarms, cut_away, find_problems, validated_with
 from vitrail.data.inspection import FORMATS, Finding, inspect, picture_hash
@@ -295,6 +295,52 @@ def test_groups_stay_together_and_classes_keep_their_share(tmp_path: Path) -> No
     assert [sum(name.startswith(c) for name in chosen) for c in "ab"] == [20, 20]
 
 
+def test_a_division_far_from_what_was_asked_for_is_told(tmp_path: Path) -> None:
+    root = flat(tmp_path / "set", *[f"{c}/{place}_{i}.png" for c in "ab" for place in "xy" for i in range(4)])
+    assert open_data(DataSection(root=str(root), group_regex="x|y")).notes == (
+        "held out 8 of 16 images, 20% of each class, x|y kept together, for validation; 50% of all, as groups and "
+        "single images are not cut",
+    )
+
+
+def test_a_part_to_validate_with_is_not_divided(root: Path, tmp_path: Path) -> None:
+    for settings, told in (
+        ({"folds": 5, "fold": 1}, "data.folds=5 data.fold=1"),
+        ({"group_regex": "x"}, "data.group_regex=x"),
+        ({"val_fraction": 0.1, "bad_files": "quarantine"}, "data.val_fraction=0.1"),
+    ):
+        section = DataSection(root=str(root), **settings)
+        message = (
+            f"{told}: there is a part to validate with, {root / 'val'}, so that nothing is divided; set "
+            "data.val_split=null to divide the training images, or drop it"
+        )
+        for opener in (open_data, open_manifest):
+            with pytest.raises(ConfigError) as caught:
+                opener(section)
+            assert str(caught.value) == message
+        source, notes = open_split(section, "val")
+        assert len(source) == 6
+        assert notes[-1] == f"{root / 'val'}: stands as it is, {told} divides nothing"
+        divided = open_data(DataSection(root=str(root / "train"), val_split=None, folds=2))
+        assert divided.is_divided
+
+
+def test_the_manifest_of_other_images_is_not_replaced(root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "m"
+    checked(root, manifest=str(file))
+    other = flat(tmp_path / "other", *[f"{c}/{i}.jpg" for c in "ab" for i in range(4)])
+    before = file.read_bytes()
+    with pytest.raises(DataError) as caught:
+        checked(other, manifest=str(file))
+    assert str(caught.value) == (
+        f"data.manifest {file}: lists 18 images of {root}, none of which is in {other}; name another file for these, "
+        "or delete it"
+    )
+    assert file.read_bytes() == before
+    moved = root.rename(tmp_path / "moved")
+    assert checked(moved, manifest=str(file)).root == moved
+
+
 def test_folds_are_disjoint_and_equal(tmp_path: Path) -> None:
     names = [f"{c}/{i}.png" for c in "abc" for i in range(10)]
     root = flat(tmp_path / "set", *names)
@@ -390,6 +436,11 @@ def test_copies_are_found_on_both_sides_and_in_other_classes(root: Path) -> None
     ]  # fmt: skip
     assert sorted(manifest.name(index) for index in leak.images[0]) == ["train/ant/2.png", "val/ant/smaller.jpg"]
     assert len(alarms(manifest, validated_with(manifest, 0))) == 2
+    (root / "train" / "ant" / "5.png").write_bytes(b"")
+    manifest = checked(root)
+    held_out = validated_with(manifest, 0)
+    assert len(alarms(manifest, held_out)) == 3
+    assert len(alarms(manifest, held_out, quarantine=True)) == 2
 
 
 def test_a_clean_set_has_no_problem(root: Path) -> None:

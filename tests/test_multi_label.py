@@ -449,8 +449,13 @@ def test_a_part_of_the_classes_is_matched_by_name(squares: Path, trained: TrainR
     settings = [f"data.list={some}", "data.workers=0", "evaluate.device=cpu"]
     with pytest.raises(DataError, match=r"differences, as index: model / data = 1: green / red"):
         evaluate(path, [command_line(settings)])
-    found = evaluate(path, [command_line([*settings, "data.match_classes=by-name"])]).accuracy
+    display = Notebook()
+    found = evaluate(path, [command_line([*settings, "data.match_classes=by-name"])], display=display).accuracy
     assert found.map > 80
+    assert (
+        f"{some}, split val: has no images of 1 of the 3 classes; where the model gives an image one of these, "
+        "that counts as wrong"
+    ) in display.warnings
 
 
 # The weight file

@@ -198,6 +198,12 @@ def test_unreadable_images_are_left_out_or_refused_where_that_is_asked_for(image
     )
     assert_same_images(ours.train, theirs.train)
     assert ours.notes == ("1 images that cannot be read were left out of the shards: train/red/red_1.jpg",)
+    display = Notebook()
+    packed(image_folder / "train", tmp_path / "flat", display=display, bad_files="quarantine")
+    assert display.warnings == [
+        "the shards keep the division by val_fraction=0.2; any other is made without the images left out, and holds "
+        "out others than in the folder"
+    ]
     for path in (image_folder / "val").rglob("*.jpg"):
         path.write_bytes(b"")
     with pytest.raises(DataError, match=r"val: none of its 12 images can be read$"):
@@ -386,7 +392,10 @@ def test_what_cannot_be_packed_is_one_line(
     packed(image_folder / "train", output)
     root = f"data.root={image_folder}"
     for tokens, message in (
-        (["data.name=digits", "--output", "x"], "data.name is digits, which has files of its own; set data.root"),
+        (
+            ["data.name=digits", "--output", "x"],
+            "data.name is digits, which has files of its own; set data.root or data.list to pack",
+        ),
         (
             [root, "--output", image_folder / "x"],
             f"--output {image_folder / 'x'}: lies in data.root",

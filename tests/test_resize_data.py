@@ -301,6 +301,11 @@ def test_what_cannot_be_resized_is_one_line(
         ([root, "--output", image_folder, *side], f"--output {image_folder}: lies in data.root"),
         ([root, "--output", shards, *side], f"{shards}: is there already, and is not replaced; choose another"),
         ([root, "data.folds=3", "--output", "x", *side], "data.folds is 3: has no meaning here; used are root, train_"),
+        (
+            [root, "data.list=x.csv", "--output", "x", *side],
+            "data.list is x.csv: has no meaning here; used are root, train_split, val_split, channels, bits, workers, "
+            "bad_files; resize the folder of its images by data.root, and give the list with the new data.root",
+        ),
         (["data.name=digits", "--output", "x", *side], "data.name is digits: has no meaning here; used are root"),
         ([f"data.root={shards}", "--output", "x", *side], f"data.root {shards}: holds shards; resize the folder they"),
         ([root, "--output", "x", "--short-side", 0], "--short-side is 0; it must be at least 1"),

@@ -53,7 +53,8 @@ def check_data(config: CheckConfig, output: Path, display: Display) -> Checked:
     """
     if config.data.name is not None:
         raise ConfigError(
-            f"data.name is {config.data.name}, which is as it was published; set data.root to check a folder"
+            f"data.name is {config.data.name}: check-data looks at image files, by data.root or data.list; of such a "
+            "set, training and evaluation count and name what cannot be read"
         )
     given = {name: value for name, value in vars(config.preprocess).items() if value is not None}
     channels = config.data.channels

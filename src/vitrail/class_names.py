@@ -15,7 +15,7 @@ def check_classes(
     model_classes: Sequence[str],
     data_classes: Sequence[str],
     path: Path | str,
-    advice: str = "rename the folders, or evaluate on the data it was trained on",
+    advice: str = "rename the classes of the data, or evaluate on the data it was trained on",
 ) -> None:
     """Refuse data whose classes, or their order, are not the model's.
 
@@ -59,7 +59,7 @@ def match_by_name(model_classes: Sequence[str], data_classes: Sequence[str], pat
     if missing := [name for name in data_classes if name not in indices]:
         raise DataError(
             f"{path} lacks {len(missing)} of the {len(data_classes)} classes of the data: {few(missing, 10)}; rename "
-            "or remove those folders"
+            "or remove them there"
         )
     found = [indices[name] for name in data_classes]
     for number, index in enumerate(found):

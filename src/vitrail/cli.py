@@ -56,6 +56,8 @@ Engine = Annotated[
     Parameter(help="What runs an exported file, where two can, as .onnx."),
 ]
 EVALUATE_SECTIONS = ("weights", "data", "preprocess", "evaluate")
+OF_LISTS = ("list", "path_column", "label_column", "labels_column", "train_split", "val_split")
+"""Settings of data that are settled once a list is packed."""
 
 
 @app.command
@@ -215,7 +217,7 @@ def predict(
         Parameter(help="What is computed in; an exported file's own by default."),
     ] = None,
 ) -> int:
-    """Classify images; the exit status is the number that could not be read (125 at most).
+    """Classify images; the exit status is 1 if any could not be read.
 
     ```
     vitrail predict runs/digits/best.safetensors seven.png
@@ -276,7 +278,7 @@ def predict(
                 display.advance()
             display.end()
         display.note(f"{total:,} images, {bad:,} unreadable: {output}{replaced}")
-    return min(bad, 125)
+    return int(bad > 0)
 
 
 @app.command
@@ -845,7 +847,7 @@ def pack(
         f"{done.folder}: {images:,} images of {classes:,} classes in {len(done.shards):,} shards, {size / 1e9:,.3f} GB"
         f"{' (replaced)' if done.replaced else ''}"
     )
-    here = _with_root(settings, done.folder)
+    here = _with_root(settings, done.folder, OF_LISTS if config.data.list is not None else ())
     print(f"next: {command('train', 'tnt_s_imagenet', *here)}")
     print(f"      {command('check-data', *here)}  # also verifies the shards")
     return 0
@@ -982,9 +984,10 @@ def _split_settings(tokens: Sequence[str], config: str | None) -> tuple[str | No
     return (recipes[0] if recipes else None), [token for token in tokens if "=" in token]
 
 
-def _with_root(settings: Sequence[str], root: Path) -> list[str]:
-    """Return settings of data for what was made of it elsewhere."""
-    return [f"data.root={root}", *(text for text in settings if not text.startswith(("data.root=", "data.manifest=")))]
+def _with_root(settings: Sequence[str], root: Path, settled: Sequence[str] = ()) -> list[str]:
+    """Return settings of data for what was made of it elsewhere, where some are settled."""
+    dropped = tuple(f"data.{name}=" for name in ("root", "manifest", *settled))
+    return [f"data.root={root}", *(text for text in settings if not text.startswith(dropped))]
 
 
 def _say(display: Terminal, remarks: Sequence[tuple[Say, str]]) -> None:

@@ -18,9 +18,10 @@ from vitrail.answers import Answers, Gathered
 from vitrail.checkpoint import Record
 from vitrail.class_names import check_classes, match_by_name
 from vitrail.config import ConvertConfig, DataSection, EvaluateConfig, Layer, Resolved, resolve, to_dict
-from vitrail.data import open_split
+from vitrail.data import DIVISION, open_split
 from vitrail.data.hf import is_hf, pin_revision
 from vitrail.data.loader import Batch, ImageLoader, build_eval_loader
+from vitrail.data.sketch import shared
 from vitrail.data.sources import Source, fingerprint
 from vitrail.devices import Precision, autocast
 from vitrail.display import Display, Quiet
@@ -40,13 +41,11 @@ STATISTICS = ((IMAGENET_MEAN, IMAGENET_STD), ((0.5,) * 3, (0.5,) * 3), ((0.0,) *
 """Mean and std that published models were trained with."""
 CROPS = (0.875, 0.9, 1.0)
 OTHER_CLASSES = (
-    "rename the folders, or evaluate on the data it was trained on; if the data has a part of the classes, or another "
-    "order, data.match_classes=by-name"
+    "rename the classes of the data, or evaluate on the data it was trained on; if the data has a part of the classes, "
+    "or another order, data.match_classes=by-name"
 )
 HOW_READ = ("workers", "download", "check", "match_classes")
 """Data settings that do not choose images."""
-DIVISION = ("val_fraction", "folds", "fold", "group_regex")
-"""Data settings that hold wherever the images lie."""
 INTERPOLATIONS: tuple[Literal["bicubic", "bilinear"], ...] = ("bicubic", "bilinear")
 
 
@@ -202,17 +201,20 @@ def _evaluate(
             source, notes = open_split(data, config.evaluate.split)
         check_kind(record, source, path)
         if data.match_classes == "by-name":
+            lacking = len(record.classes) - len(source.classes)
             source = in_order_of(record.classes, source, path)
+            if lacking and source.label_sets is not None:
+                display.warn(
+                    f"{source.description}: has no images of {lacking} of the {len(record.classes)} classes; where the "
+                    "model gives an image one of these, that counts as wrong"
+                )
         elif not record.classes and record.options["num_classes"] == len(source.classes):
             display.warn(f"{path}: names no classes; those of the data are taken, in their order")
             record = replace(record, classes=source.classes)
         else:
             check_classes(record.classes, source.classes, path, OTHER_CLASSES)
-        if are_others(record, config, source):
-            display.warn(
-                f"{source.description}: its images are not those of the training, files were added, removed or "
-                "renamed; where a part is held out, some of it may have been trained on"
-            )
+        if told := seen_before(record, config, source):
+            display.warn(told)
         tried = ways(override_preprocess(record.preprocess, config.preprocess, display))
         for note in notes:
             display.note(note)
@@ -445,18 +447,31 @@ def inherited_data(record: Record, settings: Sequence[Layer]) -> list[Layer]:
     changed = {key for key in ("root", "list") if key in given and given[key] != data.get(key)}
     is_here = data.get("name") is None or is_hf(data["name"])
     if "name" in given or "list" in changed or (changed and is_here):
-        columns = ("path_column", "label_column", "labels_column") if "list" in given else ()
-        data = {key: data[key] for key in ("download", "workers", "bad_files", *DIVISION, *columns) if key in data}
+        kept = ["download", "workers", *DIVISION]
+        kept += [] if given.get("name") else ["bad_files"]  # a quarantine is for what was looked at
+        kept += ["path_column", "label_column", "labels_column"] if "list" in given else []
+        data = {key: data[key] for key in kept if key in data}
     known = to_dict(DataSection())
     return [Layer("weight file", {"data": {key: value for key, value in data.items() if key in known}})] if data else []
 
 
-def are_others(record: Record, config: EvaluateConfig, source: Source) -> bool:
-    """Say whether the settings name the data of the training but find other images there."""
+def seen_before(record: Record, config: EvaluateConfig, source: Source) -> str:
+    """Return a warning where images that are to be validated with were trained on, or may have been."""
     trained, split = record.provenance.get("images", {}), config.evaluate.split
+    if trained.get(split) == fingerprint(source):
+        return ""
+    if split != "train" and (known := record.provenance.get("sketch")):
+        n, is_exact = shared(source, known)
+        if n:
+            return (
+                f"{source.description}: {'' if is_exact else 'about '}{n:,} of its {len(source):,} images were trained "
+                "on, by name and size, and count as if they were new; to leave them out, divide as in training"
+            )
     named = record.recipe.get("data", {})
     same = all(named.get(name) == value for name, value in to_dict(config.data).items() if name not in HOW_READ)
-    return same and split in trained and trained[split] != fingerprint(source)
+    if same and split in trained:
+        return f"{source.description}: its images are not those of the training: files were added, removed or renamed"
+    return ""
 
 
 def check_pixels(record: Record, data: DataSection, path: Path | str) -> None:

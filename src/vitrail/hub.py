@@ -162,7 +162,8 @@ def model_card(record: Record) -> str:
     pixels = preprocess.pixels
     read_as = "" if pixels.is_picture else f" of {counted(pixels.channels)}, {pixels.bits} bits each,"
     numerics = f"These weights compute with {differing}, which timm's own models do not.\n\n" if differing else ""
-    origin = "".join(f"- {key}: {value}\n" for key, value in record.provenance.items() if key != "training_counts")
+    told = {key: value for key, value in record.provenance.items() if key not in ("training_counts", "sketch")}
+    origin = "".join(f"- {key}: {value}\n" for key, value in told.items())
     return f"""---
 library_name: timm
 pipeline_tag: image-classification

@@ -26,6 +26,7 @@ from vitrail.data.loader import ImageLoader, build_eval_loader, build_train_load
 from vitrail.data.manifest import Manifest
 from vitrail.data.rows import groups_of
 from vitrail.data.sampling import BatchSampler, class_shares
+from vitrail.data.sketch import sketch
 from vitrail.data.sources import Source, fingerprint, images_of_classes
 from vitrail.devices import Precision
 from vitrail.display import Display
@@ -62,8 +63,8 @@ class Job:
     sampler: BatchSampler
     loader: ImageLoader
     val_loader: ImageLoader
-    fingerprint: str
-    """Of the training images."""
+    known_by: dict[str, Any]
+    """What the training and the validation images are known again by."""
     training_counts: NDArray[np.int64]
     """Training images of each class."""
     objective: Objective
@@ -76,8 +77,7 @@ class Job:
         known = {} if self.data.manifest is None else {"manifest": self.data.manifest.hash}
         if changed := [note for note in self.data.notes if note.startswith(CHANGED)]:
             known["pixels"] = "; ".join(changed)
-        images = {"train": self.fingerprint, "val": fingerprint(self.data.val)}
-        return {**known, "images": images, "training_counts": self.training_counts.tolist()}
+        return {**known, **self.known_by, "training_counts": self.training_counts.tolist()}
 
     @property
     def several(self) -> bool:
@@ -155,11 +155,17 @@ def build_job(
     job = Job(
         config=config, accelerator=accelerator, precision=precision, display=display, stop=stop, data=data,
         model_name=model_name, preprocess=preprocess, sampler=sampler, loader=loader, val_loader=val_loader,
-        fingerprint=fingerprint(data.train), training_counts=counts,
+        known_by=known_by(data), training_counts=counts,
         objective=build_objective(config, data.train, counts, accelerator.device),
         rate=build_schedule(config, sampler.steps),
     )  # fmt: skip
     return job, model
+
+
+def known_by(data: Data) -> dict[str, Any]:
+    """Return what an evaluation knows the images by; where they were divided, each by itself."""
+    known = {"images": {"train": fingerprint(data.train), "val": fingerprint(data.val)}}
+    return {**known, "sketch": sketch(data.train)} if data.is_divided else known
 
 
 def tell_statistics(config: TrainConfig, preprocess: Preprocess, display: Display) -> None:
@@ -181,7 +187,7 @@ def tell_alarms(manifest: Manifest, config: TrainConfig, display: Display) -> No
     """
     if config.data.bad_files == "error":
         refuse_unreadable(manifest)
-    found = alarms(manifest, validated_with(manifest, config.data.fold))
+    found = alarms(manifest, validated_with(manifest, config.data.fold), config.data.bad_files == "quarantine")
     for problem in found:
         display.warn(f"{problem.what}; {problem.advice}")
     if found:

@@ -59,7 +59,9 @@ def pack(section: DataSection, output: Path, shard_bytes: int, display: Display)
         CheckpointError: The output cannot be written, or is something else.
     """
     if section.name is not None:
-        raise ConfigError(f"data.name is {section.name}, which has files of its own; set data.root to pack a folder")
+        raise ConfigError(
+            f"data.name is {section.name}, which has files of its own; set data.root or data.list to pack image files"
+        )
     root = Path(section.root).expanduser() if section.root is not None else _root_of(section)
     refuse_inside(root, output)
     folder = WholeFolder(output, _earlier(output, root), "free space or choose another folder with --output")
@@ -124,7 +126,11 @@ def _wanted(manifest: Manifest, section: DataSection, display: Display) -> Manif
         if (chosen := manifest.part == part).any() and bad[chosen].all():
             raise DataError(f"{manifest.root / folder}: none of its {chosen.sum()} images can be read")
     note = f"{len(names)} images that cannot be read were left out of the shards: {few(names)}"
-    display.warn(note)
+    if manifest.division:
+        display.warn(
+            f"the shards keep the division by {manifest.division}; any other is made without the images left out, and "
+            "holds out others than in the folder"
+        )
     return manifest.take(~bad, note)
 
 

@@ -196,7 +196,7 @@ def origin(subject: Subject, images: NDArray[np.int64]) -> dict[str, Any]:
             "model": record.model,
             "options": dict(record.options),
             "classes_hash": hash_classes(record.classes),
-            "written_by": dict(record.provenance),
+            "written_by": {key: value for key, value in record.provenance.items() if key != "sketch"},
         },
         "data": {
             "description": source.description,

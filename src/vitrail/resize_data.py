@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitrail.config import DataSection
 from vitrail.data.folders import MARK, Listing, changes, find_splits, left_out, note_hidden, refuse_inside, scan
-from vitrail.data.loader import usable_cores
+from vitrail.data.loader import leave_interrupts, usable_cores
 from vitrail.data.manifest import Manifest, list_images
 from vitrail.data.shards import has_shards
 from vitrail.data.sources import printable
@@ -121,7 +121,10 @@ def _check(section: DataSection, output: Path) -> Path:
     """Return the folder to read, where all that was asked for can be done."""
     for key, value in vars(section).items():
         if key not in USED and value != getattr(DataSection, key):
-            raise ConfigError(f"data.{key} is {value}: has no meaning here; used are {', '.join(USED)}")
+            lists = "; resize the folder of its images by data.root, and give the list with the new data.root"
+            raise ConfigError(
+                f"data.{key} is {value}: has no meaning here; used are {', '.join(USED)}{lists * (key == 'list')}"
+            )
     assert section.root is not None
     root = Path(section.root).expanduser()
     if has_shards(root):
@@ -162,7 +165,8 @@ def _begin(partial: Path, mark: object, display: Display) -> None:
 def _resize_all(images: _Images, section: DataSection, done: Resized, display: Display) -> None:
     workers = usable_cores() if section.workers is None else section.workers
     total = len(images.manifest)
-    loader = DataLoader(images, BATCH, num_workers=workers if total > BATCH else 0, collate_fn=list)
+    used = workers if total > BATCH else 0
+    loader = DataLoader(images, BATCH, num_workers=used, collate_fn=list, worker_init_fn=leave_interrupts)
     display.begin("resize", total)
     for batch in loader:
         for one in batch:

@@ -465,7 +465,7 @@ def restore(job: Job, state: TrainState, folder: Path) -> bool:
     check_classes(saved["classes"], job.data.classes, folder)
     if saved["options"] != model_options(state.model):
         raise CheckpointError(f"{folder / 'config.yaml'}: was changed, and no longer describes the run's model")
-    if saved["images"] != job.fingerprint:
+    if saved["images"] != job.known_by["images"]["train"]:
         raise DataError(
             f"{folder}: was trained on other images than those in data.root; give the folder it was trained on, or "
             f"begin a new run from its weights with {command('train', '--fork', folder)}"
@@ -575,7 +575,7 @@ def save(job: Job, state: TrainState, run: Run, *, must: bool = False) -> bool:
             "settings": flat(job.config),
             "classes": list(job.data.classes),
             "options": model_options(state.model),
-            "images": job.fingerprint,
+            "images": job.known_by["images"]["train"],
             "world": job.accelerator.num_processes,
         }
         if job.accelerator.is_main_process:

@@ -20,10 +20,13 @@ from vitrail.data.lists import list_rows, read_list
 from vitrail.data.manifest import TRAIN, VAL, Manifest, cache_file, list_images, load_manifest, open_shards
 from vitrail.data.named_sets import NAMED_SETS, open_named
 from vitrail.data.shards import INDEX, has_shards
-from vitrail.data.sources import Source, few
+from vitrail.data.sources import Source, few, printable
 from vitrail.data.splits import UNASSIGNED, Division, divide, held_out
 from vitrail.errors import ConfigError, DataError, VitrailError, closest
 from vitrail.pixels import PixelFormat
+
+DIVISION = ("val_fraction", "folds", "fold", "group_regex")
+"""Settings of how images are divided; they hold wherever the images lie."""
 
 Look = Callable[[Manifest, Path], Manifest]
 
@@ -36,6 +39,8 @@ class Data:
     val: Source
     manifest: Manifest | None = None
     """Of images in folders, shards or a list."""
+    is_divided: bool = False
+    """Whether images to validate with were held out of those to train on."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -59,15 +64,23 @@ def open_data(section: DataSection, look: Look | None = None) -> Data:
         ConfigError: Unknown name, or settings at odds.
         DataError: Folders that are not as they should be; a set that is missing or cannot be fetched.
     """
+    data = _open(section, look)
+    if not data.is_divided:
+        _refuse_division(section, data.val.description)
+    return data
+
+
+def _open(section: DataSection, look: Look | None = None) -> Data:
     _check_settings(section)
     if section.name is not None:
         train, val = _open_set(section)
         assert train is not None
-        return Data(train, val) if val is not None else Data(*_divided(section, train))
-    manifest, problems = open_manifest(section, look)
+        return Data(train, val) if val is not None else Data(*_divided(section, train), is_divided=True)
+    manifest, problems = _listed(section, look)
     if problems:
         raise DataError(problems[0])
-    return Data(*_parts(manifest, _division(section), section.bad_files == "quarantine"), manifest)
+    parts = _parts(manifest, _division(section), section.bad_files == "quarantine")
+    return Data(*parts, manifest, is_divided=not (manifest.part == VAL).any())
 
 
 def open_manifest(section: DataSection, look: Look | None = None) -> tuple[Manifest, tuple[str, ...]]:
@@ -77,8 +90,16 @@ def open_manifest(section: DataSection, look: Look | None = None) -> tuple[Manif
         The manifest, and what forbids to train on it.
 
     Raises:
+        ConfigError: Images are to be divided that are divided already.
         DataError: There are no images to train on, or no such manifest.
     """
+    manifest, problems = _listed(section, look)
+    if (manifest.part == VAL).any():
+        _refuse_division(section, manifest.source(VAL).description)
+    return manifest, problems
+
+
+def _listed(section: DataSection, look: Look | None = None) -> tuple[Manifest, tuple[str, ...]]:
     root, file = _root(section), None if section.manifest is None else Path(section.manifest).expanduser()
     listing = None
     if section.list is not None:
@@ -101,6 +122,11 @@ def open_manifest(section: DataSection, look: Look | None = None) -> tuple[Manif
         known = None  # what the cache had is found again
     if listing is not None:
         manifest, problems = list_images(listing, known, _pixels(section)), listing.problems
+        if file is not None and known is not None and (known.places(manifest) < 0).all():
+            raise DataError(
+                f"data.manifest {file}: lists {len(known):,} images of {printable(known.root)}, none of which is in "
+                f"{printable(listed)}; name another file for these, or delete it"
+            )
     else:
         manifest, problems = open_shards(listed, known, _pixels(section)), ()
         _check_packed(section, manifest)
@@ -138,23 +164,36 @@ def _keep(manifest: Manifest, place: Path) -> Manifest:
 def open_split(section: DataSection, split: Literal["train", "val", "all"]) -> tuple[Source, tuple[str, ...]]:
     """Find one part of a folder, of shards, of a list or of a named set, with its notes: the images of `open_data`.
 
+    A division that is set where there is a part to validate with is no error here but a note: it may come from a weight
+    file that was trained on other images.
+
     Args:
         section: Which; a root that has `val_split` alone will do for split "val".
         split: "all" is for class folders and lists that are not divided into splits.
 
     Raises: As `open_data` does.
     """
+    source, is_divided = _open_split(section, split)
+    unused = [] if is_divided or split == "all" else _dividing(section)
+    told = f"{source.description}: stands as it is, {' '.join(unused)} divides nothing"
+    return source, (*source.notes, told) if unused else source.notes
+
+
+def _open_split(section: DataSection, split: Literal["train", "val", "all"]) -> tuple[Source, bool]:
+    """Return the images, and whether some were held out of others to get them."""
     _check_settings(section)
     root = _root(section)
     if section.name is not None:
         train, val = _open_set(section, needs_train=split != "val")
         if split == "all" and val is not None:
             raise ConfigError(f"evaluate.split all: {section.name} has a training and a test part; choose train or val")
+        is_divided = False
         if split != "all" and val is None and train is not None:
             train, val = _divided(section, train)
+            is_divided = True
         source = val if split == "val" else train
         assert source is not None
-        return source, source.notes
+        return source, is_divided
     if section.list is not None and section.bad_files != "quarantine":
         # what needs no division is taken as it stands: a list may have rows to evaluate on alone
         listed = read_list(section)
@@ -162,7 +201,7 @@ def open_split(section: DataSection, split: Literal["train", "val", "all"]) -> t
             raise ConfigError(f"evaluate.split all: {section.list} is divided into splits; choose train or val")
         source = listed.val if split == "val" else listed.train if split == "all" or listed.val is not None else None
         if source is not None:
-            return source, source.notes
+            return source, False
     elif root is not None and section.bad_files != "quarantine" and not has_shards(root):
         # what needs no division is not listed whole: a validation folder may lie alone
         train, val = find_splits(root, section.train_split, section.val_split)
@@ -170,22 +209,20 @@ def open_split(section: DataSection, split: Literal["train", "val", "all"]) -> t
             raise ConfigError(f"evaluate.split all: {root} is divided into splits; choose train or val")
         folder = val if split == "val" else train if split == "all" or val is not None else None
         if folder is not None:
-            source = note_hidden(root, scan(folder))
-            return source, source.notes
+            return note_hidden(root, scan(folder)), False
         if train is None:
             raise DataError(
                 f"data.root {root}: has no {section.train_split}/; its folders: {few(visible_folders(root))}"
             )
     elif split == "all" and root is not None and section.bad_files != "quarantine":
-        manifest, _ = open_manifest(section)
+        manifest, _ = _listed(section)
         if (manifest.part == VAL).any():
             raise ConfigError(f"evaluate.split all: {root} is divided into splits; choose train or val")
-        return manifest.source(TRAIN), manifest.notes
+        return manifest.source(TRAIN), False
     elif split == "all":
         raise ConfigError("evaluate.split all: goes with data.root or data.list, not with data.bad_files=quarantine")
-    data = open_data(section)
-    chosen = data.train if split == "train" else data.val
-    return chosen, chosen.notes
+    data = _open(section)
+    return data.train if split == "train" else data.val, data.is_divided
 
 
 def _open_set(section: DataSection, needs_train: bool = True) -> tuple[Source | None, Source | None]:
@@ -228,6 +265,22 @@ def _parts(manifest: Manifest, division: Division, quarantine: bool) -> tuple[So
     return kept[0], kept[1]
 
 
+def _dividing(section: DataSection) -> list[str]:
+    """Return the settings that say how images are to be divided."""
+    usual = DataSection()
+    given = {name: getattr(section, name) for name in DIVISION}
+    return [f"data.{name}={value}" for name, value in given.items() if value != getattr(usual, name)]
+
+
+def _refuse_division(section: DataSection, val: str) -> None:
+    """Refuse to divide images that have a part to validate with."""
+    if given := _dividing(section):
+        raise ConfigError(
+            f"{' '.join(given)}: there is a part to validate with, {val}, so that nothing is divided; set "
+            "data.val_split=null to divide the training images, or drop it"
+        )
+
+
 def _check_packed(section: DataSection, manifest: Manifest) -> None:
     """Refuse settings that shards cannot follow, as what is in them was settled when they were packed."""
     if section.manifest is not None and section.root is not None:
@@ -256,8 +309,15 @@ def _check_settings(section: DataSection) -> None:
             f"data.root {root}: data.name is digits, which comes with scikit-learn and has no folder; for your own "
             "images add data.name=null, or name another recipe"
         )
+    if name is not None and section.bad_files == "quarantine":
+        raise ConfigError(
+            f"data.bad_files=quarantine: leaves out what the check has found, and data.name {name} is not checked; set "
+            "skip, which counts and names what cannot be read, or error"
+        )
     if name is not None and section.manifest is not None:
-        raise ConfigError(f"data.manifest {section.manifest}: is for images in folders; data.name is {name}")
+        raise ConfigError(
+            f"data.manifest {section.manifest}: is for images in folders, lists and shards; data.name is {name}"
+        )
     if name is not None and section.list is not None:
         raise ConfigError(f"data.list {section.list}: is for images in files; data.name is {name}; add data.name=null")
     if name is None and root is None and section.manifest is None and section.list is None:

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vitrail.data.inspection import Finding, Inspection, inspect
-from vitrail.data.loader import usable_cores
+from vitrail.data.loader import leave_interrupts, usable_cores
 from vitrail.data.manifest import FOUND, Manifest
 from vitrail.decoding import UnreadableImage
 from vitrail.display import Display
@@ -58,6 +58,7 @@ def check_images(manifest: Manifest, file: Path, display: Display, workers: int 
         batch_size=BATCH,
         num_workers=workers if len(todo) > FEW else 0,
         collate_fn=list,
+        worker_init_fn=leave_interrupts,
         generator=torch.Generator(),  # or each pass takes a number from the global state, and a first run differs
     )
 

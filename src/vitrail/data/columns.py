@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitrail.data.labels import check_name, order
 from vitrail.data.sources import few
 from vitrail.errors import ConfigError, DataError, closest
 
@@ -46,7 +47,11 @@ def find_columns(
                     f"its columns: {columns}"
                 )
             if not any(is_kind(given, features[given]) for is_kind in kinds):
-                raise ConfigError(f"data.{setting} {given!r}: {where} has no {what} there; its columns: {columns}")
+                several = setting == "label_column" and item_type(features[given]) is not None
+                hint = f"for several classes an image, set data.labels_column={given}; " if several else ""
+                raise ConfigError(
+                    f"data.{setting} {given!r}: {where} has no {what} there; {hint}its columns: {columns}"
+                )
             return given
         for is_kind in kinds:
             found = [name for name, feature in features.items() if is_kind(name, feature)]
@@ -57,7 +62,10 @@ def find_columns(
                     f"{where}: {' and '.join(found)} could all be the column of {what}; set data.{setting} to one of "
                     f"them; its columns: {columns}"
                 )
-        raise ConfigError(f"{where}: no column can be told to hold {what}; set data.{setting}; its columns: {columns}")
+        set_one = f"data.{setting}"
+        if setting == "label_column":
+            set_one += " (one class an image) or data.labels_column (lists of them)"
+        raise ConfigError(f"{where}: no column can be told to hold {what}; set {set_one}; its columns: {columns}")
 
     images = [
         lambda _, feature: _type(feature) == "Image",
@@ -79,6 +87,15 @@ def find_columns(
     if label_column is not None:
         labels.append(lambda _, feature: _is_name_or_number(feature))
     else:
+        one, several = (
+            [name for name in LABEL_NAMES if name in features and is_kind(name, features[name])]
+            for is_kind in (labels[1], lists[1])
+        )
+        if one and several:
+            raise ConfigError(
+                f"{where}: has a column {one[0]!r} and lists in {several[0]!r}; choose with data.label_column={one[0]} "
+                f"(one class an image) or data.labels_column={several[0]} (several)"
+            )
         labels += lists
     return image, find("labels", "label_column", label_column, labels)
 
@@ -88,19 +105,29 @@ def item_type(feature: Any) -> Any:
     return feature.feature if _type(feature) in ("List", "LargeList") else None
 
 
-def class_names(feature: Any, values: Any) -> tuple[str, ...]:
+def class_names(feature: Any, values: Any, where: str) -> tuple[str, ...]:
     """Return the names of a column's classes: as they are declared, or else its different values in order.
 
     Args:
         feature: Type of the column, as `datasets` has it.
         values: The column, as an Arrow array.
+        where: Data set and column, for errors.
+
+    Raises:
+        DataError: A name is empty, or holds what no name may.
     """
     if _type(feature) == "ClassLabel":
+        for name in feature.names:
+            check_name(name, where)
         return tuple(feature.names)
-    return tuple(map(str, sorted(value for value in values.unique().to_pylist() if not _is_missing(value))))
+    found = [value for value in values.unique().to_pylist() if not _is_missing(value)]
+    names = list(dict.fromkeys(check_name(value, where) for value in found))
+    return tuple(names[index] for index in order(names))
 
 
-def read_labels(feature: Any, values: Any, classes: tuple[str, ...], where: str) -> NDArray[np.int32]:
+def read_labels(
+    feature: Any, values: Any, classes: tuple[str, ...], where: str, unit: str = "rows have no label"
+) -> NDArray[np.int32]:
     """Return each row's class.
 
     Args:
@@ -108,6 +135,7 @@ def read_labels(feature: Any, values: Any, classes: tuple[str, ...], where: str)
         values: The column, as an Arrow array.
         classes: As `class_names` gives them.
         where: Data set, split and column, for errors.
+        unit: What is said of values that are missing.
 
     Raises:
         DataError: Rows have no label, or one that is no class.
@@ -123,7 +151,7 @@ def read_labels(feature: Any, values: Any, classes: tuple[str, ...], where: str)
         if by_number and isinstance(value, int):
             found[place] = value if value < len(classes) else -1
         else:
-            found[place] = number.get(str(value), -1)
+            found[place] = number.get(str(value).strip(), -1)
         if found[place] < 0:
             strange.append(str(value))
     if strange:
@@ -133,8 +161,7 @@ def read_labels(feature: Any, values: Any, classes: tuple[str, ...], where: str)
     missing = int((labels < 0).sum())
     if missing:
         raise DataError(
-            f"{where}: {missing:,} of {len(labels):,} rows have no label (-1 or null), as test sets often do; name "
-            "another split"
+            f"{where}: {missing:,} of {len(labels):,} {unit} (-1 or null), as test sets often do; name another split"
         )
     return labels
 
@@ -156,7 +183,7 @@ def read_label_lists(
     """
     if missing := int((lengths < 0).sum()):
         raise DataError(f"{where}: {missing:,} of {len(lengths):,} rows have no list; an empty one is no class")
-    labels = read_labels(feature, values, classes, where)
+    labels = read_labels(feature, values, classes, where, "labels in its lists name no class")
     has = np.zeros((len(lengths), len(classes)), np.bool_)
     has[np.repeat(np.arange(len(lengths)), lengths), labels] = True
     if twice := int((has.sum(1) < lengths).sum()):

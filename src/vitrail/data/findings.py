@@ -113,9 +113,15 @@ def validated_with(manifest: Manifest, fold: int) -> NDArray[np.bool_]:
     return manifest.fold == fold if manifest.division else manifest.part == VAL
 
 
-def alarms(manifest: Manifest, held_out: NDArray[np.bool_]) -> list[Problem]:
-    """Return what a training should not begin without having said, as far as it is found in seconds."""
-    found = [*_unreadable(manifest), *_duplicates(manifest, held_out, near=False)]
+def alarms(manifest: Manifest, held_out: NDArray[np.bool_], quarantine: bool = False) -> list[Problem]:
+    """Return what a training should not begin without having said, as far as it is found in seconds.
+
+    Args:
+        manifest: Of the images.
+        held_out: Which of them are not trained on.
+        quarantine: Whether the unreadable ones are left out.
+    """
+    found = [*(() if quarantine else _unreadable(manifest)), *_duplicates(manifest, held_out, near=False)]
     return [problem for problem in found if problem.severity == "error"]
 
 

@@ -114,7 +114,8 @@ def open_hf(section: DataSection, needs_train: bool = True) -> tuple[RowSource |
         tables = {split: opened.table(split) for split in splits if split is not None}
         values = {split: table.column(label) for split, table in tables.items()}
         first = next(iter(values.values()))
-        classes = class_names(feature, first if items is None else compute().list_flatten(first))
+        flat = first if items is None else compute().list_flatten(first)
+        classes = class_names(feature, flat, f"{where}, column {label}")
         if len(classes) < 2:
             raise DataError(f"{where}: column {label} has {len(classes)} classes; a classifier needs at least two")
         notes = opened.notes
@@ -179,7 +180,7 @@ def _paths(table: Table, feature: Any, image: str, rows: int) -> tuple[Paths, bo
     if not (type(feature).__name__ == "Image" or (isinstance(feature, Mapping) and "path" in feature)):
         return Paths(np.zeros(0, np.uint8), np.zeros(rows, np.int64)), False
     pc = compute()
-    column = pc.fill_null(table.column(image, "path"), "")
+    column = pc.fill_null(table.column(image, "path").cast(pa.large_string()), "")  # of no type where all are null
     first, last = (str(edge.as_py()) for edge in pc.min_max(column).values())
     if first.startswith("/"):  # below a cache, perhaps: what all have in common is where they lie, not what they are
         shared = os.path.commonpath([Path(first).parent, Path(last).parent])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from vitrail.config import DataSection
 from vitrail.data.folders import SPLIT_WORDS, Listing
+from vitrail.data.labels import BETWEEN, are_whole_numbers, check_name, order
 from vitrail.data.paths import Paths
 from vitrail.data.sources import FileSource, few, images_of_classes, printable
 from vitrail.errors import DataError, among
@@ -29,8 +29,6 @@ SPLIT = "split"
 """Column that says which part an image is of."""
 LABEL, LABELS = "label", "labels"
 """Columns of one class and of several, where the settings name none."""
-BETWEEN = "|"
-"""Stands between the classes of an image in a CSV file, so in the name of none."""
 TRAIN, VAL = 0, 1
 
 Row = tuple[int, dict[str, Any]]
@@ -123,17 +121,22 @@ def read_list(section: DataSection) -> Listed:
     _refuse_twice(path, paths, np.array(hashes, np.int64), lines)
     _refuse_missing(path, root, top, paths, lines)
     names = list(codes)
-    order = _order(names)
-    if all(map(_is_number, names)):
+    if columns.kind == "several" and (joined := [name for name in names if "," in name or ";" in name]):
+        notes.append(
+            f"{path}: {len(joined)} of its {len(names)} classes hold a comma or semicolon, such as {joined[0]!r}; each "
+            f"is one class, as {BETWEEN!r} stands between classes"
+        )
+    sequence = order(names)
+    if are_whole_numbers(names):
         notes.append(f"{path}: its {len(names)} classes are numbers, and in the order of numbers")
     label_sets = None
     if columns.kind == "one":
-        numbers = np.argsort(order).astype(np.int32)[numbers]
+        numbers = np.argsort(sequence).astype(np.int32)[numbers]
     else:
         label_sets = np.zeros((len(sets), len(names)), np.bool_)
         for members, number in sets.items():
             label_sets[number, list(members)] = True
-        label_sets = np.ascontiguousarray(label_sets[:, order])
+        label_sets = np.ascontiguousarray(label_sets[:, sequence])
 
     def source(part: int) -> FileSource | None:
         chosen = np.frombuffer(bytes(parts), np.uint8) == part
@@ -141,7 +144,7 @@ def read_list(section: DataSection) -> Listed:
             return None
         part_name = f", split {(section.train_split, section.val_split)[part]}" if is_divided else ""
         return FileSource(
-            Path(root), paths.take(chosen), numbers[chosen], tuple(names[i] for i in order),
+            Path(root), paths.take(chosen), numbers[chosen], tuple(names[i] for i in sequence),
             f"{printable(path)}{part_name}", tuple(notes), label_sets,
         )  # fmt: skip
 
@@ -272,7 +275,7 @@ def _find_columns(path: Path, first: Row, section: DataSection) -> _Columns:
             f"it, two or more other columns must hold 0 or 1, each for a class{why}"
         )
     for name in others:
-        _check_name(name, f"{path} line 1")
+        check_name(name, f"{path} line 1")
     return _Columns("table", tuple(others))
 
 
@@ -331,45 +334,20 @@ def _labels(cells: dict[str, Any], columns: _Columns, where: str) -> Sequence[st
             raise DataError(
                 f"{where}: {column!r} is a list; for several classes an image, set data.labels_column={column}"
             )
-        return [_check_name(value, where)]
+        return [check_name(value, where)]
     if isinstance(value, str):
         value = value.split(BETWEEN) if value.strip() else []
     if not isinstance(value, list):
         raise DataError(f"{where}: {column!r} is {value!r}; it must be a list of classes, which may be empty")
-    names = [_check_name(name, where) for name in value]
+    names = [check_name(name, where) for name in value]
     if len(set(names)) < len(names):
         raise DataError(f"{where}: names a class twice: {BETWEEN.join(names)}")
     return names
 
 
-def _check_name(value: Any, where: str) -> str:
-    """Return the name of a class, without blanks around it."""
-    name = str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else None
-    if not name:
-        raise DataError(f"{where}: has {'an empty label' if name == '' else f'the label {value!r}'}; it must be text")
-    if not name.isprintable():
-        raise DataError(f"{where}: the label {name!r} holds a character that cannot be printed")
-    if BETWEEN in name:
-        raise DataError(
-            f"{where}: the label {name!r} holds {BETWEEN!r}, which stands between classes where an image has several "
-            "(data.labels_column=COLUMN)"
-        )
-    return name
-
-
 def _bit(value: Any) -> int | None:
     text = value.strip() if isinstance(value, str) else value
     return int(text) if text in ("0", "1", 0, 1) and not isinstance(text, float) else None
-
-
-def _is_number(name: str) -> bool:
-    return re.fullmatch(r"0|-?[1-9][0-9]*", name) is not None
-
-
-def _order(names: Sequence[str]) -> NDArray[np.int64]:
-    """Return the classes sorted: whole numbers as such, where all are."""
-    numbers = [int(name) for name in names] if all(map(_is_number, names)) else []
-    return np.array(sorted(range(len(names)), key=(numbers or names).__getitem__), np.int64)
 
 
 def _refuse_twice(path: Path, paths: Paths, hashes: NDArray[np.int64], lines: Sequence[int]) -> None:

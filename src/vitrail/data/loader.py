@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -114,6 +115,7 @@ class ImageLoader(DataLoader[Any]):
             dataset,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=leave_interrupts,
             # its own generator: otherwise each epoch takes a number from the global state, and a resumed run differs
             generator=torch.Generator(),
             **options,
@@ -218,6 +220,11 @@ def default_workers(source: Source) -> int:
     if isinstance(source, PixelSource) and len(source) <= IN_MEMORY_IMAGES:
         return 0  # starting them would take longer than reading
     return max(1, min(MAX_WORKERS, usable_cores() // processes_here()))
+
+
+def leave_interrupts(worker: int) -> None:
+    """Let a loader's worker be ended by the process that it works for, which Ctrl-C is meant for."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def usable_cores() -> int:

@@ -258,7 +258,9 @@ def open_shards(root: Path, known: Manifest | None, pixels: PixelFormat = RGB) -
     if index.pixels != pixels:  # all is to be looked at anew
         unknown = {name: np.zeros_like(getattr(index, name)) for name in ("inspected", "findings")}
         index = replace(index, pixels=pixels, reason=np.full_like(index.reason, -1), **unknown)
-    return replace(index, root=root)
+    first, second = index.called or ("", "")
+    called = (f"{printable(root)}, packed from {first}", f"{printable(root)}, packed from {second}")
+    return replace(index, root=root, called=called if index.called else None)
 
 
 def _decoded(text: str) -> str:

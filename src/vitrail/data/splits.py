@@ -14,6 +14,8 @@ from vitrail.data.sources import Source, few, images_of_classes
 from vitrail.errors import ConfigError, DataError
 
 UNASSIGNED = -1
+NEAR = 0.05
+"""Share of all images by which a division may miss what was asked for before that is said."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,10 @@ def held_out(source: Source, division: Division, parts: NDArray[np.int16]) -> tu
     counts = images_of_classes(source)
     share = f"fold {division.fold} of {division.folds}" if division.folds else f"{division.fraction:.0%} of each class"
     together = f", {division.group_regex} kept together" if division.group_regex else ""
-    note = f"held out {chosen.sum()} of {len(source)} images, {share}{together}, for validation"
+    held = chosen.mean()
+    is_off = abs(held - (1 / division.folds if division.folds else division.fraction)) > NEAR
+    cut = f"; {held:.0%} of all, as groups and single images are not cut" if is_off else ""
+    note = f"held out {chosen.sum()} of {len(source)} images, {share}{together}, for validation{cut}"
     notes = (*source.notes, note)
     single = [source.classes[label] for label in np.flatnonzero(counts == 1)]
     if single and source.label_sets is None:
