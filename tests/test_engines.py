@@ -324,15 +324,16 @@ def test_an_engine_that_is_not_installed_is_named_with_what_to_type(
         open_artifact(weights.with_name(name))
 
 
-def test_openvino_refuses_a_precision_that_the_processor_lacks(weights: Path) -> None:
-    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    if "BF16" not in able:
+@EXPORTER
+def test_openvino_takes_the_precision_that_is_asked_for_or_refuses_it(exported: Path) -> None:
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         with pytest.raises(ConfigError, match="--precision bfloat16: OpenVINO cannot compute so on this CPU"):
-            open_artifact(weights.with_name("small.xml"), precision="bfloat16")
+            open_artifact(exported / "best.xml", precision="bfloat16")
         return
-    network = open_artifact(weights.with_name("small.xml"), precision="bfloat16")
-    images = torch.randn(4, 3, 32, 32)
-    difference = (network(images) - open_artifact(weights.with_name("small.xml"))(images)).abs().max()
+    network = open_artifact(exported / "best.xml", precision="bfloat16")
+    assert ", bfloat16, " in network.about
+    images = torch.randn(4, 3, *network.record.preprocess.size)
+    difference = (network(images) - open_artifact(exported / "best.xml")(images)).abs().max()
     assert 0 < difference < 0.1
 
 

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitrail.models.linear import Linear
 from vitrail.models.registry import gelu
 
 
@@ -38,9 +39,9 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, gelu_kind: Literal["erf", "tanh"]) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc1 = Linear(dim, hidden_dim)
         self.act = gelu(gelu_kind)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc2 = Linear(hidden_dim, dim)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         return self.fc2(self.act(self.fc1(x)))

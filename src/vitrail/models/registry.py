@@ -14,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vitrail.models.linear import Linear
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -242,7 +244,7 @@ def build_head(num_features: int, num_classes: int) -> nn.Module:
     """Build a classifier, initialised as all three papers do."""
     if num_classes == 0:
         return nn.Identity()
-    head = nn.Linear(num_features, num_classes)
+    head = Linear(num_features, num_classes)
     init_linear(head)
     return head
 

@@ -41,6 +41,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from vitrail.models.layers import DropPath, Mlp, drop_path_rates, to_map
+from vitrail.models.linear import Linear
 from vitrail.models.registry import (
     Family,
     FeatureLevel,
@@ -115,15 +116,15 @@ class TokenPerformer(nn.Module):
 
     def __init__(self, dim: int, config: T2TViTConfig) -> None:
         super().__init__()
-        self.kqv = nn.Linear(dim, 3 * TOKEN_DIM)
-        self.proj = nn.Linear(TOKEN_DIM, TOKEN_DIM)
+        self.kqv = Linear(dim, 3 * TOKEN_DIM)
+        self.proj = Linear(TOKEN_DIM, TOKEN_DIM)
         self.dropout = nn.Dropout(PERFORMER_DROPOUT)
         self.norm1 = nn.LayerNorm(dim, config.norm_eps)
         self.norm2 = nn.LayerNorm(TOKEN_DIM, config.norm_eps)
         self.mlp = nn.Sequential(
-            nn.Linear(TOKEN_DIM, TOKEN_DIM),
+            Linear(TOKEN_DIM, TOKEN_DIM),
             gelu(config.gelu),
-            nn.Linear(TOKEN_DIM, TOKEN_DIM),
+            Linear(TOKEN_DIM, TOKEN_DIM),
             nn.Dropout(PERFORMER_DROPOUT),
         )
         self.w = nn.Parameter(torch.empty(NUM_FEATURES, TOKEN_DIM), requires_grad=False)
@@ -171,8 +172,8 @@ class SingleHeadAttention(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.scale = dim**-0.5
-        self.qkv = nn.Linear(dim, 3 * TOKEN_DIM, bias=False)
-        self.proj = nn.Linear(TOKEN_DIM, TOKEN_DIM)
+        self.qkv = Linear(dim, 3 * TOKEN_DIM, bias=False)
+        self.proj = Linear(TOKEN_DIM, TOKEN_DIM)
 
     def forward(self, x: Float[Tensor, "b n i"]) -> Float[Tensor, "b n t"]:
         q, k, v = self.qkv(x).unsqueeze(1).split(TOKEN_DIM, dim=3)  # (b, 1, n, t) each
@@ -203,7 +204,7 @@ class TokensToToken(nn.Module):
         layer = TokenPerformer if config.tokens_type == "performer" else TokenTransformer
         self.attention1 = layer(config.in_channels * 7 * 7, config)
         self.attention2 = layer(TOKEN_DIM * 3 * 3, config)
-        self.project = nn.Linear(TOKEN_DIM * 3 * 3, config.embed_dim)
+        self.project = Linear(TOKEN_DIM * 3 * 3, config.embed_dim)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         h, w = images.shape[-2:]
@@ -218,8 +219,8 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim, bias=False)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
         b, s, d = x.shape

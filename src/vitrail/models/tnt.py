@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from vitrail.models.layers import DropPath, Mlp, drop_path_rates, to_map
+from vitrail.models.linear import Linear
 from vitrail.models.registry import (
     Family,
     FeatureLevel,
@@ -102,9 +103,9 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qk = nn.Linear(dim, 2 * dim, bias=False)
-        self.v = nn.Linear(dim, dim, bias=False)
-        self.proj = nn.Linear(dim, dim)
+        self.qk = Linear(dim, 2 * dim, bias=False)
+        self.v = Linear(dim, dim, bias=False)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         b, n, d = x.shape
@@ -152,7 +153,7 @@ class Block(nn.Module):
         self.inner_mlp = Mlp(e, int(e * config.mlp_ratio), config.gelu)
 
         self.proj_norm1 = nn.LayerNorm(p * e if by_sentence else e, config.norm_eps)
-        self.proj = nn.Linear(p * e, d, bias=not by_sentence)
+        self.proj = Linear(p * e, d, bias=not by_sentence)
         self.proj_norm2 = nn.LayerNorm(d, config.norm_eps) if by_sentence else nn.Identity()
 
         self.outer_norm1 = nn.LayerNorm(d, config.norm_eps)
@@ -191,7 +192,7 @@ class TNT(VisionModel[TNTConfig]):
 
         self.patch_embed = WordEmbed(config)
         self.proj_norm1 = nn.LayerNorm(p * e, config.norm_eps)
-        self.proj = nn.Linear(p * e, d)
+        self.proj = Linear(p * e, d)
         self.proj_norm2 = nn.LayerNorm(d, config.norm_eps)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, d))
         if config.fold == "sentence":

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from vitrail.models.layers import DropPath, Mlp, drop_path_rates, to_map
+from vitrail.models.linear import Linear
 from vitrail.models.registry import (
     Family,
     FeatureLevel,
@@ -111,8 +112,8 @@ class WindowAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int, window_size: int) -> None:
         super().__init__()
         self.num_heads, self.window_size = num_heads, window_size
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Float[Tensor, "b n d"], height: int, width: int) -> Float[Tensor, "b n d"]:
         b, _, d = x.shape
@@ -136,9 +137,9 @@ class ReducedAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int, sr_ratio: int, norm_eps: float) -> None:
         super().__init__()
         self.num_heads, self.sr_ratio = num_heads, sr_ratio
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.q = Linear(dim, dim)
+        self.kv = Linear(dim, 2 * dim)
+        self.proj = Linear(dim, dim)
         if sr_ratio > 1:
             self.sr = nn.Conv2d(dim, dim, kernel_size=sr_ratio, stride=sr_ratio)
             self.norm = nn.LayerNorm(dim, norm_eps)

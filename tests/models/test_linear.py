@@ -1,0 +1,78 @@
+import pytest
+import torch
+from torch import nn
+
+from vitrail.models import create_model, linear
+from vitrail.models.linear import Linear
+
+SHAPES = ((5, 7, 24), (1, 1, 24), (3, 24), (24,), (0, 7, 24), (2, 3, 5, 24))
+
+
+@pytest.fixture
+def convolving(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "convolves", True)
+
+
+def both(layer: Linear, x: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Return output and gradients of our layer and of torch's."""
+    found = []
+    for forward in (layer.forward, super(Linear, layer).forward):
+        given = x.clone().requires_grad_(x.dtype == torch.float32)
+        out = forward(given)
+        layer.zero_grad()
+        if given.requires_grad and given.numel():
+            (out.float() * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum().backward()
+        grads = [p.grad.clone() for p in (given, *layer.parameters()) if p.grad is not None]
+        found.append([out.detach(), *grads])
+    return found[0], found[1]
+
+
+@pytest.mark.usefixtures("convolving")
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_convolution_is_the_linear_layer(shape: tuple[int, ...], threads: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(threads)
+    try:
+        ours, theirs = both(Linear(24, 10, bias=bias), torch.randn(shape))
+    finally:
+        torch.set_num_threads(1)
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.shape == b.shape
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.usefixtures("convolving")
+def test_what_lies_otherwise_in_memory_is_read_right() -> None:
+    layer, x = Linear(24, 10), torch.randn(24, 6, 4).permute(1, 2, 0)
+    assert not x.is_contiguous()
+    assert torch.allclose(layer(x), nn.functional.linear(x, layer.weight, layer.bias), atol=1e-6)
+
+
+@pytest.mark.usefixtures("convolving")
+def test_other_precisions_and_exported_programs_have_the_linear_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = Linear(24, 10), torch.randn(5, 24)
+
+    def refused(*_: object) -> torch.Tensor:
+        raise AssertionError("a convolution")
+
+    program = torch.export.export(layer, (x,))
+    assert any("linear" in str(node.target) for node in program.graph.nodes)
+    assert not any("conv" in str(node.target) for node in program.graph.nodes)
+    monkeypatch.setattr(linear, "conv2d", refused)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    assert layer.to(torch.float64)(x.double()).dtype == torch.float64
+    with pytest.raises(AssertionError, match="a convolution"):
+        Linear(24, 10)(x)
+
+
+@pytest.mark.parametrize(
+    "name", ["tnt_s_patch16_224", "t2t_vit_14", "t2t_vit_t_14", "twins_svt_small", "twins_pcpvt_small"]
+)
+def test_every_linear_layer_of_the_models_is_ours(name: str) -> None:
+    with torch.device("meta"):
+        model = create_model(name)
+    assert {type(layer) for layer in model.modules() if isinstance(layer, nn.Linear)} == {Linear}
