@@ -11,7 +11,7 @@ import vitrail
 
 PACKAGE = Path(vitrail.__file__).parent
 LAYERS = [
-    {"devices", "errors", "wire", "models.linear", "serve.batching", "serve.measures"},
+    {"devices", "errors", "wire", "models.attention", "models.linear", "serve.batching", "serve.measures"},
     {"pixels"},
     {"arrays"},
     {

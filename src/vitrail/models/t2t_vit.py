@@ -38,8 +38,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 
+from vitrail.models.attention import attend
 from vitrail.models.layers import DropPath, Mlp, drop_path_rates, to_map
 from vitrail.models.linear import Linear
 from vitrail.models.registry import (
@@ -177,7 +178,7 @@ class SingleHeadAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n i"]) -> Float[Tensor, "b n t"]:
         q, k, v = self.qkv(x).unsqueeze(1).split(TOKEN_DIM, dim=3)  # (b, 1, n, t) each
-        x = scaled_dot_product_attention(q, k, v, scale=self.scale)
+        x = attend(q, k, v, scale=self.scale)
         return v.squeeze(1) + self.proj(x.squeeze(1))
 
 
@@ -225,7 +226,7 @@ class Attention(nn.Module):
     def forward(self, x: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
         b, s, d = x.shape
         q, k, v = (t.reshape(b, s, self.num_heads, -1).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=2))
-        x = scaled_dot_product_attention(q, k, v)
+        x = attend(q, k, v)
         return self.proj(x.transpose(1, 2).reshape(b, s, d))
 
 

@@ -33,8 +33,9 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 
+from vitrail.models.attention import attend
 from vitrail.models.layers import DropPath, Mlp, drop_path_rates, to_map
 from vitrail.models.linear import Linear
 from vitrail.models.registry import (
@@ -113,7 +114,7 @@ class Attention(nn.Module):
         q, k, v = (
             t.reshape(b, n, self.num_heads, -1).transpose(1, 2) for t in (q, k, self.v(x))
         )  # (b, heads, n, d / heads)
-        x = scaled_dot_product_attention(q, k, v)
+        x = attend(q, k, v)
         return self.proj(x.transpose(1, 2).reshape(b, n, d))
 
 

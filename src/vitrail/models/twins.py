@@ -31,8 +31,9 @@ from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 
+from vitrail.models.attention import attend
 from vitrail.models.layers import DropPath, Mlp, drop_path_rates, to_map
 from vitrail.models.linear import Linear
 from vitrail.models.registry import (
@@ -125,7 +126,7 @@ class WindowAttention(nn.Module):
             t.reshape(-1, g * g, self.num_heads, d // self.num_heads).transpose(1, 2)
             for t in self.qkv(x).chunk(3, dim=2)
         )
-        x = scaled_dot_product_attention(q, k, v)  # (b * rows * columns, heads, g * g, d / heads)
+        x = attend(q, k, v)  # (b * rows * columns, heads, g * g, d / heads)
         x = x.transpose(1, 2).reshape(b, rows, columns, g, g, d).transpose(2, 3)
         x = x.reshape(b, rows * g, columns * g, d)[:, :height, :width]
         return self.proj(x.reshape(b, height * width, d))
@@ -152,7 +153,7 @@ class ReducedAttention(nn.Module):
         k, v = (
             t.reshape(b, -1, self.num_heads, d // self.num_heads).transpose(1, 2) for t in self.kv(x).chunk(2, dim=2)
         )
-        x = scaled_dot_product_attention(q, k, v)
+        x = attend(q, k, v)
         return self.proj(x.transpose(1, 2).reshape(b, n, d))
 
 
