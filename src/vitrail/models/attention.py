@@ -28,14 +28,14 @@ def attend(
         and not torch.compiler.is_exporting()
         and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
     )
-    scale = d**-0.5 if scale is None else scale
+    factor = d**-0.5 if scale is None else scale
     if may_differ and d < NARROW and q.dtype in (torch.float32, torch.bfloat16):
         with torch.autocast("cpu", enabled=False):
-            return _unfused(q.float(), k.float(), v.float(), scale).to(q.dtype)
+            return _unfused(q.float(), k.float(), v.float(), factor).to(q.dtype)
     if may_differ and q.dtype == torch.bfloat16:
-        return _unfused(q, k, v, scale)
+        return _unfused(q, k, v, factor)
     return scaled_dot_product_attention(q, k, v, scale=scale)
 
 
-def _unfused(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    return ((q * scale) @ k.transpose(-2, -1)).softmax(-1) @ v
+def _unfused(q: Tensor, k: Tensor, v: Tensor, factor: float) -> Tensor:
+    return ((q * factor) @ k.transpose(-2, -1)).softmax(-1) @ v
