@@ -1,17 +1,19 @@
 """The official formulation of T2T-ViT with a performer, restated over the weights of one of ours.
 
-It has im2col instead of views, an attention that materialises its matrix, and a performer in whatever precision is
-asked for.
+It has im2col instead of views, an attention that materialises its matrix, a performer in whatever precision is asked
+for, and PyTorch's linear layers.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import unfold
 
+from vitrail.models.linear import Linear
 from vitrail.models.t2t_vit import Attention, Block, T2TViT, TokenPerformer
 
 
@@ -20,7 +22,10 @@ class OfficialT2TViT(nn.Module):
 
     def __init__(self, model: T2TViT) -> None:
         super().__init__()
-        self.model = model
+        self.model = copy.deepcopy(model)
+        for layer in self.model.modules():
+            if isinstance(layer, Linear):
+                layer.__class__ = nn.Linear
 
     def performer(self, layer: TokenPerformer, x: Tensor) -> Tensor:
         k, q, v = layer.kqv(layer.norm1(x)).split(64, dim=2)

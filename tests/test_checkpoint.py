@@ -201,6 +201,18 @@ def test_other_files_are_refused(content: bytes, message: str, tmp_path: Path) -
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("ending", [".onnx", ".bin"])
+def test_exported_files_are_sent_where_they_are_read(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"model{ending}"
+    path.write_bytes(b"\x08\x0a" + bytes(100))
+    with pytest.raises(CheckpointError) as caught:
+        load_model(path)
+    assert str(caught.value) == (
+        f"{path}: is no weight file; readable are safetensors, PyTorch's .pth and MindSpore's .ckpt; evaluate, predict, "
+        "bench and serve take exported files, an OpenVINO model by the name of its .xml"
+    )
+
+
 def test_safetensors_that_begin_as_a_pickle_does_are_safetensors(tmp_path: Path) -> None:
     path = tmp_path / "best.safetensors"
     lengths = []

@@ -51,6 +51,8 @@ COUNTERS = {
 }
 """Numbers that MindSpore's training keeps beside the weights."""
 
+EXPORTED = (".onnx", ".xml", ".bin")
+"""Endings of files that hold a program, or half of one."""
 _NUMPY = [np.dtype, np.ndarray, *{type(np.dtype(kind)) for kind in "?bhilqBHILQefd"}]
 _NUMPY_NAMES = {
     f"numpy.{core}.multiarray.{name}": made
@@ -109,8 +111,10 @@ def open_weights(given: Path | str) -> WeightFile:
     elif head[:1] == b"\x0a" or int.from_bytes(head[:4], "little") in CIPHERS:
         kind, content = "MindSpore", read_ckpt(path)
     else:
+        taken = "; evaluate, predict, bench and serve take exported files, an OpenVINO model by the name of its .xml"
         raise CheckpointError(
             f"{path}: is no weight file; readable are safetensors, PyTorch's .pth and MindSpore's .ckpt"
+            f"{taken * (path.suffix in EXPORTED)}"
         )
     return _sort_out(path, kind, content, config, metadata)
 
