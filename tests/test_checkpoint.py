@@ -208,8 +208,8 @@ def test_exported_files_are_sent_where_they_are_read(ending: str, tmp_path: Path
     with pytest.raises(CheckpointError) as caught:
         load_model(path)
     assert str(caught.value) == (
-        f"{path}: is no weight file; readable are safetensors, PyTorch's .pth and MindSpore's .ckpt; evaluate, predict, "
-        "bench and serve take exported files, an OpenVINO model by the name of its .xml"
+        f"{path}: is no weight file; readable are safetensors, PyTorch's .pth and MindSpore's .ckpt; evaluate, "
+        "predict, bench and serve take exported files, an OpenVINO model by the name of its .xml"
     )
 
 
