@@ -3,7 +3,8 @@
     uv run python benchmarks/export.py [MODEL ...] [--formats onnx --formats openvino ...] [--images FOLDER]
 
 Weights are random, so spread that nothing hides in them, as trained ones would have to be fetched. The table
-says what works, how far logits are off PyTorch's, and what both take in the same process, in alternating rounds.
+says what works, how far logits are off PyTorch's, and what both take in the same process, in alternating rounds. A table
+of some formats is a page of its own.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def main(*names: str, formats: tuple[FormatName, ...] = FORMATS, images: Path | 
         "milliseconds a batch: the file's / those of PyTorch in float32, medians of 5 rounds in one process",
     ]
     header = [f"| {' | '.join(columns)} |", f"|-|-|-{'|-:' * (len(columns) - 3)}|"]
-    publish("export", "Exported files beside PyTorch", notes, [*header, *rows])
+    some = [] if formats == FORMATS else formats
+    publish("_".join(["export", *some]), "Exported files beside PyTorch", notes, [*header, *rows])
 
 
 if __name__ == "__main__":
