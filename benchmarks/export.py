@@ -3,8 +3,8 @@
     uv run python benchmarks/export.py [MODEL ...] [--formats onnx --formats openvino ...] [--images FOLDER]
 
 Weights are random, so spread that nothing hides in them, as trained ones would have to be fetched. The table
-says what works, how far logits are off PyTorch's, and what both take in the same process, in alternating rounds. A table
-of some formats is a page of its own.
+says what works, how far logits are off PyTorch's, and what both take in the same process, in alternating rounds. A
+table of some formats is a page of its own.
 """
 
 from __future__ import annotations
