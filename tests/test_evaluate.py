@@ -214,12 +214,25 @@ def test_images_that_were_trained_on_are_told(folded: Path, settings: list[str],
     source, _ = open_split(asked.data, asked.evaluate.split)
     both = len(set(source.identities()) & set(trained.identities()))
     told = (
-        f"{source.description}: {both} of its {len(source)} images were trained on, by name and size, and count as if "
-        "they were new; to leave them out, divide as in training"
+        f"{source.description}: {both} of its {len(source)} images were trained on, by name and content, and count as "
+        "if they were new; to leave them out, divide as in training"
     )
     assert display.warnings == ([told] if n else [])
     assert (both > 0) == (n > 0) or asked.evaluate.split == "train"
     assert (both == len(trained)) == (n == 2) or asked.evaluate.split == "train"
+
+
+def test_trained_images_are_told_where_nothing_was_divided(image_folder: Path, tmp_path: Path) -> None:
+    settings = [f"data.root={image_folder}", "train.epochs=1", f"output.root={tmp_path / 'runs'}"]
+    path = train(resolve(TrainConfig, [read_yaml(TINY), command_line(settings)]).config).folder / "best.safetensors"
+    display = Notebook()
+    evaluate(path, layers(image_folder / "train", "evaluate.split=all"), display=display)
+    (told,) = display.warnings
+    assert told.startswith(f"{image_folder / 'train'}: 24 of its 24 images were trained on, by name and content, and")
+    evaluate(path, layers(image_folder), display=display)
+    evaluate(path, layers(image_folder / "val", "evaluate.split=all"), display=display)
+    evaluate(path, layers(image_folder, "evaluate.split=train"), display=display)
+    assert display.warnings == [told]
 
 
 def test_other_images_of_the_same_names_are_not_taken_for_trained_ones(folded: Path, image_folder: Path) -> None:

@@ -486,7 +486,7 @@ TWICE = {"image": datasets.Image(), "mask": datasets.Image(), "label": NUMBER, "
             lambda row: {"image": row["image"], "text": "t"},
             {},
             r"^hf:\S+: no column can be told to hold labels; set data\.label_column \(one class an image\) or "
-            r"data\.labels_column \(lists of them\); its columns: image \(Image\), text",
+            r"data\.labels_column \(lists of them\), of text or whole numbers; its columns: image \(Image\), text",
         ),
         (
             {"image": datasets.Image(), "tags": datasets.List(STRING)},

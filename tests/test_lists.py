@@ -449,6 +449,22 @@ def test_what_pack_names_next_fits_the_shards_of_a_list(
     assert data.val.description == f"{shards}, packed from {image_folder / 'labels.csv'}, split val"
 
 
+def test_what_is_named_next_fits_several_classes_an_image(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    images = sorted(image_folder.rglob("*.jpg"))
+    rows = [[str(path.relative_to(image_folder)), f"{path.parts[-2]}|all", path.parts[-3]] for path in images]
+    with (image_folder / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "labels", "split"), *rows])
+    listed = f"data.list={image_folder / 'labels.csv'}"
+    for verb in ("pack", "check-data"):
+        with pytest.raises(SystemExit) as caught:
+            main([verb, listed, "data.workers=0", "--output", str(tmp_path / verb)])
+        assert caught.value.code == 0
+        line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("next: "))
+        assert line.endswith(" data.workers=0 augment.label_smoothing=0")
+
+
 # Division of images with several classes
 
 

@@ -23,9 +23,11 @@ from vitrail.data.inspection import FORMATS, Finding, inspect, picture_hash
 from vitrail.data.likeness import equal_groups, near_pairs
 from vitrail.data.manifest import Manifest, cache_file, load_manifest
 from vitrail.data.paths import Paths
+from vitrail.data.shards import INDEX
 from vitrail.decoding import UnreadableImage, decode
 from vitrail.display import Quiet
 from vitrail.errors import ConfigError, DataError
+from vitrail.pack import pack
 from vitrail.transforms import Preprocess
 
 SIZE = Preprocess(size=(32, 32), crop=1.0)
@@ -341,6 +343,42 @@ def test_the_manifest_of_other_images_is_not_replaced(root: Path, tmp_path: Path
     assert checked(moved, manifest=str(file)).root == moved
 
 
+def test_the_index_of_shards_is_not_written_over(root: Path, tmp_path: Path) -> None:
+    index = pack(DataSection(root=str(root), workers=0), tmp_path / "shards", 10**6, Quiet()).folder / INDEX
+    before = index.read_bytes()
+    with pytest.raises(DataError) as caught:
+        checked(root, manifest=str(index))
+    assert str(caught.value) == (
+        f"data.manifest {index}: is the index of shards, which nothing else can stand in; name another file, or read "
+        f"the shards with data.root={index.parent}"
+    )
+    assert index.read_bytes() == before
+    with pytest.raises(ConfigError, match=r"so that nothing is divided; pack the training folder alone to divide the"):
+        open_data(DataSection(root=str(index.parent), folds=3))
+
+
+def test_what_does_not_divide_is_shared_out_over_the_folds(tmp_path: Path) -> None:
+    root = flat(tmp_path / "set", *[f"{c}/{i}.png" for c in "abc" for i in range(7)])
+    assert [len(held(root, folds=3, fold=fold)) for fold in range(3)] == [7, 7, 7]
+    with pytest.raises(DataError) as caught:
+        held(root, folds=13, fold=12)
+    assert str(caught.value) == (
+        f"{root}: fold 12 of 13 has none of the 21 images; lower data.folds, or let data.group_regex find more groups"
+    )
+
+
+def test_quarantined_images_are_left_out_of_all_and_no_error_of_the_check(tmp_path: Path) -> None:
+    root = flat(tmp_path / "set", *[f"{c}/{i}.png" for c in "ab" for i in range(6)])
+    (root / "a" / "1.png").write_bytes(b"")
+    manifest = checked(root)
+    source, notes = open_split(DataSection(root=str(root), bad_files="quarantine"), "all")
+    assert len(source) == 11
+    assert notes[-1] == f"{root}: 1 images that cannot be read are left out, the first is a/1.png"
+    found = find_problems(manifest, validated_with(manifest, 0), SIZE, quarantine=True)
+    assert not found.has_errors
+    assert ("note", "they are left out") in [(problem.severity, problem.advice) for problem in found.problems]
+
+
 def test_folds_are_disjoint_and_equal(tmp_path: Path) -> None:
     names = [f"{c}/{i}.png" for c in "abc" for i in range(10)]
     root = flat(tmp_path / "set", *names)
@@ -353,7 +391,11 @@ def test_folds_are_disjoint_and_equal(tmp_path: Path) -> None:
     ("regex", "message"),
     [
         ("(", "data.group_regex '(': is no regular expression (missing ), unterminated subpattern at position 0)"),
-        ("q", "data.group_regex 'q': does not fit {}/a/0.png; it must find the group in every name below data.root"),
+        (
+            "q",
+            "data.group_regex 'q': does not fit {}/a/0.png; it must find the group in every name below data.root; "
+            "data.group_regex=null drops it",
+        ),
     ],
 )
 def test_a_regex_that_does_not_fit_is_refused(regex: str, message: str, tmp_path: Path) -> None:

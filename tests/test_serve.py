@@ -234,6 +234,12 @@ def test_what_is_not_there_is_answered_in_json(server: Server, method: str, path
     assert len(headers["x-request-id"]) == 16
 
 
+@pytest.mark.parametrize("path", ["/", "/health", "/ready", "/metrics"])
+def test_monitors_that_ask_for_the_head_alone_get_it(server: Server, path: str) -> None:
+    with server.connect(f"HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()) as connection:
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+
+
 def test_what_is_no_http_ends_its_connection_only(server: Server) -> None:
     for text in (b"\x16\x03\x01\x02\x00nonsense\r\n\r\n", b"GET /" + b"a" * 70_000, b"POST /predict HTTP/1.1\r\n\r\n"):
         with server.connect(text) as connection:

@@ -71,7 +71,8 @@ def check_data(config: CheckConfig, output: Path, display: Display) -> Checked:
             structure = (*structure, *packed.verify(manifest.root, display.advance))
             display.end()
         held_out = validated_with(manifest, config.data.fold)
-        findings = find_problems(manifest, held_out, preprocess, structure)
+        quarantine = config.data.bad_files == "quarantine"
+        findings = find_problems(manifest, held_out, preprocess, structure, quarantine=quarantine)
         findings.statistics["pixels"] = measure(manifest, held_out)
         about = {"root": str(manifest.root), "manifest": manifest.hash, **findings.to_dict(manifest)}
         where = config.data.list or str(manifest.root)

@@ -21,6 +21,7 @@ from vitrail.tables import show_quantized, show_sweep, show_table, show_training
 
 if TYPE_CHECKING:
     from vitrail.check_data import Checked
+    from vitrail.data.manifest import Manifest
     from vitrail.display import Terminal
     from vitrail.projects import Say
 
@@ -485,7 +486,8 @@ def quantize(
             f"{len(result.trials[-1].kept)} of {result.layers} layers in float, and {max_drop:g} "
             "are allowed; use float, or allow more with --max-drop"
         )
-    print(f"next: {command('evaluate', result.path, '--against', checkpoint)}")
+    data = [text for text in settings if text.startswith(("data.", "evaluate."))]
+    print(f"next: {command('evaluate', result.path, *data, '--against', checkpoint)}")
     return 0
 
 
@@ -750,8 +752,14 @@ def check_data(
     if found.has_errors:
         print("mend what is wrong first")
     else:
-        print(f"next: {command('train', 'tnt_s_imagenet', *settings, *_for_numbers(checked))}")
+        fitted = [*_for_labels(checked.manifest), *_for_numbers(checked)]
+        print(f"next: {command('train', 'tnt_s_imagenet', *settings, *fitted)}")
     return int(found.has_errors)
+
+
+def _for_labels(manifest: Manifest) -> list[str]:
+    """Return what a recipe for one class an image needs beside it where an image has any number."""
+    return [] if manifest.label_sets is None else ["augment.label_smoothing=0"]
 
 
 def _for_numbers(checked: Checked) -> list[str]:
@@ -848,7 +856,7 @@ def pack(
         f"{' (replaced)' if done.replaced else ''}"
     )
     here = _with_root(settings, done.folder, OF_LISTS if config.data.list is not None else ())
-    print(f"next: {command('train', 'tnt_s_imagenet', *here)}")
+    print(f"next: {command('train', 'tnt_s_imagenet', *here, *_for_labels(done.manifest))}")
     print(f"      {command('check-data', *here)}  # also verifies the shards")
     return 0
 

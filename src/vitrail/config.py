@@ -130,8 +130,10 @@ class DataSection:
         """Say what is wrong, each as one clause."""
         found = _in_range(self, workers=(0, None), folds=(2, 32767), channels=(1, 1000), shuffle_buffer=(1, 2**31))
         found += _above_zero(self, "cache_gb")
-        if not 0 <= self.fold < (self.folds or 1):
-            found.append(f"fold is {self.fold}; it must be from 0 to below folds, which is {self.folds or 1}")
+        if self.folds is None and self.fold:
+            found.append(f"fold is {self.fold}; it goes with folds, which is not set")
+        elif not 0 <= self.fold < (self.folds or 1):
+            found.append(f"fold is {self.fold}; it must be from 0 to below folds, which is {self.folds}")
         if not 0 < self.val_fraction < 1:
             found.append(f"val_fraction is {self.val_fraction}; it must be above 0 and below 1")
         if not (self.name or "").startswith("hf:"):

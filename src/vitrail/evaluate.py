@@ -465,7 +465,7 @@ def seen_before(record: Record, config: EvaluateConfig, source: Source) -> str:
         if n:
             return (
                 f"{source.description}: {'' if is_exact else 'about '}{n:,} of its {len(source):,} images were trained "
-                "on, by name and size, and count as if they were new; to leave them out, divide as in training"
+                "on, by name and content, and count as if they were new; to leave them out, divide as in training"
             )
     named = record.recipe.get("data", {})
     same = all(named.get(name) == value for name, value in to_dict(config.data).items() if name not in HOW_READ)

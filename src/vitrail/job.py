@@ -155,17 +155,19 @@ def build_job(
     job = Job(
         config=config, accelerator=accelerator, precision=precision, display=display, stop=stop, data=data,
         model_name=model_name, preprocess=preprocess, sampler=sampler, loader=loader, val_loader=val_loader,
-        known_by=known_by(data), training_counts=counts,
+        known_by=known_by(data, accelerator.is_main_process), training_counts=counts,
         objective=build_objective(config, data.train, counts, accelerator.device),
         rate=build_schedule(config, sampler.steps),
     )  # fmt: skip
     return job, model
 
 
-def known_by(data: Data) -> dict[str, Any]:
-    """Return what an evaluation knows the images by; where they were divided, each by itself."""
+def known_by(data: Data, is_main_process: bool) -> dict[str, Any]:
+    """Return what an evaluation knows the images by, as sets and, in the process that writes it, each by itself."""
     known = {"images": {"train": fingerprint(data.train), "val": fingerprint(data.val)}}
-    return {**known, "sketch": sketch(data.train)} if data.is_divided else known
+    if not is_main_process or groups_of(data.train) is not None:  # of which each image would take much to read
+        return known
+    return {**known, "sketch": sketch(data.train)}
 
 
 def tell_statistics(config: TrainConfig, preprocess: Preprocess, display: Display) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitrail.config import DataSection
 from vitrail.data.folders import find_splits, list_folder, note_hidden, scan, visible_folders
@@ -66,7 +67,7 @@ def open_data(section: DataSection, look: Look | None = None) -> Data:
     """
     data = _open(section, look)
     if not data.is_divided:
-        _refuse_division(section, data.val.description)
+        _refuse_division(section, data.val.description, data.manifest is not None and data.manifest.packed is not None)
     return data
 
 
@@ -95,7 +96,7 @@ def open_manifest(section: DataSection, look: Look | None = None) -> tuple[Manif
     """
     manifest, problems = _listed(section, look)
     if (manifest.part == VAL).any():
-        _refuse_division(section, manifest.source(VAL).description)
+        _refuse_division(section, manifest.source(VAL).description, manifest.packed is not None)
     return manifest, problems
 
 
@@ -122,11 +123,8 @@ def _listed(section: DataSection, look: Look | None = None) -> tuple[Manifest, t
         known = None  # what the cache had is found again
     if listing is not None:
         manifest, problems = list_images(listing, known, _pixels(section)), listing.problems
-        if file is not None and known is not None and (known.places(manifest) < 0).all():
-            raise DataError(
-                f"data.manifest {file}: lists {len(known):,} images of {printable(known.root)}, none of which is in "
-                f"{printable(listed)}; name another file for these, or delete it"
-            )
+        if file is not None and known is not None:
+            _refuse_other(file, known, manifest, listed)
     else:
         manifest, problems = open_shards(listed, known, _pixels(section)), ()
         _check_packed(section, manifest)
@@ -138,6 +136,24 @@ def _listed(section: DataSection, look: Look | None = None) -> tuple[Manifest, t
         if is_new and (look is None or manifest.inspected.all()):  # otherwise it is kept with what is read
             manifest = _keep(manifest, place)
     return (look(manifest, place) if look is not None else manifest), problems
+
+
+def _refuse_other(file: Path, known: Manifest, manifest: Manifest, listed: Path) -> None:
+    """Refuse to write the images that are listed into a manifest of others."""
+    if known.packed is not None:
+        raise DataError(
+            f"data.manifest {file}: is the index of shards, which nothing else can stand in; name another file, or "
+            f"read the shards with data.root={printable(file.parent)}"
+        )
+    there = known.places(manifest)
+    same = there >= 0
+    if known.root != manifest.root:
+        same[same] = known.bytes[there[same]] == manifest.bytes[same]
+    if not same.any():
+        raise DataError(
+            f"data.manifest {file}: lists {len(known):,} images of {printable(known.root)}, none of which is in "
+            f"{printable(listed)}; name another file for these, or delete it"
+        )
 
 
 def _as_written(file: Path, pixels: PixelFormat) -> Manifest:
@@ -214,13 +230,14 @@ def _open_split(section: DataSection, split: Literal["train", "val", "all"]) -> 
             raise DataError(
                 f"data.root {root}: has no {section.train_split}/; its folders: {few(visible_folders(root))}"
             )
-    elif split == "all" and root is not None and section.bad_files != "quarantine":
+    elif split == "all":
         manifest, _ = _listed(section)
         if (manifest.part == VAL).any():
-            raise ConfigError(f"evaluate.split all: {root} is divided into splits; choose train or val")
-        return manifest.source(TRAIN), False
-    elif split == "all":
-        raise ConfigError("evaluate.split all: goes with data.root or data.list, not with data.bad_files=quarantine")
+            raise ConfigError(
+                f"evaluate.split all: {section.list or manifest.root} is divided into splits; choose train or val"
+            )
+        source = manifest.source(TRAIN)
+        return _readable(manifest, source) if section.bad_files == "quarantine" else source, False
     data = _open(section)
     return data.train if split == "train" else data.val, data.is_divided
 
@@ -254,15 +271,20 @@ def _parts(manifest: Manifest, division: Division, quarantine: bool) -> tuple[So
         parts = [(train, manifest.fold != division.fold), (val, manifest.fold == division.fold)]
     if not quarantine:
         return parts[0][0], parts[1][0]
-    kept = []
-    for source, chosen in parts:
-        bad = manifest.unreadable[chosen]
-        if bad.all():
-            raise DataError(f"{source.description}: none of its {len(source)} images can be read")
-        first = manifest.name(int(np.flatnonzero(chosen)[np.argmax(bad)]))
-        note = f"{source.description}: {bad.sum()} images that cannot be read are left out, the first is {first}"
-        kept.append(source.take(~bad, source.description, (*source.notes, *([note] if bad.any() else []))))
-    return kept[0], kept[1]
+    return _readable(manifest, *parts[0]), _readable(manifest, *parts[1])
+
+
+def _readable(manifest: Manifest, source: Source, chosen: NDArray[np.bool_] | None = None) -> Source:
+    """Return a part of a manifest's images, all by default, less those that cannot be read."""
+    indices = np.arange(len(manifest)) if chosen is None else np.flatnonzero(chosen)
+    bad = manifest.unreadable[indices]
+    if bad.all():
+        raise DataError(f"{source.description}: none of its {len(source)} images can be read")
+    note = (
+        f"{source.description}: {bad.sum()} images that cannot be read are left out, the first is "
+        f"{manifest.name(int(indices[np.argmax(bad)]))}"
+    )
+    return source.take(~bad, source.description, (*source.notes, *([note] if bad.any() else [])))
 
 
 def _dividing(section: DataSection) -> list[str]:
@@ -272,12 +294,13 @@ def _dividing(section: DataSection) -> list[str]:
     return [f"data.{name}={value}" for name, value in given.items() if value != getattr(usual, name)]
 
 
-def _refuse_division(section: DataSection, val: str) -> None:
+def _refuse_division(section: DataSection, val: str, is_packed: bool) -> None:
     """Refuse to divide images that have a part to validate with."""
     if given := _dividing(section):
+        how = "pack the training folder alone" if is_packed else "set data.val_split=null"
         raise ConfigError(
-            f"{' '.join(given)}: there is a part to validate with, {val}, so that nothing is divided; set "
-            "data.val_split=null to divide the training images, or drop it"
+            f"{' '.join(given)}: there is a part to validate with, {val}, so that nothing is divided; {how} to divide "
+            "the training images, or drop it"
         )
 
 
@@ -290,6 +313,8 @@ def _check_packed(section: DataSection, manifest: Manifest) -> None:
     train, val = manifest.folders
     for key, folder in (("train_split", train), ("val_split", val if (manifest.part == VAL).any() else "")):
         given = getattr(section, key)
+        if key == "train_split" and not folder:
+            continue  # as where class folders lie at the top
         if given not in (folder, folder or None, getattr(DataSection, key)):
             raise ConfigError(
                 f"data.{key} is {given or 'null'}, and the shards of {manifest.root} were packed "

@@ -49,6 +49,8 @@ def find_columns(
             if not any(is_kind(given, features[given]) for is_kind in kinds):
                 several = setting == "label_column" and item_type(features[given]) is not None
                 hint = f"for several classes an image, set data.labels_column={given}; " if several else ""
+                if setting != "image_column" and not several:
+                    hint = "labels are text or whole numbers; "
                 raise ConfigError(
                     f"data.{setting} {given!r}: {where} has no {what} there; {hint}its columns: {columns}"
                 )
@@ -62,10 +64,10 @@ def find_columns(
                     f"{where}: {' and '.join(found)} could all be the column of {what}; set data.{setting} to one of "
                     f"them; its columns: {columns}"
                 )
-        set_one = f"data.{setting}"
+        advice = f"set data.{setting}"
         if setting == "label_column":
-            set_one += " (one class an image) or data.labels_column (lists of them)"
-        raise ConfigError(f"{where}: no column can be told to hold {what}; set {set_one}; its columns: {columns}")
+            advice += " (one class an image) or data.labels_column (lists of them), of text or whole numbers"
+        raise ConfigError(f"{where}: no column can be told to hold {what}; {advice}; its columns: {columns}")
 
     images = [
         lambda _, feature: _type(feature) == "Image",

@@ -87,6 +87,7 @@ def find_problems(
     structure: Sequence[str] = (),
     *,
     near: bool = True,
+    quarantine: bool = False,
 ) -> Findings:
     """Look for what is wrong with a set of images.
 
@@ -96,9 +97,10 @@ def find_problems(
         preprocess: How they are to be read.
         structure: What is wrong with the folders.
         near: Also look for versions of one picture, which takes minutes for millions.
+        quarantine: Whether the unreadable ones are left out.
     """
     problems = [Problem("error", text.split(": ", 1)[-1], "", count=1) for text in structure]
-    problems += _unreadable(manifest)
+    problems += _unreadable(manifest, quarantine)
     problems += _duplicates(manifest, held_out, near)
     problems += _classes(manifest, held_out)
     problems += _shapes(manifest, preprocess)
@@ -121,7 +123,7 @@ def alarms(manifest: Manifest, held_out: NDArray[np.bool_], quarantine: bool = F
         held_out: Which of them are not trained on.
         quarantine: Whether the unreadable ones are left out.
     """
-    found = [*(() if quarantine else _unreadable(manifest)), *_duplicates(manifest, held_out, near=False)]
+    found = [*_unreadable(manifest, quarantine), *_duplicates(manifest, held_out, near=False)]
     return [problem for problem in found if problem.severity == "error"]
 
 
@@ -146,13 +148,15 @@ def _of_images(severity: Severity, what: str, advice: str, chosen: NDArray[np.in
     )
 
 
-def _unreadable(manifest: Manifest) -> Iterator[Problem]:
+def _unreadable(manifest: Manifest, quarantine: bool) -> Iterator[Problem]:
     bad = manifest.unreadable
     advice = "repair or remove them; training reads past and counts them, data.bad_files=quarantine leaves them out"
+    if quarantine:
+        advice = "they are left out"
     for number, reason in enumerate(manifest.reasons):
         chosen = np.flatnonzero(bad & (manifest.reason == number))
         if len(chosen):
-            yield _of_images("error", f"cannot be read: {reason}", advice, chosen)
+            yield _of_images("note" if quarantine else "error", f"cannot be read: {reason}", advice, chosen)
 
 
 def _duplicates(manifest: Manifest, held_out: NDArray[np.bool_], near: bool) -> Iterator[Problem]:

@@ -122,7 +122,8 @@ def open_hf(section: DataSection, needs_train: bool = True) -> tuple[RowSource |
         if section.root is not None:
             notes += (f"data.root {section.root}: is not looked at, as data.name is {where}",)
         if are_numbers(feature):
-            notes += (f"{where}: the labels are numbers without names; the classes are called {few(classes)}",)
+            names = ", ".join(classes[:3]) + (f" and {len(classes) - 3} more" if len(classes) > 3 else "")
+            notes += (f"{where}: the labels are numbers without names; the classes are called {names}",)
 
         def source(split: str | None) -> RowSource | None:
             if split is None:

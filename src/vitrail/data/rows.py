@@ -79,10 +79,6 @@ class RowSource:
             return iter(self.paths)
         return (b"%s#%d" % (path, row) for path, row in zip(self.paths, self.rows.tolist(), strict=True))
 
-    def size(self, index: int) -> int:
-        """A row's image is no file, and would have to be read."""
-        return 0
-
     def take(self, chosen: NDArray[np.bool_], description: str, notes: tuple[str, ...]) -> RowSource:
         """Return a part of the images."""
         return replace(

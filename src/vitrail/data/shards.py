@@ -134,10 +134,6 @@ class ShardSource(FileSource):
         """Read a file."""
         return self.places.read(self.root, index)
 
-    def size(self, index: int) -> int:
-        """Return the bytes of a file."""
-        return int(self.places.bytes[index])
-
     def take(self, chosen: NDArray[np.bool_], description: str, notes: tuple[str, ...]) -> Self:
         """Return a part of the files."""
         return replace(super().take(chosen, description, notes), places=self.places.take(chosen))

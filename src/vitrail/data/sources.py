@@ -64,10 +64,6 @@ class Source(Protocol):
         """Yield what tells the images apart wherever the set lies, to divide it by."""
         ...
 
-    def size(self, index: int) -> int:
-        """Return the bytes of an image's file, 0 where it has none or none is there."""
-        ...
-
     def take(self, chosen: NDArray[np.bool_], description: str, notes: tuple[str, ...]) -> Source:
         """Return a part of the images."""
         ...
@@ -113,13 +109,6 @@ class FileSource:
         """Yield the relative paths."""
         return iter(self.paths)
 
-    def size(self, index: int) -> int:
-        """Return the bytes of a file, 0 where it is not there."""
-        try:
-            return self.path(index).stat().st_size
-        except OSError:
-            return 0
-
     def take(self, chosen: NDArray[np.bool_], description: str, notes: tuple[str, ...]) -> Self:
         """Return a part of the files."""
         return replace(
@@ -162,10 +151,6 @@ class PixelSource:
     def identities(self) -> Iterator[bytes]:
         """Yield the names."""
         return (name.encode() for name in self.names.tolist())
-
-    def size(self, index: int) -> int:
-        """There are no files."""
-        return 0
 
     def take(self, chosen: NDArray[np.bool_], description: str, notes: tuple[str, ...]) -> PixelSource:
         """Return a part of the images."""

@@ -37,11 +37,12 @@ class Division:
         how = f"folds={self.folds}" if self.folds else f"val_fraction={self.fraction}"
         return how + (f" group_regex={self.group_regex}" if self.group_regex else "")
 
-    def targets(self, count: int) -> list[int]:
+    def targets(self, count: int, label: int) -> list[int]:
         """Return how many of a class's images each part is to hold."""
         if self.folds:
-            ends = [count * (part + 1) // self.folds for part in range(self.folds)]
-            return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+            each, rest = divmod(count, self.folds)
+            # the rest begins in another fold for each class, or the last would hold that of all
+            return [each + ((part - label) % self.folds < rest) for part in range(self.folds)]
         held_out = min(max(round(count * self.fraction), 1), count - 1)
         return [held_out, count - held_out]
 
@@ -61,7 +62,7 @@ def divide(source: Source, division: Division, fixed: NDArray[np.int16] | None =
     units = _units(source, division)
     labels = _strata(source)
     counts = np.bincount(labels, minlength=len(source.classes))
-    need = [division.targets(int(count)) for count in counts]
+    need = [division.targets(int(count), label) for label, count in enumerate(counts)]
     parts = np.full(len(source), UNASSIGNED, np.int16) if fixed is None else fixed.copy()
     for label, part in zip(labels[parts >= 0].tolist(), parts[parts >= 0].tolist(), strict=True):
         need[label][part] -= 1
@@ -74,6 +75,11 @@ def divide(source: Source, division: Division, fixed: NDArray[np.int16] | None =
         for index in new:
             parts[index] = part
             need[plain[index]][part] -= 1
+    if division.folds and not (parts == division.fold).any():
+        raise DataError(
+            f"{source.description}: fold {division.fold} of {division.folds} has none of the {len(source)} images; "
+            "lower data.folds, or let data.group_regex find more groups"
+        )
     if not (parts == division.fold).any() or (parts == division.fold).all():
         raise DataError(
             f"{source.description}: {len(source)} images of {len(source.classes)} classes are too few to hold some out "
@@ -120,7 +126,7 @@ def _units(source: Source, division: Division) -> dict[bytes, list[int]]:
             if found is None:
                 raise ConfigError(
                     f"data.group_regex {division.group_regex!r}: does not fit {source.name(index)}; it must find the "
-                    "group in every name below data.root"
+                    "group in every name below data.root; data.group_regex=null drops it"
                 )
             unit = b"\0".join(found.groups(b"")) if found.groups() else found.group()
         units.setdefault(unit, []).append(index)

@@ -234,6 +234,7 @@ def build_app(served: Served, serving: Serving) -> Any:
         response.headers["Cache-Control"] = "no-store"
         return Results(model=network.record.model, results=found, ms=round(1000 * (time.perf_counter() - began), 3))
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", responses={503: {"model": State}})
     async def health(response: Response) -> State:
         """Say whether the engine works; if it does not, the process is to be started anew."""
@@ -242,6 +243,7 @@ def build_app(served: Served, serving: Serving) -> Any:
             return State(status="the engine failed" if batcher.has_failed else "the engine does not answer")
         return State(status="ok")
 
+    @app.head("/ready", include_in_schema=False)
     @app.get("/ready", responses={503: {"model": State}})
     async def ready(response: Response) -> State:
         """Say whether more images are welcome."""
@@ -250,6 +252,7 @@ def build_app(served: Served, serving: Serving) -> Any:
             return State(status="too many images are waiting")
         return await health(response)
 
+    @app.head("/metrics", dependencies=needs_key, include_in_schema=False)
     @app.get("/metrics", dependencies=needs_key, response_class=Response)
     async def metrics() -> Response:
         """Return counts and times for Prometheus."""
@@ -261,6 +264,7 @@ def build_app(served: Served, serving: Serving) -> Any:
     )  # fmt: skip
     policy = _policy(page)
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def index() -> Response:
         return Response(page, media_type="text/html", headers={"Content-Security-Policy": policy})
