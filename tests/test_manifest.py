@@ -469,7 +469,7 @@ def test_copies_are_found_on_both_sides_and_in_other_classes(root: Path) -> None
         ("error", "1 groups of images in different classes are the same file, byte for byte"),
         (
             "warning",
-            "1 groups of images on both sides of training and validation are versions of one picture, it seems",
+            "1 pairs of images on both sides of training and validation are versions of one picture, it seems",
         ),
     ]
     (leak,) = [

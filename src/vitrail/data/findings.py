@@ -170,7 +170,7 @@ def _duplicates(manifest: Manifest, held_out: NDArray[np.bool_], near: bool) -> 
     for group in equal:
         hashes[group[1:]] = 0
     pairs, crowded = near_pairs(hashes)
-    yield from _likenesses([*pairs], manifest, held_out, "versions of one picture, it seems", "warning")
+    yield from _likenesses([*pairs], manifest, held_out, "versions of one picture, it seems", "warning", "pairs")
     if crowded:
         yield Problem(
             "note",
@@ -181,7 +181,12 @@ def _duplicates(manifest: Manifest, held_out: NDArray[np.bool_], near: bool) -> 
 
 
 def _likenesses(
-    groups: Sequence[NDArray[np.int64]], manifest: Manifest, held_out: NDArray[np.bool_], what: str, gravest: Severity
+    groups: Sequence[NDArray[np.int64]],
+    manifest: Manifest,
+    held_out: NDArray[np.bool_],
+    what: str,
+    gravest: Severity,
+    called: str = "groups",
 ) -> Iterator[Problem]:
     across = [group for group in groups if len(np.unique(held_out[group])) > 1]
     torn = [group for group in groups if len(np.unique(manifest.label[group])) > 1]
@@ -199,7 +204,7 @@ def _likenesses(
     for severity, found, where, advice in kinds:
         if found:
             images = tuple(tuple(int(i) for i in group[:4]) for group in islice(found, EXAMPLES))
-            yield Problem(severity, f"{len(found):,} groups of images {where} are {what}", advice, images, len(found))
+            yield Problem(severity, f"{len(found):,} {called} of images {where} are {what}", advice, images, len(found))
 
 
 def _classes(manifest: Manifest, held_out: NDArray[np.bool_]) -> Iterator[Problem]:
