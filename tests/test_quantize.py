@@ -20,7 +20,7 @@ from vitrail.checkpoint import Record, model_options, save_model
 from vitrail.cli import main
 from vitrail.config import command_line
 from vitrail.display import Quiet
-from vitrail.engines import open_artifact
+from vitrail.engines import open_artifact, openvino_capabilities
 from vitrail.errors import CheckpointError, ConfigError, MissingExtra
 from vitrail.evaluate import evaluate
 from vitrail.int8 import quantizable, sensitivities
@@ -93,12 +93,6 @@ BEHIND = {
 }
 
 
-def runs_bfloat16() -> bool:
-    import openvino
-
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
 def made(checkpoint: Path, images: Path, format: str = "onnx", **options: object) -> Quantized:
     return quantize(checkpoint, format, [command_line([f"data.root={images}"])], rounds=1, **options)  # type: ignore[arg-type]
 
@@ -114,7 +108,7 @@ def test_a_file_in_8_bits_is_smaller_and_says_what_it_is(tmp_path: Path, image_f
     assert done.calibrated_on.startswith("calibrated on 24 of the 24 images of")
     (trial,) = done.trials
     assert (trial.kept, trial.drop) == ((), 0)
-    half = ["bfloat16 openvino"] if format == "openvino" and runs_bfloat16() else []
+    half = ["bfloat16 openvino"] if format == "openvino" and "BF16" in openvino_capabilities() else []
     assert [one.what for one in done.speeds] == ["best.safetensors", f"float32 {format}", *half, done.path.name]
     assert all(one.measure == 100 and one.ms[1] > 0 and one.ms[8] > 0 for one in done.speeds)
     assert done.speeds[-1].bytes == trial.bytes < 0.8 * done.speeds[1].bytes

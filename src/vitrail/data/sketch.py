@@ -6,6 +6,7 @@ import hashlib
 import heapq
 from collections.abc import Iterator
 
+from vitrail.data.inspection import content_hash
 from vitrail.data.sources import Source
 from vitrail.decoding import UnreadableImage
 from vitrail.pixels import RGB
@@ -51,4 +52,4 @@ def _content(source: Source, index: int) -> str:
             data = source.image(index, RGB).numpy().tobytes()
     except (OSError, UnreadableImage):
         return UNREAD
-    return hashlib.blake2b(data, digest_size=4).hexdigest()
+    return content_hash(data)[:4].hex()
