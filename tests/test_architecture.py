@@ -11,8 +11,8 @@ import vitrail
 
 PACKAGE = Path(vitrail.__file__).parent
 LAYERS = [
-    {"devices", "errors", "wire", "models.attention", "models.linear", "serve.batching", "serve.measures"},
-    {"pixels"},
+    {"devices", "errors", "wire", "models.recorded", "serve.batching", "serve.measures"},
+    {"pixels", "models.attention", "models.linear"},
     {"arrays"},
     {
         "ckpt",

@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from vitrail.models.recorded import is_recorded
+
 NARROW = 16
 """Numbers of a head below which a CPU does better without PyTorch's fused attention, and in float32 at that."""
 AFFORDED = 4
@@ -22,12 +24,7 @@ def attend(
     them, and longer too for narrow heads.
     """
     (n, d), m = q.shape[-2:], k.shape[-2]
-    may_differ = (
-        q.is_cpu
-        and n * m <= AFFORDED * (n + 2 * m) * d
-        and not torch.compiler.is_exporting()
-        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-    )
+    may_differ = q.is_cpu and n * m <= AFFORDED * (n + 2 * m) * d and not is_recorded()
     factor = d**-0.5 if scale is None else scale
     if may_differ and d < NARROW and q.dtype in (torch.float32, torch.bfloat16):
         with torch.autocast("cpu", enabled=False):

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 
+from vitrail.models.recorded import is_recorded
+
 
 def _mkl_is_narrow() -> bool:
     """Say whether MKL, which computes `linear` in float32, leaves half of the processor idle.
@@ -49,6 +51,5 @@ def _may_convolve(input: Tensor) -> bool:
         and input.dtype == torch.float32
         and input.numel() > 0
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_exporting()
-        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        and not is_recorded()
     )
