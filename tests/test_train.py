@@ -158,6 +158,8 @@ def test_loader_workers_do_not_change_the_run(image_folder: Path) -> None:
 EVERYTHING = (
     "model.drop_path_rate=0.2", "ema.decay=0.9", "augment.mixup=0.8", "augment.cutmix=1.0", "augment.erase_prob=0.3",
     "augment.auto_augment=rand-m9-mstd0.5-inc1", "train.accumulate=2", "optim.clip_norm=1", "train.eval_every=2",
+    "model.drop_rate=0.1", "augment.erase=after_mix", "augment.erase_mode=rand", "augment.erase_count=3",
+    "augment.mix_mode=elem", "augment.cutmix_minmax=[0.2, 0.8]", "augment.mix_off_epoch=2", "schedule.step=epoch",
 )  # fmt: skip
 
 

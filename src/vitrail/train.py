@@ -361,7 +361,7 @@ def train_step(
     config: TrainConfig,
     preprocess: Preprocess,
     objective: Objective,
-    keys: Sequence[int],
+    keys: Sequence[int | None],
     watch: Stopwatch,
 ) -> tuple[Tensor, Tensor]:
     """Make one update from the parts of a batch, unless the loss or the gradient is not finite.
@@ -378,7 +378,7 @@ def train_step(
         config: All settings.
         preprocess: Size, mean and standard deviation of the images.
         objective: What makes targets and the loss.
-        keys: Seed the mixing of each part.
+        keys: Seed the mixing of each part, None where it is not mixed.
         watch: Times the phases.
 
     Returns:
@@ -416,9 +416,14 @@ def train_step(
 
 
 def prepare(
-    part: Batch, config: TrainConfig, preprocess: Preprocess, objective: Objective, key: int, device: torch.device
+    part: Batch,
+    config: TrainConfig,
+    preprocess: Preprocess,
+    objective: Objective,
+    key: int | None,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """Return the normalised, erased and mixed images of a batch, and their targets (b, k).
+    """Return the normalised, erased and, with a key, mixed images of a batch, and their targets (b, k).
 
     A batch without images has no target, and a black image to pass through the model.
     """
@@ -427,23 +432,34 @@ def prepare(
         return torch.zeros(1, preprocess.channels, *preprocess.size, device=device), targets
     augment = config.augment
     images = normalise(part.images.to(device, non_blocking=True), preprocess.mean, preprocess.std)
-    images = erase(images, part.keys, augment.erase_prob)
-    images, targets = mix(
-        images,
-        targets,
-        mixup_alpha=augment.mixup,
-        cutmix_alpha=augment.cutmix,
-        probability=augment.mix_prob,
-        switch_probability=augment.mix_switch_prob,
-        key=key,
+    erased = partial(
+        erase, keys=part.keys, probability=augment.erase_prob, mode=augment.erase_mode, count=augment.erase_count
     )
+    if augment.erase == "before_mix":
+        images = erased(images)
+    if key is not None:
+        images, targets = mix(
+            images,
+            targets,
+            mixup_alpha=augment.mixup,
+            cutmix_alpha=augment.cutmix,
+            probability=augment.mix_prob,
+            switch_probability=augment.mix_switch_prob,
+            key=key,
+            mode=augment.mix_mode,
+            minmax=augment.cutmix_minmax,
+        )
+    if augment.erase == "after_mix":
+        images = erased(images)
     return (images.contiguous(memory_format=torch.channels_last) if config.train.channels_last else images), targets
 
 
-def mixing_keys(job: Job, epoch: int, step: int) -> list[int]:
-    """Return what the mixing of each part of an update follows from, on this process."""
-    rank, world = job.sampler.rank, job.sampler.world
+def mixing_keys(job: Job, epoch: int, step: int) -> list[int] | list[None]:
+    """Return what the mixing of each part of an update follows from, on this process; None where it has ended."""
+    rank, world, end = job.sampler.rank, job.sampler.world, job.config.augment.mix_off_epoch
     parts = range(job.sampler.accumulate)
+    if end is not None and epoch >= end:
+        return [None for _ in parts]
     return [sample_key(job.config.train.seed, epoch, step, -(number * world + rank) - 1) for number in parts]
 
 
@@ -463,7 +479,8 @@ def restore(job: Job, state: TrainState, folder: Path) -> bool:
         return False
     saved = last_state(job, folder)
     check_classes(saved["classes"], job.data.classes, folder)
-    if saved["options"] != model_options(state.model):
+    options = model_options(state.model)
+    if any(options.get(name) != value for name, value in saved["options"].items()):  # later versions have more
         raise CheckpointError(f"{folder / 'config.yaml'}: was changed, and no longer describes the run's model")
     if saved["images"] != job.known_by["images"]["train"]:
         raise DataError(
