@@ -432,7 +432,8 @@ class TrainSection:
     eval_every: int = 1
     """Epochs from one evaluation to the next; the last epoch is always evaluated."""
     log_every: int = 20
-    """Updates from one reading of the loss to the next; a reading waits for the device."""
+    """Updates from one row of steps.jsonl to the next: loss since the row before, learning rate, norm of the gradient;
+    reading them waits for the device."""
     monitor: Literal[
         "val_top1", "val_top5", "val_loss", "val_balanced_accuracy", "val_macro_f1", "val_head_top1", "val_medium_top1",
         "val_tail_top1", "val_map", "val_micro_f1", "train_top1", "train_loss",
@@ -481,7 +482,7 @@ class OutputSection:
     keep_last: int = 2
     """Saves kept, for the case that the last one is damaged."""
     trackers: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = ("tensorboard",)
-    """Who is given the numbers of each epoch, beside metrics.jsonl."""
+    """Who is given the numbers of each epoch, beside metrics.jsonl; tensorboard also those of steps.jsonl."""
 
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""
