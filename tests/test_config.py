@@ -326,6 +326,7 @@ def test_a_literal_that_is_far_from_all_choices_gets_no_suggestion() -> None:
         ("optim.eps=0", "optim.eps is 0.0; it must be above 0"),
         ("optim.clip_norm=0", "optim.clip_norm is 0.0; it must be above 0"),
         ("optim.layer_decay=0", "optim.layer_decay is 0.0; it must be above 0"),
+        ("optim.backbone_scale=0", "optim.backbone_scale is 0.0; it must be above 0"),
         ("optim.lr_base_batch=0", "optim.lr_base_batch is 0; it must be at least 1"),
         ("optim.weight_decay=-1", "optim.weight_decay is -1.0; it must be at least 0"),
         ("optim.momentum=1.5", "optim.momentum is 1.5; it must be from 0 to 1"),

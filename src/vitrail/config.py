@@ -341,11 +341,13 @@ class OptimSection:
     """Largest norm of the whole gradient; null does not clip."""
     layer_decay: float | None = None
     """Factor on the learning rate from each layer to the one before it; null is none."""
+    backbone_scale: float = 1.0
+    """Factor on the learning rate of all but the head, for weights that are trained on."""
 
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""
         found = _in_range(self, weight_decay=(0, None), momentum=(0, 1), lr_base_batch=(1, None))
-        found += _above_zero(self, "lr", "eps", "clip_norm", "layer_decay")
+        found += _above_zero(self, "lr", "eps", "clip_norm", "layer_decay", "backbone_scale")
         if self.layer_decay is not None and self.layer_decay > 1:
             found.append(f"layer_decay is {self.layer_decay}; it must be at most 1")
         if not all(0 <= beta < 1 for beta in self.betas):
