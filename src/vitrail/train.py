@@ -658,6 +658,7 @@ def stop_or_save(job: Job, state: TrainState, run: Run, *, saving: bool) -> None
     saved = save(job, state, run, must=stopping) if stopping or saving else False
     if stopping:
         run.agreement.finish()
+        share(job.accelerator, None)  # the first process has written; a launcher kills all once one of them ends
         total = job.total_epochs * job.sampler.steps
         raise Stopped(
             f"stopped by {job.stop.reason or 'another process'} after update {job.updates(state):,} of {total:,}, "
