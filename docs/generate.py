@@ -1,4 +1,4 @@
-"""Write what the documents repeat from the code: the model table, the file map and the settings.
+"""Write what the documents repeat from the code: the model table, the file map, the recipes and the settings.
 
 uv run python docs/generate.py          # write
 uv run python docs/generate.py --check  # only say what differs; the tests do this
@@ -34,6 +34,19 @@ def file_map() -> str:
     return "```text\n" + "\n".join(f"{name:<{width}}  {line}" for name, line in lines.items()) + "\n```\n"
 
 
+def recipe_table() -> str:
+    """Return one line a recipe: its name, what it trains, and the figures of its header."""
+    rows = ["| recipe | trains | published | reproduced |", "|-|-|-|-|"]
+    for path in sorted((PACKAGE / "recipes").glob("*.yaml")):
+        header = re.match(r"(#.*\n)+", path.read_text(encoding="utf-8"))
+        assert header is not None, path
+        text = re.sub(r"\n# ?(?![A-Z ])", " ", header[0])  # what goes on in the next line
+        fields = [re.search(rf"^# {label}: (.*?)\.?$", text, re.MULTILINE) for label in ("Published", "Reproduced")]
+        title = text.splitlines()[0].removeprefix("# ").split(" (")[0].rstrip(".")
+        rows.append(f"| `{path.stem}` | {title} | {' | '.join(field[1] if field else '' for field in fields)} |")
+    return "\n".join(rows) + "\n"
+
+
 def filled(text: str, label: str, content: str) -> str:
     """Return the text with what stands between `<!-- label -->` and `<!-- end -->` replaced."""
     pattern = re.compile(rf"(<!-- {re.escape(label)} -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -47,7 +60,12 @@ def documents() -> dict[Path, str]:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     readme = filled(readme, "vitrail models --markdown", printed("models", "--markdown"))
     readme = filled(readme, "file map", file_map())
-    return {ROOT / "README.md": readme, ROOT / "docs" / "config.md": printed("config", "--markdown")}
+    training = filled((ROOT / "docs" / "training.md").read_text(encoding="utf-8"), "recipes", recipe_table())
+    return {
+        ROOT / "README.md": readme,
+        ROOT / "docs" / "training.md": training,
+        ROOT / "docs" / "config.md": printed("config", "--markdown"),
+    }
 
 
 def main() -> int:

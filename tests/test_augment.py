@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 import torch
+from timm.data import random_erasing
 from timm.data.mixup import Mixup, mixup_target
 
-from vitrail.augment import erase, mix, soft_targets
+from vitrail.augment import EraseMode, MixMode, erase, mix, soft_targets
+from vitrail.balance import build_balance
+from vitrail.config import AugmentSection, BalanceSection, DataSection, TrainConfig
+from vitrail.data.loader import Batch
+from vitrail.objective import OneClass
+from vitrail.train import prepare
+from vitrail.transforms import Preprocess
 
 
 def erased_boxes(keys: range, size: tuple[int, int] = (60, 80)) -> list[tuple[float, float]]:
@@ -67,6 +76,22 @@ def test_erasing_writes_in_place_and_leaves_single_pixels_alone():
     assert (erase(torch.full((4, 3, 1, 1), 9.0), torch.arange(4), 1.0) == 9).all()
 
 
+@pytest.mark.parametrize("mode", ["pixel", "rand", "const"])
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("size", [(60, 80), (4, 3)])
+def test_erasing_is_timms_for_the_same_draws(
+    mode: EraseMode, count: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = torch.full((40, 3, *size), 9.0)
+    ours = erase(images.clone(), torch.arange(40), 0.7, mode=mode, count=count)
+    theirs = random_erasing.RandomErasing(0.7, mode=mode, max_count=count, device="cpu")
+    for key, image in enumerate(images):
+        monkeypatch.setattr(random_erasing, "random", random.Random(f"erase {key}"))
+        torch.manual_seed(key)
+        assert torch.equal(theirs(image), ours[key])
+    assert (ours != 9).any()
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_soft_targets_are_timms(smoothing):
     labels = torch.tensor([0, 3, 4])
@@ -115,6 +140,83 @@ def test_cutmix_pastes_one_box_and_weighs_it_by_its_clipped_area(key):
     side = np.sqrt(1 - rng.beta(1.0, 1.0))
     assert rows <= int(20 * side)
     assert columns <= int(30 * side)
+
+
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
+@pytest.mark.parametrize(
+    ("mixup_alpha", "cutmix_alpha", "minmax"),
+    [(0.8, 0.0, None), (0.0, 1.0, None), (0.8, 1.0, None), (0.8, 0.0, (0.2, 0.9)), (0.0, 1.0, (0.2, 0.9))],
+)
+def test_every_way_of_mixing_is_timms_for_the_same_draws(
+    mode: MixMode,
+    mixup_alpha: float,
+    cutmix_alpha: float,
+    minmax: tuple[float, float] | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = torch.randn(6, 3, 20, 30)
+    theirs = Mixup(mixup_alpha, cutmix_alpha, minmax, prob=0.8, mode=mode, label_smoothing=0.1, num_classes=5)
+    mixed = 0
+    for key in range(12):
+        found, targets = mix(
+            images.clone(), soft_targets(LABELS, 5, 0.1), mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha,
+            probability=0.8, switch_probability=0.5, key=key, mode=mode, minmax=minmax,
+        )  # fmt: skip
+        rng = np.random.default_rng(key)
+        with monkeypatch.context() as patch:
+            patch.setattr(np.random, "rand", rng.random)
+            patch.setattr(np.random, "beta", lambda a, b, size=None, rng=rng: rng.beta(a, b, size))
+            patch.setattr(np.random, "randint", lambda low, high, size=None, rng=rng: rng.integers(low, high, size))
+            expected, expected_targets = theirs(images.clone(), LABELS)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(targets, expected_targets)
+        mixed += not torch.equal(found, images)
+    assert mixed > 4
+
+
+def test_a_rectangle_fits_into_the_smallest_image() -> None:
+    for key in range(20):
+        mix(torch.randn(2, 1, 3, 1), torch.eye(2), **BOTH | {"mixup_alpha": 0.0}, key=key, minmax=(0.4, 0.5))
+
+
+@pytest.mark.parametrize("mode", ["pair", "elem"])
+def test_an_odd_image_is_its_own_partner(mode: MixMode) -> None:
+    images, targets = torch.randn(5, 3, 9, 9), torch.eye(5)
+    for key in range(10):
+        mixed, shares = mix(images.clone(), targets, **BOTH, key=key, mode=mode)
+        torch.testing.assert_close(mixed[2], images[2])
+        torch.testing.assert_close(shares[2], targets[2])
+        assert not torch.equal(mixed[[0, 1, 3, 4]], images[[0, 1, 3, 4]])
+
+
+def erased_shares(key: int | None, **augment: object) -> list[bool]:
+    """Say of each of 200 black images, prepared for a training step, whether any pixel is not black."""
+    section = AugmentSection(erase_prob=0.25, cutmix=1.0, label_smoothing=0.1, **augment)  # pyright: ignore[reportArgumentType]
+    config = TrainConfig(data=DataSection(name="digits"), augment=section)
+    batch = Batch(
+        images=torch.zeros(200, 3, 32, 32, dtype=torch.uint8),
+        labels=torch.arange(200) % 5,
+        indices=torch.arange(200),
+        keys=torch.arange(200),
+        bad=[],
+    )
+    objective = OneClass(build_balance(BalanceSection(), np.full(5, 40), torch.device("cpu")), 0.1)
+    size = Preprocess(size=(32, 32), mean=(0.0,) * 3, std=(1.0,) * 3)
+    images, targets = prepare(batch, config, size, objective, key, torch.device("cpu"))
+    if key is None:
+        torch.testing.assert_close(targets, soft_targets(batch.labels, 5, 0.1))
+    return (images != 0).flatten(1).any(1).tolist()
+
+
+def test_what_is_erased_before_the_mixing_is_carried_into_other_images() -> None:
+    alone = erased_shares(None)
+    assert erased_shares(7, erase="after_mix") == alone
+    carried = erased_shares(7, erase="before_mix")
+    assert sum(carried) > 1.2 * sum(alone)
+
+
+def test_without_a_key_nothing_is_mixed_and_labels_stay_smoothed() -> None:
+    assert erased_shares(None) == erased_shares(None, erase="after_mix")
 
 
 def test_probabilities_of_mixing_and_switching_are_obeyed():

@@ -290,6 +290,8 @@ def test_a_literal_that_is_far_from_all_choices_gets_no_suggestion() -> None:
     [
         ("model.drop_path_rate=-0.1", "model.drop_path_rate is -0.1; it must be from 0 to below 1"),
         ("model.drop_path_rate=1.1", "model.drop_path_rate is 1.1; it must be from 0 to below 1"),
+        ("model.drop_rate=1", "model.drop_rate is 1.0; it must be from 0 to below 1"),
+        ("model.drop_rate=-0.1", "model.drop_rate is -0.1; it must be from 0 to below 1"),
         ("data.workers=-1", "data.workers is -1; it must be at least 0"),
         ("data.val_fraction=0", "data.val_fraction is 0.0; it must be above 0 and below 1"),
         ("data.val_fraction=1", "data.val_fraction is 1.0; it must be above 0 and below 1"),
@@ -303,6 +305,10 @@ def test_a_literal_that_is_far_from_all_choices_gets_no_suggestion() -> None:
         ("augment.cutmix=-1", "augment.cutmix is -1.0; it must be at least 0"),
         ("augment.mix_prob=1.5", "augment.mix_prob is 1.5; it must be from 0 to 1"),
         ("augment.mix_switch_prob=-1", "augment.mix_switch_prob is -1.0; it must be from 0 to 1"),
+        ("augment.mix_off_epoch=0", "augment.mix_off_epoch is 0; it must be at least 1"),
+        ("augment.cutmix_minmax=[0.9, 0.2]", "augment.cutmix_minmax is (0.9, 0.2); it must rise within 0 to 1"),
+        ("augment.cutmix_minmax=[0.2, 1.2]", "augment.cutmix_minmax is (0.2, 1.2); it must rise within 0 to 1"),
+        ("augment.erase_count=0", "augment.erase_count is 0; it must be at least 1"),
         ("optim.layer_decay=1.1", "optim.layer_decay is 1.1; it must be at most 1"),
         ("augment.color_jitter=-0.4", "augment.color_jitter is -0.4; it must be at least 0"),
         ("augment.repeats=0", "augment.repeats is 0; it must be at least 1"),
@@ -320,6 +326,7 @@ def test_a_literal_that_is_far_from_all_choices_gets_no_suggestion() -> None:
         ("optim.eps=0", "optim.eps is 0.0; it must be above 0"),
         ("optim.clip_norm=0", "optim.clip_norm is 0.0; it must be above 0"),
         ("optim.layer_decay=0", "optim.layer_decay is 0.0; it must be above 0"),
+        ("optim.backbone_scale=0", "optim.backbone_scale is 0.0; it must be above 0"),
         ("optim.lr_base_batch=0", "optim.lr_base_batch is 0; it must be at least 1"),
         ("optim.weight_decay=-1", "optim.weight_decay is -1.0; it must be at least 0"),
         ("optim.momentum=1.5", "optim.momentum is 1.5; it must be from 0 to 1"),
@@ -395,6 +402,12 @@ def test_an_adjustment_that_would_do_nothing_is_refused() -> None:
         settings("balance.logit_adjust=1", "balance.sampler=balanced")
     both = settings("balance.logit_adjust=1", "balance.sampler=sqrt").balance
     assert both.active() == ["balance.sampler=sqrt", "balance.logit_adjust=1.0"]
+
+
+def test_a_rectangle_drawn_by_its_sides_has_no_alpha_beside_it() -> None:
+    assert settings("augment.cutmix_minmax=[0.2, 0.8]", "augment.cutmix=1").augment.cutmix_minmax == (0.2, 0.8)
+    message = "augment.cutmix is 0.5, but cutmix_minmax draws the rectangle instead; set one of them"
+    assert problem("augment.cutmix_minmax=[0.2, 0.8]", "augment.cutmix=0.5") == message
 
 
 def test_nesterov_is_accepted_with_sgd_and_momentum() -> None:

@@ -246,7 +246,7 @@ def test_timm_knows_our_models() -> None:
     ("arguments", "message"),
     [
         ({"global_pool": "avg"}, "global_pool is 'avg'; these models pool as their papers do"),
-        ({"drop_rate": 0.1}, "t2t_vit_7 has no drop_rate; leave it at 0"),
+        ({"attn_drop_rate": 0.1}, "t2t_vit_7 has no attn_drop_rate; leave it at 0"),
         ({"depht": 3}, "t2t_vit_7 has no setting 'depht'"),
     ],
 )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -219,16 +221,128 @@ def test_a_killed_worker_is_restarted_by_its_agents_and_the_run_is_the_same_to_t
     assert_same_run(runs / "elastic", runs / "whole")
 
 
+CLUSTER = Path(__file__).parents[1] / "docs" / "cluster"
+PATCHED = ("template", "spec", "replicatedJobs", 0, "template", "spec", "template", "spec")
+"""Where the pods of a TrainJob lie in a patch of its runtime."""
+TRAIN_JOB = {
+    "spec": {"runtimeRef", "trainer", "runtimePatches"},
+    "trainer": {"image", "numNodes", "numProcPerNode", "command", "args", "resourcesPerNode"},
+    "pod": {"terminationGracePeriodSeconds", "containers", "volumes"},
+    "container": {"name", "volumeMounts"},
+}
+"""Of the fields that trainer.kubeflow.org/v1alpha1 has since version 2.3, those that are used."""
+
+
+def test_the_train_job_has_the_fields_of_its_version_and_mounts_what_it_has() -> None:
+    job = yaml.safe_load((CLUSTER / "trainjob.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("trainer.kubeflow.org/v1alpha1", "TrainJob")
+    spec = job["spec"]
+    assert spec.keys() == TRAIN_JOB["spec"]
+    assert spec["trainer"].keys() == TRAIN_JOB["trainer"]
+    assert spec["trainer"]["numProcPerNode"] == spec["trainer"]["resourcesPerNode"]["limits"]["nvidia.com/gpu"]
+    (patch,) = spec["runtimePatches"]
+    assert patch.keys() == {"manager", "trainingRuntimeSpec"}
+    pod: Any = patch["trainingRuntimeSpec"]
+    for step in PATCHED:
+        assert isinstance(step, int) or pod.keys() <= {step, "name"}
+        pod = pod[step]
+    assert pod.keys() == TRAIN_JOB["pod"]
+    (container,) = pod["containers"]
+    assert container.keys() == TRAIN_JOB["container"]
+    assert container["name"] == "node", "as the runtime torch-distributed names it"
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    old = yaml.safe_load((CLUSTER / "kubernetes.yaml").read_text())["spec"]["pytorchReplicaSpecs"]["Worker"]
+    theirs, ours = old["template"]["spec"]["containers"][0], spec["trainer"]
+    assert (ours["command"], ours["args"]) == (theirs["command"], theirs["args"])
+    assert (ours["numNodes"], ours["resourcesPerNode"]) == (old["replicas"], theirs["resources"])
+
+
+# as Slurm's own behave: srun answers SIGTERM by killing its tasks (src/srun/signals.c); scancel signals the tasks alone
+SRUN = """
+import os, signal, subprocess, sys
+words = sys.argv[1:]
+assert f"--cpus-per-task={os.environ['SLURM_CPUS_PER_TASK']}" in words
+task = subprocess.Popen(words[words.index("torchrun"):], start_new_session=True)
+signal.signal(signal.SIGTERM, lambda *_: os.killpg(task.pid, signal.SIGKILL))
+open("step.0", "w").write(str(task.pid))
+sys.exit(abs(task.wait()))
+"""
+SCANCEL = """
+import os, signal, sys
+assert sys.argv[1:] == ["--signal=TERM", "7.0"], sys.argv
+os.killpg(int(open("step.0").read()), signal.SIGTERM)
+"""
+SCONTROL = """
+import os, sys
+if sys.argv[1] == "show":
+    os.write(1, b"node-1\\nnode-2\\n")
+else:
+    open("requeued", "w").write(" ".join(sys.argv[1:]))
+"""
+TASK = """
+import signal, sys, time
+def save(*_):
+    time.sleep(0.3)
+    open("saved", "w").write(" ".join(sys.argv[1:]))
+    sys.exit(1)
+signal.signal(signal.SIGTERM, save)
+open("started", "w").close()
+time.sleep(60)
+"""
+
+
+def slurm(folder: Path, text: str, restarts: str = "") -> subprocess.Popen[bytes]:
+    """Begin a job script among stand-ins for Slurm's programs and torchrun, and say that its time is nearly up."""
+    programs = folder / "bin"
+    programs.mkdir()
+    for name, program in {"srun": SRUN, "scancel": SCANCEL, "scontrol": SCONTROL, "torchrun": TASK}.items():
+        (programs / name).write_text(f"#!{sys.executable} -S\n{program}")
+        (programs / name).chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_NNODES": "2",
+        "SLURM_CPUS_PER_TASK": "64", "SLURM_JOB_NODELIST": "node-[1-2]", "SLURM_RESTART_COUNT": restarts,
+    }  # fmt: skip
+    job = subprocess.Popen(["bash", "-c", text], cwd=folder, env=environment)
+    deadline = time.monotonic() + 30
+    while not (folder / "started").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    job.send_signal(signal.SIGUSR1)
+    job.wait(timeout=30)
+    return job
+
+
+def test_a_job_of_slurm_saves_before_it_goes_back_into_the_queue(tmp_path: Path) -> None:
+    text = (CLUSTER / "slurm.sh").read_text()
+    assert slurm(tmp_path, text).returncode == os.EX_TEMPFAIL
+    assert "--resume runs/tnt" in (tmp_path / "saved").read_text()
+    assert (tmp_path / "requeued").read_text() == "requeue 7"
+
+
+def test_a_job_of_slurm_that_was_restarted_often_ends(tmp_path: Path) -> None:
+    assert slurm(tmp_path, (CLUSTER / "slurm.sh").read_text(), restarts="50").returncode == os.EX_TEMPFAIL
+    assert (tmp_path / "saved").exists()
+    assert not (tmp_path / "requeued").exists()
+
+
+def test_a_signal_to_srun_would_lose_the_save(tmp_path: Path) -> None:
+    text = (CLUSTER / "slurm.sh").read_text().replace('scancel --signal=TERM "$SLURM_JOB_ID.0"', 'kill -TERM "$SRUN"')
+    slurm(tmp_path, text)
+    assert not (tmp_path / "saved").exists(), "the stand-in does what srun does"
+
+
 def test_the_ready_files_for_clusters_name_commands_that_exist() -> None:
-    folder = Path(__file__).parents[1] / "docs" / "cluster"
+    folder = CLUSTER
     subprocess.run(["bash", "-n", str(folder / "slurm.sh")], check=True)
     pod = yaml.safe_load((folder / "kubernetes.yaml").read_text())["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
     (container,) = pod["spec"]["containers"]
     assert {mount["name"] for mount in container["volumeMounts"]} == {v["name"] for v in pod["spec"]["volumes"]}
+    trainer = yaml.safe_load((folder / "trainjob.yaml").read_text())["spec"]["trainer"]
     texts = [
         (folder / "slurm.sh").read_text(),
         yaml.safe_load((folder / "skypilot.yaml").read_text())["run"],
         " ".join(container["command"] + container["args"]),
+        " ".join(trainer["command"] + trainer["args"]),
     ]
     known = python(*TORCHRUN, "--help").stdout
     for text in texts:

@@ -66,6 +66,22 @@ def test_more_decays_where_it_is_asked_for(name: str) -> None:
     assert exempt
 
 
+@every_family
+@pytest.mark.parametrize("layer_decay", [None, 0.5])
+def test_the_backbone_learns_at_its_share_of_the_heads_rate(name: str, layer_decay: float | None) -> None:
+    model = tiny(name)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+
+    def scales(backbone_scale: float) -> dict[str, float]:
+        groups = parameter_groups(model, 0.05, layer_decay, "paper", backbone_scale)
+        return {names[parameter]: group["lr_scale"] for group in groups for parameter in group["params"]}
+
+    plain, scaled = scales(1.0), scales(0.01)
+    assert plain.keys() == scaled.keys()
+    for parameter, scale in scaled.items():
+        assert scale == pytest.approx(plain[parameter] * (1 if parameter.startswith("head.") else 0.01))
+
+
 @every_variant
 def test_weight_decay_splits_the_parameters_as_timm_does(name: str) -> None:
     model = tiny(name)

@@ -8,7 +8,17 @@ import pytest
 import torch
 import yaml
 
-from vitrail.config import RECIPES, PreprocessSection, TrainConfig, find_recipe, list_recipes, read_yaml, resolve
+from vitrail.config import (
+    RECIPES,
+    PreprocessSection,
+    TrainConfig,
+    command_line,
+    find_recipe,
+    list_recipes,
+    read_yaml,
+    resolve,
+)
+from vitrail.job import build_schedule
 from vitrail.models import FAMILIES, build_config, create_model, find_variant
 
 SECTIONS = [
@@ -35,6 +45,7 @@ IMAGENET_SETTINGS = {
     "t2t_vit_7_imagenet": ("t2t_vit_7", 1e-3, 0.03, None, 0.1, 10, 10, 0.99996, 1, 512, "random"),
     "t2t_vit_10_imagenet": ("t2t_vit_10", 1e-3, 0.03, None, 0.1, 10, 10, 0.99996, 1, 512, "random"),
     "t2t_vit_12_imagenet": ("t2t_vit_12", 1e-3, 0.03, None, 0.1, 10, 10, 0.99996, 1, 512, "random"),
+    "t2t_vit_14_384_imagenet": ("t2t_vit_14", 5e-4, 0.05, None, 0.1, 10, 10, 0.99996, 1, 512, "random"),
     "t2t_vit_14_imagenet": ("t2t_vit_14", 5e-4, 0.05, None, 0.1, 10, 10, 0.99996, 1, 512, "random"),
     "t2t_vit_19_imagenet": ("t2t_vit_19", 5e-4, 0.065, None, 0.1, 10, 10, 0.99996, 1, 512, "random"),
     "t2t_vit_24_imagenet": ("t2t_vit_24", 5e-4, 0.065, None, 0.1, 10, 10, 0.99996, 1, 512, "random"),
@@ -105,6 +116,9 @@ def test_numbers_are_written_so_that_yaml_reads_them_as_numbers(name: str) -> No
 def test_imagenet_header_has_the_published_figures_of_the_model_table(name: str) -> None:
     found = PUBLISHED.search(header_of(name))
     assert found, header_of(name)
+    if config_of(name).model.image_size is not None:  # the table has each model at its own size
+        assert (name, found[1]) == ("t2t_vit_14_384_imagenet", "83.3")
+        return
     _, variant = find_variant(config_of(name).model.name)
     assert variant.source == "official"
     assert float(found[1]) == variant.top1
@@ -163,8 +177,65 @@ def test_imagenet_settings_that_all_official_runs_share(name: str) -> None:
     assert (augment.mixup, augment.cutmix, augment.mix_prob, augment.mix_switch_prob) == (0.8, 1.0, 1.0, 0.5)
     assert augment.label_smoothing == 0.1
     assert (config.train.precision, config.train.accumulate) == ("bfloat16", 1)
-    assert (config.model.image_size, config.model.options) == (None, {})
+    assert (config.model.image_size, config.model.options) == (384 if "384" in name else None, {})
     assert config.preprocess == PreprocessSection(), "the model's card says how images are prepared"
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_imagenet_images_are_erased_and_rates_set_when_the_official_runs_do(name: str) -> None:
+    config = config_of(name)
+    assert config.augment.erase == ("before_mix" if name.startswith("twins") else "after_mix")
+    assert (config.augment.erase_mode, config.augment.erase_count, config.augment.mix_mode) == ("pixel", 1, "batch")
+    assert config.schedule.step == "epoch"
+
+
+# the official log's train_lr in its epochs 2, 6, 20, 100 and 299, which is the rate of the epoch before
+TWINS_LOGS = {
+    "twins_pcpvt_small": (0.0002508, 0.0012491503115478462, 0.0012377681282654562, 0.0009456056777652429,
+                          1.0135976245596009e-05),
+    "twins_svt_small": (0.0004008, 0.001998636387080776, 0.0019803698187486067, 0.0015114962086716307,
+                        1.0218219942528794e-05),
+    "twins_svt_base": (0.0002008, 0.0009993216197035084, 0.000990234231437762, 0.0007569755007964469,
+                       1.0108561679951307e-05),
+    "twins_svt_large": (5.095e-05, 0.00025075, 0.00095005, 0.0007569755007964469, 1.0108561679951307e-05),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TWINS_LOGS)
+def test_twins_rates_are_those_of_the_official_logs_with_the_override_that_the_recipe_names(name: str) -> None:
+    override = re.search(r"For the run of the log, add: (.*)$", header_of(f"{name}_imagenet"), re.MULTILINE)
+    tokens = override[1].split() if override else []
+    config = resolve(TrainConfig, [read_yaml(find_recipe(f"{name}_imagenet")[1]), command_line(tokens)]).config
+    assert config.optim.lr / config.train.batch_size == 5e-4 / 512
+    rate = build_schedule(config, 10)
+    assert [rate((epoch - 1) * 10 + 5) for epoch in (2, 6, 20, 100, 299)] == pytest.approx(TWINS_LOGS[name], rel=1e-12)
+
+
+CIFAR = {
+    "t2t_vit_14_cifar10": 98.3,
+    "t2t_vit_14_cifar100": 88.4,
+    "t2t_vit_19_cifar10": 98.4,
+    "t2t_vit_19_cifar100": 89.0,
+}
+
+
+@pytest.mark.parametrize("name", CIFAR)
+def test_transfers_to_cifar_have_the_official_settings(name: str) -> None:
+    config, found = config_of(name), PUBLISHED.search(header_of(name))
+    assert found
+    assert float(found[1]) == CIFAR[name]
+    assert "# Cost: unknown.\n" in header_of(name)
+    optim, rate = config.optim, build_schedule(config, 781)
+    assert (optim.name, optim.lr, optim.momentum, optim.nesterov) == ("sgd", 0.05, 0.9, False)
+    assert (optim.weight_decay, optim.decay_on, optim.backbone_scale) == (5e-4, "all", 0.01)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(torch.optim.SGD([parameter], lr=0.05), T_max=60, eta_min=2e-4)
+    for epoch in range(60):
+        assert rate(epoch * 781 + 780) == pytest.approx(theirs.get_last_lr()[0], rel=1e-9)
+        theirs.optimizer.step()
+        theirs.step()
+    assert (config.train.epochs, config.train.batch_size, config.ema.decay) == (60, 64, None)
+    assert config.model.weights is not None, "without weights it would begin afresh, and not say so"
 
 
 @pytest.mark.parametrize("name", IMAGENET)

@@ -12,7 +12,16 @@ import pytest
 from PIL import Image
 
 from vitrail.errors import CheckpointError, ConfigError
-from vitrail.run_folder import Outbox, RunLog, TensorBoard, Tracker, create_run, plot_curves
+from vitrail.run_folder import (
+    Outbox,
+    RunLog,
+    StepLog,
+    TensorBoard,
+    Tracker,
+    Trackers,
+    create_run,
+    plot_curves,
+)
 
 LargestFile = Callable[[int], AbstractContextManager[None]]
 
@@ -21,10 +30,10 @@ def row(epoch: int, **more: Any) -> dict[str, Any]:
     return {"epoch": epoch, "lr": 0.1 / epoch, "train_loss": 2.0 / epoch, "train_top1": 10.0 * epoch} | more
 
 
-def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
+def events(folder: Path, part: str = "tensorboard") -> dict[str, list[tuple[int, float]]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    accumulator = EventAccumulator(str(folder / "tensorboard"))
+    accumulator = EventAccumulator(str(folder / part))
     accumulator.Reload()
     return {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
 
@@ -63,11 +72,28 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def tensorboard(folder: Path) -> dict[str, Callable[[int | None], Tracker]]:
-    return {"tensorboard": partial(TensorBoard, folder)}
+    return {"tensorboard": partial(TensorBoard, folder / "tensorboard")}
+
+
+def run_log(folder: Path, *before: dict[str, Any]) -> RunLog:
+    return RunLog(folder, before, Trackers(tensorboard(folder), pytest.fail))
+
+
+def step_log(folder: Path, made: int = 0) -> StepLog:
+    boards = {"tensorboard": partial(TensorBoard, folder / "tensorboard" / "steps")}
+    return StepLog(folder, made, Trackers(boards, pytest.fail))
+
+
+def step(update: int, loss: float = 1.0) -> dict[str, Any]:
+    return {"update": update, "loss": loss, "grad_norm": None}
+
+
+def steps(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
 
 
 def test_rows_are_written_to_both_sinks(tmp_path: Path) -> None:
-    log = RunLog(tmp_path, [], tensorboard(tmp_path), pytest.fail)
+    log = run_log(tmp_path)
     log.add(row(1, val_top1=20.0, train_loss=None))
     log.write()
     assert lines(tmp_path) == [row(1, val_top1=20.0, train_loss=None)]
@@ -77,11 +103,11 @@ def test_rows_are_written_to_both_sinks(tmp_path: Path) -> None:
 
 
 def test_epochs_run_again_are_not_doubled(tmp_path: Path) -> None:
-    log = RunLog(tmp_path, [], tensorboard(tmp_path), pytest.fail)
+    log = run_log(tmp_path)
     for epoch in (1, 2, 3):
         log.add(row(epoch))
     log.close()
-    log = RunLog(tmp_path, [row(1), row(2)], tensorboard(tmp_path), pytest.fail)
+    log = run_log(tmp_path, row(1), row(2))
     log.add(row(3, train_loss=0.5))
     log.add(row(4))
     log.rewind([row(1), row(2), row(3, train_loss=0.5)])
@@ -95,7 +121,7 @@ def test_epochs_run_again_are_not_doubled(tmp_path: Path) -> None:
 def test_a_tracker_that_fails_is_told_once_and_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / "tensorboard").touch()
     warnings: list[str] = []
-    log = RunLog(tmp_path, [], tensorboard(tmp_path), warnings.append)
+    log = RunLog(tmp_path, [], Trackers(tensorboard(tmp_path), warnings.append))
     for epoch in (1, 2):
         log.add(row(epoch))
     log.write()
@@ -134,7 +160,7 @@ def test_a_tracker_that_fails_later_leaves_the_others(tmp_path: Path) -> None:
             self.finished = True
 
     flaky, warnings = Flaky(), []
-    log = RunLog(tmp_path, [], {"flaky": lambda _: flaky, **tensorboard(tmp_path)}, warnings.append)
+    log = RunLog(tmp_path, [], Trackers({"flaky": lambda _: flaky, **tensorboard(tmp_path)}, warnings.append))
     for epoch in (1, 2, 3):
         log.add(row(epoch))
     log.close()
@@ -146,7 +172,7 @@ def test_a_tracker_that_fails_later_leaves_the_others(tmp_path: Path) -> None:
 def test_what_a_full_disk_refuses_is_written_later(tmp_path: Path, largest_file: LargestFile) -> None:
     warnings: list[str] = []
     outbox = Outbox(warnings.append)
-    log = RunLog(tmp_path, [], tensorboard(tmp_path), pytest.fail)
+    log = run_log(tmp_path)
     log.add(row(1))
     outbox.put("metrics.jsonl", log.write)
     log.add(row(2))
@@ -179,3 +205,47 @@ def test_a_newer_file_replaces_one_that_still_waits() -> None:
     outbox.retry()
     outbox.retry()
     assert written == [2]
+
+
+def test_updates_made_again_are_not_doubled_in_either_place(tmp_path: Path) -> None:
+    log = step_log(tmp_path)
+    for update in (2, 4, 6):
+        log.add(step(update))
+        log.write()
+    log.close()
+    assert steps(tmp_path) == [step(2), step(4), step(6)]
+    with (tmp_path / "steps.jsonl").open("a") as file:
+        file.write('{"update": 8, "lo')  # by a process that was killed
+    log = step_log(tmp_path, made=5)
+    log.add(step(6, 0.5))
+    log.add(step(8, 0.5))
+    log.write()
+    log.rewind(6)
+    log.add(step(8, 0.25))
+    log.write()
+    log.close()
+    assert steps(tmp_path) == [step(2), step(4), step(6, 0.5), step(8, 0.25)]
+    assert events(tmp_path, "tensorboard/steps") == {"loss": [(2, 1.0), (4, 1.0), (6, 0.5), (8, 0.25)]}
+
+
+def test_steps_that_a_full_disk_refuses_are_written_later_and_whole(tmp_path: Path, largest_file: LargestFile) -> None:
+    warnings: list[str] = []
+    outbox, log = Outbox(warnings.append), StepLog(tmp_path, 0, Trackers({}, pytest.fail))
+    for update in range(1, 5):
+        log.add(step(update))
+        with largest_file(100):
+            outbox.put("steps.jsonl", log.write)
+    assert len(warnings) == 1
+    assert "steps.jsonl: cannot be written (File too large); free space" in warnings[0]
+    outbox.finish()
+    assert steps(tmp_path) == [step(update) for update in range(1, 5)]
+    log.sync()
+
+
+def test_a_run_that_goes_on_without_its_steps_begins_them_anew(tmp_path: Path) -> None:
+    log = step_log(tmp_path, made=7)
+    log.sync()
+    log.add(step(8))
+    log.write()
+    log.close()
+    assert steps(tmp_path) == [step(8)]

@@ -12,6 +12,8 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.step_lr import StepLRScheduler
 
+from vitrail.config import DataSection, OptimSection, ScheduleSection, TrainConfig, TrainSection
+from vitrail.job import build_schedule
 from vitrail.schedule import learning_rate
 
 DEFAULTS: dict[str, Any] = {
@@ -172,3 +174,27 @@ def test_a_clipped_cosine_falls_to_zero_and_no_rate_is_below_the_floor() -> None
 def test_the_other_curves_begin_after_a_prefixed_warmup(name: str) -> None:
     later, plain = rates(name=name, warmup_prefix=True), rates(name=name, warmup_updates=0)
     assert later[20:] == plain[:-20]
+
+
+@pytest.mark.parametrize("name", ["cosine", "step"])
+def test_by_the_epoch_the_rate_is_that_of_timms_scheduler_in_epochs(name: str) -> None:
+    config = TrainConfig(
+        data=DataSection(name="digits"),
+        optim=OptimSection(lr=1e-3),
+        schedule=ScheduleSection(name=name, step="epoch", warmup_epochs=5, cooldown_epochs=10, decay_epochs=7),  # pyright: ignore[reportArgumentType]
+        train=TrainSection(epochs=30),
+    )
+    steps = 13
+    rate = build_schedule(config, steps)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    settings = {"warmup_t": 5, "warmup_lr_init": 1e-6, "warmup_prefix": False}
+    scheduler: Scheduler = (
+        CosineLRScheduler(optimizer, 30, lr_min=1e-5, **settings)
+        if name == "cosine"
+        else StepLRScheduler(optimizer, decay_t=7, decay_rate=0.1, **settings)
+    )
+    for epoch in range(40):
+        scheduler.step(epoch)
+        expected = optimizer.param_groups[0]["lr"]
+        expected = max(expected, 1e-5) if epoch >= 5 else expected  # our floor holds for steps too
+        assert [rate(epoch * steps + step) for step in range(steps)] == [pytest.approx(expected)] * steps

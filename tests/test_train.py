@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 import vitrail.train
 from forked import TORCHRUN, Python, python, wait_until
+from test_run_folder import events
 from vitrail.ckpt import encode_ckpt, read_ckpt
 from vitrail.config import TrainConfig, command_line, read_yaml, resolve
 from vitrail.dialects import DIALECTS, write_names
@@ -59,6 +60,12 @@ def rows(folder: Path) -> list[dict]:
     return [{k: v for k, v in json.loads(line).items() if not k.endswith("_s")} for line in lines]
 
 
+def steps(folder: Path) -> list[dict[str, Any]]:
+    """The rows of the updates of a run, without what depends on the clock."""
+    lines = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "images_per_s"} for line in lines]
+
+
 def last_state(folder: Path) -> dict[str, Any]:
     return load_last_state(folder / "last", pytest.fail)
 
@@ -82,6 +89,9 @@ def assert_same(a: Any, b: Any, where: str = "state") -> None:
 def assert_same_run(a: Path, b: Path) -> None:
     """Compare all that two finished runs left, but for the clock and the number of processes."""
     assert rows(a) == rows(b)
+    assert steps(a) == steps(b)
+    for name in ("loss", "lr", "grad_norm"):
+        assert events(a, "tensorboard/steps")[name] == events(b, "tensorboard/steps")[name]
     first, second = last_state(a), last_state(b)
     for name in ("model", "ema", "optimizer", "epoch", "step", "guard", "bad_files"):
         assert_same(first[name], second[name], name)
@@ -158,6 +168,9 @@ def test_loader_workers_do_not_change_the_run(image_folder: Path) -> None:
 EVERYTHING = (
     "model.drop_path_rate=0.2", "ema.decay=0.9", "augment.mixup=0.8", "augment.cutmix=1.0", "augment.erase_prob=0.3",
     "augment.auto_augment=rand-m9-mstd0.5-inc1", "train.accumulate=2", "optim.clip_norm=1", "train.eval_every=2",
+    "model.drop_rate=0.1", "augment.erase=after_mix", "augment.erase_mode=rand", "augment.erase_count=3",
+    "augment.mix_mode=elem", "augment.cutmix_minmax=[0.2, 0.8]", "augment.mix_off_epoch=2", "schedule.step=epoch",
+    "train.log_every=2",
 )  # fmt: skip
 
 
@@ -213,6 +226,72 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_last_bit(image_folder: Path, 
     run(image_folder, *settings, "output.name=killed", "data.workers=1", resume=root / "killed")
     assert_same_run(root / "killed", root / "whole")
     assert not [path for path in (root / "killed").rglob("*") if path.suffix == ".tmp"]
+
+
+def test_steps_say_what_each_update_did(image_folder: Path) -> None:
+    settings = ("train.epochs=2", "train.log_every=2", "schedule.warmup_epochs=0")
+    result = run(image_folder, *settings)
+    found = [json.loads(line) for line in (result.folder / "steps.jsonl").read_text().splitlines()]
+    assert [(row["epoch"], row["update"]) for row in found] == [(1, 2), (1, 3), (2, 5), (2, 6)]
+    assert [row["lr"] for row in found[1::2]] == [row["lr"] for row in result.rows]
+    for epoch, (first, last) in enumerate(zip(found[::2], found[1::2], strict=True)):
+        assert (2 * first["loss"] + last["loss"]) / 3 == pytest.approx(result.rows[epoch]["train_loss"])
+    assert all(row["images_per_s"] > 0 and row["grad_norm"] > 0 for row in found)
+    assert "loss_scale" not in found[0]
+    norms = [
+        steps(run(image_folder, "train.epochs=1", f"optim.clip_norm={clip}").folder)[0]["grad_norm"]
+        for clip in ("null", "1e-6")
+    ]
+    assert norms[0] == norms[1], "it is the norm before it is clipped"
+    assert events(result.folder, "tensorboard/steps")["grad_norm"] == [
+        (row["update"], pytest.approx(row["grad_norm"])) for row in found
+    ]
+
+
+def test_the_log_has_what_the_terminal_showed_before_and_after_a_resume(image_folder: Path) -> None:
+    folder = image_folder.parent / "runs" / "told"
+    words = [
+        "-m",
+        "vitrail",
+        "train",
+        str(TINY),
+        f"data.root={image_folder}",
+        "train.epochs=2",
+        "--resume",
+        str(folder),
+    ]
+    (image_folder / "train" / "red" / "\x1b[31m.jpg").write_bytes(b"no image")
+    stopped = python(*words, "train.max_hours=1e-9")
+    assert stopped.returncode == os.EX_TEMPFAIL
+    done = python(*words)
+    assert done.returncode == 0, done.stderr
+    log = (folder / "log.txt").read_text()
+    assert "stopped by train.max_hours=1e-09 after update 1 of 6, and saved; go on with: vitrail train" in log
+    assert f"{folder}: goes on after update 1 of 6" in log
+    shown = [
+        line.rstrip().replace("\x1b", r"\x1b")
+        for part in (stopped, done)
+        for text in (part.stderr, part.stdout)
+        for line in text.splitlines()
+    ]
+    assert sorted(line.rstrip() for line in log.splitlines()) == sorted(shown)
+    assert "\x1b" not in log
+    assert r"\x1b[31m.jpg: " in log
+
+
+def test_an_error_that_ends_a_run_ends_its_log(image_folder: Path) -> None:
+    settings = (
+        "optim.lr=1e30",
+        "train.skip_limit=1",
+        "train.rollbacks=0",
+        "output.name=told",
+        "schedule.warmup_epochs=0",
+    )
+    failed = python(*command(image_folder, *settings))
+    assert failed.returncode == 2
+    log = (image_folder.parent / "runs" / "told" / "log.txt").read_text()
+    assert log.splitlines()[-1] == failed.stderr.splitlines()[-1]
+    assert log.splitlines()[-1].startswith("error: ")
 
 
 def test_saves_happen_as_often_as_asked_and_the_last_are_kept(image_folder: Path) -> None:

@@ -8,50 +8,75 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 ERASE_AREA = (0.02, 1 / 3)
 ERASE_ASPECT = (0.3, 1 / 0.3)
 
+EraseMode = Literal["pixel", "rand", "const"]
+MixMode = Literal["batch", "pair", "elem"]
+Box = tuple[int, int, int, int]
+"""Top, bottom, left and right."""
 
-def erase(images: Float[Tensor, "b c h w"], keys: Int[Tensor, " b"], probability: float) -> Float[Tensor, "b c h w"]:
-    """Fill one random rectangle of some images with normal noise, in place: timm's RandomErasing in "pixel" mode.
+
+def erase(
+    images: Float[Tensor, "b c h w"],
+    keys: Int[Tensor, " b"],
+    probability: float,
+    *,
+    mode: EraseMode = "pixel",
+    count: int = 1,
+) -> Float[Tensor, "b c h w"]:
+    """Fill random rectangles of some images, in place, as timm's RandomErasing does.
 
     Args:
-        images: Normalised, so that noise of unit variance looks like them.
+        images: Normalised, so that noise of unit variance looks like them and 0 is their mean.
         keys: One for each image, as the training view was drawn from.
         probability: Of erasing, for each image.
+        mode: Noise for each pixel, one random value for each channel of a rectangle (rand), or 0 (const).
+        count: Most rectangles of an image; it has from one to so many, which share the area of one.
     """
-    height, width = images.shape[-2:]
+    channels, height, width = images.shape[1:]
     noise = torch.Generator(images.device)
     for image, key in zip(images, keys.tolist(), strict=True):
         # the view was drawn from random.Random(key): the same draws again would tie the erasing to the crop
-        box = _erased_box(random.Random(f"erase {key}"), height, width, probability)
-        if box is not None:
-            top, left, box_height, box_width = box
-            shape = (images.shape[1], box_height, box_width)
+        boxes = _erased_boxes(random.Random(f"erase {key}"), height, width, probability, count)
+        if boxes:
+            noise.manual_seed(key)
+        for top, bottom, left, right in boxes:
+            if mode == "const":
+                image[:, top:bottom, left:right] = 0
+                continue
+            shape = (channels, bottom - top, right - left) if mode == "pixel" else (channels, 1, 1)
             # drawn in one piece: filling a strided slice with normal_ is several times slower
-            pixels = torch.randn(shape, generator=noise.manual_seed(key), device=images.device, dtype=images.dtype)
-            image[:, top : top + box_height, left : left + box_width] = pixels
+            pixels = torch.randn(shape, generator=noise, device=images.device, dtype=images.dtype)
+            image[:, top:bottom, left:right] = pixels
     return images
 
 
-def _erased_box(rng: random.Random, height: int, width: int, probability: float) -> tuple[int, int, int, int] | None:
-    """Return top, left, height and width, or None where the dice, or ten tries, say no."""
+def _erased_boxes(rng: random.Random, height: int, width: int, probability: float, count: int) -> list[Box]:
+    """Return the rectangles of an image: none where the dice say so, and none for one that ten tries do not fit in."""
     if rng.random() >= probability:
-        return None
-    for _ in range(10):
-        area = rng.uniform(*ERASE_AREA) * height * width
-        aspect = math.exp(rng.uniform(math.log(ERASE_ASPECT[0]), math.log(ERASE_ASPECT[1])))
-        box_height = round(math.sqrt(area * aspect))
-        box_width = round(math.sqrt(area / aspect))
-        if box_height < height and box_width < width:
-            return rng.randint(0, height - box_height), rng.randint(0, width - box_width), box_height, box_width
-    return None
+        return []
+    number = rng.randint(1, count) if count > 1 else 1
+    boxes: list[Box] = []
+    for _ in range(number):
+        for _ in range(10):
+            area = rng.uniform(*ERASE_AREA) * height * width / number
+            aspect = math.exp(rng.uniform(math.log(ERASE_ASPECT[0]), math.log(ERASE_ASPECT[1])))
+            box_height = round(math.sqrt(area * aspect))
+            box_width = round(math.sqrt(area / aspect))
+            if box_height < height and box_width < width:
+                top, left = rng.randint(0, height - box_height), rng.randint(0, width - box_width)
+                boxes.append((top, top + box_height, left, left + box_width))
+                break
+    return boxes
 
 
 def soft_targets(labels: Int[Tensor, " b"], num_classes: int, smoothing: float = 0.0) -> Float[Tensor, "b k"]:
@@ -70,38 +95,110 @@ def mix(
     probability: float,
     switch_probability: float,
     key: int,
+    mode: MixMode = "batch",
+    minmax: tuple[float, float] | None = None,
 ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k"]]:
-    """Mix the batch with its own reverse, images in place: timm's Mixup in "batch" mode, for any number of images.
+    """Mix the batch with its own reverse, images in place, as timm's Mixup does, for any number of images.
 
     Args:
         images: The batch.
         targets: Soft targets, mixed in the proportion of the images.
         mixup_alpha: Of the Beta distribution of Mixup's share; 0 turns Mixup off.
         cutmix_alpha: Of the Beta distribution of CutMix's area; 0 turns CutMix off.
-        probability: That the batch is mixed at all.
+        probability: That the batch, pair or image is mixed at all.
         switch_probability: Of CutMix, where both are on.
         key: One for the batch on this process.
+        mode: Whether the draws are made once for the batch, for each pair of partners, or for each image (elem).
+        minmax: Smallest and largest share of each side that CutMix takes, which turns CutMix on; None draws its area.
     """
     rng = np.random.default_rng(key)
-    if (mixup_alpha <= 0 and cutmix_alpha <= 0) or rng.random() >= probability:
+    cutmix_alpha = 1.0 if minmax is not None else cutmix_alpha
+    if mixup_alpha <= 0 and cutmix_alpha <= 0:
+        return images, targets
+    if mode != "batch":
+        drawn = len(images) // 2 if mode == "pair" else len(images)
+        by_paste, shares = _draw_each(drawn, mixup_alpha, cutmix_alpha, probability, switch_probability, rng)
+        return _mix_each(images, targets, by_paste, shares, minmax, rng)
+    if rng.random() >= probability:
         return images, targets
     use_cutmix = cutmix_alpha > 0 and (mixup_alpha <= 0 or rng.random() < switch_probability)
     alpha = cutmix_alpha if use_cutmix else mixup_alpha
     share = float(rng.beta(alpha, alpha))
     if use_cutmix:
-        share = _paste(images, share, rng)
+        (top, bottom, left, right), share = _pasted_box(images, share, minmax, rng)
+        images[:, :, top:bottom, left:right] = images.flip(0)[:, :, top:bottom, left:right]
     else:
         partners = images.flip(0).mul_(1 - share)
         images.mul_(share).add_(partners)
     return images, targets * share + targets.flip(0) * (1 - share)
 
 
-def _paste(images: Tensor, share: float, rng: np.random.Generator) -> float:
-    """Copy a rectangle of about 1 - share of the area from each image's partner; return the share that is left."""
+def _draw_each(
+    n: int,
+    mixup_alpha: float,
+    cutmix_alpha: float,
+    probability: float,
+    switch_probability: float,
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """Return for each of n whether it is mixed by CutMix, and its own share, 1 where it is left alone."""
+    if mixup_alpha > 0 and cutmix_alpha > 0:
+        by_paste = rng.random(n) < switch_probability
+        pasted, blended = rng.beta(cutmix_alpha, cutmix_alpha, n), rng.beta(mixup_alpha, mixup_alpha, n)
+        shares = np.where(by_paste, pasted, blended)
+    else:
+        by_paste = np.full(n, cutmix_alpha > 0)
+        alpha = max(mixup_alpha, cutmix_alpha)
+        shares = rng.beta(alpha, alpha, n)
+    return by_paste, np.where(rng.random(n) < probability, shares, 1).astype(np.float32)
+
+
+def _mix_each(
+    images: Tensor,
+    targets: Tensor,
+    by_paste: NDArray[np.bool_],
+    shares: NDArray[np.float32],
+    minmax: tuple[float, float] | None,
+    rng: np.random.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Mix each image with its partner by a draw of its own; where there are half as many, partners have one draw."""
+    n, partners = len(images), images.flip(0)
+    kept, blend = np.ones(n, np.float32), np.ones(n, np.float32)  # of the target, and of all pixels
+    for number, (pastes, share) in enumerate(zip(by_paste, shares, strict=True)):
+        both = [number] if len(shares) == n else [number, n - 1 - number]
+        if share == 1:
+            continue
+        if pastes:
+            (top, bottom, left, right), share = _pasted_box(images, share, minmax, rng)
+            images[both, :, top:bottom, left:right] = partners[both, :, top:bottom, left:right]
+        else:
+            blend[both] = share
+        kept[both] = share
+    pixels = torch.from_numpy(blend).to(images.device, non_blocking=True)[:, None, None, None]
+    images.mul_(pixels).add_(partners.mul_(1 - pixels))
+    kept_share = torch.from_numpy(kept).to(targets.device, non_blocking=True)[:, None]
+    return images, targets * kept_share + targets.flip(0) * (1 - kept_share)
+
+
+def _pasted_box(
+    images: Tensor, share: float | np.float32, minmax: tuple[float, float] | None, rng: np.random.Generator
+) -> tuple[Box, float]:
+    """Return a rectangle of about 1 - share of the area, or of sides within `minmax`, and the share that it leaves."""
     height, width = images.shape[-2:]
-    box_height, box_width = int(height * math.sqrt(1 - share)), int(width * math.sqrt(1 - share))
-    y, x = int(rng.integers(height)), int(rng.integers(width))
-    top, bottom = max(y - box_height // 2, 0), min(y + (box_height + 1) // 2, height)
-    left, right = max(x - box_width // 2, 0), min(x + (box_width + 1) // 2, width)
-    images[:, :, top:bottom, left:right] = images.flip(0)[:, :, top:bottom, left:right]
-    return 1 - (bottom - top) * (right - left) / (height * width)
+    if minmax is None:
+        side = np.sqrt(1 - share)
+        box_height, box_width = int(height * side), int(width * side)
+        y, x = int(rng.integers(height)), int(rng.integers(width))
+        top, bottom = max(y - box_height // 2, 0), min(y + (box_height + 1) // 2, height)
+        left, right = max(x - box_width // 2, 0), min(x + (box_width + 1) // 2, width)
+    else:
+        box_height, box_width = (_side(length, *minmax, rng) for length in (height, width))
+        top, left = int(rng.integers(height - box_height + 1)), int(rng.integers(width - box_width + 1))
+        bottom, right = top + box_height, left + box_width
+    return (top, bottom, left, right), 1 - (bottom - top) * (right - left) / (height * width)
+
+
+def _side(length: int, low: float, high: float, rng: np.random.Generator) -> int:
+    """Draw the side of a rectangle, which a small image may leave but one choice."""
+    smallest = int(length * low)
+    return int(rng.integers(smallest, max(int(length * high), smallest + 1)))

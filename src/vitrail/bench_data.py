@@ -183,7 +183,7 @@ def time_model(job: Job, model: VisionModel, batch: Batch, seconds: float) -> tu
 
     def update() -> None:
         keys = mixing_keys(job, 0, 0)[:1]
-        sums, _ = train_step(
+        sums, _, _ = train_step(
             wrapped, optimizer, accelerator, [part], job.config, job.preprocess, job.objective, keys, watch
         )
         if state.ema:

@@ -7,10 +7,12 @@ import os
 import shlex
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -95,6 +97,9 @@ def train(
         result = run(start.config, name=start.name, resume=start.resume, fork=start.fork, display=display)
         if _is_main_process():
             show_training(result)
+            with redirect_stdout(StringIO()) as shown:
+                show_training(result)
+            display.record(shown.getvalue())
     return 0
 
 
@@ -1021,9 +1026,19 @@ def _terminal() -> Iterator[Terminal]:
     warnings.showwarning = show
     try:
         yield display
+    except BaseException as error:
+        display.record(_last_words(error))
+        raise
     finally:
         display.end()
         warnings.showwarning = original
+
+
+def _last_words(error: BaseException) -> str:
+    """Return what the command will end with."""
+    if isinstance(error, Interrupted | KeyboardInterrupt | Stopped):
+        return str(error) or "stopped"
+    return f"error: {error}" if isinstance(error, VitrailError) else traceback.format_exc()
 
 
 def _is_main_process() -> bool:

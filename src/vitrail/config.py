@@ -29,6 +29,8 @@ class ModelSection:
     """Pixels, one number or height and width; null takes the model's own."""
     drop_path_rate: float = 0.0
     """Stochastic depth of the last block."""
+    drop_rate: float = 0.0
+    """Dropout of the tokens that enter the blocks, of what an attention gives, and after both layers of an MLP."""
     options: dict[str, Any] = field(default_factory=dict)
     """Any other field of the model's configuration, such as `depth` or `gelu`."""
     weights: str | None = None
@@ -36,8 +38,8 @@ class ModelSection:
 
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""
-        rate = self.drop_path_rate
-        return [] if 0 <= rate < 1 else [f"drop_path_rate is {rate}; it must be from 0 to below 1"]
+        rates = {"drop_path_rate": self.drop_path_rate, "drop_rate": self.drop_rate}
+        return [f"{name} is {rate}; it must be from 0 to below 1" for name, rate in rates.items() if not 0 <= rate < 1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,15 +197,30 @@ class AugmentSection:
     color_jitter: float | None = None
     """Strength of brightness, contrast and saturation jitter; beside auto_augment, only 3a allows it."""
     erase_prob: float = 0.0
-    """Probability of filling a random rectangle with noise."""
+    """Probability of filling random rectangles of an image."""
+    erase_mode: Literal["pixel", "rand", "const"] = "pixel"
+    """What fills a rectangle: noise for every pixel, one random colour, or const, the mean of the images."""
+    erase_count: int = 1
+    """Most rectangles of an image, from one to so many, which share the area of one."""
+    erase: Literal["before_mix", "after_mix"] = "before_mix"
+    """Whether rectangles are filled before images are mixed, which carries them into other images, or afterwards, as
+    timm's loader and with it the official TNT and T2T-ViT do."""
     mixup: float = 0.0
     """Alpha of Mixup; 0 is off."""
     cutmix: float = 0.0
     """Alpha of CutMix; 0 is off."""
+    cutmix_minmax: tuple[float, float] | None = None
+    """Smallest and largest share of each side that CutMix's rectangle takes, which turns CutMix on; null draws the area
+    by its alpha."""
+    mix_mode: Literal["batch", "pair", "elem"] = "batch"
+    """What has a draw of its own of how it is mixed: the batch, each pair of images that are mixed with each other, or
+    each image (elem)."""
     mix_prob: float = 1.0
-    """Probability that a batch is mixed at all."""
+    """Probability that a batch, a pair or an image is mixed at all."""
     mix_switch_prob: float = 0.5
     """Probability of CutMix where both are on."""
+    mix_off_epoch: int | None = None
+    """Epochs after which nothing is mixed any more; null mixes to the end. Labels stay smoothed."""
     label_smoothing: float = 0.0
     repeats: int = 1
     """Augmented copies of each image in a row, the epoch staying as long (repeated augmentation)."""
@@ -212,8 +229,10 @@ class AugmentSection:
         """Say what is wrong, each as one clause."""
         found = _in_range(
             self, hflip=(0, 1), erase_prob=(0, 1), mixup=(0, None), cutmix=(0, None), mix_prob=(0, 1),
-            mix_switch_prob=(0, 1), color_jitter=(0, None), repeats=(1, None),
+            mix_switch_prob=(0, 1), color_jitter=(0, None), repeats=(1, None), erase_count=(1, None),
+            mix_off_epoch=(1, None),
         )  # fmt: skip
+        found += self._cutmix_problems()
         if not 0 <= self.label_smoothing < 1:
             found.append(f"label_smoothing is {self.label_smoothing}; it must be from 0 to below 1")
         if self.color_jitter and self.auto_augment is not None and "3a" not in self.auto_augment:
@@ -224,6 +243,15 @@ class AugmentSection:
             found.append(f"scale is {self.scale}; it must rise within 0 to 1")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             found.append(f"ratio is {self.ratio}; it must be positive and rise")
+        return found
+
+    def _cutmix_problems(self) -> list[str]:
+        if self.cutmix_minmax is None:
+            return []
+        low, high = self.cutmix_minmax
+        found = [] if 0 <= low < high <= 1 else [f"cutmix_minmax is {self.cutmix_minmax}; it must rise within 0 to 1"]
+        if self.cutmix not in (0, 1):
+            found.append(f"cutmix is {self.cutmix}, but cutmix_minmax draws the rectangle instead; set one of them")
         return found
 
 
@@ -313,11 +341,13 @@ class OptimSection:
     """Largest norm of the whole gradient; null does not clip."""
     layer_decay: float | None = None
     """Factor on the learning rate from each layer to the one before it; null is none."""
+    backbone_scale: float = 1.0
+    """Factor on the learning rate of all but the head, for weights that are trained on."""
 
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""
         found = _in_range(self, weight_decay=(0, None), momentum=(0, 1), lr_base_batch=(1, None))
-        found += _above_zero(self, "lr", "eps", "clip_norm", "layer_decay")
+        found += _above_zero(self, "lr", "eps", "clip_norm", "layer_decay", "backbone_scale")
         if self.layer_decay is not None and self.layer_decay > 1:
             found.append(f"layer_decay is {self.layer_decay}; it must be at most 1")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -329,9 +359,12 @@ class OptimSection:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSection:
-    """The learning rate over time, set anew before every update."""
+    """The learning rate over time."""
 
     name: Literal["cosine", "step", "exponential", "constant"] = "cosine"
+    step: Literal["update", "epoch"] = "update"
+    """When the rate is set anew: before every update, or once an epoch, as in the official training runs and by timm's
+    default."""
     warmup_epochs: float = 5.0
     """Linear rise from `warmup_lr`, inside the main curve as in timm unless `warmup_prefix` is set."""
     warmup_prefix: bool = False
@@ -401,7 +434,8 @@ class TrainSection:
     eval_every: int = 1
     """Epochs from one evaluation to the next; the last epoch is always evaluated."""
     log_every: int = 20
-    """Updates from one reading of the loss to the next; a reading waits for the device."""
+    """Updates from one row of steps.jsonl to the next: loss since the row before, learning rate, norm of the gradient;
+    reading them waits for the device."""
     monitor: Literal[
         "val_top1", "val_top5", "val_loss", "val_balanced_accuracy", "val_macro_f1", "val_head_top1", "val_medium_top1",
         "val_tail_top1", "val_map", "val_micro_f1", "train_top1", "train_loss",
@@ -450,7 +484,7 @@ class OutputSection:
     keep_last: int = 2
     """Saves kept, for the case that the last one is damaged."""
     trackers: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = ("tensorboard",)
-    """Who is given the numbers of each epoch, beside metrics.jsonl."""
+    """Who is given the numbers of each epoch, beside metrics.jsonl; tensorboard also those of steps.jsonl."""
 
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from vitrail.errors import CheckpointError
+from vitrail.files import GrowingFile
 
 PHASES = {
     "data_s": "waiting for images",
@@ -46,6 +51,9 @@ class Display(Protocol):
     def end(self) -> None:
         """Finish the piece of work."""
 
+    def keep(self, path: Path) -> None:
+        """Write what was shown, and all that will be, to the end of a file too."""
+
 
 class Quiet:
     """A display that shows nothing, for use from Python and in tests."""
@@ -56,22 +64,50 @@ class Quiet:
     def advance(self, steps: int = 1, **values: str) -> None: ...
     def row(self, values: Mapping[str, Any]) -> None: ...
     def end(self) -> None: ...
+    def keep(self, path: Path) -> None: ...
 
 
 class Terminal:
-    """Progress on standard error, so that standard output stays clean for results."""
+    """Progress on standard error, so that standard output stays clean for results; a file gets it as plain text."""
 
     def __init__(self, *, silent: bool = False, line_every_s: float = 60) -> None:
         self.console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=silent)
         self._progress: Progress | None = None
         self._line_every_s = line_every_s
         self._line_shown = time.monotonic()
+        self._before: deque[str] = deque(maxlen=1000)  # until there is a file; most commands have none
+        self._file: GrowingFile | None = None
+        self._refused = False
 
     def note(self, text: str) -> None:
-        self.console.print(text, markup=False, style="dim")
+        self._show(text, "dim")
 
     def warn(self, text: str) -> None:
-        self.console.print(f"warning: {text}", markup=False, style="yellow")
+        self._show(f"warning: {text}", "yellow")
+
+    def keep(self, path: Path) -> None:
+        self._file = GrowingFile(path)
+        for text in self._before:
+            self.record(text)
+        self._before.clear()
+
+    def record(self, text: str) -> None:
+        """Write to the file what is shown by others."""
+        if self._file is None:
+            self._before.append(text)
+            return
+        for line in text.splitlines():
+            self._file.add("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
+        try:
+            self._file.write()
+        except CheckpointError as error:
+            if not self._refused:
+                self._refused = True
+                self.console.print(f"warning: {error}; tried again with each line", markup=False, style="yellow")
+
+    def _show(self, text: str, style: str | None = None) -> None:
+        self.console.print(text, markup=False, style=style)
+        self.record(text)
 
     def begin(self, label: str, total: int | None, done: int = 0) -> None:
         self._progress = Progress(
@@ -97,9 +133,10 @@ class Terminal:
         if values:
             shown = "  ".join(f"{name.replace('_', ' ')} {text}" for name, text in values.items())
             self._progress.update(task.id, values=shown)
-            if not self.console.is_terminal and time.monotonic() - self._line_shown >= self._line_every_s:
+            if time.monotonic() - self._line_shown >= self._line_every_s:
                 self._line_shown = time.monotonic()
-                self.console.print(f"{task.description} {task.completed:.0f}/{task.total}  {shown}", markup=False)
+                line = f"{task.description} {task.completed:.0f}/{task.total}  {shown}"
+                (self.record if self.console.is_terminal else self._show)(line)
         self._progress.advance(task.id, steps)
 
     def row(self, values: Mapping[str, Any]) -> None:
@@ -113,7 +150,7 @@ class Terminal:
         parts += [f"{values['images_per_s']:,.0f} images/s"]
         if phases := [f"{label} {values[name]:.1f}" for name, label in PHASES.items() if values.get(name)]:
             parts += [f"seconds: {', '.join(phases)}"]
-        self.console.print("  ".join(parts), markup=False)
+        self._show("  ".join(parts))
 
     def end(self) -> None:
         if self._progress is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -48,9 +48,64 @@ def write_whole(
         temporary.replace(target)
 
 
+class GrowingFile:
+    """A text file that grows by whole lines; what a full disk refuses waits for the next time.
+
+    Args:
+        path: Its name; what it holds stays.
+        advice: What the user can do where it cannot be written.
+    """
+
+    def __init__(self, path: Path, advice: str = FREE_SPACE) -> None:
+        self.path, self._advice, self._waiting = path, advice, b""
+        self._size = path.stat().st_size if path.exists() else 0
+
+    def add(self, line: str) -> None:
+        """Take a line; `write` brings it to the disk."""
+        self._waiting += line.encode(errors="backslashreplace") + b"\n"
+
+    def write(self) -> None:
+        """Write the lines that wait.
+
+        Raises:
+            CheckpointError: The disk is full or the folder cannot be written; the lines wait on.
+        """
+        with refusal_told(self.path, None, self._advice), self.path.open("ab") as file:
+            if file.tell() > self._size:  # half a line, of a time when the disk was full
+                file.truncate(self._size)
+            file.write(self._waiting)
+            file.flush()
+            self._size, self._waiting = file.tell(), b""
+
+    def cut(self, wanted: Callable[[bytes], bool]) -> None:
+        """Leave out all that comes after the last line that is wanted; half a line never is.
+
+        Raises:
+            CheckpointError: The file cannot be read or written.
+        """
+        if not self.path.exists():
+            return
+        with refusal_told(self.path, None, self._advice), self.path.open("r+b") as file:
+            end = 0
+            for line in iter(file.readline, b""):
+                end = file.tell() if line.endswith(b"\n") and wanted(line) else end
+            file.truncate(end)
+            self._size = end
+
+    def sync(self) -> None:
+        """Push what was written to the disk, so that it outlives the machine.
+
+        Raises:
+            CheckpointError: The disk is full.
+        """
+        if self.path.exists():
+            with refusal_told(self.path, None, self._advice), self.path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
 @contextlib.contextmanager
-def refusal_told(path: Path, temporary: Path, advice: str = FREE_SPACE) -> Iterator[None]:
-    """Turn the system's refusal to write a file into one line, and leave no temporary file.
+def refusal_told(path: Path, temporary: Path | None, advice: str = FREE_SPACE) -> Iterator[None]:
+    """Turn the system's refusal to write a file into one line, and leave no temporary file, where there is one.
 
     Raises:
         CheckpointError: The disk is full or the folder cannot be written.
@@ -62,9 +117,9 @@ def refusal_told(path: Path, temporary: Path, advice: str = FREE_SPACE) -> Itera
         if not isinstance(reason, OSError):
             raise
         with contextlib.suppress(OSError):
-            if temporary.is_file():  # not a device or a pipe, which is written to as it is
+            if temporary is not None and temporary.is_file():  # not a device or a pipe, which is written to as it is
                 temporary.unlink()
-        kept = "; the file of that name is as it was" if os.access(path, os.F_OK) else ""
+        kept = "; the file of that name is as it was" if temporary is not None and os.access(path, os.F_OK) else ""
         raise CheckpointError(f"{path}: cannot be written ({reason.strerror}){kept}; {advice}") from error
 
 

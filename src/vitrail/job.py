@@ -33,7 +33,7 @@ from vitrail.display import Display
 from vitrail.engine import share
 from vitrail.errors import ConfigError, command
 from vitrail.guard import Guard
-from vitrail.loading import Opened, open_model, tell, wanted
+from vitrail.loading import RATES, Opened, open_model, tell, wanted
 from vitrail.metrics import SHOTS, shot_groups
 from vitrail.models import canonical_name, create_model, find_variant
 from vitrail.models.registry import VisionModel
@@ -243,6 +243,7 @@ def build_state(job: Job, model: VisionModel) -> TrainState:
     optimizer = build_optimizer(
         model, name=optim.name, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps,
         momentum=optim.momentum, nesterov=optim.nesterov, layer_decay=optim.layer_decay, decay_on=optim.decay_on,
+        backbone_scale=optim.backbone_scale,
     )  # fmt: skip
     device = job.accelerator.device
     return TrainState(
@@ -263,7 +264,8 @@ def build_model(config: TrainConfig, name: str, num_classes: int) -> VisionModel
 def _options(config: TrainConfig, num_classes: int) -> dict[str, Any]:
     """Return the fields of the model's configuration that the settings give."""
     size = {} if config.model.image_size is None else {"image_size": config.model.image_size}
-    given = {"num_classes": num_classes, "drop_path_rate": config.model.drop_path_rate} | size
+    rates = {"drop_path_rate": config.model.drop_path_rate, "drop_rate": config.model.drop_rate}
+    given = {"num_classes": num_classes} | rates | size
     if twice := sorted(given.keys() & config.model.options.keys()):
         raise ConfigError(
             f"model.options.{twice[0]}: is not an option; num_classes follows the data, the others are model.{twice[0]}"
@@ -300,7 +302,7 @@ def adopt(config: TrainConfig, record: Record, display: Display) -> TrainConfig:
     decided = {
         key: value
         for key, value in record.options.items()
-        if value != published[key] and key not in ("num_classes", "image_size", "drop_path_rate", "in_channels")
+        if value != published[key] and key not in ("num_classes", "image_size", "in_channels", *RATES)
     }
     size = config.model.image_size
     if size is None and record.options["image_size"] != card.config.image_size:
@@ -356,9 +358,10 @@ def build_view(config: TrainConfig, preprocess: Preprocess) -> TrainView:
 
 def build_schedule(config: TrainConfig, steps: int) -> Callable[[int], float]:
     """Return the learning rate as a function of the update's number, with `steps` updates an epoch."""
+    every = steps if config.schedule.step == "epoch" else 1
     optim, schedule = config.optim, config.schedule
     peak = optim.lr if optim.lr_base_batch is None else optim.lr * config.train.batch_size / optim.lr_base_batch
-    return partial(
+    rate = partial(
         learning_rate,
         name=schedule.name,
         peak=peak,
@@ -372,6 +375,7 @@ def build_schedule(config: TrainConfig, steps: int) -> Callable[[int], float]:
         cosine_updates=None if schedule.cosine_epochs is None else schedule.cosine_epochs * steps,
         clip=schedule.clip_to_min_lr,
     )
+    return lambda update: rate(update - update % every)
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:

@@ -27,6 +27,8 @@ from vitrail.weight_file import WeightFile, open_weights
 
 OURS = "vitrail"
 NUMERICS = ("gelu", "norm_eps", "final_norm_eps", "embed_norm_eps")
+RATES = ("drop_path_rate", "drop_rate")
+"""Of training, which no weight depends on."""
 """What the same weights compute otherwise with."""
 CIFAR = {
     "crop": 1.0,
@@ -425,4 +427,4 @@ def _numerics(config: ModelConfig) -> dict[str, Any]:
 
 def _architecture(config: ModelConfig) -> dict[str, Any]:
     """Return what shapes follow from, and no adaptation can change."""
-    return {name: value for name, value in asdict(config).items() if name not in (*FREE, *NUMERICS, "drop_path_rate")}
+    return {name: value for name, value in asdict(config).items() if name not in (*FREE, *NUMERICS, *RATES)}

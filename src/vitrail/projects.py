@@ -774,9 +774,8 @@ TWINS = Project(
 
 
 def _timm_sched(value: Any, case: Case) -> Outcome:
-    """Set the curve."""
-    note = "theirs moves by the epoch, ours by the update"
-    return choice({"cosine": {"schedule.name": "cosine"}, "step": {"schedule.name": "step"}}, note)(value, case)
+    """Set the curve, which their program sets anew once an epoch."""
+    return choice({name: {"schedule.name": name, "schedule.step": "epoch"} for name in ("cosine", "step")})(value, case)
 
 
 def _timm_evaluate(value: Any, case: Case) -> Outcome:
@@ -784,6 +783,11 @@ def _timm_evaluate(value: Any, case: Case) -> Outcome:
     if truth(value):
         raise ValueError("`vitrail evaluate` measures; write it in place of `vitrail train`")
     return Outcome()
+
+
+def _timm_reprob(value: Any, case: Case) -> Outcome:
+    """Set how many images are erased, by the loader on the device, after they were mixed."""
+    return Outcome({"augment.erase_prob": value, "augment.erase": "after_mix"})
 
 
 _timm_ema, _timm_ema_decay = switched("model_ema", "ema.decay", "model_ema_decay")
@@ -848,7 +852,7 @@ TIMM = Project(
         "repeated_aug": Key(to("augment.repeats", read=lambda value: 3 if truth(value) else 1), False),
         "aug_splits": Key(only(0, why="a batch is one view of each image"), 0),
         "jsd": Key(only(False, why="training minimises cross-entropy"), False),
-        "reprob": Key(to("augment.erase_prob"), 0.0),
+        "reprob": Key(_timm_reprob, 0.0),
         "remode": Key(only("pixel", why="what is erased is filled with noise", where="reprob"), "const"),
         "recount": Key(only(1, why="one rectangle is erased", where="reprob"), 1),
         "resplit": Key(NOTED, False),

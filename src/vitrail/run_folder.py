@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from vitrail.display import headline
 from vitrail.errors import CheckpointError, ConfigError
-from vitrail.files import write_whole
+from vitrail.files import GrowingFile, write_whole
 from vitrail.whole_folder import numbered
 
 
@@ -54,19 +54,23 @@ class Tracker(Protocol):
     """Where the numbers of a run are sent to, beside its own file; what Accelerate calls a GeneralTracker."""
 
     def log(self, values: dict[str, Any], step: int | None) -> None:
-        """Take the numbers of an epoch."""
+        """Take the numbers of an epoch or update."""
 
     def finish(self) -> None:
         """Send what is left."""
 
 
 class TensorBoard:
-    """TensorBoard events in a run's folder, without those of epochs that are run again.
+    """TensorBoard events in a folder, without those of epochs or updates that are made again.
 
     Written here and now: the writers of torch and tensorboard have a thread, whose errors nobody can catch.
+
+    Args:
+        folder: Of the events; TensorBoard shows it as a run of its own.
+        first: Epoch or update from which on there are no events yet, or none that count; None where there are none.
     """
 
-    def __init__(self, folder: Path, first_epoch: int | None) -> None:
+    def __init__(self, folder: Path, first: int | None) -> None:
         # protobuf and tensorboard warn about their own deprecations on import
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -74,15 +78,15 @@ class TensorBoard:
             from tensorboard.summary.writer.record_writer import RecordWriter
         protos: Any = event_pb2, summary_pb2  # made at import time, where no type checker sees them
         self._event, self._summary, session_log = protos[0].Event, protos[1].Summary, protos[0].SessionLog
-        (folder / "tensorboard").mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time():.0f}.{platform.node()}.{os.getpid()}.{time.monotonic_ns()}"
-        self._writer = RecordWriter((folder / "tensorboard" / name).open("wb"))
+        self._writer = RecordWriter((folder / name).open("wb"))
         self._write(file_version="brain.Event:2")
-        if first_epoch is not None:
-            self._write(step=first_epoch, session_log=session_log(status=session_log.START))
+        if first is not None:
+            self._write(step=first, session_log=session_log(status=session_log.START))
 
     def log(self, values: dict[str, Any], step: int | None) -> None:
-        """Write the numbers of an epoch."""
+        """Write the numbers of an epoch or update."""
         numbers = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._write(step=step, summary=self._summary(value=numbers))
 
@@ -95,56 +99,37 @@ class TensorBoard:
         self._writer.flush()
 
 
-class RunLog:
-    """Rows of numbers, one an epoch: in metrics.jsonl always, and with the trackers that are asked for.
+class Trackers:
+    """Those that are asked for: opened once there is something to tell, and left where they fail.
 
     Args:
-        folder: Of the run.
-        rows: Those of the epochs before a resume.
-        openers: By name, what opens a tracker from the first epoch that it will be given, None for all.
-        warn: Told when a tracker fails, which is then left; the run goes on without it.
+        openers: By name, what opens a tracker from the first epoch or update that it will be given, None for all.
+        warn: Told when a tracker fails; the run goes on without it.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        rows: Sequence[Mapping[str, Any]],
-        openers: Mapping[str, Callable[[int | None], Tracker]],
-        warn: Callable[[str], None],
-    ) -> None:
-        self._path, self._openers, self._warn = folder / "metrics.jsonl", openers, warn
+    def __init__(self, openers: Mapping[str, Callable[[int | None], Tracker]], warn: Callable[[str], None]) -> None:
+        self._openers, self._warn = openers, warn
         self._trackers: dict[str, Tracker] = {}
-        self.rewind(rows)
+        self._unopened: dict[str, Callable[[int | None], Tracker]] = {}
 
-    def rewind(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Go back to these rows."""
+    def begin(self, first: int | None) -> None:
+        """Go on from an epoch or update, whatever they were told of it before; None is the beginning."""
         self.close()
-        self._rows = list(rows)
-        self._unopened = dict(self._openers)  # until there is something to tell them
+        self._unopened, self._first = dict(self._openers), first
 
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Take the numbers of one epoch; `write` brings them to metrics.jsonl."""
-        first_epoch = int(self._rows[-1]["epoch"]) + 1 if self._rows else None
+    def log(self, row: Mapping[str, Any], by: str) -> None:
+        """Tell them the numbers of a row, where `by` names the one that counts the rows."""
         for name, opener in self._unopened.items():
             with self._forgiven(name):
-                self._trackers[name] = opener(first_epoch)
+                self._trackers[name] = opener(self._first)
         self._unopened.clear()
-        self._rows.append(row)
-        values = {name: value for name, value in row.items() if isinstance(value, int | float) and name != "epoch"}
+        values = {name: value for name, value in row.items() if isinstance(value, int | float) and name != by}
         for name, tracker in list(self._trackers.items()):
             with self._forgiven(name):
-                tracker.log(values, step=row["epoch"])
-
-    def write(self) -> None:
-        """Write metrics.jsonl, all of it, so that it never holds half a line.
-
-        Raises:
-            CheckpointError: The disk is full or the folder cannot be written; the file is as it was.
-        """
-        write_whole(self._path, "".join(json.dumps(row) + "\n" for row in self._rows).encode())
+                tracker.log(values, step=row[by])
 
     def close(self) -> None:
-        """Finish the trackers."""
+        """Finish them."""
         for name, tracker in list(self._trackers.items()):
             with self._forgiven(name):
                 tracker.finish()
@@ -159,27 +144,122 @@ class RunLog:
             self._warn(f"{name} is given no more numbers ({type(error).__name__}: {' '.join(str(error).split())})")
 
 
+class RunLog:
+    """Rows of numbers, one an epoch: in metrics.jsonl always, and with the trackers that are asked for.
+
+    Args:
+        folder: Of the run.
+        rows: Those of the epochs before a resume.
+        trackers: Given each row.
+    """
+
+    def __init__(self, folder: Path, rows: Sequence[Mapping[str, Any]], trackers: Trackers) -> None:
+        self._path, self._trackers = folder / "metrics.jsonl", trackers
+        self.rewind(rows)
+
+    def rewind(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Go back to these rows."""
+        self._rows = list(rows)
+        self._trackers.begin(int(self._rows[-1]["epoch"]) + 1 if self._rows else None)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Take the numbers of one epoch; `write` brings them to metrics.jsonl."""
+        self._rows.append(row)
+        self._trackers.log(row, by="epoch")
+
+    def write(self) -> None:
+        """Write metrics.jsonl, all of it, so that it never holds half a line.
+
+        Raises:
+            CheckpointError: The disk is full or the folder cannot be written; the file is as it was.
+        """
+        write_whole(self._path, "".join(json.dumps(row) + "\n" for row in self._rows).encode())
+
+    def close(self) -> None:
+        """Finish the trackers."""
+        self._trackers.close()
+
+
+class StepLog:
+    """Rows of numbers, one for each update at which they are read: at the end of steps.jsonl, and with trackers.
+
+    Args:
+        folder: Of the run.
+        made: Updates that were made; the rows of later ones, which are made again, are dropped.
+        trackers: Given each row.
+    """
+
+    def __init__(self, folder: Path, made: int, trackers: Trackers) -> None:
+        self._file, self._trackers = GrowingFile(folder / "steps.jsonl"), trackers
+        self.rewind(made)
+
+    def rewind(self, made: int) -> None:
+        """Go back to where so many updates were made.
+
+        Raises:
+            CheckpointError: The file cannot be read or written.
+        """
+        self._file.cut(lambda line: _is_of(line, made))
+        self._trackers.begin(made + 1 if made else None)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Take the numbers of one update; `write` brings them to steps.jsonl."""
+        self._file.add(json.dumps(row))
+        self._trackers.log(row, by="update")
+
+    def write(self) -> None:
+        """Write the rows that are not there yet.
+
+        Raises:
+            CheckpointError: The disk is full or the folder cannot be written; the rows wait.
+        """
+        self._file.write()
+
+    def sync(self) -> None:
+        """Push the rows to the disk, before a save that counts on them."""
+        self._file.sync()
+
+    def close(self) -> None:
+        """Finish the trackers."""
+        self._trackers.close()
+
+
+def _is_of(line: bytes, made: int) -> bool:
+    """Say whether a line of steps.jsonl is a row of the first so many updates."""
+    try:
+        return json.loads(line)["update"] <= made
+    except (ValueError, TypeError, KeyError):
+        return False
+
+
 class Outbox:
-    """Files that must not be lost: what a full disk refuses is told, and tried again until the run ends."""
+    """Files that must not be lost: what a full disk refuses is told once, and tried again until the run ends."""
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self._warn = warn
         self._jobs: dict[str, Callable[[], None]] = {}
+        self._told: set[str] = set()
 
     def put(self, name: str, write: Callable[[], None]) -> None:
         """Write something now, and again later if it cannot be; a newer one of the same name replaces it."""
         self._jobs[name] = write
-        self.retry()
+        self._try(name)
 
     def retry(self) -> None:
         """Try what is left once more."""
-        for name, write in list(self._jobs.items()):
-            try:
-                write()
-            except CheckpointError as error:
+        for name in list(self._jobs):
+            self._try(name)
+
+    def _try(self, name: str) -> None:
+        try:
+            self._jobs[name]()
+        except CheckpointError as error:
+            if name not in self._told:
+                self._told.add(name)
                 self._warn(f"{error}; training goes on, and it is tried again")
-            else:
-                del self._jobs[name]
+        else:
+            del self._jobs[name]
+            self._told.discard(name)
 
     def finish(self) -> None:
         """Try what is left for the last time.

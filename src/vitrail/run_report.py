@@ -103,13 +103,15 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> l
 
 
 def training_samples(job: Job, source: Source) -> list[tuple[str, str]]:
-    """Return the first images of the first epoch as the model saw them, with their classes; Mixup comes after."""
+    """Return the first images of the first epoch as the model saw them, with their classes, but not mixed."""
     sampler = copy.copy(job.sampler)
     sampler.epoch, sampler.first_step = 0, 0
     batch = job.loader.read(next(iter(sampler))[:SAMPLES])
+    augment = job.config.augment
     images = erase(
-        normalise(batch.images, job.preprocess.mean, job.preprocess.std), batch.keys, job.config.augment.erase_prob
-    )
+        normalise(batch.images, job.preprocess.mean, job.preprocess.std), batch.keys, augment.erase_prob,
+        mode=augment.erase_mode, count=augment.erase_count,
+    )  # fmt: skip
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (job.preprocess.mean, job.preprocess.std))
     most = 255 if job.preprocess.bits == 8 else 65535
     pixels = ((images * std + mean) * most).round().clamp(0, most).to(batch.images.dtype)

@@ -42,6 +42,8 @@ class TrainState:
     sums: torch.Tensor
     """Of this process."""
     guard: Guard
+    told: tuple[float, float] = (0.0, 0.0)
+    """Loss and images of all processes, summed over the epoch up to the last row of steps.jsonl."""
     epoch: int = 0
     """Whole epochs."""
     step: int = 0
@@ -64,6 +66,7 @@ class TrainState:
         """Forget the sums of the epoch before."""
         self.step = 0
         self.sums.zero_()
+        self.told = (0.0, 0.0)
         self.guard.clear_total()
         self.unread.clear()
         self.seconds.clear()
@@ -83,6 +86,7 @@ class TrainState:
             "elapsed_s": self.elapsed_s,
             "sums": [sums for _, sums, _ in gathered],
             "unread": sorted({bad for _, _, unread in gathered for bad in unread}),
+            "told": self.told,
             "guard": self.guard.counts.tolist(),
             "model": whole(self.model.state_dict()),
             "ema": whole(self.ema.module.state_dict()) if self.ema else None,
@@ -100,6 +104,8 @@ class TrainState:
         # the sums of each process stay apart, as their order decides the last digit; another number shares them out
         mine = saved["sums"][rank::world]
         self.sums.copy_(torch.tensor(mine or [[0.0] * SUMS], dtype=torch.float64).sum(0))
+        totals = torch.tensor(saved["sums"], dtype=torch.float64).sum(0).tolist()
+        self.told = saved.get("told") or tuple(totals[::2])  # earlier versions did not save it
         self.guard.counts.copy_(torch.tensor(saved["guard"]))
         put_weights(self.model, saved["model"])
         if self.ema:

@@ -17,7 +17,7 @@ from vitrail.models.registry import ModelConfig, VisionModel
 from vitrail.recognise import recognise, translate
 
 PREFIX = "vitrail_"
-UNSUPPORTED = ("drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_block_rate")
+UNSUPPORTED = ("proj_drop_rate", "attn_drop_rate", "drop_block_rate")
 """Arguments of timm's training script that these models do not have; they may be 0."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
@@ -47,7 +48,7 @@ from vitrail.label_metrics import LabelAccuracy
 from vitrail.models.registry import VisionModel
 from vitrail.objective import Objective
 from vitrail.optim import set_learning_rate
-from vitrail.run_folder import Outbox, RunLog, TensorBoard, Tracker, create_run, plot_curves
+from vitrail.run_folder import Outbox, RunLog, StepLog, TensorBoard, Tracker, Trackers, create_run, plot_curves
 from vitrail.run_report import write_run_report
 from vitrail.sharding import local, whole
 from vitrail.start import FREE, LENGTH, differences, listed
@@ -90,6 +91,7 @@ class Run:
     agreement: Agreement
     watchdog: Watchdog
     log: RunLog | None = None
+    steps: StepLog | None = None
     began: float = field(default_factory=time.monotonic)
     spent_s: float = 0.0
     """Before this process."""
@@ -157,8 +159,9 @@ def train(
         restored = resume is not None and restore(job, state, resume)
         run = open_run(job, state, name, resume)
         exits.enter_context(run.watchdog)
-        if run.log is not None:
-            exits.enter_context(closing(run.log))
+        for log in (run.log, run.steps):
+            if log is not None:
+                exits.enter_context(closing(log))
         first_epoch = state.epoch
         if is_finished(job, state):
             longer = command("train", "--extend", run.folder, f"train.epochs={2 * settings.epochs}")
@@ -224,7 +227,7 @@ def train_epoch(job: Job, state: TrainState, run: Run, wrapped: nn.Module, optim
         state.unread.update(bad for part in parts for bad in part.bad)
         run.watchdog.move(f"computing update {update + 1:,}")
         keys = mixing_keys(job, epoch, step)
-        sums, bad = train_step(
+        sums, bad, norm = train_step(
             wrapped, optimizer, accelerator, parts, config, job.preprocess, job.objective, keys, watch
         )
         state.sums += sums
@@ -234,7 +237,9 @@ def train_epoch(job: Job, state: TrainState, run: Run, wrapped: nn.Module, optim
         state.step = step + 1
         job.display.advance()
         if due(step, settings.log_every, sampler.steps):
-            loss, right, images, skipped, in_a_row, first = torch.cat([state.sums, state.guard.counts]).tolist()
+            totals = sum_over_processes(accelerator, state.sums)[0]
+            read = torch.cat([totals, state.guard.counts, norm.reshape(1).to(totals.dtype)]).tolist()
+            loss, right, images, skipped, in_a_row, first, norm = read
             now, spent_s = time.perf_counter(), state.seconds.get("train_s", 0.0)
             speed = (step + 1 - window_step) * settings.batch_size / (now - window_started)
             window_step, window_started = step + 1, now
@@ -256,9 +261,39 @@ def train_epoch(job: Job, state: TrainState, run: Run, wrapped: nn.Module, optim
                     return False
                 job.display.warn(reason)
             state.guard.clear_first()
+            log_step(job, state, run, loss, images, norm, speed)
         state.seconds["train_s"] = state.seconds.get("train_s", 0.0) + time.perf_counter() - begun
         stop_or_save(job, state, run, saving=is_save_due(job, state, run))
     return True
+
+
+def log_step(job: Job, state: TrainState, run: Run, loss: float, images: float, norm: float, speed: float) -> None:
+    """Write the row of an update, whose loss is the mean since the row before.
+
+    Args:
+        job: Of the run.
+        state: After the update.
+        run: Its logs.
+        loss: Summed over the epoch so far, like the images, in all processes.
+        images: That the loss is of.
+        norm: Of the update's gradient, before it is clipped.
+        speed: Images a second since the row before.
+    """
+    (loss_before, images_before), state.told = state.told, (loss, images)
+    if run.steps is None:
+        return
+    row: dict[str, Any] = {
+        "update": job.updates(state),
+        "epoch": state.epoch + 1,
+        "loss": (loss - loss_before) / (images - images_before) if images > images_before else None,
+        "lr": job.rate(job.updates(state) - 1) / 2**state.rollbacks,
+        "grad_norm": norm if math.isfinite(norm) else None,
+        "images_per_s": round(speed, 1),
+    }
+    if state.scaler is not None:
+        row["loss_scale"] = state.scaler.get_scale()  # the device was just waited for
+    run.steps.add(row)
+    run.outbox.put("steps.jsonl", run.steps.write)
 
 
 def finish_epoch(job: Job, state: TrainState, run: Run) -> None:
@@ -361,9 +396,9 @@ def train_step(
     config: TrainConfig,
     preprocess: Preprocess,
     objective: Objective,
-    keys: Sequence[int],
+    keys: Sequence[int | None],
     watch: Stopwatch,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Make one update from the parts of a batch, unless the loss or the gradient is not finite.
 
     Every image weighs 1 / batch_size times what its class does, so an unreadable one changes the weight of no other.
@@ -378,12 +413,12 @@ def train_step(
         config: All settings.
         preprocess: Size, mean and standard deviation of the images.
         objective: What makes targets and the loss.
-        keys: Seed the mixing of each part.
+        keys: Seed the mixing of each part, None where it is not mixed.
         watch: Times the phases.
 
     Returns:
-        (Summed loss, right answers, images) of this process, zeros where the update was left out; and whether it was,
-        in all processes alike.
+        (Summed loss, right answers, images) of this process, zeros where the update was left out; whether it was, in
+        all processes alike; and the norm of the gradient before it is clipped.
     """
     device = accelerator.device
     local_batch = config.train.batch_size // accelerator.num_processes
@@ -400,10 +435,11 @@ def train_step(
     with watch.phase("optimizer_s"):
         accelerator.unscale_gradients()
         parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
-        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        shared_norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         if config.optim.clip_norm is not None:
-            clip_grads_with_norm_(parameters, config.optim.clip_norm, norm)
-        bad = any_process(accelerator, ~(whole(norm).isfinite() & sums[0].isfinite()))
+            clip_grads_with_norm_(parameters, config.optim.clip_norm, shared_norm)
+        norm = whole(shared_norm)
+        bad = any_process(accelerator, ~(norm.isfinite() & sums[0].isfinite()))
         if config.train.shard:
             if not bad:  # waits for the device: the kernels below know no shares
                 optimizer.step()
@@ -412,13 +448,18 @@ def train_step(
                 optimizer.optimizer.found_inf = bad.float()  # the fused kernels change nothing where it is 1
             optimizer.step()
         optimizer.zero_grad()
-    return torch.where(bad, torch.zeros_like(sums), sums), bad
+    return torch.where(bad, torch.zeros_like(sums), sums), bad, norm
 
 
 def prepare(
-    part: Batch, config: TrainConfig, preprocess: Preprocess, objective: Objective, key: int, device: torch.device
+    part: Batch,
+    config: TrainConfig,
+    preprocess: Preprocess,
+    objective: Objective,
+    key: int | None,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """Return the normalised, erased and mixed images of a batch, and their targets (b, k).
+    """Return the normalised, erased and, with a key, mixed images of a batch, and their targets (b, k).
 
     A batch without images has no target, and a black image to pass through the model.
     """
@@ -427,23 +468,34 @@ def prepare(
         return torch.zeros(1, preprocess.channels, *preprocess.size, device=device), targets
     augment = config.augment
     images = normalise(part.images.to(device, non_blocking=True), preprocess.mean, preprocess.std)
-    images = erase(images, part.keys, augment.erase_prob)
-    images, targets = mix(
-        images,
-        targets,
-        mixup_alpha=augment.mixup,
-        cutmix_alpha=augment.cutmix,
-        probability=augment.mix_prob,
-        switch_probability=augment.mix_switch_prob,
-        key=key,
+    erased = partial(
+        erase, keys=part.keys, probability=augment.erase_prob, mode=augment.erase_mode, count=augment.erase_count
     )
+    if augment.erase == "before_mix":
+        images = erased(images)
+    if key is not None:
+        images, targets = mix(
+            images,
+            targets,
+            mixup_alpha=augment.mixup,
+            cutmix_alpha=augment.cutmix,
+            probability=augment.mix_prob,
+            switch_probability=augment.mix_switch_prob,
+            key=key,
+            mode=augment.mix_mode,
+            minmax=augment.cutmix_minmax,
+        )
+    if augment.erase == "after_mix":
+        images = erased(images)
     return (images.contiguous(memory_format=torch.channels_last) if config.train.channels_last else images), targets
 
 
-def mixing_keys(job: Job, epoch: int, step: int) -> list[int]:
-    """Return what the mixing of each part of an update follows from, on this process."""
-    rank, world = job.sampler.rank, job.sampler.world
+def mixing_keys(job: Job, epoch: int, step: int) -> list[int] | list[None]:
+    """Return what the mixing of each part of an update follows from, on this process; None where it has ended."""
+    rank, world, end = job.sampler.rank, job.sampler.world, job.config.augment.mix_off_epoch
     parts = range(job.sampler.accumulate)
+    if end is not None and epoch >= end:
+        return [None for _ in parts]
     return [sample_key(job.config.train.seed, epoch, step, -(number * world + rank) - 1) for number in parts]
 
 
@@ -463,7 +515,8 @@ def restore(job: Job, state: TrainState, folder: Path) -> bool:
         return False
     saved = last_state(job, folder)
     check_classes(saved["classes"], job.data.classes, folder)
-    if saved["options"] != model_options(state.model):
+    options = model_options(state.model)
+    if any(options.get(name) != value for name, value in saved["options"].items()):  # later versions have more
         raise CheckpointError(f"{folder / 'config.yaml'}: was changed, and no longer describes the run's model")
     if saved["images"] != job.known_by["images"]["train"]:
         raise DataError(
@@ -513,7 +566,7 @@ def load_fork(job: Job, model: VisionModel, folder: Path) -> None:
 def open_run(job: Job, state: TrainState, name: str, resume: Path | None) -> Run:
     """Make the folder of a new run, or open that of a resumed one, on the first process; and tell the others."""
     config, accelerator = job.config, job.accelerator
-    folder, log = resume, None
+    folder, log, steps = resume, None, None
     outbox = Outbox(job.display.warn)
     if accelerator.is_main_process:
         if folder is None:
@@ -522,13 +575,17 @@ def open_run(job: Job, state: TrainState, name: str, resume: Path | None) -> Run
         for left in (folder / "last").glob(".*.tmp"):  # by a process that was killed while it saved
             left.unlink(missing_ok=True)
         write_whole(folder / "config.yaml", to_yaml(config, f"Settings of the run {folder.name}.").encode())
-        log = RunLog(folder, state.rows, tracker_openers(config, folder), job.display.warn)
+        job.display.keep(folder / "log.txt")
+        log = RunLog(folder, state.rows, Trackers(tracker_openers(config, folder), job.display.warn))
         outbox.put("metrics.jsonl", log.write)
+        boards = {"tensorboard": partial(TensorBoard, folder / "tensorboard" / "steps")}
+        wanted = {name: boards[name] for name in config.output.trackers if name in boards}
+        steps = StepLog(folder, job.updates(state), Trackers(wanted, job.display.warn))
     folder = share(accelerator, folder)
     timeout_s = 60 * config.train.dist_timeout_minutes
     watchdog = Watchdog(shared_store(accelerator), accelerator.process_index, accelerator.num_processes, timeout_s)
     return Run(
-        folder=folder, outbox=outbox, agreement=Agreement(accelerator), watchdog=watchdog, log=log,
+        folder=folder, outbox=outbox, agreement=Agreement(accelerator), watchdog=watchdog, log=log, steps=steps,
         spent_s=state.elapsed_s,
     )  # fmt: skip
 
@@ -538,7 +595,7 @@ def tracker_openers(config: TrainConfig, folder: Path) -> dict[str, Callable[[in
     openers: dict[str, Callable[[int | None], Tracker]] = {}
     for name in config.output.trackers:
         if name == "tensorboard":
-            openers[name] = partial(TensorBoard, folder)
+            openers[name] = partial(TensorBoard, folder / "tensorboard")
         else:
             openers[name] = lambda _, name=name: open_tracker(name, folder, flat(config))
     return openers
@@ -580,6 +637,8 @@ def save(job: Job, state: TrainState, run: Run, *, must: bool = False) -> bool:
         }
         if job.accelerator.is_main_process:
             try:
+                if run.steps is not None:
+                    run.steps.sync()
                 save_state(run.folder / "last", saved, job.updates(state), job.config.output.keep_last)
             except CheckpointError as error:
                 if must:
@@ -599,6 +658,7 @@ def stop_or_save(job: Job, state: TrainState, run: Run, *, saving: bool) -> None
     saved = save(job, state, run, must=stopping) if stopping or saving else False
     if stopping:
         run.agreement.finish()
+        share(job.accelerator, None)  # the first process has written; a launcher kills all once one of them ends
         total = job.total_epochs * job.sampler.steps
         raise Stopped(
             f"stopped by {job.stop.reason or 'another process'} after update {job.updates(state):,} of {total:,}, "
@@ -660,6 +720,8 @@ def roll_back(job: Job, state: TrainState, run: Run, reason: str) -> None:
     if run.log is not None:
         run.log.rewind(state.rows)
         run.outbox.put("metrics.jsonl", run.log.write)
+    if run.steps is not None:
+        run.steps.rewind(job.updates(state))
     job.display.advance(job.updates(state) - updates)
     job.display.warn(
         f"{reason}; went back to update {job.updates(state):,}, and on from there at {1 / 2**rollbacks:g} of the "

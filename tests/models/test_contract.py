@@ -127,6 +127,45 @@ def test_drop_path_rate_changes_nothing_in_evaluation(family: Family[Any], confi
         assert torch.equal(plain(random_images(plain)), dropping(random_images(plain)))
 
 
+DROPOUTS = {
+    "tnt": lambda c: 1 + c.depth * 2 * (1 + 2),
+    "t2t_vit": lambda c: 1 + c.depth * (1 + 2),
+    "twins": lambda c: len(c.depths) + sum(c.depths) * (1 + 2),
+}
+"""Calls of a dropout in one forward pass of the official code, beside the performer's own: entry, attention, MLP."""
+
+
+@every_tiny
+def test_drop_rate_acts_where_the_official_code_has_it(
+    family: Family[Any], config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, dropping = build(family, config), build(family, config, drop_rate=0.3)
+    images = random_images(plain)
+    rates: list[float] = []
+
+    def count(x: Tensor, rate: float) -> Tensor:
+        rates.append(rate)
+        return x
+
+    monkeypatch.setattr("vitrail.models.layers.dropout", count)
+    with torch.no_grad():
+        assert torch.equal(plain(images), dropping(images))
+        plain.train()(images)
+        assert not rates
+        dropping.train()(images)
+    assert rates == [0.3] * DROPOUTS[family.name](config)
+
+
+@every_tiny
+def test_dropout_changes_training_alone(family: Family[Any], config: ModelConfig) -> None:
+    model = build(family, config, drop_rate=0.5)
+    images = random_images(model, batch=4)
+    with torch.no_grad():
+        assert torch.equal(model(images), model(images))
+        model.train()
+        assert not torch.equal(model(images), model(images))
+
+
 @every_tiny
 def test_head_can_be_replaced_and_removed(family: Family[Any], config: ModelConfig) -> None:
     model = build(family, config)
@@ -431,6 +470,7 @@ def test_configurations_are_hashable_values() -> None:
         ("tnt_s_patch16_224", {"num_classes": -1}, "num_classes is -1; it must be at least 1, or 0 for no head"),
         ("tnt_s_patch16_224", {"drop_path_rate": "a lot"}, "drop_path_rate is 'a lot'; it must be like 0.0"),
         ("tnt_s_patch16_224", {"drop_path_rate": 1.0}, "drop_path_rate is 1.0; it must be from 0 to below 1"),
+        ("twins_svt_small", {"drop_rate": 1.0}, "drop_rate is 1.0; it must be from 0 to below 1"),
         ("tnt_s_patch16_224", {"drop_path_rate": math.nan}, "drop_path_rate is nan"),
         ("tnt_s_patch16_224", {"gelu": "relu"}, "gelu is 'relu'; it must be 'erf' or 'tanh'"),
         ("tnt_s_patch16_224", {"norm_eps": 0.0}, "norm_eps and final_norm_eps must be positive"),

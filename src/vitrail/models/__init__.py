@@ -76,7 +76,7 @@ def create_model(name: str, **overrides: Any) -> VisionModel:
     Args:
         name: A name of `list_models`, or one that another project uses for the same model.
         overrides: Fields of the family's configuration, such as `num_classes`, `image_size` (pixels, or height and
-            width), `in_channels` and `drop_path_rate`.
+            width), `in_channels`, `drop_path_rate` and `drop_rate`.
 
     Raises:
         ConfigError: An unknown name or field, or a value that the architecture does not allow.

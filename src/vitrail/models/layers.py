@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import dropout
 
 from vitrail.models.linear import Linear
 from vitrail.models.registry import gelu
@@ -37,14 +38,21 @@ class DropPath(nn.Module):
 class Mlp(nn.Module):
     """Two linear layers with a GELU between them."""
 
-    def __init__(self, dim: int, hidden_dim: int, gelu_kind: Literal["erf", "tanh"]) -> None:
+    def __init__(self, dim: int, hidden_dim: int, gelu_kind: Literal["erf", "tanh"], drop_rate: float = 0.0) -> None:
         super().__init__()
+        self.drop_rate = drop_rate
         self.fc1 = Linear(dim, hidden_dim)
         self.act = gelu(gelu_kind)
         self.fc2 = Linear(hidden_dim, dim)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        return self.fc2(self.act(self.fc1(x)))
+        x = drop(self.act(self.fc1(x)), self.drop_rate, self.training)
+        return drop(self.fc2(x), self.drop_rate, self.training)
+
+
+def drop(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Apply dropout in training; without a rate there is nothing to call, to trace or to draw."""
+    return dropout(x, rate) if rate and training else x
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:

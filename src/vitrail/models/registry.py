@@ -31,6 +31,8 @@ class ModelConfig:
     """0 builds the model without a head."""
     drop_path_rate: float = 0.0
     """Stochastic depth of the last block; earlier blocks grow linearly towards it."""
+    drop_rate: float = 0.0
+    """Dropout of the tokens that enter the blocks, of what an attention gives, and after both layers of an MLP."""
     gelu: Literal["erf", "tanh"] = "erf"
     """`tanh` is MindSpore's default and what weights trained there expect."""
     norm_eps: float = 1e-5
@@ -60,8 +62,9 @@ class ModelConfig:
             found.append(f"in_channels is {self.in_channels}; it must be at least 1")
         if self.num_classes < 0:
             found.append(f"num_classes is {self.num_classes}; it must be at least 1, or 0 for no head")
-        if not 0 <= self.drop_path_rate < 1:
-            found.append(f"drop_path_rate is {self.drop_path_rate}; it must be from 0 to below 1")
+        for name in ("drop_path_rate", "drop_rate"):
+            if not 0 <= (rate := getattr(self, name)) < 1:
+                found.append(f"{name} is {rate}; it must be from 0 to below 1")
         if self.gelu not in ("erf", "tanh"):
             found.append(f"gelu is {self.gelu!r}; it must be 'erf' or 'tanh'")
         if self.norm_eps <= 0 or (self.final_norm_eps is not None and self.final_norm_eps <= 0):

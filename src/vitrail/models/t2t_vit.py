@@ -16,7 +16,7 @@ Differences from the official code: kept oddities first, then what is otherwise 
     Kept: the performer's residual is on the values, not on its input.
     Kept: the performer's random features are drawn once, frozen and stored in the file.
     Kept: the performer's dropout of 0.1 is always on in training.
-    Kept: there is no drop path inside the T2T module.
+    Kept: there is no drop path inside the T2T module, nor is `drop_rate` handed to it.
     Kept: positions are a frozen sinusoid over the raster order.
     Changed: performer features are float32 with the maximum subtracted, safe in half precision; same formula.
     Changed: neighbourhoods are strided views instead of nn.Unfold; attention is fused, of linear memory.
@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from vitrail.models.attention import attend
-from vitrail.models.layers import DropPath, Mlp, drop_path_rates, to_map
+from vitrail.models.layers import DropPath, Mlp, drop, drop_path_rates, to_map
 from vitrail.models.linear import Linear
 from vitrail.models.registry import (
     Family,
@@ -217,9 +217,9 @@ class TokensToToken(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention without biases on queries, keys and values."""
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, drop_rate: float) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.drop_rate = num_heads, drop_rate
         self.qkv = Linear(dim, 3 * dim, bias=False)
         self.proj = Linear(dim, dim)
 
@@ -227,7 +227,7 @@ class Attention(nn.Module):
         b, s, d = x.shape
         q, k, v = (t.reshape(b, s, self.num_heads, -1).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=2))
         x = attend(q, k, v)
-        return self.proj(x.transpose(1, 2).reshape(b, s, d))
+        return drop(self.proj(x.transpose(1, 2).reshape(b, s, d)), self.drop_rate, self.training)
 
 
 class Block(nn.Module):
@@ -237,10 +237,10 @@ class Block(nn.Module):
         super().__init__()
         d = config.embed_dim
         self.norm1 = nn.LayerNorm(d, config.norm_eps)
-        self.attn = Attention(d, config.num_heads)
+        self.attn = Attention(d, config.num_heads, config.drop_rate)
         self.drop_path = DropPath(drop_path_rate)
         self.norm2 = nn.LayerNorm(d, config.norm_eps)
-        self.mlp = Mlp(d, int(d * config.mlp_ratio), config.gelu)
+        self.mlp = Mlp(d, int(d * config.mlp_ratio), config.gelu, config.drop_rate)
 
     def forward(self, x: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
         x = x + self.drop_path(self.attn(self.norm1(x)))
@@ -278,7 +278,8 @@ class T2TViT(VisionModel[T2TViTConfig]):
                 "build it with image_size=(height, width)"
             )
         x = self.tokens_to_token(images)
-        return torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
+        return drop(x, self.config.drop_rate, self.training)
 
     def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b s d"]:
         x = self.embed(images)

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from vitrail.models.attention import attend
-from vitrail.models.layers import DropPath, Mlp, drop_path_rates, to_map
+from vitrail.models.layers import DropPath, Mlp, drop, drop_path_rates, to_map
 from vitrail.models.linear import Linear
 from vitrail.models.registry import (
     Family,
@@ -101,9 +101,9 @@ class TNTConfig(ModelConfig):
 class Attention(nn.Module):
     """Self-attention with queries and keys in one projection and values in another."""
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, drop_rate: float) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.drop_rate = num_heads, drop_rate
         self.qk = Linear(dim, 2 * dim, bias=False)
         self.v = Linear(dim, dim, bias=False)
         self.proj = Linear(dim, dim)
@@ -115,7 +115,7 @@ class Attention(nn.Module):
             t.reshape(b, n, self.num_heads, -1).transpose(1, 2) for t in (q, k, self.v(x))
         )  # (b, heads, n, d / heads)
         x = attend(q, k, v)
-        return self.proj(x.transpose(1, 2).reshape(b, n, d))
+        return drop(self.proj(x.transpose(1, 2).reshape(b, n, d)), self.drop_rate, self.training)
 
 
 class WordEmbed(nn.Module):
@@ -149,18 +149,18 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path_rate)
 
         self.inner_norm1 = nn.LayerNorm(e, config.norm_eps)
-        self.inner_attn = Attention(e, config.inner_num_heads)
+        self.inner_attn = Attention(e, config.inner_num_heads, config.drop_rate)
         self.inner_norm2 = nn.LayerNorm(e, config.norm_eps)
-        self.inner_mlp = Mlp(e, int(e * config.mlp_ratio), config.gelu)
+        self.inner_mlp = Mlp(e, int(e * config.mlp_ratio), config.gelu, config.drop_rate)
 
         self.proj_norm1 = nn.LayerNorm(p * e if by_sentence else e, config.norm_eps)
         self.proj = Linear(p * e, d, bias=not by_sentence)
         self.proj_norm2 = nn.LayerNorm(d, config.norm_eps) if by_sentence else nn.Identity()
 
         self.outer_norm1 = nn.LayerNorm(d, config.norm_eps)
-        self.outer_attn = Attention(d, config.num_heads)
+        self.outer_attn = Attention(d, config.num_heads, config.drop_rate)
         self.outer_norm2 = nn.LayerNorm(d, config.norm_eps)
-        self.outer_mlp = Mlp(d, int(d * config.mlp_ratio), config.gelu)
+        self.outer_mlp = Mlp(d, int(d * config.mlp_ratio), config.gelu, config.drop_rate)
 
     def forward(
         self, words: Float[Tensor, "bn p e"], sentences: Float[Tensor, "b s d"]
@@ -219,7 +219,7 @@ class TNT(VisionModel[TNTConfig]):
         words = self.patch_embed(images) + self.inner_pos
         sentences = self.proj_norm2(self.proj(self.proj_norm1(words.reshape(b, -1, words.shape[1] * words.shape[2]))))
         sentences = torch.cat([self.cls_token.expand(b, -1, -1), sentences], dim=1) + self.outer_pos
-        return words, sentences
+        return words, drop(sentences, self.config.drop_rate, self.training)
 
     def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b s d"]:
         words, sentences = self.embed(images)

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from vitrail.models.attention import attend
-from vitrail.models.layers import DropPath, Mlp, drop_path_rates, to_map
+from vitrail.models.layers import DropPath, Mlp, drop, drop_path_rates, to_map
 from vitrail.models.linear import Linear
 from vitrail.models.registry import (
     Family,
@@ -110,9 +110,9 @@ class TwinsConfig(ModelConfig):
 class WindowAttention(nn.Module):
     """Self-attention inside windows ("LSA")."""
 
-    def __init__(self, dim: int, num_heads: int, window_size: int) -> None:
+    def __init__(self, dim: int, num_heads: int, window_size: int, drop_rate: float) -> None:
         super().__init__()
-        self.num_heads, self.window_size = num_heads, window_size
+        self.num_heads, self.window_size, self.drop_rate = num_heads, window_size, drop_rate
         self.qkv = Linear(dim, 3 * dim)
         self.proj = Linear(dim, dim)
 
@@ -129,15 +129,15 @@ class WindowAttention(nn.Module):
         x = attend(q, k, v)  # (b * rows * columns, heads, g * g, d / heads)
         x = x.transpose(1, 2).reshape(b, rows, columns, g, g, d).transpose(2, 3)
         x = x.reshape(b, rows * g, columns * g, d)[:, :height, :width]
-        return self.proj(x.reshape(b, height * width, d))
+        return drop(self.proj(x.reshape(b, height * width, d)), self.drop_rate, self.training)
 
 
 class ReducedAttention(nn.Module):
     """Attention from every token to a map reduced by a strided convolution ("GSA")."""
 
-    def __init__(self, dim: int, num_heads: int, sr_ratio: int, norm_eps: float) -> None:
+    def __init__(self, dim: int, num_heads: int, sr_ratio: int, norm_eps: float, drop_rate: float) -> None:
         super().__init__()
-        self.num_heads, self.sr_ratio = num_heads, sr_ratio
+        self.num_heads, self.sr_ratio, self.drop_rate = num_heads, sr_ratio, drop_rate
         self.q = Linear(dim, dim)
         self.kv = Linear(dim, 2 * dim)
         self.proj = Linear(dim, dim)
@@ -154,7 +154,7 @@ class ReducedAttention(nn.Module):
             t.reshape(b, -1, self.num_heads, d // self.num_heads).transpose(1, 2) for t in self.kv(x).chunk(2, dim=2)
         )
         x = attend(q, k, v)
-        return self.proj(x.transpose(1, 2).reshape(b, n, d))
+        return drop(self.proj(x.transpose(1, 2).reshape(b, n, d)), self.drop_rate, self.training)
 
 
 class Block(nn.Module):
@@ -165,12 +165,12 @@ class Block(nn.Module):
         d, heads = config.embed_dims[stage], config.num_heads[stage]
         self.norm1 = nn.LayerNorm(d, config.norm_eps)
         if config.window_size is not None and index % 2 == 0:
-            self.attn = WindowAttention(d, heads, config.window_size)
+            self.attn = WindowAttention(d, heads, config.window_size, config.drop_rate)
         else:
-            self.attn = ReducedAttention(d, heads, config.sr_ratios[stage], config.embed_norm_eps)
+            self.attn = ReducedAttention(d, heads, config.sr_ratios[stage], config.embed_norm_eps, config.drop_rate)
         self.drop_path = DropPath(drop_path_rate)
         self.norm2 = nn.LayerNorm(d, config.norm_eps)
-        self.mlp = Mlp(d, int(d * config.mlp_ratios[stage]), config.gelu)
+        self.mlp = Mlp(d, int(d * config.mlp_ratios[stage]), config.gelu, config.drop_rate)
 
     def forward(self, x: Float[Tensor, "b n d"], height: int, width: int) -> Float[Tensor, "b n d"]:
         x = x + self.drop_path(self.attn(self.norm1(x), height, width))
@@ -238,6 +238,7 @@ class Twins(VisionModel[TwinsConfig]):
         maps = images
         for patch_embed, blocks, pos_block in zip(self.patch_embeds, self.blocks, self.pos_block, strict=True):
             x, height, width = patch_embed(maps)
+            x = drop(x, self.config.drop_rate, self.training)
             for index, block in enumerate(blocks):  # pyright: ignore[reportArgumentType]
                 x = self.run(block, x, height, width)
                 if index == 0:
