@@ -31,7 +31,7 @@ LAYERS = [
         "serve.settings",
     },
     {"dialects", "imagenet", "models.layers", "photos", "transforms", "metrics", "augment", "projects", "weight_file"},
-    {"files", "preprocess_graph", "serve.connections", "serve.log", "serve.upload"},
+    {"files", "official", "preprocess_graph", "serve.connections", "serve.log", "serve.upload"},
     {"scores", "confusion", "page", "whole_folder"},
     {
         "models.tnt",
