@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 from cyclopts import App, CycloptsError, Parameter, Token
 
 from vitrail.errors import ConfigError, ExportError, Interrupted, MissingExtra, Stopped, VitrailError, command
+from vitrail.launch import understand_launch, without_local_rank
 from vitrail.tables import show_quantized, show_sweep, show_table, show_training, show_verdicts
 
 if TYPE_CHECKING:
@@ -938,6 +939,8 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
     debug = "--debug" in arguments
     arguments = [token for token in arguments if token != "--debug"]
     try:
+        arguments = without_local_rank(arguments, os.environ)
+        understand_launch(os.environ, arguments[0] if arguments else "")
         arguments, notes = understood(arguments)
         if _is_main_process():
             print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)

@@ -182,7 +182,6 @@ _TIMM_KEYS = {
     "no_resume_opt": Key(idle("`vitrail train --fork RUN` begins with a run's weights alone")),
     "eval_metric": Key(nothing("train.monitor chooses the best epoch")),
     "tta": Key(only(0, why="an image is seen once")),
-    "local_rank": Key(nothing("torchrun says it")),
     "use_multi_epochs_loader": Key(nothing("loader processes live as long as the run")),
 }
 
@@ -352,7 +351,6 @@ TWINS = Project(
         "throughout": Key(idle("`vitrail bench` measures the speed")),
         "world_size": Key(nothing("torchrun says it")),
         "dist_url": Key(nothing("torchrun says it")),
-        "local_rank": Key(nothing("torchrun says it")),
     },
 )
 
