@@ -12,7 +12,7 @@ import vitrail
 PACKAGE = Path(vitrail.__file__).parent
 LAYERS = [
     {"devices", "errors", "wire", "models.recorded", "serve.batching", "serve.measures"},
-    {"pixels", "models.attention", "models.linear", "files"},
+    {"files", "launch", "pixels", "models.attention", "models.linear"},
     {"arrays"},
     {
         "ckpt",
@@ -31,7 +31,7 @@ LAYERS = [
         "serve.settings",
     },
     {"dialects", "imagenet", "models.layers", "photos", "transforms", "metrics", "augment", "projects", "weight_file"},
-    {"preprocess_graph", "serve.connections", "serve.log", "serve.upload"},
+    {"official", "preprocess_graph", "serve.connections", "serve.log", "serve.upload"},
     {"scores", "confusion", "page", "whole_folder"},
     {
         "models.tnt",

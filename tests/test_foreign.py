@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+from vitrail import official
 from vitrail.cli import EVALUATE_SECTIONS, app, main, understood
 from vitrail.config import (
     EvaluateConfig,
@@ -26,14 +27,17 @@ from vitrail.config import (
     read_yaml,
     resolve,
 )
-from vitrail.errors import ConfigError
+from vitrail.errors import CheckpointError, ConfigError
 from vitrail.flags import translate_flags
 from vitrail.foreign import is_foreign, read_part, read_recipe, split_keys, translate
-from vitrail.projects import IMAGENET_MEAN, IMAGENET_STD, MINDCV, NO_DEFAULT, PROJECTS, T2T, TIMM, TWINS, ZOO_TNT
+from vitrail.projects import IMAGENET_MEAN, IMAGENET_STD, MINDCV, NO_DEFAULT, PROJECTS, T2T, TWINS, ZOO_TNT
 from vitrail.start import begin
 
 FILES = Path(__file__).parent / "foreign"
-PROJECT_OF = {"tnt_s_gpu": MINDCV, "tnt_s_patch16_224": ZOO_TNT, "t2t_vit_19": T2T, "svt_s": TWINS}
+PROJECT_OF = {
+    "tnt_s_gpu": MINDCV, "svt_s_gpu": MINDCV, "pcpvt_l_gpu": MINDCV, "tnt_s_patch16_224": ZOO_TNT, "t2t_vit_19": T2T,
+    "svt_s": TWINS, "svt_s_params": TWINS, "pcpvt_l": TWINS,
+}  # fmt: skip
 GUIDE = Path(__file__).parents[1] / "docs" / "migrating.md"
 WITHOUT_EFFECT = {"nonlinearity": "GELU", "exclude_epoch_state": True, "dump_graph": False, "collect_input_data": False}
 
@@ -133,7 +137,6 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "schedule.clip_to_min_lr": True,
         "train.batch_size": 800,
         "train.precision": "O0",
-        "train.log_every": 100,
         "output.root": "/experiments/checkpoints/",
         "output.keep_best": 5,
         "output.keep_last": 10,
@@ -178,7 +181,13 @@ def test_a_reference_file_becomes_these_settings_and_no_others(name: str) -> Non
     assert found == expected
 
 
-@pytest.mark.parametrize(("name", "count"), [("tnt_s_gpu", 52), ("tnt_s_patch16_224", 35), ("t2t_vit_19", 72)])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("tnt_s_gpu", 52), ("tnt_s_patch16_224", 35), ("t2t_vit_19", 72), ("svt_s_params", 56), ("pcpvt_l", 56),
+        ("svt_s_gpu", 52), ("pcpvt_l_gpu", 52),
+    ],
+)  # fmt: skip
 def test_every_key_of_a_file_has_its_row(name: str, count: int) -> None:
     keys = list(content(name))
     assert len(keys) == count
@@ -189,15 +198,21 @@ def test_every_key_of_a_file_has_its_row(name: str, count: int) -> None:
         assert row.settings or row.note or row.key in ("pretrained", "params"), row.key
 
 
-@pytest.mark.parametrize("project", [*PROJECTS, TIMM], ids=lambda project: project.name)
+def flags_of(program: Any) -> dict[str, Any]:
+    """Return flags that only this program of the official ones is started with."""
+    own = {"transfer_model": "w.pth"} if program is official.TRANSFER else {}
+    return {"model": f"{program.models[0]}_s", **own}
+
+
+@pytest.mark.parametrize("project", [*PROJECTS, *official.PROGRAMS], ids=lambda project: project.name)
 def test_every_key_sets_only_settings_that_we_have(project: Any) -> None:
     known = set(flat(resolve(TrainConfig, [Layer("", {"data": {"root": "x"}})]).config))
-    start = (
-        {"model": "tnt_s_patch16_224"}
-        if project is TIMM
-        else next(content(name) for name, one in PROJECT_OF.items() if one is project)
-    )
-    rows = translate({} if project is TIMM else start, "file", start if project is TIMM else {}).rows
+    if project in official.PROGRAMS:
+        translation = translate({}, "flags", flags_of(project))
+    else:
+        translation = translate(next(content(name) for name, one in PROJECT_OF.items() if one is project), "file")
+    assert translation.project == project.name
+    rows = translation.rows
     used = {".".join(name.split(".")[:2]) for row in rows for name in row.settings}
     assert used <= known
     seen = {row.key for row in rows}
@@ -283,30 +298,33 @@ def test_all_that_is_wrong_comes_in_one_line() -> None:
         ("tnt_s_gpu", {"opt": "lamb"}, "opt is lamb; it can be adamw, sgd, momentum"),
         ("tnt_s_gpu", {"auto_augment": "trivialaug"}, "auto_augment is trivialaug; it can begin with randaug, autoaug"),
         ("tnt_s_gpu", {"scheduler": "multi_step_decay"}, "it can be cosine_decay, warmup_cosine_decay, step_decay"),
-        (
-            "tnt_s_gpu",
-            {"re_value": 0},
-            "re_value is 0; here it can only be random: what is erased is filled",
-        ),
-        (
-            "tnt_s_gpu",
-            {"drop_rate": 0.1},
-            "drop_rate is 0.1; here it can only be 0 or null: the models have no",
-        ),
+        ("tnt_s_gpu", {"re_value": 127}, "re_value is 127; it can be random, noise for every pixel, or 0, the mean of"),
+        ("tnt_s_gpu", {"num_samples": 10}, "num_samples is 10; here it can only be -1 or null: all images are used; d"),
         ("tnt_s_gpu", {"pretrained": True}, "nothing is downloaded here; fetch the file and name it as model.weights"),
         ("tnt_s_gpu", {"distribute": "maybe"}, "distribute is maybe; it must be a number"),
         ("tnt_s_gpu", {"ema": "maybe"}, "ema is maybe; it must be true or false"),
         ("tnt_s_gpu", {"dataset": "mnist"}, "dataset is mnist; it can be imagenet, cifar10, cifar100"),
         ("tnt_s_patch16_224", {"start_epoch": 4}, "start_epoch is 4; here it can only be 0: `vitrail train --resume"),
-        ("tnt_s_patch16_224", {"optimizer": "sgd"}, "optimizer is sgd; it can be adamw, momentum"),
-        ("tnt_s_patch16_224", {"re_mode": "const"}, "re_mode is const; here it can only be pixel"),
+        ("tnt_s_patch16_224", {"optimizer": "lamb"}, "optimizer is lamb; it can be adamw, momentum, sgd"),
+        ("tnt_s_patch16_224", {"re_mode": "noise"}, "re_mode is noise; it can be pixel, rand, const"),
+        ("t2t_vit_19", {"mixup_off_epoch": "never"}, "mixup_off_epoch is never; it must be a number"),
+        ("t2t_vit_19", {"mixup_mode": "half"}, "mixup_mode is half; it can be batch, pair, elem"),
         (
             "t2t_vit_19",
-            {"mixup_off_epoch": 9},
-            "mixup_off_epoch is 9; here it can only be 0: Mixup stays on",
+            {"train_num_samples": 100},
+            "train_num_samples is 100; here it can only be -1 or null: all imag",
         ),
-        ("t2t_vit_19", {"mixup_mode": "elem"}, "mixup_mode is elem; here it can only be batch"),
-        ("svt_s", {"params": '{"a": 1}'}, "here it can only be null or '' or '{}': model.options.NAME=VALUE changes a"),
+        ("svt_s", {"params": '{"wss": 1}'}, "wss is unknown; known are: model, num_classes, drop_rate, drop_path_rate"),
+        ("svt_s", {"params": '{"drop_path": 1}'}, "drop_path is unknown; did you mean 'drop_path_rate'? Known are: mo"),
+        ("svt_s", {"params": '{"drop_rate": 1'}, "it must be JSON (Expecting"),
+        ("svt_s", {"params": "[1]"}, 'it must be a mapping, such as {"model": "alt_gvt_small", "drop_path_rate"'),
+        ("svt_s", {"params": 3}, "params is 3; it must be a mapping"),
+        ("svt_s", {"params": {"img_size": 64}}, "img_size is 64, but images have image_size 224; write one"),
+        (
+            "svt_s",
+            {"parameters": {"epochs": {}}},
+            "a space for tune_params.py to search; nothing searches here, so try",
+        ),
         ("svt_s", {"compat": "as_is"}, "compat is as_is; it must be as_executed or as_written"),
     ],
 )
@@ -330,6 +348,88 @@ def test_a_switch_needs_its_amount() -> None:
 
 
 # As executed and as written
+
+
+PARAMS = {"model": "alt_gvt_small", "num_classes": 1000, "drop_rate": 0.1, "drop_path_rate": 0.2, "device": "cpu:0"}
+
+
+@pytest.mark.parametrize("compat", ["as_executed", "as_written"])
+@pytest.mark.parametrize("form", [json.dumps, dict], ids=["text", "mapping"])
+def test_the_network_of_twins_is_built_with_what_params_has(form: Callable[[Any], Any], compat: str) -> None:
+    file = {**content("svt_s"), "params": form(PARAMS), "drop": 0.3}
+    assert is_foreign(file)
+    translation = translate(file, "svt_s", {"compat": compat})
+    model = resolve(TrainConfig, [translation.layer]).config.model
+    assert (model.drop_rate, model.drop_path_rate, model.image_size) == (0.1, 0.2, 224)
+    said = [text for _, text in translation.remarks()]
+    assert "svt_s: drop_path=0.1: without effect: params has it, 0.2" in said
+    assert "svt_s: drop=0.3: without effect: params has it, 0.1" in said
+
+
+def test_the_network_of_twins_has_no_drop_path_where_params_has_none() -> None:
+    file = {key: value for key, value in content("svt_s").items() if key != "image_size"}
+    without = translate({**file, "params": '{"model": "svt_small", "img_size": 64}'}, "svt_s")
+    model = resolve(TrainConfig, [without.layer]).config.model
+    assert (model.drop_path_rate, model.image_size) == (0.0, 64)
+    for empty in ("", "{}", None):
+        translation = translate({**content("svt_s"), "params": empty}, "svt_s")
+        assert resolve(TrainConfig, [translation.layer]).config.model.drop_path_rate == 0.1
+        (note,) = [row.note for row in translation.rows if row.key == "params"]
+        assert note == "their program does not run without; drop and drop_path are taken in its place"
+
+
+@pytest.mark.parametrize(
+    ("named", "params", "agree"),
+    [
+        ("svt_s", "alt_gvt_small", True),
+        ("pcpvt_l", "pcpvt_large_v0", True),
+        ("svt_s", "alt_gvt_base", False),
+        ("svt_s", "pcpvt_small", False),
+    ],
+)
+def test_a_network_of_two_names_is_told_of(named: str, params: str, agree: bool) -> None:
+    file = {**content("svt_s"), "model": named, "params": {"model": params}}
+    said = [text for kind, text in translate(file, "twins").remarks() if kind == "warning"]
+    assert bool(said) is not agree
+    assert agree or said[0].endswith(f"its model is not read: {named} is built")
+
+
+def test_the_files_of_mindcvs_twins_train_on_what_they_validate_with_and_say_so() -> None:
+    for name, model in (("svt_s_gpu", "alt_gvt_small"), ("pcpvt_l_gpu", "pcpvt_large")):
+        config = translated(name)
+        assert (config.model.name, config.model.drop_path_rate, config.preprocess.crop) == (model, 0.1, 0.9)
+        assert config.model.options == {"gelu": "tanh", "embed_norm_eps": 1e-7}
+        assert (config.data.train_split, config.data.val_split, config.output.keep_last) == ("val", "val", 10)
+        assert (
+            f"warning: {name}: train_split=val: the run learns the images that it is validated with; train_split=train "
+            "takes the others"
+        ) in remarks(name)
+        assert not [text for text in remarks(name, train_split="train") if "train_split" in text]
+
+
+def test_what_has_no_effect_is_said_where_it_is_asked_for() -> None:
+    for name in ("t2t_vit_19", "svt_s"):
+        assert "without effect" not in " ".join(remarks(name))
+        file = {**content(name), "dump_graph": True, "collect_input_data": True, "pynative_mode": True}
+        said = " ".join(text for _, text in translate(file, name).remarks())
+        for key in ("dump_graph=true", "collect_input_data=true", "pynative_mode=true"):
+            assert f"{key}: without effect: " in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "lost"),
+    [
+        ({"pretrained": "a.ckpt", "exclude_epoch_state": False}, True),
+        ({"pretrained": "a.ckpt", "exclude_epoch_state": True}, False),
+        ({"exclude_epoch_state": False}, False),
+    ],
+)
+def test_a_state_that_is_not_gone_on_with_is_told_of(flags: dict[str, Any], lost: bool) -> None:
+    said = remarks("t2t_vit_19", **flags)
+    warned = "warning: t2t_vit_19: exclude_epoch_state=false: weights alone are read: epochs and rates begin anew; "
+    assert any(text.startswith(warned) for text in said) is lost
+    twins = [text for text in remarks("svt_s", **{"pretrained": "a.ckpt"}) if "exclude_epoch_state is not" in text]
+    assert len(twins) == 1
 
 
 def test_as_written_takes_mindcvs_file_by_its_word() -> None:
@@ -459,6 +559,39 @@ def test_distribution_that_is_there_needs_no_word() -> None:
         ),
         ("tnt_s_patch16_224", {"lr_scheduler": "exp_lr"}, {"schedule.decay_epochs": 1.0}),
         ("tnt_s_patch16_224", {"optimizer": "momentum"}, {"optim.name": "sgd"}),
+        ("tnt_s_patch16_224", {"optimizer": "sgd"}, {"optim.name": "sgd"}),
+        (
+            "tnt_s_patch16_224",
+            {"re_mode": "rand", "re_count": 3},
+            {"augment.erase_mode": "rand", "augment.erase_count": 3},
+        ),
+        (
+            "tnt_s_patch16_224",
+            {"re_mode": "const", "re_prob": 0},
+            {"augment.erase_mode": "pixel", "augment.erase_prob": 0.0},
+        ),
+        ("tnt_s_patch16_224", {"mixup_mode": "pair"}, {"augment.mix_mode": "pair"}),
+        ("tnt_s_patch16_224", {"keep_checkpoint_max": 7}, {"output.keep_last": 7}),
+        ("tnt_s_gpu", {"re_value": 0}, {"augment.erase_mode": "const"}),
+        ("tnt_s_gpu", {"drop_rate": 0.1}, {"model.drop_rate": 0.1}),
+        ("tnt_s_gpu", {"keep_checkpoint_max": 7}, {"output.keep_last": 7, "output.keep_best": 1}),
+        (
+            "tnt_s_gpu",
+            {"keep_checkpoint_max": 7, "ckpt_save_policy": "top_k"},
+            {"output.keep_last": 2, "output.keep_best": 7},
+        ),
+        ("tnt_s_gpu", {"lr_epoch_stair": True}, {"schedule.step": "epoch"}),
+        ("svt_s_gpu", {"mixup_off_epoch": 9}, {"augment.mix_off_epoch": None}),
+        ("svt_s_gpu", {"mixup_off_epoch": 9, "compat": "as_written"}, {"augment.mix_off_epoch": 9}),
+        ("t2t_vit_19", {"mixup_off_epoch": 9.0}, {"augment.mix_off_epoch": 9}),
+        ("t2t_vit_19", {"mixup_mode": "elem"}, {"augment.mix_mode": "elem"}),
+        ("t2t_vit_19", {"drop": 0.1}, {"model.drop_rate": 0.0}),
+        ("t2t_vit_19", {"drop": 0.1, "compat": "as_written"}, {"model.drop_rate": 0.1}),
+        ("t2t_vit_19", {"train_num_samples": None}, {"augment.mixup": 0.8}),
+        ("t2t_vit_19", {"print_loss_every": 5}, {"train.log_every": 5}),
+        ("svt_s", {"cutmix_minmax": [0.2, 0.8]}, {"augment.cutmix_minmax": None}),
+        ("svt_s", {"cutmix_minmax": [0.2, 0.8], "compat": "as_written"}, {"augment.cutmix_minmax": [0.2, 0.8]}),
+        ("svt_s", {"drop": 0.1, "compat": "as_written"}, {"model.drop_rate": 0.1}),
         ("t2t_vit_19", {"disable_approximate_gelu": True}, {"model.options": {"norm_eps": 1e-7, "gelu": "erf"}}),
         ("t2t_vit_19", {"ckpt_save_every_step": 50}, {"output.save_every_updates": 50}),
         ("t2t_vit_19", {"min_crop": 0.2}, {"augment.scale": [0.2, 1.0]}),
@@ -561,9 +694,157 @@ def test_the_official_command_is_our_recipe(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("WORLD_SIZE", "8")
     (_, place, *rest), _ = understood(["train", *OFFICIAL.split()])
     theirs, ours = flat(begin(place, rest).config), flat(begin("tnt_s_imagenet", []).config)
-    assert {key for key in ours if ours[key] != theirs[key]} == {
+    differing = {key for key in ours if ours[key] != theirs[key]} - {"augment.erase", "schedule.step"}
+    assert (theirs["augment.erase"], theirs["schedule.step"]) == ("after_mix", "epoch")
+    assert differing == {
         "data.root", "data.workers", "train.precision", "train.seed", "train.log_every", "output.root",
     }  # fmt: skip
+
+
+T2T_TRAIN = "path/to/data --model t2t_vit_14 -b 64 --lr 5e-4 --weight-decay .05 --amp --img-size 224"
+TWINS_TRAIN = "--model alt_gvt_base --batch-size 128 --data-path imagenet/ --dist-eval --drop-path 0.3"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "typed", "others"),
+    [
+        ("t2t_vit_14_imagenet", T2T_TRAIN, {"train.seed": 42, "train.log_every": 50}),
+        # the same rate for the same batch, and the same model
+        (
+            "twins_svt_base_imagenet",
+            TWINS_TRAIN,
+            {"optim.lr": 5e-4, "optim.lr_base_batch": 512, "model.name": "alt_gvt_base"},
+        ),
+    ],
+)
+def test_the_commands_of_t2t_and_twins_are_our_recipes(
+    recipe: str, typed: str, others: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    tokens, _ = understood(["train", *typed.split()])
+    keys = [token for token in tokens[1:] if "=" in token]
+    place = [token for token in tokens[1:] if "=" not in token]
+    theirs, ours = (flat(begin(*args).config) for args in ((*place, keys) if place else (None, keys), (recipe, [])))
+    alike = ("data.root", "model.image_size", "train.precision", "augment.erase", "schedule.step")
+    assert {key: theirs[key] for key in ours if ours[key] != theirs[key] and key not in alike} == others
+    assert (theirs["model.image_size"], theirs["train.precision"], theirs["schedule.step"]) == (224, "mixed", "epoch")
+    assert theirs["augment.erase"] == ("after_mix" if "t2t" in recipe else "before_mix")
+
+
+def test_t2ts_transfer_to_cifar_is_read_as_what_it_is() -> None:
+    typed = (
+        "--lr 0.05 --b 64 --num-classes 10 --img-size 224 --transfer-learning True --transfer-model 81.9_T2T_ViT_19.pth"
+    )
+    tokens, _ = understood(["train", *typed.split(), "--model", "t2t_vit_19"])
+    start = begin(None, tokens[1:])
+    assert changed(start.config) == {
+        "augment.interpolation": "bilinear",
+        "augment.ratio": [1.0, 1.0],
+        "augment.scale": [0.77, 1.0],
+        "data.download": True,
+        "data.name": "cifar10",
+        "data.root": "./data",
+        "model.drop_path_rate": 0.1,
+        "model.image_size": 224,
+        "model.name": "t2t_vit_19",
+        "model.weights": "81.9_T2T_ViT_19.pth",
+        "optim.decay_on": "all",
+        "optim.lr": 5e-4,
+        "optim.name": "sgd",
+        "optim.weight_decay": 5e-4,
+        "preprocess.crop": 1.0,
+        "preprocess.interpolation": "bilinear",
+        "preprocess.mean": [0.4914, 0.4822, 0.4465],
+        "preprocess.std": [0.2023, 0.1994, 0.201],
+        "schedule.min_lr": 2e-4,
+        "schedule.step": "epoch",
+        "schedule.warmup_epochs": 0.0,
+        "train.batch_size": 64,
+        "train.epochs": 60,
+    }
+    warned = [text for kind, text in start.remarks if kind == "warning"]
+    assert warned == [
+        "flags: lr=0.05: the rate of the tokens and the blocks, 0.0005, is everyone's here; there the head learns at "
+        "lr itself"
+    ]
+    alone = begin(None, ["transfer_model=a.pth", "model=t2t_vit_14", "lr=0.05", "dataset=cifar100"]).config
+    assert (alone.optim.lr, alone.data.name, alone.model.weights) == (0.05, "cifar100", "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("flags", "project"),
+    [
+        ({"model": "tnt_s_patch16_224"}, official.TNT),
+        ({"model": "T2t_vit_t_14", "lr": 1}, official.T2T),
+        ({"model": "t2t_vit_14", "transfer_model": "w"}, official.TRANSFER),
+        ({"transfer-model": "w"}, official.TRANSFER),
+        ({"arch": "pcpvt_small_v0"}, official.TWINS),
+        ({"model": "alt_gvt_small"}, official.TWINS),
+        ({"data-path": "/d"}, official.TWINS),
+        ({"data_dir": "/d"}, official.TNT),
+        ({"model": "resnet50", "input-size": 224}, official.TWINS),
+    ],
+)
+def test_flags_belong_to_the_program_of_their_model_or_that_knows_most(flags: dict[str, Any], project: Any) -> None:
+    assert official.program_of(flags) is project
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (
+            {"model": "t2t_vit_7", "remode": "rand", "recount": 2},
+            {"augment.erase_mode": "rand", "augment.erase_count": 2},
+        ),
+        ({"model": "t2t_vit_7", "no_prefetcher": True}, {"augment.erase": "before_mix"}),
+        (
+            {"model": "t2t_vit_7", "cutmix_minmax": [0.2, 0.8], "cutmix": 0.5},
+            {"augment.cutmix_minmax": [0.2, 0.8], "augment.cutmix": 1.0},
+        ),
+        (
+            {"model": "t2t_vit_7", "mixup_off_epoch": 200, "mixup_mode": "elem"},
+            {"augment.mix_off_epoch": 200, "augment.mix_mode": "elem"},
+        ),
+        ({"model": "t2t_vit_7", "drop": 0.1}, {"model.drop_rate": 0.1}),
+        ({"model": "t2t_vit_7", "recovery_interval": 9}, {"output.save_every_updates": 9}),
+        ({"model": "tnt_s", "drop": 0.1}, {"model.drop_rate": 0.1, "augment.erase_mode": "pixel"}),
+        ({"model": "alt_gvt_small", "data_set": "CIFAR"}, {"data.name": "cifar100"}),
+        (
+            {"model": "alt_gvt_small", "device": "cpu", "input_size": 96},
+            {"train.device": "cpu", "model.image_size": 96},
+        ),
+        ({"model": "alt_gvt_small", "repeated_aug": True}, {"augment.repeats": 3}),
+    ],
+)
+def test_a_flag_of_an_official_program_sets_what_belongs_to_it(flags: dict[str, Any], expected: dict[str, Any]) -> None:
+    found = flat(resolve(TrainConfig, [translate({}, "flags", {**flags, "data": "/d"}).layer]).config)
+    assert {key: found[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            {"model": "t2t_vit_7", "eval_checkpoint": "w.pth"},
+            "eval_checkpoint is w.pth; `vitrail evaluate` measures; write",
+        ),
+        ({"model": "alt_gvt_small", "eval": True}, "eval is true; `vitrail evaluate` measures; write it in place of"),
+        (
+            {"model": "alt_gvt_small", "finetune": "w.pth"},
+            "their program reads no weights by it; model.weights=w.pth begins",
+        ),
+        ({"model": "alt_gvt_small", "data_set": "INAT"}, "data_set is INAT; it can be imnet, cifar"),
+        ({"model": "t2t_vit_7", "no_aug": True}, "no_aug is true; here it can only be false: augment.* turns off what"),
+        (
+            {"model": "t2t_vit_7", "drop_block": 0.1},
+            "drop_block is 0.1; here it can only be 0 or null: the models drop tok",
+        ),
+        ({"model": "t2t_vit_7", "data_path": "/d"}, "command line: data_path: unknown key"),
+    ],
+)
+def test_a_flag_of_an_official_program_is_refused_with_the_reason(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        translate({}, "flags", flags)
 
 
 @pytest.mark.parametrize(
@@ -581,6 +862,21 @@ def test_the_official_command_is_our_recipe(monkeypatch: pytest.MonkeyPatch) -> 
         ("train f.yaml --lr -1", "train f.yaml lr=-1"),
         ("evaluate --pretrained w.ckpt -c f.yaml -b 9", "evaluate w.ckpt batch_size=9 --config f.yaml"),
         ("evaluate f.yaml --checkpoint w.ckpt", "evaluate w.ckpt --config f.yaml"),
+        (
+            "evaluate --eval --resume w.pth --model alt_gvt_large --data-path d",
+            "evaluate w.pth eval=true model=alt_gvt_large data_path=d",
+        ),
+        (
+            "evaluate d --model t2t_vit_14 -vb 2 --eval_checkpoint w",
+            "evaluate w data_dir=d model=t2t_vit_14 validation_batch_size_multiplier=2",
+        ),
+        (
+            'train --config f.yaml --params \'{"model": "svt_s"}\'',
+            'train \'params={"model": "svt_s"}\' --config f.yaml',
+        ),
+        ("export --checkpoint w -c f.yaml --image-size 64", "export w image_size=64 --format mindir --config f.yaml"),
+        ("predict a.jpg --checkpoint w -c f.yaml --arch t2t_vit_7", "predict w a.jpg arch=t2t_vit_7 --config f.yaml"),
+        ("predict a.jpg --checkpoint w --image_size 64", "predict w a.jpg weights.options.image_size=64"),
         ("evaluate /d --pretrain_path w.pth", "evaluate w.pth data_dir=/d"),
         ("evaluate w.pth data.root=/d --json j", "evaluate w.pth data.root=/d --json j"),
         ("predict a.jpg --ckpt-path w.ckpt --batch_size 4", "predict w.ckpt a.jpg --batch-size 4"),
@@ -671,7 +967,8 @@ def test_evaluation_takes_the_images_and_how_they_are_read() -> None:
     config = resolve(EvaluateConfig, [part.layer]).config
     assert (config.data.root, config.data.workers, config.preprocess.crop) == ("/d", 1, 0.9)
     assert (config.evaluate.batch_size, config.evaluate.device) == (32, "auto")
-    assert set(part.layer.values) == set(EVALUATE_SECTIONS)
+    assert set(part.layer.values) == {*EVALUATE_SECTIONS} - {"weights"}
+    assert part.layer.model["name"] == "tnt_small"
     ours = read_part("digits", {}, ["preprocess"])
     assert ours is not None
     assert ours.layer.values == {"preprocess": {"crop": 1.0}}
@@ -679,6 +976,201 @@ def test_evaluation_takes_the_images_and_how_they_are_read() -> None:
     assert flags is not None
     assert resolve(EvaluateConfig, [flags.layer]).config.evaluate.batch_size == 9
     assert read_part(None, {}, EVALUATE_SECTIONS) is None
+
+
+# What a file says of the model
+
+
+TWINS_TINY: dict[str, Any] = {
+    "image_size": 64,
+    "embed_dims": (16, 16, 32, 32),
+    "depths": (1, 2, 1, 2),
+    "num_heads": (1, 2, 2, 4),
+    "mlp_ratios": (2.0,) * 4,
+    "num_classes": 3,
+}
+TWINS_OPTIONS = [
+    f"weights.options.{name}={list(value)}" for name, value in TWINS_TINY.items() if isinstance(value, tuple)
+]
+
+
+@pytest.fixture
+def of_mindspore(tmp_path: Path) -> Callable[..., Path]:
+    """Return what writes a .ckpt as MindSpore does, of a tiny model with drawn weights."""
+
+    def write(name: str, project: str, **options: Any) -> Path:
+        import torch
+
+        from vitrail.convert import convert
+        from vitrail.loading import Wanted
+        from vitrail.models import create_model
+
+        torch.manual_seed(0)
+        source = tmp_path / "source.pth"
+        torch.save(create_model(name, **options).state_dict(), source)
+        convert(str(source), tmp_path / "w.ckpt", project, Wanted(model=name, options=options))
+        return tmp_path / "w.ckpt"
+
+    return write
+
+
+def written(folder: Path, name: str, **changes: Any) -> Path:
+    """Write a file of theirs with some values changed, and return where."""
+    path = folder / "theirs.yaml"
+    path.write_text(yaml.safe_dump({**content(name), **changes}))
+    return path
+
+
+def wanted_with(config: Path | str, *tokens: str) -> Any:
+    from vitrail.loading import wanted_by
+
+    part = read_part(str(config), {}, EVALUATE_SECTIONS)
+    assert part is not None
+    return wanted_by([part.layer, command_line(tokens)])
+
+
+def test_a_file_gives_the_image_size_that_weights_do_not_tell(
+    of_mindspore: Callable[..., Path],
+    image_folder: Path,
+    without_shape_checks: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    weights = of_mindspore("twins_svt_small", "zoo", **TWINS_TINY)
+    folders = {"ds_train": f"{image_folder}/train", "ds_val": f"{image_folder}/val"}
+    file = written(tmp_path, "svt_s_params", image_size=64, model="twins_svt_small", **folders)
+    words = [str(weights), "--config", str(file), *TWINS_OPTIONS]
+    with pytest.raises(SystemExit) as caught:
+        main(
+            ["evaluate", *words, "data.workers=0", "--json", str(tmp_path / "a.json"), "--report", str(tmp_path / "r")]
+        )
+    assert caught.value.code == 0, capsys.readouterr().err
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found["preprocess"]["size"] == [64, 64]
+    with pytest.raises(SystemExit) as caught:
+        main(["export", *words, "--format", "torchscript", "--output", str(tmp_path / "a.torchscript")])
+    assert caught.value.code == 0, capsys.readouterr().err
+    from vitrail.engines import read_artifact
+
+    record = read_artifact(tmp_path / "a.torchscript").record
+    assert (record.preprocess.size, record.options["image_size"]) == ((64, 64), 64)
+    (image,) = sorted(image_folder.glob("val/red/red_0.jpg"))
+    answers = {}
+    for name, size in (("file", ["--config", str(file)]), ("typed", ["weights.options.image_size=64"])):
+        output = tmp_path / f"{name}.jsonl"
+        with pytest.raises(SystemExit) as caught:
+            main(["predict", words[0], str(image), *TWINS_OPTIONS, *size, "--format", "jsonl", "--output", str(output)])
+        assert caught.value.code == 0, capsys.readouterr().err
+        answers[name] = output.read_text()
+    assert answers["file"] == answers["typed"]
+    # what was exported has its size for good
+    file = written(tmp_path, "svt_s_params", image_size=96, model="twins_svt_small")
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", str(tmp_path / "a.torchscript"), "--config", str(file)])
+    assert caught.value.code == 2
+    assert "theirs: has image_size 96, and " in capsys.readouterr().err
+
+
+def test_a_file_gives_the_gelu_that_weights_do_not_tell(of_mindspore: Callable[..., Path], tmp_path: Path) -> None:
+    from vitrail.loading import open_model
+
+    tiny = {"image_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 4, "num_classes": 3}
+    weights = of_mindspore("t2t_vit_14", "zoo", **tiny)
+    changes = {"image_size": 32, "arch": "t2t_vit_14"}
+    options = ["weights.options.embed_dim=48", "weights.options.depth=2", "weights.options.num_heads=4"]
+    for exact, gelu in ((False, "tanh"), (True, "erf")):
+        file = written(tmp_path, "t2t_vit_19", **changes, disable_approximate_gelu=exact)
+        opened = open_model(weights, wanted_with(file, *options))
+        assert (opened.record.options["gelu"], opened.record.options["image_size"]) == (gelu, 32)
+        notes = [note for note in opened.account.notes if "gelu is" in note]
+        told = "gelu is erf, as theirs has it; in zoo files it is tanh, which weights.options.gelu=tanh takes"
+        assert notes == ([f"{weights}: {told}"] if exact else [])
+    assert (
+        open_model(weights, wanted_with(file, *options, "weights.options.gelu=tanh")).record.options["gelu"] == "tanh"
+    )
+
+
+def test_a_file_names_the_model(of_mindspore: Callable[..., Path], tmp_path: Path) -> None:
+    from vitrail.loading import open_model
+
+    weights = of_mindspore("t2t_vit_7", "zoo", image_size=32, num_classes=3)
+    right = written(tmp_path, "t2t_vit_19", arch="t2t_vit_7", image_size=32)
+    assert open_model(weights, wanted_with(right)).record.model == "t2t_vit_7"
+    wrong = written(tmp_path, "t2t_vit_19", arch="t2t_vit_10", image_size=32)
+    with pytest.raises(CheckpointError, match=r"w\.ckpt: does not fit the model: .*nearest is zoo t2t_vit_10"):
+        open_model(weights, wanted_with(wrong))
+    assert open_model(weights, wanted_with(wrong, "weights.model=t2t_vit_7")).record.model == "t2t_vit_7"
+    large = written(tmp_path, "t2t_vit_19", arch="t2t_vit_7", image_size=64)
+    with pytest.raises(
+        ConfigError, match=r"^theirs: has image_size 64, and .*w\.ckpt was made with 32; weights\.options\."
+    ):
+        open_model(weights, wanted_with(large))
+    assert open_model(weights, wanted_with(large, "weights.options.image_size=48")).record.options["image_size"] == 48
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "model: {name: t2t_vit_7}",
+            "mine: is for t2t_vit_7, and {path} holds a tnt_ti_patch16_224; give the settings",
+        ),
+        (
+            "model: {image_size: 64}",
+            "mine: has image_size 64, and {path} was made with 32; weights.options.image_size=32",
+        ),
+        ("model: {image_size: [32, 64]}", "mine: has image_size [32,64], and {path} was made with 32; weights.options"),
+        (
+            "model: {options: {gelu: tanh}}",
+            "mine: has gelu tanh, and {path} was made with erf; weights.options.gelu=erf",
+        ),
+        (
+            "model: {options: {depth: 9}}",
+            "mine: has depth 9, and {path} was made with 2; weights.options.depth=2 keeps",
+        ),
+        ("model: {name: tnt_s, options: 3}", "mine: model.options is 3; it must be a mapping of names to values"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["evaluate", "predict", "export"])
+def test_what_a_file_says_of_weights_that_say_otherwise_is_an_error(
+    verb: str, text: str, message: str, tiny_checkpoint: Path, image_folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    rest = {"evaluate": [f"data.root={image_folder}"], "predict": [str(image_folder)], "export": ["--format", "pt2"]}
+    with pytest.raises(SystemExit) as caught:
+        main([verb, str(tiny_checkpoint), *rest[verb], "--config", str(tmp_path / "mine.yaml")])
+    assert caught.value.code == 2
+    assert message.format(path=tiny_checkpoint) in capsys.readouterr().err
+
+
+def test_what_a_file_says_of_weights_may_be_true(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    from vitrail.loading import open_model
+
+    (tmp_path / "mine.yaml").write_text("model: {name: tnt_ti_patch16_224, image_size: [32, 32], options: {gelu: erf}}")
+    plain = open_model(tiny_checkpoint).record
+    assert open_model(tiny_checkpoint, wanted_with(tmp_path / "mine.yaml")).record == plain
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "predict", "export", "train", "config"])
+def test_a_file_that_is_not_there_is_an_error_of_every_verb(
+    verb: str, tiny_checkpoint: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = {"predict": [str(image_folder)], "export": ["--format", "pt2"]}
+    first = [str(tiny_checkpoint)] if verb in ("evaluate", "predict", "export") else []
+    with pytest.raises(SystemExit) as caught:
+        main([verb, *first, *words.get(verb, []), "--config", str(tmp_path / "nope.yaml")])
+    assert caught.value.code == 2
+    assert f"unknown recipe '{tmp_path}/nope.yaml'" in capsys.readouterr().err
+
+
+def test_flags_are_put_over_a_file_when_weights_are_used(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["export", "--pretrained", "w.ckpt", "--config", str(FILES / "svt_s_params.yaml"), "--image_size", "384"])
+    said = capsys.readouterr().err
+    assert "svt_s_params: image_size=384: the file overrules the flag in MindSpore's Twins" in said
+    with pytest.raises(SystemExit):
+        main(["predict", "a.jpg", "--ckpt_path", "w.ckpt", "-c", str(FILES / "tnt_s_gpu.yaml"), "--image_resize", "x"])
+    assert "tnt_s_gpu: model.image_size is 'x'; it must be a whole number" in capsys.readouterr().err
 
 
 # The guide

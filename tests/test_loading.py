@@ -196,6 +196,15 @@ def test_two_models_of_the_same_shapes_are_not_guessed_between(tmp_path: Path) -
     assert open_model(path, Wanted(model="t2t_vit_14_resnext")).record.options["num_heads"] == 32
 
 
+def test_mindspore_has_no_resnext_so_its_t2t_vit_14_is_not_ambiguous() -> None:
+    with torch.device("meta"):
+        weights = theirs(create_model("t2t_vit_14").state_dict(), "zoo", "t2t_vit_14")
+    (reading,) = recognise(weights, "file", dialect=None, model=None, options={})
+    assert (reading.dialect.name, reading.model, reading.is_whole) == ("zoo", "t2t_vit_14", True)
+    (named,) = recognise(weights, "file", dialect=None, model="t2t_vit_14_resnext", options={})
+    assert (named.model, named.is_whole) == ("t2t_vit_14_resnext", True)
+
+
 @pytest.mark.parametrize("arch", ["t2t_vit_14", "T2t_vit_14_resnext"])
 def test_the_name_in_a_training_file_decides(arch: str, tmp_path: Path) -> None:
     with torch.device("meta"):
@@ -258,6 +267,7 @@ def test_weights_of_timm_compute_what_timm_computes(name: str, tmp_path: Path) -
         ("mindcv", "tnt_s_patch16_224", {"gelu": "tanh", "final_norm_eps": 1e-7}, {"mean": (0.485, 0.456, 0.406)}),
         ("zoo", "t2t_vit_7", {"gelu": "tanh", "norm_eps": 1e-7}, {"crop": 0.9}),
         ("mindcv", "twins_svt_small", {"gelu": "tanh", "embed_norm_eps": 1e-7, "norm_eps": 1e-6}, {"crop": 0.9}),
+        ("zoo", "twins_svt_small", {"gelu": "tanh", "embed_norm_eps": 1e-7, "norm_eps": 1e-6}, {"crop": 0.875}),
         ("mmpretrain", "twins_svt_small", {"gelu": "erf", "norm_eps": 1e-5}, {"crop": 0.875}),
         ("mmpretrain", "twins_pcpvt_small", {"gelu": "erf", "norm_eps": 1e-6}, {"crop": 0.875}),
     ],

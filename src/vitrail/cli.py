@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 from cyclopts import App, CycloptsError, Parameter, Token
 
 from vitrail.errors import ConfigError, ExportError, Interrupted, MissingExtra, Stopped, VitrailError, command
+from vitrail.launch import understand_launch, without_local_rank
 from vitrail.tables import show_quantized, show_sweep, show_table, show_training, show_verdicts
 
 if TYPE_CHECKING:
     from vitrail.check_data import Checked
+    from vitrail.config import Layer
     from vitrail.data.manifest import Manifest
     from vitrail.display import Terminal
     from vitrail.projects import Say
@@ -58,6 +60,8 @@ Engine = Annotated[
     Literal["torch", "onnxruntime", "openvino", "aotinductor", "torchscript", "mindspore"] | None,
     Parameter(help="What runs an exported file, where two can, as .onnx."),
 ]
+OF_WEIGHTS = ("weights", "preprocess")
+"""Sections of a file that say how weights and images are read."""
 EVALUATE_SECTIONS = ("weights", "data", "preprocess", "evaluate")
 OF_LISTS = ("list", "path_column", "label_column", "labels_column", "train_split", "val_split")
 """Settings of data that are settled once a list is packed."""
@@ -107,7 +111,7 @@ def train(
 def evaluate(
     checkpoint: Path,
     *settings: Settings,
-    config: Annotated[str | None, Parameter(help="A recipe's name or file, for the images and their size.")] = None,
+    config: Annotated[str | None, Parameter(help="A recipe's name or file, for the images and the model.")] = None,
     report: Annotated[
         Path | None,
         Parameter(help="Folder of the report; evaluations/NAME by default, with a free number."),
@@ -199,7 +203,9 @@ def predict(
     *inputs: Annotated[
         str, Parameter(help="Images, folders, quoted globs, .txt lists, and preprocess.key=value or weights.key=value.")
     ],
-    config: Annotated[str | None, Parameter(help="A recipe's name or file, for how images are read.")] = None,
+    config: Annotated[
+        str | None, Parameter(help="A recipe's name or file, for the model and how images are read.")
+    ] = None,
     output: Annotated[
         Path | None, Parameter(help="File to write; predictions.json, .jsonl or .csv by default.")
     ] = None,
@@ -230,13 +236,14 @@ def predict(
     vitrail predict best.safetensors photos/ 'more/*.jpg' list.txt --format csv --topk 5
     ```
     """
-    from vitrail.config import PredictConfig, command_line, resolve
-    from vitrail.foreign import read_part
+    from vitrail.config import PredictConfig, resolve
 
-    tokens = [text for text in inputs if text.startswith(("preprocess.", "weights.")) and "=" in text]
-    images = [text for text in inputs if text not in tokens]
-    part = read_part(config, {}, ["preprocess"])
-    settings = resolve(PredictConfig, [*([part.layer] if part else []), command_line(tokens)]).config
+    tokens, images = [], []
+    for text in inputs:
+        is_setting = text.startswith(("preprocess.", "weights.")) and "=" in text
+        (tokens if is_setting or _is_key(text) else images).append(text)
+    layers, remarks = _about_weights(config, tokens)
+    settings = resolve(PredictConfig, layers).config
     if not images:
         raise ConfigError("predict needs images: a file, a folder, a quoted glob, or a .txt list of paths")
     for name, value in (("--topk", topk), ("--batch-size", batch_size)):
@@ -245,13 +252,14 @@ def predict(
 
     from vitrail.devices import pick_device
     from vitrail.engines import read_artifact
-    from vitrail.loading import override_preprocess, tell, wanted
+    from vitrail.loading import override_preprocess, tell, wanted_by
     from vitrail.predict import find_images, open_output
     from vitrail.predict import predict as run
 
     output = output or Path(f"predictions.{format}")
     with _terminal() as display:
-        artifact = read_artifact(checkpoint, engine, wanted(settings.weights))
+        _say(display, remarks)
+        artifact = read_artifact(checkpoint, engine, wanted_by(layers))
         if artifact.weights is not None:
             tell(artifact.weights, display)
         preprocess = override_preprocess(artifact.record.preprocess, settings.preprocess, display)
@@ -360,6 +368,9 @@ def export(
     topk: Annotated[
         int | None, Parameter(converter=_whole_number, help="Likeliest classes that it then yields too, 5 by default.")
     ] = None,
+    config: Annotated[
+        str | None, Parameter(help="A recipe's name or file, for the model and how images are read.")
+    ] = None,
     device: Annotated[Literal["auto", "cpu"], Parameter(help="What a pt2 is compiled for.")] = "auto",
     mindir_version: Annotated[
         Literal[1, 3] | None,
@@ -379,9 +390,10 @@ def export(
     vitrail export best.safetensors --format mindir --batch-size 8 --output served.mindir
     ```
     """
-    from vitrail.config import PredictConfig, command_line, resolve
+    from vitrail.config import PredictConfig, resolve
 
-    config = resolve(PredictConfig, [command_line(settings)]).config
+    layers, remarks = _about_weights(config, settings)
+    wishes = resolve(PredictConfig, layers).config
     formats = list(dict.fromkeys(format))
     if topk is not None and not with_preprocess:
         raise ConfigError(f"--topk {topk}: goes with --with-preprocess; without it a file yields logits")
@@ -393,14 +405,15 @@ def export(
     from vitrail.devices import pick_device
     from vitrail.export import check_wishes, find_outputs
     from vitrail.export import export as run
-    from vitrail.loading import open_model, override_preprocess, tell, wanted
+    from vitrail.loading import open_model, override_preprocess, tell, wanted_by
     from vitrail.verdict import gather_sample
 
     check_wishes(formats, precision, batch_size, with_preprocess)
     with _terminal() as display:
-        opened = open_model(checkpoint, wanted(config.weights))
+        _say(display, remarks)
+        opened = open_model(checkpoint, wanted_by(layers))
         tell(opened, display)
-        preprocess = override_preprocess(opened.record.preprocess, config.preprocess, display)
+        preprocess = override_preprocess(opened.record.preprocess, wishes.preprocess, display)
         opened = replace(opened, record=replace(opened.record, preprocess=preprocess))
         classes = opened.record.options["num_classes"]
         if topk is not None and not 1 <= topk <= classes:
@@ -931,6 +944,8 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
     debug = "--debug" in arguments
     arguments = [token for token in arguments if token != "--debug"]
     try:
+        arguments = without_local_rank(arguments, os.environ)
+        understand_launch(os.environ, arguments[0] if arguments else "")
         arguments, notes = understood(arguments)
         if _is_main_process():
             print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
@@ -995,6 +1010,27 @@ def _split_settings(tokens: Sequence[str], config: str | None) -> tuple[str | No
             f"two recipes are given, {recipes[0]} and {recipes[1]}; settings are written section.key=value"
         )
     return (recipes[0] if recipes else None), [token for token in tokens if "=" in token]
+
+
+def _is_key(text: str) -> bool:
+    """Tell a key of another project, as in image_size=64, from the name of an image."""
+    from vitrail.foreign import KEYS
+
+    return text.partition("=")[0] in KEYS and "=" in text and not Path(text).exists()
+
+
+def _about_weights(config: str | None, settings: Sequence[str]) -> tuple[list[Layer], list[tuple[Say, str]]]:
+    """Return what a file of settings and the command line say of a weight file and of how images are read.
+
+    Beside it stands what is to be said about the translation of another project's file.
+    """
+    from vitrail.config import command_line
+    from vitrail.foreign import read_part, split_keys
+
+    keys, tokens = split_keys(settings)
+    part = read_part(config, keys, OF_WEIGHTS)
+    remarks = part.translation.remarks(OF_WEIGHTS) if part and part.translation else []
+    return [*([part.layer] if part else []), command_line(tokens)], remarks
 
 
 def _with_root(settings: Sequence[str], root: Path, settled: Sequence[str] = ()) -> list[str]:

@@ -612,7 +612,14 @@ class ConvertConfig(_Sections):
     weights: WeightsSection = field(default_factory=WeightsSection)
 
 
-T = TypeVar("T", TrainConfig, EvaluateConfig, PredictConfig, CheckConfig, DataConfig, ConvertConfig)
+@dataclass(frozen=True, kw_only=True)
+class DescribedConfig(_Sections):
+    """What a file of settings says of the model whose weights are used."""
+
+    model: ModelSection = field(default_factory=ModelSection)
+
+
+T = TypeVar("T", TrainConfig, EvaluateConfig, PredictConfig, CheckConfig, DataConfig, ConvertConfig, DescribedConfig)
 
 
 @dataclass(frozen=True)
@@ -621,6 +628,8 @@ class Layer:
 
     origin: str
     values: Mapping[str, Any]
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """Section `model` of a file whose other settings are taken for weights that exist: these have to bear it out."""
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,8 @@ class Dialect:
     """Where that project reads images otherwise than the model's authors."""
     only: Mapping[str, Any] = field(default_factory=dict)
     """Fields that a model must have to be one that the project knows, and why not."""
+    lacks: tuple[str, ...] = ()
+    """Published models that the project does not have, though their shapes are those of one that it has."""
     notes: tuple[str, ...] = ()
     """What a user of such a file should know."""
     doubts: tuple[str, ...] = ()
@@ -392,6 +394,7 @@ _T2T_ZOO = (
 )
 
 _T2T_ZOO_OPTIONS = {"gelu": "tanh", "norm_eps": 1e-7}
+_T2T_ZOO_LACKS = ("t2t_vit_14_resnext",)
 _T2T_SPLITS = {"tokens_to_token.soft_split{n}.out": "a buffer of MindSpore's unfold"}
 
 _T2T = (
@@ -415,6 +418,7 @@ _T2T = (
         mindspore=True,
         options=_T2T_ZOO_OPTIONS,
         only={"tokens_type": "performer"},
+        lacks=_T2T_ZOO_LACKS,
     ),
     Dialect(
         name="zoo",
@@ -422,6 +426,7 @@ _T2T = (
         ignored=_T2T_SPLITS,
         mindspore=True,
         options=_T2T_ZOO_OPTIONS,
+        lacks=_T2T_ZOO_LACKS,
     ),
 )
 
@@ -486,7 +491,6 @@ _TWINS = (
         rows=_merged("{k}", "merge_blocks.{k}"),
         mindspore=True,
         options=_TWINS_MINDSPORE,
-        preprocess={"crop": 0.9},
     ),
 )
 

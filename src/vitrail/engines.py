@@ -15,7 +15,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -28,7 +28,7 @@ from vitrail.artifact import READERS, Making, describe
 from vitrail.checkpoint import Record, hash_file
 from vitrail.devices import Precision, autocast, keep_freed_memory
 from vitrail.errors import CheckpointError, ConfigError, MissingExtra
-from vitrail.loading import Opened, Wanted, open_model
+from vitrail.loading import Opened, Wanted, check_described, open_model
 
 Engine = Literal["torch", "onnxruntime", "openvino", "aotinductor", "torchscript", "mindspore"]
 ENGINES: Mapping[str, tuple[Engine, ...]] = {
@@ -211,9 +211,11 @@ def read_artifact(
     if Path(path).suffix not in READERS:
         opened = open_model(path, asked)
         return Artifact(path=opened.account.path, record=opened.record, engine=chosen, weights=opened)
-    if asked is not None and asked != Wanted():
+    if asked is not None and replace(asked, described=None) != Wanted():
         raise ConfigError(f"{path}: settings of `weights` are for weight files; give them when you export it")
     found = describe(Path(path))
+    if asked is not None:
+        check_described(found.record, asked, str(path))
     if found.making.input == "image" and not whole:
         raise ConfigError(
             f"{path}: reads whole images itself (--with-preprocess), one at a time; give the file exported without"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vitrail.answers import Answers, Gathered
 from vitrail.checkpoint import Record
 from vitrail.class_names import check_classes, match_by_name
-from vitrail.config import ConvertConfig, DataSection, EvaluateConfig, Layer, Resolved, resolve, to_dict
+from vitrail.config import DataSection, EvaluateConfig, Layer, Resolved, resolve, to_dict
 from vitrail.data import DIVISION, open_split
 from vitrail.data.hf import is_hf, pin_revision
 from vitrail.data.loader import Batch, ImageLoader, build_eval_loader
@@ -30,7 +30,7 @@ from vitrail.engines import Artifact, Network, read_artifact
 from vitrail.errors import CheckpointError, ConfigError, DataError
 from vitrail.label_metrics import LabelAccuracy, label_accuracy, probabilities
 from vitrail.label_report import label_report_files, truth
-from vitrail.loading import Wanted, override_preprocess, tell, wanted
+from vitrail.loading import override_preprocess, tell, wanted_by
 from vitrail.metrics import Accuracy, Counter, accuracy
 from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD, VisionModel
 from vitrail.report import FILES, PAGE, Subject, Training, report_files
@@ -181,7 +181,7 @@ def _evaluate(
     engine: str | None = None,
     against: Path | None = None,
 ) -> list[Evaluation]:
-    artifact = read_artifact(path, engine, wanted_weights(settings))
+    artifact = read_artifact(path, engine, wanted_by(settings))
     other = _same_model(artifact, against) if against is not None else None
     for opened in (artifact.weights, other.weights if other else None):
         if opened is not None:
@@ -269,14 +269,6 @@ def _evaluate(
             )
         display.end()
         return results
-
-
-def wanted_weights(settings: Sequence[Layer]) -> Wanted:
-    """Return how the settings of the section `weights` want a weight file."""
-    only = [
-        Layer(layer.origin, {"weights": layer.values["weights"]}) for layer in settings if "weights" in layer.values
-    ]
-    return wanted(resolve(ConvertConfig, only).config.weights)
 
 
 def resolve_for(record: Record, settings: Sequence[Layer]) -> Resolved[EvaluateConfig]:

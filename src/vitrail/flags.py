@@ -10,14 +10,22 @@ from vitrail.errors import ConfigError, closest
 from vitrail.foreign import KEYS, YAML
 
 COMMANDS = ("train", "evaluate", "predict", "export", "config")
-SHORT = {"c": "config", "b": "batch_size", "j": "workers", "a": "arch"}
+SHORT = {
+    "c": "config", "b": "batch_size", "vb": "validation_batch_size_multiplier", "j": "workers", "a": "arch",
+}  # fmt: skip
 FILES = ("config", "config_path", "tnt_config")
-WEIGHTS = ("ckpt_path", "pretrained", "checkpoint", "pretrain_path", "initial_checkpoint")
+WEIGHTS = ("ckpt_path", "pretrained", "checkpoint", "pretrain_path", "initial_checkpoint", "eval_checkpoint", "resume")
 FORMATS = ("file_format", "export_format")
+OF_MODEL = {
+    "arch": "model", "model": "model", "image_size": "options.image_size", "img_size": "options.image_size",
+}  # fmt: skip
+"""What `predict` and `export` take without a file, and where it stands in our section `weights`."""
 KNOWN = {*KEYS, *FILES, *WEIGHTS, *FORMATS, "extra"}
 BARE = (
     "amp", "apex_amp", "channels_last", "collect_input_data", "dump_graph", "evaluate", "exclude_epoch_state", "extra",
-    "jsd", "model_ema", "native_amp", "pin_mem", "repeated_aug", "resplit", "run_modelarts",
+    "jsd", "model_ema", "native_amp", "pin_mem", "repeated_aug", "resplit", "run_modelarts", "eval", "dist_eval",
+    "no_aug", "no_repeated_aug", "no_pin_mem", "no_prefetcher", "no_resume_opt", "use_mcloader", "throughout", "bn_tf",
+    "sync_bn", "split_bn", "model_ema_force_cpu", "save_images", "use_multi_epochs_loader",
 )  # fmt: skip
 """Flags that stand alone; others may, where no value follows."""
 
@@ -44,6 +52,7 @@ def translate_flags(tokens: Sequence[str], own: Mapping[str, bool]) -> tuple[lis
         return [command, *words, *kept], []
     notes: list[str] = []
     config = checkpoint = None
+    described = any(name in FILES for name, _ in theirs)
     for name, value in theirs:
         if name in FILES:
             config = value
@@ -57,8 +66,10 @@ def translate_flags(tokens: Sequence[str], own: Mapping[str, bool]) -> tuple[lis
             kept += ["--format", value.lower()]
         elif name == "device_target" and command == "predict":
             kept += ["--device", "cpu" if value.lower() == "cpu" else "auto"]
-        elif name in ("arch", "model") and command in ("predict", "export"):
-            words.append(f"weights.model={value}")
+        elif command in ("predict", "export") and described and name not in ("device_target", "device_id", "extra"):
+            words.append(f"{name}={value}")
+        elif command in ("predict", "export") and name in OF_MODEL:
+            words.append(f"weights.{OF_MODEL[name]}={value}")
         elif command in ("predict", "export"):
             notes.append(f"--{name} {value}: not needed; the weight file says what `vitrail {command}` has to know")
         elif name != "extra":  # after which a shell script hands on what follows
@@ -71,7 +82,7 @@ def translate_flags(tokens: Sequence[str], own: Mapping[str, bool]) -> tuple[lis
         words.insert(0, checkpoint)
     if config is not None and command == "config":
         words.insert(0, config)
-    elif config is not None and command != "export":
+    elif config is not None:
         kept += ["--config", config]
     return [command, *words, *kept], notes
 
@@ -92,7 +103,7 @@ def _parse(tokens: Sequence[str], own: Mapping[str, bool]) -> tuple[list[str], l
         if match[1] == "-":
             name = SHORT.get(name, "")
         flag = "--" + name.replace("_", "-")
-        if flag in own and name not in (*WEIGHTS, *FILES):
+        if flag in own and (name not in (*WEIGHTS, *FILES) or name == "resume"):
             kept.append(flag if value is None else f"{flag}={value}")
             kept += [rest.pop(0)] if own[flag] and value is None and rest else []
         elif name in KNOWN:

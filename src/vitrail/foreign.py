@@ -13,12 +13,15 @@ import yaml
 
 from vitrail.config import Layer, TrainConfig, find_recipe, read_yaml
 from vitrail.errors import ConfigError, closest
-from vitrail.projects import NO_DEFAULT, PROJECTS, TIMM, Case, Project, Say, shown
+from vitrail.official import PROGRAMS, program_of
+from vitrail.projects import NO_DEFAULT, PROJECTS, Case, Project, Say, shown
 
 YAML = (".yaml", ".yml")
 SECTIONS = {section.name for section in fields(TrainConfig)}
+MEASURES = ("evaluate", "eval")
+"""Flags of theirs that say what `vitrail evaluate` does anyway."""
 COMPAT = ("as_executed", "as_written")
-KEYS = frozenset({"compat"}).union(*({*project.keys, *project.aliases} for project in (*PROJECTS, TIMM)))
+KEYS = frozenset({"compat"}).union(*({*project.keys, *project.aliases} for project in (*PROJECTS, *PROGRAMS)))
 """Every key that may be given on the command line."""
 
 
@@ -104,7 +107,7 @@ def translate(
     """Translate a file of another project, with flags put over it, into our settings.
 
     Args:
-        content: What the file holds; empty reads the flags as those of the official PyTorch code.
+        content: What the file holds; empty reads the flags as those of an official PyTorch program.
         origin: Name of the file, for messages.
         flags: Keys and values of the command line, and `compat`: as_executed, the default, does what their program
             does with the file, as_written what the file reads as.
@@ -117,7 +120,7 @@ def translate(
     compat = str(flags.pop("compat", "as_executed"))
     if compat not in COMPAT:
         raise ConfigError(f"compat is {compat}; it must be {' or '.join(COMPAT)}")
-    project = detect(content, origin) if content else TIMM
+    project = detect(content, origin) if content else program_of(flags)
     problems: list[str] = []
     filed, typed = _known(content, project, origin, problems), _known(flags, project, "command line", problems)
     file_wins = project.file_wins and compat == "as_executed"
@@ -206,9 +209,10 @@ def read_recipe(recipe: str | None, keys: Mapping[str, Any]) -> Recipe:
     Raises:
         ConfigError: There is no such file, it is of no known kind, or the keys do not go with it.
     """
-    if "model" in keys and (recipe is None or _is_data(recipe)):
+    named = str(keys.get("model", keys.get("transfer_model", "")))
+    if named and (recipe is None or _is_data(recipe)):
         translation = translate({}, "flags", {**({"data_dir": recipe} if recipe else {}), **keys}, processes=_world())
-        return Recipe(str(keys["model"]), "flags", translation.layer, translation)
+        return Recipe(Path(named).stem, "flags", translation.layer, translation)
     name, path = find_recipe(recipe or "digits")
     layer = read_yaml(path, name)
     if is_foreign(layer.values):
@@ -226,30 +230,33 @@ def read_recipe(recipe: str | None, keys: Mapping[str, Any]) -> Recipe:
 
 
 def read_part(config: str | None, keys: Mapping[str, Any], sections: Sequence[str]) -> Recipe | None:
-    """Read what a command other than train takes from a recipe or from flags: of some sections alone.
+    """Read what a command other than train takes from a recipe or from flags: of some sections, and of the model.
 
-    `evaluate.batch_size` and `evaluate.device` follow from what another project trains with, `weights.model` from the
-    model that the command line names.
+    `evaluate.batch_size` and `evaluate.device` follow from what another project trains with.
     """
     if config is None and not keys:
         return None
-    named = keys.get("arch", keys.get("model"))
-    keys = {"model": "tnt", **keys} if config is None else keys  # the weight file knows the model
-    recipe = read_recipe(config, {key: value for key, value in keys.items() if key != "evaluate"})
+    named = config is not None or "model" in keys
+    if config is None and not named:  # the weight file knows the model
+        keys = {"model": program_of(keys).models[0], **keys}
+    recipe = read_recipe(config, {key: value for key, value in keys.items() if key not in MEASURES})
     values = dict(recipe.layer.values)
     if recipe.translation is not None:
         train = values.get("train", {})
         parts = _world() * train.get("accumulate", 1)
         taken = {"batch_size": train["batch_size"] // parts} if "batch_size" in train else {}
         values["evaluate"] = taken | {key: train[key] for key in ("device",) if key in train}
-        values["weights"] = {"model": values["model"]["name"]} if named else {}
+    model = values.get("model", {})
+    if not named:
+        model = {key: value for key, value in model.items() if key != "name"}
     part = {name: content for name, content in values.items() if name in sections}
-    return Recipe(recipe.name, recipe.path, Layer(recipe.layer.origin, part), recipe.translation)
+    return Recipe(recipe.name, recipe.path, Layer(recipe.layer.origin, part, model), recipe.translation)
 
 
 def is_foreign(content: Mapping[str, Any]) -> bool:
-    """Tell whether a file holds plain values where ours has sections."""
-    return not (content.keys() <= SECTIONS or any(isinstance(value, Mapping) for value in content.values()))
+    """Tell whether a file holds plain values where ours has sections; two keys of Twins' files hold mappings."""
+    mappings = {key for key, value in content.items() if isinstance(value, Mapping)}
+    return not (content.keys() <= SECTIONS or mappings - {"params", "parameters"})
 
 
 def _is_data(recipe: str) -> bool:
@@ -261,7 +268,7 @@ def _is_data(recipe: str) -> bool:
 
 def _our_name(key: str) -> str:
     """Return our setting that a key of any project would set, or nothing."""
-    for project in (*PROJECTS, TIMM):
+    for project in (*PROJECTS, *PROGRAMS):
         if (known := project.keys.get(_name(key, project))) is not None:
             case = Case(project, {"batch_size": 1}, frozenset(), 1, as_written=True)
             try:

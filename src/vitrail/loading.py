@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vitrail.adapt import Positions, adapt
 from vitrail.checkpoint import KEY, Record, build_model, check_fit, config_of, load_weights, parse_record
-from vitrail.config import PreprocessSection, WeightsSection
+from vitrail.config import ConvertConfig, DescribedConfig, Layer, PreprocessSection, WeightsSection, resolve
 from vitrail.display import Display
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.imagenet import COUNT, wnids
@@ -96,6 +96,15 @@ class Opened:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Described:
+    """What a file of settings says of the model whose weights are read: taken where these leave it open."""
+
+    origin: str
+    model: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Wanted:
     """How a file is to be read, where it leaves a choice."""
 
@@ -111,6 +120,15 @@ class Wanted:
     positions: Positions = "resized"
     classes: Sequence[str] | None = None
     """Names of the logits wanted; None leaves them as they are."""
+    described: Described | None = None
+    """What is wanted only so far as the weights do not contradict it."""
+
+    @property
+    def in_all(self) -> Wanted:
+        """What is wanted, with what is described put below it."""
+        if (described := self.described) is None:
+            return self
+        return replace(self, model=self.model or described.model, options={**described.options, **self.options})
 
     def __post_init__(self) -> None:
         if self.positions not in get_args(Positions):
@@ -125,6 +143,52 @@ class Wanted:
 def wanted(section: WeightsSection, **given: Any) -> Wanted:
     """Return what the settings want of a file, with some of it given otherwise."""
     return Wanted(**{**vars(section), **given})
+
+
+def wanted_by(layers: Sequence[Layer]) -> Wanted:
+    """Return how settings want a weight file, and what the model is by a file of settings among them."""
+    only = [Layer(one.origin, {"weights": one.values["weights"]}) for one in layers if "weights" in one.values]
+    asked = wanted(resolve(ConvertConfig, only).config.weights)
+    described = None
+    for layer in layers:
+        if layer.model:
+            model = resolve(DescribedConfig, [Layer(layer.origin, {"model": layer.model})]).config.model
+            options = {**model.options, "image_size": model.image_size}
+            options = {key: value for key, value in options.items() if value is not None and key not in asked.options}
+            name = model.name if "name" in layer.model and asked.model is None else None
+            described = Described(origin=layer.origin, model=name, options=options)
+    return replace(asked, described=described)
+
+
+def check_described(record: Record, asked: Wanted, path: str) -> None:
+    """Refuse weights of which a file of settings says something else than they do.
+
+    Raises:
+        ConfigError: It describes another model, or the same with another image size or arithmetic.
+    """
+    if (described := asked.described) is None:
+        return
+    if described.model is not None and canonical_name(described.model) != record.model:
+        raise ConfigError(
+            f"{described.origin}: is for {described.model}, and {path} holds a {record.model}; give the settings that "
+            "it was made with, or leave them out"
+        )
+    source = config_of(record, path)
+    stated = build_config(record.model, **{**asdict(source), **described.options})
+    for name in described.options:
+        there, here = (c.size if name == "image_size" else getattr(c, name) for c in (source, stated))
+        if there != here:
+            raise ConfigError(
+                f"{described.origin}: has {name} {_shown(here)}, and {path} was made with {_shown(there)}; "
+                f"weights.options.{name}={_shown(there)} keeps to the weights"
+            )
+
+
+def _shown(value: Any) -> str:
+    """Return a value as it is typed on the command line."""
+    if isinstance(value, tuple):
+        return str(value[0]) if len(set(value)) == 1 else f"[{','.join(map(str, value))}]"
+    return str(value)
 
 
 def tell(opened: Opened, display: Display) -> None:
@@ -162,6 +226,7 @@ def open_model(path: Path | str, asked: Wanted | None = None) -> Opened:
     if asked.dialect == OURS and not is_ours:
         raise CheckpointError(f"{file.path}: was not written by vitrail; leave weights.dialect out to find its dialect")
     opened = _open_ours(file, asked) if is_ours and asked.dialect in (None, OURS) else _open_theirs(file, asked)
+    check_described(opened.record, asked, opened.account.path)
     return _adapted(opened, asked)
 
 
@@ -227,6 +292,7 @@ def _open_ours(file: WeightFile, asked: Wanted) -> Opened:
 
 def _open_theirs(file: WeightFile, asked: Wanted) -> Opened:
     where, notes = str(file.path), []
+    described, asked = asked.described, asked.in_all
     if file.average and asked.average:
         weights, entry = file.average, file.average_entry
         notes.append(
@@ -255,12 +321,20 @@ def _open_theirs(file: WeightFile, asked: Wanted) -> Opened:
         preprocess=preprocess,
         provenance={"converted_from": {"file": file.path.name, "dialect": reading.dialect.name, "entry": entry}},
     )
+    numerics = {**_numerics(find_variant(reading.model)[1].config), **reading.dialect.options}
+    if described is not None:
+        notes += [
+            f"{where}: {name} is {value}, as {described.origin} has it; in {reading.dialect.name} files it is "
+            f"{numerics[name]}, which weights.options.{name}={numerics[name]} takes"
+            for name, value in described.options.items()
+            if name in numerics and value != numerics[name]
+        ]
     account = Account(
         path=where,
         dialect=reading.dialect.name,
         model=reading.model,
         entries=tuple(_entries(file, reading)),
-        numerics={**_numerics(find_variant(reading.model)[1].config), **reading.dialect.options},
+        numerics=numerics,
         notes=(*notes, *told, *(f"{where}: {note}" for note in reading.dialect.notes)),
         doubts=tuple(doubts),
     )

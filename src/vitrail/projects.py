@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
-from vitrail.errors import closest
+from vitrail.errors import among, closest
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -77,6 +78,8 @@ class Project:
 
     name: str
     keys: Mapping[str, Key]
+    models: tuple[str, ...] = ()
+    """Beginnings of the names of its models, where flags alone have to tell whose they are."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Other spellings of keys: abbreviated flags, and those of shell scripts and of READMEs."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -142,6 +145,20 @@ def to(*settings: str, read: Callable[[Any], Any] = lambda value: value, note: s
 def nothing(note: str) -> Rule:
     """Take any value, which has no effect here."""
     return lambda value, case: Outcome(note=note)
+
+
+def idle(note: str) -> Rule:
+    """Take a switch that has no effect here, and say so where it is on."""
+    return lambda value, case: Outcome(note=note, say="note" if truth(value) else "")
+
+
+def where_positive(amount: str, rule: Rule) -> Rule:
+    """Follow a rule only where another key, which says how often, is above zero."""
+
+    def judged(value: Any, case: Case) -> Outcome:
+        return rule(value, case) if case.number(amount) else Outcome(note=f"without effect at {amount} 0")
+
+    return judged
 
 
 def only(*allowed: Any, why: str, where: str | None = None) -> Rule:
@@ -268,14 +285,18 @@ def jitter(policy: str) -> Rule:
 NAMED_SETS = choice(
     {"imagenet": {"data.name": None}, "cifar10": {"data.name": "cifar10"}, "cifar100": {"data.name": "cifar100"}}
 )
-NO_DROPOUT = only(0, None, why="the models have no dropout but drop path")
-BATCH_MODE = only("batch", why="a batch is mixed with its own reverse")
+DROPOUT = to("model.drop_rate", read=lambda value: value or 0.0)
+NO_DROP_BLOCK = only(0, None, why="the models drop tokens (model.drop_rate) and paths, no blocks of a feature map")
+MIX_MODE = choice({mode: {"augment.mix_mode": mode} for mode in ("batch", "pair", "elem")})
+MIX_OFF = to("augment.mix_off_epoch", read=lambda value: int(number(value or 0)) or None)
 SINK = nothing("feeds an Ascend or GPU from the graph; no counterpart")
-GRAPH = nothing("graph or pynative mode; train.compile=true compiles")
+GRAPH = idle("without effect: PyTorch runs operation by operation; train.compile=true compiles")
 MODELARTS = only(False, why="there is no ModelArts")
+ALL_IMAGES = only(-1, None, why="all images are used; data.list=FILE names some")
+TWINS_NAMES = ("svt", "pcpvt", "alt_gvt", "twins")
 IN_ONE_FOLDER = nothing("a run is one folder, below output.root")
-NOTED = nothing("no counterpart")
-SAVES = nothing("output.keep_last and output.keep_best say how many are kept")
+NOTED = idle("without effect: there is no counterpart")
+SAVES = nothing("output.save_every_minutes and output.save_every_updates say when a run is saved")
 COUNTED = nothing("classes are counted in the data")
 FROM_START = only(0, why="`vitrail train --resume RUN` goes on with a run")
 
@@ -359,6 +380,35 @@ def _of_255(value: Any) -> tuple[float, ...]:
     return tuple(number(one) / 255 for one in value)
 
 
+def _mindcv_network(value: Any, case: Case) -> Outcome:
+    """Take a TNT or a Twins, which had no final norm of its own epsilon."""
+    if str(value).startswith("tnt"):
+        return network("tnt", gelu="tanh", final_norm_eps=1e-7)(value, case)
+    return network("tnt", *TWINS_NAMES, gelu="tanh", embed_norm_eps=1e-7)(value, case)
+
+
+def _mindcv_train_split(value: Any, case: Case) -> Outcome:
+    """Set the folder to train on, which the files of Twins have wrong."""
+    alike = "train_split" in case.written and value == case.values["val_split"]
+    note = f"the run learns the images that it is validated with; train_split={MINDCV.keys['train_split'].default}"
+    return Outcome({"data.train_split": value}, f"{note} takes the others" if alike else "", "warning" if alike else "")
+
+
+def _mindcv_re_value(value: Any, case: Case) -> Outcome:
+    """Set what rectangles are filled with."""
+    if value == "random":
+        return Outcome({"augment.erase_mode": "pixel"})
+    if same(value, 0):
+        return Outcome({"augment.erase_mode": "const"}, "0 after the normalisation, the mean of the images")
+    raise ValueError("it can be random, noise for every pixel, or 0, the mean of the images")
+
+
+def _mindcv_keep(value: Any, case: Case) -> Outcome:
+    """Set how many of what their program keeps are kept: the latest or the best."""
+    best = str(case.values.get("ckpt_save_policy")).lower() == "top_k"
+    return Outcome({"output.keep_best" if best else "output.keep_last": int(number(value))})
+
+
 _mindcv_clip, _mindcv_clip_value = switched("clip_grad", "optim.clip_norm", "clip_value")
 _mindcv_ema, _mindcv_ema_decay = switched("ema", "ema.decay", "ema_decay")
 MINDCV = Project(
@@ -381,11 +431,11 @@ MINDCV = Project(
         "data_dir": Key(to("data.root"), "./"),
         "shuffle": Key(only(True, why="training images are always shuffled"), True),
         "dataset_download": Key(to("data.download", read=truth), False),
-        "num_samples": Key(only(None, why="all images are used"), None),
+        "num_samples": Key(ALL_IMAGES, None),
         "batch_size": Key(per_process, 128),
         "drop_remainder": Key(only(True, why="an epoch leaves out what fills no batch"), True),
         "val_split": Key(to("data.val_split"), "val"),
-        "train_split": Key(to("data.train_split"), "train"),
+        "train_split": Key(_mindcv_train_split, "train"),
         "aug_repeats": Key(to("augment.repeats", read=lambda value: max(int(number(value)), 1)), 0),
         "image_resize": Key(to("model.image_size"), 224),
         "scale": Key(to("augment.scale"), [0.08, 1.0]),
@@ -396,7 +446,7 @@ MINDCV = Project(
         "auto_augment": Key(to("augment.auto_augment", read=_mindcv_policy), None),
         "interpolation": Key(to("augment.interpolation", "preprocess.interpolation"), "bilinear"),
         "re_prob": Key(to("augment.erase_prob"), 0.0),
-        "re_value": Key(only("random", why="what is erased is filled with noise", where="re_prob"), 0),
+        "re_value": Key(where_positive("re_prob", _mindcv_re_value), 0),
         "re_scale": Key(only([0.02, 0.33], why="areas from 0.02 to 1/3 are erased", where="re_prob"), [0.02, 0.33]),
         "re_ratio": Key(only([0.3, 3.3], why="aspects from 0.3 to 3.3 are erased", where="re_prob"), [0.3, 3.3]),
         "re_max_attempts": Key(only(10, why="ten rectangles are tried", where="re_prob"), 10),
@@ -407,19 +457,20 @@ MINDCV = Project(
         "mixup": Key(to("augment.mixup"), 0.0),
         "cutmix_prob": Key(to("augment.mix_prob"), 1.0),
         "mixup_prob": Key(unread(to("augment.mix_prob"), executed=1.0)),
-        "mixup_mode": Key(unread(BATCH_MODE, executed="batch")),
+        "mixup_mode": Key(unread(MIX_MODE, executed="batch")),
+        "mixup_off_epoch": Key(unread(MIX_OFF, executed=0)),
         "switch_prob": Key(unread(to("augment.mix_switch_prob"), executed=0.5)),
-        "model": Key(network("tnt", gelu="tanh", final_norm_eps=1e-7), "mobilenet_v2_035_224"),
+        "model": Key(_mindcv_network, "mobilenet_v2_035_224"),
         "num_classes": Key(COUNTED, None),
         "in_channels": Key(to("data.channels"), 3),
         "pretrained": Key(downloaded, False),
         "ckpt_path": Key(weights, ""),
         "resume_opt": Key(only(False, why="`vitrail train --resume RUN` goes on with a run"), False),
-        "keep_checkpoint_max": Key(SAVES, 10),
-        "keep_checkpoints_max": Key(unread(SAVES, executed=None)),
+        "keep_checkpoint_max": Key(_mindcv_keep),
+        "keep_checkpoints_max": Key(unread(_mindcv_keep, executed=None)),
         "ckpt_save_dir": Key(to("output.root"), "./ckpt"),
         "ckpt_save_interval": Key(nothing("output.save_every_minutes and output.save_every_updates say when"), 1),
-        "ckpt_save_policy": Key(SAVES, "latest_k"),
+        "ckpt_save_policy": Key(nothing("of keep_checkpoint_max"), "latest_k"),
         "epoch_size": Key(to("train.epochs"), 90),
         "dataset_sink_mode": Key(SINK, True),
         "amp_level": Key(to("train.precision"), "O0"),
@@ -432,7 +483,7 @@ MINDCV = Project(
         "ema_decay": Key(_mindcv_ema_decay, 0.9999),
         "clip_grad": Key(_mindcv_clip, False),
         "clip_value": Key(_mindcv_clip_value, 15.0),
-        "drop_rate": Key(NO_DROPOUT, None),
+        "drop_rate": Key(DROPOUT, None),
         "drop_path_rate": Key(to("model.drop_path_rate", read=lambda value: value or 0.0), None),
         "loss": Key(only("CE", why="training minimises cross-entropy"), "CE"),
         "label_smoothing": Key(to("augment.label_smoothing"), 0.0),
@@ -440,7 +491,7 @@ MINDCV = Project(
         "reduction": Key(only("mean", why="the loss is a mean"), "mean"),
         "scheduler": Key(_mindcv_curve, "cosine_decay"),
         "lr_scheduler": Key(unread(_mindcv_curve, executed="cosine_decay")),
-        "lr_epoch_stair": Key(only(False, why="the rate moves with every update"), False),
+        "lr_epoch_stair": Key(to("schedule.step", read=lambda value: "epoch" if truth(value) else "update"), False),
         "lr": Key(to("optim.lr"), 0.001),
         "warmup_epochs": Key(to("schedule.warmup_epochs"), 3),
         "warmup_factor": Key(
@@ -529,11 +580,18 @@ def _zoo_warmup(value: Any, case: Case) -> Outcome:
 
 def _zoo_optimizer(value: Any, case: Case) -> Outcome:
     """Set the optimizer."""
-    choose = choice({"adamw": {"optim.name": "adamw"}, "momentum": {"optim.name": "sgd"}})
+    choose = choice({"adamw": {"optim.name": "adamw"}, "momentum": {"optim.name": "sgd"}, "sgd": {"optim.name": "sgd"}})
     if str(value).lower() != "adamw":
         return choose(value, case)
     note = "MindSpore's AdamWeightDecay corrects no bias of its moments: its first updates are larger than AdamW's"
     return Outcome(choose(value, case).settings, note, "note")
+
+
+def _zoo_epoch_state(value: Any, case: Case) -> Outcome:
+    """Tell that no run is gone on with, where their program would do so."""
+    lost = not truth(value) and text_or_none(case.values.get("pretrained")) is not None
+    note = "weights alone are read: epochs and rates begin anew; `vitrail train --resume RUN` goes on with a run"
+    return Outcome(note=note, say="warning" if lost else "")
 
 
 ZOO_KEYS = {
@@ -541,7 +599,7 @@ ZOO_KEYS = {
     "auto_augment": Key(to("augment.auto_augment", read=text_or_none)),
     "cutmix": Key(to("augment.cutmix")),
     "mixup_prob": Key(to("augment.mix_prob")),
-    "mixup_mode": Key(BATCH_MODE),
+    "mixup_mode": Key(MIX_MODE),
     "switch_prob": Key(to("augment.mix_switch_prob")),
     "image_size": Key(to("model.image_size"), 224),
     "label_smoothing": Key(to("augment.label_smoothing"), 0.1),
@@ -571,7 +629,7 @@ ZOO_KEYS = {
     "device_id": Key(one_device, 0),
     "device_num": Key(several, 1),
     "pretrained": Key(weights, None),
-    "exclude_epoch_state": Key(nothing("weights alone are read"), True),
+    "exclude_epoch_state": Key(_zoo_epoch_state, True),
     "run_modelarts": Key(MODELARTS, False),
     "train_url": Key(nothing("of ModelArts")),
     "dump_graph": Key(NOTED, False),
@@ -589,10 +647,23 @@ ZOO_ALIASES = {
 POLICY_FILTER = nothing("the policy resamples with augment.interpolation here; crops are bicubic in their code")
 NORMALISATION = {"preprocess.mean": IMAGENET_MEAN, "preprocess.std": IMAGENET_STD}
 BICUBIC = {"augment.interpolation": "bicubic", "preprocess.interpolation": "bicubic"}
-PIXELS = {
-    "mode": Key(only("pixel", why="what is erased is filled with noise", where="re_prob")),
-    "count": Key(only(1, why="one rectangle is erased", where="re_prob")),
-}
+
+
+def erasing(prob: str, mode: str, count: str) -> dict[str, Key]:
+    """Return the keys of random erasing, by their names."""
+    modes = choice({one: {"augment.erase_mode": one} for one in ("pixel", "rand", "const")})
+    counts = to("augment.erase_count", read=lambda value: int(number(value)))
+    return {
+        prob: Key(to("augment.erase_prob")),
+        mode: Key(where_positive(prob, modes)),
+        count: Key(where_positive(prob, counts)),
+    }
+
+
+def with_defaults(keys: Mapping[str, Key], **defaults: Any) -> dict[str, Key]:
+    """Return keys with other defaults."""
+    return {**keys, **{name: Key(keys[name].rule, default) for name, default in defaults.items()}}
+
 
 ZOO_TNT = Project(
     name="the model zoo's TNT",
@@ -615,9 +686,7 @@ ZOO_TNT = Project(
         "set": Key(only("ImageNet", why="it reads folders of classes"), "ImageNet"),
         "mix_up": Key(to("augment.mixup"), 0.0),
         "interpolation": Key(POLICY_FILTER),
-        "re_prob": Key(to("augment.erase_prob")),
-        "re_mode": PIXELS["mode"],
-        "re_count": PIXELS["count"],
+        **erasing("re_prob", "re_mode", "re_count"),
         "optimizer": Key(_zoo_optimizer, "sgd"),
         "amp_level": Key(to("train.precision"), "O2"),
         "weight_decay": Key(to("optim.weight_decay"), 0.05),
@@ -628,24 +697,32 @@ ZOO_TNT = Project(
         "in_channel": Key(to("data.channels"), 3),
         "mlp_ratio": Key(only(4, why="model.options.mlp_ratio sets it"), 4.0),
         "graph_mode": Key(GRAPH, 0),
-        "keep_checkpoint_max": Key(SAVES, 20),
+        "keep_checkpoint_max": Key(to("output.keep_last")),
         "save_every": Key(SAVES, 2),
         "file_format": Key(nothing("of `vitrail export`"), "MINDIR"),
     },
 )
 
 
-def _t2t_drop_path(value: Any, case: Case) -> Outcome:
-    """Set the drop path, which their train.py does not hand to the model."""
-    if case.as_written:
-        return Outcome({"model.drop_path_rate": value})
-    asked = number(value) != 0
-    return Outcome({"model.drop_path_rate": 0.0}, "not handed to the model by train.py", "note" if asked else "")
+def _t2t_unheard(setting: str) -> Rule:
+    """Set a rate, which their train.py does not hand to the model."""
+
+    def rule(value: Any, case: Case) -> Outcome:
+        if case.as_written:
+            return Outcome({setting: value})
+        return Outcome({setting: 0.0}, "not handed to the model by train.py", "note" if number(value) != 0 else "")
+
+    return rule
+
+
+def _t2t_log_every(value: Any, case: Case) -> Outcome:
+    """Set how often the loss is read: as often as the more frequent of two wants it."""
+    wanted = [case.number(key) for key in ("print_loss_every", "summary_loss_collect_freq") if key in case.values]
+    return Outcome({"train.log_every": int(min(wanted))}, "the terminal and steps.jsonl have the loss equally often")
 
 
 _t2t_clip, _t2t_clip_value = switched("use_clip_grad_norm", "optim.clip_norm", "clip_grad_norm")
 _t2t_ema, _t2t_ema_decay = switched("with_ema", "ema.decay", "ema_decay")
-ALL_IMAGES = only(-1, why="all images are used")
 T2T = Project(
     name="MindSpore's T2T-ViT",
     aliases=ZOO_ALIASES,
@@ -660,11 +737,9 @@ T2T = Project(
         "train_num_samples": Key(ALL_IMAGES),
         "val_num_samples": Key(ALL_IMAGES),
         "aa_interpolation": Key(POLICY_FILTER),
-        "re_prob": Key(to("augment.erase_prob")),
-        "re_mode": PIXELS["mode"],
-        "re_count": PIXELS["count"],
+        **erasing("re_prob", "re_mode", "re_count"),
         "mixup": Key(to("augment.mixup")),
-        "mixup_off_epoch": Key(only(0, why="Mixup stays on to the end")),
+        "mixup_off_epoch": Key(MIX_OFF),
         "min_crop": Key(lambda value, case: Outcome({"augment.scale": (number(value), 1.0)})),
         "crop_pct": Key(to("preprocess.crop")),
         "weight_decay": Key(to("optim.weight_decay")),
@@ -675,9 +750,9 @@ T2T = Project(
         "pynative_mode": Key(GRAPH),
         "dataset_sink_mode": Key(SINK),
         "file_format": Key(nothing("of `vitrail export`")),
-        "drop": Key(NO_DROPOUT),
-        "drop_block": Key(NO_DROPOUT),
-        "drop_path": Key(_t2t_drop_path),
+        "drop": Key(_t2t_unheard("model.drop_rate")),
+        "drop_block": Key(nothing("not handed to the model by train.py")),
+        "drop_path": Key(_t2t_unheard("model.drop_path_rate")),
         "disable_approximate_gelu": Key(
             lambda value, case: Outcome({"model.options.gelu": "erf" if truth(value) else "tanh"})
         ),
@@ -689,8 +764,8 @@ T2T = Project(
         "best_ckpt_num": Key(to("output.keep_best")),
         "ckpt_save_every_step": Key(to("output.save_every_updates", read=lambda value: value or None)),
         "ckpt_save_every_seconds": Key(to("output.save_every_minutes", read=lambda value: number(value) / 60 or None)),
-        "print_loss_every": Key(to("train.log_every")),
-        "summary_loss_collect_freq": Key(NOTED),
+        "print_loss_every": Key(_t2t_log_every),
+        "summary_loss_collect_freq": Key(_t2t_log_every),
         "model_postfix": Key(nothing("runs are numbered; output.name=NAME names one")),
     },
 )
@@ -711,6 +786,72 @@ def _twins_folders(value: Any, case: Case) -> Outcome:
     return Outcome(dict(zip(("data.root", "data.train_split", "data.val_split"), (root or ".", *names), strict=True)))
 
 
+TWINS_PARAMS = ("model", "num_classes", "drop_rate", "drop_path_rate", "img_size", "device")
+
+
+def _twins_of(params: Any) -> dict[str, Any]:
+    """Return the arguments of the network, which stand in `params` as JSON or as a mapping; nothing where it is empty.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    try:
+        read = json.loads(params or "{}") if isinstance(params, str | None) else params
+    except ValueError as error:
+        raise ValueError(f"it must be JSON ({error})") from None
+    if not isinstance(read, Mapping):
+        raise ValueError('it must be a mapping, such as {"model": "alt_gvt_small", "drop_path_rate": 0.2}')
+    return dict(read)
+
+
+def _twins_params(value: Any, case: Case) -> Outcome:
+    """Set what their program hands to the network; the rest of its file does not reach it."""
+    params = _twins_of(value)
+    if unknown := [key for key in params if key not in TWINS_PARAMS]:
+        raise ValueError(f"{unknown[0]} is unknown{among(str(unknown[0]), TWINS_PARAMS, 'known are')}")
+    if not params:
+        return Outcome(note="their program does not run without; drop and drop_path are taken in its place")
+    settings = {
+        ours: params.get(key) or 0.0
+        for key, ours in (("drop_rate", "model.drop_rate"), ("drop_path_rate", "model.drop_path_rate"))
+    }
+    if (size := params.get("img_size")) is not None:
+        if "image_size" in case.written and not same(size, case.values["image_size"]):
+            raise ValueError(f"img_size is {size}, but images have image_size {case.values['image_size']}; write one")
+        settings["model.image_size"] = size
+    if "model" in params and _twins_kind(params["model"]) != _twins_kind(case.values.get("model")):
+        return Outcome(settings, f"its model is not read: {shown(case.values.get('model'))} is built", "warning")
+    return Outcome(settings, "what the network is built with")
+
+
+def _twins_kind(model: Any) -> tuple[bool, str]:
+    """Return what the names of one network have in common: svt_s, svt_small and alt_gvt_small."""
+    words = str(model).lower().removesuffix("_v0").split("_")
+    return "pcpvt" in words, words[-1][:1]
+
+
+def _twins_unheard(setting: str) -> Rule:
+    """Set a rate of the file where `params`, from which their program takes it, is not written."""
+
+    def rule(value: Any, case: Case) -> Outcome:
+        try:
+            params = _twins_of(case.values.get("params"))
+        except ValueError:  # said of params itself
+            params = {}
+        if not params:
+            return Outcome({setting: value})
+        taken = params.get(setting.removeprefix("model.")) or 0.0
+        differs = not same(value, taken)
+        return Outcome(note=f"without effect: params has it, {shown(taken)}", say="note" if differs else "")
+
+    return rule
+
+
+def _twins_search(value: Any, case: Case) -> Outcome:
+    """Point out that nothing searches here."""
+    raise ValueError("a space for tune_params.py to search; nothing searches here, so try values as flags and drop it")
+
+
 def _twins_switch(value: Any, case: Case) -> Outcome:
     """Tell that only one of two keys for the same is read."""
     differs = not same(value, case.values.get("switch_prob"))
@@ -724,8 +865,8 @@ TWINS = Project(
     file_wins=True,
     keys=ZOO_KEYS
     | {
-        "model": Key(network("svt", "pcpvt", "alt_gvt", "twins", gelu="tanh", embed_norm_eps=1e-7)),
-        "params": Key(only(None, "", "{}", why="model.options.NAME=VALUE changes a model")),
+        "model": Key(network(*TWINS_NAMES, gelu="tanh", embed_norm_eps=1e-7)),
+        "params": Key(_twins_params),
         "ds_train": Key(_twins_folders),
         "ds_val": Key(_twins_folders),
         "batch_size": Key(per_process, 1),
@@ -742,18 +883,16 @@ TWINS = Project(
         "min_lr": Key(_zoo_min_lr, 1e-5),
         "amp_level": Key(to("train.precision"), "O0"),
         "pynative_mode": Key(GRAPH, 0),
-        "drop": Key(NO_DROPOUT, 0.0),
-        "drop_path": Key(to("model.drop_path_rate"), 0.1),
+        "drop": Key(_twins_unheard("model.drop_rate"), 0.0),
+        "drop_path": Key(_twins_unheard("model.drop_path_rate"), 0.1),
         "weight_decay": Key(to("optim.weight_decay"), 0.05),
-        "reprob": Key(to("augment.erase_prob"), 0.25),
-        "remode": Key(only("pixel", why="what is erased is filled with noise", where="reprob"), "pixel"),
-        "recount": Key(only(1, why="one rectangle is erased", where="reprob"), 1),
+        **with_defaults(erasing("reprob", "remode", "recount"), reprob=0.25, remode="pixel", recount=1),
         "resplit": Key(NOTED, False),
         "mixup": Key(to("augment.mixup"), 0.8),
         "cutmix": Key(to("augment.cutmix"), 1.0),
-        "cutmix_minmax": Key(only(None, why="CutMix draws its share from a Beta distribution"), None),
+        "cutmix_minmax": Key(unread(to("augment.cutmix_minmax"), executed=None), None),
         "mixup_prob": Key(to("augment.mix_prob"), 1.0),
-        "mixup_mode": Key(BATCH_MODE, "batch"),
+        "mixup_mode": Key(MIX_MODE, "batch"),
         "label_smoothing": Key(to("augment.label_smoothing"), 0.5),
         "dir_ckpt": Key(to("output.root")),
         "dir_best_ckpt": Key(IN_ONE_FOLDER),
@@ -762,6 +901,8 @@ TWINS = Project(
         "save_ckpt_every_sec": Key(to("output.save_every_minutes", read=lambda value: number(value) / 60), 1800),
         "save_ckpt_keep": Key(to("output.keep_last"), 20),
         "seed": Key(to("train.seed"), 1),
+        "exclude_epoch_state": Key(_zoo_epoch_state, False),
+        "parameters": Key(_twins_search),
         "export_format": Key(nothing("of `vitrail export`")),
         "file_format": Key(nothing("of `vitrail export`")),
         "src": Key(nothing("of `vitrail convert`")),
@@ -769,118 +910,6 @@ TWINS = Project(
     },
 )
 
-
-# The official PyTorch code of TNT, which is timm's train.py of 2020: flags without a file
-
-
-def _timm_sched(value: Any, case: Case) -> Outcome:
-    """Set the curve, which their program sets anew once an epoch."""
-    return choice({name: {"schedule.name": name, "schedule.step": "epoch"} for name in ("cosine", "step")})(value, case)
-
-
-def _timm_evaluate(value: Any, case: Case) -> Outcome:
-    """Point to the command that measures."""
-    if truth(value):
-        raise ValueError("`vitrail evaluate` measures; write it in place of `vitrail train`")
-    return Outcome()
-
-
-def _timm_reprob(value: Any, case: Case) -> Outcome:
-    """Set how many images are erased, by the loader on the device, after they were mixed."""
-    return Outcome({"augment.erase_prob": value, "augment.erase": "after_mix"})
-
-
-_timm_ema, _timm_ema_decay = switched("model_ema", "ema.decay", "model_ema_decay")
-TIMM = Project(
-    name="the official TNT code",
-    aliases={
-        "data": "data_dir",
-        "wd": "weight_decay",
-        "auto_augment": "aa",
-        "native_amp": "amp",
-        "apex_amp": "amp",
-        "initial_checkpoint": "pretrain_path",
-        "checkpoint": "pretrain_path",
-        "num_parallel_workers": "workers",
-        "arch": "model",
-        "momentum_decay": "momentum",
-    },
-    keys={
-        "data_dir": Key(to("data.root")),
-        "model": Key(network("tnt"), "resnet101"),
-        "num_classes": Key(COUNTED),
-        "img_size": Key(to("model.image_size")),
-        "crop_pct": Key(to("preprocess.crop")),
-        "mean": Key(to("preprocess.mean")),
-        "std": Key(to("preprocess.std")),
-        "interpolation": Key(to("preprocess.interpolation")),
-        "batch_size": Key(per_process, 32),
-        "drop": Key(NO_DROPOUT, 0.0),
-        "drop_path": Key(to("model.drop_path_rate", read=lambda value: value or 0.0), None),
-        "drop_block": Key(NO_DROPOUT, None),
-        "opt": Key(
-            choice(
-                {
-                    "adamw": {"optim.name": "adamw"},
-                    "sgd": {"optim.name": "sgd", "optim.nesterov": True},
-                    "momentum": {"optim.name": "sgd"},
-                }
-            ),
-            "sgd",
-        ),
-        "opt_eps": Key(to("optim.eps", read=lambda value: 1e-8 if value is None else value), None),
-        "opt_betas": Key(to("optim.betas")),
-        "momentum": Key(to("optim.momentum"), 0.9),
-        "weight_decay": Key(to("optim.weight_decay"), 1e-4),
-        "clip_grad": Key(to("optim.clip_norm"), None),
-        "sched": Key(_timm_sched, "step"),
-        "lr": Key(to("optim.lr"), 0.01),
-        "warmup_lr": Key(to("schedule.warmup_lr"), 1e-4),
-        "min_lr": Key(to("schedule.min_lr"), 1e-5),
-        "epochs": Key(to("train.epochs"), 200),
-        "start_epoch": Key(FROM_START, 0),
-        "decay_epochs": Key(to("schedule.decay_epochs"), 30),
-        "warmup_epochs": Key(to("schedule.warmup_epochs"), 3),
-        "cooldown_epochs": Key(to("schedule.cooldown_epochs"), 10),
-        "decay_rate": Key(to("schedule.decay_rate"), 0.1),
-        "scale": Key(to("augment.scale"), [0.08, 1.0]),
-        "ratio": Key(to("augment.ratio"), [3 / 4, 4 / 3]),
-        "hflip": Key(to("augment.hflip"), 0.5),
-        "vflip": Key(only(0, why="images are mirrored left and right alone"), 0.0),
-        "color_jitter": Key(jitter("aa"), 0.4),
-        "aa": Key(to("augment.auto_augment", read=text_or_none), None),
-        "repeated_aug": Key(to("augment.repeats", read=lambda value: 3 if truth(value) else 1), False),
-        "aug_splits": Key(only(0, why="a batch is one view of each image"), 0),
-        "jsd": Key(only(False, why="training minimises cross-entropy"), False),
-        "reprob": Key(_timm_reprob, 0.0),
-        "remode": Key(only("pixel", why="what is erased is filled with noise", where="reprob"), "const"),
-        "recount": Key(only(1, why="one rectangle is erased", where="reprob"), 1),
-        "resplit": Key(NOTED, False),
-        "mixup": Key(to("augment.mixup"), 0.0),
-        "cutmix": Key(to("augment.cutmix"), 0.0),
-        "cutmix_minmax": Key(only(None, why="CutMix draws its share from a Beta distribution"), None),
-        "mixup_prob": Key(to("augment.mix_prob"), 1.0),
-        "mixup_switch_prob": Key(to("augment.mix_switch_prob"), 0.5),
-        "mixup_mode": Key(BATCH_MODE, "batch"),
-        "mixup_off_epoch": Key(only(0, why="Mixup stays on to the end"), 0),
-        "smoothing": Key(to("augment.label_smoothing"), 0.1),
-        "train_interpolation": Key(to("augment.interpolation"), "random"),
-        "model_ema": Key(_timm_ema, False),
-        "model_ema_decay": Key(_timm_ema_decay, 0.9998),
-        "seed": Key(to("train.seed"), 42),
-        "log_interval": Key(to("train.log_every"), 50),
-        "workers": Key(to("data.workers")),
-        "amp": Key(to("train.precision", read=lambda value: "mixed" if truth(value) else "float32"), False),
-        "channels_last": Key(to("train.channels_last", read=truth), False),
-        "output": Key(lambda value, case: Outcome({"output.root": value} if value else {}), ""),
-        "pretrained": Key(downloaded, False),
-        "pretrain_path": Key(weights, None),
-        "evaluate": Key(_timm_evaluate, False),
-        "eval_metric": Key(nothing("train.monitor chooses the best epoch")),
-        "pin_mem": Key(nothing("done wherever there is a CUDA device")),
-        "local_rank": Key(nothing("torchrun says it")),
-    },
-)
 
 PROJECTS = (MINDCV, ZOO_TNT, T2T, TWINS)
 """Of files."""

@@ -24,11 +24,11 @@ from vitrail.data.sources import Source
 from vitrail.display import Display, Quiet
 from vitrail.engines import openvino_capabilities
 from vitrail.errors import ConfigError, DataError, MissingExtra
-from vitrail.evaluate import Evaluation, evaluate, resolve_for, wanted_weights
+from vitrail.evaluate import Evaluation, evaluate, resolve_for
 from vitrail.export import ADVICE, FORMATS, REJECTED, Plan, find_outputs, staged_files
 from vitrail.files import write_whole
 from vitrail.int8 import Int8, quantizable, sensitivities
-from vitrail.loading import open_model, override_preprocess
+from vitrail.loading import open_model, override_preprocess, wanted_by
 from vitrail.metrics import Accuracy
 from vitrail.transforms import Preprocess, normalise
 
@@ -131,7 +131,7 @@ def quantize(
     for package in (*FORMATS[format].packages, *(["nncf"] if format == "openvino" else [])):
         if find_spec(package) is None:
             raise MissingExtra(f"--format {format}: needs {package}; run: pip install 'vitrail[{format},int8]'")
-    opened = open_model(checkpoint, wanted_weights(settings))
+    opened = open_model(checkpoint, wanted_by(settings))
     source = Path(opened.account.path)
     path = find_outputs([format], source, output or source.with_suffix(SUFFIXES[format]))[format]
     with staged_files(path, {path.suffix: [b""]}):  # whether it can be written, before it takes long

@@ -133,7 +133,7 @@ def _recognise(
             except (KeyError, IndexError, ZeroDivisionError):
                 continue  # not even the weights that tell its size
             described = described or implied
-            for name in [model] if model else family.variants:
+            for name in [model] if model else [name for name in family.variants if name not in candidate.lacks]:
                 if config := _config(family, candidate, name, implied, options, named=model is not None):
                     found.append(_compare(candidate, name, config, links, skipped, rest, shapes))
     if whole := [reading for reading in found if reading.is_whole]:
