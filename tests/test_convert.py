@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +18,22 @@ from timm.data.config import resolve_data_config
 from timm.optim._optim_factory import create_optimizer_v2
 from torch.testing import assert_close
 
-from test_loading import EXAMPLES, tiny, tiny_options
+from test_ckpt import golden_values
+from test_loading import EXAMPLES, MINDSPORE_TINY, tiny, tiny_options
 from vitrail import timm as registered
+from vitrail.ckpt import encode_ckpt, read_ckpt
 from vitrail.cli import main
 from vitrail.convert import convert
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.hub import model_card, push_to_hub, save_pretrained
 from vitrail.loading import Wanted, load_model, open_model
+from vitrail.models import create_model
+from vitrail.models.registry import VisionModel
 
+SHARED = Path(__file__).parents[2] / "shared" / "golden" / "mindspore"
+MINDSPORE = os.environ.get("VITRAIL_MINDSPORE_PYTHON") or (
+    sys.executable if importlib.util.find_spec("mindspore") else None
+)
 ENDINGS = {"official": "pth", "timm": "safetensors", "mmpretrain": "pth", "mindcv": "ckpt", "zoo": "ckpt"}
 
 
@@ -38,6 +50,8 @@ def official(tmp_path: Path, name: str, **overrides: Any) -> tuple[Path, Wanted]
     return path, Wanted(model=name, options={**tiny_options(name), "image_size": 32, **overrides})
 
 
+ZOO = ("tnt_s_patch16_224", "t2t_vit_7", "t2t_vit_t_14", "twins_svt_small", "twins_pcpvt_small")
+"""Architectures of the zoo."""
 PAIRS = [(name, project, ENDINGS[project]) for name, projects in EXAMPLES.items() for project in projects]
 
 
@@ -105,13 +119,76 @@ def test_folder_says_which_numerics_timm_does_not_have(tmp_path: Path) -> None:
     assert "These weights compute with gelu tanh" in (tmp_path / "hub" / "README.md").read_text()
 
 
-def test_zoo_takes_weights_whose_biases_are_zero(tmp_path: Path) -> None:
-    name = "tnt_s_patch16_224"
+def without_biases(name: str) -> VisionModel:
+    """Return a tiny TNT with zeros where the zoo's has no biases."""
     model = tiny(name)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if key.endswith("bias") and "norm" not in key and "fc1" not in key:
                 parameter.zero_()
+    return model
+
+
+@pytest.mark.parametrize("project", ["mindcv", "zoo"])
+def test_files_for_mindspore_are_the_bytes_that_its_programs_write(project: str, tmp_path: Path) -> None:
+    values = golden_values(project)
+    source = tmp_path / "a.ckpt"
+    source.write_bytes(b"".join(encode_ckpt(values)))
+    convert(source, tmp_path / "b.ckpt", project, Wanted(model="tnt_s_patch16_224", options=MINDSPORE_TINY))
+    prefix = {"mindcv": "", "zoo": "model."}[project]  # the zoo's programs load and save the net within another cell
+    expected = b"".join(encode_ckpt({prefix + name: tensor for name, tensor in values.items()}))
+    assert (tmp_path / "b.ckpt").read_bytes() == expected
+    if SHARED.is_dir():
+        trained = read_ckpt(SHARED / f"{project}_tnt_tiny.train.ckpt")
+        assert list(read_ckpt(tmp_path / "b.ckpt")) == list(trained)[: len(values)]
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the names in MindSpore's files lie beside the repository")
+def test_names_for_the_zoo_are_those_of_its_training_files(tmp_path: Path) -> None:
+    listed = json.loads((SHARED / "twins_svt_small.train-names.json").read_text())
+    expected = {name: shape for name, (shape, _) in listed.items() if name.startswith("model.")}
+    torch.save({name: torch.zeros(shape) for name, shape in shapes("twins_svt_small").items()}, tmp_path / "a.pth")
+    convert(tmp_path / "a.pth", tmp_path / "b.ckpt", "zoo", Wanted(options={"image_size": 64}))
+    assert {name: list(value.shape) for name, value in read_ckpt(tmp_path / "b.ckpt").items()} == expected
+
+
+def shapes(name: str) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        return {key: tensor.shape for key, tensor in create_model(name).state_dict().items()}
+
+
+@pytest.mark.skipif(
+    MINDSPORE is None,
+    reason="needs MindSpore: pip install mindspore==2.10.0 'numpy<2' in an environment of its own, and give the path "
+    "of its python in VITRAIL_MINDSPORE_PYTHON",
+)
+@pytest.mark.parametrize(
+    ("name", "project", "how"),
+    [
+        *((name, "zoo", "wrapped") for name in ZOO),
+        *((name, "mindcv" if name.startswith("twins") else "zoo", "bare") for name in ZOO),
+    ],
+)
+def test_mindspore_loads_every_parameter_from_our_files(name: str, project: str, how: str, tmp_path: Path) -> None:
+    model = without_biases(name) if name.startswith("tnt") else tiny(name)
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    convert(tmp_path / "a.pth", tmp_path / "a.ckpt", project, Wanted(model=name, options=tiny_options(name)))
+    assert MINDSPORE is not None
+    script = Path(__file__).parent / "mindspore_nets.py"
+    done = subprocess.run(
+        [MINDSPORE, script, name, tmp_path / "a.ckpt", how], env={**os.environ, "GLOG_v": "3"}, check=True,
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["count"] > 50
+    assert (found["missing"], found["differing"]) == ([], [])
+    # MindSpore takes a surplus prefix off, and lists such names as unused all the same
+    assert (found["unused"] == []) is not (how == "bare" and project == "zoo")
+
+
+def test_zoo_takes_weights_whose_biases_are_zero(tmp_path: Path) -> None:
+    name = "tnt_s_patch16_224"
+    model = without_biases(name)
     torch.save(model.state_dict(), tmp_path / "a.pth")
     wanted = Wanted(model=name, options=tiny_options(name))
     done = convert(tmp_path / "a.pth", tmp_path / "a.ckpt", "zoo", wanted)

@@ -93,7 +93,9 @@ class Dialect:
     ignored: Mapping[str, str] = field(default_factory=dict)
     """Patterns of theirs that hold no weights, and what they are."""
     prefix: str = ""
-    """Before every name but the head's, when written."""
+    """Before every name but the bare ones, when written."""
+    bare: tuple[str, ...] = ()
+    """Patterns of theirs that have no prefix."""
     mindspore: bool = False
     """Norms have gamma and beta, and files are .ckpt."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -165,7 +167,8 @@ def may_lack(name: str, dialect: Dialect) -> bool:
 
 
 _BLOCK = re.compile(r"(.+?)\.((?:norm[12]|attn|mlp|proj\.0)\..+)")
-_WIDTH = ("norm1.gamma", "proj.0.bias")
+_POSITION = "proj.0.bias"
+_WIDTH = ("norm1.gamma", _POSITION)
 
 
 def is_twins_of_mindspore(weights: Mapping[str, Tensor]) -> bool:
@@ -176,8 +179,8 @@ def is_twins_of_mindspore(weights: Mapping[str, Tensor]) -> bool:
 def number_stages(weights: Mapping[str, Tensor]) -> dict[str, str]:
     """Return the zoo's names of Twins' weights, with those in the file, by the order and the shapes of the file.
 
-    How MindSpore names what a stage holds differs from version to version; that it saves it as it runs does not: the
-    first block, the position encoding, the other blocks. A stage is known by its width, which grows with each.
+    How MindSpore names what a stage holds differs from version to version; that a stage's blocks stand in the order
+    they run does not. A stage is known by its width, which grows with each, and a position encoding by its weights.
     """
     blocks: dict[str, dict[str, str]] = {}
     found = {}
@@ -193,8 +196,12 @@ def number_stages(weights: Mapping[str, Tensor]) -> dict[str, str]:
     stages = sorted(set(widths.values()))
     for stage, width in enumerate(stages):
         places = [place for place in blocks if widths.get(place) == width]
-        for number, place in enumerate(places):
-            found |= {f"merge_blocks.{stage}.{number}.{leaf}": name for leaf, name in blocks[place].items()}
+        encodings = [place for place in places if _POSITION in blocks[place]]
+        for place in encodings:
+            found |= {f"pos_block.{stage}.{leaf}": name for leaf, name in blocks[place].items()}
+        for number, place in enumerate(place for place in places if place not in encodings):
+            at = number + 1 if number else 0
+            found |= {f"merge_blocks.{stage}.{at}.{leaf}": name for leaf, name in blocks[place].items()}
     return found
 
 
@@ -265,7 +272,7 @@ def _from_gamma(name: str) -> str:
 def _theirs(name: str, dialect: Dialect) -> str:
     found = _NORM.fullmatch(name) if dialect.mindspore else None
     name = f"{found[1]}.{_LEAF[found[2]]}" if found else name
-    return name if name.startswith("head.") else dialect.prefix + name
+    return name if _is_one_of(name, dialect.bare) else dialect.prefix + name
 
 
 # TNT
@@ -334,6 +341,10 @@ _ZOO_BIASES = (
 )
 
 _IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+_MMPRETRAIN_BARE = ("head.{rest}",)
+_ZOO_PREFIX = "model."
+"""The zoo's programs wrap a net with its loss before they load; MindSpore takes a surplus prefix of a file off, so that
+bare nets load it too, but never one of the net."""
 
 _TNT = (
     Dialect(name="official", family="tnt", optional=("outer_tokens",), only={"fold": "sentence", "stem": "patch"}),
@@ -343,6 +354,7 @@ _TNT = (
         family="tnt",
         rows=_TNT_MMPRETRAIN,
         prefix="backbone.",
+        bare=_MMPRETRAIN_BARE,
         absent=("outer_tokens",),
         only={"fold": "word", "stem": "image"},
     ),
@@ -364,6 +376,7 @@ _TNT = (
         name="zoo",
         family="tnt",
         rows=_TNT_ZOO,
+        prefix=_ZOO_PREFIX,
         absent=("outer_tokens", *_ZOO_BIASES),
         mindspore=True,
         options={"gelu": "tanh", "norm_eps": 1e-7},
@@ -401,6 +414,7 @@ _T2T = (
         family="t2t_vit",
         rows=_T2T_MMPRETRAIN,
         prefix="backbone.",
+        bare=_MMPRETRAIN_BARE,
         only={"tokens_type": "transformer"},
         doubts=(
             "mmpretrain's present code multiplies attention by 8 where the paper divides, so its own figures for these "
@@ -411,6 +425,7 @@ _T2T = (
         name="zoo",
         family="t2t_vit",
         rows=_T2T_ZOO,
+        prefix=_ZOO_PREFIX,
         ignored=_T2T_SPLITS,
         mindspore=True,
         options=_T2T_ZOO_OPTIONS,
@@ -419,6 +434,7 @@ _T2T = (
     Dialect(
         name="zoo",
         family="t2t_vit",
+        prefix=_ZOO_PREFIX,
         ignored=_T2T_SPLITS,
         mindspore=True,
         options=_T2T_ZOO_OPTIONS,
@@ -439,12 +455,17 @@ _TWINS_MMPRETRAIN = (
 
 
 def _merged(stage: str, name: str) -> tuple[Row, ...]:
-    """Return the rows of a stage, whose position encoding stands between its first block and the others."""
+    """Return the rows of a stage, where the second place is its position encoding's and the other blocks follow."""
     return (
         Row(f"blocks.{stage}.0.{{rest}}", f"{name}.0.{{rest}}"),
-        Row(f"pos_block.{stage}.{{rest}}", f"{name}.1.{{rest}}"),
         Row(f"blocks.{stage}.{{i}}.{{rest}}", f"{name}.{{i+1}}.{{rest}}"),
     )
+
+
+def _merged_with_position(stage: str, name: str) -> tuple[Row, ...]:
+    """Return the rows of a stage whose position encoding has that place in its name too."""
+    first, others = _merged(stage, name)
+    return (first, Row(f"pos_block.{stage}.{{rest}}", f"{name}.1.{{rest}}"), others)
 
 
 _TWINS_MINDSPORE = {"gelu": "tanh", "embed_norm_eps": 1e-7}
@@ -461,6 +482,7 @@ _TWINS = (
         family="twins",
         rows=_TWINS_MMPRETRAIN,
         prefix="backbone.",
+        bare=_MMPRETRAIN_BARE,
         only={"window_size": None},
     ),
     Dialect(
@@ -468,22 +490,34 @@ _TWINS = (
         family="twins",
         rows=_TWINS_MMPRETRAIN,
         prefix="backbone.",
+        bare=_MMPRETRAIN_BARE,
         only={"window_size": 7},
         options={"norm_eps": 1e-5},
     ),
-    # MindSpore 2 names a stage by its number, the first one not at all
+    # the bare net: MindSpore 2 names a stage by its number, the first one not at all
     Dialect(
         name="mindcv",
         family="twins",
-        rows=(*_merged("0", "0"), *_merged("{k}", "0.{k}")),
+        rows=(*_merged_with_position("0", "0"), *_merged_with_position("{k}", "0.{k}")),
         mindspore=True,
         options=_TWINS_MINDSPORE,
         preprocess={"crop": 0.9},
     ),
+    # the net within another cell: the position encodings are registered, and named, before the stages
     Dialect(
         name="zoo",
         family="twins",
         rows=_merged("{k}", "merge_blocks.{k}"),
+        prefix=_ZOO_PREFIX,
+        mindspore=True,
+        options=_TWINS_MINDSPORE,
+        preprocess={"crop": 0.9},
+    ),
+    # as vitrail wrote it at first
+    Dialect(
+        name="zoo",
+        family="twins",
+        rows=_merged_with_position("{k}", "merge_blocks.{k}"),
         mindspore=True,
         options=_TWINS_MINDSPORE,
         preprocess={"crop": 0.9},
