@@ -367,6 +367,16 @@ def wrapped(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "ema": {"state_dict": other, "state_dict_ema": weights, "epoch": 1},
         "only ema": {"state_dict_ema": weights},
         "mindspore ema": {**other, **{f"ema.{name}": tensor for name, tensor in weights.items()}},
+        "t2t ema": {
+            **{f"model.{name}": tensor for name, tensor in other.items()},
+            **{f"_ema_weights.model.{name}": tensor for name, tensor in weights.items()},
+            **{f"adam_m.model.{name}": tensor for name, tensor in other.items()},
+        },
+        "wrapped ema": {
+            **{f"model.{name}": tensor for name, tensor in other.items()},
+            **{f"model.ema_weights.{name}": tensor for name, tensor in weights.items()},
+        },
+        "only t2t ema": {f"_ema_weights.model.{name}": tensor for name, tensor in weights.items()},
         "detector": {"state_dict": {f"backbone.{name}": tensor for name, tensor in weights.items()}, "meta": {"a": 1}},
         "parameters": {name: torch.nn.Parameter(tensor) for name, tensor in weights.items()},
         "doubles": {name: tensor.double() for name, tensor in weights.items()},
@@ -384,7 +394,7 @@ def test_every_wrapper_is_taken_off(kind: str, old: bool, tmp_path: Path) -> Non
     assert all(tensor.dtype == torch.float32 for tensor in found.weights.values())
 
 
-@pytest.mark.parametrize("kind", ["ema", "mindspore ema"])
+@pytest.mark.parametrize("kind", ["ema", "mindspore ema", "t2t ema", "wrapped ema"])
 def test_weights_themselves_are_taken_when_asked(kind: str, tmp_path: Path) -> None:
     weights = tiny("tnt_s_patch16_224").state_dict()
     path = save(tmp_path / "a.pth", wrapped(weights)[kind])
@@ -392,6 +402,13 @@ def test_weights_themselves_are_taken_when_asked(kind: str, tmp_path: Path) -> N
     assert torch.equal(found.weights["norm.bias"], weights["norm.bias"] + 1)
     (note,) = [note for note in opened(path, "tnt_s_patch16_224").account.notes if "moving average" in note]
     assert "weights.average=false" in note
+
+
+def test_several_averages_are_not_chosen_between(tmp_path: Path) -> None:
+    weights = tiny("t2t_vit_7").state_dict()
+    averages = {f"{kind}.{name}": tensor for kind in ("ema", "_ema_weights") for name, tensor in weights.items()}
+    with pytest.raises(CheckpointError, match=r"has several moving averages \(ema\., _ema_weights\.\); keep one"):
+        opened(save(tmp_path / "a.pth", {**weights, **averages}), "t2t_vit_7")
 
 
 def test_transfer_to_cifar_brings_its_preprocessing(tmp_path: Path) -> None:
