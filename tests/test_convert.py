@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from timm.optim._optim_factory import create_optimizer_v2
 from torch.testing import assert_close
 
 from test_ckpt import golden_values
-from test_loading import EXAMPLES, MINDSPORE_TINY, tiny, tiny_options
+from test_loading import EXAMPLES, MINDSPORE_TINY, theirs, tiny, tiny_options
 from vitrail import timm as registered
 from vitrail.ckpt import encode_ckpt, read_ckpt
 from vitrail.cli import main
@@ -27,7 +28,7 @@ from vitrail.convert import convert
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.hub import model_card, push_to_hub, save_pretrained
 from vitrail.loading import Wanted, load_model, open_model
-from vitrail.models import create_model
+from vitrail.models import create_model, find_variant
 from vitrail.models.registry import VisionModel
 
 SHARED = Path(__file__).parents[2] / "shared" / "golden" / "mindspore"
@@ -44,8 +45,6 @@ def official(tmp_path: Path, name: str, **overrides: Any) -> tuple[Path, Wanted]
     weights = tiny(name, **overrides).state_dict()
     torch.save(weights, path)
     if project != "official":  # which has no such model, so it comes from another
-        from test_loading import theirs
-
         torch.save(theirs(weights, project, name), path)
     return path, Wanted(model=name, options={**tiny_options(name), "image_size": 32, **overrides})
 
@@ -198,11 +197,130 @@ def test_zoo_takes_weights_whose_biases_are_zero(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, found.weights[key]) for key, tensor in model.state_dict().items())
 
 
+COMPUTES = {
+    ("official", "tnt"): ("erf", 1e-5, 1e-5),
+    ("timm", "tnt"): ("erf", 1e-5, 1e-5),
+    ("mmpretrain", "tnt"): ("erf", 1e-5, 1e-5),
+    ("mindcv", "tnt"): ("tanh", 1e-5, 1e-7),
+    ("zoo", "tnt"): ("tanh", 1e-7, 1e-7),
+    ("official", "t2t"): ("erf", 1e-5, 1e-5),
+    ("mmpretrain", "t2t"): ("erf", 1e-5, 1e-5),
+    ("zoo", "t2t"): ("tanh", 1e-7, 1e-7),
+    ("official", "twins"): ("erf", 1e-6, 1e-6, 1e-5),
+    ("timm", "twins"): ("erf", 1e-6, 1e-6, 1e-5),
+    ("mmpretrain", "twins_pcpvt"): ("erf", 1e-6, 1e-6, 1e-5),
+    ("mmpretrain", "twins_svt"): ("erf", 1e-5, 1e-5, 1e-5),
+    ("mindcv", "twins"): ("tanh", 1e-6, 1e-6, 1e-7),
+    ("zoo", "twins"): ("tanh", 1e-6, 1e-6, 1e-7),
+}
+"""GELU and epsilons (of blocks, of the last norm, of Twins' patch embeddings) of each project's own programs."""
+
+
+def computes(project: str, name: str) -> dict[str, Any]:
+    values = next(values for (of, start), values in COMPUTES.items() if of == project and name.startswith(start))
+    return dict(zip(("gelu", "norm_eps", "final_norm_eps", "embed_norm_eps"), values, strict=False))
+
+
+@pytest.mark.parametrize("name", ["tnt_s_patch16_224", *[name for name in EXAMPLES if name != "tnt_s_patch16_224"]])
+def test_between_all_pairs_of_projects_the_difference_is_what_their_programs_compute(name: str, tmp_path: Path) -> None:
+    projects = [project for project, start in COMPUTES if name.startswith(start)]
+    if "legacy" in name:
+        projects = ["timm", "mmpretrain"]
+    elif name.startswith("tnt") or name == "t2t_vit_7":
+        projects.remove("mmpretrain")
+    model, options = without_biases(name) if name.startswith("tnt") else tiny(name), tiny_options(name)
+    first, files = tmp_path / "a.pth", {}
+    torch.save(theirs(model.state_dict(), projects[0], name), first)
+    for project in projects:
+        files[project] = tmp_path / f"{project}.{ENDINGS[project]}"
+        convert(first, files[project], project, Wanted(dialect=projects[0], model=name, options=options))
+    images = torch.rand(2, 3, *model.config.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    logits = {}
+    for project in projects:
+        built = create_model(name, **{**find_variant(name)[0].tiny, **computes(project, name)}).eval()
+        built.load_state_dict(model.state_dict())
+        with torch.inference_mode():
+            logits[project] = built(images)
+    for source in projects:
+        for target in projects:
+            wanted = Wanted(dialect=source, model=name, options=options)
+            done = convert(files[source], tmp_path / f"to.{ENDINGS[target]}", target, wanted)
+            assert done.difference == (logits[source] - logits[target]).abs().max().item()
+            differ = computes(source, name) != computes(target, name)
+            assert (done.difference > 1e-7) is differ
+            assert any(f"differ by {done.difference:.1e} at most" in doubt for doubt in done.doubts) is differ
+    assert len(projects) > 1
+
+
+def test_command_warns_where_the_target_computes_otherwise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, wanted = official(tmp_path, "t2t_vit_7")
+    words = [f"weights.options.{key}={value}" for key, value in wanted.options.items()]
+    settings = ["weights.model=t2t_vit_7", *words]
+    assert run("convert", source, tmp_path / "a.ckpt", "--to", "zoo", *settings) == 0
+    assert "with `disable_approximate_gelu: True` in their YAML its programs compute with erf GELU" in one_line(capsys)
+    assert run("convert", tmp_path / "a.ckpt", tmp_path / "b.pth", "--to", "official", *settings) == 0
+    told = one_line(capsys)
+    assert "official computes with gelu erf instead of tanh, norm_eps 1e-05 instead of 1e-07" in told
+    difference = re.search(r"logits differ by (\S+) at most, of a standard deviation", told)
+    assert difference
+    assert float(difference[1]) > 1e-6
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join("".join(capsys.readouterr()).split())
+
+
+def test_timm_computes_as_the_weights_expect_where_it_can_be_told(tmp_path: Path) -> None:
+    name, images = "tnt_ti_patch16_224", torch.randn(2, 3, 32, 32)
+    weights = create_model(name, image_size=32).state_dict()
+    torch.save(theirs(weights, "mindcv", name), tmp_path / "a.pth")
+    source = Wanted(dialect="mindcv", model=name, options={"image_size": 32})
+    done = convert(tmp_path / "a.pth", tmp_path / "timm", "timm", source)  # a model that timm has from us alone
+    assert done.difference == 0
+    assert not [doubt for doubt in done.doubts if "computes with" in doubt]
+    assert json.loads((tmp_path / "timm" / "config.json").read_text())["model_args"]["gelu"] == "tanh"
+    expected = open_model(tmp_path / "a.pth", source).build()(images)
+    for model in (
+        timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval(),
+        load_model(tmp_path / "timm"),
+    ):
+        assert_close(model(images), expected, atol=1e-6, rtol=0)
+    done = convert(tmp_path / "a.pth", tmp_path / "b.safetensors", "timm", source)
+    written = tmp_path / "b.safetensors"
+    told = (
+        f"timm.create_model('{name}', pretrained=True, pretrained_cfg_overlay={{'file': '{written}'}}, gelu='tanh', "
+        "final_norm_eps=1e-07) computes as these weights expect"
+    )
+    assert any(told in doubt for doubt in done.doubts)
+    model = timm.create_model(
+        name, pretrained=True, pretrained_cfg_overlay={"file": str(written)}, gelu="tanh", final_norm_eps=1e-07,
+        img_size=32,
+    ).eval()  # fmt: skip
+    assert_close(model(images), expected, atol=1e-6, rtol=0)
+    overlay = {"file": str(tmp_path / "a.pth")}
+    with pytest.warns(UserWarning, match=r"of mindcv, were trained with gelu='tanh', final_norm_eps=1e-07; give that"):
+        timm.create_model(name, img_size=32, pretrained=True, pretrained_cfg_overlay=overlay)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [([1], "the model_args of its config.json are no mapping"), ({"gelu": "relu"}, "gelu is 'relu'")],
+)
+def test_numerics_of_a_folder_that_cannot_be_are_refused(said: Any, message: str, tmp_path: Path) -> None:
+    torch.save(create_model("tnt_ti_patch16_224", image_size=32).state_dict(), tmp_path / "a.pth")
+    convert(tmp_path / "a.pth", tmp_path / "timm", "timm")
+    config = json.loads((tmp_path / "timm" / "config.json").read_text())
+    (tmp_path / "timm" / "config.json").write_text(json.dumps({**config, "model_args": said}))
+    with pytest.raises((CheckpointError, ConfigError), match=message):
+        open_model(tmp_path / "timm")
+
+
 def test_doubts_name_what_the_other_project_does_otherwise(tmp_path: Path) -> None:
     source, wanted = official(tmp_path, "tnt_s_patch16_224")
     done = convert(source, tmp_path / "a.ckpt", "mindcv", wanted)
     assert done.doubts == (
-        "mindcv computes with gelu tanh instead of erf, final_norm_eps 1e-07 instead of None",
+        f"mindcv computes with gelu tanh instead of erf, final_norm_eps 1e-07 instead of 1e-05: logits differ by "
+        f"{done.difference:.1e} at most",
         "mindcv reads images with mean [0.485, 0.456, 0.406] instead of [0.5, 0.5, 0.5], "
         "std [0.229, 0.224, 0.225] instead of [0.5, 0.5, 0.5], unless told otherwise",
     )

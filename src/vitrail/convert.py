@@ -16,8 +16,8 @@ from vitrail.ckpt import encode_ckpt
 from vitrail.dialects import DIALECTS, PROJECTS, Dialect, write_names
 from vitrail.errors import CheckpointError, among
 from vitrail.files import write_whole
-from vitrail.hub import save_folder
-from vitrail.loading import NUMERICS, OURS, Account, Opened, Wanted, open_model
+from vitrail.hub import name_in_timm, save_folder
+from vitrail.loading import NUMERICS, OURS, Account, Opened, Wanted, numerics, open_model
 from vitrail.models import find_variant
 from vitrail.models.registry import ModelConfig
 from vitrail.recognise import FREE
@@ -44,7 +44,7 @@ class Conversion:
     doubts: tuple[str, ...]
     """Where the other project computes or reads images otherwise."""
     difference: float
-    """The largest between the logits of what was read and of what was written, each as its project computes them."""
+    """The largest between logits: of the source as it was read, and of the target as that project's programs compute."""
     scale: float
     """Standard deviation of those logits."""
 
@@ -72,7 +72,8 @@ def convert(source: Path | str, target: Path, to: str, asked: Wanted | None = No
     if to == OURS:
         _check_suffix(target, to, (".safetensors",))
         save_model(target, opened.weights, replace(opened.record, provenance=_provenance(opened)))
-        return _compared(opened, target, (str(target),), [], Wanted())
+        difference, scale = _difference(opened, _read_back(opened, target, Wanted()))
+        return Conversion(read=opened.account, written=(str(target),), doubts=(), difference=difference, scale=scale)
     dialect = find_dialect(to, model, config)
     theirs = to_dialect(opened.weights, dialect, str(source), to)
     if to == "timm" and target.suffix not in SUFFIXES["PyTorch"]:
@@ -82,9 +83,18 @@ def convert(source: Path | str, target: Path, to: str, asked: Wanted | None = No
         entry = ENTRIES.get((to, dialect.family)) or ENTRIES.get((to, None))
         write_whole(target, _encode(theirs, target, entry, dialect.mindspore), f"choose another place than {target}")
         written = (str(target),)
-    options = {name: value for name, value in asdict(config).items() if name not in (*FREE, *dialect.options)}
-    asked = Wanted(dialect=to, model=model, options={**options, "image_size": config.image_size})
-    return _compared(opened, target, written, _doubts(opened, dialect, to), asked)
+    # no numerics: those of the project's own programs are to be compared with
+    options = {name: value for name, value in asdict(config).items() if name not in (*FREE, *NUMERICS)}
+    options["image_size"] = config.image_size
+    again = _read_back(opened, target, Wanted(dialect=to, model=model, options=options))
+    difference, scale = _difference(opened, again)
+    return Conversion(
+        read=opened.account,
+        written=written,
+        doubts=tuple(_doubts(opened, again, dialect, to, difference)),
+        difference=difference,
+        scale=scale,
+    )
 
 
 def find_dialect(to: str, model: str, config: ModelConfig) -> Dialect:
@@ -151,7 +161,7 @@ def _provenance(opened: Opened) -> dict[str, Any]:
     )
 
 
-def _doubts(opened: Opened, dialect: Dialect, to: str) -> list[str]:
+def _doubts(opened: Opened, again: Opened, dialect: Dialect, to: str, difference: float) -> list[str]:
     record, doubts = opened.record, []
     if record.thresholds is not None:
         doubts.append(
@@ -159,14 +169,21 @@ def _doubts(opened: Opened, dialect: Dialect, to: str) -> list[str]:
             f"each logit, and as thresholds {', '.join(f'{value:.4g}' for value in record.thresholds[:10])}"
             f"{', ...' if len(record.thresholds) > 10 else ''}"
         )
+    wanted, given = numerics(config_of(record)), numerics(config_of(again.record))
+    if differing := [name for name, value in wanted.items() if given[name] != value]:
+        instead = ", ".join(f"{name} {given[name]} instead of {wanted[name]}" for name in differing)
+        remedy = dialect.remedy
+        if to == "timm":
+            arguments = ", ".join(f"{name}={wanted[name]!r}" for name in differing)
+            remedy = (
+                f"after `import vitrail.timm`, timm.create_model({name_in_timm(record.model)!r}, pretrained=True, "
+                f"pretrained_cfg_overlay={{'file': {again.account.path!r}}}, {arguments}) computes as these weights "
+                "expect"
+            )
+        doubts.append(
+            f"{to} computes with {instead}: logits differ by {difference:.1e} at most{remedy and f'; {remedy}'}"
+        )
     card = find_variant(record.model)[1]
-    computes = vars(card.config) | dict(dialect.options)
-    if differing := [
-        f"{name} {computes[name]} instead of {record.options[name]}"
-        for name in NUMERICS
-        if name in computes and computes[name] != record.options[name]
-    ]:
-        doubts.append(f"{to} computes with {', '.join(differing)}")
     reads: dict[str, Any] = {
         "mean": card.mean, "std": card.std, "crop": card.crop, "interpolation": card.interpolation, "bits": 8,
         **dialect.preprocess,
@@ -185,21 +202,20 @@ def _short(value: Any) -> str:
     return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
-def _compared(opened: Opened, target: Path, written: tuple[str, ...], doubts: list[str], asked: Wanted) -> Conversion:
-    """Read the written file back; its weights are those that were read, or else nothing is said to be converted."""
+def _read_back(opened: Opened, target: Path, asked: Wanted) -> Opened:
+    """Read the written file; its weights are those that were read, or else nothing is said to be converted."""
     again = open_model(target, asked)
     changed = [name for name, tensor in opened.weights.items() if not torch.equal(tensor, again.weights[name])]
     if changed:
         raise CheckpointError(f"{target}: reads back with other values ({changed[0]}); it is not to be used")
+    return again
+
+
+def _difference(opened: Opened, again: Opened) -> tuple[float, float]:
+    """Return the largest difference between logits of both, and their standard deviation."""
     config = config_of(opened.record)
     images = torch.rand(2, config.in_channels, *config.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.inference_mode():
         ours = opened.build()(images)
         theirs = again.build()(images)
-    return Conversion(
-        read=opened.account,
-        written=written,
-        doubts=tuple(doubts),
-        difference=(ours - theirs).abs().max().item(),
-        scale=ours.std().item(),
-    )
+    return (ours - theirs).abs().max().item(), ours.std().item()

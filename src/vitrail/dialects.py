@@ -102,6 +102,8 @@ class Dialect:
     """What the model must be built with to compute what that project computes."""
     preprocess: Mapping[str, Any] = field(default_factory=dict)
     """Where that project reads images otherwise than the model's authors."""
+    remedy: str = ""
+    """What a user can do to make that project's programs compute otherwise."""
     only: Mapping[str, Any] = field(default_factory=dict)
     """Fields that a model must have to be one that the project knows, and why not."""
     notes: tuple[str, ...] = ()
@@ -405,6 +407,7 @@ _T2T_ZOO = (
 )
 
 _T2T_ZOO_OPTIONS = {"gelu": "tanh", "norm_eps": 1e-7}
+_T2T_ZOO_REMEDY = "with `disable_approximate_gelu: True` in their YAML its programs compute with erf GELU"
 _T2T_SPLITS = {"tokens_to_token.soft_split{n}.out": "a buffer of MindSpore's unfold"}
 
 _T2T = (
@@ -429,6 +432,7 @@ _T2T = (
         ignored=_T2T_SPLITS,
         mindspore=True,
         options=_T2T_ZOO_OPTIONS,
+        remedy=_T2T_ZOO_REMEDY,
         only={"tokens_type": "performer"},
     ),
     Dialect(
@@ -438,6 +442,7 @@ _T2T = (
         ignored=_T2T_SPLITS,
         mindspore=True,
         options=_T2T_ZOO_OPTIONS,
+        remedy=_T2T_ZOO_REMEDY,
     ),
 )
 

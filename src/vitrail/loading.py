@@ -218,8 +218,8 @@ def _open_ours(file: WeightFile, asked: Wanted) -> Opened:
     if asked.model and canonical_name(asked.model) != record.model:
         raise CheckpointError(f"{file.path}: is a {record.model}, not a {asked.model}")
     entries = (Entry("loaded", tuple(file.weights), tuple(file.weights)),)
-    numerics = _numerics(config_of(record, file.path))
-    account = Account(path=str(file.path), dialect=OURS, model=record.model, entries=entries, numerics=numerics)
+    found = numerics(config_of(record, file.path))
+    account = Account(path=str(file.path), dialect=OURS, model=record.model, entries=entries, numerics=found)
     return Opened(record=record, weights=file.weights, account=account)
 
 
@@ -233,7 +233,8 @@ def _open_theirs(file: WeightFile, asked: Wanted) -> Opened:
     else:
         weights, entry = file.weights, file.entry
     model = canonical_name(asked.model) if asked.model else None
-    readings = recognise(weights, where, dialect=asked.dialect, model=model, options=asked.options)
+    said = _said_numerics(file)
+    readings = recognise(weights, where, dialect=asked.dialect, model=model, options={**said, **asked.options})
     reading = _with_size(_choose(readings, file, asked), file)
     found = translate(weights, reading)
     doubts = [f"{where}: {doubt}" for doubt in reading.dialect.doubts]
@@ -258,7 +259,7 @@ def _open_theirs(file: WeightFile, asked: Wanted) -> Opened:
         dialect=reading.dialect.name,
         model=reading.model,
         entries=tuple(_entries(file, reading)),
-        numerics={**_numerics(find_variant(reading.model)[1].config), **reading.dialect.options},
+        numerics=numerics(find_variant(reading.model)[1].config, {**reading.dialect.options, **said}),
         notes=(*notes, *told, *(f"{where}: {note}" for note in reading.dialect.notes)),
         doubts=tuple(doubts),
     )
@@ -299,6 +300,14 @@ def _pretrained(file: WeightFile) -> Mapping[str, Any]:
     if not isinstance(said, Mapping):
         raise CheckpointError(f"{file.path}: the pretrained_cfg of its config.json is no mapping; use the original")
     return said
+
+
+def _said_numerics(file: WeightFile) -> dict[str, Any]:
+    """Return what config.json says that timm is to build the model with, where it is more than its weights tell."""
+    said = file.config.get("model_args") or {}
+    if not isinstance(said, Mapping):
+        raise CheckpointError(f"{file.path}: the model_args of its config.json are no mapping; use the original")
+    return {name: value for name, value in said.items() if name in NUMERICS}
 
 
 def _with_size(reading: Reading, file: WeightFile) -> Reading:
@@ -419,8 +428,12 @@ def _adapted(opened: Opened, asked: Wanted) -> Opened:
     return Opened(record=record, weights=weights, account=account)
 
 
-def _numerics(config: ModelConfig) -> dict[str, Any]:
-    return {name: value for name, value in asdict(config).items() if name in NUMERICS}
+def numerics(config: ModelConfig, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return what a model computes with beside its weights, with some of it changed."""
+    found = {name: value for name, value in {**asdict(config), **(changes or {})}.items() if name in NUMERICS}
+    if found["final_norm_eps"] is None:
+        found["final_norm_eps"] = found["norm_eps"]
+    return found
 
 
 def _architecture(config: ModelConfig) -> dict[str, Any]:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from vitrail.adapt import adapt
 from vitrail.errors import ConfigError
+from vitrail.hub import name_in_timm
 from vitrail.models import FAMILIES, build_config, find_variant
 from vitrail.models.registry import ModelConfig, VisionModel
 from vitrail.recognise import recognise, translate
 
-PREFIX = "vitrail_"
 UNSUPPORTED = ("drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_block_rate")
 """Arguments of timm's training script that these models do not have; they may be 0."""
 
@@ -84,6 +85,13 @@ def _refuse_pool(global_pool: str | None) -> None:
 def _filter(name: str, weights: Mapping[str, Tensor], model: VisionModel) -> dict[str, Tensor]:
     """Bring weights of any dialect to a model's names, image size and channels; timm sees to the classes."""
     reading = recognise(weights, "the weight file", dialect=None, model=name, options={})[0]
+    expected = {key: value for key, value in reading.dialect.options.items() if getattr(model.config, key) != value}
+    if expected:
+        arguments = ", ".join(f"{key}={value!r}" for key, value in expected.items())
+        warnings.warn(
+            f"these weights, of {reading.dialect.name}, were trained with {arguments}; give that to timm.create_model",
+            stacklevel=2,
+        )
     target = replace(model.config, num_classes=reading.config.num_classes)
     found, _ = adapt(
         translate(weights, reading), reading.config, target, "the weight file", old_classes=(), new_classes=()
@@ -106,7 +114,7 @@ def _register(name: str, public: str, num_maps: int) -> None:
 _CLASSES: dict[str, Any] = {
     family.name: type(f"{family.name}_for_timm", (_AsTimm, cast(type, family.model)), {}) for family in FAMILIES
 }
-_NAMES = {name: PREFIX + name if is_model(name) else name for family in FAMILIES for name in family.variants}
+_NAMES = {name: name_in_timm(name) for family in FAMILIES for name in family.variants}
 _FIRST_LAYERS = {"tnt": "patch_embed.proj", "t2t_vit": None, "twins": "patch_embeds.0.proj"}
 default_cfgs = generate_default_cfgs(
     {
