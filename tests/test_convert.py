@@ -22,6 +22,7 @@ from torch.testing import assert_close
 from test_ckpt import golden_values
 from test_loading import EXAMPLES, MINDSPORE_TINY, theirs, tiny, tiny_options
 from vitrail import timm as registered
+from vitrail.checkpoint import Record, model_options, save_model
 from vitrail.ckpt import encode_ckpt, read_ckpt
 from vitrail.cli import main
 from vitrail.convert import convert
@@ -30,6 +31,7 @@ from vitrail.hub import model_card, push_to_hub, save_pretrained
 from vitrail.loading import Wanted, load_model, open_model
 from vitrail.models import create_model, find_variant
 from vitrail.models.registry import VisionModel
+from vitrail.transforms import Preprocess
 
 SHARED = Path(__file__).parents[2] / "shared" / "golden" / "mindspore"
 MINDSPORE = os.environ.get("VITRAIL_MINDSPORE_PYTHON") or (
@@ -87,7 +89,13 @@ def own(wanted: Wanted) -> dict[str, Any]:
             "its tnt has fold=word and stem=image, and tnt_s_patch16_224 has not",
         ),
         ("tnt_s_legacy_patch16_224", "mindcv", "a.ckpt", "its tnt has fold=sentence and stem=patch"),
-        ("tnt_s_patch16_224", "zoo", "a.ckpt", r"zoo has no place for 11 of its weights \(patch_embed\.proj\.bias, "),
+        (
+            "tnt_s_patch16_224",
+            "zoo",
+            "a.ckpt",
+            r"zoo has no place for 11 of its weights \(patch_embed\.proj\.bias, .*not zero; .* another model; a model "
+            r"trained with model\.options\.biases=zoo has none of them",
+        ),
         ("twins_svt_small", "mindspore", "a.ckpt", "--to mindspore: is no project that is known here"),
         ("twins_svt_small", "mindcv", "a.pth", r"--to mindcv writes files that end in \.ckpt, \.safetensors"),
         ("twins_svt_small", "official", "a.ckpt", r"--to official writes files that end in \.pth"),
@@ -183,6 +191,64 @@ def test_mindspore_loads_every_parameter_from_our_files(name: str, project: str,
     assert (found["missing"], found["differing"]) == ([], [])
     # MindSpore takes a surplus prefix off, and lists such names as unused all the same
     assert (found["unused"] == []) is not (how == "bare" and project == "zoo")
+
+
+def zoo_net(tmp_path: Path, classes: int = 7) -> tuple[Path, VisionModel]:
+    """Return the weight file of a TNT without the biases that the zoo does not have, as training writes it."""
+    name = "tnt_s_patch16_224"
+    options = {"biases": "zoo", "gelu": "tanh", "norm_eps": 1e-7, "num_classes": classes}
+    model = tiny(name, **options)
+    record = Record(model=name, options=model_options(model), classes=(), preprocess=Preprocess(size=(32, 32)))
+    save_model(tmp_path / "best.safetensors", model.state_dict(), record)
+    return tmp_path / "best.safetensors", model
+
+
+def test_net_of_the_zoo_goes_back_to_the_zoo(tmp_path: Path) -> None:
+    source, model = zoo_net(tmp_path)
+    done = convert(source, tmp_path / "a.ckpt", "zoo")
+    assert done.difference == 0
+    assert not [doubt for doubt in done.doubts if "computes with" in doubt]
+    written = read_ckpt(tmp_path / "a.ckpt")
+    assert not [name for name in written if name.endswith(("proj.bias", "fc2.bias", "head.bias"))]
+    name, sizes = "tnt_s_patch16_224", tiny_options("tnt_s_patch16_224")
+    again = open_model(tmp_path / "a.ckpt", Wanted(model=name, options={**sizes, "biases": "zoo"}))
+    assert again.record.options["biases"] == "zoo"
+    assert again.weights.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, again.weights[key]) for key, tensor in model.state_dict().items())
+    assert again.account.counts()["zero-filled"] == 1  # outer_tokens
+    whole = open_model(
+        tmp_path / "a.ckpt", Wanted(model="tnt_s_patch16_224", options=tiny_options("tnt_s_patch16_224"))
+    )
+    assert whole.record.options["biases"] == "all"
+    assert whole.account.counts()["zero-filled"] == 12
+
+
+@pytest.mark.parametrize("project", ["official", "timm", "mindcv"])
+def test_net_of_the_zoo_goes_to_other_projects_with_zeros_for_biases(project: str, tmp_path: Path) -> None:
+    source, model = zoo_net(tmp_path)
+    target = tmp_path / f"a.{ENDINGS[project]}"
+    done = convert(source, target, project)
+    assert 0 < done.difference < 1e-2
+    assert done.read.counts()["zero-filled"] == 11
+    images = torch.randn(2, 3, 32, 32)
+    numerics = {"gelu": "tanh", "norm_eps": 1e-7, "final_norm_eps": 1e-7}
+    sizes = tiny_options("tnt_s_patch16_224")
+    wanted = Wanted(model="tnt_s_patch16_224", dialect=project, options={**sizes, **numerics})
+    assert_close(open_model(target, wanted).build()(images), model(images), atol=1e-6, rtol=0)
+
+
+def test_biases_are_added_for_other_classes_too_but_not_taken_away(tmp_path: Path) -> None:
+    source, model = zoo_net(tmp_path)
+    whole = load_model(source, biases="all", num_classes=3)
+    assert [name for name, _ in whole.head.named_parameters()] == ["weight", "bias"]
+    assert load_model(source, num_classes=3).head.bias is None
+    features = model.forward_head(model.forward_features(images := torch.randn(2, 3, 32, 32)), pre_logits=True)
+    assert_close(whole.forward_head(whole.forward_features(images), pre_logits=True), features, atol=1e-6, rtol=0)
+    torch.save(tiny("tnt_s_patch16_224").state_dict(), tmp_path / "a.pth")
+    wanted = Wanted(model="tnt_s_patch16_224", options=tiny_options("tnt_s_patch16_224"))
+    convert(tmp_path / "a.pth", tmp_path / "a.safetensors", "vitrail", wanted)
+    with pytest.raises(ConfigError, match="was made with biases=all, which its weights cannot change"):
+        load_model(tmp_path / "a.safetensors", biases="zoo")
 
 
 def test_zoo_takes_weights_whose_biases_are_zero(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import vitrail.train
 from forked import TORCHRUN, Python, python, wait_until
 from vitrail.ckpt import encode_ckpt, read_ckpt
 from vitrail.config import TrainConfig, command_line, read_yaml, resolve
+from vitrail.convert import convert
 from vitrail.dialects import DIALECTS, write_names
 from vitrail.display import Quiet
 from vitrail.errors import CheckpointError, ConfigError, DataError, Interrupted, MissingExtra, Stopped, TrainingError
@@ -367,6 +368,18 @@ def mindcv_file(folder: Path) -> Path:
     path = folder / "theirs.ckpt"
     path.write_bytes(b"".join(encode_ckpt({link.theirs[0]: model.state_dict()[link.ours[0]] for link in links})))
     return path
+
+
+def test_a_net_of_the_zoo_is_trained_and_goes_back_to_it(image_folder: Path, tmp_path: Path) -> None:
+    settings = ("model.options.biases=zoo", "model.options.gelu=tanh", "model.options.norm_eps=1.0e-7")
+    short = ("train.epochs=1", "schedule.warmup_epochs=0", "ema.decay=null")
+    first = run(image_folder, *settings, *short).folder / "best.safetensors"
+    assert convert(first, tmp_path / "theirs.ckpt", "zoo").difference == 0
+    display = Notebook()
+    again = run(image_folder, f"model.weights={tmp_path / 'theirs.ckpt'}", settings[0], *short, display=display).folder
+    assert any("zoo tnt_ti_patch16_224" in note for note in display.notes)
+    assert load_model(again / "best.safetensors").config == load_model(first).config
+    assert convert(again / "best.safetensors", tmp_path / "again.ckpt", "zoo").difference == 0
 
 
 STILL = ("train.epochs=1", "schedule.warmup_epochs=0", "optim.lr=1e-20", "schedule.min_lr=0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor
 
 from vitrail.errors import CheckpointError
 from vitrail.imagenet import COUNT, by_name, plain, wnids
+from vitrail.models import find_variant
 from vitrail.models.registry import ModelConfig, build_head
 from vitrail.models.t2t_vit import sinusoid
-from vitrail.recognise import Entry
+from vitrail.recognise import Entry, expected_shapes
 
 Positions = Literal["resized", "fresh"]
 T2T_CELL = 7 * 7
@@ -25,6 +27,7 @@ def adapt(
     target: Any,
     where: str,
     *,
+    model: str,
     old_classes: Sequence[str],
     new_classes: Sequence[str],
     positions: Positions = "resized",
@@ -34,8 +37,10 @@ def adapt(
     Args:
         weights: By official names.
         source: Configuration of the model that they fit.
-        target: Configuration of the model wanted; it differs in image_size, in_channels and num_classes at most.
+        target: Configuration of the model wanted; it differs in image_size, in_channels and num_classes at most, and in
+            what the family can add.
         where: The file, for messages.
+        model: Name of the model.
         old_classes: Names of the logits; empty where they are not known.
         new_classes: Names of the logits wanted; empty where they are not known.
         positions: Of T2T-ViT's fixed table: resized from the file's, or computed for the new size.
@@ -44,6 +49,10 @@ def adapt(
         CheckpointError: The channels cannot be adapted.
     """
     weights, entries = dict(weights), []
+    additions = find_variant(model)[0].additions
+    if added := {name: value for name, value in additions.items() if getattr(source, name) != getattr(target, name)}:
+        source = replace(source, **added)
+        entries += _add_zeros(weights, expected_shapes(model, source))
     if source.in_channels != target.in_channels:
         entries += _adapt_channels(weights, source.in_channels, target.in_channels, where)
     if source.size != target.size:
@@ -53,6 +62,14 @@ def adapt(
     return weights, entries
 
 
+def _add_zeros(weights: dict[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> list[Entry]:
+    found = {name: weights[name] if name in weights else torch.zeros(shape) for name, shape in expected.items()}
+    added = [name for name in found if name not in weights]
+    weights.clear()
+    weights.update(found)
+    return [Entry("zero-filled", ours=(name,), note="the weights were made without") for name in added]
+
+
 def _adapt_head(
     weights: dict[str, Tensor], target: ModelConfig, old: tuple[str, ...], new: tuple[str, ...]
 ) -> list[Entry]:
@@ -60,7 +77,7 @@ def _adapt_head(
     before = {name: weights.pop(name) for name in ("head.weight", "head.bias") if name in weights}
     if target.num_classes == 0:
         return [Entry("skipped", theirs=tuple(before), note="the model is built without a head")]
-    head = build_head(features, target.num_classes)
+    head = build_head(features, target)
     found = shared_rows(old, new) if before else []
     with torch.no_grad():
         for name, parameter in head.named_parameters():
@@ -68,7 +85,7 @@ def _adapt_head(
                 parameter[to] = before[f"head.{name}"][of]
             weights[f"head.{name}"] = parameter.detach()
     note = f"{len(found)} of {target.num_classes} rows kept, by class name; the others are fresh"
-    return [Entry("new", tuple(before), ("head.weight", "head.bias"), note)]
+    return [Entry("new", tuple(before), tuple(f"head.{name}" for name, _ in head.named_parameters()), note)]
 
 
 def shared_rows(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:

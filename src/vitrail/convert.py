@@ -44,7 +44,7 @@ class Conversion:
     doubts: tuple[str, ...]
     """Where the other project computes or reads images otherwise."""
     difference: float
-    """The largest between logits: of the source as it was read, and of the target as that project's programs compute."""
+    """The largest between logits: of the source as it was read, and of the target as its project's programs compute."""
     scale: float
     """Standard deviation of those logits."""
 
@@ -75,6 +75,10 @@ def convert(source: Path | str, target: Path, to: str, asked: Wanted | None = No
         difference, scale = _difference(opened, _read_back(opened, target, Wanted()))
         return Conversion(read=opened.account, written=(str(target),), doubts=(), difference=difference, scale=scale)
     dialect = find_dialect(to, model, config)
+    if added := _added(config, model, dialect):
+        asked = asked or Wanted()
+        opened = open_model(source, replace(asked, options={**asked.options, **added}))
+        config = config_of(opened.record)
     theirs = to_dialect(opened.weights, dialect, str(source), to)
     if to == "timm" and target.suffix not in SUFFIXES["PyTorch"]:
         written = save_folder(target, theirs, opened.record)
@@ -112,10 +116,21 @@ def find_dialect(to: str, model: str, config: ModelConfig) -> Dialect:
     if not of_family:
         raise CheckpointError(f"--to {to}: {WHY_NOT[to, family]}")
     for dialect in of_family:
-        if all(getattr(config, name) == value for name, value in dialect.only.items()):
+        if not _differing(config, dialect).keys() - _added(config, model, dialect).keys():
             return dialect
-    has = " and ".join(f"{name}={value}" for name, value in of_family[0].only.items())
+    has = " and ".join(f"{name}={value}" for name, value in _differing(config, of_family[0]).items())
     raise CheckpointError(f"--to {to}: its {family} has {has}, and {model} has not")
+
+
+def _differing(config: ModelConfig, dialect: Dialect) -> dict[str, Any]:
+    """Return the fields, as a project has them, in which a model is none of the project's."""
+    return {name: value for name, value in dialect.only.items() if getattr(config, name) != value}
+
+
+def _added(config: ModelConfig, model: str, dialect: Dialect) -> dict[str, Any]:
+    """Return those of them that weights of zeros mend."""
+    additions = find_variant(model)[0].additions.items()
+    return {name: value for name, value in _differing(config, dialect).items() if (name, value) in additions}
 
 
 def to_dialect(weights: Mapping[str, Tensor], dialect: Dialect, where: str, to: str) -> dict[str, Tensor]:
@@ -128,7 +143,7 @@ def to_dialect(weights: Mapping[str, Tensor], dialect: Dialect, where: str, to: 
     if lost := [name for name in dropped if weights[name].any()]:
         raise CheckpointError(
             f"{where}: {to} has no place for {len(lost)} of its weights ({', '.join(lost[:3])}, ...), and they are not "
-            "zero; without them it would be another model"
+            f"zero; without them it would be another model{dialect.instead and f'; {dialect.instead}'}"
         )
     return {
         name: tensor

@@ -88,6 +88,8 @@ class Dialect:
     rows: tuple[Row, ...] = ()
     absent: tuple[str, ...] = ()
     """Patterns of ours that the project does not have: zeros when read, and they must be zeros to be written."""
+    instead: str = ""
+    """Where they are not zeros: what a user can do to have weights that the project has a place for."""
     optional: tuple[str, ...] = ()
     """Patterns of ours that the project's files may lack: zeros then."""
     ignored: Mapping[str, str] = field(default_factory=dict)
@@ -349,8 +351,13 @@ _ZOO_PREFIX = "model."
 bare nets load it too, but never one of the net."""
 
 _TNT = (
-    Dialect(name="official", family="tnt", optional=("outer_tokens",), only={"fold": "sentence", "stem": "patch"}),
-    Dialect(name="timm", family="tnt", rows=_TNT_TIMM, absent=("outer_tokens",)),
+    Dialect(
+        name="official",
+        family="tnt",
+        optional=("outer_tokens",),
+        only={"fold": "sentence", "stem": "patch", "biases": "all"},
+    ),
+    Dialect(name="timm", family="tnt", rows=_TNT_TIMM, absent=("outer_tokens",), only={"biases": "all"}),
     Dialect(
         name="mmpretrain",
         family="tnt",
@@ -358,7 +365,7 @@ _TNT = (
         prefix="backbone.",
         bare=_MMPRETRAIN_BARE,
         absent=("outer_tokens",),
-        only={"fold": "word", "stem": "image"},
+        only={"fold": "word", "stem": "image", "biases": "all"},
     ),
     Dialect(
         name="mindcv",
@@ -367,7 +374,7 @@ _TNT = (
         mindspore=True,
         options={"gelu": "tanh", "final_norm_eps": 1e-7},
         preprocess=_IMAGENET,
-        only={"fold": "sentence", "stem": "patch"},
+        only={"fold": "sentence", "stem": "patch", "biases": "all"},
         doubts=(
             "MindCV normalises with ImageNet's mean and std, which its own training used; weights that were converted "
             "to it from the official ones expect 0.5 (preprocess.mean=[0.5,0.5,0.5] preprocess.std=[0.5,0.5,0.5]) and "
@@ -380,6 +387,7 @@ _TNT = (
         rows=_TNT_ZOO,
         prefix=_ZOO_PREFIX,
         absent=("outer_tokens", *_ZOO_BIASES),
+        instead="a model trained with model.options.biases=zoo has none of them",
         mindspore=True,
         options={"gelu": "tanh", "norm_eps": 1e-7},
         preprocess={**_IMAGENET, "crop": 0.875},

@@ -399,16 +399,18 @@ def _adapted(opened: Opened, asked: Wanted) -> Opened:
     target = build_config(record.model, **{**asdict(source), **options})
     if asked.positions == "fresh" and find_variant(record.model)[0].name != "t2t_vit":
         raise ConfigError(f"{path}: positions=fresh is for T2T-ViT; {record.model} learns its own or has none")
+    additions = find_variant(record.model)[0].additions
+    added = {name for name, value in additions.items() if getattr(source, name) != getattr(target, name) == value}
     for name, value in _architecture(source).items():
-        if getattr(target, name) != value:
+        if getattr(target, name) != value and name not in added:
             raise ConfigError(f"{path}: was made with {name}={value}, which its weights cannot change")
     is_kept = asked.classes is None and target.num_classes == source.num_classes
     classes = record.classes if is_kept else tuple(asked.classes or ())
-    if any(getattr(source, name) != getattr(target, name) for name in FREE) or classes != record.classes:
+    if any(getattr(source, name) != getattr(target, name) for name in (*FREE, *added)) or classes != record.classes:
         with torch.device("meta"):
             check_fit(build_model(record, path).state_dict(), opened.weights, path)
     weights, entries = adapt(
-        opened.weights, source, target, path, old_classes=record.classes, new_classes=classes,
+        opened.weights, source, target, path, model=record.model, old_classes=record.classes, new_classes=classes,
         positions=asked.positions,
     )  # fmt: skip
     touched = {name for entry in entries for name in entry.ours}

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from vitrail.adapt import adapt
 from vitrail.errors import ConfigError
 from vitrail.hub import name_in_timm
+from vitrail.loading import NUMERICS
 from vitrail.models import FAMILIES, build_config, find_variant
 from vitrail.models.registry import ModelConfig, VisionModel
-from vitrail.recognise import recognise, translate
+from vitrail.recognise import FREE, recognise, translate
 
 UNSUPPORTED = ("drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_block_rate")
 """Arguments of timm's training script that these models do not have; they may be 0."""
@@ -84,7 +85,8 @@ def _refuse_pool(global_pool: str | None) -> None:
 
 def _filter(name: str, weights: Mapping[str, Tensor], model: VisionModel) -> dict[str, Tensor]:
     """Bring weights of any dialect to a model's names, image size and channels; timm sees to the classes."""
-    reading = recognise(weights, "the weight file", dialect=None, model=name, options={})[0]
+    built = {key: value for key, value in vars(model.config).items() if key not in (*FREE, *NUMERICS)}
+    reading = recognise(weights, "the weight file", dialect=None, model=name, options=built)[0]
     expected = {key: value for key, value in reading.dialect.options.items() if getattr(model.config, key) != value}
     if expected:
         arguments = ", ".join(f"{key}={value!r}" for key, value in expected.items())
@@ -94,8 +96,9 @@ def _filter(name: str, weights: Mapping[str, Tensor], model: VisionModel) -> dic
         )
     target = replace(model.config, num_classes=reading.config.num_classes)
     found, _ = adapt(
-        translate(weights, reading), reading.config, target, "the weight file", old_classes=(), new_classes=()
-    )
+        translate(weights, reading), reading.config, target, "the weight file", model=name, old_classes=(),
+        new_classes=(),
+    )  # fmt: skip
     return found
 
 

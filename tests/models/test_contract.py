@@ -441,6 +441,7 @@ def test_configurations_are_hashable_values() -> None:
         ("tnt_s_patch16_224", {"depth": 0}, "patch_size, inner_stride, depth and mlp_ratio must be positive"),
         ("tnt_s_patch16_224", {"stem": "conv"}, "stem is 'conv'; it must be 'patch' or 'image'"),
         ("tnt_s_patch16_224", {"fold": "line"}, "fold is 'line'; it must be 'sentence' or 'word'"),
+        ("tnt_s_patch16_224", {"biases": "none"}, "biases is 'none'; it must be 'all' or 'zoo'"),
         (
             "t2t_vit_14",
             {"tokens_type": "performers"},

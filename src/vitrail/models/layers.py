@@ -37,11 +37,11 @@ class DropPath(nn.Module):
 class Mlp(nn.Module):
     """Two linear layers with a GELU between them."""
 
-    def __init__(self, dim: int, hidden_dim: int, gelu_kind: Literal["erf", "tanh"]) -> None:
+    def __init__(self, dim: int, hidden_dim: int, gelu_kind: Literal["erf", "tanh"], *, last_bias: bool = True) -> None:
         super().__init__()
         self.fc1 = Linear(dim, hidden_dim)
         self.act = gelu(gelu_kind)
-        self.fc2 = Linear(hidden_dim, dim)
+        self.fc2 = Linear(hidden_dim, dim, bias=last_bias)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         return self.fc2(self.act(self.fc1(x)))

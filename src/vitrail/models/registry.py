@@ -49,6 +49,11 @@ class ModelConfig:
         """Height and width in pixels."""
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
+    @property
+    def head_bias(self) -> bool:
+        """Whether the head has a bias."""
+        return True
+
     def problems(self) -> list[str]:
         """Say what is wrong with this configuration, each as one clause."""
         found = []
@@ -138,6 +143,8 @@ class Family(Generic[C]):
     """Overrides that shrink any variant to something that runs in milliseconds, for tests and trials."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Names that other projects use, to ours."""
+    additions: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the configuration, with values, that add weights to a model which compute nothing while they are 0."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +220,7 @@ class VisionModel(nn.Module, ABC, Generic[C]):
         self.classes, self.thresholds = (), None
         parameter = next(self.parameters())
         self.config = replace(self.config, num_classes=num_classes)
-        head = build_head(self.num_features, num_classes)
+        head = build_head(self.num_features, self.config)
         self.head = head.to(device=parameter.device, dtype=parameter.dtype)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -240,11 +247,11 @@ class VisionModel(nn.Module, ABC, Generic[C]):
         return {i % n for i in indices}
 
 
-def build_head(num_features: int, num_classes: int) -> nn.Module:
+def build_head(num_features: int, config: ModelConfig) -> nn.Module:
     """Build a classifier, initialised as all three papers do."""
-    if num_classes == 0:
+    if config.num_classes == 0:
         return nn.Identity()
-    head = Linear(num_features, num_classes)
+    head = Linear(num_features, config.num_classes, bias=config.head_bias)
     init_linear(head)
     return head
 

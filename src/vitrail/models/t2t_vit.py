@@ -263,7 +263,7 @@ class T2TViT(VisionModel[T2TViTConfig]):
         self.pos_embed = nn.Parameter(torch.empty(1, config.grid[0] * config.grid[1] + 1, d), requires_grad=False)
         self.blocks = nn.ModuleList(Block(config, r) for r in drop_path_rates(config.drop_path_rate, config.depth))
         self.norm = nn.LayerNorm(d, config.norm_eps if config.final_norm_eps is None else config.final_norm_eps)
-        self.head = build_head(d, config.num_classes)
+        self.head = build_head(d, config)
 
         self.apply(init_linear)
         nn.init.trunc_normal_(self.cls_token, std=0.02)

@@ -22,6 +22,7 @@ Differences from the official code: kept oddities first, then what is otherwise 
     Changed: weights must fit exactly; the official evaluation loads with strict=False.
     Left out: the squeeze-and-excitation branch and `_conv_filter`, which no model uses.
     Added: `tnt_ti_patch16_224`, which is in the paper but not in the code.
+    Added: `biases="zoo"`, the net of MindSpore's model zoo, which has fewer.
 """
 
 from __future__ import annotations
@@ -69,6 +70,14 @@ class TNTConfig(ModelConfig):
     """Convolve each patch alone, or the whole image."""
     fold: Literal["sentence", "word"] = "sentence"
     """Norm before words are folded into their sentence: over the whole sentence, or over each word."""
+    biases: Literal["all", "zoo"] = "all"
+    """`zoo` leaves out what MindSpore's model zoo has not: biases of the stem, of the fold before the blocks, of the
+    head, and of the last layers of attention and MLPs."""
+
+    @property
+    def head_bias(self) -> bool:
+        """Whether the head has a bias."""
+        return self.biases == "all"
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -95,18 +104,20 @@ class TNTConfig(ModelConfig):
             found.append(f"stem is {self.stem!r}; it must be 'patch' or 'image'")
         if self.fold not in ("sentence", "word"):
             found.append(f"fold is {self.fold!r}; it must be 'sentence' or 'word'")
+        if self.biases not in ("all", "zoo"):
+            found.append(f"biases is {self.biases!r}; it must be 'all' or 'zoo'")
         return found
 
 
 class Attention(nn.Module):
     """Self-attention with queries and keys in one projection and values in another."""
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, last_bias: bool) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.qk = Linear(dim, 2 * dim, bias=False)
         self.v = Linear(dim, dim, bias=False)
-        self.proj = Linear(dim, dim)
+        self.proj = Linear(dim, dim, bias=last_bias)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         b, n, d = x.shape
@@ -125,8 +136,9 @@ class WordEmbed(nn.Module):
         super().__init__()
         self.config = config
         self.proj = nn.Conv2d(
-            config.in_channels, config.inner_dim, kernel_size=7, stride=config.inner_stride, padding=3
-        )
+            config.in_channels, config.inner_dim, kernel_size=7, stride=config.inner_stride, padding=3,
+            bias=config.biases == "all",
+        )  # fmt: skip
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "bn p e"]:
         b, c, _, _ = images.shape
@@ -146,21 +158,22 @@ class Block(nn.Module):
         super().__init__()
         e, d, p = config.inner_dim, config.embed_dim, config.words**2
         self.by_sentence = by_sentence = config.fold == "sentence"
+        last_bias = config.biases == "all"
         self.drop_path = DropPath(drop_path_rate)
 
         self.inner_norm1 = nn.LayerNorm(e, config.norm_eps)
-        self.inner_attn = Attention(e, config.inner_num_heads)
+        self.inner_attn = Attention(e, config.inner_num_heads, last_bias)
         self.inner_norm2 = nn.LayerNorm(e, config.norm_eps)
-        self.inner_mlp = Mlp(e, int(e * config.mlp_ratio), config.gelu)
+        self.inner_mlp = Mlp(e, int(e * config.mlp_ratio), config.gelu, last_bias=last_bias)
 
         self.proj_norm1 = nn.LayerNorm(p * e if by_sentence else e, config.norm_eps)
         self.proj = Linear(p * e, d, bias=not by_sentence)
         self.proj_norm2 = nn.LayerNorm(d, config.norm_eps) if by_sentence else nn.Identity()
 
         self.outer_norm1 = nn.LayerNorm(d, config.norm_eps)
-        self.outer_attn = Attention(d, config.num_heads)
+        self.outer_attn = Attention(d, config.num_heads, last_bias)
         self.outer_norm2 = nn.LayerNorm(d, config.norm_eps)
-        self.outer_mlp = Mlp(d, int(d * config.mlp_ratio), config.gelu)
+        self.outer_mlp = Mlp(d, int(d * config.mlp_ratio), config.gelu, last_bias=last_bias)
 
     def forward(
         self, words: Float[Tensor, "bn p e"], sentences: Float[Tensor, "b s d"]
@@ -193,7 +206,7 @@ class TNT(VisionModel[TNTConfig]):
 
         self.patch_embed = WordEmbed(config)
         self.proj_norm1 = nn.LayerNorm(p * e, config.norm_eps)
-        self.proj = Linear(p * e, d)
+        self.proj = Linear(p * e, d, bias=config.biases == "all")
         self.proj_norm2 = nn.LayerNorm(d, config.norm_eps)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, d))
         if config.fold == "sentence":
@@ -202,7 +215,7 @@ class TNT(VisionModel[TNTConfig]):
         self.inner_pos = nn.Parameter(torch.zeros(1, p, e))
         self.blocks = nn.ModuleList(Block(config, r) for r in drop_path_rates(config.drop_path_rate, config.depth))
         self.norm = nn.LayerNorm(d, config.norm_eps if config.final_norm_eps is None else config.final_norm_eps)
-        self.head = build_head(d, config.num_classes)
+        self.head = build_head(d, config)
 
         self.apply(init_linear)
         for token in (self.cls_token, self.outer_pos, self.inner_pos):
@@ -329,4 +342,5 @@ FAMILY = Family(
         "tnt_base_patch16_224": "tnt_b_patch16_224",
         "tnt_s_legacy": "tnt_s_legacy_patch16_224",
     },
+    additions={"biases": "all"},
 )

@@ -226,7 +226,7 @@ class Twins(VisionModel[TwinsConfig]):
         )
         self.pos_block = nn.ModuleList(PositionEncoding(dim) for dim in dims)
         self.norm = nn.LayerNorm(dims[-1], config.norm_eps if config.final_norm_eps is None else config.final_norm_eps)
-        self.head = build_head(dims[-1], config.num_classes)
+        self.head = build_head(dims[-1], config)
         self.apply(_init)
 
     def stages(self, images: Float[Tensor, "b c h w"]) -> Iterator[tuple[Tensor, int, int]]:
