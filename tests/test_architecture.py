@@ -12,7 +12,7 @@ import vitrail
 PACKAGE = Path(vitrail.__file__).parent
 LAYERS = [
     {"devices", "errors", "wire", "models.recorded", "serve.batching", "serve.measures"},
-    {"pixels", "models.attention", "models.linear"},
+    {"dialects", "pixels", "models.attention", "models.linear"},
     {"arrays"},
     {
         "ckpt",
@@ -30,7 +30,7 @@ LAYERS = [
         "shift",
         "serve.settings",
     },
-    {"dialects", "imagenet", "models.layers", "photos", "transforms", "metrics", "augment", "projects", "weight_file"},
+    {"imagenet", "models.layers", "photos", "transforms", "metrics", "augment", "projects", "weight_file"},
     {"files", "preprocess_graph", "serve.connections", "serve.log", "serve.upload"},
     {"scores", "confusion", "page", "whole_folder"},
     {

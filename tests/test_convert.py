@@ -80,15 +80,15 @@ def own(wanted: Wanted) -> dict[str, Any]:
     ("name", "to", "file", "reason"),
     [
         ("t2t_vit_7", "timm", "a.pth", "timm has no T2T-ViT; convert it to official"),
-        ("t2t_vit_7", "mindcv", "a.ckpt", "MindCV has no T2T-ViT"),
-        ("t2t_vit_7", "mmpretrain", "a.pth", "its t2t_vit has tokens_type=transformer, and t2t_vit_7 has not"),
+        ("t2t_vit_7", "mindcv", "a.ckpt", "mindcv has no T2T-ViT; known for it are official, mmpretrain, zoo"),
+        ("t2t_vit_7", "mmpretrain", "a.pth", "its T2T-ViT has tokens_type=transformer, and t2t_vit_7 has not"),
         (
             "tnt_s_patch16_224",
             "mmpretrain",
             "a.pth",
-            "its tnt has fold=word and stem=image, and tnt_s_patch16_224 has not",
+            "its TNT has fold=word and stem=image, and tnt_s_patch16_224 has not",
         ),
-        ("tnt_s_legacy_patch16_224", "mindcv", "a.ckpt", "its tnt has fold=sentence and stem=patch"),
+        ("tnt_s_legacy_patch16_224", "mindcv", "a.ckpt", "its TNT has fold=sentence and stem=patch"),
         (
             "tnt_s_patch16_224",
             "zoo",

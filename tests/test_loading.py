@@ -26,7 +26,7 @@ from torch.testing import assert_close
 from formula import formula
 from test_ckpt import COMMITTED, golden_values
 from vitrail.ckpt import encode_ckpt
-from vitrail.dialects import DIALECTS, Dialect, read_names, write_names
+from vitrail.dialects import Dialect, read_names, write_names
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.imagenet import by_name, wnids
 from vitrail.loading import Wanted, load_model, open_model
@@ -73,10 +73,8 @@ def dialect_of(project: str, name: str) -> Dialect:
     config = find_variant(name)[1].config
     return next(
         dialect
-        for dialect in DIALECTS
-        if project in dialect.projects
-        and dialect.family == find_variant(name)[0].name
-        and all(getattr(config, key) == value for key, value in dialect.only.items())
+        for dialect in find_variant(name)[0].dialects
+        if project in dialect.projects and all(getattr(config, key) == value for key, value in dialect.only.items())
     )
 
 
@@ -680,9 +678,7 @@ def test_every_dialect_reads_what_it_writes() -> None:
     for family in FAMILIES:
         with torch.device("meta"):
             weights = create_model(next(iter(family.variants))).state_dict()
-        for dialect in DIALECTS:
-            if dialect.family != family.name:
-                continue
+        for dialect in family.dialects:
             links, dropped = write_names(weights, dialect)
             back, ignored, rest = read_names([PREFIX.sub("", key) for link in links for key in link.theirs], dialect)
             assert {name for link in back for name in link.ours} == weights.keys() - set(dropped)

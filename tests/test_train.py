@@ -19,11 +19,11 @@ from forked import TORCHRUN, Python, python, wait_until
 from vitrail.ckpt import encode_ckpt, read_ckpt
 from vitrail.config import TrainConfig, command_line, read_yaml, resolve
 from vitrail.convert import convert
-from vitrail.dialects import DIALECTS, write_names
+from vitrail.dialects import write_names
 from vitrail.display import Quiet
 from vitrail.errors import CheckpointError, ConfigError, DataError, Interrupted, MissingExtra, Stopped, TrainingError
 from vitrail.loading import load_model, open_model
-from vitrail.models import create_model
+from vitrail.models import create_model, find_variant
 from vitrail.start import begin
 from vitrail.state import list_states, load_last_state
 from vitrail.train import TrainResult, due, is_better, train
@@ -363,7 +363,7 @@ def mindcv_file(folder: Path) -> Path:
     options = read_yaml(TINY).values["model"]["options"]
     torch.manual_seed(1)
     model = create_model("tnt_ti_patch16_224", num_classes=7, image_size=48, **options)
-    dialect = next(d for d in DIALECTS if d.name == "mindcv" and d.family == "tnt")
+    dialect = next(d for d in find_variant("tnt_ti_patch16_224")[0].dialects if d.name == "mindcv")
     links, _ = write_names(model.state_dict(), dialect)
     path = folder / "theirs.ckpt"
     path.write_bytes(b"".join(encode_ckpt({link.theirs[0]: model.state_dict()[link.ours[0]] for link in links})))

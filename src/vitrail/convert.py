@@ -13,25 +13,19 @@ from torch import Tensor
 
 from vitrail.checkpoint import config_of, encode_safetensors, provenance, save_model
 from vitrail.ckpt import encode_ckpt
-from vitrail.dialects import DIALECTS, PROJECTS, Dialect, write_names
+from vitrail.dialects import Dialect, write_names
 from vitrail.errors import CheckpointError, among
 from vitrail.files import write_whole
 from vitrail.hub import name_in_timm, save_folder
 from vitrail.loading import NUMERICS, OURS, Account, Opened, Wanted, numerics, open_model
 from vitrail.models import find_variant
 from vitrail.models.registry import ModelConfig
-from vitrail.recognise import FREE
+from vitrail.recognise import FREE, PROJECTS
 from vitrail.transforms import fit_statistics
 from vitrail.wire import Buffer
 
 TORCH = (".pth", ".pt", ".tar", ".bin")
 SUFFIXES = {"MindSpore": (".ckpt", ".safetensors"), "PyTorch": (*TORCH, ".safetensors")}
-ENTRIES = {("official", "twins"): "model", ("mmpretrain", None): "state_dict"}
-"""Where a project's own programs look for the weights in a .pth file; elsewhere they stand alone in it."""
-WHY_NOT = {
-    ("timm", "t2t_vit"): "timm has no T2T-ViT; convert it to official, which timm reads after `import vitrail.timm`",
-    ("mindcv", "t2t_vit"): "MindCV has no T2T-ViT; the MindSpore code for it is in the model zoo (--to zoo)",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +78,7 @@ def convert(source: Path | str, target: Path, to: str, asked: Wanted | None = No
         written = save_folder(target, theirs, opened.record)
     else:
         _check_suffix(target, to, SUFFIXES["MindSpore" if dialect.mindspore else "PyTorch"])
-        entry = ENTRIES.get((to, dialect.family)) or ENTRIES.get((to, None))
+        entry = dialect.entry if to == dialect.name else ""
         write_whole(target, _encode(theirs, target, entry, dialect.mindspore), f"choose another place than {target}")
         written = (str(target),)
     # no numerics: those of the project's own programs are to be compared with
@@ -107,19 +101,24 @@ def find_dialect(to: str, model: str, config: ModelConfig) -> Dialect:
     Raises:
         CheckpointError: It has no such model.
     """
-    family = find_variant(model)[0].name
-    known = [dialect for dialect in DIALECTS if to in dialect.projects]
-    if not known:
+    family = find_variant(model)[0]
+    if to not in PROJECTS:
         every = among(to, (*PROJECTS, OURS), "known are")
         raise CheckpointError(f"--to {to}: is no project that is known here{every}")
-    of_family = [dialect for dialect in known if dialect.family == family]
+    of_family = [dialect for dialect in family.dialects if to in dialect.projects]
     if not of_family:
-        raise CheckpointError(f"--to {to}: {WHY_NOT[to, family]}")
+        others = dict.fromkeys(name for dialect in family.dialects for name in dialect.projects)
+        advice = (
+            "convert it to official, which timm reads after `import vitrail.timm`"
+            if to == "timm"
+            else f"known for it are {', '.join(others)}"
+        )
+        raise CheckpointError(f"--to {to}: {to} has no {family.title}; {advice}")
     for dialect in of_family:
         if not _differing(config, dialect).keys() - _added(config, model, dialect).keys():
             return dialect
     has = " and ".join(f"{name}={value}" for name, value in _differing(config, of_family[0]).items())
-    raise CheckpointError(f"--to {to}: its {family} has {has}, and {model} has not")
+    raise CheckpointError(f"--to {to}: its {family.title} has {has}, and {model} has not")
 
 
 def _differing(config: ModelConfig, dialect: Dialect) -> dict[str, Any]:
@@ -158,7 +157,7 @@ def _check_suffix(target: Path, to: str, allowed: Iterable[str]) -> None:
         raise CheckpointError(f"{target}: --to {to} writes files that end in {', '.join(allowed)}{folder}")
 
 
-def _encode(theirs: dict[str, Tensor], target: Path, entry: str | None, mindspore: bool) -> Buffer | Iterable[Buffer]:
+def _encode(theirs: dict[str, Tensor], target: Path, entry: str, mindspore: bool) -> Buffer | Iterable[Buffer]:
     if target.suffix == ".ckpt":
         return encode_ckpt(theirs)
     if target.suffix == ".safetensors":

@@ -17,8 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD
-
 Change = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
@@ -59,6 +57,11 @@ def _to_grid(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensors[0].transpose(1, 2).unflatten(2, (side, words // side)).contiguous()]
 
 
+HEAD = ("head.{rest}",)
+"""What is outside of mmpretrain's backbones."""
+ZOO_PREFIX = "model."
+"""The zoo's programs put a net into another cell before they load. MindSpore takes a surplus prefix of a file off, so
+that bare nets load it too, but never one of the net."""
 SAME = How("renamed", _keep, _keep)
 JOINED = How("joined", _join, _halve)
 """Two of theirs are one of ours, one below the other."""
@@ -79,10 +82,9 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """The names of one project for one family of models."""
+    """The names of one project for one family of models; the family's file has it."""
 
     name: str
-    family: str
     also: tuple[str, ...] = ()
     """Other projects with the same names."""
     rows: tuple[Row, ...] = ()
@@ -98,6 +100,8 @@ class Dialect:
     """Before every name but the bare ones, when written."""
     bare: tuple[str, ...] = ()
     """Patterns of theirs that have no prefix."""
+    entry: str = ""
+    """Where the project's programs look for the weights in a .pth file; elsewhere they stand alone in it."""
     mindspore: bool = False
     """Norms have gamma and beta, and files are .ckpt."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -170,45 +174,6 @@ def may_lack(name: str, dialect: Dialect) -> bool:
     return _is_one_of(name, (*dialect.absent, *dialect.optional))
 
 
-_BLOCK = re.compile(r"(.+?)\.((?:norm[12]|attn|mlp|proj\.0)\..+)")
-_POSITION = "proj.0.bias"
-_WIDTH = ("norm1.gamma", _POSITION)
-
-
-def is_twins_of_mindspore(weights: Mapping[str, Tensor]) -> bool:
-    """Say whether names are MindSpore's of a Twins, of whatever version."""
-    return any(name.startswith("patch_embeds.") and name.endswith(".gamma") for name in weights)
-
-
-def number_stages(weights: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return the zoo's names of Twins' weights, with those in the file, by the order and the shapes of the file.
-
-    How MindSpore names what a stage holds differs from version to version; that a stage's blocks stand in the order
-    they run does not. A stage is known by its width, which grows with each, and a position encoding by its weights.
-    """
-    blocks: dict[str, dict[str, str]] = {}
-    found = {}
-    for name in weights:
-        block = _BLOCK.fullmatch(name)
-        if block is None or name.startswith("patch_embeds."):
-            found[name] = name
-        else:
-            blocks.setdefault(block[1], {})[block[2]] = name
-    widths = {
-        place: len(weights[leaves[leaf]]) for place, leaves in blocks.items() for leaf in _WIDTH if leaf in leaves
-    }
-    stages = sorted(set(widths.values()))
-    for stage, width in enumerate(stages):
-        places = [place for place in blocks if widths.get(place) == width]
-        encodings = [place for place in places if _POSITION in blocks[place]]
-        for place in encodings:
-            found |= {f"pos_block.{stage}.{leaf}": name for leaf, name in blocks[place].items()}
-        for number, place in enumerate(place for place in places if place not in encodings):
-            at = number + 1 if number else 0
-            found |= {f"merge_blocks.{stage}.{at}.{leaf}": name for leaf, name in blocks[place].items()}
-    return found
-
-
 def _is_one_of(name: str, patterns: Iterable[str]) -> bool:
     return any(_match(pattern, name) is not None for pattern in patterns)
 
@@ -277,265 +242,3 @@ def _theirs(name: str, dialect: Dialect) -> str:
     found = _NORM.fullmatch(name) if dialect.mindspore else None
     name = f"{found[1]}.{_LEAF[found[2]]}" if found else name
     return name if _is_one_of(name, dialect.bare) else dialect.prefix + name
-
-
-# TNT
-
-_TNT_TIMM = (
-    Row("outer_pos", "patch_pos"),
-    Row("inner_pos", "pixel_pos", WORDS),
-    Row("patch_embed.{rest}", "pixel_embed.{rest}"),
-    Row("proj_norm1.{rest}", "norm1_proj.{rest}"),
-    Row("proj_norm2.{rest}", "norm2_proj.{rest}"),
-    Row("blocks.{i}.inner_norm1.{rest}", "blocks.{i}.norm_in.{rest}"),
-    Row("blocks.{i}.inner_attn.{rest}", "blocks.{i}.attn_in.{rest}"),
-    Row("blocks.{i}.inner_norm2.{rest}", "blocks.{i}.norm_mlp_in.{rest}"),
-    Row("blocks.{i}.inner_mlp.{rest}", "blocks.{i}.mlp_in.{rest}"),
-    Row("blocks.{i}.proj_norm1.{rest}", "blocks.{i}.norm1_proj.{rest}"),
-    Row("blocks.{i}.proj_norm2.{rest}", "blocks.{i}.norm2_proj.{rest}"),
-    Row("blocks.{i}.outer_norm1.{rest}", "blocks.{i}.norm_out.{rest}"),
-    Row("blocks.{i}.outer_attn.{rest}", "blocks.{i}.attn_out.{rest}"),
-    Row("blocks.{i}.outer_norm2.{rest}", "blocks.{i}.norm_mlp.{rest}"),
-    Row("blocks.{i}.outer_mlp.{rest}", "blocks.{i}.mlp.{rest}"),
-)
-
-
-def _mmpretrain_half(half: str) -> tuple[Row, ...]:
-    ours, theirs = f"blocks.{{i}}.{half}", f"layers.{{i}}.{half}_block"
-    return (
-        Row(f"{ours}_norm1.{{rest}}", f"{theirs}.norm_attn.{{rest}}"),
-        Row((f"{ours}_attn.qk.weight", f"{ours}_attn.v.weight"), f"{theirs}.attn.attn.in_proj_weight", SPLIT),
-        Row(f"{ours}_attn.proj.{{rest}}", f"{theirs}.attn.attn.out_proj.{{rest}}"),
-        Row(f"{ours}_norm2.{{rest}}", f"{theirs}.norm_ffn.{{rest}}"),
-        Row(f"{ours}_mlp.fc1.{{rest}}", f"{theirs}.ffn.layers.0.0.{{rest}}"),
-        Row(f"{ours}_mlp.fc2.{{rest}}", f"{theirs}.ffn.layers.1.{{rest}}"),
-    )
-
-
-_TNT_MMPRETRAIN = (
-    *_TNT_TIMM[:5],
-    Row("proj.{rest}", "projection.{rest}"),
-    *_mmpretrain_half("inner"),
-    Row("blocks.{i}.proj_norm1.{rest}", "layers.{i}.norm_proj.{rest}"),
-    Row("blocks.{i}.proj.{rest}", "layers.{i}.projection.{rest}"),
-    *_mmpretrain_half("outer"),
-    Row("head.{rest}", "head.fc.{rest}"),
-)
-
-_TNT_ZOO = (
-    *(
-        Row(
-            f"blocks.{{i}}.{half}_attn.qk.weight",
-            (f"blocks.{{i}}.{half}_attn.q.weight", f"blocks.{{i}}.{half}_attn.k.weight"),
-            JOINED,
-        )
-        for half in ("inner", "outer")
-    ),
-    Row("proj_norm2.{rest}", "proj_norm2_tnt.{rest}"),
-)
-
-_ZOO_BIASES = (
-    "patch_embed.proj.bias",
-    "proj.bias",
-    "head.bias",
-    "blocks.{i}.inner_attn.proj.bias",
-    "blocks.{i}.inner_mlp.fc2.bias",
-    "blocks.{i}.outer_attn.proj.bias",
-    "blocks.{i}.outer_mlp.fc2.bias",
-)
-
-_IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-_MMPRETRAIN_BARE = ("head.{rest}",)
-_ZOO_PREFIX = "model."
-"""The zoo's programs wrap a net with its loss before they load; MindSpore takes a surplus prefix of a file off, so that
-bare nets load it too, but never one of the net."""
-
-_TNT = (
-    Dialect(
-        name="official",
-        family="tnt",
-        optional=("outer_tokens",),
-        only={"fold": "sentence", "stem": "patch", "biases": "all"},
-    ),
-    Dialect(name="timm", family="tnt", rows=_TNT_TIMM, absent=("outer_tokens",), only={"biases": "all"}),
-    Dialect(
-        name="mmpretrain",
-        family="tnt",
-        rows=_TNT_MMPRETRAIN,
-        prefix="backbone.",
-        bare=_MMPRETRAIN_BARE,
-        absent=("outer_tokens",),
-        only={"fold": "word", "stem": "image", "biases": "all"},
-    ),
-    Dialect(
-        name="mindcv",
-        family="tnt",
-        absent=("outer_tokens",),
-        mindspore=True,
-        options={"gelu": "tanh", "final_norm_eps": 1e-7},
-        preprocess=_IMAGENET,
-        only={"fold": "sentence", "stem": "patch", "biases": "all"},
-        doubts=(
-            "MindCV normalises with ImageNet's mean and std, which its own training used; weights that were converted "
-            "to it from the official ones expect 0.5 (preprocess.mean=[0.5,0.5,0.5] preprocess.std=[0.5,0.5,0.5]) and "
-            "erf GELU (weights.options.gelu=erf); `vitrail evaluate FILE --sweep-preprocess` tells which",
-        ),
-    ),
-    Dialect(
-        name="zoo",
-        family="tnt",
-        rows=_TNT_ZOO,
-        prefix=_ZOO_PREFIX,
-        absent=("outer_tokens", *_ZOO_BIASES),
-        instead="a model trained with model.options.biases=zoo has none of them",
-        mindspore=True,
-        options={"gelu": "tanh", "norm_eps": 1e-7},
-        preprocess={**_IMAGENET, "crop": 0.875},
-        only={"fold": "sentence", "stem": "patch"},
-    ),
-)
-
-# T2T-ViT
-
-_T2T_MMPRETRAIN = (
-    Row("tokens_to_token.attention{n}.norm{i}.{rest}", "tokens_to_token.attention{n}.ln{i}.{rest}"),
-    Row("tokens_to_token.attention{n}.mlp.fc1.{rest}", "tokens_to_token.attention{n}.ffn.layers.0.0.{rest}"),
-    Row("tokens_to_token.attention{n}.mlp.fc2.{rest}", "tokens_to_token.attention{n}.ffn.layers.1.{rest}"),
-    Row("blocks.{i}.norm{n}.{rest}", "encoder.{i}.ln{n}.{rest}"),
-    Row("blocks.{i}.mlp.fc1.{rest}", "encoder.{i}.ffn.layers.0.0.{rest}"),
-    Row("blocks.{i}.mlp.fc2.{rest}", "encoder.{i}.ffn.layers.1.{rest}"),
-    Row("blocks.{i}.{rest}", "encoder.{i}.{rest}"),
-    Row("head.{rest}", "head.layers.head.{rest}"),
-)
-
-_T2T_ZOO = (
-    # a performer's two layers have numbers here; a transformer's have names in both
-    Row("tokens_to_token.attention{n}.mlp.0.{rest}", "tokens_to_token.attention{n}.mlp.fc1.{rest}"),
-    Row("tokens_to_token.attention{n}.mlp.2.{rest}", "tokens_to_token.attention{n}.mlp.fc2.{rest}"),
-)
-
-_T2T_ZOO_OPTIONS = {"gelu": "tanh", "norm_eps": 1e-7}
-_T2T_ZOO_REMEDY = "with `disable_approximate_gelu: True` in their YAML its programs compute with erf GELU"
-_T2T_SPLITS = {"tokens_to_token.soft_split{n}.out": "a buffer of MindSpore's unfold"}
-
-_T2T = (
-    Dialect(name="official", family="t2t_vit"),
-    Dialect(
-        name="mmpretrain",
-        family="t2t_vit",
-        rows=_T2T_MMPRETRAIN,
-        prefix="backbone.",
-        bare=_MMPRETRAIN_BARE,
-        only={"tokens_type": "transformer"},
-        doubts=(
-            "mmpretrain's present code multiplies attention by 8 where the paper divides, so its own figures for these "
-            "weights cannot be had from it; here they compute what they were trained for",
-        ),
-    ),
-    Dialect(
-        name="zoo",
-        family="t2t_vit",
-        rows=_T2T_ZOO,
-        prefix=_ZOO_PREFIX,
-        ignored=_T2T_SPLITS,
-        mindspore=True,
-        options=_T2T_ZOO_OPTIONS,
-        remedy=_T2T_ZOO_REMEDY,
-        only={"tokens_type": "performer"},
-    ),
-    Dialect(
-        name="zoo",
-        family="t2t_vit",
-        prefix=_ZOO_PREFIX,
-        ignored=_T2T_SPLITS,
-        mindspore=True,
-        options=_T2T_ZOO_OPTIONS,
-        remedy=_T2T_ZOO_REMEDY,
-    ),
-)
-
-# Twins
-
-_TWINS_MMPRETRAIN = (
-    Row("patch_embeds.{k}.proj.{rest}", "patch_embeds.{k}.projection.{rest}"),
-    Row("pos_block.{k}.proj.0.{rest}", "position_encodings.{k}.proj.{rest}"),
-    Row("blocks.{k}.{i}.mlp.fc1.{rest}", "stages.{k}.{i}.ffn.layers.0.0.{rest}"),
-    Row("blocks.{k}.{i}.mlp.fc2.{rest}", "stages.{k}.{i}.ffn.layers.1.{rest}"),
-    Row("blocks.{k}.{i}.{rest}", "stages.{k}.{i}.{rest}"),
-    Row("norm.{rest}", "norm_after_stage3.{rest}"),
-    Row("head.{rest}", "head.fc.{rest}"),
-)
-
-
-def _merged(stage: str, name: str) -> tuple[Row, ...]:
-    """Return the rows of a stage, where the second place is its position encoding's and the other blocks follow."""
-    return (
-        Row(f"blocks.{stage}.0.{{rest}}", f"{name}.0.{{rest}}"),
-        Row(f"blocks.{stage}.{{i}}.{{rest}}", f"{name}.{{i+1}}.{{rest}}"),
-    )
-
-
-def _merged_with_position(stage: str, name: str) -> tuple[Row, ...]:
-    """Return the rows of a stage whose position encoding has that place in its name too."""
-    first, others = _merged(stage, name)
-    return (first, Row(f"pos_block.{stage}.{{rest}}", f"{name}.1.{{rest}}"), others)
-
-
-_TWINS_MINDSPORE = {"gelu": "tanh", "embed_norm_eps": 1e-7}
-
-_TWINS = (
-    Dialect(
-        name="official",
-        family="twins",
-        also=("timm",),
-        notes=("timm's names are the same; it evaluates with preprocess.crop=0.9",),
-    ),
-    Dialect(
-        name="mmpretrain",
-        family="twins",
-        rows=_TWINS_MMPRETRAIN,
-        prefix="backbone.",
-        bare=_MMPRETRAIN_BARE,
-        only={"window_size": None},
-    ),
-    Dialect(
-        name="mmpretrain",
-        family="twins",
-        rows=_TWINS_MMPRETRAIN,
-        prefix="backbone.",
-        bare=_MMPRETRAIN_BARE,
-        only={"window_size": 7},
-        options={"norm_eps": 1e-5},
-    ),
-    # the bare net: MindSpore 2 names a stage by its number, the first one not at all
-    Dialect(
-        name="mindcv",
-        family="twins",
-        rows=(*_merged_with_position("0", "0"), *_merged_with_position("{k}", "0.{k}")),
-        mindspore=True,
-        options=_TWINS_MINDSPORE,
-        preprocess={"crop": 0.9},
-    ),
-    # the net within another cell: the position encodings are registered, and named, before the stages
-    Dialect(
-        name="zoo",
-        family="twins",
-        rows=_merged("{k}", "merge_blocks.{k}"),
-        prefix=_ZOO_PREFIX,
-        mindspore=True,
-        options=_TWINS_MINDSPORE,
-        preprocess={"crop": 0.9},
-    ),
-    # as vitrail wrote it at first
-    Dialect(
-        name="zoo",
-        family="twins",
-        rows=_merged_with_position("{k}", "merge_blocks.{k}"),
-        mindspore=True,
-        options=_TWINS_MINDSPORE,
-        preprocess={"crop": 0.9},
-    ),
-)
-
-DIALECTS = _TNT + _T2T + _TWINS
-PROJECTS = tuple(dict.fromkeys(name for dialect in DIALECTS for name in dialect.projects))

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor
 
 from vitrail.checkpoint import Record, config_of, encode_safetensors, to_metadata
+from vitrail.dialects import write_names
 from vitrail.errors import CheckpointError
 from vitrail.files import write_whole
 from vitrail.imagenet import wnids
@@ -152,9 +153,13 @@ def timm_config(record: Record) -> dict[str, Any]:
 
 
 def _first_layer(model: str) -> dict[str, str]:
-    family = find_variant(model)[0].name
-    names = {"tnt": "pixel_embed.proj", "twins": "patch_embeds.0.proj"}
-    return {"first_conv": names[family]} if family in names else {}
+    """Return what timm asks for to adapt a model of its own to other channels; `vitrail.timm` does that for ours."""
+    family = find_variant(model)[0]
+    if not family.channels or not is_of_timm(model):
+        return {}
+    dialect = next(dialect for dialect in family.dialects if "timm" in dialect.projects)
+    (link,), _ = write_names([next(iter(family.channels))], dialect)
+    return {"first_conv": link.theirs[0].removesuffix(".weight")}
 
 
 def model_card(record: Record) -> str:

@@ -28,13 +28,6 @@ from vitrail.weight_file import WeightFile, open_weights
 OURS = "vitrail"
 NUMERICS = ("gelu", "norm_eps", "final_norm_eps", "embed_norm_eps")
 """What the same weights compute otherwise with."""
-CIFAR = {
-    "crop": 1.0,
-    "interpolation": "bilinear",
-    "mean": (0.4914, 0.4822, 0.4465),
-    "std": (0.2023, 0.1994, 0.2010),
-}
-"""What T2T-ViT's transfer to CIFAR reads images with; its files keep the weights in an entry `net`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,13 +320,11 @@ def _aliases(model: str) -> list[str]:
 
 def _describe(file: WeightFile, reading: Reading, entry: str) -> tuple[Preprocess, tuple[str, ...], list[str]]:
     """Return how images were read and what the logits mean, by what the file says, or else by its dialect."""
-    card, size = find_variant(reading.model)[1], reading.config.size
+    (family, card), size = find_variant(reading.model), reading.config.size
     read: dict[str, Any] = {
         "crop": card.crop, "interpolation": card.interpolation, "mean": card.mean, "std": card.std,
-        **reading.dialect.preprocess,
+        **reading.dialect.preprocess, **family.by_entry.get(entry, {}),
     }  # fmt: skip
-    if entry == "net":
-        read |= CIFAR
     said, told = _pretrained(file), []
     if said.get("crop_mode", "center") not in ("center", None):
         told.append(f"{file.path}: its config.json asks for crop_mode {said['crop_mode']}; the centre is cut instead")
@@ -397,8 +388,9 @@ def _adapted(opened: Opened, asked: Wanted) -> Opened:
     if asked.classes is not None and options.setdefault("num_classes", len(asked.classes)) != len(asked.classes):
         raise ConfigError(f"num_classes is {options['num_classes']}, but {len(asked.classes)} classes are named")
     target = build_config(record.model, **{**asdict(source), **options})
-    if asked.positions == "fresh" and find_variant(record.model)[0].name != "t2t_vit":
-        raise ConfigError(f"{path}: positions=fresh is for T2T-ViT; {record.model} learns its own or has none")
+    if asked.positions == "fresh" and not find_variant(record.model)[0].fixed_positions:
+        having = " and ".join(family.title for family in FAMILIES if family.fixed_positions)
+        raise ConfigError(f"{path}: positions=fresh is for {having}; {record.model} learns its own or has none")
     additions = find_variant(record.model)[0].additions
     added = {name for name, value in additions.items() if getattr(source, name) != getattr(target, name) == value}
     for name, value in _architecture(source).items():

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
+import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -102,9 +103,19 @@ def _filter(name: str, weights: Mapping[str, Tensor], model: VisionModel) -> dic
     return found
 
 
-def _register(name: str, public: str, num_maps: int) -> None:
+def _num_maps(name: str) -> int:
+    """Return how many maps a model gives where timm is not told: a pyramid all, another three, as timm's own do."""
+    family, card = find_variant(name)
+    with torch.device("meta"):
+        levels = family.model(card.config).feature_levels
+    return len(levels) if len({level.reduction for level in levels}) > 1 else min(3, len(levels))
+
+
+def _register(name: str, public: str) -> None:
     def create(pretrained: bool = False, **arguments: Any) -> VisionModel:
-        wanted = {"out_indices": arguments.pop("out_indices", num_maps), "feature_cls": "getter"}
+        wanted: dict[str, Any] = {"feature_cls": "getter"}
+        if arguments.get("features_only"):
+            wanted["out_indices"] = arguments.pop("out_indices", None) or _num_maps(name)
         return build_model_with_cfg(
             partial(_build, name), public, pretrained, pretrained_filter_fn=partial(_filter, name), feature_cfg=wanted,
             **arguments,
@@ -118,7 +129,6 @@ _CLASSES: dict[str, Any] = {
     family.name: type(f"{family.name}_for_timm", (_AsTimm, cast(type, family.model)), {}) for family in FAMILIES
 }
 _NAMES = {name: name_in_timm(name) for family in FAMILIES for name in family.variants}
-_FIRST_LAYERS = {"tnt": "patch_embed.proj", "t2t_vit": None, "twins": "patch_embeds.0.proj"}
 default_cfgs = generate_default_cfgs(
     {
         _NAMES[name]: {
@@ -129,7 +139,6 @@ default_cfgs = generate_default_cfgs(
             "interpolation": card.interpolation,
             "mean": card.mean,
             "std": card.std,
-            "first_conv": _FIRST_LAYERS[family.name],
             "classifier": "head",
         }
         for family in FAMILIES
@@ -138,4 +147,4 @@ default_cfgs = generate_default_cfgs(
 )
 for _family in FAMILIES:
     for _name in _family.variants:
-        _register(_name, _NAMES[_name], num_maps=4 if _family.name == "twins" else 3)  # as many as timm's own give
+        _register(_name, _NAMES[_name])

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vitrail.dialects import Dialect
 from vitrail.models.linear import Linear
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -130,11 +131,31 @@ class Variant(Generic[C]):
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
 
 
+Shapes = Mapping[str, tuple[int, ...]]
+"""Of weights, by official names."""
+
+
+def count_classes(shapes: Shapes) -> int:
+    """Return how many classes weights are for; 0 where they have no head."""
+    return shapes["head.weight"][0] if "head.weight" in shapes else 0
+
+
+def count_numbers(shapes: Shapes, pattern: str) -> int:
+    """Return how many different numbers stand in names where a pattern has its group."""
+    return len({found[1] for name in shapes if (found := re.match(pattern, name))})
+
+
+def _implied(shapes: Shapes) -> dict[str, Any]:
+    return {"num_classes": count_classes(shapes)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family(Generic[C]):
-    """Everything the toolkit needs to know about one architecture."""
+    """Everything the toolkit needs to know about one architecture; nothing else of it knows a family by its name."""
 
     name: str
+    title: str
+    """As a user is told."""
     paper: str
     code: str
     model: Callable[[C], VisionModel[C]]
@@ -143,6 +164,23 @@ class Family(Generic[C]):
     """Overrides that shrink any variant to something that runs in milliseconds, for tests and trials."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Names that other projects use, to ours."""
+    dialects: tuple[Dialect, ...] = (Dialect(name="official"),)
+    """How projects name the weights and what they compute with them, the official code's first."""
+    implied: Callable[[Shapes], dict[str, Any]] = _implied
+    """What the shapes of weights say of the configuration, with `num_classes`, `in_channels` where it is told, and
+    `positions`, the rows of a table without those of extra tokens. A KeyError says that they are of another family."""
+    by_order: Callable[[Mapping[str, Tensor]], Mapping[str, str]] | None = None
+    """From names in a file that no dialect has to names of one that has, by order and shapes; none for other files."""
+    by_entry: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """How images were read for weights that stand in a certain entry of a training file."""
+    channels: Mapping[str, Literal["summed", "averaged"]] = field(default_factory=dict)
+    """Weights that change with the channels of images: layers that sum over all channels, side by side in the second
+    dimension, and norms over them, in the first. The first one named is the layer that reads images. Without any, a
+    model is not adapted to other channels."""
+    positions: tuple[str, ...] = ()
+    """Tables of positions (1, extra tokens and then the grid, d), resized to other image sizes."""
+    fixed_positions: Callable[[int, int], Tensor] | None = None
+    """From rows and channels to such a table, where it is computed and not trained."""
     additions: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the configuration, with values, that add weights to a model which compute nothing while they are 0."""
 
@@ -168,6 +206,8 @@ class VisionModel(nn.Module, ABC, Generic[C]):
     num_layers: int
     """The largest value of `layer_of`."""
     head: nn.Module
+    in_float: tuple[type[nn.Module], ...] = ()
+    """Kinds of modules whose layers are not computed in 8 bits."""
     grad_checkpointing: bool = False
     classes: tuple[str, ...] = ()
     """Names of the logits, where weights were loaded that have them."""

@@ -29,26 +29,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from vitrail.dialects import HEAD, JOINED, SPLIT, WORDS, ZOO_PREFIX, Dialect, Row
 from vitrail.models.attention import attend
 from vitrail.models.layers import DropPath, Mlp, drop_path_rates, to_map
 from vitrail.models.linear import Linear
 from vitrail.models.registry import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     Family,
     FeatureLevel,
     ModelConfig,
+    Shapes,
     Variant,
     VisionModel,
     block_index,
     build_head,
     check_heads,
     check_multiple,
+    count_classes,
+    count_numbers,
     init_linear,
 )
 
@@ -270,8 +276,130 @@ _S = TNTConfig(embed_dim=384, inner_dim=24, num_heads=6, inner_num_heads=4)
 _S_LEGACY = TNTConfig(embed_dim=384, inner_dim=24, num_heads=6, inner_num_heads=4, stem="image", fold="word")
 _B = TNTConfig(embed_dim=640, inner_dim=40, num_heads=10, inner_num_heads=4)
 
+_TIMM = (
+    Row("outer_pos", "patch_pos"),
+    Row("inner_pos", "pixel_pos", WORDS),
+    Row("patch_embed.{rest}", "pixel_embed.{rest}"),
+    Row("proj_norm1.{rest}", "norm1_proj.{rest}"),
+    Row("proj_norm2.{rest}", "norm2_proj.{rest}"),
+    Row("blocks.{i}.inner_norm1.{rest}", "blocks.{i}.norm_in.{rest}"),
+    Row("blocks.{i}.inner_attn.{rest}", "blocks.{i}.attn_in.{rest}"),
+    Row("blocks.{i}.inner_norm2.{rest}", "blocks.{i}.norm_mlp_in.{rest}"),
+    Row("blocks.{i}.inner_mlp.{rest}", "blocks.{i}.mlp_in.{rest}"),
+    Row("blocks.{i}.proj_norm1.{rest}", "blocks.{i}.norm1_proj.{rest}"),
+    Row("blocks.{i}.proj_norm2.{rest}", "blocks.{i}.norm2_proj.{rest}"),
+    Row("blocks.{i}.outer_norm1.{rest}", "blocks.{i}.norm_out.{rest}"),
+    Row("blocks.{i}.outer_attn.{rest}", "blocks.{i}.attn_out.{rest}"),
+    Row("blocks.{i}.outer_norm2.{rest}", "blocks.{i}.norm_mlp.{rest}"),
+    Row("blocks.{i}.outer_mlp.{rest}", "blocks.{i}.mlp.{rest}"),
+)
+
+
+def _mmpretrain_half(half: str) -> tuple[Row, ...]:
+    ours, theirs = f"blocks.{{i}}.{half}", f"layers.{{i}}.{half}_block"
+    return (
+        Row(f"{ours}_norm1.{{rest}}", f"{theirs}.norm_attn.{{rest}}"),
+        Row((f"{ours}_attn.qk.weight", f"{ours}_attn.v.weight"), f"{theirs}.attn.attn.in_proj_weight", SPLIT),
+        Row(f"{ours}_attn.proj.{{rest}}", f"{theirs}.attn.attn.out_proj.{{rest}}"),
+        Row(f"{ours}_norm2.{{rest}}", f"{theirs}.norm_ffn.{{rest}}"),
+        Row(f"{ours}_mlp.fc1.{{rest}}", f"{theirs}.ffn.layers.0.0.{{rest}}"),
+        Row(f"{ours}_mlp.fc2.{{rest}}", f"{theirs}.ffn.layers.1.{{rest}}"),
+    )
+
+
+_MMPRETRAIN = (
+    *_TIMM[:5],
+    Row("proj.{rest}", "projection.{rest}"),
+    *_mmpretrain_half("inner"),
+    Row("blocks.{i}.proj_norm1.{rest}", "layers.{i}.norm_proj.{rest}"),
+    Row("blocks.{i}.proj.{rest}", "layers.{i}.projection.{rest}"),
+    *_mmpretrain_half("outer"),
+    Row("head.{rest}", "head.fc.{rest}"),
+)
+
+_ZOO = (
+    *(
+        Row(
+            f"blocks.{{i}}.{half}_attn.qk.weight",
+            (f"blocks.{{i}}.{half}_attn.q.weight", f"blocks.{{i}}.{half}_attn.k.weight"),
+            JOINED,
+        )
+        for half in ("inner", "outer")
+    ),
+    Row("proj_norm2.{rest}", "proj_norm2_tnt.{rest}"),
+)
+
+_ZOO_BIASES = (
+    "patch_embed.proj.bias",
+    "proj.bias",
+    "head.bias",
+    "blocks.{i}.inner_attn.proj.bias",
+    "blocks.{i}.inner_mlp.fc2.bias",
+    "blocks.{i}.outer_attn.proj.bias",
+    "blocks.{i}.outer_mlp.fc2.bias",
+)
+
+_IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+_DIALECTS = (
+    Dialect(
+        name="official",
+        optional=("outer_tokens",),
+        only={"fold": "sentence", "stem": "patch", "biases": "all"},
+    ),
+    Dialect(name="timm", rows=_TIMM, absent=("outer_tokens",), only={"biases": "all"}),
+    Dialect(
+        name="mmpretrain",
+        entry="state_dict",
+        rows=_MMPRETRAIN,
+        prefix="backbone.",
+        bare=HEAD,
+        absent=("outer_tokens",),
+        only={"fold": "word", "stem": "image", "biases": "all"},
+    ),
+    Dialect(
+        name="mindcv",
+        absent=("outer_tokens",),
+        mindspore=True,
+        options={"gelu": "tanh", "final_norm_eps": 1e-7},
+        preprocess=_IMAGENET,
+        only={"fold": "sentence", "stem": "patch", "biases": "all"},
+        doubts=(
+            "MindCV normalises with ImageNet's mean and std, which its own training used; weights that were converted "
+            "to it from the official ones expect 0.5 (preprocess.mean=[0.5,0.5,0.5] preprocess.std=[0.5,0.5,0.5]) and "
+            "erf GELU (weights.options.gelu=erf); `vitrail evaluate FILE --sweep-preprocess` tells which",
+        ),
+    ),
+    Dialect(
+        name="zoo",
+        rows=_ZOO,
+        prefix=ZOO_PREFIX,
+        absent=("outer_tokens", *_ZOO_BIASES),
+        instead="a model trained with model.options.biases=zoo has none of them",
+        mindspore=True,
+        options={"gelu": "tanh", "norm_eps": 1e-7},
+        preprocess={**_IMAGENET, "crop": 0.875},
+        only={"fold": "sentence", "stem": "patch"},
+    ),
+)
+
+
+def _implied(shapes: Shapes) -> dict[str, Any]:
+    dim, (_, words, inner) = shapes["cls_token"][2], shapes["inner_pos"]
+    return {
+        "embed_dim": dim,
+        "inner_dim": inner,
+        "depth": count_numbers(shapes, r"blocks\.(\d+)\."),
+        "mlp_ratio": shapes["blocks.0.outer_mlp.fc1.weight"][0] / dim,
+        "fold": "word" if shapes["blocks.0.proj_norm1.weight"] == (inner,) and words > 1 else "sentence",
+        "in_channels": shapes["patch_embed.proj.weight"][1],
+        "num_classes": count_classes(shapes),
+        "positions": shapes["outer_pos"][1] - 1,
+    }
+
+
 FAMILY = Family(
     name="tnt",
+    title="TNT",
     paper="https://arxiv.org/abs/2103.00112",
     code="https://github.com/huawei-noah/Efficient-AI-Backbones/tree/master/tnt_pytorch",
     model=TNT,
@@ -343,4 +471,8 @@ FAMILY = Family(
         "tnt_s_legacy": "tnt_s_legacy_patch16_224",
     },
     additions={"biases": "all"},
+    dialects=_DIALECTS,
+    channels={"patch_embed.proj.weight": "summed"},
+    positions=("outer_pos",),
+    implied=_implied,
 )
