@@ -504,6 +504,62 @@ def test_timm_knows_our_models() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "count"), [("vitrail_tnt_s_patch16_224", 12), ("t2t_vit_7", 7), ("vitrail_twins_svt_small", 4)]
+)
+def test_timm_gets_features_and_maps_of_one_pass(name: str, count: int) -> None:
+    size = 64 if "twins" in name else 32
+    model = timm.create_model(name, img_size=size).eval()
+    blocks = [model.get_submodule(info["module"]) for info in model.feature_info]
+    assert len(blocks) == count
+    seen: list[int] = []
+    for index, block in enumerate(blocks):
+        block.register_forward_hook(lambda *args, index=index: seen.append(index))
+    images = torch.randn(1, 3, size, size)
+    with torch.inference_mode():
+        whole, maps = model.forward_intermediates(images, [1])
+        assert seen == list(range(count))
+        assert torch.equal(whole, model.forward_features(images))
+        seen.clear()
+        early, stopped = model.forward_intermediates(images, [1], stop_early=True)
+        assert torch.equal(stopped[0], maps[0])
+        assert seen == [0, 1]
+        seen.clear()
+        assert torch.equal(model.forward_intermediates(images, [1], intermediates_only=True)[0], maps[0])
+        assert seen == [0, 1]
+    assert early.shape[-1] == maps[0].shape[1]
+
+
+@pytest.mark.parametrize("out_indices", [None, (0, 2), (-1,)])
+@pytest.mark.parametrize("name", ["vitrail_tnt_s_patch16_224", "t2t_vit_7", "vitrail_twins_svt_small"])
+def test_features_for_timm_keep_no_unused_parameter(name: str, out_indices: Any) -> None:
+    size = 64 if "twins" in name else 32
+    given = {} if out_indices is None else {"out_indices": out_indices}
+    model = timm.create_model(name, img_size=size, features_only=True, **given)
+    maps = model(torch.randn(2, 3, size, size))
+    assert len(maps) == len(out_indices or range(4 if "twins" in name else 3))
+    assert [m.shape[1] for m in maps] == model.feature_info.channels()
+    sum(m.square().sum() for m in maps).backward()
+    assert [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("name", ["vitrail_tnt_s_patch16_224", "t2t_vit_7", "vitrail_twins_svt_small"])
+def test_pruned_model_gives_the_same_maps(name: str, norm: bool) -> None:
+    size = 64 if "twins" in name else 32
+    torch.manual_seed(0)
+    model = timm.create_model(name, img_size=size).eval()
+    images = torch.randn(1, 3, size, size)
+    with torch.inference_mode():
+        expected = model.forward_intermediates(images, [1, 2], norm=norm, intermediates_only=True)
+        before = sum(p.numel() for p in model.parameters())
+        assert model.prune_intermediate_layers([2, 1], prune_norm=not norm) == [1, 2]
+        found = model.forward_intermediates(images, [1, 2], norm=norm, intermediates_only=True)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert sum(p.numel() for p in model.parameters()) < before / 2
+    assert model.num_classes == 0
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"global_pool": "avg"}, "global_pool is 'avg'; these models pool as their papers do"),

@@ -74,7 +74,7 @@ def _adapt_head(
     before = {name: weights.pop(name) for name in ("head.weight", "head.bias") if name in weights}
     if target.num_classes == 0:
         return [Entry("skipped", theirs=tuple(before), note="the model is built without a head")]
-    head = build_head(features, target)
+    head = build_head(features, target.num_classes, target.head_bias)
     found = shared_rows(old, new) if before else []
     with torch.no_grad():
         for name, parameter in head.named_parameters():

@@ -60,8 +60,27 @@ class _AsTimm:
     ) -> Any:
         if output_fmt != "NCHW":
             raise ConfigError(f"output_fmt is {output_fmt!r}; these models give NCHW")
-        maps = super().forward_intermediates(x, indices, norm=norm)  # type: ignore[misc]
-        return maps if intermediates_only else (self.forward_features(x), maps)  # type: ignore[attr-defined]
+        tokens, maps = self.forward_maps(  # type: ignore[attr-defined]
+            x, indices, norm=norm, stop_early=stop_early or intermediates_only
+        )
+        return maps if intermediates_only else (tokens, maps)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] | None = None, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what the chosen maps do not need, and return their numbers."""
+        model = cast(VisionModel, self)
+        levels, chosen = model.feature_levels, sorted(model.level_indices(indices))
+        kept = max(chosen, default=len(levels) - 1) + 1
+        for name, child in model.named_children():
+            if isinstance(child, nn.ModuleList) and len(child) == len(levels):
+                setattr(model, name, child[:kept])
+        if prune_norm or levels[kept - 1].reduction != levels[-1].reduction:  # a pyramid's norm is for its last map
+            model.norm = nn.Identity()
+        if prune_head:
+            model.reset_classifier(0)
+        model.feature_levels = levels[:kept]
+        return chosen
 
 
 def _build(name: str, **arguments: Any) -> VisionModel:

@@ -50,8 +50,3 @@ class Mlp(nn.Module):
 def drop_path_rates(rate: float, depth: int) -> list[float]:
     """Return the rate of each block, from 0 at the first to `rate` at the last."""
     return torch.linspace(0, rate, depth, device="cpu").tolist()
-
-
-def to_map(tokens: Float[Tensor, "b n d"], height: int, width: int) -> Float[Tensor, "b d h w"]:
-    """Lay tokens, row by row, out as a map."""
-    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, height, width)

@@ -30,7 +30,7 @@ Differences from the official code: kept oddities first, then what is otherwise 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,7 +42,7 @@ from torch.nn.functional import pad
 
 from vitrail.dialects import HEAD, ZOO_PREFIX, Dialect, Row
 from vitrail.models.attention import attend
-from vitrail.models.layers import DropPath, Mlp, drop_path_rates, to_map
+from vitrail.models.layers import DropPath, Mlp, drop_path_rates
 from vitrail.models.linear import Linear
 from vitrail.models.registry import (
     Family,
@@ -59,6 +59,7 @@ from vitrail.models.registry import (
     count_numbers,
     gelu,
     init_linear,
+    to_map,
 )
 
 STRIDE = 16
@@ -269,7 +270,7 @@ class T2TViT(VisionModel[T2TViTConfig]):
         self.pos_embed = nn.Parameter(torch.empty(1, config.grid[0] * config.grid[1] + 1, d), requires_grad=False)
         self.blocks = nn.ModuleList(Block(config, r) for r in drop_path_rates(config.drop_path_rate, config.depth))
         self.norm = nn.LayerNorm(d, config.norm_eps if config.final_norm_eps is None else config.final_norm_eps)
-        self.head = build_head(d, config)
+        self.head = build_head(d, config.num_classes)
 
         self.apply(init_linear)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
@@ -286,25 +287,14 @@ class T2TViT(VisionModel[T2TViTConfig]):
         x = self.tokens_to_token(images)
         return torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
 
-    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b s d"]:
+    def levels(self, images: Float[Tensor, "b c h w"]) -> Iterator[tuple[Float[Tensor, "b s d"], tuple[int, int]]]:
         x = self.embed(images)
         for block in self.blocks:
             x = self.run(block, x)
-        return self.norm(x)
+            yield x, self.config.grid
 
     def pool(self, tokens: Float[Tensor, "b s d"]) -> Float[Tensor, "b d"]:
         return tokens[:, 0]
-
-    def forward_intermediates(
-        self, images: Float[Tensor, "b c h w"], indices: int | Sequence[int] | None = None, *, norm: bool = False
-    ) -> list[Float[Tensor, "b d _ _"]]:
-        wanted, maps = self.level_indices(indices), []
-        x = self.embed(images)
-        for i, block in enumerate(self.blocks):
-            x = self.run(block, x)
-            if i in wanted:
-                maps.append(to_map((self.norm(x) if norm else x)[:, 1:], *self.config.grid))
-        return maps
 
     def no_weight_decay(self) -> set[str]:
         return {"cls_token"}

@@ -27,7 +27,7 @@ Differences from the official code: kept oddities first, then what is otherwise 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,7 +38,7 @@ from torch.nn.functional import pad
 
 from vitrail.dialects import HEAD, JOINED, SPLIT, WORDS, ZOO_PREFIX, Dialect, Row
 from vitrail.models.attention import attend
-from vitrail.models.layers import DropPath, Mlp, drop_path_rates, to_map
+from vitrail.models.layers import DropPath, Mlp, drop_path_rates
 from vitrail.models.linear import Linear
 from vitrail.models.registry import (
     IMAGENET_MEAN,
@@ -221,7 +221,7 @@ class TNT(VisionModel[TNTConfig]):
         self.inner_pos = nn.Parameter(torch.zeros(1, p, e))
         self.blocks = nn.ModuleList(Block(config, r) for r in drop_path_rates(config.drop_path_rate, config.depth))
         self.norm = nn.LayerNorm(d, config.norm_eps if config.final_norm_eps is None else config.final_norm_eps)
-        self.head = build_head(d, config)
+        self.head = build_head(d, config.num_classes, config.head_bias)
 
         self.apply(init_linear)
         for token in (self.cls_token, self.outer_pos, self.inner_pos):
@@ -240,25 +240,14 @@ class TNT(VisionModel[TNTConfig]):
         sentences = torch.cat([self.cls_token.expand(b, -1, -1), sentences], dim=1) + self.outer_pos
         return words, sentences
 
-    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b s d"]:
+    def levels(self, images: Float[Tensor, "b c h w"]) -> Iterator[tuple[Float[Tensor, "b s d"], tuple[int, int]]]:
         words, sentences = self.embed(images)
         for block in self.blocks:
             words, sentences = self.run(block, words, sentences)
-        return self.norm(sentences)
+            yield sentences, self.config.grid
 
     def pool(self, tokens: Float[Tensor, "b s d"]) -> Float[Tensor, "b d"]:
         return tokens[:, 0]
-
-    def forward_intermediates(
-        self, images: Float[Tensor, "b c h w"], indices: int | Sequence[int] | None = None, *, norm: bool = False
-    ) -> list[Float[Tensor, "b d _ _"]]:
-        wanted, maps = self.level_indices(indices), []
-        words, sentences = self.embed(images)
-        for i, block in enumerate(self.blocks):
-            words, sentences = self.run(block, words, sentences)
-            if i in wanted:
-                maps.append(to_map((self.norm(sentences) if norm else sentences)[:, 1:], *self.config.grid))
-        return maps
 
     def no_weight_decay(self) -> set[str]:
         return {"cls_token", "outer_pos", "inner_pos"}

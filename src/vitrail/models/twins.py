@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ from torch.nn.functional import pad
 
 from vitrail.dialects import HEAD, ZOO_PREFIX, Dialect, Row
 from vitrail.models.attention import attend
-from vitrail.models.layers import DropPath, Mlp, drop_path_rates, to_map
+from vitrail.models.layers import DropPath, Mlp, drop_path_rates
 from vitrail.models.linear import Linear
 from vitrail.models.registry import (
     Family,
@@ -51,6 +51,7 @@ from vitrail.models.registry import (
     count_classes,
     count_numbers,
     init_linear,
+    to_map,
 )
 
 MIN_SIZE = 32
@@ -232,11 +233,10 @@ class Twins(VisionModel[TwinsConfig]):
         )
         self.pos_block = nn.ModuleList(PositionEncoding(dim) for dim in dims)
         self.norm = nn.LayerNorm(dims[-1], config.norm_eps if config.final_norm_eps is None else config.final_norm_eps)
-        self.head = build_head(dims[-1], config)
+        self.head = build_head(dims[-1], config.num_classes)
         self.apply(_init)
 
-    def stages(self, images: Float[Tensor, "b c h w"]) -> Iterator[tuple[Tensor, int, int]]:
-        """Yield the tokens (b, n, d), height and width that leave each stage."""
+    def levels(self, images: Float[Tensor, "b c h w"]) -> Iterator[tuple[Float[Tensor, "b n d"], tuple[int, int]]]:
         if min(images.shape[-2:]) < (smallest := self.config.smallest_size()):
             raise ValueError(
                 f"images are {tuple(images.shape[-2:])}; this Twins needs at least {smallest} pixels a side"
@@ -248,25 +248,11 @@ class Twins(VisionModel[TwinsConfig]):
                 x = self.run(block, x, height, width)
                 if index == 0:
                     x = pos_block(x, height, width)
-            yield x, height, width
+            yield x, (height, width)
             maps = to_map(x, height, width)
-
-    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        *_, (x, _, _) = self.stages(images)
-        return self.norm(x)
 
     def pool(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
         return tokens.mean(dim=1)
-
-    def forward_intermediates(
-        self, images: Float[Tensor, "b c h w"], indices: int | Sequence[int] | None = None, *, norm: bool = False
-    ) -> list[Float[Tensor, "b _ _ _"]]:
-        wanted, last = self.level_indices(indices), len(self.feature_levels) - 1
-        return [
-            to_map(self.norm(x) if norm and i == last else x, height, width)
-            for i, (x, height, width) in enumerate(self.stages(images))
-            if i in wanted
-        ]
 
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if name.startswith("pos_block.")}
