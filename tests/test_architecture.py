@@ -12,7 +12,7 @@ import vitrail
 PACKAGE = Path(vitrail.__file__).parent
 LAYERS = [
     {"devices", "errors", "wire", "models.recorded", "serve.batching", "serve.measures"},
-    {"files", "launch", "pixels", "models.attention", "models.linear"},
+    {"dialects", "files", "launch", "pixels", "models.attention", "models.linear"},
     {"arrays"},
     {
         "ckpt",
@@ -30,7 +30,7 @@ LAYERS = [
         "shift",
         "serve.settings",
     },
-    {"dialects", "imagenet", "models.layers", "photos", "transforms", "metrics", "augment", "projects", "weight_file"},
+    {"imagenet", "models.layers", "photos", "transforms", "metrics", "augment", "projects", "weight_file"},
     {"official", "preprocess_graph", "serve.connections", "serve.log", "serve.upload"},
     {"scores", "confusion", "page", "whole_folder"},
     {
@@ -63,10 +63,10 @@ LAYERS = [
     {"models", "data", "start", "flags"},
     {"checkpoint", "engine", "optim", "catalogue", "int8", "mindir", "recognise"},
     {"adapt", "answers", "artifact", "class_names"},
-    {"loading", "timm", "report"},
+    {"loading", "report"},
     {"engines", "label_report"},
     {"bench", "hub", "evaluate", "predict", "run_folder", "state", "doctor"},
-    {"convert", "check_data", "pack", "resize_data", "verdict", "serve.app"},
+    {"convert", "check_data", "pack", "resize_data", "timm", "verdict", "serve.app"},
     {"export", "serve"},
     {"job", "quantize"},
     {"run_report"},
@@ -144,7 +144,7 @@ def test_only_the_command_line_imports_our_modules_inside_functions(name: str) -
         ("torchvision", {"data.named_sets", "transforms"}),
         ("torchcodec", {"decoding"}),
         ("tifffile", {"arrays"}),
-        ("timm", {"adapt", "bench", "imagenet", "timm", "transforms", "state", "job", "models.layers"}),
+        ("timm", {"adapt", "bench", "hub", "imagenet", "timm", "transforms", "state", "job", "models.layers"}),
         ("huggingface_hub", {"hub", "weight_file"}),
         ("datasets", {"data.hf"}),
         ("pyarrow", {"data.hf", "data.parquet"}),

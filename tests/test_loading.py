@@ -26,7 +26,7 @@ from torch.testing import assert_close
 from formula import formula
 from test_ckpt import COMMITTED, golden_values
 from vitrail.ckpt import encode_ckpt
-from vitrail.dialects import DIALECTS, Dialect, read_names, write_names
+from vitrail.dialects import Dialect, read_names, write_names
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.imagenet import by_name, wnids
 from vitrail.loading import Wanted, load_model, open_model
@@ -73,10 +73,8 @@ def dialect_of(project: str, name: str) -> Dialect:
     config = find_variant(name)[1].config
     return next(
         dialect
-        for dialect in DIALECTS
-        if project in dialect.projects
-        and dialect.family == find_variant(name)[0].name
-        and all(getattr(config, key) == value for key, value in dialect.only.items())
+        for dialect in find_variant(name)[0].dialects
+        if project in dialect.projects and all(getattr(config, key) == value for key, value in dialect.only.items())
     )
 
 
@@ -160,25 +158,90 @@ def test_stages_of_twins_in_mindspore_have_the_names_it_gives_them() -> None:
     assert "blocks.0.0.norm1.weight" not in written
 
 
+def test_twins_of_the_zoo_are_named_as_in_its_training_files() -> None:
+    with torch.device("meta"):
+        written = theirs(create_model("twins_svt_small").state_dict(), "zoo", "twins_svt_small")
+    for key in (
+        "model.patch_embeds.0.norm.gamma", "model.pos_block.3.proj.0.bias", "model.merge_blocks.0.0.norm1.gamma",
+        "model.merge_blocks.3.4.mlp.fc2.bias", "model.merge_blocks.0.2.attn.norm.beta", "model.head.weight",
+    ):  # fmt: skip
+        assert key in written
+    assert not [key for key in written if "merge_blocks.0.1." in key]
+
+
+def in_training(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a file of the zoo's training: moments and numbers stand beside the weights of the wrapped net."""
+    model = {f"model.{name.removeprefix('model.')}": tensor for name, tensor in weights.items()}
+    numbers = {"scale_sense": torch.tensor(1024.0), "global_step": torch.tensor([7], dtype=torch.int32)}
+    counters = {name: torch.tensor(0) for name in ("current_iterator_step", "epoch_num", "step_num")}
+    moments = {
+        f"{kind}.{name}": tensor + 1 for kind in ("moments", "adam_m", "adam_v") for name, tensor in model.items()
+    }
+    return {**model, **numbers, "momentum": torch.tensor(0.9), **moments, **counters}
+
+
+def at_first(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the names under which vitrail wrote Twins for the zoo at first, and others without the prefix."""
+    bare = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+    return {re.sub(r"pos_block\.(\d+)\.", r"merge_blocks.\1.1.", name): tensor for name, tensor in bare.items()}
+
+
+@pytest.mark.parametrize("kind", [in_training, at_first])
+@pytest.mark.parametrize("name", [name for name, projects in EXAMPLES.items() if "zoo" in projects])
+def test_files_of_the_zoo_are_read_in_every_spelling(name: str, kind: Any, tmp_path: Path) -> None:
+    weights = tiny(name).state_dict()
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(b"".join(encode_ckpt(kind(theirs(weights, "zoo", name)))))
+    found = opened(path, name)
+    assert (found.account.dialect, found.account.notes) == ("zoo", opened(path, name, dialect="zoo").account.notes)
+    assert not [note for note in found.account.notes if "order and shape" in note]
+    assert all(torch.equal(tensor, found.weights[key]) for key, tensor in weights.items())
+    skipped = {entry.note for entry in found.account.entries if entry.what == "skipped"}
+    assert skipped <= {"of the optimizer", "of the training", "a single number, and no weight is one"}
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the names in MindSpore's files lie beside the repository")
+def test_training_file_of_twins_of_the_zoo_is_read(tmp_path: Path) -> None:
+    listed = json.loads((SHARED / "mindspore" / "twins_svt_small.train-names.json").read_text())
+    values = {
+        name: torch.full(shape, index / 100, dtype=getattr(torch, dtype))
+        for index, (name, (shape, dtype)) in enumerate(listed.items())
+    }
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(b"".join(encode_ckpt(values)))
+    found = open_model(path)
+    assert (found.account.dialect, found.record.model) == ("zoo", "twins_svt_small")
+    assert found.account.counts() == {"renamed": 290, "skipped": 298}
+    for ours, name in (
+        ("blocks.0.0.norm1.bias", "merge_blocks.0.0.norm1.beta"),
+        ("blocks.2.9.attn.sr.weight", "merge_blocks.2.10.attn.sr.weight"),
+        ("pos_block.3.proj.0.weight", "pos_block.3.proj.0.weight"),
+        ("head.bias", "head.bias"),
+    ):
+        assert torch.equal(found.weights[ours], values[f"model.{name}"])
+
+
+@pytest.mark.parametrize("first", ["blocks", "position encodings"])
 @pytest.mark.parametrize("name", ["twins_svt_small", "twins_pcpvt_base"])
-def test_stages_of_twins_are_found_by_order_and_shape_whatever_their_names(name: str, tmp_path: Path) -> None:
+def test_stages_of_twins_are_found_by_order_and_shape_whatever_their_names(name: str, first: str) -> None:
     with torch.device("meta"):
         weights = theirs(create_model(name).state_dict(), "zoo", name)
-    # as MindSpore saves a stage: in the order it runs
-    weights = dict(
-        sorted(weights.items(), key=lambda item: [int(n) for n in re.findall(r"(?<=\.)\d+(?=\.)", item[0])][:2])
-    )
-    renamed = {
-        re.sub(r"merge_blocks\.(\d+)\.(\d+)\.", r"layer\1_cells.cell_\2.", key): value for key, value in weights.items()
-    }
+    weights = {key.removeprefix("model."): tensor for key, tensor in weights.items()}
+    if first == "position encodings":
+        weights = dict(sorted(weights.items(), key=lambda item: not item[0].startswith("pos_block.")))
+
+    def rename(key: str) -> str:
+        key = re.sub(r"merge_blocks\.(\d+)\.(\d+)\.", r"layer\1_cells.cell_\2.", key)
+        return re.sub(r"pos_block\.(\d+)\.", r"layer\1_peg.", key)
+
+    renamed = {rename(key): value for key, value in weights.items()}
     (reading,) = recognise(renamed, "file", dialect=None, model=None, options={})
     assert (reading.dialect.name, reading.model, reading.is_whole) == ("zoo", name, True)
     by_name = {
         link.ours: link.theirs for link in recognise(weights, "file", dialect="zoo", model=None, options={})[0].links
     }
     for link in reading.links:
-        expected = by_name[link.ours][0]
-        assert link.theirs == (re.sub(r"merge_blocks\.(\d+)\.(\d+)\.", r"layer\1_cells.cell_\2.", expected),)
+        assert link.theirs == (rename(by_name[link.ours][0]),)
 
 
 def test_two_models_of_the_same_shapes_are_not_guessed_between(tmp_path: Path) -> None:
@@ -312,6 +375,16 @@ def wrapped(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "ema": {"state_dict": other, "state_dict_ema": weights, "epoch": 1},
         "only ema": {"state_dict_ema": weights},
         "mindspore ema": {**other, **{f"ema.{name}": tensor for name, tensor in weights.items()}},
+        "t2t ema": {
+            **{f"model.{name}": tensor for name, tensor in other.items()},
+            **{f"_ema_weights.model.{name}": tensor for name, tensor in weights.items()},
+            **{f"adam_m.model.{name}": tensor for name, tensor in other.items()},
+        },
+        "wrapped ema": {
+            **{f"model.{name}": tensor for name, tensor in other.items()},
+            **{f"model.ema_weights.{name}": tensor for name, tensor in weights.items()},
+        },
+        "only t2t ema": {f"_ema_weights.model.{name}": tensor for name, tensor in weights.items()},
         "detector": {"state_dict": {f"backbone.{name}": tensor for name, tensor in weights.items()}, "meta": {"a": 1}},
         "parameters": {name: torch.nn.Parameter(tensor) for name, tensor in weights.items()},
         "doubles": {name: tensor.double() for name, tensor in weights.items()},
@@ -329,7 +402,7 @@ def test_every_wrapper_is_taken_off(kind: str, old: bool, tmp_path: Path) -> Non
     assert all(tensor.dtype == torch.float32 for tensor in found.weights.values())
 
 
-@pytest.mark.parametrize("kind", ["ema", "mindspore ema"])
+@pytest.mark.parametrize("kind", ["ema", "mindspore ema", "t2t ema", "wrapped ema"])
 def test_weights_themselves_are_taken_when_asked(kind: str, tmp_path: Path) -> None:
     weights = tiny("tnt_s_patch16_224").state_dict()
     path = save(tmp_path / "a.pth", wrapped(weights)[kind])
@@ -337,6 +410,13 @@ def test_weights_themselves_are_taken_when_asked(kind: str, tmp_path: Path) -> N
     assert torch.equal(found.weights["norm.bias"], weights["norm.bias"] + 1)
     (note,) = [note for note in opened(path, "tnt_s_patch16_224").account.notes if "moving average" in note]
     assert "weights.average=false" in note
+
+
+def test_several_averages_are_not_chosen_between(tmp_path: Path) -> None:
+    weights = tiny("t2t_vit_7").state_dict()
+    averages = {f"{kind}.{name}": tensor for kind in ("ema", "_ema_weights") for name, tensor in weights.items()}
+    with pytest.raises(CheckpointError, match=r"has several moving averages \(ema\., _ema_weights\.\); keep one"):
+        opened(save(tmp_path / "a.pth", {**weights, **averages}), "t2t_vit_7")
 
 
 def test_transfer_to_cifar_brings_its_preprocessing(tmp_path: Path) -> None:
@@ -608,9 +688,7 @@ def test_every_dialect_reads_what_it_writes() -> None:
     for family in FAMILIES:
         with torch.device("meta"):
             weights = create_model(next(iter(family.variants))).state_dict()
-        for dialect in DIALECTS:
-            if dialect.family != family.name:
-                continue
+        for dialect in family.dialects:
             links, dropped = write_names(weights, dialect)
             back, ignored, rest = read_names([PREFIX.sub("", key) for link in links for key in link.theirs], dialect)
             assert {name for link in back for name in link.ours} == weights.keys() - set(dropped)

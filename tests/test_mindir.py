@@ -255,6 +255,7 @@ def execute(model: Any, *images: Tensor) -> Tensor:
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "tnt": ("tnt_s_patch16_224", {"depth": 1}),
+    "tnt of the zoo": ("tnt_s_patch16_224", {"depth": 1, "biases": "zoo"}),
     "tnt wide, tanh": ("tnt_s_patch16_224", {"image_size": (32, 48), "gelu": "tanh", "depth": 1}),
     "tnt legacy, high": ("tnt_s_legacy_patch16_224", {"image_size": (48, 32), "depth": 1}),
     "t2t performer": ("t2t_vit_7", {"depth": 1}),

@@ -19,11 +19,12 @@ from forked import TORCHRUN, Python, python, wait_until
 from test_run_folder import events
 from vitrail.ckpt import encode_ckpt, read_ckpt
 from vitrail.config import TrainConfig, command_line, read_yaml, resolve
-from vitrail.dialects import DIALECTS, write_names
+from vitrail.convert import convert
+from vitrail.dialects import write_names
 from vitrail.display import Quiet
 from vitrail.errors import CheckpointError, ConfigError, DataError, Interrupted, MissingExtra, Stopped, TrainingError
 from vitrail.loading import load_model, open_model
-from vitrail.models import create_model
+from vitrail.models import create_model, find_variant
 from vitrail.start import begin
 from vitrail.state import list_states, load_last_state
 from vitrail.train import TrainResult, due, is_better, train
@@ -441,11 +442,23 @@ def mindcv_file(folder: Path) -> Path:
     options = read_yaml(TINY).values["model"]["options"]
     torch.manual_seed(1)
     model = create_model("tnt_ti_patch16_224", num_classes=7, image_size=48, **options)
-    dialect = next(d for d in DIALECTS if d.name == "mindcv" and d.family == "tnt")
+    dialect = next(d for d in find_variant("tnt_ti_patch16_224")[0].dialects if d.name == "mindcv")
     links, _ = write_names(model.state_dict(), dialect)
     path = folder / "theirs.ckpt"
     path.write_bytes(b"".join(encode_ckpt({link.theirs[0]: model.state_dict()[link.ours[0]] for link in links})))
     return path
+
+
+def test_a_net_of_the_zoo_is_trained_and_goes_back_to_it(image_folder: Path, tmp_path: Path) -> None:
+    settings = ("model.options.biases=zoo", "model.options.gelu=tanh", "model.options.norm_eps=1.0e-7")
+    short = ("train.epochs=1", "schedule.warmup_epochs=0", "ema.decay=null")
+    first = run(image_folder, *settings, *short).folder / "best.safetensors"
+    assert convert(first, tmp_path / "theirs.ckpt", "zoo").difference == 0
+    display = Notebook()
+    again = run(image_folder, f"model.weights={tmp_path / 'theirs.ckpt'}", settings[0], *short, display=display).folder
+    assert any("zoo tnt_ti_patch16_224" in note for note in display.notes)
+    assert load_model(again / "best.safetensors").config == load_model(first).config
+    assert convert(again / "best.safetensors", tmp_path / "again.ckpt", "zoo").difference == 0
 
 
 STILL = ("train.epochs=1", "schedule.warmup_epochs=0", "optim.lr=1e-20", "schedule.min_lr=0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -10,13 +11,11 @@ from torch import Tensor
 
 from vitrail.errors import CheckpointError
 from vitrail.imagenet import COUNT, by_name, plain, wnids
-from vitrail.models.registry import ModelConfig, build_head
-from vitrail.models.t2t_vit import sinusoid
-from vitrail.recognise import Entry
+from vitrail.models import find_variant
+from vitrail.models.registry import Family, ModelConfig, build_head
+from vitrail.recognise import Entry, expected_shapes
 
 Positions = Literal["resized", "fresh"]
-T2T_CELL = 7 * 7
-"""Pixels that T2T-ViT's first layer joins into one token."""
 
 
 def adapt(
@@ -25,6 +24,7 @@ def adapt(
     target: Any,
     where: str,
     *,
+    model: str,
     old_classes: Sequence[str],
     new_classes: Sequence[str],
     positions: Positions = "resized",
@@ -34,8 +34,10 @@ def adapt(
     Args:
         weights: By official names.
         source: Configuration of the model that they fit.
-        target: Configuration of the model wanted; it differs in image_size, in_channels and num_classes at most.
+        target: Configuration of the model wanted; it differs in image_size, in_channels and num_classes at most, and in
+            what the family can add.
         where: The file, for messages.
+        model: Name of the model.
         old_classes: Names of the logits; empty where they are not known.
         new_classes: Names of the logits wanted; empty where they are not known.
         positions: Of T2T-ViT's fixed table: resized from the file's, or computed for the new size.
@@ -43,14 +45,26 @@ def adapt(
     Raises:
         CheckpointError: The channels cannot be adapted.
     """
-    weights, entries = dict(weights), []
+    weights, entries, family = dict(weights), [], find_variant(model)[0]
+    additions = family.additions
+    if added := {name: value for name, value in additions.items() if getattr(source, name) != getattr(target, name)}:
+        source = replace(source, **added)
+        entries += _add_zeros(weights, expected_shapes(model, source))
     if source.in_channels != target.in_channels:
-        entries += _adapt_channels(weights, source.in_channels, target.in_channels, where)
+        entries += _adapt_channels(weights, family, source.in_channels, target.in_channels, where)
     if source.size != target.size:
-        entries += _adapt_positions(weights, source, target, positions)
+        entries += _adapt_positions(weights, family, source, target, positions)
     if source.num_classes != target.num_classes or tuple(old_classes) != tuple(new_classes):
         entries += _adapt_head(weights, target, tuple(old_classes), tuple(new_classes))
     return weights, entries
+
+
+def _add_zeros(weights: dict[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> list[Entry]:
+    found = {name: weights[name] if name in weights else torch.zeros(shape) for name, shape in expected.items()}
+    added = [name for name in found if name not in weights]
+    weights.clear()
+    weights.update(found)
+    return [Entry("zero-filled", ours=(name,), note="the weights were made without") for name in added]
 
 
 def _adapt_head(
@@ -60,7 +74,7 @@ def _adapt_head(
     before = {name: weights.pop(name) for name in ("head.weight", "head.bias") if name in weights}
     if target.num_classes == 0:
         return [Entry("skipped", theirs=tuple(before), note="the model is built without a head")]
-    head = build_head(features, target.num_classes)
+    head = build_head(features, target.num_classes, target.head_bias)
     found = shared_rows(old, new) if before else []
     with torch.no_grad():
         for name, parameter in head.named_parameters():
@@ -68,7 +82,7 @@ def _adapt_head(
                 parameter[to] = before[f"head.{name}"][of]
             weights[f"head.{name}"] = parameter.detach()
     note = f"{len(found)} of {target.num_classes} rows kept, by class name; the others are fresh"
-    return [Entry("new", tuple(before), ("head.weight", "head.bias"), note)]
+    return [Entry("new", tuple(before), tuple(f"head.{name}" for name, _ in head.named_parameters()), note)]
 
 
 def shared_rows(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:
@@ -79,50 +93,53 @@ def shared_rows(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]
     return [(to, known[plain(name)]) for to, name in enumerate(new) if plain(name) in known]
 
 
-def _adapt_positions(weights: dict[str, Tensor], source: Any, target: Any, positions: Positions) -> list[Entry]:
+def _adapt_positions(
+    weights: dict[str, Tensor], family: Family[Any], source: Any, target: Any, positions: Positions
+) -> list[Entry]:
     from timm.layers.pos_embed import resample_abs_pos_embed  # importing timm takes seconds, and few files need it
 
     sizes = f"from {'x'.join(map(str, source.size))} to {'x'.join(map(str, target.size))} pixels"
     entries = []
-    for name in ("outer_pos", "pos_embed"):
-        if name not in weights:
-            continue
-        if name == "pos_embed" and positions == "fresh":
-            weights[name] = sinusoid(target.grid[0] * target.grid[1] + 1, weights[name].shape[2])
+    for name in family.positions:
+        before, after = source.grid[0] * source.grid[1], target.grid[0] * target.grid[1]
+        _, rows, width = weights[name].shape
+        extra = rows - before
+        kept = "; the class token's row is kept" if extra else ""
+        if positions == "fresh" and family.fixed_positions:
+            weights[name] = family.fixed_positions(after + extra, width)
             entries.append(Entry("new", (name,), (name,), f"the sinusoid of {'x'.join(map(str, target.size))} pixels"))
             continue
-        weights[name] = resample_abs_pos_embed(weights[name], list(target.grid), list(source.grid), num_prefix_tokens=1)
-        entries.append(Entry("resized", (name,), (name,), f"bicubic, {sizes}; the class token's row is kept"))
+        weights[name] = resample_abs_pos_embed(
+            weights[name], list(target.grid), list(source.grid), num_prefix_tokens=extra
+        )
+        entries.append(Entry("resized", (name,), (name,), f"bicubic, {sizes}{kept}"))
     if "outer_tokens" in weights:  # zeros that nothing reads
         weights["outer_tokens"] = torch.zeros(1, target.grid[0] * target.grid[1], weights["outer_tokens"].shape[2])
     return entries
 
 
-def _adapt_channels(weights: dict[str, Tensor], old: int, new: int, where: str) -> list[Entry]:
+def _adapt_channels(weights: dict[str, Tensor], family: Family[Any], old: int, new: int, where: str) -> list[Entry]:
     from timm.models._manipulate import adapt_input_conv
 
-    if old != 3:
+    if old != 3 or not family.channels:
+        of = "only weights for 3 can be adapted" if family.channels else f"{family.title} is not adapted"
         raise CheckpointError(
-            f"{where}: was made for {old} channels, and only weights for 3 can be adapted to other numbers; leave it "
-            f"at {old}, in training by data.channels={old}"
+            f"{where}: was made for {old} channels, and {of} to other numbers; leave it at {old}, in training by "
+            f"data.channels={old}"
         )
     rule = "summed over the three" if new == 1 else f"repeated, times 3/{new}"
     norm_rule = "the mean of the three" if new == 1 else "repeated"
     entries = []
-    for name in ("patch_embed.proj.weight", "patch_embeds.0.proj.weight"):
-        if name in weights:
-            weights[name] = adapt_input_conv(new, weights[name])
-            entries.append(Entry("resized", (name,), (name,), rule))
-    first = "tokens_to_token.attention1"
-    for name in (f"{first}.kqv.weight", f"{first}.attn.qkv.weight"):
-        if name in weights:
-            cells = weights[name].unflatten(1, (old, T2T_CELL, 1))
-            weights[name] = adapt_input_conv(new, cells).flatten(1)
-            entries.append(Entry("resized", (name,), (name,), rule))
-    for name in (f"{first}.norm1.weight", f"{first}.norm1.bias"):
-        if name in weights:
-            channels = weights[name].unflatten(0, (old, T2T_CELL))
+    for name, kind in family.channels.items():
+        if name not in weights:
+            continue
+        tensor = weights[name]
+        if kind == "summed":
+            cells = adapt_input_conv(new, tensor.reshape(len(tensor), old, -1, 1))
+            weights[name] = cells.reshape(len(tensor), new * tensor.shape[1] // old, *tensor.shape[2:])
+        else:
+            channels = tensor.unflatten(0, (old, -1))
             made = channels.mean(0, keepdim=True) if new == 1 else channels.repeat(-(-new // old), 1)[:new]
             weights[name] = made.flatten()
-            entries.append(Entry("resized", (name,), (name,), norm_rule))
+        entries.append(Entry("resized", (name,), (name,), rule if kind == "summed" else norm_rule))
     return entries

@@ -13,25 +13,19 @@ from torch import Tensor
 
 from vitrail.checkpoint import config_of, encode_safetensors, provenance, save_model
 from vitrail.ckpt import encode_ckpt
-from vitrail.dialects import DIALECTS, PROJECTS, Dialect, write_names
+from vitrail.dialects import Dialect, write_names
 from vitrail.errors import CheckpointError, among
 from vitrail.files import write_whole
-from vitrail.hub import save_folder
-from vitrail.loading import NUMERICS, OURS, Account, Opened, Wanted, open_model
+from vitrail.hub import name_in_timm, save_folder
+from vitrail.loading import NUMERICS, OURS, Account, Opened, Wanted, numerics, open_model
 from vitrail.models import find_variant
 from vitrail.models.registry import ModelConfig
-from vitrail.recognise import FREE
+from vitrail.recognise import FREE, PROJECTS
 from vitrail.transforms import fit_statistics
 from vitrail.wire import Buffer
 
 TORCH = (".pth", ".pt", ".tar", ".bin")
 SUFFIXES = {"MindSpore": (".ckpt", ".safetensors"), "PyTorch": (*TORCH, ".safetensors")}
-ENTRIES = {("official", "twins"): "model", ("mmpretrain", None): "state_dict"}
-"""Where a project's own programs look for the weights in a .pth file; elsewhere they stand alone in it."""
-WHY_NOT = {
-    ("timm", "t2t_vit"): "timm has no T2T-ViT; convert it to official, which timm reads after `import vitrail.timm`",
-    ("mindcv", "t2t_vit"): "MindCV has no T2T-ViT; the MindSpore code for it is in the model zoo (--to zoo)",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +38,7 @@ class Conversion:
     doubts: tuple[str, ...]
     """Where the other project computes or reads images otherwise."""
     difference: float
-    """The largest between the logits of what was read and of what was written, each as its project computes them."""
+    """The largest between logits: of the source as it was read, and of the target as its project's programs compute."""
     scale: float
     """Standard deviation of those logits."""
 
@@ -72,19 +66,33 @@ def convert(source: Path | str, target: Path, to: str, asked: Wanted | None = No
     if to == OURS:
         _check_suffix(target, to, (".safetensors",))
         save_model(target, opened.weights, replace(opened.record, provenance=_provenance(opened)))
-        return _compared(opened, target, (str(target),), [], Wanted())
+        difference, scale = _difference(opened, _read_back(opened, target, Wanted()))
+        return Conversion(read=opened.account, written=(str(target),), doubts=(), difference=difference, scale=scale)
     dialect = find_dialect(to, model, config)
+    if added := _added(config, model, dialect):
+        asked = asked or Wanted()
+        opened = open_model(source, replace(asked, options={**asked.options, **added}))
+        config = config_of(opened.record)
     theirs = to_dialect(opened.weights, dialect, str(source), to)
     if to == "timm" and target.suffix not in SUFFIXES["PyTorch"]:
         written = save_folder(target, theirs, opened.record)
     else:
         _check_suffix(target, to, SUFFIXES["MindSpore" if dialect.mindspore else "PyTorch"])
-        entry = ENTRIES.get((to, dialect.family)) or ENTRIES.get((to, None))
+        entry = dialect.entry if to == dialect.name else ""
         write_whole(target, _encode(theirs, target, entry, dialect.mindspore), f"choose another place than {target}")
         written = (str(target),)
-    options = {name: value for name, value in asdict(config).items() if name not in (*FREE, *dialect.options)}
-    asked = Wanted(dialect=to, model=model, options={**options, "image_size": config.image_size})
-    return _compared(opened, target, written, _doubts(opened, dialect, to), asked)
+    # no numerics: those of the project's own programs are to be compared with
+    options = {name: value for name, value in asdict(config).items() if name not in (*FREE, *NUMERICS)}
+    options["image_size"] = config.image_size
+    again = _read_back(opened, target, Wanted(dialect=to, model=model, options=options))
+    difference, scale = _difference(opened, again)
+    return Conversion(
+        read=opened.account,
+        written=written,
+        doubts=tuple(_doubts(opened, again, dialect, to, difference)),
+        difference=difference,
+        scale=scale,
+    )
 
 
 def find_dialect(to: str, model: str, config: ModelConfig) -> Dialect:
@@ -93,19 +101,35 @@ def find_dialect(to: str, model: str, config: ModelConfig) -> Dialect:
     Raises:
         CheckpointError: It has no such model.
     """
-    family = find_variant(model)[0].name
-    known = [dialect for dialect in DIALECTS if to in dialect.projects]
-    if not known:
+    family = find_variant(model)[0]
+    if to not in PROJECTS:
         every = among(to, (*PROJECTS, OURS), "known are")
         raise CheckpointError(f"--to {to}: is no project that is known here{every}")
-    of_family = [dialect for dialect in known if dialect.family == family]
+    of_family = [dialect for dialect in family.dialects if to in dialect.projects]
     if not of_family:
-        raise CheckpointError(f"--to {to}: {WHY_NOT[to, family]}")
+        others = dict.fromkeys(name for dialect in family.dialects for name in dialect.projects)
+        advice = (
+            "convert it to official, which timm reads after `import vitrail.timm`"
+            if to == "timm"
+            else f"known for it are {', '.join(others)}"
+        )
+        raise CheckpointError(f"--to {to}: {to} has no {family.title}; {advice}")
     for dialect in of_family:
-        if all(getattr(config, name) == value for name, value in dialect.only.items()):
+        if not _differing(config, dialect).keys() - _added(config, model, dialect).keys():
             return dialect
-    has = " and ".join(f"{name}={value}" for name, value in of_family[0].only.items())
-    raise CheckpointError(f"--to {to}: its {family} has {has}, and {model} has not")
+    has = " and ".join(f"{name}={value}" for name, value in _differing(config, of_family[0]).items())
+    raise CheckpointError(f"--to {to}: its {family.title} has {has}, and {model} has not")
+
+
+def _differing(config: ModelConfig, dialect: Dialect) -> dict[str, Any]:
+    """Return the fields, as a project has them, in which a model is none of the project's."""
+    return {name: value for name, value in dialect.only.items() if getattr(config, name) != value}
+
+
+def _added(config: ModelConfig, model: str, dialect: Dialect) -> dict[str, Any]:
+    """Return those of them that weights of zeros mend."""
+    additions = find_variant(model)[0].additions.items()
+    return {name: value for name, value in _differing(config, dialect).items() if (name, value) in additions}
 
 
 def to_dialect(weights: Mapping[str, Tensor], dialect: Dialect, where: str, to: str) -> dict[str, Tensor]:
@@ -118,7 +142,7 @@ def to_dialect(weights: Mapping[str, Tensor], dialect: Dialect, where: str, to: 
     if lost := [name for name in dropped if weights[name].any()]:
         raise CheckpointError(
             f"{where}: {to} has no place for {len(lost)} of its weights ({', '.join(lost[:3])}, ...), and they are not "
-            "zero; without them it would be another model"
+            f"zero; without them it would be another model{dialect.instead and f'; {dialect.instead}'}"
         )
     return {
         name: tensor
@@ -133,7 +157,7 @@ def _check_suffix(target: Path, to: str, allowed: Iterable[str]) -> None:
         raise CheckpointError(f"{target}: --to {to} writes files that end in {', '.join(allowed)}{folder}")
 
 
-def _encode(theirs: dict[str, Tensor], target: Path, entry: str | None, mindspore: bool) -> Buffer | Iterable[Buffer]:
+def _encode(theirs: dict[str, Tensor], target: Path, entry: str, mindspore: bool) -> Buffer | Iterable[Buffer]:
     if target.suffix == ".ckpt":
         return encode_ckpt(theirs)
     if target.suffix == ".safetensors":
@@ -151,7 +175,7 @@ def _provenance(opened: Opened) -> dict[str, Any]:
     )
 
 
-def _doubts(opened: Opened, dialect: Dialect, to: str) -> list[str]:
+def _doubts(opened: Opened, again: Opened, dialect: Dialect, to: str, difference: float) -> list[str]:
     record, doubts = opened.record, []
     if record.thresholds is not None:
         doubts.append(
@@ -159,14 +183,21 @@ def _doubts(opened: Opened, dialect: Dialect, to: str) -> list[str]:
             f"each logit, and as thresholds {', '.join(f'{value:.4g}' for value in record.thresholds[:10])}"
             f"{', ...' if len(record.thresholds) > 10 else ''}"
         )
+    wanted, given = numerics(config_of(record)), numerics(config_of(again.record))
+    if differing := [name for name, value in wanted.items() if given[name] != value]:
+        instead = ", ".join(f"{name} {given[name]} instead of {wanted[name]}" for name in differing)
+        remedy = dialect.remedy
+        if to == "timm":
+            arguments = ", ".join(f"{name}={wanted[name]!r}" for name in differing)
+            remedy = (
+                f"after `import vitrail.timm`, timm.create_model({name_in_timm(record.model)!r}, pretrained=True, "
+                f"pretrained_cfg_overlay={{'file': {again.account.path!r}}}, {arguments}) computes as these weights "
+                "expect"
+            )
+        doubts.append(
+            f"{to} computes with {instead}: logits differ by {difference:.1e} at most{remedy and f'; {remedy}'}"
+        )
     card = find_variant(record.model)[1]
-    computes = vars(card.config) | dict(dialect.options)
-    if differing := [
-        f"{name} {computes[name]} instead of {record.options[name]}"
-        for name in NUMERICS
-        if name in computes and computes[name] != record.options[name]
-    ]:
-        doubts.append(f"{to} computes with {', '.join(differing)}")
     reads: dict[str, Any] = {
         "mean": card.mean, "std": card.std, "crop": card.crop, "interpolation": card.interpolation, "bits": 8,
         **dialect.preprocess,
@@ -185,21 +216,20 @@ def _short(value: Any) -> str:
     return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
-def _compared(opened: Opened, target: Path, written: tuple[str, ...], doubts: list[str], asked: Wanted) -> Conversion:
-    """Read the written file back; its weights are those that were read, or else nothing is said to be converted."""
+def _read_back(opened: Opened, target: Path, asked: Wanted) -> Opened:
+    """Read the written file; its weights are those that were read, or else nothing is said to be converted."""
     again = open_model(target, asked)
     changed = [name for name, tensor in opened.weights.items() if not torch.equal(tensor, again.weights[name])]
     if changed:
         raise CheckpointError(f"{target}: reads back with other values ({changed[0]}); it is not to be used")
+    return again
+
+
+def _difference(opened: Opened, again: Opened) -> tuple[float, float]:
+    """Return the largest difference between logits of both, and their standard deviation."""
     config = config_of(opened.record)
     images = torch.rand(2, config.in_channels, *config.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.inference_mode():
         ours = opened.build()(images)
         theirs = again.build()(images)
-    return Conversion(
-        read=opened.account,
-        written=written,
-        doubts=tuple(doubts),
-        difference=(ours - theirs).abs().max().item(),
-        scale=ours.std().item(),
-    )
+    return (ours - theirs).abs().max().item(), ours.std().item()

@@ -17,8 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD
-
 Change = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
@@ -59,6 +57,11 @@ def _to_grid(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensors[0].transpose(1, 2).unflatten(2, (side, words // side)).contiguous()]
 
 
+HEAD = ("head.{rest}",)
+"""What is outside of mmpretrain's backbones."""
+ZOO_PREFIX = "model."
+"""The zoo's programs put a net into another cell before they load. MindSpore takes a surplus prefix of a file off, so
+that bare nets load it too, but never one of the net."""
 SAME = How("renamed", _keep, _keep)
 JOINED = How("joined", _join, _halve)
 """Two of theirs are one of ours, one below the other."""
@@ -79,27 +82,34 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """The names of one project for one family of models."""
+    """The names of one project for one family of models; the family's file has it."""
 
     name: str
-    family: str
     also: tuple[str, ...] = ()
     """Other projects with the same names."""
     rows: tuple[Row, ...] = ()
     absent: tuple[str, ...] = ()
     """Patterns of ours that the project does not have: zeros when read, and they must be zeros to be written."""
+    instead: str = ""
+    """Where they are not zeros: what a user can do to have weights that the project has a place for."""
     optional: tuple[str, ...] = ()
     """Patterns of ours that the project's files may lack: zeros then."""
     ignored: Mapping[str, str] = field(default_factory=dict)
     """Patterns of theirs that hold no weights, and what they are."""
     prefix: str = ""
-    """Before every name but the head's, when written."""
+    """Before every name but the bare ones, when written."""
+    bare: tuple[str, ...] = ()
+    """Patterns of theirs that have no prefix."""
+    entry: str = ""
+    """Where the project's programs look for the weights in a .pth file; elsewhere they stand alone in it."""
     mindspore: bool = False
     """Norms have gamma and beta, and files are .ckpt."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What the model must be built with to compute what that project computes."""
     preprocess: Mapping[str, Any] = field(default_factory=dict)
     """Where that project reads images otherwise than the model's authors."""
+    remedy: str = ""
+    """What a user can do to make that project's programs compute otherwise."""
     only: Mapping[str, Any] = field(default_factory=dict)
     """Fields that a model must have to be one that the project knows, and why not."""
     lacks: tuple[str, ...] = ()
@@ -164,40 +174,6 @@ def write_names(names: Iterable[str], dialect: Dialect) -> tuple[list[Link], lis
 def may_lack(name: str, dialect: Dialect) -> bool:
     """Say whether a project's files lack a weight of ours that is then zeros."""
     return _is_one_of(name, (*dialect.absent, *dialect.optional))
-
-
-_BLOCK = re.compile(r"(.+?)\.((?:norm[12]|attn|mlp|proj\.0)\..+)")
-_WIDTH = ("norm1.gamma", "proj.0.bias")
-
-
-def is_twins_of_mindspore(weights: Mapping[str, Tensor]) -> bool:
-    """Say whether names are MindSpore's of a Twins, of whatever version."""
-    return any(name.startswith("patch_embeds.") and name.endswith(".gamma") for name in weights)
-
-
-def number_stages(weights: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return the zoo's names of Twins' weights, with those in the file, by the order and the shapes of the file.
-
-    How MindSpore names what a stage holds differs from version to version; that it saves it as it runs does not: the
-    first block, the position encoding, the other blocks. A stage is known by its width, which grows with each.
-    """
-    blocks: dict[str, dict[str, str]] = {}
-    found = {}
-    for name in weights:
-        block = _BLOCK.fullmatch(name)
-        if block is None or name.startswith("patch_embeds."):
-            found[name] = name
-        else:
-            blocks.setdefault(block[1], {})[block[2]] = name
-    widths = {
-        place: len(weights[leaves[leaf]]) for place, leaves in blocks.items() for leaf in _WIDTH if leaf in leaves
-    }
-    stages = sorted(set(widths.values()))
-    for stage, width in enumerate(stages):
-        places = [place for place in blocks if widths.get(place) == width]
-        for number, place in enumerate(places):
-            found |= {f"merge_blocks.{stage}.{number}.{leaf}": name for leaf, name in blocks[place].items()}
-    return found
 
 
 def _is_one_of(name: str, patterns: Iterable[str]) -> bool:
@@ -267,232 +243,4 @@ def _from_gamma(name: str) -> str:
 def _theirs(name: str, dialect: Dialect) -> str:
     found = _NORM.fullmatch(name) if dialect.mindspore else None
     name = f"{found[1]}.{_LEAF[found[2]]}" if found else name
-    return name if name.startswith("head.") else dialect.prefix + name
-
-
-# TNT
-
-_TNT_TIMM = (
-    Row("outer_pos", "patch_pos"),
-    Row("inner_pos", "pixel_pos", WORDS),
-    Row("patch_embed.{rest}", "pixel_embed.{rest}"),
-    Row("proj_norm1.{rest}", "norm1_proj.{rest}"),
-    Row("proj_norm2.{rest}", "norm2_proj.{rest}"),
-    Row("blocks.{i}.inner_norm1.{rest}", "blocks.{i}.norm_in.{rest}"),
-    Row("blocks.{i}.inner_attn.{rest}", "blocks.{i}.attn_in.{rest}"),
-    Row("blocks.{i}.inner_norm2.{rest}", "blocks.{i}.norm_mlp_in.{rest}"),
-    Row("blocks.{i}.inner_mlp.{rest}", "blocks.{i}.mlp_in.{rest}"),
-    Row("blocks.{i}.proj_norm1.{rest}", "blocks.{i}.norm1_proj.{rest}"),
-    Row("blocks.{i}.proj_norm2.{rest}", "blocks.{i}.norm2_proj.{rest}"),
-    Row("blocks.{i}.outer_norm1.{rest}", "blocks.{i}.norm_out.{rest}"),
-    Row("blocks.{i}.outer_attn.{rest}", "blocks.{i}.attn_out.{rest}"),
-    Row("blocks.{i}.outer_norm2.{rest}", "blocks.{i}.norm_mlp.{rest}"),
-    Row("blocks.{i}.outer_mlp.{rest}", "blocks.{i}.mlp.{rest}"),
-)
-
-
-def _mmpretrain_half(half: str) -> tuple[Row, ...]:
-    ours, theirs = f"blocks.{{i}}.{half}", f"layers.{{i}}.{half}_block"
-    return (
-        Row(f"{ours}_norm1.{{rest}}", f"{theirs}.norm_attn.{{rest}}"),
-        Row((f"{ours}_attn.qk.weight", f"{ours}_attn.v.weight"), f"{theirs}.attn.attn.in_proj_weight", SPLIT),
-        Row(f"{ours}_attn.proj.{{rest}}", f"{theirs}.attn.attn.out_proj.{{rest}}"),
-        Row(f"{ours}_norm2.{{rest}}", f"{theirs}.norm_ffn.{{rest}}"),
-        Row(f"{ours}_mlp.fc1.{{rest}}", f"{theirs}.ffn.layers.0.0.{{rest}}"),
-        Row(f"{ours}_mlp.fc2.{{rest}}", f"{theirs}.ffn.layers.1.{{rest}}"),
-    )
-
-
-_TNT_MMPRETRAIN = (
-    *_TNT_TIMM[:5],
-    Row("proj.{rest}", "projection.{rest}"),
-    *_mmpretrain_half("inner"),
-    Row("blocks.{i}.proj_norm1.{rest}", "layers.{i}.norm_proj.{rest}"),
-    Row("blocks.{i}.proj.{rest}", "layers.{i}.projection.{rest}"),
-    *_mmpretrain_half("outer"),
-    Row("head.{rest}", "head.fc.{rest}"),
-)
-
-_TNT_ZOO = (
-    *(
-        Row(
-            f"blocks.{{i}}.{half}_attn.qk.weight",
-            (f"blocks.{{i}}.{half}_attn.q.weight", f"blocks.{{i}}.{half}_attn.k.weight"),
-            JOINED,
-        )
-        for half in ("inner", "outer")
-    ),
-    Row("proj_norm2.{rest}", "proj_norm2_tnt.{rest}"),
-)
-
-_ZOO_BIASES = (
-    "patch_embed.proj.bias",
-    "proj.bias",
-    "head.bias",
-    "blocks.{i}.inner_attn.proj.bias",
-    "blocks.{i}.inner_mlp.fc2.bias",
-    "blocks.{i}.outer_attn.proj.bias",
-    "blocks.{i}.outer_mlp.fc2.bias",
-)
-
-_IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-
-_TNT = (
-    Dialect(name="official", family="tnt", optional=("outer_tokens",), only={"fold": "sentence", "stem": "patch"}),
-    Dialect(name="timm", family="tnt", rows=_TNT_TIMM, absent=("outer_tokens",)),
-    Dialect(
-        name="mmpretrain",
-        family="tnt",
-        rows=_TNT_MMPRETRAIN,
-        prefix="backbone.",
-        absent=("outer_tokens",),
-        only={"fold": "word", "stem": "image"},
-    ),
-    Dialect(
-        name="mindcv",
-        family="tnt",
-        absent=("outer_tokens",),
-        mindspore=True,
-        options={"gelu": "tanh", "final_norm_eps": 1e-7},
-        preprocess=_IMAGENET,
-        only={"fold": "sentence", "stem": "patch"},
-        doubts=(
-            "MindCV normalises with ImageNet's mean and std, which its own training used; weights that were converted "
-            "to it from the official ones expect 0.5 (preprocess.mean=[0.5,0.5,0.5] preprocess.std=[0.5,0.5,0.5]) and "
-            "erf GELU (weights.options.gelu=erf); `vitrail evaluate FILE --sweep-preprocess` tells which",
-        ),
-    ),
-    Dialect(
-        name="zoo",
-        family="tnt",
-        rows=_TNT_ZOO,
-        absent=("outer_tokens", *_ZOO_BIASES),
-        mindspore=True,
-        options={"gelu": "tanh", "norm_eps": 1e-7},
-        preprocess={**_IMAGENET, "crop": 0.875},
-        only={"fold": "sentence", "stem": "patch"},
-    ),
-)
-
-# T2T-ViT
-
-_T2T_MMPRETRAIN = (
-    Row("tokens_to_token.attention{n}.norm{i}.{rest}", "tokens_to_token.attention{n}.ln{i}.{rest}"),
-    Row("tokens_to_token.attention{n}.mlp.fc1.{rest}", "tokens_to_token.attention{n}.ffn.layers.0.0.{rest}"),
-    Row("tokens_to_token.attention{n}.mlp.fc2.{rest}", "tokens_to_token.attention{n}.ffn.layers.1.{rest}"),
-    Row("blocks.{i}.norm{n}.{rest}", "encoder.{i}.ln{n}.{rest}"),
-    Row("blocks.{i}.mlp.fc1.{rest}", "encoder.{i}.ffn.layers.0.0.{rest}"),
-    Row("blocks.{i}.mlp.fc2.{rest}", "encoder.{i}.ffn.layers.1.{rest}"),
-    Row("blocks.{i}.{rest}", "encoder.{i}.{rest}"),
-    Row("head.{rest}", "head.layers.head.{rest}"),
-)
-
-_T2T_ZOO = (
-    # a performer's two layers have numbers here; a transformer's have names in both
-    Row("tokens_to_token.attention{n}.mlp.0.{rest}", "tokens_to_token.attention{n}.mlp.fc1.{rest}"),
-    Row("tokens_to_token.attention{n}.mlp.2.{rest}", "tokens_to_token.attention{n}.mlp.fc2.{rest}"),
-)
-
-_T2T_ZOO_OPTIONS = {"gelu": "tanh", "norm_eps": 1e-7}
-_T2T_ZOO_LACKS = ("t2t_vit_14_resnext",)
-_T2T_SPLITS = {"tokens_to_token.soft_split{n}.out": "a buffer of MindSpore's unfold"}
-
-_T2T = (
-    Dialect(name="official", family="t2t_vit"),
-    Dialect(
-        name="mmpretrain",
-        family="t2t_vit",
-        rows=_T2T_MMPRETRAIN,
-        prefix="backbone.",
-        only={"tokens_type": "transformer"},
-        doubts=(
-            "mmpretrain's present code multiplies attention by 8 where the paper divides, so its own figures for these "
-            "weights cannot be had from it; here they compute what they were trained for",
-        ),
-    ),
-    Dialect(
-        name="zoo",
-        family="t2t_vit",
-        rows=_T2T_ZOO,
-        ignored=_T2T_SPLITS,
-        mindspore=True,
-        options=_T2T_ZOO_OPTIONS,
-        only={"tokens_type": "performer"},
-        lacks=_T2T_ZOO_LACKS,
-    ),
-    Dialect(
-        name="zoo",
-        family="t2t_vit",
-        ignored=_T2T_SPLITS,
-        mindspore=True,
-        options=_T2T_ZOO_OPTIONS,
-        lacks=_T2T_ZOO_LACKS,
-    ),
-)
-
-# Twins
-
-_TWINS_MMPRETRAIN = (
-    Row("patch_embeds.{k}.proj.{rest}", "patch_embeds.{k}.projection.{rest}"),
-    Row("pos_block.{k}.proj.0.{rest}", "position_encodings.{k}.proj.{rest}"),
-    Row("blocks.{k}.{i}.mlp.fc1.{rest}", "stages.{k}.{i}.ffn.layers.0.0.{rest}"),
-    Row("blocks.{k}.{i}.mlp.fc2.{rest}", "stages.{k}.{i}.ffn.layers.1.{rest}"),
-    Row("blocks.{k}.{i}.{rest}", "stages.{k}.{i}.{rest}"),
-    Row("norm.{rest}", "norm_after_stage3.{rest}"),
-    Row("head.{rest}", "head.fc.{rest}"),
-)
-
-
-def _merged(stage: str, name: str) -> tuple[Row, ...]:
-    """Return the rows of a stage, whose position encoding stands between its first block and the others."""
-    return (
-        Row(f"blocks.{stage}.0.{{rest}}", f"{name}.0.{{rest}}"),
-        Row(f"pos_block.{stage}.{{rest}}", f"{name}.1.{{rest}}"),
-        Row(f"blocks.{stage}.{{i}}.{{rest}}", f"{name}.{{i+1}}.{{rest}}"),
-    )
-
-
-_TWINS_MINDSPORE = {"gelu": "tanh", "embed_norm_eps": 1e-7}
-
-_TWINS = (
-    Dialect(
-        name="official",
-        family="twins",
-        also=("timm",),
-        notes=("timm's names are the same; it evaluates with preprocess.crop=0.9",),
-    ),
-    Dialect(
-        name="mmpretrain",
-        family="twins",
-        rows=_TWINS_MMPRETRAIN,
-        prefix="backbone.",
-        only={"window_size": None},
-    ),
-    Dialect(
-        name="mmpretrain",
-        family="twins",
-        rows=_TWINS_MMPRETRAIN,
-        prefix="backbone.",
-        only={"window_size": 7},
-        options={"norm_eps": 1e-5},
-    ),
-    # MindSpore 2 names a stage by its number, the first one not at all
-    Dialect(
-        name="mindcv",
-        family="twins",
-        rows=(*_merged("0", "0"), *_merged("{k}", "0.{k}")),
-        mindspore=True,
-        options=_TWINS_MINDSPORE,
-        preprocess={"crop": 0.9},
-    ),
-    Dialect(
-        name="zoo",
-        family="twins",
-        rows=_merged("{k}", "merge_blocks.{k}"),
-        mindspore=True,
-        options=_TWINS_MINDSPORE,
-    ),
-)
-
-DIALECTS = _TNT + _T2T + _TWINS
-PROJECTS = tuple(dict.fromkeys(name for dialect in DIALECTS for name in dialect.projects))
+    return name if _is_one_of(name, dialect.bare) else dialect.prefix + name

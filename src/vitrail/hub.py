@@ -12,15 +12,18 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor
 
-from vitrail.checkpoint import Record, encode_safetensors, to_metadata
+from vitrail.checkpoint import Record, config_of, encode_safetensors, to_metadata
+from vitrail.dialects import write_names
 from vitrail.errors import CheckpointError
 from vitrail.files import write_whole
 from vitrail.imagenet import wnids
-from vitrail.loading import NUMERICS, open_model
+from vitrail.loading import numerics, open_model
 from vitrail.models import find_variant
 from vitrail.pixels import counted
 
 WEIGHTS = "model.safetensors"
+PREFIX = "vitrail_"
+"""Before the names of our models in timm, where it has a model of that name itself."""
 
 
 def save_pretrained(source: Path | str, folder: Path) -> tuple[str, ...]:
@@ -37,20 +40,32 @@ def save_pretrained(source: Path | str, folder: Path) -> tuple[str, ...]:
         CheckpointError: It cannot be read or written.
     """
     opened = open_model(source)
-    if differing := other_numerics(opened.record):
+    if is_of_timm(opened.record.model) and (differing := other_numerics(opened.record)):
+        given = ", ".join(f"{name} {value}" for name, value in differing.items())
         warnings.warn(
-            f"{folder}: these weights compute with {differing}; vitrail reads that from the folder, timm's own models "
+            f"{folder}: these weights compute with {given}; vitrail reads that from the folder, timm's own models "
             "cannot, and differ by about 1e-3 in the logits",
             stacklevel=2,
         )
     return save_folder(folder, opened.weights, opened.record, described=True)
 
 
-def other_numerics(record: Record) -> str:
-    """Say in which of a model's numerics weights differ from the published ones; nothing where they do not."""
-    published = vars(find_variant(record.model)[1].config)
-    names = [name for name in NUMERICS if name in published and record.options[name] != published[name]]
-    return ", ".join(f"{name} {record.options[name]}" for name in names)
+def other_numerics(record: Record) -> dict[str, Any]:
+    """Return which of a model's numerics weights need otherwise than the published ones."""
+    published, needed = numerics(find_variant(record.model)[1].config), numerics(config_of(record))
+    return {name: value for name, value in needed.items() if value != published[name]}
+
+
+def is_of_timm(model: str) -> bool:
+    """Say whether timm itself has a model of this name, which takes no numerics."""
+    from timm.models import is_model, model_entrypoint  # importing timm takes seconds
+
+    return is_model(model) and model_entrypoint(model).__module__.startswith("timm.")
+
+
+def name_in_timm(model: str) -> str:
+    """Return the name by which `import vitrail.timm` registers a model in timm."""
+    return PREFIX + model if is_of_timm(model) else model
 
 
 def push_to_hub(source: Path | str, repository: str, folder: Path, *, private: bool = True) -> str:
@@ -115,6 +130,8 @@ def timm_config(record: Record) -> dict[str, Any]:
         arguments["img_size"] = list(preprocess.size)
     if channels != 3:
         arguments["in_chans"] = channels
+    if not is_of_timm(record.model):
+        arguments |= other_numerics(record)
     named = {"label_names": list(record.classes)} if record.classes else {}
     return {
         "architecture": record.model,
@@ -136,9 +153,13 @@ def timm_config(record: Record) -> dict[str, Any]:
 
 
 def _first_layer(model: str) -> dict[str, str]:
-    family = find_variant(model)[0].name
-    names = {"tnt": "pixel_embed.proj", "twins": "patch_embeds.0.proj"}
-    return {"first_conv": names[family]} if family in names else {}
+    """Return what timm asks for to adapt a model of its own to other channels; `vitrail.timm` does that for ours."""
+    family = find_variant(model)[0]
+    if not family.channels or not is_of_timm(model):
+        return {}
+    dialect = next(dialect for dialect in family.dialects if "timm" in dialect.projects)
+    (link,), _ = write_names([next(iter(family.channels))], dialect)
+    return {"first_conv": link.theirs[0].removesuffix(".weight")}
 
 
 def model_card(record: Record) -> str:
@@ -158,7 +179,7 @@ def model_card(record: Record) -> str:
     )
     each = ", of which an image has any number" if several else ""
     size = "x".join(map(str, preprocess.size))
-    differing = other_numerics(record)
+    differing = ", ".join(f"{name} {value}" for name, value in other_numerics(record).items())
     pixels = preprocess.pixels
     read_as = "" if pixels.is_picture else f" of {counted(pixels.channels)}, {pixels.bits} bits each,"
     numerics = f"These weights compute with {differing}, which timm's own models do not.\n\n" if differing else ""

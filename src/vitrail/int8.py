@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vitrail.models.registry import VisionModel
-from vitrail.models.t2t_vit import TokenPerformer
 
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 """What ONNX makes of the layers."""
@@ -44,9 +43,9 @@ class Int8:
     """Normalised, to find the ranges of inputs on."""
 
 
-def quantizable(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the linear layers and convolutions that are not part of a performer."""
-    apart = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, TokenPerformer))
+def quantizable(model: VisionModel) -> tuple[str, ...]:
+    """Return the names of the linear layers and convolutions that may be in 8 bits."""
+    apart = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, model.in_float))
     layers = (name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d))
     return tuple(name for name in layers if not name.startswith(apart or "\0"))
 

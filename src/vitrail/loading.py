@@ -27,16 +27,9 @@ from vitrail.weight_file import WeightFile, open_weights
 
 OURS = "vitrail"
 NUMERICS = ("gelu", "norm_eps", "final_norm_eps", "embed_norm_eps")
+"""What the same weights compute otherwise with."""
 RATES = ("drop_path_rate", "drop_rate")
 """Of training, which no weight depends on."""
-"""What the same weights compute otherwise with."""
-CIFAR = {
-    "crop": 1.0,
-    "interpolation": "bilinear",
-    "mean": (0.4914, 0.4822, 0.4465),
-    "std": (0.2023, 0.1994, 0.2010),
-}
-"""What T2T-ViT's transfer to CIFAR reads images with; its files keep the weights in an entry `net`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,8 +278,8 @@ def _open_ours(file: WeightFile, asked: Wanted) -> Opened:
     if asked.model and canonical_name(asked.model) != record.model:
         raise CheckpointError(f"{file.path}: is a {record.model}, not a {asked.model}")
     entries = (Entry("loaded", tuple(file.weights), tuple(file.weights)),)
-    numerics = _numerics(config_of(record, file.path))
-    account = Account(path=str(file.path), dialect=OURS, model=record.model, entries=entries, numerics=numerics)
+    found = numerics(config_of(record, file.path))
+    account = Account(path=str(file.path), dialect=OURS, model=record.model, entries=entries, numerics=found)
     return Opened(record=record, weights=file.weights, account=account)
 
 
@@ -301,7 +294,8 @@ def _open_theirs(file: WeightFile, asked: Wanted) -> Opened:
     else:
         weights, entry = file.weights, file.entry
     model = canonical_name(asked.model) if asked.model else None
-    readings = recognise(weights, where, dialect=asked.dialect, model=model, options=asked.options)
+    said = _said_numerics(file)
+    readings = recognise(weights, where, dialect=asked.dialect, model=model, options={**said, **asked.options})
     reading = _with_size(_choose(readings, file, asked), file)
     found = translate(weights, reading)
     doubts = [f"{where}: {doubt}" for doubt in reading.dialect.doubts]
@@ -321,20 +315,20 @@ def _open_theirs(file: WeightFile, asked: Wanted) -> Opened:
         preprocess=preprocess,
         provenance={"converted_from": {"file": file.path.name, "dialect": reading.dialect.name, "entry": entry}},
     )
-    numerics = {**_numerics(find_variant(reading.model)[1].config), **reading.dialect.options}
+    expected = numerics(find_variant(reading.model)[1].config, {**reading.dialect.options, **said})
     if described is not None:
         notes += [
             f"{where}: {name} is {value}, as {described.origin} has it; in {reading.dialect.name} files it is "
-            f"{numerics[name]}, which weights.options.{name}={numerics[name]} takes"
+            f"{expected[name]}, which weights.options.{name}={expected[name]} takes"
             for name, value in described.options.items()
-            if name in numerics and value != numerics[name]
+            if name in expected and value != expected[name]
         ]
     account = Account(
         path=where,
         dialect=reading.dialect.name,
         model=reading.model,
         entries=tuple(_entries(file, reading)),
-        numerics=numerics,
+        numerics=expected,
         notes=(*notes, *told, *(f"{where}: {note}" for note in reading.dialect.notes)),
         doubts=tuple(doubts),
     )
@@ -377,6 +371,14 @@ def _pretrained(file: WeightFile) -> Mapping[str, Any]:
     return said
 
 
+def _said_numerics(file: WeightFile) -> dict[str, Any]:
+    """Return what config.json says that timm is to build the model with, where it is more than its weights tell."""
+    said = file.config.get("model_args") or {}
+    if not isinstance(said, Mapping):
+        raise CheckpointError(f"{file.path}: the model_args of its config.json are no mapping; use the original")
+    return {name: value for name, value in said.items() if name in NUMERICS}
+
+
 def _with_size(reading: Reading, file: WeightFile) -> Reading:
     """Take the image size from config.json, where the weights do not tell it."""
     size = _pretrained(file).get("input_size")
@@ -394,13 +396,11 @@ def _aliases(model: str) -> list[str]:
 
 def _describe(file: WeightFile, reading: Reading, entry: str) -> tuple[Preprocess, tuple[str, ...], list[str]]:
     """Return how images were read and what the logits mean, by what the file says, or else by its dialect."""
-    card, size = find_variant(reading.model)[1], reading.config.size
+    (family, card), size = find_variant(reading.model), reading.config.size
     read: dict[str, Any] = {
         "crop": card.crop, "interpolation": card.interpolation, "mean": card.mean, "std": card.std,
-        **reading.dialect.preprocess,
+        **reading.dialect.preprocess, **family.by_entry.get(entry, {}),
     }  # fmt: skip
-    if entry == "net":
-        read |= CIFAR
     said, told = _pretrained(file), []
     if said.get("crop_mode", "center") not in ("center", None):
         told.append(f"{file.path}: its config.json asks for crop_mode {said['crop_mode']}; the centre is cut instead")
@@ -464,18 +464,21 @@ def _adapted(opened: Opened, asked: Wanted) -> Opened:
     if asked.classes is not None and options.setdefault("num_classes", len(asked.classes)) != len(asked.classes):
         raise ConfigError(f"num_classes is {options['num_classes']}, but {len(asked.classes)} classes are named")
     target = build_config(record.model, **{**asdict(source), **options})
-    if asked.positions == "fresh" and find_variant(record.model)[0].name != "t2t_vit":
-        raise ConfigError(f"{path}: positions=fresh is for T2T-ViT; {record.model} learns its own or has none")
+    if asked.positions == "fresh" and not find_variant(record.model)[0].fixed_positions:
+        having = " and ".join(family.title for family in FAMILIES if family.fixed_positions)
+        raise ConfigError(f"{path}: positions=fresh is for {having}; {record.model} learns its own or has none")
+    additions = find_variant(record.model)[0].additions
+    added = {name for name, value in additions.items() if getattr(source, name) != getattr(target, name) == value}
     for name, value in _architecture(source).items():
-        if getattr(target, name) != value:
+        if getattr(target, name) != value and name not in added:
             raise ConfigError(f"{path}: was made with {name}={value}, which its weights cannot change")
     is_kept = asked.classes is None and target.num_classes == source.num_classes
     classes = record.classes if is_kept else tuple(asked.classes or ())
-    if any(getattr(source, name) != getattr(target, name) for name in FREE) or classes != record.classes:
+    if any(getattr(source, name) != getattr(target, name) for name in (*FREE, *added)) or classes != record.classes:
         with torch.device("meta"):
             check_fit(build_model(record, path).state_dict(), opened.weights, path)
     weights, entries = adapt(
-        opened.weights, source, target, path, old_classes=record.classes, new_classes=classes,
+        opened.weights, source, target, path, model=record.model, old_classes=record.classes, new_classes=classes,
         positions=asked.positions,
     )  # fmt: skip
     touched = {name for entry in entries for name in entry.ours}
@@ -495,8 +498,12 @@ def _adapted(opened: Opened, asked: Wanted) -> Opened:
     return Opened(record=record, weights=weights, account=account)
 
 
-def _numerics(config: ModelConfig) -> dict[str, Any]:
-    return {name: value for name, value in asdict(config).items() if name in NUMERICS}
+def numerics(config: ModelConfig, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return what a model computes with beside its weights, with some of it changed."""
+    found = {name: value for name, value in {**asdict(config), **(changes or {})}.items() if name in NUMERICS}
+    if found["final_norm_eps"] is None:
+        found["final_norm_eps"] = found["norm_eps"]
+    return found
 
 
 def _architecture(config: ModelConfig) -> dict[str, Any]:

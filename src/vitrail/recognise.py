@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vitrail.dialects import (
-    DIALECTS,
-    PROJECTS,
-    SAME,
-    Dialect,
-    Link,
-    is_twins_of_mindspore,
-    may_lack,
-    number_stages,
-    read_names,
-)
+from vitrail.dialects import SAME, Dialect, Link, may_lack, read_names
 from vitrail.errors import CheckpointError, ConfigError, among
 from vitrail.models import FAMILIES, build_config, find_variant
-from vitrail.models.registry import Family, ModelConfig
+from vitrail.models.registry import Family, ModelConfig, Shapes
 
-Shapes = Mapping[str, tuple[int, ...]]
+PROJECTS = tuple(dict.fromkeys(name for family in FAMILIES for dialect in family.dialects for name in dialect.projects))
+"""All whose names are known."""
 FREE = ("image_size", "in_channels", "num_classes")
 """What may differ from the published model without being another one."""
 
@@ -80,7 +70,7 @@ def recognise(
 ) -> list[Reading]:
     """Return the ways to understand a file: all that account for every weight, or else the nearest one.
 
-    Twins of MindSpore that no dialect names are read by the order and the shapes of the file.
+    A file that no dialect names is read by its order and shapes, where its family knows how.
 
     Args:
         weights: By the names in the file, without those of wrappers.
@@ -98,44 +88,54 @@ def recognise(
         readings = _recognise(weights, where, dialect=dialect, model=model, options=options)
     except CheckpointError as error:
         failure = error
-    if (readings is None or not readings[0].is_whole) and is_twins_of_mindspore(weights):
-        numbered = number_stages(weights)
-        in_order = {new: weights[old] for new, old in numbered.items()}
-        (again, *_) = _recognise(in_order, where, dialect=dialect, model=model, options=options)
-        if again.is_whole:
-            links = tuple(replace(link, theirs=tuple(numbered[new] for new in link.theirs)) for link in again.links)
-            notes = (*again.dialect.notes, "its stages were told apart by order and shape, not by their names")
-            return [replace(again, links=links, dialect=replace(again.dialect, notes=notes))]
+    if readings is None or not readings[0].is_whole:
+        for family in _families(model):
+            if family.by_order and (names := family.by_order(weights)):
+                in_order = {new: weights[old] for old, new in names.items()}
+                (again, *_) = _recognise(in_order, where, dialect=dialect, model=model, options=options)
+                if again.is_whole:
+                    return [_in_order(again, {new: old for old, new in names.items()})]
     if readings is None:
         assert failure is not None
         raise failure
     return readings
 
 
+def _families(model: str | None) -> list[Family[Any]]:
+    return [find_variant(model)[0]] if model else list(FAMILIES)
+
+
+def _in_order(reading: Reading, names: Mapping[str, str]) -> Reading:
+    """Return a reading with the names that stand in the file, and a word on it."""
+    links = tuple(replace(link, theirs=tuple(names[name] for name in link.theirs)) for link in reading.links)
+    notes = (*reading.dialect.notes, "its blocks were told apart by order and shape, not by their names")
+    return replace(reading, links=links, dialect=replace(reading.dialect, notes=notes))
+
+
 def _recognise(
     weights: Mapping[str, Tensor], where: str, *, dialect: str | None, model: str | None, options: Mapping[str, Any]
 ) -> list[Reading]:
-    families = [find_variant(model)[0]] if model else list(FAMILIES)
+    families = _families(model)
     if dialect and dialect not in PROJECTS:
         raise ConfigError(f"dialect is {dialect!r}{among(dialect, (*PROJECTS, 'vitrail'), 'known are')}")
-    if dialect and not any(dialect in d.projects and d.family in [f.name for f in families] for d in DIALECTS):
-        raise CheckpointError(f"{where}: {dialect} has no {families[0].name}; leave weights.dialect out")
+    if dialect and not any(dialect in d.projects for family in families for d in family.dialects):
+        raise CheckpointError(f"{where}: {dialect} has no {families[0].title}; leave weights.dialect out")
     found: list[Reading] = []
     described: dict[str, Any] = {}
     for family in families:
-        for candidate in DIALECTS:
-            if candidate.family != family.name or (dialect and dialect not in candidate.projects):
+        for candidate in family.dialects:
+            if dialect and dialect not in candidate.projects:
                 continue
             links, skipped, rest = read_names(weights, candidate)
             shapes = _shapes(weights, links)
             try:
-                implied = IMPLIED[family.name](shapes)
+                implied = family.implied(shapes)
             except (KeyError, IndexError, ZeroDivisionError):
                 continue  # not even the weights that tell its size
-            described = described or implied
             for name in [model] if model else [name for name in family.variants if name not in candidate.lacks]:
-                if config := _config(family, candidate, name, implied, options, named=model is not None):
+                if config := _config(candidate, name, implied, options, named=model is not None):
                     found.append(_compare(candidate, name, config, links, skipped, rest, shapes))
+            described = described or implied
     if whole := [reading for reading in found if reading.is_whole]:
         return _distinct(whole)
     if found:
@@ -154,7 +154,8 @@ def _recognise(
         )
     example = ", ".join(list(weights)[:3])
     whose = f"{dialect} names; leave weights.dialect out" if dialect else "any dialect here names"
-    raise CheckpointError(f"{where}: holds weights ({example}, ...) of no TNT, T2T-ViT or Twins that {whose}")
+    *titles, last = (family.title for family in FAMILIES)
+    raise CheckpointError(f"{where}: holds weights ({example}, ...) of no {', '.join(titles)} or {last} that {whose}")
 
 
 def translate(weights: Mapping[str, Tensor], reading: Reading) -> dict[str, Tensor]:
@@ -190,7 +191,6 @@ def _shapes(weights: Mapping[str, Tensor], links: list[Link]) -> dict[str, tuple
 
 
 def _config(
-    family: Family[Any],
     dialect: Dialect,
     name: str,
     implied: Mapping[str, Any],
@@ -206,7 +206,7 @@ def _config(
         return None
     if any(getattr(config, key) != value for key, value in dialect.only.items()):
         return None
-    given = {key: implied[key] for key in ("in_channels", "num_classes")}
+    given = {key: implied[key] for key in ("in_channels", "num_classes") if key in implied}
     if "positions" in implied:
         size = _image_size(config, implied["positions"])
         if size is None:
@@ -264,59 +264,3 @@ def _distinct(readings: list[Reading]) -> list[Reading]:
 def _changes(reading: Reading) -> int:
     published = vars(find_variant(reading.model)[1].config)
     return sum(value != published[name] for name, value in vars(reading.config).items() if name not in FREE)
-
-
-def _count(shapes: Shapes, pattern: str) -> int:
-    """Return how many different numbers stand where a pattern has its group."""
-    return len({found[1] for name in shapes if (found := re.match(pattern, name))})
-
-
-def _tnt(shapes: Shapes) -> dict[str, Any]:
-    dim, (_, words, inner) = shapes["cls_token"][2], shapes["inner_pos"]
-    return {
-        "embed_dim": dim,
-        "inner_dim": inner,
-        "depth": _count(shapes, r"blocks\.(\d+)\."),
-        "mlp_ratio": shapes["blocks.0.outer_mlp.fc1.weight"][0] / dim,
-        "fold": "word" if shapes["blocks.0.proj_norm1.weight"] == (inner,) and words > 1 else "sentence",
-        "in_channels": shapes["patch_embed.proj.weight"][1],
-        "num_classes": _classes(shapes),
-        "positions": shapes["outer_pos"][1] - 1,
-    }
-
-
-def _t2t(shapes: Shapes) -> dict[str, Any]:
-    dim, first = shapes["cls_token"][2], "tokens_to_token.attention1"
-    return {
-        "tokens_type": "performer" if f"{first}.kqv.weight" in shapes else "transformer",
-        "embed_dim": dim,
-        "depth": _count(shapes, r"blocks\.(\d+)\."),
-        "mlp_ratio": shapes["blocks.0.mlp.fc1.weight"][0] / dim,
-        "in_channels": shapes[f"{first}.norm1.weight"][0] // 49,
-        "num_classes": _classes(shapes),
-        "positions": shapes["pos_embed"][1] - 1,
-    }
-
-
-def _twins(shapes: Shapes) -> dict[str, Any]:
-    stages = range(_count(shapes, r"patch_embeds\.(\d+)\."))
-    dims = tuple(shapes[f"patch_embeds.{k}.proj.weight"][0] for k in stages)
-    depths = tuple(_count(shapes, rf"blocks\.{k}\.(\d+)\.") for k in stages)
-    in_windows = "blocks.0.0.attn.qkv.weight" in shapes
-    return {
-        "embed_dims": dims,
-        "depths": depths,
-        "mlp_ratios": tuple(shapes[f"blocks.{k}.0.mlp.fc1.weight"][0] / dims[k] for k in stages),
-        "patch_sizes": tuple(shapes[f"patch_embeds.{k}.proj.weight"][2] for k in stages),
-        **({} if in_windows else {"window_size": None}),
-        "in_channels": shapes["patch_embeds.0.proj.weight"][1],
-        "num_classes": _classes(shapes),
-    }
-
-
-def _classes(shapes: Shapes) -> int:
-    return shapes["head.weight"][0] if "head.weight" in shapes else 0
-
-
-IMPLIED: Mapping[str, Callable[[Shapes], dict[str, Any]]] = {"tnt": _tnt, "t2t_vit": _t2t, "twins": _twins}
-"""What the shapes of each family's weights say of its configuration."""

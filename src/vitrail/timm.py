@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from vitrail.adapt import adapt
 from vitrail.errors import ConfigError
+from vitrail.hub import name_in_timm
+from vitrail.loading import NUMERICS
 from vitrail.models import FAMILIES, build_config, find_variant
 from vitrail.models.registry import ModelConfig, VisionModel
-from vitrail.recognise import recognise, translate
+from vitrail.recognise import FREE, recognise, translate
 
-PREFIX = "vitrail_"
 UNSUPPORTED = ("proj_drop_rate", "attn_drop_rate", "drop_block_rate")
 """Arguments of timm's training script that these models do not have; they may be 0."""
 
@@ -57,8 +60,27 @@ class _AsTimm:
     ) -> Any:
         if output_fmt != "NCHW":
             raise ConfigError(f"output_fmt is {output_fmt!r}; these models give NCHW")
-        maps = super().forward_intermediates(x, indices, norm=norm)  # type: ignore[misc]
-        return maps if intermediates_only else (self.forward_features(x), maps)  # type: ignore[attr-defined]
+        tokens, maps = self.forward_maps(  # type: ignore[attr-defined]
+            x, indices, norm=norm, stop_early=stop_early or intermediates_only
+        )
+        return maps if intermediates_only else (tokens, maps)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] | None = None, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what the chosen maps do not need, and return their numbers."""
+        model = cast(VisionModel, self)
+        levels, chosen = model.feature_levels, sorted(model.level_indices(indices))
+        kept = max(chosen, default=len(levels) - 1) + 1
+        for name, child in model.named_children():
+            if isinstance(child, nn.ModuleList) and len(child) == len(levels):
+                setattr(model, name, child[:kept])
+        if prune_norm or levels[kept - 1].reduction != levels[-1].reduction:  # a pyramid's norm is for its last map
+            model.norm = nn.Identity()
+        if prune_head:
+            model.reset_classifier(0)
+        model.feature_levels = levels[:kept]
+        return chosen
 
 
 def _build(name: str, **arguments: Any) -> VisionModel:
@@ -83,17 +105,36 @@ def _refuse_pool(global_pool: str | None) -> None:
 
 def _filter(name: str, weights: Mapping[str, Tensor], model: VisionModel) -> dict[str, Tensor]:
     """Bring weights of any dialect to a model's names, image size and channels; timm sees to the classes."""
-    reading = recognise(weights, "the weight file", dialect=None, model=name, options={})[0]
+    built = {key: value for key, value in vars(model.config).items() if key not in (*FREE, *NUMERICS)}
+    reading = recognise(weights, "the weight file", dialect=None, model=name, options=built)[0]
+    expected = {key: value for key, value in reading.dialect.options.items() if getattr(model.config, key) != value}
+    if expected:
+        arguments = ", ".join(f"{key}={value!r}" for key, value in expected.items())
+        warnings.warn(
+            f"these weights, of {reading.dialect.name}, were trained with {arguments}; give that to timm.create_model",
+            stacklevel=2,
+        )
     target = replace(model.config, num_classes=reading.config.num_classes)
     found, _ = adapt(
-        translate(weights, reading), reading.config, target, "the weight file", old_classes=(), new_classes=()
-    )
+        translate(weights, reading), reading.config, target, "the weight file", model=name, old_classes=(),
+        new_classes=(),
+    )  # fmt: skip
     return found
 
 
-def _register(name: str, public: str, num_maps: int) -> None:
+def _num_maps(name: str) -> int:
+    """Return how many maps a model gives where timm is not told: a pyramid all, another three, as timm's own do."""
+    family, card = find_variant(name)
+    with torch.device("meta"):
+        levels = family.model(card.config).feature_levels
+    return len(levels) if len({level.reduction for level in levels}) > 1 else min(3, len(levels))
+
+
+def _register(name: str, public: str) -> None:
     def create(pretrained: bool = False, **arguments: Any) -> VisionModel:
-        wanted = {"out_indices": arguments.pop("out_indices", num_maps), "feature_cls": "getter"}
+        wanted: dict[str, Any] = {"feature_cls": "getter"}
+        if arguments.get("features_only"):
+            wanted["out_indices"] = arguments.pop("out_indices", None) or _num_maps(name)
         return build_model_with_cfg(
             partial(_build, name), public, pretrained, pretrained_filter_fn=partial(_filter, name), feature_cfg=wanted,
             **arguments,
@@ -106,8 +147,7 @@ def _register(name: str, public: str, num_maps: int) -> None:
 _CLASSES: dict[str, Any] = {
     family.name: type(f"{family.name}_for_timm", (_AsTimm, cast(type, family.model)), {}) for family in FAMILIES
 }
-_NAMES = {name: PREFIX + name if is_model(name) else name for family in FAMILIES for name in family.variants}
-_FIRST_LAYERS = {"tnt": "patch_embed.proj", "t2t_vit": None, "twins": "patch_embeds.0.proj"}
+_NAMES = {name: name_in_timm(name) for family in FAMILIES for name in family.variants}
 default_cfgs = generate_default_cfgs(
     {
         _NAMES[name]: {
@@ -118,7 +158,6 @@ default_cfgs = generate_default_cfgs(
             "interpolation": card.interpolation,
             "mean": card.mean,
             "std": card.std,
-            "first_conv": _FIRST_LAYERS[family.name],
             "classifier": "head",
         }
         for family in FAMILIES
@@ -127,4 +166,4 @@ default_cfgs = generate_default_cfgs(
 )
 for _family in FAMILIES:
     for _name in _family.variants:
-        _register(_name, _NAMES[_name], num_maps=4 if _family.name == "twins" else 3)  # as many as timm's own give
+        _register(_name, _NAMES[_name])

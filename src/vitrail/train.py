@@ -45,6 +45,7 @@ from vitrail.files import write_whole
 from vitrail.guard import first_nonfinite
 from vitrail.job import Job, build_job, build_state, sum_dtype
 from vitrail.label_metrics import LabelAccuracy
+from vitrail.models import build_config
 from vitrail.models.registry import VisionModel
 from vitrail.objective import Objective
 from vitrail.optim import set_learning_rate
@@ -515,8 +516,8 @@ def restore(job: Job, state: TrainState, folder: Path) -> bool:
         return False
     saved = last_state(job, folder)
     check_classes(saved["classes"], job.data.classes, folder)
-    options = model_options(state.model)
-    if any(options.get(name) != value for name, value in saved["options"].items()):  # later versions have more
+    # fields that are new since it was saved have their defaults
+    if build_config(job.model_name, **saved["options"]) != state.model.config:
         raise CheckpointError(f"{folder / 'config.yaml'}: was changed, and no longer describes the run's model")
     if saved["images"] != job.known_by["images"]["train"]:
         raise DataError(

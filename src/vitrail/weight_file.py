@@ -32,6 +32,8 @@ AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict")
 """Entries that hold a moving average of them."""
 PREFIX = re.compile(r"(?:(?:module|model|network|backbone|_orig_mod)\.)+")
 """What wrappers put before a name."""
+AVERAGED = re.compile(rf"(?P<wrapped>(?:{PREFIX.pattern})?)(?P<kind>_?ema(?:_[a-z]+)?\.)")
+"""What stands before a name where MindSpore keeps an average beside the weights, behind wrappers or before them."""
 OPTIMIZER = re.compile(r"(?:adam_[mv]|moment[12s]?|moments|accum|accu_grads|momentum|stat)\..*")
 MAX_WEIGHTS = 20_000  # twins_svt_large has 578
 MAX_NESTING = 16
@@ -273,6 +275,7 @@ def _sort_out(
     args = content.get("args")
     if arch is None and isinstance(args, argparse.Namespace) and isinstance(getattr(args, "model", None), str):
         arch = args.model
+    kinds: list[str] = []
     averages = [name for name in AVERAGES if isinstance(content.get(name), Mapping)]
     entries = [name for name in WEIGHTS if isinstance(content.get(name), Mapping)]
     if entries or averages:
@@ -282,9 +285,12 @@ def _sort_out(
         skipped |= {str(name): "no weights" for name in content if name not in used}
     else:
         weights = _flat(path, content, skipped)
-        # MindSpore keeps an average beside the weights, under the same names behind `ema.`
-        average = {name.removeprefix("ema."): tensor for name, tensor in weights.items() if name.startswith("ema.")}
-        weights = {name: tensor for name, tensor in weights.items() if not name.startswith("ema.")} or average
+        found = {name: match for name in weights if (match := AVERAGED.match(name))}
+        kinds = list(dict.fromkeys(match["kind"] for match in found.values()))
+        if len(kinds) > 1:
+            raise CheckpointError(f"{path}: has several moving averages ({', '.join(kinds)}); keep one of them")
+        average = {match["wrapped"] + name[match.end() :]: weights[name] for name, match in found.items()}
+        weights = {name: tensor for name, tensor in weights.items() if name not in found} or average
     if not weights:
         listed = ", ".join(map(str, list(content)[:5])) or "none"
         raise CheckpointError(f"{path}: holds no weights; its entries are {listed}")
@@ -295,7 +301,7 @@ def _sort_out(
         average = {}
     return WeightFile(
         path=path, kind=kind, weights=weights, average=average, names=names, entry=(entries or [""])[0],
-        average_entry=averages[0] if averages else "ema." if average else "", arch=arch, config=config,
+        average_entry=averages[0] if averages else kinds[0] if average else "", arch=arch, config=config,
         metadata=metadata, skipped=skipped,
     )  # fmt: skip
 

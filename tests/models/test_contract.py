@@ -257,6 +257,24 @@ def test_intermediate_levels_are_chosen_by_list_or_count(family: Family[Any], co
 
 
 @every_tiny
+def test_nothing_behind_the_last_chosen_level_is_computed(family: Family[Any], config: ModelConfig) -> None:
+    model = build(family, config)
+    images, seen = random_images(model), []
+    modules = dict(model.named_modules())
+    for index, level in enumerate(model.feature_levels):
+        modules[level.module].register_forward_hook(lambda *args, index=index: seen.append(index))
+    for last in range(len(model.feature_levels)):
+        seen.clear()
+        model.forward_intermediates(images, [0, last])
+        assert seen == list(range(last + 1))
+    seen.clear()
+    tokens, maps = model.forward_maps(images, [0])
+    assert seen == list(range(len(model.feature_levels)))
+    assert torch.equal(tokens, model.forward_features(images))
+    assert torch.equal(maps[0], model.forward_intermediates(images, [0])[0])
+
+
+@every_tiny
 def test_exempt_parameters_exist(family: Family[Any], config: ModelConfig) -> None:
     model = build(family, config)
     assert model.no_weight_decay() <= set(dict(model.named_parameters()))
@@ -481,6 +499,7 @@ def test_configurations_are_hashable_values() -> None:
         ("tnt_s_patch16_224", {"depth": 0}, "patch_size, inner_stride, depth and mlp_ratio must be positive"),
         ("tnt_s_patch16_224", {"stem": "conv"}, "stem is 'conv'; it must be 'patch' or 'image'"),
         ("tnt_s_patch16_224", {"fold": "line"}, "fold is 'line'; it must be 'sentence' or 'word'"),
+        ("tnt_s_patch16_224", {"biases": "none"}, "biases is 'none'; it must be 'all' or 'zoo'"),
         (
             "t2t_vit_14",
             {"tokens_type": "performers"},

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from weights import randomised
 
-from vitrail.models import create_model
+from vitrail.models import create_model, find_variant
 from vitrail.models.layers import DropPath
 from vitrail.models.tnt import TNT, Block, TNTConfig, WordEmbed
 
@@ -197,3 +197,23 @@ def test_tanh_gelu_is_close_to_but_not_the_exact_one() -> None:
     images = torch.randn(2, 3, 64, 64)
     difference = (erf(images) - tanh(images)).norm() / erf(images).norm()
     assert 1e-6 < difference < 1e-2
+
+
+def test_the_zoos_net_has_fewer_biases_and_computes_as_with_zeros() -> None:
+    with torch.device("meta"):
+        model = create_model("tnt_s_patch16_224", biases="zoo")
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert (sum(p.numel() for p in trained), len(trained) + 2 * 12) == (23_757_384, 336)  # q and k are one here
+    tiny = {**find_variant("tnt_s_patch16_224")[0].tiny}
+    fewer = create_model("tnt_s_patch16_224", **tiny, biases="zoo").eval()
+    whole = create_model("tnt_s_patch16_224", **tiny).eval()
+    missing, unexpected = whole.load_state_dict(fewer.state_dict(), strict=False)
+    assert len(missing) == 3 + 4 * 2
+    assert not unexpected
+    with torch.no_grad():
+        for name in missing:
+            whole.get_parameter(name).zero_()
+        images = torch.randn(2, 3, 32, 32)
+        assert_close(fewer(images), whole(images), atol=1e-6, rtol=0)
+    fewer.reset_classifier(3)
+    assert [name for name, _ in fewer.head.named_parameters()] == ["weight"]

@@ -38,12 +38,20 @@ class DropPath(nn.Module):
 class Mlp(nn.Module):
     """Two linear layers with a GELU between them."""
 
-    def __init__(self, dim: int, hidden_dim: int, gelu_kind: Literal["erf", "tanh"], drop_rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        gelu_kind: Literal["erf", "tanh"],
+        drop_rate: float = 0.0,
+        *,
+        last_bias: bool = True,
+    ) -> None:
         super().__init__()
         self.drop_rate = drop_rate
         self.fc1 = Linear(dim, hidden_dim)
         self.act = gelu(gelu_kind)
-        self.fc2 = Linear(hidden_dim, dim)
+        self.fc2 = Linear(hidden_dim, dim, bias=last_bias)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         x = drop(self.act(self.fc1(x)), self.drop_rate, self.training)
@@ -58,8 +66,3 @@ def drop(x: Tensor, rate: float, training: bool) -> Tensor:
 def drop_path_rates(rate: float, depth: int) -> list[float]:
     """Return the rate of each block, from 0 at the first to `rate` at the last."""
     return torch.linspace(0, rate, depth, device="cpu").tolist()
-
-
-def to_map(tokens: Float[Tensor, "b n d"], height: int, width: int) -> Float[Tensor, "b d h w"]:
-    """Lay tokens, row by row, out as a map."""
-    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, height, width)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral
 from typing import Any, Generic, Literal, TypeVar, cast
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vitrail.dialects import Dialect
 from vitrail.models.linear import Linear
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -50,6 +51,11 @@ class ModelConfig:
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    @property
+    def head_bias(self) -> bool:
+        """Whether the head has a bias."""
+        return True
 
     def problems(self) -> list[str]:
         """Say what is wrong with this configuration, each as one clause."""
@@ -128,11 +134,31 @@ class Variant(Generic[C]):
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
 
 
+Shapes = Mapping[str, tuple[int, ...]]
+"""Of weights, by official names."""
+
+
+def count_classes(shapes: Shapes) -> int:
+    """Return how many classes weights are for; 0 where they have no head."""
+    return shapes["head.weight"][0] if "head.weight" in shapes else 0
+
+
+def count_numbers(shapes: Shapes, pattern: str) -> int:
+    """Return how many different numbers stand in names where a pattern has its group."""
+    return len({found[1] for name in shapes if (found := re.match(pattern, name))})
+
+
+def _implied(shapes: Shapes) -> dict[str, Any]:
+    return {"num_classes": count_classes(shapes)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family(Generic[C]):
-    """Everything the toolkit needs to know about one architecture."""
+    """Everything the toolkit needs to know about one architecture; nothing else of it knows a family by its name."""
 
     name: str
+    title: str = ""
+    """As a user is told; the name where it is empty."""
     paper: str
     code: str
     model: Callable[[C], VisionModel[C]]
@@ -141,6 +167,28 @@ class Family(Generic[C]):
     """Overrides that shrink any variant to something that runs in milliseconds, for tests and trials."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Names that other projects use, to ours."""
+    dialects: tuple[Dialect, ...] = (Dialect(name="official"),)
+    """How projects name the weights and what they compute with them, the official code's first."""
+    implied: Callable[[Shapes], dict[str, Any]] = _implied
+    """What the shapes of weights say of the configuration, with `num_classes`, `in_channels` where it is told, and
+    `positions`, the rows of a table without those of extra tokens. A KeyError says that they are of another family."""
+    by_order: Callable[[Mapping[str, Tensor]], Mapping[str, str]] | None = None
+    """From names in a file that no dialect has to names of one that has, by order and shapes; none for other files."""
+    by_entry: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """How images were read for weights that stand in a certain entry of a training file."""
+    channels: Mapping[str, Literal["summed", "averaged"]] = field(default_factory=dict)
+    """Weights that change with the channels of images: layers that sum over all channels, side by side in the second
+    dimension, and norms over them, in the first. The first one named is the layer that reads images. Without any, a
+    model is not adapted to other channels."""
+    positions: tuple[str, ...] = ()
+    """Tables of positions (1, extra tokens and then the grid, d), resized to other image sizes."""
+    fixed_positions: Callable[[int, int], Tensor] | None = None
+    """From rows and channels to such a table, where it is computed and not trained."""
+    additions: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the configuration, with values, that add weights to a model which compute nothing while they are 0."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "title", self.title or self.name)
 
 
 @dataclass(frozen=True)
@@ -163,7 +211,11 @@ class VisionModel(nn.Module, ABC, Generic[C]):
     feature_levels: tuple[FeatureLevel, ...]
     num_layers: int
     """The largest value of `layer_of`."""
+    norm: nn.Module
+    """The final one."""
     head: nn.Module
+    in_float: tuple[type[nn.Module], ...] = ()
+    """Kinds of modules whose layers are not computed in 8 bits."""
     grad_checkpointing: bool = False
     classes: tuple[str, ...] = ()
     """Names of the logits, where weights were loaded that have them."""
@@ -174,25 +226,12 @@ class VisionModel(nn.Module, ABC, Generic[C]):
     """From a path, bytes or image to an input (c, h, w), where weights were loaded that say how."""
 
     @abstractmethod
-    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        """Return the tokens after the final norm (class token first, where there is one)."""
+    def levels(self, images: Float[Tensor, "b c h w"]) -> Iterator[tuple[Float[Tensor, "b n d"], tuple[int, int]]]:
+        """Yield what leaves each of `feature_levels`: extra tokens, then those of a map; and its height and width."""
 
     @abstractmethod
     def pool(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
         """Reduce tokens to what enters the head."""
-
-    @abstractmethod
-    def forward_intermediates(
-        self, images: Float[Tensor, "b c h w"], indices: int | Sequence[int] | None = None, *, norm: bool = False
-    ) -> list[Float[Tensor, "b _ _ _"]]:
-        """Return feature maps (NCHW), one for each chosen level of `feature_levels`.
-
-        Args:
-            images: Normalised images.
-            indices: Levels to return, always in the order of `feature_levels`; negative ones count from the end, a
-                single number n means the last n, None means all.
-            norm: Apply the final norm to every map; in a pyramid, to the last one.
-        """
 
     @abstractmethod
     def no_weight_decay(self) -> set[str]:
@@ -201,6 +240,53 @@ class VisionModel(nn.Module, ABC, Generic[C]):
     @abstractmethod
     def layer_of(self, parameter_name: str) -> int:
         """Return the depth of a parameter: 0 for the stem, `num_layers` for the final norm and head."""
+
+    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """Return the tokens after the final norm (class token first, where there is one)."""
+        return self.forward_maps(images, [])[0]
+
+    def forward_intermediates(
+        self, images: Float[Tensor, "b c h w"], indices: int | Sequence[int] | None = None, *, norm: bool = False
+    ) -> list[Float[Tensor, "b _ _ _"]]:
+        """Return feature maps (NCHW), one for each chosen level of `feature_levels`, and compute nothing behind them.
+
+        Args:
+            images: Normalised images.
+            indices: Levels to return, always in the order of `feature_levels`; negative ones count from the end, a
+                single number n means the last n, None means all.
+            norm: Apply the final norm to every map; in a pyramid, to the last one.
+        """
+        return self.forward_maps(images, indices, norm=norm, stop_early=True)[1]
+
+    def forward_maps(
+        self,
+        images: Float[Tensor, "b c h w"],
+        indices: int | Sequence[int] | None,
+        *,
+        norm: bool = False,
+        stop_early: bool = False,
+    ) -> tuple[Float[Tensor, "b n d"], list[Float[Tensor, "b _ _ _"]]]:
+        """Return the tokens after the final norm and the chosen maps, of one pass.
+
+        Args:
+            images: Normalised images.
+            indices: As of `forward_intermediates`.
+            norm: As of `forward_intermediates`.
+            stop_early: Compute nothing behind the last chosen level, and return its tokens.
+        """
+        wanted, maps, tokens = self.level_indices(indices), [], images
+        for index, (tokens, (height, width)) in enumerate(self.levels(images)):
+            if index in wanted:
+                found = self.normalised(tokens, index) if norm else tokens
+                maps.append(to_map(found[:, -height * width :], height, width))
+            if stop_early and index >= max(wanted, default=0):
+                return self.normalised(tokens, index), maps
+        return self.norm(tokens), maps
+
+    def normalised(self, tokens: Float[Tensor, "b n d"], index: int) -> Float[Tensor, "b n d"]:
+        """Return tokens of a level after the final norm, which in a pyramid is for the last level alone."""
+        level, last = self.feature_levels[index], self.feature_levels[-1]
+        return self.norm(tokens) if level.reduction == last.reduction else tokens
 
     def forward_head(self, tokens: Float[Tensor, "b n d"], pre_logits: bool = False) -> Float[Tensor, "b k"]:
         """Return logits (b, num_classes), or with `pre_logits` the features that enter the head (b, d)."""
@@ -216,7 +302,7 @@ class VisionModel(nn.Module, ABC, Generic[C]):
         self.classes, self.thresholds = (), None
         parameter = next(self.parameters())
         self.config = replace(self.config, num_classes=num_classes)
-        head = build_head(self.num_features, num_classes)
+        head = build_head(self.num_features, num_classes, self.config.head_bias)
         self.head = head.to(device=parameter.device, dtype=parameter.dtype)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -243,11 +329,11 @@ class VisionModel(nn.Module, ABC, Generic[C]):
         return {i % n for i in indices}
 
 
-def build_head(num_features: int, num_classes: int) -> nn.Module:
+def build_head(num_features: int, num_classes: int, bias: bool = True) -> nn.Module:
     """Build a classifier, initialised as all three papers do."""
     if num_classes == 0:
         return nn.Identity()
-    head = Linear(num_features, num_classes)
+    head = Linear(num_features, num_classes, bias=bias)
     init_linear(head)
     return head
 
@@ -261,6 +347,11 @@ def init_linear(module: nn.Module) -> None:
     elif isinstance(module, nn.LayerNorm):
         nn.init.ones_(module.weight)
         nn.init.zeros_(module.bias)
+
+
+def to_map(tokens: Float[Tensor, "b n d"], height: int, width: int) -> Float[Tensor, "b d h w"]:
+    """Lay tokens, row by row, out as a map."""
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, height, width)
 
 
 def block_index(parameter_name: str) -> int | None:

@@ -30,9 +30,9 @@ Differences from the official code: kept oddities first, then what is otherwise 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,21 +40,26 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from vitrail.dialects import HEAD, ZOO_PREFIX, Dialect, Row
 from vitrail.models.attention import attend
-from vitrail.models.layers import DropPath, Mlp, drop, drop_path_rates, to_map
+from vitrail.models.layers import DropPath, Mlp, drop, drop_path_rates
 from vitrail.models.linear import Linear
 from vitrail.models.registry import (
     Family,
     FeatureLevel,
     ModelConfig,
+    Shapes,
     Variant,
     VisionModel,
     block_index,
     build_head,
     check_heads,
     check_multiple,
+    count_classes,
+    count_numbers,
     gelu,
     init_linear,
+    to_map,
 )
 
 STRIDE = 16
@@ -250,6 +255,8 @@ class Block(nn.Module):
 class T2TViT(VisionModel[T2TViTConfig]):
     """Tokens-to-Token ViT, classifying by the class token."""
 
+    in_float = (TokenPerformer,)
+
     def __init__(self, config: T2TViTConfig) -> None:
         super().__init__()
         self.config = config
@@ -281,25 +288,14 @@ class T2TViT(VisionModel[T2TViTConfig]):
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
         return drop(x, self.config.drop_rate, self.training)
 
-    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b s d"]:
+    def levels(self, images: Float[Tensor, "b c h w"]) -> Iterator[tuple[Float[Tensor, "b s d"], tuple[int, int]]]:
         x = self.embed(images)
         for block in self.blocks:
             x = self.run(block, x)
-        return self.norm(x)
+            yield x, self.config.grid
 
     def pool(self, tokens: Float[Tensor, "b s d"]) -> Float[Tensor, "b d"]:
         return tokens[:, 0]
-
-    def forward_intermediates(
-        self, images: Float[Tensor, "b c h w"], indices: int | Sequence[int] | None = None, *, norm: bool = False
-    ) -> list[Float[Tensor, "b d _ _"]]:
-        wanted, maps = self.level_indices(indices), []
-        x = self.embed(images)
-        for i, block in enumerate(self.blocks):
-            x = self.run(block, x)
-            if i in wanted:
-                maps.append(to_map((self.norm(x) if norm else x)[:, 1:], *self.config.grid))
-        return maps
 
     def no_weight_decay(self) -> set[str]:
         return {"cls_token"}
@@ -323,8 +319,88 @@ def _config(
     )
 
 
+_CIFAR = {
+    "crop": 1.0,
+    "interpolation": "bilinear",
+    "mean": (0.4914, 0.4822, 0.4465),
+    "std": (0.2023, 0.1994, 0.2010),
+}
+"""What the official transfer to CIFAR reads images with; its files keep the weights in an entry `net`."""
+_MMPRETRAIN = (
+    Row("tokens_to_token.attention{n}.norm{i}.{rest}", "tokens_to_token.attention{n}.ln{i}.{rest}"),
+    Row("tokens_to_token.attention{n}.mlp.fc1.{rest}", "tokens_to_token.attention{n}.ffn.layers.0.0.{rest}"),
+    Row("tokens_to_token.attention{n}.mlp.fc2.{rest}", "tokens_to_token.attention{n}.ffn.layers.1.{rest}"),
+    Row("blocks.{i}.norm{n}.{rest}", "encoder.{i}.ln{n}.{rest}"),
+    Row("blocks.{i}.mlp.fc1.{rest}", "encoder.{i}.ffn.layers.0.0.{rest}"),
+    Row("blocks.{i}.mlp.fc2.{rest}", "encoder.{i}.ffn.layers.1.{rest}"),
+    Row("blocks.{i}.{rest}", "encoder.{i}.{rest}"),
+    Row("head.{rest}", "head.layers.head.{rest}"),
+)
+
+_ZOO = (
+    # a performer's two layers have numbers here; a transformer's have names in both
+    Row("tokens_to_token.attention{n}.mlp.0.{rest}", "tokens_to_token.attention{n}.mlp.fc1.{rest}"),
+    Row("tokens_to_token.attention{n}.mlp.2.{rest}", "tokens_to_token.attention{n}.mlp.fc2.{rest}"),
+)
+
+_ZOO_OPTIONS = {"gelu": "tanh", "norm_eps": 1e-7}
+_ZOO_REMEDY = "with `disable_approximate_gelu: True` in their YAML its programs compute with erf GELU"
+_ZOO_LACKS = ("t2t_vit_14_resnext",)
+_SPLITS = {"tokens_to_token.soft_split{n}.out": "a buffer of MindSpore's unfold"}
+
+_DIALECTS = (
+    Dialect(name="official"),
+    Dialect(
+        name="mmpretrain",
+        entry="state_dict",
+        rows=_MMPRETRAIN,
+        prefix="backbone.",
+        bare=HEAD,
+        only={"tokens_type": "transformer"},
+        doubts=(
+            "mmpretrain's present code multiplies attention by 8 where the paper divides, so its own figures for these "
+            "weights cannot be had from it; here they compute what they were trained for",
+        ),
+    ),
+    Dialect(
+        name="zoo",
+        rows=_ZOO,
+        prefix=ZOO_PREFIX,
+        ignored=_SPLITS,
+        mindspore=True,
+        options=_ZOO_OPTIONS,
+        remedy=_ZOO_REMEDY,
+        lacks=_ZOO_LACKS,
+        only={"tokens_type": "performer"},
+    ),
+    Dialect(
+        name="zoo",
+        prefix=ZOO_PREFIX,
+        ignored=_SPLITS,
+        mindspore=True,
+        options=_ZOO_OPTIONS,
+        remedy=_ZOO_REMEDY,
+        lacks=_ZOO_LACKS,
+    ),
+)
+
+
+def _implied(shapes: Shapes) -> dict[str, Any]:
+    dim, first = shapes["cls_token"][2], "tokens_to_token.attention1"
+    return {
+        "tokens_type": "performer" if f"{first}.kqv.weight" in shapes else "transformer",
+        "embed_dim": dim,
+        "depth": count_numbers(shapes, r"blocks\.(\d+)\."),
+        "mlp_ratio": shapes["blocks.0.mlp.fc1.weight"][0] / dim,
+        "in_channels": shapes[f"{first}.norm1.weight"][0] // 49,
+        "num_classes": count_classes(shapes),
+        "positions": shapes["pos_embed"][1] - 1,
+    }
+
+
 FAMILY = Family(
     name="t2t_vit",
+    title="T2T-ViT",
     paper="https://arxiv.org/abs/2101.11986",
     code="https://github.com/yitu-opensource/T2T-ViT",
     model=T2TViT,
@@ -421,4 +497,15 @@ FAMILY = Family(
         **{f"t2t_{n}": f"t2t_vit_{n}" for n in (7, 10, 12, 14, 19, 24)},
         **{f"t2t_vit_p_{n}": f"t2t_vit_{n}" for n in (14, 19, 24)},
     },
+    dialects=_DIALECTS,
+    by_entry={"net": _CIFAR},
+    channels={
+        "tokens_to_token.attention1.kqv.weight": "summed",
+        "tokens_to_token.attention1.attn.qkv.weight": "summed",
+        "tokens_to_token.attention1.norm1.weight": "averaged",
+        "tokens_to_token.attention1.norm1.bias": "averaged",
+    },
+    positions=("pos_embed",),
+    fixed_positions=sinusoid,
+    implied=_implied,
 )

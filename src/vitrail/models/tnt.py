@@ -22,32 +22,39 @@ Differences from the official code: kept oddities first, then what is otherwise 
     Changed: weights must fit exactly; the official evaluation loads with strict=False.
     Left out: the squeeze-and-excitation branch and `_conv_filter`, which no model uses.
     Added: `tnt_ti_patch16_224`, which is in the paper but not in the code.
+    Added: `biases="zoo"`, the net of MindSpore's model zoo, which has fewer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from vitrail.dialects import HEAD, JOINED, SPLIT, WORDS, ZOO_PREFIX, Dialect, Row
 from vitrail.models.attention import attend
-from vitrail.models.layers import DropPath, Mlp, drop, drop_path_rates, to_map
+from vitrail.models.layers import DropPath, Mlp, drop, drop_path_rates
 from vitrail.models.linear import Linear
 from vitrail.models.registry import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     Family,
     FeatureLevel,
     ModelConfig,
+    Shapes,
     Variant,
     VisionModel,
     block_index,
     build_head,
     check_heads,
     check_multiple,
+    count_classes,
+    count_numbers,
     init_linear,
 )
 
@@ -69,6 +76,14 @@ class TNTConfig(ModelConfig):
     """Convolve each patch alone, or the whole image."""
     fold: Literal["sentence", "word"] = "sentence"
     """Norm before words are folded into their sentence: over the whole sentence, or over each word."""
+    biases: Literal["all", "zoo"] = "all"
+    """`zoo` leaves out what MindSpore's model zoo has not: biases of the stem, of the fold before the blocks, of the
+    head, and of the last layers of attention and MLPs."""
+
+    @property
+    def head_bias(self) -> bool:
+        """Whether the head has a bias."""
+        return self.biases == "all"
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -95,18 +110,20 @@ class TNTConfig(ModelConfig):
             found.append(f"stem is {self.stem!r}; it must be 'patch' or 'image'")
         if self.fold not in ("sentence", "word"):
             found.append(f"fold is {self.fold!r}; it must be 'sentence' or 'word'")
+        if self.biases not in ("all", "zoo"):
+            found.append(f"biases is {self.biases!r}; it must be 'all' or 'zoo'")
         return found
 
 
 class Attention(nn.Module):
     """Self-attention with queries and keys in one projection and values in another."""
 
-    def __init__(self, dim: int, num_heads: int, drop_rate: float) -> None:
+    def __init__(self, dim: int, num_heads: int, drop_rate: float, *, last_bias: bool) -> None:
         super().__init__()
         self.num_heads, self.drop_rate = num_heads, drop_rate
         self.qk = Linear(dim, 2 * dim, bias=False)
         self.v = Linear(dim, dim, bias=False)
-        self.proj = Linear(dim, dim)
+        self.proj = Linear(dim, dim, bias=last_bias)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         b, n, d = x.shape
@@ -125,8 +142,9 @@ class WordEmbed(nn.Module):
         super().__init__()
         self.config = config
         self.proj = nn.Conv2d(
-            config.in_channels, config.inner_dim, kernel_size=7, stride=config.inner_stride, padding=3
-        )
+            config.in_channels, config.inner_dim, kernel_size=7, stride=config.inner_stride, padding=3,
+            bias=config.biases == "all",
+        )  # fmt: skip
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "bn p e"]:
         b, c, _, _ = images.shape
@@ -146,21 +164,22 @@ class Block(nn.Module):
         super().__init__()
         e, d, p = config.inner_dim, config.embed_dim, config.words**2
         self.by_sentence = by_sentence = config.fold == "sentence"
+        last_bias = config.biases == "all"
         self.drop_path = DropPath(drop_path_rate)
 
         self.inner_norm1 = nn.LayerNorm(e, config.norm_eps)
-        self.inner_attn = Attention(e, config.inner_num_heads, config.drop_rate)
+        self.inner_attn = Attention(e, config.inner_num_heads, config.drop_rate, last_bias=last_bias)
         self.inner_norm2 = nn.LayerNorm(e, config.norm_eps)
-        self.inner_mlp = Mlp(e, int(e * config.mlp_ratio), config.gelu, config.drop_rate)
+        self.inner_mlp = Mlp(e, int(e * config.mlp_ratio), config.gelu, config.drop_rate, last_bias=last_bias)
 
         self.proj_norm1 = nn.LayerNorm(p * e if by_sentence else e, config.norm_eps)
         self.proj = Linear(p * e, d, bias=not by_sentence)
         self.proj_norm2 = nn.LayerNorm(d, config.norm_eps) if by_sentence else nn.Identity()
 
         self.outer_norm1 = nn.LayerNorm(d, config.norm_eps)
-        self.outer_attn = Attention(d, config.num_heads, config.drop_rate)
+        self.outer_attn = Attention(d, config.num_heads, config.drop_rate, last_bias=last_bias)
         self.outer_norm2 = nn.LayerNorm(d, config.norm_eps)
-        self.outer_mlp = Mlp(d, int(d * config.mlp_ratio), config.gelu, config.drop_rate)
+        self.outer_mlp = Mlp(d, int(d * config.mlp_ratio), config.gelu, config.drop_rate, last_bias=last_bias)
 
     def forward(
         self, words: Float[Tensor, "bn p e"], sentences: Float[Tensor, "b s d"]
@@ -193,7 +212,7 @@ class TNT(VisionModel[TNTConfig]):
 
         self.patch_embed = WordEmbed(config)
         self.proj_norm1 = nn.LayerNorm(p * e, config.norm_eps)
-        self.proj = Linear(p * e, d)
+        self.proj = Linear(p * e, d, bias=config.biases == "all")
         self.proj_norm2 = nn.LayerNorm(d, config.norm_eps)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, d))
         if config.fold == "sentence":
@@ -202,7 +221,7 @@ class TNT(VisionModel[TNTConfig]):
         self.inner_pos = nn.Parameter(torch.zeros(1, p, e))
         self.blocks = nn.ModuleList(Block(config, r) for r in drop_path_rates(config.drop_path_rate, config.depth))
         self.norm = nn.LayerNorm(d, config.norm_eps if config.final_norm_eps is None else config.final_norm_eps)
-        self.head = build_head(d, config.num_classes)
+        self.head = build_head(d, config.num_classes, config.head_bias)
 
         self.apply(init_linear)
         for token in (self.cls_token, self.outer_pos, self.inner_pos):
@@ -221,25 +240,14 @@ class TNT(VisionModel[TNTConfig]):
         sentences = torch.cat([self.cls_token.expand(b, -1, -1), sentences], dim=1) + self.outer_pos
         return words, drop(sentences, self.config.drop_rate, self.training)
 
-    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b s d"]:
+    def levels(self, images: Float[Tensor, "b c h w"]) -> Iterator[tuple[Float[Tensor, "b s d"], tuple[int, int]]]:
         words, sentences = self.embed(images)
         for block in self.blocks:
             words, sentences = self.run(block, words, sentences)
-        return self.norm(sentences)
+            yield sentences, self.config.grid
 
     def pool(self, tokens: Float[Tensor, "b s d"]) -> Float[Tensor, "b d"]:
         return tokens[:, 0]
-
-    def forward_intermediates(
-        self, images: Float[Tensor, "b c h w"], indices: int | Sequence[int] | None = None, *, norm: bool = False
-    ) -> list[Float[Tensor, "b d _ _"]]:
-        wanted, maps = self.level_indices(indices), []
-        words, sentences = self.embed(images)
-        for i, block in enumerate(self.blocks):
-            words, sentences = self.run(block, words, sentences)
-            if i in wanted:
-                maps.append(to_map((self.norm(sentences) if norm else sentences)[:, 1:], *self.config.grid))
-        return maps
 
     def no_weight_decay(self) -> set[str]:
         return {"cls_token", "outer_pos", "inner_pos"}
@@ -257,8 +265,130 @@ _S = TNTConfig(embed_dim=384, inner_dim=24, num_heads=6, inner_num_heads=4)
 _S_LEGACY = TNTConfig(embed_dim=384, inner_dim=24, num_heads=6, inner_num_heads=4, stem="image", fold="word")
 _B = TNTConfig(embed_dim=640, inner_dim=40, num_heads=10, inner_num_heads=4)
 
+_TIMM = (
+    Row("outer_pos", "patch_pos"),
+    Row("inner_pos", "pixel_pos", WORDS),
+    Row("patch_embed.{rest}", "pixel_embed.{rest}"),
+    Row("proj_norm1.{rest}", "norm1_proj.{rest}"),
+    Row("proj_norm2.{rest}", "norm2_proj.{rest}"),
+    Row("blocks.{i}.inner_norm1.{rest}", "blocks.{i}.norm_in.{rest}"),
+    Row("blocks.{i}.inner_attn.{rest}", "blocks.{i}.attn_in.{rest}"),
+    Row("blocks.{i}.inner_norm2.{rest}", "blocks.{i}.norm_mlp_in.{rest}"),
+    Row("blocks.{i}.inner_mlp.{rest}", "blocks.{i}.mlp_in.{rest}"),
+    Row("blocks.{i}.proj_norm1.{rest}", "blocks.{i}.norm1_proj.{rest}"),
+    Row("blocks.{i}.proj_norm2.{rest}", "blocks.{i}.norm2_proj.{rest}"),
+    Row("blocks.{i}.outer_norm1.{rest}", "blocks.{i}.norm_out.{rest}"),
+    Row("blocks.{i}.outer_attn.{rest}", "blocks.{i}.attn_out.{rest}"),
+    Row("blocks.{i}.outer_norm2.{rest}", "blocks.{i}.norm_mlp.{rest}"),
+    Row("blocks.{i}.outer_mlp.{rest}", "blocks.{i}.mlp.{rest}"),
+)
+
+
+def _mmpretrain_half(half: str) -> tuple[Row, ...]:
+    ours, theirs = f"blocks.{{i}}.{half}", f"layers.{{i}}.{half}_block"
+    return (
+        Row(f"{ours}_norm1.{{rest}}", f"{theirs}.norm_attn.{{rest}}"),
+        Row((f"{ours}_attn.qk.weight", f"{ours}_attn.v.weight"), f"{theirs}.attn.attn.in_proj_weight", SPLIT),
+        Row(f"{ours}_attn.proj.{{rest}}", f"{theirs}.attn.attn.out_proj.{{rest}}"),
+        Row(f"{ours}_norm2.{{rest}}", f"{theirs}.norm_ffn.{{rest}}"),
+        Row(f"{ours}_mlp.fc1.{{rest}}", f"{theirs}.ffn.layers.0.0.{{rest}}"),
+        Row(f"{ours}_mlp.fc2.{{rest}}", f"{theirs}.ffn.layers.1.{{rest}}"),
+    )
+
+
+_MMPRETRAIN = (
+    *_TIMM[:5],
+    Row("proj.{rest}", "projection.{rest}"),
+    *_mmpretrain_half("inner"),
+    Row("blocks.{i}.proj_norm1.{rest}", "layers.{i}.norm_proj.{rest}"),
+    Row("blocks.{i}.proj.{rest}", "layers.{i}.projection.{rest}"),
+    *_mmpretrain_half("outer"),
+    Row("head.{rest}", "head.fc.{rest}"),
+)
+
+_ZOO = (
+    *(
+        Row(
+            f"blocks.{{i}}.{half}_attn.qk.weight",
+            (f"blocks.{{i}}.{half}_attn.q.weight", f"blocks.{{i}}.{half}_attn.k.weight"),
+            JOINED,
+        )
+        for half in ("inner", "outer")
+    ),
+    Row("proj_norm2.{rest}", "proj_norm2_tnt.{rest}"),
+)
+
+_ZOO_BIASES = (
+    "patch_embed.proj.bias",
+    "proj.bias",
+    "head.bias",
+    "blocks.{i}.inner_attn.proj.bias",
+    "blocks.{i}.inner_mlp.fc2.bias",
+    "blocks.{i}.outer_attn.proj.bias",
+    "blocks.{i}.outer_mlp.fc2.bias",
+)
+
+_IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+_DIALECTS = (
+    Dialect(
+        name="official",
+        optional=("outer_tokens",),
+        only={"fold": "sentence", "stem": "patch", "biases": "all"},
+    ),
+    Dialect(name="timm", rows=_TIMM, absent=("outer_tokens",), only={"biases": "all"}),
+    Dialect(
+        name="mmpretrain",
+        entry="state_dict",
+        rows=_MMPRETRAIN,
+        prefix="backbone.",
+        bare=HEAD,
+        absent=("outer_tokens",),
+        only={"fold": "word", "stem": "image", "biases": "all"},
+    ),
+    Dialect(
+        name="mindcv",
+        absent=("outer_tokens",),
+        mindspore=True,
+        options={"gelu": "tanh", "final_norm_eps": 1e-7},
+        preprocess=_IMAGENET,
+        only={"fold": "sentence", "stem": "patch", "biases": "all"},
+        doubts=(
+            "MindCV normalises with ImageNet's mean and std, which its own training used; weights that were converted "
+            "to it from the official ones expect 0.5 (preprocess.mean=[0.5,0.5,0.5] preprocess.std=[0.5,0.5,0.5]) and "
+            "erf GELU (weights.options.gelu=erf); `vitrail evaluate FILE --sweep-preprocess` tells which",
+        ),
+    ),
+    Dialect(
+        name="zoo",
+        rows=_ZOO,
+        prefix=ZOO_PREFIX,
+        absent=("outer_tokens", *_ZOO_BIASES),
+        instead="a model trained with model.options.biases=zoo has none of them",
+        mindspore=True,
+        options={"gelu": "tanh", "norm_eps": 1e-7},
+        preprocess={**_IMAGENET, "crop": 0.875},
+        only={"fold": "sentence", "stem": "patch"},
+    ),
+)
+
+
+def _implied(shapes: Shapes) -> dict[str, Any]:
+    dim, (_, words, inner) = shapes["cls_token"][2], shapes["inner_pos"]
+    return {
+        "embed_dim": dim,
+        "inner_dim": inner,
+        "depth": count_numbers(shapes, r"blocks\.(\d+)\."),
+        "mlp_ratio": shapes["blocks.0.outer_mlp.fc1.weight"][0] / dim,
+        "fold": "word" if shapes["blocks.0.proj_norm1.weight"] == (inner,) and words > 1 else "sentence",
+        "in_channels": shapes["patch_embed.proj.weight"][1],
+        "num_classes": count_classes(shapes),
+        "positions": shapes["outer_pos"][1] - 1,
+    }
+
+
 FAMILY = Family(
     name="tnt",
+    title="TNT",
     paper="https://arxiv.org/abs/2103.00112",
     code="https://github.com/huawei-noah/Efficient-AI-Backbones/tree/master/tnt_pytorch",
     model=TNT,
@@ -329,4 +459,9 @@ FAMILY = Family(
         "tnt_base_patch16_224": "tnt_b_patch16_224",
         "tnt_s_legacy": "tnt_s_legacy_patch16_224",
     },
+    additions={"biases": "all"},
+    dialects=_DIALECTS,
+    channels={"patch_embed.proj.weight": "summed"},
+    positions=("outer_pos",),
+    implied=_implied,
 )

@@ -26,25 +26,32 @@ Differences from the official code: kept oddities first, then what is otherwise 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from vitrail.dialects import HEAD, ZOO_PREFIX, Dialect, Row
 from vitrail.models.attention import attend
-from vitrail.models.layers import DropPath, Mlp, drop, drop_path_rates, to_map
+from vitrail.models.layers import DropPath, Mlp, drop, drop_path_rates
 from vitrail.models.linear import Linear
 from vitrail.models.registry import (
     Family,
     FeatureLevel,
     ModelConfig,
+    Shapes,
     Variant,
     VisionModel,
     build_head,
     check_heads,
+    count_classes,
+    count_numbers,
     init_linear,
+    to_map,
 )
 
 MIN_SIZE = 32
@@ -229,8 +236,7 @@ class Twins(VisionModel[TwinsConfig]):
         self.head = build_head(dims[-1], config.num_classes)
         self.apply(_init)
 
-    def stages(self, images: Float[Tensor, "b c h w"]) -> Iterator[tuple[Tensor, int, int]]:
-        """Yield the tokens (b, n, d), height and width that leave each stage."""
+    def levels(self, images: Float[Tensor, "b c h w"]) -> Iterator[tuple[Float[Tensor, "b n d"], tuple[int, int]]]:
         if min(images.shape[-2:]) < (smallest := self.config.smallest_size()):
             raise ValueError(
                 f"images are {tuple(images.shape[-2:])}; this Twins needs at least {smallest} pixels a side"
@@ -243,25 +249,11 @@ class Twins(VisionModel[TwinsConfig]):
                 x = self.run(block, x, height, width)
                 if index == 0:
                     x = pos_block(x, height, width)
-            yield x, height, width
+            yield x, (height, width)
             maps = to_map(x, height, width)
-
-    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        *_, (x, _, _) = self.stages(images)
-        return self.norm(x)
 
     def pool(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
         return tokens.mean(dim=1)
-
-    def forward_intermediates(
-        self, images: Float[Tensor, "b c h w"], indices: int | Sequence[int] | None = None, *, norm: bool = False
-    ) -> list[Float[Tensor, "b _ _ _"]]:
-        wanted, last = self.level_indices(indices), len(self.feature_levels) - 1
-        return [
-            to_map(self.norm(x) if norm and i == last else x, height, width)
-            for i, (x, height, width) in enumerate(self.stages(images))
-            if i in wanted
-        ]
 
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if name.startswith("pos_block.")}
@@ -303,8 +295,138 @@ def _svt(width: int, heads: int, *depths: int) -> TwinsConfig:
     )
 
 
+_MMPRETRAIN = (
+    Row("patch_embeds.{k}.proj.{rest}", "patch_embeds.{k}.projection.{rest}"),
+    Row("pos_block.{k}.proj.0.{rest}", "position_encodings.{k}.proj.{rest}"),
+    Row("blocks.{k}.{i}.mlp.fc1.{rest}", "stages.{k}.{i}.ffn.layers.0.0.{rest}"),
+    Row("blocks.{k}.{i}.mlp.fc2.{rest}", "stages.{k}.{i}.ffn.layers.1.{rest}"),
+    Row("blocks.{k}.{i}.{rest}", "stages.{k}.{i}.{rest}"),
+    Row("norm.{rest}", "norm_after_stage3.{rest}"),
+    Row("head.{rest}", "head.fc.{rest}"),
+)
+
+
+def _merged(stage: str, name: str) -> tuple[Row, ...]:
+    """Return the rows of a stage, where the second place is its position encoding's and the other blocks follow."""
+    return (
+        Row(f"blocks.{stage}.0.{{rest}}", f"{name}.0.{{rest}}"),
+        Row(f"blocks.{stage}.{{i}}.{{rest}}", f"{name}.{{i+1}}.{{rest}}"),
+    )
+
+
+def _merged_with_position(stage: str, name: str) -> tuple[Row, ...]:
+    """Return the rows of a stage whose position encoding has that place in its name too."""
+    first, others = _merged(stage, name)
+    return (first, Row(f"pos_block.{stage}.{{rest}}", f"{name}.1.{{rest}}"), others)
+
+
+_MINDSPORE = {"gelu": "tanh", "embed_norm_eps": 1e-7}
+
+_DIALECTS = (
+    Dialect(
+        name="official",
+        entry="model",
+        also=("timm",),
+        notes=("timm's names are the same; it evaluates with preprocess.crop=0.9",),
+    ),
+    Dialect(
+        name="mmpretrain",
+        entry="state_dict",
+        rows=_MMPRETRAIN,
+        prefix="backbone.",
+        bare=HEAD,
+        only={"window_size": None},
+    ),
+    Dialect(
+        name="mmpretrain",
+        entry="state_dict",
+        rows=_MMPRETRAIN,
+        prefix="backbone.",
+        bare=HEAD,
+        only={"window_size": 7},
+        options={"norm_eps": 1e-5},
+    ),
+    # the bare net: MindSpore 2 names a stage by its number, the first one not at all
+    Dialect(
+        name="mindcv",
+        rows=(*_merged_with_position("0", "0"), *_merged_with_position("{k}", "0.{k}")),
+        mindspore=True,
+        options=_MINDSPORE,
+        preprocess={"crop": 0.9},
+    ),
+    # the net within another cell: the position encodings are registered, and named, before the stages
+    Dialect(
+        name="zoo",
+        rows=_merged("{k}", "merge_blocks.{k}"),
+        prefix=ZOO_PREFIX,
+        mindspore=True,
+        options=_MINDSPORE,
+    ),
+    # as vitrail wrote it at first
+    Dialect(
+        name="zoo",
+        rows=_merged_with_position("{k}", "merge_blocks.{k}"),
+        mindspore=True,
+        options=_MINDSPORE,
+    ),
+)
+
+
+_BLOCK = re.compile(r"(.+?)\.((?:norm[12]|attn|mlp|proj\.0)\..+)")
+_POSITION = "proj.0.bias"
+_WIDTH = ("norm1.gamma", _POSITION)
+
+
+def _number_stages(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the zoo's names of MindSpore's weights by those in a file, from its order and shapes.
+
+    How MindSpore names what a stage holds differs from version to version; that a stage's blocks stand in the order
+    they run does not. A stage is known by its width, which grows with each, and a position encoding by its weights.
+    """
+    if not any(name.startswith("patch_embeds.") and name.endswith(".gamma") for name in weights):
+        return {}
+    blocks: dict[str, dict[str, str]] = {}
+    found = {}
+    for name in weights:
+        block = _BLOCK.fullmatch(name)
+        if block is None or name.startswith("patch_embeds."):
+            found[name] = name
+        else:
+            blocks.setdefault(block[1], {})[block[2]] = name
+    widths = {
+        place: len(weights[leaves[leaf]]) for place, leaves in blocks.items() for leaf in _WIDTH if leaf in leaves
+    }
+    stages = sorted(set(widths.values()))
+    for stage, width in enumerate(stages):
+        places = [place for place in blocks if widths.get(place) == width]
+        encodings = [place for place in places if _POSITION in blocks[place]]
+        for place in encodings:
+            found |= {name: f"pos_block.{stage}.{leaf}" for leaf, name in blocks[place].items()}
+        for number, place in enumerate(place for place in places if place not in encodings):
+            at = number + 1 if number else 0
+            found |= {name: f"merge_blocks.{stage}.{at}.{leaf}" for leaf, name in blocks[place].items()}
+    return found
+
+
+def _implied(shapes: Shapes) -> dict[str, Any]:
+    stages = range(count_numbers(shapes, r"patch_embeds\.(\d+)\."))
+    dims = tuple(shapes[f"patch_embeds.{k}.proj.weight"][0] for k in stages)
+    depths = tuple(count_numbers(shapes, rf"blocks\.{k}\.(\d+)\.") for k in stages)
+    in_windows = "blocks.0.0.attn.qkv.weight" in shapes
+    return {
+        "embed_dims": dims,
+        "depths": depths,
+        "mlp_ratios": tuple(shapes[f"blocks.{k}.0.mlp.fc1.weight"][0] / dims[k] for k in stages),
+        "patch_sizes": tuple(shapes[f"patch_embeds.{k}.proj.weight"][2] for k in stages),
+        **({} if in_windows else {"window_size": None}),
+        "in_channels": shapes["patch_embeds.0.proj.weight"][1],
+        "num_classes": count_classes(shapes),
+    }
+
+
 FAMILY = Family(
     name="twins",
+    title="Twins",
     paper="https://arxiv.org/abs/2104.13840",
     code="https://github.com/Meituan-AutoML/Twins",
     model=Twins,
@@ -386,4 +508,8 @@ FAMILY = Family(
         **{f"svt_{size}": f"twins_svt_{size}" for size in ("small", "base", "large")},
         **{f"svt_{size[0]}": f"twins_svt_{size}" for size in ("small", "base", "large")},
     },
+    dialects=_DIALECTS,
+    by_order=_number_stages,
+    channels={"patch_embeds.0.proj.weight": "summed"},
+    implied=_implied,
 )
