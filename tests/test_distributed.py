@@ -150,6 +150,7 @@ vitrail.train.train(back, resume=Path(config.output.root) / "back")
     words = settings(image_folder, *common, "output.name=there", "train.shard=true")
     done = python(*torchrun(2, str(program), *words))
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     assert len(rows(runs / "there")) == 2
     run(image_folder, *common, "output.name=there", resume=runs / "there")
     for name in ("there", "back"):
@@ -364,6 +365,36 @@ def test_torchrun_does_not_start_again_what_was_told_to_stop(image_folder: Path)
     done = subprocess.run([sys.executable, *launch], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.count("stopped by train.max_hours=1e-09 after update 1 of 12, and saved; go on with") == 1
+
+
+@pytest.mark.parametrize("restarts", [0, 2])
+def test_what_no_restart_mends_is_said_once_and_ends_it(restarts: int) -> None:
+    launch = torchrun(2, "-m", "vitrail", "train", "digits", "train.epochs=0", "--resume", "runs/never")
+    launch[2:2] = ["--max-restarts", str(restarts)]
+    done = python(*launch)
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if "train.epochs is 0; it must be at least 1" in line]
+    assert lines[0].startswith("error: train.epochs is 0; ")
+    if restarts:
+        assert len(lines) == 1
+        assert "failed (exitcode: 2)" not in done.stderr, "it is not started again"
+    else:
+        assert [line.split(":")[0].strip() for line in lines[1:]] == ["traceback"], "torchrun's report names it"
+    assert "error in process 1" not in done.stderr
+
+
+def test_a_process_whose_error_is_its_own_says_so(tmp_path: Path) -> None:
+    """torchrun's first process waits, as it would for the images of the second."""
+    path = tmp_path / "script.py"
+    path.write_text(
+        "import os, sys, time\n"
+        "from vitrail.cli import main\n"
+        "time.sleep(600) if os.environ['RANK'] == '0' else main(['train', 'digits', 'train.epochs=0'])\n"
+    )
+    done = python(*torchrun(2, path))
+    assert done.returncode == 1
+    assert "error in process 1: train.epochs is 0; " in done.stderr
+    assert "traceback : train.epochs is 0; " in done.stderr
 
 
 @pytest.mark.parametrize("verb", [[], ["--fork", "runs/x"]])

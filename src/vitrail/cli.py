@@ -7,10 +7,11 @@ import os
 import shlex
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -18,7 +19,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter, Token
 
-from vitrail.errors import ConfigError, ExportError, Interrupted, MissingExtra, Stopped, VitrailError, command
+from vitrail.errors import (
+    ConfigError,
+    ExportError,
+    Interrupted,
+    MissingExtra,
+    Stopped,
+    TrainingError,
+    VitrailError,
+    command,
+)
 from vitrail.launch import understand_launch, without_local_rank
 from vitrail.tables import show_quantized, show_sweep, show_table, show_training, show_verdicts
 
@@ -62,6 +72,8 @@ Engine = Annotated[
 ]
 OF_WEIGHTS = ("weights", "preprocess")
 """Sections of a file that say how weights and images are read."""
+SPEAK_AFTER_S = 3.0
+"""Until a process that is not the first of its machine says what is wrong; where the first did, torchrun ends it."""
 EVALUATE_SECTIONS = ("weights", "data", "preprocess", "evaluate")
 OF_LISTS = ("list", "path_column", "label_column", "labels_column", "train_split", "val_split")
 """Settings of data that are settled once a list is packed."""
@@ -957,14 +969,13 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
         if _is_main_process():
             print(error, file=sys.stderr)
         status = os.EX_TEMPFAIL
-        if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
-            os.kill(os.getppid(), signal.SIGTERM)  # or torchrun starts again what was told to stop
+        _tell_torchrun(str(error), restart=False)
     except VitrailError as error:
         if debug:
             raise
-        _fail(str(error))
+        _fail(str(error), restart=not isinstance(error, ConfigError | MissingExtra | TrainingError))
     except CycloptsError as error:
-        _fail(f"{error}; `vitrail --help` shows the commands")
+        _fail(f"{error}; `vitrail --help` shows the commands", restart=False)
     except BrokenPipeError:  # `vitrail models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
@@ -994,12 +1005,31 @@ def _check_writable(flag: str, path: Path) -> None:
         raise ConfigError(f"{flag} {path}: cannot be written; choose another file")
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, restart: bool = True) -> NoReturn:
+    """Say what is wrong in one line and exit; without `restart` it would be wrong the next time too."""
     who = "error" if _is_main_process() else f"error in process {os.environ['RANK']}"
-    line = " ".join(message.split())
     # a file's name may hold what a terminal obeys
-    print(f"{who}: {''.join(c if c.isprintable() else ascii(c)[1:-1] for c in line)}", file=sys.stderr)
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(SPEAK_AFTER_S)
+    print(f"{who}: {line}", file=sys.stderr)
+    _tell_torchrun(line, restart)
     sys.exit(2)
+
+
+def _tell_torchrun(line: str, restart: bool) -> None:
+    """Let torchrun say in its own report why a process ended, and keep it from starting all of them again.
+
+    It restarts whatever failed as long as it may; only a signal ends it before, which one process of a machine sends.
+    """
+    if (report := os.environ.get("TORCHELASTIC_ERROR_FILE")) is not None:
+        # as torch.distributed.elastic writes it, whose import takes a second; a traceback would be shown instead
+        told = {"message": {"message": line, "extraInfo": {"py_callstack": line, "timestamp": str(int(time.time()))}}}
+        with suppress(OSError):  # the line itself was printed
+            Path(report).write_text(json.dumps(told))
+    left = [int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("MAX_RESTARTS", "RESTART_COUNT")]
+    if not restart and left[0] > left[1] and os.environ["LOCAL_RANK"] == "0":
+        os.kill(os.getppid(), signal.SIGTERM)
 
 
 def _split_settings(tokens: Sequence[str], config: str | None) -> tuple[str | None, list[str]]:
