@@ -215,7 +215,7 @@ def read_artifact(
         raise ConfigError(f"{path}: settings of `weights` are for weight files; give them when you export it")
     found = describe(Path(path))
     if asked is not None:
-        check_described(found.record, asked, str(path))
+        check_described(found.record, asked, str(path), exported=True)
     if found.making.input == "image" and not whole:
         raise ConfigError(
             f"{path}: reads whole images itself (--with-preprocess), one at a time; give the file exported without"

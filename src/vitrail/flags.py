@@ -130,7 +130,7 @@ def _places_of_evaluate(words: Sequence[str], config: str | None) -> tuple[list[
 
 def _take_values(name: str, rest: list[str]) -> str:
     """Take the value or the values of a flag from what follows it; one that stands alone is true."""
-    if not rest or re.match(r"--?[A-Za-z]|[a-z]+\.\w+=", rest[0]):
+    if not rest or re.match(r"--?[A-Za-z]|[a-z_]+(\.\w+)+=", rest[0]):
         return "true"
     if name in BARE and rest[0].lower() not in ("true", "false", "0", "1"):
         return "true"

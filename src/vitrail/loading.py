@@ -153,8 +153,8 @@ def wanted_by(layers: Sequence[Layer]) -> Wanted:
     return replace(asked, described=described)
 
 
-def check_described(record: Record, asked: Wanted, path: str) -> None:
-    """Refuse weights of which a file of settings says something else than they do.
+def check_described(record: Record, asked: Wanted, path: str, *, exported: bool = False) -> None:
+    """Refuse weights, or what was exported of them, of which a file of settings says something else than they do.
 
     Raises:
         ConfigError: It describes another model, or the same with another image size or arithmetic.
@@ -171,9 +171,11 @@ def check_described(record: Record, asked: Wanted, path: str) -> None:
     for name in described.options:
         there, here = (c.size if name == "image_size" else getattr(c, name) for c in (source, stated))
         if there != here:
+            way = f"say which counts: weights.options.{name}={_shown(there)} or weights.options.{name}={_shown(here)}"
+            if exported:
+                way = f"export it again with weights.options.{name}={_shown(here)}, or leave the settings out"
             raise ConfigError(
-                f"{described.origin}: has {name} {_shown(here)}, and {path} was made with {_shown(there)}; "
-                f"weights.options.{name}={_shown(there)} keeps to the weights"
+                f"{described.origin}: has {name} {_shown(here)}, and {path} was made with {_shown(there)}; {way}"
             )
 
 
