@@ -10,7 +10,7 @@ import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch.testing import assert_close
 
 from formula import formula
 from test_ckpt import COMMITTED, golden_values
+from vitrail.checkpoint import Record, save_model
 from vitrail.ckpt import encode_ckpt
 from vitrail.dialects import Dialect, read_names, write_names
 from vitrail.errors import CheckpointError, ConfigError
@@ -33,6 +34,7 @@ from vitrail.loading import Wanted, load_model, open_model
 from vitrail.models import FAMILIES, create_model, find_variant
 from vitrail.models.registry import VisionModel
 from vitrail.recognise import recognise
+from vitrail.transforms import Preprocess
 from vitrail.weight_file import PREFIX
 
 SHARED = Path(__file__).parents[2] / "shared" / "golden"
@@ -883,3 +885,29 @@ def test_an_archive_over_several_disks_is_refused_in_one_line(tmp_path: Path) ->
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"a\.pth: cannot be read \(zipfiles that span multiple disks"):
         open_model(path)
+
+
+def test_what_nothing_reads_goes_with_the_head_and_comes_with_one(tmp_path: Path) -> None:
+    name = "tnt_s_patch16_224"
+    whole = tiny(name)
+    path = save(tmp_path / "a.pth", whole.state_dict())
+    found = opened(path, name, options={"num_classes": 0})
+    assert found.weights.keys() == create_model(name, **tiny_options(name), num_classes=0).state_dict().keys()
+    assert ("outer_tokens",) in [entry.theirs for entry in found.account.entries if entry.what == "skipped"]
+    images = torch.randn(2, 3, 32, 32)
+    features = whole.forward_head(whole.forward_features(images), pre_logits=True)
+    assert torch.equal(found.build()(images), features)
+
+    # files without a head, as vitrail wrote them with these zeros and as it writes them now, and others
+    headless = {key: value for key, value in whole.state_dict().items() if not key.startswith("head.")}
+    options = {**asdict(whole.config), "num_classes": 0}
+    record = Record(model=name, options=options, classes=(), preprocess=Preprocess(size=(32, 32)))
+    save_model(tmp_path / "old.safetensors", headless, record)
+    save_model(tmp_path / "new.safetensors", found.weights, record)
+    save(tmp_path / "b.pth", headless)
+    for file in ("old.safetensors", "new.safetensors"):
+        assert torch.equal(load_model(tmp_path / file)(images), features)
+        again = load_model(tmp_path / file, num_classes=3)
+        assert again(images).shape == (2, 3)
+        assert again.state_dict()["outer_tokens"].shape == (1, 4, 48)
+    assert torch.equal(opened(tmp_path / "b.pth", name).build()(images), features)

@@ -13,7 +13,7 @@ from vitrail.errors import CheckpointError
 from vitrail.imagenet import COUNT, by_name, plain, wnids
 from vitrail.models import find_variant
 from vitrail.models.registry import Family, ModelConfig, build_head
-from vitrail.recognise import Entry, expected_shapes
+from vitrail.recognise import UNREAD, Entry, expected_shapes
 
 Positions = Literal["resized", "fresh"]
 
@@ -46,6 +46,7 @@ def adapt(
         CheckpointError: The channels cannot be adapted.
     """
     weights, entries, family = dict(weights), [], find_variant(model)[0]
+    has_changed = source != target
     additions = family.additions
     if added := {name: value for name, value in additions.items() if getattr(source, name) != getattr(target, name)}:
         source = replace(source, **added)
@@ -56,7 +57,24 @@ def adapt(
         entries += _adapt_positions(weights, family, source, target, positions)
     if source.num_classes != target.num_classes or tuple(old_classes) != tuple(new_classes):
         entries += _adapt_head(weights, target, tuple(old_classes), tuple(new_classes))
+    if family.unread and (has_changed or target.num_classes == 0):
+        entries += _fit_unread(weights, family.unread, expected_shapes(model, target))
     return weights, entries
+
+
+def _fit_unread(
+    weights: dict[str, Tensor], names: Sequence[str], expected: Mapping[str, tuple[int, ...]]
+) -> list[Entry]:
+    """Have zeros of the right size of what nothing reads where the model has it, and nothing where it has not."""
+    entries = []
+    for name in names:
+        if name not in expected:
+            if weights.pop(name, None) is not None:
+                entries.append(Entry("skipped", theirs=(name,), note=UNREAD))
+        elif name not in weights or tuple(weights[name].shape) != expected[name]:
+            weights[name] = torch.zeros(expected[name])
+            entries.append(Entry("zero-filled", ours=(name,), note=UNREAD))
+    return entries
 
 
 def _add_zeros(weights: dict[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> list[Entry]:
@@ -113,8 +131,6 @@ def _adapt_positions(
             weights[name], list(target.grid), list(source.grid), num_prefix_tokens=extra
         )
         entries.append(Entry("resized", (name,), (name,), f"bicubic, {sizes}{kept}"))
-    if "outer_tokens" in weights:  # zeros that nothing reads
-        weights["outer_tokens"] = torch.zeros(1, target.grid[0] * target.grid[1], weights["outer_tokens"].shape[2])
     return entries
 
 

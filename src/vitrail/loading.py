@@ -469,8 +469,10 @@ def _adapted(opened: Opened, asked: Wanted) -> Opened:
     if asked.positions == "fresh" and not find_variant(record.model)[0].fixed_positions:
         having = " and ".join(family.title for family in FAMILIES if family.fixed_positions)
         raise ConfigError(f"{path}: positions=fresh is for {having}; {record.model} learns its own or has none")
-    additions = find_variant(record.model)[0].additions
-    added = {name for name, value in additions.items() if getattr(source, name) != getattr(target, name) == value}
+    family = find_variant(record.model)[0]
+    added = {
+        name for name, value in family.additions.items() if getattr(source, name) != getattr(target, name) == value
+    }
     for name, value in _architecture(source).items():
         if getattr(target, name) != value and name not in added:
             raise ConfigError(f"{path}: was made with {name}={value}, which its weights cannot change")
@@ -478,7 +480,9 @@ def _adapted(opened: Opened, asked: Wanted) -> Opened:
     classes = record.classes if is_kept else tuple(asked.classes or ())
     if any(getattr(source, name) != getattr(target, name) for name in (*FREE, *added)) or classes != record.classes:
         with torch.device("meta"):
-            check_fit(build_model(record, path).state_dict(), opened.weights, path)
+            expected = build_model(record, path).state_dict()
+        read = {name: value for name, value in opened.weights.items() if name in expected or name not in family.unread}
+        check_fit(expected, read, path)
     weights, entries = adapt(
         opened.weights, source, target, path, model=record.model, old_classes=record.classes, new_classes=classes,
         positions=asked.positions,

@@ -19,6 +19,7 @@ PROJECTS = tuple(dict.fromkeys(name for family in FAMILIES for dialect in family
 """All whose names are known."""
 FREE = ("image_size", "in_channels", "num_classes")
 """What may differ from the published model without being another one."""
+UNREAD = "nothing reads it"
 
 
 @dataclass(frozen=True)
@@ -236,6 +237,8 @@ def _compare(
     shapes: Shapes,
 ) -> Reading:
     expected = expected_shapes(name, config)
+    dead = [link for link in links if {*link.ours} <= {*find_variant(name)[0].unread} - expected.keys()]
+    links = [link for link in links if link not in dead]
     fitting = tuple(link for link in links if all(expected.get(ours) == shapes[ours] for ours in link.ours))
     there = {ours for link in fitting for ours in link.ours}
     lacking = [ours for ours in expected if ours not in there]
@@ -247,7 +250,7 @@ def _compare(
         links=fitting,
         zeros=zeros,
         missing=tuple(ours for ours in lacking if ours not in zeros),
-        skipped=skipped,
+        skipped={**skipped, **{theirs: UNREAD for link in dead for theirs in link.theirs}},
         misfits=(*rest, *(theirs for link in links if link not in fitting for theirs in link.theirs)),
     )
 

@@ -217,3 +217,20 @@ def test_the_zoos_net_has_fewer_biases_and_computes_as_with_zeros() -> None:
         assert_close(fewer(images), whole(images), atol=1e-6, rtol=0)
     fewer.reset_classifier(3)
     assert [name for name, _ in fewer.head.named_parameters()] == ["weight"]
+
+
+def test_a_model_without_a_head_keeps_no_parameter_that_nothing_reads() -> None:
+    tiny = {**find_variant("tnt_s_patch16_224")[0].tiny}
+    model = create_model("tnt_s_patch16_224", **{**tiny, "num_classes": 0}).eval()
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        before = model(images)
+        for name, parameter in model.named_parameters():
+            kept = parameter.clone()
+            parameter.add_(torch.randn_like(parameter))
+            assert not torch.equal(model(images), before), name
+            parameter.copy_(kept)
+    model.reset_classifier(5)
+    assert "outer_tokens" in model.state_dict()
+    model.reset_classifier(0)
+    assert "outer_tokens" not in model.state_dict()

@@ -184,6 +184,8 @@ class Family(Generic[C]):
     """Tables of positions (1, extra tokens and then the grid, d), resized to other image sizes."""
     fixed_positions: Callable[[int, int], Tensor] | None = None
     """From rows and channels to such a table, where it is computed and not trained."""
+    unread: tuple[str, ...] = ()
+    """Parameters that nothing reads, kept for the official code's files; a model without a head has none of them."""
     additions: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the configuration, with values, that add weights to a model which compute nothing while they are 0."""
 

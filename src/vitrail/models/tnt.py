@@ -12,7 +12,7 @@ Shapes
 Differences from the official code: kept oddities first, then what is otherwise here
     Kept: one drop-path module serves all four residuals of a block, and the inner ones drop sentences, not images.
     Kept: the stem convolution has PyTorch's default initialisation.
-    Kept: `outer_tokens`, a frozen parameter that nothing reads, so that files and counts agree.
+    Kept: `outer_tokens`, a frozen parameter that nothing reads, so that files and counts agree; not without a head.
     Kept: the stem cuts patches and convolves each alone (`stem="patch"`), so 7 of 16 words see zeros at the border.
     Kept: `stem="image"` convolves the whole image, as the first release did.
     Kept: `tnt_s_legacy_patch16_224` is that first release, with a norm over each word before the fold.
@@ -215,8 +215,7 @@ class TNT(VisionModel[TNTConfig]):
         self.proj = Linear(p * e, d, bias=config.biases == "all")
         self.proj_norm2 = nn.LayerNorm(d, config.norm_eps)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, d))
-        if config.fold == "sentence":
-            self.outer_tokens = nn.Parameter(torch.zeros(1, n, d), requires_grad=False)
+        self._hold_outer_tokens()
         self.outer_pos = nn.Parameter(torch.zeros(1, n + 1, d))
         self.inner_pos = nn.Parameter(torch.zeros(1, p, e))
         self.blocks = nn.ModuleList(Block(config, r) for r in drop_path_rates(config.drop_path_rate, config.depth))
@@ -226,6 +225,16 @@ class TNT(VisionModel[TNTConfig]):
         self.apply(init_linear)
         for token in (self.cls_token, self.outer_pos, self.inner_pos):
             nn.init.trunc_normal_(token, std=0.02)
+
+    def _hold_outer_tokens(self) -> None:
+        is_held = self.config.fold == "sentence" and self.config.num_classes > 0
+        rows, columns = self.config.grid
+        zeros = self.cls_token.new_zeros(1, rows * columns, self.num_features)
+        self.register_parameter("outer_tokens", nn.Parameter(zeros, requires_grad=False) if is_held else None)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        super().reset_classifier(num_classes)
+        self._hold_outer_tokens()
 
     def embed(self, images: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "bn p e"], Float[Tensor, "b s d"]]:
         """Return the words and the sentences that enter the first block."""
@@ -459,6 +468,7 @@ FAMILY = Family(
         "tnt_base_patch16_224": "tnt_b_patch16_224",
         "tnt_s_legacy": "tnt_s_legacy_patch16_224",
     },
+    unread=("outer_tokens",),
     additions={"biases": "all"},
     dialects=_DIALECTS,
     channels={"patch_embed.proj.weight": "summed"},

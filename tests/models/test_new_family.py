@@ -1,0 +1,45 @@
+"""A family that is added as CONTRIBUTING.md says touches its own file and FAMILIES, and everything works with it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import deit
+import pytest
+import test_contract as contract
+
+CONFIG = replace(deit.FAMILY.variants["deit_tiny_patch16_224"].config, **deit.FAMILY.tiny)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        contract.test_logits_features_and_tokens_have_the_promised_shapes,
+        contract.test_gradient_reaches_every_trainable_parameter,
+        contract.test_head_can_be_replaced_and_removed,
+        contract.test_intermediate_maps_are_what_the_named_modules_return,
+        contract.test_nothing_behind_the_last_chosen_level_is_computed,
+        contract.test_layers_grow_from_zero_along_the_forward_pass,
+        contract.test_exported_program_runs_at_any_batch,
+    ],
+)
+def test_contract_covers_it(check: Callable[..., Any]) -> None:
+    check(deit.FAMILY, CONFIG)
+
+
+@pytest.mark.parametrize("name", deit.FAMILY.variants)
+@pytest.mark.usefixtures("without_shape_checks")
+def test_card_is_checked(name: str) -> None:
+    contract.test_parameter_counts_and_multiply_adds_equal_the_card(deit.FAMILY, deit.FAMILY.variants[name])
+
+
+def test_everything_works_with_it() -> None:
+    script = Path(__file__).parent / "with_deit.py"
+    done = subprocess.run([sys.executable, script], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == '{"exported": "tiny.mindir"}\n'
