@@ -260,7 +260,7 @@ def test_file_cut_anywhere_is_refused(weights: Path) -> None:
     for length in lengths:
         weights.write_bytes(data[:length])
         for read in (read_record, load_model):
-            with pytest.raises(CheckpointError, match="is not a safetensors file, or is damaged|is no|is empty"):
+            with pytest.raises(CheckpointError, match=r"is not a safetensors file, or is damaged|is no|is empty"):
                 read(weights)
 
 

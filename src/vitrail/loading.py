@@ -344,12 +344,12 @@ def _describe(
         The preprocessing, the names of the logits, what is to be said of both, and what may be wrong.
     """
     where, told = str(file.path), []
-    card, config = find_variant(reading.model)[1], reading.config
+    (family, card), config = find_variant(reading.model), reading.config
     read: dict[str, Any] = {
         "crop": card.crop, "interpolation": card.interpolation, "mean": card.mean, "std": card.std,
         **reading.dialect.preprocess,
     }  # fmt: skip
-    if reading.dialect.family == "t2t_vit" and tree.prefix.split(".")[0] == "net" and config.num_classes in (10, 100):
+    if family.name == "t2t_vit" and tree.prefix.split(".")[0] == "net" and config.num_classes in (10, 100):
         read |= CIFAR
         told.append(
             f"{where}: its entry net is that of T2T-ViT's transfer to CIFAR, so images are read as there: crop 1, "

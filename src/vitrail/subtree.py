@@ -129,8 +129,10 @@ def find_weights(
     fits = [fit for tree in usual or [_nearest(file, inside)] if (fit := ask.fit(tree, free))]
     if not fits:
         raise next(answer for answer in ask.known.values() if isinstance(answer, CheckpointError))
+    if not average:  # which is then taken only where nothing else is there
+        fits = [fit for fit in fits if not fit.tree.is_average] or fits
     least = min(_problems(fit) for fit in fits)
-    best = [fit for fit in fits if _problems(fit) == least]
+    best = [fit for fit in fits if _problems(fit) == least][: None if partial or not least else 1]
     plain = [fit for fit in best if not fit.tree.is_average]
     averages = [fit for fit in best if fit.tree.is_average] + [
         made for fit in plain for made in ask.averages_by_order(fit, free)
@@ -176,12 +178,10 @@ def _schemas() -> Mapping[str, frozenset[int]]:
                 if dialect.family != family.name or any(getattr(config, k) != v for k, v in dialect.only.items()):
                     continue
                 links, _ = write_names(ours, dialect)
-                theirs = [name for link in links for name in link.theirs]
-                # a backbone that was saved alone is without its prefix
-                for names in dict.fromkeys((tuple(theirs), tuple(n.removeprefix(dialect.prefix) for n in theirs))):
-                    for name in names:
-                        found.setdefault(_look(name.split(".")), set()).add(number)
-                    number += 1
+                for name in (name for link in links for name in link.theirs):
+                    # a project's own prefix is one like others, and the head beside it is found as others are
+                    found.setdefault(_look(name.removeprefix(dialect.prefix).split(".")), set()).add(number)
+                number += 1
     return {look: frozenset(numbers) for look, numbers in found.items()}
 
 
@@ -329,8 +329,9 @@ def _nearest(file: WeightFile, names: list[str]) -> Subtree:
     for name in names:
         top = name.split(".")[0]
         groups.setdefault(top if file.entries.get(top, "tensor") != "tensor" else "", []).append(name)
-    found = max(groups.values(), key=len, default=[])
-    if not any(not _why_not(name, file.tensors[name]) for name in found):
+    of_weights = [[name for name in group if not _why_not(name, file.tensors[name])] for group in groups.values()]
+    found = max(of_weights, key=len, default=[])
+    if not found:
         listed = ", ".join([*file.entries][:5]) or "none"
         raise CheckpointError(f"{file.path}: holds no weights; its entries are {listed}")
     split = [name.split(".")[:-1] for name in found]
@@ -376,10 +377,11 @@ class _Ask:
             return _Fit(tree=tree, readings=readings, heads=tuple(f"{stem}.weight" for stem in stems))
         where = f"{self.file.path}: {stems[0]} is taken for the head"
         usual = stems[0].split(".")[-1] in ("head", "fc", "classifier")
+        its_own = stems[0].endswith(("head", "head.fc"))
         return _Fit(
             tree=_with_head(tree, readings[0], stems[0]),
             readings=with_head,
-            notes=(where,) if usual and not stems[0].endswith("head") else (),
+            notes=(where,) if usual and not its_own else (),
             doubts=() if usual else (f"{where}: nothing else there is as wide as what the model gives",),
         )
 
@@ -535,7 +537,8 @@ def _left(file: WeightFile, taken: Subtree, trees: list[Subtree], others: Mappin
         if name not in used:
             as_one = top not in tops and file.entries.get(top, "tensor") != "tensor"
             key = top if as_one else name
-            found[key] = why.get(name) or found.get(key) or ("no weights" if as_one else "beside the weights")
+            alone = "no weights" if as_one else _why_not(name, file.tensors[name]) or "beside the weights"
+            found[key] = why.get(name) or found.get(key) or alone
     empty = {name: kind for name, kind in file.entries.items() if kind != "tensor" and name not in tops | found.keys()}
     nothing = {name: "no weights" if kind == "dict" else f"a {kind}, not a tensor" for name, kind in empty.items()}
     return {**found, **nothing}
