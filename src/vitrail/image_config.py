@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 FILTERS = ("bicubic", "bilinear")
+MOST = 65535
+"""What no statistic of pixels is above."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,7 @@ def _numbers(value: Any, channels: int, above: float) -> tuple[float, ...] | Non
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST
 
 
 def _to_unit_scale(values: dict[str, Any], notes: list[str]) -> None:

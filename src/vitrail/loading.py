@@ -255,8 +255,8 @@ def _open_theirs(file: WeightFile, asked: Wanted) -> Opened:
         notes.append(f"{where}: holds {', '.join(others)}, which became torch.float32")
     if file.passed_over:
         notes.append(
-            f"{where}: objects of {', '.join(file.passed_over[:3])}{', ...' * (len(file.passed_over) > 3)} beside the "
-            "weights were passed over, and nothing of them was run"
+            f"{where}: objects of {', '.join(file.passed_over[:3])}{', ...' * (len(file.passed_over) > 3)} are passed "
+            "over or read as plain values; nothing of them is run"
         )
     preprocess, classes, told, unsure = _describe(file, reading, there.tree)
     record = Record(

@@ -49,7 +49,7 @@ HARMLESS = {
 """Modules of Python's library whose objects lie beside weights; those for files, processes and code do not."""
 BUILTINS = {
     "bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "getattr", "int", "list", "object", "range",
-    "set", "slice", "str", "tuple", "type",
+    "set", "slice", "str", "tuple", "type", "unicode", "xrange",
 }  # fmt: skip
 USUAL = re.compile(r"(argparse|builtins|collections|numpy|_codecs)\..*|torch\.\w+")
 """Classes whose stand-ins are not worth a word."""
@@ -104,7 +104,7 @@ class _Storage:
 
 
 class Pickle:
-    """Follows the instructions of one pickle."""
+    """Follows the instructions of pickles of one file."""
 
     def __init__(self, source: Source, nested: Callable[[bytes], Any]) -> None:
         """Prepare to read.
@@ -125,18 +125,19 @@ class Pickle:
         self._files: dict[int, tuple[Any, Any]] = {}
 
     def load(self, data: bytes | IO[bytes]) -> Any:
-        """Return what the pickle holds.
+        """Return what the next pickle holds.
 
         Raises:
             UnreadablePickle: It is none, cut off, too long, or names something that no weights need.
         """
+        self._stack, self._marks, self._memo = [], [], {}
         try:
             for code, argument, _ in pickletools.genops(data):
                 self._spend(1)
                 if code.name == "STOP":
                     return self._stack.pop()
                 self._follow(code.name, argument)
-        except (UnreadablePickle, MemoryError):
+        except UnreadablePickle:
             raise
         except Exception as error:  # of bytes that are no pickle, anywhere
             reason = " ".join(str(error).split())[:100] or type(error).__name__

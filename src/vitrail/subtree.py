@@ -129,14 +129,13 @@ def find_weights(
     fits = [fit for tree in usual or [_nearest(file, inside)] if (fit := ask.fit(tree, free))]
     if not fits:
         raise next(answer for answer in ask.known.values() if isinstance(answer, CheckpointError))
-    if not average:  # which is then taken only where nothing else is there
-        fits = [fit for fit in fits if not fit.tree.is_average] or fits
-    least = min(_problems(fit) for fit in fits)
-    best = [fit for fit in fits if _problems(fit) == least][: None if partial or not least else 1]
+    own = [fit for fit in fits if not fit.tree.is_average]
+    asked = fits if average or not own else own  # an average that is not wanted is taken where nothing else is there
+    least = min(_problems(fit) for fit in asked)
+    best = [fit for fit in asked if _problems(fit) == least][: None if partial or not least else 1]
     plain = [fit for fit in best if not fit.tree.is_average]
-    averages = [fit for fit in best if fit.tree.is_average] + [
-        made for fit in plain for made in ask.averages_by_order(fit, free)
-    ]
+    averages = [fit for fit in (best if asked is fits else fits) if fit.tree.is_average]
+    averages += [made for fit in plain for made in ask.averages_by_order(fit, free)]
     chosen, notes, others = _choose(file, plain, averages, average)
     if chosen.heads and not partial:
         raise CheckpointError(
@@ -150,7 +149,7 @@ def find_weights(
 
 def _inside(file: WeightFile, entry: str | None) -> list[str]:
     """Return the names of the tensors that are behind an entry, or of all."""
-    if entry is None:
+    if not entry:
         return [*file.tensors]
     asked = entry.rstrip(".") + "."
     found = [name for name in file.tensors if name.startswith(asked)]
@@ -376,7 +375,7 @@ class _Ask:
         if with_head is None or not with_head[0].is_whole:
             return _Fit(tree=tree, readings=readings, heads=tuple(f"{stem}.weight" for stem in stems))
         where = f"{self.file.path}: {stems[0]} is taken for the head"
-        usual = stems[0].split(".")[-1] in ("head", "fc", "classifier")
+        usual = {"head", "fc", "classifier"} & {*stems[0].split(".")}
         its_own = stems[0].endswith(("head", "head.fc"))
         return _Fit(
             tree=_with_head(tree, readings[0], stems[0]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import mmap
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from torch import Tensor
 from vitrail.errors import CheckpointError
 from vitrail.pickled import Pickle, UnreadablePickle
 
+MAX_PICKLE = 256 * 2**20
+"""Bytes of a description; that of a training's save has a few hundred thousand."""
 MAGIC = 0x1950A86A20F9469CFC6C
 """What the first of the five pickles holds in the format before PyTorch 1.6."""
 NOT_TORCH = "is an archive that torch.save did not write; give the weight file itself"
@@ -40,9 +43,15 @@ def read_torch(path: Path) -> Content:
     try:
         with path.open("rb") as file:
             is_archive = file.read(4) == b"PK\x03\x04"
-        return _read_archive(path) if is_archive else _read_pickles(lambda: path.open("rb"))
+        return _read_archive(path) if is_archive else _read_pickles(lambda: _mapped(path))
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise CheckpointError(f"{path}: {told(error)}") from error
+
+
+def _mapped(path: Path) -> Any:
+    """Return a file as memory, of which no more can be read than is there, however much a pickle asks for."""
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def told(error: Exception) -> str:
@@ -72,6 +81,8 @@ def _read_archive(path: Path) -> Content:
     for entry in stored:
         if not entry.CRC:
             entry.CRC = None  # type: ignore[assignment]  # torch writes 0 where it was told to compute none
+    if entries[described[0]].file_size > MAX_PICKLE:
+        raise UnreadablePickle(f"has a description of more than {MAX_PICKLE:,} bytes; save its state_dict() alone")
     swap = f"{folder}byteorder" in entries and archive.read(f"{folder}byteorder") == b"big"
     known: dict[str, bytearray] = {}
 
@@ -165,7 +176,8 @@ def _places(file: IO[bytes], keys: list[Any], types: Mapping[str, torch.dtype]) 
     """Return where each storage begins, and its bytes."""
     found = {}
     at = file.tell()
-    end = file.seek(0, 2)
+    file.seek(0, 2)
+    end = file.tell()
     for key in keys:
         file.seek(at)
         head = file.read(8)
