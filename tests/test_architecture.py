@@ -11,12 +11,23 @@ import vitrail
 
 PACKAGE = Path(vitrail.__file__).parent
 LAYERS = [
-    {"devices", "errors", "wire", "models.recorded", "serve.batching", "serve.measures"},
+    {
+        "devices",
+        "errors",
+        "file_kinds",
+        "image_config",
+        "pickled",
+        "wire",
+        "models.recorded",
+        "serve.batching",
+        "serve.measures",
+    },
     {"dialects", "files", "launch", "pixels", "models.attention", "models.linear"},
     {"arrays"},
     {
         "ckpt",
         "config",
+        "torch_file",
         "models.registry",
         "display",
         "schedule",
@@ -62,7 +73,7 @@ LAYERS = [
     {"data.check", "data.findings"},
     {"models", "data", "start", "flags"},
     {"checkpoint", "engine", "optim", "catalogue", "int8", "mindir", "recognise"},
-    {"adapt", "answers", "artifact", "class_names"},
+    {"adapt", "answers", "artifact", "class_names", "subtree"},
     {"loading", "report"},
     {"engines", "label_report"},
     {"bench", "hub", "evaluate", "predict", "run_folder", "state", "doctor"},
@@ -177,7 +188,7 @@ def calls(tree: ast.Module, name: str) -> bool:
     [
         ("print", {"cli", "tables"}),
         ("sys.exit", {"cli"}),
-        ("torch.load", {"weight_file"}),
+        ("torch.load", {"state"}),
         ("safe_open", {"weight_file", "data.manifest"}),
         ("Image.open", {"decoding"}),
         ("dist.all_gather_object", {"engine"}),
@@ -189,10 +200,10 @@ def test_an_effect_has_one_owner(function: str, owners: set[str]) -> None:
     assert {name for name, tree in MODULES.items() if calls(tree, function)} == owners
 
 
-def test_weight_files_are_read_without_unrestricted_pickle() -> None:
+def test_states_are_read_without_unrestricted_pickle() -> None:
     loads = [
         node
-        for node in ast.walk(MODULES["weight_file"])
+        for node in ast.walk(MODULES["state"])
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
     ]
     assert loads

@@ -52,6 +52,9 @@ class WeightsSection:
     """Model that the file holds; null finds out by the shapes. In training it is `model.name`."""
     options: dict[str, Any] = field(default_factory=dict)
     """Fields of its configuration, such as `image_size`, or `depth` where the size was never published."""
+    entry: str | None = None
+    """Where in the file the weights are, where that leaves a choice: an entry such as `state_dict` or `ema.model`, or
+    what stands before their names, such as `net`; null finds out by names and shapes."""
     average: bool = True
     """Take the moving average of the weights, where the file has one."""
     partial: bool = False

@@ -140,11 +140,12 @@ def read_names(names: Iterable[str], dialect: Dialect) -> tuple[list[Link], dict
     The rest are names that the project does not use: they have another name there, or the weights are absent.
     """
     leaves, rest = {}, []
-    for name in names:
+    for whole in names:
+        name = whole.removeprefix(dialect.prefix)
         if dialect.mindspore and (norm := _NORM.fullmatch(name)) and norm[2] in ("weight", "bias"):
-            rest.append(name)
+            rest.append(whole)
         else:
-            leaves[_from_gamma(name) if dialect.mindspore else name] = name
+            leaves[_from_gamma(name) if dialect.mindspore else name] = whole
     ignored = {
         name: what for name in leaves for pattern, what in dialect.ignored.items() if _match(pattern, name) is not None
     }

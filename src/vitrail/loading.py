@@ -17,11 +17,13 @@ from vitrail.checkpoint import KEY, Record, build_model, check_fit, config_of, l
 from vitrail.config import ConvertConfig, DescribedConfig, Layer, PreprocessSection, WeightsSection, resolve
 from vitrail.display import Display
 from vitrail.errors import CheckpointError, ConfigError
+from vitrail.image_config import read_images, read_labels
 from vitrail.imagenet import COUNT, wnids
 from vitrail.models import FAMILIES, build_config, canonical_name, find_variant
 from vitrail.models.registry import ModelConfig, VisionModel
 from vitrail.pixels import counted
-from vitrail.recognise import FREE, Entry, Reading, recognise, translate
+from vitrail.recognise import FREE, Entry, Reading, translate
+from vitrail.subtree import Found, Subtree, find_weights
 from vitrail.transforms import Preprocess, fit_statistics, normalised_by
 from vitrail.weight_file import WeightFile, open_weights
 
@@ -106,6 +108,8 @@ class Wanted:
     model: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the model's configuration: of a size that was never published, or for other images or channels."""
+    entry: str | None = None
+    """Where in the file the weights are: entries and prefixes, joined by dots."""
     average: bool = True
     """Take the moving average of the weights, where there is one."""
     partial: bool = False
@@ -220,6 +224,8 @@ def open_model(path: Path | str, asked: Wanted | None = None) -> Opened:
     is_ours = KEY in file.metadata
     if asked.dialect == OURS and not is_ours:
         raise CheckpointError(f"{file.path}: was not written by vitrail; leave weights.dialect out to find its dialect")
+    if asked.entry is not None and is_ours:
+        raise CheckpointError(f"{file.path}: was written by vitrail and holds one model; leave weights.entry out")
     opened = _open_ours(file, asked) if is_ours and asked.dialect in (None, OURS) else _open_theirs(file, asked)
     check_described(opened.record, asked, opened.account.path)
     return _adapted(opened, asked)
@@ -231,6 +237,7 @@ def load_model(
     *,
     dialect: str | None = None,
     model: str | None = None,
+    entry: str | None = None,
     average: bool = True,
     partial: bool = False,
     positions: Positions = "resized",
@@ -253,6 +260,8 @@ def load_model(
         device: Where the model is wanted.
         dialect: Name of the project whose names the file uses, where two would fit.
         model: Name of the model, where the shapes fit two or are of no published one.
+        entry: Where in the file the weights are, where that leaves a choice: an entry such as state_dict or ema.model,
+            or what stands before their names, such as net.
         average: Take the moving average of the weights, where the file has one.
         partial: Take a file that lacks weights, which are then fresh, or has others, which are then skipped.
         positions: Of T2T-ViT at another image size: resized from the file's, or fresh for that size.
@@ -266,8 +275,8 @@ def load_model(
     opened = open_model(
         path,
         Wanted(
-            dialect=dialect, model=model, options=options, average=average, partial=partial, positions=positions,
-            classes=classes,
+            dialect=dialect, model=model, options=options, entry=entry, average=average, partial=partial,
+            positions=positions, classes=classes,
         ),
     )  # fmt: skip
     for doubt in opened.account.doubts:
@@ -279,28 +288,26 @@ def _open_ours(file: WeightFile, asked: Wanted) -> Opened:
     record = parse_record(file.metadata, file.path)
     if asked.model and canonical_name(asked.model) != record.model:
         raise CheckpointError(f"{file.path}: is a {record.model}, not a {asked.model}")
-    entries = (Entry("loaded", tuple(file.weights), tuple(file.weights)),)
+    weights = file.read({name: name for name in file.tensors})
+    entries = (Entry("loaded", tuple(weights), tuple(weights)),)
     found = numerics(config_of(record, file.path))
     account = Account(path=str(file.path), dialect=OURS, model=record.model, entries=entries, numerics=found)
-    return Opened(record=record, weights=file.weights, account=account)
+    return Opened(record=record, weights=weights, account=account)
 
 
 def _open_theirs(file: WeightFile, asked: Wanted) -> Opened:
-    where, notes = str(file.path), []
+    where, said = str(file.path), _said_numerics(file)
     described, asked = asked.described, asked.in_all
-    if file.average and asked.average:
-        weights, entry = file.average, file.average_entry
-        notes.append(
-            f"{where}: the moving average ({entry}) is taken; weights.average=false takes the weights themselves"
-        )
-    else:
-        weights, entry = file.weights, file.entry
     model = canonical_name(asked.model) if asked.model else None
-    said = _said_numerics(file)
-    readings = recognise(weights, where, dialect=asked.dialect, model=model, options={**said, **asked.options})
-    reading = _with_size(_choose(readings, file, asked), file)
+    there = find_weights(
+        file, entry=asked.entry, average=asked.average, partial=asked.partial, dialect=asked.dialect, model=model,
+        options={**said, **asked.options},
+    )  # fmt: skip
+    notes, doubts = [*there.notes], [*there.doubts]
+    reading = _with_size(_choose(there.readings, file, asked), file, doubts)
+    weights = file.read(there.tree.names)
     found = translate(weights, reading)
-    doubts = [f"{where}: {doubt}" for doubt in reading.dialect.doubts]
+    doubts += [f"{where}: {doubt}" for doubt in reading.dialect.doubts]
     if not reading.is_whole:
         doubts.append(f"{where}: {len(reading.missing)} weights are missing and fresh, {len(reading.misfits)} skipped")
         fresh = find_variant(reading.model)[0].model(reading.config).state_dict()
@@ -309,13 +316,20 @@ def _open_theirs(file: WeightFile, asked: Wanted) -> Opened:
         {str(weights[name].dtype) for link in reading.links for name in link.theirs} - {"torch.float32"}
     ):
         notes.append(f"{where}: holds {', '.join(others)}, which became torch.float32")
-    preprocess, classes, told = _describe(file, reading, entry)
+    if file.passed_over:
+        notes.append(
+            f"{where}: objects of {', '.join(file.passed_over[:3])}{', ...' * (len(file.passed_over) > 3)} are passed "
+            "over or read as plain values; nothing of them is run"
+        )
+    preprocess, classes, told, unsure = _describe(file, reading, there.tree)
     record = Record(
         model=reading.model,
         options=asdict(reading.config),
         classes=classes,
         preprocess=preprocess,
-        provenance={"converted_from": {"file": file.path.name, "dialect": reading.dialect.name, "entry": entry}},
+        provenance={
+            "converted_from": {"file": file.path.name, "dialect": reading.dialect.name, "entry": there.tree.entry}
+        },
     )
     expected = numerics(find_variant(reading.model)[1].config, {**reading.dialect.options, **said})
     if described is not None:
@@ -329,10 +343,10 @@ def _open_theirs(file: WeightFile, asked: Wanted) -> Opened:
         path=where,
         dialect=reading.dialect.name,
         model=reading.model,
-        entries=tuple(_entries(file, reading)),
+        entries=tuple(_entries(there, reading)),
         numerics=expected,
         notes=(*notes, *told, *(f"{where}: {note}" for note in reading.dialect.notes)),
-        doubts=tuple(doubts),
+        doubts=(*doubts, *unsure),
     )
     return Opened(record=record, weights=found, account=account)
 
@@ -381,7 +395,7 @@ def _said_numerics(file: WeightFile) -> dict[str, Any]:
     return {name: value for name, value in said.items() if name in NUMERICS}
 
 
-def _with_size(reading: Reading, file: WeightFile) -> Reading:
+def _with_size(reading: Reading, file: WeightFile, doubts: list[str]) -> Reading:
     """Take the image size from config.json, where the weights do not tell it."""
     size = _pretrained(file).get("input_size")
     if not isinstance(size, list) or len(size) != 3 or hasattr(reading.config, "grid"):
@@ -389,48 +403,61 @@ def _with_size(reading: Reading, file: WeightFile) -> Reading:
     try:
         return replace(reading, config=replace(reading.config, image_size=tuple(size[1:])))
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{file.path}: the input_size of its config.json cannot be ({error})") from error
+        doubts.append(
+            f"{file.path}: the input_size of its config.json cannot be ({error}); the model's own "
+            f"{'x'.join(map(str, reading.config.size))} is taken, and weights.options.image_size sets another"
+        )
+        return reading
 
 
 def _aliases(model: str) -> list[str]:
     return [alias for alias, name in find_variant(model)[0].aliases.items() if name == model]
 
 
-def _describe(file: WeightFile, reading: Reading, entry: str) -> tuple[Preprocess, tuple[str, ...], list[str]]:
-    """Return how images were read and what the logits mean, by what the file says, or else by its dialect."""
-    (family, card), size = find_variant(reading.model), reading.config.size
+def _describe(
+    file: WeightFile, reading: Reading, tree: Subtree
+) -> tuple[Preprocess, tuple[str, ...], list[str], list[str]]:
+    """Return how images were read and what the logits mean, by what the file says, or else by its dialect.
+
+    Returns:
+        The preprocessing, the names of the logits, what is to be said of both, and what may be wrong.
+    """
+    where, told = str(file.path), []
+    (family, card), config = find_variant(reading.model), reading.config
     read: dict[str, Any] = {
         "crop": card.crop, "interpolation": card.interpolation, "mean": card.mean, "std": card.std,
-        **reading.dialect.preprocess, **family.by_entry.get(entry, {}),
+        **reading.dialect.preprocess,
     }  # fmt: skip
-    said, told = _pretrained(file), []
-    if said.get("crop_mode", "center") not in ("center", None):
-        told.append(f"{file.path}: its config.json asks for crop_mode {said['crop_mode']}; the centre is cut instead")
-    names = {"crop_pct": "crop", "interpolation": "interpolation", "mean": "mean", "std": "std"}
-    if (channels := reading.config.in_channels) != 3:
+    entry = tree.prefix.split(".")[0]
+    if transfer := family.by_entry.get((entry, config.num_classes)):
+        read |= transfer
+        told.append(
+            f"{where}: its entry {entry} is that of the official transfer to {config.num_classes} classes, so images "
+            f"are read as there: {', '.join(f'{name} {value}' for name, value in transfer.items())}; preprocess.crop "
+            "and its like change that"
+        )
+    said = _pretrained(file)
+    if (channels := config.in_channels) != 3:
         read["channels"] = channels
         read["mean"], read["std"] = fit_statistics(channels, read["mean"], read["std"])
         if "mean" not in said or "std" not in said:
-            told.append(_of_statistics(str(file.path), channels, read["mean"], read["std"]))
-    read |= {ours: said[theirs] for theirs, ours in names.items() if theirs in said}
-    try:
-        preprocess = Preprocess.from_dict({**Preprocess(size=size).to_dict(), **read})
-        if not all(isinstance(value, int | float) for value in (*preprocess.mean, *preprocess.std)):
-            raise ValueError("mean and std are not numbers")
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"{file.path}: its config.json has no usable preprocessing ({error})") from error
-    classes = reading.config.num_classes
-    labels = file.config.get("label_names")
-    if isinstance(labels, list) and len(labels) == classes and len({*map(str, labels)}) == classes:
-        return preprocess, tuple(map(str, labels)), told
+            told.append(_of_statistics(where, channels, read["mean"], read["std"]))
+    images = read_images(said, read, channels)
+    told += [f"{where}: its config.json {note}" for note in images.notes]
+    unsure = [f"{where}: its config.json {doubt}" for doubt in images.doubts]
+    preprocess = Preprocess.from_dict({**Preprocess(size=config.size).to_dict(), **read, **images.values})
+    classes = config.num_classes
+    labels = read_labels(file.config)
+    if labels is not None and len(labels) == classes and len({*map(str, labels)}) == classes:
+        return preprocess, tuple(map(str, labels)), told, unsure
     if labels is not None:
-        told.append(f"{file.path}: the label_names of its config.json are not {classes} different names, and left out")
+        told.append(f"{where}: the class names of its config.json are not {classes} different names, and left out")
     if classes == COUNT:
-        told.append(f"{file.path}: its {classes} classes are taken for ImageNet's, in their usual order")
-        return preprocess, wnids(), told
+        told.append(f"{where}: its {classes} classes are taken for ImageNet's, in their usual order")
+        return preprocess, wnids(), told, unsure
     if classes:
-        told.append(f"{file.path}: names none of its {classes} classes; they go by number")
-    return preprocess, (), told
+        told.append(f"{where}: names none of its {classes} classes; they go by number")
+    return preprocess, (), told, unsure
 
 
 def _of_statistics(where: str, channels: int, mean: Sequence[float], std: Sequence[float]) -> str:
@@ -440,22 +467,22 @@ def _of_statistics(where: str, channels: int, mean: Sequence[float], std: Sequen
     )
 
 
-def _entries(file: WeightFile, reading: Reading) -> list[Entry]:
+def _entries(there: Found, reading: Reading) -> list[Entry]:
     """Return one entry for each weight, by the names that stand in the file."""
-    whole = file.names
+    whole = there.tree.names
 
-    def there(names: Sequence[str]) -> tuple[str, ...]:
+    def full(names: Sequence[str]) -> tuple[str, ...]:
         return tuple(whole.get(name, name) for name in names)
 
     entries = []
     for link in reading.links:
-        same = link.how.name == "renamed" and there(link.theirs) == link.ours
-        entries.append(Entry("loaded" if same else link.how.name, there(link.theirs), link.ours))
+        same = link.how.name == "renamed" and link.theirs == link.ours
+        entries.append(Entry("loaded" if same else link.how.name, full(link.theirs), link.ours))
     entries += [Entry("zero-filled", ours=(name,), note="the project has none") for name in reading.zeros]
     entries += [Entry("new", ours=(name,), note="missing in the file") for name in reading.missing]
-    entries += [Entry("skipped", theirs=there((name,)), note="not of the model") for name in reading.misfits]
+    entries += [Entry("skipped", theirs=full((name,)), note="not of the model") for name in reading.misfits]
     entries += [
-        Entry("skipped", theirs=there((name,)), note=what) for name, what in {**reading.skipped, **file.skipped}.items()
+        Entry("skipped", theirs=full((name,)), note=what) for name, what in {**reading.skipped, **there.skipped}.items()
     ]
     return entries
 

@@ -23,7 +23,6 @@ from vitrail.files import refusal_told
 from vitrail.guard import Guard
 from vitrail.models.registry import VisionModel
 from vitrail.sharding import shared_as, whole
-from vitrail.weight_file import load_tensors
 
 NAME = re.compile(r"update-(\d{8,})\.([0-9a-f]{16})\.pt")
 """Updates made, and the beginning of the file's SHA-256."""
@@ -154,6 +153,13 @@ def list_states(folder: Path) -> list[Path]:
     return [path for _, path in sorted(files, reverse=True)]
 
 
+def _load(data: bytes, path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for what is no state
+        raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}); use another save") from error
+
+
 def load_last_state(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]:
     """Read the newest state that is whole, saying which newer ones are not.
 
@@ -169,7 +175,7 @@ def load_last_state(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]
             data = path.read_bytes()
             if hashlib.sha256(data).hexdigest()[:16] != found[2]:
                 raise CheckpointError(f"{path}: its content does not match the checksum in its name")
-            saved = load_tensors(io.BytesIO(data), path)
+            saved = _load(data, path)
         except (CheckpointError, OSError) as error:
             damaged.append((path, error))
             continue

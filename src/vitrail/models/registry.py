@@ -174,8 +174,8 @@ class Family(Generic[C]):
     `positions`, the rows of a table without those of extra tokens. A KeyError says that they are of another family."""
     by_order: Callable[[Mapping[str, Tensor]], Mapping[str, str]] | None = None
     """From names in a file that no dialect has to names of one that has, by order and shapes; none for other files."""
-    by_entry: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """How images were read for weights that stand in a certain entry of a training file."""
+    by_entry: Mapping[tuple[str, int], Mapping[str, Any]] = field(default_factory=dict)
+    """How images were read for weights of so many classes that stand in a certain entry of a training file."""
     channels: Mapping[str, Literal["summed", "averaged"]] = field(default_factory=dict)
     """Weights that change with the channels of images: layers that sum over all channels, side by side in the second
     dimension, and norms over them, in the first. The first one named is the layer that reads images. Without any, a

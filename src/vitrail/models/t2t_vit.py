@@ -325,7 +325,7 @@ _CIFAR = {
     "mean": (0.4914, 0.4822, 0.4465),
     "std": (0.2023, 0.1994, 0.2010),
 }
-"""What the official transfer to CIFAR reads images with; its files keep the weights in an entry `net`."""
+"""What the official transfer to CIFAR-10 and CIFAR-100 reads images with; its files keep the weights in an entry `net`."""
 _MMPRETRAIN = (
     Row("tokens_to_token.attention{n}.norm{i}.{rest}", "tokens_to_token.attention{n}.ln{i}.{rest}"),
     Row("tokens_to_token.attention{n}.mlp.fc1.{rest}", "tokens_to_token.attention{n}.ffn.layers.0.0.{rest}"),
@@ -498,7 +498,7 @@ FAMILY = Family(
         **{f"t2t_vit_p_{n}": f"t2t_vit_{n}" for n in (14, 19, 24)},
     },
     dialects=_DIALECTS,
-    by_entry={"net": _CIFAR},
+    by_entry={("net", 10): _CIFAR, ("net", 100): _CIFAR},
     channels={
         "tokens_to_token.attention1.kqv.weight": "summed",
         "tokens_to_token.attention1.attn.qkv.weight": "summed",
