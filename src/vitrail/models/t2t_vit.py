@@ -325,7 +325,7 @@ _CIFAR = {
     "mean": (0.4914, 0.4822, 0.4465),
     "std": (0.2023, 0.1994, 0.2010),
 }
-"""What the official transfer to CIFAR-10 and CIFAR-100 reads images with; its files keep the weights in an entry `net`."""
+"""What the official transfer to CIFAR-10 and CIFAR-100 reads images with, from files with an entry `net`."""
 _MMPRETRAIN = (
     Row("tokens_to_token.attention{n}.norm{i}.{rest}", "tokens_to_token.attention{n}.ln{i}.{rest}"),
     Row("tokens_to_token.attention{n}.mlp.fc1.{rest}", "tokens_to_token.attention{n}.ffn.layers.0.0.{rest}"),
