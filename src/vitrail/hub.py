@@ -14,13 +14,15 @@ from torch import Tensor
 
 from vitrail.checkpoint import Record, encode_safetensors, to_metadata
 from vitrail.errors import CheckpointError
-from vitrail.files import write_whole
+from vitrail.files import files_of, refuse_replacing, write_whole
 from vitrail.imagenet import wnids
 from vitrail.loading import NUMERICS, open_model
 from vitrail.models import find_variant
 from vitrail.pixels import counted
 
 WEIGHTS = "model.safetensors"
+FOLDER = (WEIGHTS, "config.json", "README.md")
+"""Files of a folder that is written."""
 
 
 def save_pretrained(source: Path | str, folder: Path) -> tuple[str, ...]:
@@ -35,7 +37,10 @@ def save_pretrained(source: Path | str, folder: Path) -> tuple[str, ...]:
 
     Raises:
         CheckpointError: It cannot be read or written.
+        ConfigError: The source is a file of the folder, and would be replaced.
     """
+    for name in FOLDER:
+        refuse_replacing("folder", folder / name, files_of(source))
     opened = open_model(source)
     if differing := other_numerics(opened.record):
         warnings.warn(

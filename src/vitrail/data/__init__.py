@@ -6,7 +6,7 @@ every source carries notes for the caller to show.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,10 +20,11 @@ from vitrail.data.hf import is_hf, open_hf
 from vitrail.data.lists import list_rows, read_list
 from vitrail.data.manifest import TRAIN, VAL, Manifest, cache_file, list_images, load_manifest, open_shards
 from vitrail.data.named_sets import NAMED_SETS, open_named
-from vitrail.data.shards import INDEX, has_shards
-from vitrail.data.sources import Source, few, printable
+from vitrail.data.shards import INDEX, ShardSource, has_shards
+from vitrail.data.sources import FileSource, Source, few, printable
 from vitrail.data.splits import UNASSIGNED, Division, divide, held_out
 from vitrail.errors import ConfigError, DataError, VitrailError, closest
+from vitrail.files import files_of
 from vitrail.pixels import PixelFormat
 
 DIVISION = ("val_fraction", "folds", "fold", "group_regex")
@@ -193,6 +194,17 @@ def open_split(section: DataSection, split: Literal["train", "val", "all"]) -> t
     unused = [] if is_divided or split == "all" else _dividing(section)
     told = f"{source.description}: stands as it is, {' '.join(unused)} divides nothing"
     return source, (*source.notes, told) if unused else source.notes
+
+
+def files_read(section: DataSection, source: Source) -> Iterator[Path]:
+    """Yield the files that images are read from, with the list or the manifest that names them."""
+    yield from (Path(file).expanduser() for file in (section.list, section.manifest) if file is not None)
+    if section.name is not None and is_hf(section.name):
+        yield from files_of(Path(section.name.removeprefix("hf:")).expanduser())
+    if isinstance(source, ShardSource):
+        yield from (source.root / name for name in (INDEX, *(shard.name for shard in source.places.shards)))
+    elif isinstance(source, FileSource):
+        yield from map(source.path, range(len(source)))
 
 
 def _open_split(section: DataSection, split: Literal["train", "val", "all"]) -> tuple[Source, bool]:
