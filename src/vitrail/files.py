@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and the system's refusals as one line."""
+"""Files that appear whole or not at all and replace no input, and the system's refusals as one line."""
 
 from __future__ import annotations
 
