@@ -59,6 +59,7 @@ LAYERS = [
     {"data.sources"},
     {"data.shards", "data.sketch"},
     {
+        "data.roster",
         "data.folders",
         "data.splits",
         "data.named_sets",

@@ -84,7 +84,7 @@ def test_bad_input_to_train_is_one_line_and_writes_nothing(
         (["predict", "gone.safetensors", "a.jpg", "--batch-size", "x"], "--batch-size is 'x'; it must be a whole"),
         (["train", "x" * 5000], "File name too long; choose another path"),
         (["evaluate", "x" * 5000], "File name too long; choose another path"),
-        (["evaluate", "gone.safetensors", "--json", "/"], "--json /: cannot be written; choose another file"),
+        (["evaluate", "gone.safetensors", "--json", "/"], "--json /: cannot be written (is a folder); choose"),
         (
             ["train", "model.options.in_channels=1"],
             "model.options.in_channels: is not an option; it follows",
@@ -167,7 +167,7 @@ def test_a_prediction_file_that_cannot_be_written_is_named(
     tiny_checkpoint: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     line = refused(capsys, "predict", tiny_checkpoint, image_folder, "--output", tmp_path / "no" / "a.json")
-    assert "a.json: cannot be written (No such file or directory); choose another file with --output" in line
+    assert f"a.json: there is no folder {tmp_path / 'no'}; create or choose another" in line
 
 
 def test_a_folder_without_naming_a_recipe_is_explained(image_folder: Path, capsys: pytest.CaptureFixture) -> None:

@@ -112,9 +112,41 @@ def test_what_a_project_cannot_hold_is_refused(name: str, to: str, file: str, re
 def test_source_is_not_overwritten(tmp_path: Path) -> None:
     source, wanted = official(tmp_path, "t2t_vit_7")
     before = source.read_bytes()
-    with pytest.raises(CheckpointError, match="is the source; choose another name, so that it stays"):
-        convert(source, source, "official", wanted)
+    (tmp_path / "link.pth").symlink_to(source)
+    for given, target in ((source, source), (source, tmp_path / "link.pth"), (tmp_path / "link.pth", source)):
+        with pytest.raises(ConfigError, match="is read, and would be replaced; choose another file"):
+            convert(given, target, "official", wanted)
     assert source.read_bytes() == before
+    with pytest.raises(ConfigError, match=r"there is no folder .*; create or choose another"):
+        convert(source, tmp_path / "no" / "a.pth", "official", wanted)
+
+
+def test_the_account_replaces_neither_the_source_nor_the_target(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, _ = official(tmp_path, "t2t_vit_7")
+    before = source.read_bytes()
+    for target, report, message in (
+        (tmp_path / "a.ckpt", source, f"--report {source}: is read, and would be replaced"),
+        (tmp_path / "a.ckpt", tmp_path / "a.ckpt", "is the file that the weights are written to; choose another"),
+        (tmp_path / "a.ckpt", tmp_path / "no" / "a.json", "there is no folder"),
+    ):
+        assert run("convert", source, target, "--to", "zoo", "--report", report) == 2
+        assert message in capsys.readouterr().err
+    assert source.read_bytes() == before
+    assert not (tmp_path / "a.ckpt").exists()
+
+
+def test_a_folder_that_is_read_is_not_written_over(tmp_path: Path) -> None:
+    source, wanted = official(tmp_path, "twins_svt_small")
+    convert(source, tmp_path / "folder", "timm", wanted)
+    before = (tmp_path / "folder" / "model.safetensors").read_bytes()
+    for given in (tmp_path / "folder", tmp_path / "folder" / "model.safetensors"):
+        with pytest.raises(ConfigError, match=r"model\.safetensors: .*would be replaced; choose another file"):
+            convert(given, tmp_path / "folder", "timm", wanted)
+        with pytest.raises(ConfigError, match="would be replaced; choose another file"):
+            save_pretrained(given, tmp_path / "folder")
+    assert (tmp_path / "folder" / "model.safetensors").read_bytes() == before
 
 
 def test_folder_says_which_numerics_timm_does_not_have(tmp_path: Path) -> None:

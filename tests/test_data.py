@@ -7,6 +7,7 @@ import hashlib
 import operator
 import os
 import re
+import socket
 import struct
 import tracemalloc
 from pathlib import Path
@@ -100,8 +101,9 @@ def test_what_is_ignored_is_said(folder):
     data = opened(folder)
     assert len(data.train) == 24
     assert data.classes == ("ant", "bee", "cat")
+    hidden = ".ipynb_checkpoints, __MACOSX, ant/._0.jpg, bee/.DS_Store"
     assert data.notes == (
-        f"{folder}/train: ignored 4 hidden files or folders: .ipynb_checkpoints, __MACOSX, ant/._0.jpg, bee/.DS_Store",
+        f"{folder}/train: ignored 4 hidden or system files or folders: {hidden}",
         f"{folder}/train: ignored 2 files that are not images: README, bee/labels.txt",
         f"{folder}/train: ignored 1 images outside the class folders: stray.png",
     )
@@ -120,8 +122,55 @@ def test_links_are_followed_but_not_in_circles(folder, tmp_path):
     (folder / "train/ant/more").symlink_to(tmp_path / "elsewhere")
     assert len(opened(folder).train) == 26
     (folder / "train/ant/loop").symlink_to(folder / "train/ant")
-    assert (
-        message(folder) == f"data.root {folder}/train/ant/loop: is a link to a folder that contains it; remove the link"
+    (folder / "train/dog").symlink_to(folder)  # would be a class of all images
+    data = opened(folder)
+    assert (len(data.train), data.classes) == (26, ("ant", "bee", "cat"))
+    circle = "a link to a folder that contains it"
+    note = f"{folder}/train: ignored 2 that are no regular files: ant/loop ({circle}), dog ({circle})"
+    assert data.notes == (note,)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "@eaDir", "#recycle", ".@__thumb", "@Recycle", "lost+found", "$RECYCLE.BIN", "$Recycle.Bin", "__MACOSX",
+        "System Volume Information", ".AppleDouble", ".Spotlight-V100", ".Trash-1000", "FOUND.000", "__pycache__",
+    ],
+)  # fmt: skip
+def test_folders_of_systems_are_no_classes_and_hold_no_images(folder, name):
+    write(folder, f"{name}/0.png", f"train/{name}/0.png", f"train/ant/{name}/0.jpg/thumb.png", f"val/ant/{name}/0.png")
+    data = opened(folder)
+    assert (len(data.train), data.classes) == (24, ("ant", "bee", "cat"))
+    assert data.notes == (
+        f"{folder}: ignored 1 hidden or system files or folders: {name}",
+        f"{folder}/train: ignored 2 hidden or system files or folders: {', '.join(sorted((name, f'ant/{name}')))}",
+        f"{folder}/val: ignored 1 hidden or system files or folders: ant/{name}",
+    )
+
+
+def test_files_of_systems_are_passed_over(folder):
+    for name in ("Thumbs.db", "ehthumbs.db", "desktop.ini", "Desktop.ini", "._0.jpg", "Icon\r"):
+        (folder / "train/ant" / name).write_bytes(b"")
+    (note,) = opened(folder).notes
+    assert note.startswith(f"{folder}/train: ignored 6 hidden or system files or folders: ant/._0.jpg, ant/Desktop.ini")
+
+
+def test_what_is_no_regular_file_is_never_opened(folder, monkeypatch):
+    os.mkfifo(folder / "train/ant/x.png")
+    os.mkfifo(folder / "train/pipe")
+    os.mkfifo(folder / "beside")
+    (folder / "train/ant/null.png").symlink_to("/dev/null")
+    (folder / "train/ant/gone.png").symlink_to("nowhere")
+    (folder / "train/ant/self.png").symlink_to("self.png")
+    with socket.socket(socket.AF_UNIX) as listener:
+        monkeypatch.chdir(folder / "train/bee")  # a longer address would be none
+        listener.bind("y.png")
+    data = opened(folder)
+    assert (len(data.train), data.classes) == (24, ("ant", "bee", "cat"))
+    assert data.notes == (
+        f"{folder}: ignored 1 that are no regular files: beside (a pipe)",
+        f"{folder}/train: ignored 6 that are no regular files: ant/gone.png (a broken link), ant/null.png (a device), "
+        "ant/self.png (a broken link), ant/x.png (a pipe), bee/y.png (a socket), pipe (a pipe)",
     )
 
 
@@ -217,7 +266,7 @@ def test_a_folder_that_may_not_be_listed(unprivileged):
 
 def test_what_is_hidden_beside_the_splits_is_listed(folder):
     (folder / ".cache").mkdir()
-    note = f"{folder}: ignored 1 hidden files or folders: .cache"
+    note = f"{folder}: ignored 1 hidden or system files or folders: .cache"
     assert note in open_data(None, folder).notes
     assert note in open_split(None, folder, "val")[1]
 
@@ -228,10 +277,8 @@ def test_folders_without_images(tmp_path):
     assert message(root) == f"data.root {root}: is empty; it should hold a folder of images for each class"
     (root / ".DS_Store").write_text("")
     (root / "a.csv").write_text("")
-    expected = (
-        f"data.root {root}: has no class folders, only hidden files or files that are no images (.DS_Store, a.csv)"
-    )
-    assert message(root) == expected
+    what = "only hidden or system files or files that are no images (.DS_Store, a.csv)"
+    assert message(root) == f"data.root {root}: has no class folders, {what}"
     (root / "ant").mkdir()
     (root / "bee").mkdir()
     assert message(root).startswith(
@@ -618,12 +665,12 @@ def test_evaluation_reads_every_image_once(folder):
 
 @pytest.fixture
 def broken(folder: Path) -> Path:
-    """Return the folder with a truncated file, an empty one and a dead link."""
+    """Return the folder with a truncated file, an empty one and one that the system refuses to read."""
     whole = (folder / "train/ant/3.jpg").read_bytes()
     (folder / "train/ant/3.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "train/bee/1.jpg").write_bytes(b"")
     (folder / "train/cat/0.jpg").unlink()
-    (folder / "train/cat/0.jpg").symlink_to("nowhere")
+    (folder / "train/cat/0.jpg").symlink_to("/proc/self/mem")
     return folder
 
 
@@ -635,7 +682,7 @@ def test_unreadable_files_are_left_out_and_named(broken, workers):
     assert "truncated" in bad.pop(f"{broken}/train/ant/3.jpg").lower()
     assert bad == {
         f"{broken}/train/bee/1.jpg": "the file is empty",
-        f"{broken}/train/cat/0.jpg": "No such file or directory",
+        f"{broken}/train/cat/0.jpg": "Input/output error",
     }
     assert sum(len(batch.labels) for batch in batches) == 21
     assert all(len(batch.labels) + len(batch.bad) == 6 for batch in batches)

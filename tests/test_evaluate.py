@@ -370,3 +370,34 @@ def test_a_report_is_called_as_its_run_or_its_file() -> None:
     assert report_name(Path("runs/digits/best-2.safetensors")) == "digits"
     assert report_name(Path("weights/tnt_s.pth")) == "tnt_s"
     assert report_name(Path("hf-hub:timm/tnt_s_patch16_224")) == "tnt_s_patch16_224"
+
+
+def test_what_is_evaluated_is_never_replaced(
+    tiny_checkpoint: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    photo = image_folder / "val" / "red" / "red_0.jpg"
+    (tmp_path / "list.csv").write_text("path,label\n" + "".join(f"val/{c}/{c}_0.jpg,{c}\n" for c in CLASSES))
+    (tmp_path / "list.csv").rename(image_folder / "list.csv")
+    photo.with_name("confusion.png").write_bytes(photo.read_bytes())
+    (tmp_path / "link.json").symlink_to(photo)
+    folder, listed = [f"data.root={image_folder}"], [f"data.list={image_folder}/list.csv", "evaluate.split=all"]
+    for words, flag, output in (
+        (folder, "--json", photo),
+        (folder, "--json", tmp_path / "link.json"),
+        (listed, "--json", photo),
+        (listed, "--json", image_folder / "list.csv"),
+        (folder, "--json", tiny_checkpoint),
+    ):
+        before = output.read_bytes()
+        with pytest.raises(SystemExit) as caught:
+            main(["evaluate", str(tiny_checkpoint), *words, flag, str(output), "--report", str(tmp_path / "report")])
+        assert caught.value.code == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith(f"error: {flag} {output}:")
+        assert line.endswith("is read, and would be replaced; choose another file")
+        assert output.read_bytes() == before
+    assert not (tmp_path / "report").exists()
+    for path in photo.parent.glob("red_*"):
+        path.unlink()
+    with pytest.raises(ConfigError, match=r"--report .*/red/confusion\.png: is read, and would be replaced"):
+        evaluate(tiny_checkpoint, layers(image_folder), report=report_folder(photo.parent))

@@ -113,6 +113,14 @@ def test_weights_of_half_precision_are_widened(tmp_path: Path) -> None:
     assert np.array_equal(stored["logits"], logits.numpy())
 
 
+def test_the_weights_are_never_replaced_by_what_is_made_of_them(tmp_path: Path) -> None:
+    for name, form in (("pytorch_model.bin", "openvino"), ("net.onnx", "onnx"), ("net.check.npz", "mindir")):
+        (tmp_path / name).write_bytes(b"weights")
+        with pytest.raises(ConfigError, match=f"--output .*{name}: is read, and would be replaced; choose another"):
+            find_outputs([form], tmp_path / name, tmp_path / "net.mindir" if form == "mindir" else None)
+    assert find_outputs(["onnx"], tmp_path / "pytorch_model.bin", None) == {"onnx": tmp_path / "pytorch_model.onnx"}
+
+
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
@@ -123,7 +131,7 @@ def test_weights_of_half_precision_are_widened(tmp_path: Path) -> None:
         (["--format", "mindir", "--batch-size", "1.5"], "--batch-size is '1.5'; it must be a whole number"),
         (["--format", "mindir", "--output", "net.onnx"], "--output net.onnx: must end in .mindir"),
         (["--format", "mindir", "--output", "gone/net.mindir"], "there is no folder gone; create or choose another"),
-        (["--format", "mindir", "--output", "folder.mindir"], "folder.mindir: cannot be written; choose another file"),
+        (["--format", "mindir", "--output", "folder.mindir"], "folder.mindir: cannot be written (is a folder); choose"),
         (
             ["--format", "pt2", "--format", "mindir", "--output", "x"],
             "--output x: must be a folder that is there, as 2",

@@ -578,6 +578,14 @@ def test_settings_that_are_for_files_are_refused(parquet: Path, tmp_path: Path) 
         opened(parquet, folds=3)
 
 
+def test_whole_numbers_with_a_point_are_whole_numbers(parquet: Path) -> None:
+    features = {"image": datasets.Image(), "label": STRING}
+    remade(parquet, features, lambda row: {**row, "label": f"{5 * row['label']}.0"})
+    train, val = opened(parquet)
+    assert train.classes == val.classes == ("0", "5", "10")
+    assert f"hf:{parquet}: the labels are whole numbers written with a point, such as " in "".join(train.notes)
+
+
 def test_a_label_that_training_does_not_have_is_named(parquet: Path) -> None:
     features = {"image": datasets.Image(), "label": STRING}
     remade(parquet, features, lambda row: {**row, "label": CLASSES[row["label"]]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -174,6 +175,80 @@ def test_every_way_of_writing_the_same_labels_gives_the_same_images(
         assert list(labelled(source).values()) == [sorted(row) for row in rows]
 
 
+# As other programs write them
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("name", ["labels.csv", "labels.jsonl"])
+def test_any_writing_and_any_ends_of_lines(root: Path, encoding: str, end: str, name: str) -> None:
+    lines = ["path,label", "a.png,caf\u00e9", "", '"b.png","x, y"', "c.png,caf\u00e9", ""]
+    if name == "labels.jsonl":
+        lines = [json.dumps({"path": f"{p}.png", "label": c}) for p, c in (("a", "caf\u00e9"), ("b", "x, y"))] + [""]
+    mark = "\ufeff" if encoding in ("utf-16-le", "utf-16-be") else ""
+    (root / name).write_bytes((mark + end.join(lines)).encode(encoding))
+    source = whole(DataSection(list=str(root / name)))
+    expected = {"a.png": "caf\u00e9", "b.png": "x, y", "c.png": "caf\u00e9"}
+    assert labelled(source).items() <= expected.items()
+    assert len(source) == (2 if name == "labels.jsonl" else 3)
+    told = f"{root}/{name}: is written in {encoding[:6].upper()}"
+    assert source.notes == ((told,) if "8" not in encoding else ())
+
+
+@pytest.mark.parametrize(
+    ("text", "notes"),
+    [
+        ("sep=;\npath;label\na.png;red\nb.png;blue\n", ["its columns are separated by semicolons"]),
+        ('"sep=|"\r\npath|label\r\na.png|red\r\nb.png|blue\r\n', ["its columns are separated by '|'"]),
+        ("sep=,\npath,label\na.png,red\nb.png,blue\n", []),
+        ("\n \npath,label\na.png,red\n\n   \n,\nb.png,blue\n,,,\n", []),
+        ("path,label,,\na.png,red,,\nb.png,blue\n", []),
+        (",path,label\n0,a.png,red\n1,b.png,blue\n", ["1 columns without a name are not read"]),
+        (
+            "path,label\n a.png , red\nb.png,blue \n",
+            ["1 paths are not spelt as the files are;  a.png  is read as a.png"],
+        ),
+        (
+            "path,label\nx\\..\\a.png,red\n.\\b.png,blue\n",
+            ["2 paths are not spelt as the files are; x\\..\\a.png is read as x/../a.png"],
+        ),
+    ],
+)
+def test_tables_of_other_programs(root: Path, text: str, notes: list[str]) -> None:
+    (root / "x").mkdir(exist_ok=True)
+    source = whole(written(root, text))
+    assert labelled(source) == {"a.png": "red", "b.png": "blue"}
+    assert source.notes == tuple(f"{root}/labels.csv: {note}" for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("path,label\na.png,10.0\nb.png,2.0\nc.png,-1.0\n", "labels.csv"),
+        ("path,label\na.png,10.0\nb.png,2\nc.png,-1.00\n", "labels.csv"),
+        ("path,labels\na.png,10.0\nb.png,2.0|-1.0\nc.png,-1\n", "labels.csv"),
+        (
+            '{"path": "a.png", "label": 10.0}\n{"path": "b.png", "label": 2.0}\n{"path": "c.png", "label": -1.0}\n',
+            "labels.jsonl",
+        ),
+    ],
+)
+def test_whole_numbers_with_a_point_are_whole_numbers(root: Path, text: str, name: str) -> None:
+    source = whole(written(root, text, name))
+    assert source.classes == ("-1", "2", "10")
+    found = labelled(source)
+    assert (found["a.png"], found["c.png"]) in (("10", "-1"), (["10"], ["-1"]))
+    assert source.notes == (
+        f"{root}/{name}: its labels are whole numbers written with a point, such as 10.0, which is read as 10",
+        f"{root}/{name}: its 3 classes are numbers, and in the order of numbers",
+    )
+
+
+def test_versions_and_other_numbers_stay_text(root: Path) -> None:
+    assert whole(written(root, "path,label\na.png,1.0\nb.png,1.5\n")).classes == ("1.0", "1.5")
+    assert whole(written(root, "path,label\na.png,1.0\nb.png,x\n")).classes == ("1.0", "x")
+
+
 # Lines that are wrong
 
 HEAD = "path,label\na.png,red\n"
@@ -227,6 +302,39 @@ WRONG = [
         "ROOT/labels.csv: 2 of its 4 images are not below ROOT, the first is x.png in line 3; set data.root to the "
         "folder that the paths begin in, or correct them",
     ),
+    (
+        HEAD + "b.png," + 5000 * "9" + "\n",
+        "ROOT/labels.csv line 3: has a label of 5,000 characters, '99999999999999999999' and so on; at most 1,000 are "
+        "taken",
+    ),
+    (
+        "cat/0.png,cat\ncat/1.png,cat\n",
+        "ROOT/labels.csv line 1: names an image, cat/0.png, and no columns; put a line above it that names them, such "
+        "as path,label",
+    ),
+    (
+        '"a.png"\tred\nb.png\tblue\n',
+        "ROOT/labels.csv line 1: names an image, a.png, and no columns; put a line above it that names them, such as "
+        "path,label",
+    ),
+    (
+        HEAD + "C:\\data\\b.png,blue\n",
+        "ROOT/labels.csv: 1 of its 2 images are not below ROOT, the first is C:\\data\\b.png in line 3; set data.root "
+        "to the folder that the paths begin in, or correct them; they are written as on Windows: write them as they "
+        "are below data.root, with /",
+    ),
+    (
+        HEAD + "b\0.png,blue\n",
+        "ROOT/labels.csv line 3: holds a zero byte, as UTF-16 without its mark does; save the file as UTF-8",
+    ),
+    (HEAD + "folder,blue\n", "ROOT/labels.csv line 3: folder is a folder, no image file; remove the row"),
+    (HEAD + "pipe.png,blue\n", "ROOT/labels.csv line 3: pipe.png is a pipe, no image file; remove the row"),
+    (
+        HEAD + "x" * 2**20 + "\n",
+        "ROOT/labels.csv line 3: has over 1,048,576 characters; this is no list of images",
+    ),
+    ("\n\n  \n", "data.list ROOT/labels.csv: is empty; its first line must name the columns, such as path,label"),
+    ("sep=;\n", "data.list ROOT/labels.csv: is empty; its first line must name the columns, such as path,label"),
     ("path,labels\na.png,red||blue\n", "ROOT/labels.csv line 2: has an empty label; it must be text"),
     ("path,labels\na.png,red|red\n", "ROOT/labels.csv line 2: names a class twice: red|red"),
     ("path,x,y\na.png,0,1\nb.png,0,2\n", "ROOT/labels.csv line 3: 'y' is '2'; it must be 0 or 1"),
@@ -261,6 +369,8 @@ WRONG = [
 
 @pytest.mark.parametrize(("text", "message"), WRONG)
 def test_a_wrong_list_is_refused_in_one_line(root: Path, text: str, message: str) -> None:
+    (root / "folder").mkdir()
+    os.mkfifo(root / "pipe.png")
     assert refusal(written(root, text)) == message
 
 
@@ -272,6 +382,10 @@ WRONG_LINES = [
     ("[1]", 'ROOT/x.jsonl line 2: is no JSON object such as {"path": "a.jpg", "label": "cat"}'),
     ('{"path": "b.png"}', "ROOT/x.jsonl line 2: has no 'label'"),
     ('{"path": 7, "label": "x"}', "ROOT/x.jsonl line 2: its path is 7; it must be that of an image"),
+    ('{"path": "b\\u0000.png", "label": "x"}', "ROOT/x.jsonl line 2: its path is 'b\\x00.png'; it must be that of an"),
+    ('{"path": "b.png", "path": "a.png", "label": "x"}', "ROOT/x.jsonl line 2: is no JSON (it names 'path' twice)"),
+    ('{"path": "b.png", "label": 1.5}', "ROOT/x.jsonl line 2: has the label 1.5; it must be text"),
+    ('{"path": "b.png", "label": NaN}', "ROOT/x.jsonl line 2: has the label nan; it must be text"),
     ('{"path": "\\ud800", "label": "x"}', "ROOT/x.jsonl line 2: its path '\\ud800' is no text"),
     ('{"path": "b.png", "label": null}', "ROOT/x.jsonl line 2: has the label None; it must be text"),
     ('{"path": "b.png", "label": true}', "ROOT/x.jsonl line 2: has the label True; it must be text"),
@@ -305,6 +419,11 @@ def test_a_file_that_is_no_list_is_refused(root: Path) -> None:
     (root / "labels.csv").write_bytes(b"path,label\na.png,red\nb.png,caf\xe9\n")
     section = DataSection(list=str(root / "labels.csv"))
     assert refusal(section) == "ROOT/labels.csv line 3: is not UTF-8 (byte 0xe9); save the file as UTF-8"
+    for encoding in ("utf-16-le", "utf-16-be"):
+        (root / "wide.csv").write_bytes("path,label\na.png,red\n".encode(encoding))
+        assert refusal(DataSection(list=str(root / "wide.csv"))) == (
+            "ROOT/wide.csv line 1: holds a zero byte, as UTF-16 without its mark does; save the file as UTF-8"
+        )
     section = DataSection(list=str(root / "none.csv"))
     assert refusal(section) == "data.list ROOT/none.csv: cannot be read (No such file or directory)"
     section = DataSection(list=str(root / "labels.parquet"))

@@ -211,10 +211,8 @@ def test_unreadable_images_are_copied_left_out_or_refused(image_folder: Path, tm
         resized(image_folder, tmp_path / "error", bad_files="error")
     assert not (tmp_path / "error").exists()
     victim.unlink()
-    victim.symlink_to("nowhere")
-    with pytest.raises(
-        DataError, match=r"red_1\.jpg: cannot be copied \(No such file or directory\); remove it, or leave"
-    ):
+    victim.symlink_to("/proc/self/mem")
+    with pytest.raises(DataError, match=r"red_1\.jpg: cannot be copied \(Input/output error\); remove it, or leave"):
         resized(image_folder, tmp_path / "missing")
 
 

@@ -21,6 +21,7 @@ from vitrail.data.manifest import Manifest
 from vitrail.decoding import decode
 from vitrail.display import Display
 from vitrail.errors import ConfigError, DataError
+from vitrail.files import refuse_replacing
 from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.page import picture, pictured, render
 from vitrail.transforms import Preprocess, fit_statistics
@@ -62,6 +63,8 @@ def check_data(config: CheckConfig, output: Path, display: Display) -> Checked:
     usual = Preprocess(size=SIZE, channels=channels, bits=config.data.bits, mean=mean, std=std)
     preprocess = replace(usual, **given)
     folder = WholeFolder(output, FILES, "choose another folder with --output")
+    for file in folder.earlier_files():
+        refuse_replacing("--output", file, [one for one in (config.data.list, config.data.manifest) if one])
     with folder.staged():
         manifest, structure = open_manifest(
             config.data, partial(check_images, display=display, workers=config.data.workers)

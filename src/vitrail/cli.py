@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from importlib.util import find_spec
 from io import StringIO
@@ -29,6 +29,7 @@ from vitrail.errors import (
     VitrailError,
     command,
 )
+from vitrail.files import files_of, refuse_output, staging, write_whole
 from vitrail.launch import understand_launch, without_local_rank
 from vitrail.tables import show_quantized, show_sweep, show_table, show_training, show_verdicts
 
@@ -160,20 +161,21 @@ def evaluate(
         tokens = [*tokens, f"evaluate.precision={precision}"]
     layers = [*([part.layer] if part else []), command_line(tokens)]
     if json_file is not None:
-        _check_writable("--json", json_file)
+        read = [*files_of(checkpoint), *(files_of(against) if against is not None else ()), config or ""]
+        refuse_output("--json", json_file, read)
     for name, value, what in (("--report", report, "writes"), ("--against", against, "compares with")):
         if value is not None and sweep_preprocess:
             raise ConfigError(f"{name}: --sweep-preprocess {what} none; leave one of them out")
 
     from vitrail.evaluate import evaluate as run
     from vitrail.evaluate import report_folder, report_name, sweep
-    from vitrail.files import write_whole
 
     with _terminal() as display:
         if part is not None and part.translation is not None:
             _say(display, part.translation.remarks(EVALUATE_SECTIONS))
+        written = [] if json_file is None else [("--json", json_file)]
         if sweep_preprocess:
-            tried = sweep(checkpoint, layers, engine=engine, display=display)
+            tried = sweep(checkpoint, layers, engine=engine, written=written, display=display)
             if _is_main_process():
                 show_sweep(checkpoint, tried)
                 if json_file is not None:
@@ -183,7 +185,7 @@ def evaluate(
         default = report is None
         folder = Path("evaluations", report_name(checkpoint)) if report is None else report
         whole = report_folder(folder, never_replace=default)
-        result = run(checkpoint, layers, engine=engine, against=against, report=whole, display=display)
+        result = run(checkpoint, layers, engine=engine, against=against, report=whole, written=written, display=display)
         if not _is_main_process():
             return 0
         for name, reason in result.bad_files:
@@ -213,7 +215,11 @@ def evaluate(
 def predict(
     checkpoint: Path,
     *inputs: Annotated[
-        str, Parameter(help="Images, folders, quoted globs, .txt lists, and preprocess.key=value or weights.key=value.")
+        str,
+        Parameter(
+            help="Images, folders, quoted globs, .txt lists of paths, .csv, .tsv and .jsonl lists with "
+            "data.root=FOLDER and data.path_column=COLUMN; and preprocess.key=value or weights.key=value."
+        ),
     ],
     config: Annotated[
         str | None, Parameter(help="A recipe's name or file, for the model and how images are read.")
@@ -246,18 +252,24 @@ def predict(
     ```
     vitrail predict runs/digits/best.safetensors seven.png
     vitrail predict best.safetensors photos/ 'more/*.jpg' list.txt --format csv --topk 5
+    vitrail predict best.safetensors labels.csv data.root=/data/birds
     ```
     """
+    from itertools import chain
+
     from vitrail.config import PredictConfig, resolve
 
+    of_lists = [text for text in inputs if text.startswith("data.") and "=" in text]
     tokens, images = [], []
     for text in inputs:
-        is_setting = text.startswith(("preprocess.", "weights.")) and "=" in text
-        (tokens if is_setting or _is_key(text) else images).append(text)
+        if text not in of_lists:
+            is_setting = text.startswith(("preprocess.", "weights.")) and "=" in text
+            (tokens if is_setting or _is_key(text) else images).append(text)
     layers, remarks = _about_weights(config, tokens)
     settings = resolve(PredictConfig, layers).config
     if not images:
-        raise ConfigError("predict needs images: a file, a folder, a quoted glob, or a .txt list of paths")
+        raise ConfigError("predict needs images: a file, a folder, a quoted glob, or a list of paths")
+    root, path_column = _of_lists(of_lists, images)
     for name, value in (("--topk", topk), ("--batch-size", batch_size)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
@@ -268,7 +280,11 @@ def predict(
     from vitrail.predict import find_images, open_output
     from vitrail.predict import predict as run
 
+    def found_images(note: Callable[[str], None]) -> Iterator[str]:
+        return find_images(images, note, root=root, path_column=path_column)
+
     output = output or Path(f"predictions.{format}")
+    refuse_output("--output", output, chain(files_of(checkpoint), images, [config or ""], found_images(lambda _: None)))
     with _terminal() as display:
         _say(display, remarks)
         artifact = read_artifact(checkpoint, engine, wanted_by(layers))
@@ -288,8 +304,8 @@ def predict(
         with open_output(output, format, classes, most, several=thresholds is not None) as file:
             display.begin("predict", None)
             for found in run(
-                network, preprocess, find_images(images), topk=most, batch_size=batch_size, device=network.device,
-                thresholds=thresholds,
+                network, preprocess, found_images(display.note), topk=most, batch_size=batch_size,
+                device=network.device, thresholds=thresholds,
             ):  # fmt: skip
                 file.write(found)
                 total, bad = total + 1, bad + (found.error is not None)
@@ -330,9 +346,12 @@ def convert(
     config = resolve(ConvertConfig, [command_line(settings)]).config
 
     from vitrail.convert import convert as run
-    from vitrail.files import write_whole
     from vitrail.loading import wanted
 
+    if report is not None:
+        if staging(report)[0] == staging(target)[0]:
+            raise ConfigError(f"--report {report}: is the file that the weights are written to; choose another")
+        refuse_output("--report", report, [*files_of(source), *files_of(target)])
     replaced = " (replaced)" if target.exists() else ""
     with _terminal() as display:
         done = run(source, target, to, wanted(config.weights))
@@ -434,7 +453,7 @@ def export(
         if with_preprocess and output is None:  # not the name of the file that takes what is resized
             output = source.with_suffix(".image.onnx")
         outputs = find_outputs(formats, source, output)
-        sample = gather_sample(opened.record, images)
+        sample = gather_sample(opened.record, images, display.note)
         display.begin("export", len(formats))
         done = []
         for one in run(
@@ -556,13 +575,12 @@ def bench(
         if value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
     if json_file is not None:
-        _check_writable("--json", json_file)
+        refuse_output("--json", json_file, [file for name in names for file in files_of(name)])
 
     from dataclasses import asdict
 
     from vitrail.bench import bench as run
     from vitrail.bench import beside_timm, find_subjects
-    from vitrail.files import write_whole
 
     with _terminal() as display:
         options = {"precision": precision, "device": device, "threads": threads}
@@ -821,10 +839,12 @@ def bench_data(
     start = begin(recipe, tokens)
     if not seconds > 0:
         raise ConfigError(f"--seconds is {seconds}; it must be above 0")
+    if json_file is not None:
+        data = start.config.data
+        refuse_output("--json", json_file, [recipe or "", *(file for file in (data.list, data.manifest) if file)])
 
     from vitrail.bench_data import STAGES, rate
     from vitrail.bench_data import bench_data as run
-    from vitrail.files import write_whole
 
     with _terminal() as display:
         _say(display, start.remarks)
@@ -997,12 +1017,24 @@ def understood(tokens: Sequence[str]) -> tuple[list[str], list[str]]:
     return translate_flags(tokens, {"--help": False, "--version": False, **own})
 
 
-def _check_writable(flag: str, path: Path) -> None:
-    """Refuse a file that cannot be written, before any work is done for it."""
-    if not path.parent.is_dir():
-        raise ConfigError(f"{flag} {path}: there is no folder {path.parent}; create or choose another")
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ConfigError(f"{flag} {path}: cannot be written; choose another file")
+def _of_lists(tokens: Sequence[str], images: Sequence[str]) -> tuple[str | None, str]:
+    """Return where the paths of lists with columns begin, and their column."""
+    if not tokens:
+        return None, "path"
+
+    from vitrail.config import DataConfig, DataSection, Layer, command_line, resolve
+    from vitrail.data.lists import is_table
+
+    lists = [text for text in images if is_table(Path(text))]
+    if not lists:
+        raise ConfigError(f"{tokens[0]}: is for lists that end in .csv, .tsv, .jsonl or .ndjson, and none is given")
+    listed = Layer("predict", {"data": {"list": lists[0]}})
+    section = resolve(DataConfig, [listed, command_line(tokens)]).config.data
+    used = {"root": section.root, "path_column": section.path_column, "list": lists[0]}
+    for key, value in vars(section).items():
+        if value != used.get(key, getattr(DataSection, key)):
+            raise ConfigError(f"data.{key} is {value}: has no meaning here; used are data.root and data.path_column")
+    return section.root, section.path_column
 
 
 def _fail(message: str, restart: bool = True) -> NoReturn:

@@ -15,8 +15,8 @@ from vitrail.checkpoint import config_of, encode_safetensors, provenance, save_m
 from vitrail.ckpt import encode_ckpt
 from vitrail.dialects import Dialect, write_names
 from vitrail.errors import CheckpointError, among
-from vitrail.files import write_whole
-from vitrail.hub import name_in_timm, save_folder
+from vitrail.files import files_of, refuse_output, refuse_replacing, write_whole
+from vitrail.hub import FOLDER, name_in_timm, save_folder
 from vitrail.loading import NUMERICS, OURS, Account, Opened, Wanted, numerics, open_model
 from vitrail.models import find_variant
 from vitrail.models.registry import ModelConfig
@@ -58,9 +58,14 @@ def convert(source: Path | str, target: Path, to: str, asked: Wanted | None = No
 
     Raises:
         CheckpointError: It cannot be read or written, or the project has no place for such weights.
+        ConfigError: The target cannot be written, or would replace what is read.
     """
-    if target.exists() and Path(source).exists() and target.samefile(source):
-        raise CheckpointError(f"{target}: is the source; choose another name, so that it stays")
+    is_folder = to == "timm" and target.suffix not in SUFFIXES["PyTorch"]
+    if is_folder:
+        for file in (target / name for name in FOLDER):
+            refuse_replacing("OUT", file, files_of(source))
+    else:
+        refuse_output("OUT", target, files_of(source))
     opened = open_model(source, asked)
     config, model = config_of(opened.record), opened.record.model
     if to == OURS:
@@ -74,7 +79,7 @@ def convert(source: Path | str, target: Path, to: str, asked: Wanted | None = No
         opened = open_model(source, replace(asked, options={**asked.options, **added}))
         config = config_of(opened.record)
     theirs = to_dialect(opened.weights, dialect, str(source), to)
-    if to == "timm" and target.suffix not in SUFFIXES["PyTorch"]:
+    if is_folder:
         written = save_folder(target, theirs, opened.record)
     else:
         _check_suffix(target, to, SUFFIXES["MindSpore" if dialect.mindspore else "PyTorch"])

@@ -18,7 +18,7 @@ from vitrail.answers import Answers, Gathered
 from vitrail.checkpoint import Record
 from vitrail.class_names import check_classes, match_by_name
 from vitrail.config import DataSection, EvaluateConfig, Layer, Resolved, resolve, to_dict
-from vitrail.data import DIVISION, open_split
+from vitrail.data import DIVISION, files_read, open_split
 from vitrail.data.hf import is_hf, pin_revision
 from vitrail.data.loader import Batch, ImageLoader, build_eval_loader
 from vitrail.data.sketch import shared
@@ -28,6 +28,7 @@ from vitrail.display import Display, Quiet
 from vitrail.engine import gather_texts, processes, share, sum_over_processes
 from vitrail.engines import Artifact, Network, read_artifact
 from vitrail.errors import CheckpointError, ConfigError, DataError
+from vitrail.files import refuse_replacing
 from vitrail.label_metrics import LabelAccuracy, label_accuracy, probabilities
 from vitrail.label_report import label_report_files, truth
 from vitrail.loading import override_preprocess, tell, wanted_by
@@ -112,6 +113,7 @@ def evaluate(
     engine: str | None = None,
     against: Path | None = None,
     report: WholeFolder | None = None,
+    written: Sequence[tuple[str, Path]] = (),
     display: Display | None = None,
 ) -> Evaluation:
     """Evaluate a weight file or an exported file on the images that `settings` name, or on those it was validated with.
@@ -122,6 +124,7 @@ def evaluate(
         engine: What is to run an exported file, where two can.
         against: Another file of the same model, whose answers to the same images are compared.
         report: Where to write the report, see `report_folder`; None writes none.
+        written: Files that are written afterwards, by the option that names each; none may be one of the images.
         display: Where progress is shown.
 
     Raises:
@@ -129,7 +132,7 @@ def evaluate(
         ConfigError: A setting is unknown, of the wrong type or out of range.
         DataError: The images are not there, or their classes are not the model's.
     """
-    return _evaluate(path, settings, display or Quiet(), lambda stored: [stored], report, engine, against)[0]
+    return _evaluate(path, settings, display or Quiet(), lambda stored: [stored], report, engine, against, written)[0]
 
 
 def report_folder(folder: Path, *, never_replace: bool = False) -> WholeFolder:
@@ -150,7 +153,12 @@ def report_name(path: Path) -> str:
 
 
 def sweep(
-    path: Path, settings: Sequence[Layer] = (), *, engine: str | None = None, display: Display | None = None
+    path: Path,
+    settings: Sequence[Layer] = (),
+    *,
+    engine: str | None = None,
+    written: Sequence[tuple[str, Path]] = (),
+    display: Display | None = None,
 ) -> list[Evaluation]:
     """Evaluate a weight file with every usual way of reading images, the best first, to find the one that fits it.
 
@@ -168,7 +176,7 @@ def sweep(
         ]
         return ways
 
-    found = _evaluate(path, settings, display or Quiet(), candidates, engine=engine)
+    found = _evaluate(path, settings, display or Quiet(), candidates, engine=engine, written=written)
     return sorted(found, key=lambda result: result.accuracy.best_first)
 
 
@@ -180,6 +188,7 @@ def _evaluate(
     report: WholeFolder | None = None,
     engine: str | None = None,
     against: Path | None = None,
+    written: Sequence[tuple[str, Path]] = (),
 ) -> list[Evaluation]:
     artifact = read_artifact(path, engine, wanted_by(settings))
     other = _same_model(artifact, against) if against is not None else None
@@ -199,6 +208,8 @@ def _evaluate(
         config = replace(config, data=data)
         with accelerator.local_main_process_first():  # which downloads for all
             source, notes = open_split(data, config.evaluate.split)
+        for flag, file in (*written, *(("--report", file) for file in (report.earlier_files() if report else ()))):
+            refuse_replacing(flag, file, files_read(data, source))
         check_kind(record, source, path)
         if data.match_classes == "by-name":
             lacking = len(record.classes) - len(source.classes)

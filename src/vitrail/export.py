@@ -30,7 +30,7 @@ from vitrail.checkpoint import KEY, Record, hash_file, to_metadata
 from vitrail.devices import DTYPES, Precision
 from vitrail.engines import cpu, has_mindspore, read_artifact
 from vitrail.errors import ConfigError, ExportError, MissingExtra
-from vitrail.files import refusal_told
+from vitrail.files import files_of, refusal_told, refuse_output
 from vitrail.int8 import PRODUCTS, Int8, quantizable, quantize_onnx, quantize_openvino
 from vitrail.loading import Opened
 from vitrail.mindir import CHECK_SCRIPT, to_mindir
@@ -138,6 +138,8 @@ class Format(NamedTuple):
     precisions: Sequence[Precision] = ("float32",)
     packages: Sequence[str] = ()
     """What it takes beside PyTorch."""
+    beside: Sequence[str] = ()
+    """Endings of the other files that belong to it."""
 
 
 def find_outputs(formats: Sequence[FormatName], checkpoint: Path, output: Path | None) -> dict[FormatName, Path]:
@@ -159,10 +161,8 @@ def find_outputs(formats: Sequence[FormatName], checkpoint: Path, output: Path |
         suffix = FORMATS[name].suffix
         if path.suffix != suffix:
             raise ConfigError(f"--output {path}: must end in {suffix}, by which it is known where it is loaded")
-        if not path.parent.is_dir():
-            raise ConfigError(f"--output {path}: there is no folder {path.parent}; create or choose another")
-        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise ConfigError(f"--output {path}: cannot be written; choose another file")
+        for one in (suffix, *FORMATS[name].beside):
+            refuse_output("--output", path.with_suffix(one), files_of(checkpoint))
     return found
 
 
@@ -399,8 +399,8 @@ ANY: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
 FORMATS: Mapping[FormatName, Format] = {
     # no CPU has kernels for ONNX in bfloat16
     "onnx": Format(".onnx", _write_onnx, ("float32", "float16"), ("onnx", "onnxscript", "onnxruntime")),
-    "openvino": Format(".xml", _write_openvino, ANY, ("onnx", "onnxscript", "openvino")),
+    "openvino": Format(".xml", _write_openvino, ANY, ("onnx", "onnxscript", "openvino"), (".bin",)),
     "pt2": Format(".pt2", _write_pt2, ANY),
     "torchscript": Format(".torchscript", _write_torchscript, ANY),
-    "mindir": Format(".mindir", _write_mindir),
+    "mindir": Format(".mindir", _write_mindir, beside=(".check.npz", ".check.py")),
 }

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and the system's refusals as one line."""
+"""Files that appear whole or not at all and replace no input, and the system's refusals as one line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from vitrail.errors import CheckpointError
+from vitrail.errors import CheckpointError, ConfigError
 from vitrail.wire import Buffer
 
 FREE_SPACE = "free space or choose another output.root"
@@ -131,3 +131,59 @@ def staging(path: Path) -> tuple[Path, Path]:
     except OSError:  # it may not be looked at, and writing will say why
         is_stream = False
     return target, target if is_stream else target.with_name(f".{target.name}.{os.getpid()}.tmp")
+
+
+def refuse_output(flag: str, path: Path, inputs: Iterable[str | Path] = ()) -> None:
+    """Refuse a file that cannot be written, or that is one of those that are read, before any work is done for it.
+
+    Args:
+        flag: By which it was named.
+        path: The file.
+        inputs: Files that are read; those that are not there are none.
+
+    Raises:
+        ConfigError: With what to change.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{flag} {path}: cannot be written (is a folder); choose another file")
+    target, temporary = staging(path)
+    folder = target.parent if path.is_symlink() else path.parent
+    if not folder.is_dir():
+        raise ConfigError(f"{flag} {path}: there is no folder {folder}; create or choose another")
+    # a new file takes the place of the older one, unless that is a device or a pipe
+    needed = [target.parent] * (target != temporary) + [target] * target.exists()
+    if not all(os.access(place, os.W_OK, effective_ids=os.access in os.supports_effective_ids) for place in needed):
+        raise ConfigError(f"{flag} {path}: cannot be written (Permission denied); choose another file")
+    refuse_replacing(flag, path, inputs)
+
+
+def refuse_replacing(flag: str, path: Path, inputs: Iterable[str | Path]) -> None:
+    """Refuse to write over a file that is read, by whatever name or link.
+
+    Raises:
+        ConfigError: With what to change.
+    """
+    target, temporary = staging(path)
+    if target == temporary or (one := _identity(target)) is None:  # nothing is there that could be replaced
+        return
+    for given in inputs:
+        if _identity(given) == one:
+            also = "" if str(given) == str(path) else f" is {given}, which"
+            raise ConfigError(f"{flag} {path}:{also} is read, and would be replaced; choose another file")
+
+
+def files_of(given: str | Path) -> list[Path]:
+    """Return the files of a weight file or an exported file, which may be a folder or have its weights beside it."""
+    path = Path(given)
+    if path.is_dir():
+        return sorted(path.iterdir())
+    return [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+
+
+def _identity(path: str | Path) -> tuple[int, int] | None:
+    """Return what a file is known by, whatever name it is reached by."""
+    try:
+        status = Path(path).stat()
+    except (OSError, ValueError):  # not there, or no path at all
+        return None
+    return status.st_dev, status.st_ino

@@ -15,7 +15,7 @@ from torch import Tensor
 from vitrail.checkpoint import Record, config_of, encode_safetensors, to_metadata
 from vitrail.dialects import write_names
 from vitrail.errors import CheckpointError
-from vitrail.files import write_whole
+from vitrail.files import files_of, refuse_replacing, write_whole
 from vitrail.imagenet import wnids
 from vitrail.loading import numerics, open_model
 from vitrail.models import find_variant
@@ -24,6 +24,8 @@ from vitrail.pixels import counted
 WEIGHTS = "model.safetensors"
 PREFIX = "vitrail_"
 """Before the names of our models in timm, where it has a model of that name itself."""
+FOLDER = (WEIGHTS, "config.json", "README.md")
+"""Files of a folder that is written."""
 
 
 def save_pretrained(source: Path | str, folder: Path) -> tuple[str, ...]:
@@ -38,7 +40,10 @@ def save_pretrained(source: Path | str, folder: Path) -> tuple[str, ...]:
 
     Raises:
         CheckpointError: It cannot be read or written.
+        ConfigError: The source is a file of the folder, and would be replaced.
     """
+    for name in FOLDER:
+        refuse_replacing("folder", folder / name, files_of(source))
     opened = open_model(source)
     if is_of_timm(opened.record.model) and (differing := other_numerics(opened.record)):
         given = ", ".join(f"{name} {value}" for name, value in differing.items())

@@ -24,6 +24,7 @@ from vitrail.data.folders import CHANGED
 from vitrail.data.hf import pin_revision
 from vitrail.data.loader import ImageLoader, build_eval_loader, build_train_loader
 from vitrail.data.manifest import Manifest
+from vitrail.data.roster import Roster
 from vitrail.data.rows import groups_of
 from vitrail.data.sampling import BatchSampler, class_shares
 from vitrail.data.sketch import sketch
@@ -65,6 +66,8 @@ class Job:
     val_loader: ImageLoader
     known_by: dict[str, Any]
     """What the training and the validation images are known again by."""
+    roster: Roster | None
+    """The validation images one by one, in the process that saves them."""
     training_counts: NDArray[np.int64]
     """Training images of each class."""
     objective: Objective
@@ -156,6 +159,7 @@ def build_job(
         config=config, accelerator=accelerator, precision=precision, display=display, stop=stop, data=data,
         model_name=model_name, preprocess=preprocess, sampler=sampler, loader=loader, val_loader=val_loader,
         known_by=known_by(data, accelerator.is_main_process), training_counts=counts,
+        roster=data.roster() if accelerator.is_main_process else None,
         objective=build_objective(config, data.train, counts, accelerator.device),
         rate=build_schedule(config, sampler.steps),
     )  # fmt: skip

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -18,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.data.folders import is_hidden, is_image
-from vitrail.data.lists import BETWEEN, LABELS
+from vitrail.data.folders import IN_A_CIRCLE, Ignored, is_hidden, lies_in_a_circle, no_file, walk
+from vitrail.data.lists import BETWEEN, LABELS, Spelling, is_table, read_lines, read_paths
 from vitrail.data.sources import printable
 from vitrail.decoding import decode
 from vitrail.errors import CheckpointError, DataError
@@ -30,6 +31,7 @@ from vitrail.transforms import Preprocess, normalise
 
 Format = Literal["json", "jsonl", "csv"]
 LIST_SUFFIXES = (".txt", ".lst", ".list")
+GIVE = "give an image, a folder, a quoted glob, a .txt list of paths, or a .csv, .tsv or .jsonl list with their column"
 Choices = tuple[list[int], list[float]]
 """Class indices and their probabilities."""
 
@@ -45,33 +47,91 @@ class Prediction:
     error: str | None = None
 
 
-def find_images(inputs: Iterable[str]) -> Iterator[str]:
-    """Yield image paths from files, folders (searched deeply), globs and text files with one path a line.
+def find_images(
+    inputs: Iterable[str], note: Callable[[str], None], *, root: str | None = None, path_column: str = "path"
+) -> Iterator[str]:
+    """Yield image paths from files, folders (searched deeply), globs, text files with one path a line, and lists.
 
-    Memory does not grow with their number. A path in a list is yielded as it stands, so a missing one becomes a row.
+    Memory does not grow with their number, but for the paths of lists with columns. A path in a text file is yielded as
+    it stands, so a missing one becomes a row.
+
+    Args:
+        inputs: As they were given.
+        note: Told of what is passed over, or read otherwise than it is written.
+        root: Folder that the paths of lists with columns begin in, as `data.root`; None is each list's own.
+        path_column: Of such lists, as `data.path_column`.
 
     Raises:
-        DataError: An input that does not exist, or holds no image.
+        DataError: An input that does not exist, or holds no image; a list that is wrong.
     """
     for given in inputs:
         path = Path(given)
         if path.is_dir():
-            found = _walk(path, ())
+            found = _in_folder(path, note)
         elif path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
-            found = _lines(path)
+            found = _in_text(path, note)
+        elif path.is_file() and is_table(path):
+            found = _in_table(path, root, path_column, note)
         elif path.is_file():
             found = iter((given,))
         elif glob.has_magic(given):
-            found = (match for match in glob.iglob(given, recursive=True) if os.path.isfile(match))
+            found = _in_glob(given, note)
         else:
-            raise DataError(
-                f"{given}: no such file or folder; give an image, a folder, a quoted glob, or a .txt list of paths"
-            )
+            what = f"is {no_file(path)}; " if os.path.lexists(given) else "no such file or folder; "
+            raise DataError(f"{printable(given)}: {what}{GIVE}")
         first = next(found, None)
         if first is None:
-            raise DataError(f"{given}: holds no image; give an image, a folder, a quoted glob, or a .txt list of paths")
+            raise DataError(f"{printable(given)}: holds no image; {GIVE}")
         yield first
         yield from found
+
+
+def _in_folder(folder: Path, note: Callable[[str], None]) -> Iterator[str]:
+    ignored = Ignored()
+    try:
+        for path in walk(folder, "", ignored):
+            yield os.path.join(folder, path)
+    except OSError as error:
+        raise DataError(f"{printable(error.filename or folder)}: cannot be read ({error.strerror})") from error
+    for told in ignored.notes(folder):
+        note(told)
+
+
+def _in_glob(pattern: str, note: Callable[[str], None]) -> Iterator[str]:
+    """Yield the files that match, but for the system's, unless the pattern names them."""
+    ignored, named = Ignored(), Path(pattern).parts
+    is_circle = cache(lies_in_a_circle)
+    for match in glob.iglob(pattern, recursive=True):
+        path = Path(match)
+        if any(is_hidden(part) and part not in named for part in path.parts):
+            ignored.hidden.append(match)
+        elif not path.is_file():
+            if odd := no_file(path):
+                ignored.odd.append(f"{match} ({odd})")
+        elif is_circle(path.parent):  # which a pattern with ** goes round until the system stops it
+            ignored.odd.append(f"{match} (behind {IN_A_CIRCLE})")
+        else:
+            yield match
+    for told in ignored.notes(Path(pattern)):
+        note(told)
+
+
+def _in_text(path: Path, note: Callable[[str], None]) -> Iterator[str]:
+    notes: list[str] = []
+    spelling = Spelling(path, "")
+    for line in read_lines(path, printable(path), notes, any_bytes=True):
+        if text := line.strip():
+            yield spelling.of(text)
+    for told in (*notes, *spelling.notes()):
+        note(told)
+
+
+def _in_table(path: Path, root: str | None, column: str, note: Callable[[str], None]) -> Iterator[str]:
+    before, paths, notes = read_paths(path, root, column)
+    for told in notes:
+        note(told)
+    for index in range(len(paths)):
+        yield before + paths.name(index)
 
 
 def predict(
@@ -268,35 +328,10 @@ def read_view(data: bytes, preprocess: Preprocess) -> Tensor:
 def _read(path: str, preprocess: Preprocess) -> torch.Tensor | str:
     """Return what the model is to see of an image, or why it cannot be read."""
     try:
+        if odd := no_file(path):  # which a text file may name, and which might block whoever opens it
+            return f"is {odd}, no image"
         return read_view(Path(path).read_bytes(), preprocess)
     except UnreadableImage as error:
         return str(error)
     except OSError as error:
         return error.strerror or str(error)
-
-
-def _walk(folder: Path, inside: tuple[Path, ...]) -> Iterator[str]:
-    here = folder.resolve()
-    if here in inside:
-        raise DataError(f"{printable(folder)}: is a link to a folder that contains it; remove the link")
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(f"{printable(folder)}: cannot be read ({error.strerror})") from error
-    for entry in entries:
-        if is_hidden(entry.name):
-            continue
-        if entry.is_dir():
-            yield from _walk(Path(entry.path), (*inside, here))
-        elif is_image(entry.name):
-            yield entry.path
-
-
-def _lines(path: Path) -> Iterator[str]:
-    try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
-            for line in lines:
-                if text := line.strip():
-                    yield text
-    except OSError as error:
-        raise DataError(f"{printable(path)}: cannot be read ({error.strerror})") from error

@@ -86,7 +86,7 @@ def resize_data(section: DataSection, output: Path, short_side: int, quality: in
     """
     root = _check(section, output)
     manifest = _list(root, section, display)
-    partial = output.absolute().with_name(f".{output.name}.partial")
+    partial = _begun(output)
     change = {
         "short_side": short_side, "filter": "Lanczos", "quality": quality, "from": printable(root.resolve()),
         "vitrail": version("vitrail"),
@@ -130,9 +130,19 @@ def _check(section: DataSection, output: Path) -> Path:
     if has_shards(root):
         raise ConfigError(f"data.root {root}: holds shards; resize the folder they were packed from, and pack that")
     refuse_inside(root, output)
+    if root.resolve().is_relative_to(_begun(output).resolve()):  # which is removed where it was begun otherwise
+        raise ConfigError(
+            f"data.root {root}: lies where --output {output} is begun, and would be removed; rename it, or choose "
+            "another folder with --output"
+        )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise CheckpointError(f"{output}: is there already, and is not replaced; choose another folder with --output")
     return root
+
+
+def _begun(output: Path) -> Path:
+    """Return where a folder is until it is whole."""
+    return output.absolute().with_name(f".{output.name}.partial")
 
 
 def _list(root: Path, section: DataSection, display: Display) -> Manifest:

@@ -24,6 +24,7 @@ from vitrail.checkpoint import Record, load_weights, model_options, provenance, 
 from vitrail.class_names import check_classes
 from vitrail.config import TrainConfig, flat, to_dict, to_yaml
 from vitrail.data.loader import Batch
+from vitrail.data.roster import Changes, Roster, compare
 from vitrail.devices import autocast
 from vitrail.display import Display, Quiet
 from vitrail.engine import (
@@ -534,12 +535,41 @@ def restore(job: Job, state: TrainState, folder: Path) -> bool:
             f"{folder}: goes on with {world} instead of {saved['world']} processes: the same images in the same order; "
             "sums differ in their last digits, and drop paths, dropouts and Mixup's partners are drawn anew"
         )
+    validation = validation_changes(job, saved, folder)
     state.restore(saved, rank, world)
+    if validation is not None and validation.rewritten:
+        told = f"{folder}: its validation images are others than before: {validation}; accuracies cannot be compared"
+        if is_finished(job, state):
+            job.display.warn(told)
+        else:
+            job.display.warn(f"{told}, so the best epoch is looked for anew")
+            state.best = {}
     if not is_finished(job, state):
         job.display.note(
             f"{folder}: goes on after update {job.updates(state):,} of {job.total_epochs * job.sampler.steps:,}"
         )
     return True
+
+
+def validation_changes(job: Job, saved: dict[str, Any], folder: Path) -> Changes | None:
+    """Return what became of the images that a run was validated with; None where its save does not say.
+
+    Raises:
+        DataError: They are others, or have other labels, so that what was measured cannot be compared.
+    """
+    if "validation" not in saved:
+        job.display.note(
+            f"{folder}: was saved by an earlier vitrail, so it is not known whether its validation images are the same"
+        )
+        return None
+    compared = None if job.roster is None else compare(Roster.from_dict(saved["validation"]), job.roster)
+    changes = share(job.accelerator, compared)
+    if changes.are_others:
+        raise DataError(
+            f"{folder}: was validated with other images than those in data.root: {changes}; put them back as they "
+            f"were, or begin a new run from its weights with {command('train', '--fork', folder)}"
+        )
+    return changes
 
 
 def has_content(path: Path) -> bool:
@@ -634,6 +664,7 @@ def save(job: Job, state: TrainState, run: Run, *, must: bool = False) -> bool:
             "classes": list(job.data.classes),
             "options": model_options(state.model),
             "images": job.known_by["images"]["train"],
+            "validation": job.roster.to_dict() if job.roster is not None else None,
             "world": job.accelerator.num_processes,
         }
         if job.accelerator.is_main_process:

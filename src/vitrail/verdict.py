@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -90,8 +91,13 @@ class Verdict:
         return self.relative <= self.tolerance
 
 
-def gather_sample(record: Record, folder: Path | None) -> Sample:
+def gather_sample(record: Record, folder: Path | None, note: Callable[[str], None] = warnings.warn) -> Sample:
     """Choose images evenly spaced from a folder, or draw some.
+
+    Args:
+        record: Of the model.
+        folder: The folder, or whatever else `find_images` finds images in.
+        note: Told of what is passed over there.
 
     Raises:
         DataError: The folder is missing, or holds no image.
@@ -99,7 +105,7 @@ def gather_sample(record: Record, folder: Path | None) -> Sample:
     sources: list[Path | int] = list(range(DRAWN))
     what = f"{DRAWN} drawn pictures"
     if folder is not None:
-        paths = [Path(path) for path in find_images([str(folder)])]
+        paths = [Path(path) for path in find_images([str(folder)], note)]
         count = min(FROM_FOLDER, len(paths))
         what = f"{count} of the {len(paths):,} images of {folder}"
         sources = [paths[number * len(paths) // count] for number in range(count)]

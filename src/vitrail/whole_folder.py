@@ -56,6 +56,12 @@ class WholeFolder:
         finally:
             shutil.rmtree(self._staging, ignore_errors=True)
 
+    def earlier_files(self) -> list[Path]:
+        """Return the files that are there and would be replaced."""
+        if self._never_replace or not self._earlier():
+            return []
+        return [self._folder / name for name in sorted(os.listdir(self._folder))]
+
     def publish(self, files: Mapping[str, bytes]) -> tuple[Path, bool]:
         """Write all files and give the folder its name; return it, and whether an earlier one was replaced.
 

@@ -6,7 +6,7 @@ every source carries notes for the caller to show.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,10 +20,13 @@ from vitrail.data.hf import is_hf, open_hf
 from vitrail.data.lists import list_rows, read_list
 from vitrail.data.manifest import TRAIN, VAL, Manifest, cache_file, list_images, load_manifest, open_shards
 from vitrail.data.named_sets import NAMED_SETS, open_named
-from vitrail.data.shards import INDEX, has_shards
-from vitrail.data.sources import Source, few, printable
+from vitrail.data.roster import Roster
+from vitrail.data.rows import groups_of
+from vitrail.data.shards import INDEX, ShardSource, has_shards
+from vitrail.data.sources import FileSource, Source, few, printable
 from vitrail.data.splits import UNASSIGNED, Division, divide, held_out
 from vitrail.errors import ConfigError, DataError, VitrailError, closest
+from vitrail.files import files_of
 from vitrail.pixels import PixelFormat
 
 DIVISION = ("val_fraction", "folds", "fold", "group_regex")
@@ -42,6 +45,8 @@ class Data:
     """Of images in folders, shards or a list."""
     is_divided: bool = False
     """Whether images to validate with were held out of those to train on."""
+    validation: NDArray[np.int64] | None = None
+    """Where the images to validate with stand in the manifest."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -52,6 +57,12 @@ class Data:
     def notes(self) -> tuple[str, ...]:
         """What the user should know, each once."""
         return tuple(dict.fromkeys(self.train.notes + self.val.notes))
+
+    def roster(self) -> Roster:
+        """Return what the images to validate with are known again by, one by one."""
+        if self.manifest is None:
+            return Roster.of(self.val, read=groups_of(self.val) is None)  # or each would take much to read
+        return Roster.of(self.val, self.manifest.content[self.validation], self.manifest.bytes[self.validation])
 
 
 def open_data(section: DataSection, look: Look | None = None) -> Data:
@@ -80,8 +91,8 @@ def _open(section: DataSection, look: Look | None = None) -> Data:
     manifest, problems = _listed(section, look)
     if problems:
         raise DataError(problems[0])
-    parts = _parts(manifest, _division(section), section.bad_files == "quarantine")
-    return Data(*parts, manifest, is_divided=not (manifest.part == VAL).any())
+    train, val, chosen = _parts(manifest, _division(section), section.bad_files == "quarantine")
+    return Data(train, val, manifest, is_divided=not (manifest.part == VAL).any(), validation=chosen)
 
 
 def open_manifest(section: DataSection, look: Look | None = None) -> tuple[Manifest, tuple[str, ...]]:
@@ -195,6 +206,17 @@ def open_split(section: DataSection, split: Literal["train", "val", "all"]) -> t
     return source, (*source.notes, told) if unused else source.notes
 
 
+def files_read(section: DataSection, source: Source) -> Iterator[Path]:
+    """Yield the files that images are read from, with the list or the manifest that names them."""
+    yield from (Path(file).expanduser() for file in (section.list, section.manifest) if file is not None)
+    if section.name is not None and is_hf(section.name):
+        yield from files_of(Path(section.name.removeprefix("hf:")).expanduser())
+    if isinstance(source, ShardSource):
+        yield from (source.root / name for name in (INDEX, *(shard.name for shard in source.places.shards)))
+    elif isinstance(source, FileSource):
+        yield from map(source.path, range(len(source)))
+
+
 def _open_split(section: DataSection, split: Literal["train", "val", "all"]) -> tuple[Source, bool]:
     """Return the images, and whether some were held out of others to get them."""
     _check_settings(section)
@@ -256,8 +278,8 @@ def _divided(section: DataSection, source: Source) -> tuple[Source, Source]:
     return held_out(source, division, divide(source, division))
 
 
-def _parts(manifest: Manifest, division: Division, quarantine: bool) -> tuple[Source, Source]:
-    """Return a manifest's training and validation images."""
+def _parts(manifest: Manifest, division: Division, quarantine: bool) -> tuple[Source, Source, NDArray[np.int64]]:
+    """Return a manifest's training and validation images, and where the latter stand in it."""
     if (manifest.part == VAL).any():
         parts = [(manifest.source(TRAIN), manifest.part == TRAIN), (manifest.source(VAL), manifest.part == VAL)]
     else:
@@ -269,9 +291,11 @@ def _parts(manifest: Manifest, division: Division, quarantine: bool) -> tuple[So
         source = manifest.source(TRAIN)
         train, val = held_out(source, division, manifest.fold)
         parts = [(train, manifest.fold != division.fold), (val, manifest.fold == division.fold)]
+    validation = parts[1][1]
     if not quarantine:
-        return parts[0][0], parts[1][0]
-    return _readable(manifest, *parts[0]), _readable(manifest, *parts[1])
+        return parts[0][0], parts[1][0], np.flatnonzero(validation)
+    train, val = (_readable(manifest, *part) for part in parts)
+    return train, val, np.flatnonzero(validation & ~manifest.unreadable)
 
 
 def _readable(manifest: Manifest, source: Source, chosen: NDArray[np.bool_] | None = None) -> Source:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrail.data.labels import check_name, order
+from vitrail.data.labels import are_whole_numbers, check_name, order, without_points
 from vitrail.data.sources import few
 from vitrail.errors import ConfigError, DataError, closest
 
@@ -124,6 +124,8 @@ def class_names(feature: Any, values: Any, where: str) -> tuple[str, ...]:
         return tuple(feature.names)
     found = [value for value in values.unique().to_pylist() if not _is_missing(value)]
     names = list(dict.fromkeys(check_name(value, where) for value in found))
+    if whole := without_points(names):
+        names = list(dict.fromkeys(whole.values()))
     return tuple(names[index] for index in order(names))
 
 
@@ -145,7 +147,7 @@ def read_labels(
     encoded = values.dictionary_encode().unify_dictionaries()
     known: list[Any] = encoded.chunk(0).dictionary.to_pylist() if encoded.num_chunks else []
     number = {name: index for index, name in enumerate(classes)}
-    by_number = _type(feature) == "ClassLabel"
+    by_number, are_whole = _type(feature) == "ClassLabel", are_whole_numbers(classes)
     found, strange = np.full(len(known) + 1, -1, np.int32), []
     for place, value in enumerate(known):
         if _is_missing(value):
@@ -153,7 +155,8 @@ def read_labels(
         if by_number and isinstance(value, int):
             found[place] = value if value < len(classes) else -1
         else:
-            found[place] = number.get(str(value).strip(), -1)
+            name = str(value).strip()
+            found[place] = number.get(without_points([name]).get(name, name) if are_whole else name, -1)
         if found[place] < 0:
             strange.append(str(value))
     if strange:
@@ -200,6 +203,13 @@ def read_label_lists(
 def are_numbers(feature: Any) -> bool:
     """Say whether a column's labels are numbers that nothing gives names to."""
     return str(_dtype(feature)).startswith(("int", "uint"))
+
+
+def pointed_label(feature: Any, values: Any, classes: tuple[str, ...]) -> str | None:
+    """Return a label such as 1.0 that stands for class 1, if there is one."""
+    if _type(feature) == "ClassLabel" or are_numbers(feature) or not are_whole_numbers(classes):
+        return None
+    return next((value for value in values.unique().to_pylist() if value and "." in value), None)
 
 
 def _is_missing(value: Any) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Collection
+import stat
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,30 @@ from vitrail.errors import ConfigError, DataError, closest
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".npy"))
 SPLIT_WORDS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
+SYSTEM = frozenset(
+    (
+        "@eadir", "#recycle", "#snapshot", "@tmp", "@sharebin",  # Synology's
+        "@recycle", "@recently-snapshot", "@transcode",  # QNAP's
+        "~snapshot",  # NetApp's
+        "$recycle.bin", "recycler", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini",  # Windows'
+        "$winreagent", "$extend", "found.000", "wpsettings.dat", "indexervolumeguid",
+        "__macosx", "icon\r", "network trash folder", "temporary items", "thevolumesettingsfolder",  # macOS's
+        "lost+found", "aquota.user", "aquota.group",  # Linux's
+        "__pycache__",
+    )
+)  # fmt: skip
+"""Files and folders that systems and storage devices add to others' folders, in lower case; those that begin with a
+point, such as .@__thumb, .AppleDouble and ._0.jpg, need no name here."""
+NO_FILES = {
+    stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a device", stat.S_IFCHR: "a device",
+}  # fmt: skip
+"""What is neither a folder nor a regular file, and may block whoever opens it."""
+NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""What the system says of a link that leads to nothing."""
+IN_A_CIRCLE = "a link to a folder that contains it"
+FOLDER, FILE = "a folder", "a file"
+Identity = tuple[int, int]
+"""What a folder is known by, whatever name it is reached by."""
 
 
 MARK = "vitrail-resized.json"
@@ -56,7 +82,7 @@ def visible_folders(root: Path) -> list[str]:
         DataError: The root is not there, is a file, or cannot be read.
     """
     try:
-        return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not is_hidden(entry.name))
+        return sorted(entry.name for entry in os.scandir(root) if not is_hidden(entry.name) and _kind(entry) == FOLDER)
     except FileNotFoundError:
         names = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
         near = closest(root.name, names, alike=0.75)
@@ -84,13 +110,16 @@ def refuse_inside(root: Path, output: Path) -> None:
     Raises:
         ConfigError: With what to change.
     """
-    if output.resolve().is_relative_to(root.resolve()):
+    there = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
+    if root.exists() and _identity(root) in containing(
+        there
+    ):  # also where a link, or another case, spells it otherwise
         raise ConfigError(f"--output {output}: lies in data.root {root}, among the images; choose a folder beside it")
 
 
 def is_hidden(name: str) -> bool:
     """Say whether a file or folder is the system's or a tool's own, not the user's."""
-    return name.startswith(".") or name == "__MACOSX"
+    return name.startswith(".") or name.lower() in SYSTEM
 
 
 def is_image(name: str) -> bool:
@@ -98,23 +127,105 @@ def is_image(name: str) -> bool:
     return name[name.rfind(".") :].lower() in EXTENSIONS
 
 
+def no_file(path: str | Path) -> str:
+    """Say what something is that is neither a folder nor a regular file; nothing for what is one of them.
+
+    Raises:
+        OSError: It is not there, or may not be looked at.
+    """
+    try:
+        mode = Path(path).stat().st_mode
+    except OSError as error:
+        if error.errno not in NOWHERE or not Path(path).is_symlink():
+            raise
+        return "a broken link"
+    return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else NO_FILES.get(stat.S_IFMT(mode), "no regular file")
+
+
+def walk(folder: str | Path, relative: str, ignored: Ignored, inside: Collection[Identity] = ()) -> Iterator[str]:
+    """Yield the images below a folder, deep folders included, in the order of their names and relative to it.
+
+    Links are followed, but for those to a folder that they lie in.
+
+    Args:
+        folder: Where the search begins.
+        relative: The folder below it whose images are wanted; nothing for itself.
+        ignored: Takes what is passed over.
+        inside: The folders that are being searched, and those that they lie in; found where it is not given.
+
+    Raises:
+        OSError: A folder cannot be read.
+    """
+    inside = inside or containing(folder)
+    here = os.path.join(folder, relative)
+    inside = (*inside, _identity(here))
+    for entry in _sorted_entries(here):
+        path = os.path.join(relative, entry.name)
+        if is_hidden(entry.name):
+            ignored.hidden.append(path)
+        elif (kind := _kind(entry, inside)) == FOLDER:
+            yield from walk(folder, path, ignored, inside)
+        elif kind != FILE:
+            ignored.odd.append(f"{path} ({kind})")
+        elif is_image(entry.name):
+            yield path
+        else:
+            ignored.others.append(path)
+
+
+def containing(folder: str | Path) -> tuple[Identity, ...]:
+    """Return a folder and all that it lies in."""
+    here = Path(folder).resolve()
+    return tuple(map(_identity, (here, *here.parents)))
+
+
+def lies_in_a_circle(folder: Path) -> bool:
+    """Say whether the way to a folder goes through a link to one that contains it."""
+    way = [_identity(place) for place in (folder.absolute(), *folder.absolute().parents)]
+    return len(set(way)) < len(way)
+
+
+def _identity(folder: str | Path) -> Identity:
+    status = Path(folder).stat()
+    return status.st_dev, status.st_ino
+
+
+def _kind(entry: os.DirEntry[str], inside: Collection[Identity] = ()) -> str:
+    """Return FOLDER, FILE, or what it is instead; none of them is opened."""
+    try:
+        if entry.is_dir():
+            return IN_A_CIRCLE if inside and _identity(entry.path) in inside else FOLDER
+        if entry.is_file():  # which the folder itself tells, so that millions of files are not asked each
+            return FILE
+    except OSError as error:
+        if error.errno not in NOWHERE:
+            raise
+    return no_file(entry.path) or FILE
+
+
 @dataclass
-class _Ignored:
+class Ignored:
     """What a scan read past."""
 
     hidden: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     loose: list[str] = field(default_factory=list)
+    odd: list[str] = field(default_factory=list)
+    """What is no regular file, with what it is."""
 
     def notes(self, folder: Path) -> tuple[str, ...]:
         """Say it, each kind with a count and examples."""
-        found = []
+        found, where = [], printable(folder)
         if self.hidden:
-            found.append(f"{folder}: ignored {len(self.hidden)} hidden files or folders: {few(self.hidden, 10)}")
+            found.append(
+                f"{where}: ignored {len(self.hidden)} hidden or system files or folders: {few(self.hidden, 10)}"
+            )
+        if self.odd:
+            found.append(f"{where}: ignored {len(self.odd)} that are no regular files: {few(self.odd, 10)}")
         if self.others:
-            found.append(f"{folder}: ignored {len(self.others)} files that are not images: {few(self.others)}")
+            found.append(f"{where}: ignored {len(self.others)} files that are not images: {few(self.others)}")
         if self.loose:
-            found.append(f"{folder}: ignored {len(self.loose)} images outside the class folders: {few(self.loose)}")
+            found.append(f"{where}: ignored {len(self.loose)} images outside the class folders: {few(self.loose)}")
         return tuple(found)
 
 
@@ -175,19 +286,21 @@ def scan(folder: Path, problems: list[str] | None = None) -> FileSource:
     Raises:
         DataError: It holds no image in a class folder; or something is wrong, and nobody takes it.
     """
-    ignored = _Ignored()
+    ignored = Ignored()
     try:
         top = _sorted_entries(folder)
-        loose, classes = [], []
+        loose, classes, inside = [], [], containing(folder)
         for entry in top:
             if is_hidden(entry.name):
                 ignored.hidden.append(entry.name)
-            elif entry.is_dir():
+            elif (kind := _kind(entry, inside)) == FOLDER:
                 classes.append(entry.name)
+            elif kind != FILE:
+                ignored.odd.append(f"{entry.name} ({kind})")
             elif entry.name != MARK:
                 (loose if is_image(entry.name) else ignored.others).append(entry.name)
         ignored.loose += [] if not classes else loose
-        found = [_images_below(str(folder), name, ignored, ()) for name in classes]
+        found = [[os.fsencode(path) for path in walk(folder, name, ignored, inside)] for name in classes]
         changed = changes(folder)
     except OSError as error:
         raise DataError(f"data.root {printable(folder)}: cannot be read ({error})") from error
@@ -241,31 +354,16 @@ def _told(changed: list[dict[str, Any]]) -> str:
 
 
 def note_hidden(root: Path, source: FileSource) -> FileSource:
-    """Add a note of what is hidden beside the splits."""
+    """Add a note of what is hidden or no file beside the splits."""
     if source.folder == root:
         return source  # its own scan has seen them
-    hidden = [entry.name for entry in os.scandir(root) if is_hidden(entry.name)]
-    return replace(source, notes=(*_Ignored(hidden=hidden).notes(root), *source.notes))
-
-
-def _images_below(folder: str, relative: str, ignored: _Ignored, inside: tuple[tuple[int, int], ...]) -> list[bytes]:
-    here = os.path.join(folder, relative)
-    status = Path(here).stat()
-    identity = (status.st_dev, status.st_ino)
-    if identity in inside:
-        raise DataError(f"data.root {here}: is a link to a folder that contains it; remove the link")
-    images = []
-    for entry in _sorted_entries(here):
-        path = os.path.join(relative, entry.name)
+    ignored = Ignored()
+    for entry in _sorted_entries(root):
         if is_hidden(entry.name):
-            ignored.hidden.append(path)
-        elif entry.is_dir():
-            images += _images_below(folder, path, ignored, (*inside, identity))
-        elif is_image(entry.name):
-            images.append(os.fsencode(path))
-        else:
-            ignored.others.append(path)
-    return images
+            ignored.hidden.append(entry.name)
+        elif (kind := _kind(entry)) not in (FOLDER, FILE):
+            ignored.odd.append(f"{entry.name} ({kind})")
+    return replace(source, notes=(*ignored.notes(root), *source.notes))
 
 
 def _sorted_entries(folder: str | Path) -> list[os.DirEntry[str]]:
@@ -273,7 +371,7 @@ def _sorted_entries(folder: str | Path) -> list[os.DirEntry[str]]:
         return sorted(entries, key=lambda entry: entry.name)
 
 
-def _no_images(folder: Path, classes: list[str], loose: list[str], ignored: _Ignored) -> str:
+def _no_images(folder: Path, classes: list[str], loose: list[str], ignored: Ignored) -> str:
     where = f"data.root {folder}"
     if loose:
         return (
@@ -288,9 +386,8 @@ def _no_images(folder: Path, classes: list[str], loose: list[str], ignored: _Ign
             f"{where}: holds tar files ({few(tars)}) and no {INDEX}, so it cannot be told what is in them; unpack them "
             "into a folder for each class, which `vitrail pack` makes shards of"
         )
-    if ignored.hidden or ignored.others:
-        what = ignored.hidden + ignored.others
-        return f"{where}: has no class folders, only hidden files or files that are no images ({few(what)})"
+    if what := ignored.hidden + ignored.odd + ignored.others:
+        return f"{where}: has no class folders, only hidden or system files or files that are no images ({few(what)})"
     return f"{where}: is empty; it should hold a folder of images for each class"
 
 

@@ -24,6 +24,7 @@ from vitrail.data.columns import (
     class_names,
     find_columns,
     item_type,
+    pointed_label,
     read_label_lists,
     read_labels,
 )
@@ -124,6 +125,8 @@ def open_hf(section: DataSection, needs_train: bool = True) -> tuple[RowSource |
         if are_numbers(feature):
             names = ", ".join(classes[:3]) + (f" and {len(classes) - 3} more" if len(classes) > 3 else "")
             notes += (f"{where}: the labels are numbers without names; the classes are called {names}",)
+        if pointed := pointed_label(feature, flat, classes):
+            notes += (f"{where}: the labels are whole numbers written with a point, such as {pointed}",)
 
         def source(split: str | None) -> RowSource | None:
             if split is None:

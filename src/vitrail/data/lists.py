@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import os
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.config import DataSection
-from vitrail.data.folders import SPLIT_WORDS, Listing
-from vitrail.data.labels import BETWEEN, are_whole_numbers, check_name, order
+from vitrail.data.folders import SPLIT_WORDS, Listing, is_image, no_file
+from vitrail.data.labels import BETWEEN, are_whole_numbers, check_name, order, without_points
 from vitrail.data.paths import Paths
 from vitrail.data.sources import FileSource, few, images_of_classes, printable
 from vitrail.errors import DataError, among
@@ -30,6 +32,13 @@ SPLIT = "split"
 LABEL, LABELS = "label", "labels"
 """Columns of one class and of several, where the settings name none."""
 TRAIN, VAL = 0, 1
+MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
+}  # fmt: skip
+"""By the bytes that a text file may begin with, how it is written; the longer of two that begin alike comes first."""
+LONGEST = 2**20
+"""Characters of a line; a file with longer ones is no list."""
 
 Row = tuple[int, dict[str, Any]]
 """Line and cells by column."""
@@ -65,26 +74,18 @@ def read_list(section: DataSection) -> Listed:
     """
     assert section.list is not None
     path = Path(section.list).expanduser()
-    if path.suffix.lower() not in (*CSV, *JSON_LINES):
+    if not is_table(path):
         raise DataError(f"data.list {path}: must end in {', '.join((*CSV, *JSON_LINES))}, by which it is known")
-    root = path.parent if section.root is None else Path(section.root).expanduser()
-    if not root.is_dir():
-        raise DataError(
-            f"data.root {printable(root)}: is no folder; give the one that the paths of {path} begin in, or null for "
-            "its own"
-        )
+    root, top = _root(path, section.root)
     notes: list[str] = []
-    rows = _json_rows(path) if path.suffix.lower() in JSON_LINES else _csv_rows(path, section.path_column, notes)
-    first = next(rows, None)
-    if first is None:
-        raise DataError(f"data.list {path}: lists no image")
+    spelling = Spelling(path, top)
+    first, rows = _rows(path, f"data.list {path}", section.path_column, notes)
     columns = _find_columns(path, first, section)
     is_divided = SPLIT in first[1]
     needed = {section.path_column, SPLIT, *columns.names}
     if unread := [repr(name) for name in first[1] if name not in needed]:
         notes.append(f"{path}: has columns that are not read: {few(unread, 10)}")
 
-    top = os.path.join(os.path.normpath(root.absolute()), "")
     text, ends, lines, labels, parts = bytearray(), array("q"), array("q"), array("i"), bytearray()
     hashes, left_out = array("q"), Counter[str]()
     codes = {name: code for code, name in enumerate(columns.names)} if columns.kind == "table" else {}
@@ -97,7 +98,7 @@ def read_list(section: DataSection) -> Listed:
         if isinstance(part, str):
             left_out[part] += 1
             continue
-        name = _below(top, _cell(cells, section.path_column, where), where)
+        name = spelling.below(_cell(cells, section.path_column, where), where)
         found = [codes.setdefault(label, len(codes)) for label in _labels(cells, columns, where)]
         text += name
         ends.append(len(text))
@@ -105,6 +106,7 @@ def read_list(section: DataSection) -> Listed:
         lines.append(line)
         parts.append(part)
         labels.append(found[0] if columns.kind == "one" else sets.setdefault(tuple(sorted(found)), len(sets)))
+    notes += spelling.notes()
     if left_out:
         counted = ", ".join(f"{count:,} of {name!r}" for name, count in sorted(left_out.items()))
         notes.append(f"{path}: leaves out its rows of other parts: {counted}")
@@ -120,7 +122,15 @@ def read_list(section: DataSection) -> Listed:
     numbers = np.array(labels, np.int32)
     _refuse_twice(path, paths, np.array(hashes, np.int64), lines)
     _refuse_missing(path, root, top, paths, lines)
-    names = list(codes)
+    names, merged = list(codes), np.arange(len(codes))
+    if whole := without_points(names):
+        pointed = next(name for name in names if "." in name)
+        notes.append(
+            f"{path}: its labels are whole numbers written with a point, such as {pointed}, which is read as "
+            f"{whole[pointed]}"
+        )
+        names = list(dict.fromkeys(whole.values()))
+        merged = np.array([names.index(whole[name]) for name in codes])
     if columns.kind == "several" and (joined := [name for name in names if "," in name or ";" in name]):
         notes.append(
             f"{path}: {len(joined)} of its {len(names)} classes hold a comma or semicolon, such as {joined[0]!r}; each "
@@ -131,11 +141,11 @@ def read_list(section: DataSection) -> Listed:
         notes.append(f"{path}: its {len(names)} classes are numbers, and in the order of numbers")
     label_sets = None
     if columns.kind == "one":
-        numbers = np.argsort(sequence).astype(np.int32)[numbers]
+        numbers = np.argsort(sequence).astype(np.int32)[merged[numbers]]
     else:
         label_sets = np.zeros((len(sets), len(names)), np.bool_)
         for members, number in sets.items():
-            label_sets[number, list(members)] = True
+            label_sets[number, merged[list(members)]] = True
         label_sets = np.ascontiguousarray(label_sets[:, sequence])
 
     def source(part: int) -> FileSource | None:
@@ -178,59 +188,178 @@ def list_rows(section: DataSection) -> Listing:
     return Listing(train.folder, train, val, tuple(problems), is_list=True)
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a text file as they stand."""
+def is_table(path: Path) -> bool:
+    """Say whether a file's name ends as lists of images with columns do."""
+    return path.suffix.lower() in (*CSV, *JSON_LINES)
+
+
+def read_paths(path: Path, root: str | None, column: str) -> tuple[str, Paths, tuple[str, ...]]:
+    """Read where the images of a list are, and nothing else of it.
+
+    Returns:
+        The folder that the paths begin in, the paths, and what the user should know.
+
+    Raises:
+        DataError: The file cannot be read, or a line of it is wrong; or images are not there.
+    """
+    folder, top = _root(path, root)
+    notes: list[str] = []
+    first, rows = _rows(path, printable(path), column, notes)
+    _require_column(printable(path), column, "path_column", first[1])
+    text, ends, lines, spelling = bytearray(), array("q"), array("q"), Spelling(path, top)
+    for line, cells in chain([first], rows):
+        where = f"{path} line {line}"
+        text += spelling.below(_cell(cells, column, where), where)
+        ends.append(len(text))
+        lines.append(line)
+    paths = Paths(np.frombuffer(bytes(text), np.uint8), np.array(ends, np.int64))
+    _refuse_missing(path, folder, top, paths, lines)
+    notes += spelling.notes()
+    if unread := [repr(name) for name in first[1] if name != column]:
+        notes.append(f"{path}: has columns that are not read: {few(unread, 10)}")
+    return os.path.join(folder, ""), paths, tuple(notes)
+
+
+def read_lines(path: Path, called: str, notes: list[str], *, any_bytes: bool = False) -> Iterator[str]:
+    """Yield the lines of a text file with their ends, whatever system has written it.
+
+    Args:
+        path: The file.
+        called: What to call it where it cannot be read.
+        notes: Takes a word about how it is written, unless that is UTF-8.
+        any_bytes: Let bytes that are no text stand, escaped as file names are.
+
+    Raises:
+        DataError: It cannot be read, or is no text.
+    """
+    number = 1
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise DataError(
-                        f"{path} line {number}: is not UTF-8 (byte 0x{line[error.start]:02x}); save the file as UTF-8"
-                    ) from error
+            start = file.read(4)
+        encoding = next((name for mark, name in MARKS.items() if start.startswith(mark)), "utf-8")
+        if "8" not in encoding:
+            notes.append(f"{path}: is written in {encoding.upper()}")
+        # with newline="", lines end as on any system, and those in quoted cells stay as they are
+        with path.open(encoding=encoding, errors="surrogateescape", newline="") as file:
+            while line := file.readline(LONGEST):
+                _check_line(line, f"{path} line {number}", encoding, any_bytes)
+                yield line
+                number += 1
+    except UnicodeError as error:
+        raise DataError(f"{path} line {number}: is damaged {encoding.upper()}; save the file as UTF-8") from error
     except OSError as error:
-        raise DataError(f"data.list {path}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{called}: cannot be read ({error.strerror})") from error
 
 
-def _csv_rows(path: Path, path_column: str, notes: list[str]) -> Iterator[Row]:
-    lines = _lines(path)
-    header = next(lines, "")
-    if not header.strip():
-        raise DataError(f"data.list {path}: is empty; its first line must name the columns, such as path,label")
-    by = next((one for one in DELIMITERS if path_column in [c.strip(' "\r\n') for c in header.split(one)]), ",")
+def _check_line(line: str, where: str, encoding: str, any_bytes: bool) -> None:
+    if "\0" in line:
+        raise DataError(f"{where}: holds a zero byte, as UTF-16 without its mark does; save the file as UTF-8")
+    if len(line) >= LONGEST:
+        raise DataError(f"{where}: has over {LONGEST:,} characters; this is no list of images")
+    if not any_bytes and not line.isascii() and (wrong := re.search("[\udc80-\udcff]", line)):
+        name = encoding.upper().removesuffix("-SIG")
+        raise DataError(f"{where}: is not {name} (byte 0x{ord(wrong[0]) - 0xDC00:02x}); save the file as UTF-8")
+
+
+def _root(path: Path, given: str | None) -> tuple[Path, str]:
+    """Return the folder that the paths of a list begin in, also as what stands before them."""
+    root = path.parent if given is None else Path(given).expanduser()
+    if not root.is_dir():
+        raise DataError(
+            f"data.root {printable(root)}: is no folder; give the one that the paths of {path} begin in, or null for "
+            "its own"
+        )
+    return root, os.path.join(os.path.normpath(root.absolute()), "")
+
+
+def _rows(path: Path, called: str, path_column: str, notes: list[str]) -> tuple[Row, Iterator[Row]]:
+    """Return the first row of a list, and the others."""
+    lines = read_lines(path, called, notes)
+    is_json = path.suffix.lower() in JSON_LINES
+    rows = _json_rows(path, lines) if is_json else _csv_rows(path, called, lines, path_column, notes)
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"{called}: lists no image")
+    return first, rows
+
+
+def _csv_rows(path: Path, called: str, lines: Iterator[str], path_column: str, notes: list[str]) -> Iterator[Row]:
+    before, by = 0, None
+    for header in lines:
+        if told := re.fullmatch(r'"?sep=(.)"?', header.strip("\r\n")):  # as Excel writes and reads
+            by = told[1]
+        elif header.strip():
+            break
+        before += 1
+    else:
+        raise DataError(f"{called}: is empty; its first line must name the columns, such as path,label")
+    _refuse_image(f"{path} line {before + 1}", header, path_column)
+    if by is None:
+        by = next((one for one in DELIMITERS if path_column in [c.strip(' "\r\n') for c in header.split(one)]), ",")
     if by != ",":
-        notes.append(f"{path}: its columns are separated by {DELIMITERS[by]}")
+        notes.append(f"{path}: its columns are separated by {DELIMITERS.get(by, repr(by))}")
     reader = csv.reader(chain([header], lines), delimiter=by, strict=True)
-    names: list[str] = []
     try:
+        names = [name.strip() for name in next(reader)]
+        while names and not names[-1]:
+            names.pop()
+        if twice := [name for name, count in Counter(filter(None, names)).items() if count > 1]:
+            raise DataError(f"{path} line {before + 1}: names the column {twice[0]!r} twice; rename one")
+        is_named = [bool(name) for name in names]
         for cells in reader:
-            where = f"{path} line {reader.line_num}"
-            if not names:
-                names = [name.strip() for name in cells]
-                if twice := [name for name, count in Counter(names).items() if count > 1]:
-                    raise DataError(f"{where}: names the column {twice[0]!r} twice; rename one")
-            elif cells:  # an empty line has none
-                if len(cells) != len(names):
-                    raise DataError(
-                        f"{where}: has {len(cells)} cells, the header {len(names)}; a cell that holds {by!r} is quoted"
-                    )
-                yield reader.line_num, dict(zip(names, cells, strict=True))
+            where = f"{path} line {before + reader.line_num}"
+            while len(cells) > len(names) and not cells[-1].strip():  # of columns without a name
+                cells.pop()
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) != len(names):
+                raise DataError(
+                    f"{where}: has {len(cells)} cells, the header {len(names)}; a cell that holds {by!r} is quoted"
+                )
+            yield before + reader.line_num, {name: cell for name, cell in zip(names, cells, strict=True) if name}
     except csv.Error as error:
-        raise DataError(f"{path} line {reader.line_num}: is no CSV ({error})") from error
+        raise DataError(f"{path} line {before + reader.line_num}: is no CSV ({error})") from error
+    if not all(is_named):
+        notes.append(f"{path}: {is_named.count(False)} columns without a name are not read")
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_lines(path), 1):
+def _refuse_image(where: str, header: str, path_column: str) -> None:
+    """Refuse a list whose first line names no columns, but the first image."""
+    cells = [cell.strip('"') for cell in re.split(r"[,;\t ]", header.strip())]
+    if path_column not in cells and (images := list(filter(is_image, cells))):
+        raise DataError(
+            f"{where}: names an image, {printable(images[0])}, and no columns; put a line above it that names them, "
+            "such as path,label"
+        )
+
+
+def _json_rows(path: Path, lines: Iterator[str]) -> Iterator[Row]:
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            cells = json.loads(line)
+            cells = json.loads(line, object_pairs_hook=_each_once)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path} line {number}: is no JSON ({error})") from error
         if not isinstance(cells, dict):
             raise DataError(f'{path} line {number}: is no JSON object such as {{"path": "a.jpg", "label": "cat"}}')
         yield number, cells
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    cells = dict(pairs)
+    if len(cells) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"it names {twice!r} twice")
+    return cells
+
+
+def _require_column(called: str, name: str, setting: str, cells: dict[str, Any]) -> None:
+    if name not in cells:
+        raise DataError(
+            f"{called}: has no column {name!r}{among(name, list(cells), 'its columns are')}; name it with "
+            f"data.{setting}=COLUMN"
+        )
 
 
 def _find_columns(path: Path, first: Row, section: DataSection) -> _Columns:
@@ -242,19 +371,12 @@ def _find_columns(path: Path, first: Row, section: DataSection) -> _Columns:
     line, cells = first
     names = list(cells)
 
-    def require(name: str, setting: str) -> None:
-        if name not in cells:
-            raise DataError(
-                f"data.list {path}: has no column {name!r}{among(name, names, 'its columns are')}; name it with "
-                f"data.{setting}=COLUMN"
-            )
-
-    require(section.path_column, "path_column")
+    _require_column(f"data.list {path}", section.path_column, "path_column", cells)
     if section.label_column is not None:
-        require(section.label_column, "label_column")
+        _require_column(f"data.list {path}", section.label_column, "label_column", cells)
         return _Columns("one", (section.label_column,))
     if section.labels_column is not None:
-        require(section.labels_column, "labels_column")
+        _require_column(f"data.list {path}", section.labels_column, "labels_column", cells)
         return _Columns("several", (section.labels_column,))
     if LABEL in cells and LABELS in cells:
         raise DataError(
@@ -302,19 +424,54 @@ def _part(cells: dict[str, Any], section: DataSection, where: str) -> int | str:
     return name
 
 
-def _below(top: str, given: Any, where: str) -> bytes:
-    """Return a path below the root."""
-    if not isinstance(given, str) or not given.strip() or "\0" in given:
-        raise DataError(f"{where}: its path is {given!r}; it must be that of an image")
-    full = os.path.normpath(os.path.join(top, given))
-    if not full.startswith(top):
-        raise DataError(
-            f"{where}: {printable(given)} lies outside {printable(top)}; set data.root to a folder that holds them all"
-        )
-    try:
-        return os.fsencode(full[len(top) :])
-    except UnicodeEncodeError as error:
-        raise DataError(f"{where}: its path {given!a} is no text") from error
+class Spelling:
+    """Turns the paths of a list into those of the file system, and keeps count of those that are written otherwise.
+
+    Args:
+        path: The list.
+        top: Folder that its paths begin in, with a slash; nothing for the current one.
+    """
+
+    def __init__(self, path: Path, top: str) -> None:
+        self._path, self._top = path, top
+        self._changed, self._example = 0, ("", "")
+
+    def of(self, given: str) -> str:
+        """Return a path as the file is spelt, where it is written with Windows' backslashes or blanks around it."""
+        spellings = dict.fromkeys((given, given.strip(), given.strip().replace("\\", "/")))
+        if len(spellings) == 1:
+            return given
+        spelt = next((one for one in spellings if os.path.lexists(os.path.join(self._top, one))), given)
+        if spelt != given:
+            self._example = self._example if self._changed else (given, spelt)
+            self._changed += 1
+        return spelt
+
+    def below(self, given: Any, where: str) -> bytes:
+        """Return a path below the top.
+
+        Raises:
+            DataError: It is none.
+        """
+        if not isinstance(given, str) or not given.strip() or "\0" in given:
+            raise DataError(f"{where}: its path is {given!r}; it must be that of an image")
+        spelt = self.of(given)
+        full = os.path.normpath(os.path.join(self._top, spelt))
+        if not full.startswith(self._top):
+            raise DataError(
+                f"{where}: {printable(spelt)} lies outside {printable(self._top)}; set data.root to a folder that "
+                "holds them all"
+            )
+        try:
+            return os.fsencode(full[len(self._top) :])
+        except UnicodeEncodeError as error:
+            raise DataError(f"{where}: its path {given!a} is no text") from error
+
+    def notes(self) -> list[str]:
+        """Say which paths were read otherwise than they are written."""
+        given, spelt = map(printable, self._example)
+        told = f"{self._path}: {self._changed:,} paths are not spelt as the files are; {given} is read as {spelt}"
+        return [told] if self._changed else []
 
 
 def _labels(cells: dict[str, Any], columns: _Columns, where: str) -> Sequence[str]:
@@ -363,10 +520,19 @@ def _refuse_twice(path: Path, paths: Paths, hashes: NDArray[np.int64], lines: Se
 
 def _refuse_missing(path: Path, root: Path, top: str, paths: Paths, lines: Sequence[int]) -> None:
     before = os.fsencode(top)
-    missing = [index for index, name in enumerate(paths) if not os.access(before + name, os.F_OK)]
+    odd = [index for index, name in enumerate(paths) if not os.path.isfile(before + name)]
+    missing = [index for index in odd if not os.access(before + paths[index], os.F_OK)]
     if missing:
+        name = paths.name(missing[0])
+        windows = "; they are written as on Windows: write them as they are below data.root, with /" * ("\\" in name)
         raise DataError(
             f"{path}: {len(missing):,} of its {len(paths):,} images are not below {printable(root)}, the first is "
-            f"{printable(paths.name(missing[0]))} in line {lines[missing[0]]}; set data.root to the folder that the "
-            "paths begin in, or correct them"
+            f"{printable(name)} in line {lines[missing[0]]}; set data.root to the folder that the paths begin in, or "
+            f"correct them{windows}"
+        )
+    if odd:
+        name = paths.name(odd[0])
+        raise DataError(
+            f"{path} line {lines[odd[0]]}: {printable(name)} is {no_file(top + name) or 'a folder'}, no image file; "
+            "remove the row"
         )

@@ -323,7 +323,7 @@ def list_images(listing: Listing, known: Manifest | None, pixels: PixelFormat = 
         renumbered = np.array([number[name] for name in source.classes], np.int32)
         columns["label"][begin:end] = source.labels if label_sets is not None else renumbered[source.labels]
         for index in range(len(source)):
-            with contextlib.suppress(OSError):  # a link to nothing is found when it is read
+            with contextlib.suppress(OSError):  # what is gone since it was listed is found when it is read
                 status = source.path(index).stat()
                 columns["bytes"][begin + index] = status.st_size
                 columns["mtime_ns"][begin + index] = status.st_mtime_ns

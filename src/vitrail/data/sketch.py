@@ -20,8 +20,13 @@ UNREAD = "unread"
 
 def sketch(source: Source) -> str:
     """Return a fair sample of the images, or all there are: the smallest hashes of names, each with its content's."""
-    chosen = heapq.nsmallest(SIZE, ((one, index) for index, one in enumerate(_names(source))))
-    return " ".join(one + _content(source, index) for one, index in chosen)
+    return " ".join(one + _content(source, index) for one, index in _sample(source))
+
+
+def sampled_contents(source: Source) -> dict[int, bytes]:
+    """Return the hash of each image's file, or pixels, of such a sample, by its number; those that can be read."""
+    found = ((index, _whole_content(source, index)) for _, index in _sample(source))
+    return {index: content for index, content in found if content is not None}
 
 
 def shared(source: Source, known: str) -> tuple[int, bool]:
@@ -44,12 +49,23 @@ def _names(source: Source) -> Iterator[str]:
     return (hashlib.blake2b(name, digest_size=DIGITS // 2).hexdigest() for name in source.identities())
 
 
+def _sample(source: Source) -> list[tuple[str, int]]:
+    """Return the smallest hashes of names, and whose they are."""
+    return heapq.nsmallest(SIZE, ((one, index) for index, one in enumerate(_names(source))))
+
+
 def _content(source: Source, index: int) -> str:
-    """Return the hash of an image's file, or pixels; UNREAD where it cannot be read."""
+    """Return the beginning of the hash of an image's file, or pixels; UNREAD where it cannot be read."""
+    content = _whole_content(source, index)
+    return UNREAD if content is None else content[:4].hex()
+
+
+def _whole_content(source: Source, index: int) -> bytes | None:
+    """Return the hash of an image's file, or pixels; None where it cannot be read."""
     try:
         data = source.encoded(index)
         if data is None:
             data = source.image(index, RGB).numpy().tobytes()
     except (OSError, UnreadableImage):
-        return UNREAD
-    return content_hash(data)[:4].hex()
+        return None
+    return content_hash(data)
