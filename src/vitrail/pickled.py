@@ -12,7 +12,7 @@ import pickletools
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import IO, Any, Protocol
 
 import numpy as np
@@ -21,6 +21,8 @@ from torch import Tensor
 
 MAX_STEPS = 2_000_000
 """Instructions of a pickle; the saves of a training of the largest model here have 100,000."""
+PROTOCOL = 5
+"""The newest there is."""
 MAX_DIMS = 16
 PLAIN_KEYS = (str, int, float, bool, bytes, type(None))
 """What may be a dictionary's key as it is: hashing a tuple of tuples could take for ever."""
@@ -78,15 +80,15 @@ class Held:
     """Why it cannot be read, as a clause that follows its name."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Inert:
     """Stands for an object of a class that is not looked up, or for the class itself."""
 
     name: str
     arguments: tuple[Any, ...] = ()
     state: Any = None
-    items: dict[Any, Any] = field(default_factory=dict)
-    values: list[Any] = field(default_factory=list)
+    items: dict[Any, Any] | None = None
+    """Of a mapping."""
 
     def attributes(self) -> dict[Any, Any]:
         """Return what it has by name: its items if it is a mapping, else its attributes."""
@@ -180,13 +182,15 @@ class Pickle:
 
     def _set_items(self, pairs: Sequence[Any]) -> None:
         target = self._stack[-1]
-        into = target if isinstance(target, dict) else target.items
+        into = target
+        if isinstance(target, Inert):
+            into = target.items = {} if target.items is None else target.items
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
             into[_key(key)] = value
 
     def _append(self, values: list[Any]) -> None:
-        target = self._stack[-1]
-        (target if isinstance(target, list) else target.values).extend(values)
+        if isinstance(target := self._stack[-1], list):
+            target.extend(values)  # what another class would do with them is not known
 
     def _pop(self, _: Any) -> None:
         self._stack.pop() if self._stack else self._since_mark()
@@ -201,6 +205,26 @@ class Pickle:
     def _name(self, _: Any) -> None:
         module, name = self._pops(2)
         self._stack.append(Inert(f"{module}.{name}"))
+
+    def _protocol(self, version: int) -> None:
+        if version > PROTOCOL:
+            raise UnreadablePickle(
+                f"is a pickle of protocol {version}, newer than any known here; save it with protocol 2"
+            )
+
+    def _outside(self, _: Any) -> None:
+        raise UnreadablePickle("keeps its values outside of the file; save its state_dict() alone")
+
+    def _dictionary(self, _: Any) -> None:
+        pairs = self._since_mark()
+        self._push({})
+        self._set_items(pairs)
+
+    def _instance(self, name: Any) -> None:
+        """Make an object the old way: INST has its class beside it, OBJ before its arguments."""
+        arguments = self._since_mark()
+        what = Inert(".".join(name.split(" "))) if name else arguments.pop(0)
+        self._call(what, tuple(arguments))
 
     def _call(self, what: Any, arguments: Any) -> None:
         given = arguments if isinstance(arguments, tuple) else (arguments,)
@@ -331,14 +355,15 @@ def _array(dtype: Any, shape: Any, data: Any, fortran: bool) -> Held | None:
     kind = np.dtype(f"{order}{code}")
     if not hasattr(torch, kind.name) or not _are_sizes(shape):
         return None
-    latin = isinstance(data, Inert) and data.name == "_codecs.encode"
-    size = len(data.arguments[0]) if latin else len(data) if isinstance(data, bytes | bytearray) else -1
-    if math.prod(shape) * kind.itemsize != size:
+    # protocols before 3 have no bytes, so there they are text that is to be encoded
+    latin = data.arguments[0] if isinstance(data, Inert) and data.name == "_codecs.encode" else None
+    content = latin if isinstance(latin, str) else data
+    if not isinstance(content, str | bytes | bytearray) or math.prod(shape) * kind.itemsize != len(content):
         return None
 
     def read() -> Tensor:
-        content = data.arguments[0].encode("latin1") if latin else data
-        values = np.frombuffer(content, kind).reshape(shape, order="F" if fortran else "C")
+        raw = content.encode("latin1") if isinstance(content, str) else content
+        values = np.frombuffer(raw, kind).reshape(shape, order="F" if fortran else "C")
         return torch.from_numpy(np.array(values, kind.newbyteorder("=")))
 
     return Held(getattr(torch, kind.name), shape, read)
@@ -387,45 +412,18 @@ _EMPTY: dict[str, Callable[[], Any]] = {
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
-def _outside(_: Pickle, __: Any) -> None:
-    raise UnreadablePickle("keeps its values outside of the file; save its state_dict() alone")
-
-
-def _number_protocol(_: Pickle, version: int) -> None:
-    if version > 5:
-        raise UnreadablePickle(f"is a pickle of protocol {version}, newer than any known here; save it with protocol 2")
-
-
-def _instance(pickle: Pickle, name: Any) -> None:
-    """INST has its class beside it, OBJ before its arguments."""
-    arguments = pickle._since_mark()
-    what = Inert(".".join(name.split(" "))) if name else arguments.pop(0)
-    pickle._call(what, tuple(arguments))
-
-
-def _new(pickle: Pickle, number: int) -> None:
-    what, arguments, *_ = pickle._pops(number)
-    pickle._call(what, arguments)
-
-
-def _dictionary(pickle: Pickle, _: Any) -> None:
-    pairs = pickle._since_mark()
-    pickle._push({})
-    pickle._set_items(pairs)
-
-
-_RARER: dict[str, Callable[[Pickle, Any], None]] = {
-    "PROTO": _number_protocol,
+_RARER: dict[str, Callable[[Pickle, Any], Any]] = {
+    "PROTO": Pickle._protocol,
     "FRAME": lambda pickle, _: None,
     "MARK": Pickle._mark,
     "MEMOIZE": Pickle._memoize,
     "DUP": lambda pickle, _: pickle._push(pickle._stack[-1]),
     "POP": Pickle._pop,
-    "POP_MARK": lambda pickle, _: pickle._since_mark() and None,
+    "POP_MARK": lambda pickle, _: pickle._since_mark(),
     "TUPLE": lambda pickle, _: pickle._push(tuple(pickle._since_mark())),
     "LIST": lambda pickle, _: pickle._push(pickle._since_mark()),
     "FROZENSET": lambda pickle, _: pickle._push(pickle._since_mark()),
-    "DICT": _dictionary,
+    "DICT": Pickle._dictionary,
     "APPEND": lambda pickle, _: pickle._append(pickle._pops(1)),
     "APPENDS": lambda pickle, _: pickle._append(pickle._since_mark()),
     "ADDITEMS": lambda pickle, _: pickle._append(pickle._since_mark()),
@@ -438,12 +436,12 @@ _RARER: dict[str, Callable[[Pickle, Any], None]] = {
     "EXT4": lambda pickle, number: pickle._push(Inert(f"extension.{number}")),
     "REDUCE": lambda pickle, _: pickle._call(*pickle._pops(2)),
     "NEWOBJ": lambda pickle, _: pickle._call(*pickle._pops(2)),
-    "NEWOBJ_EX": lambda pickle, _: _new(pickle, 3),
-    "INST": _instance,
-    "OBJ": _instance,
+    "NEWOBJ_EX": lambda pickle, _: pickle._call(*pickle._pops(3)[:2]),
+    "INST": Pickle._instance,
+    "OBJ": Pickle._instance,
     "BUILD": Pickle._build,
     "PERSID": lambda pickle, key: pickle._push(pickle._persistent(key)),
     "BINPERSID": lambda pickle, _: pickle._push(pickle._persistent(*pickle._pops(1))),
-    "NEXT_BUFFER": _outside,
-    "READONLY_BUFFER": _outside,
+    "NEXT_BUFFER": Pickle._outside,
+    "READONLY_BUFFER": Pickle._outside,
 }
