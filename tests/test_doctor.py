@@ -1,14 +1,17 @@
 """What the doctor sees, on this machine and on poorer ones."""
 
+import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
+import torch
 
 from forked import TORCHRUN, python
 from vitrail import doctor
 from vitrail.cli import main
+from vitrail.data.loader import crowding
 from vitrail.doctor import examine
 
 Usage = namedtuple("Usage", "total used free")
@@ -51,6 +54,29 @@ def test_idle_cores_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setattr(doctor, "usable_cores", lambda: 64)
     (check,) = [check for check in examine(tmp_path) if check.name == "cores"]
     assert check.fix == "1 processes of 1 threads leave cores idle; set OMP_NUM_THREADS=64"
+
+
+@pytest.mark.parametrize(("load", "told"), [(2.9, False), (13.0, True)])
+def test_a_machine_under_load_is_told(load: float, told: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(doctor, "usable_cores", lambda: 1)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    (check,) = [check for check in examine(tmp_path) if check.name == "cores"]
+    assert check.found.endswith("load average 13.0 on 2 cores, which other work takes") == told
+    advice = "2 threads that wait for each other take many times as long; set OMP_NUM_THREADS=1"
+    assert check.fix == (advice if told else "")
+
+
+def test_the_load_of_the_run_itself_is_not_held_against_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "getloadavg", lambda: (12.0, 0.0, 0.0))
+    assert crowding(4, on_cpu=True) == ("", "")
+    advice = "training waits for its share; lower data.workers, or run less beside it"
+    assert crowding(3, on_cpu=True) == ("load average 12.0 on 8 cores, which other work takes", advice)
+    assert crowding(3, on_cpu=False)[1] == advice
+    monkeypatch.delattr(os, "getloadavg")
+    assert crowding(3, on_cpu=True) == ("", "")
 
 
 def test_the_status_says_whether_all_is_good(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -332,6 +332,31 @@ def test_a_disk_that_is_full_for_a_while_loses_nothing(
     assert any("best.safetensors: cannot be written (File too large)" in text for text in display.warnings)
 
 
+def test_a_run_on_a_machine_under_load_says_so_once(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (1000.0, 0.0, 0.0))
+    monkeypatch.setattr(vitrail.train, "WORTH_A_WORD_S", 0.0)
+    display = Notebook()
+    run(image_folder, "train.epochs=2", display=display)
+    (warning,) = [text for text in display.warnings if text.startswith("load average ")]
+    assert warning.endswith(
+        "which other work takes: training waits for its share; lower data.workers, or run less beside it"
+    )
+
+
+def test_a_load_that_comes_later_is_told_after_a_long_epoch(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Busy(Notebook):
+        def advance(self, steps: int = 1, **values: str) -> None:
+            monkeypatch.setattr(os, "getloadavg", lambda: (1000.0, 0.0, 0.0))
+
+    for worth, told in ((1e9, False), (0.0, True)):
+        monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+        monkeypatch.setattr(vitrail.train, "WORTH_A_WORD_S", worth)
+        run(image_folder, "train.epochs=1", "schedule.warmup_epochs=0", display=(display := Busy()))
+        assert any(text.startswith("load average 1000.0 on ") for text in display.warnings) == told
+
+
 def test_a_stop_while_the_report_is_made_leaves_a_finished_run(image_folder: Path) -> None:
     display = Signals(4)  # after three updates, the first batch of the report
     result = run(image_folder, "train.epochs=1", "schedule.warmup_epochs=0", display=display)

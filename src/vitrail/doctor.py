@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from vitrail.data.loader import processes_here, usable_cores
+from vitrail.data.loader import crowding, processes_here, usable_cores
 from vitrail.decoding import DECODER, decode
 from vitrail.engine import all_reduce_seconds, choose_precision, processes
 from vitrail.errors import command
@@ -78,9 +78,13 @@ def _device(accelerator: Accelerator) -> Check:
 def _cores(accelerator: Accelerator) -> Check:
     cores, threads, local = usable_cores(), torch.get_num_threads(), processes_here()
     fix = ""
-    if accelerator.device.type == "cpu" and threads * local < cores:
+    on_cpu = accelerator.device.type == "cpu"
+    crowd, advice = crowding(local, on_cpu)
+    if crowd:
+        fix = advice
+    elif on_cpu and threads * local < cores:
         fix = f"{local} processes of {threads} threads leave cores idle; set OMP_NUM_THREADS={cores // local}"
-    return Check("cores", f"{cores} usable, {threads} threads a process", fix)
+    return Check("cores", f"{cores} usable, {threads} threads a process{', ' if crowd else ''}{crowd}", fix)
 
 
 def _shared_memory() -> Check:

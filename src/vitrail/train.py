@@ -23,7 +23,7 @@ from vitrail.balance import advice
 from vitrail.checkpoint import Record, load_weights, model_options, provenance, save_model
 from vitrail.class_names import check_classes
 from vitrail.config import TrainConfig, flat, to_dict, to_yaml
-from vitrail.data.loader import Batch
+from vitrail.data.loader import Batch, crowding, processes_here
 from vitrail.data.roster import Changes, Roster, compare
 from vitrail.devices import autocast
 from vitrail.display import Display, Quiet
@@ -99,6 +99,7 @@ class Run:
     """Before this process."""
     saved: float = field(default_factory=time.monotonic)
     told_of_data: bool = False
+    told_of_load: bool = False
 
     def elapsed_s(self) -> float:
         """Seconds of the run in all."""
@@ -165,6 +166,7 @@ def train(
             if log is not None:
                 exits.enter_context(closing(log))
         first_epoch = state.epoch
+        tell_load(job, run, 1)
         if is_finished(job, state):
             longer = command("train", "--extend", run.folder, f"train.epochs={2 * settings.epochs}")
             anew = command("train", "--fork", run.folder)
@@ -367,6 +369,8 @@ def finish_epoch(job: Job, state: TrainState, run: Run) -> None:
             f"{job.loader.num_workers} processes are slower than the model; raise data.workers, or lighten "
             "augment.auto_augment"
         )
+    if seconds["train_s"] > WORTH_A_WORD_S:
+        tell_load(job, run, job.loader.num_workers + (torch.get_num_threads() if on_cpu(job) else 1))
     display.row(row)
     state.rows.append(row)
     weights = None
@@ -388,6 +392,19 @@ def finish_epoch(job: Job, state: TrainState, run: Run) -> None:
             run.outbox.put("best", partial(save_model, path, weights, record, keep))
     state.epoch += 1
     state.begin_epoch()
+
+
+def tell_load(job: Job, run: Run, tasks: int) -> None:
+    """Say once that other work takes this machine's cores, where each process of the run has so many tasks for them."""
+    crowd, advice = crowding(tasks * processes_here(), on_cpu(job))
+    if crowd and not run.told_of_load:
+        run.told_of_load = True
+        job.display.warn(f"{crowd}: {advice}")
+
+
+def on_cpu(job: Job) -> bool:
+    """Say whether updates are computed on the CPU."""
+    return job.accelerator.device.type == "cpu"
 
 
 def train_step(

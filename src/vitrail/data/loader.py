@@ -235,3 +235,22 @@ def usable_cores() -> int:
 def processes_here() -> int:
     """Return how many processes of the run share this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
+
+
+def crowding(own: float, on_cpu: bool) -> tuple[str, str]:
+    """Return how loaded this machine is and what to do, where other work alone would fill its cores; else nothing.
+
+    The load average counts the tasks of the whole machine, so it is compared with all cores, not with the usable ones.
+
+    Args:
+        own: Tasks of this run that the load average counts too.
+        on_cpu: Whether updates are computed there.
+    """
+    cores = os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # Windows has none
+    if load - own <= cores:
+        return "", ""
+    found, threads = f"load average {load:.1f} on {cores} cores, which other work takes", torch.get_num_threads()
+    if on_cpu and threads > 1:
+        return found, f"{threads} threads that wait for each other take many times as long; set OMP_NUM_THREADS=1"
+    return found, "training waits for its share; lower data.workers, or run less beside it"
