@@ -283,7 +283,11 @@ def test_a_folder_that_may_not_be_entered_is_one_line(
 
 
 def test_what_libraries_warn_of_stands_in_the_log_too(tmp_path: Path) -> None:
-    with pytest.warns(RuntimeWarning, match="theirs"), vitrail.cli._terminal() as display:
-        display.keep(tmp_path / "log.txt")
-        warnings.warn("theirs", RuntimeWarning, stacklevel=1)
+    def work() -> None:
+        with vitrail.cli._terminal() as display:
+            display.keep(tmp_path / "log.txt")
+            warnings.warn("theirs", RuntimeWarning, stacklevel=1)
+
+    with pytest.warns(RuntimeWarning, match="theirs"):
+        work()
     assert "RuntimeWarning: theirs" in (tmp_path / "log.txt").read_text()
