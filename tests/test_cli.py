@@ -2,12 +2,14 @@ import shlex
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
+import vitrail.cli
 from forked import Python, python, wait_until
 from vitrail.cli import main
 from vitrail.config import list_recipes
@@ -278,3 +280,14 @@ def test_a_folder_that_may_not_be_entered_is_one_line(
 ) -> None:
     line = refused(capsys, *(token.format(unprivileged) for token in tokens))
     assert line.endswith("Permission denied; choose another path, or mend its permissions")
+
+
+def test_what_libraries_warn_of_stands_in_the_log_too(tmp_path: Path) -> None:
+    def work() -> None:
+        with vitrail.cli._terminal() as display:
+            display.keep(tmp_path / "log.txt")
+            warnings.warn("theirs", RuntimeWarning, stacklevel=1)
+
+    with pytest.warns(RuntimeWarning, match="theirs"):
+        work()
+    assert "RuntimeWarning: theirs" in (tmp_path / "log.txt").read_text()

@@ -18,7 +18,7 @@ import yaml
 
 from forked import TORCHRUN, Python, python, wait_until
 from test_balance import ALL, long_tailed
-from test_train import EVERYTHING, TINY, Signals, assert_same_run, has_saved, rows, run, torchrun
+from test_train import EVERYTHING, TINY, Signals, assert_same_run, has_saved, rows, run, steps, torchrun
 from vitrail.config import TrainConfig, command_line, find_recipe, read_yaml, resolve
 from vitrail.errors import ConfigError, Stopped
 from vitrail.watchdog import describe
@@ -83,6 +83,8 @@ assert "goes on with 2 instead of 1 processes: the same images in the same order
     assert done.returncode == 0, done.stderr
     for name in ("pair", "stopped"):
         assert_close_run(runs / "alone", runs / name)
+        for first, second in zip(steps(runs / "alone"), steps(runs / name), strict=True):
+            assert first == pytest.approx(second, rel=1e-3), "the loss is that of both processes"
 
 
 @pytest.mark.thorough

@@ -72,7 +72,7 @@ def test_the_load_of_the_run_itself_is_not_held_against_the_machine(monkeypatch:
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(os, "getloadavg", lambda: (12.0, 0.0, 0.0))
     assert crowding(4, on_cpu=True) == ("", "")
-    advice = "training waits for its share; lower data.workers, or run less beside it"
+    advice = "training waits for its share; run less beside it, or lower data.workers where that is above 1"
     assert crowding(3, on_cpu=True) == ("load average 12.0 on 8 cores, which other work takes", advice)
     assert crowding(3, on_cpu=False)[1] == advice
     monkeypatch.delattr(os, "getloadavg")

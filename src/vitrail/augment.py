@@ -170,7 +170,8 @@ def _mix_each(
             continue
         if pastes:
             (top, bottom, left, right), share = _pasted_box(images, share, minmax, rng)
-            images[both, :, top:bottom, left:right] = partners[both, :, top:bottom, left:right]
+            for at in both:
+                images[at, :, top:bottom, left:right] = partners[at, :, top:bottom, left:right]
         else:
             blend[both] = share
         kept[both] = share

@@ -1120,6 +1120,7 @@ def _terminal() -> Iterator[Terminal]:
             display.warn(str(message))
         else:
             original(message, category, filename, *rest)
+            display.record(warnings.formatwarning(message, category, filename, rest[0]))
 
     warnings.showwarning = show
     try:

@@ -253,4 +253,4 @@ def crowding(own: float, on_cpu: bool) -> tuple[str, str]:
     found, threads = f"load average {load:.1f} on {cores} cores, which other work takes", torch.get_num_threads()
     if on_cpu and threads > 1:
         return found, f"{threads} threads that wait for each other take many times as long; set OMP_NUM_THREADS=1"
-    return found, "training waits for its share; lower data.workers, or run less beside it"
+    return found, "training waits for its share; run less beside it, or lower data.workers where that is above 1"

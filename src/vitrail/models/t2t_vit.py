@@ -222,7 +222,7 @@ class TokensToToken(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention without biases on queries, keys and values."""
 
-    def __init__(self, dim: int, num_heads: int, drop_rate: float) -> None:
+    def __init__(self, dim: int, num_heads: int, drop_rate: float = 0.0) -> None:
         super().__init__()
         self.num_heads, self.drop_rate = num_heads, drop_rate
         self.qkv = Linear(dim, 3 * dim, bias=False)

@@ -118,7 +118,7 @@ class TNTConfig(ModelConfig):
 class Attention(nn.Module):
     """Self-attention with queries and keys in one projection and values in another."""
 
-    def __init__(self, dim: int, num_heads: int, drop_rate: float, *, last_bias: bool) -> None:
+    def __init__(self, dim: int, num_heads: int, drop_rate: float = 0.0, *, last_bias: bool = True) -> None:
         super().__init__()
         self.num_heads, self.drop_rate = num_heads, drop_rate
         self.qk = Linear(dim, 2 * dim, bias=False)

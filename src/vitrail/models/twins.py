@@ -117,7 +117,7 @@ class TwinsConfig(ModelConfig):
 class WindowAttention(nn.Module):
     """Self-attention inside windows ("LSA")."""
 
-    def __init__(self, dim: int, num_heads: int, window_size: int, drop_rate: float) -> None:
+    def __init__(self, dim: int, num_heads: int, window_size: int, drop_rate: float = 0.0) -> None:
         super().__init__()
         self.num_heads, self.window_size, self.drop_rate = num_heads, window_size, drop_rate
         self.qkv = Linear(dim, 3 * dim)
@@ -142,7 +142,7 @@ class WindowAttention(nn.Module):
 class ReducedAttention(nn.Module):
     """Attention from every token to a map reduced by a strided convolution ("GSA")."""
 
-    def __init__(self, dim: int, num_heads: int, sr_ratio: int, norm_eps: float, drop_rate: float) -> None:
+    def __init__(self, dim: int, num_heads: int, sr_ratio: int, norm_eps: float, drop_rate: float = 0.0) -> None:
         super().__init__()
         self.num_heads, self.sr_ratio, self.drop_rate = num_heads, sr_ratio, drop_rate
         self.q = Linear(dim, dim)
