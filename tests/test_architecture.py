@@ -12,7 +12,7 @@ import vitrail
 PACKAGE = Path(vitrail.__file__).parent
 LAYERS = [
     {"devices", "errors", "wire", "models.recorded", "serve.batching", "serve.measures"},
-    {"pixels", "models.attention", "models.linear"},
+    {"inputs", "pixels", "models.attention", "models.linear"},
     {"arrays"},
     {
         "ckpt",

@@ -678,6 +678,11 @@ def test_what_the_file_says_it_is_must_be_so(tmp_path: Path) -> None:
     ("config", "told"),
     [
         ({"pretrained_cfg": {"crop_mode": "squash"}}, "asks for crop_mode squash; the centre is cut instead"),
+        (
+            {"pretrained_cfg": {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}},
+            "mean (123.675, 116.28, 103.53) and std (58.395, 57.12, 57.375) are for pixels from 0 to 255, and are "
+            "divided by 255",
+        ),
         ({"label_names": ["a"]}, "label_names of its config.json are not 7 different names, and left out"),
         ({"label_names": ["a"] * 7}, "label_names of its config.json are not 7 different names"),
     ],
@@ -693,6 +698,10 @@ def test_what_a_folder_says_and_is_not_had_is_told(config: dict[str, Any], told:
     [
         ('{"pretrained_cfg": [1]}', "the pretrained_cfg of its config.json is no mapping"),
         ('{"pretrained_cfg": {"mean": ["a", 1, 2]}}', "has no usable preprocessing"),
+        (
+            '{"pretrained_cfg": {"mean": [123.675, 116.28, 103.53]}}',
+            "for pixels from 0 to 1: divide mean and std by 255",
+        ),
         ('{"pretrained_cfg": {"input_size": [3, 5, 5]}}', "the input_size of its config.json cannot be"),
         ("[" * 100_000, "is not JSON"),
     ],
@@ -795,3 +804,12 @@ def test_an_archive_over_several_disks_is_refused_in_one_line(tmp_path: Path) ->
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"a\.pth: cannot be read \(zipfiles that span multiple disks"):
         open_model(path)
+
+
+def test_mean_and_std_of_larger_pixels_in_a_folder_are_read_right(tmp_path: Path) -> None:
+    safetensors.torch.save_file(tiny("twins_svt_small").state_dict(), tmp_path / "model.safetensors")
+    said = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": said}))
+    preprocess = opened(tmp_path, "twins_svt_small").record.preprocess
+    assert preprocess.mean == pytest.approx((0.485, 0.456, 0.406))
+    assert preprocess.std == pytest.approx((0.229, 0.224, 0.225))

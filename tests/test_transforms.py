@@ -20,7 +20,7 @@ from vitrail import decoding
 from vitrail.decoding import UnreadableImage, decode, to_pixels
 from vitrail.errors import ConfigError, DataError
 from vitrail.pixels import PixelFormat
-from vitrail.transforms import Preprocess, TrainView, normalise, sample_key
+from vitrail.transforms import Preprocess, TrainView, as_shares, normalise, sample_key
 
 
 def photo(height: int = 97, width: int = 131) -> Image.Image:
@@ -265,6 +265,26 @@ def test_preprocess_survives_json():
         assert Preprocess.from_dict(json.loads(json.dumps(preprocess.to_dict()))) == preprocess
 
 
+@pytest.mark.parametrize(
+    ("mean", "std", "most"),
+    [
+        ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), 255),
+        ((0, 0, 0), (255, 255, 255), 255),
+        ((127.5,), (127.5,), 255),
+        ((30000.0,), (9000.0,), 65535),
+        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1),
+        ((0, 0, 0), (1, 1, 1), 1),
+        ((123.675, 116.28, 103.53), (1, 1, 1), 1),  # neither, so that it is refused afterwards
+        ((0.485, 0.456, 0.406), (58.395, 57.12, 57.375), 1),
+    ],
+)
+def test_mean_and_std_of_other_projects_become_shares_where_both_are_of_larger_pixels(mean, std, most):
+    shares = as_shares(mean, std)
+    assert shares[:2] == (tuple(value / most for value in mean), tuple(value / most for value in std))
+    note = f"mean {mean} and std {std} are for pixels from 0 to {most}, and are divided by {most}"
+    assert shares[2] == (note if most > 1 else None)
+
+
 def test_preprocess_names_what_is_wrong():
     with pytest.raises(
         ConfigError, match=r"^preprocess.crp: unknown key; did you mean 'crop'\?; known keys: size, crop, "
@@ -276,6 +296,10 @@ def test_preprocess_names_what_is_wrong():
         ({"size": (0, 8)}, "size is (0, 8); it must be a positive height and width"),
         ({"crop": 1.5}, "crop is 1.5; it must be above 0 and at most 1"),
         ({"std": (0.0, 1.0, 1.0)}, "each must have 3 numbers, one a channel, std above 0"),
+        (
+            {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)},
+            "mean is (123.675, 116.28, 103.53); it is for pixels from 0 to 1: divide mean and std by 255",
+        ),
     ]
     for values, problem in problems:
         with pytest.raises(ConfigError) as caught:

@@ -22,7 +22,7 @@ from vitrail.models import FAMILIES, build_config, canonical_name, find_variant
 from vitrail.models.registry import ModelConfig, VisionModel
 from vitrail.pixels import counted
 from vitrail.recognise import FREE, Entry, Reading, recognise, translate
-from vitrail.transforms import Preprocess, fit_statistics, normalised_by
+from vitrail.transforms import Preprocess, as_shares, fit_statistics, normalised_by
 from vitrail.weight_file import WeightFile, open_weights
 
 OURS = "vitrail"
@@ -336,6 +336,9 @@ def _describe(file: WeightFile, reading: Reading, entry: str) -> tuple[Preproces
             told.append(_of_statistics(str(file.path), channels, read["mean"], read["std"]))
     read |= {ours: said[theirs] for theirs, ours in names.items() if theirs in said}
     try:
+        read["mean"], read["std"], scaled = as_shares(read["mean"], read["std"])
+        if scaled is not None:
+            told.append(f"{file.path}: {scaled}")
         preprocess = Preprocess.from_dict({**Preprocess(size=size).to_dict(), **read})
         if not all(isinstance(value, int | float) for value in (*preprocess.mean, *preprocess.std)):
             raise ValueError("mean and std are not numbers")

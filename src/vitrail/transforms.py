@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import get_worker_info
 
+from vitrail.config import pixel_range, too_large
 from vitrail.decoding import decode, to_pixels
 from vitrail.errors import ConfigError, DataError, closest
 from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD
@@ -67,6 +68,17 @@ def fit_statistics(
     if channels == 1:
         return (sum(mean) / len(mean),), (sum(std) / len(std),)
     return (mean, std) if channels == len(mean) else ((0.5,) * channels, (0.5,) * channels)
+
+
+def as_shares(
+    mean: Sequence[float | int], std: Sequence[float | int]
+) -> tuple[tuple[float | int, ...], tuple[float | int, ...], str | None]:
+    """Return another project's mean and std for pixels from 0 to 1, with a note where both were for larger ones."""
+    most = pixel_range(std)
+    if most == 1 or (any(mean) and pixel_range(mean) != most):  # which is refused, where one of them is
+        return tuple(mean), tuple(std), None
+    note = f"mean {tuple(mean)} and std {tuple(std)} are for pixels from 0 to {most}, and are divided by {most}"
+    return tuple(one / most for one in mean), tuple(one / most for one in std), note
 
 
 def normalised_by(mean: Sequence[float], std: Sequence[float]) -> str:
@@ -120,6 +132,8 @@ class Preprocess:
         if not len(self.mean) == len(self.std) == self.channels or min(self.std, default=0) <= 0:
             wanted = f"{self.channels} numbers, one a channel"
             problems.append(f"mean is {self.mean} and std is {self.std}; each must have {wanted}, std above 0")
+        else:
+            problems += too_large(self.mean, self.std)
         if self.bits not in (8, 16):
             problems.append(f"bits is {self.bits!r}; it must be 8 or 16")
         if self.exif not in ("ignore", "apply"):
