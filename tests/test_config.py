@@ -299,6 +299,18 @@ def test_a_literal_that_is_far_from_all_choices_gets_no_suggestion() -> None:
         ("preprocess.crop=0", "preprocess.crop is 0.0; it must be above 0 and at most 1"),
         ("preprocess.crop=1.1", "preprocess.crop is 1.1; it must be above 0 and at most 1"),
         ("preprocess.std=[0.5, 0, 0.5]", "preprocess.std is (0.5, 0.0, 0.5); it must be positive"),
+        (
+            "preprocess.mean=[123.675, 116.28, 103.53]",
+            "preprocess.mean is (123.675, 116.28, 103.53); it is for pixels from 0 to 1: divide mean and std by 255",
+        ),
+        (
+            "preprocess.std=[58.395, 57.12, 57.375]",
+            "preprocess.std is (58.395, 57.12, 57.375); it is for pixels from 0 to 1: divide mean and std by 255",
+        ),
+        (
+            "preprocess.mean=[31000, 30000, 0]",
+            "preprocess.mean is (31000.0, 30000.0, 0.0); it is for pixels from 0 to 1: divide mean and std by 65535",
+        ),
         ("augment.hflip=2", "augment.hflip is 2.0; it must be from 0 to 1"),
         ("augment.erase_prob=-0.5", "augment.erase_prob is -0.5; it must be from 0 to 1"),
         ("augment.mixup=-1", "augment.mixup is -1.0; it must be at least 0"),
@@ -609,7 +621,7 @@ option = st.booleans() | st.integers() | finite | text | st.lists(st.integers(),
     lr=st.floats(1e-5, 1e12),  # from the default of schedule.min_lr
     betas=st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)),
     clip=st.none() | positive,
-    mean=st.none() | st.tuples(finite, finite, finite),
+    mean=st.none() | st.tuples(*(st.floats(-1e12, 1),) * 3),
     size=st.none() | st.integers(1, 4096) | st.tuples(st.integers(1, 512), st.integers(1, 512)),
     epochs=st.integers(5, 10**6),
     seed=st.integers(0, 2**63 - 1),

@@ -401,3 +401,13 @@ def test_what_is_evaluated_is_never_replaced(
         path.unlink()
     with pytest.raises(ConfigError, match=r"--report .*/red/confusion\.png: is read, and would be replaced"):
         evaluate(tiny_checkpoint, layers(image_folder), report=report_folder(photo.parent))
+
+
+def test_inputs_that_look_odd_are_told(tiny_checkpoint: Path, image_folder: Path) -> None:
+    display = Notebook()
+    evaluate(tiny_checkpoint, layers(image_folder), display=display)
+    sweep(tiny_checkpoint, layers(image_folder), display=display)
+    assert not [text for text in display.warnings if "normalised" in text]
+    evaluate(tiny_checkpoint, layers(image_folder, "preprocess.std=[0.003,0.003,0.003]"), display=display)
+    (told,) = [text for text in display.warnings if "normalised" in text]
+    assert told.startswith("12 images are far from mean 0 and standard deviation 1 once they are normalised")

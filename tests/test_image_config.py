@@ -39,6 +39,22 @@ IMAGENET = (0.485, 0.456, 0.406)
             {"mean": 0, "std": 255}, {"mean": (0.0,) * 3, "std": (1.0,) * 3},
             ("has std for pixels from 0 to 255, which is [1, 1, 1] for pixels from 0 to 1",), (),
         ),
+        (  # (255 x - 51) / 1, as Caffe's weights have it
+            {"mean": 51, "std": 1}, {"mean": (0.2,) * 3, "std": (1 / 255,) * 3},
+            (
+                "has mean for pixels from 0 to 255, which is [0.2, 0.2, 0.2] for pixels from 0 to 1",
+                "has std for pixels from 0 to 255, which is [0.003922, 0.003922, 0.003922] for pixels from 0 to 1",
+            ),
+            (),
+        ),
+        (
+            {"mean": 32767.5, "std": 13107}, {"mean": (0.5,) * 3, "std": (0.2,) * 3},
+            (
+                "has mean for pixels from 0 to 65535, which is [0.5, 0.5, 0.5] for pixels from 0 to 1",
+                "has std for pixels from 0 to 65535, which is [0.2, 0.2, 0.2] for pixels from 0 to 1",
+            ),
+            (),
+        ),
         (
             {"crop_pct": None}, {}, (),
             (

@@ -348,4 +348,4 @@ def test_entry_net_is_of_cifar_only_where_the_model_is(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pth", {"net": tiny("t2t_vit_7", num_classes=100).state_dict()})
     found = opened(path, "t2t_vit_7")
     assert found.record.preprocess.mean[0] == 0.4914
-    assert any("its entry net is that of T2T-ViT's transfer to CIFAR" in note for note in found.account.notes)
+    assert any("its entry net is that of the official transfer to 100 classes" in note for note in found.account.notes)

@@ -1000,3 +1000,20 @@ def test_a_save_that_does_not_know_its_validation_images_says_so(image_folder: P
     display = Notebook()
     run(image_folder, "train.epochs=2", "schedule.warmup_epochs=0", resume=folder, display=display)
     assert any("so it is not known whether its validation images are the same" in note for note in display.notes)
+
+
+def test_inputs_that_look_odd_are_told_once(image_folder: Path) -> None:
+    settings = ("schedule.warmup_epochs=0",)
+    display = Notebook()
+    run(image_folder, *settings, "train.epochs=2", "output.name=usual", display=display)
+    assert not [text for text in display.warnings if "normalised" in text]
+    odd = (*settings, "preprocess.mean=[0,0,0]", f"preprocess.std={[1 / 255] * 3}", "output.name=odd")
+    folder = run(image_folder, *odd, "train.epochs=1", display=display).folder
+    told = [text for text in display.warnings if "normalised" in text]
+    assert len(told) == 1
+    assert told[0].startswith(
+        "the first 24 images are far from mean 0 and standard deviation 1 once they are normalised"
+    )
+    display.warnings.clear()
+    run(image_folder, *odd, "train.epochs=2", resume=folder, display=display)
+    assert not [text for text in display.warnings if "normalised" in text]

@@ -276,6 +276,10 @@ def test_preprocess_names_what_is_wrong():
         ({"size": (0, 8)}, "size is (0, 8); it must be a positive height and width"),
         ({"crop": 1.5}, "crop is 1.5; it must be above 0 and at most 1"),
         ({"std": (0.0, 1.0, 1.0)}, "each must have 3 numbers, one a channel, std above 0"),
+        (
+            {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)},
+            "mean is (123.675, 116.28, 103.53); it is for pixels from 0 to 1: divide mean and std by 255",
+        ),
     ]
     for values, problem in problems:
         with pytest.raises(ConfigError) as caught:

@@ -165,8 +165,8 @@ class PreprocessSection:
     """The short side is resized to image_size / crop before the centre is cut."""
     interpolation: Literal["bicubic", "bilinear"] | None = None
     mean: tuple[float, ...] | None = None
-    """Of each channel, for pixels from 0 to 1; null takes the average of the published ones for gray, and 0.5 where
-    `data.channels` is neither 1 nor 3."""
+    """Of each channel, for pixels from 0 to 1 (others' 123.675 is 0.485 here); null takes the average of the published
+    ones for gray, and 0.5 where `data.channels` is neither 1 nor 3."""
     std: tuple[float, ...] | None = None
     exif: Literal["ignore", "apply"] | None = None
     """Whether EXIF orientation turns the image; published numbers were made without."""
@@ -180,7 +180,23 @@ class PreprocessSection:
         )
         if self.std is not None and min(self.std, default=0) <= 0:
             found.append(f"std is {self.std}; it must be positive")
-        return found
+        return found + too_large(self.mean, self.std)
+
+
+def too_large(mean: Sequence[float] | None, std: Sequence[float] | None) -> list[str]:
+    """Say it, as one clause, where a mean or std is for pixels that go further than from 0 to 1."""
+    found = [
+        f"{name} is {tuple(values)}; it is for pixels from 0 to 1: divide mean and std by {pixel_range(values)}"
+        for name, values in (("mean", mean), ("std", std))
+        if values is not None and pixel_range(values) > 1
+    ]
+    return found[:1]
+
+
+def pixel_range(values: Sequence[float]) -> int:
+    """Return the largest value of the pixels that means, or standard deviations, are for."""
+    largest = max(values, default=0)
+    return next(most for most in (1, 255, 65535) if largest <= most or most == 65535)
 
 
 @dataclass(frozen=True, kw_only=True)

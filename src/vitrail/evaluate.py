@@ -29,6 +29,7 @@ from vitrail.engine import gather_texts, processes, share, sum_over_processes
 from vitrail.engines import Artifact, Network, read_artifact
 from vitrail.errors import CheckpointError, ConfigError, DataError
 from vitrail.files import refuse_replacing
+from vitrail.inputs import Inputs
 from vitrail.label_metrics import LabelAccuracy, label_accuracy, probabilities
 from vitrail.label_report import label_report_files, truth
 from vitrail.loading import override_preprocess, tell, wanted_by
@@ -249,13 +250,16 @@ def _evaluate(
         display.begin("evaluate", sum(map(len, loaders)) + (len(loaders[0]) if other else 0))
         results = []
         page = agreement = None
+        inputs = Inputs() if len(tried) == 1 else None  # a sweep tries what does not fit
         for preprocess, loader in zip(tried, loaders, strict=True):
             measured = partial(
                 measure, loader=loader, source=source, preprocess=preprocess, accelerator=accelerator,
                 precision="float32", advance=display.advance, keep_answers=report is not None or other is not None,
                 training_counts=counts, thresholds=record.thresholds,
             )  # fmt: skip
-            found, bad, gathered = measured(network)
+            found, bad, gathered = measured(network, inputs=inputs)
+            if inputs is not None and (doubt := inputs.doubt(preprocess.mean, preprocess.std)):
+                display.warn(doubt)
             if other is not None:
                 rival, _, theirs = measured(other.start(accelerator.device))
                 agreement = _agreement(other.path, gathered, theirs, rival)
@@ -360,6 +364,7 @@ def measure(
     keep_answers: bool = False,
     training_counts: NDArray[np.int64] | None = None,
     thresholds: tuple[float, ...] | None = None,
+    inputs: Inputs | None = None,
 ) -> tuple[Accuracy | LabelAccuracy, list[tuple[str, str]], Gathered | None]:
     """Evaluate a model over all processes, and gather the images that could not be read.
 
@@ -374,6 +379,7 @@ def measure(
         keep_answers: Whether a report is to be written.
         training_counts: Training images of each class, where they are known.
         thresholds: Of classes of which an image may have several; None tunes them on these images.
+        inputs: Takes the normalised images of this process.
 
     Returns:
         What was found; name and reason of each unreadable image; and in the first process the answers, if kept.
@@ -392,7 +398,7 @@ def measure(
         if answers is not None:
             answers.add(batch.indices, logits)
 
-    bad = answer(model, loader, preprocess, accelerator, precision, advance, take)
+    bad = answer(model, loader, preprocess, accelerator, precision, advance, take, inputs)
     if counter is not None:
         counter.totals, counter.loss, counter.confusion = sum_over_processes(
             accelerator, counter.totals, counter.loss, counter.confusion
@@ -416,6 +422,7 @@ def answer(
     precision: Precision,
     advance: Callable[[], None],
     take: Callable[[Batch, torch.Tensor], None],
+    inputs: Inputs | None = None,
 ) -> list[tuple[str, str]]:
     """Give each batch of this process and its logits to `take`; return the unreadable images of all processes."""
     device = accelerator.device
@@ -430,6 +437,8 @@ def answer(
         for batch in loader:
             bad += batch.bad
             images = normalise(batch.images.to(device, non_blocking=True), preprocess.mean, preprocess.std)
+            if inputs is not None:
+                inputs.add(images)
             # a model that is shared out needs all processes in each pass, also those without an image
             logits = model(images if len(batch.labels) else nothing)
             take(batch, logits[: len(batch.labels)])

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vitrail.config import pixel_range
+
 FILTERS = ("bicubic", "bilinear")
 MOST = 65535
 """What no statistic of pixels is above."""
@@ -84,13 +86,15 @@ def _is_number(value: Any) -> bool:
 
 
 def _to_unit_scale(values: dict[str, Any], notes: list[str]) -> None:
-    """Bring statistics for pixels from 0 to 255 to the scale that they have here, 0 to 1."""
-    of_bytes = [name for name in ("mean", "std") if max(values.get(name, (0,))) > 1]
-    if "mean" in of_bytes and "std" in values:
-        of_bytes = ["mean", "std"]
-    for name in of_bytes:
-        values[name] = tuple(value / 255 for value in values[name])
-        notes.append(f"has {name} for pixels from 0 to 255, which is {_short(values[name])} for pixels from 0 to 1")
+    """Bring statistics for larger pixels, from 0 to 255 as a rule, to the scale that they have here, 0 to 1."""
+    ranges = {name: pixel_range(values.get(name, ())) for name in ("mean", "std")}
+    most = max(ranges.values())
+    larger = [name for name in ranges if ranges[name] > 1]
+    if "mean" in larger and "std" in values:
+        larger = ["mean", "std"]
+    for name in larger:
+        values[name] = tuple(value / most for value in values[name])
+        notes.append(f"has {name} for pixels from 0 to {most}, which is {_short(values[name])} for pixels from 0 to 1")
 
 
 def _instead(theirs: str, value: Any, ours: str, own: Mapping[str, Any]) -> str:

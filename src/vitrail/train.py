@@ -44,6 +44,7 @@ from vitrail.errors import CheckpointError, DataError, Interrupted, Stopped, Tra
 from vitrail.evaluate import measure
 from vitrail.files import write_whole
 from vitrail.guard import first_nonfinite
+from vitrail.inputs import ENOUGH, Inputs
 from vitrail.job import Job, build_job, build_state, sum_dtype
 from vitrail.label_metrics import LabelAccuracy
 from vitrail.models import build_config
@@ -100,6 +101,8 @@ class Run:
     saved: float = field(default_factory=time.monotonic)
     told_of_data: bool = False
     told_of_load: bool = False
+    inputs: Inputs | None = None
+    """The first images of a new run, until they are judged."""
 
     def elapsed_s(self) -> float:
         """Seconds of the run in all."""
@@ -230,6 +233,8 @@ def train_epoch(job: Job, state: TrainState, run: Run, wrapped: nn.Module, optim
             parts = [next(batches) for _ in range(settings.accumulate)]
         state.unread.update(bad for part in parts for bad in part.bad)
         run.watchdog.move(f"computing update {update + 1:,}")
+        if run.inputs is not None:
+            look_at_inputs(job, run, parts, is_last=step + 1 == sampler.steps)
         keys = mixing_keys(job, epoch, step)
         sums, bad, norm = train_step(
             wrapped, optimizer, accelerator, parts, config, job.preprocess, job.objective, keys, watch
@@ -298,6 +303,19 @@ def log_step(job: Job, state: TrainState, run: Run, loss: float, images: float, 
         row["loss_scale"] = state.scaler.get_scale()  # the device was just waited for
     run.steps.add(row)
     run.outbox.put("steps.jsonl", run.steps.write)
+
+
+def look_at_inputs(job: Job, run: Run, parts: Sequence[Batch], *, is_last: bool) -> None:
+    """Warn where the first images of a run look as if they were normalised for other pixels."""
+    assert run.inputs is not None
+    mean, std = job.preprocess.mean, job.preprocess.std
+    for part in parts:
+        # on the CPU, where the images still are
+        run.inputs.add(normalise(part.images, mean, std))
+    if run.inputs.images >= ENOUGH or is_last:
+        if doubt := run.inputs.doubt(mean, std):
+            job.display.warn(f"the first {doubt}")
+        run.inputs = None
 
 
 def finish_epoch(job: Job, state: TrainState, run: Run) -> None:
@@ -635,6 +653,7 @@ def open_run(job: Job, state: TrainState, name: str, resume: Path | None) -> Run
     return Run(
         folder=folder, outbox=outbox, agreement=Agreement(accelerator), watchdog=watchdog, log=log, steps=steps,
         spent_s=state.elapsed_s,
+        inputs=Inputs() if accelerator.is_main_process and not job.updates(state) else None,
     )  # fmt: skip
 
 

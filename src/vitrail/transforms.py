@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import get_worker_info
 
+from vitrail.config import too_large
 from vitrail.decoding import decode, to_pixels
 from vitrail.errors import ConfigError, DataError, closest
 from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD
@@ -120,6 +121,8 @@ class Preprocess:
         if not len(self.mean) == len(self.std) == self.channels or min(self.std, default=0) <= 0:
             wanted = f"{self.channels} numbers, one a channel"
             problems.append(f"mean is {self.mean} and std is {self.std}; each must have {wanted}, std above 0")
+        else:
+            problems += too_large(self.mean, self.std)
         if self.bits not in (8, 16):
             problems.append(f"bits is {self.bits!r}; it must be 8 or 16")
         if self.exif not in ("ignore", "apply"):
