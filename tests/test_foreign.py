@@ -745,7 +745,7 @@ def test_t2ts_transfer_to_cifar_is_read_as_what_it_is() -> None:
     assert changed(start.config) == {
         "augment.interpolation": "bilinear",
         "augment.ratio": [1.0, 1.0],
-        "augment.scale": [0.77, 1.0],
+        "augment.scale": [0.766, 1.0],
         "data.download": True,
         "data.name": "cifar10",
         "data.root": "./data",
