@@ -25,6 +25,7 @@ from torch._C._distributed_c10d import Store
 
 from vitrail.devices import Precision, keep_freed_memory, pick_device
 from vitrail.errors import ConfigError, LostProcess, MissingExtra
+from vitrail.launch import understand_launch
 from vitrail.rendezvous import join
 
 
@@ -45,6 +46,7 @@ def processes(
     """
     if precision == "float16" and (device == "cpu" or not torch.cuda.is_available()):
         raise ConfigError("train.precision is float16, which needs a CUDA device; use bfloat16 or float32 here")
+    understand_launch(os.environ, "")
     names = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
     try:
         patience = InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vitrail.errors import ConfigError, closest
-from vitrail.foreign import KEYS, YAML
+from vitrail.foreign import FORMATS, KEYS, YAML, file_format
 
 COMMANDS = ("train", "evaluate", "predict", "export", "config")
 SHORT = {
@@ -15,7 +15,6 @@ SHORT = {
 }  # fmt: skip
 FILES = ("config", "config_path", "tnt_config")
 WEIGHTS = ("ckpt_path", "pretrained", "checkpoint", "pretrain_path", "initial_checkpoint", "eval_checkpoint", "resume")
-FORMATS = ("file_format", "export_format")
 OF_MODEL = {
     "arch": "model", "model": "model", "image_size": "options.image_size", "img_size": "options.image_size",
 }  # fmt: skip
@@ -61,9 +60,7 @@ def translate_flags(tokens: Sequence[str], own: Mapping[str, bool]) -> tuple[lis
                 raise ConfigError(f"--{name}: nothing is downloaded here; fetch the file and write --{name} FILE")
             checkpoint = value
         elif name in FORMATS and command == "export":
-            if value.upper() == "AIR":
-                raise ConfigError(f"--{name} is AIR, which Ascend 910 alone can write; it can be MINDIR or ONNX")
-            kept += ["--format", value.lower()]
+            kept += ["--format", _our_format(f"--{name}", value)]
         elif name == "device_target" and command == "predict":
             kept += ["--device", "cpu" if value.lower() == "cpu" else "auto"]
         elif command in ("predict", "export") and described and name not in ("device_target", "device_id", "extra"):
@@ -75,7 +72,8 @@ def translate_flags(tokens: Sequence[str], own: Mapping[str, bool]) -> tuple[lis
         elif name != "extra":  # after which a shell script hands on what follows
             words.append(f"{name}={value}")
     if command == "export" and "--format" not in kept:
-        kept += ["--format", "mindir"]  # which is their programs' default
+        theirs_is = file_format(config) if config is not None else None
+        kept += ["--format", _our_format(config or "", theirs_is or "MINDIR")]  # which is most programs' default
     if command == "evaluate" and checkpoint is not None:
         words, config = _places_of_evaluate(words, config)
     if checkpoint is not None:
@@ -113,6 +111,13 @@ def _parse(tokens: Sequence[str], own: Mapping[str, bool]) -> tuple[list[str], l
         else:
             kept.append(token)
     return words, kept, theirs
+
+
+def _our_format(where: str, value: str) -> str:
+    """Return what we call a kind of file."""
+    if value.upper() == "AIR":
+        raise ConfigError(f"{where} says AIR, which Ascend 910 alone can write; it can be MINDIR or ONNX")
+    return value.lower()
 
 
 def _places_of_evaluate(words: Sequence[str], config: str | None) -> tuple[list[str], str | None]:

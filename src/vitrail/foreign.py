@@ -18,6 +18,7 @@ from vitrail.projects import NO_DEFAULT, PROJECTS, Case, Project, Say, shown
 
 YAML = (".yaml", ".yml")
 SECTIONS = {section.name for section in fields(TrainConfig)}
+FORMATS = ("file_format", "export_format")
 MEASURES = ("evaluate", "eval")
 """Flags of theirs that say what `vitrail evaluate` does anyway."""
 COMPAT = ("as_executed", "as_written")
@@ -251,6 +252,18 @@ def read_part(config: str | None, keys: Mapping[str, Any], sections: Sequence[st
         model = {key: value for key, value in model.items() if key != "name"}
     part = {name: content for name, content in values.items() if name in sections}
     return Recipe(recipe.name, recipe.path, Layer(recipe.layer.origin, part, model), recipe.translation)
+
+
+def file_format(config: str) -> str | None:
+    """Return what the program whose file this is exports, by the file or by default; None where that is not known."""
+    name, path = find_recipe(config)
+    content = read_yaml(path, name).values
+    if not is_foreign(content):
+        return None
+    known = detect(content, name).keys
+    written = [str(content[key]) for key in FORMATS if content.get(key)]
+    usual = [str(known[key].default) for key in FORMATS if key in known and known[key].default is not NO_DEFAULT]
+    return next(iter([*written, *usual]), None)
 
 
 def is_foreign(content: Mapping[str, Any]) -> bool:

@@ -152,6 +152,17 @@ def idle(note: str) -> Rule:
     return lambda value, case: Outcome(note=note, say="note" if truth(value) else "")
 
 
+def unheard(setting: str) -> Rule:
+    """Leave out a rate that their program does not build the model with, but take it where that is asked for."""
+
+    def rule(value: Any, case: Case) -> Outcome:
+        if case.as_written:
+            return Outcome({setting: value})
+        return Outcome({setting: 0.0}, "not handed to the model by train.py", "note" if number(value) != 0 else "")
+
+    return rule
+
+
 def where_positive(amount: str, rule: Rule) -> Rule:
     """Follow a rule only where another key, which says how often, is above zero."""
 
@@ -691,7 +702,7 @@ ZOO_TNT = Project(
         "amp_level": Key(to("train.precision"), "O2"),
         "weight_decay": Key(to("optim.weight_decay"), 0.05),
         "drop_path_rate": Key(to("model.drop_path_rate")),
-        "drop_out": Key(nothing("not read by their model either")),
+        "drop_out": Key(unheard("model.drop_rate")),
         "keep_bn_fp32": Key(nothing("not read by their program; there is no batch norm")),
         "nonlinearity": Key(nothing("not read by their program")),
         "in_channel": Key(to("data.channels"), 3),
@@ -704,15 +715,11 @@ ZOO_TNT = Project(
 )
 
 
-def _t2t_unheard(setting: str) -> Rule:
-    """Set a rate, which their train.py does not hand to the model."""
-
-    def rule(value: Any, case: Case) -> Outcome:
-        if case.as_written:
-            return Outcome({setting: value})
-        return Outcome({setting: 0.0}, "not handed to the model by train.py", "note" if number(value) != 0 else "")
-
-    return rule
+def _t2t_drop_block(value: Any, case: Case) -> Outcome:
+    """Leave out a rate that no model here has, and say so where it is asked for."""
+    if case.as_written:
+        return NO_DROP_BLOCK(value, case)
+    return Outcome(note="not handed to the model by train.py", say="note" if number(value) != 0 else "")
 
 
 def _t2t_log_every(value: Any, case: Case) -> Outcome:
@@ -750,9 +757,9 @@ T2T = Project(
         "pynative_mode": Key(GRAPH),
         "dataset_sink_mode": Key(SINK),
         "file_format": Key(nothing("of `vitrail export`")),
-        "drop": Key(_t2t_unheard("model.drop_rate")),
-        "drop_block": Key(nothing("not handed to the model by train.py")),
-        "drop_path": Key(_t2t_unheard("model.drop_path_rate")),
+        "drop": Key(unheard("model.drop_rate")),
+        "drop_block": Key(_t2t_drop_block),
+        "drop_path": Key(unheard("model.drop_path_rate")),
         "disable_approximate_gelu": Key(
             lambda value, case: Outcome({"model.options.gelu": "erf" if truth(value) else "tanh"})
         ),
@@ -903,7 +910,7 @@ TWINS = Project(
         "seed": Key(to("train.seed"), 1),
         "exclude_epoch_state": Key(_zoo_epoch_state, False),
         "parameters": Key(_twins_search),
-        "export_format": Key(nothing("of `vitrail export`")),
+        "export_format": Key(nothing("of `vitrail export`"), "ONNX"),
         "file_format": Key(nothing("of `vitrail export`")),
         "src": Key(nothing("of `vitrail convert`")),
         "dst": Key(nothing("of `vitrail convert`")),
