@@ -352,10 +352,10 @@ def test_what_reaches_files_processes_and_code_is_refused_by_name(
     [
         (b"U\x01aQ", "refers to something outside of it; save its state_dict"),
         (b"Pos.system\n", "refers to something outside of it; save its state_dict"),
-        (b"(U\x07storageNNNNtQ", r"cannot be read \('NoneType' object has no attribute 'name'\)"),
+        (b"(U\x07storageNNNNtQ", "cannot be read: its description is damaged or cut off; use the original"),
         (b"\x97", "keeps its values outside of the file; save its state_dict"),
         (b"\x80\x09N", "is a pickle of protocol 9, newer than any known here; save it with protocol 2"),
-        (b"\xff", "cannot be read .*unknown"),
+        (b"\xff", "cannot be read: its description is damaged"),
         (b"0000000", "cannot be read"),
         (b"j\xff\xff\xff\x7f", "cannot be read"),
         (b"I" + b"9" * 5000 + b"\n", "cannot be read"),
@@ -430,16 +430,11 @@ def test_file_within_a_file_within_a_file_is_refused(tmp_path: Path) -> None:
 
 
 LIMITED = """
-import resource, sys, time
+import contextlib, resource, sys, time
 from vitrail.errors import CheckpointError
 from vitrail.loading import open_model
-import vitrail.models, torch
-open_model  # everything is imported
-for name in sys.argv[1:]:
-    try:
-        open_model(sys.argv[1].rsplit("/", 1)[0] + "/none.pth")
-    except CheckpointError:
-        pass
+with contextlib.suppress(CheckpointError):
+    open_model(sys.executable)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 512 * 2**20,) * 2)
 for name in sys.argv[1:]:
