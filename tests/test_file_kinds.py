@@ -151,7 +151,11 @@ KINDS = {
         "a.pth",
         "is cut off: its end, with the list of its contents, is missing; copy or",
     ),
-    "cut pickle": (pickle.dumps({"a": np.ones(100)})[:100], "a.pkl", r"cannot be read \("),
+    "cut pickle": (
+        pickle.dumps({"a": np.ones(100)})[:100],
+        "a.pkl",
+        "cannot be read: its description is damaged or cut off",
+    ),
     "newer pickle": (b"\x80\x09N.", "a.pth", "is a pickle of protocol 9, newer than any known here"),
     "noise": (bytes(range(1, 90)) * 3, "a.pth", "is no weight file; readable are safetensors, PyTorch's"),
 }

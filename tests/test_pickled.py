@@ -62,6 +62,16 @@ class History:
         self.log_history, self.count, self.statistics = np.arange(5.0), np.ones(5, np.int64), {"mean": len}
 
 
+class Circle:
+    """Like OmegaConf's settings, which know what they are in."""
+
+    def __init__(self, depth: int = 3) -> None:
+        self.content = {"a": Circle(depth - 1), "b": Circle(depth - 1)} if depth else {}
+        for child in self.content.values():
+            child.parent = self
+        self.itself, self.listed = self, [self]
+
+
 class Slotted:
     __slots__ = ("value",)
 
@@ -92,6 +102,7 @@ BESIDE: dict[str, Any] = {
     "attribute dictionary": AttributeDict(lr=0.1, nested=AttributeDict(a=1)),
     "subclass of list": Numbers([1, 2]),
     "history": {"loss": History()},
+    "circle": Circle(),
     "slots": Slotted(),
     "dataclass": Options(),
     "scheduler": torch.optim.lr_scheduler.StepLR(torch.optim.SGD([nn.Parameter(torch.ones(1))]), 1),
@@ -341,10 +352,10 @@ def test_what_reaches_files_processes_and_code_is_refused_by_name(
     [
         (b"U\x01aQ", "refers to something outside of it; save its state_dict"),
         (b"Pos.system\n", "refers to something outside of it; save its state_dict"),
-        (b"(U\x07storageNNNNtQ", r"cannot be read \('NoneType' object has no attribute 'name'\)"),
+        (b"(U\x07storageNNNNtQ", "cannot be read: its description is damaged or cut off; use the original"),
         (b"\x97", "keeps its values outside of the file; save its state_dict"),
         (b"\x80\x09N", "is a pickle of protocol 9, newer than any known here; save it with protocol 2"),
-        (b"\xff", "cannot be read .*unknown"),
+        (b"\xff", "cannot be read: its description is damaged"),
         (b"0000000", "cannot be read"),
         (b"j\xff\xff\xff\x7f", "cannot be read"),
         (b"I" + b"9" * 5000 + b"\n", "cannot be read"),
@@ -382,8 +393,7 @@ def test_depth_overruns_no_stack(nested: bytes, tmp_path: Path) -> None:
     found = opened(with_beside(tmp_path / "a.pth", nested, weights), TNT)
     assert torch.equal(found.weights["norm.bias"], weights["norm.bias"])
     entries = b"}" + b"X\x01\x00\x00\x00a}" * DEEP + b"s" * DEEP
-    with pytest.raises(CheckpointError, match="nests its entries without end; save its state_dict"):
-        opened(with_beside(tmp_path / "b.pth", entries, weights), TNT)
+    assert opened(with_beside(tmp_path / "b.pth", entries, weights), TNT).weights.keys() == weights.keys()
 
 
 def test_pickles_without_end_are_refused(tmp_path: Path) -> None:
@@ -394,7 +404,7 @@ def test_pickles_without_end_are_refused(tmp_path: Path) -> None:
     deep: Any = {"w": torch.ones(1)}
     for _ in range(40):
         deep = {"a": deep}
-    with pytest.raises(CheckpointError, match="nests its entries without end"):
+    with pytest.raises(CheckpointError, match="holds no weights; its entries are a"):
         open_model(save(tmp_path / "a.pth", deep))
     wide: Any = {"w": torch.ones(1)}
     for _ in range(30):
@@ -420,16 +430,11 @@ def test_file_within_a_file_within_a_file_is_refused(tmp_path: Path) -> None:
 
 
 LIMITED = """
-import resource, sys, time
+import contextlib, resource, sys, time
 from vitrail.errors import CheckpointError
 from vitrail.loading import open_model
-import vitrail.models, torch
-open_model  # everything is imported
-for name in sys.argv[1:]:
-    try:
-        open_model(sys.argv[1].rsplit("/", 1)[0] + "/none.pth")
-    except CheckpointError:
-        pass
+with contextlib.suppress(CheckpointError):
+    open_model(sys.executable)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 512 * 2**20,) * 2)
 for name in sys.argv[1:]:

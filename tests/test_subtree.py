@@ -74,6 +74,7 @@ def behind_entries(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "dropout before the head": {
             name.replace("head.", "head.1."): tensor for name, tensor in weights.items()
         },
+        "flat beside others": {**weights, "optimizer": optimizer, "swa_state": {"w": torch.ones(3)}},
         "entry with a dot": {"ema.model": {}, "model.state": weights},
         "ordered": OrderedDict(state=OrderedDict(weights)),
     }  # fmt: skip
@@ -182,6 +183,13 @@ def averages(weights: Mapping[str, Tensor], plain: Mapping[str, Tensor]) -> dict
         "mmcv": {
             "meta": {"epoch": 3},
             "state_dict": {**weights, **{f"ema_{name.replace('.', '_')}": tensor for name, tensor in plain.items()}},
+        },
+        "mmcv with a backbone": {
+            "state_dict": {
+                **under("backbone.", of_backbone(weights)), **under("head.fc.", of_head(weights)),
+                **{f"ema_backbone_{n.replace('.', '_')}": tensor for n, tensor in of_backbone(plain).items()},
+                **{f"ema_head_fc_{n}": tensor for n, tensor in of_head(plain).items()},
+            },
         },
         "lightning": {
             "state_dict": under("net.", weights), "current_model_state": under("net.", plain), "averaging_state": apart,

@@ -42,6 +42,7 @@ STORAGES = {
     "ComplexFloatStorage": torch.complex64,
     "UntypedStorage": torch.uint8,
 }
+DAMAGED = "cannot be read: its description is damaged or cut off; use the original"
 ODD = "is a sparse, quantized or empty tensor; save it as a plain one"
 HARMLESS = {
     "_codecs", "argparse", "array", "collections", "copyreg", "dataclasses", "datetime", "decimal", "enum", "fractions",
@@ -142,9 +143,8 @@ class Pickle:
         except UnreadablePickle:
             raise
         except Exception as error:  # of bytes that are no pickle, anywhere
-            reason = " ".join(str(error).split())[:100] or type(error).__name__
-            raise UnreadablePickle(f"cannot be read ({reason}); use the original") from error
-        raise UnreadablePickle("cannot be read (it ends too soon); use the original")
+            raise UnreadablePickle(DAMAGED) from error
+        raise UnreadablePickle(DAMAGED)
 
     def _spend(self, steps: int) -> None:
         self._steps += steps
@@ -199,7 +199,7 @@ class Pickle:
         found = self._stack[len(self._stack) - number :]
         del self._stack[len(self._stack) - number :]
         if len(found) < number:
-            raise UnreadablePickle("cannot be read (it lacks values); use the original")
+            raise UnreadablePickle(DAMAGED)
         return found
 
     def _name(self, _: Any) -> None:

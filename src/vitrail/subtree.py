@@ -26,9 +26,9 @@ from torch import Tensor
 from vitrail.dialects import write_names
 from vitrail.errors import CheckpointError
 from vitrail.models import FAMILIES, build_config, find_variant
-from vitrail.models.registry import Family
+from vitrail.models.registry import Family, VisionModel
 from vitrail.pickled import Held
-from vitrail.recognise import Reading, expected_shapes, recognise
+from vitrail.recognise import Reading, recognise
 from vitrail.weight_file import WeightFile
 
 AVERAGE = {"ema", "swa", "avg", "average", "averaged", "averages", "shadow", "polyak", "smoothed"}
@@ -120,7 +120,10 @@ def find_weights(
         CheckpointError: There are none, or several to choose from.
         ConfigError: No model is called so, or it has no such option.
     """
-    inside = _inside(file, entry)
+    every = _inside(file, entry)
+    spelt = _spelt(every)
+    others = {*spelt.values()}
+    inside = [name for name in every if name not in others]
     trees = _subtrees(file, inside)
     usual = [tree for tree in trees if not _is_of_optimizer(tree.prefix)]
     if entry is not None:
@@ -130,6 +133,7 @@ def find_weights(
     fits = [fit for tree in usual or [_nearest(file, inside)] if (fit := ask.fit(tree, free))]
     if not fits:
         raise next(answer for answer in ask.known.values() if isinstance(answer, CheckpointError))
+    fits = [part for fit in fits for part in _of_mmcv(fit, spelt)]
     own = [fit for fit in fits if not fit.tree.is_average]
     asked = fits if average or not own else own  # an average that is not wanted is taken where nothing else is there
     least = min(_problems(fit) for fit in asked)
@@ -137,13 +141,13 @@ def find_weights(
     plain = [fit for fit in best if not fit.tree.is_average]
     averages = [fit for fit in (best if asked is fits else fits) if fit.tree.is_average]
     averages += [made for fit in plain for made in ask.averages_by_order(fit, free)]
-    chosen, notes, others = _choose(file, plain, averages, average)
+    chosen, notes, why = _choose(file, plain, averages, average)
     if chosen.heads and not partial:
         raise CheckpointError(
             f"{file.path}: is {chosen.readings[0]} without its head, and {', '.join(chosen.heads[:3])} may be of one; "
             "weights.partial=true takes it without"
         )
-    skipped = {**chosen.tree.skipped, **_left(file, chosen.tree, trees, others)}
+    skipped = {**chosen.tree.skipped, **_left(file, chosen.tree, trees, why)}
     notes = (*chosen.notes, *notes)
     return Found(tree=chosen.tree, readings=chosen.readings, notes=notes, doubts=chosen.doubts, skipped=skipped)
 
@@ -232,14 +236,14 @@ def _subtrees(file: WeightFile, names: list[str]) -> list[Subtree]:
             looks.setdefault(place[0], set()).add(place[1])
     roots = [prefix for prefix, found in looks.items() if _is_half(found)]
     members: dict[str, list[str]] = {prefix: [] for prefix in roots}
+    tops = {(prefix, name.split(".")[0]) for name, prefix in prefixes.items()}
     for name in names:
-        own = prefixes.get(name)
-        # what looks like no weight is of the nearest place that it is behind
+        own, top = prefixes.get(name), name.split(".")[0]
+        # what looks like no weight is of the nearest place that it is behind, if not in an entry of its own
         behind = own if own in members else max((p for p in roots if name.startswith(p)), key=len, default=None)
-        if behind is not None:
+        if behind is not None and (file.entries.get(top, "tensor") == "tensor" or (behind, top) in tops):
             members[behind].append(name)
-    trees = [_subtree(file, prefix, members[prefix]) for prefix in roots]
-    return [part for tree in trees for part in _of_mmcv(tree)]
+    return [_subtree(file, prefix, members[prefix]) for prefix in roots]
 
 
 def _is_half(looks: Iterable[str]) -> bool:
@@ -311,15 +315,25 @@ def _swapped(file: WeightFile) -> dict[str, bool]:
     return {}
 
 
-def _of_mmcv(tree: Subtree) -> list[Subtree]:
-    """Tell the two apart where mmcv has kept both in one place: it swaps them too, and spells one with underscores."""
-    spelt = {f"ema_{name.replace('.', '_')}": name for name in tree.names}
-    plain = {spelt[name]: whole for name, whole in tree.names.items() if name in spelt}
-    if not plain:
-        return [tree]
-    rest = {name: whole for name, whole in tree.names.items() if name not in spelt}
-    prefix = f"{tree.prefix}ema_"
-    return [replace(tree, names=rest, is_average=True), Subtree(prefix=prefix, names=plain)]
+def _spelt(names: list[str]) -> dict[str, str]:
+    """Return the other name of weights that mmcv keeps twice in one place: `ema_`, and its name with underscores."""
+    others = {name for name in names if name.rpartition(".")[2].startswith("ema_")}
+    found = {}
+    for place in {name[: name.rfind(".") + 1] for name in others}:
+        for name in names:
+            other = f"{place}ema_{name.removeprefix(place).replace('.', '_')}"
+            if name.startswith(place) and other in others:
+                found[name] = other
+    return found
+
+
+def _of_mmcv(fit: _Fit, spelt: Mapping[str, str]) -> list[_Fit]:
+    """Tell the two apart where mmcv has kept both; it swaps them, so that what has the usual names is the average."""
+    names = {name: spelt.get(whole, whole) for name, whole in fit.tree.names.items()}
+    if names == fit.tree.names:
+        return [fit]
+    plain = replace(fit.tree, prefix=f"{fit.tree.prefix}ema_", names=names)
+    return [replace(fit, tree=replace(fit.tree, is_average=True)), replace(fit, tree=plain)]
 
 
 def _nearest(file: WeightFile, names: list[str]) -> Subtree:
@@ -403,7 +417,7 @@ class _Ask:
 
         They are within the subtree under another name, such as head.1, or else beside it, in the nearest place.
         """
-        width = expected_shapes(reading.model, reading.config)["norm.weight"][0]
+        width = _on_meta_device(reading).num_features
         inside = [tree.names[name] for name in reading.misfits if name in tree.names]
         stems = [stem for name in inside if (stem := self._stem(name, width))]
         if inside:
@@ -440,11 +454,15 @@ class _Ask:
         return found
 
 
+def _on_meta_device(reading: Reading) -> VisionModel:
+    with torch.device("meta"):
+        return find_variant(reading.model)[0].model(reading.config)
+
+
 def _frozen(reading: Reading) -> set[str]:
     """Return the names in the file of what is never trained, which some averages leave out."""
-    with torch.device("meta"):
-        model = find_variant(reading.model)[0].model(reading.config)
-    still = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    parameters = _on_meta_device(reading).named_parameters()
+    still = {name for name, parameter in parameters if not parameter.requires_grad}
     return {theirs for link in reading.links if {*link.ours} <= still for theirs in link.theirs}
 
 

@@ -29,6 +29,7 @@ MAX_WEIGHTS = 20_000
 MAX_ENTRIES = 200_000
 """Values of a file that are looked at; the states of an optimizer are among them."""
 MAX_NESTING = 32
+"""Entries within entries; no module of a model here is so deep in others."""
 TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -212,11 +213,9 @@ def _sort_out(path: Path, content: Any) -> dict[str, Any]:
         raise CheckpointError(f"{path}: holds a {kind}, not weights by name; save the model's state_dict()")
     found: dict[str, Held] = {}
     entries: dict[str, str] = {}
-    for count, (name, value) in enumerate(_walk(content, "", 0)):
+    for count, (name, value) in enumerate(_walk(content, "", (), set())):
         if count > MAX_ENTRIES:
             raise CheckpointError(f"{path}: holds more than {MAX_ENTRIES:,} values; save its state_dict() alone")
-        if not name:
-            raise CheckpointError(f"{path}: nests its entries without end; save its state_dict() alone")
         if (tensor := held(value)) is None:
             continue
         if name in found:
@@ -231,16 +230,20 @@ def _sort_out(path: Path, content: Any) -> dict[str, Any]:
     return {"tensors": found, "entries": entries, "arch": _arch(content)}
 
 
-def _walk(node: Any, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
-    """Yield all that stands in mappings, modules and lists of tensors, by its whole name; no name ends it."""
-    if depth > MAX_NESTING:
-        yield "", None
+def _walk(node: Any, prefix: str, above: tuple[int, ...], seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """Yield all that stands in mappings, modules and lists of tensors, by its whole name; an object once.
+
+    Objects refer to each other in circles, as the settings of OmegaConf do.
+    """
+    if len(above) > MAX_NESTING or id(node) in above or id(node) in seen:
         return
+    if isinstance(node, Inert):
+        seen.add(id(node))
     for key, value in (_children(node) or {}).items():
         name = f"{prefix}{key}"
         yield name, value
         if held(value) is None:
-            yield from _walk(value, f"{name}.", depth + 1)
+            yield from _walk(value, f"{name}.", (*above, id(node)), seen)
 
 
 def _children(node: Any) -> Mapping[Any, Any] | None:
