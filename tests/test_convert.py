@@ -43,7 +43,7 @@ ENDINGS = {"official": "pth", "timm": "safetensors", "mmpretrain": "pth", "mindc
 def official(tmp_path: Path, name: str, **overrides: Any) -> tuple[Path, Wanted]:
     """Return a file of a tiny model, and how it is to be read."""
     path = tmp_path / "from.pth"
-    project = EXAMPLES[name][0]
+    project = EXAMPLES.get(name, ("official",))[0]
     weights = tiny(name, **overrides).state_dict()
     torch.save(weights, path)
     if project != "official":  # which has no such model, so it comes from another
@@ -602,6 +602,30 @@ def test_pruned_model_gives_the_same_maps(name: str, norm: bool) -> None:
 def test_what_timm_asks_and_our_models_lack_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         timm.create_model("t2t_vit_7", **arguments)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_timm_adapts_our_files_to_other_channels(channels: int, tmp_path: Path) -> None:
+    source, wanted = official(tmp_path, "tnt_ti_patch16_224", depth=1)
+    convert(source, tmp_path / "a.safetensors", "vitrail", wanted)
+    save_pretrained(tmp_path / "a.safetensors", tmp_path / "hub")
+    model = timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True, in_chans=channels).eval()
+    images = torch.randn(2, channels, 32, 32)
+    assert_close(model(images), load_model(tmp_path / "hub", in_channels=channels)(images), atol=1e-6, rtol=0)
+
+
+def test_timm_builds_our_models_of_any_size(tmp_path: Path) -> None:
+    name = "tnt_ti_patch16_224"
+    model = tiny(name, biases="zoo", gelu="tanh", norm_eps=1e-7)
+    record = Record(model=name, options=model_options(model), classes=(), preprocess=Preprocess(size=(32, 32)))
+    save_model(tmp_path / "a.safetensors", model.state_dict(), record)
+    save_pretrained(tmp_path / "a.safetensors", tmp_path / "hub")
+    images = torch.randn(2, 3, 32, 32)
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True).eval()
+    assert torch.equal(loaded(images), model(images))
+    torch.save(model.state_dict(), tmp_path / "dump.pth")
+    found = open_model(tmp_path / "dump.pth", Wanted(model=name, options={**tiny_options(name), "biases": "zoo"}))
+    assert found.weights.keys() == model.state_dict().keys()
 
 
 def test_timm_loads_our_folders(tmp_path: Path) -> None:

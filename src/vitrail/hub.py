@@ -20,6 +20,7 @@ from vitrail.imagenet import wnids
 from vitrail.loading import numerics, open_model
 from vitrail.models import find_variant
 from vitrail.pixels import counted
+from vitrail.recognise import FREE
 
 WEIGHTS = "model.safetensors"
 PREFIX = "vitrail_"
@@ -135,8 +136,10 @@ def timm_config(record: Record) -> dict[str, Any]:
         arguments["img_size"] = list(preprocess.size)
     if channels != 3:
         arguments["in_chans"] = channels
-    if not is_of_timm(record.model):
-        arguments |= other_numerics(record)
+    if not is_of_timm(record.model):  # then `vitrail.timm` builds it, of any size and with any numerics
+        published, built = vars(card.config), vars(config_of(record))
+        usual = (*FREE, "drop_path_rate")
+        arguments |= {name: value for name, value in built.items() if name not in usual and value != published[name]}
     named = {"label_names": list(record.classes)} if record.classes else {}
     return {
         "architecture": record.model,

@@ -205,7 +205,9 @@ def _config(
     differing = [key for key, value in implied.items() if key in known - {*FREE} and getattr(config, key) != value]
     if differing and not named:
         return None
-    if any(getattr(config, key) != value for key, value in dialect.only.items()):
+    # a state dict of ours without what a family can add has official names all the same
+    required = {key: value for key, value in dialect.only.items() if key not in find_variant(name)[0].additions}
+    if any(getattr(config, key) != value for key, value in required.items()):
         return None
     given = {key: implied[key] for key in ("in_channels", "num_classes") if key in implied}
     if "positions" in implied:
