@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from vitrail.data.labels import canonical
 from vitrail.errors import CheckpointError
 from vitrail.imagenet import COUNT, by_name, plain, wnids
 from vitrail.models.registry import ModelConfig, build_head
@@ -15,6 +17,7 @@ from vitrail.models.t2t_vit import sinusoid
 from vitrail.recognise import Entry
 
 Positions = Literal["resized", "fresh"]
+HEAD = ("head.weight", "head.bias")
 T2T_CELL = 7 * 7
 """Pixels that T2T-ViT's first layer joins into one token."""
 
@@ -27,6 +30,7 @@ def adapt(
     *,
     old_classes: Sequence[str],
     new_classes: Sequence[str],
+    keep_head: bool = False,
     positions: Positions = "resized",
 ) -> tuple[dict[str, Tensor], list[Entry]]:
     """Return weights for the model of `target` from those of the model of `source`, and what was done to which.
@@ -38,6 +42,7 @@ def adapt(
         where: The file, for messages.
         old_classes: Names of the logits; empty where they are not known.
         new_classes: Names of the logits wanted; empty where they are not known.
+        keep_head: Keep the head as it is, whatever the names of its logits.
         positions: Of T2T-ViT's fixed table: resized from the file's, or computed for the new size.
 
     Raises:
@@ -48,7 +53,7 @@ def adapt(
         entries += _adapt_channels(weights, source.in_channels, target.in_channels, where)
     if source.size != target.size:
         entries += _adapt_positions(weights, source, target, positions)
-    if source.num_classes != target.num_classes or tuple(old_classes) != tuple(new_classes):
+    if source.num_classes != target.num_classes or (not keep_head and tuple(old_classes) != tuple(new_classes)):
         entries += _adapt_head(weights, target, tuple(old_classes), tuple(new_classes))
     return weights, entries
 
@@ -57,7 +62,7 @@ def _adapt_head(
     weights: dict[str, Tensor], target: ModelConfig, old: tuple[str, ...], new: tuple[str, ...]
 ) -> list[Entry]:
     features = weights["norm.weight"].shape[0]
-    before = {name: weights.pop(name) for name in ("head.weight", "head.bias") if name in weights}
+    before = {name: weights.pop(name) for name in HEAD if name in weights}
     if target.num_classes == 0:
         return [Entry("skipped", theirs=tuple(before), note="the model is built without a head")]
     head = build_head(features, target.num_classes)
@@ -68,15 +73,34 @@ def _adapt_head(
                 parameter[to] = before[f"head.{name}"][of]
             weights[f"head.{name}"] = parameter.detach()
     note = f"{len(found)} of {target.num_classes} rows kept, by class name; the others are fresh"
-    return [Entry("new", tuple(before), ("head.weight", "head.bias"), note)]
+    return [Entry("new", tuple(before), HEAD, note)]
+
+
+def as_two_logits(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Entry]:
+    """Return weights whose one logit z became the two logits 0 and z, whose softmax is the sigmoid of z."""
+    wider = {name: torch.cat([torch.zeros_like(weights[name]), weights[name]]) for name in HEAD}
+    return {**weights, **wider}, Entry("resized", HEAD, HEAD, "a row of zeros before its one")
 
 
 def shared_rows(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:
-    """Return (new index, old index) of each class that both have; ImageNet's are known by id and by English name."""
-    known = {plain(name): index for index, name in enumerate(old)}
+    """Return (new index, old index) of each class that both have; ImageNet's are known by id and by English name.
+
+    Names that are not equal are the same where only their case differs, or what stands between their words, and no
+    other name on either side is then the same too.
+    """
+    same = {canonical(name): index for index, name in enumerate(old)}
+    counts, known = (Counter(map(plain, names)) for names in (new, old))
+    alike = {plain(name): index for index, name in enumerate(old) if known[plain(name)] == 1}
     if len(old) == COUNT and tuple(old) == wnids():
-        known |= by_name()
-    return [(to, known[plain(name)]) for to, name in enumerate(new) if plain(name) in known]
+        alike |= by_name()
+    found = []
+    for to, name in enumerate(map(canonical, new)):
+        key = plain(name)
+        if name in same:
+            found.append((to, same[name]))
+        elif key and counts[key] == 1 and key in alike:
+            found.append((to, alike[key]))
+    return found
 
 
 def _adapt_positions(weights: dict[str, Tensor], source: Any, target: Any, positions: Positions) -> list[Entry]:

@@ -239,7 +239,7 @@ def predict(
             raise ConfigError(f"{name} is {value}; it must be at least 1")
 
     from vitrail.devices import pick_device
-    from vitrail.engines import read_artifact
+    from vitrail.engines import read_artifact, require_classes
     from vitrail.loading import override_preprocess, tell, wanted
     from vitrail.predict import find_images, open_output
     from vitrail.predict import predict as run
@@ -247,6 +247,7 @@ def predict(
     output = output or Path(f"predictions.{format}")
     with _terminal() as display:
         artifact = read_artifact(checkpoint, engine, wanted(settings.weights))
+        require_classes(artifact.record, checkpoint)
         if artifact.weights is not None:
             tell(artifact.weights, display)
         preprocess = override_preprocess(artifact.record.preprocess, settings.preprocess, display)
@@ -398,7 +399,7 @@ def export(
         preprocess = override_preprocess(opened.record.preprocess, config.preprocess, display)
         opened = replace(opened, record=replace(opened.record, preprocess=preprocess))
         classes = opened.record.options["num_classes"]
-        if topk is not None and not 1 <= topk <= classes:
+        if topk is not None and classes and not 1 <= topk <= classes:
             raise ConfigError(f"--topk is {topk}; it must be 1 to {classes}, the model's classes")
         source = Path(opened.account.path)
         if with_preprocess and output is None:  # not the name of the file that takes what is resized

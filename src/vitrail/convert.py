@@ -67,12 +67,12 @@ def convert(source: Path | str, target: Path, to: str, asked: Wanted | None = No
     """
     if target.exists() and Path(source).exists() and target.samefile(source):
         raise CheckpointError(f"{target}: is the source; choose another name, so that it stays")
-    opened = open_model(source, asked)
+    opened = open_model(source, replace(asked or Wanted(), two_logits=False))
     config, model = config_of(opened.record), opened.record.model
     if to == OURS:
         _check_suffix(target, to, (".safetensors",))
         save_model(target, opened.weights, replace(opened.record, provenance=_provenance(opened)))
-        return _compared(opened, target, (str(target),), [], Wanted())
+        return _compared(opened, target, (str(target),), [], Wanted(two_logits=False))
     dialect = find_dialect(to, model, config)
     theirs = to_dialect(opened.weights, dialect, str(source), to)
     if to == "timm" and target.suffix not in SUFFIXES["PyTorch"]:
@@ -83,7 +83,9 @@ def convert(source: Path | str, target: Path, to: str, asked: Wanted | None = No
         write_whole(target, _encode(theirs, target, entry, dialect.mindspore), f"choose another place than {target}")
         written = (str(target),)
     options = {name: value for name, value in asdict(config).items() if name not in (*FREE, *dialect.options)}
-    asked = Wanted(dialect=to, model=model, options={**options, "image_size": config.image_size})
+    asked = Wanted(
+        dialect=to, model=model, options={**options, "image_size": config.image_size}, two_logits=False
+    )  # fmt: skip
     return _compared(opened, target, written, _doubts(opened, dialect, to), asked)
 
 

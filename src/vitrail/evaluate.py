@@ -16,17 +16,18 @@ from numpy.typing import NDArray
 
 from vitrail.answers import Answers, Gathered
 from vitrail.checkpoint import Record
-from vitrail.class_names import check_classes, match_by_name
+from vitrail.class_names import check_classes, match_by_name, match_by_order, order_in_doubt
 from vitrail.config import ConvertConfig, DataSection, EvaluateConfig, Layer, Resolved, resolve, to_dict
 from vitrail.data import DIVISION, open_split
 from vitrail.data.hf import is_hf, pin_revision
+from vitrail.data.labels import tell_look_alikes
 from vitrail.data.loader import Batch, ImageLoader, build_eval_loader
 from vitrail.data.sketch import shared
 from vitrail.data.sources import Source, fingerprint
 from vitrail.devices import Precision, autocast
 from vitrail.display import Display, Quiet
 from vitrail.engine import gather_texts, processes, share, sum_over_processes
-from vitrail.engines import Artifact, Network, read_artifact
+from vitrail.engines import Artifact, Network, read_artifact, require_classes
 from vitrail.errors import CheckpointError, ConfigError, DataError
 from vitrail.label_metrics import LabelAccuracy, label_accuracy, probabilities
 from vitrail.label_report import label_report_files, truth
@@ -183,6 +184,7 @@ def _evaluate(
 ) -> list[Evaluation]:
     artifact = read_artifact(path, engine, wanted_weights(settings))
     other = _same_model(artifact, against) if against is not None else None
+    require_classes(artifact.record, path)
     for opened in (artifact.weights, other.weights if other else None):
         if opened is not None:
             tell(opened, display)
@@ -200,19 +202,7 @@ def _evaluate(
         with accelerator.local_main_process_first():  # which downloads for all
             source, notes = open_split(data, config.evaluate.split)
         check_kind(record, source, path)
-        if data.match_classes == "by-name":
-            lacking = len(record.classes) - len(source.classes)
-            source = in_order_of(record.classes, source, path)
-            if lacking and source.label_sets is not None:
-                display.warn(
-                    f"{source.description}: has no images of {lacking} of the {len(record.classes)} classes; where the "
-                    "model gives an image one of these, that counts as wrong"
-                )
-        elif not record.classes and record.options["num_classes"] == len(source.classes):
-            display.warn(f"{path}: names no classes; those of the data are taken, in their order")
-            record = replace(record, classes=source.classes)
-        else:
-            check_classes(record.classes, source.classes, path, OTHER_CLASSES)
+        record, source = matched(record, source, data, path, display)
         if told := seen_before(record, config, source):
             display.warn(told)
         tried = ways(override_preprocess(record.preprocess, config.preprocess, display))
@@ -312,6 +302,45 @@ def _agreement(
     else:
         equal = ours.choices[:, 0] == theirs.choices[:, 0]
     return Agreement(path, len(ours.indices), int(equal.sum()), float(difference), found.numbers(), found.shown)
+
+
+def matched(
+    record: Record, source: Source, data: DataSection, path: Path | str, display: Display
+) -> tuple[Record, Source]:
+    """Return a model and images whose classes are the same in the same order, and say what was taken for what.
+
+    Raises:
+        DataError: They cannot be matched as the settings say, or not without a doubt.
+    """
+    if told := tell_look_alikes(source.classes):
+        display.warn(f"{source.description}: {told}")
+    count = record.options["num_classes"]
+    if data.match_classes == "by-name":
+        lacking = len(record.classes) - len(source.classes)
+        source = in_order_of(record.classes, source, path)
+        if lacking and source.label_sets is not None:
+            display.warn(
+                f"{source.description}: has no images of {lacking} of the {len(record.classes)} classes; where the "
+                "model gives an image one of these, that counts as wrong"
+            )
+        return record, source
+    if data.match_classes == "exact" and record.classes:
+        check_classes(record.classes, source.classes, path, OTHER_CLASSES)
+        return record, source
+    if data.match_classes == "exact" and count != len(source.classes):
+        raise DataError(
+            f"{path}: has {count} outputs and names no classes, and the data has {len(source.classes)}; name them with "
+            "weights.classes=FILE, and where the data has a part of them add data.match_classes=by-name"
+        )
+    told = match_by_order(record.classes, count, source.classes, path)
+    if told or not record.classes:
+        if doubt := order_in_doubt(source.classes, data.class_order):
+            raise DataError(f"{path}: {'' if record.classes else 'names no classes, and '}{doubt}")
+        display.warn(told or f"{path}: names no classes; those of the data are taken, in their order")
+    if not record.classes:
+        return replace(record, classes=source.classes), source
+    # every source is a dataclass with this field, which no protocol can say
+    return record, replace(cast(Any, source), classes=record.classes)
 
 
 def check_kind(record: Record, source: Source, path: Path) -> None:
@@ -447,7 +476,7 @@ def inherited_data(record: Record, settings: Sequence[Layer]) -> list[Layer]:
     changed = {key for key in ("root", "list") if key in given and given[key] != data.get(key)}
     is_here = data.get("name") is None or is_hf(data["name"])
     if "name" in given or "list" in changed or (changed and is_here):
-        kept = ["download", "workers", *DIVISION]
+        kept = ["download", "workers", "class_order", *DIVISION]
         kept += [] if given.get("name") else ["bad_files"]  # a quarantine is for what was looked at
         kept += ["path_column", "label_column", "labels_column"] if "list" in given else []
         data = {key: data[key] for key in kept if key in data}

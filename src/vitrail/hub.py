@@ -16,7 +16,7 @@ from vitrail.checkpoint import Record, encode_safetensors, to_metadata
 from vitrail.errors import CheckpointError
 from vitrail.files import write_whole
 from vitrail.imagenet import wnids
-from vitrail.loading import NUMERICS, open_model
+from vitrail.loading import NUMERICS, Wanted, open_model
 from vitrail.models import find_variant
 from vitrail.pixels import counted
 
@@ -36,7 +36,7 @@ def save_pretrained(source: Path | str, folder: Path) -> tuple[str, ...]:
     Raises:
         CheckpointError: It cannot be read or written.
     """
-    opened = open_model(source)
+    opened = open_model(source, Wanted(two_logits=False))
     if differing := other_numerics(opened.record):
         warnings.warn(
             f"{folder}: these weights compute with {differing}; vitrail reads that from the folder, timm's own models "
