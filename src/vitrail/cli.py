@@ -21,6 +21,7 @@ from vitrail.tables import show_quantized, show_sweep, show_table, show_training
 
 if TYPE_CHECKING:
     from vitrail.check_data import Checked
+    from vitrail.config import PredictConfig
     from vitrail.data.manifest import Manifest
     from vitrail.display import Terminal
     from vitrail.projects import Say
@@ -116,6 +117,16 @@ def evaluate(
     against: Annotated[
         Path | None, Parameter(help="Another file of the model, whose answers to the same images are compared.")
     ] = None,
+    answers: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder with NAME_0.bin for each image, the logits that another program answered with the inputs of "
+            "predict --write-inputs; they are counted, and the file is not run. A file of class names will do then."
+        ),
+    ] = None,
+    acc_log: Annotated[
+        Path | None, Parameter(help="Also write the two lines of the model zoo's acc.log to this file.")
+    ] = None,
     sweep_preprocess: Annotated[
         bool, Parameter(help="Try the usual means, crops and filters instead, and say which fits the weights.")
     ] = False,
@@ -128,6 +139,7 @@ def evaluate(
     vitrail evaluate runs/digits/best.safetensors
     vitrail evaluate best.onnx data.root=/data/pets --against best.safetensors
     vitrail evaluate best.safetensors data.root=/data/pets evaluate.split=all --report pets
+    vitrail evaluate best.safetensors data.root=/data/pets --answers result_Files/ --acc-log acc.log
     ```
     """
     from vitrail.config import command_line
@@ -138,14 +150,21 @@ def evaluate(
     if precision is not None:
         tokens = [*tokens, f"evaluate.precision={precision}"]
     layers = [*([part.layer] if part else []), command_line(tokens)]
-    if json_file is not None:
-        _check_writable("--json", json_file)
-    for name, value, what in (("--report", report, "writes"), ("--against", against, "compares with")):
+    for name, value in (("--json", json_file), ("--acc-log", acc_log)):
+        if value is not None:
+            _check_writable(name, value)
+    for name, value, what in (
+        ("--report", report, "writes"), ("--against", against, "compares with"), ("--answers", answers, "takes"),
+        ("--acc-log", acc_log, "writes"),
+    ):  # fmt: skip
         if value is not None and sweep_preprocess:
             raise ConfigError(f"{name}: --sweep-preprocess {what} none; leave one of them out")
+    for name, value in (("--engine", engine), ("--precision", precision)):
+        if value is not None and answers is not None:
+            raise ConfigError(f"{name} {value}: with --answers nothing is computed; leave one of them out")
 
     from vitrail.evaluate import evaluate as run
-    from vitrail.evaluate import report_folder, report_name, sweep
+    from vitrail.evaluate import report_folder, report_name, sweep, zoo_lines
     from vitrail.files import write_whole
 
     with _terminal() as display:
@@ -162,7 +181,9 @@ def evaluate(
         default = report is None
         folder = Path("evaluations", report_name(checkpoint)) if report is None else report
         whole = report_folder(folder, never_replace=default)
-        result = run(checkpoint, layers, engine=engine, against=against, report=whole, display=display)
+        result = run(
+            checkpoint, layers, engine=engine, against=against, answers=answers, report=whole, display=display
+        )  # fmt: skip
         if not _is_main_process():
             return 0
         for name, reason in result.bad_files:
@@ -179,6 +200,9 @@ def evaluate(
             text = json.dumps({"checkpoint": str(checkpoint), **result.to_dict()}, indent=1) + "\n"
             write_whole(json_file, text.encode(), "choose another file with --json")
             display.note(f"numbers: {json_file}")
+        if acc_log is not None:
+            write_whole(acc_log, zoo_lines(result.accuracy).encode(), "choose another file with --acc-log")
+            display.note(f"as the model zoo: {acc_log}")
         if (found := result.agreement) is not None:
             print(
                 f"same answer as {found.path}: {found.equal:,} of {found.n:,}; scores differ by {found.difference:.1e} "
@@ -217,12 +241,20 @@ def predict(
         Literal["float32", "bfloat16", "float16"] | None,
         Parameter(help="What is computed in; an exported file's own by default."),
     ] = None,
+    write_inputs: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder for what the model would see of each image, as float32 files for an inference program "
+            "elsewhere; nothing is classified. `vitrail evaluate --answers` reads what that program answers."
+        ),
+    ] = None,
 ) -> int:
     """Classify images; the exit status is 1 if any could not be read.
 
     ```
     vitrail predict runs/digits/best.safetensors seven.png
     vitrail predict best.safetensors photos/ 'more/*.jpg' list.txt --format csv --topk 5
+    vitrail predict best.safetensors /data/pets/val --write-inputs inputs
     ```
     """
     from vitrail.config import PredictConfig, command_line, resolve
@@ -237,6 +269,11 @@ def predict(
     for name, value in (("--topk", topk), ("--batch-size", batch_size)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
+    if write_inputs is not None:
+        for name, value in (("--output", output), ("--topk", topk), ("--engine", engine), ("--precision", precision)):
+            if value is not None:
+                raise ConfigError(f"{name} {value}: with --write-inputs nothing is classified; leave one of them out")
+        return _write_inputs(checkpoint, images, settings, write_inputs)
 
     from vitrail.devices import pick_device
     from vitrail.engines import read_artifact, require_classes
@@ -281,6 +318,32 @@ def predict(
             display.end()
         display.note(f"{total:,} images, {bad:,} unreadable: {output}{replaced}")
     return int(bad > 0)
+
+
+def _write_inputs(checkpoint: Path, images: Sequence[str], settings: PredictConfig, folder: Path) -> int:
+    """Write what a model would see of images."""
+    from vitrail.bin_files import INPUTS, LABELS, write_inputs
+    from vitrail.engines import read_artifact
+    from vitrail.loading import override_preprocess, tell, wanted
+    from vitrail.predict import find_images
+
+    with _terminal() as display:
+        artifact = read_artifact(checkpoint, None, wanted(settings.weights))
+        if artifact.weights is not None:
+            tell(artifact.weights, display)
+        preprocess = override_preprocess(artifact.record.preprocess, settings.preprocess, display)
+        paths = list(find_images(images))
+        display.begin("write inputs", len(paths))
+        done = write_inputs(paths, preprocess, artifact.record.classes, folder, display.advance)
+        display.end()
+        for path, reason in done.bad:
+            display.warn(f"{path}: {reason}; there is no file for it")
+        if not done.has_labels:
+            display.note(f"{LABELS}: not written, as not all images lie in folders called as classes of the model")
+    shape = (preprocess.channels, *preprocess.size)
+    print(f"{done.folder / INPUTS}: {done.images:,} images as float32 {shape}{' (replaced)' if done.replaced else ''}")
+    print(f"next: {command('evaluate', checkpoint, 'data.root=FOLDER', '--answers', 'FOLDER_OF_NAME_0.bin')}")
+    return int(bool(done.bad))
 
 
 @app.command

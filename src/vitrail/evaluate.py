@@ -15,8 +15,9 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from vitrail.answers import Answers, Gathered
+from vitrail.bin_files import LogitFiles, find_logits
 from vitrail.checkpoint import Record
-from vitrail.class_names import check_classes, match_by_name, match_by_order, order_in_doubt
+from vitrail.class_names import check_classes, match_by_name, match_by_order, order_in_doubt, read_class_names
 from vitrail.config import ConvertConfig, DataSection, EvaluateConfig, Layer, Resolved, resolve, to_dict
 from vitrail.data import DIVISION, open_split
 from vitrail.data.hf import is_hf, pin_revision
@@ -112,16 +113,18 @@ def evaluate(
     *,
     engine: str | None = None,
     against: Path | None = None,
+    answers: Path | None = None,
     report: WholeFolder | None = None,
     display: Display | None = None,
 ) -> Evaluation:
     """Evaluate a weight file or an exported file on the images that `settings` name, or on those it was validated with.
 
     Args:
-        path: The weight file, of any project, or what `vitrail export` wrote.
+        path: The weight file, of any project, or what `vitrail export` wrote; with `answers` a file of names will do.
         settings: Of the sections weights, data, preprocess and evaluate.
         engine: What is to run an exported file, where two can.
         against: Another file of the same model, whose answers to the same images are compared.
+        answers: Folder with the logits of each image, NAME_0.bin, which are counted instead of running the file.
         report: Where to write the report, see `report_folder`; None writes none.
         display: Where progress is shown.
 
@@ -130,7 +133,7 @@ def evaluate(
         ConfigError: A setting is unknown, of the wrong type or out of range.
         DataError: The images are not there, or their classes are not the model's.
     """
-    return _evaluate(path, settings, display or Quiet(), lambda stored: [stored], report, engine, against)[0]
+    return _evaluate(path, settings, display or Quiet(), lambda stored: [stored], report, engine, against, answers)[0]
 
 
 def report_folder(folder: Path, *, never_replace: bool = False) -> WholeFolder:
@@ -181,8 +184,10 @@ def _evaluate(
     report: WholeFolder | None = None,
     engine: str | None = None,
     against: Path | None = None,
+    answers: Path | None = None,
 ) -> list[Evaluation]:
-    artifact = read_artifact(path, engine, wanted_weights(settings))
+    names_only = answers is not None and path.suffix.lower() in (".txt", ".json")
+    artifact = _names_alone(path) if names_only else read_artifact(path, engine, wanted_weights(settings))
     other = _same_model(artifact, against) if against is not None else None
     require_classes(artifact.record, path)
     for opened in (artifact.weights, other.weights if other else None):
@@ -208,16 +213,26 @@ def _evaluate(
         tried = ways(override_preprocess(record.preprocess, config.preprocess, display))
         for note in notes:
             display.note(note)
-        network = artifact.start(accelerator.device, precision)
-        if artifact.weights is None:
+        rank, world = accelerator.process_index, accelerator.num_processes
+        network: Network | LogitFiles
+        if answers is None:
+            network = artifact.start(accelerator.device, precision)
+        else:
+            network = find_logits(answers, source, record.options["num_classes"], record.preprocess.pixels)
+            if network.bad and data.bad_files != "skip":
+                index, reason = next(iter(network.bad.items()))
+                raise DataError(
+                    f"{source.name(index)}: cannot be read ({reason}); repair it, or set data.bad_files=skip"
+                )
+        if artifact.weights is None and answers is None:
             display.note(f"{path}: run by {network.about}")
         loaders = [
             build_eval_loader(
                 source,
                 preprocess,
                 batch_size=config.evaluate.batch_size,
-                rank=accelerator.process_index,
-                world=accelerator.num_processes,
+                rank=rank,
+                world=world,
                 workers=data.workers,
                 bad_files=data.bad_files,
                 pin_memory=accelerator.device.type == "cuda",
@@ -230,19 +245,20 @@ def _evaluate(
         page = agreement = None
         for preprocess, loader in zip(tried, loaders, strict=True):
             measured = partial(
-                measure, loader=loader, source=source, preprocess=preprocess, accelerator=accelerator,
-                precision="float32", advance=display.advance, keep_answers=report is not None or other is not None,
+                measure, source=source, preprocess=preprocess, accelerator=accelerator, precision="float32",
+                advance=display.advance, keep_answers=report is not None or other is not None,
                 training_counts=counts, thresholds=record.thresholds,
             )  # fmt: skip
-            found, bad, gathered = measured(network)
+            batches = network.batches(source, rank, world) if isinstance(network, LogitFiles) else loader
+            found, bad, gathered = measured(network, batches)
             if other is not None:
-                rival, _, theirs = measured(other.start(accelerator.device))
+                rival, _, theirs = measured(other.start(accelerator.device), loader)
                 agreement = _agreement(other.path, gathered, theirs, rival)
             if report is not None and gathered is not None:
                 subject = Subject(
                     name=report_name(path), path=Path(artifact.path), record=record, source=source,
                     preprocess=preprocess, settings=to_dict(config), device=accelerator.device,
-                    engine=network.engine,
+                    engine="answers" if isinstance(network, LogitFiles) else network.engine,
                 )  # fmt: skip
                 files = write_report(subject, gathered, found, bad)
                 try:
@@ -259,6 +275,14 @@ def _evaluate(
             )
         display.end()
         return results
+
+
+def _names_alone(path: Path) -> Artifact:
+    """Return what a file of class names says of the model that gave answers elsewhere."""
+    classes = read_class_names(path)
+    options = {"num_classes": len(classes), "in_channels": 3}
+    record = Record(model="not named", options=options, classes=classes, preprocess=Preprocess(size=(224, 224)))
+    return Artifact(path=str(path), record=record, engine="torch")
 
 
 def wanted_weights(settings: Sequence[Layer]) -> Wanted:
@@ -343,6 +367,19 @@ def matched(
     return record, replace(cast(Any, source), classes=record.classes)
 
 
+def zoo_lines(found: Accuracy | LabelAccuracy) -> str:
+    """Return what postprocess.py of MindSpore's model zoo prints into acc.log.
+
+    Raises:
+        ConfigError: An image may have several classes.
+    """
+    if isinstance(found, LabelAccuracy):
+        raise ConfigError("--acc-log: the model zoo's lines are for one class an image; leave it out")
+    return "".join(
+        f"Top{k} acc:  {round(share * found.n / 100) / found.n}\n" for k, share in ((1, found.top1), (5, found.top5))
+    )
+
+
 def check_kind(record: Record, source: Source, path: Path) -> None:
     """Refuse images whose labels are of another kind than the model's answers.
 
@@ -375,8 +412,8 @@ def write_report(
 
 
 def measure(
-    model: VisionModel | Network,
-    loader: ImageLoader,
+    model: VisionModel | Network | LogitFiles,
+    loader: ImageLoader | Sequence[Batch],
     source: Source,
     preprocess: Preprocess,
     accelerator: Accelerator,
@@ -390,7 +427,7 @@ def measure(
     """Evaluate a model over all processes, and gather the images that could not be read.
 
     Args:
-        model: To be evaluated.
+        model: To be evaluated, or the logits that it gave elsewhere.
         loader: Of this process's share of the images.
         source: All of them.
         preprocess: Mean and standard deviation of the images, and their size.
@@ -435,8 +472,8 @@ def measure(
 
 
 def answer(
-    model: VisionModel | Network,
-    loader: ImageLoader,
+    model: VisionModel | Network | LogitFiles,
+    loader: ImageLoader | Sequence[Batch],
     preprocess: Preprocess,
     accelerator: Accelerator,
     precision: Precision,
@@ -452,16 +489,22 @@ def answer(
     bad: list[tuple[str, str]] = []
     nothing = torch.zeros(1, preprocess.channels, *preprocess.size, device=device)
     most = max(gather_texts(accelerator, [len(loader)]))
+
+    def ask(batch: Batch) -> torch.Tensor:
+        if isinstance(model, LogitFiles):
+            return model.read(batch.indices).to(device)
+        images = normalise(batch.images.to(device, non_blocking=True), preprocess.mean, preprocess.std)
+        # a model that is shared out needs all processes in each pass, also those without an image
+        return model(images if len(batch.labels) else nothing)
+
     with torch.no_grad(), autocast(device, precision):
         for batch in loader:
             bad += batch.bad
-            images = normalise(batch.images.to(device, non_blocking=True), preprocess.mean, preprocess.std)
-            # a model that is shared out needs all processes in each pass, also those without an image
-            logits = model(images if len(batch.labels) else nothing)
-            take(batch, logits[: len(batch.labels)])
+            take(batch, ask(batch)[: len(batch.labels)])
             advance()
         for _ in range(most - len(loader)):
-            model(nothing)
+            if not isinstance(model, LogitFiles):
+                model(nothing)
             advance()
     if is_module:
         model.train(was_training)
