@@ -1,6 +1,7 @@
 """Class names of a model and of data: in which order, by name, and when two names are one."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from timm.utils.misc import natural_key as natural_key_of_timm
 
 from test_evaluate import Notebook
+from vitrail.checkpoint import save_model
 from vitrail.class_names import check_classes, match_by_name, match_by_order, order_in_doubt, read_class_names
 from vitrail.cli import main
 from vitrail.config import DataSection, command_line
@@ -22,6 +24,7 @@ from vitrail.data.sources import Source
 from vitrail.errors import ConfigError, DataError
 from vitrail.evaluate import evaluate
 from vitrail.imagenet import plain, wnids
+from vitrail.loading import Wanted, load_model, open_model
 from vitrail.models import create_model, find_variant
 from vitrail.transforms import Preprocess
 
@@ -170,6 +173,25 @@ def test_what_is_easily_overlooked_is_seen() -> None:
     assert plain("\u0915\u093f") != plain("\u0915\u093e")
 
 
+def test_what_was_written_in_the_other_form_is_read_in_one(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    opened = open_model(tiny_checkpoint)
+    save_model(tmp_path / "a.safetensors", opened.weights, replace(opened.record, classes=(NFD, "green", "red")))
+    assert load_model(tmp_path / "a.safetensors").classes == (NFC, "green", "red")
+    kept = open_model(tmp_path / "a.safetensors", Wanted(classes=[NFD, "other"]))
+    assert kept.record.classes == (NFC, "other")
+    assert torch.equal(kept.weights["head.weight"][0], opened.weights["head.weight"][0])
+    with pytest.raises(ConfigError, match=r"classes has .* twice"):
+        Wanted(classes=[NFC, NFD])
+
+    root = write(tmp_path / "set", "a/0.png", "a/1.png", "b/2.png", "b/3.png")
+    manifest = open_manifest(DataSection(root=str(root)))[0]
+    for number, classes in enumerate([(NFD, "tea"), (NFC, NFD)]):
+        replace(manifest, classes=classes).save(tmp_path / f"{number}.manifest")
+    assert open_data(DataSection(manifest=str(tmp_path / "0.manifest"))).classes == (NFC, "tea")
+    with pytest.raises(DataError, match="names a class twice, in two forms of Unicode"):
+        open_data(DataSection(manifest=str(tmp_path / "1.manifest")))
+
+
 # In which order
 
 
@@ -198,7 +220,7 @@ def test_order_is_in_doubt_only_where_it_matters() -> None:
 
 
 def test_weights_without_names_need_an_order_where_two_differ(tmp_path: Path) -> None:
-    root = write(tmp_path / "set", *(f"class{number}/{number}.png" for number in range(1, 13)))
+    root = write(tmp_path / "set", *(f"class{number}/{i}.png" for number in range(1, 13) for i in "ab"))
     path = nameless(tmp_path, 12, always=1)
     with pytest.raises(DataError) as caught:
         evaluated(path, f"data.root={root}")
@@ -207,6 +229,10 @@ def test_weights_without_names_need_an_order_where_two_differ(tmp_path: Path) ->
         "MindSpore's, and class2 in timm's natural order; say which it is with data.class_order=text or natural, or "
         "name the classes with weights.classes=FILE"
     )
+    manifest, problems = open_manifest(DataSection(root=str(root)))
+    said = find_problems(manifest, manifest.fold == 0, Preprocess(size=(32, 32)), problems, near=False).problems
+    told = "12 classes are in the order of text: index 1 is class10, and class2 in natural order"
+    assert ("warning", told) in [(problem.severity, problem.what) for problem in said]
     confusion = {}
     for kind in ("text", "natural"):
         report = tmp_path / kind
@@ -328,28 +354,18 @@ def test_one_logit_is_evaluated_as_a_binary_classifier(tmp_path: Path) -> None:
     labels = torch.tensor(source.labels)
     found = evaluated(path, f"data.root={root}").accuracy
     assert found.top1 == pytest.approx(100 * float(((logits > 0) == labels.bool()).float().mean()))
+    written = ["--format", "csv", "--topk", "2", "--output", str(tmp_path / "p.csv")]
+    (tmp_path / "names.txt").write_text("no\nyes\n")
     losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.float())
     assert found.loss == pytest.approx(float(losses), rel=1e-5)
     with pytest.raises(SystemExit) as ended:
-        main(
-            [
-                "predict",
-                str(path),
-                str(root),
-                "--format",
-                "csv",
-                "--topk",
-                "2",
-                "--output",
-                str(tmp_path / "p.csv"),
-                *OPTIONS,
-            ]
-        )
+        main(["predict", str(path), str(root), *written, *OPTIONS, f"weights.classes={tmp_path / 'names.txt'}"])
     assert ended.value.code == 0
     rows = [line.split(",") for line in (tmp_path / "p.csv").read_text().splitlines()[1:]]
     shares = [float(row[3] if row[1] == "1" else row[6]) for row in rows]
     assert shares == pytest.approx(logits.sigmoid().tolist(), abs=1e-5)
     assert [int(row[1]) for row in rows] == (logits > 0).int().tolist()
+    assert {(row[1], row[2]) for row in rows} <= {("0", "no"), ("1", "yes")}
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from vitrail.data.hf import is_hf, pin_revision
 from vitrail.data.labels import tell_look_alikes
 from vitrail.data.loader import Batch, ImageLoader, build_eval_loader
 from vitrail.data.sketch import shared
-from vitrail.data.sources import Source, fingerprint
+from vitrail.data.sources import Source, fingerprint, printable
 from vitrail.devices import Precision, autocast
 from vitrail.display import Display, Quiet
 from vitrail.engine import gather_texts, processes, share, sum_over_processes
@@ -360,7 +360,9 @@ def matched(
     if told or not record.classes:
         if doubt := order_in_doubt(source.classes, data.class_order):
             raise DataError(f"{path}: {'' if record.classes else 'names no classes, and '}{doubt}")
-        display.warn(told or f"{path}: names no classes; those of the data are taken, in their order")
+        first, last = (printable(source.classes[index]) for index in (0, -1))
+        taken = f"those of the data are taken, in their order, from 0, {first}, to {count - 1}, {last}"
+        display.warn(told or f"{path}: names no classes; {taken}")
     if not record.classes:
         return replace(record, classes=source.classes), source
     # every source is a dataclass with this field, which no protocol can say
@@ -519,8 +521,9 @@ def inherited_data(record: Record, settings: Sequence[Layer]) -> list[Layer]:
     changed = {key for key in ("root", "list") if key in given and given[key] != data.get(key)}
     is_here = data.get("name") is None or is_hf(data["name"])
     if "name" in given or "list" in changed or (changed and is_here):
-        kept = ["download", "workers", "class_order", *DIVISION]
-        kept += [] if given.get("name") else ["bad_files"]  # a quarantine is for what was looked at
+        kept = ["download", "workers", *DIVISION]
+        # a quarantine is for what was looked at, and sets with a name declare an order
+        kept += [] if given.get("name") else ["bad_files", "class_order"]
         kept += ["path_column", "label_column", "labels_column"] if "list" in given else []
         data = {key: data[key] for key in kept if key in data}
     known = to_dict(DataSection())

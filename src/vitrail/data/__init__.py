@@ -317,7 +317,7 @@ def _check_order(section: DataSection, source: Source) -> None:
         index, own, other = differing[0]
         raise ConfigError(
             f"data.class_order {section.class_order}: {source.description} has an order of its own, in which index "
-            f"{index} is {printable(own)} and not {printable(other)}; drop the setting"
+            f"{index} is {printable(own)} and not {printable(other)}; set data.class_order=null"
         )
 
 
