@@ -524,6 +524,14 @@ def test_a_head_without_names_is_kept_where_as_many_classes_are_wanted_and_other
     )
 
 
+def test_a_file_without_a_head_is_given_one(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pth", tiny("twins_svt_small", num_classes=0).state_dict())
+    found = opened(path, "twins_svt_small", classes=["x", "y"])
+    assert found.account.doubts == ()
+    assert f"{path}: has no head; that of 2 classes is fresh" in found.account.notes
+    assert found.build()(torch.randn(1, 3, 32, 32)).shape == (1, 2)
+
+
 def test_order_decides_where_it_is_asked_to(tmp_path: Path) -> None:
     model = tiny("twins_svt_small", num_classes=3)
     path = save(tmp_path / "a.pth", model.state_dict())

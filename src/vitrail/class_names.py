@@ -108,14 +108,13 @@ def match_by_order(
                 f"data.match_classes=by-order: {printable(name)} is index {index} of the data and {places[name]} of "
                 f"{path}; set data.match_classes=by-name"
             )
-    different = (
-        [(i, *pair) for i, pair in enumerate(zip(model, data, strict=True)) if len({*pair}) > 1] if model else []
-    )
+    pairs = enumerate(zip(model, data, strict=False))  # a model without names has none to differ
+    different = [
+        f"{index} is {printable(one)} there and {printable(two)} here" for index, (one, two) in pairs if one != two
+    ]
     if not different:
         return ""
-    shown = ", ".join(
-        f"{index} is {printable(one)} there and {printable(other)} here" for index, one, other in different[:3]
-    )
+    shown = ", ".join(different[:3])
     return f"{path}: its classes are matched with those of the data by their order: {shown}"
 
 
@@ -134,16 +133,20 @@ def order_in_doubt(data_classes: Sequence[str], class_order: ClassOrder | None) 
     )
 
 
-def read_class_names(file: str | Path) -> tuple[str, ...]:
+def read_class_names(file: str | Path, what: str = "weights.classes") -> tuple[str, ...]:
     """Read names of classes from a text file with a name a line, or from JSON: a list, or names and their indices.
 
     A line that begins with a WordNet id, as in ImageNet's lists of synsets, is that id.
+
+    Args:
+        file: Its ending says whether it is JSON.
+        what: What names the file, for messages.
 
     Raises:
         ConfigError: It cannot be read, names none, a class twice, or indices with gaps.
     """
     path = Path(file).expanduser()
-    where = f"weights.classes {printable(path)}"
+    where = f"{what} {printable(path)}"
     try:
         with path.open("rb") as stream:
             content = stream.read(MOST_BYTES + 1)

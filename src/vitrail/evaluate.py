@@ -44,7 +44,7 @@ STATISTICS = ((IMAGENET_MEAN, IMAGENET_STD), ((0.5,) * 3, (0.5,) * 3), ((0.0,) *
 CROPS = (0.875, 0.9, 1.0)
 OTHER_CLASSES = (
     "rename the classes of the data, or evaluate on the data it was trained on; if the data has a part of the classes, "
-    "or another order, data.match_classes=by-name"
+    "or another order, data.match_classes=by-name; if it has all of them by other names, data.match_classes=by-order"
 )
 HOW_READ = ("workers", "download", "check", "match_classes")
 """Data settings that do not choose images."""
@@ -222,7 +222,7 @@ def _evaluate(
             if network.bad and data.bad_files != "skip":
                 index, reason = next(iter(network.bad.items()))
                 raise DataError(
-                    f"{source.name(index)}: cannot be read ({reason}); repair it, or set data.bad_files=skip"
+                    f"{source.name(index)}: cannot be read, {reason}; repair or remove it, or set data.bad_files=skip"
                 )
         if artifact.weights is None and answers is None:
             display.note(f"{path}: run by {network.about}")
@@ -279,7 +279,7 @@ def _evaluate(
 
 def _names_alone(path: Path) -> Artifact:
     """Return what a file of class names says of the model that gave answers elsewhere."""
-    classes = read_class_names(path)
+    classes = read_class_names(path, "names of classes")
     options = {"num_classes": len(classes), "in_channels": 3}
     record = Record(model="not named", options=options, classes=classes, preprocess=Preprocess(size=(224, 224)))
     return Artifact(path=str(path), record=record, engine="torch")
