@@ -232,14 +232,14 @@ def _classes(manifest: Manifest, held_out: NDArray[np.bool_]) -> Iterator[Proble
         )
     if (differing := orders_differ(names)) is not None and names[differing[0]] == differing[1]:
         index, text, natural = differing
-        advice = (
-            "timm numbers folders in natural order, as data.class_order=natural does; write numbers of equal length, "
-            "such as 0001, and all orders are one"
-        )
+        has_numbers = any(character.isdigit() for character in text + natural)
+        advice = "timm numbers folders in natural order, as data.class_order=natural does; "
+        advice += f"write {'numbers of equal length, such as 0001' if has_numbers else 'all in lower case'}"
+        advice += ", and all orders are one"
         if len(names) == 1000:
             advice += "; a model trained on ImageNet's WNIDs numbers its classes in another order"
         yield Problem(
-            "warning" if any(character.isdigit() for character in text + natural) else "note",
+            "warning" if has_numbers else "note",
             f"{len(names):,} classes are in the order of text: index {index} is {text}, and {natural} in natural order",
             advice,
             count=len(names),
