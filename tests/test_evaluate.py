@@ -257,7 +257,7 @@ def test_file_of_another_project_is_evaluated_and_takes_the_names_of_the_data(
     assert found.accuracy.n == 12
     assert found.preprocess.size == (32, 32)
     assert any("names no classes; those of the data are taken, in their order" in text for text in display.warnings)
-    with pytest.raises(DataError, match=r"the classes of .* \(0\) are not those of the data \(3\)"):
+    with pytest.raises(DataError, match=r"has 5 outputs and names no classes, and the data has 3; name them with wei"):
         evaluate(timm_file(tmp_path, 5), layers(image_folder))
     with pytest.raises(ConfigError, match="did you mean 'dialect'"):
         evaluate(timm_file(tmp_path), layers(image_folder, "weights.dialekt=timm"))

@@ -98,6 +98,34 @@ def test_the_images_are_those_of_the_folder(parquet: Path, image_folder: Path, s
     assert example.read_bytes() == (image_folder / "val" / "blue" / "blue_0.jpg").read_bytes()
 
 
+def test_names_of_classes_go_by_one_form_of_unicode_and_one_order(image_folder: Path) -> None:
+    image = next(image_folder.rglob("*.jpg")).read_bytes()
+    kind = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    names = ["class1", "class10", "class2", "caf\u00e9", "cafe\u0301"]
+    rows = [{"image": {"bytes": image, "path": f"{i}.jpg"}, "label": name} for i, name in enumerate(2 * names)]
+    path = image_folder.parent / "text" / "train-00000-of-00001.parquet"
+    write(path, rows, kind)
+    found = open_data(section(path.parent, val_split=None))
+    assert found.classes == ("caf\u00e9", "class1", "class10", "class2")
+    natural = open_data(section(path.parent, val_split=None, class_order="natural"))
+    assert natural.classes == ("caf\u00e9", "class1", "class2", "class10")
+    assert len(natural.train) + len(natural.val) == 10
+    write(path.parent / "validation-00000-of-00001.parquet", [{**rows[0], "label": "Class1"}], kind)
+    with pytest.raises(DataError, match="1 labels that are no class of the training images: Class1; 'Class1' and 'cla"):
+        open_data(section(path.parent))
+
+    declared = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names[:3])})
+    path = image_folder.parent / "declared" / "train-00000-of-00001.parquet"
+    write(path, [{**row, "label": i % 3} for i, row in enumerate(rows)], declared)
+    with pytest.raises(ConfigError, match=r"order natural: .* in which index 1 is class10 and not class2; set data"):
+        open_data(section(path.parent, val_split=None, class_order="natural"))
+    twice = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    path = image_folder.parent / "twice" / "train-00000-of-00001.parquet"
+    write(path, [{**row, "label": i % 5} for i, row in enumerate(rows)], twice)
+    with pytest.raises(DataError, match="declares the class 'caf\u00e9' twice, in two forms of Unicode; rename one"):
+        open_data(section(path.parent, val_split=None))
+
+
 def evaluated(checkpoint: Path, *settings: str) -> dict[str, Any]:
     words = ["evaluate.device=cpu", "evaluate.batch_size=5", *settings]
     return {k: v for k, v in evaluate(checkpoint, [command_line(words)]).to_dict().items() if k != "data"}

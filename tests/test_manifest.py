@@ -494,7 +494,7 @@ def test_classes_are_judged(tmp_path: Path) -> None:
     root = flat(tmp_path / "set", *names, *[f"val/{c}/{i}.png" for c in range(12) for i in range(2)])
     said = problems(checked(root), near=False)
     assert ("warning", "30 times as many training images of '1' (30) as of '3' (1)") in said
-    assert ("warning", "12 classes are numbers in the order of text: 0, 1, 10, ...") in said
+    assert ("warning", "12 classes are in the order of text: index 2 is 10, and 2 in natural order") in said
     assert ("note", f"{len(names) + 24} images are smaller than the model's 32 x 32 pixels") in said
 
 

@@ -466,7 +466,8 @@ def test_thresholds_of_other_classes_are_a_half(trained: TrainResult) -> None:
     known = open_model(path).record.thresholds
     assert known is not None
     assert load_model(path, classes=["red", "violet"]).thresholds == (known[2], 0.5)
-    model = load_model(path, num_classes=5)
+    with pytest.warns(UserWarning, match="its head is dropped"):
+        model = load_model(path, num_classes=5)
     assert model.thresholds == (0.5,) * 5
     model.reset_classifier(2)
     assert model.thresholds is None

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
@@ -24,6 +25,7 @@ from vitrail.convert import convert
 from vitrail.dialects import write_names
 from vitrail.display import Quiet
 from vitrail.errors import CheckpointError, ConfigError, DataError, Interrupted, MissingExtra, Stopped, TrainingError
+from vitrail.evaluate import evaluate
 from vitrail.loading import load_model, open_model
 from vitrail.models import create_model, find_variant
 from vitrail.start import begin
@@ -505,6 +507,98 @@ def test_a_run_begins_with_the_weights_of_another_project(image_folder: Path, tm
     written = read_yaml(result.folder / "config.yaml").values
     assert (written["model"]["options"]["gelu"], written["model"]["weights"]) == ("tanh", str(path))
     assert written["preprocess"]["mean"] == [0.485, 0.456, 0.406]
+
+
+def numbered(folder: Path, classes: int) -> tuple[Path, Path]:
+    """Return folders class1, class2, class10, ... of images, and weights without names of as many classes."""
+    root = folder / "numbered"
+    for number in (1, 2, *range(10, 8 + classes)):
+        (root / f"class{number}").mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (32, 32), (number * 20, i * 9, 99)).save(root / f"class{number}" / f"{i}.png")
+    options = read_yaml(TINY).values["model"]["options"]
+    torch.manual_seed(1)
+    model = create_model("tnt_ti_patch16_224", num_classes=classes, image_size=32, **options)
+    torch.save(model.state_dict(), folder / "nameless.pth")
+    return root, folder / "nameless.pth"
+
+
+def test_a_head_without_names_is_kept_in_training_where_the_counts_are_equal(tmp_path: Path) -> None:
+    root, path = numbered(tmp_path, 3)
+    head = torch.load(path)["head.weight"]
+    display = Notebook()
+    result = run(root, f"model.weights={path}", *STILL, "train.batch_size=6", display=display)
+    loaded = load_model(result.folder / "best.safetensors")
+    assert loaded.classes == ("class1", "class10", "class2")
+    assert torch.allclose(loaded.state_dict()["head.weight"], head, atol=1e-5)
+    assert any(
+        "names no classes; its head is kept, and the order of its 3 outputs is taken" in w for w in display.warnings
+    )
+    assert any("index 1 is class10 in the order of text" in text for text in display.warnings)
+
+    display = Notebook()
+    settings = [f"model.weights={path}", *STILL, "train.batch_size=6", "data.class_order=natural"]
+    result = run(root, *settings, display=display)
+    assert load_model(result.folder / "best.safetensors").classes == ("class1", "class2", "class10")
+    assert not any("in the order of text" in text for text in display.warnings)
+    assert read_yaml(result.folder / "config.yaml").values["data"]["class_order"] == "natural"
+    again = evaluate(result.folder / "best.safetensors", [command_line(["data.workers=0", "evaluate.device=cpu"])])
+    assert again.accuracy.top1 == result.rows[-1]["val_top1"]
+
+    names = tmp_path / "names.txt"
+    names.write_text("class10\nclass1\nclass2\n")
+    display = Notebook()
+    result = run(
+        root, f"model.weights={path}", f"weights.classes={names}", *STILL, "train.batch_size=6", display=display
+    )
+    assert torch.allclose(
+        load_model(result.folder / "best.safetensors").state_dict()["head.weight"], head[[1, 0, 2]], atol=1e-5
+    )
+    assert not any("head" in text for text in display.warnings)
+
+
+def test_a_dropped_head_is_a_warning_and_order_decides_where_it_is_asked_to(tmp_path: Path) -> None:
+    root, path = numbered(tmp_path, 4)
+    names = tmp_path / "names.txt"
+    names.write_text("ant\nbee\ncat\ndog\n")
+    settings = [f"model.weights={path}", f"weights.classes={names}", *STILL, "train.batch_size=6"]
+    display = Notebook()
+    run(root, *settings, display=display)
+    assert any(
+        "its head is dropped, and that of 4 classes is fresh: none of its 4" in text for text in display.warnings
+    )
+    display = Notebook()
+    result = run(root, *settings, "data.match_classes=by-order", "data.class_order=natural", display=display)
+    weights = load_model(result.folder / "best.safetensors").state_dict()["head.weight"]
+    assert torch.allclose(weights, torch.load(path)["head.weight"], atol=1e-5)
+    assert any(
+        "matched with those of the data by their order: 0 is ant there and class1" in w for w in display.warnings
+    )
+    shutil.rmtree(root / "class10")
+    with pytest.raises(DataError, match=r"by-order: .* has 4 classes and the data 3; give as many"):
+        run(root, *settings, "data.match_classes=by-order")
+
+
+def test_a_binary_classifier_of_one_logit_is_trained_on_as_one_of_two(image_folder: Path, tmp_path: Path) -> None:
+    _, path = numbered(tmp_path, 1)
+    for split in ("train", "val"):
+        shutil.rmtree(image_folder / split / "red")
+    result = run(image_folder, f"model.weights={path}", *STILL)
+    weights = load_model(result.folder / "best.safetensors").state_dict()["head.weight"]
+    assert torch.allclose(weights[1], torch.load(path)["head.weight"][0], atol=1e-5)
+    assert torch.allclose(weights[0], torch.zeros(()), atol=1e-5)
+
+
+def test_a_run_goes_on_where_names_are_written_in_another_form_of_unicode(image_folder: Path) -> None:
+    for split in ("train", "val"):
+        (image_folder / split / "red").rename(image_folder / split / "cafe\u0301")
+    settings = ("train.epochs=1", "schedule.warmup_epochs=0")
+    first = run(image_folder, *settings)
+    for split in ("train", "val"):
+        (image_folder / split / "cafe\u0301").rename(image_folder / split / "caf\u00e9")
+    assert load_model(first.folder / "best.safetensors").classes == ("blue", "caf\u00e9", "green")
+    fork = run(image_folder, *settings, fork=first.folder)
+    assert load_model(fork.folder / "best.safetensors").classes == ("blue", "caf\u00e9", "green")
 
 
 def test_what_is_set_counts_more_than_what_the_weight_file_says(image_folder: Path, tmp_path: Path) -> None:

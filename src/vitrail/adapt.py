@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vitrail.data.labels import canonical
 from vitrail.errors import CheckpointError
 from vitrail.imagenet import COUNT, by_name, plain, wnids
 from vitrail.models import find_variant
@@ -16,6 +18,7 @@ from vitrail.models.registry import Family, ModelConfig, build_head
 from vitrail.recognise import UNREAD, Entry, expected_shapes
 
 Positions = Literal["resized", "fresh"]
+HEAD = ("head.weight", "head.bias")
 
 
 def adapt(
@@ -27,6 +30,7 @@ def adapt(
     model: str,
     old_classes: Sequence[str],
     new_classes: Sequence[str],
+    keep_head: bool = False,
     positions: Positions = "resized",
 ) -> tuple[dict[str, Tensor], list[Entry]]:
     """Return weights for the model of `target` from those of the model of `source`, and what was done to which.
@@ -40,6 +44,7 @@ def adapt(
         model: Name of the model.
         old_classes: Names of the logits; empty where they are not known.
         new_classes: Names of the logits wanted; empty where they are not known.
+        keep_head: Keep the head as it is, whatever the names of its logits.
         positions: Of T2T-ViT's fixed table: resized from the file's, or computed for the new size.
 
     Raises:
@@ -55,7 +60,7 @@ def adapt(
         entries += _adapt_channels(weights, family, source.in_channels, target.in_channels, where)
     if source.size != target.size:
         entries += _adapt_positions(weights, family, source, target, positions)
-    if source.num_classes != target.num_classes or tuple(old_classes) != tuple(new_classes):
+    if source.num_classes != target.num_classes or (not keep_head and tuple(old_classes) != tuple(new_classes)):
         entries += _adapt_head(weights, target, tuple(old_classes), tuple(new_classes))
     if family.unread and (has_changed or target.num_classes == 0):
         entries += _fit_unread(weights, family.unread, expected_shapes(model, target))
@@ -89,7 +94,7 @@ def _adapt_head(
     weights: dict[str, Tensor], target: ModelConfig, old: tuple[str, ...], new: tuple[str, ...]
 ) -> list[Entry]:
     features = weights["norm.weight"].shape[0]
-    before = {name: weights.pop(name) for name in ("head.weight", "head.bias") if name in weights}
+    before = {name: weights.pop(name) for name in HEAD if name in weights}
     if target.num_classes == 0:
         return [Entry("skipped", theirs=tuple(before), note="the model is built without a head")]
     head = build_head(features, target.num_classes, target.head_bias)
@@ -103,12 +108,32 @@ def _adapt_head(
     return [Entry("new", tuple(before), tuple(f"head.{name}" for name, _ in head.named_parameters()), note)]
 
 
+def as_two_logits(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Entry]:
+    """Return weights whose one logit z became the two logits 0 and z, whose softmax is the sigmoid of z."""
+    names = tuple(name for name in HEAD if name in weights)
+    wider = {name: torch.cat([torch.zeros_like(weights[name]), weights[name]]) for name in names}
+    return {**weights, **wider}, Entry("resized", names, names, "a row of zeros before its one")
+
+
 def shared_rows(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:
-    """Return (new index, old index) of each class that both have; ImageNet's are known by id and by English name."""
-    known = {plain(name): index for index, name in enumerate(old)}
+    """Return (new index, old index) of each class that both have; ImageNet's are known by id and by English name.
+
+    Names that are not equal are the same where only their case differs, or what stands between their words, and no
+    other name on either side is then the same too.
+    """
+    same = {canonical(name): index for index, name in enumerate(old)}
+    counts, known = (Counter(map(plain, names)) for names in (new, old))
+    alike = {plain(name): index for index, name in enumerate(old) if known[plain(name)] == 1}
     if len(old) == COUNT and tuple(old) == wnids():
-        known |= by_name()
-    return [(to, known[plain(name)]) for to, name in enumerate(new) if plain(name) in known]
+        alike |= by_name()
+    found = []
+    for to, name in enumerate(map(canonical, new)):
+        key = plain(name)
+        if name in same:
+            found.append((to, same[name]))
+        elif key and counts[key] == 1 and key in alike:
+            found.append((to, alike[key]))
+    return found
 
 
 def _adapt_positions(

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from vitrail.data.labels import canonical
 from vitrail.decoding import DECODER
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.files import write_whole
@@ -160,6 +161,7 @@ def parse_record(metadata: Mapping[str, str], path: Path | str) -> Record:
             thresholds=_thresholds(content),
         )
         unchanged = record.classes_hash == content["classes_hash"]
+        record = replace(record, classes=tuple(map(canonical, record.classes)))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: is without vitrail's description of model, classes and preprocessing; give a file that "

@@ -35,7 +35,7 @@ from vitrail.tables import show_quantized, show_sweep, show_table, show_training
 
 if TYPE_CHECKING:
     from vitrail.check_data import Checked
-    from vitrail.config import Layer
+    from vitrail.config import Layer, PreprocessSection
     from vitrail.data.manifest import Manifest
     from vitrail.display import Terminal
     from vitrail.projects import Say
@@ -138,6 +138,16 @@ def evaluate(
     against: Annotated[
         Path | None, Parameter(help="Another file of the model, whose answers to the same images are compared.")
     ] = None,
+    answers: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder with NAME_0.bin for each image, the logits that another program answered with the inputs of "
+            "predict --write-inputs; they are counted, and the file is not run. A file of class names will do then."
+        ),
+    ] = None,
+    acc_log: Annotated[
+        Path | None, Parameter(help="Also write the two lines of the model zoo's acc.log to this file.")
+    ] = None,
     sweep_preprocess: Annotated[
         bool, Parameter(help="Try the usual means, crops and filters instead, and say which fits the weights.")
     ] = False,
@@ -150,6 +160,7 @@ def evaluate(
     vitrail evaluate runs/digits/best.safetensors
     vitrail evaluate best.onnx data.root=/data/pets --against best.safetensors
     vitrail evaluate best.safetensors data.root=/data/pets evaluate.split=all --report pets
+    vitrail evaluate best.safetensors data.root=/data/pets --answers result_Files/ --acc-log acc.log
     ```
     """
     from vitrail.config import command_line
@@ -160,15 +171,22 @@ def evaluate(
     if precision is not None:
         tokens = [*tokens, f"evaluate.precision={precision}"]
     layers = [*([part.layer] if part else []), command_line(tokens)]
-    if json_file is not None:
-        read = [*files_of(checkpoint), *(files_of(against) if against is not None else ()), config or ""]
-        refuse_output("--json", json_file, read)
-    for name, value, what in (("--report", report, "writes"), ("--against", against, "compares with")):
+    read = [*files_of(checkpoint), *(files_of(against) if against is not None else ()), config or ""]
+    for name, value in (("--json", json_file), ("--acc-log", acc_log)):
+        if value is not None:
+            refuse_output(name, value, read)
+    for name, value, what in (
+        ("--report", report, "writes"), ("--against", against, "compares with"), ("--answers", answers, "takes"),
+        ("--acc-log", acc_log, "writes"),
+    ):  # fmt: skip
         if value is not None and sweep_preprocess:
             raise ConfigError(f"{name}: --sweep-preprocess {what} none; leave one of them out")
+    for name, value in (("--engine", engine), ("--precision", precision)):
+        if value is not None and answers is not None:
+            raise ConfigError(f"{name} {value}: with --answers nothing is computed; leave one of them out")
 
     from vitrail.evaluate import evaluate as run
-    from vitrail.evaluate import report_folder, report_name, sweep
+    from vitrail.evaluate import report_folder, report_name, sweep, zoo_lines
 
     with _terminal() as display:
         if part is not None and part.translation is not None:
@@ -185,7 +203,10 @@ def evaluate(
         default = report is None
         folder = Path("evaluations", report_name(checkpoint)) if report is None else report
         whole = report_folder(folder, never_replace=default)
-        result = run(checkpoint, layers, engine=engine, against=against, report=whole, written=written, display=display)
+        result = run(
+            checkpoint, layers, engine=engine, against=against, answers=answers, report=whole, written=written,
+            display=display,
+        )  # fmt: skip
         if not _is_main_process():
             return 0
         for name, reason in result.bad_files:
@@ -202,6 +223,9 @@ def evaluate(
             text = json.dumps({"checkpoint": str(checkpoint), **result.to_dict()}, indent=1) + "\n"
             write_whole(json_file, text.encode(), "choose another file with --json")
             display.note(f"numbers: {json_file}")
+        if acc_log is not None:
+            write_whole(acc_log, zoo_lines(result.accuracy).encode(), "choose another file with --acc-log")
+            display.note(f"as the model zoo: {acc_log}")
         if (found := result.agreement) is not None:
             print(
                 f"same answer as {found.path}: {found.equal:,} of {found.n:,}; scores differ by {found.difference:.1e} "
@@ -246,6 +270,13 @@ def predict(
         Literal["float32", "bfloat16", "float16"] | None,
         Parameter(help="What is computed in; an exported file's own by default."),
     ] = None,
+    write_inputs: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder for what the model would see of each image, as float32 files for an inference program "
+            "elsewhere; nothing is classified. `vitrail evaluate --answers` reads what that program answers."
+        ),
+    ] = None,
 ) -> int:
     """Classify images; the exit status is 1 if any could not be read.
 
@@ -253,6 +284,7 @@ def predict(
     vitrail predict runs/digits/best.safetensors seven.png
     vitrail predict best.safetensors photos/ 'more/*.jpg' list.txt --format csv --topk 5
     vitrail predict best.safetensors labels.csv data.root=/data/birds
+    vitrail predict best.safetensors /data/pets/val --write-inputs inputs
     ```
     """
     from itertools import chain
@@ -273,9 +305,17 @@ def predict(
     for name, value in (("--topk", topk), ("--batch-size", batch_size)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
+    if write_inputs is not None:
+        from vitrail.predict import find_images
+
+        for name, value in (("--output", output), ("--topk", topk), ("--engine", engine), ("--precision", precision)):
+            if value is not None:
+                raise ConfigError(f"{name} {value}: with --write-inputs nothing is classified; leave one of them out")
+        paths = list(find_images(images, lambda _: None, root=root, path_column=path_column))
+        return _write_inputs(checkpoint, layers, settings.preprocess, paths, write_inputs)
 
     from vitrail.devices import pick_device
-    from vitrail.engines import read_artifact
+    from vitrail.engines import read_artifact, require_classes
     from vitrail.loading import override_preprocess, tell, wanted_by
     from vitrail.predict import find_images, open_output
     from vitrail.predict import predict as run
@@ -288,6 +328,7 @@ def predict(
     with _terminal() as display:
         _say(display, remarks)
         artifact = read_artifact(checkpoint, engine, wanted_by(layers))
+        require_classes(artifact.record, checkpoint)
         if artifact.weights is not None:
             tell(artifact.weights, display)
         preprocess = override_preprocess(artifact.record.preprocess, settings.preprocess, display)
@@ -321,6 +362,32 @@ def predict(
             display.end()
         display.note(f"{total:,} images, {bad:,} unreadable: {output}{replaced}")
     return int(bad > 0)
+
+
+def _write_inputs(
+    checkpoint: Path, layers: Sequence[Layer], overrides: PreprocessSection, paths: Sequence[str], folder: Path
+) -> int:
+    """Write what a model would see of images."""
+    from vitrail.bin_files import INPUTS, LABELS, write_inputs
+    from vitrail.engines import read_artifact
+    from vitrail.loading import override_preprocess, tell, wanted_by
+
+    with _terminal() as display:
+        artifact = read_artifact(checkpoint, None, wanted_by(layers))
+        if artifact.weights is not None:
+            tell(artifact.weights, display)
+        preprocess = override_preprocess(artifact.record.preprocess, overrides, display)
+        display.begin("write inputs", len(paths))
+        done = write_inputs(paths, preprocess, artifact.record.classes, folder, display.advance)
+        display.end()
+        for path, reason in done.bad:
+            display.warn(f"{path}: {reason}; there is no file for it")
+        if not done.has_labels:
+            display.note(f"{LABELS}: not written, as not all images lie in folders called as classes of the model")
+    shape = (preprocess.channels, *preprocess.size)
+    print(f"{done.folder / INPUTS}: {done.images:,} images as float32 {shape}{' (replaced)' if done.replaced else ''}")
+    print(f"next: {command('evaluate', checkpoint, 'data.root=FOLDER', '--answers', 'FOLDER_OF_NAME_0.bin')}")
+    return int(bool(done.bad))
 
 
 @app.command
@@ -447,7 +514,7 @@ def export(
         preprocess = override_preprocess(opened.record.preprocess, wishes.preprocess, display)
         opened = replace(opened, record=replace(opened.record, preprocess=preprocess))
         classes = opened.record.options["num_classes"]
-        if topk is not None and not 1 <= topk <= classes:
+        if topk is not None and classes and not 1 <= topk <= classes:
             raise ConfigError(f"--topk is {topk}; it must be 1 to {classes}, the model's classes")
         source = Path(opened.account.path)
         if with_preprocess and output is None:  # not the name of the file that takes what is resized

@@ -61,6 +61,9 @@ class WeightsSection:
     """Take a file that lacks weights, which are then fresh, or has others, which are then skipped."""
     positions: Literal["resized", "fresh"] = "resized"
     """T2T-ViT's fixed positions at another image size: resized from the file's, or computed anew."""
+    classes: str | None = None
+    """File that names the classes of a weight file without names, in the order of its outputs: text with a name a line,
+    or JSON; ImageNet's lists of synsets too. null takes the file's own names."""
 
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""
@@ -127,9 +130,15 @@ class DataSection:
     bad_files: Literal["skip", "error", "quarantine"] = "skip"
     """What an unreadable image does: skip counts and names it where it is read, error stops the run, quarantine leaves
     out those that the check has found, and is strict with any other."""
-    match_classes: Literal["exact", "by-name"] = "exact"
-    """How `vitrail evaluate` matches the data's classes with the model's: exact wants the same names in the same order,
-    by-name takes a part of them in any order, and ImageNet's by id or English name."""
+    class_order: Literal["text", "natural"] | None = None
+    """In which order the classes of folders, lists and columns of text are numbered: text is torchvision's and
+    MindSpore's (class1, class10, class2), natural is timm's (class1, class2, class10). null is text, but that of
+    numbers for lists and columns of whole numbers; and it is no answer where the two differ and a weight file names no
+    classes."""
+    match_classes: Literal["exact", "by-name", "by-order"] = "exact"
+    """How the data's classes are matched with the model's: in `vitrail evaluate` exact wants the same names in the same
+    order, by-name takes a part of them in any order, and ImageNet's by id or English name; by-order takes as many of
+    any names in their order, and in training keeps the head of `model.weights` so."""
 
     def problems(self) -> Sequence[str]:
         """Say what is wrong, each as one clause."""

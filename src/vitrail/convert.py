@@ -66,16 +66,16 @@ def convert(source: Path | str, target: Path, to: str, asked: Wanted | None = No
             refuse_replacing("OUT", file, files_of(source))
     else:
         refuse_output("OUT", target, files_of(source))
+    asked = replace(asked or Wanted(), two_logits=False)
     opened = open_model(source, asked)
     config, model = config_of(opened.record), opened.record.model
     if to == OURS:
         _check_suffix(target, to, (".safetensors",))
         save_model(target, opened.weights, replace(opened.record, provenance=_provenance(opened)))
-        difference, scale = _difference(opened, _read_back(opened, target, Wanted()))
+        difference, scale = _difference(opened, _read_back(opened, target, Wanted(two_logits=False)))
         return Conversion(read=opened.account, written=(str(target),), doubts=(), difference=difference, scale=scale)
     dialect = find_dialect(to, model, config)
     if added := _added(config, model, dialect):
-        asked = asked or Wanted()
         opened = open_model(source, replace(asked, options={**asked.options, **added}))
         config = config_of(opened.record)
     theirs = to_dialect(opened.weights, dialect, str(source), to)
@@ -89,7 +89,7 @@ def convert(source: Path | str, target: Path, to: str, asked: Wanted | None = No
     # no numerics: those of the project's own programs are to be compared with
     options = {name: value for name, value in asdict(config).items() if name not in (*FREE, *NUMERICS)}
     options["image_size"] = config.image_size
-    again = _read_back(opened, target, Wanted(dialect=to, model=model, options=options))
+    again = _read_back(opened, target, Wanted(dialect=to, model=model, options=options, two_logits=False))
     difference, scale = _difference(opened, again)
     return Conversion(
         read=opened.account,

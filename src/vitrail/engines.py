@@ -223,6 +223,25 @@ def read_artifact(
     return Artifact(path=str(path), record=found.record, engine=chosen, making=found.making)
 
 
+def require_classes(record: Record, path: Path | str) -> None:
+    """Refuse a model that tells no classes apart: without a head, or with one output that every image would be.
+
+    Raises:
+        ConfigError: With what to do.
+    """
+    count = record.options["num_classes"]
+    if count == 0:
+        raise ConfigError(
+            f"{path}: has no head, so it gives features and no classes; give a file with its head, or take the "
+            f"features in Python with vitrail.load_model({str(path)!r})"
+        )
+    if count == 1 and record.thresholds is None:
+        raise ConfigError(
+            f"{path}: has one output, whose softmax is 1 for every image; drop weights.options.num_classes, or export "
+            "the weight file anew, for two classes by its sigmoid"
+        )
+
+
 def open_artifact(
     path: Path | str,
     engine: str | None = None,

@@ -15,18 +15,20 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from vitrail.answers import Answers, Gathered
+from vitrail.bin_files import LogitFiles, find_logits
 from vitrail.checkpoint import Record
-from vitrail.class_names import check_classes, match_by_name
+from vitrail.class_names import check_classes, match_by_name, match_by_order, order_in_doubt, read_class_names
 from vitrail.config import DataSection, EvaluateConfig, Layer, Resolved, resolve, to_dict
 from vitrail.data import DIVISION, files_read, open_split
 from vitrail.data.hf import is_hf, pin_revision
+from vitrail.data.labels import tell_look_alikes
 from vitrail.data.loader import Batch, ImageLoader, build_eval_loader
 from vitrail.data.sketch import shared
-from vitrail.data.sources import Source, fingerprint
+from vitrail.data.sources import Source, fingerprint, printable
 from vitrail.devices import Precision, autocast
 from vitrail.display import Display, Quiet
 from vitrail.engine import gather_texts, processes, share, sum_over_processes
-from vitrail.engines import Artifact, Network, read_artifact
+from vitrail.engines import Artifact, Network, read_artifact, require_classes
 from vitrail.errors import CheckpointError, ConfigError, DataError
 from vitrail.files import refuse_replacing
 from vitrail.inputs import Inputs
@@ -44,7 +46,7 @@ STATISTICS = ((IMAGENET_MEAN, IMAGENET_STD), ((0.5,) * 3, (0.5,) * 3), ((0.0,) *
 CROPS = (0.875, 0.9, 1.0)
 OTHER_CLASSES = (
     "rename the classes of the data, or evaluate on the data it was trained on; if the data has a part of the classes, "
-    "or another order, data.match_classes=by-name"
+    "or another order, data.match_classes=by-name; if it has all of them by other names, data.match_classes=by-order"
 )
 HOW_READ = ("workers", "download", "check", "match_classes")
 """Data settings that do not choose images."""
@@ -113,6 +115,7 @@ def evaluate(
     *,
     engine: str | None = None,
     against: Path | None = None,
+    answers: Path | None = None,
     report: WholeFolder | None = None,
     written: Sequence[tuple[str, Path]] = (),
     display: Display | None = None,
@@ -120,10 +123,11 @@ def evaluate(
     """Evaluate a weight file or an exported file on the images that `settings` name, or on those it was validated with.
 
     Args:
-        path: The weight file, of any project, or what `vitrail export` wrote.
+        path: The weight file, of any project, or what `vitrail export` wrote; with `answers` a file of names will do.
         settings: Of the sections weights, data, preprocess and evaluate.
         engine: What is to run an exported file, where two can.
         against: Another file of the same model, whose answers to the same images are compared.
+        answers: Folder with the logits of each image, NAME_0.bin, which are counted instead of running the file.
         report: Where to write the report, see `report_folder`; None writes none.
         written: Files that are written afterwards, by the option that names each; none may be one of the images.
         display: Where progress is shown.
@@ -133,7 +137,9 @@ def evaluate(
         ConfigError: A setting is unknown, of the wrong type or out of range.
         DataError: The images are not there, or their classes are not the model's.
     """
-    return _evaluate(path, settings, display or Quiet(), lambda stored: [stored], report, engine, against, written)[0]
+    return _evaluate(
+        path, settings, display or Quiet(), lambda stored: [stored], report, engine, against, answers, written
+    )[0]
 
 
 def report_folder(folder: Path, *, never_replace: bool = False) -> WholeFolder:
@@ -189,10 +195,13 @@ def _evaluate(
     report: WholeFolder | None = None,
     engine: str | None = None,
     against: Path | None = None,
+    answers: Path | None = None,
     written: Sequence[tuple[str, Path]] = (),
 ) -> list[Evaluation]:
-    artifact = read_artifact(path, engine, wanted_by(settings))
+    names_only = answers is not None and path.suffix.lower() in (".txt", ".json")
+    artifact = _names_alone(path) if names_only else read_artifact(path, engine, wanted_by(settings))
     other = _same_model(artifact, against) if against is not None else None
+    require_classes(artifact.record, path)
     for opened in (artifact.weights, other.weights if other else None):
         if opened is not None:
             tell(opened, display)
@@ -212,34 +221,32 @@ def _evaluate(
         for flag, file in (*written, *(("--report", file) for file in (report.earlier_files() if report else ()))):
             refuse_replacing(flag, file, files_read(data, source))
         check_kind(record, source, path)
-        if data.match_classes == "by-name":
-            lacking = len(record.classes) - len(source.classes)
-            source = in_order_of(record.classes, source, path)
-            if lacking and source.label_sets is not None:
-                display.warn(
-                    f"{source.description}: has no images of {lacking} of the {len(record.classes)} classes; where the "
-                    "model gives an image one of these, that counts as wrong"
-                )
-        elif not record.classes and record.options["num_classes"] == len(source.classes):
-            display.warn(f"{path}: names no classes; those of the data are taken, in their order")
-            record = replace(record, classes=source.classes)
-        else:
-            check_classes(record.classes, source.classes, path, OTHER_CLASSES)
+        record, source = matched(record, source, data, path, display)
         if told := seen_before(record, config, source):
             display.warn(told)
         tried = ways(override_preprocess(record.preprocess, config.preprocess, display))
         for note in notes:
             display.note(note)
-        network = artifact.start(accelerator.device, precision)
-        if artifact.weights is None:
+        rank, world = accelerator.process_index, accelerator.num_processes
+        network: Network | LogitFiles
+        if answers is None:
+            network = artifact.start(accelerator.device, precision)
+        else:
+            network = find_logits(answers, source, record.options["num_classes"], record.preprocess.pixels)
+            if network.bad and data.bad_files != "skip":
+                index, reason = next(iter(network.bad.items()))
+                raise DataError(
+                    f"{source.name(index)}: cannot be read, {reason}; repair or remove it, or set data.bad_files=skip"
+                )
+        if artifact.weights is None and answers is None:
             display.note(f"{path}: run by {network.about}")
         loaders = [
             build_eval_loader(
                 source,
                 preprocess,
                 batch_size=config.evaluate.batch_size,
-                rank=accelerator.process_index,
-                world=accelerator.num_processes,
+                rank=rank,
+                world=world,
                 workers=data.workers,
                 bad_files=data.bad_files,
                 pin_memory=accelerator.device.type == "cuda",
@@ -253,21 +260,22 @@ def _evaluate(
         inputs = Inputs() if len(tried) == 1 else None  # a sweep tries what does not fit
         for preprocess, loader in zip(tried, loaders, strict=True):
             measured = partial(
-                measure, loader=loader, source=source, preprocess=preprocess, accelerator=accelerator,
-                precision="float32", advance=display.advance, keep_answers=report is not None or other is not None,
+                measure, source=source, preprocess=preprocess, accelerator=accelerator, precision="float32",
+                advance=display.advance, keep_answers=report is not None or other is not None,
                 training_counts=counts, thresholds=record.thresholds,
             )  # fmt: skip
-            found, bad, gathered = measured(network, inputs=inputs)
+            batches = network.batches(source, rank, world) if isinstance(network, LogitFiles) else loader
+            found, bad, gathered = measured(network, batches, inputs=inputs)
             if inputs is not None and (doubt := inputs.doubt(preprocess.mean, preprocess.std)):
                 display.warn(doubt)
             if other is not None:
-                rival, _, theirs = measured(other.start(accelerator.device))
+                rival, _, theirs = measured(other.start(accelerator.device), loader)
                 agreement = _agreement(other.path, gathered, theirs, rival)
             if report is not None and gathered is not None:
                 subject = Subject(
                     name=report_name(path), path=Path(artifact.path), record=record, source=source,
                     preprocess=preprocess, settings=to_dict(config), device=accelerator.device,
-                    engine=network.engine,
+                    engine="answers" if isinstance(network, LogitFiles) else network.engine,
                 )  # fmt: skip
                 files = write_report(subject, gathered, found, bad)
                 try:
@@ -284,6 +292,14 @@ def _evaluate(
             )
         display.end()
         return results
+
+
+def _names_alone(path: Path) -> Artifact:
+    """Return what a file of class names says of the model that gave answers elsewhere."""
+    classes = read_class_names(path, "names of classes")
+    options = {"num_classes": len(classes), "in_channels": 3}
+    record = Record(model="not named", options=options, classes=classes, preprocess=Preprocess(size=(224, 224)))
+    return Artifact(path=str(path), record=record, engine="torch")
 
 
 def resolve_for(record: Record, settings: Sequence[Layer]) -> Resolved[EvaluateConfig]:
@@ -321,6 +337,60 @@ def _agreement(
     return Agreement(path, len(ours.indices), int(equal.sum()), float(difference), found.numbers(), found.shown)
 
 
+def matched(
+    record: Record, source: Source, data: DataSection, path: Path | str, display: Display
+) -> tuple[Record, Source]:
+    """Return a model and images whose classes are the same in the same order, and say what was taken for what.
+
+    Raises:
+        DataError: They cannot be matched as the settings say, or not without a doubt.
+    """
+    if told := tell_look_alikes(source.classes):
+        display.warn(f"{source.description}: {told}")
+    count = record.options["num_classes"]
+    if data.match_classes == "by-name":
+        lacking = len(record.classes) - len(source.classes)
+        source = in_order_of(record.classes, source, path)
+        if lacking and source.label_sets is not None:
+            display.warn(
+                f"{source.description}: has no images of {lacking} of the {len(record.classes)} classes; where the "
+                "model gives an image one of these, that counts as wrong"
+            )
+        return record, source
+    if data.match_classes == "exact" and record.classes:
+        check_classes(record.classes, source.classes, path, OTHER_CLASSES)
+        return record, source
+    if data.match_classes == "exact" and count != len(source.classes):
+        raise DataError(
+            f"{path}: has {count} outputs and names no classes, and the data has {len(source.classes)}; name them with "
+            "weights.classes=FILE, and where the data has a part of them add data.match_classes=by-name"
+        )
+    told = match_by_order(record.classes, count, source.classes, path)
+    if told or not record.classes:
+        if doubt := order_in_doubt(source.classes, data.class_order):
+            raise DataError(f"{path}: {'' if record.classes else 'names no classes, and '}{doubt}")
+        first, last = (printable(source.classes[index]) for index in (0, -1))
+        taken = f"those of the data are taken, in their order, from 0, {first}, to {count - 1}, {last}"
+        display.warn(told or f"{path}: names no classes; {taken}")
+    if not record.classes:
+        return replace(record, classes=source.classes), source
+    # every source is a dataclass with this field, which no protocol can say
+    return record, replace(cast(Any, source), classes=record.classes)
+
+
+def zoo_lines(found: Accuracy | LabelAccuracy) -> str:
+    """Return what postprocess.py of MindSpore's model zoo prints into acc.log.
+
+    Raises:
+        ConfigError: An image may have several classes.
+    """
+    if isinstance(found, LabelAccuracy):
+        raise ConfigError("--acc-log: the model zoo's lines are for one class an image; leave it out")
+    return "".join(
+        f"Top{k} acc:  {round(share * found.n / 100) / found.n}\n" for k, share in ((1, found.top1), (5, found.top5))
+    )
+
+
 def check_kind(record: Record, source: Source, path: Path) -> None:
     """Refuse images whose labels are of another kind than the model's answers.
 
@@ -353,8 +423,8 @@ def write_report(
 
 
 def measure(
-    model: VisionModel | Network,
-    loader: ImageLoader,
+    model: VisionModel | Network | LogitFiles,
+    loader: ImageLoader | Sequence[Batch],
     source: Source,
     preprocess: Preprocess,
     accelerator: Accelerator,
@@ -369,7 +439,7 @@ def measure(
     """Evaluate a model over all processes, and gather the images that could not be read.
 
     Args:
-        model: To be evaluated.
+        model: To be evaluated, or the logits that it gave elsewhere.
         loader: Of this process's share of the images.
         source: All of them.
         preprocess: Mean and standard deviation of the images, and their size.
@@ -415,8 +485,8 @@ def measure(
 
 
 def answer(
-    model: VisionModel | Network,
-    loader: ImageLoader,
+    model: VisionModel | Network | LogitFiles,
+    loader: ImageLoader | Sequence[Batch],
     preprocess: Preprocess,
     accelerator: Accelerator,
     precision: Precision,
@@ -433,18 +503,24 @@ def answer(
     bad: list[tuple[str, str]] = []
     nothing = torch.zeros(1, preprocess.channels, *preprocess.size, device=device)
     most = max(gather_texts(accelerator, [len(loader)]))
+
+    def ask(batch: Batch) -> torch.Tensor:
+        if isinstance(model, LogitFiles):
+            return model.read(batch.indices).to(device)
+        images = normalise(batch.images.to(device, non_blocking=True), preprocess.mean, preprocess.std)
+        if inputs is not None:
+            inputs.add(images)
+        # a model that is shared out needs all processes in each pass, also those without an image
+        return model(images if len(batch.labels) else nothing)
+
     with torch.no_grad(), autocast(device, precision):
         for batch in loader:
             bad += batch.bad
-            images = normalise(batch.images.to(device, non_blocking=True), preprocess.mean, preprocess.std)
-            if inputs is not None:
-                inputs.add(images)
-            # a model that is shared out needs all processes in each pass, also those without an image
-            logits = model(images if len(batch.labels) else nothing)
-            take(batch, logits[: len(batch.labels)])
+            take(batch, ask(batch)[: len(batch.labels)])
             advance()
         for _ in range(most - len(loader)):
-            model(nothing)
+            if not isinstance(model, LogitFiles):
+                model(nothing)
             advance()
     if is_module:
         model.train(was_training)
@@ -460,7 +536,8 @@ def inherited_data(record: Record, settings: Sequence[Layer]) -> list[Layer]:
     is_here = data.get("name") is None or is_hf(data["name"])
     if "name" in given or "list" in changed or (changed and is_here):
         kept = ["download", "workers", *DIVISION]
-        kept += [] if given.get("name") else ["bad_files"]  # a quarantine is for what was looked at
+        # a quarantine is for what was looked at, and sets with a name declare an order
+        kept += [] if given.get("name") else ["bad_files", "class_order"]
         kept += ["path_column", "label_column", "labels_column"] if "list" in given else []
         data = {key: data[key] for key in kept if key in data}
     known = to_dict(DataSection())

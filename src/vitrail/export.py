@@ -28,7 +28,7 @@ from torch.export import Dim, ExportedProgram
 from vitrail.artifact import EXTRA, Making, with_making
 from vitrail.checkpoint import KEY, Record, hash_file, to_metadata
 from vitrail.devices import DTYPES, Precision
-from vitrail.engines import cpu, has_mindspore, read_artifact
+from vitrail.engines import cpu, has_mindspore, read_artifact, require_classes
 from vitrail.errors import ConfigError, ExportError, MissingExtra
 from vitrail.files import files_of, refusal_told, refuse_output
 from vitrail.int8 import PRODUCTS, Int8, quantizable, quantize_onnx, quantize_openvino
@@ -217,10 +217,12 @@ def export(
 
     Raises:
         CheckpointError: The weights do not fit, or the disk is full; no file is left half written.
-        ConfigError: The preprocessing is to be put into the file, and is of 16 bits.
+        ConfigError: The preprocessing is to be put into the file, and is of 16 bits or without classes behind it.
         DataError: An image of the sample cannot be read.
         ExportError: An operation of the model has no counterpart in the format, or a compiler is missing.
     """
+    if with_preprocess:
+        require_classes(opened.record, opened.account.path)
     if with_preprocess and opened.record.preprocess.bits != 8:
         raise ConfigError("--with-preprocess takes images of 8 bits, and this model reads 16; leave it out")
     model = opened.build().float()

@@ -17,7 +17,7 @@ from vitrail.dialects import write_names
 from vitrail.errors import CheckpointError
 from vitrail.files import files_of, refuse_replacing, write_whole
 from vitrail.imagenet import wnids
-from vitrail.loading import numerics, open_model
+from vitrail.loading import Wanted, numerics, open_model
 from vitrail.models import find_variant
 from vitrail.pixels import counted
 from vitrail.recognise import FREE
@@ -45,7 +45,7 @@ def save_pretrained(source: Path | str, folder: Path) -> tuple[str, ...]:
     """
     for name in FOLDER:
         refuse_replacing("folder", folder / name, files_of(source))
-    opened = open_model(source)
+    opened = open_model(source, Wanted(two_logits=False))
     if is_of_timm(opened.record.model) and (differing := other_numerics(opened.record)):
         given = ", ".join(f"{name} {value}" for name, value in differing.items())
         warnings.warn(

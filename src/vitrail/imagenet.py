@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from functools import cache
 
@@ -44,5 +45,6 @@ def english(names: Iterable[str]) -> dict[str, str]:
 
 
 def plain(name: str) -> str:
-    """Return a class name without case, and with spaces for whatever stands between words."""
-    return " ".join(re.findall(r"\w+", name.replace("_", " ").lower()))
+    """Return a class name without case, and with spaces for whatever stands between words; marks belong to words."""
+    name = unicodedata.normalize("NFC", name).casefold()
+    return " ".join("".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in name).split())

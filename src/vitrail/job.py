@@ -16,12 +16,14 @@ from timm.utils.model_ema import ModelEmaV3
 
 from vitrail.balance import build_balance, check_counts
 from vitrail.checkpoint import Record
+from vitrail.class_names import order_in_doubt
 from vitrail.config import TrainConfig
 from vitrail.data import Data, open_data
 from vitrail.data.check import check_images
 from vitrail.data.findings import alarms, refuse_unreadable, validated_with
 from vitrail.data.folders import CHANGED
 from vitrail.data.hf import pin_revision
+from vitrail.data.labels import tell_look_alikes
 from vitrail.data.loader import ImageLoader, build_eval_loader, build_train_loader
 from vitrail.data.manifest import Manifest
 from vitrail.data.roster import Roster
@@ -125,6 +127,8 @@ def build_job(
     check_objective(config, several)
     for note in data.notes:
         display.note(note)
+    if told := tell_look_alikes(data.classes):
+        display.warn(told)
     if data.manifest is not None and config.data.check:
         tell_alarms(data.manifest, config, display)
     counts = images_of_classes(data.train)
@@ -282,9 +286,12 @@ def _options(config: TrainConfig, num_classes: int) -> dict[str, Any]:
 def open_initial_weights(config: TrainConfig, name: str, classes: Sequence[str], display: Display) -> Opened:
     """Read the weights that a run begins with, for its classes and image size."""
     assert config.model.weights is not None
-    options = _options(config, len(classes))
-    opened = open_model(config.model.weights, wanted(config.weights, model=name, options=options, classes=classes))
+    options, by_order = _options(config, len(classes)), config.data.match_classes == "by-order"
+    asked = wanted(config.weights, model=name, options=options, classes=classes, by_order=by_order)
+    opened = open_model(config.model.weights, asked)
     tell(opened, display)
+    if opened.order_is_assumed and (doubt := order_in_doubt(classes, config.data.class_order)):
+        display.warn(f"{opened.account.path}: {doubt}")
     dialect = opened.account.numerics
     asked = [(key, value, dialect.get(key, value)) for key, value in config.model.options.items()]
     asked += [

@@ -12,9 +12,11 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from vitrail.adapt import Positions, adapt
+from vitrail.adapt import Positions, adapt, as_two_logits, shared_rows
 from vitrail.checkpoint import KEY, Record, build_model, check_fit, config_of, load_weights, parse_record
+from vitrail.class_names import match_by_order, read_class_names
 from vitrail.config import ConvertConfig, DescribedConfig, Layer, PreprocessSection, WeightsSection, resolve
+from vitrail.data.labels import canonical
 from vitrail.display import Display
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.image_config import read_images, read_labels
@@ -79,6 +81,8 @@ class Opened:
     """Its classes are empty where the file names none."""
     weights: Mapping[str, Tensor]
     account: Account
+    order_is_assumed: bool = False
+    """Whether the names of the classes were given to the logits by their order alone."""
 
     def build(self, device: str | torch.device = "cpu") -> VisionModel:
         """Build the model, ready for inference."""
@@ -115,8 +119,14 @@ class Wanted:
     partial: bool = False
     """Take a file that lacks weights, which are then fresh, or has others, which are then skipped."""
     positions: Positions = "resized"
+    names: str | None = None
+    """File that names the logits of a file without names."""
     classes: Sequence[str] | None = None
     """Names of the logits wanted; None leaves them as they are."""
+    by_order: bool = False
+    """Let the order of these decide which logit is whose, where the file names them otherwise."""
+    two_logits: bool = True
+    """Let the one logit of a binary classifier become two, for the softmax that everything else takes."""
     described: Described | None = None
     """What is wanted only so far as the weights do not contradict it."""
 
@@ -133,13 +143,14 @@ class Wanted:
         if self.classes is not None:
             if isinstance(self.classes, str) or not all(isinstance(name, str) for name in self.classes):
                 raise ConfigError("classes must be a list of names")
-            if twice := [name for name, count in Counter(self.classes).items() if count > 1]:
+            if twice := [name for name, count in Counter(map(canonical, self.classes)).items() if count > 1]:
                 raise ConfigError(f"classes has {twice[0]!r} twice; each name stands for one logit")
 
 
 def wanted(section: WeightsSection, **given: Any) -> Wanted:
     """Return what the settings want of a file, with some of it given otherwise."""
-    return Wanted(**{**vars(section), **given})
+    names = {"names" if name == "classes" else name: value for name, value in vars(section).items()}
+    return Wanted(**{**names, **given})
 
 
 def wanted_by(layers: Sequence[Layer]) -> Wanted:
@@ -228,7 +239,7 @@ def open_model(path: Path | str, asked: Wanted | None = None) -> Opened:
         raise CheckpointError(f"{file.path}: was written by vitrail and holds one model; leave weights.entry out")
     opened = _open_ours(file, asked) if is_ours and asked.dialect in (None, OURS) else _open_theirs(file, asked)
     check_described(opened.record, asked, opened.account.path)
-    return _adapted(opened, asked)
+    return _adapted(_named(_widened(opened, asked), asked), asked)
 
 
 def load_model(
@@ -265,7 +276,8 @@ def load_model(
         average: Take the moving average of the weights, where the file has one.
         partial: Take a file that lacks weights, which are then fresh, or has others, which are then skipped.
         positions: Of T2T-ViT at another image size: resized from the file's, or fresh for that size.
-        classes: Names of the logits wanted; rows of the head are kept for those that the file has too.
+        classes: Names of the logits wanted; rows of the head are kept for those that the file has too, and all of them
+            where the file names none and has as many.
         options: Fields of the model's configuration, such as image_size, in_channels or num_classes.
 
     Raises:
@@ -276,7 +288,7 @@ def load_model(
         path,
         Wanted(
             dialect=dialect, model=model, options=options, entry=entry, average=average, partial=partial,
-            positions=positions, classes=classes,
+            positions=positions, classes=classes, two_logits=False,
         ),
     )  # fmt: skip
     for doubt in opened.account.doubts:
@@ -321,7 +333,7 @@ def _open_theirs(file: WeightFile, asked: Wanted) -> Opened:
             f"{where}: objects of {', '.join(file.passed_over[:3])}{', ...' * (len(file.passed_over) > 3)} are passed "
             "over or read as plain values; nothing of them is run"
         )
-    preprocess, classes, told, unsure = _describe(file, reading, there.tree)
+    preprocess, classes, told, unsure = _describe(file, reading, there.tree, is_named=asked.names is not None)
     record = Record(
         model=reading.model,
         options=asdict(reading.config),
@@ -415,7 +427,7 @@ def _aliases(model: str) -> list[str]:
 
 
 def _describe(
-    file: WeightFile, reading: Reading, tree: Subtree
+    file: WeightFile, reading: Reading, tree: Subtree, *, is_named: bool
 ) -> tuple[Preprocess, tuple[str, ...], list[str], list[str]]:
     """Return how images were read and what the logits mean, by what the file says, or else by its dialect.
 
@@ -448,10 +460,13 @@ def _describe(
     preprocess = Preprocess.from_dict({**Preprocess(size=config.size).to_dict(), **read, **images.values})
     classes = config.num_classes
     labels = read_labels(file.config)
-    if labels is not None and len(labels) == classes and len({*map(str, labels)}) == classes:
-        return preprocess, tuple(map(str, labels)), told, unsure
+    names = tuple(canonical(str(label)) for label in labels or ())
+    if names and len(names) == len(set(names)) == classes:
+        return preprocess, names, told, unsure
     if labels is not None:
         told.append(f"{where}: the class names of its config.json are not {classes} different names, and left out")
+    if is_named:
+        return preprocess, (), told, unsure
     if classes == COUNT:
         told.append(f"{where}: its {classes} classes are taken for ImageNet's, in their usual order")
         return preprocess, wnids(), told, unsure
@@ -487,6 +502,49 @@ def _entries(there: Found, reading: Reading) -> list[Entry]:
     return entries
 
 
+def _widened(opened: Opened, asked: Wanted) -> Opened:
+    """Return a binary classifier of one logit as one of two."""
+    record, path = opened.record, opened.account.path
+    given = asked.options.get("num_classes")
+    if not asked.two_logits or record.options["num_classes"] != 1 or record.thresholds is not None or given == 1:
+        return opened
+    with torch.device("meta"):
+        check_fit(build_model(record, path).state_dict(), opened.weights, path)
+    weights, entry = as_two_logits(opened.weights)
+    note = (
+        f"{path}: has one output z, so two classes: probabilities are the sigmoid of z for class 1 and the rest for "
+        "class 0, which is the answer below 0.5"
+    )
+    account = replace(
+        opened.account, entries=_merged(opened.account.entries, [entry]), notes=(*opened.account.notes, note)
+    )
+    record = replace(record, options={**record.options, "num_classes": 2}, classes=())
+    return replace(opened, record=record, weights=weights, account=account)
+
+
+def _named(opened: Opened, asked: Wanted) -> Opened:
+    """Name the logits of a file that does not do so itself, by another file."""
+    if asked.names is None:
+        return opened
+    record, path, names = opened.record, opened.account.path, read_class_names(asked.names)
+    if len(names) != (count := record.options["num_classes"]):
+        raise ConfigError(f"weights.classes {asked.names}: names {len(names)} classes, and {path} has {count} outputs")
+    if record.classes and record.classes != names:
+        index = next(i for i, pair in enumerate(zip(record.classes, names, strict=True)) if len({*pair}) > 1)
+        raise ConfigError(
+            f"weights.classes {asked.names}: {path} names its classes itself, and otherwise: index {index} is "
+            f"{record.classes[index]} there and {names[index]} here; drop the setting"
+        )
+    return replace(opened, record=replace(record, classes=names))
+
+
+def _merged(before: Sequence[Entry], added: Sequence[Entry]) -> tuple[Entry, ...]:
+    """Return an account in which later entries stand instead of earlier ones of the same weights."""
+    touched = {name for entry in added for name in entry.ours}
+    kept = [replace(e, ours=tuple(name for name in e.ours if name not in touched)) for e in before]
+    return (*(entry for entry in kept if entry.ours or entry.what == "skipped"), *added)
+
+
 def _adapted(opened: Opened, asked: Wanted) -> Opened:
     record, path, options = opened.record, opened.account.path, dict(asked.options)
     source = config_of(record, path)
@@ -504,7 +562,8 @@ def _adapted(opened: Opened, asked: Wanted) -> Opened:
         if getattr(target, name) != value and name not in added:
             raise ConfigError(f"{path}: was made with {name}={value}, which its weights cannot change")
     is_kept = asked.classes is None and target.num_classes == source.num_classes
-    classes = record.classes if is_kept else tuple(asked.classes or ())
+    classes = record.classes if is_kept else tuple(map(canonical, asked.classes or ()))
+    told, doubts, in_order = _head_kept(record, target.num_classes, classes, path, by_order=asked.by_order)
     if any(getattr(source, name) != getattr(target, name) for name in (*FREE, *added)) or classes != record.classes:
         with torch.device("meta"):
             expected = build_model(record, path).state_dict()
@@ -512,23 +571,62 @@ def _adapted(opened: Opened, asked: Wanted) -> Opened:
         check_fit(expected, read, path)
     weights, entries = adapt(
         opened.weights, source, target, path, model=record.model, old_classes=record.classes, new_classes=classes,
-        positions=asked.positions,
+        keep_head=in_order, positions=asked.positions,
     )  # fmt: skip
-    touched = {name for entry in entries for name in entry.ours}
-    kept = [replace(e, ours=tuple(name for name in e.ours if name not in touched)) for e in opened.account.entries]
-    kept = [entry for entry in kept if entry.ours or entry.what == "skipped"]
     thresholds = record.thresholds
-    if thresholds is not None and not is_kept:  # those of new classes are still to be tuned
+    if thresholds is not None and not is_kept and not in_order:  # those of new classes are still to be tuned
         known = dict(zip(record.classes, thresholds, strict=True))
         thresholds = tuple(known.get(name, 0.5) for name in classes or [""] * target.num_classes)
-    preprocess, notes = replace(record.preprocess, size=target.size), opened.account.notes
+    preprocess, notes = replace(record.preprocess, size=target.size), (*opened.account.notes, *told)
     if (channels := target.in_channels) != preprocess.channels:
         mean, std = fit_statistics(channels, preprocess.mean, preprocess.std)
         preprocess = replace(preprocess, channels=channels, mean=mean, std=std)
         notes = (*notes, _of_statistics(path, channels, mean, std))
     record = replace(record, options=asdict(target), classes=classes, preprocess=preprocess, thresholds=thresholds)
-    account = replace(opened.account, entries=(*kept, *entries), notes=notes)
-    return Opened(record=record, weights=weights, account=account)
+    account = replace(
+        opened.account, entries=_merged(opened.account.entries, entries), notes=notes,
+        doubts=(*opened.account.doubts, *doubts),
+    )  # fmt: skip
+    return Opened(record=record, weights=weights, account=account, order_is_assumed=in_order)
+
+
+def _head_kept(
+    record: Record, num_classes: int, classes: Sequence[str], path: str, *, by_order: bool
+) -> tuple[list[str], list[str], bool]:
+    """Return notes and doubts about the head that other classes need, and whether it stays as it is.
+
+    Raises:
+        DataError: Order is to decide, and there are other numbers of classes.
+    """
+    count, old = record.options["num_classes"], record.classes
+    if by_order:
+        told = match_by_order(old, count, classes, path)
+        if told or not old:
+            told = told or f"{path}: names no classes; its outputs are taken for those of the data by their order"
+            return [], [told], True
+    if num_classes in (0, count) and (num_classes == 0 or tuple(old) == tuple(classes)):
+        return [], [], False
+    if count == 0:
+        return [f"{path}: has no head; that of {num_classes} classes is fresh"], [], False
+    if not old and num_classes == count:
+        doubt = (
+            f"{path}: names no classes; its head is kept, and the order of its {count} outputs is taken for that of "
+            f"the classes wanted, of which {classes[0]} is the first; weights.classes=FILE names them"
+        )
+        return [], [doubt], True
+    rows = len(shared_rows(old, classes))
+    if rows:
+        return (
+            [f"{path}: {rows} of {num_classes} rows of the head are kept, by class name; the others are fresh"],
+            [],
+            False,
+        )
+    why = f"none of its {count} classes is among the {num_classes} wanted"
+    if not classes:
+        why = f"it has {count} classes, and {num_classes} are wanted that nothing names"
+    elif not old:
+        why = f"it has {count} classes without names, and {num_classes} are wanted"
+    return [], [f"{path}: its head is dropped, and that of {num_classes} classes is fresh: {why}"], False
 
 
 def numerics(config: ModelConfig, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from vitrail.config import DataSection
 from vitrail.data.folders import find_splits, list_folder, note_hidden, scan, visible_folders
 from vitrail.data.hf import is_hf, open_hf
+from vitrail.data.labels import order
 from vitrail.data.lists import list_rows, read_list
 from vitrail.data.manifest import TRAIN, VAL, Manifest, cache_file, list_images, load_manifest, open_shards
 from vitrail.data.named_sets import NAMED_SETS, open_named
@@ -77,6 +78,7 @@ def open_data(section: DataSection, look: Look | None = None) -> Data:
         DataError: Folders that are not as they should be; a set that is missing or cannot be fetched.
     """
     data = _open(section, look)
+    _check_order(section, data.train)
     if not data.is_divided:
         _refuse_division(section, data.val.description, data.manifest is not None and data.manifest.packed is not None)
     return data
@@ -106,6 +108,7 @@ def open_manifest(section: DataSection, look: Look | None = None) -> tuple[Manif
         DataError: There are no images to train on, or no such manifest.
     """
     manifest, problems = _listed(section, look)
+    _check_order(section, manifest.source(TRAIN))
     if (manifest.part == VAL).any():
         _refuse_division(section, manifest.source(VAL).description, manifest.packed is not None)
     return manifest, problems
@@ -124,7 +127,7 @@ def _listed(section: DataSection, look: Look | None = None) -> tuple[Manifest, t
             root, file = file.parent, None
         listed = root
         if not has_shards(root):
-            listing = list_folder(root, section.train_split, section.val_split)
+            listing = list_folder(root, section.train_split, section.val_split, section.class_order)
     place = file or cache_file(listed, section.train_split, section.val_split)
     try:
         known = load_manifest(place) if place.exists() else None
@@ -201,6 +204,7 @@ def open_split(section: DataSection, split: Literal["train", "val", "all"]) -> t
     Raises: As `open_data` does.
     """
     source, is_divided = _open_split(section, split)
+    _check_order(section, source)
     unused = [] if is_divided or split == "all" else _dividing(section)
     told = f"{source.description}: stands as it is, {' '.join(unused)} divides nothing"
     return source, (*source.notes, told) if unused else source.notes
@@ -247,7 +251,7 @@ def _open_split(section: DataSection, split: Literal["train", "val", "all"]) -> 
             raise ConfigError(f"evaluate.split all: {root} is divided into splits; choose train or val")
         folder = val if split == "val" else train if split == "all" or val is not None else None
         if folder is not None:
-            return note_hidden(root, scan(folder)), False
+            return note_hidden(root, scan(folder, class_order=section.class_order)), False
         if train is None:
             raise DataError(
                 f"data.root {root}: has no {section.train_split}/; its folders: {few(visible_folders(root))}"
@@ -325,6 +329,19 @@ def _refuse_division(section: DataSection, val: str, is_packed: bool) -> None:
         raise ConfigError(
             f"{' '.join(given)}: there is a part to validate with, {val}, so that nothing is divided; {how} to divide "
             "the training images, or drop it"
+        )
+
+
+def _check_order(section: DataSection, source: Source) -> None:
+    """Refuse an order of classes that the images cannot follow: another is declared, or was settled in packing them."""
+    if section.class_order is None:
+        return
+    wanted = [source.classes[index] for index in order(source.classes, section.class_order)]
+    if differing := [(i, *pair) for i, pair in enumerate(zip(source.classes, wanted, strict=True)) if len({*pair}) > 1]:
+        index, own, other = differing[0]
+        raise ConfigError(
+            f"data.class_order {section.class_order}: {source.description} has an order of its own, in which index "
+            f"{index} is {printable(own)} and not {printable(other)}; set data.class_order=null"
         )
 
 

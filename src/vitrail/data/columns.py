@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrail.data.labels import are_whole_numbers, check_name, order, without_points
+from vitrail.data.labels import (
+    ClassOrder,
+    are_whole_numbers,
+    canonical,
+    check_name,
+    order,
+    why_apart,
+    without_points,
+)
 from vitrail.data.sources import few
 from vitrail.errors import ConfigError, DataError, closest
 
@@ -107,26 +115,31 @@ def item_type(feature: Any) -> Any:
     return feature.feature if _type(feature) in ("List", "LargeList") else None
 
 
-def class_names(feature: Any, values: Any, where: str) -> tuple[str, ...]:
+def class_names(feature: Any, values: Any, where: str, class_order: ClassOrder | None = None) -> tuple[str, ...]:
     """Return the names of a column's classes: as they are declared, or else its different values in order.
 
     Args:
         feature: Type of the column, as `datasets` has it.
         values: The column, as an Arrow array.
         where: Data set and column, for errors.
+        class_order: Of names that are not declared.
 
     Raises:
-        DataError: A name is empty, or holds what no name may.
+        DataError: A name is empty, or holds what no name may; or is declared twice, in two forms of Unicode.
     """
     if _type(feature) == "ClassLabel":
         for name in feature.names:
             check_name(name, where)
-        return tuple(feature.names)
+        declared = tuple(map(canonical, feature.names))
+        if len(set(declared)) < len(declared):
+            twice = next(name for number, name in enumerate(declared) if name in declared[:number])
+            raise DataError(f"{where}: declares the class {twice!r} twice, in two forms of Unicode; rename one")
+        return declared
     found = [value for value in values.unique().to_pylist() if not _is_missing(value)]
     names = list(dict.fromkeys(check_name(value, where) for value in found))
     if whole := without_points(names):
         names = list(dict.fromkeys(whole.values()))
-    return tuple(names[index] for index in order(names))
+    return tuple(names[index] for index in order(names, class_order))
 
 
 def read_labels(
@@ -155,12 +168,18 @@ def read_labels(
         if by_number and isinstance(value, int):
             found[place] = value if value < len(classes) else -1
         else:
-            name = str(value).strip()
-            found[place] = number.get(without_points([name]).get(name, name) if are_whole else name, -1)
+            # a declared name may have blanks around it
+            name = canonical(str(value))
+            if are_whole:
+                name = without_points([name.strip()]).get(name.strip(), name)
+            found[place] = number.get(name, number.get(name.strip(), -1))
         if found[place] < 0:
             strange.append(str(value))
     if strange:
-        raise DataError(f"{where}: has {len(strange)} labels that are no class of the training images: {few(strange)}")
+        raise DataError(
+            f"{where}: has {len(strange)} labels that are no class of the training images: {few(strange)}"
+            f"{why_apart(strange, classes)}"
+        )
     codes = [chunk.indices.fill_null(len(known)).to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
     labels = found[np.concatenate(codes)] if codes else found[:0]
     missing = int((labels < 0).sum())

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vitrail.balance import IMBALANCED
 from vitrail.data.inspection import FORMATS, Finding
+from vitrail.data.labels import look_alikes, orders_differ, tell_look_alikes
 from vitrail.data.likeness import equal_groups, near_pairs
 from vitrail.data.manifest import VAL, Manifest
 from vitrail.errors import DataError
@@ -229,17 +230,23 @@ def _classes(manifest: Manifest, held_out: NDArray[np.bool_]) -> Iterator[Proble
             "add images",
             count=len(single),
         )
-    if len(names) > 10 and all(name.isdigit() for name in names) and [*names] != sorted(names, key=int):
-        advice = "labels follow the names as text; write numbers of equal length, such as 0001"
+    if (differing := orders_differ(names)) is not None and names[differing[0]] == differing[1]:
+        index, text, natural = differing
+        has_numbers = any(character.isdigit() for character in text + natural)
+        advice = "timm numbers folders in natural order, as data.class_order=natural does; "
+        advice += f"write {'numbers of equal length, such as 0001' if has_numbers else 'all in lower case'}"
+        advice += ", and all orders are one"
         if len(names) == 1000:
             advice += "; a model trained on ImageNet's WNIDs numbers its classes in another order"
-        order = ", ".join(names[:3])
         yield Problem(
-            "warning",
-            f"{len(names):,} classes are numbers in the order of text: {order}, ...",
+            "warning" if has_numbers else "note",
+            f"{len(names):,} classes are in the order of text: index {index} is {text}, and {natural} in natural order",
             advice,
             count=len(names),
         )
+    if told := tell_look_alikes(names):
+        what, advice = told.split("; ", 1)
+        yield Problem("warning", what, advice, count=len(look_alikes(names)))
     if (manifest.part == VAL).any():
         absent = manifest.images_of_classes(held_out) == 0
         if absent.any():

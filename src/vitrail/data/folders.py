@@ -6,13 +6,14 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vitrail.data.labels import ClassOrder, canonical, order, visible, why_apart
 from vitrail.data.paths import Paths
 from vitrail.data.shards import INDEX
 from vitrail.data.sources import FileSource, few, printable
@@ -242,7 +243,7 @@ class Listing:
     """Whether a file named them, so that both parts have one folder."""
 
 
-def list_folder(root: Path, train_split: str, val_split: str | None) -> Listing:
+def list_folder(root: Path, train_split: str, val_split: str | None, class_order: ClassOrder | None = None) -> Listing:
     """List the images of a root's training and validation folders.
 
     Raises:
@@ -255,13 +256,13 @@ def list_folder(root: Path, train_split: str, val_split: str | None) -> Listing:
             f"folders: {few(visible_folders(root))}"
         )
     problems: list[str] = []
-    train = note_hidden(root, scan(train_folder, problems))
+    train = note_hidden(root, scan(train_folder, problems, class_order))
     if len(train.classes) == 1:
         problems.append(one_class(root, train_folder, train.classes[0], train_split))
     if val_folder is None:
         return Listing(root, train, None, tuple(problems))
     try:
-        val = scan(val_folder, problems)
+        val = scan(val_folder, problems, class_order)
     except DataError as error:
         return Listing(root, train, None, (*problems, str(error)))
     missing = [c for c in train.classes if c not in set(val.classes)]
@@ -270,18 +271,22 @@ def list_folder(root: Path, train_split: str, val_split: str | None) -> Listing:
         wrong = [f"missing from {val_split}/: {few(missing)}"] * bool(missing)
         wrong += [f"only in {val_split}/: {few(extra)}"] * bool(extra)
         problems.append(
-            f"data.root {root}: {val_split}/ has other classes than {train_split}/ ({'; '.join(wrong)}); give both the "
-            "same class folders, or set data.val_split=null to hold out a part of the training images"
+            f"data.root {root}: {val_split}/ has other classes than {train_split}/ ({'; '.join(wrong)})"
+            f"{why_apart(missing, extra)}; give both the same class folders, or set data.val_split=null to hold out a "
+            "part of the training images"
         )
     return Listing(root, train, val, tuple(problems))
 
 
-def scan(folder: Path, problems: list[str] | None = None) -> FileSource:
+def scan(folder: Path, problems: list[str] | None = None, class_order: ClassOrder | None = None) -> FileSource:
     """List the images of each class folder, deep folders included, in the order of their names.
+
+    Folders whose names are one in two forms of Unicode are one class.
 
     Args:
         folder: Where the class folders are.
         problems: Takes what is wrong, where the rest is to be listed all the same.
+        class_order: Of the classes; None is that of text.
 
     Raises:
         DataError: It holds no image in a class folder; or something is wrong, and nobody takes it.
@@ -300,16 +305,20 @@ def scan(folder: Path, problems: list[str] | None = None) -> FileSource:
             elif entry.name != MARK:
                 (loose if is_image(entry.name) else ignored.others).append(entry.name)
         ignored.loose += [] if not classes else loose
-        found = [[os.fsencode(path) for path in walk(folder, name, ignored, inside)] for name in classes]
+        named = _by_class(classes, class_order or "text")
+        found = [
+            [os.fsencode(path) for name in folders for path in walk(folder, name, ignored, inside)]
+            for folders in named.values()
+        ]
         changed = changes(folder)
     except OSError as error:
         raise DataError(f"data.root {printable(folder)}: cannot be read ({error})") from error
-    empty = [name for name, paths in zip(classes, found, strict=True) if not paths]
-    if not classes or len(empty) == len(classes):
+    empty = [name for name, paths in zip(named, found, strict=True) if not paths]
+    if not classes or len(empty) == len(named):
         raise DataError(_no_images(folder, classes, loose, ignored))
     if empty:
         problem = (
-            f"data.root {folder}: {len(empty)} of {len(classes)} class folders have no images ({few(empty)}); "
+            f"data.root {folder}: {len(empty)} of {len(named)} class folders have no images ({few(empty)}); "
             "add images to them, or remove them"
         )
         if problems is None:
@@ -318,11 +327,29 @@ def scan(folder: Path, problems: list[str] | None = None) -> FileSource:
     return FileSource(
         folder=folder,
         paths=Paths.of(path for paths in found for path in paths),
-        labels=np.repeat(np.arange(len(classes), dtype=np.int32), [len(paths) for paths in found]),
-        classes=tuple(printable(name) for name in classes),
+        labels=np.repeat(np.arange(len(named), dtype=np.int32), [len(paths) for paths in found]),
+        classes=tuple(named),
         description=printable(folder),
-        notes=(*([_told(changed)] if changed else []), *ignored.notes(folder)),
+        notes=(*([_told(changed)] if changed else []), *_joined(folder, named), *ignored.notes(folder)),
     )
+
+
+def _by_class(folders: Sequence[str], class_order: ClassOrder) -> dict[str, list[str]]:
+    """Return the folders of each class, by its name, in their order."""
+    found: dict[str, list[str]] = {}
+    for folder in folders:
+        found.setdefault(printable(canonical(folder)), []).append(folder)
+    names = list(found)
+    return {names[index]: found[names[index]] for index in order(names, class_order)}
+
+
+def _joined(folder: Path, named: Mapping[str, Sequence[str]]) -> list[str]:
+    return [
+        f"{printable(folder)}: {len(folders)} folders are one class, {printable(name)}, as their names are one in two "
+        f"forms of Unicode: {' and '.join(map(visible, folders))}"
+        for name, folders in named.items()
+        if len(folders) > 1
+    ]
 
 
 def changes(folder: Path) -> list[dict[str, Any]]:

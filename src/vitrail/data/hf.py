@@ -116,7 +116,7 @@ def open_hf(section: DataSection, needs_train: bool = True) -> tuple[RowSource |
         values = {split: table.column(label) for split, table in tables.items()}
         first = next(iter(values.values()))
         flat = first if items is None else compute().list_flatten(first)
-        classes = class_names(feature, flat, f"{where}, column {label}")
+        classes = class_names(feature, flat, f"{where}, column {label}", section.class_order)
         if len(classes) < 2:
             raise DataError(f"{where}: column {label} has {len(classes)} classes; a classifier needs at least two")
         notes = opened.notes

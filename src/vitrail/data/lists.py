@@ -10,7 +10,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 
 from vitrail.config import DataSection
 from vitrail.data.folders import SPLIT_WORDS, Listing, is_image, no_file
-from vitrail.data.labels import BETWEEN, are_whole_numbers, check_name, order, without_points
+from vitrail.data.labels import (
+    BETWEEN,
+    are_whole_numbers,
+    canonical,
+    check_name,
+    order,
+    why_apart,
+    without_points,
+)
 from vitrail.data.paths import Paths
 from vitrail.data.sources import FileSource, few, images_of_classes, printable
 from vitrail.errors import DataError, among
@@ -72,6 +80,10 @@ def read_list(section: DataSection) -> Listed:
     Raises:
         DataError: The file cannot be read, or a line of it is wrong; or images are not there.
     """
+    columns_named = ("path_column", "label_column", "labels_column")
+    section = replace(
+        section, **{key: canonical(name) for key in columns_named if (name := getattr(section, key)) is not None}
+    )
     assert section.list is not None
     path = Path(section.list).expanduser()
     if not is_table(path):
@@ -136,8 +148,8 @@ def read_list(section: DataSection) -> Listed:
             f"{path}: {len(joined)} of its {len(names)} classes hold a comma or semicolon, such as {joined[0]!r}; each "
             f"is one class, as {BETWEEN!r} stands between classes"
         )
-    sequence = order(names)
-    if are_whole_numbers(names):
+    sequence = order(names, section.class_order)
+    if section.class_order is None and are_whole_numbers(names):
         notes.append(f"{path}: its {len(names)} classes are numbers, and in the order of numbers")
     label_sets = None
     if columns.kind == "one":
@@ -183,8 +195,11 @@ def list_rows(section: DataSection) -> Listing:
         only = train.classes[int(counts.argmax())]
         problems.append(f"{where}: has only one class, {only!r}; a classifier needs at least two")
     if val is not None and len(extra := np.flatnonzero((counts == 0) & (images_of_classes(val) > 0))):
-        only = few([train.classes[i] for i in extra])
-        problems.append(f"{where}: {len(extra)} classes have validation rows but no training row: {only}; add some")
+        only = [train.classes[i] for i in extra]
+        alike = why_apart(only, [train.classes[i] for i in np.flatnonzero(counts > 0)])
+        problems.append(
+            f"{where}: {len(extra)} classes have validation rows but no training row: {few(only)}{alike}; add some"
+        )
     return Listing(train.folder, train, val, tuple(problems), is_list=True)
 
 
@@ -295,12 +310,14 @@ def _csv_rows(path: Path, called: str, lines: Iterator[str], path_column: str, n
         raise DataError(f"{called}: is empty; its first line must name the columns, such as path,label")
     _refuse_image(f"{path} line {before + 1}", header, path_column)
     if by is None:
-        by = next((one for one in DELIMITERS if path_column in [c.strip(' "\r\n') for c in header.split(one)]), ",")
+        by = next(
+            (one for one in DELIMITERS if path_column in [canonical(c.strip(' "\r\n')) for c in header.split(one)]), ","
+        )
     if by != ",":
         notes.append(f"{path}: its columns are separated by {DELIMITERS.get(by, repr(by))}")
     reader = csv.reader(chain([header], lines), delimiter=by, strict=True)
     try:
-        names = [name.strip() for name in next(reader)]
+        names = [canonical(name.strip()) for name in next(reader)]
         while names and not names[-1]:
             names.pop()
         if twice := [name for name, count in Counter(filter(None, names)).items() if count > 1]:
@@ -343,7 +360,10 @@ def _json_rows(path: Path, lines: Iterator[str]) -> Iterator[Row]:
             raise DataError(f"{path} line {number}: is no JSON ({error})") from error
         if not isinstance(cells, dict):
             raise DataError(f'{path} line {number}: is no JSON object such as {{"path": "a.jpg", "label": "cat"}}')
-        yield number, cells
+        named = {canonical(name): value for name, value in cells.items()}
+        if len(named) < len(cells):
+            raise DataError(f"{path} line {number}: has a key twice, in two forms of Unicode; rename one")
+        yield number, named
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from vitrail.data.folders import Listing
 from vitrail.data.inspection import FORMATS, Finding
+from vitrail.data.labels import canonical
 from vitrail.data.paths import Paths
 from vitrail.data.shards import INDEX, Places, Shard, ShardSource
 from vitrail.data.sources import FileSource, count_classes, label_name, printable
@@ -223,10 +224,13 @@ def load_manifest(path: Path) -> Manifest:
         packed = None
         if shards:
             packed = Places(shards, columns.pop("shard"), columns.pop("offset"), columns["bytes"])
+        classes = tuple(map(canonical, about["classes"]))
+        if len(set(classes)) < len(classes):
+            raise ValueError("it names a class twice, in two forms of Unicode")
         manifest = Manifest(
             root=Path(_decoded(about["root"])),
             folders=(_decoded(about["folders"][0]), _decoded(about["folders"][1])),
-            classes=tuple(about["classes"]),
+            classes=classes,
             notes=tuple(about["notes"]),
             division=str(about["division"]),
             called=tuple(about["called"]) if about.get("called") else None,

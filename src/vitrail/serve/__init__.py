@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from vitrail.devices import Precision
-from vitrail.engines import Artifact
+from vitrail.engines import Artifact, require_classes
 from vitrail.serve.app import Served, build_app
 from vitrail.serve.connections import address, listen, run
 from vitrail.serve.settings import KEY_VARIABLE, Serving
@@ -38,10 +38,11 @@ def serve(
         on_ready: Told the server's address and what runs the model, as soon as it answers.
 
     Raises:
-        ConfigError: The port cannot be had, or the engine cannot compute so.
+        ConfigError: The port cannot be had, the engine cannot compute so, or the model tells no classes apart.
         CheckpointError: The file is damaged.
         MissingExtra: The engine is not installed.
     """
+    require_classes(artifact.record, artifact.path)
     with listen(serving) as listening:
         # an engine keeps its number of threads, and some of its memory, by the thread that runs it
         thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
