@@ -25,7 +25,6 @@ from vitrail.projects import (
     jitter,
     network,
     nothing,
-    number,
     only,
     per_process,
     switched,
@@ -234,12 +233,14 @@ def _transfer_set(value: Any, case: Case) -> Outcome:
 
 
 def _transfer_rate(value: Any, case: Case) -> Outcome:
-    """Set the rate: in a transfer, that of the tokens and the blocks, which are nearly all of the network."""
+    """Set the rate: in a transfer, the head's, of which the tokens and the blocks take a part."""
     if not truth(case.values["transfer_learning"]):
         return Outcome({"optim.lr": value})
-    rate = number(value) * case.number("transfer_ratio")
-    note = f"the rate of the tokens and the blocks, {rate:g}, is everyone's here; there the head learns at lr itself"
-    return Outcome({"optim.lr": rate}, note, "warning")
+    settings = {"optim.lr": value, "optim.backbone_scale": case.number("transfer_ratio")}
+    note = (
+        "theirs ends both rates at min_lr, ours the head's; theirs leaves the class token and the last norm as they are"
+    )
+    return Outcome(settings, note, "note")
 
 
 TRANSFER = Project(

@@ -208,14 +208,14 @@ def choice(settings: Mapping[Any, Mapping[str, Any]], note: str = "") -> Rule:
     return rule
 
 
-def network(*prefixes: str, note: str = "", **options: Any) -> Rule:
+def network(*prefixes: str, **options: Any) -> Rule:
     """Take a model of one family, with what its arithmetic is in their program."""
 
     def rule(value: Any, case: Case) -> Outcome:
         if not str(value).startswith(prefixes):
             raise ValueError(f"of {case.project.name}, models are known here that begin with {' or '.join(prefixes)}")
         settings = {"model.name": str(value), **{f"model.options.{key}": option for key, option in options.items()}}
-        return Outcome(settings, note, "note" if note else "")
+        return Outcome(settings)
 
     return rule
 
@@ -684,13 +684,7 @@ ZOO_TNT = Project(
     keys=ZOO_KEYS
     | {
         "arch": Key(
-            network(
-                "tnt",
-                gelu="tanh",
-                norm_eps=1e-7,
-                note="their net lacks some biases (stem, fold, head, attention's and the MLPs' last layers), the "
-                "paper's and ours have them",
-            ),
+            network("tnt", gelu="tanh", norm_eps=1e-7, biases="zoo"),
             "ResNet18",
         ),
         "data_url": Key(to("data.root"), "./data"),

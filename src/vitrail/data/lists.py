@@ -247,11 +247,11 @@ def read_lines(path: Path, called: str, notes: list[str], *, any_bytes: bool = F
     Raises:
         DataError: It cannot be read, or is no text.
     """
-    number = 1
+    number, encoding = 1, "utf-8"
     try:
         with path.open("rb") as file:
             start = file.read(4)
-        encoding = next((name for mark, name in MARKS.items() if start.startswith(mark)), "utf-8")
+        encoding = next((name for mark, name in MARKS.items() if start.startswith(mark)), encoding)
         if "8" not in encoding:
             notes.append(f"{path}: is written in {encoding.upper()}")
         # with newline="", lines end as on any system, and those in quoted cells stay as they are
