@@ -119,7 +119,7 @@ vitrail.train.train(config, display=Sleeper())
     assert line.startswith("error: process 1 (")
     assert "has been computing update 3 for " in line
     at = program.read_text().splitlines().index("            time.sleep(600)") + 1
-    assert f"at {program}:{at} in advance; 1 wait for it, adding up epoch 1, at " in line
+    assert f"at {program}:{at} in advance; 1 wait for it, adding up the losses until update 3, at " in line
     assert line.endswith("; see train.dist_timeout_minutes")
 
 

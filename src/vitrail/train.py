@@ -246,6 +246,7 @@ def train_epoch(job: Job, state: TrainState, run: Run, wrapped: nn.Module, optim
         state.step = step + 1
         job.display.advance()
         if due(step, settings.log_every, sampler.steps):
+            run.watchdog.move(f"adding up the losses until update {update + 1:,}")
             totals = sum_over_processes(accelerator, state.sums)[0]
             read = torch.cat([totals, state.guard.counts, norm.reshape(1).to(totals.dtype)]).tolist()
             loss, right, images, skipped, in_a_row, first, norm = read
