@@ -410,6 +410,4 @@ def test_inputs_that_look_odd_are_told(tiny_checkpoint: Path, image_folder: Path
     assert not [text for text in display.warnings if "normalised" in text]
     evaluate(tiny_checkpoint, layers(image_folder, "preprocess.std=[0.003,0.003,0.003]"), display=display)
     (told,) = [text for text in display.warnings if "normalised" in text]
-    assert told.startswith(
-        "12 images are far from mean 0 and standard deviation 1 once they are normalised"
-    )
+    assert told.startswith("12 images are far from mean 0 and standard deviation 1 once they are normalised")
