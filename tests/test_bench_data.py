@@ -67,3 +67,13 @@ def test_it_is_refused_where_it_would_measure_nothing(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run(["bench-data", "digits"]) == 2
     assert "bench-data measures one process; start it without torchrun" in capsys.readouterr().err
+
+
+def test_an_image_is_not_replaced_by_the_numbers(image_folder: Path, capsys: pytest.CaptureFixture) -> None:
+    for photo in (image_folder / "train" / "red" / "red_0.jpg", image_folder / "val" / "red" / "red_0.jpg"):
+        before = photo.read_bytes()
+        assert run(["bench-data", str(TINY), f"data.root={image_folder}", "--json", str(photo)]) == 2
+        assert f"--json {photo}: is read, and would be replaced" in capsys.readouterr().err
+        assert photo.read_bytes() == before
+    assert run(["bench-data", str(TINY), f"data.root={image_folder}", "--json", str(image_folder)]) == 2
+    assert "cannot be written (is a folder); choose another file" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from scipy.io import savemat
 from conftest import CLASSES
 from vitrail.cli import main
 from vitrail.data.imagenet_val import prepare_imagenet_val
+from vitrail.data.manifest import load_manifest
 from vitrail.errors import DataError
 
 
@@ -135,3 +136,15 @@ def test_what_is_no_devkit_or_no_validation_folder_is_refused(tmp_path: Path) ->
     with pytest.raises(DataError, match="gone: no such folder"):
         prepare_imagenet_val(tmp_path / "gone", kit)
     assert len(list(val.iterdir())) == 3
+
+
+def test_a_manifest_that_is_read_is_not_replaced_by_the_page(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    manifest = tmp_path / "out" / "check.json"
+    words = (f"data.root={image_folder}", f"data.manifest={manifest}", "data.workers=0", "--output")
+    assert run(*words, tmp_path / "first") == 0
+    assert run(*words, tmp_path / "out") == 2
+    assert f"--output {manifest}: is read, and would be replaced; choose another" in capsys.readouterr().err
+    assert len(load_manifest(manifest)) == 36

@@ -198,7 +198,7 @@ def test_any_writing_and_any_ends_of_lines(root: Path, encoding: str, end: str, 
 @pytest.mark.parametrize(
     ("text", "notes"),
     [
-        ("sep=;\npath;label\na.png;red\nb.png;blue\n", ["its columns are separated by semicolons"]),
+        ("SEP=;\npath;label\na.png;red\nb.png;blue\n", ["its columns are separated by semicolons"]),
         ('"sep=|"\r\npath|label\r\na.png|red\r\nb.png|blue\r\n', ["its columns are separated by '|'"]),
         ("sep=,\npath,label\na.png,red\nb.png,blue\n", []),
         ("\n \npath,label\na.png,red\n\n   \n,\nb.png,blue\n,,,\n", []),
@@ -384,6 +384,7 @@ WRONG_LINES = [
     ('{"path": 7, "label": "x"}', "ROOT/x.jsonl line 2: its path is 7; it must be that of an image"),
     ('{"path": "b\\u0000.png", "label": "x"}', "ROOT/x.jsonl line 2: its path is 'b\\x00.png'; it must be that of an"),
     ('{"path": "b.png", "path": "a.png", "label": "x"}', "ROOT/x.jsonl line 2: is no JSON (it names 'path' twice)"),
+    ('{"path": "b.png", "label": ' + 5000 * "9" + "}", "ROOT/x.jsonl line 2: is no JSON (Exceeds the limit (4300"),
     ('{"path": "b.png", "label": 1.5}', "ROOT/x.jsonl line 2: has the label 1.5; it must be text"),
     ('{"path": "b.png", "label": NaN}', "ROOT/x.jsonl line 2: has the label nan; it must be text"),
     ('{"path": "\\ud800", "label": "x"}', "ROOT/x.jsonl line 2: its path '\\ud800' is no text"),
@@ -424,6 +425,10 @@ def test_a_file_that_is_no_list_is_refused(root: Path) -> None:
         assert refusal(DataSection(list=str(root / "wide.csv"))) == (
             "ROOT/wide.csv line 1: holds a zero byte, as UTF-16 without its mark does; save the file as UTF-8"
         )
+    os.mkfifo(root / "pipe.csv")
+    assert refusal(DataSection(list=str(root / "pipe.csv"))) == (
+        "data.list ROOT/pipe.csv: is a pipe, no regular file; write the list to a file"
+    )
     section = DataSection(list=str(root / "none.csv"))
     assert refusal(section) == "data.list ROOT/none.csv: cannot be read (No such file or directory)"
     section = DataSection(list=str(root / "labels.parquet"))

@@ -294,7 +294,11 @@ def test_lists_with_columns_are_read_as_data_list_is(
     ("text", "words", "message"),
     [
         ("path\nred/gone.jpg\n", ["data.root=ROOT"], "1 of its 1 images are not below ROOT, the first is red/gone.jpg"),
-        ("file\nred/red_0.jpg\n", [], "ROOT/l.csv line 1: has"),
+        (
+            "red/red_0.jpg\n",
+            [],
+            "ROOT/l.csv line 1: names an image, red/red_0.jpg, and no columns; put a line above it",
+        ),
         ("image\nx\n", [], "ROOT/l.csv: has no column 'path'; its columns are: image; name it with data.path_column"),
         ("path\n", [], "ROOT/l.csv: lists no image"),
         ("", [], "ROOT/l.csv: is empty; its first line must name the columns, such as path,label"),
@@ -311,7 +315,7 @@ def test_a_wrong_list_with_columns_is_one_line(
     words = [word.replace("ROOT", str(root)) for word in words]
     assert run(tiny_checkpoint, root / "l.csv", *words, "--output", root / "p.json") == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert message.replace("ROOT", str(root)) in line or "line 1" in message
+    assert message.replace("ROOT", str(root)) in line
     assert not (root / "p.json").exists()
 
 

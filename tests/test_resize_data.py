@@ -328,3 +328,21 @@ def test_a_full_disk_is_one_line_and_what_is_there_is_gone_on_with(
     )
     assert not (tmp_path / "new").exists()
     assert resized(image_folder, tmp_path / "new", 280).resized == 1
+
+
+def test_images_are_never_removed_by_what_is_begun_beside_them(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = tmp_path / ".new.partial"
+    image_folder.rename(begun)
+    (tmp_path / "link").symlink_to(begun)
+    for root in (begun, begun / "train", tmp_path / "link"):
+        before = contents(begun)
+        assert run(f"data.root={root}", "--output", tmp_path / "new", "--short-side", SIDE) == 2
+        assert (
+            f"data.root {root}: lies where --output {tmp_path / 'new'} is begun, and would be removed; rename it"
+            in (capsys.readouterr().err)
+        )
+        assert contents(begun) == before
+    assert run(f"data.root={begun}", "--output", tmp_path / "link" / "x", "--short-side", SIDE) == 2
+    assert f"--output {tmp_path / 'link' / 'x'}: lies in data.root {begun}" in capsys.readouterr().err

@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from vitrail.config import TrainConfig
+from vitrail.data import files_read
 from vitrail.data.loader import Batch, Sample, TrainImages, usable_cores
 from vitrail.data.sampling import SampleKey
 from vitrail.decoding import DECODER, UnreadableImage, decode
 from vitrail.display import Display
 from vitrail.engine import choose_precision, processes
 from vitrail.errors import ConfigError, DataError
+from vitrail.files import refuse_replacing
 from vitrail.job import Job, build_job, build_state
 from vitrail.models.registry import VisionModel
 from vitrail.optim import set_learning_rate
@@ -70,13 +73,16 @@ class DataSpeed:
         }
 
 
-def bench_data(config: TrainConfig, seconds: float, display: Display) -> DataSpeed:
+def bench_data(
+    config: TrainConfig, seconds: float, display: Display, written: Sequence[tuple[str, Path]] = ()
+) -> DataSpeed:
     """Time the stages of loading on one core, the loader as training uses it, and the model's updates.
 
     Args:
         config: Of a training.
         seconds: For the loader, and for the model; the stages take about as long.
         display: For the progress.
+        written: Files that are written afterwards, by the option that names each; none may be one of the images.
 
     Raises:
         ConfigError: Several processes, or settings that do not fit.
@@ -89,6 +95,9 @@ def bench_data(config: TrainConfig, seconds: float, display: Display) -> DataSpe
     with processes(precision, settings.device) as accelerator, Stop(None) as stop:
         torch.manual_seed(settings.seed)
         job, model = build_job(config, accelerator, precision, display, stop)
+        for flag, file in written:
+            for source in (job.data.train, job.data.val):
+                refuse_replacing(flag, file, files_read(config.data, source))
         display.begin("time the stages, the loader and the model", 3)
         stages, unreadable = time_stages(job)
         display.advance()

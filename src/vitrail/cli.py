@@ -907,15 +907,14 @@ def bench_data(
     if not seconds > 0:
         raise ConfigError(f"--seconds is {seconds}; it must be above 0")
     if json_file is not None:
-        data = start.config.data
-        refuse_output("--json", json_file, [recipe or "", *(file for file in (data.list, data.manifest) if file)])
+        refuse_output("--json", json_file, [recipe or ""])
 
     from vitrail.bench_data import STAGES, rate
     from vitrail.bench_data import bench_data as run
 
     with _terminal() as display:
         _say(display, start.remarks)
-        found = run(start.config, seconds, display)
+        found = run(start.config, seconds, display, [] if json_file is None else [("--json", json_file)])
         if json_file is not None:
             text = json.dumps(found.to_dict(), indent=1) + "\n"
             write_whole(json_file, text.encode(), "choose another file with --json")

@@ -27,7 +27,8 @@ SYSTEM = frozenset(
         "@recycle", "@recently-snapshot", "@transcode",  # QNAP's
         "~snapshot",  # NetApp's
         "$recycle.bin", "recycler", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini",  # Windows'
-        "$winreagent", "$extend", "found.000", "wpsettings.dat", "indexervolumeguid",
+        "ehthumbs_vista.db", "$winreagent", "$extend", "wpsettings.dat", "indexervolumeguid",
+        *(f"found.{number:03}" for number in range(100)),
         "__macosx", "icon\r", "network trash folder", "temporary items", "thevolumesettingsfolder",  # macOS's
         "lost+found", "aquota.user", "aquota.group",  # Linux's
         "__pycache__",

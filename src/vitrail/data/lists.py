@@ -249,6 +249,8 @@ def read_lines(path: Path, called: str, notes: list[str], *, any_bytes: bool = F
     """
     number, encoding = 1, "utf-8"
     try:
+        if odd := no_file(path):  # which might block whoever opens it
+            raise DataError(f"{called}: is {odd}, no regular file; write the list to a file")
         with path.open("rb") as file:
             start = file.read(4)
         encoding = next((name for mark, name in MARKS.items() if start.startswith(mark)), encoding)
@@ -301,7 +303,7 @@ def _rows(path: Path, called: str, path_column: str, notes: list[str]) -> tuple[
 def _csv_rows(path: Path, called: str, lines: Iterator[str], path_column: str, notes: list[str]) -> Iterator[Row]:
     before, by = 0, None
     for header in lines:
-        if told := re.fullmatch(r'"?sep=(.)"?', header.strip("\r\n")):  # as Excel writes and reads
+        if told := re.fullmatch(r'"?sep=(.)"?', header.strip("\r\n"), re.IGNORECASE):  # as Excel writes and reads
             by = told[1]
         elif header.strip():
             break
