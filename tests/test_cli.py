@@ -111,7 +111,7 @@ def test_a_file_that_is_no_checkpoint_is_refused_by_evaluate_and_predict(
     path = tmp_path / "weights.pth"
     path.write_bytes(b"PK\x03\x04 this is no checkpoint")
     for tokens in (["evaluate", path], ["predict", path, "a.jpg"]):
-        assert "weights.pth: cannot be read (RuntimeError); use the original" in refused(capsys, *tokens)
+        assert "weights.pth: is cut off: its end, with the list of its contents, is missing" in refused(capsys, *tokens)
 
 
 def test_commands_to_type_next_are_quoted_and_start_as_this_one_was(monkeypatch: pytest.MonkeyPatch) -> None:
