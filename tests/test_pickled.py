@@ -178,6 +178,32 @@ def test_tensors_of_every_layout_are_read_exactly(tmp_path: Path) -> None:
             assert torch.equal(found[name], expected), name
 
 
+class OfDevice:
+    """Like a tensor of XLA, which is saved as an array."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return torch._utils._rebuild_device_tensor_from_numpy, (self.array, torch.float32, "xla:0", False)
+
+
+class Kind(torch.Tensor):
+    """Like the tensors of fastai and torchvision, of a class of their own."""
+
+
+def test_tensors_of_devices_and_classes_are_read_as_plain_ones(tmp_path: Path) -> None:
+    weights = tiny(TNT).state_dict()
+    changed = {
+        **weights,
+        "norm.bias": OfDevice(weights["norm.bias"].numpy()),
+        "norm.weight": weights["norm.weight"].as_subclass(Kind),
+    }
+    found = opened(save(tmp_path / "a.pth", changed), TNT).weights
+    assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
+    assert type(found["norm.weight"]) is torch.Tensor
+
+
 def test_files_of_a_big_endian_machine_are_read(tmp_path: Path) -> None:
     weights = tiny(TNT).state_dict()
     path = save(tmp_path / "a.pth", weights)

@@ -218,6 +218,26 @@ def test_the_average_is_taken_and_the_weights_themselves_when_asked(kind: str, t
     assert equal(opened(path, TNT, average=False).weights, plain)
 
 
+def test_average_without_names_and_order_is_left_and_said(tmp_path: Path) -> None:
+    weights = tiny(TNT).state_dict()
+    listed = [tensor + 1 for tensor in weights.values()][::-1]
+    path = save(tmp_path / "a.pth", {"model": weights, "ema": {"shadow_params": listed}})
+    found = opened(path, TNT)
+    assert equal(found.weights, weights)
+    assert found.account.doubts == (
+        f"{path}: ema.shadow_params, an average without names, is in no order of the model's parameters, and is left",
+    )
+
+
+def test_average_of_another_head_is_left(tmp_path: Path) -> None:
+    weights = tiny(TNT).state_dict()
+    path = save(tmp_path / "a.pth", {"model": weights, "model_ema": tiny(TNT, num_classes=5).state_dict()})
+    found = opened(path, TNT)
+    assert equal(found.weights, weights)
+    (left,) = [entry for entry in found.account.entries if entry.theirs == ("model_ema",)]
+    assert left.note == "has other weights (head.weight, head.bias)"
+
+
 @lies_beside
 def test_average_that_mmengine_swapped_is_not_zeros() -> None:
     model = load_model(WILD / "08-checkpoint-mmengine-ema" / "epoch_3.pth", **AS_WILD)
@@ -233,6 +253,15 @@ def test_wild_entries_and_prefixes_are_found(file: str) -> None:
     found = load_model(WILD / "13-checkpoint-entries-and-prefixes" / file, **AS_WILD)
     assert equal(found.state_dict(), expected)
     assert found.preprocess.mean == (0.5, 0.5, 0.5)
+
+
+@lies_beside
+@pytest.mark.parametrize("file", ["07-checkpoint-entry-net/net.pth", "14-checkpoint-mmengine-history/epoch_1.pth"])
+def test_wild_files_are_read_as_the_plain_one(file: str) -> None:
+    expected = load_model(WILD / "07-checkpoint-entry-net" / "model.pth", **AS_WILD)
+    found = load_model(WILD / file, **AS_WILD)
+    assert equal(found.state_dict(), expected.state_dict())
+    assert found.preprocess == expected.preprocess
 
 
 def two(weights: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Any]:

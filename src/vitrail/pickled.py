@@ -391,6 +391,7 @@ _REBUILT: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter": _same,
     "torch._utils._rebuild_parameter_with_state": _same,
     "torch._utils._rebuild_device_tensor_from_cpu_tensor": _same,
+    "torch._utils._rebuild_device_tensor_from_numpy": _same,
 }
 _WITH_CLASS = {"copyreg._reconstructor", "copy_reg._reconstructor", "copyreg.__newobj__"}
 """Functions of pickle's own that make an object of the class that is their first argument."""

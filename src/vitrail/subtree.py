@@ -147,9 +147,17 @@ def find_weights(
             f"{file.path}: is {chosen.readings[0]} without its head, and {', '.join(chosen.heads[:3])} may be of one; "
             "weights.partial=true takes it without"
         )
-    skipped = {**chosen.tree.skipped, **_left(file, chosen.tree, trees, why)}
-    notes = (*chosen.notes, *notes)
-    return Found(tree=chosen.tree, readings=chosen.readings, notes=notes, doubts=chosen.doubts, skipped=skipped)
+    doubts = [
+        f"{file.path}: {stem}, an average without names, is in no order of the model's parameters, and is left"
+        for stem in ask.lists_without_place(chosen, free)
+    ]
+    return Found(
+        tree=chosen.tree,
+        readings=chosen.readings,
+        notes=(*chosen.notes, *notes),
+        doubts=(*chosen.doubts, *doubts),
+        skipped={**chosen.tree.skipped, **_left(file, chosen.tree, trees, why)},
+    )
 
 
 def _inside(file: WeightFile, entry: str | None) -> list[str]:
@@ -400,7 +408,7 @@ class _Ask:
 
     def _read(self, tree: Subtree) -> list[Reading] | None:
         self.file.check(tree.names.values())
-        key = tuple((name, self.file.tensors[whole].shape) for name, whole in tree.names.items())
+        key = tuple(_shapes(self.file, tree).items())
         if key not in self.known:
             try:
                 self.known[key] = recognise(
@@ -436,22 +444,28 @@ class _Ask:
 
     def averages_by_order(self, fit: _Fit, free: list[str]) -> list[_Fit]:
         """Return averages that are lists without names, in the order of the model's parameters."""
+        return [made for stem, listed in self._lists(free).items() if (made := self._by_order(fit, stem, listed))]
+
+    def lists_without_place(self, fit: _Fit, free: list[str]) -> list[str]:
+        """Return those that are in no order of the model's parameters."""
+        return [stem for stem, listed in self._lists(free).items() if self._by_order(fit, stem, listed) is None]
+
+    def _lists(self, free: list[str]) -> dict[str, list[str]]:
         lists: dict[str, list[str]] = {}
         for name in free:
             stem, _, number = name.rpartition(".")
             if number.isdigit() and _is_average(self.file, f"{stem}."):
                 lists.setdefault(stem, []).append(name)
+        return lists
+
+    def _by_order(self, fit: _Fit, stem: str, listed: list[str]) -> _Fit | None:
+        shapes = [self.file.tensors[name].shape for name in listed]
         frozen = _frozen(fit.readings[0])
-        found = []
-        for stem, listed in lists.items():
-            shapes = [self.file.tensors[name].shape for name in listed]
-            for names in ([*fit.tree.names], [name for name in fit.tree.names if name not in frozen]):
-                if shapes == [self.file.tensors[fit.tree.names[name]].shape for name in names]:
-                    own = {**fit.tree.names, **dict(zip(names, listed, strict=True))}
-                    tree = replace(fit.tree, prefix=f"{stem}.", names=own, is_average=True)
-                    found.append(replace(fit, tree=tree))
-                    break
-        return found
+        for names in ([*fit.tree.names], [name for name in fit.tree.names if name not in frozen]):
+            if shapes == [self.file.tensors[fit.tree.names[name]].shape for name in names]:
+                own = {**fit.tree.names, **dict(zip(names, listed, strict=True))}
+                return replace(fit, tree=replace(fit.tree, prefix=f"{stem}.", names=own, is_average=True))
+        return None
 
 
 def _on_meta_device(reading: Reading) -> VisionModel:
@@ -487,14 +501,9 @@ def _choose(
             raise _several(file, averages)
         return averages[0], notes, {}
     (own,) = plain
-    lacking = [fit for fit in averages if fit.tree.names.keys() != own.tree.names.keys()]
-    others = {
-        _shown(
-            fit.tree
-        ): f"lacks {', '.join([n for n in own.tree.names if n not in fit.tree.names][:3]) or 'none, and has others'}"
-        for fit in lacking
-    }
-    fitting = [fit for fit in averages if fit not in lacking]
+    shapes = _shapes(file, own.tree)
+    others = {_shown(fit.tree): _differing(file, fit.tree, shapes) for fit in averages}
+    fitting = [fit for fit in averages if not others[_shown(fit.tree)]]
     if not fitting:
         return own, notes, others
     if not average:
@@ -506,6 +515,19 @@ def _choose(
         "weights themselves"
     )
     return fitting[0], (told, *notes), others | {_shown(own.tree): "the weights themselves, not taken"}
+
+
+def _shapes(file: WeightFile, tree: Subtree) -> dict[str, tuple[int, ...]]:
+    return {name: file.tensors[whole].shape for name, whole in tree.names.items()}
+
+
+def _differing(file: WeightFile, average: Subtree, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Say why an average is not one of weights of these shapes; nothing where it is."""
+    found = _shapes(file, average)
+    if lacking := [name for name in shapes if name not in found]:
+        return f"lacks {', '.join(lacking[:3])}"
+    other = [name for name in found if found[name] != shapes.get(name)]
+    return f"has other weights ({', '.join(other[:3])})" if other else ""
 
 
 def _distinct(file: WeightFile, fits: list[_Fit]) -> tuple[list[_Fit], list[tuple[str, str]]]:
