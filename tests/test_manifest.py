@@ -24,7 +24,7 @@ from vitrail.data.likeness import equal_groups, near_pairs
 from vitrail.data.manifest import Manifest, cache_file, load_manifest
 from vitrail.data.paths import Paths
 from vitrail.data.shards import INDEX
-from vitrail.decoding import UnreadableImage, decode
+from vitrail.decoding import READ, UnreadableImage, decode
 from vitrail.display import Quiet
 from vitrail.errors import ConfigError, DataError
 from vitrail.pack import pack
@@ -450,7 +450,7 @@ def test_each_oddity_of_a_file_is_found(root: Path, monkeypatch: pytest.MonkeyPa
     }
     said = problems(manifest)
     assert ("error", "1 images cannot be read: the file is empty") in said
-    assert ("error", "1 images cannot be read: not an image of a known format") in said
+    assert ("error", f"1 images cannot be read: not an image of a known format; read are {READ}") in said
     for what in ("are to be turned by EXIF", "have the ending of another format", "have over 50 million pixels"):
         assert ("warning", f"1 images {what}") in said
     for what in ("are CMYK", "have more than 8 bits a channel", "have several frames", "have transparency"):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.data.folders import is_hidden, is_image
+from vitrail.data.folders import is_hidden, is_image, is_unread_image
 from vitrail.data.lists import BETWEEN, LABELS
 from vitrail.data.sources import printable
 from vitrail.decoding import decode
@@ -288,7 +288,7 @@ def _walk(folder: Path, inside: tuple[Path, ...]) -> Iterator[str]:
             continue
         if entry.is_dir():
             yield from _walk(Path(entry.path), (*inside, here))
-        elif is_image(entry.name):
+        elif is_image(entry.name) or is_unread_image(entry.name):  # which becomes a row with the reason
             yield entry.path
 
 

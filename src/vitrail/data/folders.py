@@ -14,15 +14,17 @@ import numpy as np
 from vitrail.data.paths import Paths
 from vitrail.data.shards import INDEX
 from vitrail.data.sources import FileSource, few, printable
+from vitrail.decoding import ENDINGS, NOT_READ
 from vitrail.errors import ConfigError, DataError, closest
 
-EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".npy"))
+EXTENSIONS = frozenset(ending for endings in ENDINGS.values() for ending in endings)
 SPLIT_WORDS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
 
 
 MARK = "vitrail-resized.json"
 """The file by which a folder says that its pixels were changed."""
 CHANGED = "pixels were changed: "
+UNREAD = "images of formats that are not read"
 
 
 def find_splits(root: Path, train_split: str, val_split: str | None) -> tuple[Path | None, Path | None]:
@@ -98,6 +100,11 @@ def is_image(name: str) -> bool:
     return name[name.rfind(".") :].lower() in EXTENSIONS
 
 
+def is_unread_image(name: str) -> bool:
+    """Say whether a file's name ends as those of images that are not read, such as .heic."""
+    return name[name.rfind(".") :].lower() in NOT_READ
+
+
 @dataclass
 class _Ignored:
     """What a scan read past."""
@@ -111,11 +118,23 @@ class _Ignored:
         found = []
         if self.hidden:
             found.append(f"{folder}: ignored {len(self.hidden)} hidden files or folders: {few(self.hidden, 10)}")
-        if self.others:
-            found.append(f"{folder}: ignored {len(self.others)} files that are not images: {few(self.others)}")
+        unread = [name for name in self.others if is_unread_image(name)]
+        others = [name for name in self.others if not is_unread_image(name)]
+        if unread:
+            endings = ", ".join(sorted({name[name.rfind(".") :].lower() for name in unread}))
+            found.append(
+                f"{folder}: left out {len(unread)} {UNREAD} ({endings}): {few(unread)}; convert them to JPEG or PNG"
+            )
+        if others:
+            found.append(f"{folder}: ignored {len(others)} files that are not images: {few(others)}")
         if self.loose:
             found.append(f"{folder}: ignored {len(self.loose)} images outside the class folders: {few(self.loose)}")
         return tuple(found)
+
+    def hint(self) -> str:
+        """Say which images are there all the same, but cannot be read."""
+        unread = [name for name in self.others if is_unread_image(name)]
+        return f"; {len(unread)} {UNREAD} were left out ({few(unread)}), convert them" if unread else ""
 
 
 @dataclass(frozen=True)
@@ -197,7 +216,7 @@ def scan(folder: Path, problems: list[str] | None = None) -> FileSource:
     if empty:
         problem = (
             f"data.root {folder}: {len(empty)} of {len(classes)} class folders have no images ({few(empty)}); "
-            "add images to them, or remove them"
+            f"add images to them, or remove them{ignored.hint()}"
         )
         if problems is None:
             raise DataError(problem)
@@ -282,7 +301,8 @@ def _no_images(folder: Path, classes: list[str], loose: list[str], ignored: _Ign
         )
     if classes:
         known = few(EXTENSIONS, len(EXTENSIONS))
-        return f"{where}: none of its {len(classes)} folders has images ({few(classes)}); known are {known}"
+        none = f"none of its {len(classes)} folders has images ({few(classes)})"
+        return f"{where}: {none}; known are {known}{ignored.hint()}"
     if tars := [name for name in ignored.others if name.endswith(".tar")]:
         return (
             f"{where}: holds tar files ({few(tars)}) and no {INDEX}, so it cannot be told what is in them; unpack them "
