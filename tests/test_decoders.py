@@ -40,12 +40,8 @@ def png(behind: bytes = chunk(b"IEND", b""), wrong: int = 0) -> bytes:
     at = whole.index(b"IDAT") - 4
     end = whole.index(b"IEND") - 4
     size = int.from_bytes(whole[at : at + 4], "big")
-    pixels = (
-        whole[at:end]
-        if not wrong
-        else chunk(b"IDAT", whole[at + 8 : at + 8 + size], wrong) + whole[at + 12 + size : end]
-    )
-    return whole[:at] + pixels + behind
+    pixels = chunk(b"IDAT", whole[at + 8 : at + 8 + size], wrong)
+    return whole[:at] + pixels + whole[at + 12 + size : end] + behind
 
 
 @needs_torchcodec
@@ -130,7 +126,8 @@ OTHERS = {
     "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
     "JPEG 2000": encode(photo(), "JPEG2000"), "ICO": encode(photo(), "ICO"), "TGA": encode(photo(), "TGA"),
     "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "PDF": encode(photo(), "PDF"), "DDS": encode(photo(), "DDS"),
-    "ICNS": encode(photo().resize((128, 128)), "ICNS"), "HTML": b"\n <!DOCTYPE html><html></html>", "SVG": b"<svg></svg>",
+    "ICNS": encode(photo().resize((128, 128)), "ICNS"), "HTML": b"\n <!DOCTYPE html><html></html>",
+    "SVG": b"<svg></svg>",
     "JPEG XL": b"\xff\x0a" + bytes(9), "PSD": b"8BPS" + bytes(30), "DICOM": bytes(128) + b"DICM" + bytes(9),
     "gzip": b"\x1f\x8b" + bytes(9), "a ZIP archive": b"PK\3\4" + bytes(9), "QOI": b"qoif" + bytes(9),
     "OpenEXR": b"v/1\1" + bytes(9), "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\n",

@@ -181,7 +181,9 @@ def hostile_images() -> dict[str, bytes]:
         "has more than 1,000,000 pixels": bytes(bomb),
         "has 1001 x 1000 pixels; at most 1,000,000 are taken": encoded(Image.new("1", (1001, 1000)), "PNG"),
         "has more than 100 scans": photo[:scan] + photo[scan : scan + 20] * 101 + photo[scan:],
-        f"holds EPS, which is not read; save it as one of {READ}": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments",
+        f"holds EPS, which is not read; save it as one of {READ}": (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments"
+        ),
     }
 
 
