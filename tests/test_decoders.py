@@ -144,7 +144,7 @@ def test_a_format_that_is_not_read_is_named_and_starts_nothing(name: str, monkey
         assert str(caught.value) == f"holds {name}, which is not read; save it as one of {READ}"
 
 
-@pytest.mark.parametrize("form", ["PCX", "SGI", "IM", "SPIDER", "MSP"])
+@pytest.mark.parametrize("form", ["PCX", "SGI", "SPIDER", "MSP"])
 def test_what_else_pillow_knows_is_not_opened(form: str) -> None:
     mode = {"MSP": "1", "SPIDER": "F"}.get(form, "RGB")
     with pytest.raises(UnreadableImage, match=f"^not an image of a known format; read are {READ}$"):

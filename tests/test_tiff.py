@@ -103,8 +103,14 @@ def test_a_palette_of_every_size_gives_its_colours(bits: int, order: str) -> Non
 @pytest.mark.parametrize("bits", [8, 12, 16])
 def test_inks_become_colours_as_in_pillow(bits: int, order: str, planar: bool) -> None:
     inks = draw(bits, 4)
-    for options in ({}, {"compression": DEFLATE}):
-        data = tiff_file(inks, bits, INKS, order=order, planar=planar, **options)
+    spot = np.concatenate((inks, draw(bits)), axis=2)  # a fifth ink, or alpha, which is dropped
+    for levels, options in (
+        (inks, {}),
+        (inks, {"compression": DEFLATE}),
+        (spot, {"extra": (0,)}),
+        (spot, {"extra": (2,)}),
+    ):
+        data = tiff_file(levels, bits, INKS, order=order, planar=planar, **options)
         if bits == 8:
             expected = np.asarray(Image.fromarray(inks.astype(np.uint8), "CMYK").convert("RGB"))
             assert np.array_equal(read(data), expected)
@@ -135,6 +141,13 @@ def test_alpha_is_dropped_and_associated_alpha_is_divided_out(bits: int, order: 
             check(data, expected, colours)
             if not (bits == 8 and kind == 1):  # Pillow makes alpha of 0 colourless in the same way
                 check(data, np.concatenate((expected, full[:, :, -1:]), axis=2), colours + 1)
+
+
+def test_samples_of_a_kind_that_is_not_told_are_unsigned() -> None:
+    for bits in (8, 12, 16):
+        for count, photometric in ((1, GRAY), (3, RGB)):
+            levels = draw(bits, count)
+            check(tiff_file(levels, bits, photometric, kind=4), whole(levels, bits), count)
 
 
 def test_colours_without_a_word_about_their_fourth_channel_are_read() -> None:
@@ -197,7 +210,11 @@ def test_what_is_stored_turned_is_read_upright(orientation: int, bits: int) -> N
         (tiff_file(draw(8, 3), 8, 77), "holds its colours as kind 77; save it as"),
         (tiff_file(draw(8, 3), 8, YCBCR), "holds its colours as YCbCr of a kind that is not read"),
         (tiff_file(draw(8, 2), 8, RGB), "has 2 channels where its colours have 3"),
-        (tiff_file(draw(8, 5), 8, INKS, extra=(0,)), "has 1 channel beside its inks; save it as gray or RGB"),
+        (tiff_file(draw(8, 6), 8, INKS, extra=(0, 0)), "has 2 channels beside its inks; save it as gray or RGB"),
+        (tiff_file(draw(8, 5), 8, INKS, extra=(1,)), "has 1 channel beside its inks; save it as"),
+        (tiff_file(draw(8, 4), 8, INKS, tags={332: 2}), "holds other inks than cyan, magenta, yellow and black; save"),
+        (tiff_file(draw(8, 3), 8, RGB, tags={254: 1}), "begins with a preview, as cameras' raw files do; save it as"),
+        (tiff_file(draw(8, 3), 8, RGB, tags={50706: (1, 4)}), "begins with a preview, as cameras' raw files do"),
         (tiff_file(draw(8, 2), 8, PALETTE, extra=(2,)), "has 1 channel beside its palette; save it as"),
         (tiff_file(draw(8, 3), 8, RGB, tags={258: (8, 8, 16)}), "has channels of different bits (8, 8, 16)"),
         (tiff_file(draw(8, 3), 8, RGB, tags={339: (1, 1, 2)}), "has channels of different format (1, 1, 2)"),
@@ -217,6 +234,7 @@ def test_what_has_no_known_scale_or_colours_is_refused_with_the_reason(data: byt
 
 def test_a_tiff_without_a_size_or_a_page_is_refused() -> None:
     assert reason(b"II*\0\0\0\0\0") == "is a TIFF without an image"
+    assert reason(tiff_file(draw(8), 8).replace(b"\x06\x01\x03\0", b"\xff\xff\x03\0")) == "its TIFF tag 262 is missing"
     assert reason(tiff_file(draw(8), 8).replace(b"\x01\x01\x03\0", b"\xff\xff\x03\0")) == "its TIFF tag 257 is missing"
 
 

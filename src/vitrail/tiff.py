@@ -35,11 +35,18 @@ COLOUR_NAMES = {4: "a transparency mask", 8: "CIELab", 9: "ICCLab", 10: "ITULab"
 BASE = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, COLOURS: 3, PALETTE: 1, INKS: 4, YCBCR: 3}
 """Channels of each kind of colours, before extra ones such as alpha."""
 ASSOCIATED, UNASSOCIATED = 1, 2
+ONE_EXTRA = ((), (0,), (UNASSOCIATED,))
+"""What may lie beside inks, and is dropped."""
+UNSIGNED = 1
 KINDS = {2: "int", 3: "float", 5: "complex int", 6: "complex"}
 """Sample formats; 1 is unsigned, and 4, undefined, is read as unsigned."""
 STORED, LZW, OLD_JPEG, JPEG, PACKBITS, DEFLATE = 1, 5, 6, 7, 32773, (8, 32946)
 PLAIN = (STORED, LZW, PACKBITS, *DEFLATE)
 """Compressions of bytes, which do not care what samples they are."""
+CANON_RAW, DNG, REDUCED = b"CR", 50706, 1
+"""What says that the first page is not the image: two letters, a tag, and a bit of another."""
+CMYK = 1
+"""Among the sets of inks."""
 MOST_PAGES = 10_000
 """That are counted."""
 Array = NDArray[np.uint8 | np.uint16]
@@ -62,6 +69,7 @@ class Tags:
     """What the channels beyond the colours are."""
     compression: int
     predictor: int
+    ink_set: int
     fill_order: int
     orientation: int
     depth: int
@@ -109,7 +117,9 @@ def read_tags(data: bytes, count: int = 1) -> Tags:
     first = next(pages, None)
     if first is None:
         raise UnreadableImage("is a TIFF without an image")
-    compression, photometric = _number(first, 259, STORED), _number(first, 262, BLACK_IS_ZERO)
+    if data[8:10] == CANON_RAW or DNG in first or _number(first, 254, 0) & REDUCED:
+        raise UnreadableImage("begins with a preview, as cameras' raw files do; save it as a plain TIFF")
+    compression, photometric = _number(first, 259, STORED), _number(first, 262)
     if compression == OLD_JPEG and photometric == COLOURS:
         photometric = YCBCR  # as libtiff takes it
     base = BASE.get(photometric, 1)
@@ -127,6 +137,7 @@ def read_tags(data: bytes, count: int = 1) -> Tags:
         extra=extra if len(extra) == samples - base else (0,) * (samples - base),
         compression=compression,
         predictor=_number(first, 317, 1),
+        ink_set=_number(first, 332, CMYK),
         fill_order=_number(first, 266, 1),
         orientation=orientation if 1 <= orientation <= 8 else 1,
         depth=_number(first, 32997, 1),
@@ -222,7 +233,7 @@ def _same(values: tuple[int, ...], what: str) -> int:
 def _refuse_unknown(tags: Tags) -> None:
     if tags.kind in KINDS:
         raise UnreadableImage(f"is {KINDS[tags.kind]}{tags.bits}; {AS_INTEGERS}")
-    if tags.kind not in (1, 4) or not 1 <= tags.bits <= 16:
+    if not 1 <= tags.bits <= 16:
         raise UnreadableImage(f"is uint{tags.bits}; {AS_INTEGERS}")
     if tags.depth != 1:
         raise UnreadableImage(f"is a volume of {tags.depth} layers; save one of them")
@@ -235,15 +246,16 @@ def _refuse_unknown(tags: Tags) -> None:
         raise UnreadableImage(f"has {counted(tags.samples)} where its colours have {base}")
     if tags.photometric == YCBCR and (tags.bits != 8 or tags.planar or tags.extra or tags.compression == STORED):
         raise UnreadableImage("holds its colours as YCbCr of a kind that is not read; save it as gray or RGB")
-    if tags.photometric in (PALETTE, INKS) and tags.extra:
-        raise UnreadableImage(
-            f"has {counted(len(tags.extra))} beside its {'palette' if base == 1 else 'inks'}; save it as gray or RGB"
-        )
+    if tags.photometric == INKS and tags.ink_set != CMYK:
+        raise UnreadableImage("holds other inks than cyan, magenta, yellow and black; save it as gray or RGB")
+    if (tags.photometric == PALETTE and tags.extra) or (tags.photometric == INKS and tags.extra not in ONE_EXTRA):
+        beside = "palette" if tags.photometric == PALETTE else "inks"
+        raise UnreadableImage(f"has {counted(len(tags.extra))} beside its {beside}; save it as gray or RGB")
 
 
 def _is_pillows(tags: Tags, wanted: PixelFormat) -> bool:
     """Say whether Pillow is known to read such pixels right, and loses nothing that is wanted."""
-    if tags.compression not in COMPRESSION_INFO or tags.is_big_motorola:
+    if tags.compression not in COMPRESSION_INFO or tags.is_big_motorola or tags.kind != UNSIGNED:
         return False
     one, drops_extra = tags.samples == 1, wanted.channels in (1, 3)
     if one and tags.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO, PALETTE) and tags.bits <= 8:
@@ -263,7 +275,9 @@ def _is_pillows(tags: Tags, wanted: PixelFormat) -> bool:
         return tags.extra in ((), (UNASSOCIATED,)) or (not tags.planar and (tags.extra != (0,) or drops_extra))
     if tags.planar:
         return False
-    return tags.photometric == INKS or (tags.photometric == BLACK_IS_ZERO and tags.extra == (UNASSOCIATED,))
+    return (tags.photometric == INKS and tags.extra in ((), (0,))) or (
+        tags.photometric == BLACK_IS_ZERO and tags.extra == (UNASSOCIATED,)
+    )
 
 
 def _pages_are_channels(tags: Tags, wanted: PixelFormat) -> bool:
@@ -374,10 +388,10 @@ def _coloured(array: Array, tags: Tags, page: Any) -> Array:
     if tags.photometric == WHITE_IS_ZERO:
         array[:, :, 0] = full - array[:, :, 0]
     if tags.photometric == INKS:
-        inks, black = array[:, :, :3].astype(np.uint64), array[:, :, 3:].astype(np.uint64)
+        inks, black = array[:, :, :3].astype(np.uint64), array[:, :, 3:4].astype(np.uint64)
         paper = full - black
         return (paper - (inks * paper + full // 2) // full).astype(array.dtype)
-    if tags.extra == (ASSOCIATED,) and tags.photometric != PALETTE:
+    if tags.extra == (ASSOCIATED,):
         alpha = array[:, :, -1:].astype(np.uint64)
         straight = np.minimum(array[:, :, :-1] * np.uint64(full) // np.maximum(alpha, 1), full)
         array[:, :, :-1] = np.where(alpha == 0, 0, straight)
