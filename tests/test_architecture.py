@@ -22,7 +22,7 @@ LAYERS = [
         "serve.measures",
     },
     {"dialects", "files", "inputs", "launch", "pixels", "models.attention", "models.linear"},
-    {"arrays"},
+    {"arrays", "tiff", "bmp", "containers"},
     {
         "ckpt",
         "config",
@@ -165,7 +165,7 @@ def test_only_the_command_line_imports_our_modules_inside_functions(name: str) -
         ("jinja2", {"page"}),
         ("torchvision", {"data.named_sets", "transforms"}),
         ("torchcodec", {"decoding"}),
-        ("tifffile", {"arrays"}),
+        ("tifffile", {"tiff"}),
         ("timm", {"adapt", "bench", "hub", "imagenet", "timm", "transforms", "state", "job", "models.layers"}),
         ("huggingface_hub", {"hub", "weight_file"}),
         ("datasets", {"data.hf"}),

@@ -21,6 +21,7 @@ from torch.nn.functional import interpolate
 
 from test_cli import TINY, refused, run
 from test_transforms import EIGHT_BIT, encode, photo
+from tiff_files import tiff_file
 from vitrail import decoding
 from vitrail.checkpoint import parse_record, to_metadata
 from vitrail.config import TrainConfig, command_line, read_yaml, resolve
@@ -137,7 +138,7 @@ def test_colours_that_would_lose_bits_are_refused(monkeypatch: pytest.MonkeyPatc
     assert reason(turned, 3, 16).startswith("its PNG colours may have more than 8 bits")
     ppm = b"P6 30 20 65535\n" + FIVE[:, :, :3].astype(">u2").tobytes()
     assert "save it as plain PNG, TIFF or .npy" in reason(ppm, 3, 16)
-    assert "its JPEG2000 colours may" in reason(encode(photo(), "JPEG2000"), 3, 16)
+    assert "its AVIF colours may" in reason(encode(photo(), "AVIF"), 3, 16)
     monkeypatch.setattr(decoding, "FAST_DECODERS", {})
     assert reason(data, 3, 16) == "has colours of 16 bits, which need torchcodec (pip install torchcodec)"
     assert np.array_equal(read(data), FIVE[:, :, :3] >> 8)
@@ -240,9 +241,9 @@ def test_alpha_is_a_channel_where_it_is_asked_for() -> None:
     ("data", "message"),
     [
         (tiff(FIVE.astype(np.float32), **PLAIN), "is float32; save it as uint8 or uint16"),
-        (encode(photo(), "TIFF", compression="tiff_lzw"), "is packed by LZW, which needs imagecodecs (pip install"),
-        (tiff(FIVE, **PLAIN, extratags=[(274, 3, 1, 6, True)]), "is turned (TIFF orientation 6); save it upright"),
-        (tiff(FIVE[:, :, 0], photometric="miniswhite"), "holds its colours as MINISWHITE; save it as gray or RGB"),
+        (tiff_file(FIVE, 16, compression=5), "is packed by LZW, which needs imagecodecs (pip install"),
+        (encode(photo(), "TIFF", compression="tiff_lzw"), "has 3 channels, and 5 are wanted"),
+        (tiff(FIVE[:, :, 0], photometric="miniswhite"), "has 1 channel, and 5 are wanted"),
         (tiff(FIVE, **PLAIN, volumetric=True), "is a volume of 20 layers; save one of them"),
     ],
 )

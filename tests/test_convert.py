@@ -271,9 +271,11 @@ def test_net_of_the_zoo_goes_to_other_projects_with_zeros_for_biases(project: st
 
 def test_biases_are_added_for_other_classes_too_but_not_taken_away(tmp_path: Path) -> None:
     source, model = zoo_net(tmp_path)
-    whole = load_model(source, biases="all", num_classes=3)
+    with pytest.warns(UserWarning, match="its head is dropped"):
+        whole = load_model(source, biases="all", num_classes=3)
     assert [name for name, _ in whole.head.named_parameters()] == ["weight", "bias"]
-    assert load_model(source, num_classes=3).head.bias is None
+    with pytest.warns(UserWarning, match="its head is dropped"):
+        assert load_model(source, num_classes=3).head.bias is None
     features = model.forward_head(model.forward_features(images := torch.randn(2, 3, 32, 32)), pre_logits=True)
     assert_close(whole.forward_head(whole.forward_features(images), pre_logits=True), features, atol=1e-6, rtol=0)
     torch.save(tiny("tnt_s_patch16_224").state_dict(), tmp_path / "a.pth")

@@ -282,7 +282,7 @@ def test_folders_without_images(tmp_path):
     (root / "ant").mkdir()
     (root / "bee").mkdir()
     assert message(root).startswith(
-        f"data.root {root}: none of its 2 folders has images (ant, bee); known are .bmp, .gif, "
+        f"data.root {root}: none of its 2 folders has images (ant, bee); known are .apng, .avif, .bmp, "
     )
     write(root, "ant/1.png")
     assert (

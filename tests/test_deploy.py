@@ -58,7 +58,7 @@ def test_a_client_prints_classes_or_the_reason(name: str, served: tuple[Server, 
     assert done.returncode == 0, done.stderr
     good, bad = done.stdout.splitlines()
     assert good.startswith(f"{images[0]} {best} 0.")
-    assert bad.split() == [str(images[1]), *["not", "an", "image", "of", "a", "known", "format"]]
+    assert bad.split()[:8] == [str(images[1]), *["not", "an", "image", "of", "a", "known", "format;"]]
     assert "the API key is wrong" in run_client(name, server, images[0], key="wrong").stdout
 
 
@@ -81,7 +81,7 @@ def test_curl_sends_all_images_at_once(served: tuple[Server, Path, list[Path], s
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)["results"]
     assert results[0]["topk"][0]["name"] == best
-    assert results[1] == {"error": "not an image of a known format"}
+    assert results[1]["error"].startswith("not an image of a known format; read are JPEG, PNG")
     wrong = run_client("client.sh", server, images[0], key="wrong")
     assert wrong.returncode == 22
     assert "the API key is wrong" in wrong.stdout

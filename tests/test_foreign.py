@@ -98,7 +98,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
         **MIXED,
         "model.image_size": 224,
         "model.drop_path_rate": 0.1,
-        "model.options": {"gelu": "tanh", "norm_eps": 1e-7},
+        "model.options": {"biases": "zoo", "gelu": "tanh", "norm_eps": 1e-7},
         "data.root": "../data/imagenet",
         "data.workers": 16,
         "preprocess.crop": 0.875,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +20,16 @@ from vitrail.data import check as checking
 from vitrail.data import open_data, open_manifest, open_split
 from vitrail.data.check import check_images
 from vitrail.data.findings import alarms, cut_away, find_problems, validated_with
-from vitrail.data.inspection import FORMATS, Finding, inspect, picture_hash
+from vitrail.data.inspection import FORMATS, RULES, Finding, inspect, picture_hash
 from vitrail.data.likeness import equal_groups, near_pairs
-from vitrail.data.manifest import Manifest, cache_file, load_manifest
+from vitrail.data.manifest import Manifest, cache_file, load_manifest, open_shards
 from vitrail.data.paths import Paths
 from vitrail.data.shards import INDEX
-from vitrail.decoding import UnreadableImage, decode
+from vitrail.decoding import READ, UnreadableImage, decode
 from vitrail.display import Quiet
 from vitrail.errors import ConfigError, DataError
 from vitrail.pack import pack
+from vitrail.pixels import PixelFormat
 from vitrail.transforms import Preprocess
 
 SIZE = Preprocess(size=(32, 32), crop=1.0)
@@ -450,12 +452,67 @@ def test_each_oddity_of_a_file_is_found(root: Path, monkeypatch: pytest.MonkeyPa
     }
     said = problems(manifest)
     assert ("error", "1 images cannot be read: the file is empty") in said
-    assert ("error", "1 images cannot be read: not an image of a known format") in said
+    assert ("error", f"1 images cannot be read: not an image of a known format; read are {READ}") in said
     for what in ("are to be turned by EXIF", "have the ending of another format", "have over 50 million pixels"):
         assert ("warning", f"1 images {what}") in said
     for what in ("are CMYK", "have more than 8 bits a channel", "have several frames", "have transparency"):
         assert ("note", f"1 images {what}") in said
     assert ("note", "2 images are gray") in said
+
+
+def test_turned_images_are_counted_in_every_format_and_told_as_they_are_read(root: Path) -> None:
+    folder = root / "train" / "ant"
+    for number, form in enumerate(("jpg", "png", "webp", "avif", "tif")):
+        exif = Image.Exif()  # a new one, since Pillow takes the orientation out of it for AVIF
+        exif[0x0112] = 6
+        scene(60 + number).save(folder / f"turned.{form}", exif=exif)
+    behind = (folder / "turned.png").read_bytes()
+    at = behind.index(b"eXIf") - 4
+    size = 12 + int.from_bytes(behind[at : at + 4], "big")
+    moved = behind[:at] + behind[at + size : -12] + behind[at : at + size] + behind[-12:]
+    (folder / "turned_behind.png").write_bytes(moved)
+    manifest = checked(root)
+    found = {Path(manifest.name(index)).name for index in np.flatnonzero(manifest.findings & Finding.TURNED)}
+    assert found == {f"turned.{form}" for form in ("jpg", "png", "webp", "avif", "tif")} | {"turned_behind.png"}
+    for choice, severity in (("ignore", "warning"), ("apply", "note")):
+        told = find_problems(manifest, validated_with(manifest, 0), replace(SIZE, exif=choice)).problems
+        said = {problem.what: (problem.severity, problem.advice) for problem in told}
+        assert said["5 images are to be turned by EXIF"][0] == severity
+        assert said["1 images are TIFFs that are stored turned"][0] == "note"
+        unturned = {name: decode((folder / name).read_bytes()).shape for name in found}
+        turned = {name: decode((folder / name).read_bytes(), PixelFormat(exif="apply")).shape for name in found}
+        assert {name for name in found if unturned[name] != turned[name]} == found - {"turned.tif"}
+
+
+def test_jpegs_that_end_too_early_are_told(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for number, options in enumerate(({}, {"progressive": True}, {"restart_marker_rows": 1})):
+        path = root / "train" / "ant" / f"whole{number}.jpg"
+        scene(70 + number).save(path, **options)
+        cut = path.read_bytes()[: -path.stat().st_size // 3] + b"\xff\xd9"
+        path.with_name(f"early{number}.jpg").write_bytes(cut)
+    manifest = checked(root)
+    capfd.readouterr()
+    found = {Path(manifest.name(index)).name for index in np.flatnonzero(manifest.findings & Finding.ENDS_EARLY)}
+    assert found == {"early0.jpg", "early1.jpg", "early2.jpg"}
+    assert ("warning", "3 images are JPEGs that end too early") in problems(manifest)
+
+
+def test_what_was_found_by_other_rules_is_looked_at_again(root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "m"
+    before = checked(root, manifest=str(file))
+    replace(before, rules=1).save(file)
+    assert load_manifest(file).rules == 1
+    again = Steps()
+    after = checked(root, again, manifest=str(file))
+    assert again.looked == len(before)
+    assert after.rules == load_manifest(file).rules == RULES
+    again = Steps()
+    checked(root, again, manifest=str(file))
+    assert again.looked == 0
+    pack(DataSection(root=str(root)), tmp_path / "shards", 10**6, Quiet())
+    index = tmp_path / "shards" / INDEX
+    index.write_bytes(replace(load_manifest(index), rules=1).encode())
+    assert open_shards(tmp_path / "shards", None).inspected.sum() == 0
 
 
 def test_copies_are_found_on_both_sides_and_in_other_classes(root: Path) -> None:

@@ -26,6 +26,7 @@ from conftest import save_tiny
 from forked import python, wait_until
 from serving import FORM, Server, encoded, form, run_server, start
 from vitrail.cli import main
+from vitrail.decoding import READ
 from vitrail.errors import ConfigError
 from vitrail.loading import load_model
 from vitrail.predict import predict
@@ -34,6 +35,7 @@ from vitrail.serve.settings import Limits, Serving, read_key
 from vitrail.serve.upload import Refused, Room, read_files
 from vitrail.transforms import Preprocess
 
+UNKNOWN = f"not an image of a known format; read are {READ}"
 KEY = "a-key-that-nobody-guesses"
 LIMITS = Limits(max_bytes=200_000, max_files=4, max_pixels=1_000_000, queue=40, timeout_s=2)
 FLAGS = [
@@ -162,11 +164,11 @@ def test_an_answer_is_not_held_back(server: Server) -> None:
 def test_unreadable_images_get_their_reason_and_the_others_their_answer(server: Server, photos: list[bytes]) -> None:
     status, found, _ = server.send(photos[0], b"no image", photos[1][:200], b"")
     assert status == 200
-    assert [result.get("error") for result in found["results"]][:2] == [None, "not an image of a known format"]
+    assert [result.get("error") for result in found["results"]][:2] == [None, UNKNOWN]
     assert found["results"][2]["error"]
     assert found["results"][3] == {"error": "the file is empty"}
     status, found, _ = server.ask("POST", "/predict", b"no image")
-    assert (status, found["results"]) == (422, [{"error": "not an image of a known format"}])
+    assert (status, found["results"]) == (422, [{"error": UNKNOWN}])
 
 
 def hostile_images() -> dict[str, bytes]:
@@ -179,7 +181,9 @@ def hostile_images() -> dict[str, bytes]:
         "has more than 1,000,000 pixels": bytes(bomb),
         "has 1001 x 1000 pixels; at most 1,000,000 are taken": encoded(Image.new("1", (1001, 1000)), "PNG"),
         "has more than 100 scans": photo[:scan] + photo[scan : scan + 20] * 101 + photo[scan:],
-        "not an image of a known format": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments",
+        f"holds EPS, which is not read; save it as one of {READ}": (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments"
+        ),
     }
 
 
@@ -352,7 +356,7 @@ def test_the_page_shows_pictures_classes_and_errors(
         assert "ms in the server" in page.ask("document.querySelector('.told:has(meter)').innerText")
         problems = page.ask("[...document.querySelectorAll('.problem')].map(line => line.textContent)")
         assert sorted(problems) == [
-            "This image cannot be read: not an image of a known format", "file 1 has more than 200,000 bytes",
+            f"This image cannot be read: {UNKNOWN}", "file 1 has more than 200,000 bytes",
         ]  # fmt: skip
         shown = "one.querySelector('p') || one.querySelector('img').naturalWidth > 0"
         page.until(f"[...document.querySelectorAll('.picture')].every(one => {shown})")

@@ -25,7 +25,7 @@ def pictures() -> list[Image.Image]:
 
 
 @pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", [name for name in QUICK if name != "posterize"])
 def test_a_picture_is_moved_as_pillow_moves_it_but_for_a_level_in_few_places(
     name: str, resample: Image.Resampling
 ) -> None:
@@ -63,3 +63,14 @@ def test_all_that_timm_moves_by_rows_is_quick_and_the_draws_stay(policy: str) ->
             transform(picture)
             states.append((random.getstate(), np.random.get_state()[1].tolist()))
         assert states[0] == states[1]
+
+
+@pytest.mark.parametrize("bits", range(-1, 10))
+def test_posterizing_is_timms_and_to_no_bits_is_black(bits: int) -> None:
+    picture = pictures()[1]
+    ours = np.asarray(QUICK["posterize"](picture, bits))
+    if bits > 0:
+        assert np.array_equal(ours, np.asarray(auto_augment.posterize(picture, bits)))
+    else:
+        assert ours.shape == np.asarray(picture).shape
+        assert not ours.any()

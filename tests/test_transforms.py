@@ -10,6 +10,7 @@ import struct
 import zlib
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -20,6 +21,7 @@ from vitrail import decoding
 from vitrail.decoding import UnreadableImage, decode, to_pixels
 from vitrail.errors import ConfigError, DataError
 from vitrail.pixels import PixelFormat
+from vitrail.shift import QUICK
 from vitrail.transforms import Preprocess, TrainView, normalise, sample_key
 
 
@@ -137,6 +139,8 @@ def test_pixels_without_a_fixed_range_are_refused():
         with pytest.raises(
             UnreadableImage, match=r"^its 32-bit pixels have no fixed range; save it with 8 or 16 bits$"
         ):
+            to_pixels(Image.new(mode, (4, 4)))
+        with pytest.raises(UnreadableImage, match=r"^is (int|float)32; save it as uint8 or uint16, in the range of"):
             decode(encode(Image.new(mode, (4, 4)), "TIFF"))
 
 
@@ -188,8 +192,11 @@ def test_a_jpeg_cut_by_two_bytes_raises():
 def test_files_that_are_no_images_say_so():
     with pytest.raises(UnreadableImage, match=r"^the file is empty$"):
         decode(b"")
-    with pytest.raises(UnreadableImage, match=r"^not an image of a known format$"):
-        decode(b"<html>404</html>")
+    read = "JPEG, PNG, WebP, AVIF, GIF, BMP, TIFF, PPM and .npy"
+    with pytest.raises(UnreadableImage, match=rf"^not an image of a known format; read are {read}$"):
+        decode(b"\0<html>404</html>")
+    with pytest.raises(UnreadableImage, match=rf"^holds HTML, which is not read; save it as one of {read}$"):
+        decode(b"\n<html>404</html>")
 
 
 def test_too_many_pixels_are_refused_before_decoding(monkeypatch):
@@ -218,9 +225,10 @@ def test_evaluation_view_is_timms(interpolation, size, shape):
     theirs = create_transform(size, interpolation=interpolation, crop_pct=0.9, use_prefetcher=True)(image)
     ours = Preprocess(size=size, crop=0.9, interpolation=interpolation).view(to_pixels(image))
     difference = (ours.int() - theirs.int()).abs()
-    # torch and Pillow round the filter's weights differently
-    assert difference.max() <= 2
-    assert difference.float().mean() < 0.1
+    # torch and Pillow round the filter's weights differently; Pillow 13 also scales tall images by columns first
+    by_rows = int(PIL.__version__.split(".")[0]) < 13 or shape[0] < 2 * shape[1]
+    assert difference.max() <= (2 if by_rows else 6)
+    assert difference.float().mean() < (0.1 if by_rows else 0.3)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 20000), (20000, 20), (20, 20000), (3, 2)])
@@ -247,7 +255,7 @@ def test_calling_a_preprocess_takes_paths_bytes_pillow_images_and_pixels(tmp_pat
 def test_calling_a_preprocess_names_the_file_it_cannot_read(tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"no image")
     preprocess = Preprocess(size=(32, 32))
-    with pytest.raises(UnreadableImage, match=r"/bad\.jpg: not an image of a known format$"):
+    with pytest.raises(UnreadableImage, match=r"/bad\.jpg: not an image of a known format; read are"):
         preprocess(tmp_path / "bad.jpg")
     with pytest.raises(UnreadableImage, match=r"/none\.jpg: No such file or directory$"):
         preprocess(tmp_path / "none.jpg")
@@ -393,8 +401,9 @@ def test_an_unknown_policy_names_the_forms(policy):
 
 @pytest.mark.parametrize("operation", NAME_TO_OP)
 def test_every_operation_of_timm_runs_at_full_magnitude(operation):
-    # Pillow 13 refuses to posterize to 0 bits, which timm draws; pyproject.toml keeps Pillow below 13 for it
-    assert AugmentOp(operation, prob=1.0, magnitude=10)(photo()).size == (131, 97)
+    drawn = AugmentOp(operation, prob=1.0, magnitude=10)
+    drawn.aug_fn = QUICK.get(drawn.aug_fn.__name__, drawn.aug_fn)
+    assert drawn(photo()).size == (131, 97)
 
 
 def test_sample_keys_are_the_same_for_ever():

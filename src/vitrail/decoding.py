@@ -13,15 +13,43 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.PpmImagePlugin import PpmImageFile
 
-from vitrail.arrays import NPY, TIFF, npy_header, read_npy, read_tiff, tiff_header
+from vitrail.arrays import NPY, npy_header, read_npy
+from vitrail.bmp import is_run_length, read_run_length
+from vitrail.containers import JPEG_BEGINS, filled, is_last_block_rich, png_has_exif, png_is_whole, webp_is_whole
 from vitrail.pixels import MAX_PIXELS, RGB, Exif, PixelFormat, Pixels, UnreadableImage, check_size, fit
+from vitrail.tiff import BEGINS, MOST_PAGES, ORIENTATION, read_tags, read_tiff, reader_of
+
+ENDINGS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp"), "MPO": (".jpg", ".jpeg", ".jpe", ".mpo"),
+    "PNG": (".png", ".apng"), "WEBP": (".webp",), "AVIF": (".avif",), "GIF": (".gif",), "BMP": (".bmp", ".dib"),
+    "TIFF": (".tif", ".tiff"), "PPM": (".ppm", ".pgm", ".pbm", ".pnm"), "NPY": (".npy",),
+}  # fmt: skip
+"""The formats that are read, whoever sends the file and whatever it is called, and the endings of their files."""
+OPENED = tuple(form for form in ENDINGS if form not in ("MPO", "NPY"))
+"""What Pillow is asked to open. It knows more, and starts other programs for some of that."""
+READ = "JPEG, PNG, WebP, AVIF, GIF, BMP, TIFF, PPM and .npy"
+NOT_READ = (
+    ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpx", ".ico", ".tga", ".eps", ".psd", ".svg", ".exr", ".hdr", ".dds",
+    ".pcx", ".dcm", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2",
+)  # fmt: skip
+"""Endings of images of other formats, which are not read."""
+OTHERS = (
+    (b"%!PS", "EPS"), (b"\xc5\xd0\xd3\xc6", "EPS"), (b"%PDF", "PDF"), (b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"), (b"\0\0\0\x0cJXL ", "JPEG XL"), (b"\xff\x0a", "JPEG XL"), (b"\0\0\1\0", "ICO"),
+    (b"8BPS", "PSD"), (b"<svg", "SVG"), (b"DDS ", "DDS"), (b"v/1\1", "OpenEXR"), (b"qoif", "QOI"), (b"icns", "ICNS"),
+    (b"PK\3\4", "a ZIP archive"), (b"\x1f\x8b", "gzip"), (b"<!DOCTYPE", "HTML"), (b"<html", "HTML"),
+    (b"version https://git-lfs", "a pointer of Git LFS"),
+)  # fmt: skip
+"""How files begin that are often found in the place of images, and what they are."""
+HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+TGA_ENDS = b"TRUEVISION-XFILE.\0"
 
 FAST_DECODERS: dict[str | None, Any] = {}
 DECODER: Literal["torchcodec", "pillow"] = "pillow"
-"""What decodes JPEG, PNG and WebP; all else is Pillow's."""
+"""What decodes JPEG, and whole PNG and WebP; all else is Pillow's, which has the last word on what is readable."""
 try:
     from torchcodec.decoders import decode_jpeg, decode_png, decode_webp  # type: ignore[reportPrivateImportUsage]
 
@@ -31,12 +59,8 @@ except (ImportError, OSError, RuntimeError):
     # not installed, or built for another torch: Pillow gives the same pixels, more slowly
     pass
 
-ORIENTATION = 0x0112  # the EXIF tag
-TIFF_BITS = 258  # the TIFF tag BitsPerSample
 COLOURS = ("LA", "RGB", "RGBA", "RGBX")
 """Pillow's modes that stand for colours of 16 bits too."""
-WITH_ALPHA = {2: ("LA",), 4: ("RGBA", "RGBX")}
-
 # Pillow warns of odd metadata that does not touch the pixels. `catch_warnings` swaps global state, which two threads of
 # a server may not do at once; header reading is short, and torchcodec decodes outside.
 _PILLOW = threading.RLock()
@@ -56,8 +80,6 @@ def _silent_pillow(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
             yield
         except UnreadableImage:
             raise
-        except UnidentifiedImageError as error:
-            raise UnreadableImage("not an image of a known format") from error
         except Image.DecompressionBombError as error:
             raise UnreadableImage(f"has more than {max_pixels:,} pixels") from error
         except (
@@ -81,11 +103,15 @@ def decode(data: bytes, wanted: PixelFormat = RGB) -> Pixels:
     with _silent_pillow():
         if data.startswith(NPY):
             return fit(read_npy(data, wanted.channels), wanted)
+        if data.startswith(BEGINS):
+            tags = read_tags(data, wanted.channels + 1)
+            if reader_of(tags, wanted) == "tifffile":
+                return fit(read_tiff(data, tags, wanted), wanted, has_alpha=tags.has_alpha)
+            return to_pixels(_open(data), wanted)
         image = _open(data)
-        if image is None or _needs_tifffile(image, wanted):
-            array, has_alpha = read_tiff(data, wanted.channels)
-            return fit(array, wanted, has_alpha=has_alpha)
         check_size(image.height, image.width)
+        if is_run_length(image):
+            return to_pixels(read_run_length(image, data), wanted)
         if wanted.bits == 16 and image.mode in COLOURS and not _has_8_bits(image, data):
             array = _deep_colours(image, data)
             return fit(array, wanted, has_alpha=array.shape[2] in (2, 4))
@@ -102,14 +128,26 @@ def decode(data: bytes, wanted: PixelFormat = RGB) -> Pixels:
     return pixels if wanted.is_picture else fit(pixels.permute(1, 2, 0).numpy(), wanted)
 
 
-def _open(data: bytes) -> Image.Image | None:
-    """Read the header of an image; None stands for a TIFF that Pillow does not know."""
+def _open(data: bytes) -> ImageFile.ImageFile:
+    """Read the header of an image, of the formats that are read and no other."""
     try:
-        return Image.open(io.BytesIO(data))
-    except UnidentifiedImageError:
-        if not data.startswith(TIFF):
-            raise
-        return None
+        return Image.open(io.BytesIO(data), formats=OPENED)
+    except UnidentifiedImageError as error:
+        if (name := _other_format(data)) is not None:
+            raise UnreadableImage(f"holds {name}, which is not read; save it as one of {READ}") from error
+        raise UnreadableImage(f"not an image of a known format; read are {READ}") from error
+
+
+def _other_format(data: bytes) -> str | None:
+    """Return what a file is that is not read, where it begins as such files do."""
+    if data[4:8] == b"ftyp" and data[8:12] in HEIC:
+        return "HEIC"
+    if data[128:132] == b"DICM":
+        return "DICOM"
+    if data.endswith(TGA_ENDS):
+        return "TGA"
+    begin = data[:64].lstrip()
+    return next((name for known, name in OTHERS if data.startswith(known) or begin.startswith(known)), None)
 
 
 class Header(NamedTuple):
@@ -136,20 +174,25 @@ def read_header(data: bytes) -> Header:
     Raises:
         UnreadableImage: It is no image of a known format, or broken.
     """
+    if not data:
+        raise UnreadableImage("the file is empty")
     with _silent_pillow():
         if data.startswith(NPY):
             shape, _, dtype, _ = npy_header(data)
             height, width, channels = (*shape, 1, 1, 1)[:3]
             check_size(height, width, channels)
             return Header("NPY", _mode_of(channels), width, height, 8 * dtype.itemsize, 1, 1, False, None)
+        if data.startswith(BEGINS):
+            tags = read_tags(data, MOST_PAGES)
+            height, width = tags.upright
+            return Header(
+                "TIFF", tags.mode, width, height, tags.bits, tags.pages, tags.orientation, tags.has_alpha, tags.profile
+            )
         image = _open(data)
-        if image is None:
-            height, width, channels, bits = tiff_header(data)
-            return Header("TIFF", _mode_of(channels), width, height, bits, 1, 1, False, None)
         frames, bits = getattr(image, "n_frames", 1), _bits(image, data)
         return Header(
             image.format or "", image.mode, image.width, image.height, bits, frames,
-            _orientation(image) if image.format != "PNG" else 1,
+            _orientation(image) if image.format != "PNG" or png_has_exif(data) else 1,
             "A" in image.mode or "transparency" in image.info, image.info.get("icc_profile"),
         )  # fmt: skip
 
@@ -160,12 +203,14 @@ def _mode_of(channels: int) -> str:
 
 
 def _is_plain(image: Image.Image, data: bytes, exif: Exif) -> bool:
-    """Say whether torchcodec is known to give Pillow's pixels: one 8-bit frame that no EXIF entry turns."""
+    """Say whether torchcodec gives Pillow's pixels or nothing: one whole 8-bit frame that no EXIF entry turns."""
     if getattr(image, "n_frames", 1) != 1:
         return False
     if image.format == "PNG":
         # byte 24 is the bit depth; Pillow would decode the whole file to look for EXIF, so its mere presence must do
-        return data[24] <= 8 and exif == "ignore" and b"eXIf" not in data
+        return data[24] <= 8 and exif == "ignore" and b"eXIf" not in data and png_is_whole(data)
+    if image.format == "WEBP" and not webp_is_whole(data):
+        return False
     return image.mode in ("RGB", "L", "RGBA") and _orientation(image) == 1
 
 
@@ -181,8 +226,6 @@ def _bits(image: Image.Image, data: bytes) -> int:
     """Return the bits of a channel in the file; Pillow shows most colours as 8."""
     if image.format == "PNG":
         return data[24]
-    if image.format == "TIFF":
-        return max(getattr(image, "tag_v2", {}).get(TIFF_BITS, (8,)), default=8)
     if isinstance(image, PpmImageFile) and isinstance(levels := image.tile[0].args, tuple):
         return 16 if int(levels[1]) > 255 else 8
     return 16 if image.mode.startswith("I;16") else {"1": 1, "I": 32, "F": 32}.get(image.mode, 8)
@@ -190,16 +233,7 @@ def _bits(image: Image.Image, data: bytes) -> int:
 
 def _has_8_bits(image: Image.Image, data: bytes) -> bool:
     """Say whether Pillow loses nothing of an image's colours; of formats that are not known here, nobody knows."""
-    return image.format in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM") and _bits(image, data) <= 8
-
-
-def _needs_tifffile(image: Image.Image, wanted: PixelFormat) -> bool:
-    """Say whether Pillow would lose channels or bits of a TIFF."""
-    if image.format != "TIFF":
-        return False
-    if wanted.channels not in (1, 3) and image.mode not in WITH_ALPHA.get(wanted.channels, ()):
-        return True
-    return wanted.bits == 16 and image.mode in COLOURS and not _has_8_bits(image, b"")
+    return image.format in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "PPM") and _bits(image, data) <= 8
 
 
 def _deep_colours(image: Image.Image, data: bytes) -> NDArray[np.uint16]:
@@ -207,6 +241,7 @@ def _deep_colours(image: Image.Image, data: bytes) -> NDArray[np.uint16]:
     if image.format == "PNG" and getattr(image, "n_frames", 1) == 1 and b"eXIf" not in data:
         if (decoder := FAST_DECODERS.get("PNG")) is None:
             raise UnreadableImage("has colours of 16 bits, which need torchcodec (pip install torchcodec)")
+        image.load()  # Pillow has the last word here, too
         raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         return decoder(raw, mode="UNCHANGED", output_dtype=torch.uint16).permute(1, 2, 0).numpy()
     raise UnreadableImage(
@@ -241,8 +276,26 @@ def _with_all_channels(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGBX" else image.convert("L" if is_gray else "RGB")
 
 
-PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""What a stranger may have decoded: Pillow starts other programs for some of the other formats."""
+def ends_early(data: bytes, pixels: Pixels, wanted: PixelFormat = RGB) -> bool:
+    """Say whether libjpeg made up a part of a JPEG's pixels, as it does where their code ends too early.
+
+    Then they change with what is put behind that code; where it is whole, nothing behind it counts.
+
+    Args:
+        data: The file.
+        pixels: What it was decoded to.
+        wanted: As what.
+    """
+    if not data.startswith(JPEG_BEGINS) or is_last_block_rich(data, pixels):
+        return False
+    try:
+        with _silent_pillow():
+            image = _open(filled(data))
+        return not torch.equal(to_pixels(image, wanted), pixels)  # by Pillow, as torchcodec prints what it finds odd
+    except UnreadableImage:
+        return False
+
+
 MAX_SCANS = 100
 """Of a JPEG. Each goes over the whole image, so a small file with thousands of them would take hours; usual are 10."""
 
@@ -251,15 +304,19 @@ def check_picture(data: bytes, max_pixels: int) -> None:
     """Refuse a stranger's image that would take much to decode, by its header alone.
 
     Raises:
-        UnreadableImage: It is neither of PICTURES nor a .npy file, or has too many pixels or scans.
+        UnreadableImage: It is of no format that is read, or has too many pixels or scans.
     """
     if not data:
         raise UnreadableImage("the file is empty")
     with _silent_pillow(max_pixels):
         if data.startswith(NPY):  # which holds its pixels as they are
             return
-        image = Image.open(io.BytesIO(data), formats=PICTURES)
-        if image.width * image.height > max_pixels:
-            raise UnreadableImage(f"has {image.width} x {image.height} pixels; at most {max_pixels:,} are taken")
-        if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
-            raise UnreadableImage(f"has more than {MAX_SCANS} scans; save it as a plain JPEG")
+        if data.startswith(BEGINS):
+            height, width = read_tags(data).upright
+        else:
+            image = _open(data)
+            height, width = image.height, image.width
+            if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
+                raise UnreadableImage(f"has more than {MAX_SCANS} scans; save it as a plain JPEG")
+        if width * height > max_pixels:
+            raise UnreadableImage(f"has {width} x {height} pixels; at most {max_pixels:,} are taken")

@@ -18,10 +18,11 @@ from vitrail.data import open_manifest
 from vitrail.data.check import check_images
 from vitrail.data.findings import refuse_unreadable
 from vitrail.data.folders import left_out, refuse_inside
-from vitrail.data.inspection import ENDINGS, content_hash
+from vitrail.data.inspection import content_hash
 from vitrail.data.manifest import TRAIN, VAL, Manifest, load_manifest
 from vitrail.data.shards import INDEX, Places, Shard
 from vitrail.data.sources import few
+from vitrail.decoding import ENDINGS
 from vitrail.display import Display
 from vitrail.errors import CheckpointError, ConfigError, DataError
 from vitrail.whole_folder import WholeFolder

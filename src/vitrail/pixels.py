@@ -21,6 +21,8 @@ MAX_PIXELS = 178_956_970
 """Where Pillow, too, refuses an image as a decompression bomb."""
 MAX_VALUES = 4 * MAX_PIXELS
 """In all channels together."""
+AS_INTEGERS = "save it as uint8 or uint16, in the range of that type"
+"""What to do with numbers that have no known range."""
 
 
 class UnreadableImage(DataError):

@@ -19,7 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.data.folders import IN_A_CIRCLE, Ignored, is_hidden, lies_in_a_circle, no_file, walk
+from vitrail.data.folders import (
+    IN_A_CIRCLE,
+    Ignored,
+    is_hidden,
+    is_image,
+    is_unread_image,
+    lies_in_a_circle,
+    no_file,
+    walk,
+)
 from vitrail.data.lists import BETWEEN, LABELS, Spelling, is_table, read_lines, read_paths
 from vitrail.data.sources import printable
 from vitrail.decoding import decode
@@ -89,7 +98,8 @@ def find_images(
 def _in_folder(folder: Path, note: Callable[[str], None]) -> Iterator[str]:
     ignored = Ignored()
     try:
-        for path in walk(folder, "", ignored):
+        # an image of a format that is not read becomes a row with the reason
+        for path in walk(folder, "", ignored, takes=lambda name: is_image(name) or is_unread_image(name)):
             yield os.path.join(folder, path)
     except OSError as error:
         raise DataError(f"{printable(error.filename or folder)}: cannot be read ({error.strerror})") from error

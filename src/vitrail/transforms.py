@@ -5,7 +5,8 @@ Shapes
     (c, h, w) shape: decoders write them so, and resizing, Pillow and collation are faster on them.
 
 Differences from timm
-    Resizing is torch's antialiased uint8 kernel where timm calls Pillow's: at most 2 levels apart.
+    Resizing is torch's antialiased uint8 kernel where timm calls Pillow's: at most 2 levels apart. (Pillow 13 scales
+    the columns of some tall images first, and is then up to 6 levels from both.)
     16 bits are resized as float32 and rounded.
     An image more than MAX_ASPECT times longer than its view needs is first cut to its middle.
 """

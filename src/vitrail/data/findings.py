@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.balance import IMBALANCED
+from vitrail.data.folders import UNREAD
 from vitrail.data.inspection import FORMATS, Finding
 from vitrail.data.labels import look_alikes, orders_differ, tell_look_alikes
 from vitrail.data.likeness import equal_groups, near_pairs
 from vitrail.data.manifest import VAL, Manifest
 from vitrail.errors import DataError
+from vitrail.pixels import Exif
 from vitrail.transforms import Preprocess
 
 Severity = Literal["error", "warning", "note"]
@@ -25,13 +27,13 @@ CUT_AWAY = 0.6
 
 ODD: tuple[tuple[Finding, Severity, str, str], ...] = (
     (Finding.WRONG_ENDING, "warning", "have the ending of another format", "harmless here; other programs may refuse"),
-    (Finding.HUGE, "warning", "have over 50 million pixels", "vitrail resize-data makes them quick to read"),
     (
-        Finding.TURNED,
+        Finding.ENDS_EARLY,
         "warning",
-        "are to be turned by EXIF",
-        "they are read unturned; preprocess.exif=apply turns them",
+        "are JPEGs that end too early",
+        "the missing pixels are made up, mostly gray; get the files again",
     ),
+    (Finding.HUGE, "warning", "have over 50 million pixels", "vitrail resize-data makes them quick to read"),
     (Finding.CMYK, "note", "are CMYK", "they are converted to RGB without a colour profile"),
     (Finding.DEEP, "note", "have more than 8 bits a channel", "the lower bits are dropped"),
     (Finding.ANIMATED, "note", "have several frames", "the first is read"),
@@ -39,6 +41,11 @@ ODD: tuple[tuple[Finding, Severity, str, str], ...] = (
     (Finding.GRAY, "note", "are gray", "they are read as RGB with equal channels"),
 )
 
+
+TURNED: dict[Exif, tuple[Severity, str]] = {
+    "ignore": ("warning", "they are read unturned; preprocess.exif=apply turns them"),
+    "apply": ("note", "they are read so (preprocess.exif=apply)"),
+}
 
 LACKING: tuple[tuple[Finding, str, str], ...] = (
     (Finding.DEEP, "have 8 bits a channel", "they are multiplied by 257, to fill data.bits=16"),
@@ -101,11 +108,13 @@ def find_problems(
         quarantine: Whether the unreadable ones are left out.
     """
     problems = [Problem("error", text.split(": ", 1)[-1], "", count=1) for text in structure]
+    for what, advice in (note.rsplit("; ", 1) for note in manifest.notes if UNREAD in note):
+        problems.append(Problem("warning", what, advice, count=1))
     problems += _unreadable(manifest, quarantine)
     problems += _duplicates(manifest, held_out, near)
     problems += _classes(manifest, held_out)
     problems += _shapes(manifest, preprocess)
-    problems += _oddities(manifest)
+    problems += _oddities(manifest, preprocess)
     rank = {"error": 0, "warning": 1, "note": 2}
     problems.sort(key=lambda problem: rank[problem.severity])
     return Findings(tuple(problems), _statistics(manifest, held_out, preprocess))
@@ -255,7 +264,14 @@ def _classes(manifest: Manifest, held_out: NDArray[np.bool_]) -> Iterator[Proble
             yield Problem("warning", what, "add some", count=int(absent.sum()))
 
 
-def _oddities(manifest: Manifest) -> Iterator[Problem]:
+def _oddities(manifest: Manifest, preprocess: Preprocess) -> Iterator[Problem]:
+    turned, is_tiff = (manifest.findings & Finding.TURNED) != 0, manifest.format == FORMATS.index("TIFF")
+    if (chosen := turned & ~is_tiff).any():
+        severity, advice = TURNED[preprocess.exif]
+        yield _of_images(severity, "are to be turned by EXIF", advice, np.flatnonzero(chosen))
+    if (chosen := turned & is_tiff).any():
+        advice = "they are read upright, as the format says; preprocess.exif is about the others"
+        yield _of_images("note", "are TIFFs that are stored turned", advice, np.flatnonzero(chosen))
     channels, readable = manifest.pixels.channels, manifest.inspected & ~manifest.unreadable
     asked_for = Finding.DEEP * (manifest.pixels.bits == 16) | Finding.GRAY * (channels == 1)
     of_no_effect = 0 if channels in (1, 3) else Finding.GRAY | Finding.ALPHA

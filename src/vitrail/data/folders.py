@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from vitrail.data.labels import ClassOrder, canonical, order, visible, why_apart
 from vitrail.data.paths import Paths
 from vitrail.data.shards import INDEX
 from vitrail.data.sources import FileSource, few, printable
+from vitrail.decoding import ENDINGS, NOT_READ
 from vitrail.errors import ConfigError, DataError, closest
 
-EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".npy"))
+EXTENSIONS = frozenset(ending for endings in ENDINGS.values() for ending in endings)
 SPLIT_WORDS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
 SYSTEM = frozenset(
     (
@@ -51,6 +52,7 @@ Identity = tuple[int, int]
 MARK = "vitrail-resized.json"
 """The file by which a folder says that its pixels were changed."""
 CHANGED = "pixels were changed: "
+UNREAD = "images of formats that are not read"
 
 
 def find_splits(root: Path, train_split: str, val_split: str | None) -> tuple[Path | None, Path | None]:
@@ -129,6 +131,11 @@ def is_image(name: str) -> bool:
     return name[name.rfind(".") :].lower() in EXTENSIONS
 
 
+def is_unread_image(name: str) -> bool:
+    """Say whether a file's name ends as those of images that are not read, such as .heic."""
+    return name[name.rfind(".") :].lower() in NOT_READ
+
+
 def no_file(path: str | Path) -> str:
     """Say what something is that is neither a folder nor a regular file; nothing for what is one of them.
 
@@ -144,7 +151,13 @@ def no_file(path: str | Path) -> str:
     return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else NO_FILES.get(stat.S_IFMT(mode), "no regular file")
 
 
-def walk(folder: str | Path, relative: str, ignored: Ignored, inside: Collection[Identity] = ()) -> Iterator[str]:
+def walk(
+    folder: str | Path,
+    relative: str,
+    ignored: Ignored,
+    inside: Collection[Identity] = (),
+    takes: Callable[[str], bool] = is_image,
+) -> Iterator[str]:
     """Yield the images below a folder, deep folders included, in the order of their names and relative to it.
 
     Links are followed, but for those to a folder that they lie in.
@@ -154,6 +167,7 @@ def walk(folder: str | Path, relative: str, ignored: Ignored, inside: Collection
         relative: The folder below it whose images are wanted; nothing for itself.
         ignored: Takes what is passed over.
         inside: The folders that are being searched, and those that they lie in; found where it is not given.
+        takes: Whether a file of this name is wanted.
 
     Raises:
         OSError: A folder cannot be read.
@@ -166,10 +180,10 @@ def walk(folder: str | Path, relative: str, ignored: Ignored, inside: Collection
         if is_hidden(entry.name):
             ignored.hidden.append(path)
         elif (kind := _kind(entry, inside)) == FOLDER:
-            yield from walk(folder, path, ignored, inside)
+            yield from walk(folder, path, ignored, inside, takes)
         elif kind != FILE:
             ignored.odd.append(f"{path} ({kind})")
-        elif is_image(entry.name):
+        elif takes(entry.name):
             yield path
         else:
             ignored.others.append(path)
@@ -224,11 +238,23 @@ class Ignored:
             )
         if self.odd:
             found.append(f"{where}: ignored {len(self.odd)} that are no regular files: {few(self.odd, 10)}")
-        if self.others:
-            found.append(f"{where}: ignored {len(self.others)} files that are not images: {few(self.others)}")
+        unread = [name for name in self.others if is_unread_image(name)]
+        others = [name for name in self.others if not is_unread_image(name)]
+        if unread:
+            endings = ", ".join(sorted({name[name.rfind(".") :].lower() for name in unread}))
+            found.append(
+                f"{where}: left out {len(unread)} {UNREAD} ({endings}): {few(unread)}; convert them to JPEG or PNG"
+            )
+        if others:
+            found.append(f"{where}: ignored {len(others)} files that are not images: {few(others)}")
         if self.loose:
             found.append(f"{where}: ignored {len(self.loose)} images outside the class folders: {few(self.loose)}")
         return tuple(found)
+
+    def hint(self) -> str:
+        """Say which images are there all the same, but cannot be read."""
+        unread = [name for name in self.others if is_unread_image(name)]
+        return f"; {len(unread)} {UNREAD} were left out ({few(unread)}), convert them" if unread else ""
 
 
 @dataclass(frozen=True)
@@ -320,7 +346,7 @@ def scan(folder: Path, problems: list[str] | None = None, class_order: ClassOrde
     if empty:
         problem = (
             f"data.root {folder}: {len(empty)} of {len(named)} class folders have no images ({few(empty)}); "
-            "add images to them, or remove them"
+            f"add images to them, or remove them{ignored.hint()}"
         )
         if problems is None:
             raise DataError(problem)
@@ -408,7 +434,8 @@ def _no_images(folder: Path, classes: list[str], loose: list[str], ignored: Igno
         )
     if classes:
         known = few(EXTENSIONS, len(EXTENSIONS))
-        return f"{where}: none of its {len(classes)} folders has images ({few(classes)}); known are {known}"
+        none = f"none of its {len(classes)} folders has images ({few(classes)})"
+        return f"{where}: {none}; known are {known}{ignored.hint()}"
     if tars := [name for name in ignored.others if name.endswith(".tar")]:
         return (
             f"{where}: holds tar files ({few(tars)}) and no {INDEX}, so it cannot be told what is in them; unpack them "

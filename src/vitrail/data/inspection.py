@@ -12,16 +12,13 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from vitrail.decoding import Header, decode, read_header
+from vitrail.decoding import ENDINGS, Header, decode, ends_early, read_header
 from vitrail.pixels import RGB, PixelFormat, Pixels, UnreadableImage
 
-FORMATS = ("", "JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "MPO", "NPY")
-"""By their number in a manifest; the first is unknown, or none that vitrail's file endings stand for."""
-ENDINGS = {
-    "JPEG": (".jpg", ".jpeg"), "MPO": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "GIF": (".gif",),
-    "TIFF": (".tif", ".tiff"), "BMP": (".bmp",), "PPM": (".ppm", ".pgm"),
-    "NPY": (".npy",),
-}  # fmt: skip
+RULES = 2
+"""Changes with what can be read and what is found in it, so that what was found by others is looked at again."""
+FORMATS = ("", "JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "MPO", "NPY", "AVIF")
+"""By their number in a manifest; the first is unknown, or none that is read."""
 HUGE_PIXELS = 50_000_000
 """Beyond, decoding one image takes longer than a training step."""
 HASH_SIDE = 8
@@ -42,6 +39,8 @@ class Finding(IntFlag):
     ANIMATED = 128
     ALPHA = 256
     GRAY = 512
+    ENDS_EARLY = 1024
+    """A JPEG whose pixels run out before its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +85,8 @@ def inspect(name: str, data: bytes, wanted: PixelFormat = RGB) -> Inspection:
         pixels = decode(data, wanted)
     except UnreadableImage as error:
         return Inspection(findings | Finding.UNREADABLE, str(error), form, width, height, content, 0)
+    if ends_early(data, pixels, wanted):
+        findings |= Finding.ENDS_EARLY
     return Inspection(findings, "", form, pixels.shape[2], pixels.shape[1], content, picture_hash(pixels))
 
 

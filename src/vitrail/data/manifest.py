@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from vitrail.data.folders import Listing
-from vitrail.data.inspection import FORMATS, Finding
+from vitrail.data.inspection import FORMATS, RULES, Finding
 from vitrail.data.labels import canonical
 from vitrail.data.paths import Paths
 from vitrail.data.shards import INDEX, Places, Shard, ShardSource
@@ -70,6 +70,8 @@ class Manifest:
     """Why images cannot be read."""
     pixels: PixelFormat = RGB
     """What they were read as when they were looked at."""
+    rules: int = RULES
+    """By which rules they were looked at."""
     paths: Paths
     """Relative to the folder of their part."""
     part: NDArray[np.uint8]
@@ -194,6 +196,7 @@ class Manifest:
             "reasons": self.reasons,
             "formats": FORMATS,
             "pixels": [self.pixels.channels, self.pixels.bits],
+            "rules": self.rules,
         }
         if self.packed is not None:
             columns |= {name: getattr(self.packed, name) for name in PACKED}
@@ -236,6 +239,7 @@ def load_manifest(path: Path) -> Manifest:
             called=tuple(about["called"]) if about.get("called") else None,
             reasons=tuple(about["reasons"]),
             pixels=PixelFormat(*about.get("pixels", ())),
+            rules=int(about.get("rules", 1)),
             paths=paths,
             packed=packed,
             **columns,
@@ -258,10 +262,10 @@ def open_shards(root: Path, known: Manifest | None, pixels: PixelFormat = RGB) -
     index.packed.check_sizes(root)
     if known is not None and known.packed is not None and known.packed.shards == index.packed.shards:
         found = {name: getattr(known, name) for name in FOUND}
-        index = replace(index, reasons=known.reasons, pixels=known.pixels, **found)
-    if index.pixels != pixels:  # all is to be looked at anew
+        index = replace(index, reasons=known.reasons, pixels=known.pixels, rules=known.rules, **found)
+    if (index.pixels, index.rules) != (pixels, RULES):  # all is to be looked at anew
         unknown = {name: np.zeros_like(getattr(index, name)) for name in ("inspected", "findings")}
-        index = replace(index, pixels=pixels, reason=np.full_like(index.reason, -1), **unknown)
+        index = replace(index, pixels=pixels, rules=RULES, reason=np.full_like(index.reason, -1), **unknown)
     first, second = index.called or ("", "")
     called = (f"{printable(root)}, packed from {first}", f"{printable(root)}, packed from {second}")
     return replace(index, root=root, called=called if index.called else None)
@@ -354,7 +358,7 @@ def _with_known(manifest: Manifest, known: Manifest) -> Manifest:
         known.inspected[there]
         & (known.bytes[there] == manifest.bytes[here])
         & (known.mtime_ns[there] == manifest.mtime_ns[here])
-        & (known.pixels == manifest.pixels)
+        & ((known.pixels, known.rules) == (manifest.pixels, manifest.rules))
     )
     changed = {name: getattr(manifest, name).copy() for name in (*KEPT, *FOUND)}
     for name in KEPT:

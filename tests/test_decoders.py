@@ -1,0 +1,172 @@
+"""torchcodec and Pillow alone on broken files: the same verdict, and the same pixels where there are any."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from damaged_images import PNG_BEGINS, compare, pictures, read
+from test_channels import png_16
+from test_transforms import EIGHT_BIT, encode, photo
+from vitrail import decoding
+from vitrail.decoding import OPENED, READ, UnreadableImage, check_picture, decode, ends_early
+from vitrail.photos import draw_photo
+from vitrail.pixels import PixelFormat
+
+needs_torchcodec = pytest.mark.skipif(decoding.DECODER != "torchcodec", reason="needs torchcodec")
+
+
+@needs_torchcodec
+@pytest.mark.parametrize("form", pictures())
+def test_what_is_readable_does_not_depend_on_the_decoder(form: str, capfd: pytest.CaptureFixture[str]) -> None:
+    outcomes = [outcome for outcome, _ in compare(form, 600)]
+    capfd.readouterr()  # libjpeg and libpng say what they think of it
+    assert {*outcomes} == {"both read", "both refuse"}
+
+
+def chunk(kind: bytes, content: bytes, wrong: int = 0) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content) ^ wrong)
+
+
+def png(behind: bytes = chunk(b"IEND", b""), wrong: int = 0) -> bytes:
+    """Return a PNG of which only what follows the pixels, or their checksum, is odd."""
+    whole = encode(photo(), "PNG")
+    at = whole.index(b"IDAT") - 4
+    end = whole.index(b"IEND") - 4
+    size = int.from_bytes(whole[at : at + 4], "big")
+    pixels = chunk(b"IDAT", whole[at + 8 : at + 8 + size], wrong)
+    return whole[:at] + pixels + whole[at + 12 + size : end] + behind
+
+
+@needs_torchcodec
+@pytest.mark.parametrize(
+    "data",
+    [
+        png(), png(b""), png(chunk(b"tEXt", b"date\0today") + chunk(b"IEND", b"")), png(chunk(b"IEND", b"", wrong=1)),
+        png(chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(2_000_000))) + chunk(b"IEND", b"")),
+        png(chunk(b"iCCP", b"") + chunk(b"IEND", b"")), png(chunk(b"fcTL", b"x") + chunk(b"IEND", b"")),
+        png(chunk(b"tEXt", b"x", wrong=7) + chunk(b"IEND", b"")), png(b"\xff\xff\xff\xfftEXt"), png(b"garbage"),
+        png(chunk(b"IEND", b"") + b"garbage"), png(wrong=1), png(chunk(b"IDAT", b"more") + chunk(b"IEND", b"")),
+        EIGHT_BIT["jpeg"] + b"garbage", EIGHT_BIT["jpeg"][:-2], EIGHT_BIT["jpeg"][:-300] + b"\xff\xd9",
+        EIGHT_BIT["webp"] + b"garbage", EIGHT_BIT["webp"][:-9], EIGHT_BIT["gif"] + b"garbage", EIGHT_BIT["gif"][:-9],
+    ],
+    ids=range(20),
+)  # fmt: skip
+def test_damage_behind_the_pixels_and_wrong_sums_are_judged_alike(data: bytes, capfd: pytest.CaptureFixture) -> None:
+    for channels, bits in ((3, 8), (1, 8), (4, 8), (3, 16)):
+        fast, alone = (read(data, fast, PixelFormat(channels, bits)) for fast in (True, False))
+        assert isinstance(fast, str) == isinstance(alone, str), (fast, alone)
+        assert fast == alone if isinstance(fast, str) else torch.equal(fast, alone)
+    capfd.readouterr()
+
+
+@needs_torchcodec
+def test_a_plain_png_is_torchcodecs_and_an_odd_one_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setitem(
+        decoding.FAST_DECODERS, "PNG", lambda data, mode: asked.append(mode) or torch.zeros(3, 2, 2, dtype=torch.uint8)
+    )
+    decode(png())
+    decode(png(chunk(b"tEXt", b"date\0today") + chunk(b"IEND", b"")))
+    assert asked == ["RGB", "RGB"]
+    decode(png(chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<x/>") + chunk(b"IEND", b"")))
+    assert len(asked) == 2
+
+
+@needs_torchcodec
+def test_a_png_of_16_bits_that_pillow_refuses_is_refused() -> None:
+    rows = np.arange(20 * 30 * 3, dtype=np.uint16).reshape(20, 30, 3)
+    data = png_16(rows)
+    assert decode(data, PixelFormat(3, 16)).shape == (3, 20, 30)
+    bad = data[: -len(chunk(b"IEND", b""))] + chunk(b"fcTL", b"x") + chunk(b"IEND", b"")
+    for bits in (8, 16):
+        with pytest.raises(UnreadableImage, match="fcTL"):
+            decode(bad, PixelFormat(3, bits))
+
+
+# JPEGs that end too early
+
+
+WAYS = {
+    "baseline": {}, "progressive": {"progressive": True}, "4:4:4": {"subsampling": 0},
+    "restarts": {"restart_marker_rows": 1}, "best": {"quality": 95, "optimize": True}, "gray": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_jpeg_whose_pixels_run_out_is_known(way: str, capfd: pytest.CaptureFixture[str]) -> None:
+    for number in range(2):
+        picture = Image.fromarray(draw_photo(number)).reduce(3)
+        data = encode(picture.convert("L") if way == "gray" else picture, "JPEG", **WAYS[way])
+        for wanted in (PixelFormat(), PixelFormat(1), PixelFormat(3, 16)):
+            assert not ends_early(data, decode(data, wanted), wanted)
+            for share in (0.3, 0.6, 0.9, 0.98):
+                cut = data[: int(len(data) * share)] + b"\xff\xd9"
+                assert ends_early(cut, decode(cut, wanted), wanted), share
+    flat = encode(Image.new("RGB", (300, 200), "gray"), "JPEG", **WAYS[way])
+    assert not ends_early(flat, decode(flat))
+    capfd.readouterr()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in EIGHT_BIT if not kind.startswith("jpeg")])
+def test_only_jpegs_end_early(kind: str) -> None:
+    assert not ends_early(EIGHT_BIT[kind], decode(EIGHT_BIT[kind]))
+
+
+# Formats
+
+
+OTHERS = {
+    "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
+    "JPEG 2000": encode(photo(), "JPEG2000"), "ICO": encode(photo(), "ICO"), "TGA": encode(photo(), "TGA"),
+    "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "PDF": encode(photo(), "PDF"), "DDS": encode(photo(), "DDS"),
+    "ICNS": encode(photo().resize((128, 128)), "ICNS"), "HTML": b"\n <!DOCTYPE html><html></html>",
+    "SVG": b"<svg></svg>",
+    "JPEG XL": b"\xff\x0a" + bytes(9), "PSD": b"8BPS" + bytes(30), "DICOM": bytes(128) + b"DICM" + bytes(9),
+    "gzip": b"\x1f\x8b" + bytes(9), "a ZIP archive": b"PK\3\4" + bytes(9), "QOI": b"qoif" + bytes(9),
+    "OpenEXR": b"v/1\1" + bytes(9), "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_format_that_is_not_read_is_named_and_starts_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for function in ("check_call", "check_output", "run", "Popen"):
+        monkeypatch.setattr(f"subprocess.{function}", lambda *words, **_: pytest.fail(f"starts {words}"))
+    for judge in (decode, lambda data: check_picture(data, 10**9)):
+        with pytest.raises(UnreadableImage) as caught:
+            judge(OTHERS[name])
+        assert str(caught.value) == f"holds {name}, which is not read; save it as one of {READ}"
+
+
+@pytest.mark.parametrize("form", ["PCX", "SGI", "SPIDER", "MSP"])
+def test_what_else_pillow_knows_is_not_opened(form: str) -> None:
+    mode = {"MSP": "1", "SPIDER": "F"}.get(form, "RGB")
+    with pytest.raises(UnreadableImage, match=f"^not an image of a known format; read are {READ}$"):
+        decode(encode(photo().convert(mode), form))
+    assert form not in OPENED
+
+
+def test_avif_is_read_as_pillow_reads_it() -> None:
+    for options in ({}, {"subsampling": "4:4:4"}, {"quality": 100}):
+        data = encode(photo(), "AVIF", **options)
+        check_picture(data, 10**9)
+        expected = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+        for fast in (True, False):
+            pixels = read(data, fast)
+            assert not isinstance(pixels, str)
+            assert np.array_equal(pixels.permute(1, 2, 0), expected)
+    turned = Image.Exif()
+    turned[decoding.ORIENTATION] = 6
+    data = encode(photo(), "AVIF", exif=turned)
+    assert decode(data, PixelFormat(exif="apply")).shape == (3, 131, 97)
+
+
+def test_the_corpus_has_what_it_says() -> None:
+    assert all(data.startswith(PNG_BEGINS) for data in pictures()["PNG"])
+    assert len({*pictures()["PNG"]}) == 9
