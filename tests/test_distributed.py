@@ -378,7 +378,7 @@ def test_what_no_restart_mends_is_said_once_and_ends_it(restarts: int) -> None:
     lines = [line for line in done.stderr.splitlines() if "train.epochs is 0; it must be at least 1" in line]
     assert lines[0].startswith("error: train.epochs is 0; ")
     if restarts:
-        assert len(lines) == 1
+        assert len(lines) == 1, done.stderr
         assert "failed (exitcode: 2)" not in done.stderr, "it is not started again"
     else:
         assert [line.split(":")[0].strip() for line in lines[1:]] == ["traceback"], "torchrun's report names it"

@@ -75,6 +75,8 @@ OF_WEIGHTS = ("weights", "preprocess")
 """Sections of a file that say how weights and images are read."""
 SPEAK_AFTER_S = 3.0
 """Until a process that is not the first of its machine says what is wrong; where the first did, torchrun ends it."""
+ENDED_AFTER_S = 10.0
+"""Until a process that torchrun was told to end ends by itself."""
 EVALUATE_SECTIONS = ("weights", "data", "preprocess", "evaluate")
 OF_LISTS = ("list", "path_column", "label_column", "labels_column", "train_split", "val_split")
 """Settings of data that are settled once a list is packed."""
@@ -1127,7 +1129,9 @@ def _tell_torchrun(line: str, restart: bool) -> None:
             Path(report).write_text(json.dumps(told))
     left = [int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("MAX_RESTARTS", "RESTART_COUNT")]
     if not restart and left[0] > left[1] and os.environ["LOCAL_RANK"] == "0":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(ENDED_AFTER_S)  # were it gone before the signal is heard, all would be started again
 
 
 def _split_settings(tokens: Sequence[str], config: str | None) -> tuple[str | None, list[str]]:
