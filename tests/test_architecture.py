@@ -11,8 +11,8 @@ import vitrail
 
 PACKAGE = Path(vitrail.__file__).parent
 LAYERS = [
-    {"devices", "errors", "wire", "models.recorded", "serve.batching", "serve.measures"},
-    {"pixels", "models.attention", "models.linear"},
+    {"devices", "errors", "wire", "models.recorded", "serve.kinds", "serve.measures", "serve.nursery", "serve.turns"},
+    {"pixels", "models.attention", "models.linear", "serve.batching", "serve.cost"},
     {"arrays"},
     {
         "ckpt",
@@ -31,7 +31,7 @@ LAYERS = [
         "serve.settings",
     },
     {"dialects", "imagenet", "models.layers", "photos", "transforms", "metrics", "augment", "projects", "weight_file"},
-    {"files", "preprocess_graph", "serve.connections", "serve.log", "serve.upload"},
+    {"files", "preprocess_graph", "serve.connections", "serve.headers", "serve.log", "serve.upload"},
     {"scores", "confusion", "page", "whole_folder"},
     {
         "models.tnt",
@@ -66,8 +66,9 @@ LAYERS = [
     {"loading", "timm", "report"},
     {"engines", "label_report"},
     {"bench", "hub", "evaluate", "predict", "run_folder", "state", "doctor"},
-    {"convert", "check_data", "pack", "resize_data", "verdict", "serve.app"},
-    {"export", "serve"},
+    {"convert", "check_data", "pack", "resize_data", "verdict", "serve.decoders"},
+    {"export", "serve.app"},
+    {"serve"},
     {"job", "quantize"},
     {"run_report"},
     {"train"},
