@@ -11,7 +11,7 @@ import vitrail
 
 PACKAGE = Path(vitrail.__file__).parent
 LAYERS = [
-    {"devices", "errors", "wire", "models.recorded", "serve.kinds", "serve.measures", "serve.nursery", "serve.turns"},
+    {"devices", "errors", "wire", "models.recorded", "serve.measures", "serve.nursery", "serve.turns"},
     {"pixels", "models.attention", "models.linear", "serve.batching", "serve.cost"},
     {"arrays"},
     {

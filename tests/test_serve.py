@@ -487,6 +487,7 @@ def test_without_cors_no_origin_is_allowed(server: Server, photos: list[bytes]) 
         ({"topk": 0, "port": 70_000}, "--topk is 0; it must be at least 1; --port is 70000; it must be 1 to 65535, or"),
         ({"limits": Limits(timeout_s=0)}, "--timeout-s is 0; it must be above 0"),
         ({"limits": Limits(queue=0)}, "--queue is 0"),
+        ({"limits": Limits(decode_s=float("nan"))}, "--max-decode-s is nan; it must be above 0"),
         ({"cors": ("*",)}, r"--cors \*: is no origin; write it as https://example.org"),
         ({"cors": ("https://example.org/",)}, "is no origin"),
     ],

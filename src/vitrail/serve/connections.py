@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -21,6 +22,11 @@ from vitrail.serve.settings import Serving
 BACKLOG = 2048
 KEEP_ALIVE_S = 5
 """How long a connection is kept for another request; from the signal to end on, how long it may still bring one."""
+READ_SIZE = 2**16
+"""Bytes that are taken of a connection before it is the turn of others."""
+MOST_HEADERS = 100
+FREE_CHUNKS, LEAST_CHUNK = 64, 512
+"""Chunks of a body that may be small, and bytes that the others must have on average."""
 CLOSE = (b"connection", b"close")
 FREE_FILES = 64
 """That the process opens beside its connections."""
@@ -129,6 +135,30 @@ class _Server(uvicorn.Server):
         return config.http_protocol_class(config, self.server_state, self.lifespan.state)
 
 
+class _Messages(h11.Connection):
+    """Refuses headers and chunks that are so small and so many that taking them apart would hold up all others."""
+
+    fault: str | None = None
+    _chunks = _size = 0
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._chunks = self._size = 0
+            if len(event.headers) > MOST_HEADERS:
+                self._refuse(f"the request has more than {MOST_HEADERS} headers")
+        elif isinstance(event, h11.Data):
+            self._chunks += event.chunk_start
+            self._size += len(event.data)
+            if self._chunks > FREE_CHUNKS + self._size // LEAST_CHUNK:
+                self._refuse(f"the body comes in chunks of under {LEAST_CHUNK} bytes; send larger ones")
+        return event
+
+    def _refuse(self, fault: str) -> None:
+        self.fault = fault
+        raise h11.RemoteProtocolError(fault)
+
+
 class _Connection(H11Protocol):
     """Ends when a request's header does not arrive in time, or when nobody reads the answer.
 
@@ -145,6 +175,8 @@ class _Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.conn: _Messages = _Messages(h11.SERVER)
+        transport.max_size = READ_SIZE  # type: ignore[attr-defined]
         self._wait()
         if self.is_ending():
             self.shutdown()
@@ -178,6 +210,9 @@ class _Connection(H11Protocol):
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()  # which closes it when all is read
         self._waiting = self._waiting or self.loop.call_later(self.patience_s, self.transport.abort)
+
+    def send_400_response(self, msg: str) -> None:
+        super().send_400_response(self.conn.fault or msg)
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Say whether the connection is kept, because of answers that are still to be given."""

@@ -6,6 +6,7 @@ itself is stopped when it has had its time.
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Callable
@@ -14,12 +15,12 @@ from typing import NamedTuple
 NANO = 1e-9
 A_BYTE = 8 * NANO
 """Of any file: read, unpacked and copied."""
-A_PIXEL = {"JPEG": 8, "PNG": 25, "WEBP": 35, "GIF": 12, "BMP": 8, "TIFF": 18, "PPM": 8}
+A_PIXEL = {"JPEG": 8, "PNG": 25, "WEBP": 35, "GIF": 12, "BMP": 8, "TIFF": 18, "PPM": 8, "AVIF": 100}
 """Nanoseconds, with resizing."""
 A_SCAN = 4
 """Nanoseconds of a pixel in each further scan of a JPEG."""
-A_RUN = 45
-"""Of a pixel of a BMP packed in runs, which Pillow unpacks in Python."""
+A_RUN, A_RUN_BYTE = 45, 1500
+"""Of a pixel, and of a byte, of a BMP packed in runs, which are unpacked in Python."""
 LZMA, LZMA_PIXEL = 34925, 110
 A_LEVEL, A_DIGIT, A_REMARK = 600, 120, 250
 """Of a byte of a PPM that Pillow reads in Python: where levels must be scaled, of numbers as text, of a header."""
@@ -30,8 +31,10 @@ MOST_SEGMENTS = 2000
 
 BETWEEN = rb"\s(?:\s|#[^\r\n]*[\r\n])*"
 PPM = re.compile(rb"P[1-6]%b(\d{1,10})%b(\d{1,10})(?:%b(\d{1,5})\s)?" % (BETWEEN, BETWEEN, BETWEEN))
+ISPE = re.compile(rb"ispe\0\0\0\0(.{8})", re.DOTALL)
+"""The property of an AVIF that has the size of an image."""
 LONGEST_HEADER = 4096
-"""Of a PPM that is looked at; longer ones are remarks."""
+"""Of a PPM or an AVIF that is looked at."""
 
 
 class Cost(NamedTuple):
@@ -47,11 +50,11 @@ class Cost(NamedTuple):
 
 def estimate(data: bytes) -> Cost:
     """Return what decoding will cost if the header says the truth; this itself takes milliseconds at most."""
-    for magic, read in FORMATS:
-        if data.startswith(magic):
+    for at, magic, read in FORMATS:
+        if data.startswith(magic, at):
             try:
                 cost = read(data)
-            except (struct.error, ValueError, IndexError):  # it may be anything, and Pillow looks for sense in Python
+            except (struct.error, ValueError, OverflowError):  # anything, in which Pillow looks for sense in Python
                 cost = Cost(len(data) * A_REMARK * NANO, 0, f"{len(data):,} bytes with a broken header")
             return cost._replace(seconds=cost.seconds + len(data) * A_BYTE)
     return Cost(len(data) * A_BYTE, 0, f"{len(data):,} bytes")
@@ -123,8 +126,16 @@ def _bmp(data: bytes) -> Cost:
     if header == 12:
         return _of("BMP", *struct.unpack_from("<HH", data, 18), A_PIXEL["BMP"])
     width, height, _, _, packing = struct.unpack_from("<iiHHI", data, 18)
-    in_runs = packing in (1, 2)
-    return _of("BMP", abs(width), abs(height), A_RUN if in_runs else A_PIXEL["BMP"], " in runs" * in_runs)
+    if packing not in (1, 2):
+        return _of("BMP", abs(width), abs(height), A_PIXEL["BMP"])
+    cost = _of("BMP", abs(width), abs(height), A_RUN, f" in {len(data):,} bytes of runs")
+    return cost._replace(seconds=cost.seconds + len(data) * A_RUN_BYTE * NANO)
+
+
+def _avif(data: bytes) -> Cost:
+    sizes = [struct.unpack(">II", found[1]) for found in ISPE.finditer(data, 0, LONGEST_HEADER)]
+    width, height = max(sizes, key=math.prod)  # of the parts and of the whole
+    return _of("AVIF", width, height, A_PIXEL["AVIF"])
 
 
 def _tiff(data: bytes) -> Cost:
@@ -157,12 +168,14 @@ def _ppm(data: bytes) -> Cost:
     return cost._replace(seconds=cost.seconds + len(data) * a_byte * NANO)
 
 
-FORMATS: tuple[tuple[bytes | tuple[bytes, ...], Callable[[bytes], Cost]], ...] = (
-    (b"\xff\xd8", _jpeg),
-    (b"\x89PNG\r\n\x1a\n", _png),
-    (b"RIFF", _webp),
-    ((b"GIF87a", b"GIF89a"), _gif),
-    (b"BM", _bmp),
-    ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _tiff),
-    (b"P", _ppm),
+FORMATS: tuple[tuple[int, bytes | tuple[bytes, ...], Callable[[bytes], Cost]], ...] = (
+    (0, b"\xff\xd8", _jpeg),
+    (0, b"\x89PNG\r\n\x1a\n", _png),
+    (0, b"RIFF", _webp),
+    (0, (b"GIF87a", b"GIF89a"), _gif),
+    (0, b"BM", _bmp),
+    (0, (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _tiff),
+    (4, (b"ftypavif", b"ftypavis"), _avif),
+    (0, b"P", _ppm),
 )
+"""Where a format's mark stands, the mark, and what reads the header behind it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import io
 import logging
 import os
@@ -18,18 +19,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitrail.arrays import TIFF
-from vitrail.decoding import PICTURES, check_picture
+from vitrail.decoding import check_picture
 from vitrail.pixels import UnreadableImage
 from vitrail.predict import read_view
 from vitrail.serve.cost import Cost, estimate
-from vitrail.serve.kinds import BETTER, name_foreign
 from vitrail.serve.log import FIELDS
 from vitrail.serve.nursery import Nursery, NurseryGone, Worker, WorkerLost
 from vitrail.serve.settings import Limits
 from vitrail.serve.turns import Turns
 from vitrail.transforms import Preprocess
 
+TAKEN = "JPEG, PNG, WebP, GIF, BMP, TIFF, PPM or .npy"
+BETTER = "save it as a plain JPEG or PNG"
+BASE64 = (b"/9j/", b"iVBORw0KGgo", b"R0lGOD", b"UklGR", b"SUkqA", b"TU0AK", b"data:image/")
+"""JPEG, PNG, GIF, WebP and TIFF as text, and what browsers write before it."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+LATE_IMPORTS = ("tifffile", "imagecodecs")
+"""What decoding imports where it is first needed, and no worker should have to."""
 READ, UNREADABLE, BROKEN = b"r", b"u", b"b"
 QUICK_S, LONGER_S = 0.1, 1.0
 """Estimated seconds that the first two lanes take at most; 0.1 is a JPEG of 10 megapixels."""
@@ -58,6 +64,8 @@ class _Job:
     cost: Cost
     answer: Future[Tensor] = field(default_factory=Future)
     is_wanted: bool = True
+    is_second: bool = False
+    """Whether a worker was lost over it already."""
 
 
 @dataclass(eq=False)
@@ -127,8 +135,8 @@ class Decoders:
             NotDecoded: The decoder failed.
         """
         file = data()
-        if (what := name_foreign(file)) is not None:
-            raise UnreadableImage(what)
+        if file[:64].lstrip(b" \t\r\n\"'").startswith(BASE64):
+            raise UnreadableImage(f"is base64 text; decode it, and send the bytes of the image ({TAKEN})")
         if len(file) > TAKE_SIZE:
             cost = await asyncio.get_running_loop().run_in_executor(None, estimate, file)
         else:
@@ -184,8 +192,11 @@ class Decoders:
                     self._put(self._lanes[-1], job)  # it is not what it seems
                 elif lost.is_late:
                     self._fail(job, UnreadableImage(f"takes more than {lane.processor_s:g} s to decode; {BETTER}"))
+                elif job.is_wanted and not job.is_second:
+                    job.is_second = True  # something else may have killed the worker
+                    self._put(lane, job)
                 elif job.is_wanted:
-                    log.error("a decoder was lost", extra={FIELDS: {"reason": lost.said}})
+                    log.warning("a decoder was lost", extra={FIELDS: {"reason": lost.said}})
                     self._fail(job, UnreadableImage("cannot be decoded: the decoder did not survive it"))
             except NurseryGone as gone:
                 worker = None
@@ -262,8 +273,10 @@ class Decoders:
     def _warm_up(self) -> None:
         """Load what decoding needs, in the nursery."""
         torch.set_num_threads(1)
-        for form in PICTURES:
+        for form in FORMATS:
             file = io.BytesIO()
             Image.new("RGB", (64, 64)).save(file, form)
             self._work(bytearray(file.getvalue()))
-        self._work(bytearray(TIFF[0]))  # tifffile is asked for what Pillow does not know
+        for name in LATE_IMPORTS:
+            if importlib.util.find_spec(name) is not None:
+                importlib.import_module(name)
