@@ -153,7 +153,7 @@ def build_app(served: Served, serving: Serving, decoders: Decoders) -> Any:
         work, served.thread, most=serving.max_batch, wait_s=serving.max_wait_ms / 1000
     )
 
-    async def answer(files: list[bytes], number: int, who: tuple[str, str]) -> Result:
+    async def answer(files: list[bytearray], number: int, who: tuple[str, str]) -> Result:
         try:
             with measures.decode_seconds.time():
                 # named by number, so that no bytes wait for a decoder on behalf of a client that is gone
@@ -205,7 +205,7 @@ def build_app(served: Served, serving: Serving, decoders: Decoders) -> Any:
     async def predict(request: Request, response: Response) -> Results:
         """Classify the images of a form, or one image that is the whole body."""
         began, share, who = time.perf_counter(), room.share(), _who(request)
-        files: list[bytes] = []
+        files: list[bytearray] = []
         late = HTTPException(408, f"the request did not arrive in {limits.timeout_s:g} s")
         try:
             with share:

@@ -48,13 +48,13 @@ class Cost(NamedTuple):
     """What takes so long, in a few words."""
 
 
-def estimate(data: bytes) -> Cost:
+def estimate(data: bytes | bytearray) -> Cost:
     """Return what decoding will cost if the header says the truth; this itself takes milliseconds at most."""
     for at, magic, read in FORMATS:
         if data.startswith(magic, at):
             try:
                 cost = read(data)
-            except (struct.error, ValueError, OverflowError):  # anything, in which Pillow looks for sense in Python
+            except (struct.error, ValueError, IndexError, OverflowError):  # anything
                 cost = Cost(len(data) * A_REMARK * NANO, 0, f"{len(data):,} bytes with a broken header")
             return cost._replace(seconds=cost.seconds + len(data) * A_BYTE)
     return Cost(len(data) * A_BYTE, 0, f"{len(data):,} bytes")
@@ -69,7 +69,7 @@ def _many(segments: int) -> Cost:
     return Cost(segments * A_SEGMENT * NANO, 0, f"a header of more than {MOST_SEGMENTS:,} pieces")
 
 
-def _jpeg(data: bytes) -> Cost:
+def _jpeg(data: bytes | bytearray) -> Cost:
     at, width, height, segments = 2, 0, 0, 0
     while segments < MOST_SEGMENTS:
         mark, kind, size = struct.unpack_from(">BBH", data, at)
@@ -91,7 +91,7 @@ def _jpeg(data: bytes) -> Cost:
     return cost._replace(seconds=cost.seconds + segments * A_SEGMENT * NANO)
 
 
-def _png(data: bytes) -> Cost:
+def _png(data: bytes | bytearray) -> Cost:
     width, height, bits, _, _, _, is_interlaced = struct.unpack_from(">IIBBBBB", data, 16)
     at = 8
     for _segments in range(MOST_SEGMENTS):
@@ -105,7 +105,7 @@ def _png(data: bytes) -> Cost:
     return _of("PNG", width, height, A_PIXEL["PNG"] * twice, f" of {bits} bits{', interlaced,' * bool(is_interlaced)}")
 
 
-def _webp(data: bytes) -> Cost:
+def _webp(data: bytes | bytearray) -> Cost:
     kind, begin = data[12:16], data[20:30]
     if kind == b"VP8X":
         width, height = (1 + int.from_bytes(begin[k : k + 3], "little") for k in (4, 7))
@@ -117,11 +117,21 @@ def _webp(data: bytes) -> Cost:
     return _of("WebP", width, height, A_PIXEL["WEBP"])
 
 
-def _gif(data: bytes) -> Cost:
+def _gif(data: bytes | bytearray) -> Cost:
+    at = 13 + (3 * 2 ** (1 + (data[10] & 7)) if data[10] & 0x80 else 0)
+    for _ in range(MOST_SEGMENTS):
+        if data[at] != 0x21:  # an image
+            break
+        at += 2
+        while size := data[at]:
+            at += 1 + size
+        at += 1
+    else:
+        return _many(len(data) // 4)
     return _of("GIF", *struct.unpack_from("<HH", data, 6), A_PIXEL["GIF"])
 
 
-def _bmp(data: bytes) -> Cost:
+def _bmp(data: bytes | bytearray) -> Cost:
     (header,) = struct.unpack_from("<I", data, 14)
     if header == 12:
         return _of("BMP", *struct.unpack_from("<HH", data, 18), A_PIXEL["BMP"])
@@ -132,13 +142,13 @@ def _bmp(data: bytes) -> Cost:
     return cost._replace(seconds=cost.seconds + len(data) * A_RUN_BYTE * NANO)
 
 
-def _avif(data: bytes) -> Cost:
+def _avif(data: bytes | bytearray) -> Cost:
     sizes = [struct.unpack(">II", found[1]) for found in ISPE.finditer(data, 0, LONGEST_HEADER)]
     width, height = max(sizes, key=math.prod)  # of the parts and of the whole
     return _of("AVIF", width, height, A_PIXEL["AVIF"])
 
 
-def _tiff(data: bytes) -> Cost:
+def _tiff(data: bytes | bytearray) -> Cost:
     order, is_big = "<" if data[:2] == b"II" else ">", data[2:4] in (b"+\0", b"\0+")
     where, count, size, value = ("Q", "Q", 20, 12) if is_big else ("I", "H", 12, 8)
     (at,) = struct.unpack_from(order + where, data, 8 if is_big else 4)
@@ -155,7 +165,7 @@ def _tiff(data: bytes) -> Cost:
     return _of("TIFF", width, height, most * max(1, channels / 3), " packed by LZMA" * (packing == LZMA))
 
 
-def _ppm(data: bytes) -> Cost:
+def _ppm(data: bytes | bytearray) -> Cost:
     found = PPM.match(data, 0, LONGEST_HEADER)
     if found is None:
         return Cost(len(data) * A_REMARK * NANO, 0, f"{len(data):,} bytes of a PPM with a long header")
@@ -168,7 +178,7 @@ def _ppm(data: bytes) -> Cost:
     return cost._replace(seconds=cost.seconds + len(data) * a_byte * NANO)
 
 
-FORMATS: tuple[tuple[int, bytes | tuple[bytes, ...], Callable[[bytes], Cost]], ...] = (
+FORMATS: tuple[tuple[int, bytes | tuple[bytes, ...], Callable[[bytes | bytearray], Cost]], ...] = (
     (0, b"\xff\xd8", _jpeg),
     (0, b"\x89PNG\r\n\x1a\n", _png),
     (0, b"RIFF", _webp),

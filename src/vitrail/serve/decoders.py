@@ -39,10 +39,10 @@ LATE_IMPORTS = ("tifffile", "imagecodecs")
 READ, UNREADABLE, BROKEN = b"r", b"u", b"b"
 QUICK_S, LONGER_S = 0.1, 1.0
 """Estimated seconds that the first two lanes take at most; 0.1 is a JPEG of 10 megapixels."""
-LENIENCY = 3
-"""How many times its estimate an image of these may take."""
+LENIENCY, AT_LEAST_S = 4, 0.03
+"""How many times its estimate an image of these may take, and seconds beside."""
 WALL = 10
-"""And how many times of that may pass, on a machine with other work."""
+"""How many times of that may pass at least, on a machine with other work."""
 HELD_UP_S = 5.0
 """How long nothing may move, beyond what is allowed, until the decoders count as wedged."""
 TAKE_SIZE = 2**20
@@ -60,7 +60,7 @@ class NotDecoded(Exception):
 @dataclass(eq=False)
 class _Job:
     who: tuple[Hashable, ...]
-    data: Callable[[], bytes]
+    data: Callable[[], bytes | bytearray]
     cost: Cost
     answer: Future[Tensor] = field(default_factory=Future)
     is_wanted: bool = True
@@ -74,8 +74,6 @@ class _Lane:
 
     most_s: float
     """Of the estimate."""
-    processor_s: float
-    wall_s: float
     workers: int
     niceness: int
     """The engine and the small images go first."""
@@ -96,15 +94,10 @@ class Decoders:
     def __init__(self, preprocess: Preprocess, limits: Limits) -> None:
         self._preprocess, self._limits = preprocess, limits
         cores = os.cpu_count() or 1
-        last = limits.decode_s
-        lanes = (
-            (QUICK_S, LENIENCY * QUICK_S, min(8, cores), 0),
-            (LONGER_S, LENIENCY * LONGER_S, min(4, max(1, cores // 2)), 5),
-            (last, last, min(4, max(1, cores // 4)), 10),
-        )
         self._lanes = [
-            _Lane(most, min(allowed, last), min(WALL * allowed, limits.timeout_s), workers, niceness)
-            for most, allowed, workers, niceness in lanes
+            _Lane(QUICK_S, min(8, cores), 0),
+            _Lane(LONGER_S, min(4, max(1, cores // 2)), 5),
+            _Lane(limits.decode_s, min(4, max(1, cores // 4)), 10),
         ]
         self._changed = threading.Condition()
         self._is_open = True
@@ -119,11 +112,12 @@ class Decoders:
         """What is wrong with them, if anything is."""
         now = time.monotonic()
         is_held_up = any(
-            (lane.waiting or lane.at_work) and now - lane.moved > lane.wall_s + HELD_UP_S for lane in self._lanes
+            (lane.waiting or lane.at_work) and now - lane.moved > self._limits.timeout_s + HELD_UP_S
+            for lane in self._lanes
         )
         return "the decoders do not answer" if is_held_up else self._trouble
 
-    async def read(self, who: tuple[Hashable, ...], data: Callable[[], bytes]) -> Tensor:
+    async def read(self, who: tuple[Hashable, ...], data: Callable[[], bytes | bytearray]) -> Tensor:
         """Return what the model is to see of an image file.
 
         Args:
@@ -177,11 +171,12 @@ class Decoders:
         """Give one worker of a lane its work."""
         worker = self._make(lane)
         while (job := self._next(lane)) is not None:
+            allowed, wall = self._allow(lane, job.cost)
             try:
                 worker = worker or self._make(lane)
                 if worker is None:
                     raise NotDecoded
-                self._answer(job, worker.ask(job.data(), processor_s=lane.processor_s, wall_s=lane.wall_s,
+                self._answer(job, worker.ask(job.data(), processor_s=allowed, wall_s=wall,
                                              is_wanted=lambda job=job: job.is_wanted))  # fmt: skip
             except IndexError:  # its client has left
                 pass
@@ -191,7 +186,7 @@ class Decoders:
                 if lost.is_late and lane is not self._lanes[-1]:
                     self._put(self._lanes[-1], job)  # it is not what it seems
                 elif lost.is_late:
-                    self._fail(job, UnreadableImage(f"takes more than {lane.processor_s:g} s to decode; {BETTER}"))
+                    self._fail(job, UnreadableImage(f"takes more than {allowed:g} s to decode; {BETTER}"))
                 elif job.is_wanted and not job.is_second:
                     job.is_second = True  # something else may have killed the worker
                     self._put(lane, job)
@@ -211,6 +206,12 @@ class Decoders:
                     lane.moved = time.monotonic()
         if worker is not None:
             worker.close()
+
+    def _allow(self, lane: _Lane, cost: Cost) -> tuple[float, float]:
+        """Return how long an image may take, of a processor's time and in all."""
+        longest, timeout = self._limits.decode_s, self._limits.timeout_s
+        allowed = longest if lane is self._lanes[-1] else min(LENIENCY * cost.seconds + AT_LEAST_S, longest)
+        return allowed, min(1 + WALL * allowed, timeout)
 
     def _next(self, lane: _Lane) -> _Job | None:
         with self._changed:

@@ -122,7 +122,7 @@ class Worker:
         self._nursery, self._pid, self._link, self._said = nursery, pid, link, said
 
     def ask(
-        self, data: bytes, *, processor_s: float, wall_s: float, is_wanted: Callable[[], bool]
+        self, data: bytes | bytearray, *, processor_s: float, wall_s: float, is_wanted: Callable[[], bool]
     ) -> tuple[bytes, bytearray, str]:
         """Return the letter and the bytes that the work made of `data`, and what was printed meanwhile.
 
@@ -136,7 +136,8 @@ class Worker:
             WorkerLost: It crashed, or was ended. It is closed.
             NurseryGone: And its end cannot be made sure of.
         """
-        end = time.monotonic() + wall_s
+        began = time.monotonic()
+        end = began + wall_s
         try:
             self._link.settimeout(wall_s)
             self._link.sendall(HEAD.pack(b" ", len(data), processor_s))
@@ -152,7 +153,8 @@ class Worker:
             self.close()
             if number not in (signal.SIGPROF, signal.SIGKILL):
                 said = f"{said} ended by {signal.strsignal(number) if number else 'itself'}".strip()
-            raise WorkerLost(is_late=isinstance(error, TimeoutError) or number == signal.SIGPROF, said=said) from error
+            is_late = number == signal.SIGPROF or time.monotonic() - began >= processor_s
+            raise WorkerLost(is_late=is_late, said=said) from error
 
     def close(self) -> None:
         """Let it end."""
@@ -207,21 +209,33 @@ def _tend(orders: socket.socket, work: Work, warm_up: Callable[[], None]) -> Non
         signal.signal(number, signal.SIG_IGN)
     warm_up()
     gc.freeze()  # what no collection touches stays shared
+    dying: list[int] = []
     while True:
         order, files, *_ = socket.recv_fds(orders, ORDER.size, 2)
         if not order:
             return
         what, number = ORDER.unpack(order)
         try:
-            answer = ORDER.pack(what, _end(number) if what == END else _fork(orders, files, work, number))
+            answer = ORDER.pack(what, _end(number, dying) if what == END else _fork(orders, files, work, number))
         except OSError as error:
             answer = ORDER.pack(FAILED, error.errno or 0)
         orders.sendall(answer)
 
 
-def _end(pid: int) -> int:
-    os.kill(pid, signal.SIGKILL)  # a process that has ended by itself keeps its number until it is waited for
-    return os.waitpid(pid, 0)[1]
+def _end(pid: int, dying: list[int]) -> int:
+    """Kill a process, and return how it ended, if it did so by itself just now.
+
+    A process of low priority may take long to be gone, which the next one does not wait for.
+    """
+    dying[:] = [one for one in dying if os.waitpid(one, os.WNOHANG)[0] == 0]
+    os.kill(pid, signal.SIGKILL)  # one that has ended by itself keeps its number until it is waited for
+    for _ in range(20):
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return status
+        time.sleep(0.001)
+    dying.append(pid)
+    return signal.SIGKILL
 
 
 def _fork(orders: socket.socket, files: list[int], work: Work, niceness: int) -> int:

@@ -10,10 +10,11 @@ Item = TypeVar("Item")
 
 
 class Turns(Generic[Item]):
-    """What waits, handed out by self-clocked fair queueing.
+    """What waits, handed out by weighted fair queueing.
 
     Everyone has a clock, which moves on by the cost of what they are given; the next is whose clock would be the least
-    after it. So who asks for little waits for little, and who asks for much is never put off for ever.
+    after it. A newcomer's clock starts at the time that all would show had they worked at once, each at an equal share.
+    So who asks for little waits for little, and who asks for much is never put off for ever.
     """
 
     def __init__(self) -> None:
@@ -43,8 +44,9 @@ class Turns(Generic[Item]):
     def take(self) -> Item:
         """Return what is next; something must wait."""
         name = self._next()
-        self._clocks[name] += self._lines[name].next_cost()
-        self._now = self._clocks[name]
+        cost = self._lines[name].next_cost()
+        self._clocks[name] += cost
+        self._now += cost / len(self._lines)
         item = self._lines[name].take()
         self._count -= 1
         self._forget(name)
