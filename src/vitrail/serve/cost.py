@@ -15,11 +15,11 @@ from typing import NamedTuple
 NANO = 1e-9
 A_BYTE = 8 * NANO
 """Of any file: read, unpacked and copied."""
-A_PIXEL = {"JPEG": 8, "PNG": 25, "WEBP": 35, "GIF": 12, "BMP": 8, "TIFF": 18, "PPM": 8, "AVIF": 100}
+A_PIXEL = {"JPEG": 8, "PNG": 25, "WEBP": 35, "GIF": 12, "BMP": 8, "TIFF": 18, "PPM": 8, "AVIF": 60}
 """Nanoseconds, with resizing."""
 A_SCAN = 4
 """Nanoseconds of a pixel in each further scan of a JPEG."""
-A_RUN, A_RUN_BYTE = 45, 1500
+A_RUN, A_RUN_BYTE = 45, 2500
 """Of a pixel, and of a byte, of a BMP packed in runs, which are unpacked in Python."""
 LZMA, LZMA_PIXEL = 34925, 110
 A_LEVEL, A_DIGIT, A_REMARK = 600, 120, 250

@@ -22,7 +22,7 @@ from torch import Tensor
 from vitrail.decoding import check_picture
 from vitrail.pixels import UnreadableImage
 from vitrail.predict import read_view
-from vitrail.serve.cost import Cost, estimate
+from vitrail.serve.cost import A_BYTE, Cost, estimate
 from vitrail.serve.log import FIELDS
 from vitrail.serve.nursery import Nursery, NurseryGone, Worker, WorkerLost
 from vitrail.serve.settings import Limits
@@ -45,7 +45,7 @@ WALL = 10
 """How many times of that may pass at least, on a machine with other work."""
 HELD_UP_S = 5.0
 """How long nothing may move, beyond what is allowed, until the decoders count as wedged."""
-TAKE_SIZE = 2**20
+LONG_FILE = 2**20
 """Bytes above which even the look at a header is left to another thread."""
 MOST_TOLD = 200
 """Letters that are logged of what a decoder prints."""
@@ -112,7 +112,8 @@ class Decoders:
         """What is wrong with them, if anything is."""
         now = time.monotonic()
         is_held_up = any(
-            (lane.waiting or lane.at_work) and now - lane.moved > self._limits.timeout_s + HELD_UP_S
+            (lane.waiting or lane.at_work)
+            and now - lane.moved > HELD_UP_S + self._allow(lane, Cost(lane.most_s, 0, ""))[1]
             for lane in self._lanes
         )
         return "the decoders do not answer" if is_held_up else self._trouble
@@ -131,14 +132,14 @@ class Decoders:
         file = data()
         if file[:64].lstrip(b" \t\r\n\"'").startswith(BASE64):
             raise UnreadableImage(f"is base64 text; decode it, and send the bytes of the image ({TAKEN})")
-        if len(file) > TAKE_SIZE:
+        if len(file) > LONG_FILE:
             cost = await asyncio.get_running_loop().run_in_executor(None, estimate, file)
         else:
             cost = estimate(file)
-        del file
         if cost.pixels > self._limits.max_pixels:
-            cost = Cost(0.0, 0, "")  # it is refused before anything is decoded
-        elif cost.seconds > self._limits.decode_s:
+            cost = Cost(len(file) * A_BYTE, 0, "")  # it is refused before anything is decoded
+        del file
+        if cost.seconds > self._limits.decode_s:
             raise UnreadableImage(
                 f"would take about {cost.seconds:.0f} s to decode, {cost.reason}; at most {self._limits.decode_s:g} s "
                 f"are taken; {BETTER}"
