@@ -151,4 +151,7 @@ def test_the_manifest_asks_what_the_server_answers() -> None:
     names = {variable["name"]: variable.get("value") for variable in container["env"]}
     assert {"VITRAIL_API_KEY", "OMP_NUM_THREADS"} <= names.keys()
     assert int(names["OMP_NUM_THREADS"]) == container["resources"]["limits"]["cpu"]
-    assert understood(["serve", *container["args"]])["artifact"] == Path("/model/best.onnx")
+    served = understood(["serve", *container["args"]])
+    assert served["artifact"] == Path("/model/best.onnx")
+    name, namespace = service["metadata"]["name"], "default"
+    assert served["host_name"] == [name, f"{name}.{namespace}.svc.cluster.local"]

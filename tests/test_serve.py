@@ -240,7 +240,7 @@ def test_what_is_not_there_is_answered_in_json(server: Server, method: str, path
 
 @pytest.mark.parametrize("path", ["/", "/health", "/ready", "/metrics"])
 def test_monitors_that_ask_for_the_head_alone_get_it(server: Server, path: str) -> None:
-    with server.connect(f"HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()) as connection:
+    with server.connect(f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()) as connection:
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
 
 
@@ -251,14 +251,14 @@ def test_what_is_no_http_ends_its_connection_only(server: Server) -> None:
     assert server.ask("GET", "/health")[0] == 200
 
 
-HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
+HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"
 
 
 @pytest.mark.thorough
 def test_slow_clients_are_not_waited_for(server: Server, photos: list[bytes]) -> None:
     slow = {
         "nothing": b"", "half a header": HEAD, "half a body": HEAD + b"Content-Length: 1000\r\n\r\nabc",
-        "second request": b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /he",
+        "second request": b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /he",
         "rest of what was refused": HEAD.replace(b"image", b"text") + b"Content-Length: 1000\r\n\r\nabc",
     }  # fmt: skip
     began = time.monotonic()
@@ -290,7 +290,7 @@ def test_who_does_not_read_the_answers_is_left(server: Server) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.settimeout(20)
         with pytest.raises((ConnectionResetError, BrokenPipeError)):
-            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 1_000_000)
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1_000_000)
 
 
 def test_clients_that_leave_leave_nothing_behind(server: Server, photos: list[bytes]) -> None:
@@ -431,6 +431,7 @@ from concurrent.futures import ThreadPoolExecutor
 from vitrail.engines import open_artifact
 from vitrail.serve.app import Served, build_app
 from vitrail.serve.connections import address, listen, run
+from vitrail.serve.decoders import Decoders
 from vitrail.serve.log import write_json_lines
 from vitrail.serve.settings import Limits, Serving
 
@@ -448,8 +449,10 @@ serving = Serving(port=0, limits=Limits(timeout_s=1), topk=1)
 served = Served(dataclasses.replace(network, run=answer), network.record.preprocess, list(network.record.classes), 1,
                 ThreadPoolExecutor(1))
 listening = listen(serving)
-print(address(listening), flush=True)
-run(build_app(served, serving), serving, listening)
+decoders = Decoders(network.record.preprocess, serving.limits)
+app = build_app(served, serving, decoders)
+run(app, serving, listening, lambda: print(address(listening), flush=True))
+decoders.close()
 """
 
 
@@ -488,6 +491,7 @@ def test_without_cors_no_origin_is_allowed(server: Server, photos: list[bytes]) 
         ({"topk": 0, "port": 70_000}, "--topk is 0; it must be at least 1; --port is 70000; it must be 1 to 65535, or"),
         ({"limits": Limits(timeout_s=0)}, "--timeout-s is 0; it must be above 0"),
         ({"limits": Limits(queue=0)}, "--queue is 0"),
+        ({"limits": Limits(decode_s=float("nan"))}, "--max-decode-s is nan; it must be above 0"),
         ({"cors": ("*",)}, r"--cors \*: is no origin; write it as https://example.org"),
         ({"cors": ("https://example.org/",)}, "is no origin"),
     ],

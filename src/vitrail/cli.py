@@ -698,9 +698,17 @@ def serve(
         Path | None, Parameter(help="Holds the key that requests must bring; or give it in VITRAIL_API_KEY.")
     ] = None,
     cors: Annotated[list[str] | None, Parameter(help="Origin whose pages may ask; may be given several times.")] = None,
+    host_name: Annotated[
+        list[str] | None,
+        Parameter(
+            help="Name that clients call the server by, beside its addresses, localhost and --host; may be given "
+            "several times, and * is any name."
+        ),
+    ] = None,
     max_bytes: Annotated[int, Parameter(converter=_whole_number, help="Of one file.")] = 20 * 2**20,
     max_files: Annotated[int, Parameter(converter=_whole_number, help="Of one request.")] = 16,
     max_pixels: Annotated[int, Parameter(converter=_whole_number, help="Of one image.")] = 50_000_000,
+    max_decode_s: Annotated[float, Parameter(help="Of a processor's time, for decoding one image.")] = 5.0,
     queue: Annotated[
         int, Parameter(converter=_whole_number, help="Images held at a time; more are told to come again.")
     ] = 256,
@@ -727,11 +735,12 @@ def serve(
 
     config = resolve(PredictConfig, [command_line(settings)]).config
     limits = Limits(
-        max_bytes=max_bytes, max_files=max_files, max_pixels=max_pixels, queue=queue, timeout_s=timeout_s
+        max_bytes=max_bytes, max_files=max_files, max_pixels=max_pixels, decode_s=max_decode_s, queue=queue,
+        timeout_s=timeout_s,
     )  # fmt: skip
     serving = Serving(
         host=host, port=port, max_batch=max_batch, max_wait_ms=max_wait_ms, topk=topk,
-        api_key=read_key(api_key_file), cors=tuple(cors or ()), limits=limits,
+        api_key=read_key(api_key_file), cors=tuple(cors or ()), host_names=tuple(host_name or ()), limits=limits,
     )  # fmt: skip
     missing = [
         name for name in ("fastapi", "uvicorn", "python_multipart", "prometheus_client") if find_spec(name) is None

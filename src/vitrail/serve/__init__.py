@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import torch
 
@@ -12,6 +13,7 @@ from vitrail.devices import Precision
 from vitrail.engines import Artifact, require_classes
 from vitrail.serve.app import Served, build_app
 from vitrail.serve.connections import address, listen, run
+from vitrail.serve.decoders import Decoders
 from vitrail.serve.settings import KEY_VARIABLE, Serving
 from vitrail.transforms import Preprocess
 
@@ -43,7 +45,8 @@ def serve(
         MissingExtra: The engine is not installed.
     """
     require_classes(artifact.record, artifact.path)
-    with listen(serving) as listening:
+    # before there are threads, and memory that is no decoder's business
+    with closing(Decoders(preprocess, serving.limits)) as decoders, listen(serving) as listening:
         # an engine keeps its number of threads, and some of its memory, by the thread that runs it
         thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         try:
@@ -61,6 +64,5 @@ def serve(
             raise
         if serving.is_open:
             log.warning("anyone who reaches %s may ask; a key is set by %s", address(listening), KEY_VARIABLE)
-        app = build_app(served, serving)
-        on_ready(address(listening), network.about)
-        run(app, serving, listening)
+        app = build_app(served, serving, decoders)
+        run(app, serving, listening, lambda: on_ready(address(listening), network.about))

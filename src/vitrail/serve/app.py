@@ -8,7 +8,6 @@ import hashlib
 import hmac
 import logging
 import math
-import os
 import re
 import secrets
 import time
@@ -28,12 +27,13 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.requests import ClientDisconnect
 from torch import Tensor
 
-from vitrail.decoding import check_picture
 from vitrail.engines import Network
 from vitrail.page import render
 from vitrail.pixels import UnreadableImage
-from vitrail.predict import Choices, classify, read_view
+from vitrail.predict import Choices, classify
 from vitrail.serve.batching import Batcher, WorkFailed
+from vitrail.serve.decoders import Decoders, NotDecoded
+from vitrail.serve.headers import find_fault
 from vitrail.serve.log import FIELDS
 from vitrail.serve.measures import CONTENT_TYPE, Measures
 from vitrail.serve.settings import Serving
@@ -107,7 +107,8 @@ FAILURES: dict[int | str, dict[str, Any]] = {
     415: {"model": Failure, "description": "Neither a form nor an image"},
     422: {"model": Results, "description": "No image of the request could be read; each result says why"},
     429: {"model": Failure, "description": "Too many images are waiting; Retry-After says when to try again"},
-    503: {"model": Failure, "description": "The answer took too long, or the engine failed"},
+    421: {"model": Failure, "description": "The server was not told that it has the name in Host"},
+    503: {"model": Failure, "description": "The answer took too long, or the engine or the decoder failed"},
 }
 
 
@@ -131,7 +132,7 @@ class Served:
         )  # fmt: skip
 
 
-def build_app(served: Served, serving: Serving) -> Any:
+def build_app(served: Served, serving: Serving, decoders: Decoders) -> Any:
     """Return the ASGI application."""
     limits, network = serving.limits, served.network
     room = Room(limits)
@@ -148,24 +149,19 @@ def build_app(served: Served, serving: Serving) -> Any:
         measures.batch_images.observe(len(views))
         return found
 
-    def read(data: bytes) -> Tensor:
-        with measures.decode_seconds.time():
-            check_picture(data, limits.max_pixels)
-            return read_view(data, served.preprocess)
-
     batcher: Batcher[Tensor, Choices] = Batcher(
         work, served.thread, most=serving.max_batch, wait_s=serving.max_wait_ms / 1000
     )
-    decoders = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
 
-    async def answer(files: list[bytes], number: int) -> Result:
+    async def answer(files: list[bytearray], number: int, who: tuple[str, str]) -> Result:
         try:
-            # named by number, so that no bytes wait for a decoder on behalf of a client that is gone
-            view = await asyncio.get_running_loop().run_in_executor(decoders, lambda: read(files[number]))
+            with measures.decode_seconds.time():
+                # named by number, so that no bytes wait for a decoder on behalf of a client that is gone
+                view = await decoders.read(who, lambda: files[number])
         except UnreadableImage as error:
             measures.images.labels("unreadable").inc()
             return Result(error=str(error))
-        choices, probabilities = await batcher.ask(view)
+        choices, probabilities = await batcher.ask(view, who)
         measures.images.labels("classified").inc()
         pairs = zip(choices, probabilities, strict=True)
         named = [Choice(index=k, name=served.classes[k], probability=p) for k, p in pairs]
@@ -176,12 +172,12 @@ def build_app(served: Served, serving: Serving) -> Any:
         batches = asyncio.create_task(batcher.run())
         yield
         batches.cancel()
-        decoders.shutdown(wait=False, cancel_futures=True)
         served.thread.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(
         title="vitrail", description=f"{network.record.model}, run by {network.about}", version="1",
         docs_url=None, redoc_url=None, lifespan=lifespan,
+        redirect_slashes=False,
     )  # fmt: skip
     if serving.cors:
         app.add_middleware(
@@ -208,15 +204,17 @@ def build_app(served: Served, serving: Serving) -> Any:
     )
     async def predict(request: Request, response: Response) -> Results:
         """Classify the images of a form, or one image that is the whole body."""
-        began, share = time.perf_counter(), room.share()
-        files: list[bytes] = []
+        began, share, who = time.perf_counter(), room.share(), _who(request)
+        files: list[bytearray] = []
         late = HTTPException(408, f"the request did not arrive in {limits.timeout_s:g} s")
         try:
             with share:
                 async with asyncio.timeout(limits.timeout_s):
                     files = await read_files(request.headers, request.stream(), limits, share)
                     late = HTTPException(503, f"the request could not be answered in {limits.timeout_s:g} s")
-                    found = await _while_there(request, _all(answer(files, number) for number in range(len(files))))
+                    found = await _while_there(
+                        request, _all(answer(files, number, who) for number in range(len(files)))
+                    )
         except Refused as error:
             wait = {"Retry-After": str(max(1, math.ceil(room.images * seconds_an_image)))}
             raise HTTPException(error.status, error.reason, wait if error.status == 429 else None) from error
@@ -224,6 +222,8 @@ def build_app(served: Served, serving: Serving) -> Any:
             raise late from error
         except WorkFailed as error:
             raise HTTPException(503, "the engine failed; the server's log has the reason") from error
+        except NotDecoded as error:
+            raise HTTPException(503, "no decoder works; the server's log has the reason") from error
         except ClientDisconnect:
             raise HTTPException(CLIENT_IS_GONE, "") from None
         finally:
@@ -237,11 +237,15 @@ def build_app(served: Served, serving: Serving) -> Any:
     @app.head("/health", include_in_schema=False)
     @app.get("/health", responses={503: {"model": State}})
     async def health(response: Response) -> State:
-        """Say whether the engine works; if it does not, the process is to be started anew."""
-        if batcher.has_failed or batcher.busy_s > limits.timeout_s:
+        """Say whether the engine and the decoders work; if not, the process is to be started anew."""
+        trouble = decoders.trouble
+        if batcher.has_failed:
+            trouble = "the engine failed"
+        elif batcher.busy_s > limits.timeout_s:
+            trouble = "the engine does not answer"
+        if trouble is not None:
             response.status_code = 503
-            return State(status="the engine failed" if batcher.has_failed else "the engine does not answer")
-        return State(status="ok")
+        return State(status=trouble or "ok")
 
     @app.head("/ready", include_in_schema=False)
     @app.get("/ready", responses={503: {"model": State}})
@@ -269,7 +273,13 @@ def build_app(served: Served, serving: Serving) -> Any:
     async def index() -> Response:
         return Response(page, media_type="text/html", headers={"Content-Security-Policy": policy})
 
-    return _Watched(app, measures)
+    return _Watched(app, measures, serving)
+
+
+def _who(request: Request) -> tuple[str, str]:
+    """Return who asks, for turns: the address and the connection; all of a proxy's clients have its address."""
+    host, port = request.client or ("", 0)
+    return host, f"{host}:{port}"
 
 
 async def _all(results: Any) -> list[Result]:
@@ -306,10 +316,13 @@ def _policy(page: bytes) -> str:
 
 
 class _Watched:
-    """Logs and counts every request, and answers those that failed; what a request holds or asks for is not logged."""
+    """Logs and counts every request, refuses what is none, and answers those that failed.
 
-    def __init__(self, app: Any, measures: Measures) -> None:
-        self._app, self._measures = app, measures
+    What a request holds or asks for is not logged.
+    """
+
+    def __init__(self, app: Any, measures: Measures, serving: Serving) -> None:
+        self._app, self._measures, self._serving = app, measures, serving
 
     async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -325,8 +338,11 @@ class _Watched:
                 message["headers"] = [*message["headers"], (b"x-request-id", number.encode()), *SAFE]
             await send(message)
 
+        app, fault = self._app, find_fault(scope["headers"], scope["http_version"], self._serving)
+        if fault is not None:
+            app = JSONResponse({"error": fault[1]}, fault[0], {"Connection": "close"})
         try:
-            await self._app(scope, receive, send_named)
+            await app(scope, receive, send_named)
         except Exception:
             log.exception("a request failed", extra={FIELDS: {"id": number}})
             if not status:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Executor
 from typing import Generic, TypeVar
+
+from vitrail.serve.turns import Turns
 
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
@@ -33,20 +36,30 @@ class Batcher(Generic[Asked, Answer]):
         self, work: Callable[[list[Asked]], Sequence[Answer]], worker: Executor, *, most: int, wait_s: float
     ) -> None:
         self._work, self._worker, self._most, self._wait_s = work, worker, most, wait_s
-        self._waiting: asyncio.Queue[tuple[Asked, asyncio.Future[Answer]]] = asyncio.Queue()
+        self._waiting: Turns[tuple[Asked, asyncio.Future[Answer]]] = Turns()
+        self._came = asyncio.Event()
         self._began: float | None = None
         self.has_failed = False
         """Whether the last batch did."""
 
-    async def ask(self, asked: Asked) -> Answer:
+    async def ask(self, asked: Asked, who: tuple[Hashable, ...] = ("",)) -> Answer:
         """Wait for one answer; whoever stops waiting is left out, if it is not too late.
+
+        Args:
+            asked: What is to be answered.
+            who: Asks, as for `Turns`.
 
         Raises:
             WorkFailed: Its batch did.
         """
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting.put_nowait((asked, answer))
-        return await answer
+        waiting = (asked, answer)
+        self._waiting.put(who, waiting)
+        self._came.set()
+        try:
+            return await answer
+        finally:
+            self._waiting.discard(who, waiting)
 
     @property
     def busy_s(self) -> float:
@@ -63,6 +76,7 @@ class Batcher(Generic[Asked, Answer]):
             self._began = time.monotonic()
             try:
                 answers = await loop.run_in_executor(self._worker, self._work, [asked for asked, _ in batch])
+                found = [(answer, one) for (_, answer), one in zip(batch, answers, strict=True)]
             except Exception:
                 log.exception("a batch of %d failed", len(batch))
                 self.has_failed = True
@@ -71,18 +85,21 @@ class Batcher(Generic[Asked, Answer]):
                         answer.set_exception(WorkFailed())
             else:
                 self.has_failed = False
-                for (_, answer), found in zip(batch, answers, strict=True):
+                for answer, one in found:
                     if not answer.done():
-                        answer.set_result(found)
+                        answer.set_result(one)
             finally:
                 self._began = None
 
     async def _gather(self) -> list[tuple[Asked, asyncio.Future[Answer]]]:
-        batch = [await self._waiting.get()]
-        try:
+        while not self._waiting:
+            await self._wait_for_more()
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._wait_s):
-                while len(batch) < self._most:
-                    batch.append(await self._waiting.get())
-        except TimeoutError:
-            pass
-        return batch
+                while len(self._waiting) < self._most:
+                    await self._wait_for_more()
+        return [self._waiting.take() for _ in range(min(self._most, len(self._waiting)))]
+
+    async def _wait_for_more(self) -> None:
+        self._came.clear()
+        await self._came.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from vitrail.errors import ConfigError
 
 KEY_VARIABLE = "VITRAIL_API_KEY"
 MEBIBYTE = 2**20
+ANY_NAME = "*"
+NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
+HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(:[0-9]{0,5})?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +27,8 @@ class Limits:
     """Of one request."""
     max_pixels: int = 50_000_000
     """Of one image; decoded, each takes three bytes for a moment."""
+    decode_s: float = 5.0
+    """Of a processor's time that decoding one image may take, by the estimate from its header and in truth."""
     queue: int = 256
     """Images that are being received, wait or are computed, of all requests together."""
     timeout_s: float = 30.0
@@ -60,6 +66,8 @@ class Serving:
     api_key: str | None = None
     cors: tuple[str, ...] = ()
     """Origins whose pages may ask, such as https://example.org."""
+    host_names: tuple[str, ...] = ()
+    """Names that requests may call the server by, beside its addresses, localhost and `host`; * is any."""
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
@@ -72,25 +80,49 @@ class Serving:
         }  # fmt: skip
         problems = [f"{name} is {value:g}; it must be at least {least}" for name, (value, least) in at_least.items()
                     if not least <= value < float("inf")]  # fmt: skip
-        if not 0 < limits.timeout_s < float("inf"):
-            problems.append(f"--timeout-s is {limits.timeout_s:g}; it must be above 0")
+        for name, value in (("--timeout-s", limits.timeout_s), ("--max-decode-s", limits.decode_s)):
+            if not 0 < value < float("inf"):
+                problems.append(f"{name} is {value:g}; it must be above 0")
         if not 0 <= self.port <= 65535:
             problems.append(f"--port is {self.port}; it must be 1 to 65535, or 0 for a free one")
         for origin in self.cors:
             scheme, _, rest = origin.partition("://")
             if scheme not in ("http", "https") or not rest or "/" in rest or "*" in rest:
                 problems.append(f"--cors {origin}: is no origin; write it as https://example.org or http://host:3000")
+        for name in self.host_names:
+            if name != ANY_NAME and NAME.fullmatch(name) is None:
+                problems.append(
+                    f"--host-name {name}: is no host name; write it as example.org, without port, or * for any"
+                )
         if problems:
             raise ConfigError("; ".join(problems))
+
+    def is_called(self, host: str) -> bool:
+        """Say whether a request may come with this `Host`, of which the port does not matter.
+
+        An address may always: a page that was loaded by a name that now leads here brings that name.
+        """
+        if ANY_NAME in self.host_names:
+            return True
+        found = HOST.fullmatch(host)
+        if found is None:
+            return False
+        name = found[1].strip("[]").removesuffix(".").lower()
+        return name in {"localhost", self.host.lower(), *map(str.lower, self.host_names)} or _is_address(name)
 
     @property
     def is_open(self) -> bool:
         """Whether others than this machine may ask, without a key."""
-        try:
-            is_local = ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            is_local = self.host == "localhost"
+        is_local = ipaddress.ip_address(self.host).is_loopback if _is_address(self.host) else self.host == "localhost"
         return not is_local and self.api_key is None
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def read_key(file: Path | None) -> str | None:

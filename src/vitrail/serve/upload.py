@@ -73,7 +73,7 @@ class Share:
 
 async def read_files(
     headers: Mapping[str, str], chunks: AsyncIterator[bytes], limits: Limits, share: Share
-) -> list[bytes]:
+) -> list[bytearray]:
     """Return the files of a request, in their order.
 
     Raises:
@@ -93,7 +93,7 @@ async def read_files(
             raise Refused(413, f"the request has more than {limits.request_bytes:,} bytes")
         write(chunk)
     finish()
-    return [bytes(file) for file in files.found]
+    return files.found
 
 
 class _Files:
