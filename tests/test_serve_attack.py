@@ -153,7 +153,8 @@ def test_text_in_the_place_of_an_image_is_told_so(server: Server, text: bytes) -
     status, found, _ = server.send(text)
     assert status == 422
     assert found["results"][0]["error"] == (
-        "is base64 text; decode it, and send the bytes of the image (JPEG, PNG, WebP, AVIF, GIF, BMP, TIFF, PPM and .npy are read)"
+        "is base64 text; decode it, and send the bytes of the image (JPEG, PNG, WebP, AVIF, GIF, BMP, TIFF, PPM and "
+        ".npy are read)"
     )
 
 
