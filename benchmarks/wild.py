@@ -10,7 +10,6 @@ the files or from what the command did.
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 import re
 import shutil
@@ -25,6 +24,7 @@ from typing import Any, NamedTuple
 import cyclopts
 import numpy as np
 import torch
+from decoders import count
 from PIL import Image
 from safetensors.torch import save_file
 from side_by_side import publish
@@ -35,6 +35,8 @@ from vitrail.data import open_split
 from vitrail.data.sources import Source
 from vitrail.decoding import check_picture, decode
 from vitrail.pixels import PixelFormat, UnreadableImage
+from vitrail.serve.cost import estimate
+from vitrail.serve.decoders import QUICK_S
 from vitrail.transforms import Preprocess
 
 WILD = Path(__file__).parents[2] / "shared" / "wild"
@@ -52,6 +54,8 @@ AS_SETTINGS = (
     f"weights.model={TINY['model']}",
     "weights.options={" + ", ".join(f"{key}: {value}" for key, value in TINY.items() if key != "model") + "}",
 )
+DAMAGED = 12_000
+"""Images that both decoders read, in the formats that torchcodec reads."""
 MADE = "the files are made by script after public reports; none is a public file"
 TRACEBACK = "Traceback (most recent call last)"
 
@@ -106,8 +110,10 @@ def short(error: BaseException) -> str:
     return f"refused: {text}" if known else f"{type(error).__name__}: {text}"
 
 
-def pixels_of(path: Path, truth: np.ndarray | None, levels: float, may_refuse: bool) -> Iterator[Row]:
-    """Read an image at 8 and at 16 bits, and compare it with true values from 0 to `levels`."""
+def pixels_of(
+    path: Path, truth: np.ndarray | None, levels: float, may_refuse: bool, step: float = 0.0
+) -> Iterator[Row]:
+    """Read an image at 8 and at 16 bits, and compare it with true values from 0 to `levels`, stored in such steps."""
     for bits in (8, 16):
         name, scale = f"{path.name}, {bits} bits", 2**bits - 1
         try:
@@ -121,16 +127,14 @@ def pixels_of(path: Path, truth: np.ndarray | None, levels: float, may_refuse: b
         true = truth if truth.ndim == 3 else truth[:, :, None].repeat(3, 2)
         # the high byte of 16 bits is up to one level of 8 bits below the scaled value
         largest = np.abs(found - true / levels * scale).max() / scale
-        yield Row(name, f"read, at most {largest:.4f} of 1 from the truth", bool(largest <= 1 / 254))
+        yield Row(name, f"read, at most {largest:.4f} of 1 from the truth", bool(largest <= step / 2 + 1 / 254))
 
 
 def planar() -> Iterator[Row]:
     folder = WILD / "01-tiff-16bit-planar"
     truth = np.load(folder / "truth.npy")
-    for name in ("rgb-little", "rgb-big", "zlib"):
+    for name in ("rgb-little", "rgb-big", "zlib", "rgba", "cmyk"):
         yield from pixels_of(folder / f"{name}.tif", truth, 65535, False)
-    for name in ("rgba", "cmyk"):
-        yield from pixels_of(folder / f"{name}.tif", None, 65535, True)
 
 
 def min_is_white() -> Iterator[Row]:
@@ -145,7 +149,8 @@ def packed_bits() -> Iterator[Row]:
     folder = WILD / "03-tiff-10-12-14-bit"
     truth = np.load(folder / "truth.npy")
     for path in sorted(folder.glob("*.tif")):
-        yield from pixels_of(path, truth, 1, True)
+        bits = int(re.sub(r"\D", "", path.stem))
+        yield from pixels_of(path, truth, 1, True, 1 / (2**bits - 1))
 
 
 def signed() -> Iterator[Row]:
@@ -203,16 +208,11 @@ def other_validation() -> Iterator[Row]:
 
 
 def slow_formats() -> Iterator[Row]:
-    slow = io.BytesIO(b"P6 2000 2000 254\n" + bytes(number % 255 for number in range(12_000_000)))
-    for name, data in (
-        ("rle4.bmp", (WILD / "11-serve-slow-formats" / "rle4.bmp").read_bytes()),
-        ("slow.ppm", slow.getvalue()),
-    ):
-        try:
-            check_picture(data, 50_000_000)
-            yield Row(name, "taken by its header", False)
-        except UnreadableImage as error:
-            yield Row(name, short(error), True)
+    slow = b"P6 2000 2000 254\n" + bytes(number % 255 for number in range(12_000_000))
+    for name, data in (("rle4.bmp", (WILD / "11-serve-slow-formats" / "rle4.bmp").read_bytes()), ("slow.ppm", slow)):
+        cost = estimate(data)
+        told = f"takes {cost.seconds:.1f} s by its header ({cost.reason}), and holds no quick image up in the server"
+        yield Row(name, told, cost.seconds > QUICK_S)
 
 
 def served_formats() -> Iterator[Row]:
@@ -262,7 +262,7 @@ def images_of(
 def unicode_names() -> Iterator[Row]:
     folder = WILD / "15-class-names-nfc-nfd"
     yield from images_of(
-        "labels.csv", DataSection(list=str(folder / "labels.csv")), lambda source: len(source.classes) == 1
+        "labels.csv", DataSection(list=str(folder / "labels.csv")), lambda source: len(source.classes) == 2
     )
     ran = vitrail_command(
         "check-data", f"data.root={folder / 'folders'}", "--output", "/tmp/unused", "data.check=false"
@@ -273,7 +273,8 @@ def unicode_names() -> Iterator[Row]:
 def bad_lists() -> Iterator[Row]:
     model = WILD / "07-checkpoint-entry-net" / "model.pth"
     ran = vitrail_command("predict", model, WILD / "16-predict-list-utf16" / "list.txt", *AS_SETTINGS)
-    yield Row("list.txt (UTF-16)", ran.message(), ran.refused() or not ran.status)
+    # the images that it names are not there
+    yield Row("list.txt (UTF-16)", ran.message(), ran.refused() or (ran.status == 1 and TRACEBACK not in ran.said))
 
 
 def outputs() -> Iterator[Row]:
@@ -306,7 +307,7 @@ def other_endings() -> Iterator[Row]:
                 Path(place, kind).mkdir()
                 shutil.copy(path, Path(place, kind))
             ran = checked(Path(place), Path(place))
-        found = [line for line in ran.out.splitlines() if "ending" in line or "unreadable" in line]
+        found = [line for line in ran.out.splitlines() if re.search("ending|cannot be read", line)]
         yield Row(path.name, f"status {ran.status}: {' '.join(' '.join(found).split())}", bool(found))
 
 
@@ -393,7 +394,7 @@ def natural_order() -> Iterator[Row]:
 
 
 CASES: tuple[tuple[str, str, Callable[[], Iterator[Row]]], ...] = (
-    ("01", "16-bit colours in separate planes: the values, or a refusal where no truth is given", planar),
+    ("01", "16-bit colours in separate planes: the values", planar),
     ("02", "16-bit gray where 0 is white: inverted, or a refusal", min_is_white),
     ("03", "6 to 14 bits a sample: scaled by their own range, or a refusal", packed_bits),
     ("04", "signed samples: a refusal", signed),
@@ -402,7 +403,7 @@ CASES: tuple[tuple[str, str, Callable[[], Iterator[Row]]], ...] = (
     ("08", "mmengine's average, swapped into state_dict: not the zeros", mmengine_average),
     ("09", "a mean of 0 to 255: refused with the reason", mean_of_255),
     ("10", "other validation images in a longer run: refused or said", other_validation),
-    ("11", "formats that Pillow decodes in Python: refused by their header where a stranger sends them", slow_formats),
+    ("11", "formats that Pillow decodes in Python: known by their header where a stranger sends them", slow_formats),
     ("12", "what a model of 5 channels was trained on: served too", served_formats),
     ("13", "entries and prefixes: opened", entries_and_prefixes),
     ("14", "mmengine's history beside the weights: opened, nothing run", mmengine_history),
@@ -436,6 +437,7 @@ def main(case: str | None = None) -> None:
                 now = row.now.replace("|", "\\|").replace(str(WILD), "wild")
                 page.append(f"| {row.name} | {now[:300]} | {'yes' if row.right else 'NO'} |")
     if case is None:
+        page += ["", "## Decoders over damaged images", "", *count(DAMAGED)]
         summary = f"{total} rows, {wrong} wrong"
         publish("wild", "Files as they are met in the wild", [MADE, summary], page[1:])
     else:
