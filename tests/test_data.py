@@ -491,6 +491,27 @@ def drawn_by_class(counts, sampler, seed, epoch, repeats=1):
     return labels, class_order(labels, class_shares(np.array(counts), sampler), seed, epoch, repeats)
 
 
+def test_an_epoch_of_fewer_images_draws_others_each_time_the_same_for_any_processes() -> None:
+    sampler = BatchSampler(50, 12, 7, epoch_samples=25)
+    assert sampler.steps == 2
+    seen = []
+    for epoch in (0, 1):
+        sampler.epoch = epoch
+        keys = [key for batch in sampler for key in batch]
+        assert len({index for _, index, _ in keys}) == len(keys) == 24
+        parts = [BatchSampler(50, 12, 7, epoch_samples=25, rank=rank, world=3) for rank in range(3)]
+        for part in parts:
+            part.epoch = epoch
+        assert sorted(keys) == sorted(key for part in parts for batch in part for key in batch)
+        seen.append({index for _, index, _ in keys})
+    assert len(seen[0] & seen[1]) < 24
+    for wrong in (11, 51):
+        with pytest.raises(
+            ConfigError, match=f"train.epoch_images is {wrong}; it must be from train.batch_size 12 to the 50"
+        ):
+            BatchSampler(50, 12, 7, epoch_samples=wrong)
+
+
 @pytest.mark.parametrize(
     ("sampler", "digest"),
     [("balanced", "d2d7fed348662389"), ("sqrt", "9f424176ecc4ddaf")],

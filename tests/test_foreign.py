@@ -299,7 +299,7 @@ def test_all_that_is_wrong_comes_in_one_line() -> None:
         ("tnt_s_gpu", {"auto_augment": "trivialaug"}, "auto_augment is trivialaug; it can begin with randaug, autoaug"),
         ("tnt_s_gpu", {"scheduler": "multi_step_decay"}, "it can be cosine_decay, warmup_cosine_decay, step_decay"),
         ("tnt_s_gpu", {"re_value": 127}, "re_value is 127; it can be random, noise for every pixel, or 0, the mean of"),
-        ("tnt_s_gpu", {"num_samples": 10}, "num_samples is 10; here it can only be -1 or null: all images are used; d"),
+        ("tnt_s_gpu", {"num_samples": "few"}, "num_samples is few; it must be a number"),
         ("tnt_s_gpu", {"pretrained": True}, "nothing is downloaded here; fetch the file and name it as model.weights"),
         ("tnt_s_gpu", {"distribute": "maybe"}, "distribute is maybe; it must be a number"),
         ("tnt_s_gpu", {"ema": "maybe"}, "ema is maybe; it must be true or false"),
@@ -312,8 +312,8 @@ def test_all_that_is_wrong_comes_in_one_line() -> None:
         ("t2t_vit_19", {"mixup_mode": "half"}, "mixup_mode is half; it can be batch, pair, elem"),
         (
             "t2t_vit_19",
-            {"train_num_samples": 100},
-            "train_num_samples is 100; here it can only be -1 or null: all imag",
+            {"val_num_samples": 100},
+            "val_num_samples is 100; here it can only be -1 or null: all images",
         ),
         ("svt_s", {"params": '{"wss": 1}'}, "wss is unknown; known are: model, num_classes, drop_rate, drop_path_rate"),
         ("svt_s", {"params": '{"drop_path": 1}'}, "drop_path is unknown; did you mean 'drop_path_rate'? Known are: mo"),
@@ -592,7 +592,9 @@ def test_distribution_that_is_there_needs_no_word() -> None:
         ("tnt_s_patch16_224", {"drop_out": 0.1}, {"model.drop_rate": 0.0}),
         ("tnt_s_patch16_224", {"drop_out": 0.1, "compat": "as_written"}, {"model.drop_rate": 0.1}),
         ("t2t_vit_19", {"drop": 0.1, "compat": "as_written"}, {"model.drop_rate": 0.1}),
-        ("t2t_vit_19", {"train_num_samples": None}, {"augment.mixup": 0.8}),
+        ("t2t_vit_19", {"train_num_samples": None}, {"train.epoch_images": None}),
+        ("t2t_vit_19", {"train_num_samples": 5000}, {"train.epoch_images": 40_000}),
+        ("tnt_s_gpu", {"num_samples": 5000}, {"train.epoch_images": 40_000}),
         ("t2t_vit_19", {"print_loss_every": 5}, {"train.log_every": 5}),
         ("svt_s", {"cutmix_minmax": [0.2, 0.8]}, {"augment.cutmix_minmax": None}),
         ("svt_s", {"cutmix_minmax": [0.2, 0.8], "compat": "as_written"}, {"augment.cutmix_minmax": [0.2, 0.8]}),
@@ -1185,7 +1187,10 @@ def test_a_file_that_is_not_there_is_an_error_of_every_verb(
     assert f"unknown recipe '{tmp_path}/nope.yaml'" in capsys.readouterr().err
 
 
-def test_flags_are_put_over_a_file_when_weights_are_used(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_flags_are_put_over_a_file_when_weights_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
         main(["export", "--pretrained", "w.ckpt", "--config", str(FILES / "svt_s_params.yaml"), "--image_size", "384"])
     said = capsys.readouterr().err

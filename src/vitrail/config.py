@@ -442,6 +442,8 @@ class TrainSection:
     """The loop."""
 
     epochs: int = 300
+    epoch_images: int | None = None
+    """Training images that an epoch sees, others in each; null sees all of them."""
     batch_size: int = 1024
     """Images for one update, over all processes and accumulated parts together."""
     accumulate: int = 1
@@ -488,7 +490,8 @@ class TrainSection:
         """Say what is wrong, each as one clause."""
         found = _in_range(
             self, epochs=(1, None), batch_size=(1, None), accumulate=(1, None), seed=(0, 2**63 - 1),
-            eval_every=(1, None), log_every=(1, None), patience=(1, None), skip_limit=(1, None), rollbacks=(0, None),
+            epoch_images=(1, None), eval_every=(1, None), log_every=(1, None), patience=(1, None), skip_limit=(1, None),
+            rollbacks=(0, None),
         )  # fmt: skip
         found += _above_zero(self, "max_hours", "dist_timeout_minutes")
         if not found and self.batch_size % self.accumulate:
@@ -562,6 +565,11 @@ class TrainConfig:
             rate = getattr(schedule, name)
             if used[name] and rate > peak > 0:
                 found.append(f"schedule.{name} {rate:g} is above the peak rate {peak:g} of optim.lr; lower it")
+        if self.train.epoch_images is not None and self.balance.sampler != "natural":
+            found.append(
+                f"balance.sampler is {self.balance.sampler}, which gives each class its share of whole epochs; "
+                "train.epoch_images cuts them; set one of them to its default"
+            )
         if self.data.streaming and self.balance.sampler != "natural":
             found.append(
                 f"balance.sampler is {self.balance.sampler}, which draws from all over the set; data.streaming reads "

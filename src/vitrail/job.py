@@ -145,7 +145,8 @@ def build_job(
     tell_statistics(config, preprocess, display)
     sampler = BatchSampler(
         len(data.train), settings.batch_size, seed=settings.seed, rank=rank, world=world,
-        accumulate=settings.accumulate, repeats=config.augment.repeats, labels=data.train.labels,
+        accumulate=settings.accumulate, repeats=config.augment.repeats, epoch_samples=settings.epoch_images,
+        labels=data.train.labels,
         shares=None if config.balance.sampler == "natural" else class_shares(counts, config.balance.sampler),
         groups=groups_of(data.train), window=config.data.shuffle_buffer,
     )  # fmt: skip

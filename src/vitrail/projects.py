@@ -282,6 +282,14 @@ def per_process(value: Any, case: Case) -> Outcome:
     )
 
 
+def epoch_images(value: Any, case: Case) -> Outcome:
+    """Set how many images an epoch draws, which theirs counts for one process."""
+    if text_or_none(value) is None or number(value) == -1:
+        return Outcome({"train.epoch_images": None})
+    images = int(number(value)) * case.processes
+    return Outcome({"train.epoch_images": images}, "drawn anew for each epoch, and counted over all processes", "note")
+
+
 def jitter(policy: str) -> Rule:
     """Vary colours where no policy does."""
 
@@ -303,7 +311,7 @@ MIX_OFF = to("augment.mix_off_epoch", read=lambda value: int(number(value or 0))
 SINK = nothing("feeds an Ascend or GPU from the graph; no counterpart")
 GRAPH = idle("without effect: PyTorch runs operation by operation; train.compile=true compiles")
 MODELARTS = only(False, why="there is no ModelArts")
-ALL_IMAGES = only(-1, None, why="all images are used; data.list=FILE names some")
+ALL_IMAGES = only(-1, None, why="all images are validated with; data.list=FILE names some")
 TWINS_NAMES = ("svt", "pcpvt", "alt_gvt", "twins")
 IN_ONE_FOLDER = nothing("a run is one folder, below output.root")
 NOTED = idle("without effect: there is no counterpart")
@@ -442,7 +450,7 @@ MINDCV = Project(
         "data_dir": Key(to("data.root"), "./"),
         "shuffle": Key(only(True, why="training images are always shuffled"), True),
         "dataset_download": Key(to("data.download", read=truth), False),
-        "num_samples": Key(ALL_IMAGES, None),
+        "num_samples": Key(epoch_images, None),
         "batch_size": Key(per_process, 128),
         "drop_remainder": Key(only(True, why="an epoch leaves out what fills no batch"), True),
         "val_split": Key(to("data.val_split"), "val"),
@@ -735,7 +743,7 @@ T2T = Project(
         "data_url": Key(to("data.root")),
         "train_dir": Key(to("data.train_split")),
         "val_dir": Key(to("data.val_split")),
-        "train_num_samples": Key(ALL_IMAGES),
+        "train_num_samples": Key(epoch_images),
         "val_num_samples": Key(ALL_IMAGES),
         "aa_interpolation": Key(POLICY_FILTER),
         **erasing("re_prob", "re_mode", "re_count"),

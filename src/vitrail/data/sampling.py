@@ -150,6 +150,7 @@ class BatchSampler:
         world: Number of processes.
         accumulate: Micro batches of a step.
         repeats: Copies of each image, see `epoch_order`.
+        epoch_samples: Samples that an epoch takes at most, the first of its order; None takes all.
         labels: Of each image, where classes are drawn by `shares`.
         shares: Of each class, see `class_order`; None sees each image once an epoch.
         groups: That images are stored in, where they are to be read in windows, see `window_order`.
@@ -166,6 +167,7 @@ class BatchSampler:
         world: int = 1,
         accumulate: int = 1,
         repeats: int = 1,
+        epoch_samples: int | None = None,
         labels: NDArray[np.int32] | None = None,
         shares: Sequence[int] | None = None,
         groups: NDArray[np.int64] | None = None,
@@ -186,7 +188,13 @@ class BatchSampler:
                 if n >= parts
                 else f"train.batch_size {batch_size} is more than the {n} training images, too few for {parts} parts"
             )
+        if epoch_samples is not None and not batch_size <= epoch_samples <= n:
+            raise ConfigError(
+                f"train.epoch_images is {epoch_samples}; it must be from train.batch_size {batch_size} to the {n} "
+                "training images"
+            )
         self.n, self.batch_size, self.seed, self.repeats = n, batch_size, seed, repeats
+        self.epoch_samples = n if epoch_samples is None else epoch_samples
         self.rank, self.world, self.accumulate = rank, world, accumulate
         self.labels, self.shares, self.groups, self.window = labels, shares, groups, window
         self.epoch = 0
@@ -196,7 +204,7 @@ class BatchSampler:
     @property
     def steps(self) -> int:
         """Optimizer steps of a whole epoch."""
-        return self.n // self.batch_size
+        return self.epoch_samples // self.batch_size
 
     def __len__(self) -> int:
         """Micro batches from `first_step` to the end of the epoch."""
