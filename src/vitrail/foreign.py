@@ -133,7 +133,7 @@ def translate(
     defaults |= project.published
     case = Case(project, {**defaults, **written}, frozenset(written), processes, compat == "as_written")
     rows = [Row("", None, False, {name: value}, "", "") for name, value in project.fixed.items()]
-    for key in [*(key for key in defaults if key not in written), *written]:
+    for key in [*written, *(key for key in defaults if key not in written)]:
         value = case.values[key]
         try:
             outcome = project.keys[key].rule(value, case)
