@@ -426,6 +426,27 @@ def test_doubts_name_what_the_other_project_does_otherwise(tmp_path: Path) -> No
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "to", "target", "untold"),
+    [
+        ("twins_svt_small", "zoo", "a.ckpt", True),
+        ("twins_svt_small", "official", "a.pth", True),
+        ("t2t_vit_14", "zoo", "a.ckpt", False),
+        ("tnt_s_patch16_224", "timm", "folder", False),
+    ],
+)
+def test_a_size_that_nothing_in_the_file_tells_is_named(
+    name: str, to: str, target: str, untold: bool, tmp_path: Path
+) -> None:
+    source, wanted = official(tmp_path, name)
+    size = open_model(source, wanted).record.options["image_size"]
+    found = [doubt for doubt in convert(source, tmp_path / target, to, wanted).doubts if "size of its images" in doubt]
+    named = (
+        f"nothing in the file tells the size of its images: `vitrail` reads it with weights.options.image_size={size}"
+    )
+    assert found == ([named] if untold else [])
+
+
 def test_files_have_the_shape_that_the_projects_programs_look_for(tmp_path: Path) -> None:
     source, wanted = official(tmp_path, "twins_svt_small")
     convert(source, tmp_path / "a.pth", "official", wanted)

@@ -342,10 +342,45 @@ def test_a_default_that_cannot_be_had_is_named_as_one() -> None:
 
 
 def test_a_switch_needs_its_amount() -> None:
-    file = content("t2t_vit_19")
-    del file["clip_grad_norm"]
-    with pytest.raises(ConfigError, match=r"use_clip_grad_norm is true; clip_grad_norm is not written"):
-        translate(file, "t2t")
+    file = content("tnt_s_gpu") | {"clip_value": None}
+    with pytest.raises(ConfigError, match=r"clip_grad is true; clip_value is not written"):
+        translate(file, "tnt")
+
+
+@pytest.mark.parametrize(("name", "key"), [("t2t_vit_19", "arch"), ("svt_s", "model")])
+def test_a_file_without_its_model_is_refused(name: str, key: str) -> None:
+    file = content(name)
+    del file[key]
+    with pytest.raises(ConfigError, match=rf"file, not written: {key} is null; name a model that begins with "):
+        translate(file, "file")
+
+
+@pytest.mark.parametrize("name", ["t2t_vit_19", "tnt_s_patch16_224"])
+def test_what_a_program_has_no_default_for_is_taken_from_its_published_file(name: str) -> None:
+    file = content(name)
+    project = {"t2t_vit_19": T2T, "tnt_s_patch16_224": ZOO_TNT}[name]
+    short = translate({key: value for key, value in file.items() if key not in project.published}, name, processes=4)
+    assert resolve(TrainConfig, [short.layer]).config == translated(name, 4)
+    said = [text for kind, text in short.remarks() if kind == "note" and "is not written: taken as in the file" in text]
+    assert f"{name}: min_lr is not written: taken as in the file of {project.name}" in " ".join(said)
+    assert len(said) > 10
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "setting", "expected"),
+    [
+        ("t2t_vit_19", {"print_loss_every": 0}, "train.log_every", 20),
+        ("t2t_vit_19", {"summary_loss_collect_freq": 0}, "train.log_every", 100),
+        ("t2t_vit_19", {"ckpt_save_every_seconds": 0}, "output.save_every_minutes", 5.0),
+        ("svt_s", {"save_ckpt_every_sec": 0, "compat": "as_written"}, "output.save_every_minutes", 5.0),
+    ],
+)
+def test_nothing_every_so_often_is_off(name: str, flags: dict[str, Any], setting: str, expected: Any) -> None:
+    assert flat(translated(name, **flags))[setting] == expected
+
+
+def test_a_rate_that_is_not_read_is_told_of() -> None:
+    assert "warning: tnt_s_patch16_224: lr=0.01: not read: the rate is base_lr" in remarks("tnt_s_patch16_224", lr=0.01)
 
 
 # As executed and as written
@@ -497,6 +532,7 @@ def test_the_file_of_twins_overrules_flags_as_executed() -> None:
     assert "warning: svt_s: epochs=3: the file overrules the flag in MindSpore's Twins" in " ".join(
         remarks("svt_s", epochs=3)
     )
+    assert "overrules" not in " ".join(remarks("svt_s", epochs=300))
     assert translated("svt_s", epochs=30, compat="as_written").train.epochs == 30
     assert translated("svt_s", dir_ckpt="here").output.root == "here"
     assert translated("tnt_s_gpu", epoch_size=30).train.epochs == 30

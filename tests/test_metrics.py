@@ -132,6 +132,7 @@ def test_a_loss_that_is_not_finite_makes_the_mean_so_but_not_the_counts() -> Non
     found = accuracy(counted(logits, torch.tensor([1, 0, 0])))
     assert (found.n, round(found.top1, 1)) == (3, 100.0)  # topk takes a nan for the largest
     assert math.isnan(found.loss)
+    assert found.warnings[0].startswith("1 of 3 images have no finite loss: their logits are NaN or infinite")
 
 
 def test_no_images_give_no_numbers_and_say_so() -> None:

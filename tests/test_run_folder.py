@@ -71,7 +71,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def tensorboard(folder: Path) -> dict[str, Callable[[int | None], Tracker]]:
+def tensorboard(folder: Path) -> dict[str, Callable[[int], Tracker]]:
     return {"tensorboard": partial(TensorBoard, folder / "tensorboard")}
 
 
@@ -205,6 +205,17 @@ def test_a_newer_file_replaces_one_that_still_waits() -> None:
     outbox.retry()
     outbox.retry()
     assert written == [2]
+
+
+def test_a_run_that_begins_anew_in_its_folder_doubles_nothing(tmp_path: Path) -> None:
+    for again in range(2):  # killed before its first save, and in its first epoch
+        steps_of, epochs = step_log(tmp_path), run_log(tmp_path)
+        steps_of.add(step(1, again))
+        epochs.add(row(1))
+        steps_of.close()
+        epochs.close()
+    assert events(tmp_path, "tensorboard/steps")["loss"] == [(1, 1.0)]
+    assert [number for number, _ in events(tmp_path)["train_loss"]] == [1]
 
 
 def test_updates_made_again_are_not_doubled_in_either_place(tmp_path: Path) -> None:

@@ -188,7 +188,11 @@ def _doubts(opened: Opened, again: Opened, dialect: Dialect, to: str, difference
             f"each logit, and as thresholds {', '.join(f'{value:.4g}' for value in record.thresholds[:10])}"
             f"{', ...' if len(record.thresholds) > 10 else ''}"
         )
-    wanted, given = numerics(config_of(record)), numerics(config_of(again.record))
+    config, card = config_of(record), find_variant(record.model)[1]
+    if not hasattr(config, "grid") and config.size != card.config.size and not Path(again.account.path).is_dir():
+        size = f"weights.options.image_size={_short(config.image_size).replace(' ', '')}"
+        doubts.append(f"nothing in the file tells the size of its images: `vitrail` reads it with {size}")
+    wanted, given = numerics(config), numerics(config_of(again.record))
     if differing := [name for name, value in wanted.items() if given[name] != value]:
         instead = ", ".join(f"{name} {given[name]} instead of {wanted[name]}" for name in differing)
         remedy = dialect.remedy
@@ -202,7 +206,6 @@ def _doubts(opened: Opened, again: Opened, dialect: Dialect, to: str, difference
         doubts.append(
             f"{to} computes with {instead}: logits differ by {difference:.1e} at most{remedy and f'; {remedy}'}"
         )
-    card = find_variant(record.model)[1]
     reads: dict[str, Any] = {
         "mean": card.mean, "std": card.std, "crop": card.crop, "interpolation": card.interpolation, "bits": 8,
         **dialect.preprocess,

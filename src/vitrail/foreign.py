@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import yaml
 from vitrail.config import Layer, TrainConfig, find_recipe, read_yaml
 from vitrail.errors import ConfigError, closest
 from vitrail.official import PROGRAMS, program_of
-from vitrail.projects import NO_DEFAULT, PROJECTS, Case, Project, Say, shown
+from vitrail.projects import NO_DEFAULT, PROJECTS, Case, Project, Say, same, shown
 
 YAML = (".yaml", ".yml")
 SECTIONS = {section.name for section in fields(TrainConfig)}
@@ -125,12 +125,15 @@ def translate(
     problems: list[str] = []
     filed, typed = _known(content, project, origin, problems), _known(flags, project, "command line", problems)
     file_wins = project.file_wins and compat == "as_executed"
-    overruled = {key: value for key, value in typed.items() if file_wins and key in filed}
+    overruled = {
+        key: value for key, value in typed.items() if file_wins and key in filed and not same(value, filed[key])
+    }
     written = {**filed, **{key: value for key, value in typed.items() if key not in overruled}}
     defaults = {name: key.default for name, key in project.keys.items() if key.default is not NO_DEFAULT}
+    defaults |= project.published
     case = Case(project, {**defaults, **written}, frozenset(written), processes, compat == "as_written")
     rows = [Row("", None, False, {name: value}, "", "") for name, value in project.fixed.items()]
-    for key in [*(key for key in defaults if key not in written), *written]:
+    for key in [*written, *(key for key in defaults if key not in written)]:
         value = case.values[key]
         try:
             outcome = project.keys[key].rule(value, case)
@@ -138,6 +141,8 @@ def translate(
             where = f"{origin}, not written" if key not in written else "command line" if key in typed else origin
             problems.append(f"{where}: {key} is {shown(value)}; {error}")
             continue
+        if key in project.published and key not in written and outcome.settings:
+            outcome = replace(outcome, note=f"taken as in the file of {project.name}, {shown(value)}", say="note")
         rows.append(Row(key, value, key in written, outcome.settings, outcome.note, outcome.say))
     for key, value in overruled.items():
         note = f"the file overrules the flag in {project.name}; compat=as_written lets the flag win"

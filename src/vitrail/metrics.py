@@ -107,7 +107,7 @@ def accuracy(counter: Counter, training_counts: Int64[np.ndarray, " k"] | None =
         loss,
         balanced_accuracy=_percent(rates.recall[counted]),
         macro_f1=_percent(rates.f1[counted | (rates.answers > 0)]),
-        warnings=suspicions(n, right, loss, confusion),
+        warnings=(*_lost(without_loss, n), *suspicions(n, right, loss, confusion)),
         **{
             f"{name}_top1": _percent(rates.recall[chosen & counted]) if (chosen & counted).any() else None
             for name, chosen in groups.items()
@@ -153,6 +153,14 @@ def shot_groups(training_counts: Int64[np.ndarray, " k"]) -> dict[str, Bool[np.n
     """Return which classes are of the head, the medium and the tail of a set."""
     head, tail = training_counts > 100, training_counts < 20
     return dict(zip(SHOTS, (head, ~head & ~tail, tail), strict=True))
+
+
+def _lost(without_loss: int, n: int) -> tuple[str, ...]:
+    """Say so when the logits of some images are no numbers, of which the first counts as the answer."""
+    if not without_loss:
+        return ()
+    return (f"{without_loss:,} of {n:,} images have no finite loss: their logits are NaN or infinite, and their "
+            "answers mean nothing",)  # fmt: skip
 
 
 def suspicions(n: int, right: int, loss: float, confusion: Int[Tensor, "k k"]) -> tuple[str, ...]:

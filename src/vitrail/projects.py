@@ -84,6 +84,8 @@ class Project:
     """Other spellings of keys: abbreviated flags, and those of shell scripts and of READMEs."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Our settings for what stands in their code."""
+    published: Mapping[str, Any] = field(default_factory=dict)
+    """What its own file has for keys without a default; taken, and said, where one is not written."""
     file_wins: bool = False
     """Their program lets the file overrule the command line."""
     lr_base_batch: int | None = None
@@ -212,6 +214,8 @@ def network(*prefixes: str, **options: Any) -> Rule:
     """Take a model of one family, with what its arithmetic is in their program."""
 
     def rule(value: Any, case: Case) -> Outcome:
+        if value is None:
+            raise ValueError(f"name a model that begins with {' or '.join(prefixes)}")
         if not str(value).startswith(prefixes):
             raise ValueError(f"of {case.project.name}, models are known here that begin with {' or '.join(prefixes)}")
         settings = {"model.name": str(value), **{f"model.options.{key}": option for key, option in options.items()}}
@@ -613,6 +617,18 @@ def _zoo_epoch_state(value: Any, case: Case) -> Outcome:
     return Outcome(note=note, say="warning" if lost else "")
 
 
+def _zoo_lr(value: Any, case: Case) -> Outcome:
+    """Tell whoever wrote it that another key is the rate."""
+    return Outcome(note="not read: the rate is base_lr", say="warning")
+
+
+def _zoo_minutes(value: Any, case: Case) -> Outcome:
+    """Set how often a run is saved, which theirs turns off by 0."""
+    if seconds := number(value):
+        return Outcome({"output.save_every_minutes": seconds / 60})
+    return Outcome(note="off there; here output.save_every_minutes saves what a resume needs")
+
+
 ZOO_KEYS = {
     "num_classes": Key(COUNTED),
     "auto_augment": Key(to("augment.auto_augment", read=text_or_none)),
@@ -624,7 +640,7 @@ ZOO_KEYS = {
     "label_smoothing": Key(to("augment.label_smoothing"), 0.1),
     "optimizer": Key(_zoo_optimizer),
     "base_lr": Key(_zoo_base_lr),
-    "lr": Key(nothing("not read: the rate is base_lr")),
+    "lr": Key(_zoo_lr),
     "warmup_lr": Key(_zoo_rate("schedule.warmup_lr"), 5e-7),
     "warmup_length": Key(_zoo_warmup, 0),
     "min_lr": Key(_zoo_min_lr),
@@ -664,6 +680,18 @@ ZOO_ALIASES = {
     "device": "device_id",
 }
 POLICY_FILTER = nothing("the policy resamples with augment.interpolation here; crops are bicubic in their code")
+ZOO_PUBLISHED = {
+    "auto_augment": "rand-m9-mstd0.5-inc1",
+    "re_prob": 0.25,
+    "re_mode": "pixel",
+    "re_count": 1,
+    "cutmix": 1.0,
+    "mixup_prob": 1.0,
+    "mixup_mode": "batch",
+    "switch_prob": 0.5,
+    "lr_scheduler": "cosine_lr",
+}
+"""What the files of TNT and T2T-ViT have in common of what their programs have no default for."""
 NORMALISATION = {"preprocess.mean": IMAGENET_MEAN, "preprocess.std": IMAGENET_STD}
 BICUBIC = {"augment.interpolation": "bicubic", "preprocess.interpolation": "bicubic"}
 
@@ -688,6 +716,7 @@ ZOO_TNT = Project(
     name="the model zoo's TNT",
     aliases=ZOO_ALIASES | {"a": "arch", "mixup": "mix_up"},
     fixed={**NORMALISATION, **BICUBIC, "preprocess.crop": 0.875},
+    published=ZOO_PUBLISHED | {"drop_path_rate": 0.1, "base_lr": 0.0005, "min_lr": 0.000006},
     lr_base_batch=512,
     keys=ZOO_KEYS
     | {
@@ -726,7 +755,9 @@ def _t2t_drop_block(value: Any, case: Case) -> Outcome:
 
 def _t2t_log_every(value: Any, case: Case) -> Outcome:
     """Set how often the loss is read: as often as the more frequent of two wants it."""
-    wanted = [case.number(key) for key in ("print_loss_every", "summary_loss_collect_freq") if key in case.values]
+    wanted = [every for key in ("print_loss_every", "summary_loss_collect_freq") if (every := case.number(key))]
+    if not wanted:
+        return Outcome(note="off there; here train.log_every says how often")
     return Outcome({"train.log_every": int(min(wanted))}, "the terminal and steps.jsonl have the loss equally often")
 
 
@@ -736,9 +767,38 @@ T2T = Project(
     name="MindSpore's T2T-ViT",
     aliases=ZOO_ALIASES,
     fixed={**NORMALISATION, **BICUBIC},
+    published=ZOO_PUBLISHED
+    | {
+        "mixup": 0.8,
+        "mixup_off_epoch": 0,
+        "label_smoothing": 0.1,
+        "min_crop": 0.08,
+        "crop_pct": 0.9,
+        "optimizer": "adamw",
+        "beta": [0.9, 0.999],
+        "eps": 1e-8,
+        "base_lr": 0.001,
+        "min_lr": 1e-5,
+        "warmup_length": 2,
+        "warmup_lr": 7e-6,
+        "momentum": 0.9,
+        "weight_decay": 0.05,
+        "epochs": 300,
+        "batch_size": 100,
+        "use_clip_grad_norm": True,
+        "clip_grad_norm": 1.0,
+        "with_ema": False,
+        "ema_decay": 0.9999,
+        "seed": 0,
+        "amp_level": "O0",
+        "image_size": 224,
+        "drop": 0.0,
+        "drop_path": 0.1,
+        "disable_approximate_gelu": False,
+    },
     keys={key: Key(rule.rule) for key, rule in ZOO_KEYS.items()}  # every option stands in its file
     | {
-        "arch": Key(network("t2t", norm_eps=1e-7)),
+        "arch": Key(network("t2t", norm_eps=1e-7), None),
         "dataset": Key(NAMED_SETS),
         "data_url": Key(to("data.root")),
         "train_dir": Key(to("data.train_split")),
@@ -772,7 +832,7 @@ T2T = Project(
         "ckpt_keep_num": Key(to("output.keep_last")),
         "best_ckpt_num": Key(to("output.keep_best")),
         "ckpt_save_every_step": Key(to("output.save_every_updates", read=lambda value: value or None)),
-        "ckpt_save_every_seconds": Key(to("output.save_every_minutes", read=lambda value: number(value) / 60 or None)),
+        "ckpt_save_every_seconds": Key(_zoo_minutes),
         "print_loss_every": Key(_t2t_log_every),
         "summary_loss_collect_freq": Key(_t2t_log_every),
         "model_postfix": Key(nothing("runs are numbered; output.name=NAME names one")),
@@ -874,7 +934,7 @@ TWINS = Project(
     file_wins=True,
     keys=ZOO_KEYS
     | {
-        "model": Key(network(*TWINS_NAMES, gelu="tanh", embed_norm_eps=1e-7)),
+        "model": Key(network(*TWINS_NAMES, gelu="tanh", embed_norm_eps=1e-7), None),
         "params": Key(_twins_params),
         "ds_train": Key(_twins_folders),
         "ds_val": Key(_twins_folders),
@@ -907,7 +967,7 @@ TWINS = Project(
         "dir_best_ckpt": Key(IN_ONE_FOLDER),
         "dir_summary": Key(IN_ONE_FOLDER),
         "save_ckpt_every_step": Key(to("output.save_every_updates", read=lambda value: value or None), 0),
-        "save_ckpt_every_sec": Key(to("output.save_every_minutes", read=lambda value: number(value) / 60), 1800),
+        "save_ckpt_every_sec": Key(_zoo_minutes, 1800),
         "save_ckpt_keep": Key(to("output.keep_last"), 20),
         "seed": Key(to("train.seed"), 1),
         "exclude_epoch_state": Key(_zoo_epoch_state, False),

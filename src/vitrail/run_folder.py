@@ -67,10 +67,10 @@ class TensorBoard:
 
     Args:
         folder: Of the events; TensorBoard shows it as a run of its own.
-        first: Epoch or update from which on there are no events yet, or none that count; None where there are none.
+        first: Epoch or update from which on there are no events yet, or none that count.
     """
 
-    def __init__(self, folder: Path, first: int | None) -> None:
+    def __init__(self, folder: Path, first: int) -> None:
         # protobuf and tensorboard warn about their own deprecations on import
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -82,8 +82,7 @@ class TensorBoard:
         name = f"events.out.tfevents.{time.time():.0f}.{platform.node()}.{os.getpid()}.{time.monotonic_ns()}"
         self._writer = RecordWriter((folder / name).open("wb"))
         self._write(file_version="brain.Event:2")
-        if first is not None:
-            self._write(step=first, session_log=session_log(status=session_log.START))
+        self._write(step=first, session_log=session_log(status=session_log.START))
 
     def log(self, values: dict[str, Any], step: int | None) -> None:
         """Write the numbers of an epoch or update."""
@@ -103,17 +102,17 @@ class Trackers:
     """Those that are asked for: opened once there is something to tell, and left where they fail.
 
     Args:
-        openers: By name, what opens a tracker from the first epoch or update that it will be given, None for all.
+        openers: By name, what opens a tracker from the first epoch or update that it will be given.
         warn: Told when a tracker fails; the run goes on without it.
     """
 
-    def __init__(self, openers: Mapping[str, Callable[[int | None], Tracker]], warn: Callable[[str], None]) -> None:
+    def __init__(self, openers: Mapping[str, Callable[[int], Tracker]], warn: Callable[[str], None]) -> None:
         self._openers, self._warn = openers, warn
         self._trackers: dict[str, Tracker] = {}
-        self._unopened: dict[str, Callable[[int | None], Tracker]] = {}
+        self._unopened: dict[str, Callable[[int], Tracker]] = {}
 
-    def begin(self, first: int | None) -> None:
-        """Go on from an epoch or update, whatever they were told of it before; None is the beginning."""
+    def begin(self, first: int) -> None:
+        """Go on from an epoch or update, whatever they were told of it before."""
         self.close()
         self._unopened, self._first = dict(self._openers), first
 
@@ -160,7 +159,7 @@ class RunLog:
     def rewind(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Go back to these rows."""
         self._rows = list(rows)
-        self._trackers.begin(int(self._rows[-1]["epoch"]) + 1 if self._rows else None)
+        self._trackers.begin(int(self._rows[-1]["epoch"]) + 1 if self._rows else 1)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Take the numbers of one epoch; `write` brings them to metrics.jsonl."""
@@ -200,7 +199,7 @@ class StepLog:
             CheckpointError: The file cannot be read or written.
         """
         self._file.cut(lambda line: _is_of(line, made))
-        self._trackers.begin(made + 1 if made else None)
+        self._trackers.begin(made + 1)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Take the numbers of one update; `write` brings them to steps.jsonl."""

@@ -658,9 +658,9 @@ def open_run(job: Job, state: TrainState, name: str, resume: Path | None) -> Run
     )  # fmt: skip
 
 
-def tracker_openers(config: TrainConfig, folder: Path) -> dict[str, Callable[[int | None], Tracker]]:
+def tracker_openers(config: TrainConfig, folder: Path) -> dict[str, Callable[[int], Tracker]]:
     """Return what opens each tracker that is asked for."""
-    openers: dict[str, Callable[[int | None], Tracker]] = {}
+    openers: dict[str, Callable[[int], Tracker]] = {}
     for name in config.output.trackers:
         if name == "tensorboard":
             openers[name] = partial(TensorBoard, folder / "tensorboard")
