@@ -440,7 +440,9 @@ def test_a_size_that_nothing_in_the_file_tells_is_named(
 ) -> None:
     source, wanted = official(tmp_path, name)
     size = open_model(source, wanted).record.options["image_size"]
-    found = [doubt for doubt in convert(source, tmp_path / target, to, wanted).doubts if "size of its images" in doubt]
+    done = convert(source, tmp_path / target, to, wanted)
+    found = [doubt for doubt in done.doubts if "size of its images" in doubt]
+    assert done.image_size == (f"weights.options.image_size={size}" if untold else "")
     named = (
         f"nothing in the file tells the size of its images: `vitrail` reads it with weights.options.image_size={size}"
     )

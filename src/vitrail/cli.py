@@ -434,7 +434,8 @@ def convert(
             write_whole(report, (json.dumps(done.to_dict(), indent=1) + "\n").encode(), "choose another file")
         print(f"logits differ by {done.difference:.1e} at most, of a standard deviation of {done.scale:.1e}")
         print(f"written and read back, every weight equal: {', '.join(done.written)}{replaced}")
-        print(f"next: {command('evaluate', target, 'data.root=FOLDER')}")
+        needed = [done.image_size] if done.image_size else []
+        print(f"next: {command('evaluate', target, 'data.root=FOLDER', *needed)}")
     return 0
 
 

@@ -41,6 +41,8 @@ class Conversion:
     """The largest between logits: of the source as it was read, and of the target as its project's programs compute."""
     scale: float
     """Standard deviation of those logits."""
+    image_size: str = ""
+    """Setting by which vitrail reads the file, where nothing in it tells the size of its images."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values for JSON."""
@@ -97,6 +99,7 @@ def convert(source: Path | str, target: Path, to: str, asked: Wanted | None = No
         doubts=tuple(_doubts(opened, again, dialect, to, difference)),
         difference=difference,
         scale=scale,
+        image_size=_size_setting(opened, again),
     )
 
 
@@ -180,6 +183,14 @@ def _provenance(opened: Opened) -> dict[str, Any]:
     )
 
 
+def _size_setting(opened: Opened, again: Opened) -> str:
+    """Return the setting that tells the size of the images, where a written file does not."""
+    config, card = config_of(opened.record), find_variant(opened.record.model)[1]
+    if hasattr(config, "grid") or config.size == card.config.size or Path(again.account.path).is_dir():
+        return ""
+    return f"weights.options.image_size={_short(config.image_size).replace(' ', '')}"
+
+
 def _doubts(opened: Opened, again: Opened, dialect: Dialect, to: str, difference: float) -> list[str]:
     record, doubts = opened.record, []
     if record.thresholds is not None:
@@ -189,8 +200,7 @@ def _doubts(opened: Opened, again: Opened, dialect: Dialect, to: str, difference
             f"{', ...' if len(record.thresholds) > 10 else ''}"
         )
     config, card = config_of(record), find_variant(record.model)[1]
-    if not hasattr(config, "grid") and config.size != card.config.size and not Path(again.account.path).is_dir():
-        size = f"weights.options.image_size={_short(config.image_size).replace(' ', '')}"
+    if size := _size_setting(opened, again):
         doubts.append(f"nothing in the file tells the size of its images: `vitrail` reads it with {size}")
     wanted, given = numerics(config), numerics(config_of(again.record))
     if differing := [name for name, value in wanted.items() if given[name] != value]:
