@@ -124,8 +124,12 @@ vitrail.train.train(config, display=Sleeper())
 
 
 @pytest.mark.thorough
-def test_a_shared_out_model_makes_the_updates_of_a_whole_one_and_its_saves_fit_both(image_folder: Path) -> None:
-    runs, common = image_folder.parent / "runs", ("train.epochs=4", "ema.decay=0.9", "optim.clip_norm=1")
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_shared_out_model_makes_the_updates_of_a_whole_one_and_its_saves_fit_both(
+    image_folder: Path, optimizer: str
+) -> None:
+    runs = image_folder.parent / "runs"
+    common = ("train.epochs=4", "ema.decay=0.9", "optim.clip_norm=1", f"optim.name={optimizer}")
     run(image_folder, *common, "output.name=plain")
     with pytest.raises(Stopped, match="after update 2 of 12"):
         run(image_folder, *common, "output.name=back", display=Signals(2))

@@ -252,7 +252,7 @@ def build_state(job: Job, model: VisionModel) -> TrainState:
     optimizer = build_optimizer(
         model, name=optim.name, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps,
         momentum=optim.momentum, nesterov=optim.nesterov, layer_decay=optim.layer_decay, decay_on=optim.decay_on,
-        backbone_scale=optim.backbone_scale,
+        backbone_scale=optim.backbone_scale, shard=settings.shard,
     )  # fmt: skip
     device = job.accelerator.device
     return TrainState(

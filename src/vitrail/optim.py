@@ -58,12 +58,16 @@ def build_optimizer(
     layer_decay: float | None,
     decay_on: DecayOn = "paper",
     backbone_scale: float = 1.0,
+    shard: bool = False,
 ) -> torch.optim.Optimizer:
-    """Build AdamW or SGD, as one fused kernel, which leaves an update out where `found_inf` says so."""
+    """Build AdamW or SGD, as one fused kernel, which leaves an update out where `found_inf` says so.
+
+    That of SGD is not for a model that is shared out over processes (`shard`), which takes torch's other kernels.
+    """
     groups = parameter_groups(model, weight_decay, layer_decay, decay_on, backbone_scale)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=not shard)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

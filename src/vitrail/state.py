@@ -114,7 +114,11 @@ class TrainState:
             number: {name: shared_as(value, parameters[number]) for name, value in found.items()}
             for number, found in saved["optimizer"]["state"].items()
         }
-        self.optimizer.load_state_dict({**saved["optimizer"], "state": moments})
+        groups = [  # the kernel is this run's, which may be shared out where the saved one was not
+            {**group, "fused": mine["fused"]}
+            for group, mine in zip(saved["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True)
+        ]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         if self.scaler and saved["scaler"]:
             self.scaler.load_state_dict(saved["scaler"])
 

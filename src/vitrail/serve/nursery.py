@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import logging
 import os
 import signal
@@ -23,7 +24,8 @@ Work = Callable[[bytearray], tuple[bytes, bytes]]
 """Returns one letter, and the bytes that it stands before."""
 HEAD = struct.Struct("<cQd")
 """Letter, length, and seconds of the processor's time."""
-ORDER = struct.Struct("<ci")
+ORDER = struct.Struct("<Ici")
+"""Its number, which the answer has too; what is to be done; and a value."""
 FORK, END, FAILED = b"f", b"k", b"e"
 PATIENCE_S = 30.0
 """For what the nursery does, which takes milliseconds, but for its warming up."""
@@ -66,6 +68,7 @@ class Nursery:
     def __init__(self, work: Work, warm_up: Callable[[], None]) -> None:
         self._orders, theirs = socket.socketpair()
         self._lock = threading.Lock()
+        self._numbers = itertools.count()
         self._pid = os.fork()
         if self._pid == 0:
             self._orders.close()
@@ -96,11 +99,15 @@ class Nursery:
         """End a worker, if it still lives, and return its status in the system's words."""
         return self._order(END, pid)
 
-    def _order(self, order: bytes, number: int, files: tuple[int, ...] = ()) -> int:
+    def _order(self, order: bytes, value: int, files: tuple[int, ...] = ()) -> int:
         try:
             with self._lock:
-                socket.send_fds(self._orders, [ORDER.pack(order, number)], files)
-                done, value = ORDER.unpack(_receive(self._orders, ORDER.size, time.monotonic() + PATIENCE_S))
+                number = next(self._numbers) % 2**32
+                socket.send_fds(self._orders, [ORDER.pack(number, order, value)], files)
+                answered = None
+                while answered != number:  # the answer to an order that nobody waits for any more may come first
+                    answer = _receive(self._orders, ORDER.size, time.monotonic() + PATIENCE_S)
+                    answered, done, value = ORDER.unpack(answer)
         except OSError as error:
             raise NurseryGone(str(error)) from error
         if done == FAILED:
@@ -214,11 +221,12 @@ def _tend(orders: socket.socket, work: Work, warm_up: Callable[[], None]) -> Non
         order, files, *_ = socket.recv_fds(orders, ORDER.size, 2)
         if not order:
             return
-        what, number = ORDER.unpack(order)
+        number, what, value = ORDER.unpack(order)
         try:
-            answer = ORDER.pack(what, _end(number, dying) if what == END else _fork(orders, files, work, number))
+            value = _end(value, dying) if what == END else _fork(orders, files, work, value)
         except OSError as error:
-            answer = ORDER.pack(FAILED, error.errno or 0)
+            what, value = FAILED, error.errno or 0
+        answer = ORDER.pack(number, what, value)
         orders.sendall(answer)
 
 
