@@ -17,7 +17,7 @@ from test_transforms import EIGHT_BIT, encode, photo
 from vitrail import decoding
 from vitrail.decoding import OPENED, READ, UnreadableImage, check_picture, decode, ends_early
 from vitrail.photos import draw_photo
-from vitrail.pixels import PixelFormat
+from vitrail.pixels import Exif, PixelFormat
 
 needs_torchcodec = pytest.mark.skipif(decoding.DECODER != "torchcodec", reason="needs torchcodec")
 
@@ -42,6 +42,29 @@ def png(behind: bytes = chunk(b"IEND", b""), wrong: int = 0) -> bytes:
     size = int.from_bytes(whole[at : at + 4], "big")
     pixels = chunk(b"IDAT", whole[at + 8 : at + 8 + size], wrong)
     return whole[:at] + pixels + whole[at + 12 + size : end] + behind
+
+
+def exif(kind: int, count: int, order: str) -> bytes:
+    """Return EXIF whose orientation, of 6 in its first two bytes, is of a kind and a count that it may not have."""
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    return b"Exif\0\0" + mark + struct.pack(f"{order}IHHHIHHI", 8, 1, 274, kind, count, 6, 0, 0)
+
+
+@needs_torchcodec
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize(("kind", "count"), [(3, 1), (3, 0), (1, 0), (4, 1), (4, 0), (3, 3), (0, 1), (200, 2)])
+@pytest.mark.parametrize("form", ["JPEG", "WEBP"])
+@pytest.mark.parametrize("rule", ["ignore", "apply"])
+def test_exif_that_can_be_read_in_two_ways_turns_nothing(
+    rule: Exif, form: str, kind: int, count: int, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.BytesIO()
+    photo().crop((0, 0, 50, 30)).save(stream, form, exif=exif(kind, count, order))
+    wanted = PixelFormat(exif=rule)
+    pixels = decode(stream.getvalue(), wanted)
+    monkeypatch.setattr(decoding, "FAST_DECODERS", {})
+    torch.testing.assert_close(pixels, decode(stream.getvalue(), wanted), rtol=0, atol=0)
+    assert rule == "apply" or pixels.shape == (3, 30, 50)
 
 
 @needs_torchcodec

@@ -18,7 +18,15 @@ from PIL.PpmImagePlugin import PpmImageFile
 
 from vitrail.arrays import NPY, npy_header, read_npy
 from vitrail.bmp import is_run_length, read_run_length
-from vitrail.containers import JPEG_BEGINS, filled, is_last_block_rich, png_has_exif, png_is_whole, webp_is_whole
+from vitrail.containers import (
+    JPEG_BEGINS,
+    filled,
+    is_last_block_rich,
+    png_has_exif,
+    png_is_whole,
+    seems_turned,
+    webp_is_whole,
+)
 from vitrail.pixels import MAX_PIXELS, RGB, Exif, PixelFormat, Pixels, UnreadableImage, check_size, fit
 from vitrail.tiff import BEGINS, MOST_PAGES, ORIENTATION, read_tags, read_tiff, reader_of
 
@@ -211,7 +219,7 @@ def _is_plain(image: Image.Image, data: bytes, exif: Exif) -> bool:
         return data[24] <= 8 and exif == "ignore" and b"eXIf" not in data and png_is_whole(data)
     if image.format == "WEBP" and not webp_is_whole(data):
         return False
-    return image.mode in ("RGB", "L", "RGBA") and _orientation(image) == 1
+    return image.mode in ("RGB", "L", "RGBA") and _orientation(image) == 1 and not seems_turned(data)
 
 
 def _orientation(image: Image.Image) -> int:
