@@ -67,6 +67,22 @@ def test_exif_that_can_be_read_in_two_ways_turns_nothing(
     assert rule == "apply" or pixels.shape == (3, 30, 50)
 
 
+@needs_torchcodec
+def test_a_webp_that_holds_more_than_a_picture_is_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, fast = [], decoding.FAST_DECODERS["WEBP"]
+    monkeypatch.setitem(decoding.FAST_DECODERS, "WEBP", lambda *given, **how: calls.append(1) or fast(*given, **how))
+    for extra, times in (
+        ({}, 1),
+        ({"exif": exif(3, 1, "<").replace(b"\6", b"\1")}, 0),
+        ({"icc_profile": b"x" * 200}, 0),
+    ):
+        stream = io.BytesIO()
+        photo().save(stream, "WEBP", **extra)
+        calls.clear()
+        decode(stream.getvalue())
+        assert len(calls) == times
+
+
 def small_png(levels: np.ndarray, bits: int, kind: int, key: bytes = b"") -> bytes:
     """Return a PNG of levels (h, w, samples), with those that stand for what is transparent."""
     wide = levels.reshape(len(levels), -1, 1) >> np.arange(bits)[::-1] & 1

@@ -59,33 +59,19 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def webp_is_whole(data: bytes) -> bool:
-    """Say whether a WebP's chunks fill it, with one picture among them: else each decoder has its own idea of it."""
-    chunks = list(_webp_chunks(data))
-    kinds = [kind for kind, _, _ in chunks]
-    if not chunks or not chunks[-1][2] == len(data) == 8 + int.from_bytes(data[4:8], "little"):
-        return False
-    is_one = sum(kind in (b"VP8 ", b"VP8L", b"ANIM", b"ANMF") for kind in kinds) == 1
-    return is_one and (len(kinds) == 1 or kinds[0] == b"VP8X")
-
-
-def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield kind of each chunk, where its content begins, and where the next chunk would."""
-    at = 12
-    while at + 8 <= len(data):
-        begin, size = at + 8, int.from_bytes(data[at + 4 : at + 8], "little")
-        yield data[at : at + 4], begin, (at := begin + size + size % 2)
+    """Say whether a WebP is one picture and nothing else, up to its end: of others each decoder has its own idea."""
+    size = int.from_bytes(data[16:20], "little")
+    fills = len(data) == 20 + size + size % 2 == 8 + int.from_bytes(data[4:8], "little")
+    return fills and data[12:16] in (b"VP8 ", b"VP8L")
 
 
 def seems_turned(data: bytes) -> bool:
-    """Say whether a careless reader finds that a JPEG or WebP is to be turned: one that minds neither types nor counts.
+    """Say whether a careless reader finds that a JPEG is to be turned: one that minds neither types nor counts in EXIF.
 
     torchcodec is one, and turns what Pillow, which goes by what EXIF is, says to be upright.
     """
-    if data.startswith(JPEG_BEGINS):
-        heads = takewhile(lambda segment: segment[0] != SCAN, _jpeg_segments(data))
-        return any(_entry_turns(data[begin + len(EXIF) : end]) for kind, begin, end in heads if kind == APP1)
-    found = [data[begin:end].removeprefix(EXIF) for kind, begin, end in _webp_chunks(data) if kind == b"EXIF"]
-    return any(map(_entry_turns, found))
+    heads = takewhile(lambda segment: segment[0] != SCAN, _jpeg_segments(data))
+    return any(_entry_turns(data[begin + len(EXIF) : end]) for kind, begin, end in heads if kind == APP1)
 
 
 def _entry_turns(exif: bytes) -> bool:

@@ -239,7 +239,9 @@ def _is_plain(image: Image.Image, data: bytes, exif: Exif) -> bool:
         return data[24] <= 8 and exif == "ignore" and b"eXIf" not in data and png_is_whole(data)
     if image.format == "WEBP" and not webp_is_whole(data):
         return False
-    return image.mode in ("RGB", "L", "RGBA") and _orientation(image) == 1 and not seems_turned(data)
+    if image.format == "JPEG" and seems_turned(data):
+        return False
+    return image.mode in ("RGB", "L", "RGBA") and _orientation(image) == 1
 
 
 def _orientation(image: Image.Image) -> int:
