@@ -1,6 +1,7 @@
 """Class names of a model and of data: in which order, by name, and when two names are one."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -336,6 +337,12 @@ def test_a_file_of_names_that_is_none_is_refused(
     with pytest.raises(ConfigError) as caught:
         read_class_names(tmp_path / name)
     assert f"weights.classes {tmp_path / name}: {message}" in str(caught.value)
+
+
+def test_a_pipe_in_the_place_of_names_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "names.txt")
+    with pytest.raises(ConfigError, match=r"names.txt: is a pipe, no regular file; write the names to a file"):
+        read_class_names(tmp_path / "names.txt")
 
 
 # Heads of odd sizes

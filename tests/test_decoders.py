@@ -17,7 +17,7 @@ from test_transforms import EIGHT_BIT, encode, photo
 from vitrail import decoding
 from vitrail.decoding import OPENED, READ, UnreadableImage, check_picture, decode, ends_early
 from vitrail.photos import draw_photo
-from vitrail.pixels import PixelFormat
+from vitrail.pixels import Bits, Exif, PixelFormat
 
 needs_torchcodec = pytest.mark.skipif(decoding.DECODER != "torchcodec", reason="needs torchcodec")
 
@@ -42,6 +42,85 @@ def png(behind: bytes = chunk(b"IEND", b""), wrong: int = 0) -> bytes:
     size = int.from_bytes(whole[at : at + 4], "big")
     pixels = chunk(b"IDAT", whole[at + 8 : at + 8 + size], wrong)
     return whole[:at] + pixels + whole[at + 12 + size : end] + behind
+
+
+def exif(kind: int, count: int, order: str) -> bytes:
+    """Return EXIF whose orientation, of 6 in its first two bytes, is of a kind and a count that it may not have."""
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    return b"Exif\0\0" + mark + struct.pack(f"{order}IHHHIHHI", 8, 1, 274, kind, count, 6, 0, 0)
+
+
+@needs_torchcodec
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize(("kind", "count"), [(3, 1), (3, 0), (1, 0), (4, 1), (4, 0), (3, 3), (0, 1), (200, 2)])
+@pytest.mark.parametrize("form", ["JPEG", "WEBP"])
+@pytest.mark.parametrize("rule", ["ignore", "apply"])
+def test_exif_that_can_be_read_in_two_ways_turns_nothing(
+    rule: Exif, form: str, kind: int, count: int, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.BytesIO()
+    photo().crop((0, 0, 50, 30)).save(stream, form, exif=exif(kind, count, order))
+    wanted = PixelFormat(exif=rule)
+    pixels = decode(stream.getvalue(), wanted)
+    monkeypatch.setattr(decoding, "FAST_DECODERS", {})
+    torch.testing.assert_close(pixels, decode(stream.getvalue(), wanted), rtol=0, atol=0)
+    assert rule == "apply" or pixels.shape == (3, 30, 50)
+
+
+@needs_torchcodec
+def test_a_webp_that_holds_more_than_a_picture_is_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, fast = [], decoding.FAST_DECODERS["WEBP"]
+    monkeypatch.setitem(decoding.FAST_DECODERS, "WEBP", lambda *given, **how: calls.append(1) or fast(*given, **how))
+    for extra, times in (
+        ({}, 1),
+        ({"exif": exif(3, 1, "<").replace(b"\6", b"\1")}, 0),
+        ({"icc_profile": b"x" * 200}, 0),
+    ):
+        stream = io.BytesIO()
+        photo().save(stream, "WEBP", **extra)
+        calls.clear()
+        decode(stream.getvalue())
+        assert len(calls) == times
+
+
+def small_png(levels: np.ndarray, bits: int, kind: int, key: bytes = b"") -> bytes:
+    """Return a PNG of levels (h, w, samples), with those that stand for what is transparent."""
+    wide = levels.reshape(len(levels), -1, 1) >> np.arange(bits)[::-1] & 1
+    rows = np.packbits(wide.reshape(len(levels), -1).astype(np.uint8), axis=1)
+    header = struct.pack(">IIBBBBB", levels.shape[1], levels.shape[0], bits, kind, 0, 0, 0)
+    packed = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    keys = chunk(b"tRNS", key) if key else b""
+    return PNG_BEGINS + chunk(b"IHDR", header) + keys + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_the_level_of_a_png_that_is_transparent_is_found_in_all_depths(bits: int) -> None:
+    levels = np.random.default_rng(bits).integers(0, 2**bits, (5, 7, 1))
+    levels[0, 0] = 2**bits - 2
+    data = small_png(levels, bits, 0, struct.pack(">H", 2**bits - 2))
+    gray, alpha = decode(data, PixelFormat(channels=2)).numpy()
+    assert np.array_equal(gray, levels[:, :, 0] * (255 // (2**bits - 1)))
+    assert np.array_equal(alpha, np.where(levels[:, :, 0] == 2**bits - 2, 0, 255))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(("kind", "samples"), [(0, 1), (2, 3)])
+def test_a_transparent_level_of_16_bits_is_refused_where_alpha_is_wanted(kind: int, samples: int, bits: Bits) -> None:
+    data = small_png(np.full((5, 7, samples), 65279), 16, kind, struct.pack(">H", 65279) * samples)
+    with pytest.raises(UnreadableImage, match="has a transparent level of 16 bits; save it with alpha of its own"):
+        decode(data, PixelFormat(samples + 1, bits))
+    assert int(decode(data).min()) == 254
+
+
+@needs_torchcodec
+def test_gray_and_alpha_of_16_bits_are_two_channels_at_8_bits_too() -> None:
+    levels = np.random.default_rng(0).integers(0, 65536, (5, 7, 2))
+    data = small_png(levels, 16, 4)
+    assert np.array_equal(decode(data, PixelFormat(2, 16)).numpy(), levels.transpose(2, 0, 1))
+    assert np.array_equal(decode(data, PixelFormat(2)).numpy(), levels.transpose(2, 0, 1) >> 8)
+    for bits in (8, 16):
+        with pytest.raises(UnreadableImage, match="has 2 channels, and 4 are wanted"):
+            decode(data, PixelFormat(4, bits))
 
 
 @needs_torchcodec

@@ -384,7 +384,7 @@ WRONG_LINES = [
     ('{"path": 7, "label": "x"}', "ROOT/x.jsonl line 2: its path is 7; it must be that of an image"),
     ('{"path": "b\\u0000.png", "label": "x"}', "ROOT/x.jsonl line 2: its path is 'b\\x00.png'; it must be that of an"),
     ('{"path": "b.png", "path": "a.png", "label": "x"}', "ROOT/x.jsonl line 2: is no JSON (it names 'path' twice)"),
-    ('{"path": "b.png", "label": ' + 5000 * "9" + "}", "ROOT/x.jsonl line 2: is no JSON (Exceeds the limit (4300"),
+    ('{"path": "b.png", "label": ' + 5000 * "9" + "}", "ROOT/x.jsonl line 2: has a label of 5,000 characters, '9999"),
     ('{"path": "b.png", "label": 1.5}', "ROOT/x.jsonl line 2: has the label 1.5; it must be text"),
     ('{"path": "b.png", "label": NaN}', "ROOT/x.jsonl line 2: has the label nan; it must be text"),
     ('{"path": "\\ud800", "label": "x"}', "ROOT/x.jsonl line 2: its path '\\ud800' is no text"),

@@ -360,6 +360,15 @@ def test_the_output_never_replaces_an_input(
     assert out.read_bytes() == before
 
 
+def test_a_pipe_without_a_name_of_its_own_is_written_to(tiny_checkpoint: Path, image_folder: Path) -> None:
+    photo = image_folder / "val" / "red" / "red_0.jpg"
+    reader, writer = os.pipe()
+    assert run(tiny_checkpoint, photo, "--output", f"/dev/fd/{writer}") == 0
+    os.close(writer)
+    with os.fdopen(reader) as stream:
+        assert list(json.load(stream)) == [str(photo)]
+
+
 def test_an_output_that_cannot_be_written_is_known_before_the_work(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

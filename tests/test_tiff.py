@@ -189,6 +189,21 @@ def test_what_is_stored_turned_is_read_upright(orientation: int, bits: int) -> N
         assert (header.height, header.width, header.orientation) == (*expected.shape[:2], orientation)
 
 
+@pytest.mark.parametrize("planar", [False, True])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_samples_that_are_not_packed_are_no_differences(bits: int, planar: bool) -> None:
+    levels = draw(bits, 3)
+    check(tiff_file(levels, bits, RGB, planar=planar, tags={317: 2}), whole(levels, bits), 3)
+
+
+@pytest.mark.parametrize("samples", [3, 4])
+def test_webp_in_a_tiff_is_not_pillows(samples: int) -> None:
+    pytest.importorskip("imagecodecs")
+    levels, stream = draw(8, samples).astype(np.uint8), io.BytesIO()
+    tifffile.imwrite(stream, levels, photometric="rgb", compression="webp", compressionargs={"lossless": True})
+    assert np.array_equal(read(stream.getvalue())[:, :, :3], levels[:, :, :3])
+
+
 # What is refused
 
 
@@ -220,6 +235,10 @@ def test_what_is_stored_turned_is_read_upright(orientation: int, bits: int) -> N
         (tiff_file(draw(8, 3), 8, RGB, tags={339: (1, 1, 2)}), "has channels of different format (1, 1, 2)"),
         (tiff_file(draw(8), 8, tags={32997: 20}), "is a volume of 20 layers; save one of them"),
         (tiff_file(draw(12), 12, tags={317: 2}), "packs samples of 12 bits in a way that is not read; save it with 8"),
+        (
+            tiff_file(draw(8), 8, compression=32773, tags={317: 2}),
+            "holds differences packed by PackBits, which programs",
+        ),
         (tiff_file(draw(12), 12, tags={257: 999}), "is cut off, or has pieces that were never written"),
         (tiff_file(draw(16), 16, PALETTE, palette=np.zeros((3, 9), int)), "has colours that its palette lacks"),
     ],

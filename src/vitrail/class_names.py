@@ -9,6 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from vitrail.data.folders import no_file
 from vitrail.data.labels import ClassOrder, canonical, orders_differ, why_apart
 from vitrail.data.sources import few, printable
 from vitrail.errors import ConfigError, DataError
@@ -148,6 +149,8 @@ def read_class_names(file: str | Path, what: str = "weights.classes") -> tuple[s
     path = Path(file).expanduser()
     where = f"{what} {printable(path)}"
     try:
+        if odd := no_file(path):  # which might block whoever opens it
+            raise ConfigError(f"{where}: is {odd}, no regular file; write the names to a file")
         with path.open("rb") as stream:
             content = stream.read(MOST_BYTES + 1)
         text = content.decode("utf-8-sig")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import takewhile
+from typing import Literal
 
 import numpy as np
 
@@ -13,9 +15,11 @@ PNG_BEHIND = (b"IDAT", b"tEXt", b"tIME", b"IEND")
 """Chunks that may follow a PNG's first pixels and never trouble Pillow, if they are short."""
 PNG_SHORT = 65536
 JPEG_BEGINS = b"\xff\xd8"
-SCAN, IMAGE_ENDS, RESTARTS, INTERVAL = 0xDA, 0xD9, range(0xD0, 0xD8), 0xDD
+SCAN, IMAGE_ENDS, RESTARTS, INTERVAL, APP1 = 0xDA, 0xD9, range(0xD0, 0xD8), 0xDD, 0xE1
 SEQUENTIAL, HUFFMAN = (0xC0, 0xC1), (0xC0, 0xC1, 0xC2)
 """Markers of frames, those that go from the first block to the last, and those whose code ends where the pixels do."""
+EXIF = b"Exif\0\0"
+ORIENTATION, TURNED = 274, range(2, 9)
 MARKER = re.compile(rb"\xff[\x01-\xfe]")
 FILLER = np.random.default_rng(0).integers(0, 255, 64, dtype=np.uint8).tobytes()
 """Code of some blocks, whatever they show; it has no byte that begins a marker."""
@@ -55,16 +59,31 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def webp_is_whole(data: bytes) -> bool:
-    """Say whether a WebP's chunks fill it, with one picture among them: else each decoder has its own idea of it."""
-    at, kinds = 12, []
-    while at + 8 <= len(data):
-        kinds.append(data[at : at + 4])
-        size = int.from_bytes(data[at + 4 : at + 8], "little")
-        at += 8 + size + size % 2
-    if not at == len(data) == 8 + int.from_bytes(data[4:8], "little"):
-        return False
-    is_one = sum(kind in (b"VP8 ", b"VP8L", b"ANIM", b"ANMF") for kind in kinds) == 1
-    return is_one and (len(kinds) == 1 or kinds[0] == b"VP8X")
+    """Say whether a WebP is one picture and nothing else, up to its end: of others each decoder has its own idea."""
+    size = int.from_bytes(data[16:20], "little")
+    fills = len(data) == 20 + size + size % 2 == 8 + int.from_bytes(data[4:8], "little")
+    return fills and data[12:16] in (b"VP8 ", b"VP8L")
+
+
+def seems_turned(data: bytes) -> bool:
+    """Say whether a careless reader finds that a JPEG is to be turned: one that minds neither types nor counts in EXIF.
+
+    torchcodec is one, and turns what Pillow, which goes by what EXIF is, says to be upright.
+    """
+    heads = takewhile(lambda segment: segment[0] != SCAN, _jpeg_segments(data))
+    return any(_entry_turns(data[begin + len(EXIF) : end]) for kind, begin, end in heads if kind == APP1)
+
+
+def _entry_turns(exif: bytes) -> bool:
+    """Say whether an entry of EXIF's first directory may be the orientation, and not that of an upright image."""
+    order: Literal["little", "big"] = "little" if exif.startswith(b"II") else "big"
+    begin = int.from_bytes(exif[4:8], order)
+    count = int.from_bytes(exif[begin : begin + 2], order)
+    entries = (exif[at : at + 12] for at in range(begin + 2, min(begin + 2 + 12 * count, len(exif)), 12))
+    return any(
+        int.from_bytes(entry[:2], order) == ORIENTATION and int.from_bytes(entry[8:10], order) in TURNED
+        for entry in entries
+    )
 
 
 def is_last_block_rich(data: bytes, pixels: Pixels) -> bool:

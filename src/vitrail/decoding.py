@@ -18,7 +18,15 @@ from PIL.PpmImagePlugin import PpmImageFile
 
 from vitrail.arrays import NPY, npy_header, read_npy
 from vitrail.bmp import is_run_length, read_run_length
-from vitrail.containers import JPEG_BEGINS, filled, is_last_block_rich, png_has_exif, png_is_whole, webp_is_whole
+from vitrail.containers import (
+    JPEG_BEGINS,
+    filled,
+    is_last_block_rich,
+    png_has_exif,
+    png_is_whole,
+    seems_turned,
+    webp_is_whole,
+)
 from vitrail.pixels import MAX_PIXELS, RGB, Exif, PixelFormat, Pixels, UnreadableImage, check_size, fit
 from vitrail.tiff import BEGINS, MOST_PAGES, ORIENTATION, read_tags, read_tiff, reader_of
 
@@ -61,6 +69,8 @@ except (ImportError, OSError, RuntimeError):
 
 COLOURS = ("LA", "RGB", "RGBA", "RGBX")
 """Pillow's modes that stand for colours of 16 bits too."""
+DEEP_GRAY_WITH_ALPHA = b"\x10\x04"
+"""Bits and kind of colours of a PNG that Pillow opens as RGBA."""
 # Pillow warns of odd metadata that does not touch the pixels. `catch_warnings` swaps global state, which two threads of
 # a server may not do at once; header reading is short, and torchcodec decodes outside.
 _PILLOW = threading.RLock()
@@ -112,12 +122,15 @@ def decode(data: bytes, wanted: PixelFormat = RGB) -> Pixels:
         check_size(image.height, image.width)
         if is_run_length(image):
             return to_pixels(read_run_length(image, data), wanted)
+        if image.format == "PNG" and wanted.channels not in (1, 3):
+            _mend_key(image, data)
         if wanted.bits == 16 and image.mode in COLOURS and not _has_8_bits(image, data):
             array = _deep_colours(image, data)
             return fit(array, wanted, has_alpha=array.shape[2] in (2, 4))
         decoder = FAST_DECODERS.get(image.format)
         if decoder is None or wanted.channels not in (1, 3) or not _is_plain(image, data, wanted.exif):
-            return to_pixels(image, wanted)
+            is_deep_gray = image.format == "PNG" and data[24:26] == DEEP_GRAY_WITH_ALPHA
+            return to_pixels(image.convert("LA") if is_deep_gray else image, wanted)
     is_gray = wanted.channels == 1 and image.mode == "L"
     try:
         # of colours, each decoder has its own idea of gray
@@ -126,6 +139,21 @@ def decode(data: bytes, wanted: PixelFormat = RGB) -> Pixels:
         # Pillow has the last word, so that what is readable does not depend on the decoder
         return to_pixels(image, wanted)
     return pixels if wanted.is_picture else fit(pixels.permute(1, 2, 0).numpy(), wanted)
+
+
+def _mend_key(image: Image.Image, data: bytes) -> None:
+    """Put right the level of a PNG that stands for what is transparent; Pillow compares it in fewer bits, or in more.
+
+    Raises:
+        UnreadableImage: It has 16 bits, of which Pillow's pixels have 8.
+    """
+    key, bits = image.info.get("transparency"), data[24]
+    if key is None or isinstance(key, bytes):  # of a palette
+        return
+    if bits == 16:
+        raise UnreadableImage("has a transparent level of 16 bits; save it with alpha of its own")
+    if bits in (2, 4):
+        image.info["transparency"] = key * (255 // (2**bits - 1))
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
@@ -210,6 +238,8 @@ def _is_plain(image: Image.Image, data: bytes, exif: Exif) -> bool:
         # byte 24 is the bit depth; Pillow would decode the whole file to look for EXIF, so its mere presence must do
         return data[24] <= 8 and exif == "ignore" and b"eXIf" not in data and png_is_whole(data)
     if image.format == "WEBP" and not webp_is_whole(data):
+        return False
+    if image.format == "JPEG" and seems_turned(data):
         return False
     return image.mode in ("RGB", "L", "RGBA") and _orientation(image) == 1
 

@@ -125,12 +125,14 @@ def refusal_told(path: Path, temporary: Path | None, advice: str = FREE_SPACE) -
 
 def staging(path: Path) -> tuple[Path, Path]:
     """Return the file that a path leads to, and where to write it first: the same for a device or a pipe."""
-    target = path.resolve()
     try:
-        is_stream = target.is_char_device() or target.is_fifo()
+        is_stream = path.is_char_device() or path.is_fifo()
     except OSError:  # it may not be looked at, and writing will say why
         is_stream = False
-    return target, target if is_stream else target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    if is_stream:  # what /dev/stdout is may have no name of its own
+        return path, path
+    target = path.resolve()
+    return target, target.with_name(f".{target.name}.{os.getpid()}.tmp")
 
 
 def refuse_output(flag: str, path: Path, inputs: Iterable[str | Path] = ()) -> None:

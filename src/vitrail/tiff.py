@@ -40,7 +40,7 @@ ONE_EXTRA = ((), (0,), (UNASSOCIATED,))
 UNSIGNED = 1
 KINDS = {2: "int", 3: "float", 5: "complex int", 6: "complex"}
 """Sample formats; 1 is unsigned, and 4, undefined, is read as unsigned."""
-STORED, LZW, OLD_JPEG, JPEG, PACKBITS, DEFLATE = 1, 5, 6, 7, 32773, (8, 32946)
+STORED, LZW, OLD_JPEG, JPEG, PACKBITS, WEBP, DEFLATE = 1, 5, 6, 7, 32773, 50001, (8, 32946)
 PLAIN = (STORED, LZW, PACKBITS, *DEFLATE)
 """Compressions of bytes, which do not care what samples they are."""
 CANON_RAW, DNG, REDUCED = b"CR", 50706, 1
@@ -246,6 +246,8 @@ def _refuse_unknown(tags: Tags) -> None:
         raise UnreadableImage(f"has {counted(tags.samples)} where its colours have {base}")
     if tags.photometric == YCBCR and (tags.bits != 8 or tags.planar or tags.extra or tags.compression == STORED):
         raise UnreadableImage("holds its colours as YCbCr of a kind that is not read; save it as gray or RGB")
+    if tags.compression == PACKBITS and tags.predictor != 1:  # tifffile adds them up, libtiff does not
+        raise UnreadableImage("holds differences packed by PackBits, which programs read in two ways; save it as LZW")
     if tags.photometric == INKS and tags.ink_set != CMYK:
         raise UnreadableImage("holds other inks than cyan, magenta, yellow and black; save it as gray or RGB")
     if (tags.photometric == PALETTE and tags.extra) or (tags.photometric == INKS and tags.extra not in ONE_EXTRA):
@@ -255,7 +257,9 @@ def _refuse_unknown(tags: Tags) -> None:
 
 def _is_pillows(tags: Tags, wanted: PixelFormat) -> bool:
     """Say whether Pillow is known to read such pixels right, and loses nothing that is wanted."""
-    if tags.compression not in COMPRESSION_INFO or tags.is_big_motorola or tags.kind != UNSIGNED:
+    if tags.compression not in COMPRESSION_INFO or tags.compression == WEBP:  # which Pillow's wheels lack
+        return False
+    if tags.is_big_motorola or tags.kind != UNSIGNED:
         return False
     one, drops_extra = tags.samples == 1, wanted.channels in (1, 3)
     if one and tags.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO, PALETTE) and tags.bits <= 8:
@@ -304,6 +308,8 @@ def _read_page(page: Any, tags: Tags, data: bytes) -> Array:
     if tags.bits not in (8, 16):
         array = _unpacked(page, tags, data)
     elif page.dtype in (np.uint8, np.uint16):
+        if tags.compression == STORED:
+            page.predictor = 1  # only packed samples are differences; libtiff knows it, tifffile does not
         array = page.asarray(maxworkers=1)
         if tags.planar:
             array = array.reshape(tags.samples, tags.height, tags.width).transpose(1, 2, 0)

@@ -29,6 +29,9 @@ from vitrail.data.labels import (
     why_apart,
     without_points,
 )
+from vitrail.data.labels import (
+    LONGEST as LONGEST_NAME,
+)
 from vitrail.data.paths import Paths
 from vitrail.data.sources import FileSource, few, images_of_classes, printable
 from vitrail.errors import DataError, among
@@ -357,7 +360,7 @@ def _json_rows(path: Path, lines: Iterator[str]) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            cells = json.loads(line, object_pairs_hook=_each_once)
+            cells = json.loads(line, object_pairs_hook=_each_once, parse_int=_whole_number)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path} line {number}: is no JSON ({error})") from error
         if not isinstance(cells, dict):
@@ -366,6 +369,11 @@ def _json_rows(path: Path, lines: Iterator[str]) -> Iterator[Row]:
         if len(named) < len(cells):
             raise DataError(f"{path} line {number}: has a key twice, in two forms of Unicode; rename one")
         yield number, named
+
+
+def _whole_number(digits: str) -> int | str:
+    """Return a number, or as text one of more digits than int() takes, so that whoever asks for it refuses it."""
+    return int(digits) if len(digits) <= LONGEST_NAME else digits
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
