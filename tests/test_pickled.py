@@ -526,6 +526,15 @@ def test_no_text_grows_from_a_few_bytes(data: bytes, reason: str, tmp_path: Path
         open_model(tmp_path / "a.pth")
 
 
+def test_long_list_in_many_places_is_looked_at_once(tmp_path: Path) -> None:
+    listed = [*[torch.zeros(1)] * 20_000, None]
+    path = save(tmp_path / "a.pth", dict.fromkeys(range(20_000), listed))
+    started = time.perf_counter()
+    with pytest.raises(CheckpointError, match="holds no weights; its entries are 0, 1, 2, 3, 4"):
+        open_model(path)
+    assert time.perf_counter() - started < 10
+
+
 def test_iterators_and_times_beside_weights_are_passed_over(tmp_path: Path) -> None:
     weights = tiny(TNT).state_dict()
     beside = {"it": iter([1, 2]), "time": time.gmtime(0), "map": map(str, [1])}
