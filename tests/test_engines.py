@@ -397,6 +397,7 @@ def test_mindir_runs_where_mindspore_is_in_whole_batches(
     file = tmp_path / "net.mindir"
     text = to_metadata(with_making(record, making))["vitrail"]
     file.write_bytes(block(14, block(1, "vitrail") + block(2, text)))
+    monkeypatch.delenv("VITRAIL_MINDSPORE_PYTHON", raising=False)
     with pytest.raises(MissingExtra, match="needs MindSpore; install it in an environment of its own"):
         open_artifact(file)
     (tmp_path / "mindspore.py").write_text(

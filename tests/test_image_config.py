@@ -47,6 +47,11 @@ IMAGENET = (0.485, 0.456, 0.406)
             ),
             (),
         ),
+        (  # of two scales at once
+            {"mean": 127.5, "std": 0.5}, {"mean": (0.5,) * 3, "std": (0.5,) * 3},
+            ("has mean for pixels from 0 to 255, which is [0.5, 0.5, 0.5] for pixels from 0 to 1",),
+            ("has mean for pixels from 0 to 255, and std [0.5, 0.5, 0.5] for pixels from 0 to 1",),
+        ),
         (
             {"mean": 32767.5, "std": 13107}, {"mean": (0.5,) * 3, "std": (0.2,) * 3},
             (
@@ -155,7 +160,8 @@ def test_doubtful_values_are_warnings_in_python(tmp_path: Path) -> None:
         ({"label_names": ["a", "b"]}, ["a", "b"]),
         ({"label_names": "ab"}, []),
         ({"id2label": {"1": "b", "0": "a"}}, ["a", "b"]),
-        ({"id2label": {0: "a", 2: "c"}}, ["a", None]),
+        ({"id2label": {0: "a", 2: "c"}}, []),
+        ({"id2label": {"1": "a", "2": "b"}}, []),
         ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, None),
         ({"id2label": ["a"]}, None),
     ],

@@ -19,6 +19,7 @@ import pickle
 import re
 import subprocess
 import sys
+import time
 import types
 import uuid
 import zipfile
@@ -496,6 +497,49 @@ def test_byte_arrays_are_not_made(tmp_path: Path) -> None:
         torch.save({"state_dict": Huge()}, path, _use_new_zipfile_serialization=not old)
         with pytest.raises(CheckpointError, match="holds no weights; its entries are state_dict"):
             open_model(path)
+
+
+DOUBLED = b"]" + b"2\x86" * 60
+"""A list, and pairs of pairs of it, whose text has 2 ** 60 parts."""
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"\x80\x04}" + DOUBLED + b"K\x01s.", "holds no weights; its entries are <a key>"),
+        (b"\x80\x04\x8c\x01a" + DOUBLED + b"\x93)R.", "is damaged or cut off"),
+        (b"\x80\x04X\xff\xff\x00\x00" + b"a" * 65535 + b"\x94h\x00\x93.", "is damaged or cut off"),
+        (b"\x80\x02c" + b"a" * 5000 + b"\nb\n.", "is damaged or cut off"),
+        (b"\x80\x02(i" + b"a" * 5000 + b"\nb\n.", "is damaged or cut off"),
+        (b"\x80\x04}X\xff\xff\x00\x00" + b"a" * 65535 + b"K\x01s.", "has a name of more than 4,096 letters"),
+        (b"\x80\x04}\x8b\x20\x4e\x00\x00" + b"\x7f" * 20_000 + b"K\x01s.", "has a name of more than 4,096 letters"),
+        (
+            b"\x80\x04\x8c\x0ctorch._utils\x8c\x12_rebuild_tensor_v2\x93(NK\x00(" + b"K\x01" * 1000 + b"t)tR.",
+            "has a tensor whose sizes are none",
+        ),
+    ],
+    ids=["key", "class", "long class", "old class", "instance", "long key", "large key", "dimensions"],
+)
+def test_no_text_grows_from_a_few_bytes(data: bytes, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_bytes(data)
+    with pytest.raises(CheckpointError, match=re.escape(reason)):
+        open_model(tmp_path / "a.pth")
+
+
+def test_long_list_in_many_places_is_looked_at_once(tmp_path: Path) -> None:
+    listed = [*[torch.zeros(1)] * 20_000, None]
+    path = save(tmp_path / "a.pth", dict.fromkeys(range(20_000), listed))
+    started = time.perf_counter()
+    with pytest.raises(CheckpointError, match="holds no weights; its entries are 0, 1, 2, 3, 4"):
+        open_model(path)
+    assert time.perf_counter() - started < 10
+
+
+def test_iterators_and_times_beside_weights_are_passed_over(tmp_path: Path) -> None:
+    weights = tiny(TNT).state_dict()
+    beside = {"it": iter([1, 2]), "time": time.gmtime(0), "map": map(str, [1])}
+    found = opened(save(tmp_path / "a.pth", {"model": weights, **beside}), TNT)
+    assert all(torch.equal(found.weights[name], weights[name]) for name in weights)
 
 
 def test_cut_and_changed_files_raise_checkpoint_errors_only(tmp_path: Path) -> None:

@@ -236,6 +236,38 @@ def test_average_of_another_head_is_left(tmp_path: Path) -> None:
     assert equal(found.weights, weights)
     (left,) = [entry for entry in found.account.entries if entry.theirs == ("model_ema",)]
     assert left.note == "has other weights (head.weight, head.bias)"
+    assert found.account.doubts == (f"{path}: the moving average (model_ema) {left.note}, and is left",)
+    assert opened(path, TNT, average=False).account.doubts == ()
+
+
+def test_average_that_lacks_a_weight_is_left_and_said(tmp_path: Path) -> None:
+    weights = tiny(TNT).state_dict()
+    lacking = {name: tensor + 1 for name, tensor in weights.items() if name != "head.bias"}
+    path = save(tmp_path / "a.pth", {"model": weights, "ema": lacking})
+    found = opened(path, TNT)
+    assert equal(found.weights, weights)
+    assert found.account.doubts == (f"{path}: the moving average (ema) lacks head.bias, and is left",)
+
+
+@pytest.mark.parametrize("left_out", ["", "pos_embed"])
+def test_average_of_what_is_trained_takes_the_rest_from_the_weights(left_out: str, tmp_path: Path) -> None:
+    model = tiny("t2t_vit_7")
+    weights = model.state_dict()
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    average = {name: weights[name] + 1 for name in (trained if left_out else weights)}
+    path = save(tmp_path / "a.pth", {"model": weights, "ema": average})
+    assert (left_out in average) is False
+    found = opened(path, "t2t_vit_7")
+    assert equal(found.weights, {**weights, **average})
+    assert found.account.doubts == ()
+    assert equal(opened(path, "t2t_vit_7", average=False).weights, weights)
+
+
+@pytest.mark.parametrize("name", ["ModelEMA", "modelEma", "EMACallback", "swaWeights"])
+def test_words_for_an_average_are_known_within_names(name: str, tmp_path: Path) -> None:
+    weights = tiny(TNT).state_dict()
+    average = {key: tensor + 1 for key, tensor in weights.items()}
+    assert equal(opened(save(tmp_path / "a.pth", {"model": weights, name: average}), TNT).weights, average)
 
 
 @lies_beside
@@ -333,12 +365,14 @@ def test_files_of_vitrail_have_no_entries(tiny_checkpoint: Path) -> None:
     [
         (
             {"head.0.weight": torch.ones(9, 48), "head.0.bias": torch.ones(9), "head.2.weight": torch.ones(7, 9)},
-            "head.0",
+            "head.0.weight, head.2",
         ),
         ({"arc.weight": torch.ones(7, 48)}, "arc"),
         ({"a.weight": torch.ones(7, 48), "a.bias": torch.ones(7), "b.weight": torch.ones(9, 48)}, "a.weight, b"),
+        ({"fc.weight": torch.ones(7, 48), "fc.bias": torch.ones(7), "bn.weight": torch.ones(48)}, "fc.weight, bn"),
+        ({"p.weight": torch.ones(9, 48), "p.bias": torch.ones(9), "fc.weight": torch.ones(7, 9)}, "p.weight, fc"),
     ],
-    ids=["two layers", "no bias", "two heads"],
+    ids=["two layers", "no bias", "two heads", "norm before", "layer behind"],
 )
 def test_what_may_be_a_head_is_not_dropped_unsaid(beside: dict[str, Tensor], named: str, tmp_path: Path) -> None:
     weights = of_backbone(tiny(TNT).state_dict())
@@ -386,3 +420,23 @@ def test_entry_net_is_of_cifar_only_where_the_model_is(tmp_path: Path) -> None:
     found = opened(path, "t2t_vit_7")
     assert found.record.preprocess.mean[0] == 0.4914
     assert any("its entry net is that of the official transfer to 100 classes" in note for note in found.account.notes)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"normalize.mean": torch.ones(3), "normalize.std": torch.ones(1, 3, 1, 1)},
+        {"stem.weight": torch.ones(3, 1, 1, 1)},
+        {"last.weight": torch.ones(2, 7), "last.bias": torch.ones(2)},
+    ],
+    ids=["statistics", "convolution before", "layer behind"],
+)
+def test_layers_before_and_behind_the_model_are_not_left_unsaid(beside: dict[str, Tensor], tmp_path: Path) -> None:
+    weights = tiny(TNT).state_dict()
+    path = save(tmp_path / "a.pth", {**under("net.", weights), **beside})
+    found = opened(path, TNT)
+    assert equal(found.weights, weights)
+    named = ", ".join(name for name in beside if not name.endswith("bias"))
+    assert found.account.doubts == (
+        f"{path}: {named} beside the model may have been trained with it, before or behind it, and are left",
+    )

@@ -43,7 +43,7 @@ def read_images(said: Mapping[str, Any], own: Mapping[str, Any], channels: int) 
                 values[name] = found
             else:
                 doubts.append(_instead(name, said[name], name, own))
-    _to_unit_scale(values, notes)
+    _to_unit_scale(values, notes, doubts)
     if "crop_pct" in said:
         crop = said["crop_pct"]
         if _is_number(crop) and 0 < crop <= 1:
@@ -68,7 +68,9 @@ def read_labels(config: Mapping[str, Any]) -> list[Any] | None:
     if not isinstance(numbered, dict) or any(f"LABEL_{key}" == name for key, name in numbered.items()):
         return None  # what transformers writes where there are no names
     by_number = {str(key): name for key, name in numbered.items()}
-    return [by_number.get(str(number)) for number in range(len(by_number))]
+    if by_number.keys() != {str(number) for number in range(len(by_number))}:
+        return []  # numbered from 1, or with gaps
+    return [by_number[str(number)] for number in range(len(by_number))]
 
 
 def _numbers(value: Any, channels: int, above: float) -> tuple[float, ...] | None:
@@ -85,13 +87,18 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST
 
 
-def _to_unit_scale(values: dict[str, Any], notes: list[str]) -> None:
+def _to_unit_scale(values: dict[str, Any], notes: list[str], doubts: list[str]) -> None:
     """Bring statistics for larger pixels, from 0 to 255 as a rule, to the scale that they have here, 0 to 1."""
     ranges = {name: pixel_range(values.get(name, ())) for name in ("mean", "std")}
     most = max(ranges.values())
     larger = [name for name in ranges if ranges[name] > 1]
-    if "mean" in larger and "std" in values:
-        larger = ["mean", "std"]
+    if larger == ["mean"] and "std" in values:
+        if max(values["std"]) < 1:  # 1 is for such pixels too, left as they are
+            doubts.append(
+                f"has mean for pixels from 0 to {most}, and std {_short(values['std'])} for pixels from 0 to 1"
+            )
+        else:
+            larger = ["mean", "std"]
     for name in larger:
         values[name] = tuple(value / most for value in values[name])
         notes.append(f"has {name} for pixels from 0 to {most}, which is {_short(values[name])} for pixels from 0 to 1")

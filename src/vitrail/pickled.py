@@ -24,6 +24,8 @@ MAX_STEPS = 2_000_000
 PROTOCOL = 5
 """The newest there is."""
 MAX_DIMS = 16
+MAX_KEY = 4096
+"""Letters or digits of a dictionary's key, of which the names behind it are made."""
 PLAIN_KEYS = (str, int, float, bool, bytes, type(None))
 """What may be a dictionary's key as it is: hashing a tuple of tuples could take for ever."""
 DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
@@ -46,13 +48,14 @@ DAMAGED = "cannot be read: its description is damaged or cut off; use the origin
 ODD = "is a sparse, quantized or empty tensor; save it as a plain one"
 HARMLESS = {
     "_codecs", "argparse", "array", "collections", "copyreg", "dataclasses", "datetime", "decimal", "enum", "fractions",
-    "functools", "ipaddress", "logging", "operator", "pathlib", "random", "re", "string", "threading", "types",
-    "typing", "uuid", "weakref", "zoneinfo",
+    "functools", "ipaddress", "itertools", "logging", "operator", "pathlib", "random", "re", "string", "threading",
+    "time", "types", "typing", "uuid", "weakref", "zoneinfo",
 }  # fmt: skip
 """Modules of Python's library whose objects lie beside weights; those for files, processes and code do not."""
 BUILTINS = {
-    "bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "getattr", "int", "list", "object", "range",
-    "set", "slice", "str", "tuple", "type", "unicode", "xrange",
+    "bool", "bytearray", "bytes", "complex", "dict", "enumerate", "filter", "float", "frozenset", "getattr", "int",
+    "iter", "list", "map", "object", "range", "reversed", "set", "slice", "str", "tuple", "type", "unicode", "xrange",
+    "zip",
 }  # fmt: skip
 USUAL = re.compile(r"(argparse|builtins|collections|numpy|_codecs)\..*|torch\.\w+")
 """Classes whose stand-ins are not worth a word."""
@@ -81,7 +84,7 @@ class Held:
     """Why it cannot be read, as a clause that follows its name."""
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class Inert:
     """Stands for an object of a class that is not looked up, or for the class itself."""
 
@@ -90,6 +93,10 @@ class Inert:
     state: Any = None
     items: dict[Any, Any] | None = None
     """Of a mapping."""
+
+    def __repr__(self) -> str:
+        """Return its class alone: what it was made of may be deeper and wider than any text."""
+        return f"<{self.name}>"
 
     def attributes(self) -> dict[Any, Any]:
         """Return what it has by name: its items if it is a mapping, else its attributes."""
@@ -204,7 +211,9 @@ class Pickle:
 
     def _name(self, _: Any) -> None:
         module, name = self._pops(2)
-        self._stack.append(Inert(f"{module}.{name}"))
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise UnreadablePickle(DAMAGED)  # text of it could be longer than any memory
+        self._stack.append(_class(module, name))
 
     def _protocol(self, version: int) -> None:
         if version > PROTOCOL:
@@ -223,7 +232,7 @@ class Pickle:
     def _instance(self, name: Any) -> None:
         """Make an object the old way: INST has its class beside it, OBJ before its arguments."""
         arguments = self._since_mark()
-        what = Inert(".".join(name.split(" "))) if name else arguments.pop(0)
+        what = _class(*name.split(" ")) if name else arguments.pop(0)
         self._call(what, tuple(arguments))
 
     def _call(self, what: Any, arguments: Any) -> None:
@@ -296,8 +305,18 @@ def _is_program(name: str) -> bool:
     return rest not in BUILTINS if top == "builtins" else top in sys.stdlib_module_names - HARMLESS
 
 
+def _class(*names: str) -> Inert:
+    if sum(map(len, names)) > MAX_KEY:  # it can be named again and again by a few bytes
+        raise UnreadablePickle(DAMAGED)
+    return Inert(".".join(names))
+
+
 def _key(key: Any) -> Any:
-    return key if type(key) in PLAIN_KEYS else Inert("a key", (key,))
+    if type(key) not in PLAIN_KEYS:
+        return Inert("a key", (key,))
+    if (isinstance(key, str | bytes) and len(key) > MAX_KEY) or (isinstance(key, int) and key.bit_length() > MAX_KEY):
+        raise UnreadablePickle(f"has a name of more than {MAX_KEY:,} letters; save its state_dict() alone")
+    return key
 
 
 def _are_sizes(sizes: Any) -> bool:
@@ -320,9 +339,10 @@ def _view_of_type(storage: Any, offset: Any, shape: Any, stride: Any, _: Any, __
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, dtype: torch.dtype | None) -> Held:
-    shape, stride = tuple(shape), tuple(stride)
-    if not _are_sizes((offset, *shape, *stride)) or len(shape) != len(stride) or len(shape) > MAX_DIMS:
+    # the number of sizes comes first, as many tensors may share a very long list of them
+    if not len(shape) == len(stride) <= MAX_DIMS or not _are_sizes((offset, *shape, *stride)):
         raise UnreadablePickle("has a tensor whose sizes are none; use the original")
+    shape, stride = tuple(shape), tuple(stride)
     if not isinstance(storage, _Storage) or dtype is None or storage.dtype is None:
         return _odd()
     there = storage.size * storage.dtype.itemsize // dtype.itemsize
@@ -353,7 +373,7 @@ def _array(dtype: Any, shape: Any, data: Any, fortran: bool) -> Held | None:
     if not re.fullmatch(r"[fiu][1248]", code) or order not in ("<", ">", "|", "=") or not isinstance(shape, tuple):
         return None
     kind = np.dtype(f"{order}{code}")
-    if not hasattr(torch, kind.name) or not _are_sizes(shape):
+    if not hasattr(torch, kind.name) or len(shape) > MAX_DIMS or not _are_sizes(shape):
         return None
     # protocols before 3 have no bytes, so there they are text that is to be encoded
     latin = data.arguments[0] if isinstance(data, Inert) and data.name == "_codecs.encode" else None
@@ -430,7 +450,7 @@ _RARER: dict[str, Callable[[Pickle, Any], Any]] = {
     "ADDITEMS": lambda pickle, _: pickle._append(pickle._since_mark()),
     "SETITEM": lambda pickle, _: pickle._set_items(pickle._pops(2)),
     "SETITEMS": lambda pickle, _: pickle._set_items(pickle._since_mark()),
-    "GLOBAL": lambda pickle, name: pickle._push(Inert(".".join(name.split(" ")))),
+    "GLOBAL": lambda pickle, name: pickle._push(_class(*name.split(" "))),
     "STACK_GLOBAL": Pickle._name,
     "EXT1": lambda pickle, number: pickle._push(Inert(f"extension.{number}")),
     "EXT2": lambda pickle, number: pickle._push(Inert(f"extension.{number}")),

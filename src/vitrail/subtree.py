@@ -14,6 +14,7 @@ prefix are a subtree; those that fit a model are its weights. Rules of the choic
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -35,7 +36,11 @@ AVERAGE = {"ema", "swa", "avg", "average", "averaged", "averages", "shadow", "po
 """Words in the name of a moving average."""
 PLAIN = {"online", "current", "raw", "live"}
 """Words for the weights themselves, where both stand together."""
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+"""As in model_ema, modelEma and EMACallback."""
 OPTIMIZER = re.compile(r"(?:adam_[mv]|moment[12s]?|moments|accum|accu_grads|momentum|stat)\..*")
+STATISTICS = {"mean", "std", "pixel_mean", "pixel_std", "image_mean", "image_std"}
+"""Names of what a module that normalizes images keeps."""
 COUNTERS = {
     "global_step",
     "learning_rate",
@@ -139,9 +144,12 @@ def find_weights(
     least = min(_problems(fit) for fit in asked)
     best = [fit for fit in asked if _problems(fit) == least][: None if partial or not least else 1]
     plain = [fit for fit in best if not fit.tree.is_average]
-    averages = [fit for fit in (best if asked is fits else fits) if fit.tree.is_average]
+    averages = [fit for fit in (fits if plain else best) if fit.tree.is_average]
     averages += [made for fit in plain for made in ask.averages_by_order(fit, free)]
-    chosen, notes, why = _choose(file, plain, averages, average)
+    averages += [
+        replace(plain[0], tree=tree) for tree in usual if plain and tree.is_average and ask.fit(tree, free) is None
+    ]
+    chosen, notes, left, why = _choose(file, plain, averages, average)
     if chosen.heads and not partial:
         raise CheckpointError(
             f"{file.path}: is {chosen.readings[0]} without its head, and {', '.join(chosen.heads[:3])} may be of one; "
@@ -151,11 +159,16 @@ def find_weights(
         f"{file.path}: {stem}, an average without names, is in no order of the model's parameters, and is left"
         for stem in ask.lists_without_place(chosen, free)
     ]
+    if around := ask.around(chosen, free):
+        doubts.append(
+            f"{file.path}: {', '.join(around[:3])} beside the model may have been trained with it, before or behind "
+            "it, and are left"
+        )
     return Found(
         tree=chosen.tree,
         readings=chosen.readings,
         notes=(*chosen.notes, *notes),
-        doubts=(*chosen.doubts, *doubts),
+        doubts=(*chosen.doubts, *left, *doubts),
         skipped={**chosen.tree.skipped, **_left(file, chosen.tree, trees, why)},
     )
 
@@ -305,7 +318,7 @@ def _is_average(file: WeightFile, prefix: str) -> bool:
     if segments[-1] == "module" and prefix.removesuffix("module.") + "n_averaged" in file.tensors:
         return True  # torch.optim.swa_utils
     for segment in reversed(segments):
-        words = {*re.split(r"[^a-z]+", segment.lower())}
+        words = {word.lower() for word in WORD.findall(segment)}
         if words & (AVERAGE | PLAIN):
             return not words & PLAIN
     return False
@@ -395,7 +408,9 @@ class _Ask:
         stems, spare = self._heads(tree, readings[0], free)
         with_head = self._read(_with_head(tree, readings[0], stems[0])) if len(stems) == 1 and not spare else None
         if with_head is None or not with_head[0].is_whole:
-            return _Fit(tree=tree, readings=readings, heads=tuple(f"{stem}.weight" for stem in stems))
+            layers = [f"{stem}.weight" for stem in stems]
+            beside = [name for name in spare if name.endswith(".weight")] if stems else []
+            return _Fit(tree=tree, readings=readings, heads=(*layers, *beside))
         where = f"{self.file.path}: {stems[0]} is taken for the head"
         usual = {"head", "fc", "classifier"} & {*stems[0].split(".")}
         its_own = stems[0].endswith(("head", "head.fc"))
@@ -433,9 +448,39 @@ class _Ask:
         segments = tree.prefix.split(".")[:-1]
         for depth in range(len(segments) - 1, -1, -1):
             place = "".join(f"{segment}." for segment in segments[:depth])
-            if stems := [stem for name in free if name.startswith(place) and (stem := self._stem(name, width))]:
-                return stems, [stem for stem in stems if f"{stem}.bias" not in self.file.tensors]
+            near = [name for name in free if name.startswith(place)]
+            if stems := [stem for name in near if (stem := self._stem(name, width))]:
+                no_bias = [stem for stem in stems if f"{stem}.bias" not in self.file.tensors]
+                return stems, [*no_bias, *self._beside(near, stems, width)]
         return [], []
+
+    def _beside(self, near: list[str], stems: list[str], width: int) -> list[str]:
+        """Return layers that take what the model gives, such as a norm, or what a head gives, such as another."""
+        shapes = {name: self.file.tensors[name].shape for name in near if name.endswith(".weight")}
+        heads = [f"{stem}.weight" for stem in stems]
+        given = {shapes[name][0] for name in heads}
+        return [
+            name
+            for name, shape in shapes.items()
+            if name not in heads and ((width in shape[-1:]) or (len(shape) == 2 and shape[1] in given))
+        ]
+
+    def around(self, fit: _Fit, free: list[str]) -> list[str]:
+        """Return what stands beside a model and may be part of it as it was trained.
+
+        It is means and standard deviations of images, a convolution before the model, or a layer behind its head.
+        """
+        place, config = fit.tree.prefix[: fit.tree.prefix.rfind(".", 0, -1) + 1], fit.readings[0].config
+        given = config.num_classes or _on_meta_device(fit.readings[0]).num_features
+        used, found = {*fit.tree.names.values()}, []
+        for name in (name for name in free if name.startswith(place) and name not in used):
+            shape, leaf = self.file.tensors[name].shape, name.rpartition(".")[2]
+            of_images = leaf in STATISTICS and math.prod(shape) == config.in_channels
+            before = leaf == "weight" and len(shape) == 4 and shape[0] == config.in_channels
+            behind = leaf == "weight" and len(shape) > 1 and shape[1] == given
+            if of_images or before or behind:
+                found.append(name)
+        return found
 
     def _stem(self, name: str, width: int) -> str:
         stem, _, leaf = name.rpartition(".")
@@ -490,8 +535,8 @@ def _with_head(tree: Subtree, reading: Reading, stem: str) -> Subtree:
 
 def _choose(
     file: WeightFile, plain: list[_Fit], averages: list[_Fit], average: bool
-) -> tuple[_Fit, tuple[str, ...], dict[str, str]]:
-    """Return what is taken, what is said of that, and why others were left."""
+) -> tuple[_Fit, tuple[str, ...], tuple[str, ...], dict[str, str]]:
+    """Return what is taken, what is said of that, what may be wrong with it, and why others were left."""
     (plain, same), (averages, alike) = _distinct(file, plain), _distinct(file, averages)
     notes = tuple(f"{file.path}: {' and '.join(names)} hold the same values" for names in (*same, *alike))
     if len(plain) > 1:
@@ -499,22 +544,33 @@ def _choose(
     if not plain:
         if len(averages) > 1:
             raise _several(file, averages)
-        return averages[0], notes, {}
+        return averages[0], notes, (), {}
     (own,) = plain
     shapes = _shapes(file, own.tree)
+    averages = [_completed(fit, own) for fit in averages]
     others = {_shown(fit.tree): _differing(file, fit.tree, shapes) for fit in averages}
     fitting = [fit for fit in averages if not others[_shown(fit.tree)]]
-    if not fitting:
-        return own, notes, others
     if not average:
-        return own, notes, others | {_shown(fit.tree): "a moving average, not taken" for fit in fitting}
+        return own, notes, (), others | {_shown(fit.tree): "a moving average, not taken" for fit in fitting}
+    if not fitting:
+        left = [f"{file.path}: the moving average ({name}) {why}, and is left" for name, why in others.items()]
+        return own, notes, tuple(left), others
     if len(fitting) > 1:
         raise _several(file, fitting)
     told = (
         f"{file.path}: the moving average ({_shown(fitting[0].tree)}) is taken; weights.average=false takes the "
         "weights themselves"
     )
-    return fitting[0], (told, *notes), others | {_shown(own.tree): "the weights themselves, not taken"}
+    return fitting[0], (told, *notes), (), others | {_shown(own.tree): "the weights themselves, not taken"}
+
+
+def _completed(average: _Fit, own: _Fit) -> _Fit:
+    """Return an average with what is never trained, which some averages leave out, from the weights that it is of."""
+    lacking = own.tree.names.keys() - average.tree.names.keys()
+    if not lacking or not lacking <= _frozen(own.readings[0]):
+        return average
+    names = {name: average.tree.names.get(name, whole) for name, whole in own.tree.names.items()}
+    return replace(average, readings=own.readings, tree=replace(average.tree, names={**names, **average.tree.names}))
 
 
 def _shapes(file: WeightFile, tree: Subtree) -> dict[str, tuple[int, ...]]:

@@ -237,7 +237,7 @@ def _walk(node: Any, prefix: str, above: tuple[int, ...], seen: set[int]) -> Ite
     """
     if len(above) > MAX_NESTING or id(node) in above or id(node) in seen:
         return
-    if isinstance(node, Inert):
+    if isinstance(node, Inert | list | tuple):  # a long list in many places would take for ever
         seen.add(id(node))
     for key, value in (_children(node) or {}).items():
         name = f"{prefix}{key}"
