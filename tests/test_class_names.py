@@ -391,3 +391,10 @@ def test_models_that_tell_no_classes_apart_are_refused(
         main([verb, str(tmp_path / "a.pth"), *more, *OPTIONS, f"weights.options.num_classes={outputs}"])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_classes_in_the_other_order_are_advised_the_setting_that_gives_it() -> None:
+    text, natural = ("a1", "a10", "a2"), ("a1", "a2", "a10")
+    for model, data, kind in ((natural, text, "natural"), (text, natural, "text")):
+        with pytest.raises(DataError, match=f", or set data.class_order={kind}$"):
+            check_classes(model, data, "w.safetensors")

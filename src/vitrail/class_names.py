@@ -7,10 +7,10 @@ import re
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from vitrail.data.folders import no_file
-from vitrail.data.labels import ClassOrder, canonical, orders_differ, why_apart
+from vitrail.data.labels import ClassOrder, canonical, order, orders_differ, why_apart
 from vitrail.data.sources import few, printable
 from vitrail.errors import ConfigError, DataError
 from vitrail.imagenet import by_name, plain
@@ -34,6 +34,9 @@ def check_classes(
     model, data = ([canonical(name) for name in names] for names in (model_classes, data_classes))
     if model == data:
         return
+    orders = {kind: [data[index] for index in order(data, kind)] for kind in get_args(ClassOrder)}
+    if data in orders.values():  # and none that somebody has declared
+        advice += "".join(f", or set data.class_order={kind}" for kind, names in orders.items() if names == model)
     rows = [
         f"{index}: {ours} / {theirs}"
         for index, (ours, theirs) in enumerate(zip_longest(model, data, fillvalue="-"))

@@ -56,6 +56,10 @@ class NotDecoded(Exception):
     """The decoder failed, which is no fault of the image's; the log has the reason."""
 
 
+class _Left(Exception):
+    """The client that sent an image is gone."""
+
+
 @dataclass(eq=False)
 class _Job:
     who: tuple[Hashable, ...]
@@ -176,10 +180,10 @@ class Decoders:
                 worker = worker or self._make(lane)
                 if worker is None:
                     raise NotDecoded
-                self._answer(job, worker.ask(job.data(), processor_s=allowed, wall_s=wall,
-                                             is_wanted=lambda job=job: job.is_wanted))  # fmt: skip
-            except IndexError:  # its client has left
-                pass
+                with suppress(_Left):
+                    data = self._data(job)
+                    self._answer(job, worker.ask(data, processor_s=allowed, wall_s=wall,
+                                                 is_wanted=lambda job=job: job.is_wanted))  # fmt: skip
             except WorkerLost as lost:
                 worker = None
                 self._say(lost.said)
@@ -206,6 +210,13 @@ class Decoders:
                     lane.moved = time.monotonic()
         if worker is not None:
             worker.close()
+
+    def _data(self, job: _Job) -> bytes | bytearray:
+        """Return the file of an image, which goes when its client does."""
+        try:
+            return job.data()
+        except IndexError as error:
+            raise _Left from error
 
     def _allow(self, lane: _Lane, cost: Cost) -> tuple[float, float]:
         """Return how long an image may take, of a processor's time and in all."""
