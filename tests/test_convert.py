@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -449,6 +450,15 @@ def test_a_size_that_nothing_in_the_file_tells_is_named(
     assert found == ([named] if untold else [])
 
 
+def test_names_of_classes_that_have_no_place_are_told(tmp_path: Path) -> None:
+    source, wanted = official(tmp_path, "twins_svt_small")
+    (tmp_path / "names.txt").write_text("".join(f"class {number}\n" for number in range(7)))
+    wanted = replace(wanted, names=str(tmp_path / "names.txt"))
+    told = "official has no place for the names of the 7 classes; weights.classes=FILE, with a name a line, gives them "
+    assert any(told in doubt for doubt in convert(source, tmp_path / "a.pth", "official", wanted).doubts)
+    assert not any("no place" in doubt for doubt in convert(source, tmp_path / "hub", "timm", wanted).doubts)
+
+
 def test_files_have_the_shape_that_the_projects_programs_look_for(tmp_path: Path) -> None:
     source, wanted = official(tmp_path, "twins_svt_small")
     convert(source, tmp_path / "a.pth", "official", wanted)
@@ -487,8 +497,6 @@ def test_saved_folder_brings_everything_back(tiny_checkpoint: Path, tmp_path: Pa
 
 
 def test_card_keeps_published_and_reproduced_figures_apart(tiny_checkpoint: Path) -> None:
-    from dataclasses import replace
-
     record = open_model(tiny_checkpoint).record
     card = model_card(replace(record, metrics={"val_top1": 12.34, "val_top5": 56.78}))
     assert "| top-1, % | 73.9 | 12.3 |" in card

@@ -13,7 +13,7 @@ from vitrail.cli import main
 from vitrail.errors import ConfigError, DataError
 from vitrail.files import refuse_output
 from vitrail.loading import load_model
-from vitrail.predict import find_images, predict
+from vitrail.predict import find_images, format_of, predict
 
 
 def run(*tokens: object) -> int:
@@ -397,3 +397,9 @@ def test_an_output_without_permission_is_known_before_the_work() -> None:
             if is_root:
                 os.seteuid(0)
             Path(folder).chmod(0o755)
+
+
+def test_the_format_is_that_of_the_outputs_name() -> None:
+    names = {"a.csv": "csv", "A.JSONL": "jsonl", "a.json": "json", "a.txt": "json", "csv": "json"}
+    assert {name: format_of(Path(name)) for name in names} == names
+    assert format_of(None) == "json"

@@ -254,9 +254,12 @@ def predict(
         Path | None, Parameter(help="File to write; predictions.json, .jsonl or .csv by default.")
     ] = None,
     format: Annotated[
-        Literal["json", "jsonl", "csv"],
-        Parameter(help="json maps each path to its class; the others have names and probabilities."),
-    ] = "json",
+        Literal["json", "jsonl", "csv"] | None,
+        Parameter(
+            help="json maps each path to its class; the others have names and probabilities. By default the one that "
+            "--output ends in, or json."
+        ),
+    ] = None,
     topk: Annotated[
         int | None,
         Parameter(
@@ -319,12 +322,13 @@ def predict(
     from vitrail.devices import pick_device
     from vitrail.engines import read_artifact, require_classes
     from vitrail.loading import override_preprocess, tell, wanted_by
-    from vitrail.predict import find_images, open_output
+    from vitrail.predict import find_images, format_of, open_output
     from vitrail.predict import predict as run
 
     def found_images(note: Callable[[str], None]) -> Iterator[str]:
         return find_images(images, note, root=root, path_column=path_column)
 
+    format = format or format_of(output)
     output = output or Path(f"predictions.{format}")
     refuse_output("--output", output, chain(files_of(checkpoint), images, [config or ""], found_images(lambda _: None)))
     with _terminal() as display:

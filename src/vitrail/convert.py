@@ -199,6 +199,11 @@ def _doubts(opened: Opened, again: Opened, dialect: Dialect, to: str, difference
             f"each logit, and as thresholds {', '.join(f'{value:.4g}' for value in record.thresholds[:10])}"
             f"{', ...' if len(record.thresholds) > 10 else ''}"
         )
+    if record.classes and not again.record.classes:
+        doubts.append(
+            f"{to} has no place for the names of the {len(record.classes)} classes; weights.classes=FILE, with a name "
+            f"a line, gives them back: {', '.join(record.classes[:3])}{', ...' * (len(record.classes) > 3)}"
+        )
     config, card = config_of(record), find_variant(record.model)[1]
     if size := _size_setting(opened, again):
         doubts.append(f"nothing in the file tells the size of its images: `vitrail` reads it with {size}")

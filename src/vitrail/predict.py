@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, TextIO, get_args
 
 import numpy as np
 import torch
@@ -218,6 +218,13 @@ def _reached(logits: Tensor, most: int, thresholds: Sequence[float]) -> list[Cho
         choices = [int(choice) for choice in order if row[choice] >= thresholds[choice]][:most]
         found.append((choices, [float(row[choice]) for choice in choices]))
     return found
+
+
+def format_of(path: Path | None) -> Format:
+    """Return the format that the name of a file of predictions ends in, or json."""
+    ending = path.suffix.lower().removeprefix(".") if path is not None else ""
+    known: dict[str, Format] = {form: form for form in get_args(Format)}
+    return known.get(ending, "json")
 
 
 @contextmanager

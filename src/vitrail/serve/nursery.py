@@ -104,10 +104,11 @@ class Nursery:
             with self._lock:
                 number = next(self._numbers) % 2**32
                 socket.send_fds(self._orders, [ORDER.pack(number, order, value)], files)
-                answered = None
-                while answered != number:  # the answer to an order that nobody waits for any more may come first
+                while True:  # the answer to an order that nobody waits for any more may come first
                     answer = _receive(self._orders, ORDER.size, time.monotonic() + PATIENCE_S)
                     answered, done, value = ORDER.unpack(answer)
+                    if answered == number:
+                        break
         except OSError as error:
             raise NurseryGone(str(error)) from error
         if done == FAILED:
