@@ -102,8 +102,11 @@ def test_inputs_are_what_the_model_sees(
     with pytest.raises(DataError, match="cannot be read"):
         evaluate(tiny_checkpoint, layers(image_folder, "data.bad_files=error"), answers=tmp_path / "out")
     # the same folder is written anew, another is not
+    (image_folder / "val" / "blue" / "notes.txt").write_text("no image")
     assert run("predict", tiny_checkpoint, image_folder / "val" / "blue", "--write-inputs", tmp_path / "in") == 0
-    assert "(replaced)" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "(replaced)" in said.out
+    assert "blue: ignored 1 files that are not images: notes.txt" in said.err
     assert run("predict", tiny_checkpoint, image_folder / "val", "--write-inputs", image_folder) == 2
     assert "holds other files, such as train, and is not replaced" in capsys.readouterr().err
 

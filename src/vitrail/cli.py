@@ -311,13 +311,9 @@ def predict(
         if value is not None and value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
     if write_inputs is not None:
-        from vitrail.predict import find_images
-
         for name, value in (("--output", output), ("--topk", topk), ("--engine", engine), ("--precision", precision)):
             if value is not None:
                 raise ConfigError(f"{name} {value}: with --write-inputs nothing is classified; leave one of them out")
-        paths = list(find_images(images, lambda _: None, root=root, path_column=path_column))
-        return _write_inputs(checkpoint, layers, settings.preprocess, paths, write_inputs)
 
     from vitrail.devices import pick_device
     from vitrail.engines import read_artifact, require_classes
@@ -328,6 +324,10 @@ def predict(
     def found_images(note: Callable[[str], None]) -> Iterator[str]:
         return find_images(images, note, root=root, path_column=path_column)
 
+    if write_inputs is not None:
+        with _terminal() as display:
+            _say(display, remarks)
+            return _write_inputs(checkpoint, layers, settings.preprocess, found_images, write_inputs, display)
     format = format or format_of(output)
     output = output or Path(f"predictions.{format}")
     refuse_output("--output", output, chain(files_of(checkpoint), images, [config or ""], found_images(lambda _: None)))
@@ -371,25 +371,30 @@ def predict(
 
 
 def _write_inputs(
-    checkpoint: Path, layers: Sequence[Layer], overrides: PreprocessSection, paths: Sequence[str], folder: Path
+    checkpoint: Path,
+    layers: Sequence[Layer],
+    overrides: PreprocessSection,
+    find: Callable[[Callable[[str], None]], Iterator[str]],
+    folder: Path,
+    display: Terminal,
 ) -> int:
     """Write what a model would see of images."""
     from vitrail.bin_files import INPUTS, LABELS, write_inputs
     from vitrail.engines import read_artifact
     from vitrail.loading import override_preprocess, tell, wanted_by
 
-    with _terminal() as display:
-        artifact = read_artifact(checkpoint, None, wanted_by(layers))
-        if artifact.weights is not None:
-            tell(artifact.weights, display)
-        preprocess = override_preprocess(artifact.record.preprocess, overrides, display)
-        display.begin("write inputs", len(paths))
-        done = write_inputs(paths, preprocess, artifact.record.classes, folder, display.advance)
-        display.end()
-        for path, reason in done.bad:
-            display.warn(f"{path}: {reason}; there is no file for it")
-        if not done.has_labels:
-            display.note(f"{LABELS}: not written, as not all images lie in folders called as classes of the model")
+    artifact = read_artifact(checkpoint, None, wanted_by(layers))
+    if artifact.weights is not None:
+        tell(artifact.weights, display)
+    preprocess = override_preprocess(artifact.record.preprocess, overrides, display)
+    paths = list(find(display.note))
+    display.begin("write inputs", len(paths))
+    done = write_inputs(paths, preprocess, artifact.record.classes, folder, display.advance)
+    display.end()
+    for path, reason in done.bad:
+        display.warn(f"{path}: {reason}; there is no file for it")
+    if not done.has_labels:
+        display.note(f"{LABELS}: not written, as not all images lie in folders called as classes of the model")
     shape = (preprocess.channels, *preprocess.size)
     print(f"{done.folder / INPUTS}: {done.images:,} images as float32 {shape}{' (replaced)' if done.replaced else ''}")
     print(f"next: {command('evaluate', checkpoint, 'data.root=FOLDER', '--answers', 'FOLDER_OF_NAME_0.bin')}")
