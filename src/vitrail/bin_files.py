@@ -30,7 +30,7 @@ from vitrail.transforms import Preprocess, normalise
 from vitrail.whole_folder import WholeFolder
 
 INPUTS, NAMES, LABELS = "input", "names.json", "labels.json"
-"""Of a folder of inputs: the folder that the program is given, and what the images and their classes are."""
+"""What `write_inputs` writes below its folder: the inputs themselves, the names of the images, and their labels."""
 ADVICE = "free space, or choose another folder with --write-inputs"
 ANSWER = "_0.bin"
 """What follows an image's name in the file of its first output."""
@@ -146,7 +146,7 @@ class LogitFiles:
 
     folder: Path
     names: tuple[str, ...]
-    """Of the images, in the order of the source."""
+    """Names of the images, in the order of the source."""
     num_classes: int
     bad: dict[int, str]
     """Images that have no logits as they cannot be read, and why not."""

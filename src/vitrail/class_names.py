@@ -16,7 +16,7 @@ from vitrail.errors import ConfigError, DataError
 from vitrail.imagenet import by_name, plain
 
 MOST_BYTES = 32 * 2**20
-"""Of a file of names."""
+"""Largest file of class names that is read."""
 WNID = re.compile(r"n\d{8}")
 
 
@@ -36,7 +36,9 @@ def check_classes(
         return
     orders = {kind: [data[index] for index in order(data, kind)] for kind in get_args(ClassOrder)}
     if data in orders.values():  # and none that somebody has declared
-        advice += "".join(f", or set data.class_order={kind}" for kind, names in orders.items() if names == model)
+        for kind in orders:
+            if orders[kind] == model:
+                advice += f", or set data.class_order={kind}"
     rows = [
         f"{index}: {ours} / {theirs}"
         for index, (ours, theirs) in enumerate(zip_longest(model, data, fillvalue="-"))

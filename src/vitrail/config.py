@@ -443,7 +443,7 @@ class TrainSection:
 
     epochs: int = 300
     epoch_images: int | None = None
-    """Training images that an epoch sees, others in each; null sees all of them."""
+    """Training images in each epoch, a new random draw for every epoch; null takes all of them."""
     batch_size: int = 1024
     """Images for one update, over all processes and accumulated parts together."""
     accumulate: int = 1

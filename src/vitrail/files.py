@@ -12,6 +12,8 @@ from vitrail.errors import CheckpointError, ConfigError
 from vitrail.wire import Buffer
 
 FREE_SPACE = "free space or choose another output.root"
+Identity = tuple[int, int]
+"""Device and inode."""
 
 
 def write_whole(
@@ -166,10 +168,10 @@ def refuse_replacing(flag: str, path: Path, inputs: Iterable[str | Path]) -> Non
         ConfigError: With what to change.
     """
     target, temporary = staging(path)
-    if target == temporary or (one := _identity(target)) is None:  # nothing is there that could be replaced
+    if target == temporary or (one := _identity_if_there(target)) is None:  # nothing is there that could be replaced
         return
     for given in inputs:
-        if _identity(given) == one:
+        if _identity_if_there(given) == one:
             also = "" if str(given) == str(path) else f" is {given}, which"
             raise ConfigError(f"{flag} {path}:{also} is read, and would be replaced; choose another file")
 
@@ -182,10 +184,18 @@ def files_of(given: str | Path) -> list[Path]:
     return [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
 
 
-def _identity(path: str | Path) -> tuple[int, int] | None:
-    """Return what a file is known by, whatever name it is reached by."""
+def identity(path: str | Path) -> Identity:
+    """Return what a file or folder is known by, whatever name it is reached by.
+
+    Raises:
+        OSError: It is not there, or may not be looked at.
+    """
+    status = Path(path).stat()
+    return status.st_dev, status.st_ino
+
+
+def _identity_if_there(path: str | Path) -> Identity | None:
     try:
-        status = Path(path).stat()
+        return identity(path)
     except (OSError, ValueError):  # not there, or no path at all
         return None
-    return status.st_dev, status.st_ino

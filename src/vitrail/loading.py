@@ -31,9 +31,9 @@ from vitrail.weight_file import WeightFile, open_weights
 
 OURS = "vitrail"
 NUMERICS = ("gelu", "norm_eps", "final_norm_eps", "embed_norm_eps")
-"""What the same weights compute otherwise with."""
+"""Fields of a model's configuration that change its output but no weight's shape."""
 RATES = ("drop_path_rate", "drop_rate")
-"""Of training, which no weight depends on."""
+"""Fields of a model's configuration that matter in training only."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,7 +92,7 @@ class Inert:
     arguments: tuple[Any, ...] = ()
     state: Any = None
     items: dict[Any, Any] | None = None
-    """Of a mapping."""
+    """Entries, where it is a mapping."""
 
     def __repr__(self) -> str:
         """Return its class alone: what it was made of may be deeper and wider than any text."""

@@ -31,7 +31,7 @@ class Content:
     value: Any
     """Plain values, `Held` tensors and `Inert` stand-ins."""
     classes: Mapping[str, int]
-    """Of which stand-ins were made, and of how many."""
+    """Names of the classes that were replaced by stand-ins, and how many objects of each."""
 
 
 def read_torch(path: Path) -> Content:

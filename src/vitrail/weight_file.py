@@ -36,7 +36,7 @@ TYPES = {
     "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64, "C64": torch.complex64,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
-"""Of a safetensors file's tensors."""
+"""What a safetensors file calls each dtype."""
 NAMES = ("arch", "model", "model_name", "architecture")
 """What the options of a training script call the model."""
 
@@ -56,7 +56,7 @@ class WeightFile:
     config: Mapping[str, Any] = field(default_factory=dict)
     """What stands in config.json beside the weights."""
     metadata: Mapping[str, str] = field(default_factory=dict)
-    """Of a safetensors file."""
+    """Metadata of a safetensors file; empty for others."""
     passed_over: tuple[str, ...] = ()
     """Classes of objects beside the weights, of which nothing was run."""
 

@@ -19,6 +19,7 @@ from vitrail.data.shards import INDEX
 from vitrail.data.sources import FileSource, few, printable
 from vitrail.decoding import ENDINGS, NOT_READ
 from vitrail.errors import ConfigError, DataError, closest
+from vitrail.files import Identity, identity
 
 EXTENSIONS = frozenset(ending for endings in ENDINGS.values() for ending in endings)
 SPLIT_WORDS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
@@ -45,8 +46,6 @@ NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 """What the system says of a link that leads to nothing."""
 IN_A_CIRCLE = "a link to a folder that contains it"
 FOLDER, FILE = "a folder", "a file"
-Identity = tuple[int, int]
-"""What a folder is known by, whatever name it is reached by."""
 
 
 MARK = "vitrail-resized.json"
@@ -115,9 +114,7 @@ def refuse_inside(root: Path, output: Path) -> None:
         ConfigError: With what to change.
     """
     there = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
-    if root.exists() and _identity(root) in containing(
-        there
-    ):  # also where a link, or another case, spells it otherwise
+    if root.exists() and identity(root) in containing(there):  # also where a link, or another case, spells it otherwise
         raise ConfigError(f"--output {output}: lies in data.root {root}, among the images; choose a folder beside it")
 
 
@@ -174,7 +171,7 @@ def walk(
     """
     inside = inside or containing(folder)
     here = os.path.join(folder, relative)
-    inside = (*inside, _identity(here))
+    inside = (*inside, identity(here))
     for entry in _sorted_entries(here):
         path = os.path.join(relative, entry.name)
         if is_hidden(entry.name):
@@ -192,25 +189,20 @@ def walk(
 def containing(folder: str | Path) -> tuple[Identity, ...]:
     """Return a folder and all that it lies in."""
     here = Path(folder).resolve()
-    return tuple(map(_identity, (here, *here.parents)))
+    return tuple(map(identity, (here, *here.parents)))
 
 
 def lies_in_a_circle(folder: Path) -> bool:
     """Say whether the way to a folder goes through a link to one that contains it."""
-    way = [_identity(place) for place in (folder.absolute(), *folder.absolute().parents)]
+    way = [identity(place) for place in (folder.absolute(), *folder.absolute().parents)]
     return len(set(way)) < len(way)
-
-
-def _identity(folder: str | Path) -> Identity:
-    status = Path(folder).stat()
-    return status.st_dev, status.st_ino
 
 
 def _kind(entry: os.DirEntry[str], inside: Collection[Identity] = ()) -> str:
     """Return FOLDER, FILE, or what it is instead; none of them is opened."""
     try:
         if entry.is_dir():
-            return IN_A_CIRCLE if inside and _identity(entry.path) in inside else FOLDER
+            return IN_A_CIRCLE if inside and identity(entry.path) in inside else FOLDER
         if entry.is_file():  # which the folder itself tells, so that millions of files are not asked each
             return FILE
     except OSError as error:

@@ -78,7 +78,7 @@ class Changes:
     new: tuple[str, ...]
     relabelled: tuple[str, ...]
     rewritten: tuple[str, ...]
-    """Of another content under the same name."""
+    """Images whose contents changed under the same name."""
 
     @property
     def are_others(self) -> bool:

@@ -135,7 +135,7 @@ class Variant(Generic[C]):
 
 
 Shapes = Mapping[str, tuple[int, ...]]
-"""Of weights, by official names."""
+"""Shapes of weights by their official names."""
 
 
 def count_classes(shapes: Shapes) -> int:

@@ -14,34 +14,34 @@ from typing import NamedTuple
 
 NANO = 1e-9
 A_BYTE = 8 * NANO
-"""Of any file: read, unpacked and copied."""
+"""Seconds to read, unpack and copy a byte of any file."""
 A_PIXEL = {"JPEG": 8, "PNG": 25, "WEBP": 35, "GIF": 12, "BMP": 8, "TIFF": 18, "PPM": 8, "AVIF": 60}
 """Nanoseconds, with resizing."""
 A_SCAN = 4
 """Nanoseconds of a pixel in each further scan of a JPEG."""
 A_RUN, A_RUN_BYTE = 45, 2500
-"""Of a pixel, and of a byte, of a BMP packed in runs, which are unpacked in Python."""
+"""Nanoseconds of a pixel, and of a byte, of a run-length encoded BMP, which is unpacked in Python."""
 LZMA, LZMA_PIXEL = 34925, 110
 A_LEVEL, A_DIGIT, A_REMARK = 600, 120, 250
-"""Of a byte of a PPM that Pillow reads in Python: where levels must be scaled, of numbers as text, of a header."""
+"""Nanoseconds of a byte of a PPM that Pillow reads in Python: scaled levels, numbers as text, header comments."""
 A_SEGMENT = 4000
 """Nanoseconds of each piece of a header that Pillow reads in Python, such as a remark."""
 MOST_SEGMENTS = 2000
-"""Of a header that are counted; where there are more, the whole file may be such."""
+"""Pieces of a header that are counted; where there are more, the whole file is taken for header."""
 
 BETWEEN = rb"\s(?:\s|#[^\r\n]*[\r\n])*"
 PPM = re.compile(rb"P[1-6]%b(\d{1,10})%b(\d{1,10})(?:%b(\d{1,5})\s)?" % (BETWEEN, BETWEEN, BETWEEN))
 ISPE = re.compile(rb"ispe\0\0\0\0(.{8})", re.DOTALL)
 """The property of an AVIF that has the size of an image."""
 LONGEST_HEADER = 4096
-"""Of a PPM or an AVIF that is looked at."""
+"""Bytes of a PPM or an AVIF in which the header is looked for."""
 
 
 class Cost(NamedTuple):
     """An estimate."""
 
     seconds: float
-    """Of one processor."""
+    """Processor time."""
     pixels: int
     """That the header speaks of; 0 where it is not understood, and the file's size alone is counted."""
     reason: str

@@ -76,7 +76,7 @@ class _Lane:
     """Workers that take images up to a cost, so that a small one never waits for a large one."""
 
     most_s: float
-    """Of the estimate."""
+    """Largest estimated decoding time, in seconds, of the images it takes."""
     workers: int
     niceness: int
     """The engine and the small images go first."""

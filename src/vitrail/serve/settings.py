@@ -28,7 +28,7 @@ class Limits:
     max_pixels: int = 50_000_000
     """Of one image; decoded, each takes three bytes for a moment."""
     decode_s: float = 5.0
-    """Of a processor's time that decoding one image may take, by the estimate from its header and in truth."""
+    """Seconds of processor time to decode one image, as estimated from its header and as measured."""
     queue: int = 256
     """Images that are being received, wait or are computed, of all requests together."""
     timeout_s: float = 30.0

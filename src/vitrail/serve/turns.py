@@ -75,7 +75,7 @@ class Turns(Generic[Item]):
 
 
 class _Line(Generic[Item]):
-    """Of one who asks, first come, first served."""
+    """The queue of one client, first come, first served."""
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[Item, float]] = deque()
