@@ -9,7 +9,7 @@ import sys
 import threading
 from typing import NoReturn
 
-from vitrail.cli import main
+from vitrail.cli.app import main
 
 COLLECT_AFTER = 50_000
 """New objects between two looks for garbage: at Python's 700, importing torch is looked through 1,400 times."""
