@@ -54,9 +54,7 @@ def room_table() -> str:
     rows = ["| room | what it is for |", "|-|-|"]
     for room in ROOMS:
         rows.append(f"| [{room}/](src/vitrail/{room}) | {first_line(PACKAGE / room / '__init__.py')} |")
-    rows.append(
-        "| [recipes/](src/vitrail/recipes) | One YAML a published run: command, source, published and reproduced accuracy. |"
-    )
+    rows.append("| [recipes/](src/vitrail/recipes) | One YAML a published run: its command, source and accuracies. |")
     return "\n".join(rows) + "\n"
 
 
