@@ -31,7 +31,7 @@ from vitrail.errors import (
     VitrailError,
     command,
 )
-from vitrail.files import files_of, refuse_output, staging, write_whole
+from vitrail.files import files_of, refuse_output, refuse_within, staging, write_whole
 
 if TYPE_CHECKING:
     from vitrail.config.sections import Layer, PreprocessSection
@@ -177,6 +177,9 @@ def evaluate(
     for name, value in (("--json", json_file), ("--acc-log", acc_log)):
         if value is not None:
             refuse_output(name, value, read)
+    for name, value in (("--json", json_file), ("--acc-log", acc_log)):
+        if value is not None and answers is not None:
+            refuse_within(name, value, "--answers", answers)
     for name, value, what in (
         ("--report", report, "writes"), ("--against", against, "compares with"), ("--answers", answers, "takes"),
         ("--acc-log", acc_log, "writes"),
@@ -204,6 +207,8 @@ def evaluate(
             return 0
         default = report is None
         folder = Path("evaluations", report_name(checkpoint)) if report is None else report
+        if answers is not None:
+            refuse_within("--report", folder, "--answers", answers)
         whole = report_folder(folder, never_replace=default)
         result = run(
             checkpoint, layers, engine=engine, against=against, answers=answers, report=whole, written=written,
@@ -563,6 +568,8 @@ def export(
                 f"print(onnxruntime.InferenceSession({str(one.path)!r}).run(None, {{'image': image[None]}})[1:])"
             )
             print(f"next: {shlex.join(['python', '-c', code])}")
+        elif classes < 2 and opened.record.thresholds is None:  # `evaluate` and `predict` have no use for it
+            print(f"next: {command('bench', one.path)}")
         else:
             data = [] if opened.record.recipe.get("data") else ["data.root=FOLDER"]
             print(f"next: {command('evaluate', one.path, *data, '--against', checkpoint)}")

@@ -26,7 +26,7 @@ from vitrail.data.shards import has_shards
 from vitrail.display import Display
 from vitrail.errors import CheckpointError, ConfigError, DataError, Interrupted, printable
 from vitrail.files import write_whole
-from vitrail.images.decoding import Header, decode, read_header
+from vitrail.images.decoding import Header, decode_quietly, read_header
 from vitrail.images.pixels import RGB, PixelFormat, UnreadableImage
 from vitrail.images.tiff import ORIENTATION
 
@@ -229,7 +229,7 @@ class _Images(Dataset[_Done]):
 
     def _content(self, data: bytes, header: Header, kept: str) -> bytes:
         # also of what is copied, so that all that cannot be read is known; what is not copied is RGB or gray
-        pixels = decode(data, self.manifest.pixels if kept else RGB)
+        pixels = decode_quietly(data, self.manifest.pixels if kept else RGB)
         return data if kept else shrink(pixels, header, data, self.short_side, self.quality)
 
 

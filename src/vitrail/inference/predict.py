@@ -25,7 +25,7 @@ from vitrail.data.folders import IN_A_CIRCLE, Ignored, is_hidden, is_image, is_u
 from vitrail.data.lists import LABELS, Spelling, is_table, read_lines, read_paths
 from vitrail.errors import CheckpointError, DataError, printable
 from vitrail.files import no_file, staging
-from vitrail.images.decoding import decode
+from vitrail.images.decoding import decode, nothing_printed
 from vitrail.images.pixels import UnreadableImage
 from vitrail.images.transforms import Preprocess, normalise
 
@@ -338,7 +338,9 @@ def _read(path: str, preprocess: Preprocess) -> torch.Tensor | str:
     try:
         if odd := no_file(path):  # which a text file may name, and which might block whoever opens it
             return f"is {odd}, no image"
-        return read_view(Path(path).read_bytes(), preprocess)
+        data = Path(path).read_bytes()
+        with nothing_printed():
+            return read_view(data, preprocess)
     except UnreadableImage as error:
         return str(error)
     except OSError as error:
