@@ -143,6 +143,8 @@ def test_only_the_command_line_imports_our_modules_inside_functions(name: str) -
                 "training.doctor",
                 "distributed.processes",
                 "evaluation.evaluate",
+                "evaluation.measure",
+                "evaluation.task",
                 "training.state",
                 "training.setup",
                 "training.train",

@@ -202,12 +202,11 @@ def test_options_that_say_nothing_together_are_refused(
 
 def test_lines_of_the_zoo_are_for_one_class_an_image(tmp_path: Path, image_folder: Path) -> None:
     from vitrail.errors import ConfigError
-    from vitrail.evaluation.evaluate import zoo_lines
-    from vitrail.evaluation.multi_label_metrics import label_accuracy
+    from vitrail.evaluation.multi_label_metrics import compute_multi_label_metrics
 
-    found = label_accuracy(np.zeros((4, 2), np.float32), np.eye(2, dtype=bool)[[0, 1, 0, 1]], (0.5, 0.5))
+    found = compute_multi_label_metrics(np.zeros((4, 2), np.float32), np.eye(2, dtype=bool)[[0, 1, 0, 1]], (0.5, 0.5))
     with pytest.raises(ConfigError, match="--acc-log: the model zoo's lines are for one class an image"):
-        zoo_lines(found)
+        found.acc_log()
 
 
 def test_names_are_as_short_as_they_can_be() -> None:

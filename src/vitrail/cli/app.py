@@ -191,7 +191,7 @@ def evaluate(
             raise ConfigError(f"{name} {value}: with --answers nothing is computed; leave one of them out")
 
     from vitrail.evaluation.evaluate import evaluate as run
-    from vitrail.evaluation.evaluate import report_folder, report_name, sweep, zoo_lines
+    from vitrail.evaluation.evaluate import report_folder, report_name, sweep
 
     with _terminal() as display:
         if part is not None and part.translation is not None:
@@ -231,7 +231,7 @@ def evaluate(
             write_whole(json_file, text.encode(), "choose another file with --json")
             display.note(f"numbers: {json_file}")
         if acc_log is not None:
-            write_whole(acc_log, zoo_lines(result.accuracy).encode(), "choose another file with --acc-log")
+            write_whole(acc_log, result.accuracy.acc_log().encode(), "choose another file with --acc-log")
             display.note(f"as the model zoo: {acc_log}")
         if (found := result.agreement) is not None:
             print(

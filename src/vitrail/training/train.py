@@ -40,8 +40,8 @@ from vitrail.distributed.processes import (
 from vitrail.distributed.sharding import local, whole
 from vitrail.distributed.watchdog import Watchdog
 from vitrail.errors import CheckpointError, DataError, Interrupted, Stopped, TrainingError, VitrailError, command
-from vitrail.evaluation.evaluate import measure
-from vitrail.evaluation.multi_label_metrics import LabelAccuracy
+from vitrail.evaluation.measure import measure
+from vitrail.evaluation.task import task_of
 from vitrail.files import write_whole
 from vitrail.images.batch_augment import erase, mix
 from vitrail.images.input_check import ENOUGH, Inputs
@@ -358,20 +358,20 @@ def finish_epoch(job: Job, state: TrainState, run: Run) -> None:
                 run.watchdog.stir()
                 stop_or_save(job, state, run, saving=False)
 
-            found, bad, _ = measure(
+            measured = measure(
                 evaluated,
                 job.val_loader,
-                job.data.val,
+                task_of(job.data.val, training_counts=job.training_counts),
                 job.preprocess,
                 accelerator,
-                job.precision,
-                counted,
-                training_counts=job.training_counts,
+                precision=job.precision,
+                advance=counted,
             )
-        thresholds = found.thresholds if isinstance(found, LabelAccuracy) else None
-        unread.update(bad)
-        row |= {f"val_{name}": value for name, value in found.numbers().items()}
-        for warning in found.warnings if state.epoch + 1 == job.total_epochs else ():
+        metrics = measured.metrics
+        thresholds = metrics.thresholds
+        unread.update(measured.bad_files)
+        row |= {f"val_{name}": value for name, value in metrics.numbers().items()}
+        for warning in metrics.warnings if state.epoch + 1 == job.total_epochs else ():
             display.warn(warning)
     for bad in sorted(set(gather_texts(accelerator, sorted(unread))) - state.bad_files):
         display.warn(f"{bad[0]}: {bad[1]}; left out")
