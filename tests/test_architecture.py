@@ -23,6 +23,7 @@ LAYERS = [
         "serve.turns",
     },
     {
+        "channel",
         "dialects",
         "files",
         "inputs",
