@@ -23,6 +23,7 @@ LAYERS = [
         "serve.turns",
     },
     {
+        "cells",
         "channel",
         "dialects",
         "files",

@@ -280,6 +280,13 @@ def predict(
         Literal["float32", "bfloat16", "float16"] | None,
         Parameter(help="What is computed in; an exported file's own by default."),
     ] = None,
+    csv_as_is: Annotated[
+        bool,
+        Parameter(
+            help="Put no apostrophe before the paths and names in CSV that a spreadsheet would compute, as they begin "
+            "with = + - or @."
+        ),
+    ] = False,
     write_inputs: Annotated[
         Path | None,
         Parameter(
@@ -353,7 +360,9 @@ def predict(
         most = min(topk or (1 if thresholds is None else len(classes)), len(classes))
         total = bad = 0
         replaced = " (replaced)" if output.exists() else ""
-        with open_output(output, format, classes, most, several=thresholds is not None) as file:
+        with open_output(
+            output, format, classes, most, several=thresholds is not None, guard_csv=not csv_as_is
+        ) as file:
             display.begin("predict", None)
             for found in run(
                 network, preprocess, found_images(display.note), topk=most, batch_size=batch_size,
@@ -1087,7 +1096,7 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
         if _is_main_process():
             print(harmless(error), file=sys.stderr)
         status = os.EX_TEMPFAIL
-        _tell_torchrun(str(error), restart=False)
+        _tell_torchrun(harmless(error), restart=False)
     except VitrailError as error:
         if debug:
             raise
@@ -1220,8 +1229,9 @@ def _terminal() -> Iterator[Terminal]:
         if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent):
             display.warn(str(message))
         else:
-            original(message, category, filename, *rest)
-            display.record(warnings.formatwarning(message, category, filename, rest[0]))
+            text = "\n".join(map(harmless, str(message).split("\n")))
+            original(text, category, filename, *rest)
+            display.record(warnings.formatwarning(text, category, filename, rest[0]))
 
     warnings.showwarning = show
     try:

@@ -276,6 +276,7 @@ def _evaluate(
                     name=report_name(path), path=Path(artifact.path), record=record, source=source,
                     preprocess=preprocess, settings=to_dict(config), device=accelerator.device,
                     engine="answers" if isinstance(network, LogitFiles) else network.engine,
+                    guard_csv=config.evaluate.guard_csv,
                 )  # fmt: skip
                 files = write_report(subject, gathered, found, bad)
                 try:

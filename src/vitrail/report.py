@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import math
@@ -18,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from vitrail.answers import Gathered
+from vitrail.cells import write_rows
 from vitrail.checkpoint import Record, hash_classes, hash_file, provenance
 from vitrail.confusion import draw_confusion, shades
 from vitrail.data.sources import Source
@@ -55,6 +55,8 @@ class Subject:
     device: torch.device
     engine: str = "torch"
     """What computed."""
+    guard_csv: bool = True
+    """Whether names that a spreadsheet would compute have an apostrophe in front in CSV files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +107,11 @@ def report_files(
     rows = [list(row.values()) for row in found.numbers["per_class"]]
     return {
         "report.json": (json.dumps(found.numbers, indent=1) + "\n").encode(),
-        "per_class.csv": to_csv(["class", "n", "accuracy", "precision", "recall", "F1", "AUROC", "AP"], rows),
+        "per_class.csv": to_csv(["class", "n", "accuracy", "precision", "recall", "F1", "AUROC", "AP"], rows, subject),
         "confusion.csv": to_csv(
             ["true / answer", *classes],
             [[name, *row] for name, row in zip(classes, found.confusion.tolist(), strict=True)],
+            subject,
         ),
         "confusion.png": image,
         PAGE: _page(subject, answers, found, image, training),
@@ -272,10 +275,8 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def to_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
-    """Return a table as a file."""
+def to_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]], subject: Subject) -> bytes:
+    """Return a table as a file, its texts guarded where the subject says so."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
+    write_rows(text, [columns, *rows], guarded=subject.guard_csv)
     return text.getvalue().encode()
