@@ -127,7 +127,7 @@ def test_of_several_processes_all_save_where_one_loses_a_worker(image_folder: Pa
     words = command(image_folder, "data.workers=2", "train.epochs=500", "output.name=lost")
     _, said = lose_a_worker(torchrun(2, *words), image_folder, rank=1)
     assert f"stopped by {CAUSE} in process 1 after update " in said
-    assert "vitrail/train.py\", line" not in said  # torchrun adds a traceback of its own
+    assert 'vitrail/train.py", line' not in said  # torchrun adds a traceback of its own
     assert list((image_folder.parent / "runs" / "lost" / "last").glob("update-*.pt"))
 
 

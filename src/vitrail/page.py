@@ -40,7 +40,12 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=_harmless,
     )
-    environment.filters |= {"fixed": fixed, "percent": percent, "count": lambda number: f"{number:,}"}
+    environment.filters |= {
+        "shown": _harmless,
+        "fixed": fixed,
+        "percent": percent,
+        "count": lambda number: f"{number:,}",
+    }
     return environment
 
 
