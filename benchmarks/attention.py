@@ -22,7 +22,7 @@ import torch
 from side_by_side import alternate, publish, speed_up
 from torch import Tensor, nn
 
-from vitrail.models import create_model
+from vitrail.models.registry import create_model
 from vitrail.models.t2t_vit import SingleHeadAttention, T2TViT
 
 

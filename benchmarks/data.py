@@ -32,17 +32,17 @@ from timm.data.dataset import ImageDataset
 from timm.data.loader import create_loader
 from timm.data.transforms_factory import create_transform
 
-from vitrail.augment import erase
-from vitrail.config import DataSection
-from vitrail.data import open_split
+from vitrail.config.sections import DataSection
 from vitrail.data.loader import Batch, build_train_loader
+from vitrail.data.opening import open_split
 from vitrail.data.sampling import BatchSampler
 from vitrail.data.sources import Source
-from vitrail.decoding import DECODER, decode
 from vitrail.devices import keep_freed_memory
-from vitrail.models.registry import IMAGENET_MEAN, IMAGENET_STD
-from vitrail.pixels import RGB
-from vitrail.transforms import TrainView, normalise, sample_key
+from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from vitrail.images.batch_augment import erase
+from vitrail.images.decoding import DECODER, decode
+from vitrail.images.pixels import RGB
+from vitrail.images.transforms import TrainView, normalise, sample_key
 
 POLICY = "rand-m9-mstd0.5-inc1"
 SAMPLE = Path(__file__).parents[1].parent / "shared" / "data" / "imagenet-sample-400.tar"

@@ -15,7 +15,7 @@ import cyclopts
 from side_by_side import publish
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from damaged_images import compare, pictures
+from support.damaged_images import compare, pictures
 
 OUTCOMES = ("both read", "both refuse", "differ")
 

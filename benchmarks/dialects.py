@@ -20,15 +20,15 @@ import timm
 import torch
 from side_by_side import publish
 
-from vitrail.ckpt import encode_ckpt, read_ckpt
-from vitrail.convert import convert
 from vitrail.errors import VitrailError
-from vitrail.loading import Wanted, open_model
-from vitrail.models import create_model
-from vitrail.models.registry import VisionModel
+from vitrail.models.family import VisionModel
+from vitrail.models.registry import create_model
+from vitrail.weights.convert import convert
+from vitrail.weights.formats.mindspore_ckpt import encode_ckpt, read_ckpt
+from vitrail.weights.loading import Wanted, open_model
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from formula import formula, golden_weight
+from support.formula import formula, golden_weight
 
 SHARED = Path(__file__).parents[2] / "shared" / "golden"
 MODELS = (

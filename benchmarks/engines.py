@@ -23,15 +23,15 @@ from export import save
 from official_t2t import OfficialT2TViT
 from side_by_side import publish
 
-from vitrail.bench import Measured, Subject, bench, beside_timm, find_subjects
+from vitrail.deploy.compare import gather_sample
+from vitrail.deploy.export import FormatName, export, find_outputs
 from vitrail.devices import Precision
 from vitrail.display import Quiet
 from vitrail.errors import VitrailError
-from vitrail.export import FormatName, export, find_outputs
-from vitrail.loading import open_model
-from vitrail.models import create_model
+from vitrail.inference.bench import Measured, Subject, bench, beside_timm, find_subjects
+from vitrail.models.registry import create_model
 from vitrail.models.t2t_vit import T2TViT
-from vitrail.verdict import gather_sample
+from vitrail.weights.loading import open_model
 
 TARGETS = {"tnt_s_patch16_224": 2.2, "twins_svt_small": 3.5, "t2t_vit_14": 2.0}
 """How many times the images a second of the baseline, at a batch of 8."""

@@ -16,13 +16,13 @@ import cyclopts
 from mindir import build
 from side_by_side import publish
 
-from vitrail.checkpoint import Record, model_options, save_model
+from vitrail.deploy.compare import gather_sample
+from vitrail.deploy.export import Exported, FormatName, export, find_outputs
 from vitrail.errors import VitrailError
-from vitrail.export import Exported, FormatName, export, find_outputs
-from vitrail.loading import open_model
-from vitrail.models import find_variant, list_models
-from vitrail.transforms import Preprocess
-from vitrail.verdict import gather_sample
+from vitrail.images.transforms import Preprocess
+from vitrail.models.registry import find_variant, list_models
+from vitrail.weights.checkpoint import Record, model_options, save_model
+from vitrail.weights.loading import open_model
 
 FORMATS: tuple[FormatName, ...] = ("onnx", "openvino", "torchscript", "pt2")
 

@@ -21,8 +21,8 @@ from PIL import Image
 from side_by_side import publish
 from sklearn.datasets import load_digits
 
-from vitrail.config import TrainConfig, command_line, find_recipe, read_yaml, resolve
-from vitrail.train import train
+from vitrail.config.sections import TrainConfig, command_line, find_recipe, read_yaml, resolve
+from vitrail.training.train import train
 
 VALIDATED = 50
 WAYS = (

@@ -14,7 +14,7 @@ from pathlib import Path
 import cyclopts
 from side_by_side import publish
 
-from vitrail.quantize import SUFFIXES, quantize
+from vitrail.deploy.quantize import SUFFIXES, quantize
 
 
 def main(*checkpoints: Path, max_drop: float = 1.0) -> None:

@@ -16,7 +16,7 @@ from our_step import SETTINGS, build_step
 from side_by_side import alternate, publish
 from torch.nn.functional import cross_entropy
 
-from vitrail.engine import processes
+from vitrail.distributed.processes import processes
 
 
 def main(name: str = "tnt_s_patch16_224", batch_size: int = 8, rounds: int = 9, device: str = "cpu") -> None:

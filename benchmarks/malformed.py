@@ -26,12 +26,12 @@ from PIL import Image
 from side_by_side import publish
 from sklearn.datasets import load_sample_images
 
-from vitrail.config import DataSection
-from vitrail.data import open_manifest, open_split
-from vitrail.data.check import check_images
+from vitrail.config.sections import DataSection
+from vitrail.data.audit.scan import check_images
 from vitrail.data.loader import build_eval_loader
+from vitrail.data.opening import open_manifest, open_split
 from vitrail.display import Quiet
-from vitrail.transforms import Preprocess
+from vitrail.images.transforms import Preprocess
 
 FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "TIFF": "tif", "BMP": "bmp", "NPY": "npy"}
 SIZES = ((160, 107), (64, 48))

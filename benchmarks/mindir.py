@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from side_by_side import publish
 
-from vitrail.checkpoint import Record, model_options, save_model
-from vitrail.export import export, find_outputs
-from vitrail.loading import open_model
-from vitrail.models import create_model
-from vitrail.models.registry import VisionModel
-from vitrail.transforms import Preprocess
-from vitrail.verdict import gather_sample
+from vitrail.deploy.compare import gather_sample
+from vitrail.deploy.export import export, find_outputs
+from vitrail.images.transforms import Preprocess
+from vitrail.models.family import VisionModel
+from vitrail.models.registry import create_model
+from vitrail.weights.checkpoint import Record, model_options, save_model
+from vitrail.weights.loading import open_model
 
 MODELS = (
     "tnt_s_patch16_224",

@@ -21,7 +21,7 @@ from side_by_side import alternate, publish, speed_up
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from vitrail.models import create_model
+from vitrail.models.registry import create_model
 from vitrail.models.t2t_vit import T2TViT
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -25,12 +25,12 @@ import safetensors.torch
 import torch
 from side_by_side import publish
 
-from vitrail.checkpoint import Record, model_options, save_model
-from vitrail.ckpt import encode_ckpt
 from vitrail.errors import VitrailError
-from vitrail.loading import Wanted, open_model
-from vitrail.models import create_model, find_variant
-from vitrail.transforms import Preprocess
+from vitrail.images.transforms import Preprocess
+from vitrail.models.registry import create_model, find_variant
+from vitrail.weights.checkpoint import Record, model_options, save_model
+from vitrail.weights.formats.mindspore_ckpt import encode_ckpt
+from vitrail.weights.loading import Wanted, open_model
 
 KINDS = ("ckpt", "safetensors", "vitrail", "pth", "legacy pth")
 MEMORY = 512 * 2**20

@@ -9,14 +9,14 @@ import torch
 from accelerate import Accelerator
 from timm.utils.model_ema import ModelEmaV3
 
-from vitrail.balance import Balance
-from vitrail.config import TrainConfig, command_line, resolve
+from vitrail.config.sections import TrainConfig, command_line, resolve
 from vitrail.data.loader import Batch
-from vitrail.job import build_model, build_preprocess
-from vitrail.objective import OneClass
-from vitrail.optim import build_optimizer, set_learning_rate
-from vitrail.stopwatch import Stopwatch
-from vitrail.train import train_step
+from vitrail.training.class_balance import Balance
+from vitrail.training.losses import OneClass
+from vitrail.training.optim import build_optimizer, set_learning_rate
+from vitrail.training.setup import build_model, build_preprocess
+from vitrail.training.stopwatch import Stopwatch
+from vitrail.training.train import train_step
 
 SETTINGS = (
     "data.name=digits augment.erase_prob=0.25 augment.mixup=0.8 augment.cutmix=1.0 augment.label_smoothing=0.1 "

@@ -20,11 +20,11 @@ import cyclopts
 import numpy as np
 from side_by_side import alternate, publish, speed_up
 
-from vitrail.config import DataSection
-from vitrail.data import open_split
+from vitrail.config.sections import DataSection
+from vitrail.data.opening import open_split
+from vitrail.data.pack import pack
 from vitrail.data.sources import Source
 from vitrail.display import Quiet
-from vitrail.pack import pack
 
 CLASSES, IMAGES = 100, 20_000
 SIZES = {"4 KB": 4_000, "100 KB": 100_000}

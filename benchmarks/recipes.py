@@ -15,9 +15,9 @@ import cyclopts
 import torch
 from side_by_side import publish
 
-from vitrail.config import TrainConfig, find_recipe, flat, read_yaml, resolve
-from vitrail.loading import open_model
-from vitrail.models import create_model
+from vitrail.config.sections import TrainConfig, find_recipe, flat, read_yaml, resolve
+from vitrail.models.registry import create_model
+from vitrail.weights.loading import open_model
 
 NOT_OF_THE_RESULT = {"data.root", "output.root", "output.name"}
 

@@ -15,11 +15,11 @@ import torch
 from side_by_side import publish
 from timm.utils.model_ema import ModelEmaV3
 
-from vitrail.config import OutputSection
-from vitrail.engine import processes
-from vitrail.guard import Guard
-from vitrail.models import create_model
-from vitrail.state import SUMS, TrainState, list_states, load_last_state, save_state
+from vitrail.config.sections import OutputSection
+from vitrail.distributed.processes import processes
+from vitrail.models.registry import create_model
+from vitrail.training.nonfinite import Guard
+from vitrail.training.state import SUMS, TrainState, list_states, load_last_state, save_state
 
 
 def main(*names: str, rounds: int = 5, folder: Path | None = None) -> None:

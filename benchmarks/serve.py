@@ -26,11 +26,11 @@ import torch
 from PIL import Image
 from side_by_side import publish
 
-from vitrail.checkpoint import Record, model_options, provenance, save_model
-from vitrail.engines import open_artifact
-from vitrail.models import create_model, find_variant
-from vitrail.photos import draw_photo
-from vitrail.transforms import Preprocess
+from vitrail.images.synthetic import draw_photo
+from vitrail.images.transforms import Preprocess
+from vitrail.inference.engines import open_artifact
+from vitrail.models.registry import create_model, find_variant
+from vitrail.weights.checkpoint import Record, model_options, provenance, save_model
 
 PHOTOS = 64
 

@@ -29,7 +29,7 @@ from PIL import Image
 from serve import measure, server, write_weights
 from side_by_side import publish
 
-from vitrail.photos import draw_photo
+from vitrail.images.synthetic import draw_photo
 
 ATTACKER, OTHER = "127.0.0.1", "127.0.0.2"
 HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\n"

@@ -23,10 +23,10 @@ from export import save
 from PIL import Image
 from side_by_side import alternate, publish
 
-from vitrail.export import export, find_outputs
-from vitrail.loading import open_model
-from vitrail.photos import draw_photo
-from vitrail.verdict import gather_sample
+from vitrail.deploy.compare import gather_sample
+from vitrail.deploy.export import export, find_outputs
+from vitrail.images.synthetic import draw_photo
+from vitrail.weights.loading import open_model
 
 THEIRS = """
 import sys, timm, torch

@@ -18,7 +18,7 @@ import psutil
 import torch
 from side_by_side import publish, train_command
 
-from vitrail.state import list_states, load_last_state
+from vitrail.training.state import list_states, load_last_state
 
 SETTINGS = ["digits", "train.epochs=6", "output.save_every_updates=3", "augment.mixup=0.8", "ema.decay=0.99"]
 

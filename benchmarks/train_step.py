@@ -30,7 +30,7 @@ from timm.optim._optim_factory import create_optimizer_v2
 from timm.utils.clip_grad import dispatch_clip_grad
 from timm.utils.model_ema import ModelEmaV3
 
-from vitrail.engine import processes
+from vitrail.distributed.processes import processes
 
 Whose = Literal["ours", "timm"]
 joined = ExitStack()

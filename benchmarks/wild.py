@@ -30,14 +30,14 @@ from safetensors.torch import save_file
 from side_by_side import publish
 
 import vitrail
-from vitrail.config import DataSection
-from vitrail.data import open_split
+from vitrail.config.sections import DataSection
+from vitrail.data.opening import open_split
 from vitrail.data.sources import Source
-from vitrail.decoding import check_picture, decode
-from vitrail.pixels import PixelFormat, UnreadableImage
-from vitrail.serve.cost import estimate
-from vitrail.serve.decoders import QUICK_S
-from vitrail.transforms import Preprocess
+from vitrail.images.decoding import check_picture, decode
+from vitrail.images.pixels import PixelFormat, UnreadableImage
+from vitrail.images.transforms import Preprocess
+from vitrail.server.cost import estimate
+from vitrail.server.decoders import QUICK_S
 
 WILD = Path(__file__).parents[2] / "shared" / "wild"
 TINY = {

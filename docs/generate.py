@@ -1,4 +1,4 @@
-"""Write what the documents repeat from the code: the model table, the file map, the recipes and the settings.
+"""Write what the documents repeat from the code: the model table, the rooms and files, the recipes and the settings.
 
 uv run python docs/generate.py          # write
 uv run python docs/generate.py --check  # only say what differs; the tests do this
@@ -22,16 +22,54 @@ def printed(*arguments: str) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
+ROOMS = (
+    "models",
+    "images",
+    "data",
+    "weights",
+    "migrate",
+    "config",
+    "classes",
+    "distributed",
+    "inference",
+    "evaluation",
+    "training",
+    "deploy",
+    "server",
+    "pages",
+    "cli",
+)
+"""In the order in which a newcomer meets them."""
+
+
+def first_line(path: Path) -> str:
+    """Return the first line of a module's docstring."""
+    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()[0]
+
+
+def room_table() -> str:
+    """Return one row a room: what it is for."""
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert rooms == set(ROOMS), "ROOMS names each room once"
+    rows = ["| room | what it is for |", "|-|-|"]
+    for room in ROOMS:
+        rows.append(f"| [{room}/](src/vitrail/{room}) | {first_line(PACKAGE / room / '__init__.py')} |")
+    rows.append("| [recipes/](src/vitrail/recipes) | One YAML a published run: its command, source and accuracies. |")
+    return "\n".join(rows) + "\n"
+
+
 def file_map() -> str:
-    """Return one line a module: its path and the first line of its docstring."""
-    modules = set(PACKAGE.rglob("*.py")) - {PACKAGE / "__init__.py", PACKAGE / "__main__.py"}
-    lines = {
-        str(path.relative_to(PACKAGE)): (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()[0]
-        for path in sorted(modules)
-    }
-    lines["recipes/"] = "One YAML a published run: its command, its source, published and reproduced accuracy."
-    width = max(map(len, lines))
-    return "```text\n" + "\n".join(f"{name:<{width}}  {line}" for name, line in lines.items()) + "\n```\n"
+    """Return one line a module, room by room: its path and the first line of its docstring."""
+    lines = ["```text"]
+    for folder in ("", *ROOMS):
+        modules = sorted((PACKAGE / folder).rglob("*.py") if folder else PACKAGE.glob("*.py"))
+        modules = [path for path in modules if path.name not in ("__init__.py", "__main__.py")]
+        width = max(len(str(path.relative_to(PACKAGE))) for path in modules)
+        for path in modules:
+            lines.append(f"{path.relative_to(PACKAGE)!s:<{width}}  {first_line(path)}")
+        lines.append("")
+    lines[-1] = "```"
+    return "\n".join(lines) + "\n"
 
 
 def recipe_table() -> str:
@@ -59,10 +97,12 @@ def documents() -> dict[Path, str]:
     """Return what each document should read."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     readme = filled(readme, "vitrail models --markdown", printed("models", "--markdown"))
-    readme = filled(readme, "file map", file_map())
+    readme = filled(readme, "rooms", room_table())
+    design = filled((ROOT / "docs" / "design.md").read_text(encoding="utf-8"), "file map", file_map())
     training = filled((ROOT / "docs" / "training.md").read_text(encoding="utf-8"), "recipes", recipe_table())
     return {
         ROOT / "README.md": readme,
+        ROOT / "docs" / "design.md": design,
         ROOT / "docs" / "training.md": training,
         ROOT / "docs" / "config.md": printed("config", "--markdown"),
     }

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
+from support.tiny_model import CLASSES, save_tiny
+
 if TYPE_CHECKING:
-    from vitrail.transforms import Preprocess
+    pass
 
 # before anything imports torch or rich; processes that tests start inherit it
 os.environ.update(OMP_NUM_THREADS="1", TERM="xterm", COLUMNS="200", LINES="50")
@@ -29,8 +31,6 @@ for variable in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "UV"):
 # the same examples in every run, however busy the machine is
 hypothesis.settings.register_profile("vitrail", deadline=None, derandomize=True, database=None, max_examples=50)
 hypothesis.settings.load_profile("vitrail")
-
-CLASSES = ("blue", "green", "red")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -110,30 +110,3 @@ def image_folder(tmp_path: Path) -> Path:
 def tiny_checkpoint(tmp_path: Path) -> Path:
     """Return the weight file of an untrained tiny TNT for the classes of `image_folder`."""
     return save_tiny(tmp_path)
-
-
-def save_tiny(folder: Path, preprocess: Preprocess | None = None, thresholds: tuple[float, ...] | None = None) -> Path:
-    """Write the weight file of an untrained tiny TNT."""
-    import torch
-
-    from vitrail.checkpoint import Record, model_options, provenance, save_model
-    from vitrail.models import create_model, find_variant
-    from vitrail.transforms import Preprocess
-
-    preprocess = preprocess or Preprocess(size=(32, 32))
-    name = "tnt_ti_patch16_224"
-    torch.manual_seed(0)
-    model = create_model(
-        name, **{**find_variant(name)[0].tiny, "num_classes": len(CLASSES), "in_channels": preprocess.channels}
-    )
-    path = folder / "tiny.safetensors"
-    record = Record(
-        model=name,
-        options=model_options(model),
-        classes=CLASSES,
-        preprocess=preprocess,
-        thresholds=thresholds,
-        provenance=provenance(),
-    )
-    save_model(path, model.state_dict(), record)
-    return path

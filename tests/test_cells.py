@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from forked import python
+from support.forked import python
 from vitrail.cells import guard, unguard, write_rows
-from vitrail.config import DataConfig, command_line, resolve
-from vitrail.data import open_data
-from vitrail.predict import Prediction, find_images, open_output
+from vitrail.config.sections import DataConfig, command_line, resolve
+from vitrail.data.opening import open_data
+from vitrail.inference.predict import Prediction, find_images, open_output
 
 FORMULAS = ["=1+2", "+1", "-cmd|' /C calc'!A0", "@SUM(A1)", "\tx", "\rx", "\nx", "\uff1d1", "'=1", "''+1"]
 PLAIN = ["a", "", " =1", "'", "'a", "1-2", "a@b"]

@@ -164,7 +164,7 @@ SHOWN = r"a\x1b[31m [bold]b[/bold] [/] :dog: \u202egpj.exe\n\u200bx" + "\u3000\x
 def test_what_a_terminal_would_obey_in_a_name_is_shown(terminal: bool) -> None:
     program = f"""
 from vitrail.display import Terminal
-from vitrail.tables import show_line, show_table
+from vitrail.cli.tables import show_line, show_table
 name = {HOSTILE!r}
 display = Terminal()
 display.note(name)

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitrail.errors import VitrailError as VitrailError
-    from vitrail.loading import load_model as load_model
-    from vitrail.models import create_model as create_model
-    from vitrail.models import list_models as list_models
+    from vitrail.models.registry import create_model as create_model
+    from vitrail.models.registry import list_models as list_models
+    from vitrail.weights.loading import load_model as load_model
 
 # loaded on first use: `import torch` takes seconds, and `vitrail --help` needs none of it
 _PUBLIC = {
-    "create_model": "vitrail.models",
-    "list_models": "vitrail.models",
-    "load_model": "vitrail.loading",
+    "create_model": "vitrail.models.registry",
+    "list_models": "vitrail.models.registry",
+    "load_model": "vitrail.weights.loading",
     "VitrailError": "vitrail.errors",
 }
 __all__ = ["VitrailError", "create_model", "list_models", "load_model"]

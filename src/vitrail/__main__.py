@@ -10,8 +10,8 @@ import threading
 from contextlib import suppress
 from typing import NoReturn
 
-from vitrail.channel import open_channels
-from vitrail.cli import main
+from vitrail.cli.app import main
+from vitrail.cli.channel import open_channels
 from vitrail.errors import OutputLost
 
 COLLECT_AFTER = 50_000

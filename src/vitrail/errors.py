@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from unicodedata import category
 
 
@@ -94,3 +95,14 @@ def among(name: str, known: Sequence[str], what: str) -> str:
     """Return "; did you mean 'x'? <What>: x, y, z", or without a near name "; <what>: x, y, z"."""
     near = closest(name, known)
     return f"{near or ';'} {what.capitalize() if near else what}: {', '.join(known)}"
+
+
+def few(names: Sequence[str] | frozenset[str], most: int = 3) -> str:
+    """Return the first names, sorted, and how many more there are."""
+    shown = [printable(name) for name in sorted(names)[:most]]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def printable(path: str | Path) -> str:
+    """Return a path with bytes that are no text escaped: they are surrogates, which no terminal or file would take."""
+    return str(path).encode("utf-8", "backslashreplace").decode()

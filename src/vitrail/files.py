@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 from vitrail.errors import CheckpointError, ConfigError
-from vitrail.wire import Buffer
 
 FREE_SPACE = "free space or choose another output.root"
 Identity = tuple[int, int]
@@ -199,3 +200,29 @@ def _identity_if_there(path: str | Path) -> Identity | None:
         return identity(path)
     except (OSError, ValueError):  # not there, or no path at all
         return None
+
+
+Buffer = bytes | bytearray | memoryview
+
+NO_FILES = {
+    stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a device", stat.S_IFCHR: "a device",
+}  # fmt: skip
+"""What is neither a folder nor a regular file, and may block whoever opens it."""
+
+NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""What the system says of a link that leads to nothing."""
+
+
+def no_file(path: str | Path) -> str:
+    """Say what something is that is neither a folder nor a regular file; nothing for what is one of them.
+
+    Raises:
+        OSError: It is not there, or may not be looked at.
+    """
+    try:
+        mode = Path(path).stat().st_mode
+    except OSError as error:
+        if error.errno not in NOWHERE or not Path(path).is_symlink():
+            raise
+        return "a broken link"
+    return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else NO_FILES.get(stat.S_IFMT(mode), "no regular file")

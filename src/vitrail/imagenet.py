@@ -48,3 +48,8 @@ def plain(name: str) -> str:
     """Return a class name without case, and with spaces for whatever stands between words; marks belong to words."""
     name = unicodedata.normalize("NFC", name).casefold()
     return " ".join("".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in name).split())
+
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+
+IMAGENET_STD = (0.229, 0.224, 0.225)

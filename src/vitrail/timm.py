@@ -12,13 +12,13 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from vitrail.adapt import adapt
 from vitrail.errors import ConfigError
-from vitrail.hub import name_in_timm
-from vitrail.loading import NUMERICS
-from vitrail.models import FAMILIES, build_config, find_variant
-from vitrail.models.registry import ModelConfig, VisionModel
-from vitrail.recognise import FREE, recognise, translate
+from vitrail.models.family import ModelConfig, VisionModel
+from vitrail.models.registry import FAMILIES, build_config, find_variant
+from vitrail.weights.adapt import adapt
+from vitrail.weights.hub import name_in_timm
+from vitrail.weights.loading import NUMERICS
+from vitrail.weights.recognise import FREE, recognise, translate
 
 UNSUPPORTED = ("proj_drop_rate", "attn_drop_rate", "drop_block_rate")
 """Arguments of timm's training script that these models do not have; they may be 0."""

@@ -18,9 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitrail.models.attention import attend
-from vitrail.models.layers import DropPath, Mlp, drop_path_rates
-from vitrail.models.linear import Linear
-from vitrail.models.registry import (
+from vitrail.models.family import (
     Family,
     FeatureLevel,
     ModelConfig,
@@ -32,6 +30,8 @@ from vitrail.models.registry import (
     check_multiple,
     init_linear,
 )
+from vitrail.models.layers import DropPath, Mlp, drop_path_rates
+from vitrail.models.linear import Linear
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,8 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitrail.errors import ConfigError
-from vitrail.models import FAMILIES, build_config, canonical_name, create_model, find_variant, list_models
-from vitrail.models.registry import Family, ModelConfig, Variant, VisionModel
+from vitrail.models.family import Family, ModelConfig, Variant, VisionModel
+from vitrail.models.registry import FAMILIES, build_config, canonical_name, create_model, find_variant, list_models
 
 
 def tiny_models() -> list[Any]:

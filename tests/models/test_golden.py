@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from formula import formula, golden_weight
-from vitrail.models import create_model
-from vitrail.models.registry import VisionModel
+from support.formula import formula, golden_weight
+from vitrail.models.family import VisionModel
+from vitrail.models.registry import create_model
 
 COMMITTED = json.loads((Path(__file__).parents[1] / "golden" / "models.json").read_text())
 SHARED = Path(__file__).parents[3] / "shared" / "golden" / "models"

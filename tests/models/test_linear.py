@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from vitrail.models import create_model, linear
+from vitrail.models import linear
 from vitrail.models.linear import Linear
+from vitrail.models.registry import create_model
 
 SHAPES = ((5, 7, 24), (1, 1, 24), (3, 24), (24,), (0, 7, 24), (2, 3, 5, 24))
 

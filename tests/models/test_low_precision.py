@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from vitrail.models import create_model
+from vitrail.models.registry import create_model
 
 SHARP = 10.0
 TINY = {

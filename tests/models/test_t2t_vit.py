@@ -12,15 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import unfold
 from torch.testing import assert_close
 
-from vitrail.models import create_model
-from vitrail.models.t2t_vit import (
-    T2TViT,
-    T2TViTConfig,
-    TokenPerformer,
-    TokenTransformer,
-    sinusoid,
-    soft_split,
-)
+from vitrail.models.registry import create_model
+from vitrail.models.t2t_vit import T2TViT, T2TViTConfig, TokenPerformer, TokenTransformer, sinusoid, soft_split
 
 SMALL = T2TViTConfig(image_size=32, embed_dim=48, depth=2, num_heads=4, num_classes=7)
 

@@ -10,10 +10,10 @@ import torch
 from timm.models.tnt import TNT as TimmTNT
 from torch import Tensor, nn
 from torch.testing import assert_close
-from weights import randomised
 
-from vitrail.models import create_model, find_variant
+from support.random_weights import randomised
 from vitrail.models.layers import DropPath
+from vitrail.models.registry import create_model, find_variant
 from vitrail.models.tnt import TNT, Block, TNTConfig, WordEmbed
 
 SMALL = TNTConfig(image_size=64, embed_dim=48, inner_dim=12, depth=3, num_heads=3, inner_num_heads=2, num_classes=7)

@@ -11,9 +11,9 @@ import torch
 from timm.models.twins import Twins as TimmTwins
 from torch import Tensor, nn
 from torch.testing import assert_close
-from weights import randomised
 
-from vitrail.models import create_model
+from support.random_weights import randomised
+from vitrail.models.registry import create_model
 from vitrail.models.twins import PositionEncoding, ReducedAttention, Twins, TwinsConfig, WindowAttention
 
 SVT = TwinsConfig(

@@ -12,24 +12,24 @@ from pathlib import Path
 import torch
 from deit import FAMILY
 
-import vitrail.models
+import vitrail.models.registry
 
-vitrail.models.FAMILIES = (*vitrail.models.FAMILIES, FAMILY)  # as the tuple's own line would
+vitrail.models.registry.FAMILIES = (*vitrail.models.registry.FAMILIES, FAMILY)  # as the tuple's own line would
 
 import pytest
 import timm
 
 import vitrail.timm
-from vitrail.adapt import adapt
-from vitrail.catalogue import catalogue
-from vitrail.convert import convert
+from vitrail.deploy.compare import gather_sample
+from vitrail.deploy.export import export, find_outputs
+from vitrail.deploy.int8 import quantizable
 from vitrail.errors import CheckpointError
-from vitrail.export import export, find_outputs
-from vitrail.hub import save_pretrained
-from vitrail.int8 import quantizable
-from vitrail.loading import Wanted, load_model, open_model
-from vitrail.models import create_model, list_models
-from vitrail.verdict import gather_sample
+from vitrail.models.catalogue import catalogue
+from vitrail.models.registry import create_model, list_models
+from vitrail.weights.adapt import adapt
+from vitrail.weights.convert import convert
+from vitrail.weights.hub import save_pretrained
+from vitrail.weights.loading import Wanted, load_model, open_model
 
 NAME = "deit_tiny_patch16_224"
 

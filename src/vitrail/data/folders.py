@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import stat
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.data.labels import ClassOrder, canonical, order, visible, why_apart
+from vitrail.classes.names import ClassOrder, canonical, order, visible, why_apart
 from vitrail.data.paths import Paths
 from vitrail.data.shards import INDEX
-from vitrail.data.sources import FileSource, few, printable
-from vitrail.decoding import ENDINGS, NOT_READ
-from vitrail.errors import ConfigError, DataError, closest
-from vitrail.files import Identity, identity
+from vitrail.data.sources import FileSource
+from vitrail.errors import ConfigError, DataError, closest, few, printable
+from vitrail.files import NOWHERE, Identity, identity, no_file
+from vitrail.images.decoding import ENDINGS, NOT_READ
 
 EXTENSIONS = frozenset(ending for endings in ENDINGS.values() for ending in endings)
 SPLIT_WORDS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
@@ -38,12 +36,6 @@ SYSTEM = frozenset(
 )  # fmt: skip
 """Files and folders that systems and storage devices add to others' folders, in lower case; those that begin with a
 point, such as .@__thumb, .AppleDouble and ._0.jpg, need no name here."""
-NO_FILES = {
-    stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a device", stat.S_IFCHR: "a device",
-}  # fmt: skip
-"""What is neither a folder nor a regular file, and may block whoever opens it."""
-NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-"""What the system says of a link that leads to nothing."""
 IN_A_CIRCLE = "a link to a folder that contains it"
 FOLDER, FILE = "a folder", "a file"
 
@@ -131,21 +123,6 @@ def is_image(name: str) -> bool:
 def is_unread_image(name: str) -> bool:
     """Say whether a file's name ends as those of images that are not read, such as .heic."""
     return name[name.rfind(".") :].lower() in NOT_READ
-
-
-def no_file(path: str | Path) -> str:
-    """Say what something is that is neither a folder nor a regular file; nothing for what is one of them.
-
-    Raises:
-        OSError: It is not there, or may not be looked at.
-    """
-    try:
-        mode = Path(path).stat().st_mode
-    except OSError as error:
-        if error.errno not in NOWHERE or not Path(path).is_symlink():
-            raise
-        return "a broken link"
-    return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else NO_FILES.get(stat.S_IFMT(mode), "no regular file")
 
 
 def walk(

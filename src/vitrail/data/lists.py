@@ -19,23 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.cells import unguard
-from vitrail.config import DataSection
-from vitrail.data.folders import SPLIT_WORDS, Listing, is_image, no_file
-from vitrail.data.labels import (
-    BETWEEN,
-    are_whole_numbers,
-    canonical,
-    check_name,
-    order,
-    why_apart,
-    without_points,
-)
-from vitrail.data.labels import (
-    LONGEST as LONGEST_NAME,
-)
+from vitrail.classes.names import BETWEEN, are_whole_numbers, canonical, check_name, order, why_apart, without_points
+from vitrail.classes.names import LONGEST as LONGEST_NAME
+from vitrail.config.sections import DataSection
+from vitrail.data.folders import SPLIT_WORDS, Listing, is_image
 from vitrail.data.paths import Paths
-from vitrail.data.sources import FileSource, few, images_of_classes, printable
-from vitrail.errors import DataError, among
+from vitrail.data.sources import FileSource, images_of_classes
+from vitrail.errors import DataError, among, few, printable
+from vitrail.files import no_file
 
 CSV, JSON_LINES = (".csv", ".tsv"), (".jsonl", ".ndjson")
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}

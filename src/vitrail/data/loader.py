@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from vitrail.data.sampling import BatchSampler, SampleKey
 from vitrail.data.sources import PixelSource, Source
 from vitrail.errors import DataError, LostWorker
-from vitrail.pixels import PixelFormat, UnreadableImage
-from vitrail.transforms import Preprocess, TrainView, sample_key
+from vitrail.images.pixels import PixelFormat, UnreadableImage
+from vitrail.images.transforms import Preprocess, TrainView, sample_key
 
 MAX_WORKERS = 8  # for each process: beyond, decoding on one machine gains little and memory is lost
 IN_MEMORY_IMAGES = 10_000

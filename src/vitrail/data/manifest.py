@@ -21,15 +21,15 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from vitrail.classes.names import canonical
+from vitrail.data.audit.inspect_file import FORMATS, RULES, Finding
 from vitrail.data.folders import Listing
-from vitrail.data.inspection import FORMATS, RULES, Finding
-from vitrail.data.labels import canonical
 from vitrail.data.paths import Paths
 from vitrail.data.shards import INDEX, Places, Shard, ShardSource
-from vitrail.data.sources import FileSource, count_classes, label_name, printable
-from vitrail.errors import DataError
+from vitrail.data.sources import FileSource, count_classes, label_name
+from vitrail.errors import DataError, printable
 from vitrail.files import write_whole
-from vitrail.pixels import RGB, PixelFormat
+from vitrail.images.pixels import RGB, PixelFormat
 
 FORMAT = 1
 TRAIN, VAL = 0, 1

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vitrail.data.overlap import sampled_contents
 from vitrail.data.paths import Paths
-from vitrail.data.sketch import sampled_contents
-from vitrail.data.sources import Source, few
+from vitrail.data.sources import Source
+from vitrail.errors import few
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

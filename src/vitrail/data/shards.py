@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.data.sources import FileSource
-from vitrail.decoding import UnreadableImage
 from vitrail.errors import DataError
+from vitrail.images.pixels import UnreadableImage
 
 INDEX = "vitrail-index.safetensors"
 """The manifest that lies beside shards and makes them a data set."""

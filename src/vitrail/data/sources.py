@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitrail.data.paths import Paths
-from vitrail.decoding import decode
-from vitrail.pixels import PixelFormat, Pixels, fit
+from vitrail.errors import printable
+from vitrail.images.decoding import decode
+from vitrail.images.pixels import PixelFormat, Pixels, fit
 
 
 @runtime_checkable
@@ -196,14 +197,3 @@ def label_name(label: int, classes: Sequence[str], label_sets: NDArray[np.bool_]
     if label_sets is None:
         return classes[label]
     return " | ".join(classes[i] for i in np.flatnonzero(label_sets[label]).tolist()) or "no class"
-
-
-def few(names: Sequence[str] | frozenset[str], most: int = 3) -> str:
-    """Return the first names, sorted, and how many more there are."""
-    shown = [printable(name) for name in sorted(names)[:most]]
-    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def printable(path: str | Path) -> str:
-    """Return a path with bytes that are no text escaped: they are surrogates, which no terminal or file would take."""
-    return str(path).encode("utf-8", "backslashreplace").decode()

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrail.data.sources import Source, few, images_of_classes
-from vitrail.errors import ConfigError, DataError
+from vitrail.data.sources import Source, images_of_classes
+from vitrail.errors import ConfigError, DataError, few
 
 UNASSIGNED = -1
 NEAR = 0.05

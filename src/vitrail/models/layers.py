@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
+from vitrail.models.family import gelu
 from vitrail.models.linear import Linear
-from vitrail.models.registry import gelu
 
 
 class DropPath(nn.Module):

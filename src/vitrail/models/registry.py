@@ -1,367 +1,86 @@
-"""What a family of models is: configuration, named variants, published facts, and what every model offers."""
+"""The model families, and how a model is made by name. To add a family, write its file and name it in FAMILIES."""
 
 from __future__ import annotations
 
-import re
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from numbers import Integral
-from typing import Any, Generic, Literal, TypeVar, cast
+import warnings
+from dataclasses import fields, replace
+from fnmatch import fnmatch
+from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from vitrail.errors import ConfigError, among, closest
+from vitrail.models import t2t_vit, tnt, twins
+from vitrail.models.family import Family, ModelConfig, Variant, VisionModel
 
-from vitrail.dialects import Dialect
-from vitrail.models.linear import Linear
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+FAMILIES: tuple[Family[Any], ...] = (tnt.FAMILY, t2t_vit.FAMILY, twins.FAMILY)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """What every model can be built with; a family adds its own sizes."""
-
-    image_size: int | tuple[int, int] = 224
-    """Pixels; one number for a square, or (height, width)."""
-    in_channels: int = 3
-    num_classes: int = 1000
-    """0 builds the model without a head."""
-    drop_path_rate: float = 0.0
-    """Stochastic depth of the last block; earlier blocks grow linearly towards it."""
-    drop_rate: float = 0.0
-    """Dropout of the tokens that enter the blocks, of what an attention gives, and after both layers of an MLP."""
-    gelu: Literal["erf", "tanh"] = "erf"
-    """`tanh` is MindSpore's default and what weights trained there expect."""
-    norm_eps: float = 1e-5
-    final_norm_eps: float | None = None
-    """Of the norm before the head; None means norm_eps."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "image_size", tuple(self.image_size) if not isinstance(self.image_size, int) else self.image_size
-        )
-        if problems := check_whole_numbers(self) or self.problems():
-            raise ValueError("; ".join(problems))
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
-
-    @property
-    def head_bias(self) -> bool:
-        """Whether the head has a bias."""
-        return True
-
-    def problems(self) -> list[str]:
-        """Say what is wrong with this configuration, each as one clause."""
-        found = []
-        if not isinstance(self.image_size, int) and len(self.image_size) != 2:
-            found.append(f"image_size has {len(self.image_size)} numbers; give one, or height and width")
-        elif min(self.size) < 1:
-            found.append(f"image_size is {self.image_size}; it must be positive")
-        if self.in_channels < 1:
-            found.append(f"in_channels is {self.in_channels}; it must be at least 1")
-        if self.num_classes < 0:
-            found.append(f"num_classes is {self.num_classes}; it must be at least 1, or 0 for no head")
-        for name in ("drop_path_rate", "drop_rate"):
-            if not 0 <= (rate := getattr(self, name)) < 1:
-                found.append(f"{name} is {rate}; it must be from 0 to below 1")
-        if self.gelu not in ("erf", "tanh"):
-            found.append(f"gelu is {self.gelu!r}; it must be 'erf' or 'tanh'")
-        if self.norm_eps <= 0 or (self.final_norm_eps is not None and self.final_norm_eps <= 0):
-            found.append("norm_eps and final_norm_eps must be positive")
-        return found
+def list_models(pattern: str = "*") -> list[str]:
+    """Return the model names that match a shell pattern such as `*svt*`."""
+    return [name for family in FAMILIES for name in family.variants if fnmatch(name, pattern)]
 
 
-def check_whole_numbers(config: ModelConfig) -> list[str]:
-    """Say which fields, or entries of tuples, should be whole numbers, as their defaults are, and are not."""
-    found = []
-    for setting in fields(config):
-        value, default = getattr(config, setting.name), setting.default
-        entries = value if isinstance(value, tuple) else (value,)
-        whole = isinstance(default[0] if isinstance(default, tuple) else default, int) and value is not None
-        if whole and any(isinstance(n, bool) or not isinstance(n, Integral) for n in entries):
-            found.append(f"{setting.name} is {value!r}; it takes whole numbers")
-    return found
+def canonical_name(name: str) -> str:
+    """Return our name of a model; a name that another project uses is answered with a warning that gives ours.
 
-
-def check_heads(dim_name: str, dim: int, heads_name: str, heads: int) -> list[str]:
-    """Say so when `heads` does not divide `dim`."""
-    return (
-        []
-        if heads > 0 and dim > 0 and dim % heads == 0
-        else [f"{dim_name} {dim} cannot be split over {heads_name} {heads}"]
+    Raises:
+        ConfigError: No model is called so; the message has the closest name.
+    """
+    for family in FAMILIES:
+        if name in family.variants:
+            return name
+        if name in family.aliases:
+            warnings.warn(f"model {name!r} is called {family.aliases[name]!r} here", stacklevel=3)
+            return family.aliases[name]
+    known = list_models() + [alias for family in FAMILIES for alias in family.aliases]
+    raise ConfigError(
+        f"unknown model {name!r}{closest(name, known) or ';'} `vitrail models` shows all {len(list_models())}"
     )
 
 
-def check_multiple(size: tuple[int, int], multiple: int) -> list[str]:
-    """Say so, with the nearest sizes, when height or width is not a positive multiple of `multiple`."""
-    if all(n > 0 and n % multiple == 0 for n in size):
-        return []
-    below = tuple(max(n // multiple, 1) * multiple for n in size)
-    above = tuple(max(-(-n // multiple), 1) * multiple for n in size)
-    nearest = " or ".join(f"{h}x{w}" for h, w in dict.fromkeys((below, above)))
-    return [f"image_size {size[0]}x{size[1]} is not a multiple of {multiple}; the nearest sizes are {nearest}"]
+def find_variant(name: str) -> tuple[Family[Any], Variant[Any]]:
+    """Return the family and the facts of a model, by any of its names."""
+    name = canonical_name(name)
+    return next((family, family.variants[name]) for family in FAMILIES if name in family.variants)
 
 
-C = TypeVar("C", bound=ModelConfig)
+def build_config(name: str, **overrides: Any) -> ModelConfig:
+    """Return the configuration of a named model with some of its fields changed.
+
+    Raises:
+        ConfigError: An unknown name or field, or a value that the architecture does not allow.
+    """
+    _, variant = find_variant(name)
+    known = [field.name for field in fields(variant.config)]
+    for key in overrides:
+        if key not in known:
+            raise ConfigError(f"{name} has no setting {key!r}{among(key, known, 'it has')}")
+    try:
+        return replace(variant.config, **overrides)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    except TypeError as error:
+        for key, value in overrides.items():
+            published = getattr(variant.config, key)
+            try:
+                replace(variant.config, **{key: value})
+            except TypeError:
+                raise ConfigError(f"{name}: {key} is {value!r}; it must be like {published!r}") from error
+            except ValueError:
+                continue
+        raise
 
 
-@dataclass(frozen=True, kw_only=True)
-class Variant(Generic[C]):
-    """One named model and the facts published about it."""
+def create_model(name: str, **overrides: Any) -> VisionModel:
+    """Build a freshly initialised model.
 
-    config: C
-    params: int
-    """All parameters, frozen ones included, as the official code counts with 1000 classes."""
-    trainable: int
-    macs: int
-    """Multiply-adds of one 224x224 image: convolutions, linear layers and attention products, as torch counts them."""
-    top1: float | None = None
-    """ImageNet-1k validation accuracy in percent, as published; None where nothing was published."""
-    top5: float | None = None
-    source: str = ""
-    """Who published the accuracy."""
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-    crop: float = 0.9
-    """Evaluation resizes the short side to image_size / crop, then cuts the centre."""
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    Args:
+        name: A name of `list_models`, or one that another project uses for the same model.
+        overrides: Fields of the family's configuration, such as `num_classes`, `image_size` (pixels, or height and
+            width), `in_channels`, `drop_path_rate` and `drop_rate`.
 
-
-Shapes = Mapping[str, tuple[int, ...]]
-"""Shapes of weights by their official names."""
-
-
-def count_classes(shapes: Shapes) -> int:
-    """Return how many classes weights are for; 0 where they have no head."""
-    return shapes["head.weight"][0] if "head.weight" in shapes else 0
-
-
-def count_numbers(shapes: Shapes, pattern: str) -> int:
-    """Return how many different numbers stand in names where a pattern has its group."""
-    return len({found[1] for name in shapes if (found := re.match(pattern, name))})
-
-
-def _implied(shapes: Shapes) -> dict[str, Any]:
-    return {"num_classes": count_classes(shapes)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family(Generic[C]):
-    """Everything the toolkit needs to know about one architecture; nothing else of it knows a family by its name."""
-
-    name: str
-    title: str = ""
-    """As a user is told; the name where it is empty."""
-    paper: str
-    code: str
-    model: Callable[[C], VisionModel[C]]
-    variants: Mapping[str, Variant[C]]
-    tiny: Mapping[str, Any]
-    """Overrides that shrink any variant to something that runs in milliseconds, for tests and trials."""
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    """Names that other projects use, to ours."""
-    dialects: tuple[Dialect, ...] = (Dialect(name="official"),)
-    """How projects name the weights and what they compute with them, the official code's first."""
-    implied: Callable[[Shapes], dict[str, Any]] = _implied
-    """What the shapes of weights say of the configuration, with `num_classes`, `in_channels` where it is told, and
-    `positions`, the rows of a table without those of extra tokens. A KeyError says that they are of another family."""
-    by_order: Callable[[Mapping[str, Tensor]], Mapping[str, str]] | None = None
-    """From names in a file that no dialect has to names of one that has, by order and shapes; none for other files."""
-    by_entry: Mapping[tuple[str, int], Mapping[str, Any]] = field(default_factory=dict)
-    """How images were read for weights of so many classes that stand in a certain entry of a training file."""
-    channels: Mapping[str, Literal["summed", "averaged"]] = field(default_factory=dict)
-    """Weights that change with the channels of images: layers that sum over all channels, side by side in the second
-    dimension, and norms over them, in the first. The first one named is the layer that reads images. Without any, a
-    model is not adapted to other channels."""
-    positions: tuple[str, ...] = ()
-    """Tables of positions (1, extra tokens and then the grid, d), resized to other image sizes."""
-    fixed_positions: Callable[[int, int], Tensor] | None = None
-    """From rows and channels to such a table, where it is computed and not trained."""
-    unread: tuple[str, ...] = ()
-    """Parameters that nothing reads, kept for the official code's files; a model without a head has none of them."""
-    additions: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the configuration, with values, that add weights to a model which compute nothing while they are 0."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "title", self.title or self.name)
-
-
-@dataclass(frozen=True)
-class FeatureLevel:
-    """One map that `forward_intermediates` can return."""
-
-    num_channels: int
-    reduction: int
-    """Pixels of the image to one pixel of the map, along each side."""
-    module: str
-    """Name of the module after which the map is taken."""
-
-
-class VisionModel(nn.Module, ABC, Generic[C]):
-    """What every model offers. Families differ in `embed`, in their blocks and in how tokens are pooled."""
-
-    config: C
-    num_features: int
-    """Channels that enter the head."""
-    feature_levels: tuple[FeatureLevel, ...]
-    num_layers: int
-    """The largest value of `layer_of`."""
-    norm: nn.Module
-    """The final one."""
-    head: nn.Module
-    in_float: tuple[type[nn.Module], ...] = ()
-    """Kinds of modules whose layers are not computed in 8 bits."""
-    grad_checkpointing: bool = False
-    classes: tuple[str, ...] = ()
-    """Names of the logits, where weights were loaded that have them."""
-    thresholds: tuple[float, ...] | None = None
-    """Sigmoid of each logit from which its class is an answer, where weights were loaded that give an image any number
-    of classes."""
-    preprocess: Callable[..., Tensor] | None = None
-    """From a path, bytes or image to an input (c, h, w), where weights were loaded that say how."""
-
-    @abstractmethod
-    def levels(self, images: Float[Tensor, "b c h w"]) -> Iterator[tuple[Float[Tensor, "b n d"], tuple[int, int]]]:
-        """Yield what leaves each of `feature_levels`: extra tokens, then those of a map; and its height and width."""
-
-    @abstractmethod
-    def pool(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
-        """Reduce tokens to what enters the head."""
-
-    @abstractmethod
-    def no_weight_decay(self) -> set[str]:
-        """Return the parameters, other than biases and one-dimensional ones, that the paper exempts from decay."""
-
-    @abstractmethod
-    def layer_of(self, parameter_name: str) -> int:
-        """Return the depth of a parameter: 0 for the stem, `num_layers` for the final norm and head."""
-
-    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        """Return the tokens after the final norm (class token first, where there is one)."""
-        return self.forward_maps(images, [])[0]
-
-    def forward_intermediates(
-        self, images: Float[Tensor, "b c h w"], indices: int | Sequence[int] | None = None, *, norm: bool = False
-    ) -> list[Float[Tensor, "b _ _ _"]]:
-        """Return feature maps (NCHW), one for each chosen level of `feature_levels`, and compute nothing behind them.
-
-        Args:
-            images: Normalised images.
-            indices: Levels to return, always in the order of `feature_levels`; negative ones count from the end, a
-                single number n means the last n, None means all.
-            norm: Apply the final norm to every map; in a pyramid, to the last one.
-        """
-        return self.forward_maps(images, indices, norm=norm, stop_early=True)[1]
-
-    def forward_maps(
-        self,
-        images: Float[Tensor, "b c h w"],
-        indices: int | Sequence[int] | None,
-        *,
-        norm: bool = False,
-        stop_early: bool = False,
-    ) -> tuple[Float[Tensor, "b n d"], list[Float[Tensor, "b _ _ _"]]]:
-        """Return the tokens after the final norm and the chosen maps, of one pass.
-
-        Args:
-            images: Normalised images.
-            indices: As of `forward_intermediates`.
-            norm: As of `forward_intermediates`.
-            stop_early: Compute nothing behind the last chosen level, and return its tokens.
-        """
-        wanted, maps, tokens = self.level_indices(indices), [], images
-        for index, (tokens, (height, width)) in enumerate(self.levels(images)):
-            if index in wanted:
-                found = self.normalised(tokens, index) if norm else tokens
-                maps.append(to_map(found[:, -height * width :], height, width))
-            if stop_early and index >= max(wanted, default=0):
-                return self.normalised(tokens, index), maps
-        return self.norm(tokens), maps
-
-    def normalised(self, tokens: Float[Tensor, "b n d"], index: int) -> Float[Tensor, "b n d"]:
-        """Return tokens of a level after the final norm, which in a pyramid is for the last level alone."""
-        level, last = self.feature_levels[index], self.feature_levels[-1]
-        return self.norm(tokens) if level.reduction == last.reduction else tokens
-
-    def forward_head(self, tokens: Float[Tensor, "b n d"], pre_logits: bool = False) -> Float[Tensor, "b k"]:
-        """Return logits (b, num_classes), or with `pre_logits` the features that enter the head (b, d)."""
-        features = self.pool(tokens)
-        return features if pre_logits else self.head(features)
-
-    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        """Return logits (b, num_classes)."""
-        return self.forward_head(self.forward_features(images))
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the head by a freshly initialised one, for classes without names; 0 classes removes it."""
-        self.classes, self.thresholds = (), None
-        parameter = next(self.parameters())
-        self.config = replace(self.config, num_classes=num_classes)
-        head = build_head(self.num_features, num_classes, self.config.head_bias)
-        self.head = head.to(device=parameter.device, dtype=parameter.dtype)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
-        self.grad_checkpointing = enable
-
-    def run(self, block: nn.Module, *args: Any) -> Any:
-        """Call a block, through a checkpoint when one is asked for."""
-        if self.grad_checkpointing and torch.is_grad_enabled() and self.training:
-            return checkpoint(block, *args, use_reentrant=False)
-        return block(*args)
-
-    def level_indices(self, indices: int | Sequence[int] | None) -> set[int]:
-        """Resolve the `indices` of `forward_intermediates`."""
-        n = len(self.feature_levels)
-        if indices is None:
-            return set(range(n))
-        if isinstance(indices, int):
-            if not 1 <= indices <= n:
-                raise ValueError(f"indices is {indices}; as a single number it means the last ones, from 1 to all {n}")
-            return set(range(n - indices, n))
-        if outside := [i for i in indices if not -n <= i < n]:
-            raise ValueError(f"indices has {outside}; this model has levels 0 to {n - 1}, or {-n} to -1 from the end")
-        return {i % n for i in indices}
-
-
-def build_head(num_features: int, num_classes: int, bias: bool = True) -> nn.Module:
-    """Build a classifier, initialised as all three papers do."""
-    if num_classes == 0:
-        return nn.Identity()
-    head = Linear(num_features, num_classes, bias=bias)
-    init_linear(head)
-    return head
-
-
-def init_linear(module: nn.Module) -> None:
-    """Initialise a Linear or LayerNorm as all three papers do; leave anything else alone."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)  # cut at +-2 absolute, so in effect a plain normal
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.LayerNorm):
-        nn.init.ones_(module.weight)
-        nn.init.zeros_(module.bias)
-
-
-def to_map(tokens: Float[Tensor, "b n d"], height: int, width: int) -> Float[Tensor, "b d h w"]:
-    """Lay tokens, row by row, out as a map."""
-    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, height, width)
-
-
-def block_index(parameter_name: str) -> int | None:
-    """Return i of a name that starts with `blocks.i.`, else None."""
-    match = re.match(r"blocks\.(\d+)\.", parameter_name)
-    return int(match[1]) if match else None
-
-
-def gelu(kind: Literal["erf", "tanh"]) -> nn.GELU:
-    """Build the activation."""
-    return nn.GELU(approximate=cast(str, {"erf": "none", "tanh": "tanh"}[kind]))
+    Raises:
+        ConfigError: An unknown name or field, or a value that the architecture does not allow.
+    """
+    name = canonical_name(name)
+    family, _ = find_variant(name)
+    return family.model(build_config(name, **overrides))

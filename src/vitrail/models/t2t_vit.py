@@ -40,11 +40,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from vitrail.dialects import HEAD, ZOO_PREFIX, Dialect, Row
 from vitrail.models.attention import attend
-from vitrail.models.layers import DropPath, Mlp, drop, drop_path_rates
-from vitrail.models.linear import Linear
-from vitrail.models.registry import (
+from vitrail.models.dialects import HEAD, ZOO_PREFIX, Dialect, Row
+from vitrail.models.family import (
     Family,
     FeatureLevel,
     ModelConfig,
@@ -61,6 +59,8 @@ from vitrail.models.registry import (
     init_linear,
     to_map,
 )
+from vitrail.models.layers import DropPath, Mlp, drop, drop_path_rates
+from vitrail.models.linear import Linear
 
 STRIDE = 16
 TOKEN_DIM = 64

@@ -36,13 +36,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from vitrail.dialects import HEAD, JOINED, SPLIT, WORDS, ZOO_PREFIX, Dialect, Row
+from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.models.attention import attend
-from vitrail.models.layers import DropPath, Mlp, drop, drop_path_rates
-from vitrail.models.linear import Linear
-from vitrail.models.registry import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
+from vitrail.models.dialects import HEAD, JOINED, SPLIT, WORDS, ZOO_PREFIX, Dialect, Row
+from vitrail.models.family import (
     Family,
     FeatureLevel,
     ModelConfig,
@@ -57,6 +54,8 @@ from vitrail.models.registry import (
     count_numbers,
     init_linear,
 )
+from vitrail.models.layers import DropPath, Mlp, drop, drop_path_rates
+from vitrail.models.linear import Linear
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""A data set looked through before anything is trained on it: damaged files, duplicates, leaks, odd labels."""

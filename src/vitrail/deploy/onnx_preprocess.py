@@ -1,0 +1,126 @@
+"""A network in ONNX with the preprocessing before it and the probabilities behind it: one image of any size in.
+
+The sizes follow from the image by the arithmetic of `Preprocess.view`, to the last bit. The scaling is the runtime's
+own, with the same filters; its levels of colour may be 2 off PyTorch's, which rounds otherwise between its passes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from vitrail.images.transforms import MAX_ASPECT, Preprocess
+
+FRONT = """
+<ir_version: 10, opset_import: ["" : {opset}]>
+preprocess (uint8[1, height, width, {channels}] image) => (float[1, {channels}, {rows}, {columns}] images) {{
+    size = Constant <value = int64[2] {{ {rows}, {columns} }}> ()
+    cover = Constant <value = int64[2] {{ {cover[0]}, {cover[1]} }}> ()
+    cover_exact = Cast <to = 11> (cover)
+    axes = Constant <value = int64[2] {{ 2, 3 }}> ()
+    one = Constant <value = int64[1] {{ 1 }}> ()
+    two = Constant <value = double[1] {{ 2.0 }}> ()
+
+    planes = Transpose <perm = [0, 3, 1, 2]> (image)
+    whole = Shape <start = 2, end = 4> (planes)
+    whole_exact = Cast <to = 11> (whole)
+    ratios = Div (whole_exact, cover_exact)
+    ratio = ReduceMin <keepdims = 1> (ratios)
+
+    reach = Constant <value = double[2] {{ {reach[0]}, {reach[1]} }}> ()
+    longest_exact = Mul (reach, ratio)
+    longest_up = Ceil (longest_exact)
+    longest_any = Cast <to = 7> (longest_up)
+    longest = Max (longest_any, one)
+    kept = Min (whole, longest)
+    outside = Sub (whole, kept)
+    outside_exact = Cast <to = 11> (outside)
+    outside_half = Div (outside_exact, two)
+    from_exact = Round (outside_half)
+    from = Cast <to = 7> (from_exact)
+    until = Add (from, kept)
+    middle = Slice (planes, from, until, axes)
+
+    {scaled}
+    images_and_channels = Constant <value = int64[2] {{ 1, {channels} }}> ()
+    sizes = Concat <axis = 0> (images_and_channels, scaled)
+    levels = Resize <{filter}, antialias = 1, coordinate_transformation_mode = "half_pixel"> (middle, , , sizes)
+
+    margin = Sub (scaled, size)
+    margin_exact = Cast <to = 11> (margin)
+    margin_half = Div (margin_exact, two)
+    corner_exact = Round (margin_half)
+    corner = Cast <to = 7> (corner_exact)
+    opposite = Add (corner, size)
+    view = Slice (levels, corner, opposite, axes)
+    pixels = Cast <to = 1> (view)
+    mean = Constant <value = float[1, {channels}, 1, 1] {{ {mean} }}> ()
+    std = Constant <value = float[1, {channels}, 1, 1] {{ {std} }}> ()
+    centred = Sub (pixels, mean)
+    images = Div (centred, std)
+}}
+"""
+SCALED_SQUARE = """
+    short = ReduceMin <keepdims = 1> (kept)
+    enlarged = Mul (cover, kept)
+    scaled = Div (enlarged, short)
+"""
+SCALED = """
+    kept_exact = Cast <to = 11> (kept)
+    scaled_exact = Div (kept_exact, ratio)
+    scaled_rounded = Round (scaled_exact)
+    scaled = Cast <to = 7> (scaled_rounded)
+"""
+BACK = """
+<ir_version: 10, opset_import: ["" : {opset}]>
+answer (float[batch, {classes}] logits)
+    => (float[1, {classes}] probabilities, float[1, {topk}] top_probabilities, int64[1, {topk}] top_classes) {{
+    count = Constant <value = int64[1] {{ {topk} }}> ()
+    probabilities = {activation} (logits)
+    top_probabilities, top_classes = TopK <axis = 1> (probabilities, count)
+}}
+"""
+FILTERS = {"bicubic": 'mode = "cubic", cubic_coeff_a = -0.5, exclude_outside = 1', "bilinear": 'mode = "linear"'}
+
+
+def put_preprocess(network: Any, preprocess: Preprocess, classes: int, topk: int, *, several: bool = False) -> Any:
+    """Return the ONNX model that takes a uint8 `image` (1, h, w, c) and yields its `probabilities` (1, classes).
+
+    It also yields the `topk` best of them, as `top_probabilities` and `top_classes`.
+
+    Args:
+        network: An ONNX model that takes `images` and yields `logits`.
+        preprocess: What stands before it; EXIF orientation is for whoever decodes the file.
+        classes: Of the model.
+        topk: At most that many.
+        several: Whether an image may have several classes.
+    """
+    from onnx import compose, parser
+
+    rows, columns = preprocess.size
+    cover = [math.floor(n / preprocess.crop) for n in preprocess.size]
+    opset = network.opset_import[0].version
+    front = FRONT.format(
+        opset=opset, channels=preprocess.channels, rows=rows, columns=columns, cover=cover,
+        reach=[float(MAX_ASPECT * n) for n in cover],
+        scaled=SCALED_SQUARE if cover[0] == cover[1] else SCALED, filter=FILTERS[preprocess.interpolation],
+        mean=_floats(preprocess.mean), std=_floats(preprocess.std),
+    )  # fmt: skip
+    activation = "Sigmoid" if several else "Softmax <axis = 1>"
+    back = BACK.format(opset=opset, activation=activation, classes=classes, topk=min(topk, classes))
+    before, after = (
+        # names of its own, but for what goes in and out
+        compose.add_prefix(parser.parse_model(text), prefix, rename_inputs=False, rename_outputs=False)
+        for text, prefix in ((front, "preprocess/"), (back, "answer/"))
+    )
+    for part in (before, after):
+        part.ir_version = network.ir_version
+    model = compose.merge_models(before, network, [("images", "images")])
+    return compose.merge_models(model, after, [("logits", "logits")], producer_name="vitrail")
+
+
+def _floats(values: tuple[float, ...]) -> str:
+    """Write float32 numbers for levels from 0 to 255, so that they are read as `normalise` has them."""
+    return ", ".join(repr(float(np.float32(255 * value))) for value in values)

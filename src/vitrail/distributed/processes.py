@@ -1,0 +1,223 @@
+"""Processes that work together: the one file that knows Accelerate."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from torch import Tensor
+from torch._C._distributed_c10d import Store
+
+from vitrail.devices import Precision, keep_freed_memory, pick_device
+from vitrail.distributed.launch import understand_launch
+from vitrail.distributed.rendezvous import join
+from vitrail.errors import ConfigError, LostProcess, MissingExtra
+
+
+@contextmanager
+def processes(
+    precision: Precision, device: Literal["auto", "cpu"], timeout_minutes: float = 10.0
+) -> Iterator[Accelerator]:
+    """Join the processes that torchrun started, or be the only one.
+
+    Args:
+        precision: Of matrix products.
+        device: auto takes an accelerator where there is one.
+        timeout_minutes: How long a process waits for the others.
+
+    Raises:
+        ConfigError: float16 without CUDA, or processes on a device that has no way to join them.
+        LostProcess: Another process has ended.
+    """
+    if precision == "float16" and (device == "cpu" or not torch.cuda.is_available()):
+        raise ConfigError("train.precision is float16, which needs a CUDA device; use bfloat16 or float32 here")
+    understand_launch(os.environ, "")
+    names = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+    try:
+        patience = InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))
+        target, started = pick_device(device), int(os.environ.get("WORLD_SIZE", "1"))
+        if started > 1 and target.type in ("cpu", "cuda"):
+            join(target, 60 * timeout_minutes)
+        # Accelerate joins processes on a CPU only where it is told that it is one
+        on_cpu = target.type == "cpu"
+        accelerator = Accelerator(mixed_precision=names[precision], cpu=on_cpu, kwargs_handlers=[patience])
+        if accelerator.num_processes != started:
+            raise ConfigError(
+                f"torchrun started {started} processes, which cannot work together on {accelerator.device.type}; start "
+                "one, or add train.device=cpu"
+            )
+        if accelerator.num_processes > 1:
+            # said of parameters with a dimension of one, and without effect
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+            atexit.unregister(leave_processes)
+            atexit.register(leave_processes)
+        if accelerator.device.type == "cpu":
+            keep_freed_memory()
+        yield accelerator
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
+            raise
+        reason = str(error).strip().splitlines()[0].split(". ")[0]
+        raise LostProcess(
+            f"lost the other processes ({reason}); the first of them that ended says why, or was killed, as a system "
+            "does that is short of memory"
+        ) from error
+    finally:
+        # Accelerate keeps these for the life of the process; a second run may want another precision. The connections
+        # stay, as torchrun's store joins the same processes only once.
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def leave_processes() -> None:
+    """Close the connections to the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def choose_precision(wanted: str, device: Literal["auto", "cpu"]) -> Precision:
+    """Return the precision that `train.precision` means on this device."""
+    if wanted == "O0":
+        return "float32"
+    if wanted in ("mixed", "O1", "O2", "O3"):
+        old_card = pick_device(device).type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+        return "float16" if old_card else "bfloat16"
+    return cast(Precision, wanted)
+
+
+def keep_compiled_code() -> str:
+    """Let torch.compile keep what it compiles where a restart does not delete it, and return the folder."""
+    return os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path("~/.cache/vitrail/inductor").expanduser()))
+
+
+def sum_over_processes(accelerator: Accelerator, *tensors: Tensor) -> list[Tensor]:
+    """Return the sums of each tensor over all processes."""
+    if accelerator.num_processes == 1:
+        return list(tensors)
+    return [accelerator.reduce(tensor.clone(), reduction="sum") for tensor in tensors]  # pyright: ignore[reportReturnType]
+
+
+def share(accelerator: Accelerator, value: Any) -> Any:
+    """Return the first process's value in every process."""
+    if accelerator.num_processes == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+def gather_texts(accelerator: Accelerator, texts: list[Any]) -> list[Any]:
+    """Return the lists of all processes, joined."""
+    if accelerator.num_processes == 1:
+        return texts
+    gathered: list[list[Any]] = [[] for _ in range(accelerator.num_processes)]
+    dist.all_gather_object(gathered, texts)
+    return [text for texts in gathered for text in texts]
+
+
+def gather_to_first(accelerator: Accelerator, value: Any) -> list[Any] | None:
+    """Return the values of all processes in the first one, None in the others."""
+    if accelerator.num_processes == 1:
+        return [value]
+    gathered = [None] * accelerator.num_processes if accelerator.is_main_process else None
+    dist.gather_object(value, gathered)
+    return gathered
+
+
+def shared_store(accelerator: Accelerator) -> Store | None:
+    """Return what the processes found each other through; None where there is one."""
+    return dist.distributed_c10d._get_default_store() if accelerator.num_processes > 1 else None
+
+
+def check_tracker(name: str) -> None:
+    """Refuse an experiment tracker that is not installed.
+
+    Raises:
+        MissingExtra: With what to type.
+    """
+    pip = "uv pip" if "UV" in os.environ else "pip"
+    if find_spec(name) is None:
+        raise MissingExtra(f"output.trackers has {name}, which is not installed; run: {pip} install {name}")
+
+
+def open_tracker(name: str, folder: Path, settings: dict[str, Any]) -> GeneralTracker:
+    """Open an experiment tracker for a run; trackio and wandb go on where they were if the run is resumed."""
+    identity = f"{folder.name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
+    options: dict[str, dict[str, Any]] = {
+        "trackio": {"run_name": "vitrail", "name": identity, "resume": "allow"},
+        "wandb": {"run_name": "vitrail", "name": folder.name, "id": identity, "resume": "allow", "dir": str(folder)},
+        "mlflow": {"experiment_name": "vitrail", "run_name": identity},
+    }
+    tracker = LOGGER_TYPE_TO_CLASS[name](**options[name])
+    tracker.start()
+    tracker.store_init_configuration(settings)
+    return tracker
+
+
+def any_process(accelerator: Accelerator, flag: Tensor) -> Tensor:
+    """Return whether a boolean () is true in any process, on the device and without waiting for it."""
+    if accelerator.num_processes == 1:
+        return flag
+    votes = flag.to(torch.int32)
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return votes > 0
+
+
+def all_reduce_seconds(accelerator: Accelerator, numbers: int, budget_s: float) -> float:
+    """Return the median time to sum so many float32 over all processes, measured for at most `budget_s`."""
+    values = torch.ones(numbers, device=accelerator.device)
+    taken: list[float] = []
+    for _ in range(50):
+        accelerator.wait_for_everyone()
+        started = time.perf_counter()
+        dist.all_reduce(values)
+        values[:1].tolist()  # waits for the device
+        taken.append(time.perf_counter() - started)
+        if share(accelerator, sum(taken) > budget_s):
+            break
+    return statistics.median(taken)
+
+
+class Agreement:
+    """Lets all processes act at the same update on what one of them wants.
+
+    The wishes of an update travel between the hosts while the next one is computed, so nobody waits for them.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._alone = accelerator.num_processes == 1
+        # NCCL carries no tensors of the host
+        self._group = None if self._alone else cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+        self._sent: tuple[Tensor, Any] | None = None
+
+    def exchange(self, *wishes: bool) -> list[bool]:
+        """Send what this process wants, and return what any wanted an update ago; alone, what it wants now."""
+        if self._alone:
+            return list(wishes)
+        before = self._sent
+        votes = torch.tensor(wishes, dtype=torch.int32)
+        self._sent = votes, dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        if before is None:
+            return [False] * len(wishes)
+        before[1].wait()
+        return (before[0] > 0).tolist()
+
+    def finish(self) -> None:
+        """Wait for what is still on its way."""
+        if self._sent is not None:
+            self._sent[1].wait()
+            self._sent = None

@@ -1,0 +1,1 @@
+"""How good answers are: metrics, reports and pictures, for single-label and multi-label data."""

@@ -1,0 +1,222 @@
+"""Images as raw numbers for an inference program elsewhere, and the logits that it answers with.
+
+Ascend's programs read each image from a file of normalised float32 and write its logits to another, named after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from vitrail.classes.matching import match_by_name
+from vitrail.classes.names import canonical
+from vitrail.data.loader import Batch
+from vitrail.data.sources import Source
+from vitrail.errors import DataError, printable
+from vitrail.images.decoding import decode
+from vitrail.images.pixels import PixelFormat, UnreadableImage
+from vitrail.images.transforms import Preprocess, normalise
+from vitrail.whole_folder import WholeFolder
+
+INPUTS, NAMES, LABELS = "input", "names.json", "labels.json"
+"""What `write_inputs` writes below its folder: the inputs themselves, the names of the images, and their labels."""
+ADVICE = "free space, or choose another folder with --write-inputs"
+ANSWER = "_0.bin"
+"""What follows an image's name in the file of its first output."""
+AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of the images."""
+
+    folder: Path
+    images: int
+    bad: tuple[tuple[str, str], ...]
+    """Path and reason of each that could not be read; there is no file for it."""
+    has_labels: bool
+    """Whether all lie in folders that are called as classes of the model."""
+    replaced: bool
+
+
+def unique_names(paths: Sequence[str]) -> list[str]:
+    """Return a name for each image of a set: that of its file, with as many folders before it as tell all apart.
+
+    The same images get the same names wherever their common folder lies.
+
+    Raises:
+        DataError: An image is given twice.
+    """
+    whole = list(map(_absolute, paths))
+    if twice := [path for path, times in Counter(whole).items() if times > 1]:
+        raise DataError(f"{twice[0]}: is given twice; give each image once")
+    for depth in range(1, max(len(path.parts) for path in whole)):
+        for ending in (False, True):
+            names = ["_".join((path if ending else path.with_suffix("")).parts[-depth:]) for path in whole]
+            if len({canonical(name).casefold() for name in names}) == len(names):
+                return names
+    top = os.path.commonpath(whole)  # a_b/c and a/b_c
+    digests = [hashlib.blake2b(bytes(path.relative_to(top)), digest_size=8).hexdigest() for path in whole]
+    return [f"{path.stem}-{digest}" for path, digest in zip(whole, digests, strict=True)]
+
+
+def _absolute(path: str) -> PurePath:
+    return PurePath(printable(os.path.normpath(Path(path).absolute())))
+
+
+def write_inputs(
+    paths: Sequence[str],
+    preprocess: Preprocess,
+    classes: Sequence[str],
+    folder: Path,
+    on_image: Callable[[], None] = lambda: None,
+) -> Written:
+    """Write each image as the model is to see it: float32 (c, h, w), normalised, without a header, little endian.
+
+    Args:
+        paths: Of images.
+        preprocess: Of the model.
+        classes: Of the model; the images' folders may be called so.
+        folder: Where to write; it appears whole or not at all.
+        on_image: Called after each.
+
+    Raises:
+        CheckpointError: The folder cannot be written, or holds something else.
+        DataError: An image is given twice.
+    """
+
+    def view(path: str) -> Tensor | str:
+        try:
+            return preprocess.view(decode(Path(path).read_bytes(), preprocess.pixels))
+        except UnreadableImage as error:
+            return str(error)
+        except OSError as error:
+            return error.strerror or type(error).__name__
+
+    names, whole = unique_names(paths), WholeFolder(folder, (INPUTS, NAMES, LABELS), ADVICE)
+    bad: list[tuple[str, str]] = []
+    with whole.staged() as staging, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with whole.refusal_told():
+            (staging / INPUTS).mkdir()
+        for begin in range(0, len(paths), AT_ONCE):
+            part = slice(begin, begin + AT_ONCE)
+            for name, path, found in zip(names[part], paths[part], pool.map(view, paths[part]), strict=True):
+                if isinstance(found, str):
+                    bad.append((printable(path), found))
+                else:
+                    values = normalise(found[None], preprocess.mean, preprocess.std)[0]
+                    with whole.refusal_told():
+                        (staging / INPUTS / f"{name}.bin").write_bytes(values.numpy().astype("<f4").tobytes())
+                on_image()
+        unread = {path for path, _ in bad}
+        kept = [(name, path) for name, path in zip(names, paths, strict=True) if printable(path) not in unread]
+        labels = _labels([path for _, path in kept], classes)
+        files: dict[str, Mapping[str, object]] = {NAMES: {name: printable(path) for name, path in kept}}
+        if labels is not None:
+            files[LABELS] = {name: label for (name, _), label in zip(kept, labels, strict=True)}
+        folder, replaced = whole.publish({name: (json.dumps(x, indent=1) + "\n").encode() for name, x in files.items()})
+    return Written(folder, len(kept), tuple(bad), labels is not None, replaced)
+
+
+def _labels(paths: Sequence[str], classes: Sequence[str]) -> list[int] | None:
+    """Return the class of each image by the folder that it lies in, None where one is called otherwise."""
+    folders = [canonical(_absolute(path).parent.name) for path in paths]
+    distinct = list(dict.fromkeys(folders))
+    try:
+        index = dict(zip(distinct, match_by_name(classes, distinct, "model"), strict=True))
+    except DataError:
+        return None
+    return [index[folder] for folder in folders]
+
+
+@dataclass(frozen=True)
+class LogitFiles:
+    """A folder with the logits of each image in a file, NAME_0.bin."""
+
+    folder: Path
+    names: tuple[str, ...]
+    """Names of the images, in the order of the source."""
+    num_classes: int
+    bad: dict[int, str]
+    """Images that have no logits as they cannot be read, and why not."""
+
+    @property
+    def about(self) -> str:
+        """Where the logits stand."""
+        return f"answers in {printable(self.folder)}"
+
+    def read(self, indices: Int64[Tensor, " b"]) -> Float[Tensor, "b k"]:
+        """Return the logits of some images."""
+        rows = [np.fromfile(self.folder / f"{self.names[index]}{ANSWER}", "<f4") for index in indices.tolist()]
+        return torch.from_numpy(np.array(rows, np.float32).reshape(-1, self.num_classes))
+
+    def batches(self, source: Source, rank: int, world: int) -> list[Batch]:
+        """Return one process's share of the images, by number and without their pixels."""
+        mine = range(rank, len(source), world)
+        nothing = torch.empty(0, 0, 0, 0, dtype=torch.uint8)
+        batches = []
+        for begin in range(0, len(mine), AT_ONCE):
+            part = mine[begin : begin + AT_ONCE]
+            indices = torch.tensor([index for index in part if index not in self.bad], dtype=torch.int64)
+            labels = torch.tensor(source.labels[indices.numpy()], dtype=torch.int64)
+            bad = [(source.name(index), self.bad[index]) for index in part if index in self.bad]
+            batches.append(Batch(nothing, labels, indices, torch.zeros_like(indices), bad))
+        return batches
+
+
+def find_logits(folder: Path, source: Source, num_classes: int, wanted: PixelFormat) -> LogitFiles:
+    """Find the logits of every image of a source.
+
+    Args:
+        folder: With a file for each image, and no other.
+        source: The images; their names are those that `write_inputs` gives the same images.
+        num_classes: Of the model.
+        wanted: Pixels that it reads; an image that cannot be read so needs no file.
+
+    Raises:
+        DataError: A file is missing, surplus, or of another size; or two images are one.
+    """
+    where = f"--answers {printable(folder)}"
+    try:
+        sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder)}
+    except OSError as error:
+        raise DataError(f"{where}: cannot be read ({error.strerror}); give the folder of NAME{ANSWER} files") from error
+    names = unique_names([source.name(index) for index in range(len(source))])
+    expected = {f"{name}{ANSWER}": index for index, name in enumerate(names)}
+    if surplus := sorted(sizes.keys() - expected.keys()):
+        raise DataError(
+            f"{where}: {len(surplus):,} of its files answer no image of {source.description}, the first is "
+            f"{printable(surplus[0])}; name the data that the inputs were written from, and remove other files"
+        )
+    bad = {}
+    missing = [index for file, index in expected.items() if file not in sizes]
+    for index in missing:
+        try:
+            source.image(index, wanted)
+        except UnreadableImage as error:
+            bad[index] = str(error)
+        except OSError as error:
+            bad[index] = error.strerror or type(error).__name__
+        else:
+            raise DataError(
+                f"{where}: has no {names[index]}{ANSWER} for {source.name(index)}; {len(missing):,} of {len(names):,} "
+                "answers are missing"
+            )
+    for file, size in sizes.items():
+        if size != 4 * num_classes:
+            raise DataError(
+                f"{where}: {printable(file)} has {size:,} bytes; the logits of {num_classes:,} classes in float32 are "
+                f"{4 * num_classes:,}"
+            )
+    return LogitFiles(folder, tuple(names), num_classes, bad)

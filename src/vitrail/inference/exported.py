@@ -1,0 +1,123 @@
+"""What an exported file says of itself, read without its runtime and without running anything that is in it.
+
+Each format keeps the record of the model where it has a place for such texts: ONNX in metadata_props, MindIR in
+user_info, OpenVINO in rt_info, and the archives of PyTorch in a file extra/vitrail.
+"""
+
+from __future__ import annotations
+
+import mmap
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+from xml.etree import ElementTree
+
+from vitrail.devices import Precision
+from vitrail.errors import CheckpointError, command
+from vitrail.weights.checkpoint import KEY, Record, parse_record
+from vitrail.weights.formats.protobuf import read_fields
+
+Stored = Precision | Literal["int8"]
+"""In what a file computes; with int8, what is left is float32."""
+EXTRA = f"extra/{KEY}"
+"""Where an archive of PyTorch keeps the record, below its one folder."""
+_TEXTS = 14
+"""Field of an ONNX model, and of MindIR which was made after it, with texts by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """How a file was exported; it stands in the record's provenance."""
+
+    format: str
+    source: str
+    """Name of the weight file."""
+    sha256: str
+    """Of the weight file."""
+    precision: Stored = "float32"
+    batch_size: int | None = None
+    """Images that it takes at once; None takes any number."""
+    input: Literal["normalised", "image"] = "normalised"
+    """float32 images as the model reads them, or one image of uint8 and any size that the file preprocesses itself."""
+    details: Mapping[str, str]
+    """What else matters where it is loaded: versions, opset, and what it was compiled for."""
+
+    @property
+    def record_entry(self) -> dict[str, Any]:
+        """Return what stands in a record's provenance."""
+        return {"exported": asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """What an exported file says of itself."""
+
+    record: Record
+    making: Making
+
+
+def with_making(record: Record, making: Making) -> Record:
+    """Return a record that also says how it was exported."""
+    return replace(record, provenance={**record.provenance, **making.record_entry})
+
+
+def describe(path: Path) -> Described:
+    """Read what an exported file says of itself.
+
+    Raises:
+        CheckpointError: It is missing, damaged, or was not written by `vitrail export`.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: is missing, or no file; give one that `vitrail export` wrote")
+    try:
+        texts = READERS[path.suffix](path)
+    except (OSError, ValueError, zipfile.BadZipFile, ElementTree.ParseError, NotImplementedError) as error:
+        raise CheckpointError(f"{path}: cannot be read as {path.suffix} ({error}); export it again") from error
+    if KEY not in texts:
+        again = command("export", "CHECKPOINT", "--format", path.suffix[1:].replace("xml", "openvino"))
+        raise CheckpointError(
+            f"{path}: does not say which classes and preprocessing it has, as it was not written by vitrail; write it "
+            f"from the weight file: {again}"
+        )
+    record = parse_record(texts, path)
+    try:
+        return Described(record=record, making=Making(**record.provenance["exported"]))
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: does not say how it was exported; export it again") from error
+
+
+def _protobuf_texts(path: Path) -> dict[str, str]:
+    """Read the texts of ONNX or MindIR; the network before them is passed over."""
+    found = {}
+    with path.open("rb") as file:
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    for field, entry in read_fields(data):
+        if field == _TEXTS and isinstance(entry, memoryview):
+            texts = {
+                number: bytes(text).decode() for number, text in read_fields(entry) if isinstance(text, memoryview)
+            }
+            found[texts.get(1, "")] = texts.get(2, "")
+    return found
+
+
+def _xml_texts(path: Path) -> dict[str, str]:
+    entries = ElementTree.parse(path).getroot().find("rt_info")
+    return {} if entries is None else {entry.tag: entry.get("value", "") for entry in entries}
+
+
+def _archive_texts(path: Path) -> dict[str, str]:
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.partition("/")[2] == EXTRA]
+        return {KEY: archive.read(names[0]).decode()} if names else {}
+
+
+READERS: Mapping[str, Callable[[Path], dict[str, str]]] = {
+    ".onnx": _protobuf_texts,
+    ".xml": _xml_texts,
+    ".pt2": _archive_texts,
+    ".torchscript": _archive_texts,
+    ".mindir": _protobuf_texts,
+}
+"""By the ending of a file, what reads its texts."""

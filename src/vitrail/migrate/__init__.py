@@ -1,0 +1,1 @@
+"""Settings, files and flags of other projects, translated into ours. No torch."""

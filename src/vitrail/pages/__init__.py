@@ -1,0 +1,1 @@
+"""HTML pages that need no network: templates and how they are filled."""

@@ -1,0 +1,186 @@
+"""The files in a request's body, read as they arrive and refused as soon as they are too many or too large."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from types import TracebackType
+from typing import Self
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from vitrail.server.settings import Limits
+
+MULTIPART = b"multipart/form-data"
+HOW = "send multipart/form-data (curl -F files=@IMAGE), or the bytes of one image as application/octet-stream"
+NAMES_FILE = re.compile(rb";\s*filename\*?=", re.IGNORECASE)
+
+
+class Refused(Exception):
+    """A request that is not answered, with the status and the reason that it gets instead."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+class Room:
+    """How many images, and bytes of their files, are held for all requests together."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.images = self.bytes = 0
+
+    def share(self) -> Share:
+        """Return one request's part, empty so far."""
+        return Share(self)
+
+    def take(self, images: int, size: int) -> None:
+        """Hold so much more.
+
+        Raises:
+            Refused: It is full.
+        """
+        if self.images + images > self._limits.queue or self.bytes + size > self._limits.held_bytes:
+            raise Refused(429, "too many images are waiting; try again later")
+        self.images += images
+        self.bytes += size
+
+
+class Share:
+    """One request's part of the room, given back at its end."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self.images = self.bytes = 0
+
+    def take(self, *, images: int = 0, size: int = 0) -> None:
+        """Hold so much more, or be refused."""
+        self._room.take(images, size)
+        self.images += images
+        self.bytes += size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._room.images -= self.images
+        self._room.bytes -= self.bytes
+
+
+async def read_files(
+    headers: Mapping[str, str], chunks: AsyncIterator[bytes], limits: Limits, share: Share
+) -> list[bytearray]:
+    """Return the files of a request, in their order.
+
+    Raises:
+        Refused: They are too many or too large, or the body is not what it says.
+    """
+    if headers.get("content-encoding", "identity") != "identity":
+        raise Refused(415, "the body is compressed; send it as it is")
+    length = headers.get("content-length", "0")
+    if int(length) > limits.request_bytes:  # the server below has made sure that it is a number
+        raise Refused(413, f"the request has {int(length):,} bytes; at most {limits.request_bytes:,} are taken")
+    files = _Files(limits, share)
+    write, finish = _reader(headers.get("content-type", ""), files)
+    size = 0
+    async for chunk in chunks:
+        size += len(chunk)
+        if size > limits.request_bytes:
+            raise Refused(413, f"the request has more than {limits.request_bytes:,} bytes")
+        write(chunk)
+    finish()
+    return files.found
+
+
+class _Files:
+    """Files that grow."""
+
+    def __init__(self, limits: Limits, share: Share) -> None:
+        self._limits, self._share = limits, share
+        self.found: list[bytearray] = []
+
+    def begin(self) -> None:
+        if len(self.found) == self._limits.max_files:
+            raise Refused(413, f"the request has more than {self._limits.max_files} files")
+        self._share.take(images=1)
+        self.found.append(bytearray())
+
+    def add(self, data: bytes) -> None:
+        self._share.take(size=len(data))
+        if len(self.found[-1]) + len(data) > self._limits.max_bytes:
+            raise Refused(413, f"file {len(self.found)} has more than {self._limits.max_bytes:,} bytes")
+        self.found[-1] += data
+
+
+def _reader(content_type: str, files: _Files) -> tuple[Callable[[bytes], object], Callable[[], None]]:
+    """Return what takes the chunks of a body of this type, and what is to be called after the last."""
+    kind, options = parse_options_header(content_type)
+    if kind == MULTIPART:
+        if not (boundary := options.get(b"boundary")):
+            raise Refused(400, "multipart/form-data comes without its boundary; let your library write this header")
+        form = _Form(boundary, files)
+        return form.write, form.finish
+    if kind and not kind.startswith(b"image/") and kind != b"application/octet-stream":
+        raise Refused(415, f"{kind.decode('latin-1')[:100]} is not taken; {HOW}")
+    files.begin()
+
+    def finish() -> None:
+        if not files.found[0]:
+            raise Refused(400, f"the request holds no image; {HOW}")
+
+    return files.add, finish
+
+
+class _Form:
+    """A form whose every field is a file."""
+
+    def __init__(self, boundary: bytes, files: _Files) -> None:
+        self._files = files
+        self._header = bytearray()
+        self._disposition = b""
+        self._is_whole = False
+        callbacks = {
+            "on_header_begin": self._header.clear,
+            "on_header_field": self._grow,
+            "on_header_value": self._grow,
+            "on_header_end": self._keep,
+            "on_headers_finished": self._begin,
+            "on_part_data": lambda data, start, end: files.add(data[start:end]),
+            "on_end": self._end,
+        }
+        try:
+            self._parser = MultipartParser(boundary, callbacks)  # type: ignore[arg-type]
+        except FormParserError as error:
+            raise Refused(400, f"the form cannot be read ({error})") from error
+
+    def write(self, chunk: bytes) -> None:
+        try:
+            self._parser.write(chunk)
+        except FormParserError as error:
+            raise Refused(400, f"the form cannot be read ({error})") from error
+
+    def finish(self) -> None:
+        if not self._is_whole:
+            raise Refused(400, "the form ends in the middle")
+        if not self._files.found:
+            raise Refused(400, "the form holds no file")
+
+    def _grow(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
+
+    def _keep(self) -> None:
+        if self._header.lower().startswith(b"content-disposition"):
+            self._disposition = bytes(self._header)
+
+    def _begin(self) -> None:
+        if NAMES_FILE.search(self._disposition) is None:
+            raise Refused(400, "the form has a field that is no file; send images only")
+        self._disposition = b""
+        self._files.begin()
+
+    def _end(self) -> None:
+        self._is_whole = True

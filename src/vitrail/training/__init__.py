@@ -1,0 +1,1 @@
+"""What makes a model: losses, optimizer, schedule, the loop, and saves that resume exactly."""

@@ -1,0 +1,231 @@
+"""How fast training images are prepared, stage by stage, against how fast the model takes them."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitrail.config.sections import TrainConfig
+from vitrail.data.loader import Batch, Sample, TrainImages, usable_cores
+from vitrail.data.opening import files_read
+from vitrail.data.sampling import SampleKey
+from vitrail.display import Display
+from vitrail.distributed.processes import choose_precision, processes
+from vitrail.errors import ConfigError, DataError
+from vitrail.files import refuse_replacing
+from vitrail.images.decoding import DECODER, decode
+from vitrail.images.pixels import UnreadableImage
+from vitrail.images.transforms import sample_key
+from vitrail.models.family import VisionModel
+from vitrail.training.optim import set_learning_rate
+from vitrail.training.setup import Job, build_job, build_state
+from vitrail.training.stop import Stop
+from vitrail.training.stopwatch import Stopwatch
+from vitrail.training.train import mixing_keys, train_step
+
+STAGES = {
+    "read": "from the disk, or the system's memory where it was read before",
+    "decode": "the file's bytes to pixels",
+    "transform": "crop, resize, mirror, policy",
+    "collate": "images to a batch",
+    "copy": "to the device",
+}
+SAMPLE = 256
+"""Images that the stages are timed with."""
+AT_ONCE = 64
+AT_ONCE_ON_CPU = 8
+ROOM = 1.1
+"""Times the model's speed that a loader should have."""
+
+
+@dataclass(frozen=True)
+class DataSpeed:
+    """What was measured on this machine."""
+
+    seconds: dict[str, float]
+    """Of one core for one image, by stage."""
+    workers: int
+    loader: float
+    """Images per second of the whole loader."""
+    model: float
+    """Images per second of training updates on images that are there already."""
+    device: str
+    at_once: int
+    """Images of a measured update."""
+    unreadable: int
+    advice: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "ms_per_image": {stage: 1000 * value for stage, value in self.seconds.items()},
+            "loader": {"workers": self.workers, "images_per_s": self.loader},
+            "model": {"device": self.device, "images_at_once": self.at_once, "images_per_s": self.model},
+            "unreadable": self.unreadable,
+            "advice": self.advice,
+        }
+
+
+def bench_data(
+    config: TrainConfig, seconds: float, display: Display, written: Sequence[tuple[str, Path]] = ()
+) -> DataSpeed:
+    """Time the stages of loading on one core, the loader as training uses it, and the model's updates.
+
+    Args:
+        config: Of a training.
+        seconds: For the loader, and for the model; the stages take about as long.
+        display: For the progress.
+        written: Files that are written afterwards, by the option that names each; none may be one of the images.
+
+    Raises:
+        ConfigError: Several processes, or settings that do not fit.
+        DataError: The images are not there, or none of the sample can be read.
+    """
+    settings = config.train
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("bench-data measures one process; start it without torchrun")
+    precision = choose_precision(settings.precision, settings.device)
+    with processes(precision, settings.device) as accelerator, Stop(None) as stop:
+        torch.manual_seed(settings.seed)
+        job, model = build_job(config, accelerator, precision, display, stop)
+        for flag, file in written:
+            for source in (job.data.train, job.data.val):
+                refuse_replacing(flag, file, files_read(config.data, source))
+        display.begin("time the stages, the loader and the model", 3)
+        stages, unreadable = time_stages(job)
+        display.advance()
+        batch, loader = time_loader(job, seconds)
+        display.advance()
+        at_once, speed = time_model(job, model, batch, seconds)
+        display.end()
+        workers = job.loader.num_workers
+        return DataSpeed(
+            seconds=stages, workers=workers, loader=loader, model=speed, device=accelerator.device.type,
+            at_once=at_once, unreadable=unreadable, advice=advise(stages, workers, usable_cores(), loader, speed),
+        )  # fmt: skip
+
+
+def time_stages(job: Job) -> tuple[dict[str, float], int]:
+    """Return the seconds of each stage for an image on one core, and how many of the sample cannot be read."""
+    dataset = job.loader.dataset
+    assert isinstance(dataset, TrainImages)
+    keys = list(islice((key for keys in job.sampler for key in keys), SAMPLE))
+    dataset[keys[0]]  # imports what views need
+    spent = dict.fromkeys(STAGES, 0.0)
+
+    def timed(stage: str, work: Callable[[], Any]) -> Any:
+        begun = time.perf_counter()
+        result = work()
+        spent[stage] += time.perf_counter() - begun
+        return result
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a worker
+    try:
+        samples = [sample for key in keys if (sample := _prepared(dataset, key, timed)) is not None]
+        if not samples:
+            raise DataError(f"{job.data.train.description}: none of {len(keys)} images could be read")
+        for start in range(0, len(samples), AT_ONCE):
+            batch = timed("collate", lambda chunk=samples[start : start + AT_ONCE]: job.loader.collate_fn(chunk))
+            images = batch.images.pin_memory() if job.loader.pin_memory else batch.images
+            timed("copy", lambda images=images: images.to(job.accelerator.device).flatten()[-1].item())
+    finally:
+        torch.set_num_threads(threads)
+    return {stage: value / len(samples) for stage, value in spent.items()}, len(keys) - len(samples)
+
+
+def _prepared(dataset: TrainImages, key: SampleKey, timed: Callable[[str, Callable[[], Any]], Any]) -> Sample | None:
+    """Read, decode and vary one image as a worker does; None if it cannot be read."""
+    source, index = dataset.source, key[1]
+    try:
+        data = timed("read", lambda: source.encoded(index))
+        if data is None:
+            image = timed("read", lambda: source.image(index, dataset.wanted))
+        else:
+            image = timed("decode", lambda: decode(data, dataset.wanted))
+    except (UnreadableImage, OSError):
+        return None
+    view = timed("transform", lambda: dataset.view.view(image, sample_key(dataset.seed, *key)))
+    return Sample(view, 0, index, 0, None)
+
+
+def time_loader(job: Job, seconds: float) -> tuple[Batch, float]:
+    """Return a batch, and the images per second of the loader once its workers are busy."""
+    batches = _endless(job)
+    held = next(batches)
+    for _ in range(2 * job.loader.num_workers):
+        next(batches)
+    begun, images = time.perf_counter(), 0
+    while time.perf_counter() - begun < seconds:
+        batch = next(batches)
+        images += len(batch.labels) + len(batch.bad)
+        held = batch if len(batch.labels) > len(held.labels) else held
+    return held, images / (time.perf_counter() - begun)
+
+
+def _endless(job: Job) -> Iterator[Batch]:
+    while True:
+        yield from job.loader
+        job.sampler.epoch += 1
+
+
+def time_model(job: Job, model: VisionModel, batch: Batch, seconds: float) -> tuple[int, float]:
+    """Return how many images an update was made of, and the images per second of updates with them."""
+    accelerator, state = job.accelerator, build_state(job, model)
+    on_cpu = accelerator.device.type == "cpu"
+    images = min(len(batch.labels), AT_ONCE_ON_CPU) if on_cpu else len(batch.labels)
+    part = Batch(*(column[:images] for column in batch[:4]), bad=[])
+    if job.config.train.compile:
+        model.compile()
+    wrapped = accelerator.prepare_model(model)
+    optimizer = accelerator.prepare_optimizer(state.optimizer)
+    set_learning_rate(optimizer, 0.0)  # the weights stay as they are
+    wrapped.train()
+    watch = Stopwatch(accelerator.device, {})
+
+    def update() -> None:
+        keys = mixing_keys(job, 0, 0)[:1]
+        sums, _, _ = train_step(
+            wrapped, optimizer, accelerator, [part], job.config, job.preprocess, job.objective, keys, watch
+        )
+        if state.ema:
+            state.ema.update(model)
+        sums.tolist()  # waits for the device
+
+    update()
+    begun, updates = time.perf_counter(), 0
+    while updates == 0 or time.perf_counter() - begun < seconds:
+        update()
+        updates += 1
+    return images, updates * images / (time.perf_counter() - begun)
+
+
+def rate(images_per_s: float) -> str:
+    """Write a speed with two digits at least."""
+    return f"{images_per_s:,.0f}" if images_per_s >= 10 else f"{images_per_s:.2g}"
+
+
+def advise(stages: dict[str, float], workers: int, cores: int, loader: float, model: float) -> str:
+    """Say in a line whether the model waits for images, and what would help most."""
+    beside = f"the loader prepares {rate(loader)} images/s and the model takes {rate(model)}"
+    if loader >= ROOM * model:
+        return f"{beside}: images are no bottleneck"
+    needed = math.ceil(ROOM * model * sum(stages[stage] for stage in ("read", "decode", "transform", "collate")))
+    if max(workers, 1) < min(needed, cores):
+        return f"{beside}: the model waits; this machine has {cores} cores, set data.workers={min(needed, cores)}"
+    decoding = "pip install torchcodec" if DECODER == "pillow" else "`vitrail resize-data` makes it quicker"
+    remedies = {
+        "read": "reading takes longest: a faster disk, or `vitrail pack` for many small files",
+        "decode": f"decoding takes longest: {decoding}",
+        "transform": "the views take longest: a lighter augment.auto_augment",
+    }
+    slowest = max(remedies, key=lambda stage: stages[stage])
+    return f"{beside}: the model waits, and of {cores} cores it would take {needed}; {remedies[slowest]}"

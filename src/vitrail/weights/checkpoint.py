@@ -1,0 +1,251 @@
+"""The self-describing weight file: one safetensors file with model, classes, preprocessing and provenance."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from vitrail.classes.names import canonical
+from vitrail.errors import CheckpointError, ConfigError
+from vitrail.files import write_whole
+from vitrail.images.decoding import DECODER
+from vitrail.images.transforms import Preprocess
+from vitrail.models.family import ModelConfig, VisionModel
+from vitrail.models.registry import find_variant
+
+KEY = "vitrail"
+FORMAT = 1
+KINDS = {
+    "model": str,
+    "options": dict,
+    "classes": list,
+    "classes_hash": str,
+    "preprocess": dict,
+    "recipe": dict,
+    "provenance": dict,
+    "metrics": dict,
+}
+"""What the JSON under KEY holds beside the format."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What a weight file says of itself."""
+
+    model: str
+    """Name of the model."""
+    options: Mapping[str, Any]
+    """Every field of the model's configuration."""
+    classes: tuple[str, ...]
+    """In the order of the logits."""
+    preprocess: Preprocess
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """The settings it was trained with."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    thresholds: tuple[float, ...] | None = None
+    """Probability of each class, the sigmoid of its logit, from which it is an answer; None where an image has one
+    class, and probabilities are the softmax."""
+
+    @property
+    def classes_hash(self) -> str:
+        """Short hash of the class names in their order."""
+        return hash_classes(self.classes)
+
+
+def hash_classes(classes: Sequence[str]) -> str:
+    """Return 16 hexadecimal digits that change with any class name or their order."""
+    return hashlib.sha256("\n".join(classes).encode()).hexdigest()[:16]
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def provenance() -> dict[str, Any]:
+    """Return what made this file: versions, decoder, platform and time."""
+    return {
+        "vitrail": version("vitrail"),
+        "torch": torch.__version__,
+        "decoder": DECODER,
+        "platform": platform.platform(),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def model_options(model: VisionModel) -> dict[str, Any]:
+    """Return every field of a model's configuration, for a Record."""
+    return asdict(model.config)
+
+
+def save_model(path: Path, weights: Mapping[str, torch.Tensor], record: Record, keep: int = 1) -> None:
+    """Write weights and their record; the file appears whole or not at all.
+
+    Args:
+        path: Its name, such as best.safetensors.
+        weights: As in a state dict.
+        record: What the file says of itself.
+        keep: Files kept in all: an older one becomes best-2.safetensors, and so on.
+
+    Raises:
+        CheckpointError: The disk is full or the folder cannot be written; an older file stays as it was.
+    """
+    names = [path, *(path.with_stem(f"{path.stem}-{number}") for number in range(2, keep + 1))]
+    write_whole(path, encode_safetensors(weights, {**to_metadata(record), "format": "pt"}), older=names[1:])
+
+
+def encode_safetensors(weights: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return the safetensors file that holds weights, wherever they lie, and some texts beside them."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    return safetensors.torch.save(tensors, dict(metadata))
+
+
+def to_metadata(record: Record) -> dict[str, str]:
+    """Return what stands in a safetensors file beside its tensors, for `parse_record`."""
+    text = json.dumps(
+        {
+            "format": FORMAT,
+            "model": record.model,
+            "options": record.options,
+            "classes": record.classes,
+            "classes_hash": record.classes_hash,
+            "preprocess": record.preprocess.to_dict(),
+            "recipe": record.recipe,
+            "provenance": record.provenance,
+            "metrics": record.metrics,
+            **({} if record.thresholds is None else {"thresholds": record.thresholds}),
+        }
+    )
+    return {KEY: text}
+
+
+def parse_record(metadata: Mapping[str, str], path: Path | str) -> Record:
+    """Read what a weight file says of itself.
+
+    Args:
+        metadata: What stands in the safetensors file beside its tensors.
+        path: The file, for messages.
+
+    Raises:
+        CheckpointError: It says nothing, is of another format, or was changed.
+    """
+    try:
+        content = json.loads(metadata[KEY])
+        if content["format"] != FORMAT:
+            raise CheckpointError(
+                f"{path}: is of format {content['format']}, this vitrail reads format {FORMAT}; upgrade vitrail"
+            )
+        if wrong := [name for name, kind in KINDS.items() if not isinstance(content[name], kind)]:
+            raise ValueError(f"{wrong[0]} is not {KINDS[wrong[0]].__name__}")
+        record = Record(
+            model=content["model"],
+            # JSON has no tuples, and every list of a model's configuration was one
+            options={name: tuple(x) if isinstance(x, list) else x for name, x in content["options"].items()},
+            classes=tuple(content["classes"]),
+            preprocess=Preprocess.from_dict(content["preprocess"]),
+            recipe=content["recipe"],
+            provenance=content["provenance"],
+            metrics=content["metrics"],
+            thresholds=_thresholds(content),
+        )
+        unchanged = record.classes_hash == content["classes_hash"]
+        record = replace(record, classes=tuple(map(canonical, record.classes)))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: is without vitrail's description of model, classes and preprocessing; give a file that "
+            "vitrail wrote"
+        ) from error
+    if (channels := record.options.get("in_channels", 3)) != record.preprocess.channels:
+        raise CheckpointError(
+            f"{path}: its model takes {channels} channels and its preprocessing gives {record.preprocess.channels}, so "
+            "the file was changed; use the original"
+        )
+    if not unchanged:
+        raise CheckpointError(
+            f"{path}: its class names do not match their hash, so the file was changed; use the original"
+        )
+    return record
+
+
+def _thresholds(content: Mapping[str, Any]) -> tuple[float, ...] | None:
+    values = content.get("thresholds")
+    if values is None:
+        return None
+    if len(values) != len(content["classes"]) or not all(isinstance(x, int | float) and 0 <= x <= 1 for x in values):
+        raise ValueError("thresholds are not a probability for each class")
+    return tuple(map(float, values))
+
+
+def config_of(record: Record, path: Path | str = "record") -> ModelConfig:
+    """Return the configuration of the model that a record describes.
+
+    Raises:
+        CheckpointError: The record names a model or options that this version does not know.
+    """
+    try:
+        return type(find_variant(record.model)[1].config)(**record.options)
+    except (ConfigError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: describes a model that cannot be built ({error})") from error
+
+
+def build_model(record: Record, path: Path | str = "record") -> VisionModel:
+    """Build the model that a record describes, on the current default device, freshly initialised.
+
+    Raises:
+        CheckpointError: The record names a model or options that this version does not know.
+    """
+    config = config_of(record, path)
+    return find_variant(record.model)[0].model(config)
+
+
+def load_weights(model: VisionModel, weights: Mapping[str, torch.Tensor], path: Path | str) -> None:
+    """Put weights into a model, which takes them over without a copy.
+
+    Raises:
+        CheckpointError: Names or shapes differ; the message has the first of each kind.
+    """
+    check_fit(model.state_dict(), weights, path)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    model.load_state_dict(dict(weights), assign=True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+
+
+def check_fit(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], path: Path | str) -> None:
+    """Compare weights with those of a model.
+
+    Raises:
+        CheckpointError: Names or shapes differ; the message has the first of each kind.
+    """
+    missing = [name for name in expected if name not in weights]
+    unexpected = [name for name in weights if name not in expected]
+    shapes = [name for name in expected if name in weights and expected[name].shape != weights[name].shape]
+    if missing or unexpected or shapes:
+        example = (
+            f"; {shapes[0]} is {tuple(weights[shapes[0]].shape)} there, {tuple(expected[shapes[0]].shape)} here"
+            if shapes
+            else ""
+        )
+        listed = ", ".join([*missing[:2], *unexpected[:2]])
+        raise CheckpointError(
+            f"{path}: does not fit the model: {len(missing)} weights missing, {len(unexpected)} unexpected, "
+            f"{len(shapes)} of another shape{f' ({listed})' if listed else ''}{example}"
+        )
+    for name, tensor in expected.items():
+        if tensor.is_floating_point() != weights[name].is_floating_point():
+            raise CheckpointError(
+                f"{path}: {name} is {weights[name].dtype} there, {tensor.dtype} here, so the file was changed; use the "
+                "original"
+            )

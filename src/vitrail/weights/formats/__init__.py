@@ -1,0 +1,1 @@
+"""Kinds of weight files, each read without running anything in it."""

@@ -1,0 +1,227 @@
+"""A folder as the Hugging Face hub and timm know it: weights, config.json and a model card."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from torch import Tensor
+
+from vitrail.errors import CheckpointError
+from vitrail.files import files_of, refuse_replacing, write_whole
+from vitrail.imagenet import wnids
+from vitrail.images.pixels import counted
+from vitrail.models.dialects import write_names
+from vitrail.models.registry import find_variant
+from vitrail.weights.checkpoint import Record, config_of, encode_safetensors, to_metadata
+from vitrail.weights.loading import Wanted, numerics, open_model
+from vitrail.weights.recognise import FREE
+
+WEIGHTS = "model.safetensors"
+PREFIX = "vitrail_"
+"""Before the names of our models in timm, where it has a model of that name itself."""
+FOLDER = (WEIGHTS, "config.json", "README.md")
+"""Files of a folder that is written."""
+
+
+def save_pretrained(source: Path | str, folder: Path) -> tuple[str, ...]:
+    """Write a weight file as a folder that `vitrail.load_model`, `timm.create_model("local-dir:...")` and the hub read.
+
+    Args:
+        source: Any file that `vitrail.load_model` reads.
+        folder: To be made.
+
+    Returns:
+        The files.
+
+    Raises:
+        CheckpointError: It cannot be read or written.
+        ConfigError: The source is a file of the folder, and would be replaced.
+    """
+    for name in FOLDER:
+        refuse_replacing("folder", folder / name, files_of(source))
+    opened = open_model(source, Wanted(two_logits=False))
+    if is_of_timm(opened.record.model) and (differing := other_numerics(opened.record)):
+        given = ", ".join(f"{name} {value}" for name, value in differing.items())
+        warnings.warn(
+            f"{folder}: these weights compute with {given}; vitrail reads that from the folder, timm's own models "
+            "cannot, and differ by about 1e-3 in the logits",
+            stacklevel=2,
+        )
+    return save_folder(folder, opened.weights, opened.record, described=True)
+
+
+def other_numerics(record: Record) -> dict[str, Any]:
+    """Return which of a model's numerics weights need otherwise than the published ones."""
+    published, needed = numerics(find_variant(record.model)[1].config), numerics(config_of(record))
+    return {name: value for name, value in needed.items() if value != published[name]}
+
+
+def is_of_timm(model: str) -> bool:
+    """Say whether timm itself has a model of this name, which takes no numerics."""
+    from timm.models import is_model, model_entrypoint  # importing timm takes seconds
+
+    return is_model(model) and model_entrypoint(model).__module__.startswith("timm.")
+
+
+def name_in_timm(model: str) -> str:
+    """Return the name by which `import vitrail.timm` registers a model in timm."""
+    return PREFIX + model if is_of_timm(model) else model
+
+
+def push_to_hub(source: Path | str, repository: str, folder: Path, *, private: bool = True) -> str:
+    """Write such a folder and upload it; returns its address. Log in with `hf auth login` first.
+
+    Args:
+        source: Any file that `vitrail.load_model` reads.
+        repository: OWNER/NAME on the hub; made if it is not there.
+        folder: Where the files are written before they are sent.
+        private: Whether a repository that is made can be seen by its owner only.
+
+    Raises:
+        CheckpointError: The file cannot be read or written, or the hub refuses.
+    """
+    save_pretrained(source, folder)
+    try:
+        address = huggingface_hub.create_repo(repository, private=private, exist_ok=True)
+        huggingface_hub.upload_folder(
+            repo_id=repository, folder_path=folder, commit_message="Upload a model of vitrail"
+        )
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{repository}: cannot be uploaded ({reason}); the files are in {folder}") from error
+    return str(address)
+
+
+def save_folder(
+    folder: Path, weights: Mapping[str, Tensor], record: Record, *, described: bool = False
+) -> tuple[str, ...]:
+    """Write weights, config.json and model card into a folder.
+
+    Args:
+        folder: Made if it is not there.
+        weights: By whatever names the folder's readers expect.
+        record: What is known of them.
+        described: Put the record into the weight file too, which then needs official names.
+
+    Raises:
+        CheckpointError: The folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
+    metadata = {"format": "pt", **(to_metadata(record) if described else {})}
+    files = {
+        WEIGHTS: encode_safetensors(weights, metadata),
+        "config.json": (json.dumps(timm_config(record), indent=2) + "\n").encode(),
+        "README.md": model_card(record).encode(),
+    }
+    for name, data in files.items():
+        write_whole(folder / name, data, "choose another folder")
+    return tuple(str(folder / name) for name in files)
+
+
+def timm_config(record: Record) -> dict[str, Any]:
+    """Return the config.json that timm reads a model from."""
+    card, preprocess, options = find_variant(record.model)[1], record.preprocess, record.options
+    channels = options["in_channels"]
+    arguments: dict[str, Any] = {}
+    if tuple(preprocess.size) != card.config.size:
+        arguments["img_size"] = list(preprocess.size)
+    if channels != 3:
+        arguments["in_chans"] = channels
+    if not is_of_timm(record.model):  # then `vitrail.timm` builds it, of any size and with any numerics
+        published, built = vars(card.config), vars(config_of(record))
+        usual = (*FREE, "drop_path_rate")
+        arguments |= {name: value for name, value in built.items() if name not in usual and value != published[name]}
+    named = {"label_names": list(record.classes)} if record.classes else {}
+    return {
+        "architecture": record.model,
+        "num_classes": options["num_classes"],
+        **named,
+        **({"model_args": arguments} if arguments else {}),
+        "pretrained_cfg": {
+            "input_size": [channels, *preprocess.size],
+            "fixed_input_size": True,
+            "interpolation": preprocess.interpolation,
+            "crop_pct": preprocess.crop,
+            "mean": list(preprocess.mean),
+            "std": list(preprocess.std),
+            "num_classes": options["num_classes"],
+            "classifier": "head",
+            **_first_layer(record.model),
+        },
+    }
+
+
+def _first_layer(model: str) -> dict[str, str]:
+    """Return what timm asks for to adapt a model of its own to other channels; `vitrail.timm` does that for ours."""
+    family = find_variant(model)[0]
+    if not family.channels or not is_of_timm(model):
+        return {}
+    dialect = next(dialect for dialect in family.dialects if "timm" in dialect.projects)
+    (link,), _ = write_names([next(iter(family.channels))], dialect)
+    return {"first_conv": link.theirs[0].removesuffix(".weight")}
+
+
+def model_card(record: Record) -> str:
+    """Return a README.md with published and reproduced figures apart."""
+    family, card = find_variant(record.model)
+    preprocess = record.preprocess
+    several = record.thresholds is not None
+    figures = {"map": "mAP, %"} if several else {"top1": "top-1, %", "top5": "top-5, %"}
+    published = {"top1": card.top1, "top5": card.top5}
+    classes = (
+        "ImageNet-1k's" if record.classes == wnids() else "named in config.json" if record.classes else "not named"
+    )
+    rows = "\n".join(
+        f"| {name} | {_figure(published.get(key), 'not published')} | "
+        f"{_figure(record.metrics.get(f'val_{key}'), 'not measured')} |"
+        for key, name in figures.items()
+    )
+    each = ", of which an image has any number" if several else ""
+    size = "x".join(map(str, preprocess.size))
+    differing = ", ".join(f"{name} {value}" for name, value in other_numerics(record).items())
+    pixels = preprocess.pixels
+    read_as = "" if pixels.is_picture else f" of {counted(pixels.channels)}, {pixels.bits} bits each,"
+    numerics = f"These weights compute with {differing}, which timm's own models do not.\n\n" if differing else ""
+    told = {key: value for key, value in record.provenance.items() if key not in ("training_counts", "sketch")}
+    origin = "".join(f"- {key}: {value}\n" for key, value in told.items())
+    return f"""---
+library_name: timm
+pipeline_tag: image-classification
+tags:
+- vitrail
+- {family.name}
+---
+# {record.model}
+
+Paper: {family.paper}. Code of its authors: {family.code}.
+
+| | published for the architecture on ImageNet-1k | reproduced with these weights on their own validation images |
+|-|-|-|
+{rows}
+
+{record.options["num_classes"]} classes, {classes}{each}. The short side of an image{read_as} is resized to {size}
+pixels divided by
+{preprocess.crop:g} ({preprocess.interpolation}), the centre of {size} pixels is cut, and it is normalised by mean
+{list(preprocess.mean)} and std {list(preprocess.std)}.
+
+{numerics}```python
+import vitrail
+
+model = vitrail.load_model("hf-hub:OWNER/NAME")
+logits = model(model.preprocess("image.jpg").unsqueeze(0))
+```
+
+{origin}"""
+
+
+def _figure(value: float | None, otherwise: str) -> str:
+    return otherwise if value is None else f"{value:.1f}"

@@ -1,0 +1,249 @@
+"""The recipes that come with the package: complete, buildable, documented, and not edited by accident."""
+
+import re
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+import torch
+import yaml
+
+from vitrail.config.sections import (
+    RECIPES,
+    PreprocessSection,
+    TrainConfig,
+    command_line,
+    find_recipe,
+    list_recipes,
+    read_yaml,
+    resolve,
+)
+from vitrail.models.registry import FAMILIES, build_config, create_model, find_variant
+from vitrail.training.setup import build_schedule
+
+SECTIONS = [
+    "model", "weights", "data", "preprocess", "augment", "balance", "multi_label", "optim", "schedule", "ema", "train",
+    "output",
+]  # fmt: skip
+PUBLISHED = re.compile(r"^# Published: ([\d.]+)(?: / ([\d.]+))? \(top-1.*\)\.$", re.MULTILINE)
+IMAGENET = [name for name in list_recipes() if "imagenet" in name]
+
+
+def header_of(name: str) -> str:
+    lines = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if line.startswith("#"))
+
+
+def config_of(name: str) -> TrainConfig:
+    return resolve(TrainConfig, [read_yaml(find_recipe(name)[1])]).config
+
+
+# model, lr, weight decay, clip, drop path, warm-up, cooldown, ema, repeats, batch, interpolation
+IMAGENET_SETTINGS = {
+    "tnt_s_imagenet": ("tnt_s_patch16_224", 1e-3, 0.05, None, 0.1, 5, 10, 0.99996, 3, 1024, "random"),
+    "tnt_b_imagenet": ("tnt_b_patch16_224", 1e-3, 0.05, None, 0.1, 5, 10, 0.99996, 3, 1024, "random"),
+    "t2t_vit_7_imagenet": ("t2t_vit_7", 1e-3, 0.03, None, 0.1, 10, 10, 0.99996, 1, 512, "random"),
+    "t2t_vit_10_imagenet": ("t2t_vit_10", 1e-3, 0.03, None, 0.1, 10, 10, 0.99996, 1, 512, "random"),
+    "t2t_vit_12_imagenet": ("t2t_vit_12", 1e-3, 0.03, None, 0.1, 10, 10, 0.99996, 1, 512, "random"),
+    "t2t_vit_14_384_imagenet": ("t2t_vit_14", 5e-4, 0.05, None, 0.1, 10, 10, 0.99996, 1, 512, "random"),
+    "t2t_vit_14_imagenet": ("t2t_vit_14", 5e-4, 0.05, None, 0.1, 10, 10, 0.99996, 1, 512, "random"),
+    "t2t_vit_19_imagenet": ("t2t_vit_19", 5e-4, 0.065, None, 0.1, 10, 10, 0.99996, 1, 512, "random"),
+    "t2t_vit_24_imagenet": ("t2t_vit_24", 5e-4, 0.065, None, 0.1, 10, 10, 0.99996, 1, 512, "random"),
+    "t2t_vit_t_14_imagenet": ("t2t_vit_t_14", 5e-4, 0.05, None, 0.1, 10, 10, 0.99996, 1, 512, "random"),
+    "t2t_vit_t_19_imagenet": ("t2t_vit_t_19", 5e-4, 0.065, None, 0.1, 10, 10, 0.99996, 1, 512, "random"),
+    "t2t_vit_t_24_imagenet": ("t2t_vit_t_24", 5e-4, 0.065, None, 0.1, 10, 10, 0.99996, 1, 512, "random"),
+    "twins_pcpvt_small_imagenet": ("twins_pcpvt_small", 1e-3, 0.05, 5.0, 0.2, 5, 0, None, 1, 1024, "bicubic"),
+    "twins_pcpvt_base_imagenet": ("twins_pcpvt_base", 1e-3, 0.05, 5.0, 0.3, 5, 0, None, 1, 1024, "bicubic"),
+    "twins_pcpvt_large_imagenet": ("twins_pcpvt_large", 1e-3, 0.05, 5.0, 0.5, 5, 0, None, 1, 1024, "bicubic"),
+    "twins_svt_small_imagenet": ("twins_svt_small", 1e-3, 0.05, 5.0, 0.2, 5, 0, None, 1, 1024, "bicubic"),
+    "twins_svt_base_imagenet": ("twins_svt_base", 1e-3, 0.05, 5.0, 0.3, 5, 0, None, 1, 1024, "bicubic"),
+    "twins_svt_large_imagenet": ("twins_svt_large", 1e-3, 0.05, 5.0, 0.5, 20, 0, None, 1, 1024, "bicubic"),
+}
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_recipe_resolves_alone_and_sets_only_what_it_names(name: str) -> None:
+    layer = read_yaml(find_recipe(name)[1], origin=name)
+    resolved = resolve(TrainConfig, [layer])
+    assert set(resolved.origins) == {f"{section}.{key}" for section, content in layer.values.items() for key in content}
+    assert set(resolved.origins.values()) == {name}
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_recipe_builds_its_model(name: str) -> None:
+    section = config_of(name).model
+    overrides = dict(section.options, drop_path_rate=section.drop_path_rate)
+    if section.image_size is not None:
+        overrides["image_size"] = section.image_size
+    built = build_config(section.name, **overrides)
+    assert built.drop_path_rate == section.drop_path_rate
+    with torch.device("meta"):
+        model = create_model(section.name, **overrides)
+    assert model.config == built
+    assert next(model.parameters()).is_meta
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_header_has_the_command_and_what_was_reproduced(name: str) -> None:
+    header = header_of(name)
+    assert re.search(rf"vitrail train {re.escape(name)}(\s|$)", header), header
+    assert re.search(r"^# Reproduced: \S", header, re.MULTILINE), header
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_header_comes_first_and_is_ascii_lines_of_at_most_120_columns(name: str) -> None:
+    text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
+    assert text.isascii()
+    assert max(map(len, text.splitlines())) <= 120
+    assert text.startswith(header_of(name) + "\n")
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_sections_come_in_the_order_of_the_schema(name: str) -> None:
+    written = list(yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8")))
+    assert written == [section for section in SECTIONS if section in written]
+    assert list(get_type_hints(TrainConfig)) == SECTIONS
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_numbers_are_written_so_that_yaml_reads_them_as_numbers(name: str) -> None:
+    content = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
+    texts = [value for section in content.values() for value in section.values() if isinstance(value, str)]
+    assert not [text for text in texts if re.fullmatch(r"[-+]?[\d.]+([eE][-+]?\d+)?", text)]
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_imagenet_header_has_the_published_figures_of_the_model_table(name: str) -> None:
+    found = PUBLISHED.search(header_of(name))
+    assert found, header_of(name)
+    if config_of(name).model.image_size is not None:  # the table has each model at its own size
+        assert (name, found[1]) == ("t2t_vit_14_384_imagenet", "83.3")
+        return
+    _, variant = find_variant(config_of(name).model.name)
+    assert variant.source == "official"
+    assert float(found[1]) == variant.top1
+    assert (found[2] and float(found[2])) == variant.top5
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_imagenet_command_takes_the_root_that_the_recipe_leaves_open(name: str) -> None:
+    command = f"#   torchrun --nproc-per-node 8 -m vitrail train {name} data.root=/path/to/imagenet"
+    assert command in header_of(name).splitlines()
+    data = config_of(name).data
+    assert (data.name, data.root, data.train_split, data.val_split) == (None, "imagenet", "train", "val")
+
+
+def test_every_model_with_an_officially_published_accuracy_has_an_imagenet_recipe() -> None:
+    variants = {name: variant for family in FAMILIES for name, variant in family.variants.items()}
+    published = {name for name, variant in variants.items() if variant.top1 and variant.source == "official"}
+    assert {config_of(name).model.name for name in IMAGENET} == published
+    assert set(IMAGENET) == set(IMAGENET_SETTINGS)
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_imagenet_settings_are_those_of_the_official_runs(name: str) -> None:
+    config = config_of(name)
+    assert IMAGENET_SETTINGS[name] == (
+        config.model.name,
+        config.optim.lr,
+        config.optim.weight_decay,
+        config.optim.clip_norm,
+        config.model.drop_path_rate,
+        config.schedule.warmup_epochs,
+        config.schedule.cooldown_epochs,
+        config.ema.decay,
+        config.augment.repeats,
+        config.train.batch_size,
+        config.augment.interpolation,
+    )
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_imagenet_runs_last_310_epochs_except_twins(name: str) -> None:
+    config = config_of(name)
+    assert config.train.epochs == 300
+    assert config.train.epochs + config.schedule.cooldown_epochs == (300 if name.startswith("twins") else 310)
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_imagenet_settings_that_all_official_runs_share(name: str) -> None:
+    config = config_of(name)
+    optim, schedule, augment = config.optim, config.schedule, config.augment
+    assert (optim.name, optim.betas, optim.eps) == ("adamw", (0.9, 0.999), 1e-8)
+    assert (optim.lr_base_batch, optim.layer_decay) == (None, None)
+    assert (schedule.name, schedule.warmup_lr, schedule.min_lr) == ("cosine", 1e-6, 1e-5)
+    assert (augment.scale, augment.ratio, augment.hflip) == ((0.08, 1.0), (3 / 4, 4 / 3), 0.5)
+    assert (augment.auto_augment, augment.color_jitter, augment.erase_prob) == ("rand-m9-mstd0.5-inc1", None, 0.25)
+    assert (augment.mixup, augment.cutmix, augment.mix_prob, augment.mix_switch_prob) == (0.8, 1.0, 1.0, 0.5)
+    assert augment.label_smoothing == 0.1
+    assert (config.train.precision, config.train.accumulate) == ("bfloat16", 1)
+    assert (config.model.image_size, config.model.options) == (384 if "384" in name else None, {})
+    assert config.preprocess == PreprocessSection(), "the model's card says how images are prepared"
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_imagenet_images_are_erased_and_rates_set_when_the_official_runs_do(name: str) -> None:
+    config = config_of(name)
+    assert config.augment.erase == ("before_mix" if name.startswith("twins") else "after_mix")
+    assert (config.augment.erase_mode, config.augment.erase_count, config.augment.mix_mode) == ("pixel", 1, "batch")
+    assert config.schedule.step == "epoch"
+
+
+# the official log's train_lr in its epochs 2, 6, 20, 100 and 299, which is the rate of the epoch before
+TWINS_LOGS = {
+    "twins_pcpvt_small": (0.0002508, 0.0012491503115478462, 0.0012377681282654562, 0.0009456056777652429,
+                          1.0135976245596009e-05),
+    "twins_svt_small": (0.0004008, 0.001998636387080776, 0.0019803698187486067, 0.0015114962086716307,
+                        1.0218219942528794e-05),
+    "twins_svt_base": (0.0002008, 0.0009993216197035084, 0.000990234231437762, 0.0007569755007964469,
+                       1.0108561679951307e-05),
+    "twins_svt_large": (5.095e-05, 0.00025075, 0.00095005, 0.0007569755007964469, 1.0108561679951307e-05),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TWINS_LOGS)
+def test_twins_rates_are_those_of_the_official_logs_with_the_override_that_the_recipe_names(name: str) -> None:
+    override = re.search(r"For the run of the log, add: (.*)$", header_of(f"{name}_imagenet"), re.MULTILINE)
+    tokens = override[1].split() if override else []
+    config = resolve(TrainConfig, [read_yaml(find_recipe(f"{name}_imagenet")[1]), command_line(tokens)]).config
+    assert config.optim.lr / config.train.batch_size == 5e-4 / 512
+    rate = build_schedule(config, 10)
+    assert [rate((epoch - 1) * 10 + 5) for epoch in (2, 6, 20, 100, 299)] == pytest.approx(TWINS_LOGS[name], rel=1e-12)
+
+
+CIFAR = {
+    "t2t_vit_14_cifar10": 98.3,
+    "t2t_vit_14_cifar100": 88.4,
+    "t2t_vit_19_cifar10": 98.4,
+    "t2t_vit_19_cifar100": 89.0,
+}
+
+
+@pytest.mark.parametrize("name", CIFAR)
+def test_transfers_to_cifar_have_the_official_settings(name: str) -> None:
+    config, found = config_of(name), PUBLISHED.search(header_of(name))
+    assert found
+    assert float(found[1]) == CIFAR[name]
+    assert "# Cost: unknown.\n" in header_of(name)
+    optim, rate = config.optim, build_schedule(config, 781)
+    assert (optim.name, optim.lr, optim.momentum, optim.nesterov) == ("sgd", 0.05, 0.9, False)
+    assert (optim.weight_decay, optim.decay_on, optim.backbone_scale) == (5e-4, "all", 0.01)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(torch.optim.SGD([parameter], lr=0.05), T_max=60, eta_min=2e-4)
+    for epoch in range(60):
+        assert rate(epoch * 781 + 780) == pytest.approx(theirs.get_last_lr()[0], rel=1e-9)
+        theirs.optimizer.step()
+        theirs.step()
+    assert (config.train.epochs, config.train.batch_size, config.ema.decay) == (60, 64, None)
+    assert config.model.weights is not None, "without weights it would begin afresh, and not say so"
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_imagenet_batch_divides_over_the_processes_of_its_command(name: str) -> None:
+    processes = int(re.search(r"--nproc-per-node (\d+)", header_of(name))[1])  # type: ignore[index]
+    assert config_of(name).train.batch_size % processes == 0
+
+
+def test_recipes_lie_where_the_package_looks_for_them() -> None:
+    assert {path.stem for path in Path(RECIPES).iterdir() if path.suffix == ".yaml"} == set(list_recipes())
+    assert not [path.name for path in RECIPES.iterdir() if path.suffix in (".yml", ".json")]

@@ -1,0 +1,36 @@
+"""Processes that agree on a name, with what ended ones left in the store."""
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+from torch.distributed import TCPStore
+
+from vitrail.distributed.rendezvous import ROUND, answer, call
+from vitrail.errors import LostProcess
+
+
+def store() -> TCPStore:
+    return TCPStore("localhost", 0, is_master=True, timeout=timedelta(seconds=5))
+
+
+def test_each_start_agrees_on_a_new_name_whoever_comes_first() -> None:
+    server = store()
+    names = set()
+    for _ in range(3):  # the second and third find what the ones before have left
+        with ThreadPoolExecutor(3) as threads:
+            others = [threads.submit(answer, server.clone(), rank, 5.0) for rank in (1, 2)]
+            first = threads.submit(call, server.clone(), 3, 5.0)
+            found = {first.result(), *(other.result() for other in others)}
+        assert len(found) == 1
+        names |= found
+    assert len(names) == 3
+
+
+def test_who_does_not_come_is_named() -> None:
+    server = store()
+    with pytest.raises(LostProcess, match=r"^process 1, 2 of 3 did not start within 0\.005 minutes; look at its own"):
+        call(server, 3, 0.3)
+    server.set(ROUND, "of a process that has ended")
+    with pytest.raises(LostProcess, match=r"^process 0 did not start within 0\.005 minutes"):
+        answer(server, 1, 0.3)

@@ -1,0 +1,360 @@
+"""One image: what is decoded, the evaluation view against timm's, and training views that follow from their key."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import random
+import struct
+import zlib
+
+import numpy as np
+import PIL
+import pytest
+import torch
+from PIL import Image
+from timm.data.auto_augment import NAME_TO_OP, AugmentOp
+from timm.data.transforms_factory import create_transform
+
+from support.images import EIGHT_BIT, encode, photo
+from vitrail.errors import ConfigError, DataError
+from vitrail.images import decoding
+from vitrail.images.decoding import decode, to_pixels
+from vitrail.images.fast_shear import QUICK
+from vitrail.images.pixels import PixelFormat, UnreadableImage
+from vitrail.images.transforms import Preprocess, TrainView, normalise, sample_key
+
+
+def pillow_pixels(data: bytes) -> torch.Tensor:
+    return torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB"))).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("kind", EIGHT_BIT)
+def test_decoding_gives_exactly_pillows_pixels(kind):
+    pixels = decode(EIGHT_BIT[kind])
+    assert pixels.dtype == torch.uint8
+    assert torch.equal(pixels, pillow_pixels(EIGHT_BIT[kind]))
+
+
+@pytest.mark.parametrize("kind", EIGHT_BIT)
+def test_without_torchcodec_the_pixels_are_the_same(kind, monkeypatch):
+    expected = decode(EIGHT_BIT[kind])
+    monkeypatch.setattr(decoding, "FAST_DECODERS", {})
+    assert torch.equal(decode(EIGHT_BIT[kind]), expected)
+
+
+def test_transparency_in_palette_bytes_does_not_warn():
+    # warnings are errors in this run
+    assert decode(encode(photo().quantize(64), "PNG", transparency=bytes(range(64)))).shape == (3, 97, 131)
+
+
+def gray_ramp(dtype: str) -> np.ndarray:
+    return np.linspace(0, 65535, 30 * 40).reshape(30, 40).astype(dtype)
+
+
+def test_sixteen_bit_gray_is_scaled_not_clipped():
+    expected = torch.from_numpy((gray_ramp("int32") >> 8).astype(np.uint8)).expand(3, 30, 40)
+    big_endian = struct.pack(">2sHI", b"MM", 42, 8) + struct.pack(">H", 9)
+    tags = [(256, 40), (257, 30), (258, 16), (259, 1), (262, 1), (273, 122), (277, 1), (278, 30), (279, 2400)]
+    big_endian += b"".join(struct.pack(">HHII", tag, 4, 1, value) for tag, value in tags) + bytes(4)
+    files = [
+        encode(Image.fromarray(gray_ramp("uint16")), "PNG"),
+        encode(Image.fromarray(gray_ramp("uint16")), "TIFF"),
+        big_endian + gray_ramp(">u2").tobytes(),
+        b"P5 40 30 65535\n" + gray_ramp(">u2").tobytes(),
+    ]
+    for data in files:
+        assert torch.equal(decode(data), expected)
+
+
+def test_sixteen_bit_colour_png_takes_the_high_bytes():
+    rows = b"".join(b"\0" + struct.pack(">12H", *range(r * 5000, r * 5000 + 12 * 300, 300)) for r in range(4))
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    assert torch.equal(decode(data), pillow_pixels(data))
+    assert decode(data)[0, 1, 0] == 5000 >> 8
+
+
+def test_pixels_without_a_fixed_range_are_refused():
+    for mode in ("I", "F"):
+        with pytest.raises(
+            UnreadableImage, match=r"^its 32-bit pixels have no fixed range; save it with 8 or 16 bits$"
+        ):
+            to_pixels(Image.new(mode, (4, 4)))
+        with pytest.raises(UnreadableImage, match=r"^is (int|float)32; save it as uint8 or uint16, in the range of"):
+            decode(encode(Image.new(mode, (4, 4)), "TIFF"))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_exif_orientation_turns_the_image_only_when_asked(form, orientation):
+    exif = Image.Exif()
+    exif[decoding.ORIENTATION] = orientation
+    data = encode(photo(), form, exif=exif)
+    upright = pillow_pixels(data)
+    turned = {1: upright, 3: upright.flip(1, 2), 6: upright.transpose(1, 2).flip(2)}[orientation]
+    assert torch.equal(decode(data), upright)
+    assert torch.equal(decode(data, PixelFormat(exif="apply")), turned)
+    assert torch.equal(to_pixels(Image.open(io.BytesIO(data)), PixelFormat(exif="apply")), turned)
+
+
+def test_a_tiff_is_turned_always_and_once_as_pillow_does():
+    exif = Image.Exif()
+    exif[decoding.ORIENTATION] = 6
+    data = encode(photo(), "TIFF", exif=exif)
+    for choice in ("ignore", "apply"):
+        assert torch.equal(decode(data, PixelFormat(exif=choice)), to_pixels(photo()).transpose(1, 2).flip(2))
+
+
+def test_broken_exif_leaves_the_pixels_readable():
+    data = encode(photo(), "JPEG", exif=b"Exif\0\0XX*\0\x08\0\0\0\xff\xff")
+    for exif in ("ignore", "apply"):
+        assert torch.equal(decode(data, PixelFormat(exif=exif)), pillow_pixels(encode(photo(), "JPEG")))
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("kind", ["jpeg", "jpeg progressive", "png", "webp", "gif", "tiff", "bmp"])
+def test_truncated_files_raise_with_either_decoder(kind, fast, monkeypatch):
+    if not fast:
+        monkeypatch.setattr(decoding, "FAST_DECODERS", {})
+    for share in (0.3, 0.6, 0.9):
+        data = EIGHT_BIT[kind][: int(len(EIGHT_BIT[kind]) * share)]
+        with pytest.raises(UnreadableImage) as caught:
+            decode(data)
+        assert str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_jpeg_cut_by_two_bytes_raises():
+    with pytest.raises(UnreadableImage, match=r"truncated"):
+        decode(EIGHT_BIT["jpeg"][:-2])
+
+
+def test_files_that_are_no_images_say_so():
+    with pytest.raises(UnreadableImage, match=r"^the file is empty$"):
+        decode(b"")
+    read = "JPEG, PNG, WebP, AVIF, GIF, BMP, TIFF, PPM and .npy"
+    with pytest.raises(UnreadableImage, match=rf"^not an image of a known format; read are {read}$"):
+        decode(b"\0<html>404</html>")
+    with pytest.raises(UnreadableImage, match=rf"^holds HTML, which is not read; save it as one of {read}$"):
+        decode(b"\n<html>404</html>")
+
+
+def test_too_many_pixels_are_refused_before_decoding(monkeypatch):
+    for size in ((decoding.MAX_PIXELS // 1000 + 1, 1000), (60000, 60000)):
+        data = b"P5 %d %d 255\n" % size
+        with pytest.raises(UnreadableImage, match=r"^has more than 178,956,970 pixels$"):
+            decode(data)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as many programs set it
+    with pytest.raises(UnreadableImage, match=r"^has more than 178,956,970 pixels$"):
+        decode(b"P5 60000 60000 255\n")
+
+
+def test_a_hundred_million_pixels_do_not_warn():
+    with pytest.raises(UnreadableImage, match=r"truncated"):
+        decode(b"P5 10000 10000 255\n")
+
+
+# Evaluation view
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [(224, 224), (96, 160), (160, 96)])
+@pytest.mark.parametrize("shape", [(375, 500), (500, 333), (64, 50), (900, 240)])
+def test_evaluation_view_is_timms(interpolation, size, shape):
+    image = photo(*shape)
+    theirs = create_transform(size, interpolation=interpolation, crop_pct=0.9, use_prefetcher=True)(image)
+    ours = Preprocess(size=size, crop=0.9, interpolation=interpolation).view(to_pixels(image))
+    difference = (ours.int() - theirs.int()).abs()
+    # torch and Pillow round the filter's weights differently; Pillow 13 also scales tall images by columns first
+    by_rows = int(PIL.__version__.split(".")[0]) < 13 or shape[0] < 2 * shape[1]
+    assert difference.max() <= (2 if by_rows else 6)
+    assert difference.float().mean() < (0.1 if by_rows else 0.3)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 20000), (20000, 20), (20, 20000), (3, 2)])
+def test_any_shape_has_an_evaluation_and_a_training_view(shape):
+    image = torch.arange(3 * shape[0] * shape[1]).remainder(251).to(torch.uint8).view(3, *shape)
+    for size in ((32, 32), (24, 48)):
+        assert Preprocess(size=size).view(image).shape == (3, *size)
+        for key in range(30):
+            assert TrainView(size=size, auto_augment="rand-m9-mstd0.5-inc1").view(image, key).shape == (3, *size)
+
+
+def test_calling_a_preprocess_takes_paths_bytes_pillow_images_and_pixels(tmp_path):
+    (tmp_path / "a.png").write_bytes(EIGHT_BIT["png"])
+    preprocess = Preprocess(size=(32, 32))
+    expected = create_transform(32, interpolation="bicubic", crop_pct=0.9)(photo())
+    forms = [tmp_path / "a.png", str(tmp_path / "a.png"), EIGHT_BIT["png"], photo(), to_pixels(photo())]
+    for image in forms:
+        normalised = preprocess(image)
+        assert normalised.dtype == torch.float32
+        torch.testing.assert_close(normalised, expected, rtol=0, atol=2.1 / 255 / 0.224)  # two levels
+        assert torch.equal(normalised, preprocess(forms[0]))
+
+
+def test_calling_a_preprocess_names_the_file_it_cannot_read(tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    preprocess = Preprocess(size=(32, 32))
+    with pytest.raises(UnreadableImage, match=r"/bad\.jpg: not an image of a known format; read are"):
+        preprocess(tmp_path / "bad.jpg")
+    with pytest.raises(UnreadableImage, match=r"/none\.jpg: No such file or directory$"):
+        preprocess(tmp_path / "none.jpg")
+    with pytest.raises(
+        DataError, match=r"^image is torch.float32 of shape \(3, 4, 4\); give torch.uint8 of shape \(3, h, w\)$"
+    ):
+        preprocess(torch.zeros(3, 4, 4))
+
+
+def test_preprocess_survives_json():
+    for preprocess in (
+        Preprocess(size=(224, 192)),
+        Preprocess(size=(8, 8), crop=1.0, interpolation="bilinear", mean=(0.1, 1 / 3, 0.5), exif="apply"),
+    ):
+        assert Preprocess.from_dict(json.loads(json.dumps(preprocess.to_dict()))) == preprocess
+
+
+def test_preprocess_names_what_is_wrong():
+    with pytest.raises(
+        ConfigError, match=r"^preprocess.crp: unknown key; did you mean 'crop'\?; known keys: size, crop, "
+    ):
+        Preprocess.from_dict({"size": [8, 8], "crp": 1})
+    with pytest.raises(ConfigError, match=r"^preprocess.size: missing; it is the height and width in pixels$"):
+        Preprocess.from_dict({"crop": 1.0})
+    problems = [
+        ({"size": (0, 8)}, "size is (0, 8); it must be a positive height and width"),
+        ({"crop": 1.5}, "crop is 1.5; it must be above 0 and at most 1"),
+        ({"std": (0.0, 1.0, 1.0)}, "each must have 3 numbers, one a channel, std above 0"),
+        (
+            {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)},
+            "mean is (123.675, 116.28, 103.53); it is for pixels from 0 to 1: divide mean and std by 255",
+        ),
+    ]
+    for values, problem in problems:
+        with pytest.raises(ConfigError) as caught:
+            Preprocess(**({"size": (8, 8)} | values))
+        assert str(caught.value).startswith("preprocess: ")
+        assert problem in str(caught.value)
+    preprocess = Preprocess(size=(8, 8))
+    # past the constructor, whose argument types are checked in this run
+    object.__setattr__(preprocess, "interpolation", "cubic")
+    object.__setattr__(preprocess, "exif", "yes")
+    with pytest.raises(ConfigError) as caught:
+        preprocess.__post_init__()
+    assert str(caught.value) == (
+        "preprocess: interpolation is 'cubic'; it must be 'bicubic' or 'bilinear'; exif is 'yes'; it must be "
+        "'ignore' or 'apply'"
+    )
+
+
+def test_normalise_is_what_timm_does_to_one_image():
+    preprocess = Preprocess(size=(97, 131), crop=1.0)
+    expected = create_transform((97, 131), crop_pct=1.0)(photo())
+    normalised = normalise(to_pixels(photo())[None], preprocess.mean, preprocess.std)
+    assert normalised.is_contiguous()
+    torch.testing.assert_close(normalised[0], expected, rtol=0, atol=1e-6)  # the order of two divisions
+
+
+# Training views
+
+POLICIES = [
+    None,
+    "rand-m9-mstd0.5-inc1",
+    "rand-m9-n3-p0.8-mmax12-tweights",
+    "augmix-m3-w3",
+    "original-mstd0.5",
+    "originalr",
+    "v0",
+    "v0r",
+    "3a",
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_training_view_is_a_function_of_its_key_and_disturbs_no_state(policy):
+    view = TrainView(size=(48, 64), auto_augment=policy, color_jitter=0.4)
+    image = to_pixels(photo())
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    first = [view.view(image, key) for key in range(2**40, 2**40 + 8)]
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[:2]
+    assert torch.equal(torch.get_rng_state(), states[2])
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    again = [pickle.loads(pickle.dumps(view)).view(image, key) for key in range(2**40, 2**40 + 8)]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert len({tuple(a.flatten().tolist()) for a in first}) == 8
+    assert first[0].dtype == torch.uint8
+    assert first[0].shape == (3, 48, 64)
+
+
+def test_a_training_view_is_timms_for_the_same_draws():
+    image = photo(375, 500)
+    options = {"interpolation": "random", "auto_augment": "rand-m9-mstd0.5-inc1", "color_jitter": None}
+    first, policy, _ = create_transform(224, is_training=True, separate=True, hflip=0, **options)
+    view = TrainView(size=(224, 224), auto_augment="rand-m9-mstd0.5-inc1", hflip=0.0)
+    for key in range(6):
+        random.seed(key), np.random.seed([key, 0])
+        cropped = first(image)
+        random.random()  # the mirror is drawn even where its probability is 0
+        theirs = to_pixels(policy(cropped)).int()
+        difference = (view.view(to_pixels(image), key).int() - theirs).abs()
+        # where the crop differs by a level, an equalised or solarised pixel may differ by many
+        assert difference.float().mean() < 0.6
+
+
+@pytest.mark.parametrize("policy", [None, "rand-m9-mstd0.5-inc1"])
+def test_a_training_view_lies_in_memory_as_rows_of_pixels_so_that_nothing_repacks_it(policy):
+    view, image = TrainView(size=(32, 48), auto_augment=policy), decode(encode(photo(), "JPEG"))
+    views = [view.view(image, key) for key in range(8)]
+    assert all(found.permute(1, 2, 0).is_contiguous() for found in views)
+
+
+def test_hflip_and_scale_are_obeyed():
+    image = to_pixels(photo(64, 64))
+    for hflip, expected in ((0.0, image), (1.0, image.flip(-1))):
+        view = TrainView(size=(64, 64), scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=hflip)
+        assert torch.equal(view.view(image, 3), expected)
+
+
+def test_colour_jitter_changes_colours_as_timm_would_only_without_a_policy():
+    image = to_pixels(photo(64, 64))
+    still = {"size": (64, 64), "scale": (1.0, 1.0), "ratio": (1.0, 1.0), "hflip": 0.0}
+    assert not torch.equal(TrainView(**still, color_jitter=0.4).view(image, 1), image)
+    rand = TrainView(**still, auto_augment="rand-m9-inc1")
+    assert torch.equal(
+        TrainView(**still, auto_augment="rand-m9-inc1", color_jitter=0.4).view(image, 1), rand.view(image, 1)
+    )
+    three = TrainView(**still, auto_augment="3a")
+    assert not torch.equal(TrainView(**still, auto_augment="3a", color_jitter=0.4).view(image, 1), three.view(image, 1))
+
+
+@pytest.mark.parametrize(
+    "policy", ["rand-m9-foo1", "rand-m9-inc", "randaugment", "", "autoaugment", "rand-m9.5", "augmix-d-1", "rand-tx"]
+)
+def test_an_unknown_policy_names_the_forms(policy):
+    with pytest.raises(ConfigError) as caught:
+        TrainView(size=(8, 8), auto_augment=policy)
+    assert str(caught.value) == (
+        f"augment.auto_augment {policy!r}: not a policy of timm; forms are rand-m9-mstd0.5-inc1, "
+        f"augmix-m3-w3, original-mstd0.5, "
+        "originalr, v0, v0r, 3a, or null"
+    )
+
+
+@pytest.mark.parametrize("operation", NAME_TO_OP)
+def test_every_operation_of_timm_runs_at_full_magnitude(operation):
+    drawn = AugmentOp(operation, prob=1.0, magnitude=10)
+    drawn.aug_fn = QUICK.get(drawn.aug_fn.__name__, drawn.aug_fn)
+    assert drawn(photo()).size == (131, 97)
+
+
+def test_sample_keys_are_the_same_for_ever():
+    assert sample_key(0, 0, 0) == 5809880761037817570
+    keys = {sample_key(*where) for where in np.ndindex(3, 3, 50, 3)}
+    assert len(keys) == 3 * 3 * 50 * 3
+    assert all(0 <= key < 2**63 for key in keys)
+    assert sample_key(-1, 2, 3, -4) != sample_key(1, 2, 3, 4)

@@ -1,0 +1,115 @@
+"""The documents say what the code does: generated parts are current, commands parse, examples run."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from support.forked import python
+from vitrail.cli.app import app, understood
+from vitrail.config.sections import (
+    CheckConfig,
+    ConvertConfig,
+    DataConfig,
+    EvaluateConfig,
+    PredictConfig,
+    TrainConfig,
+    command_line,
+    find_recipe,
+    list_recipes,
+    read_yaml,
+    resolve,
+)
+from vitrail.models.registry import create_model
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(language: str) -> list[str]:
+    return [code for path in DOCUMENTS for kind, code in BLOCK.findall(path.read_text()) if kind == language]
+
+
+def vitrail_commands() -> list[list[str]]:
+    """Return the arguments of every vitrail command that a document or a recipe's header tells the reader to type."""
+    lines = [line for code in blocks("bash") for line in code.splitlines()]
+    for name in list_recipes():
+        lines += [
+            line.lstrip("# ") for line in find_recipe(name)[1].read_text().splitlines() if line.startswith("#   ")
+        ]
+    words = [shlex.split(line, comments=True) for line in lines]
+    found = []
+    for line in words:
+        for start in (["vitrail"], ["uv", "run", "vitrail"]):
+            if line[: len(start)] == start:
+                found.append(line[len(start) :])
+        if line[:1] == ["torchrun"]:
+            found.append(line[line.index("vitrail") + 1 :])
+    return found
+
+
+def test_generated_parts_are_current() -> None:
+    done = python(ROOT / "docs" / "generate.py", "--check")
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}; run: uv run python docs/generate.py"
+
+
+def test_documents_have_every_command() -> None:
+    named = {arguments[0] for arguments in vitrail_commands()}
+    assert named | {"models", "config"} == {name for name in app if not name.startswith("-")}
+
+
+@pytest.mark.parametrize("arguments", vitrail_commands(), ids=" ".join)
+def test_a_documented_command_is_understood(arguments: list[str]) -> None:
+    arguments, _ = understood(arguments)
+    command, bound, _ = app.parse_args(arguments, exit_on_error=False, print_error=False)
+    assert command.__name__.replace("_", "-") == arguments[0]
+    given = [value for value in bound.args if isinstance(value, str)]
+    settings = [text for text in given if re.match(r"[a-z]+\.[a-z_0-9]+=", text)]
+    recipes = [text for text in given if text not in settings and text in list_recipes()]
+    if arguments[0] in ("doctor", "bench"):
+        return
+    schema = {
+        "train": TrainConfig,
+        "bench-data": TrainConfig,
+        "evaluate": EvaluateConfig,
+        "quantize": EvaluateConfig,
+        "predict": PredictConfig,
+    }
+    schema |= {"check-data": CheckConfig, **dict.fromkeys(("convert", "export", "serve"), ConvertConfig)}
+    schema |= dict.fromkeys(("pack", "resize-data"), DataConfig)
+    if schema[arguments[0]] is TrainConfig:
+        layers = [read_yaml(find_recipe(recipes[0] if recipes else "digits")[1])]
+    else:  # what the weight file would say
+        layers = [command_line(["data.root=trained/on"] if schema[arguments[0]] is EvaluateConfig else [])]
+    resolve(schema[arguments[0]], [*layers, command_line(settings)])
+
+
+@pytest.mark.thorough
+def test_python_of_the_documents_runs(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    run = tmp_path / "runs" / "digits"
+    run.mkdir(parents=True)
+    tiny_checkpoint.rename(run / "best.safetensors")
+    Image.fromarray(np.full((8, 8), 200, dtype=np.uint8)).save(run / "digits-00003.png")
+    torch.save(create_model("t2t_vit_7").state_dict(), tmp_path / "t2t_vit_7.pth")
+    program = tmp_path / "program.py"
+    program.write_text("\n".join(blocks("python")))
+    done = python(program, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] in ("red", "green", "blue")
+    assert "twins_svt_base" in done.stdout
+
+
+def test_documents_name_files_that_exist() -> None:
+    for path in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_documents_are_ascii() -> None:
+    for path in [*DOCUMENTS, ROOT / "CHANGELOG.md"]:
+        assert path.read_bytes().isascii(), path

@@ -1,0 +1,38 @@
+"""The weight file of an untrained tiny TNT for the classes of the fixture `image_folder`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vitrail.images.transforms import Preprocess
+
+CLASSES = ("blue", "green", "red")
+
+
+def save_tiny(folder: Path, preprocess: Preprocess | None = None, thresholds: tuple[float, ...] | None = None) -> Path:
+    """Write the weight file of an untrained tiny TNT."""
+    import torch
+
+    from vitrail.images.transforms import Preprocess
+    from vitrail.models.registry import create_model, find_variant
+    from vitrail.weights.checkpoint import Record, model_options, provenance, save_model
+
+    preprocess = preprocess or Preprocess(size=(32, 32))
+    name = "tnt_ti_patch16_224"
+    torch.manual_seed(0)
+    model = create_model(
+        name, **{**find_variant(name)[0].tiny, "num_classes": len(CLASSES), "in_channels": preprocess.channels}
+    )
+    path = folder / "tiny.safetensors"
+    record = Record(
+        model=name,
+        options=model_options(model),
+        classes=CLASSES,
+        preprocess=preprocess,
+        thresholds=thresholds,
+        provenance=provenance(),
+    )
+    save_model(path, model.state_dict(), record)
+    return path
