@@ -13,7 +13,7 @@ import vitrail
 
 PACKAGE = Path(vitrail.__file__).parent
 ROOMS = [
-    {"errors", "imagenet", "devices"},
+    {"errors", "imagenet", "devices", "cells"},
     {"files", "whole_folder", "config", "distributed"},
     {"display", "images", "models", "classes"},
     {"weights", "migrate", "pages"},

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vitrail.cells import unguard
 from vitrail.classes.names import (
     BETWEEN,
     are_whole_numbers,
@@ -318,7 +319,7 @@ def _rows(path: Path, called: str, path_column: str, notes: list[str]) -> tuple[
 
 
 def _csv_rows(path: Path, called: str, lines: Iterator[str], path_column: str, notes: list[str]) -> Iterator[Row]:
-    before, by = 0, None
+    before, by, guarded = 0, None, 0
     for header in lines:
         if told := re.fullmatch(r'"?sep=(.)"?', header.strip("\r\n"), re.IGNORECASE):  # as Excel writes and reads
             by = told[1]
@@ -352,9 +353,16 @@ def _csv_rows(path: Path, called: str, lines: Iterator[str], path_column: str, n
                 raise DataError(
                     f"{where}: has {len(cells)} cells, the header {len(names)}; a cell that holds {by!r} is quoted"
                 )
-            yield before + reader.line_num, {name: cell for name, cell in zip(names, cells, strict=True) if name}
+            plain = [unguard(cell) for cell in cells]
+            guarded += plain != cells
+            yield before + reader.line_num, {name: cell for name, cell in zip(names, plain, strict=True) if name}
     except csv.Error as error:
         raise DataError(f"{path} line {before + reader.line_num}: is no CSV ({error})") from error
+    if guarded:
+        notes.append(
+            f"{path}: {guarded:,} lines have an apostrophe before = + - or @, as vitrail writes them for spreadsheets; "
+            "they are read without it"
+        )
     if not all(is_named):
         notes.append(f"{path}: {is_named.count(False)} columns without a name are not read")
 

@@ -409,6 +409,7 @@ def _publish(job: _Job, report: WholeFolder, measured: Measured) -> Path | None:
         settings=to_dict(job.config),
         device=job.accelerator.device,
         engine="answers" if isinstance(job.network, LogitFiles) else job.network.engine,
+        guard_csv=job.config.evaluate.guard_csv,
     )
     files = job.task.report_files(subject, measured.answers, measured.metrics, measured.bad_files)
     try:

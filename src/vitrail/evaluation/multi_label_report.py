@@ -98,7 +98,7 @@ def multi_label_report_files(
     columns = ["class", "n", "precision", "recall", "F1", "AUROC", "AP", "threshold"]
     return {
         "report.json": (json.dumps(numbers, indent=1) + "\n").encode(),
-        "per_class.csv": to_csv(columns, [list(row.values()) for row in numbers["per_class"]]),
+        "per_class.csv": to_csv(columns, [list(row.values()) for row in numbers["per_class"]], subject),
         PAGE: page,
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 import platform
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vitrail.cells import write_rows
 from vitrail.data.sources import Source
 from vitrail.images.pixels import UnreadableImage
 from vitrail.images.transforms import Preprocess
@@ -44,6 +44,8 @@ class Subject:
     device: torch.device
     engine: str = "torch"
     """What computed."""
+    guard_csv: bool = True
+    """Whether names that a spreadsheet would compute have an apostrophe in front in CSV files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,10 +116,8 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def to_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
-    """Return a table as a file."""
+def to_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]], subject: Subject) -> bytes:
+    """Return a table as a file, its texts guarded where the subject says so."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
+    write_rows(text, [columns, *rows], guarded=subject.guard_csv)
     return text.getvalue().encode()

@@ -69,10 +69,11 @@ def single_label_report_files(
     rows = [list(row.values()) for row in found.numbers["per_class"]]
     return {
         "report.json": (json.dumps(found.numbers, indent=1) + "\n").encode(),
-        "per_class.csv": to_csv(["class", "n", "accuracy", "precision", "recall", "F1", "AUROC", "AP"], rows),
+        "per_class.csv": to_csv(["class", "n", "accuracy", "precision", "recall", "F1", "AUROC", "AP"], rows, subject),
         "confusion.csv": to_csv(
             ["true / answer", *classes],
             [[name, *row] for name, row in zip(classes, found.confusion.tolist(), strict=True)],
+            subject,
         ),
         "confusion.png": image,
         PAGE: _page(subject, answers, found, image, training),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import json
 import os
@@ -20,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vitrail.cells import write_rows
 from vitrail.classes.names import BETWEEN
 from vitrail.data.folders import IN_A_CIRCLE, Ignored, is_hidden, is_image, is_unread_image, lies_in_a_circle, walk
 from vitrail.data.lists import LABELS, Spelling, is_table, read_lines, read_paths
@@ -220,7 +220,7 @@ def format_of(path: Path | None) -> Format:
 
 @contextmanager
 def open_output(
-    path: Path, form: Format, classes: Sequence[str], topk: int, *, several: bool = False
+    path: Path, form: Format, classes: Sequence[str], topk: int, *, several: bool = False, guard_csv: bool = True
 ) -> Iterator[PredictionFile]:
     """Open a file of predictions, written under a temporary name until it is whole.
 
@@ -232,7 +232,7 @@ def open_output(
         with _told(path):
             stream = temporary.open("w", encoding="utf-8", newline="")
         try:
-            output = PredictionFile(stream, path, form, classes, topk, several=several)
+            output = PredictionFile(stream, path, form, classes, topk, several=several, guard_csv=guard_csv)
             yield output
             output.finish()
         finally:
@@ -259,14 +259,23 @@ def _told(path: Path) -> Iterator[None]:
 class PredictionFile:
     """Predictions as JSON ({path: class}), one JSON object a line, or CSV.
 
-    Where an image may have several classes, JSON has lists of them, and CSV their names in one cell.
+    Where an image may have several classes, JSON has lists of them, and CSV their names in one cell. Texts that a
+    spreadsheet would compute are guarded in CSV, unless that is not wanted.
     """
 
     def __init__(
-        self, stream: TextIO, path: Path, form: Format, classes: Sequence[str], topk: int, *, several: bool = False
+        self,
+        stream: TextIO,
+        path: Path,
+        form: Format,
+        classes: Sequence[str],
+        topk: int,
+        *,
+        several: bool = False,
+        guard_csv: bool = True,
     ) -> None:
         self._stream, self._path, self._form, self._classes, self._topk = stream, path, form, classes, topk
-        self._several = several
+        self._several, self._guard_csv = several, guard_csv
         self._separator = "{\n"
         if form == "csv" and several:
             self._put_cells(["path", LABELS, "probabilities", "error"])
@@ -305,7 +314,7 @@ class PredictionFile:
 
     def _put_cells(self, cells: Sequence[object]) -> None:
         with _told(self._path):
-            csv.writer(self._stream, lineterminator="\n").writerow(cells)
+            write_rows(self._stream, [cells], guarded=self._guard_csv)
 
     def finish(self) -> None:
         """End the file."""

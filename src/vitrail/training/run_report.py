@@ -79,7 +79,7 @@ def write_run_report(
         return None
     subject = Subject(
         name=folder.name, path=path, record=opened.record, source=job.data.val, preprocess=job.preprocess,
-        settings=to_dict(job.config), device=accelerator.device,
+        settings=to_dict(job.config), device=accelerator.device, guard_csv=job.config.output.guard_csv,
     )  # fmt: skip
     training = Training(
         rows=state.rows,

@@ -150,6 +150,7 @@ def train(
             display.note(f"train.precision={settings.precision} is {precision} on this device")
         is_new = fork is None and (resume is None or not share(accelerator, bool(list_states(resume / "last"))))
         job, model = build_job(config, accelerator, precision, display, stop, is_new)
+        job.loader.on_lost = job.val_loader.on_lost = stop.ask
         if fork is not None:
             load_fork(job, model, fork)
         state = build_state(job, model)
@@ -727,10 +728,13 @@ def stop_or_save(job: Job, state: TrainState, run: Run, *, saving: bool) -> None
     saved = save(job, state, run, must=stopping) if stopping or saving else False
     if stopping:
         run.agreement.finish()
-        share(job.accelerator, None)  # the first process has written; a launcher kills all once one of them ends
+        # the first process has written by then; a launcher kills all once one of them ends
+        told = gather_texts(job.accelerator, [(job.accelerator.process_index, job.stop.reason)])
+        number, reason = next(one for one in told if one[1])
+        where = f" in process {number}" if number else ""
         total = job.total_epochs * job.sampler.steps
         raise Stopped(
-            f"stopped by {job.stop.reason or 'another process'} after update {job.updates(state):,} of {total:,}, "
+            f"stopped by {reason}{where} after update {job.updates(state):,} of {total:,}, "
             f"{'and saved' if saved else 'whose numbers were not finite, so the save before stays'}; go on with: "
             f"{command('train', '--resume', run.folder)}"
         )
