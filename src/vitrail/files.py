@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from io import BufferedReader
 from itertools import pairwise
 from pathlib import Path
 
@@ -134,7 +135,7 @@ def staging(path: Path) -> tuple[Path, Path]:
         is_stream = False
     if is_stream:  # what /dev/stdout is may have no name of its own
         return path, path
-    target = path.resolve()
+    target = Path(os.path.realpath(path))  # Path.resolve raises for a link to itself
     return target, target.with_name(f".{target.name}.{os.getpid()}.tmp")
 
 
@@ -185,6 +186,48 @@ def refuse_within(flag: str, path: Path, other: str, folder: Path) -> None:
     """
     if path.resolve().is_relative_to(folder.resolve()):
         raise ConfigError(f"{flag} {path}: lies in {other} {folder}, which holds answers alone; choose another place")
+
+
+def read_regular(path: str | Path, most: int) -> bytes:
+    """Read a file that is no device, pipe or socket, which might never end or hold up whoever opens it.
+
+    Args:
+        path: Its name; links are followed.
+        most: Bytes that it may have.
+
+    Raises:
+        OSError: It is not there, may not be read, is something else than a file, or is larger.
+    """
+    with open_regular(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > most:
+            raise OSError(errno.EFBIG, f"has {size:,} bytes, and {most:,} are the most", str(path))
+        return file.read()
+
+
+def open_regular(path: str | Path) -> BufferedReader:
+    """Open a file to be read, and nothing but a file: no device, pipe or socket.
+
+    Raises:
+        OSError: It is not there, may not be read, or is something else than a file.
+    """
+    return os.fdopen(number_of_regular(path), "rb")
+
+
+def number_of_regular(path: str | Path) -> int:
+    """Open a file to be read, and nothing but a file, and return what the system calls it.
+
+    Raises:
+        OSError: It is not there, may not be read, or is something else than a file.
+    """
+    # a pipe would otherwise wait for whoever writes to it
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    mode = os.fstat(number).st_mode
+    if stat.S_ISREG(mode):
+        return number
+    os.close(number)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "is a device or a pipe, no regular file", str(path))
 
 
 def files_of(given: str | Path) -> list[Path]:

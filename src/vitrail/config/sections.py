@@ -15,8 +15,15 @@ from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, 
 import yaml
 
 from vitrail.errors import ConfigError, among, closest
+from vitrail.files import read_regular
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+MOST_SETTINGS = 2**20
+"""Bytes of a file of settings; the largest recipe has a few thousand."""
+MOST_VALUES = 20_000
+"""Values of such a file."""
+MOST_NESTED = 16
+"""Values within values of such a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -764,14 +771,37 @@ def read_yaml(path: Path, origin: str | None = None) -> Layer:
         ConfigError: The file is missing, is not YAML, or does not hold sections.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _OneOfEachKey)
+        content = yaml.load(read_regular(path, MOST_SETTINGS).decode("utf-8"), _OneOfEachKey)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); `vitrail config` lists the recipes") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # PyYAML lets a bad date through as ValueError
         raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+    if wrong := _beyond_settings(content):
+        raise ConfigError(f"{path}: {wrong}, which no setting is")
     if not isinstance(content, Mapping) and content is not None:
         raise ConfigError(f"{path}: holds a {type(content).__name__}, not sections such as model, data and train")
     return Layer(origin or str(path), content or {})
+
+
+def _beyond_settings(content: Any) -> str:
+    """Return what of a YAML file's content no setting could be: a circle, too many values, or a number without end.
+
+    Values that a file writes once and names often are counted as often as they are named.
+    """
+    waiting = [(content, 0)]
+    for _ in range(MOST_VALUES):
+        if not waiting:
+            return ""
+        value, depth = waiting.pop()
+        if depth > MOST_NESTED:
+            return f"nests values more than {MOST_NESTED} deep"
+        if isinstance(value, int) and value.bit_length() > 64:
+            return "has a whole number of more than 64 bits"
+        if isinstance(value, Mapping):
+            waiting += [(part, depth + 1) for pair in value.items() for part in pair]
+        elif isinstance(value, list | tuple | set):
+            waiting += [(part, depth + 1) for part in value]
+    return f"holds more than {MOST_VALUES:,} values"
 
 
 def list_recipes() -> list[str]:

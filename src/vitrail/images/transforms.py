@@ -36,7 +36,7 @@ from torch.utils.data import get_worker_info
 from vitrail.config.sections import too_large
 from vitrail.errors import ConfigError, DataError, closest
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from vitrail.images.decoding import decode, to_pixels
+from vitrail.images.decoding import decode, read_image, to_pixels
 from vitrail.images.fast_shear import quicken
 from vitrail.images.pixels import Bits, Exif, PixelFormat, Pixels, UnreadableImage
 
@@ -188,7 +188,7 @@ class Preprocess:
                 )
             return image
         try:
-            return decode(Path(image).read_bytes(), self.pixels)
+            return decode(read_image(image), self.pixels)
         except OSError as error:
             raise UnreadableImage(f"{image}: {error.strerror}") from error
         except UnreadableImage as error:

@@ -25,7 +25,7 @@ from vitrail.data.folders import IN_A_CIRCLE, Ignored, is_hidden, is_image, is_u
 from vitrail.data.lists import LABELS, Spelling, is_table, read_lines, read_paths
 from vitrail.errors import CheckpointError, DataError, printable
 from vitrail.files import no_file, staging
-from vitrail.images.decoding import decode, nothing_printed
+from vitrail.images.decoding import decode, nothing_printed, read_image
 from vitrail.images.pixels import UnreadableImage
 from vitrail.images.transforms import Preprocess, normalise
 
@@ -347,7 +347,7 @@ def _read(path: str, preprocess: Preprocess) -> torch.Tensor | str:
     try:
         if odd := no_file(path):  # which a text file may name, and which might block whoever opens it
             return f"is {odd}, no image"
-        data = Path(path).read_bytes()
+        data = read_image(path)
         with nothing_printed():
             return read_view(data, preprocess)
     except UnreadableImage as error:

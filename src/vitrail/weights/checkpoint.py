@@ -22,6 +22,7 @@ from vitrail.images.decoding import DECODER
 from vitrail.images.transforms import Preprocess
 from vitrail.models.family import ModelConfig, VisionModel
 from vitrail.models.registry import find_variant
+from vitrail.weights.digest import DIGESTS, digest_weights
 
 KEY = "vitrail"
 FORMAT = 1
@@ -107,9 +108,13 @@ def save_model(path: Path, weights: Mapping[str, torch.Tensor], record: Record, 
 
 
 def encode_safetensors(weights: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Return the safetensors file that holds weights, wherever they lie, and some texts beside them."""
+    """Return the safetensors file that holds weights, wherever they lie, and some texts beside them.
+
+    Where one of them is the description of a record, a digest of all goes with it.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    return safetensors.torch.save(tensors, dict(metadata))
+    digests = dict.fromkeys(DIGESTS, digest_weights(tensors, metadata)) if KEY in metadata else {}
+    return safetensors.torch.save(tensors, {**metadata, **digests})
 
 
 def to_metadata(record: Record) -> dict[str, str]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import CheckpointError
+from vitrail.weights.digest import COMMENT
 from vitrail.weights.formats.pickled import Pickle, UnreadablePickle
 
 MAX_PICKLE = 256 * 2**20
@@ -134,8 +135,11 @@ def _has_one_directory(path: Path) -> bool:
     """Say whether a zip's directory ends where the record of its end begins, so that all readers find the same one."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
-        file.seek(max(size - 98, 0))
+        file.seek(max(size - 98 - COMMENT, 0))
         tail = file.read()
+    if tail[-COMMENT - 2 : -COMMENT] == COMMENT.to_bytes(2, "little"):  # the digest of an exported file
+        size, tail = size - COMMENT, tail[:-COMMENT]
+    tail = tail[-98:]
     end, wide = tail[-22:], tail[:56] if tail[:4] == b"PK\x06\x06" else b""
     length, offset = int.from_bytes(end[12:16], "little"), int.from_bytes(end[16:20], "little")
     if wide and 0xFFFFFFFF in (length, offset):
