@@ -293,7 +293,8 @@ def test_what_cannot_be_run_is_one_line(
             for name, text in {"x/version": "3", **extra}.items():
                 archive.writestr(name, text)
     elif words[0] in ("wrong.onnx", "whole.onnx"):
-        given = Making(**{**vars(making), "input": "image" if file.stem == "whole" else "normalised"})
+        reads = "image" if file.stem == "whole" else "normalised"
+        given = Making(**{**vars(making), "format": "onnx", "input": reads})
         text = to_metadata(with_making(record, given))["vitrail"]
         file.write_bytes(block(7, b"no graph") + block(14, block(1, "vitrail") + block(2, text)))
     elif file.stem == "cut":

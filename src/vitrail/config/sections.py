@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, 
 
 import yaml
 
-from vitrail.errors import ConfigError, among, closest
+from vitrail.errors import ConfigError, among, brief, closest
 from vitrail.files import read_regular
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -24,6 +25,12 @@ MOST_VALUES = 20_000
 """Values of such a file."""
 MOST_NESTED = 16
 """Values within values of such a file."""
+MAX_WHOLE = 10**18
+"""Largest whole number of a setting."""
+MIN_STD = 1e-6
+"""Of pixels from 0 to 1; below it, what is the same in 16 bits would be apart by more than a network can take."""
+MAX_WORKERS = 1024
+"""Loader processes; no machine has more cores for one training process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +156,9 @@ class DataSection:
 
     def problems(self) -> Sequence[str]:
         """Say what is wrong, each as one clause."""
-        found = _in_range(self, workers=(0, None), folds=(2, 32767), channels=(1, 1000), shuffle_buffer=(1, 2**31))
+        found = _in_range(
+            self, workers=(0, MAX_WORKERS), folds=(2, 32767), channels=(1, 1000), shuffle_buffer=(1, 2**31)
+        )
         found += _above_zero(self, "cache_gb")
         if self.folds is None and self.fold:
             found.append(f"fold is {self.fold}; it goes with folds, which is not set")
@@ -196,6 +205,8 @@ class PreprocessSection:
         )
         if self.std is not None and min(self.std, default=0) <= 0:
             found.append(f"std is {self.std}; it must be positive")
+        elif self.std is not None and min(self.std) < MIN_STD:
+            found.append(f"std is {self.std}; it must be at least {MIN_STD:g}")
         return found + too_large(self.mean, self.std)
 
 
@@ -958,10 +969,25 @@ def _convert(value: Any, kind: Any) -> Any:
             raise ValueError("a finite number")
         return number
     if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
+        if not abs(value) <= MAX_WHOLE:
+            raise ValueError("text")
         return str(value)  # output.name=3
     if type(value) is not kind:
         raise ValueError(_type_name(kind))
+    if kind is int and abs(value) > MAX_WHOLE:
+        raise ValueError("a whole number of at most 18 digits")
+    if isinstance(value, str) and not _is_plain(value):
+        raise ValueError("text without characters that no name or path has")
     return value
+
+
+def _is_plain(text: str) -> bool:
+    """Say whether a name or path can be made of a text: no byte 0, which ends it, and no halves of letters."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
 
 
 def _read_text(value: Any, kind: Any) -> Any:
@@ -980,7 +1006,7 @@ def _read_text(value: Any, kind: Any) -> Any:
 
 
 def _quoted(value: Any) -> str:
-    return repr(str(value)) if isinstance(value, Text) else repr(value)
+    return brief(str(value) if isinstance(value, Text) else value, 200)
 
 
 class _OneOfEachKey(yaml.SafeLoader):

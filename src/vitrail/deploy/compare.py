@@ -101,8 +101,10 @@ def gather_sample(record: Record, folder: Path | None, note: Callable[[str], Non
         note: Told of what is passed over there.
 
     Raises:
+        ConfigError: Images of such a size have no place in memory.
         DataError: The folder is missing, or holds no image.
     """
+    record.preprocess.check_batch(DRAWN)
     sources: list[Path | int] = list(range(DRAWN))
     what = f"{DRAWN} drawn pictures"
     if folder is not None:

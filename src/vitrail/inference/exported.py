@@ -18,8 +18,10 @@ from xml.etree import ElementTree
 from vitrail.devices import Precision
 from vitrail.errors import CheckpointError, command
 from vitrail.weights.checkpoint import KEY, Record, hash_file, parse_record
+from vitrail.weights.description import MAX_TEXT
 from vitrail.weights.digest import check_archive, check_sealed
 from vitrail.weights.formats.protobuf import read_fields
+from vitrail.weights.formats.torch_file import check_directory
 
 Stored = Precision | Literal["int8"]
 """In what a file computes; with int8, what is left is float32."""
@@ -27,6 +29,9 @@ MAX_BYTES = 4 * 2**30
 """Of an exported file; the largest model here takes 400 million."""
 EXTRA = f"extra/{KEY}"
 """Where an archive of PyTorch keeps the record, below its one folder."""
+MAX_XML = 256 * 2**20
+"""Bytes of the XML of OpenVINO; that of the largest model here has 3 million."""
+MAX_NESTING = 100
 _TEXTS = 14
 """Field of an ONNX model, and of MindIR which was made after it, with texts by name."""
 
@@ -128,9 +133,12 @@ def describe(path: Path) -> Described:
         )
     record = parse_record(texts, path)
     try:
-        return Described(record=record, making=Making(**record.provenance["exported"]))
+        making = Making(**record.provenance["exported"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: does not say how it was exported; export it again") from error
+    if making.format != (form := path.suffix[1:].replace("xml", "openvino")):
+        raise CheckpointError(f"{path}: says that it is {making.format}, and it is {form}; use the original")
+    return Described(record=record, making=making)
 
 
 def check_beside(path: Path, making: Making) -> None:
@@ -163,14 +171,35 @@ def _protobuf_texts(path: Path) -> dict[str, str]:
 
 
 def _xml_texts(path: Path) -> dict[str, str]:
-    entries = ElementTree.parse(path).getroot().find("rt_info")
-    return {} if entries is None else {entry.tag: entry.get("value", "") for entry in entries}
+    """Read what stands in rt_info; the network before it is let go while it is read."""
+    if (size := path.stat().st_size) > MAX_XML:
+        raise ValueError(f"it has {size:,} bytes, and {MAX_XML:,} at most are read")
+    found: dict[str, str] = {}
+    above: list[ElementTree.Element] = []
+    for event, element in ElementTree.iterparse(path, ("start", "end")):
+        if event == "start":
+            if len(above) > MAX_NESTING:
+                raise ValueError("it has elements within elements without end")
+            above.append(element)
+            continue
+        above.pop()
+        if len(above) == 2 and above[1].tag == "rt_info":
+            found[element.tag] = element.get("value", "")
+        if above:
+            above[-1].remove(element)
+    return found
 
 
 def _archive_texts(path: Path) -> dict[str, str]:
+    check_directory(path)
     with zipfile.ZipFile(path) as archive:
-        names = [name for name in archive.namelist() if name.partition("/")[2] == EXTRA]
-        return {KEY: archive.read(names[0]).decode()} if names else {}
+        entries = [entry for entry in archive.infolist() if entry.filename.partition("/")[2] == EXTRA]
+        if not entries:
+            return {}
+        # it is stored as it is, so that what is read is no longer than the file
+        if entries[0].compress_type or entries[0].file_size > 4 * MAX_TEXT:
+            raise ValueError(f"{EXTRA} has {entries[0].file_size:,} bytes, or is compressed, which it never is")
+        return {KEY: archive.read(entries[0]).decode()}
 
 
 READERS: Mapping[str, Callable[[Path], dict[str, str]]] = {

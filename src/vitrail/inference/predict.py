@@ -158,6 +158,7 @@ def predict(
         device: Of the model.
         thresholds: Of a model that gives any number of classes: the probability from which each is given.
     """
+    preprocess.check_batch(batch_size)
     source = iter(paths)
     with ThreadPoolExecutor(
         max_workers=min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

@@ -317,7 +317,8 @@ def check_digest(file: WeightFile) -> bool:
 
 
 def _open_ours(file: WeightFile, asked: Wanted) -> Opened:
-    record = parse_record(file.metadata, file.path)
+    shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+    record = parse_record(file.metadata, file.path, shapes)
     if asked.model and canonical_name(asked.model) != record.model:
         raise CheckpointError(f"{file.path}: is a {record.model}, not a {asked.model}")
     weights = file.read({name: name for name in file.tensors})

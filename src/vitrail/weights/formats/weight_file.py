@@ -31,6 +31,8 @@ MAX_ENTRIES = 200_000
 """Values of a file that are looked at; the states of an optimizer are among them."""
 MAX_CONFIG = 16 * 2**20
 """Bytes of a config.json; timm's have a thousand."""
+MAX_HEADER = 48 * 2**20
+"""Bytes before the tensors of a safetensors file: their names and places, and what the file says of itself."""
 MAX_NESTING = 32
 """Entries within entries; no module of a model here is so deep in others."""
 TYPES = {
@@ -196,6 +198,12 @@ def _read_config(path: Path) -> Mapping[str, Any]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if MAX_HEADER < size < path.stat().st_size:  # a larger one is damage
+            raise CheckpointError(
+                f"{path}: has a header of {size:,} bytes, and {MAX_HEADER:,} at most are read; use the original"
+            )
     try:
         file: Any = safe_open(path, framework="pt")  # left open for the tensors that are asked for later
         names, metadata = file.keys(), file.metadata() or {}
