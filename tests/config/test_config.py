@@ -292,7 +292,7 @@ def test_a_literal_that_is_far_from_all_choices_gets_no_suggestion() -> None:
         ("model.drop_path_rate=1.1", "model.drop_path_rate is 1.1; it must be from 0 to below 1"),
         ("model.drop_rate=1", "model.drop_rate is 1.0; it must be from 0 to below 1"),
         ("model.drop_rate=-0.1", "model.drop_rate is -0.1; it must be from 0 to below 1"),
-        ("data.workers=-1", "data.workers is -1; it must be at least 0"),
+        ("data.workers=-1", "data.workers is -1; it must be from 0 to 1024"),
         ("data.val_fraction=0", "data.val_fraction is 0.0; it must be above 0 and below 1"),
         ("data.val_fraction=1", "data.val_fraction is 1.0; it must be above 0 and below 1"),
         ("data.name=null", "data.root is not set; give the folder with your images, or data.name=digits"),

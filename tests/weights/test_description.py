@@ -19,7 +19,8 @@ from safetensors import safe_open
 
 from vitrail.config.sections import EvaluateConfig, command_line, read_yaml, resolve
 from vitrail.errors import CheckpointError, ConfigError, brief, closest
-from vitrail.evaluation.evaluate import evaluate, inherited_data
+from vitrail.evaluation.evaluate import evaluate
+from vitrail.evaluation.settings import inherited_data
 from vitrail.images.transforms import Preprocess
 from vitrail.inference.exported import describe
 from vitrail.inference.predict import predict

@@ -25,7 +25,7 @@ MOST_VALUES = 20_000
 """Values of such a file."""
 MOST_NESTED = 16
 """Values within values of such a file."""
-MAX_WHOLE = 10**18
+MAX_WHOLE = 2**63 - 1
 """Largest whole number of a setting."""
 MIN_STD = 1e-6
 """Of pixels from 0 to 1; below it, what is the same in 16 bits would be apart by more than a network can take."""
