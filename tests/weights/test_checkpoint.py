@@ -412,18 +412,6 @@ def test_pickle_given_as_weights_is_refused_and_does_not_run(tmp_path: Path) -> 
     assert made.is_dir(), "the pickle would have run"
 
 
-def test_older_weights_move_on_when_asked(tmp_path: Path) -> None:
-    path = tmp_path / "best.safetensors"
-    for seed in range(4):
-        model = tiny("tnt_s_patch16_224", seed=seed)
-        save_model(path, model.state_dict(), record_of("tnt_s_patch16_224", model), keep=3)
-    assert {file.name for file in tmp_path.iterdir()} == {f"best{n}.safetensors" for n in ("", "-2", "-3")}
-    for name, seed in (("best", 3), ("best-2", 2), ("best-3", 1)):
-        found = load_model(tmp_path / f"{name}.safetensors").state_dict()
-        expected = tiny("tnt_s_patch16_224", seed=seed).state_dict()
-        assert all(torch.equal(tensor, expected[key]) for key, tensor in found.items())
-
-
 def test_full_disk_leaves_the_old_file_and_no_other(weights: Path, largest_file: LargestFile) -> None:
     old = weights.read_bytes()
     model = tiny("tnt_s_patch16_224", seed=1)

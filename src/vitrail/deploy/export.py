@@ -7,6 +7,7 @@ import copy
 import io
 import logging
 import os
+import shutil
 import tempfile
 import time
 import warnings
@@ -31,7 +32,7 @@ from vitrail.deploy.mindir import CHECK_SCRIPT, to_mindir
 from vitrail.deploy.onnx_preprocess import put_preprocess
 from vitrail.devices import DTYPES, Precision
 from vitrail.errors import ConfigError, ExportError, MissingExtra
-from vitrail.files import Buffer, files_of, refusal_told, refuse_output
+from vitrail.files import Buffer, files_of, refusal_told, refuse_output, remove, remove_leftovers, temporary_name
 from vitrail.inference.engines import cpu, has_mindspore, read_artifact, require_classes
 from vitrail.inference.exported import EXTRA, Making, with_making
 from vitrail.models.family import VisionModel
@@ -275,9 +276,12 @@ def staged_files(path: Path, files: Files) -> Iterator[Path]:
         CheckpointError: The disk is full or the folder cannot be written.
     """
     with refusal_told(path, path.parent / "none", ADVICE):
-        folder = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
-    with folder as place:
-        staged = Path(place, path.name)
+        remove_leftovers(path)
+        place = temporary_name(path)
+        shutil.rmtree(place, ignore_errors=True)  # of a process that was killed and had the same number
+        place.mkdir()
+    try:
+        staged = place / path.name
         with refusal_told(path, staged, ADVICE):
             for suffix, parts in files.items():
                 with staged.with_suffix(suffix).open("wb") as file:
@@ -285,6 +289,8 @@ def staged_files(path: Path, files: Files) -> Iterator[Path]:
                     file.flush()
                     os.fsync(file.fileno())
         yield staged
+    finally:
+        remove(place)
 
 
 # What follows writes one format each.

@@ -24,7 +24,7 @@ from vitrail.classes.names import BETWEEN
 from vitrail.data.folders import IN_A_CIRCLE, Ignored, is_hidden, is_image, is_unread_image, lies_in_a_circle, walk
 from vitrail.data.lists import LABELS, Spelling, is_table, read_lines, read_paths
 from vitrail.errors import CheckpointError, DataError, printable
-from vitrail.files import no_file, staging
+from vitrail.files import no_file, remove_leftovers, staging
 from vitrail.images.decoding import decode, nothing_printed, read_image
 from vitrail.images.pixels import UnreadableImage
 from vitrail.images.transforms import Preprocess, normalise
@@ -229,6 +229,7 @@ def open_output(
         CheckpointError: The folder cannot be written, or the disk is full; an older file stays as it was.
     """
     target, temporary = staging(path)
+    remove_leftovers(target)
     try:
         with _told(path):
             stream = temporary.open("w", encoding="utf-8", newline="")

@@ -89,20 +89,27 @@ def model_options(model: VisionModel) -> dict[str, Any]:
     return asdict(model.config)
 
 
-def save_model(path: Path, weights: Mapping[str, torch.Tensor], record: Record, keep: int = 1) -> None:
+def save_model(path: Path, weights: Mapping[str, torch.Tensor], record: Record) -> None:
     """Write weights and their record; the file appears whole or not at all.
 
     Args:
         path: Its name, such as best.safetensors.
         weights: As in a state dict.
         record: What the file says of itself.
-        keep: Files kept in all: an older one becomes best-2.safetensors, and so on.
 
     Raises:
         CheckpointError: The disk is full or the folder cannot be written; an older file stays as it was.
     """
-    names = [path, *(path.with_stem(f"{path.stem}-{number}") for number in range(2, keep + 1))]
-    write_whole(path, encode_safetensors(weights, {**to_metadata(record), "format": "pt"}), older=names[1:])
+    write_whole(path, encode_safetensors(weights, {**to_metadata(record), "format": "pt"}))
+
+
+def read_metrics(path: Path) -> Mapping[str, Any] | None:
+    """Return the numbers that a weight file of ours was reached with; None where there is none, or it is damaged."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:  # pyright: ignore[reportPrivateImportUsage]
+            return json.loads((file.metadata() or {})[KEY])["metrics"]
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError):
+        return None
 
 
 def encode_safetensors(weights: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
