@@ -14,8 +14,8 @@ import vitrail
 PACKAGE = Path(vitrail.__file__).parent
 ROOMS = [
     {"errors", "imagenet", "devices", "cells"},
-    {"files", "whole_folder"},
-    {"config", "distributed"},
+    {"files"},
+    {"whole_folder", "config", "distributed"},
     {"display", "models", "classes"},
     {"images"},
     {"weights", "migrate", "pages"},

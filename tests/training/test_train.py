@@ -427,7 +427,7 @@ def test_a_run_that_lost_its_saves_does_not_begin_anew_over_its_results(image_fo
     assert rows(folder) == before
     (folder / "metrics.jsonl").unlink()
     (folder / "best.safetensors").unlink()
-    (folder / "last").rmdir()
+    shutil.rmtree(folder / "last")
     display = Notebook()
     run(image_folder, "train.epochs=1", "schedule.warmup_epochs=0", resume=folder, display=display)
     assert display.notes == [f"{folder}: nothing was saved yet; it begins anew"]
