@@ -37,6 +37,7 @@ ROOMS = (
     "deploy",
     "server",
     "pages",
+    "api",
     "cli",
 )
 """In the order in which a newcomer meets them."""

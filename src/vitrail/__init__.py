@@ -6,6 +6,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitrail.api.data import check_data as check_data
+    from vitrail.api.data import pack as pack
+    from vitrail.api.data import resize_data as resize_data
+    from vitrail.api.deploy import convert as convert
+    from vitrail.api.deploy import export as export
+    from vitrail.api.deploy import quantize as quantize
+    from vitrail.api.inference import bench as bench
+    from vitrail.api.inference import evaluate as evaluate
+    from vitrail.api.inference import predict as predict
+    from vitrail.api.inference import serve as serve
+    from vitrail.api.inference import sweep_preprocess as sweep_preprocess
+    from vitrail.api.inference import verify as verify
+    from vitrail.api.inference import write_inputs as write_inputs
+    from vitrail.api.training import bench_data as bench_data
+    from vitrail.api.training import doctor as doctor
+    from vitrail.api.training import show_config as show_config
+    from vitrail.api.training import train as train
     from vitrail.errors import VitrailError as VitrailError
     from vitrail.models.registry import create_model as create_model
     from vitrail.models.registry import list_models as list_models
@@ -13,12 +30,51 @@ if TYPE_CHECKING:
 
 # loaded on first use: `import torch` takes seconds, and `vitrail --help` needs none of it
 _PUBLIC = {
+    "VitrailError": "vitrail.errors",
+    "bench": "vitrail.api.inference",
+    "bench_data": "vitrail.api.training",
+    "check_data": "vitrail.api.data",
+    "convert": "vitrail.api.deploy",
     "create_model": "vitrail.models.registry",
+    "doctor": "vitrail.api.training",
+    "evaluate": "vitrail.api.inference",
+    "export": "vitrail.api.deploy",
     "list_models": "vitrail.models.registry",
     "load_model": "vitrail.weights.loading",
-    "VitrailError": "vitrail.errors",
+    "pack": "vitrail.api.data",
+    "predict": "vitrail.api.inference",
+    "quantize": "vitrail.api.deploy",
+    "resize_data": "vitrail.api.data",
+    "serve": "vitrail.api.inference",
+    "show_config": "vitrail.api.training",
+    "sweep_preprocess": "vitrail.api.inference",
+    "train": "vitrail.api.training",
+    "verify": "vitrail.api.inference",
+    "write_inputs": "vitrail.api.inference",
 }
-__all__ = ["VitrailError", "create_model", "list_models", "load_model"]
+__all__ = [
+    "VitrailError",
+    "bench",
+    "bench_data",
+    "check_data",
+    "convert",
+    "create_model",
+    "doctor",
+    "evaluate",
+    "export",
+    "list_models",
+    "load_model",
+    "pack",
+    "predict",
+    "quantize",
+    "resize_data",
+    "serve",
+    "show_config",
+    "sweep_preprocess",
+    "train",
+    "verify",
+    "write_inputs",
+]
 
 
 def __getattr__(name: str) -> Any:

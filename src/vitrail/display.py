@@ -89,6 +89,11 @@ class Terminal:
         self._file: GrowingFile | None = None
         self._refused = False
 
+    @property
+    def is_seen(self) -> bool:
+        """Whether a person looks at it while the work goes on, in a terminal or in a notebook."""
+        return not self.console.quiet and (self.console.is_terminal or self.console.is_jupyter)
+
     def note(self, text: str) -> None:
         self._show(text, "dim")
 

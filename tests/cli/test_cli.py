@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-import vitrail.cli.app
 from support.forked import Python, python, wait_until
 from support.runs import TINY
 from vitrail.cli.app import main
+from vitrail.cli.terminal import open_terminal
 from vitrail.config.sections import list_recipes
 from vitrail.errors import command
 
@@ -283,7 +283,7 @@ def test_a_folder_that_may_not_be_entered_is_one_line(
 
 def test_what_libraries_warn_of_stands_in_the_log_too(tmp_path: Path) -> None:
     def work() -> None:
-        with vitrail.cli.app._terminal() as display:
+        with open_terminal() as display:
             display.keep(tmp_path / "log.txt")
             warnings.warn("theirs", RuntimeWarning, stacklevel=1)
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import yaml
 
-from vitrail.cli.app import EVALUATE_SECTIONS, app, main, understood
+from vitrail.api.inference import EVALUATE_SECTIONS
+from vitrail.cli.app import app, main, understood
 from vitrail.config.sections import (
     EvaluateConfig,
     Layer,

@@ -84,6 +84,11 @@ def understand_launch(environ: MutableMapping[str, str], command: str) -> None:
         raise ConfigError(f"{world} processes were started, and each would do the whole `vitrail {command}`; start one")
 
 
+def is_main_process() -> bool:
+    """Say whether this is the first process of its run, which shows results and writes files for all of them."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def without_local_rank(tokens: Sequence[str], environ: MutableMapping[str, str]) -> list[str]:
     """Take out `--local-rank N`, which python -m torch.distributed.launch types before all else."""
     rest = list(tokens)

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vitrail.config.sections import RECIPES, Layer, TrainConfig, command_line, flat, read_yaml, resolve
+from vitrail.config.sections import RECIPES, Layer, TrainConfig, flat, read_yaml, resolve
 from vitrail.errors import ConfigError, command
 from vitrail.files import is_temporary
+from vitrail.migrate.given import Given, Settings, read_given
 from vitrail.migrate.projects import Say
-from vitrail.migrate.translate import Recipe, read_recipe, split_keys
+from vitrail.migrate.translate import Recipe, read_recipe
 from vitrail.training.idle_settings import idle_settings
 from vitrail.training.run_lock import LOCK
 
@@ -42,46 +43,47 @@ class Start:
 
 def begin(
     recipe: str | None,
-    tokens: Sequence[str],
+    settings: Settings | Given,
     *,
     resume: Path | None = None,
     extend: Path | None = None,
     fork: Path | None = None,
 ) -> Start:
-    """Read a recipe, or a run's own settings, and `section.key=value` tokens, into what to run.
+    """Read a recipe, or a run's own settings, and settings of the command line or of Python, into what to run.
 
     A file of another project is a recipe too, and takes the keys of that project as `key=value`.
 
     Raises:
         ConfigError: Two verbs at once, a folder that is no run, or settings that the verb does not allow.
     """
-    verbs = [f"--{name}" for name, given in (("resume", resume), ("extend", extend), ("fork", fork)) if given]
+    verbs = [f"--{name}" for name, run in (("resume", resume), ("extend", extend), ("fork", fork)) if run]
     if len(verbs) > 1:
         raise ConfigError(f"{' and '.join(verbs)} are both given; choose one")
-    keys, tokens = split_keys(tokens)
-    written = read_recipe(recipe, keys) if recipe is not None or keys else None
+    given = settings if isinstance(settings, Given) else read_given(settings)
+    layer = given.layer
+    written = read_recipe(recipe, given.keys) if recipe is not None or given.keys else None
     if resume is not None:
-        return _resume(resume, written, tokens)
+        return _resume(resume, written, layer)
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
         raise ConfigError(
             "torchrun restarted a command that would begin a new run each time; name the folder with --resume "
             "runs/NAME, which begins the run or goes on with it"
         )
     if extend is not None:
-        return _extend(extend, written, tokens)
+        return _extend(extend, written, layer)
     if fork is not None:
-        return _fork(fork, written, tokens)
-    return _new(written or read_recipe("digits", {}), tokens)
+        return _fork(fork, written, layer)
+    return _new(written or read_recipe("digits", {}), layer)
 
 
-def _new(recipe: Recipe, tokens: Sequence[str], *, where: Sequence[Layer] = (), fork: Path | None = None) -> Start:
+def _new(recipe: Recipe, given: Layer, *, where: Sequence[Layer] = (), fork: Path | None = None) -> Start:
     """Begin a run of a recipe."""
     remarks = recipe.translation.remarks() if recipe.translation else []
-    resolved = resolve(TrainConfig, [recipe.layer, command_line(tokens), *where])
+    resolved = resolve(TrainConfig, [recipe.layer, given, *where])
     # a recipe of the package and a run's own settings are whole, and a run cut short for a trial is not to be blamed;
     # neither are other projects' files, which name all that their programs know
-    own = recipe.layer.origin if _is_written_by_hand(recipe) else "command line"
-    written = {key: origin for key, origin in resolved.origins.items() if origin in ("command line", own)}
+    own = recipe.layer.origin if _is_written_by_hand(recipe) else given.origin
+    written = {key: origin for key, origin in resolved.origins.items() if origin in (given.origin, own)}
     idle: list[tuple[Say, str]] = [("warning", text) for text in idle_settings(resolved.config, written)]
     return Start(resolved.config, recipe.name, fork=fork, remarks=(*remarks, *idle))
 
@@ -91,16 +93,16 @@ def _is_written_by_hand(recipe: Recipe) -> bool:
     return recipe.translation is None and path.parent != RECIPES and path.name != "config.yaml" and not path.is_dir()
 
 
-def _resume(folder: Path, recipe: Recipe | None, tokens: Sequence[str]) -> Start:
+def _resume(folder: Path, recipe: Recipe | None, given: Layer) -> Start:
     """Go on with a run, or begin it where nothing of it is there yet and a recipe says how."""
     if is_unbegun(folder) and recipe is not None:
-        _refuse_other_folder("resume", folder, tokens)
+        _refuse_other_folder("resume", folder, given)
         where = Layer("--resume", {"output": {"root": str(folder.parent), "name": folder.name}})
-        return _new(recipe, tokens, where=[where])
+        return _new(recipe, given, where=[where])
     stored = _settings_of(folder, "resume")
-    _refuse_other_folder("resume", folder, tokens)
+    _refuse_other_folder("resume", folder, given)
     base = stored if recipe is None else recipe.layer
-    config = _in_folder(resolve(TrainConfig, [base, command_line(tokens)]).config, folder)
+    config = _in_folder(resolve(TrainConfig, [base, given]).config, folder)
     before = resolve(TrainConfig, [stored]).config
     config = _decided_by_weights(before, config)
     if config.data.name == before.data.name and config.data.revision is None:
@@ -114,13 +116,13 @@ def _resume(folder: Path, recipe: Recipe | None, tokens: Sequence[str]) -> Start
     return Start(config, folder.name, resume=folder)
 
 
-def _extend(folder: Path, recipe: Recipe | None, tokens: Sequence[str]) -> Start:
+def _extend(folder: Path, recipe: Recipe | None, given: Layer) -> Start:
     """Lengthen a run."""
     if recipe is not None:
         raise ConfigError(f"--extend {folder} goes on with that run's own settings; drop {recipe.name}")
     stored = _settings_of(folder, "extend")
-    _refuse_other_folder("extend", folder, tokens)
-    config = _in_folder(resolve(TrainConfig, [stored, command_line(tokens)]).config, folder)
+    _refuse_other_folder("extend", folder, given)
+    config = _in_folder(resolve(TrainConfig, [stored, given]).config, folder)
     if changed := _changes(stored, config, (*FREE, *LENGTH)):
         raise ConfigError(
             f"--extend {folder}: changes the length of a run only, but {listed(changed)}; begin a new run from its "
@@ -136,14 +138,14 @@ def _extend(folder: Path, recipe: Recipe | None, tokens: Sequence[str]) -> Start
     return Start(config, folder.name, resume=folder)
 
 
-def _fork(folder: Path, recipe: Recipe | None, tokens: Sequence[str]) -> Start:
+def _fork(folder: Path, recipe: Recipe | None, given: Layer) -> Start:
     """Begin a new run and schedule from the weights of another."""
     stored = _settings_of(folder, "fork")
     if recipe is None:
         anew = {"output": {"name": None}, "model": {"weights": None}}
         values = {**stored.values, **{key: {**stored.values.get(key, {}), **anew[key]} for key in anew}}
         recipe = Recipe(folder.name, str(folder), Layer(stored.origin, values))
-    start = _new(recipe, tokens, fork=folder)
+    start = _new(recipe, given, fork=folder)
     if (weights := start.config.model.weights) is not None:
         raise ConfigError(f"--fork {folder}: begins with that run's weights; drop model.weights={weights}")
     return start
@@ -177,8 +179,8 @@ def _settings_of(folder: Path, verb: str) -> Layer:
     return read_yaml(folder / "config.yaml")
 
 
-def _refuse_other_folder(verb: str, folder: Path, tokens: Sequence[str]) -> None:
-    if named := sorted({"root", "name"} & command_line(tokens).values.get("output", {}).keys()):
+def _refuse_other_folder(verb: str, folder: Path, given: Layer) -> None:
+    if named := sorted({"root", "name"} & given.values.get("output", {}).keys()):
         raise ConfigError(f"--{verb} {folder} names the run's folder; drop output.{named[0]}")
 
 

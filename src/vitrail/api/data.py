@@ -1,0 +1,285 @@
+"""Data sets from Python: look through images, pack them into shards, make them smaller."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitrail.api.options import read_settings, require_at_least, settings_alone, shown
+from vitrail.api.results import Result, Table
+from vitrail.config.sections import CheckConfig, DataConfig, resolve
+from vitrail.display import Display
+from vitrail.errors import ConfigError
+from vitrail.migrate.given import Settings
+
+
+@dataclass(frozen=True)
+class DataProblem:
+    """One kind of thing that is wrong or odd in a data set."""
+
+    severity: str
+    """error or warning."""
+    what: str
+    """What is wrong, in words that begin with the number of images."""
+    advice: str
+    """What to do about it."""
+    count: int
+    """Images, or groups of images that belong together."""
+    examples: tuple[tuple[str, ...], ...]
+    """Names of some images, each in a group with those that it belongs to."""
+
+
+@dataclass(frozen=True)
+class DataCheck(Result):
+    """What was found in a data set, and where the page about it is."""
+
+    where: str
+    """Folder or list of the images."""
+    problems: tuple[DataProblem, ...]
+    statistics: dict[str, Any]
+    """Numbers of images, classes and pixels."""
+    page: Path
+    """The page to look at."""
+    replaced: bool
+    """Whether an earlier page was replaced."""
+    multi_label: bool
+    """Whether an image may have several classes."""
+    is_picture: bool
+    """Whether the images have three channels of 8 bits."""
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether something is wrong, and not only odd."""
+        return any(problem.severity == "error" for problem in self.problems)
+
+    def tables(self) -> Sequence[Table]:
+        """Return the problems as a table."""
+        numbers = self.statistics
+        title = (
+            f"{self.where}: {numbers['images']:,} images of {numbers['classes']:,} classes, "
+            f"{numbers['training']:,} to train on, {numbers['validation']:,} to validate with"
+        )
+        rows = [(problem.severity, problem.what, problem.advice) for problem in self.problems]
+        if not rows:
+            rows = [("", "nothing is wrong as far as it can be seen", "")]
+        return [Table(title, ("", "found", "to do"), tuple(rows))]
+
+    def lines(self) -> Sequence[str]:
+        """Say where the page is."""
+        return [f"page: {self.page}{' (replaced)' if self.replaced else ''}"]
+
+    def records(self) -> Sequence[dict[str, Any]]:
+        """Return one row a problem."""
+        return [dict(vars(problem)) for problem in self.problems]
+
+
+@dataclass(frozen=True)
+class PackedData(Result):
+    """Shards that were written, and what is in them."""
+
+    folder: Path
+    images: int
+    classes: int
+    shards: int
+    bytes: int
+    replaced: bool
+    """Whether earlier shards were replaced."""
+    multi_label: bool
+    """Whether an image may have several classes."""
+
+    def lines(self) -> Sequence[str]:
+        """Say what was packed."""
+        return [
+            f"{self.folder}: {self.images:,} images of {self.classes:,} classes in {self.shards:,} shards, "
+            f"{self.bytes / 1e9:,.3f} GB{' (replaced)' if self.replaced else ''}"
+        ]
+
+
+@dataclass(frozen=True)
+class ResizedData(Result):
+    """A folder of smaller images, and what became of each."""
+
+    folder: Path
+    resized: int
+    copied: dict[str, int]
+    """Images that were copied byte for byte, by the reason."""
+    bad_files: tuple[tuple[str, str], ...]
+    """Name and reason of each image that could not be read."""
+    bad_files_were: str
+    """What was done with those: left out or copied."""
+    bytes_before: int
+    bytes_after: int
+
+    def tables(self) -> Sequence[Table]:
+        """Return how many images were resized and copied."""
+        copied = [(f"copied: {why}", f"{count:,}") for why, count in self.copied.items()]
+        return [Table("", ("", "images"), (("resized", f"{self.resized:,}"), *copied))]
+
+    def lines(self) -> Sequence[str]:
+        """Say how much smaller the data became, and which images could not be read."""
+        size = f"{self.folder}: {self.bytes_before / 1e9:,.3f} GB became {self.bytes_after / 1e9:,.3f} GB"
+        if not self.bad_files:
+            return [size]
+        head = f"{len(self.bad_files)} images could not be read and were {self.bad_files_were}:"
+        return [size, head, *(f"  {name}: {reason}" for name, reason in self.bad_files)]
+
+
+def check_data(
+    settings: Settings | None = None,
+    *,
+    output: str | Path = "data-check",
+    imagenet_devkit: str | Path | None = None,
+    display: Display | None = None,
+    progress: bool = True,
+    **sections: Any,
+) -> DataCheck:
+    """Look at every image of a data set, and say what is wrong with them.
+
+    `vitrail.check_data({"data.root": "/data/pets"})` does what `vitrail check-data data.root=/data/pets` does.
+
+    Args:
+        settings: Settings of the sections data and preprocess, such as {"data.root": FOLDER}.
+        output: Folder for the page, and the same as JSON.
+        imagenet_devkit: Archive by which ImageNet's validation images are brought into class folders first.
+        display: Where progress is shown; None is the terminal or notebook.
+        progress: Whether progress is shown in a terminal or notebook.
+        sections: Settings by section, such as data={"root": FOLDER}.
+
+    Raises:
+        ConfigError: A setting is wrong, or the data is a named set, which needs no check.
+        DataError: There are no images.
+        CheckpointError: The output folder cannot be written.
+    """
+    given = settings_alone(read_settings(check_data, settings, sections))
+    config = resolve(CheckConfig, [given]).config
+
+    from vitrail.data.audit.check_data import check_data as run
+    from vitrail.data.imagenet_val import prepare_imagenet_val
+
+    with shown(display, progress) as display:
+        if imagenet_devkit is not None:
+            if config.data.root is None or config.data.val_split is None:
+                raise ConfigError("--imagenet-devkit needs data.root, the folder with val/")
+            val = Path(config.data.root).expanduser() / config.data.val_split
+            done = prepare_imagenet_val(val, Path(imagenet_devkit))
+            display.note(f"{done.moved:,} images moved into class folders, {done.there:,} were there")
+            if done.absent:
+                display.warn(f"{done.absent:,} of ImageNet's validation images are not there")
+        checked = run(config, Path(output), display)
+        for note in checked.manifest.notes:
+            display.note(note)
+    manifest, findings = checked.manifest, checked.findings
+    problems = []
+    for problem in findings.problems:
+        examples = tuple(tuple(manifest.name(index) for index in group) for group in problem.images)
+        problems.append(DataProblem(problem.severity, problem.what, problem.advice, problem.count, examples))
+    return DataCheck(
+        where=config.data.list or str(manifest.root),
+        problems=tuple(problems),
+        statistics=findings.statistics,
+        page=checked.folder / "check.html",
+        replaced=checked.replaced,
+        multi_label=manifest.label_sets is not None,
+        is_picture=manifest.pixels.is_picture,
+    )
+
+
+def pack(
+    settings: Settings | None = None,
+    *,
+    output: str | Path,
+    shard_mb: int = 512,
+    display: Display | None = None,
+    progress: bool = True,
+    **sections: Any,
+) -> PackedData:
+    """Pack a folder of images into tar shards, for disks that are slow with many small files.
+
+    `vitrail.pack({"data.root": FOLDER}, output="shards")` does what `vitrail pack data.root=FOLDER --output shards`
+    does.
+
+    Args:
+        settings: Settings of the section data, such as {"data.root": FOLDER}.
+        output: Folder for the shards and their index.
+        shard_mb: Megabytes that a shard has at most, in millions of bytes.
+        display: Where progress is shown; None is the terminal or notebook.
+        progress: Whether progress is shown in a terminal or notebook.
+        sections: Settings by section, such as data={"root": FOLDER}.
+
+    Raises:
+        ConfigError: A setting is wrong, or the data is a named set.
+        DataError: There are no images.
+        CheckpointError: The output folder cannot be written.
+    """
+    given = settings_alone(read_settings(pack, settings, sections))
+    config = resolve(DataConfig, [given]).config
+    require_at_least(1, shard_mb=shard_mb)
+
+    from vitrail.data.pack import pack as run
+
+    with shown(display, progress) as display:
+        done = run(config.data, Path(output), shard_mb * 1_000_000, display)
+        for note in done.manifest.notes:
+            display.note(note)
+    return PackedData(
+        folder=done.folder,
+        images=len(done.manifest),
+        classes=len(done.manifest.classes),
+        shards=len(done.shards),
+        bytes=sum(shard.bytes for shard in done.shards),
+        replaced=done.replaced,
+        multi_label=done.manifest.label_sets is not None,
+    )
+
+
+def resize_data(
+    settings: Settings | None = None,
+    *,
+    output: str | Path,
+    short_side: int,
+    quality: int = 95,
+    display: Display | None = None,
+    progress: bool = True,
+    **sections: Any,
+) -> ResizedData:
+    """Write a folder of images anew with fewer pixels, to be read and decoded in less time.
+
+    `vitrail.resize_data({"data.root": FOLDER}, output="small", short_side=256)` does what
+    `vitrail resize-data data.root=FOLDER --output small --short-side 256` does. What was stopped goes on when it is
+    called again.
+
+    Args:
+        settings: Settings of the section data, such as {"data.root": FOLDER}.
+        output: Folder to write, of the same structure.
+        short_side: Pixels of the shorter side; smaller images are copied.
+        quality: Quality of JPEG and lossy WebP, to 100.
+        display: Where progress is shown; None is the terminal or notebook.
+        progress: Whether progress is shown in a terminal or notebook.
+        sections: Settings by section, such as data={"root": FOLDER}.
+
+    Raises:
+        ConfigError: A setting is wrong, or the data is a named set.
+        DataError: There are no images.
+        CheckpointError: The output folder cannot be written.
+    """
+    given = settings_alone(read_settings(resize_data, settings, sections))
+    config = resolve(DataConfig, [given]).config
+    require_at_least(1, short_side=short_side)
+    if not 1 <= quality <= 100:
+        raise ConfigError(f"--quality is {quality}; it must be from 1 to 100")
+
+    from vitrail.data.resize import resize_data as run
+
+    with shown(display, progress) as display:
+        done = run(config.data, Path(output), short_side, quality, display)
+    return ResizedData(
+        folder=done.folder,
+        resized=done.resized,
+        copied=dict(done.copied.most_common()),
+        bad_files=tuple((name, reason) for _, name, reason in done.bad),
+        bad_files_were="left out" if config.data.bad_files == "quarantine" else "copied",
+        bytes_before=done.before,
+        bytes_after=done.after,
+    )

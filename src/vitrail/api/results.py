@@ -1,0 +1,154 @@
+"""Results that print well: tables as text in a terminal, as HTML in a notebook, and as frames of pandas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from io import StringIO
+from pathlib import Path
+from typing import Any, Generic, TypeVar, overload
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from vitrail.errors import MissingExtra, harmless
+
+T = TypeVar("T")
+WIDTH = 200
+"""Columns of a table that goes to no terminal, so that names are not broken."""
+SHOWN_ROWS = 50
+"""Rows of a long result that are printed; all of them are in the result."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as it is shown: texts in columns, under a title."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def is_numeric(self, number: int) -> bool:
+        """Say whether a column holds numbers, which are aligned on the right."""
+        texts = [row[number] for row in self.rows if row[number]]
+        digits = [text.replace(",", "").replace(".", "").replace("-", "") for text in texts]
+        return bool(self.rows) and all(text.isdigit() for text in digits)
+
+    def print_to(self, console: Console) -> None:
+        """Print the table; no name in it is obeyed by a terminal."""
+        title = harmless(self.title) or None
+        table = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        for number, column in enumerate(self.columns):
+            justify = "right" if self.is_numeric(number) else "left"
+            table.add_column(harmless(column), justify=justify, overflow="fold")
+        for row in self.rows:
+            table.add_row(*map(harmless, row))
+        console.print(table)
+
+    def to_html(self) -> str:
+        """Return the table as HTML."""
+        aligned = ["right" if self.is_numeric(number) else "left" for number in range(len(self.columns))]
+        head = _html_row("th", self.columns, aligned)
+        body = "".join(_html_row("td", row, aligned) for row in self.rows)
+        title = f"<caption>{escape(harmless(self.title))}</caption>" if self.title else ""
+        return f"<table>{title}<thead>{head}</thead><tbody>{body}</tbody></table>"
+
+
+def _html_row(tag: str, texts: Sequence[str], aligned: Sequence[str]) -> str:
+    cells = [
+        f'<{tag} style="text-align: {side}">{escape(harmless(text))}</{tag}>'
+        for text, side in zip(texts, aligned, strict=True)
+    ]
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def console_for(file: Any, width: int | None) -> Console:
+    """Return a console that writes texts as they are, without marks or colours of its own."""
+    return Console(file=file, markup=False, emoji=False, highlight=False, width=width)
+
+
+class Result:
+    """What a function returns: a dataclass that is shown as tables and, below them, as lines."""
+
+    def tables(self) -> Sequence[Table]:
+        """Return the tables that show it."""
+        return ()
+
+    def lines(self) -> Sequence[str]:
+        """Return what is said below the tables."""
+        return ()
+
+    def records(self) -> Sequence[dict[str, Any]]:
+        """Return the rows of its main table as plain values."""
+        return ()
+
+    def to_pandas(self) -> Any:
+        """Return `records` as a DataFrame.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise MissingExtra("to_pandas needs pandas; run: pip install pandas") from error
+        return pandas.DataFrame(list(self.records()))
+
+    def __str__(self) -> str:
+        stream = StringIO()
+        console = console_for(stream, WIDTH)
+        for table in self.tables():
+            table.print_to(console)
+        texts = [line.rstrip() for line in stream.getvalue().splitlines()]
+        return "\n".join([*texts, *map(harmless, self.lines())])
+
+    def _repr_html_(self) -> str:
+        tables = [table.to_html() for table in self.tables()]
+        return "".join([*tables, *(f"<div>{escape(harmless(line))}</div>" for line in self.lines())])
+
+
+@dataclass(frozen=True)
+class ResultList(Result, Sequence[T], Generic[T]):
+    """A result of several parts, which is used as a list of them."""
+
+    items: tuple[T, ...]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self.items)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        return self.items[index]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture in a file, which a notebook shows."""
+
+    path: Path
+
+    def _repr_png_(self) -> bytes:
+        return self.path.read_bytes()
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+def first_rows(rows: Sequence[T]) -> Sequence[T]:
+    """Return the rows of a long result that are printed."""
+    return rows[:SHOWN_ROWS]
+
+
+def rows_left_out(count: int) -> list[str]:
+    """Say how many rows of a long result are not printed."""
+    if count <= SHOWN_ROWS:
+        return []
+    return [f"{count - SHOWN_ROWS:,} more rows; to_pandas() or a loop has all of them"]

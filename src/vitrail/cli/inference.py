@@ -1,0 +1,426 @@
+"""The commands of models at work: evaluate, predict, bench, serve and verify."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from vitrail.cli.channel import outlive_output
+from vitrail.cli.options import (
+    Checkpoint,
+    Device,
+    Engine,
+    EngineName,
+    FileSettings,
+    JsonFile,
+    ModelRecipe,
+    Precision,
+    Settings,
+    read_whole_number,
+    read_whole_numbers,
+)
+from vitrail.cli.tables import show_line, show_result
+from vitrail.distributed.launch import is_main_process
+from vitrail.errors import CheckpointError, ConfigError, command
+
+if TYPE_CHECKING:
+    from vitrail.api.inference import Prediction
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    *settings: Settings,
+    config: Annotated[str | None, Parameter(help="A recipe's name or file, for the images and the model.")] = None,
+    report: Annotated[
+        Path | None,
+        Parameter(help="Folder of the report; evaluations/NAME by default, with a free number."),
+    ] = None,
+    json_file: JsonFile = None,
+    engine: Engine = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        Parameter(help="Precision of the computation, as evaluate.precision; an exported file's own by default."),
+    ] = None,
+    against: Annotated[
+        Path | None, Parameter(help="Another file of the model, whose answers to the same images are compared.")
+    ] = None,
+    answers: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder with NAME_0.bin for each image, the logits that another program answered with the inputs of "
+            "predict --write-inputs; they are counted, and the file is not run. A file of class names will do then."
+        ),
+    ] = None,
+    acc_log: Annotated[
+        Path | None, Parameter(help="Also write the two lines of the model zoo's acc.log to this file.")
+    ] = None,
+    sweep_preprocess: Annotated[
+        bool, Parameter(help="Try the usual means, crops and filters instead, and say which fits the weights.")
+    ] = False,
+) -> int:
+    """Measure the accuracy of a trained model, or of what `vitrail export` made of it.
+
+    Without settings, on the images it was validated with.
+
+    ```
+    vitrail evaluate runs/digits/best.safetensors
+    vitrail evaluate best.onnx data.root=/data/pets --against best.safetensors
+    vitrail evaluate best.safetensors data.root=/data/pets evaluate.split=all --report pets
+    vitrail evaluate best.safetensors data.root=/data/pets --answers result_Files/ --acc-log acc.log
+    ```
+    """
+    from vitrail.api import inference as api
+    from vitrail.cli.terminal import open_terminal
+
+    if sweep_preprocess:
+        for name, value, what in (
+            ("--report", report, "writes"),
+            ("--against", against, "compares with"),
+            ("--answers", answers, "takes"),
+            ("--acc-log", acc_log, "writes"),
+        ):
+            if value is not None:
+                raise ConfigError(f"{name}: --sweep-preprocess {what} none; leave one of them out")
+        return _sweep(checkpoint, settings, config, json_file, engine, precision)
+    with open_terminal() as display:
+        result = api.evaluate(
+            checkpoint,
+            settings,
+            config=config,
+            report=True if report is None else report,
+            json=json_file,
+            engine=engine,
+            precision=precision,
+            against=against,
+            answers=answers,
+            acc_log=acc_log,
+            display=display,
+        )
+    if is_main_process():
+        show_result(result)
+    return 0
+
+
+def _sweep(
+    checkpoint: Path,
+    settings: Sequence[str],
+    config: str | None,
+    json_file: Path | None,
+    engine: EngineName | None,
+    precision: Literal["float32", "bfloat16", "float16"] | None,
+) -> int:
+    """Try every usual way of reading images, and say how to type the best."""
+    from vitrail.api import inference as api
+    from vitrail.cli.terminal import open_terminal
+
+    with open_terminal() as display:
+        sweep = api.sweep_preprocess(
+            checkpoint, settings, config=config, json=json_file, engine=engine, precision=precision, display=display
+        )
+    if is_main_process():
+        show_result(sweep)
+        words = []
+        for key, value in sweep.best_settings.items():
+            text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+            words.append(f"{key}={text}")
+        show_line(f"next: {command('evaluate', checkpoint, *words)}")
+    return 0
+
+
+def predict(
+    checkpoint: Checkpoint,
+    *inputs: Annotated[
+        str,
+        Parameter(
+            help="Images, folders, quoted globs, .txt lists of paths, .csv, .tsv and .jsonl lists with "
+            "data.root=FOLDER and data.path_column=COLUMN; and preprocess.key=value or weights.key=value."
+        ),
+    ],
+    config: ModelRecipe = None,
+    output: Annotated[
+        Path | None, Parameter(help="File to write; predictions.json, .jsonl or .csv by default.")
+    ] = None,
+    format: Annotated[
+        Literal["json", "jsonl", "csv"] | None,
+        Parameter(
+            help="json maps each path to its class; the others have names and probabilities. By default the one that "
+            "--output ends in, or json."
+        ),
+    ] = None,
+    topk: Annotated[
+        int | None,
+        Parameter(
+            converter=read_whole_number,
+            help="Classes to give for each image, 1 by default; of a multi-label model, at most so many of those that "
+            "reach their thresholds, all by default.",
+        ),
+    ] = None,
+    batch_size: Annotated[int, Parameter(converter=read_whole_number, help="Images that are computed together.")] = 32,
+    device: Device = "auto",
+    engine: Engine = None,
+    precision: Precision = None,
+    csv_as_is: Annotated[
+        bool,
+        Parameter(
+            help="Put no apostrophe before the paths and names in CSV that a spreadsheet would compute, as they begin "
+            "with = + - or @."
+        ),
+    ] = False,
+    write_inputs: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder for what the model would see of each image, as float32 files for an inference program "
+            "elsewhere; nothing is classified. `vitrail evaluate --answers` reads what that program answers."
+        ),
+    ] = None,
+) -> int:
+    """Classify images; the exit status is 1 if any could not be read.
+
+    ```
+    vitrail predict runs/digits/best.safetensors seven.png
+    vitrail predict best.safetensors photos/ 'more/*.jpg' list.txt --format csv --topk 5
+    vitrail predict best.safetensors labels.csv data.root=/data/birds
+    vitrail predict best.safetensors /data/pets/val --write-inputs inputs
+    ```
+    """
+    from vitrail.api import inference as api
+    from vitrail.cli.terminal import open_terminal
+
+    images, settings = _split_images(inputs)
+    if write_inputs is not None:
+        for name, value in (("--output", output), ("--topk", topk), ("--engine", engine), ("--precision", precision)):
+            if value is not None:
+                raise ConfigError(f"{name} {value}: with --write-inputs nothing is classified; leave one of them out")
+        return _write_inputs(checkpoint, images, settings, write_inputs, config)
+    bad = 0
+    with open_terminal() as display:
+        for prediction in api.iterate_predictions(
+            checkpoint,
+            images,
+            settings,
+            config=config,
+            output=output or Path(f"predictions.{format or 'json'}"),
+            format=format,
+            topk=topk,
+            batch_size=batch_size,
+            device=device,
+            engine=engine,
+            precision=precision,
+            csv_as_is=csv_as_is,
+            display=display,
+        ):
+            if prediction.error is None:
+                show_line(_line_of(prediction))
+            else:
+                bad += 1
+    return int(bad > 0)
+
+
+def _split_images(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Tell the names of images from settings among them, of other projects too."""
+    from vitrail.migrate.translate import KEYS
+
+    images, settings = [], []
+    for text in inputs:
+        is_ours = text.startswith(("data.", "preprocess.", "weights.")) and "=" in text
+        is_theirs = "=" in text and text.partition("=")[0] in KEYS and not Path(text).exists()
+        (settings if is_ours or is_theirs else images).append(text)
+    return images, settings
+
+
+def _line_of(prediction: Prediction) -> str:
+    """Return what is printed of an image: its class by number, or all that reach their thresholds by name."""
+    if not prediction.multi_label:
+        return f"{prediction.path} (class: {prediction.index})"
+    named = ", ".join(f"{choice.name} {choice.probability:.3f}" for choice in prediction.topk)
+    return f"{prediction.path} (classes: {named or 'none'})"
+
+
+def _write_inputs(
+    checkpoint: Path, images: Sequence[str], settings: Sequence[str], folder: Path, config: str | None
+) -> int:
+    """Write what a model would see of images."""
+    from vitrail.api import inference as api
+    from vitrail.cli.terminal import open_terminal
+
+    with open_terminal() as display:
+        written = api.write_inputs(checkpoint, images, settings, folder=folder, config=config, display=display)
+    show_result(written)
+    show_line(f"next: {command('evaluate', checkpoint, 'data.root=FOLDER', '--answers', 'FOLDER_OF_NAME_0.bin')}")
+    return int(bool(written.bad_files))
+
+
+def bench(
+    *names: Annotated[str, Parameter(help="Models, which get fresh weights, weight files, and exported files.")],
+    batch_size: Annotated[
+        list[int] | None,
+        Parameter(
+            converter=read_whole_numbers,
+            consume_multiple=True,
+            help="Images that are computed together, one number or several; 1 and 8 by default.",
+        ),
+    ] = None,
+    timm: Annotated[bool, Parameter(help="Measure timm's model beside each, where it has one.")] = False,
+    engine: Annotated[
+        list[EngineName] | None,
+        Parameter(help="What runs the exported files; may be given several times."),
+    ] = None,
+    precision: Precision = None,
+    device: Device = "auto",
+    threads: Annotated[
+        int | None, Parameter(converter=read_whole_number, help="Threads on the CPU; all cores by default.")
+    ] = None,
+    rounds: Annotated[
+        int, Parameter(converter=read_whole_number, help="Rounds in which all take turns, each with 5 runs.")
+    ] = 10,
+    json_file: JsonFile = None,
+) -> int:
+    """Measure how fast models and exported files answer, each in a process of its own, taking turns.
+
+    ```
+    vitrail bench tnt_s_patch16_224 --timm
+    vitrail bench best.safetensors best.onnx best.xml --batch-size 1 8 --threads 2
+    ```
+    """
+    from vitrail.api import inference as api
+    from vitrail.cli.terminal import open_terminal
+
+    with open_terminal() as display:
+        latencies = api.bench(
+            names,
+            batch_size=batch_size or (1, 8),
+            timm=timm,
+            engine=engine or (),
+            precision=precision,
+            device=device,
+            threads=threads,
+            rounds=rounds,
+            json=json_file,
+            display=display,
+        )
+        show_result(latencies)
+    return 0
+
+
+def serve(
+    artifact: Checkpoint,
+    *settings: FileSettings,
+    host: Annotated[str, Parameter(help="Address to listen at; 0.0.0.0 is every one of this machine.")] = "127.0.0.1",
+    port: Annotated[int, Parameter(converter=read_whole_number, help="Port to listen at; 0 takes a free one.")] = 8000,
+    max_batch: Annotated[int, Parameter(converter=read_whole_number, help="Images that are computed together.")] = 16,
+    max_wait_ms: Annotated[
+        float, Parameter(help="Milliseconds that an image waits for others to be computed with.")
+    ] = 5.0,
+    topk: Annotated[
+        int | None,
+        Parameter(
+            converter=read_whole_number,
+            help="Classes of each answer, 5 by default; a multi-label model answers with at most so many that reach "
+            "their thresholds, all by default.",
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        Parameter(help="File with the key that requests must bring; or give the key in VITRAIL_API_KEY."),
+    ] = None,
+    cors: Annotated[list[str] | None, Parameter(help="Origin whose pages may ask; may be given several times.")] = None,
+    host_name: Annotated[
+        list[str] | None,
+        Parameter(
+            help="Name that clients call the server by, beside its addresses, localhost and --host; may be given "
+            "several times, and * is any name."
+        ),
+    ] = None,
+    max_bytes: Annotated[
+        int, Parameter(converter=read_whole_number, help="Largest size of one uploaded file in bytes.")
+    ] = 20 * 2**20,
+    max_files: Annotated[
+        int, Parameter(converter=read_whole_number, help="Largest number of files in one request.")
+    ] = 16,
+    max_pixels: Annotated[
+        int, Parameter(converter=read_whole_number, help="Largest number of pixels in one image.")
+    ] = 50_000_000,
+    max_decode_s: Annotated[float, Parameter(help="Most seconds of a processor's time for decoding one image.")] = 5.0,
+    queue: Annotated[
+        int, Parameter(converter=read_whole_number, help="Images held at a time; more are told to come again.")
+    ] = 256,
+    timeout_s: Annotated[float, Parameter(help="Seconds from a request's first byte to its answer.")] = 30.0,
+    device: Device = "auto",
+    engine: Engine = None,
+    precision: Precision = None,
+) -> int:
+    """Answer HTTP requests with a model, and show a page to try it on.
+
+    SIGTERM and Ctrl-C end it once the requests that it has begun are answered. The log goes to standard error as JSON.
+
+    ```
+    vitrail serve runs/digits/best.safetensors
+    vitrail serve best.xml --host 0.0.0.0 --api-key-file key.txt --max-batch 32
+    curl -F files=@seven.png http://127.0.0.1:8000/predict
+    ```
+    """
+    from vitrail.api import inference as api
+    from vitrail.server.log import LogDisplay, write_json_lines
+
+    def show_address(line: str) -> None:
+        show_line(line)
+        sys.stdout.flush()
+
+    outlive_output()
+    write_json_lines()
+    api.serve(
+        artifact,
+        settings,
+        host=host,
+        port=port,
+        max_batch=max_batch,
+        max_wait_ms=max_wait_ms,
+        topk=topk,
+        api_key_file=api_key_file,
+        cors=cors or (),
+        host_name=host_name or (),
+        max_bytes=max_bytes,
+        max_files=max_files,
+        max_pixels=max_pixels,
+        max_decode_s=max_decode_s,
+        queue=queue,
+        timeout_s=timeout_s,
+        device=device,
+        engine=engine,
+        precision=precision,
+        on_ready=show_address,
+        display=LogDisplay(),
+    )
+    return 0
+
+
+def verify(
+    *files: Annotated[
+        Path, Parameter(help="Weight files, exported files, saves, lists of parts, or indexes of shards.")
+    ],
+) -> int:
+    """Say whether files are as they were written, without running anything that is in them.
+
+    Files of vitrail have a digest, archives of PyTorch have checksums, and some names hold a hash. The status is 2
+    where a file is damaged, or is none of these.
+
+    ```
+    vitrail verify runs/digits/best.safetensors runs/digits/best.onnx
+    vitrail verify tnt_s.pth.tar model.safetensors.index.json
+    ```
+    """
+    from vitrail.api import inference as api
+
+    checks = api.verify(*files)
+    show_result(checks)
+    if damaged := checks.damaged:
+        raise CheckpointError(
+            f"{len(damaged)} of {len(checks)} files are damaged, or nothing that is known here, the first is "
+            f"{damaged[0].path}: {damaged[0].by}"
+        )
+    return 0

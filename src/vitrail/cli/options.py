@@ -1,0 +1,65 @@
+"""What the options of several commands have in common: their types, their texts, how whole numbers are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter, Token
+
+from vitrail.errors import ConfigError
+
+
+def read_whole_number(_: type, tokens: Sequence[Token]) -> int:
+    """Read a number, where cyclopts would cut off what stands behind a point."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ConfigError(f"{tokens[0].keyword} is {tokens[0].value!r}; it must be a whole number") from None
+
+
+def read_whole_numbers(kind: type, tokens: Sequence[Token]) -> list[int]:
+    """Read several numbers."""
+    return [read_whole_number(kind, [token]) for token in tokens]
+
+
+def split_recipe(tokens: Sequence[str], config: str | None) -> tuple[str | None, list[str]]:
+    """Tell the one recipe among key=value tokens.
+
+    Raises:
+        ConfigError: There are several.
+    """
+    recipes = [token for token in tokens if "=" not in token]
+    if config is not None:
+        recipes.append(config)
+    if len(recipes) > 1:
+        raise ConfigError(
+            f"two recipes are given, {recipes[0]} and {recipes[1]}; settings are written section.key=value"
+        )
+    settings = [token for token in tokens if "=" in token]
+    return (recipes[0] if recipes else None), settings
+
+
+Settings = Annotated[
+    str, Parameter(show_default=False, help="Settings as section.key=value; `vitrail config` lists all of them.")
+]
+RecipeAndSettings = Annotated[
+    str, Parameter(show_default=False, help="A recipe's name or file, and settings as section.key=value.")
+]
+FileSettings = Annotated[
+    str, Parameter(show_default=False, help="How the file is read: weights.key=value and preprocess.key=value.")
+]
+Checkpoint = Annotated[Path, Parameter(help="A weight file of any project, or what `vitrail export` made of one.")]
+Weights = Annotated[Path, Parameter(help="A weight file of any project.")]
+ModelRecipe = Annotated[str | None, Parameter(help="A recipe's name or file, for the model and how images are read.")]
+JsonFile = Annotated[Path | None, Parameter(name="--json", help="Also write the numbers to this file.")]
+EngineName = Literal["torch", "onnxruntime", "openvino", "aotinductor", "torchscript", "mindspore"]
+Engine = Annotated[EngineName | None, Parameter(help="What runs an exported file, where two can, as .onnx.")]
+Precision = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    Parameter(help="Precision of the computation; an exported file's own by default."),
+]
+Device = Annotated[
+    Literal["auto", "cpu"], Parameter(help="auto takes the accelerator, where there is one; cpu never does.")
+]
