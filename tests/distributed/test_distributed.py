@@ -19,7 +19,9 @@ import yaml
 from support.forked import TORCHRUN, Python, python, wait_until
 from support.long_tailed import ALL, long_tailed
 from support.runs import EVERYTHING, TINY, Signals, assert_same_run, has_saved, rows, run, steps, torchrun
-from vitrail.config.sections import TrainConfig, command_line, find_recipe, read_yaml, resolve
+from vitrail.config.commands import TrainConfig
+from vitrail.config.recipes import find_recipe
+from vitrail.config.resolve import command_line, read_yaml, resolve
 from vitrail.distributed.watchdog import describe
 from vitrail.errors import ConfigError, Stopped
 

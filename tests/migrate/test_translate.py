@@ -15,17 +15,9 @@ import pytest
 import yaml
 
 from vitrail.cli.app import EVALUATE_SECTIONS, app, main, understood
-from vitrail.config.sections import (
-    EvaluateConfig,
-    Layer,
-    TrainConfig,
-    command_line,
-    find_recipe,
-    flat,
-    list_recipes,
-    read_yaml,
-    resolve,
-)
+from vitrail.config.commands import EvaluateConfig, TrainConfig
+from vitrail.config.recipes import find_recipe, list_recipes
+from vitrail.config.resolve import Layer, command_line, flat, read_yaml, resolve
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.migrate import official
 from vitrail.migrate.flags import translate_flags
@@ -1510,7 +1502,7 @@ def test_config_shows_the_translation_key_by_key(capsys: pytest.CaptureFixture) 
 
 
 def test_a_translated_run_is_resumed_by_its_folder_alone(tmp_path: Path) -> None:
-    from vitrail.config.sections import to_yaml
+    from vitrail.config.resolve import to_yaml
 
     start = begin(str(FILES / "svt_s.yaml"), [f"output.root={tmp_path}", "output.name=a"])
     (tmp_path / "a").mkdir()

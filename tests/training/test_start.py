@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from support.runs import TINY
-from vitrail.config.sections import TrainConfig, command_line, read_yaml, resolve, to_yaml
+from vitrail.config.commands import TrainConfig
+from vitrail.config.resolve import command_line, read_yaml, resolve, to_yaml
 from vitrail.errors import ConfigError
 from vitrail.training.start import begin
 

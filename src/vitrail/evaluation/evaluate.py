@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from vitrail.classes.matching import check_classes, match_by_name, match_by_order, order_in_doubt, read_class_names
 from vitrail.classes.names import tell_look_alikes
-from vitrail.config.sections import DataSection, EvaluateConfig, Layer, Resolved, resolve, to_dict
+from vitrail.config.commands import EvaluateConfig
+from vitrail.config.resolve import Layer, Resolved, resolve, to_dict
+from vitrail.config.sections import DataSection
 from vitrail.data.loader import Batch, ImageLoader, build_eval_loader
 from vitrail.data.opening import DIVISION, files_read, open_split
 from vitrail.data.overlap import shared

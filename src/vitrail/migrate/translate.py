@@ -11,7 +11,9 @@ from typing import Any
 
 import yaml
 
-from vitrail.config.sections import Layer, TrainConfig, find_recipe, read_yaml
+from vitrail.config.commands import TrainConfig
+from vitrail.config.recipes import find_recipe
+from vitrail.config.resolve import Layer, read_yaml
 from vitrail.errors import ConfigError, closest
 from vitrail.migrate.official import PROGRAMS, program_of
 from vitrail.migrate.projects import NO_DEFAULT, PROJECTS, Case, Project, Say, same, shown

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vitrail.config.sections import Layer, TrainConfig, command_line, flat, read_yaml, resolve
+from vitrail.config.commands import TrainConfig
+from vitrail.config.resolve import Layer, command_line, flat, read_yaml, resolve
 from vitrail.errors import ConfigError, command
 from vitrail.migrate.projects import Say
 from vitrail.migrate.translate import Recipe, read_recipe, split_keys
