@@ -19,10 +19,14 @@ from vitrail.config.commands import EvaluateConfig, TrainConfig
 from vitrail.config.recipes import find_recipe, list_recipes
 from vitrail.config.resolve import Layer, command_line, flat, read_yaml, resolve
 from vitrail.errors import CheckpointError, ConfigError
+from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.migrate import official
 from vitrail.migrate.flags import translate_flags
-from vitrail.migrate.projects import IMAGENET_MEAN, IMAGENET_STD, MINDCV, NO_DEFAULT, PROJECTS, T2T, TWINS, ZOO_TNT
-from vitrail.migrate.translate import is_foreign, read_part, read_recipe, split_keys, translate
+from vitrail.migrate.mindcv import MINDCV
+from vitrail.migrate.model_zoo import T2T, TWINS, ZOO_TNT
+from vitrail.migrate.recipes import is_foreign, open_recipe, read_part, split_keys
+from vitrail.migrate.rules import NO_DEFAULT
+from vitrail.migrate.translate import PROJECTS, translate
 from vitrail.training.start import begin
 
 FILES = Path(__file__).parent / "foreign"
@@ -820,7 +824,7 @@ def test_t2ts_transfer_to_cifar_is_read_as_what_it_is() -> None:
     ],
 )
 def test_flags_belong_to_the_program_of_their_model_or_that_knows_most(flags: dict[str, Any], project: Any) -> None:
-    assert official.program_of(flags) is project
+    assert official.find_program(flags) is project
 
 
 @pytest.mark.parametrize(
@@ -996,7 +1000,7 @@ def test_keys_have_no_section() -> None:
 )  # fmt: skip
 def test_keys_need_a_file_of_theirs(recipe: str | None, keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        read_recipe(recipe, keys)
+        open_recipe(recipe, keys)
 
 
 def test_our_settings_are_put_over_theirs(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from vitrail.data.audit.check_data import Checked
     from vitrail.data.manifest import Manifest
     from vitrail.display import Terminal
-    from vitrail.migrate.projects import Say
+    from vitrail.migrate.rules import Say
 
 app = App(
     name="vitrail",
@@ -167,7 +167,7 @@ def evaluate(
     ```
     """
     from vitrail.config.resolve import command_line
-    from vitrail.migrate.translate import read_part, split_keys
+    from vitrail.migrate.recipes import read_part, split_keys
 
     keys, tokens = split_keys(settings)
     part = read_part(config, keys, EVALUATE_SECTIONS)
@@ -822,7 +822,7 @@ def config(
     from vitrail.config.recipes import find_recipe, list_recipes
     from vitrail.config.reference import reference
     from vitrail.config.resolve import command_line, flat, resolve
-    from vitrail.migrate.translate import read_recipe, split_keys
+    from vitrail.migrate.recipes import open_recipe, split_keys
 
     if markdown:
         print(reference(), end="")
@@ -835,7 +835,7 @@ def config(
         return 0
     given, tokens = _split_settings([recipe, *settings], None)
     keys, tokens = split_keys(tokens)
-    read = read_recipe(given, keys)
+    read = open_recipe(given, keys)
     if (translation := read.translation) is not None:
         columns = ("their key", "their value", "our setting", "our value", "note")
         show_table(f"{read.path}: {translation.project}, {translation.compat}", columns, translation.table())
@@ -1188,7 +1188,7 @@ def _about_weights(config: str | None, settings: Sequence[str]) -> tuple[list[La
     Beside it stands what is to be said about the translation of another project's file.
     """
     from vitrail.config.resolve import command_line
-    from vitrail.migrate.translate import read_part, split_keys
+    from vitrail.migrate.recipes import read_part, split_keys
 
     keys, tokens = split_keys(settings)
     part = read_part(config, keys, OF_WEIGHTS)

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vitrail.errors import ConfigError, closest
-from vitrail.migrate.translate import FORMATS, KEYS, YAML, file_format
+from vitrail.migrate.recipes import FORMATS, YAML, file_format
+from vitrail.migrate.translate import KEYS
 
 COMMANDS = ("train", "evaluate", "predict", "export", "config")
 SHORT = {
