@@ -222,7 +222,8 @@ ZOO_PUBLISHED = {
     "switch_prob": 0.5,
     "lr_scheduler": "cosine_lr",
 }
-"""Values that the files of TNT and T2T-ViT share, for keys that their programs have no default for."""
+"""Values that the files of TNT and T2T-ViT share, for keys that their programs have no default
+for."""
 NORMALISATION = {"preprocess.mean": IMAGENET_MEAN, "preprocess.std": IMAGENET_STD}
 BICUBIC = {"augment.interpolation": "bicubic", "preprocess.interpolation": "bicubic"}
 

@@ -41,7 +41,8 @@ from vitrail.migrate.shared_rules import (
 
 NO_BATCH_NORM = ignore("there is no batch norm")
 FILLED = {"mixup": 0.8, "cutmix": 1.0, "aa": "rand-m9-mstd0.5-inc1", "reprob": 0.25, "remode": "pixel"}
-"""Augmentation that the programs of T2T-ViT and Twins have by default, where timm's own varies nothing."""
+"""Augmentation that the programs of T2T-ViT and Twins have by default, where timm's own varies
+nothing."""
 
 
 # Rules that these programs share, since all are timm's train.py with changes

@@ -12,7 +12,8 @@ import yaml
 from vitrail.errors import closest
 
 Say = Literal["", "note", "warning"]
-"""How loud a run says a note: not at all, as a note that it differs from what the file reads as, or as a warning."""
+"""How loud a run says a note: not at all, as a note that it differs from what the file reads as, or
+as a warning."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,13 @@ class Project:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Our settings for what stands in the project's code."""
     published: Mapping[str, Any] = field(default_factory=dict)
-    """Values of its own file for keys without a default; taken, and said, where one is not written."""
+    """Values of its own file for keys without a default; taken, and said, where one is not
+    written."""
     file_wins: bool = False
     """Whether its program lets the file overrule the command line."""
     lr_base_batch: int | None = None
-    """Batch size that its learning rates are meant for: its program multiplies them by the global batch over this."""
+    """Batch size that its learning rates are meant for: its program multiplies them by the global
+    batch over this."""
 
 
 def note_if(differs: bool) -> Say:

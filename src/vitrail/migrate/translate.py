@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +30,8 @@ class Row:
     value: Any
     """Value of the key, or its default."""
     written: bool
-    """Whether the key stands in the file or on the command line, and is not their program's default."""
+    """Whether the key stands in the file or on the command line, and is not their program's
+    default."""
     settings: Mapping[str, Any]
     """Our settings by dotted key."""
     note: str
@@ -149,17 +150,8 @@ def translate(
 
     # A row for each fact of their code, for each key, and for each flag that counts nothing
     rows = [Row("", None, False, {name: value}, "", "") for name, value in project.fixed.items()]
-    unwritten = [key for key in defaults if key not in written]
-    for key in [*written, *unwritten]:
-        try:
-            rows.append(_translate_key(key, case))
-        except (ValueError, TypeError) as error:
-            where = origin
-            if key not in written:
-                where = f"{origin}, not written"
-            elif key in typed:
-                where = "command line"
-            problems.append(f"{where}: {key} is {format_value(case.values[key])}; {error}")
+    keys = {**written, **defaults}  # in the order of the file, then those that are not written
+    rows += _follow_rules(case, keys, origin, typed, problems)
     for key, value in overruled.items():
         note = f"the file overrules the flag in {project.name}; compat=as_written lets the flag win"
         rows.append(Row(key, value, True, {}, note, "warning"))
@@ -207,6 +199,36 @@ def _collect_defaults(project: Project) -> dict[str, Any]:
         if key.default is not NO_DEFAULT:
             defaults[name] = key.default
     return {**defaults, **project.published}
+
+
+def _follow_rules(
+    case: Case,
+    keys: Iterable[str],
+    origin: str,
+    typed: Mapping[str, Any],
+    problems: list[str],
+) -> list[Row]:
+    """Return a row for each key, and add refused values to the problems.
+
+    Args:
+        case: The project, its values and how they are taken.
+        keys: Keys that are written or have a default.
+        origin: Name of the file, for messages.
+        typed: Keys of the command line.
+        problems: List that refusals are added to.
+    """
+    rows = []
+    for key in keys:
+        try:
+            rows.append(_translate_key(key, case))
+        except (ValueError, TypeError) as error:
+            where = origin
+            if key not in case.written:
+                where = f"{origin}, not written"
+            elif key in typed:
+                where = "command line"
+            problems.append(f"{where}: {key} is {format_value(case.values[key])}; {error}")
+    return rows
 
 
 def _translate_key(key: str, case: Case) -> Row:
