@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class VitrailError(Exception):
-    """Something the user can mend; the command line prints it as one line and exits with status 2."""
+    """An error that the user can mend; the command line prints it as one line and exits with status 2."""
 
 
 class ConfigError(VitrailError, ValueError):
@@ -51,29 +51,47 @@ class Stopped(VitrailError):
 
 def command(*words: object) -> str:
     """Return a vitrail command as it has to be typed: quoted, and through uv where this one was started by it."""
-    started = ["uv", "run", "vitrail"] if "UV" in os.environ else ["vitrail"]
-    return shlex.join([*started, *map(str, words)])
+    program = ["vitrail"]
+    if "UV" in os.environ:  # set by `uv run`
+        program = ["uv", "run", "vitrail"]
+    return shlex.join([*program, *map(str, words)])
 
 
 def closest(name: str, known: Iterable[str], alike: float = 0.4) -> str:
-    """Return "; did you mean 'x'?" for the known name nearest to `name`, at least so `alike`, or nothing."""
+    """Return "; did you mean 'x'?" for the known name nearest to `name`, or nothing.
+
+    Args:
+        name: What was written.
+        known: Names that would have been right.
+        alike: Smallest similarity of a suggestion, from 0 to 1.
+    """
     # difflib's own 0.6 misses pairs like deit_tiny and deit_ti_patch16_224
-    found = get_close_matches(name, list(known), n=1, cutoff=alike)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    matches = get_close_matches(name, list(known), n=1, cutoff=alike)
+    if not matches:
+        return ""
+    return f"; did you mean {matches[0]!r}?"
 
 
 def among(name: str, known: Sequence[str], what: str) -> str:
     """Return "; did you mean 'x'? <What>: x, y, z", or without a near name "; <what>: x, y, z"."""
-    near = closest(name, known)
-    return f"{near or ';'} {what.capitalize() if near else what}: {', '.join(known)}"
+    hint = closest(name, known)
+    choices = ", ".join(known)
+    if not hint:
+        return f"; {what}: {choices}"
+    return f"{hint} {what.capitalize()}: {choices}"
 
 
 def few(names: Sequence[str] | frozenset[str], most: int = 3) -> str:
     """Return the first names, sorted, and how many more there are."""
-    shown = [printable(name) for name in sorted(names)[:most]]
-    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
+    first = ", ".join(printable(name) for name in sorted(names)[:most])
+    if len(names) <= most:
+        return first
+    return f"{first} and {len(names) - most} more"
 
 
 def printable(path: str | Path) -> str:
-    """Return a path with bytes that are no text escaped: they are surrogates, which no terminal or file would take."""
+    """Return a path with bytes that are no text escaped.
+
+    Python reads them as surrogates, which no terminal or file would take.
+    """
     return str(path).encode("utf-8", "backslashreplace").decode()
