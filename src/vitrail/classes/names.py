@@ -191,8 +191,8 @@ def orders_differ(names: Sequence[str]) -> tuple[int, str, str] | None:
     Names that are the numbers of their own places leave no doubt, and neither do those that are in neither order, which
     somebody has declared.
     """
-    text: list[str] = [names[index] for index in order(names, "text")]
-    natural: list[str] = [names[index] for index in order(names, "natural")]
+    text = list(map(names.__getitem__, order(names, "text").tolist()))
+    natural = list(map(names.__getitem__, order(names, "natural").tolist()))
     is_sorted = list(names) in (text, natural)
     is_numbered = list(names) == [str(number) for number in range(len(names))]
     if not is_sorted or is_numbered:
