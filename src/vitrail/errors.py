@@ -6,7 +6,12 @@ import os
 import shlex
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
+from unicodedata import category
+
+MAX_NAME = 200
+"""Largest number of characters of a name that may be meant for another."""
 
 
 class VitrailError(Exception):
@@ -37,6 +42,22 @@ class LostProcess(VitrailError):
     """Another process of the run has ended, so that this one cannot go on."""
 
 
+class LostWorker(VitrailError):
+    """A process that prepares images was killed, most often for lack of memory; a scheduler may start the same again.
+
+    Args:
+        cause: What ended it.
+    """
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"ended by {cause}; start it again")
+        self.cause = cause
+
+
+class OutputLost(VitrailError):
+    """Results that could not be shown, as who reads them is gone, or the disk that they go to is full."""
+
+
 class MissingExtra(VitrailError, ImportError):
     """An optional package that is not installed."""
 
@@ -47,6 +68,22 @@ class Interrupted(VitrailError):
 
 class Stopped(VitrailError):
     """Saved and stopped because it was told to, with what to type to go on; a scheduler may start it again."""
+
+
+def harmless(text: object) -> str:
+    """Return a text as it may be shown: one line, with escapes for all that a terminal, a log or a reader would obey.
+
+    Those are control characters, line ends, the marks that turn the direction of writing, those that look like nothing,
+    and bytes that are no text. Blanks of any width are shown as they are.
+    """
+    shown = str(text)
+    if shown.isascii() and shown.isprintable():
+        return shown
+    characters = []
+    for character in shown:
+        is_harmless = character.isprintable() or category(character) == "Zs"
+        characters.append(character if is_harmless else ascii(character)[1:-1])
+    return "".join(characters)
 
 
 def command(*words: object) -> str:
@@ -65,6 +102,8 @@ def closest(name: str, known: Iterable[str], alike: float = 0.4) -> str:
         known: Names that would have been right.
         alike: Smallest similarity of a suggestion, from 0 to 1.
     """
+    if len(name) > MAX_NAME:  # comparing it takes its length squared
+        return ""
     # difflib's own 0.6 misses pairs like deit_tiny and deit_ti_patch16_224
     matches = get_close_matches(name, list(known), n=1, cutoff=alike)
     if not matches:
@@ -79,6 +118,40 @@ def among(name: str, known: Sequence[str], what: str) -> str:
     if not hint:
         return f"; {what}: {choices}"
     return f"{hint} {what.capitalize()}: {choices}"
+
+
+def brief(value: object, most: int = 80) -> str:
+    """Return a value as a message shows it: on one line, and never long, whatever stands in a file."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a number of about {round(value.bit_length() * 0.30103):,} digits"
+    if isinstance(value, str | bytes):
+        value = value[:most]
+    try:
+        # lists of thousands, and lists within lists, are cut before they become text
+        if isinstance(value, list | tuple | dict):
+            value = _cut(value, 4)
+        shown = ascii(value)
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__}"
+    if len(shown) > most:
+        return f"{shown[:most]}..."
+    return shown
+
+
+def _cut(value: object, depth: int) -> object:
+    """Return a value with the first few of its parts, so many levels deep."""
+    if isinstance(value, str | bytes):
+        return value[:80]
+    if isinstance(value, int) and value.bit_length() > 256:
+        return brief(value)
+    if not isinstance(value, list | tuple | dict):
+        return value
+    if depth == 0:
+        return type(value)()
+    if isinstance(value, dict):
+        first = islice(value.items(), 4)
+        return {brief(key, 40).strip("'"): _cut(item, depth - 1) for key, item in first}
+    return type(value)(_cut(item, depth - 1) for item in value[:8])
 
 
 def few(names: Sequence[str] | frozenset[str], most: int = 3) -> str:

@@ -155,6 +155,13 @@ def without_points(names: Sequence[str]) -> dict[str, str]:
 # Order
 
 
+def with_comma(names: Sequence[str]) -> str:
+    """Return a name that is a number with a decimal comma, where all names are numbers; else nothing."""
+    if not all(re.fullmatch(r"-?[0-9]+([.,][0-9]+)?", name) for name in names):
+        return ""
+    return next((name for name in names if "," in name), "")
+
+
 def order(names: Sequence[str], class_order: ClassOrder | None = None) -> NDArray[np.int64]:
     """Return the indices that sort the classes.
 

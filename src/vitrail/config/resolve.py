@@ -21,6 +21,14 @@ from vitrail.config.commands import (
 )
 from vitrail.config.values import Text, quote, read_value, to_plain
 from vitrail.errors import ConfigError, among
+from vitrail.files import read_regular
+
+MOST_SETTINGS = 2**20
+"""Largest size of a file of settings in bytes; the largest recipe has a few thousand."""
+MOST_VALUES = 20_000
+"""Largest number of values of a file of settings."""
+MOST_NESTED = 16
+"""Largest depth of values within values of a file of settings."""
 
 T = TypeVar(
     "T",
@@ -155,17 +163,43 @@ def read_yaml(path: Path, origin: str | None = None) -> Layer:
         ConfigError: The file is missing, is not YAML, or does not hold sections.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+        content = yaml.load(read_regular(path, MOST_SETTINGS).decode("utf-8"), _UniqueKeyLoader)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); `vitrail config` lists the recipes") from error
     # PyYAML lets a bad date through as ValueError
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+    excess = _find_excess(content)
+    if excess:
+        raise ConfigError(f"{path}: {excess}, which no setting is")
     if content is None:
         content = {}
     if not isinstance(content, Mapping):
         raise ConfigError(f"{path}: holds a {type(content).__name__}, not sections such as model, data and train")
     return Layer(origin or str(path), content)
+
+
+def _find_excess(content: Any) -> str:
+    """Say what no settings have: a circle, too many values, or a number without end; nothing where there is none.
+
+    Values that a file writes once and names often are counted as often as they are named.
+    """
+    waiting = [(content, 0)]
+    for _ in range(MOST_VALUES):
+        if not waiting:
+            return ""
+        value, depth = waiting.pop()
+        if depth > MOST_NESTED:
+            return f"nests values more than {MOST_NESTED} deep"
+        if isinstance(value, int) and value.bit_length() > 64:
+            return "has a whole number of more than 64 bits"
+        parts: Iterable[Any] = ()
+        if isinstance(value, Mapping):
+            parts = [part for pair in value.items() for part in pair]
+        elif isinstance(value, list | tuple | set):
+            parts = value
+        waiting += [(part, depth + 1) for part in parts]
+    return f"holds more than {MOST_VALUES:,} values"
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -8,6 +8,12 @@ from typing import Any, Literal
 
 from vitrail.config.ranges import find_not_positive, find_out_of_range
 
+MIN_STD = 1e-6
+"""Smallest standard deviation, for pixels from 0 to 1; below it, pixels that are the same in 16 bits would be apart by
+more than a network can take."""
+MAX_WORKERS = 1024
+"""Largest number of loader processes; no machine has more cores for one training process."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSection:
@@ -158,7 +164,7 @@ class DataSection:
         """Say what is wrong, each as one clause."""
         problems = find_out_of_range(
             self,
-            workers=(0, None),
+            workers=(0, MAX_WORKERS),
             folds=(2, 32767),
             channels=(1, 1000),
             shuffle_buffer=(1, 2**31),
@@ -225,6 +231,8 @@ class PreprocessSection:
             problems.append(f"crop is {self.crop}; it must be above 0 and at most 1")
         if self.std is not None and min(self.std, default=0) <= 0:
             problems.append(f"std is {self.std}; it must be positive")
+        elif self.std is not None and min(self.std) < MIN_STD:
+            problems.append(f"std is {self.std}; it must be at least {MIN_STD:g}")
         return problems + too_large(self.mean, self.std)
 
 
@@ -261,6 +269,9 @@ class EvaluateSection:
     exported file computes in the precision that it was exported with."""
     device: Literal["auto", "cpu"] = "auto"
     """Device to compute on; auto takes an accelerator (GPU) where there is one."""
+    guard_csv: bool = True
+    """In CSV files, write names that a spreadsheet would compute, as they begin with = + - or @, with an apostrophe in
+    front."""
 
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""

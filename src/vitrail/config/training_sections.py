@@ -399,7 +399,11 @@ class OutputSection:
     """Number of saves kept to resume from, for the case that the last one is damaged."""
     trackers: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = ("tensorboard",)
     """Trackers that are given the metrics of each epoch, beside metrics.jsonl; tensorboard those of
-    steps.jsonl too."""
+    tensorboard those of steps.jsonl
+    too."""
+    guard_csv: bool = True
+    """In the report's CSV files, write names that a spreadsheet would compute, as they begin with = + - or @, with an
+    apostrophe in front."""
 
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""

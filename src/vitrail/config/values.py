@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from vitrail.errors import closest
+from vitrail.errors import brief, closest
 
+MAX_WHOLE = 2**63 - 1
+"""Largest whole number of a setting."""
 PLAIN_TYPES = {
     int: "a whole number",
     float: "a number",
@@ -43,10 +46,10 @@ def read_value(value: Any, kind: Any) -> Any:
 
 
 def quote(value: Any) -> str:
-    """Return a refused value as it is shown: in quotes where it was text."""
+    """Return a refused value as it is shown: in quotes where it was text, and never long."""
     if isinstance(value, Text):
-        return repr(str(value))
-    return repr(value)
+        value = str(value)
+    return brief(value, 200)
 
 
 def _parse_text(value: Any, kind: Any) -> Any:
@@ -83,11 +86,26 @@ def _convert(value: Any, kind: Any) -> Any:
         return _convert_to_float(value)
     # a folder or a class may be called 3, which YAML reads as a number
     if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
+        if not abs(value) <= MAX_WHOLE:  # true of NaN too
+            raise ValueError("text")
         return str(value)
     # the exact type, since a bool is an int to isinstance
     if type(value) is not kind:
         raise ValueError(type_name(kind))
+    if kind is int and abs(value) > MAX_WHOLE:
+        raise ValueError("a whole number of at most 18 digits")
+    if isinstance(value, str) and not _is_plain(value):
+        raise ValueError("text without characters that no name or path has")
     return value
+
+
+def _is_plain(text: str) -> bool:
+    """Tell whether a name or path can be made of a text: no byte 0, which ends it, and no halves of letters."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
 
 
 def _convert_to_union(value: Any, kind: Any) -> Any:

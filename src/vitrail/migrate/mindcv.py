@@ -84,10 +84,10 @@ def _set_train_split(value: Any, case: Case) -> Outcome:
     """Set the folder to train on, which the files of Twins have wrong."""
     is_validation = "train_split" in case.written and value == case.values["val_split"]
     if not is_validation:
-        return Outcome({"data.train_split": value})
+        return Outcome({"data.train_split": value}, of_training=True)
     usual = MINDCV.keys["train_split"].default
     note = f"the run learns the images that it is validated with; train_split={usual} takes the others"
-    return Outcome({"data.train_split": value}, note, "warning")
+    return Outcome({"data.train_split": value}, note, "warning", of_training=True)
 
 
 def _divide_by_255(value: Any) -> tuple[float, ...]:

@@ -144,12 +144,12 @@ def _warn_of_lost_state(value: Any, case: Case) -> Outcome:
     """Tell that no run is resumed, where their program would do so."""
     is_lost = not read_switch(value) and read_text(case.values.get("pretrained")) is not None
     note = "weights alone are read: epochs and rates begin anew; `vitrail train --resume RUN` goes on with a run"
-    return Outcome(note=note, say=warn_if(is_lost))
+    return Outcome(note=note, say=warn_if(is_lost), of_training=True)
 
 
 def _warn_of_unread_lr(value: Any, case: Case) -> Outcome:
     """Tell whoever wrote `lr` that another key is the learning rate."""
-    return Outcome(note="not read: the rate is base_lr", say="warning")
+    return Outcome(note="not read: the rate is base_lr", say="warning", of_training=True)
 
 
 def _set_save_minutes(value: Any, case: Case) -> Outcome:

@@ -65,6 +65,8 @@ class Outcome:
     """Remark on the translation, for the table of `vitrail config`."""
     say: Say = ""
     """Whether a run says the note too."""
+    of_training: bool = False
+    """Whether the note means nothing where nothing is trained."""
 
 
 Rule = Callable[[Any, Case], Outcome]

@@ -68,9 +68,10 @@ def check_processes(value: Any, case: Case) -> Outcome:
         is_distributed = count > 1
     if is_distributed and case.processes == 1:
         note = f"this is one process; start several with: torchrun --nproc-per-node {count or 8} -m vitrail train ..."
-        return Outcome(note=note, say="warning")
+        return Outcome(note=note, say="warning", of_training=True)
     if count is not None and 1 < count != case.processes:
-        return Outcome(note=f"{case.processes} processes were started, and they count", say="warning")
+        note = f"{case.processes} processes were started, and they count"
+        return Outcome(note=note, say="warning", of_training=True)
     return Outcome(note="torchrun starts processes")
 
 

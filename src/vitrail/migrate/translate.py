@@ -38,6 +38,8 @@ class Row:
     """Remark on the translation."""
     say: Say
     """How loud a run says the note."""
+    of_training: bool = False
+    """Whether the note means nothing where nothing is trained."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,10 @@ class Translation:
     layer: Layer
 
     def remarks(self, sections: Sequence[str] | None = None) -> list[tuple[Say, str]]:
-        """Return what a command has to say about the translation: warnings, and notes of some sections or of all."""
+        """Return what a command has to say about the translation: warnings, and notes of some sections or of all.
+
+        A command that reads some sections trains nothing.
+        """
         origin = self.layer.origin
         remarks: list[tuple[Say, str]] = [
             (
@@ -59,6 +64,8 @@ class Translation:
             )
         ]
         for row in self.rows:
+            if row.of_training and sections is not None:
+                continue
             row_sections = {name.split(".")[0] for name in row.settings}
             is_concerned = sections is None or bool(row_sections.intersection(sections))
             if row.say == "warning" or (row.say and is_concerned):
@@ -98,6 +105,7 @@ def find_project(content: Mapping[str, Any], origin: str) -> Project:
     for project in PROJECTS:
         known[project.name] = sum(find_key(key, project) in project.keys for key in content)
     best = max(known.values())
+    _refuse_flags_in_file(content, origin, best)
     if 2 * best < len(content):
         raise ConfigError(
             f"{origin}: has neither our sections, such as model, data and train, nor the keys of a project that is "
@@ -109,6 +117,33 @@ def find_project(content: Mapping[str, Any], origin: str) -> Project:
         examples = " or ".join(_find_own_key(project) for project in candidates)
         raise ConfigError(f"{origin}: its keys are those of {names} alike; write more, such as {examples}")
     return candidates[0]
+
+
+def _refuse_flags_in_file(content: Mapping[str, Any], origin: str, best: int) -> None:
+    """Refuse a file whose keys are mostly those of an official program, which reads flags and no file.
+
+    Args:
+        content: Keys and values of the file.
+        origin: Name of the file, for messages.
+        best: Number of keys that a project with files knows.
+
+    Raises:
+        ConfigError: With the flags to type instead.
+    """
+    program = find_program({str(key): value for key, value in content.items()})
+    keys = [key for key in content if find_key(key, program) in program.keys]
+    if len(keys) <= best:
+        return
+    flags = []
+    for key in keys[:3]:
+        flag = find_key(key, program).replace("_", "-")
+        flags.append(f"--{flag} {format_value(content[key])}")
+    if len(keys) > 3:
+        flags.append("...")
+    raise ConfigError(
+        f"{origin}: has the keys of official programs, here {program.name}, which are read as flags and from no "
+        f"file; leave the file out and write them behind the command: {' '.join(flags)}"
+    )
 
 
 def translate(
@@ -240,7 +275,7 @@ def _translate_key(key: str, case: Case) -> Row:
     if key in project.published and not is_written and outcome.settings:
         note = f"taken as in the file of {project.name}, {format_value(value)}"
         outcome = replace(outcome, note=note, say="note")
-    return Row(key, value, is_written, outcome.settings, outcome.note, outcome.say)
+    return Row(key, value, is_written, outcome.settings, outcome.note, outcome.say, outcome.of_training)
 
 
 def _nest_settings(rows: Sequence[Row]) -> dict[str, Any]:
