@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from vitrail.config.commands import EvaluateConfig, PredictConfig, TrainConfig
 from vitrail.config.recipes import find_recipe, list_recipes
-from vitrail.config.reference import describe
+from vitrail.config.reference import describe_section
 from vitrail.config.resolve import Layer, command_line, flat, read_yaml, resolve, to_dict, to_yaml
 from vitrail.config.sections import DataSection, EvaluateSection, ModelSection, PreprocessSection, WeightsSection
 from vitrail.config.training_sections import (
@@ -633,7 +633,7 @@ def test_any_configuration_survives_dict_and_yaml(
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_setting_has_a_text_that_stands_alone(section: type) -> None:
-    described = describe(section)
+    described = describe_section(section)
     assert [key for key, *_ in described] == [field.name for field in fields(section)]
     for key, kind, default, doc in described:
         assert kind, key
@@ -666,17 +666,17 @@ def test_every_section_of_every_command_is_described() -> None:
     ],
 )
 def test_type_and_default_are_described_in_words(section: type, key: str, kind: str, default: str) -> None:
-    assert {name: rest[:2] for name, *rest in describe(section)}[key] == [kind, default]
+    assert {name: rest[:2] for name, *rest in describe_section(section)}[key] == [kind, default]
 
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_described_defaults_are_what_the_command_line_would_read(section: type) -> None:
     defaults = to_dict(section())
-    assert {key: yaml.safe_load(default) for key, _, default, _ in describe(section)} == defaults
+    assert {key: yaml.safe_load(default) for key, _, default, _ in describe_section(section)} == defaults
 
 
 def test_a_docstring_is_the_description_of_the_field_above_it() -> None:
-    docs = {key: doc for key, *_, doc in describe(OptimSection)}
+    docs = {key: doc for key, *_, doc in describe_section(OptimSection)}
     assert docs["momentum"] == "Momentum of SGD."
     assert docs["betas"] == "Decay rates of AdamW's first and second moments."
 

@@ -851,12 +851,12 @@ def config(
     """
     from vitrail.config.commands import TrainConfig
     from vitrail.config.recipes import find_recipe, list_recipes
-    from vitrail.config.reference import reference
+    from vitrail.config.reference import write_reference
     from vitrail.config.resolve import command_line, flat, resolve
     from vitrail.migrate.recipes import open_recipe, split_keys
 
     if markdown:
-        print(reference(), end="")
+        print(write_reference(), end="")
         return 0
     if recipe is None:
         show_table(

@@ -23,21 +23,21 @@ preprocess and evaluate; `predict` takes weights, preprocess and, for lists, dat
 """
 
 
-def reference() -> str:
+def write_reference() -> str:
     """Return the reference page of all settings in Markdown."""
     lines = [*INTRODUCTION.splitlines(), ""]
     sections = {**get_type_hints(TrainConfig), **get_type_hints(EvaluateConfig)}
     for name, section in sections.items():
         lines += [f"## {name}", "", inspect.cleandoc(section.__doc__ or ""), ""]
         lines += ["| key | type | default | meaning |", "|-|-|-|-|"]
-        for key, kind, default, text in describe(section):
+        for key, kind, default, text in describe_section(section):
             cell = text.replace("|", "\\|")  # which would end the cell
             lines.append(f"| {name}.{key} | {kind} | {default} | {cell} |")
         lines.append("")
     return "\n".join(lines)
 
 
-def describe(section: type) -> list[tuple[str, str, str, str]]:
+def describe_section(section: type) -> list[tuple[str, str, str, str]]:
     """Return (key, type, default, description) of each field of a section, the last from its docstring."""
     docs = _read_field_docs(section)
     hints = get_type_hints(section)

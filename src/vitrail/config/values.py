@@ -22,7 +22,7 @@ PLAIN_TYPES = {
     type(None): "null",
     Any: "any value",
 }
-"""What the types that are not made of others are called in messages and in the reference."""
+"""Words for the types that are not made of others, in messages and in the reference."""
 
 
 class Text(str):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vitrail.errors import ConfigError, closest
-from vitrail.migrate.recipes import FORMATS, YAML, file_format
+from vitrail.migrate.recipes import FORMATS, YAML, find_export_format
 from vitrail.migrate.translate import KEYS
 
 COMMANDS = ("train", "evaluate", "predict", "export", "config")
@@ -138,7 +138,7 @@ def _add_usual_format(ours: _Rewritten) -> None:
     """Add the format that their program writes, which for most programs is MindIR by default."""
     usual = None
     if ours.config is not None:
-        usual = file_format(ours.config)
+        usual = find_export_format(ours.config)
     ours.flags += ["--format", _find_format_name(ours.config or "", usual or "MINDIR")]
 
 

@@ -104,7 +104,7 @@ def read_part(config: str | None, keys: Mapping[str, Any], sections: Sequence[st
     return OpenedRecipe(recipe.name, recipe.path, layer, recipe.translation)
 
 
-def file_format(config: str) -> str | None:
+def find_export_format(config: str) -> str | None:
     """Return the format that the program of a file exports, by the file or by default; None where it is not known."""
     name, path = find_recipe(config)
     content = read_yaml(path, name).values

@@ -37,7 +37,7 @@ class Row:
     note: str
     """Remark on the translation."""
     say: Say
-    """How loud a run says the note."""
+    """Whether a run says the note, and how loud."""
     of_training: bool = False
     """Whether the note means nothing where nothing is trained."""
 
