@@ -17,7 +17,6 @@ from support.foreign import FILES, content
 from vitrail.cli.app import app, main
 from vitrail.training.start import begin
 
-
 GUIDE = Path(__file__).parents[2] / "docs" / "migrating.md"
 
 

@@ -16,7 +16,6 @@ from vitrail.migrate import official
 from vitrail.migrate.translate import translate
 from vitrail.training.start import begin
 
-
 OFFICIAL = (
     "/path/to/imagenet/ --model tnt_s_patch16_224 --sched cosine --epochs 300 --opt adamw -j 8 --warmup-lr 1e-6 "
     "--mixup .8 --cutmix 1.0 --model-ema --model-ema-decay 0.99996 --aa rand-m9-mstd0.5-inc1 --color-jitter 0.4 "
