@@ -17,7 +17,8 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from vitrail.config.sections import EvaluateConfig, command_line, read_yaml, resolve
+from vitrail.config.commands import EvaluateConfig
+from vitrail.config.resolve import command_line, read_yaml, resolve
 from vitrail.errors import CheckpointError, ConfigError, brief, closest
 from vitrail.evaluation.evaluate import evaluate
 from vitrail.evaluation.settings import inherited_data
