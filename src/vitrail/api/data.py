@@ -9,7 +9,8 @@ from typing import Any
 
 from vitrail.api.options import read_settings, require_at_least, settings_alone, shown
 from vitrail.api.results import Result, Table
-from vitrail.config.sections import CheckConfig, DataConfig, resolve
+from vitrail.config.commands import CheckConfig, DataConfig
+from vitrail.config.resolve import resolve
 from vitrail.display import Display
 from vitrail.errors import ConfigError
 from vitrail.migrate.given import Settings

@@ -18,7 +18,8 @@ from vitrail.api.options import (
     with_recipe,
 )
 from vitrail.api.results import Result, ResultList, Table
-from vitrail.config.sections import ConvertConfig, PredictConfig, resolve
+from vitrail.config.commands import ConvertConfig, PredictConfig
+from vitrail.config.resolve import resolve
 from vitrail.display import Display
 from vitrail.errors import ConfigError, ExportError
 from vitrail.files import files_of, refuse_output, staging, write_whole

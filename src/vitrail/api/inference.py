@@ -22,13 +22,15 @@ from vitrail.api.options import (
     write_json,
 )
 from vitrail.api.results import Result, ResultList, Table, first_rows, rows_left_out
-from vitrail.config.sections import DataConfig, DataSection, Layer, PredictConfig, resolve
+from vitrail.config.commands import DataConfig, PredictConfig
+from vitrail.config.resolve import Layer, resolve
+from vitrail.config.sections import DataSection
 from vitrail.display import Display
 from vitrail.distributed.launch import is_main_process
 from vitrail.errors import ConfigError, MissingExtra
 from vitrail.files import files_of, refuse_output, refuse_within, write_whole
 from vitrail.migrate.given import Given, Settings
-from vitrail.migrate.projects import Say
+from vitrail.migrate.rules import Say
 
 if TYPE_CHECKING:
     from vitrail.evaluation.evaluate import Comparison

@@ -11,14 +11,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from vitrail.config.sections import Layer, TrainConfig
+from vitrail.config.commands import TrainConfig
+from vitrail.config.resolve import Layer
 from vitrail.display import Display, Quiet, Terminal
 from vitrail.distributed.launch import is_main_process
 from vitrail.errors import ConfigError, closest
 from vitrail.files import write_whole
 from vitrail.migrate.given import Given, Settings, read_given
-from vitrail.migrate.projects import Say
-from vitrail.migrate.translate import read_part
+from vitrail.migrate.recipes import read_part
+from vitrail.migrate.rules import Say
 
 SECTIONS = (*(section.name for section in fields(TrainConfig)), "evaluate")
 """Names that a keyword with settings may have."""

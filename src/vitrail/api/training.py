@@ -10,12 +10,13 @@ from typing import Any
 
 from vitrail.api.options import path_or_none, read_settings, shown, tell_remarks, write_json
 from vitrail.api.results import Picture, Result, ResultList, Table
-from vitrail.config.sections import TrainConfig, flat, resolve
+from vitrail.config.commands import TrainConfig
+from vitrail.config.resolve import flat, resolve
 from vitrail.display import Display
 from vitrail.errors import ConfigError
 from vitrail.files import refuse_output
 from vitrail.migrate.given import Settings
-from vitrail.migrate.translate import read_recipe
+from vitrail.migrate.recipes import open_recipe
 from vitrail.training.start import begin
 
 GROUPS = ("head", "medium", "tail")
@@ -331,7 +332,7 @@ def show_config(recipe: str | Path | None = None, settings: Settings | None = No
         ConfigError: There is no such recipe, or a setting is wrong.
     """
     given = read_settings(show_config, settings, sections)
-    read = read_recipe(None if recipe is None else str(recipe), given.keys)
+    read = open_recipe(None if recipe is None else str(recipe), given.keys)
     translated = None
     if (translation := read.translation) is not None:
         columns = ("their key", "their value", "our setting", "our value", "note")

@@ -78,10 +78,11 @@ def config(
     ```
     """
     from vitrail.api import training as api
-    from vitrail.config.sections import find_recipe, list_recipes, reference
+    from vitrail.config.recipes import find_recipe, list_recipes
+    from vitrail.config.reference import write_reference
 
     if markdown:
-        print(reference(), end="")
+        print(write_reference(), end="")
         return 0
     if recipe is None:
         rows = [(name, _first_comment(find_recipe(name)[1])) for name in list_recipes()]

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
-from vitrail.config.sections import Layer, Text, command_line
+from vitrail.config.resolve import Layer, command_line
+from vitrail.config.values import Text
 from vitrail.errors import ConfigError, brief
-from vitrail.migrate.translate import split_keys
+from vitrail.migrate.recipes import split_keys
 
 Settings = Mapping[str, Any] | Sequence[str]
 """`section.key=value` words, or {"section.key": value, "section": {"key": value}}; keys of other projects without a

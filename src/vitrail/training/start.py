@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vitrail.config.sections import RECIPES, Layer, TrainConfig, flat, read_yaml, resolve
+from vitrail.config.commands import TrainConfig
+from vitrail.config.recipes import RECIPES
+from vitrail.config.resolve import Layer, flat, read_yaml, resolve
 from vitrail.errors import ConfigError, command
 from vitrail.files import is_temporary
 from vitrail.migrate.given import Given, Settings, read_given
-from vitrail.migrate.projects import Say
-from vitrail.migrate.translate import Recipe, read_recipe
+from vitrail.migrate.recipes import OpenedRecipe, open_recipe
+from vitrail.migrate.rules import Say
 from vitrail.training.idle_settings import idle_settings
 from vitrail.training.run_lock import LOCK
 
@@ -61,7 +63,7 @@ def begin(
         raise ConfigError(f"{' and '.join(verbs)} are both given; choose one")
     given = settings if isinstance(settings, Given) else read_given(settings)
     layer = given.layer
-    written = read_recipe(recipe, given.keys) if recipe is not None or given.keys else None
+    written = open_recipe(recipe, given.keys) if recipe is not None or given.keys else None
     if resume is not None:
         return _resume(resume, written, layer)
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
@@ -73,10 +75,10 @@ def begin(
         return _extend(extend, written, layer)
     if fork is not None:
         return _fork(fork, written, layer)
-    return _new(written or read_recipe("digits", {}), layer)
+    return _new(written or open_recipe("digits", {}), layer)
 
 
-def _new(recipe: Recipe, given: Layer, *, where: Sequence[Layer] = (), fork: Path | None = None) -> Start:
+def _new(recipe: OpenedRecipe, given: Layer, *, where: Sequence[Layer] = (), fork: Path | None = None) -> Start:
     """Begin a run of a recipe."""
     remarks = recipe.translation.remarks() if recipe.translation else []
     resolved = resolve(TrainConfig, [recipe.layer, given, *where])
@@ -88,12 +90,12 @@ def _new(recipe: Recipe, given: Layer, *, where: Sequence[Layer] = (), fork: Pat
     return Start(resolved.config, recipe.name, fork=fork, remarks=(*remarks, *idle))
 
 
-def _is_written_by_hand(recipe: Recipe) -> bool:
+def _is_written_by_hand(recipe: OpenedRecipe) -> bool:
     path = Path(recipe.path)
     return recipe.translation is None and path.parent != RECIPES and path.name != "config.yaml" and not path.is_dir()
 
 
-def _resume(folder: Path, recipe: Recipe | None, given: Layer) -> Start:
+def _resume(folder: Path, recipe: OpenedRecipe | None, given: Layer) -> Start:
     """Go on with a run, or begin it where nothing of it is there yet and a recipe says how."""
     if is_unbegun(folder) and recipe is not None:
         _refuse_other_folder("resume", folder, given)
@@ -116,7 +118,7 @@ def _resume(folder: Path, recipe: Recipe | None, given: Layer) -> Start:
     return Start(config, folder.name, resume=folder)
 
 
-def _extend(folder: Path, recipe: Recipe | None, given: Layer) -> Start:
+def _extend(folder: Path, recipe: OpenedRecipe | None, given: Layer) -> Start:
     """Lengthen a run."""
     if recipe is not None:
         raise ConfigError(f"--extend {folder} goes on with that run's own settings; drop {recipe.name}")
@@ -138,13 +140,13 @@ def _extend(folder: Path, recipe: Recipe | None, given: Layer) -> Start:
     return Start(config, folder.name, resume=folder)
 
 
-def _fork(folder: Path, recipe: Recipe | None, given: Layer) -> Start:
+def _fork(folder: Path, recipe: OpenedRecipe | None, given: Layer) -> Start:
     """Begin a new run and schedule from the weights of another."""
     stored = _settings_of(folder, "fork")
     if recipe is None:
         anew = {"output": {"name": None}, "model": {"weights": None}}
         values = {**stored.values, **{key: {**stored.values.get(key, {}), **anew[key]} for key in anew}}
-        recipe = Recipe(folder.name, str(folder), Layer(stored.origin, values))
+        recipe = OpenedRecipe(folder.name, str(folder), Layer(stored.origin, values))
     start = _new(recipe, given, fork=folder)
     if (weights := start.config.model.weights) is not None:
         raise ConfigError(f"--fork {folder}: begins with that run's weights; drop model.weights={weights}")
