@@ -20,7 +20,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vitrail.config.sections import Layer, PredictConfig, resolve
+from vitrail.config.commands import PredictConfig
+from vitrail.config.resolve import Layer, resolve
 from vitrail.devices import Precision, pick_device
 from vitrail.display import Display, Quiet
 from vitrail.errors import ConfigError, printable
