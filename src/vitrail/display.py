@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from html import escape
+from io import StringIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +34,10 @@ PHASES = {
 
 
 LONGEST_BAR, SHORTEST_BAR = 24, 10
+NOTEBOOK_WIDTH = 100
+"""Letters of the live line in a notebook."""
+NOTEBOOK_EVERY_S = 0.2
+"""Seconds between two states of that line."""
 ESSENTIAL = 2
 """Of the values beside the bar, the first, which stay where the terminal is narrow."""
 
@@ -83,6 +90,7 @@ class Terminal:
     def __init__(self, *, silent: bool = False, line_every_s: float = 60) -> None:
         self.console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=silent)
         self._progress: Progress | None = None
+        self._cell: _NotebookLine | None = None
         self._line_every_s = line_every_s
         self._line_shown = time.monotonic()
         self._before: deque[str] = deque(maxlen=1000)  # until there is a file; most commands have none
@@ -135,6 +143,8 @@ class Terminal:
         )
         self._progress.add_task(harmless(label), total=total, completed=done, values=())
         self._progress.start()
+        if self.console.is_jupyter and self.is_seen:
+            self._cell = _NotebookLine()
 
     def advance(self, steps: int = 1, **values: str) -> None:
         assert self._progress is not None
@@ -145,8 +155,10 @@ class Terminal:
             if time.monotonic() - self._line_shown >= self._line_every_s:
                 self._line_shown = time.monotonic()
                 line = f"{task.description} {task.completed:.0f}/{task.total}  {'  '.join(shown)}"
-                (self.record if self.console.is_terminal else self._show)(line)
+                (self.record if self.is_seen else self._show)(line)
         self._progress.advance(task.id, steps)
+        if self._cell is not None:
+            self._cell.show(task)
 
     def row(self, values: Mapping[str, Any]) -> None:
         parts = [f"epoch {values['epoch']:>3}"]
@@ -165,6 +177,9 @@ class Terminal:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+        if self._cell is not None:
+            self._cell.clear()
+            self._cell = None
 
 
 class _Line(ProgressColumn):
@@ -184,6 +199,33 @@ class _Line(ProgressColumn):
         row = Table.grid(padding=(0, 1))
         row.add_row(before, *([ProgressBar(task.total, task.completed, bar)] if bar else []), Text(after, no_wrap=True))
         return row
+
+
+class _NotebookLine:
+    """The live line in the output of a notebook's cell, which needs no widgets."""
+
+    def __init__(self) -> None:
+        from IPython.display import HTML, display
+
+        self._html = HTML
+        self._handle = display(HTML(""), display_id=True)
+        self._console = Console(file=StringIO(), width=NOTEBOOK_WIDTH, emoji=False, highlight=False)
+        self._line = _Line(self._console)
+        self._shown = -math.inf
+
+    def show(self, task: Task) -> None:
+        """Show how far a piece of work is, a few times a second."""
+        now = time.monotonic()
+        if now - self._shown < NOTEBOOK_EVERY_S:
+            return
+        self._shown = now
+        with self._console.capture() as capture:
+            self._console.print(self._line.render(task))
+        self._handle.update(self._html(f"<pre>{escape(capture.get().rstrip())}</pre>"))
+
+    def clear(self) -> None:
+        """Leave nothing of the line, as a terminal does."""
+        self._handle.update(self._html(""))
 
 
 def fit(heads: Sequence[str], values: Sequence[str], elapsed: str, left: str, width: int) -> tuple[str, str, int]:
