@@ -25,7 +25,7 @@ from vitrail.evaluation.answers import Gathered
 from vitrail.evaluation.metrics import Accuracy
 from vitrail.evaluation.report import FILES, Subject, Training, report_files
 from vitrail.images.transforms import Preprocess
-from vitrail.pages.render import line_chart
+from vitrail.pages.charts import line_chart
 from vitrail.weights.checkpoint import Record
 
 

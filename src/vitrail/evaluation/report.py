@@ -33,7 +33,8 @@ from vitrail.evaluation.metrics import SHOTS, Accuracy
 from vitrail.imagenet import english
 from vitrail.images.pixels import UnreadableImage
 from vitrail.images.transforms import Preprocess
-from vitrail.pages.render import Chart, data_uri, picture, pictured, render
+from vitrail.pages.charts import Chart
+from vitrail.pages.render import data_uri, picture, pictured, render
 from vitrail.weights.checkpoint import Record, hash_classes, hash_file, provenance
 
 PAGE = "report.html"

@@ -19,7 +19,8 @@ from vitrail.evaluation.evaluate import measure, report_folder, write_report
 from vitrail.evaluation.report import PAGE, Subject, Training
 from vitrail.images.batch_augment import erase
 from vitrail.images.transforms import normalise
-from vitrail.pages.render import Chart, line_chart, picture
+from vitrail.pages.charts import Chart, line_chart
+from vitrail.pages.render import picture
 from vitrail.training.setup import Job
 from vitrail.training.state import TrainState
 from vitrail.weights.loading import Opened, open_model
