@@ -597,7 +597,7 @@ def quantize(
     if rounds < 1:
         raise ConfigError(f"--rounds is {rounds}; it must be at least 1")
 
-    from vitrail.deploy.quantize import advice
+    from vitrail.deploy.quantize import find_drawbacks
     from vitrail.deploy.quantize import quantize as run
 
     with _terminal() as display:
@@ -606,7 +606,7 @@ def quantize(
         )  # fmt: skip
         display.note(f"numbers: {result.numbers}")
     show_quantized(result)
-    for line in advice(result):
+    for line in find_drawbacks(result):
         display.warn(line)
     if not result.is_good:
         raise ExportError(

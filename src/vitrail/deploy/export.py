@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from vitrail.deploy.compare import Sample, Verdict, compare, compare_whole
-from vitrail.deploy.int8 import PRODUCTS, Int8, quantizable, quantize_onnx, quantize_openvino
+from vitrail.deploy.int8 import PRODUCTS, Int8, find_quantizable, quantize_onnx, quantize_openvino
 from vitrail.deploy.mindir import CHECK_SCRIPT, to_mindir
 from vitrail.deploy.onnx_preprocess import put_preprocess
 from vitrail.devices import DTYPES, Precision
@@ -301,7 +301,7 @@ def _onnx_model(plan: Plan) -> Any:
         for dim in value.type.tensor_type.shape.dim:
             if symbol and dim.dim_param == symbol:
                 dim.dim_param = "batch"
-    _name_layers(graph.node, set(quantizable(plan.model)))
+    _name_layers(graph.node, set(find_quantizable(plan.model)))
     for part in (graph, *graph.input, *graph.output, *graph.value_info, *graph.node, *graph.initializer):
         part.ClearField("metadata_props")  # lines of code, by the paths of this machine
     plan.made["onnx"] = model
