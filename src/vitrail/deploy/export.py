@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from vitrail.deploy.compare import Sample, Verdict, compare, compare_whole
+from vitrail.deploy.compare import SampleImages, Verdict, compare_logits, compare_probabilities
 from vitrail.deploy.int8 import PRODUCTS, Int8, find_quantizable, quantize_onnx, quantize_openvino
 from vitrail.deploy.mindir import CHECK_SCRIPT, to_mindir
-from vitrail.deploy.onnx_preprocess import put_preprocess
+from vitrail.deploy.onnx_preprocess import add_preprocess
 from vitrail.devices import DTYPES, Precision
 from vitrail.errors import ConfigError, ExportError, MissingExtra
 from vitrail.files import Buffer, files_of, refusal_told, refuse_output
@@ -192,7 +192,7 @@ def check_wishes(
 def export(
     opened: Opened,
     outputs: Mapping[FormatName, Path],
-    sample: Sample,
+    sample: SampleImages,
     *,
     precision: Precision = "float32",
     batch_size: int | None = None,
@@ -247,7 +247,7 @@ def export(
             verdict = None
             if name in compared:
                 network = read_artifact(staged, whole=with_preprocess).start(plan.device)
-                verdict = (compare_whole if with_preprocess else compare)(network, model, sample)
+                verdict = (compare_probabilities if with_preprocess else compare_logits)(network, model, sample)
             is_good = verdict is None or verdict.is_good
             written = {suffix: path.with_suffix(suffix + ("" if is_good else REJECTED)) for suffix in files}
             for suffix, final in written.items():
@@ -329,8 +329,13 @@ def _write_onnx(plan: Plan) -> Files:
         model = quantize_onnx(model, plan.int8)
     if plan.making.input == "image":
         record = plan.record
-        classes, several = plan.model.config.num_classes, record.thresholds is not None
-        model = put_preprocess(model, record.preprocess, classes, plan.topk, several=several)
+        model = add_preprocess(
+            model,
+            record.preprocess,
+            plan.model.config.num_classes,
+            plan.topk,
+            is_multi_label=record.thresholds is not None,
+        )
     for key, text in plan.metadata(opset=str(OPSET)).items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, text
