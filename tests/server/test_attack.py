@@ -239,10 +239,10 @@ def test_a_name_that_is_not_the_servers_is_refused(server: Server, host: str, st
 
 
 def test_any_name_may_be_allowed_and_what_is_bound_is() -> None:
-    assert Serving(host_names=("*",)).is_called("anything.example.org")
-    assert Serving(host="Box.lan").is_called("box.LAN:80")
-    assert not Serving(host="0.0.0.0").is_called("box.lan")
-    assert Serving(host="0.0.0.0").is_called("10.0.0.7:8000")
+    assert Serving(host_names=("*",)).accepts_host("anything.example.org")
+    assert Serving(host="Box.lan").accepts_host("box.LAN:80")
+    assert not Serving(host="0.0.0.0").accepts_host("box.lan")
+    assert Serving(host="0.0.0.0").accepts_host("10.0.0.7:8000")
     for wrong in ("example.org:80", "https://example.org", "*.example.org", ""):
         with pytest.raises(ConfigError, match=f"--host-name {wrong.replace('*', '.')}: is no host name"):
             Serving(host_names=(wrong,))

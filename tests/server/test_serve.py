@@ -429,10 +429,11 @@ TROUBLED = """
 import dataclasses, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from vitrail.inference.engines import open_artifact
-from vitrail.server.app import Served, build_app
-from vitrail.server.connections import address, listen, run
+from vitrail.server.app import build_app
+from vitrail.server.connections import format_url, listen, run
 from vitrail.server.decoders import Decoders
 from vitrail.server.log import write_json_lines
+from vitrail.server.served import Served
 from vitrail.server.settings import Limits, Serving
 
 network = open_artifact(sys.argv[1])
@@ -451,7 +452,7 @@ served = Served(dataclasses.replace(network, run=answer), network.record.preproc
 listening = listen(serving)
 decoders = Decoders(network.record.preprocess, serving.limits)
 app = build_app(served, serving, decoders)
-run(app, serving, listening, lambda: print(address(listening), flush=True))
+run(app, serving, listening, lambda: print(format_url(listening), flush=True))
 decoders.close()
 """
 

@@ -54,7 +54,7 @@ def listen(serving: Serving) -> socket.socket:
         raise ConfigError(f"--host {serving.host} --port {serving.port}: cannot listen there ({reason})") from error
 
 
-def address(listening: socket.socket) -> str:
+def format_url(listening: socket.socket) -> str:
     """Return the URL of a socket."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if listening.family == socket.AF_INET6 else f"http://{host}:{port}"
