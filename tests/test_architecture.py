@@ -13,7 +13,7 @@ import vitrail
 
 PACKAGE = Path(vitrail.__file__).parent
 ROOMS = [
-    {"errors", "imagenet", "devices"},
+    {"errors", "imagenet", "devices", "cells"},
     {"files", "whole_folder", "config", "distributed"},
     {"display", "images", "models", "classes"},
     {"weights", "migrate", "pages"},
@@ -143,6 +143,8 @@ def test_only_the_command_line_imports_our_modules_inside_functions(name: str) -
                 "training.doctor",
                 "distributed.processes",
                 "evaluation.evaluate",
+                "evaluation.measure",
+                "evaluation.task",
                 "training.state",
                 "training.setup",
                 "training.train",

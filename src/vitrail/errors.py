@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from unicodedata import category
 
 
 class VitrailError(Exception):
@@ -37,6 +38,22 @@ class LostProcess(VitrailError):
     """Another process of the run has ended, so that this one cannot go on."""
 
 
+class LostWorker(VitrailError):
+    """A process that prepares images was killed, most often for lack of memory; a scheduler may start the same again.
+
+    Args:
+        cause: What ended it.
+    """
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"ended by {cause}; start it again")
+        self.cause = cause
+
+
+class OutputLost(VitrailError):
+    """Results that could not be shown, as who reads them is gone, or the disk that they go to is full."""
+
+
 class MissingExtra(VitrailError, ImportError):
     """An optional package that is not installed."""
 
@@ -47,6 +64,18 @@ class Interrupted(VitrailError):
 
 class Stopped(VitrailError):
     """Saved and stopped because it was told to, with what to type to go on; a scheduler may start it again."""
+
+
+def harmless(text: object) -> str:
+    """Return a text as it may be shown: one line, with escapes for all that a terminal, a log or a reader would obey.
+
+    Those are control characters, line ends, the marks that turn the direction of writing, those that look like nothing,
+    and bytes that are no text. Blanks of any width are shown as they are.
+    """
+    shown = str(text)
+    if shown.isascii() and shown.isprintable():
+        return shown
+    return "".join(c if c.isprintable() or category(c) == "Zs" else ascii(c)[1:-1] for c in shown)
 
 
 def command(*words: object) -> str:

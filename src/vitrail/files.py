@@ -177,6 +177,16 @@ def refuse_replacing(flag: str, path: Path, inputs: Iterable[str | Path]) -> Non
             raise ConfigError(f"{flag} {path}:{also} is read, and would be replaced; choose another file")
 
 
+def refuse_within(flag: str, path: Path, other: str, folder: Path) -> None:
+    """Refuse to write into a folder of which every file means something to whoever reads it.
+
+    Raises:
+        ConfigError: With what to change.
+    """
+    if path.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(f"{flag} {path}: lies in {other} {folder}, which holds answers alone; choose another place")
+
+
 def files_of(given: str | Path) -> list[Path]:
     """Return the files of a weight file or an exported file, which may be a folder or have its weights beside it."""
     path = Path(given)

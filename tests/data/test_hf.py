@@ -27,7 +27,8 @@ from vitrail.data.sources import FileSource, images_of_classes
 from vitrail.data.tables.parquet import _MAPPED, ParquetTable
 from vitrail.data.tables.rows import RowSource, groups_of
 from vitrail.errors import ConfigError, DataError, MissingExtra, Stopped
-from vitrail.evaluation.evaluate import evaluate, inherited_data
+from vitrail.evaluation.evaluate import evaluate
+from vitrail.evaluation.settings import inherited_data
 from vitrail.images.pixels import RGB
 from vitrail.images.transforms import Preprocess, TrainView
 from vitrail.training.start import begin
@@ -651,7 +652,7 @@ def test_a_label_that_training_does_not_have_is_named(parquet: Path) -> None:
 def test_a_name_that_is_no_set_is_refused(
     name: str, settings: dict[str, Any], error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(HERE.parent)
+    monkeypatch.chdir(HERE.parents[1])
     words = [f"data.{key}={value}" for key, value in {"name": name, **settings}.items()]
     with pytest.raises((ConfigError, DataError), match=error):
         open_data(resolve(TrainConfig, [command_line(words)]).config.data)

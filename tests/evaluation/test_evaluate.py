@@ -17,7 +17,8 @@ from vitrail.cli.app import main
 from vitrail.config.sections import TrainConfig, command_line, read_yaml, resolve
 from vitrail.data.opening import open_split
 from vitrail.errors import CheckpointError, ConfigError, DataError
-from vitrail.evaluation.evaluate import evaluate, inherited_data, report_folder, report_name, resolve_for, sweep
+from vitrail.evaluation.evaluate import evaluate, report_folder, report_name, sweep
+from vitrail.evaluation.settings import inherited_data, resolve_for
 from vitrail.training.train import train
 from vitrail.weights.loading import load_model, open_model
 

@@ -25,6 +25,7 @@ from support.runs import (
     Signals,
     assert_same_run,
     assert_same_weights,
+    command,
     events,
     has_saved,
     last_state,
@@ -44,11 +45,6 @@ from vitrail.training.train import due, is_better, train
 from vitrail.weights.convert import convert
 from vitrail.weights.formats.mindspore_ckpt import encode_ckpt, read_ckpt
 from vitrail.weights.loading import load_model, open_model
-
-
-def command(images: Path, *settings: str) -> list[str]:
-    root = f"output.root={images.parent / 'runs'}"
-    return ["-m", "vitrail", "train", str(TINY), f"data.root={images}", root, *settings]
 
 
 def test_a_tiny_transformer_learns_three_colours_and_leaves_a_whole_run_folder(image_folder: Path) -> None:

@@ -517,6 +517,10 @@ class OutputSection:
     trackers: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = ("tensorboard",)
     """Who is given the numbers of each epoch, beside metrics.jsonl; tensorboard also those of steps.jsonl."""
 
+    guard_csv: bool = True
+    """In the report's CSV files, write names that a spreadsheet would compute, as they begin with = + - or @, with an
+    apostrophe in front."""
+
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""
         found = _in_range(self, keep_best=(1, None), save_every_updates=(1, None), keep_last=(1, None))
@@ -533,6 +537,8 @@ class EvaluateSection:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of weights, and in OpenVINO; another exported file computes in the precision that it was exported with."""
     device: Literal["auto", "cpu"] = "auto"
+    guard_csv: bool = True
+    """Write names that a spreadsheet would compute, as they begin with = + - or @, with an apostrophe in front."""
 
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""

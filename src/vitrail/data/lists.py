@@ -18,7 +18,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrail.classes.names import BETWEEN, are_whole_numbers, canonical, check_name, order, why_apart, without_points
+from vitrail.cells import unguard
+from vitrail.classes.names import (
+    BETWEEN,
+    are_whole_numbers,
+    canonical,
+    check_name,
+    order,
+    why_apart,
+    with_comma,
+    without_points,
+)
 from vitrail.classes.names import LONGEST as LONGEST_NAME
 from vitrail.config.sections import DataSection
 from vitrail.data.folders import SPLIT_WORDS, Listing, is_image
@@ -39,6 +49,13 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
 }  # fmt: skip
 """By the bytes that a text file may begin with, how it is written; the longer of two that begin alike comes first."""
+NO_TEXT = {
+    b"PK\3\4": "a workbook of Excel or LibreOffice, or another ZIP archive",
+    b"\xd0\xcf\x11\xe0": "a workbook of an old Excel",
+    b"\x1f\x8b": "packed by gzip", b"PAR1": "Parquet", b"SQLi": "a database of SQLite",
+}  # fmt: skip
+"""What is often given a name that ends in .csv, by the bytes that it begins with."""
+NO_TEXT_ADVICE = "save it as CSV in UTF-8, or unpack it"
 LONGEST = 2**20
 """Characters of a line; a file with longer ones is no list."""
 
@@ -137,6 +154,11 @@ def read_list(section: DataSection) -> Listed:
         )
         names = list(dict.fromkeys(whole.values()))
         merged = np.array([names.index(whole[name]) for name in codes])
+    if comma := with_comma(names):
+        notes.append(
+            f"{path}: its labels are numbers written with a decimal comma, such as {comma!r}; each is the name of a "
+            "class as it stands; write whole numbers without a fraction if they are meant"
+        )
     if columns.kind == "several" and (joined := [name for name in names if "," in name or ";" in name]):
         notes.append(
             f"{path}: {len(joined)} of its {len(names)} classes hold a comma or semicolon, such as {joined[0]!r}; each "
@@ -247,6 +269,8 @@ def read_lines(path: Path, called: str, notes: list[str], *, any_bytes: bool = F
             raise DataError(f"{called}: is {odd}, no regular file; write the list to a file")
         with path.open("rb") as file:
             start = file.read(4)
+        if told := next((what for begin, what in NO_TEXT.items() if start.startswith(begin)), None):
+            raise DataError(f"{called}: is {told}, whatever its name ends in; {NO_TEXT_ADVICE}")
         encoding = next((name for mark, name in MARKS.items() if start.startswith(mark)), encoding)
         if "8" not in encoding:
             notes.append(f"{path}: is written in {encoding.upper()}")
@@ -295,7 +319,7 @@ def _rows(path: Path, called: str, path_column: str, notes: list[str]) -> tuple[
 
 
 def _csv_rows(path: Path, called: str, lines: Iterator[str], path_column: str, notes: list[str]) -> Iterator[Row]:
-    before, by = 0, None
+    before, by, guarded = 0, None, 0
     for header in lines:
         if told := re.fullmatch(r'"?sep=(.)"?', header.strip("\r\n"), re.IGNORECASE):  # as Excel writes and reads
             by = told[1]
@@ -329,9 +353,16 @@ def _csv_rows(path: Path, called: str, lines: Iterator[str], path_column: str, n
                 raise DataError(
                     f"{where}: has {len(cells)} cells, the header {len(names)}; a cell that holds {by!r} is quoted"
                 )
-            yield before + reader.line_num, {name: cell for name, cell in zip(names, cells, strict=True) if name}
+            plain = [unguard(cell) for cell in cells]
+            guarded += plain != cells
+            yield before + reader.line_num, {name: cell for name, cell in zip(names, plain, strict=True) if name}
     except csv.Error as error:
         raise DataError(f"{path} line {before + reader.line_num}: is no CSV ({error})") from error
+    if guarded:
+        notes.append(
+            f"{path}: {guarded:,} lines have an apostrophe before = + - or @, as vitrail writes them for spreadsheets; "
+            "they are read without it"
+        )
     if not all(is_named):
         notes.append(f"{path}: {is_named.count(False)} columns without a name are not read")
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
+from types import FrameType
 from typing import Any, Literal, NamedTuple
+from weakref import WeakSet
 
 import torch
 from jaxtyping import Int64, UInt
@@ -15,12 +20,14 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from vitrail.data.sampling import BatchSampler, SampleKey
 from vitrail.data.sources import PixelSource, Source
-from vitrail.errors import DataError
+from vitrail.errors import DataError, LostWorker
 from vitrail.images.pixels import PixelFormat, UnreadableImage
 from vitrail.images.transforms import Preprocess, TrainView, sample_key
 
 MAX_WORKERS = 8  # for each process: beyond, decoding on one machine gains little and memory is lost
 IN_MEMORY_IMAGES = 10_000
+
+ENDING_S = 1.0  # of a process whose connections are closed already
 
 BadFiles = Literal["error", "skip", "quarantine"]
 
@@ -115,12 +122,14 @@ class ImageLoader(DataLoader[Any]):
             dataset,
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=leave_interrupts,
+            worker_init_fn=leave_signals,
             # its own generator: otherwise each epoch takes a number from the global state, and a resumed run differs
             generator=torch.Generator(),
             **options,
         )
         self.bad_files = bad_files
+        self.on_lost: Callable[[str], None] | None = None
+        """Told that a worker was killed, where the images still asked for are then to be read in this process."""
 
     def read(self, keys: Sequence[Any]) -> Batch:
         """Load one batch here and now."""
@@ -146,11 +155,121 @@ class ImageLoader(DataLoader[Any]):
             yield batch
 
     def _batches(self) -> Iterator[Batch]:
+        taken = 0
         try:
-            yield from super().__iter__()
+            for batch in until_lost(super().__iter__, self.num_workers):
+                taken += 1
+                yield batch
         except DataError as error:  # of the whole source; from a worker it comes with a traceback, its own words last
             # less its frames: in torch's they hold the iterator in a circle, and its workers would not be told to end
             raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error.with_traceback(None)
+        except LostWorker as error:
+            self._iterator = None  # which ends the others, and frees their memory
+            if self.on_lost is None:
+                raise
+            self.on_lost(error.cause)
+        else:
+            return
+        assert self.batch_sampler is not None
+        for keys in islice(self.batch_sampler, taken, None):
+            yield self.read(keys)
+
+
+_iterators: WeakSet[Any] = WeakSet()
+"""Of the loaders that have workers."""
+_waiting = False
+"""Whether this process is in a loader."""
+
+
+def until_lost(start: Callable[[], Iterator[Any]], workers: int) -> Iterator[Any]:
+    """Yield what a DataLoader yields, until one of its workers, or of another loader's, is lost.
+
+    Args:
+        start: The loader's `__iter__`, which waits for its workers where they are there already.
+        workers: That it has.
+
+    Raises:
+        LostWorker: One was killed by the system, or ran out of memory.
+        DataError: One ended in another way, which the next will too.
+    """
+    batches = None
+    while True:
+        try:
+            with _wait():
+                if batches is None:
+                    batches = start()
+                    if workers:
+                        _iterators.add(batches)
+                        _tell_of_deaths_while_waiting()
+                batch = next(batches)
+        except StopIteration:
+            return
+        # torch's own, with the traceback of whatever it interrupted, and those of a connection whose other end died
+        except (RuntimeError, MemoryError, OSError, EOFError) as error:
+            status = _first_status(ENDING_S if isinstance(error, OSError | EOFError) else 0)
+            if not status and not (workers and isinstance(error, MemoryError)):
+                raise
+            lost = _why(status or -signal.SIGKILL, workers)
+            _iterators.clear()  # a traceback may hold them yet
+        else:
+            yield batch
+            continue
+        raise lost
+
+
+def _first_status(patience_s: float) -> int:
+    """Return the exit status of a worker that did not end well, after so long at most; 0 where none is known."""
+    until = time.monotonic() + patience_s
+    while True:
+        found = next((worker.exitcode for one in _iterators for worker in one._workers if worker.exitcode), 0)
+        if found or time.monotonic() >= until:
+            return found
+        time.sleep(0.01)
+
+
+def _why(status: int, workers: int) -> LostWorker | DataError:
+    """Say what the exit status of a worker means, and what to do."""
+    end = signal.Signals(-status).name if status < 0 else f"status {status}"
+    if status in (-signal.SIGKILL, -signal.SIGTERM):
+        return LostWorker(
+            f"{end} of a loader worker, most often because memory ran out (fewer data.workers than {workers} take less)"
+        )
+    if status == -signal.SIGBUS:
+        return DataError(
+            f"a loader worker ended with {end}, as /dev/shm is full; make it larger (docker run --shm-size), or set "
+            f"fewer than {workers} data.workers"
+        )
+    return DataError(
+        f"a loader worker ended with {end}, as by an image that its decoder falls over; data.workers=0 reads in the "
+        "process itself, and `vitrail check-data` looks at every image"
+    )
+
+
+@contextmanager
+def _wait() -> Iterator[None]:
+    global _waiting
+    _waiting = True
+    try:
+        yield
+    finally:
+        _waiting = False
+
+
+def _tell_of_deaths_while_waiting() -> None:
+    """Let torch raise for a dead worker only where a loader is waited for, not in the midst of an update or a save.
+
+    Elsewhere nothing is lost by not raising: who waits for a worker that is dead looks for it.
+    """
+    theirs = signal.getsignal(signal.SIGCHLD)
+    if not callable(theirs) or getattr(theirs, "waits", False):  # another thread than the first has none
+        return
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        if _waiting:
+            theirs(number, frame)
+
+    hear.waits = True  # pyright: ignore[reportFunctionMemberAccess]
+    signal.signal(signal.SIGCHLD, hear)
 
 
 def build_train_loader(
@@ -222,9 +341,11 @@ def default_workers(source: Source) -> int:
     return max(1, min(MAX_WORKERS, usable_cores() // processes_here()))
 
 
-def leave_interrupts(worker: int) -> None:
-    """Let a loader's worker be ended by the process that it works for, which Ctrl-C is meant for."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def leave_signals(worker: int) -> None:
+    """Let a loader's worker be ended by the process that it works for, which Ctrl-C and a lost terminal are about."""
+    for number in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, number):  # Windows has no terminal that hangs up
+            signal.signal(getattr(signal, number), signal.SIG_IGN)
 
 
 def usable_cores() -> int:

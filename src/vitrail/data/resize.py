@@ -20,13 +20,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitrail.config.sections import DataSection
 from vitrail.data.folders import MARK, Listing, changes, find_splits, left_out, note_hidden, refuse_inside, scan
-from vitrail.data.loader import leave_interrupts, usable_cores
+from vitrail.data.loader import leave_signals, until_lost, usable_cores
 from vitrail.data.manifest import Manifest, list_images
 from vitrail.data.shards import has_shards
 from vitrail.display import Display
 from vitrail.errors import CheckpointError, ConfigError, DataError, Interrupted, printable
 from vitrail.files import write_whole
-from vitrail.images.decoding import Header, decode, read_header
+from vitrail.images.decoding import Header, decode_quietly, read_header
 from vitrail.images.pixels import RGB, PixelFormat, UnreadableImage
 from vitrail.images.tiff import ORIENTATION
 
@@ -176,9 +176,9 @@ def _resize_all(images: _Images, section: DataSection, done: Resized, display: D
     workers = usable_cores() if section.workers is None else section.workers
     total = len(images.manifest)
     used = workers if total > BATCH else 0
-    loader = DataLoader(images, BATCH, num_workers=used, collate_fn=list, worker_init_fn=leave_interrupts)
+    loader = DataLoader(images, BATCH, num_workers=used, collate_fn=list, worker_init_fn=leave_signals)
     display.begin("resize", total)
-    for batch in loader:
+    for batch in until_lost(loader.__iter__, loader.num_workers):
         for one in batch:
             if one.refused:
                 raise OSError(one.refused, os.strerror(one.refused))
@@ -229,7 +229,7 @@ class _Images(Dataset[_Done]):
 
     def _content(self, data: bytes, header: Header, kept: str) -> bytes:
         # also of what is copied, so that all that cannot be read is known; what is not copied is RGB or gray
-        pixels = decode(data, self.manifest.pixels if kept else RGB)
+        pixels = decode_quietly(data, self.manifest.pixels if kept else RGB)
         return data if kept else shrink(pixels, header, data, self.short_side, self.quality)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from vitrail.data.paths import Paths
 from vitrail.errors import printable
-from vitrail.images.decoding import decode
+from vitrail.images.decoding import decode_quietly
 from vitrail.images.pixels import PixelFormat, Pixels, fit
 
 
@@ -104,7 +104,7 @@ class FileSource:
 
     def image(self, index: int, wanted: PixelFormat) -> Pixels:
         """Read and decode a file."""
-        return decode(self.encoded(index), wanted)
+        return decode_quietly(self.encoded(index), wanted)
 
     def identities(self) -> Iterator[bytes]:
         """Yield the relative paths."""

@@ -23,8 +23,8 @@ from vitrail.deploy.int8 import Int8, find_quantizable, measure_sensitivities
 from vitrail.devices import Precision
 from vitrail.display import Display, Quiet
 from vitrail.errors import ConfigError, DataError, MissingExtra
-from vitrail.evaluation.evaluate import Evaluation, evaluate, resolve_for
-from vitrail.evaluation.metrics import Accuracy
+from vitrail.evaluation.evaluate import Evaluation, evaluate
+from vitrail.evaluation.settings import resolve_for
 from vitrail.files import write_whole
 from vitrail.images.transforms import Preprocess, normalise
 from vitrail.inference.bench import Subject, bench, find_subjects
@@ -150,7 +150,7 @@ def quantize(
         path=path,
         is_good=is_good,
         numbers=path.with_name(f"{path.name}.json"),
-        measured_by="top-1" if isinstance(accuracy, Accuracy) else "mAP",
+        measured_by=accuracy.headline,
         exact=read_measure(job.exact),
         max_drop=max_drop,
         images=accuracy.n,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ ENDINGS = {
 """The formats that are read, whoever sends the file and whatever it is called, and the endings of their files."""
 OPENED = tuple(form for form in ENDINGS if form not in ("MPO", "NPY"))
 """What Pillow is asked to open. It knows more, and starts other programs for some of that."""
+STDERR = 2
 READ = "JPEG, PNG, WebP, AVIF, GIF, BMP, TIFF, PPM and .npy"
 NOT_READ = (
     ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpx", ".ico", ".tga", ".eps", ".psd", ".svg", ".exr", ".hdr", ".dds",
@@ -230,6 +232,72 @@ def _mode_of(channels: int) -> str:
     return {1: "L", 3: "RGB"}.get(channels, "")
 
 
+@contextmanager
+def nothing_printed() -> Iterator[None]:
+    """Drop what libjpeg and libpng print of damaged images meanwhile: it names no file, and tears a live line.
+
+    Whatever else is printed to the process's standard error is dropped too, so it is for as long as one image takes.
+    Any number of threads may do so at once.
+    """
+    if not _PRINTING.enter():
+        yield
+        return
+    try:
+        yield
+    finally:
+        _PRINTING.leave()
+
+
+class _Printing:
+    """Where the standard error of this process leads, while some of its threads have nothing printed there."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._kept = threading.Lock(), 0, -1
+
+    def enter(self) -> bool:
+        """Lead it nowhere, if that can be."""
+        with self._lock:
+            if not self._inside and not self._lead_away():
+                return False
+            self._inside += 1
+            return True
+
+    def _lead_away(self) -> bool:
+        try:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+        except OSError:  # no more files may be open
+            return False
+        try:
+            self._kept = os.dup(STDERR)
+            os.dup2(nowhere, STDERR)
+        except OSError:  # it is closed
+            return False
+        finally:
+            os.close(nowhere)
+        return True
+
+    def leave(self) -> None:
+        """Lead it back, with the last thread."""
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                os.dup2(self._kept, STDERR)
+                os.close(self._kept)
+
+
+_PRINTING = _Printing()
+
+
+def decode_quietly(data: bytes, wanted: PixelFormat = RGB) -> Pixels:
+    """Decode as `decode` does, but print nothing.
+
+    Raises:
+        UnreadableImage: As of `decode`.
+    """
+    with nothing_printed():
+        return decode(data, wanted)
+
+
 def _is_plain(image: Image.Image, data: bytes, exif: Exif) -> bool:
     """Say whether torchcodec gives Pillow's pixels or nothing: one whole 8-bit frame that no EXIF entry turns."""
     if getattr(image, "n_frames", 1) != 1:
@@ -268,14 +336,18 @@ def _has_8_bits(image: Image.Image, data: bytes) -> bool:
 
 def _deep_colours(image: Image.Image, data: bytes) -> NDArray[np.uint16]:
     """Read colours of 16 bits as they are stored."""
-    if image.format == "PNG" and getattr(image, "n_frames", 1) == 1 and b"eXIf" not in data:
+    odd = ""
+    if image.format == "PNG":
+        odd = "EXIF" if b"eXIf" in data else "several frames" if getattr(image, "n_frames", 1) != 1 else ""
+    if image.format == "PNG" and not odd:
         if (decoder := FAST_DECODERS.get("PNG")) is None:
             raise UnreadableImage("has colours of 16 bits, which need torchcodec (pip install torchcodec)")
         image.load()  # Pillow has the last word here, too
         raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         return decoder(raw, mode="UNCHANGED", output_dtype=torch.uint16).permute(1, 2, 0).numpy()
+    what = f"has colours of 16 bits beside {odd}" if odd else f"its {image.format} colours may have more than 8 bits"
     raise UnreadableImage(
-        f"its {image.format} colours may have more than 8 bits, and cannot be read; save it as plain PNG, TIFF or .npy"
+        f"{what}, which data.bits=16 cannot read; save it as plain PNG, TIFF or .npy, or read all with data.bits=8"
     )
 
 

@@ -265,8 +265,10 @@ class VisionModel(nn.Module, ABC, Generic[C]):
         *,
         norm: bool = False,
         stop_early: bool = False,
-    ) -> tuple[Float[Tensor, "b n d"], list[Float[Tensor, "b _ _ _"]]]:
-        """Return the tokens after the final norm and the chosen maps, of one pass.
+    ) -> tuple[Float[Tensor, "b n d"], list[Float[Tensor, "b _ _ _"]], list[Float[Tensor, "b _ _"]]]:
+        """Return the tokens after the final norm, the chosen maps, and what stands before each, of one pass.
+
+        Before a map stands the class token, where a model has one.
 
         Args:
             images: Normalised images.
@@ -274,14 +276,15 @@ class VisionModel(nn.Module, ABC, Generic[C]):
             norm: As of `forward_intermediates`.
             stop_early: Compute nothing behind the last chosen level, and return its tokens.
         """
-        wanted, maps, tokens = self.level_indices(indices), [], images
+        wanted, maps, prefixes, tokens = self.level_indices(indices), [], [], images
         for index, (tokens, (height, width)) in enumerate(self.levels(images)):
             if index in wanted:
                 found = self.normalised(tokens, index) if norm else tokens
                 maps.append(to_map(found[:, -height * width :], height, width))
+                prefixes.append(found[:, : -height * width])
             if stop_early and index >= max(wanted, default=0):
-                return self.normalised(tokens, index), maps
-        return self.norm(tokens), maps
+                return self.normalised(tokens, index), maps, prefixes
+        return self.norm(tokens), maps, prefixes
 
     def normalised(self, tokens: Float[Tensor, "b n d"], index: int) -> Float[Tensor, "b n d"]:
         """Return tokens of a level after the final norm, which in a pyramid is for the last level alone."""

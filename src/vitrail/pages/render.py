@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vitrail.errors import harmless
 from vitrail.images.pixels import PixelFormat, Pixels
 
 TEMPLATES = Path(__file__).parent
@@ -39,11 +40,20 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_make_harmless,
     )
+    environment.filters["shown"] = _make_harmless
     environment.filters["fixed"] = format_fixed
     environment.filters["percent"] = format_percent
     environment.filters["count"] = lambda number: f"{number:,}"
     return environment
+
+
+def _make_harmless(value: Any) -> Any:
+    """Return a value without what a browser would obey in a text, such as marks that turn its direction."""
+    if type(value) is not str:  # markup is our own
+        return value
+    return "\n".join(map(harmless, value.split("\n")))
 
 
 def format_fixed(number: float | None, digits: int = 2) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vitrail.display import headline
-from vitrail.errors import CheckpointError, ConfigError
+from vitrail.errors import CheckpointError, ConfigError, harmless
 from vitrail.files import GrowingFile, write_whole
 from vitrail.whole_folder import numbered
 
@@ -308,7 +308,7 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any], path
             axes.set_title(text, loc="left")
             axes.set_xlabel("epoch")
             axes.xaxis.get_major_locator().set_params(integer=True)
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold", parse_math=False)
+        figure.suptitle(harmless(title), x=0.01, ha="left", fontweight="bold", parse_math=False)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
     write_whole(path, buffer.getvalue())

@@ -15,8 +15,10 @@ from vitrail.display import headline
 from vitrail.distributed.processes import share
 from vitrail.distributed.sharding import shard
 from vitrail.errors import CheckpointError
-from vitrail.evaluation.evaluate import measure, report_folder, write_report
+from vitrail.evaluation.evaluate import report_folder
+from vitrail.evaluation.measure import measure
 from vitrail.evaluation.report import PAGE, Subject, Training
+from vitrail.evaluation.task import task_of
 from vitrail.images.batch_augment import erase
 from vitrail.images.transforms import normalise
 from vitrail.pages.charts import Chart, line_chart
@@ -63,15 +65,22 @@ def write_run_report(
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if settings.shard:
         shard(model, accelerator.device)
-    found, bad, gathered = measure(
-        model, job.val_loader, job.data.val, job.preprocess, accelerator, job.precision, advance, keep_answers=True,
-        training_counts=job.training_counts, thresholds=opened.record.thresholds,
-    )  # fmt: skip
-    if gathered is None:
+    task = task_of(job.data.val, training_counts=job.training_counts, thresholds=opened.record.thresholds)
+    measured = measure(
+        model,
+        job.val_loader,
+        task,
+        job.preprocess,
+        accelerator,
+        precision=job.precision,
+        advance=advance,
+        keep_answers=True,
+    )
+    if measured.answers is None:
         return None
     subject = Subject(
         name=folder.name, path=path, record=opened.record, source=job.data.val, preprocess=job.preprocess,
-        settings=to_dict(job.config), device=accelerator.device,
+        settings=to_dict(job.config), device=accelerator.device, guard_csv=job.config.output.guard_csv,
     )  # fmt: skip
     training = Training(
         rows=state.rows,
@@ -81,9 +90,10 @@ def write_run_report(
         config=to_yaml(job.config),
         seconds=seconds,
     )
+    files = task.report_files(subject, measured.answers, measured.metrics, measured.bad_files, training)
     report = report_folder(folder / "report")
     with report.staged():
-        return report.publish(write_report(subject, gathered, found, bad, training))[0] / PAGE
+        return report.publish(files)[0] / PAGE
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> list[Chart]:

@@ -34,7 +34,7 @@ from vitrail.display import Display
 from vitrail.distributed.processes import share
 from vitrail.distributed.sharding import shard
 from vitrail.errors import ConfigError, command
-from vitrail.evaluation.metrics import SHOTS, shot_groups
+from vitrail.evaluation.single_label_metrics import SHOTS, shot_groups
 from vitrail.images.transforms import Preprocess, TrainView, fit_statistics, normalised_by
 from vitrail.models.family import VisionModel
 from vitrail.models.registry import canonical_name, create_model, find_variant

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vitrail.config.sections import Layer, TrainConfig, command_line, flat, read_yaml, resolve
+from vitrail.config.sections import RECIPES, Layer, TrainConfig, command_line, flat, read_yaml, resolve
 from vitrail.errors import ConfigError, command
 from vitrail.migrate.projects import Say
 from vitrail.migrate.translate import Recipe, read_recipe, split_keys
+from vitrail.training.idle_settings import idle_settings
 
 FREE = (
     "data.root", "data.list", "data.manifest", "data.check", "data.workers", "data.download", "data.cache_gb",
@@ -73,9 +74,19 @@ def begin(
 
 def _new(recipe: Recipe, tokens: Sequence[str], *, where: Sequence[Layer] = (), fork: Path | None = None) -> Start:
     """Begin a run of a recipe."""
-    remarks = recipe.translation.remarks() if recipe.translation else ()
-    config = resolve(TrainConfig, [recipe.layer, command_line(tokens), *where]).config
-    return Start(config, recipe.name, fork=fork, remarks=tuple(remarks))
+    remarks = recipe.translation.remarks() if recipe.translation else []
+    resolved = resolve(TrainConfig, [recipe.layer, command_line(tokens), *where])
+    # a recipe of the package and a run's own settings are whole, and a run cut short for a trial is not to be blamed;
+    # neither are other projects' files, which name all that their programs know
+    own = recipe.layer.origin if _is_written_by_hand(recipe) else "command line"
+    written = {key: origin for key, origin in resolved.origins.items() if origin in ("command line", own)}
+    idle: list[tuple[Say, str]] = [("warning", text) for text in idle_settings(resolved.config, written)]
+    return Start(resolved.config, recipe.name, fork=fork, remarks=(*remarks, *idle))
+
+
+def _is_written_by_hand(recipe: Recipe) -> bool:
+    path = Path(recipe.path)
+    return recipe.translation is None and path.parent != RECIPES and path.name != "config.yaml" and not path.is_dir()
 
 
 def _resume(folder: Path, recipe: Recipe | None, tokens: Sequence[str]) -> Start:

@@ -40,8 +40,8 @@ from vitrail.distributed.processes import (
 from vitrail.distributed.sharding import local, whole
 from vitrail.distributed.watchdog import Watchdog
 from vitrail.errors import CheckpointError, DataError, Interrupted, Stopped, TrainingError, VitrailError, command
-from vitrail.evaluation.evaluate import measure
-from vitrail.evaluation.multi_label_metrics import LabelAccuracy
+from vitrail.evaluation.measure import measure
+from vitrail.evaluation.task import task_of
 from vitrail.files import write_whole
 from vitrail.images.batch_augment import erase, mix
 from vitrail.images.input_check import ENOUGH, Inputs
@@ -150,6 +150,7 @@ def train(
             display.note(f"train.precision={settings.precision} is {precision} on this device")
         is_new = fork is None and (resume is None or not share(accelerator, bool(list_states(resume / "last"))))
         job, model = build_job(config, accelerator, precision, display, stop, is_new)
+        job.loader.on_lost = job.val_loader.on_lost = stop.ask
         if fork is not None:
             load_fork(job, model, fork)
         state = build_state(job, model)
@@ -358,20 +359,20 @@ def finish_epoch(job: Job, state: TrainState, run: Run) -> None:
                 run.watchdog.stir()
                 stop_or_save(job, state, run, saving=False)
 
-            found, bad, _ = measure(
+            measured = measure(
                 evaluated,
                 job.val_loader,
-                job.data.val,
+                task_of(job.data.val, training_counts=job.training_counts),
                 job.preprocess,
                 accelerator,
-                job.precision,
-                counted,
-                training_counts=job.training_counts,
+                precision=job.precision,
+                advance=counted,
             )
-        thresholds = found.thresholds if isinstance(found, LabelAccuracy) else None
-        unread.update(bad)
-        row |= {f"val_{name}": value for name, value in found.numbers().items()}
-        for warning in found.warnings if state.epoch + 1 == job.total_epochs else ():
+        metrics = measured.metrics
+        thresholds = metrics.thresholds
+        unread.update(measured.bad_files)
+        row |= {f"val_{name}": value for name, value in metrics.numbers().items()}
+        for warning in metrics.warnings if state.epoch + 1 == job.total_epochs else ():
             display.warn(warning)
     for bad in sorted(set(gather_texts(accelerator, sorted(unread))) - state.bad_files):
         display.warn(f"{bad[0]}: {bad[1]}; left out")
@@ -727,10 +728,13 @@ def stop_or_save(job: Job, state: TrainState, run: Run, *, saving: bool) -> None
     saved = save(job, state, run, must=stopping) if stopping or saving else False
     if stopping:
         run.agreement.finish()
-        share(job.accelerator, None)  # the first process has written; a launcher kills all once one of them ends
+        # the first process has written by then; a launcher kills all once one of them ends
+        told = gather_texts(job.accelerator, [(job.accelerator.process_index, job.stop.reason)])
+        number, reason = next(one for one in told if one[1])
+        where = f" in process {number}" if number else ""
         total = job.total_epochs * job.sampler.steps
         raise Stopped(
-            f"stopped by {job.stop.reason or 'another process'} after update {job.updates(state):,} of {total:,}, "
+            f"stopped by {reason}{where} after update {job.updates(state):,} of {total:,}, "
             f"{'and saved' if saved else 'whose numbers were not finite, so the save before stays'}; go on with: "
             f"{command('train', '--resume', run.folder)}"
         )

@@ -317,6 +317,7 @@ def _open_theirs(file: WeightFile, asked: Wanted) -> Opened:
     )  # fmt: skip
     notes, doubts = [*there.notes], [*there.doubts]
     reading = _with_size(_choose(there.readings, file, asked), file, doubts)
+    doubts += _other_model_said(file, reading)
     weights = file.read(there.tree.names)
     found = translate(weights, reading)
     doubts += [f"{where}: {doubt}" for doubt in reading.dialect.doubts]
@@ -374,11 +375,11 @@ def _choose(readings: list[Reading], file: WeightFile, asked: Wanted) -> Reading
             f"({listed}); nearest is {first}. To take what fits, weights.partial=true; for another size, "
             "weights.options.NAME=VALUE"
         )
-    said = str(file.config.get("architecture") or file.arch or "").lower().split(".")[0]
+    said = _said_model(file)
     named = [reading for reading in readings if said in (reading.model, *_aliases(reading.model))]
     if len(named) == 1:
         return named[0]
-    if not asked.model and any(said in (*family.variants, *family.aliases) for family in FAMILIES):
+    if not asked.model and _is_known(said):
         raise CheckpointError(
             f"{file.path}: says that it is {said}, and its weights are those of {' or '.join(map(str, readings))}; "
             f"weights.model={first.model} takes it for that"
@@ -389,6 +390,30 @@ def _choose(readings: list[Reading], file: WeightFile, asked: Wanted) -> Reading
     ways = " or ".join(map(str, readings))
     setting = f"weights.model={models[0]}" if len(models) > 1 else f"weights.dialect={first.dialect.name}"
     raise CheckpointError(f"{file.path}: fits {ways} equally; say which it is, such as {setting}")
+
+
+def _said_model(file: WeightFile) -> str:
+    """Return the model that a file, or config.json beside it, says it holds; empty where neither does."""
+    said = str(file.config.get("architecture") or file.arch or "").lower().split(".")[0]
+    bare = said.removeprefix("vitrail_")  # as `vitrail.timm` names those that timm has too
+    return bare if _is_known(bare) else said
+
+
+def _is_known(model: str) -> bool:
+    return any(model in (*family.variants, *family.aliases) for family in FAMILIES)
+
+
+def _other_model_said(file: WeightFile, reading: Reading) -> list[str]:
+    """Say it where a file, or config.json beside it, calls its weights another model than they are read as.
+
+    The options of a training script may call a model anything, so a name there that is unknown says nothing.
+    """
+    said, in_config = _said_model(file), bool(file.config.get("architecture"))
+    if not said or said in (reading.model, *_aliases(reading.model)) or not (in_config or _is_known(said)):
+        return []
+    who = "its config.json says" if in_config else "says"
+    which = said if _is_known(said) else f"{said[:60]}, which is no model here"
+    return [f"{file.path}: {who} that it is {which}, and it is read as {reading.model}, which its weights fit"]
 
 
 def _pretrained(file: WeightFile) -> Mapping[str, Any]:

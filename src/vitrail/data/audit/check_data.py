@@ -22,7 +22,7 @@ from vitrail.display import Display
 from vitrail.errors import ConfigError, DataError
 from vitrail.files import refuse_replacing
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from vitrail.images.decoding import decode
+from vitrail.images.decoding import decode_quietly
 from vitrail.images.transforms import Preprocess, fit_statistics
 from vitrail.pages.render import picture, pictured, render
 from vitrail.whole_folder import WholeFolder
@@ -93,7 +93,7 @@ def measure(manifest: Manifest, held_out: NDArray[np.bool_]) -> dict[str, Any]:
     moments = []
     for index in few.tolist():
         with contextlib.suppress(DataError, OSError):  # since it was looked at
-            pixels = decode(manifest.read(index), manifest.pixels).double()
+            pixels = decode_quietly(manifest.read(index), manifest.pixels).double()
             values = pixels.flatten(1) / (2**manifest.pixels.bits - 1)
             moments.append((values.mean(1), values.square().mean(1)))
     if not moments:
@@ -123,7 +123,7 @@ def _page(
 
     def thumbnail(index: int) -> _Thumbnail:
         try:
-            pixels = decode(manifest.read(index), manifest.pixels)
+            pixels = decode_quietly(manifest.read(index), manifest.pixels)
             address, (height, width) = picture(pixels), pixels.shape[1:]
         except (DataError, OSError):
             address, height, width = "", 1, 1

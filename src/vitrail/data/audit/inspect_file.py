@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from vitrail.images.decoding import ENDINGS, Header, decode, ends_early, read_header
+from vitrail.images.decoding import ENDINGS, Header, decode_quietly, ends_early, read_header
 from vitrail.images.pixels import RGB, PixelFormat, Pixels, UnreadableImage
 
 RULES = 2
@@ -82,7 +82,7 @@ def inspect(name: str, data: bytes, wanted: PixelFormat = RGB) -> Inspection:
         if header.format == "TIFF" and header.frames == wanted.channels not in (1, 3):
             findings &= ~Finding.ANIMATED  # each page is a channel
     try:
-        pixels = decode(data, wanted)
+        pixels = decode_quietly(data, wanted)
     except UnreadableImage as error:
         return Inspection(findings | Finding.UNREADABLE, str(error), form, width, height, content, 0)
     if ends_early(data, pixels, wanted):

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vitrail.data.audit.inspect_file import Finding, Inspection, inspect
-from vitrail.data.loader import leave_interrupts, usable_cores
+from vitrail.data.loader import leave_signals, until_lost, usable_cores
 from vitrail.data.manifest import FOUND, Manifest
 from vitrail.display import Display
 from vitrail.errors import VitrailError
@@ -58,7 +58,7 @@ def check_images(manifest: Manifest, file: Path, display: Display, workers: int 
         batch_size=BATCH,
         num_workers=workers if len(todo) > FEW else 0,
         collate_fn=list,
-        worker_init_fn=leave_interrupts,
+        worker_init_fn=leave_signals,
         generator=torch.Generator(),  # or each pass takes a number from the global state, and a first run differs
     )
 
@@ -73,7 +73,7 @@ def check_images(manifest: Manifest, file: Path, display: Display, workers: int 
     display.begin("look at images", len(todo))
     saved = time.monotonic()
     try:
-        for batch in loader:
+        for batch in until_lost(loader.__iter__, loader.num_workers):
             for index, found in batch:
                 columns["inspected"][index] = True
                 columns["findings"][index] = found.findings

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vitrail.data.paths import Paths
 from vitrail.data.sources import Source
 from vitrail.errors import printable
-from vitrail.images.decoding import decode, read_header
+from vitrail.images.decoding import decode_quietly, read_header
 from vitrail.images.pixels import PixelFormat, Pixels, UnreadableImage
 
 
@@ -72,7 +72,7 @@ class RowSource:
 
     def image(self, index: int, wanted: PixelFormat) -> Pixels:
         """Read and decode an image."""
-        return decode(self.encoded(index), wanted)
+        return decode_quietly(self.encoded(index), wanted)
 
     def identities(self) -> Iterator[bytes]:
         """Yield the paths, with the row's number where they alone do not tell the images apart."""

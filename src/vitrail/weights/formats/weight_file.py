@@ -37,6 +37,10 @@ TYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 """What a safetensors file calls each dtype."""
+MAX_LISTED = 64
+"""Mappings in a list that are looked into, as those of several optimizers; longer ones are histories."""
+SWAPPED_OUT = "swapped_out_by_composer"
+"""What the weights are called here that Composer keeps apart, since it has saved their average in their place."""
 NAMES = ("arch", "model", "model_name", "architecture")
 """What the options of a training script call the model."""
 
@@ -57,6 +61,8 @@ class WeightFile:
     """What stands in config.json beside the weights."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Metadata of a safetensors file; empty for others."""
+    swapped_out: str | None = None
+    """What the names of the weights begin with whose average stands in their place; None where nothing is swapped."""
     passed_over: tuple[str, ...] = ()
     """Classes of objects beside the weights, of which nothing was run."""
 
@@ -227,7 +233,9 @@ def _sort_out(path: Path, content: Any) -> dict[str, Any]:
         entries[str(key)] = (
             "tensor" if held(value) else value.name if isinstance(value, Inert) else type(value).__name__
         )
-    return {"tensors": found, "entries": entries, "arch": _arch(content)}
+    marks = (name.partition(f"{SWAPPED_OUT}.") for name in found)
+    swapped_out = next((f"{before}{mark}" for before, mark, _ in marks if mark), None)
+    return {"tensors": found, "entries": entries, "arch": _arch(content), "swapped_out": swapped_out}
 
 
 def _walk(node: Any, prefix: str, above: tuple[int, ...], seen: set[int]) -> Iterator[tuple[str, Any]]:
@@ -247,11 +255,15 @@ def _walk(node: Any, prefix: str, above: tuple[int, ...], seen: set[int]) -> Ite
 
 
 def _children(node: Any) -> Mapping[Any, Any] | None:
-    """Return what a node has by name: a mapping's items, a module's parameters, buffers and parts, a list's tensors."""
+    """Return what a node has by name: a mapping's items, a module's parameters, buffers and parts, a list's members.
+
+    A list has members where all are tensors, or some are mappings or lists themselves.
+    """
     if isinstance(node, Mapping):
-        return node
-    if isinstance(node, list | tuple) and node and all(held(value) for value in node):
-        return dict(enumerate(node))
+        return _of_composer(node) if {"ema_model", "ema_weights_active"} <= node.keys() else node
+    if isinstance(node, list | tuple) and node:
+        is_looked_into = len(node) <= MAX_LISTED and any(isinstance(value, Mapping | list | tuple) for value in node)
+        return dict(enumerate(node)) if is_looked_into or all(held(value) for value in node) else None
     if not isinstance(node, Inert):
         return None
     own = node.attributes()
@@ -259,6 +271,18 @@ def _children(node: Any) -> Mapping[Any, Any] | None:
         return own
     parts = [part for key in ("_parameters", "_buffers", "_modules") if (part := _children(own.get(key)))]
     return {key: value for part in parts for key, value in part.items()}
+
+
+def _of_composer(node: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """Return what Composer's EMA keeps beside the model, under names that tell what it is.
+
+    It swaps the average with the weights before it saves, and says so beside them; files of before 0.13 have both here.
+    """
+    if not node.get("ema_started", True):
+        return {}  # copies of what the training began with
+    if node["ema_weights_active"]:
+        return {SWAPPED_OUT: node.get("training_model", node["ema_model"])}
+    return {"ema_model": node["ema_model"]}
 
 
 def _arch(content: Any) -> str | None:
