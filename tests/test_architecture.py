@@ -14,8 +14,10 @@ import vitrail
 PACKAGE = Path(vitrail.__file__).parent
 ROOMS = [
     {"errors", "imagenet", "devices", "cells"},
-    {"files", "whole_folder", "config", "distributed"},
-    {"display", "images", "models", "classes"},
+    {"files"},
+    {"whole_folder", "config", "distributed"},
+    {"display", "models", "classes"},
+    {"images"},
     {"weights", "migrate", "pages"},
     {"hub", "data", "timm"},
     {"inference"},

@@ -6,8 +6,12 @@ import os
 import shlex
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from unicodedata import category
+
+MAX_NAME = 200
+"""Letters of a name that may be meant for another."""
 
 
 class VitrailError(Exception):
@@ -87,6 +91,8 @@ def command(*words: object) -> str:
 def closest(name: str, known: Iterable[str], alike: float = 0.4) -> str:
     """Return "; did you mean 'x'?" for the known name nearest to `name`, at least so `alike`, or nothing."""
     # difflib's own 0.6 misses pairs like deit_tiny and deit_ti_patch16_224
+    if len(name) > MAX_NAME:  # comparing it takes its length squared
+        return ""
     found = get_close_matches(name, list(known), n=1, cutoff=alike)
     return f"; did you mean {found[0]!r}?" if found else ""
 
@@ -95,6 +101,30 @@ def among(name: str, known: Sequence[str], what: str) -> str:
     """Return "; did you mean 'x'? <What>: x, y, z", or without a near name "; <what>: x, y, z"."""
     near = closest(name, known)
     return f"{near or ';'} {what.capitalize() if near else what}: {', '.join(known)}"
+
+
+def brief(value: object, most: int = 80) -> str:
+    """Return a value as a message shows it: on one line, and never long, whatever stands in a file."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a number of about {round(value.bit_length() * 0.30103):,} digits"
+    if isinstance(value, str | bytes):
+        value = value[:most]
+    try:
+        # lists of thousands, and lists within lists, are cut before they become text
+        shown = ascii(_cut(value, 4)) if isinstance(value, list | tuple | dict) else ascii(value)
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__}"
+    return shown if len(shown) <= most else f"{shown[:most]}..."
+
+
+def _cut(value: object, depth: int) -> object:
+    if isinstance(value, dict):
+        return {brief(key, 40).strip("'"): _cut(item, depth - 1) for key, item in islice(value.items(), 4) if depth}
+    if isinstance(value, list | tuple):
+        return type(value)(_cut(item, depth - 1) for item in value[:8] if depth)
+    if isinstance(value, str | bytes):
+        return value[:80]
+    return brief(value) if isinstance(value, int) and value.bit_length() > 256 else value
 
 
 def few(names: Sequence[str] | frozenset[str], most: int = 3) -> str:

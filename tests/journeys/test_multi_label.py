@@ -481,7 +481,7 @@ def test_thresholds_that_do_not_fit_are_refused(trained: TrainResult, thresholds
     with safe_open(trained.folder / "best.safetensors", "pt") as file:
         metadata = dict(file.metadata())
     content = json.loads(metadata["vitrail"]) | {"thresholds": thresholds}
-    with pytest.raises(CheckpointError, match="is without vitrail's description"):
+    with pytest.raises(CheckpointError, match="cannot be followed"):
         parse_record({"vitrail": json.dumps(content)}, "best.safetensors")
 
 

@@ -49,6 +49,26 @@ def test_resume_begins_a_run_that_is_not_there_when_a_recipe_says_how(tmp_path: 
         begin(str(TINY), ["output.name=x"], resume=tmp_path / "new")
 
 
+def test_resume_begins_a_run_in_a_folder_that_holds_nothing_of_one(tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    for leave in (new, new / "last"):
+        leave.mkdir()
+        assert begin(str(TINY), [], resume=new).resume is None
+    for name in (".config.yaml.0123abcd-77.tmp", "last/.lock", "last/.update-00000000.pt.0123abcd-77.tmp"):
+        (new / name).write_text("half")
+        start = begin(str(TINY), [], resume=new)
+        assert (start.resume, start.config.output.name) == (None, "new")
+    with pytest.raises(
+        ConfigError, match=r"holds no config\.yaml, so .*; with a recipe's name, --resume begins the run$"
+    ):
+        begin(None, [], resume=new)
+    (new / "notes.txt").write_text("mine")
+    with pytest.raises(
+        ConfigError, match=r"holds no config\.yaml, so it is no run; give the folder that `vitrail train` made$"
+    ):
+        begin(str(TINY), [], resume=new)
+
+
 def test_resume_refuses_what_changes_the_numbers_with_the_difference(folder: Path) -> None:
     with pytest.raises(
         ConfigError,

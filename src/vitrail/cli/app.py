@@ -23,6 +23,7 @@ from vitrail.cli.channel import outlive_output
 from vitrail.cli.tables import show_line, show_quantized, show_sweep, show_table, show_training, show_verdicts
 from vitrail.distributed.launch import understand_launch, without_local_rank
 from vitrail.errors import (
+    CheckpointError,
     ConfigError,
     ExportError,
     Interrupted,
@@ -333,7 +334,7 @@ def predict(
                 raise ConfigError(f"{name} {value}: with --write-inputs nothing is classified; leave one of them out")
 
     from vitrail.devices import pick_device
-    from vitrail.inference.engines import read_artifact, require_classes
+    from vitrail.inference.engines import read_artifact, require_classes, tell_program
     from vitrail.inference.predict import find_images, format_of, open_output
     from vitrail.inference.predict import predict as run
     from vitrail.weights.loading import override_preprocess, tell, wanted_by
@@ -355,6 +356,7 @@ def predict(
         if artifact.weights is not None:
             tell(artifact.weights, display)
         preprocess = override_preprocess(artifact.record.preprocess, settings.preprocess, display)
+        tell_program(checkpoint, display)
         network = artifact.start(pick_device(device), precision)
         if artifact.weights is None:
             display.note(f"{checkpoint}: run by {network.about}")
@@ -683,10 +685,13 @@ def bench(
 
     from vitrail.inference.bench import bench as run
     from vitrail.inference.bench import beside_timm, find_subjects
+    from vitrail.inference.engines import tell_program
 
     with _terminal() as display:
         options = {"precision": precision, "device": device, "threads": threads}
         subjects = find_subjects(names, engine or (), **options)
+        for name in names:
+            tell_program(name, display)
         if timm:
             more, lacking = beside_timm(subjects, **options)
             subjects += more
@@ -782,7 +787,7 @@ def serve(
         raise MissingExtra(f"serve needs {', '.join(missing)}; run: pip install 'vitrail[serve]'")
 
     from vitrail.devices import pick_device
-    from vitrail.inference.engines import read_artifact
+    from vitrail.inference.engines import read_artifact, tell_program
     from vitrail.server.log import LogDisplay, write_json_lines
     from vitrail.server.serve import serve as run
     from vitrail.weights.loading import override_preprocess, tell, wanted
@@ -793,6 +798,7 @@ def serve(
     opened = read_artifact(artifact, engine, wanted(config.weights))
     if opened.weights is not None:
         tell(opened.weights, display)
+    tell_program(artifact, display)
     preprocess = override_preprocess(opened.record.preprocess, config.preprocess, display)
 
     def say(address: str, about: str) -> None:
@@ -1060,6 +1066,37 @@ def resize_data(
             show_line(f"  {name}: {reason}")
     show_line(f"next: {command('train', 'tnt_s_imagenet', *_with_root(settings, done.folder))}")
     show_line(f"      {command('pack', f'data.root={done.folder}', '--output', 'SHARDS')}")
+    return 0
+
+
+@app.command
+def verify(
+    *files: Annotated[
+        Path, Parameter(help="Weight files, exported files, saves, lists of parts, or indexes of shards.")
+    ],
+) -> int:
+    """Say whether files are as they were written, without running anything that is in them.
+
+    Files of vitrail have a digest, archives of PyTorch have checksums, and some names hold a hash. The status is 2
+    where a file is damaged, or is none of these.
+
+    ```
+    vitrail verify runs/digits/best.safetensors runs/digits/best.onnx
+    vitrail verify tnt_s.pth.tar model.safetensors.index.json
+    ```
+    """
+    if not files:
+        raise ConfigError("verify needs files, such as runs/digits/best.safetensors")
+
+    from vitrail.inference.verify import verify as run
+
+    found = [run(file) for file in files]
+    show_table("", ("file", "what", "is", "by"), [(one.path, one.kind, one.verdict, one.by) for one in found])
+    if damaged := [one for one in found if one.is_whole is False]:
+        raise CheckpointError(
+            f"{len(damaged)} of {len(found)} files are damaged, or nothing that is known here, the first is "
+            f"{damaged[0].path}: {damaged[0].by}"
+        )
     return 0
 
 

@@ -322,7 +322,11 @@ def build_eval_loader(
     """Load every image once, in order, whole batches dealt out to the processes in turn: no padding.
 
     The batches are the same for any number of processes, so what is computed from them is too.
+
+    Raises:
+        ConfigError: Batches of such images have no place in memory.
     """
+    preprocess.check_batch(batch_size)
     batches = [range(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]
     return ImageLoader(
         EvalImages(source, preprocess),

@@ -29,6 +29,7 @@ from vitrail.data.shards import INDEX, Places, Shard, ShardSource
 from vitrail.data.sources import FileSource, count_classes, label_name
 from vitrail.errors import DataError, printable
 from vitrail.files import write_whole
+from vitrail.images.decoding import read_image
 from vitrail.images.pixels import RGB, PixelFormat
 
 FORMAT = 1
@@ -135,7 +136,9 @@ class Manifest:
 
     def read(self, index: int) -> bytes:
         """Return the bytes of an image's file; raises OSError or, of a shard, UnreadableImage."""
-        return self.path(index).read_bytes() if self.packed is None else self.packed.read(self.root, index)
+        if self.packed is None:
+            return read_image(self.path(index))
+        return self.packed.read(self.root, index)
 
     def name(self, index: int) -> str:
         """Return an image's name below the root, with bytes that are no text escaped."""
@@ -245,7 +248,18 @@ def load_manifest(path: Path) -> Manifest:
             **columns,
         )
         _check(manifest, about["formats"])
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError,
+        KeyError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        MemoryError,
+        OverflowError,
+        AttributeError,
+        IndexError,
+        SafetensorError,
+    ) as error:
         raise DataError(f"{path}: is no manifest, or damaged ({' '.join(str(error).split())}); {advice}") from error
     return manifest
 

@@ -24,7 +24,7 @@ from vitrail.data.shards import INDEX, Places, Shard
 from vitrail.display import Display
 from vitrail.errors import CheckpointError, ConfigError, DataError, few
 from vitrail.images.decoding import ENDINGS
-from vitrail.whole_folder import WholeFolder
+from vitrail.whole_folder import WholeFolder, recover
 
 USUAL = {ending: endings[0] for endings in ENDINGS.values() for ending in endings}
 """The ending by which programs that read WebDataset know a format."""
@@ -64,6 +64,7 @@ def pack(section: DataSection, output: Path, shard_bytes: int, display: Display)
         )
     root = Path(section.root).expanduser() if section.root is not None else _root_of(section)
     refuse_inside(root, output)
+    recover(output)
     folder = WholeFolder(output, _earlier(output, root), "free space or choose another folder with --output")
     with folder.staged() as staging:
         look = partial(check_images, display=display, workers=section.workers) if section.check else None

@@ -14,7 +14,7 @@ from PIL import Image
 
 from vitrail.data.paths import Paths
 from vitrail.errors import printable
-from vitrail.images.decoding import decode_quietly
+from vitrail.images.decoding import decode_quietly, read_image
 from vitrail.images.pixels import PixelFormat, Pixels, fit
 
 
@@ -100,7 +100,7 @@ class FileSource:
 
     def encoded(self, index: int) -> bytes:
         """Read a file."""
-        return self.path(index).read_bytes()
+        return read_image(self.path(index))
 
     def image(self, index: int, wanted: PixelFormat) -> Pixels:
         """Read and decode a file."""

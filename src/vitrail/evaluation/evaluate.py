@@ -31,7 +31,7 @@ from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.images.input_check import Inputs
 from vitrail.images.transforms import Preprocess, fit_statistics
 from vitrail.inference.bin_files import LogitFiles, find_logits
-from vitrail.inference.engines import Artifact, Network, read_artifact, require_classes
+from vitrail.inference.engines import Artifact, Network, read_artifact, require_classes, tell_program
 from vitrail.weights.checkpoint import Record
 from vitrail.weights.loading import override_preprocess, tell, wanted_by
 from vitrail.whole_folder import WholeFolder
@@ -224,6 +224,10 @@ def _open_files(
     for opened in (artifact.weights, other.weights if other else None):
         if opened is not None:
             tell(opened, display)
+    if answers is None:
+        tell_program(path, display)
+    if against is not None:
+        tell_program(against, display)
     resolved = resolve_for(artifact.record, settings)
     check_pixels(artifact.record, resolved.config.data, path)
     precision = resolved.config.evaluate.precision if "evaluate.precision" in resolved.origins else None

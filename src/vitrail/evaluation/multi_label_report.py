@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,18 @@ from numpy.typing import NDArray
 from vitrail.data.sources import Source
 from vitrail.evaluation.answers import Gathered
 from vitrail.evaluation.multi_label_metrics import HALF, Decisions, MultiLabelMetrics, label_scores
-from vitrail.evaluation.report import MISTAKES, PAGE, Subject, Training, origin, plain, thumbnail, to_csv
+from vitrail.evaluation.report import (
+    MISTAKES,
+    NUMBERS,
+    PAGE,
+    Subject,
+    Training,
+    origin,
+    plain,
+    thumbnail,
+    to_csv,
+    to_json,
+)
 from vitrail.imagenet import english
 from vitrail.inference.predict import probabilities
 from vitrail.pages.render import pictured, render
@@ -97,7 +107,7 @@ def multi_label_report_files(
     )
     columns = ["class", "n", "precision", "recall", "F1", "AUROC", "AP", "threshold"]
     return {
-        "report.json": (json.dumps(numbers, indent=1) + "\n").encode(),
+        NUMBERS: to_json(numbers, training),
         "per_class.csv": to_csv(columns, [list(row.values()) for row in numbers["per_class"]], subject),
         PAGE: page,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,8 @@ from vitrail.pages.render import picture
 from vitrail.weights.checkpoint import Record, hash_classes, hash_file, provenance
 
 PAGE = "report.html"
-FILES = frozenset(("report.json", "per_class.csv", "confusion.csv", "confusion.png", PAGE))
+NUMBERS = "report.json"
+FILES = frozenset((NUMBERS, "per_class.csv", "confusion.csv", "confusion.png", PAGE))
 MISTAKES = 24
 """Most confident mistakes, in report.json and on the page."""
 
@@ -60,6 +62,12 @@ class Training:
     """Picture and class of training images as the model saw them."""
     config: str
     seconds: float
+    updates: int
+    """Of the whole run, by which its report is told from that of a shorter one."""
+
+    def numbers(self) -> dict[str, Any]:
+        """Return what a report's numbers say of the run."""
+        return {"training": {"updates": self.updates}}
 
 
 def origin(subject: Subject, images: NDArray[np.int64]) -> dict[str, Any]:
@@ -115,6 +123,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def to_json(numbers: Mapping[str, Any], training: Training | None) -> bytes:
+    """Return the numbers of a report as a file, with the training that ended with it."""
+    about = training.numbers() if training else {}
+    return (json.dumps({**numbers, **about}, indent=1) + "\n").encode()
 
 
 def to_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]], subject: Subject) -> bytes:

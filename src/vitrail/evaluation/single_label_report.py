@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -22,7 +21,18 @@ from vitrail.evaluation.class_scores import (
     wilson,
 )
 from vitrail.evaluation.confusion import draw_confusion, shades
-from vitrail.evaluation.report import MISTAKES, PAGE, Subject, Training, origin, plain, thumbnail, to_csv
+from vitrail.evaluation.report import (
+    MISTAKES,
+    NUMBERS,
+    PAGE,
+    Subject,
+    Training,
+    origin,
+    plain,
+    thumbnail,
+    to_csv,
+    to_json,
+)
 from vitrail.evaluation.single_label_metrics import SHOTS, SingleLabelMetrics
 from vitrail.imagenet import english
 from vitrail.pages.render import data_uri, pictured, render
@@ -68,7 +78,7 @@ def single_label_report_files(
     image = draw_confusion(found.confusion, classes)
     rows = [list(row.values()) for row in found.numbers["per_class"]]
     return {
-        "report.json": (json.dumps(found.numbers, indent=1) + "\n").encode(),
+        NUMBERS: to_json(found.numbers, training),
         "per_class.csv": to_csv(["class", "n", "accuracy", "precision", "recall", "F1", "AUROC", "AP"], rows, subject),
         "confusion.csv": to_csv(
             ["true / answer", *classes],

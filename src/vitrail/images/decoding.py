@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.PpmImagePlugin import PpmImageFile
 
+from vitrail.files import read_regular
 from vitrail.images.array_files import NPY, npy_header, read_npy
 from vitrail.images.bmp import is_run_length, read_run_length
 from vitrail.images.containers import (
@@ -56,6 +58,8 @@ OTHERS = (
 """How files begin that are often found in the place of images, and what they are."""
 HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 TGA_ENDS = b"TRUEVISION-XFILE.\0"
+MAX_FILE = 2**31
+"""Bytes of an image's file; as many pixels as are read, in 16 bits, take no more."""
 
 FAST_DECODERS: dict[str | None, Any] = {}
 DECODER: Literal["torchcodec", "pillow"] = "pillow"
@@ -77,6 +81,15 @@ DEEP_GRAY_WITH_ALPHA = b"\x10\x04"
 # a server may not do at once; header reading is short, and torchcodec decodes outside.
 _PILLOW = threading.RLock()
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # which else prints what becomes a reason here
+
+
+def read_image(path: str | Path) -> bytes:
+    """Read the file of an image, which may not be a device, a pipe or larger than MAX_FILE.
+
+    Raises:
+        OSError: It cannot be read, or is none.
+    """
+    return read_regular(path, MAX_FILE)
 
 
 @contextmanager

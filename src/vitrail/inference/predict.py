@@ -24,8 +24,8 @@ from vitrail.classes.names import BETWEEN
 from vitrail.data.folders import IN_A_CIRCLE, Ignored, is_hidden, is_image, is_unread_image, lies_in_a_circle, walk
 from vitrail.data.lists import LABELS, Spelling, is_table, read_lines, read_paths
 from vitrail.errors import CheckpointError, DataError, printable
-from vitrail.files import no_file, staging
-from vitrail.images.decoding import decode, nothing_printed
+from vitrail.files import no_file, remove_leftovers, staging
+from vitrail.images.decoding import decode, nothing_printed, read_image
 from vitrail.images.pixels import UnreadableImage
 from vitrail.images.transforms import Preprocess, normalise
 
@@ -158,6 +158,7 @@ def predict(
         device: Of the model.
         thresholds: Of a model that gives any number of classes: the probability from which each is given.
     """
+    preprocess.check_batch(batch_size)
     source = iter(paths)
     with ThreadPoolExecutor(
         max_workers=min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
@@ -228,6 +229,7 @@ def open_output(
         CheckpointError: The folder cannot be written, or the disk is full; an older file stays as it was.
     """
     target, temporary = staging(path)
+    remove_leftovers(target)
     try:
         with _told(path):
             stream = temporary.open("w", encoding="utf-8", newline="")
@@ -347,7 +349,7 @@ def _read(path: str, preprocess: Preprocess) -> torch.Tensor | str:
     try:
         if odd := no_file(path):  # which a text file may name, and which might block whoever opens it
             return f"is {odd}, no image"
-        data = Path(path).read_bytes()
+        data = read_image(path)
         with nothing_printed():
             return read_view(data, preprocess)
     except UnreadableImage as error:

@@ -49,6 +49,7 @@ def serve(
         MissingExtra: The engine is not installed.
     """
     require_classes(artifact.record, artifact.path)
+    preprocess.check_batch(serving.max_batch)
     # decoders are forked before there are threads, and memory that they have no use for
     with closing(Decoders(preprocess, serving.limits)) as decoders, listen(serving) as listening:
         # an engine keeps its number of threads, and some of its memory, by the thread that runs it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from vitrail.distributed.sharding import shard
 from vitrail.errors import CheckpointError
 from vitrail.evaluation.evaluate import report_folder
 from vitrail.evaluation.measure import measure
-from vitrail.evaluation.report import PAGE, Subject, Training
+from vitrail.evaluation.report import NUMBERS, PAGE, Subject, Training
 from vitrail.evaluation.task import task_of
 from vitrail.images.batch_augment import erase
 from vitrail.images.transforms import normalise
@@ -89,11 +90,21 @@ def write_run_report(
         samples=training_samples(job, job.data.train),
         config=to_yaml(job.config),
         seconds=seconds,
+        updates=job.updates(state),
     )
     files = task.report_files(subject, measured.answers, measured.metrics, measured.bad_files, training)
     report = report_folder(folder / "report")
     with report.staged():
         return report.publish(files)[0] / PAGE
+
+
+def has_report(folder: Path, updates: int) -> bool:
+    """Say whether a run folder holds a report, and not one of the run before it was lengthened to so many updates."""
+    try:
+        found = json.loads((folder / "report" / NUMBERS).read_text())
+        return "training" not in found or found["training"]["updates"] == updates  # without, `evaluate` wrote it
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> list[Chart]:

@@ -11,9 +11,11 @@ from typing import Any
 
 from vitrail.config.sections import RECIPES, Layer, TrainConfig, command_line, flat, read_yaml, resolve
 from vitrail.errors import ConfigError, command
+from vitrail.files import is_temporary
 from vitrail.migrate.projects import Say
 from vitrail.migrate.translate import Recipe, read_recipe, split_keys
 from vitrail.training.idle_settings import idle_settings
+from vitrail.training.run_lock import LOCK
 
 FREE = (
     "data.root", "data.list", "data.manifest", "data.check", "data.workers", "data.download", "data.cache_gb",
@@ -90,8 +92,8 @@ def _is_written_by_hand(recipe: Recipe) -> bool:
 
 
 def _resume(folder: Path, recipe: Recipe | None, tokens: Sequence[str]) -> Start:
-    """Go on with a run, or begin it where the folder is not there yet and a recipe says how."""
-    if not folder.exists() and recipe is not None:
+    """Go on with a run, or begin it where nothing of it is there yet and a recipe says how."""
+    if is_unbegun(folder) and recipe is not None:
         _refuse_other_folder("resume", folder, tokens)
         where = Layer("--resume", {"output": {"root": str(folder.parent), "name": folder.name}})
         return _new(recipe, tokens, where=[where])
@@ -147,9 +149,27 @@ def _fork(folder: Path, recipe: Recipe | None, tokens: Sequence[str]) -> Start:
     return start
 
 
+def is_unbegun(folder: Path) -> bool:
+    """Say whether a folder is not there, or holds nothing but what is left of a start that was killed at once."""
+    try:
+        return all(
+            is_temporary(path) or (path.name == "last" and all(map(is_of_a_start, path.iterdir())))
+            for path in folder.iterdir()
+        )
+    except FileNotFoundError:
+        return True
+    except OSError:  # a file, or it may not be looked at; whoever reads it says so
+        return False
+
+
+def is_of_a_start(path: Path) -> bool:
+    """Say whether a file in last/ says nothing of a run."""
+    return path.name == LOCK or is_temporary(path)
+
+
 def _settings_of(folder: Path, verb: str) -> Layer:
     if not (folder / "config.yaml").is_file():
-        hint = "; with a recipe's name, --resume begins the run" if verb == "resume" and not folder.exists() else ""
+        hint = "; with a recipe's name, --resume begins the run" if verb == "resume" and is_unbegun(folder) else ""
         raise ConfigError(
             f"--{verb} {folder}: holds no config.yaml, so it is no run; give the folder that `{command('train')}` "
             f"made{hint}"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vitrail.config.sections import pixel_range
+from vitrail.config.sections import MIN_STD, pixel_range
 
 FILTERS = ("bicubic", "bilinear")
 MOST = 65535
@@ -39,7 +39,7 @@ def read_images(said: Mapping[str, Any], own: Mapping[str, Any], channels: int) 
     doubts: list[str] = []
     for name in ("mean", "std"):
         if name in said:
-            if (found := _numbers(said[name], channels, above=0 if name == "std" else -math.inf)) is not None:
+            if (found := _numbers(said[name], channels, above=MIN_STD if name == "std" else -math.inf)) is not None:
                 values[name] = found
             else:
                 doubts.append(_instead(name, said[name], name, own))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,12 +25,15 @@ from vitrail.models.family import ModelConfig, VisionModel
 from vitrail.models.registry import FAMILIES, build_config, canonical_name, find_variant
 from vitrail.weights.adapt import Positions, adapt, as_two_logits, shared_rows
 from vitrail.weights.checkpoint import KEY, Record, build_model, check_fit, config_of, load_weights, parse_record
+from vitrail.weights.digest import DIGESTS, check_weights
 from vitrail.weights.formats.weight_file import WeightFile, open_weights
 from vitrail.weights.image_config import read_images, read_labels
 from vitrail.weights.recognise import FREE, Entry, Reading, translate
 from vitrail.weights.subtree import Found, Subtree, find_weights
 
 OURS = "vitrail"
+MAX_BYTES = 4 * 2**30
+"""Of the weights of one model; the largest here has 400 million."""
 NUMERICS = ("gelu", "norm_eps", "final_norm_eps", "embed_norm_eps")
 """Fields of a model's configuration that change its output but no weight's shape."""
 RATES = ("drop_path_rate", "drop_rate")
@@ -232,6 +236,7 @@ def open_model(path: Path | str, asked: Wanted | None = None) -> Opened:
     """
     asked = asked or Wanted()
     file = open_weights(path)
+    check_digest(file)
     is_ours = KEY in file.metadata
     if asked.dialect == OURS and not is_ours:
         raise CheckpointError(f"{file.path}: was not written by vitrail; leave weights.dialect out to find its dialect")
@@ -296,8 +301,24 @@ def load_model(
     return opened.build(device)
 
 
+def check_digest(file: WeightFile) -> bool:
+    """Compare a file with the digest that it was written with, and say whether it has one.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    if not any(name in file.metadata for name in DIGESTS):
+        return False
+    file.check(file.tensors)
+    size = sum(held.dtype.itemsize * math.prod(held.shape) for held in file.tensors.values())
+    if size > MAX_BYTES:
+        raise CheckpointError(f"{file.path}: holds {size:,} bytes of weights, and no model here has so many")
+    return check_weights(file.path, {name: file.load(name) for name in file.tensors}, file.metadata, KEY)
+
+
 def _open_ours(file: WeightFile, asked: Wanted) -> Opened:
-    record = parse_record(file.metadata, file.path)
+    shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+    record = parse_record(file.metadata, file.path, shapes)
     if asked.model and canonical_name(asked.model) != record.model:
         raise CheckpointError(f"{file.path}: is a {record.model}, not a {asked.model}")
     weights = file.read({name: name for name in file.tensors})

@@ -151,7 +151,8 @@ def _page(
         ],
         "statistics": statistics,
         "counts": counts,
-        "most": max((train + val for _, train, val in counts), default=1),
+        # bars are shares of it; images may have no class at all
+        "most": max((train + val for _, train, val in counts), default=0) or 1,
         "preprocess": preprocess,
         "pictured": pictured(manifest.pixels),
     }

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vitrail.data.paths import Paths
 from vitrail.data.sources import Source
 from vitrail.errors import printable
-from vitrail.images.decoding import decode_quietly, read_header
+from vitrail.images.decoding import decode_quietly, read_header, read_image
 from vitrail.images.pixels import PixelFormat, Pixels, UnreadableImage
 
 
@@ -68,7 +68,7 @@ class RowSource:
             return data
         if not path:
             raise UnreadableImage("the row has no image")
-        return Path(path).read_bytes()
+        return read_image(path)
 
     def image(self, index: int, wanted: PixelFormat) -> Pixels:
         """Read and decode an image."""

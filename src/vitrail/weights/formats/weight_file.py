@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vitrail.errors import CheckpointError
+from vitrail.files import read_regular
 from vitrail.weights.formats.file_kinds import HEAD, READABLE, is_safetensors, is_torch, other_kind
 from vitrail.weights.formats.mindspore_ckpt import CIPHERS, read_ckpt
 from vitrail.weights.formats.pickled import USUAL, Held, Inert, UnreadablePickle, held
@@ -28,6 +29,10 @@ MAX_WEIGHTS = 20_000
 """Tensors of a file: twins_svt_large has 578 weights, and an optimizer a few for each."""
 MAX_ENTRIES = 200_000
 """Values of a file that are looked at; the states of an optimizer are among them."""
+MAX_CONFIG = 16 * 2**20
+"""Bytes of a config.json; timm's have a thousand."""
+MAX_HEADER = 48 * 2**20
+"""Bytes before the tensors of a safetensors file: their names and places, and what the file says of itself."""
 MAX_NESTING = 32
 """Entries within entries; no module of a model here is so deep in others."""
 TYPES = {
@@ -131,7 +136,7 @@ def open_weights(given: Path | str) -> WeightFile:
             name: _in_memory(value) if isinstance(value, Tensor) else value for name, value in read_ckpt(path).items()
         }
         return WeightFile(path=path, kind="MindSpore", config=config, **_sort_out(path, content))
-    raise CheckpointError(f"{path}: is no weight file; {READABLE}")
+    raise CheckpointError(f"{path}: is no weight file, or is damaged; {READABLE}")
 
 
 def _in_memory(tensor: Tensor) -> Held:
@@ -182,8 +187,10 @@ def _download(name: str) -> tuple[Path, Mapping[str, Any]]:
 
 def _read_config(path: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = json.loads(read_regular(path, MAX_CONFIG))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); use the original") from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not JSON ({error})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds no settings; use the original")
@@ -191,6 +198,12 @@ def _read_config(path: Path) -> Mapping[str, Any]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if MAX_HEADER < size < path.stat().st_size:  # a larger one is damage
+            raise CheckpointError(
+                f"{path}: has a header of {size:,} bytes, and {MAX_HEADER:,} at most are read; use the original"
+            )
     try:
         file: Any = safe_open(path, framework="pt")  # left open for the tensors that are asked for later
         names, metadata = file.keys(), file.metadata() or {}
