@@ -17,7 +17,8 @@ from mindir import build
 from side_by_side import publish
 
 from vitrail.deploy.compare import gather_sample
-from vitrail.deploy.export import Exported, FormatName, export, find_outputs
+from vitrail.deploy.export import Exported, export, find_outputs
+from vitrail.deploy.formats import FormatName
 from vitrail.errors import VitrailError
 from vitrail.images.transforms import Preprocess
 from vitrail.models.registry import find_variant, list_models

@@ -180,7 +180,7 @@ def test_only_the_command_line_imports_our_modules_inside_functions(name: str) -
         ("mindspore", set()),
         ("onnxruntime", {"inference.engines", "deploy.int8"}),
         ("nncf", {"deploy.int8"}),
-        ("openvino", {"inference.engines", "deploy.export"}),
+        ("openvino", {"inference.engines", "deploy.formats"}),
         ("onnx", {"deploy.int8", "deploy.onnx_preprocess"}),
         ("fastapi", {"server.app"}),
         ("pydantic", {"server.schema"}),

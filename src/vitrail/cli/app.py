@@ -536,12 +536,12 @@ def export(
     from dataclasses import replace
 
     from vitrail.deploy.compare import gather_sample
-    from vitrail.deploy.export import check_wishes, find_outputs
+    from vitrail.deploy.export import check_request, find_outputs
     from vitrail.deploy.export import export as run
     from vitrail.devices import pick_device
     from vitrail.weights.loading import open_model, override_preprocess, tell, wanted_by
 
-    check_wishes(formats, precision, batch_size, with_preprocess)
+    check_request(formats, precision, batch_size, with_preprocess)
     with _terminal() as display:
         _say(display, remarks)
         opened = open_model(checkpoint, wanted_by(layers))

@@ -18,7 +18,8 @@ from vitrail.config.sections import EvaluateConfig, Layer
 from vitrail.data.loader import build_eval_loader
 from vitrail.data.opening import open_split
 from vitrail.data.sources import Source
-from vitrail.deploy.export import ADVICE, FORMATS, REJECTED, Plan, find_outputs, staged_files
+from vitrail.deploy.export import ADVICE, REJECTED, find_outputs, staged_files
+from vitrail.deploy.formats import FORMATS, Plan
 from vitrail.deploy.int8 import Int8, find_quantizable, measure_sensitivities
 from vitrail.devices import Precision
 from vitrail.display import Display, Quiet
@@ -228,7 +229,7 @@ class _Job:
     sensitivities: dict[str, float]
     """Sensitivity by layer, the most sensitive first."""
     display: Display
-    made: dict[Any, Any] = field(default_factory=dict)
+    cache: dict[Any, Any] = field(default_factory=dict)
     """Programs and graphs that all files are written from, made once."""
 
     def write(self, path: Path, kept: Sequence[str] | None) -> AbstractContextManager[Path]:
@@ -257,7 +258,7 @@ class _Job:
             mindir_version=1,
             topk=1,
             int8=int8,
-            made=self.made,
+            cache=self.cache,
         )
 
     def evaluate(self, file: Path, **evaluation: str) -> Evaluation:
