@@ -220,10 +220,19 @@ def test_what_is_slower_than_float_is_said_to_be() -> None:
         return Speed(what=what, about="", measure=measured, bytes=1, ms={1: ms, 8: 8 * ms})
 
     done = Quantized(
-        path=Path("best.int8.xml"), is_good=True, numbers=Path("n"), measured_by="top-1", exact=80, max_drop=1,
-        images=100, calibrated_on="", layers=1, trials=(), sensitivities={},
+        path=Path("best.int8.xml"),
+        is_good=True,
+        numbers=Path("n"),
+        measured_by="top-1",
+        exact=80,
+        max_drop=1,
+        images=100,
+        calibrated_on="",
+        layers=1,
+        trials=(),
+        sensitivities={},
         speeds=(speed("best.safetensors", 80, 9), speed("float32 openvino", 80, 3), speed("best.int8.xml", 79, 5)),
-    )  # fmt: skip
+    )
     assert find_drawbacks(done) == [
         "best.int8.xml is slower here than float32 openvino (40.0 ms and 24.0 ms a batch of 8), which is as accurate; "
         "8 bits save size alone"

@@ -84,9 +84,7 @@ def expected(checkpoint: Path, photos: list[bytes], tmp_path_factory: pytest.Tem
         path.write_bytes(photo)
     model = load_model(checkpoint)
     rows = predict(model, model.preprocess, map(str, paths), topk=3)
-    return [
-        {model.classes[k]: p for k, p in zip(row.choices, row.probabilities, strict=True)} for row in rows
-    ]  # fmt: skip
+    return [{model.classes[k]: p for k, p in zip(row.choices, row.probabilities, strict=True)} for row in rows]
 
 
 def probabilities(result: dict[str, Any]) -> dict[str, float]:
@@ -356,8 +354,9 @@ def test_the_page_shows_pictures_classes_and_errors(
         assert "ms in the server" in page.ask("document.querySelector('.told:has(meter)').innerText")
         problems = page.ask("[...document.querySelectorAll('.problem')].map(line => line.textContent)")
         assert sorted(problems) == [
-            f"This image cannot be read: {UNKNOWN}", "file 1 has more than 200,000 bytes",
-        ]  # fmt: skip
+            f"This image cannot be read: {UNKNOWN}",
+            "file 1 has more than 200,000 bytes",
+        ]
         shown = "one.querySelector('p') || one.querySelector('img').naturalWidth > 0"
         page.until(f"[...document.querySelectorAll('.picture')].every(one => {shown})")
         assert page.ask("document.querySelectorAll('.picture img').length") == 1
@@ -386,9 +385,10 @@ def guarded(checkpoint: Path) -> Iterator[Server]:
 
 
 def test_a_key_is_asked_for_and_what_is_begun_is_finished_before_the_end(guarded: Server, photos: list[bytes]) -> None:
+    wrong_keys = ("Bearer wrong", f"Basic {KEY}", "Bearer \u00e9".encode().decode("latin-1"))
+    wrong_headers = [{}, *({"authorization": key} for key in wrong_keys)]
     for path, method in (("/predict", "POST"), ("/metrics", "GET")):
-        for wrong in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {KEY}"},
-                      {"authorization": "Bearer \u00e9".encode().decode("latin-1")}):  # fmt: skip
+        for wrong in wrong_headers:
             status, found, headers = guarded.ask(method, path, photos[0] if method == "POST" else None, **wrong)
             assert (status, headers["www-authenticate"]) == (401, "Bearer")
             assert "send it as Authorization: Bearer KEY" in found["error"]

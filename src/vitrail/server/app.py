@@ -163,7 +163,8 @@ class Api:
                 async with asyncio.timeout(timeout_s):
                     files = await read_files(request.headers, request.stream(), self._limits, share)
                     has_arrived = True
-                    results = await _while_connected(request, self._classify_files(files, _identify_client(request)))
+                    work = self._classify_files(files, _identify_client(request))
+                    results = await _while_connected(request, work)
         except TimeoutError as error:
             if has_arrived:
                 raise HTTPException(503, f"the request could not be answered in {timeout_s:g} s") from error

@@ -174,17 +174,7 @@ class Worker:
         try:
             return self._exchange(data, processor_s, wall_s, is_wanted)
         except OSError as error:
-            try:
-                status = self._fork_server.end_worker(self._pid)
-                printed = self._read_printed()
-            finally:
-                self.close()
-            number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-            if number not in (signal.SIGPROF, signal.SIGKILL):  # which are ours
-                ended_by = signal.strsignal(number) if number else "itself"
-                printed = f"{printed} ended by {ended_by}".strip()
-            is_late = number == signal.SIGPROF or time.monotonic() - began >= processor_s
-            raise WorkerLost(is_late=is_late, printed=printed) from error
+            raise self._end(began + processor_s) from error
 
     def _exchange(
         self,
@@ -202,6 +192,24 @@ class Worker:
             raise ConnectionAbortedError
         content = _receive(self._link, size, deadline, is_wanted)
         return Answer(letter, content, self._read_printed())
+
+    def _end(self, late_at: float) -> WorkerLost:
+        """End the process, close the worker, and return what became of it.
+
+        Args:
+            late_at: Time from which on the worker was late, whatever ended it.
+        """
+        try:
+            status = self._fork_server.end_worker(self._pid)
+            printed = self._read_printed()
+        finally:
+            self.close()
+        number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        if number not in (signal.SIGPROF, signal.SIGKILL):  # the first is the timer's, the second ours
+            ended_by = signal.strsignal(number) if number else "itself"
+            printed = f"{printed} ended by {ended_by}".strip()
+        is_late = number == signal.SIGPROF or time.monotonic() >= late_at
+        return WorkerLost(is_late=is_late, printed=printed)
 
     def close(self) -> None:
         """Let the worker end."""
