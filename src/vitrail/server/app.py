@@ -10,7 +10,9 @@ import math
 import re
 import time
 from collections.abc import AsyncIterator, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -23,14 +25,14 @@ from starlette.requests import ClientDisconnect
 from torch import Tensor
 
 from vitrail.images.pixels import UnreadableImage
-from vitrail.inference.predict import Choices
+from vitrail.inference.decision import Choices
+from vitrail.inference.predictor import Predictor
 from vitrail.pages.render import render
 from vitrail.server.batching import Batcher, WorkFailed
 from vitrail.server.decoders import Decoders, NotDecoded
 from vitrail.server.metrics import CONTENT_TYPE, Metrics
 from vitrail.server.middleware import Middleware
 from vitrail.server.schema import BODY, FAILURES, Choice, Result, Results, State
-from vitrail.server.served import Served
 from vitrail.server.settings import Serving
 from vitrail.server.upload import Refused, Room, read_files
 
@@ -45,12 +47,22 @@ PATHS = ("/", "/predict", "/health", "/ready", "/metrics", "/openapi.json")
 BEARER = HTTPBearer(auto_error=False, description="The server's API key")
 
 
+@dataclass(frozen=True)
+class Served:
+    """A model that is ready to answer, and the thread in which it does."""
+
+    predictor: Predictor
+    thread: ThreadPoolExecutor
+    """The thread in which the predictor was started, and in which it is to be called."""
+
+
 def build_app(served: Served, serving: Serving, decoders: Decoders) -> Any:
     """Return the ASGI application."""
     api = Api(served, serving, decoders)
+    network = served.predictor.network
     app = FastAPI(
         title="vitrail",
-        description=f"{served.network.record.model}, run by {served.network.about}",
+        description=f"{network.record.model}, run by {network.about}",
         version="1",
         docs_url=None,
         redoc_url=None,
@@ -102,13 +114,15 @@ class Api:
     """What each path answers; the docstrings of those in the OpenAPI description are their texts there.
 
     Args:
-        served: The model.
+        served: The model, and the thread that runs it.
         serving: Settings of the server.
         decoders: Turn image files into what the model sees.
     """
 
     def __init__(self, served: Served, serving: Serving, decoders: Decoders) -> None:
-        self._served = served
+        self._predictor = served.predictor
+        self._thread = served.thread
+        self._model = served.predictor.network.record.model
         self._serving = serving
         self._limits = serving.limits
         self._decoders = decoders
@@ -123,9 +137,9 @@ class Api:
         """Time of the last batch by its images, from which Retry-After is estimated."""
         self._page = render(
             "serve.html",
-            model=served.network.record.model,
-            classes=len(served.classes),
-            about=served.network.about,
+            model=self._model,
+            classes=len(served.predictor.classes),
+            about=served.predictor.network.about,
             key=serving.api_key is not None,
             limits=serving.limits,
         )
@@ -138,7 +152,7 @@ class Api:
         batches = asyncio.create_task(self._batcher.run())
         yield
         batches.cancel()
-        self._served.thread.shutdown(wait=False, cancel_futures=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def check_key(self, given: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> None:
         """Refuse a request that does not bring the API key."""
@@ -177,7 +191,7 @@ class Api:
             response.status_code = 422
         response.headers["Cache-Control"] = "no-store"
         milliseconds = round(1000 * (time.perf_counter() - began), 3)
-        return Results(model=self._served.network.record.model, results=results, ms=milliseconds)
+        return Results(model=self._model, results=results, ms=milliseconds)
 
     async def _classify_files(self, files: list[bytearray], client: Client) -> list[Result]:
         results = (self._classify_file(files, number, client) for number in range(len(files)))
@@ -196,16 +210,16 @@ class Api:
 
         choices = []
         for index, probability in zip(indices, probabilities, strict=True):
-            name = self._served.classes[index]
+            name = self._predictor.classes[index]
             choices.append(Choice(index=index, name=name, probability=probability))
-        if self._served.is_multi_label:
+        if self._predictor.is_multi_label:
             return Result(labels=choices)
         return Result(topk=choices)
 
     def _classify_batch(self, views: list[Tensor]) -> list[Choices]:
         """Classify a batch, in the thread of the network, and note how long it took."""
         began = time.perf_counter()
-        choices = self._served.classify(views)
+        choices = self._predictor.classify(views)
         seconds = time.perf_counter() - began
         self._seconds_an_image = seconds / len(views)
         self.metrics.batch_seconds.observe(seconds)

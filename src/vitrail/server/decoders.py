@@ -26,7 +26,7 @@ from torch import Tensor
 from vitrail.images.decoding import READ, check_picture
 from vitrail.images.pixels import UnreadableImage
 from vitrail.images.transforms import Preprocess
-from vitrail.inference.predict import read_view
+from vitrail.inference.predictor import read_view
 from vitrail.server.cost import BYTE_S, Cost, estimate_cost
 from vitrail.server.fork_server import Answer, ForkServer, ForkServerGone, Worker, WorkerLost
 from vitrail.server.log import FIELDS
