@@ -24,7 +24,7 @@ from vitrail.data.sources import FileSource, PixelSource, Source
 from vitrail.evaluation.answers import Gathered
 from vitrail.evaluation.metrics import Accuracy
 from vitrail.evaluation.report import FILES, Subject, Training, report_files
-from vitrail.images.transforms import Preprocess
+from vitrail.images.preprocess import Preprocess
 from vitrail.pages.render import line_chart
 from vitrail.weights.checkpoint import Record
 

@@ -1109,7 +1109,7 @@ def _of_lists(tokens: Sequence[str], images: Sequence[str]) -> tuple[str | None,
         return None, "path"
 
     from vitrail.config.sections import DataConfig, DataSection, Layer, command_line, resolve
-    from vitrail.data.lists import is_table
+    from vitrail.data.list_files import is_table
 
     lists = [text for text in images if is_table(Path(text))]
     if not lists:

@@ -1,4 +1,4 @@
-"""Images read and stacked to batches by worker processes."""
+"""Data loaders: worker processes read images, apply a view and stack batches, equal for any number of workers."""
 
 from __future__ import annotations
 
@@ -16,24 +16,32 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from vitrail.data.sampling import BatchSampler, SampleKey
 from vitrail.data.sources import PixelSource, Source
 from vitrail.errors import DataError
+from vitrail.images.decoding import fast_decoders
 from vitrail.images.pixels import PixelFormat, UnreadableImage
-from vitrail.images.transforms import Preprocess, TrainView, sample_key
+from vitrail.images.preprocess import Preprocess
+from vitrail.images.train_view import TrainView, sample_key
 
-MAX_WORKERS = 8  # for each process: beyond, decoding on one machine gains little and memory is lost
+MAX_WORKERS = 8
+"""Most loader workers of a rank by default: beyond, decoding on one machine gains little and memory is lost."""
 IN_MEMORY_IMAGES = 10_000
+"""Most images in memory that a rank loads without workers."""
 
 BadFiles = Literal["error", "skip", "quarantine"]
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image, or why there is none."""
+    """One image with its label, or the reason why it cannot be read."""
 
     image: Tensor | None
+    """The view, (c, h, w); None for an unreadable image."""
     label: int
     index: int
+    """Index of the image in the source."""
     key: int
+    """Seed of the random draws; 0 in evaluation."""
     bad: tuple[str, str] | None
+    """Name of an unreadable image, and the reason."""
 
 
 class Batch(NamedTuple):
@@ -42,9 +50,9 @@ class Batch(NamedTuple):
     images: UInt[Tensor, "b c h w"]
     labels: Int64[Tensor, " b"]
     indices: Int64[Tensor, " b"]
-    """In the source."""
+    """Index of each image in the source."""
     keys: Int64[Tensor, " b"]
-    """What random draws follow from; 0 in evaluation."""
+    """Seed of the random draws for each image; 0 in evaluation."""
     bad: list[tuple[str, str]]
     """Name of each unreadable image, and the reason."""
 
@@ -66,7 +74,9 @@ class TrainImages(Dataset[Sample]):
     source: Source
     view: TrainView
     wanted: PixelFormat
+    """Pixel format that images are decoded to."""
     seed: int
+    """Seed of the run."""
 
     def __getitem__(self, item: SampleKey) -> Sample:
         key = sample_key(self.seed, *item)
@@ -86,15 +96,20 @@ class EvalImages(Dataset[Sample]):
 
 @dataclass(frozen=True)
 class _Collate:
+    """Stacks samples to a batch, without the unreadable ones."""
+
     size: tuple[int, int]
+    """Height and width of the views."""
     pixels: PixelFormat
 
     def __call__(self, samples: list[Sample]) -> Batch:
         good = [sample for sample in samples if sample.image is not None]
-        # stacked as (h, w, c), which is how views lie in memory; default_collate writes to shared memory in a worker
+        # stacked as (h, w, c), which is how views lie in memory
         images = [sample.image.permute(1, 2, 0) for sample in good if sample.image is not None]
-        nothing = torch.empty((0, *self.size, self.pixels.channels), dtype=self.pixels.dtype)
-        stacked = default_collate(images) if images else nothing
+        if images:
+            stacked = default_collate(images)  # which writes to shared memory in a worker
+        else:
+            stacked = torch.empty((0, *self.size, self.pixels.channels), dtype=self.pixels.dtype)
         return Batch(
             images=stacked.permute(0, 3, 1, 2),
             labels=torch.tensor([sample.label for sample in good], dtype=torch.int64),
@@ -110,12 +125,14 @@ class ImageLoader(DataLoader[Any]):
     def __init__(
         self, dataset: TrainImages | EvalImages, *, bad_files: BadFiles, workers: int | None, **options: Any
     ) -> None:
-        workers = default_workers(dataset.source) if workers is None else workers
+        workers = choose_workers(dataset.source) if workers is None else workers
+        if workers > 0:
+            fast_decoders()  # imported once, before workers are forked, and not by each of them
         super().__init__(
             dataset,
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=leave_interrupts,
+            worker_init_fn=ignore_interrupts,
             # its own generator: otherwise each epoch takes a number from the global state, and a resumed run differs
             generator=torch.Generator(),
             **options,
@@ -137,20 +154,27 @@ class ImageLoader(DataLoader[Any]):
         """
         for batch in self._batches():
             if batch.bad and self.bad_files != "skip":
-                name, reason = batch.bad[0]
-                more = f" (and {len(batch.bad) - 1} more in this batch)" if len(batch.bad) > 1 else ""
-                raise DataError(
-                    f"{name}: cannot be read, {reason}{more}; repair or remove it, or set data.bad_files=skip to leave "
-                    "such images out"
-                )
+                raise DataError(_describe_bad(batch.bad))
             yield batch
 
     def _batches(self) -> Iterator[Batch]:
         try:
             yield from super().__iter__()
-        except DataError as error:  # of the whole source; from a worker it comes with a traceback, its own words last
-            # less its frames: in torch's they hold the iterator in a circle, and its workers would not be told to end
-            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error.with_traceback(None)
+        except DataError as error:
+            # it concerns the whole source; from a worker it comes with a traceback, its own words last
+            message = str(error).rpartition("DataError: ")[2].strip()
+            # without its frames: in torch's they hold the iterator in a circle, and its workers would not be ended
+            raise DataError(message) from error.with_traceback(None)
+
+
+def _describe_bad(bad: list[tuple[str, str]]) -> str:
+    """Return the error message of a batch with unreadable images."""
+    name, reason = bad[0]
+    more = f" (and {len(bad) - 1} more in this batch)" if len(bad) > 1 else ""
+    return (
+        f"{name}: cannot be read, {reason}{more}; repair or remove it, or set data.bad_files=skip to leave such images "
+        "out"
+    )
 
 
 def build_train_loader(
@@ -170,13 +194,13 @@ def build_train_loader(
 
     Args:
         source: The images.
-        view: Draws from each image.
-        wanted: What every image is read as.
+        view: The random view that is drawn from each image.
+        wanted: Pixel format that images are decoded to.
         sampler: Which images, in which order.
-        seed: Of the views, with epoch, index and copy.
-        workers: Processes that load; None is `default_workers`.
+        seed: Seed of the run; views are drawn by it, epoch, index and copy.
+        workers: Number of worker processes; None is `choose_workers`.
         bad_files: Whether an unreadable image is reported with its batch, or raises DataError.
-        pin_memory: For a CUDA device.
+        pin_memory: Whether batches are copied to pinned memory, for a CUDA device.
     """
     assert sampler.n == len(source)
     return ImageLoader(
@@ -200,11 +224,12 @@ def build_eval_loader(
     bad_files: BadFiles = "skip",
     pin_memory: bool = False,
 ) -> ImageLoader:
-    """Load every image once, in order, whole batches dealt out to the processes in turn: no padding.
+    """Load every image once, in order, whole batches dealt out to the ranks in turn: no padding.
 
-    The batches are the same for any number of processes, so what is computed from them is too.
+    The batches are the same for any number of ranks, so what is computed from them is too.
     """
-    batches = [range(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]
+    n = len(source)
+    batches = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
     return ImageLoader(
         EvalImages(source, preprocess),
         bad_files=bad_files,
@@ -215,42 +240,45 @@ def build_eval_loader(
     )
 
 
-def default_workers(source: Source) -> int:
-    """Return how many loader workers a process should have: its share of the machine's cores, within reason."""
+def choose_workers(source: Source) -> int:
+    """Return how many loader workers a rank should have: its share of the machine's cores, within reason."""
     if isinstance(source, PixelSource) and len(source) <= IN_MEMORY_IMAGES:
         return 0  # starting them would take longer than reading
-    return max(1, min(MAX_WORKERS, usable_cores() // processes_here()))
+    return max(1, min(MAX_WORKERS, count_usable_cores() // count_local_processes()))
 
 
-def leave_interrupts(worker: int) -> None:
-    """Let a loader's worker be ended by the process that it works for, which Ctrl-C is meant for."""
+def ignore_interrupts(worker: int) -> None:
+    """Ignore Ctrl-C in a loader's worker, which is ended by the process that it works for."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def usable_cores() -> int:
+def count_usable_cores() -> int:
     """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
-def processes_here() -> int:
-    """Return how many processes of the run share this machine."""
+def count_local_processes() -> int:
+    """Return how many ranks of the run share this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
 
 
-def crowding(own: float, on_cpu: bool) -> tuple[str, str]:
-    """Return how loaded this machine is and what to do, where other work alone would fill its cores; else nothing.
+def find_crowding(own: float, on_cpu: bool) -> tuple[str, str]:
+    """Return what is wrong and what to do, where other work alone would fill this machine's cores; else empty texts.
 
     The load average counts the tasks of the whole machine, so it is compared with all cores, not with the usable ones.
 
     Args:
         own: Tasks of this run that the load average counts too.
-        on_cpu: Whether updates are computed there.
+        on_cpu: Whether updates are computed on the CPU.
     """
     cores = os.cpu_count() or 1
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # Windows has none
     if load - own <= cores:
         return "", ""
-    found, threads = f"load average {load:.1f} on {cores} cores, which other work takes", torch.get_num_threads()
+    what = f"load average {load:.1f} on {cores} cores, which other work takes"
+    threads = torch.get_num_threads()
     if on_cpu and threads > 1:
-        return found, f"{threads} threads that wait for each other take many times as long; set OMP_NUM_THREADS=1"
-    return found, "training waits for its share; run less beside it, or lower data.workers where that is above 1"
+        return what, f"{threads} threads that wait for each other take many times as long; set OMP_NUM_THREADS=1"
+    return what, "training waits for its share; run less beside it, or lower data.workers where that is above 1"

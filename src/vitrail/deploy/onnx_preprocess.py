@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.images.transforms import MAX_ASPECT, Preprocess
+from vitrail.images.preprocess import MAX_ASPECT, Preprocess
 
 FRONT = """
 <ir_version: 10, opset_import: ["" : {opset}]>

@@ -18,8 +18,8 @@ from vitrail.classes.matching import check_classes, match_by_name, match_by_orde
 from vitrail.classes.names import tell_look_alikes
 from vitrail.config.sections import DataSection, EvaluateConfig, Layer, Resolved, resolve, to_dict
 from vitrail.data.loader import Batch, ImageLoader, build_eval_loader
-from vitrail.data.opening import DIVISION, files_read, open_split
-from vitrail.data.overlap import shared
+from vitrail.data.opening import DIVISION, list_files_read, open_split
+from vitrail.data.overlap import count_overlap
 from vitrail.data.sources import Source, fingerprint
 from vitrail.data.tables.hub import is_hf, pin_revision
 from vitrail.devices import Precision, autocast
@@ -33,8 +33,8 @@ from vitrail.evaluation.multi_label_report import label_report_files, truth
 from vitrail.evaluation.report import FILES, PAGE, Subject, Training, report_files
 from vitrail.files import refuse_replacing
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from vitrail.images.input_check import Inputs
-from vitrail.images.transforms import Preprocess, fit_statistics, normalise
+from vitrail.images.input_check import InputCheck
+from vitrail.images.preprocess import Preprocess, fit_statistics, normalise
 from vitrail.inference.bin_files import LogitFiles, find_logits
 from vitrail.inference.engines import Artifact, Network, read_artifact, require_classes
 from vitrail.inference.predict import probabilities
@@ -221,7 +221,7 @@ def _evaluate(
         with accelerator.local_main_process_first():  # which downloads for all
             source, notes = open_split(data, config.evaluate.split)
         for flag, file in (*written, *(("--report", file) for file in (report.earlier_files() if report else ()))):
-            refuse_replacing(flag, file, files_read(data, source))
+            refuse_replacing(flag, file, list_files_read(data, source))
         check_kind(record, source, path)
         record, source = matched(record, source, data, path, display)
         if told := seen_before(record, config, source):
@@ -259,7 +259,7 @@ def _evaluate(
         display.begin("evaluate", sum(map(len, loaders)) + (len(loaders[0]) if other else 0))
         results = []
         page = agreement = None
-        inputs = Inputs() if len(tried) == 1 else None  # a sweep tries what does not fit
+        inputs = InputCheck() if len(tried) == 1 else None  # a sweep tries what does not fit
         for preprocess, loader in zip(tried, loaders, strict=True):
             measured = partial(
                 measure, source=source, preprocess=preprocess, accelerator=accelerator, precision="float32",
@@ -436,7 +436,7 @@ def measure(
     keep_answers: bool = False,
     training_counts: NDArray[np.int64] | None = None,
     thresholds: tuple[float, ...] | None = None,
-    inputs: Inputs | None = None,
+    inputs: InputCheck | None = None,
 ) -> tuple[Accuracy | LabelAccuracy, list[tuple[str, str]], Gathered | None]:
     """Evaluate a model over all processes, and gather the images that could not be read.
 
@@ -494,7 +494,7 @@ def answer(
     precision: Precision,
     advance: Callable[[], None],
     take: Callable[[Batch, torch.Tensor], None],
-    inputs: Inputs | None = None,
+    inputs: InputCheck | None = None,
 ) -> list[tuple[str, str]]:
     """Give each batch of this process and its logits to `take`; return the unreadable images of all processes."""
     device = accelerator.device
@@ -552,7 +552,7 @@ def seen_before(record: Record, config: EvaluateConfig, source: Source) -> str:
     if trained.get(split) == fingerprint(source):
         return ""
     if split != "train" and (known := record.provenance.get("sketch")):
-        n, is_exact = shared(source, known)
+        n, is_exact = count_overlap(source, known)
         if n:
             return (
                 f"{source.description}: {'' if is_exact else 'about '}{n:,} of its {len(source):,} images were trained "

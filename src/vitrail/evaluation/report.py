@@ -32,7 +32,7 @@ from vitrail.evaluation.confusion import draw_confusion, shades
 from vitrail.evaluation.metrics import SHOTS, Accuracy
 from vitrail.imagenet import english
 from vitrail.images.pixels import UnreadableImage
-from vitrail.images.transforms import Preprocess
+from vitrail.images.preprocess import Preprocess
 from vitrail.pages.render import Chart, data_uri, picture, pictured, render
 from vitrail.weights.checkpoint import Record, hash_classes, hash_file, provenance
 

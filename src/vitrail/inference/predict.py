@@ -22,12 +22,14 @@ from torch import Tensor
 
 from vitrail.classes.names import BETWEEN
 from vitrail.data.folders import IN_A_CIRCLE, Ignored, is_hidden, is_image, is_unread_image, lies_in_a_circle, walk
-from vitrail.data.lists import LABELS, Spelling, is_table, read_lines, read_paths
+from vitrail.data.list_files import is_table, read_lines
+from vitrail.data.list_paths import Spelling, read_paths
+from vitrail.data.lists import LABELS
 from vitrail.errors import CheckpointError, DataError, printable
 from vitrail.files import no_file, staging
 from vitrail.images.decoding import decode
 from vitrail.images.pixels import UnreadableImage
-from vitrail.images.transforms import Preprocess, normalise
+from vitrail.images.preprocess import Preprocess, normalise
 
 Format = Literal["json", "jsonl", "csv"]
 LIST_SUFFIXES = (".txt", ".lst", ".list")
@@ -122,7 +124,7 @@ def _in_text(path: Path, note: Callable[[str], None]) -> Iterator[str]:
     spelling = Spelling(path, "")
     for line in read_lines(path, printable(path), notes, any_bytes=True):
         if text := line.strip():
-            yield spelling.of(text)
+            yield spelling.correct(text)
     for told in (*notes, *spelling.notes()):
         note(told)
 

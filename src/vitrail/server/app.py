@@ -28,7 +28,7 @@ from starlette.requests import ClientDisconnect
 from torch import Tensor
 
 from vitrail.images.pixels import UnreadableImage
-from vitrail.images.transforms import Preprocess
+from vitrail.images.preprocess import Preprocess
 from vitrail.inference.engines import Network
 from vitrail.inference.predict import Choices, classify
 from vitrail.pages.render import render

@@ -19,9 +19,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitrail.images.decoding import READ, check_picture
+from vitrail.images.decoding import check_picture
+from vitrail.images.formats import READ
 from vitrail.images.pixels import UnreadableImage
-from vitrail.images.transforms import Preprocess
+from vitrail.images.preprocess import Preprocess
 from vitrail.inference.predict import read_view
 from vitrail.server.cost import A_BYTE, Cost, estimate
 from vitrail.server.log import FIELDS

@@ -10,7 +10,7 @@ from contextlib import closing
 import torch
 
 from vitrail.devices import Precision
-from vitrail.images.transforms import Preprocess
+from vitrail.images.preprocess import Preprocess
 from vitrail.inference.engines import Artifact, require_classes
 from vitrail.server.app import Served, build_app
 from vitrail.server.connections import address, listen, run
