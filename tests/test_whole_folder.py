@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import vitrail.whole_folder
+from support.forked import SERVER
 from vitrail.errors import CheckpointError
 from vitrail.whole_folder import WholeFolder, numbered
 
@@ -81,3 +88,83 @@ def test_work_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), whole.staged():
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_earlier_one_is_there_at_every_moment(tmp_path: Path) -> None:
+    make(tmp_path / "x")
+    missed, over = [], threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            if not (tmp_path / "x").exists():
+                missed.append(1)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    for number in range(200):
+        make(tmp_path / "x", str(number).encode())
+    over.set()
+    watcher.join()
+    assert not missed
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_a_kill_at_any_file_operation_leaves_the_earlier_or_the_new_one(tmp_path: Path, swaps: bool) -> None:
+    operation = 0
+    while True:
+        folder = tmp_path / str(operation) / "x"
+        make(folder)
+        writer = SERVER.Process(target=_make_until, args=(folder, operation, swaps))
+        writer.start()
+        writer.join()
+        if swaps:  # elsewhere the next start puts it back
+            assert {path.read_bytes() for path in folder.iterdir()} in ({b"1"}, {b"2"})
+        vitrail.whole_folder.recover(folder)
+        assert {path.read_bytes() for path in folder.iterdir()} in ({b"1"}, {b"2"})
+        assert list(folder.parent.iterdir()) == [folder]
+        assert make(folder, b"3") == (folder, True)
+        if writer.exitcode == 0:
+            break
+        assert writer.exitcode == -signal.SIGKILL
+        operation += 1
+    assert operation > 5
+
+
+def _make_until(folder: Path, operation: int, swaps: bool) -> None:
+    """Replace a folder, and be killed before a file operation."""
+    left = operation
+
+    def count(event: str, rest: tuple[Any, ...]) -> None:
+        nonlocal left
+        names = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "ctypes.dlopen")
+        if event in names or (event == "open" and "w" in str(rest[1])):
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+
+    if not swaps:  # as on NFS
+        vitrail.whole_folder.swap = lambda *rest: False
+    sys.addaudithook(count)
+    make(folder, b"2")
+
+
+def test_what_another_process_is_writing_stays(tmp_path: Path) -> None:
+    make(tmp_path / "x")
+    here = vitrail.whole_folder.temporary_name(tmp_path / "x").name
+    strange = [".x.01234567-1.tmp", here.replace(str(os.getpid()), "1"), ".x.tmp"]
+    for name in strange:
+        (tmp_path / name).mkdir()
+    make(tmp_path / "x")
+    assert {path.name for path in tmp_path.iterdir()} == {"x", *strange}
+
+
+def test_a_rename_that_fails_puts_the_earlier_one_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "x")
+    monkeypatch.setattr("vitrail.whole_folder.swap", lambda *rest: False)
+    whole = WholeFolder(tmp_path / "x", OWN, "choose another")
+    with whole.staged() as staging:
+        staging.rmdir()
+        with pytest.raises(CheckpointError, match="No such file"):
+            whole.publish({})
+    assert (tmp_path / "x" / "a").read_bytes() == b"1"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]

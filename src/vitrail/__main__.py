@@ -7,9 +7,12 @@ import gc
 import os
 import sys
 import threading
+from contextlib import suppress
 from typing import NoReturn
 
 from vitrail.cli.app import main
+from vitrail.cli.channel import open_channels
+from vitrail.errors import OutputLost
 
 COLLECT_AFTER = 50_000
 """New objects between two looks for garbage: at Python's 700, importing torch is looked through 1,400 times."""
@@ -17,6 +20,7 @@ COLLECT_AFTER = 50_000
 
 def run() -> NoReturn:
     """Run the command line and leave; an error that is no user's mistake keeps its traceback."""
+    open_channels()
     gc.set_threshold(COLLECT_AFTER)
     try:
         main()
@@ -28,11 +32,10 @@ def _leave(status: int) -> NoReturn:
     """End as Python does, but without taking apart what was imported, which takes torch a second."""
     threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]  # waits for threads that write
     atexit._run_exitfuncs()
-    try:
+    with suppress(OutputLost):  # which was told where the status says something else
         sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(status)
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
+import platform
+import re
+import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import pairwise
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from io import BufferedReader
 from pathlib import Path
 
 from vitrail.errors import CheckpointError, ConfigError
@@ -15,21 +20,17 @@ from vitrail.errors import CheckpointError, ConfigError
 FREE_SPACE = "free space or choose another output.root"
 Identity = tuple[int, int]
 """Device and inode."""
+TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)\.tmp(?:\.old)?")
+"""Name of what is not whole yet: where it was begun, and by which process."""
 
 
-def write_whole(
-    path: Path,
-    data: Buffer | Iterable[Buffer],
-    advice: str = FREE_SPACE,
-    older: Sequence[Path] = (),
-) -> None:
+def write_whole(path: Path, data: Buffer | Iterable[Buffer], advice: str = FREE_SPACE) -> None:
     """Write a file under a temporary name, push it to the disk, and only then give it its name.
 
     Args:
         path: Its name.
         data: All of it, or its parts in order.
         advice: What the user can do where it cannot be written.
-        older: Names that the file of that name moves on to, each in turn.
 
     Raises:
         CheckpointError: The disk is full or the folder cannot be written; an older file stays as it was.
@@ -41,13 +42,11 @@ def write_whole(
             with target.open("wb") as stream:
                 stream.writelines(parts)
             return
+        remove_leftovers(target)
         with temporary.open("wb") as file:
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
-        for newer, old in reversed(list(pairwise([target, *older]))):
-            if newer.exists():
-                newer.replace(old)
         temporary.replace(target)
 
 
@@ -134,8 +133,58 @@ def staging(path: Path) -> tuple[Path, Path]:
         is_stream = False
     if is_stream:  # what /dev/stdout is may have no name of its own
         return path, path
-    target = path.resolve()
-    return target, target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    target = Path(os.path.realpath(path))  # Path.resolve raises for a link to itself
+    return target, temporary_name(target)
+
+
+def temporary_name(target: Path) -> Path:
+    """Return where this process writes a file or a folder until it is whole: beside its place, hidden."""
+    return target.with_name(f".{target.name}.{_host()}-{os.getpid()}.tmp")
+
+
+def is_temporary(path: Path) -> bool:
+    """Say whether a name is one that `temporary_name` gives, in any process."""
+    return TEMPORARY.fullmatch(path.name) is not None
+
+
+def is_abandoned(path: Path) -> bool:
+    """Say whether a temporary file or folder is of a process of this machine that has ended; others are not judged."""
+    found = TEMPORARY.fullmatch(path.name)
+    if found is None or found[1] != _host():
+        return False
+    try:
+        os.kill(int(found[2]), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        return False
+    return False
+
+
+def leftovers(target: Path) -> list[Path]:
+    """Return what ended processes of this machine left beside a file or folder that they did not finish."""
+    beside = glob.glob(f".{glob.escape(target.name)}.*.tmp*", root_dir=target.parent)  # none where it may not look
+    return [path for name in sorted(beside) if is_abandoned(path := target.parent / name)]
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove what ended processes of this machine left beside a file or folder that they did not finish."""
+    for path in leftovers(target):
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it, as far as that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    """Return eight digits for the name of this machine: other machines see the same folders, with other processes."""
+    return f"{zlib.crc32(platform.node().encode()):08x}"
 
 
 def refuse_output(flag: str, path: Path, inputs: Iterable[str | Path] = ()) -> None:
@@ -175,6 +224,58 @@ def refuse_replacing(flag: str, path: Path, inputs: Iterable[str | Path]) -> Non
         if _identity_if_there(given) == one:
             also = "" if str(given) == str(path) else f" is {given}, which"
             raise ConfigError(f"{flag} {path}:{also} is read, and would be replaced; choose another file")
+
+
+def refuse_within(flag: str, path: Path, other: str, folder: Path) -> None:
+    """Refuse to write into a folder of which every file means something to whoever reads it.
+
+    Raises:
+        ConfigError: With what to change.
+    """
+    if path.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(f"{flag} {path}: lies in {other} {folder}, which holds answers alone; choose another place")
+
+
+def read_regular(path: str | Path, most: int) -> bytes:
+    """Read a file that is no device, pipe or socket, which might never end or hold up whoever opens it.
+
+    Args:
+        path: Its name; links are followed.
+        most: Bytes that it may have.
+
+    Raises:
+        OSError: It is not there, may not be read, is something else than a file, or is larger.
+    """
+    with open_regular(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > most:
+            raise OSError(errno.EFBIG, f"has {size:,} bytes, and {most:,} are the most", str(path))
+        return file.read()
+
+
+def open_regular(path: str | Path) -> BufferedReader:
+    """Open a file to be read, and nothing but a file: no device, pipe or socket.
+
+    Raises:
+        OSError: It is not there, may not be read, or is something else than a file.
+    """
+    return os.fdopen(number_of_regular(path), "rb")
+
+
+def number_of_regular(path: str | Path) -> int:
+    """Open a file to be read, and nothing but a file, and return what the system calls it.
+
+    Raises:
+        OSError: It is not there, may not be read, or is something else than a file.
+    """
+    # a pipe would otherwise wait for whoever writes to it
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    mode = os.fstat(number).st_mode
+    if stat.S_ISREG(mode):
+        return number
+    os.close(number)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "is a device or a pipe, no regular file", str(path))
 
 
 def files_of(given: str | Path) -> list[Path]:

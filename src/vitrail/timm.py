@@ -57,12 +57,15 @@ class _AsTimm:
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
+        return_prefix_tokens: bool = False,
     ) -> Any:
         if output_fmt != "NCHW":
             raise ConfigError(f"output_fmt is {output_fmt!r}; these models give NCHW")
-        tokens, maps = self.forward_maps(  # type: ignore[attr-defined]
+        tokens, maps, prefixes = self.forward_maps(  # type: ignore[attr-defined]
             x, indices, norm=norm, stop_early=stop_early or intermediates_only
         )
+        if return_prefix_tokens and all(prefix.shape[1] for prefix in prefixes):  # a pyramid has none
+            maps = list(zip(maps, prefixes, strict=True))
         return maps if intermediates_only else (tokens, maps)
 
     def prune_intermediate_layers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import shutil
@@ -11,9 +12,12 @@ from itertools import count
 from pathlib import Path
 
 from vitrail.errors import CheckpointError
+from vitrail.files import leftovers, remove, temporary_name
 
 TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 """What the system says of a name that something else has."""
+HERE, SWAP = -100, 2
+"""AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2."""
 
 
 def numbered(folder: Path) -> Iterator[Path]:
@@ -23,8 +27,26 @@ def numbered(folder: Path) -> Iterator[Path]:
         yield folder.with_name(f"{folder.name}-{number}")
 
 
+def recover(folder: Path) -> None:
+    """Undo what killed processes left half done beside a folder: put back an earlier one, remove the rest."""
+    for path in leftovers(folder.absolute()):
+        if path.name.endswith(".old") and not folder.exists():
+            with contextlib.suppress(OSError):
+                path.rename(folder)
+        remove(path)
+
+
+def swap(one: Path, other: Path) -> bool:
+    """Let two names change places at once; False where the system or the file system cannot, as NFS."""
+    exchange = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
+    return exchange is not None and exchange(HERE, os.fsencode(one), HERE, os.fsencode(other), SWAP) == 0
+
+
 class WholeFolder:
     """A folder in the making.
+
+    An earlier one changes places with it at once. Where the file system cannot do that, there is none for a moment, and
+    what is killed in it is put right by `recover` when the folder is written the next time.
 
     Args:
         folder: Where it is wanted.
@@ -35,7 +57,7 @@ class WholeFolder:
 
     def __init__(self, folder: Path, own: Collection[str], advice: str, *, never_replace: bool = False) -> None:
         self._folder, self._own, self._advice, self._never_replace = folder, own, advice, never_replace
-        self._staging = folder.absolute().with_name(f".{folder.name}.{os.getpid()}.tmp")
+        self._staging = temporary_name(folder.absolute())
 
     @contextlib.contextmanager
     def staged(self) -> Iterator[Path]:
@@ -46,8 +68,10 @@ class WholeFolder:
         Raises:
             CheckpointError: The place cannot be written, or holds files that are not its own.
         """
+        recover(self._folder)
         if not self._never_replace:
             self._earlier()
+        shutil.rmtree(self._staging, ignore_errors=True)  # of a process that was killed and had the same number
         try:
             with self.refusal_told():
                 self._staging.parent.mkdir(parents=True, exist_ok=True)
@@ -76,13 +100,23 @@ class WholeFolder:
                     os.fsync(file.fileno())
             if self._never_replace:
                 return self._take_free_name(), False
-            old = self._staging.with_name(f"{self._staging.name}.old")
             earlier = self._earlier()
-            if earlier:  # kept until the new one has its name
-                self._folder.rename(old)
-            self._staging.rename(self._folder)
-            shutil.rmtree(old, ignore_errors=True)
+            if not earlier:
+                self._staging.rename(self._folder)
+            elif not swap(self._staging, self._folder.absolute()):
+                self._replace()
             return self._folder, earlier
+
+    def _replace(self) -> None:
+        """Take the place of an earlier folder in two steps; what fails in between puts it back."""
+        old = self._staging.with_name(f"{self._staging.name}.old")
+        self._folder.rename(old)
+        try:
+            self._staging.rename(self._folder)
+        except OSError:
+            old.rename(self._folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
 
     def _take_free_name(self) -> Path:
         for folder in numbered(self._folder):

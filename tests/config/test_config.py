@@ -292,7 +292,7 @@ def test_a_literal_that_is_far_from_all_choices_gets_no_suggestion() -> None:
         ("model.drop_path_rate=1.1", "model.drop_path_rate is 1.1; it must be from 0 to below 1"),
         ("model.drop_rate=1", "model.drop_rate is 1.0; it must be from 0 to below 1"),
         ("model.drop_rate=-0.1", "model.drop_rate is -0.1; it must be from 0 to below 1"),
-        ("data.workers=-1", "data.workers is -1; it must be at least 0"),
+        ("data.workers=-1", "data.workers is -1; it must be from 0 to 1024"),
         ("data.val_fraction=0", "data.val_fraction is 0.0; it must be above 0 and below 1"),
         ("data.val_fraction=1", "data.val_fraction is 1.0; it must be above 0 and below 1"),
         ("data.name=null", "data.root is not set; give the folder with your images, or data.name=digits"),
@@ -764,3 +764,31 @@ def test_key_that_a_file_has_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "twice.yaml").write_text("optim: {lr: 1}\noptim: {eps: 1}\n")
     with pytest.raises(ConfigError):
         read_yaml(tmp_path / "twice.yaml")
+
+
+LAUGHS = "a: &a [1, 1, 1]\n" + "".join(
+    f"{after}: &{after} [{', '.join([f'*{name}'] * 10)}]\n" for name, after in zip("abcdefgh", "bcdefghi", strict=True)
+)
+"""A file whose values are named by others ten times each, nine times over."""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"train:\n  batch_size: {'9' * 5000}", "is not YAML (Exceeds the limit (4300 digits)"),
+        (f"train:\n  batch_size: -0x{'f' * 5000}", "has a whole number of more than 64 bits, which no setting is"),
+        ("model:\n  options: &x {a: *x}", "nests values more than 16 deep, which no setting is"),
+        ("a: &a [1, *a]", "nests values more than 16 deep, which no setting is"),
+        ("[" * 5000, "is not YAML (maximum recursion depth exceeded"),
+        (LAUGHS, "holds more than 20,000 values, which no setting is"),
+        ("#" * 2_000_000, "cannot be read (has 2,000,000 bytes, and 1,048,576 are the most)"),
+    ],
+)
+def test_a_file_of_settings_without_measure_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500

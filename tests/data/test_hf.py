@@ -27,7 +27,8 @@ from vitrail.data.sources import FileSource, count_by_class
 from vitrail.data.tables.parquet import _MAPPED, ParquetTable
 from vitrail.data.tables.rows import RowSource, find_storage_groups
 from vitrail.errors import ConfigError, DataError, MissingExtra, Stopped
-from vitrail.evaluation.evaluate import evaluate, inherited_data
+from vitrail.evaluation.evaluate import evaluate
+from vitrail.evaluation.settings import inherited_data
 from vitrail.images.pixels import RGB
 from vitrail.images.preprocess import Preprocess
 from vitrail.images.train_view import TrainView

@@ -249,6 +249,18 @@ def test_versions_and_other_numbers_stay_text(root: Path) -> None:
     assert whole(written(root, "path,label\na.png,1.0\nb.png,x\n")).classes == ("1.0", "x")
 
 
+def test_numbers_with_a_decimal_comma_are_told(root: Path) -> None:
+    source = whole(written(root, "path;label\na.png;1,0\nb.png;2,0\nc.png;2\n"))
+    assert source.classes == ("1,0", "2", "2,0")
+    assert source.notes == (
+        f"{root}/labels.csv: its columns are separated by semicolons",
+        f"{root}/labels.csv: its labels are numbers written with a decimal comma, such as '1,0'; each is the name of a "
+        "class as it stands; write whole numbers without a fraction if they are meant",
+    )
+    for text in ("path;label\na.png;1,0\nb.png;red\nc.png;2\n", "path;label\na.png;1\nb.png;2\nc.png;3\n"):
+        assert "decimal comma" not in " ".join(whole(written(root, text)).notes)
+
+
 # Lines that are wrong
 
 HEAD = "path,label\na.png,red\n"
@@ -424,6 +436,15 @@ def test_a_file_that_is_no_list_is_refused(root: Path) -> None:
         (root / "wide.csv").write_bytes("path,label\na.png,red\n".encode(encoding))
         assert refusal(DataSection(list=str(root / "wide.csv"))) == (
             "ROOT/wide.csv line 1: holds a zero byte, as UTF-16 without its mark does; save the file as UTF-8"
+        )
+    for begin, what in (
+        (b"PK\3\4\x14\0", "a workbook of Excel or LibreOffice, or another ZIP archive"),
+        (b"\xd0\xcf\x11\xe0\xa1", "a workbook of an old Excel"), (b"\x1f\x8b\x08", "packed by gzip"),
+        (b"PAR1\x15", "Parquet"), (b"SQLite format 3\0", "a database of SQLite"),
+    ):  # fmt: skip
+        (root / "renamed.csv").write_bytes(begin + bytes(30))
+        assert refusal(DataSection(list=str(root / "renamed.csv"))) == (
+            f"data.list ROOT/renamed.csv: is {what}, whatever its name ends in; save it as CSV in UTF-8, or unpack it"
         )
     os.mkfifo(root / "pipe.csv")
     assert refusal(DataSection(list=str(root / "pipe.csv"))) == (

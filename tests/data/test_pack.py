@@ -6,16 +6,22 @@ import json
 import os
 import re
 import shutil
+import signal
+import sys
 import tarfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+import vitrail.data.pack
+import vitrail.whole_folder
+from support.forked import SERVER
 from support.runs import TINY
 from vitrail.cli.app import main
 from vitrail.config.sections import DataSection, TrainConfig, command_line, read_yaml, resolve
@@ -440,6 +446,42 @@ def test_a_full_disk_leaves_nothing(
         f"{tmp_path / 'shards'}: cannot be written (File too large); free space or choose another folder with --output"
     )
     assert sorted(tmp_path.iterdir()) == before
+
+
+def pack_and_die(root: Path, output: Path, at: str) -> None:
+    """Pack, and be killed before a rename, or while shards are written."""
+
+    def audit(event: str, rest: tuple[Any, ...]) -> None:
+        nonlocal left
+        if event == "os.rename" and output.name in Path(rest[0]).name:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    left = 2  # between the two
+    vitrail.whole_folder.swap = lambda *rest: False  # as on NFS
+    sys.addaudithook(audit)
+    if at == "writing":
+        vitrail.data.pack.WholeFolder.publish = lambda *rest: os.kill(os.getpid(), signal.SIGKILL)  # pyright: ignore
+    packed(root, output)
+
+
+@pytest.mark.parametrize("at", ["writing", "replacing"])
+def test_a_pack_that_is_killed_leaves_the_earlier_one_and_the_next_removes_the_rest(
+    image_folder: Path, tmp_path: Path, at: str
+) -> None:
+    shards = tmp_path / "out" / "shards"
+    packed(image_folder, shards)
+    before = {path.name: path.read_bytes() for path in shards.iterdir()}
+    process = SERVER.Process(target=pack_and_die, args=(image_folder, shards, at))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert len(list(shards.parent.iterdir())) == 2
+    assert shards.exists() == (at == "writing")
+    assert packed(image_folder, shards).replaced
+    assert list(shards.parent.iterdir()) == [shards]
+    assert {path.name for path in shards.iterdir()} == before.keys()
 
 
 def test_ctrl_c_leaves_nothing(

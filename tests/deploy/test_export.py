@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -70,6 +71,21 @@ def save(
     )
     save_model(path, model.state_dict(), record)
     return path
+
+
+@pytest.mark.parametrize("outputs", [0, 1])
+def test_what_follows_a_model_without_classes_can_be_done(
+    outputs: int, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    whole = save(tmp_path / "a.safetensors", "twins_svt_small", num_classes=outputs)
+    only = [f"weights.options.num_classes={outputs}"] * (outputs == 1)  # else it becomes two by its sigmoid
+    assert run(whole, *only, "--format", "torchscript") == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")]
+    words = shlex.split(line.partition("vitrail ")[2])
+    assert words == ["bench", str(tmp_path / "a.torchscript")]
+    with pytest.raises(SystemExit) as caught:
+        main([*words, "--threads", "1"])
+    assert caught.value.code == 0
 
 
 def test_model_check_and_logits_are_written_and_named(tiny_checkpoint: Path, capsys: pytest.CaptureFixture) -> None:

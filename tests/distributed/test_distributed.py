@@ -363,6 +363,55 @@ def test_the_ready_files_for_clusters_name_commands_that_exist() -> None:
 
 
 @pytest.mark.thorough
+def test_processes_whose_torchrun_is_killed_before_they_met_end(tmp_path: Path) -> None:
+    program = tmp_path / "late.py"
+    program.write_text(
+        """
+import os, sys, time
+from pathlib import Path
+from vitrail.distributed.processes import processes
+folder = Path(sys.argv[1])
+if os.environ["RANK"] == "1":
+    from vitrail.distributed.rendezvous import end_with_torchrun
+    end_with_torchrun()
+    (folder / "late").touch()
+    time.sleep(600)
+(folder / "early").touch()
+with processes("float32", "cpu", 20, 10):
+    pass
+"""
+    )
+    process = Python(*torchrun(2, str(program), str(tmp_path)))
+    try:
+        wait_until(lambda: (tmp_path / "early").exists() and (tmp_path / "late").exists(), process)
+        time.sleep(0.5)  # in which the first begins to wait for the second
+        workers = psutil.Process(process.pid).children(recursive=True)
+        assert len(workers) >= 2
+        os.kill(process.pid, signal.SIGKILL)
+        _, alive = psutil.wait_procs(workers, timeout=30)
+        assert not alive
+    finally:
+        process.kill()
+
+
+@pytest.mark.thorough
+def test_processes_whose_torchrun_is_killed_save_and_leave(image_folder: Path) -> None:
+    folder = image_folder.parent / "runs" / "pair"
+    words = settings(image_folder, "train.epochs=300", "schedule.warmup_epochs=0", "output.name=pair")
+    process = Python(*torchrun(2, "-m", "vitrail", "train", *words))
+    try:
+        wait_until(lambda: (folder / "metrics.jsonl").exists() and len(rows(folder)) > 1, process)
+        workers = psutil.Process(process.pid).children(recursive=True)
+        os.kill(process.pid, signal.SIGKILL)
+        _, alive = psutil.wait_procs(workers, timeout=60)
+        assert not alive
+        assert has_saved(folder, 6)()
+        assert "stopped by SIGTERM after update" in (text := (folder / "log.txt").read_text())
+        assert "Traceback" not in text
+    finally:
+        process.kill()
+
+
 def test_torchrun_does_not_start_again_what_was_told_to_stop(image_folder: Path) -> None:
     words = [*settings(image_folder), "train.max_hours=1e-9"]
     del words[2]  # --resume names the folder

@@ -1,12 +1,15 @@
 """Processes that agree on a name, with what ended ones left in the store."""
 
+import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
+import torch
 from torch.distributed import TCPStore
 
-from vitrail.distributed.rendezvous import ROUND, answer, call
+from vitrail.distributed.rendezvous import ROUND, answer, call, join
 from vitrail.errors import LostProcess
 
 
@@ -34,3 +37,19 @@ def test_who_does_not_come_is_named() -> None:
     server.set(ROUND, "of a process that has ended")
     with pytest.raises(LostProcess, match=r"^process 0 did not start within 0\.005 minutes"):
         answer(server, 1, 0.3)
+
+
+@pytest.mark.parametrize("of_torchrun", [True, False])
+def test_a_torchrun_that_is_gone_is_told_in_time(monkeypatch: pytest.MonkeyPatch, of_torchrun: bool) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    variables = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", str(of_torchrun))
+    who = "torchrun" if of_torchrun else "another process of the run"
+    begun = time.monotonic()
+    with pytest.raises(LostProcess, match=rf"^{who} did not answer at 127\.0\.0\.1:{port} within 1 s; it has ended"):
+        join(torch.device("cpu"), 600.0, 1.0)
+    assert time.monotonic() - begun < 30

@@ -22,8 +22,9 @@ from support.pages import check_page
 from vitrail.data.paths import Paths
 from vitrail.data.sources import FileSource, PixelSource, Source
 from vitrail.evaluation.answers import Gathered
-from vitrail.evaluation.metrics import Accuracy
-from vitrail.evaluation.report import FILES, Subject, Training, report_files
+from vitrail.evaluation.report import FILES, Subject, Training
+from vitrail.evaluation.single_label_metrics import SingleLabelMetrics
+from vitrail.evaluation.single_label_report import single_label_report_files
 from vitrail.images.preprocess import Preprocess
 from vitrail.pages.render import line_chart
 from vitrail.weights.checkpoint import Record
@@ -38,12 +39,12 @@ def subject(source: Source, path: Path, size: int = 8) -> Subject:
     )  # fmt: skip
 
 
-def counted(n: int, top1: float, top5: float, loss: float) -> Accuracy:
+def counted(n: int, top1: float, top5: float, loss: float) -> SingleLabelMetrics:
     """Return numbers of which the report shows those that it does not compute itself."""
-    return Accuracy(n, top1, top5, loss, balanced_accuracy=61.25, macro_f1=57.75, tail_top1=12.5)
+    return SingleLabelMetrics(n, top1, top5, loss, balanced_accuracy=61.25, macro_f1=57.75, tail_top1=12.5)
 
 
-def noise(n: int, k: int, side: int = 8) -> tuple[PixelSource, Gathered, Accuracy]:
+def noise(n: int, k: int, side: int = 8) -> tuple[PixelSource, Gathered, SingleLabelMetrics]:
     """Images of noise, and answers that are right three times in four."""
     generator = np.random.default_rng(0)
     labels = generator.integers(0, k, n).astype(np.int32)
@@ -70,7 +71,7 @@ def read(files: dict[str, bytes]) -> dict[str, Any]:
 
 def test_the_numbers_equal_those_of_scikit_learn_and_the_files_agree(tmp_path: Path) -> None:
     source, answers, accuracy = noise(300, 7)
-    files = report_files(subject(source, tmp_path / "w"), answers, accuracy, [])
+    files = single_label_report_files(subject(source, tmp_path / "w"), answers, accuracy, [])
     assert files.keys() == FILES
     found = read(files)
     scores = answers.scores
@@ -105,7 +106,7 @@ def test_unreadable_images_are_counted_apart_and_as_wrong(tmp_path: Path) -> Non
     right = int((kept.choices[:, 0] == source.labels[4:]).sum())
     some = counted(96, 100 * right / 96, 100.0, 0.5)
     bad = [(source.name(index), "<cut & short>") for index in range(4)]
-    files = report_files(subject(source, tmp_path / "w"), kept, some, bad)
+    files = single_label_report_files(subject(source, tmp_path / "w"), kept, some, bad)
     found = read(files)
     assert (found["n_ok"], found["n_bad"], found["n_right"]) == (96, 4, right)
     assert found["top1_all_images"] == right
@@ -120,7 +121,7 @@ def test_a_class_without_images_is_null_and_is_named(tmp_path: Path) -> None:
     seen = source.labels[answers.indices] != 2
     kept = Gathered(answers.indices[seen], answers.choices[seen], answers.scores[seen])
     n = int(seen.sum())
-    files = report_files(subject(source, tmp_path / "w"), kept, counted(n, 50.0, 100.0, 0.5), [])
+    files = single_label_report_files(subject(source, tmp_path / "w"), kept, counted(n, 50.0, 100.0, 0.5), [])
     found = read(files)
     assert found["classes_without_images"] == ["class 2"]
     assert found["per_class"][2]["auroc"] is found["per_class"][2]["recall"] is None
@@ -132,7 +133,7 @@ def test_answers_that_are_not_numbers_still_make_a_report(tmp_path: Path) -> Non
     source, answers, _ = noise(20, 3)
     nothing = Gathered(answers.indices, answers.choices, np.full_like(answers.scores, np.nan))
     diverged = counted(20, 30.0, 100.0, float("nan"))
-    files = report_files(subject(source, tmp_path / "w"), nothing, diverged, [])
+    files = single_label_report_files(subject(source, tmp_path / "w"), nothing, diverged, [])
     found = read(files)
     assert found["loss"] is found["ece"] is found["macro_auroc"] is None
     check_page(files["report.html"].decode())
@@ -141,8 +142,9 @@ def test_answers_that_are_not_numbers_still_make_a_report(tmp_path: Path) -> Non
 def test_without_a_mistake_the_page_says_so(tmp_path: Path) -> None:
     source, answers, _ = noise(20, 3)
     perfect = source.labels[:, None].astype(np.int64)
-    files = report_files(subject(source, tmp_path / "w"), Gathered(answers.indices, perfect, answers.scores),
-                         counted(20, 100.0, 100.0, 0.1), [])  # fmt: skip
+    gathered = Gathered(answers.indices, perfect, answers.scores)
+    accuracy = counted(20, 100.0, 100.0, 0.1)
+    files = single_label_report_files(subject(source, tmp_path / "w"), gathered, accuracy, [])
     assert "every answer is right" in files["report.html"].decode()
     assert read(files)["most_confused"] == []
 
@@ -156,7 +158,9 @@ def test_pictures_are_what_the_model_saw_and_a_file_that_is_gone_leaves_a_gap(tm
         np.arange(2), np.array([[1, 0], [0, 1]]), np.log(np.array([[0.2, 0.8], [0.7, 0.3]], dtype=np.float32))
     )
     (tmp_path / "b" / "1.png").unlink()
-    page = report_files(subject(source, tmp_path / "w"), wrong, counted(2, 0.0, 100.0, 1.5), [])["report.html"].decode()
+    page = single_label_report_files(subject(source, tmp_path / "w"), wrong, counted(2, 0.0, 100.0, 1.5), [])[
+        "report.html"
+    ].decode()
     assert page.count("no longer readable") == 2  # among the pairs, and among the mistakes
     assert page.count("data:image/png") == 2
     assert str(tmp_path / "a" / "1.png").replace("/", "/<wbr>") in page
@@ -166,7 +170,7 @@ def test_pictures_are_what_the_model_saw_and_a_file_that_is_gone_leaves_a_gap(tm
 def test_ids_of_imagenet_are_shown_by_their_english_names(tmp_path: Path) -> None:
     source, answers, accuracy = noise(40, 2)
     named = replace(source, classes=("n01440764", "n01443537"))
-    files = report_files(subject(named, tmp_path / "w"), answers, accuracy, [])
+    files = single_label_report_files(subject(named, tmp_path / "w"), answers, accuracy, [])
     page = files["report.html"].decode()
     assert '<span title="n01440764">tench</span>' in page
     assert 'n01443537 <span class="muted">goldfish</span>' in page
@@ -179,9 +183,11 @@ def test_the_page_of_a_run_shows_its_curves_samples_and_settings(tmp_path: Path)
     assert chart is not None
     training = Training(
         rows=[{}, {}], best={"epoch": 2}, charts=[chart], samples=[("data:image/png;base64,xyz", "<class>")],
-        config="train: {epochs: 2}", seconds=90,
+        config="train: {epochs: 2}", seconds=90, updates=8,
     )  # fmt: skip
-    page = report_files(subject(source, tmp_path / "w"), answers, accuracy, [], training)["report.html"].decode()
+    page = single_label_report_files(subject(source, tmp_path / "w"), answers, accuracy, [], training)[
+        "report.html"
+    ].decode()
     for text in (
         "2 epochs in 1.5 minutes",
         "train: {epochs: 2}",
@@ -221,7 +227,9 @@ def test_in_a_browser_tables_sort_and_a_narrow_page_does_not_scroll_sideways(tmp
     source, answers, _ = noise(400, 24)
     seen = source.labels[answers.indices] != 3
     kept = Gathered(answers.indices[seen], answers.choices[seen], answers.scores[seen])
-    files = report_files(subject(source, tmp_path / "w"), kept, counted(int(seen.sum()), 75.0, 90.0, 0.5), [])
+    files = single_label_report_files(
+        subject(source, tmp_path / "w"), kept, counted(int(seen.sum()), 75.0, 90.0, 0.5), []
+    )
     (tmp_path / "report.html").write_bytes(files["report.html"])
     (tmp_path / "probe.html").write_text(PROBE)
     browser = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
@@ -249,7 +257,7 @@ def test_a_thousand_classes_make_a_page_of_reasonable_size_in_seconds(
 ) -> None:
     source, answers, accuracy = noise(10_000, 1000, 224)
     began = time.perf_counter()
-    files = report_files(subject(source, tmp_path / "w", 224), answers, accuracy, [])
+    files = single_label_report_files(subject(source, tmp_path / "w", 224), answers, accuracy, [])
     assert time.perf_counter() - began < 20
     assert len(files["report.html"]) < 3e6
     check_page(files["report.html"].decode())

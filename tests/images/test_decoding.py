@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import struct
 import subprocess
 import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,11 +19,19 @@ import torch
 from PIL import Image
 
 from support.damaged_images import PNG_BEGINS, compare, pictures, read
+from support.forked import python
 from support.images import EIGHT_BIT, OTHERS, encode, photo, png_16
+from support.runs import TINY
+from vitrail.data.audit.scan import check_images
+from vitrail.data.folders import list_folder, scan
+from vitrail.data.loader import build_eval_loader
+from vitrail.data.manifest import list_images
+from vitrail.display import Quiet
 from vitrail.images import decoding
-from vitrail.images.decoding import check_picture, decode, ends_early
+from vitrail.images.decoding import check_picture, decode, decode_quietly, ends_early
 from vitrail.images.formats import OPENED, READ
 from vitrail.images.pixels import Bits, Exif, PixelFormat, UnreadableImage
+from vitrail.images.preprocess import Preprocess
 from vitrail.images.synthetic import draw_photo
 
 needs_torchcodec = pytest.mark.skipif(decoding.decoder_name() != "torchcodec", reason="needs torchcodec")
@@ -173,6 +184,76 @@ def test_a_png_of_16_bits_that_pillow_refuses_is_refused() -> None:
     for bits in (8, 16):
         with pytest.raises(UnreadableImage, match="fcTL"):
             decode(bad, PixelFormat(3, bits))
+
+
+# What libjpeg prints
+
+
+def extraneous() -> bytes:
+    """Return a JPEG that is readable, and of which libjpeg prints that its data is corrupt."""
+    data = EIGHT_BIT["jpeg"]
+    return data[:-2] + b"\0" * 40 + data[-2:]
+
+
+@needs_torchcodec
+def test_nothing_is_printed_by_any_thread_and_all_else_is(capfd: pytest.CaptureFixture[str]) -> None:
+    data = extraneous()
+    expected = decode(data)
+    assert "Corrupt JPEG data" in capfd.readouterr().err
+    before = {*os.listdir("/proc/self/fd")}
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(decode_quietly, [data] * 400):
+            assert torch.equal(found, expected)
+    with pytest.raises(UnreadableImage):
+        decode_quietly(b"no image")
+    os.write(2, b"still heard\n")
+    assert capfd.readouterr().err == "still heard\n"
+    assert {*os.listdir("/proc/self/fd")} == before
+
+
+def test_images_are_decoded_without_a_standard_error(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(extraneous())
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os; from pathlib import Path; from vitrail.images.decoding import decode_quietly; os.close(2)\n"
+        "print(decode_quietly(Path('a.jpg').read_bytes()).shape, flush=True)\n"
+        "os._exit(0)\n"
+    )
+    assert python(program, cwd=tmp_path).stdout == "torch.Size([3, 97, 131])\n"
+
+
+@needs_torchcodec
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_prints_nothing(workers: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "red").mkdir()
+    (tmp_path / "red" / "a.jpg").write_bytes(extraneous())
+    loader = build_eval_loader(scan(tmp_path), Preprocess(size=(32, 32)), batch_size=1, workers=workers)
+    assert [len(batch.images) for batch in loader] == [1]
+    found = check_images(list_images(list_folder(tmp_path, "train", None), None), tmp_path / "known", Quiet(), workers)
+    assert found.inspected.all()
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.thorough
+@needs_torchcodec
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_image_prints_nothing_in_any_command(workers: int, image_folder: Path, tmp_path: Path) -> None:
+    for path in image_folder.glob("*/*/*_[0-2].jpg"):
+        data = path.read_bytes()
+        path.write_bytes(data[:-2] + b"\0" * 40 + data[-2:])
+    tiny = TINY
+    settings = (f"data.root={image_folder}", f"data.workers={workers}")
+    for words in (
+        ("check-data", settings[0], "--output", tmp_path / "out"),
+        ("train", tiny, *settings, "data.check=true", "train.epochs=1", "schedule.warmup_epochs=0",
+         f"output.root={tmp_path}"),
+        ("evaluate", tmp_path / "tiny" / "best.safetensors", *settings, "--report", tmp_path / "report"),
+        ("predict", tmp_path / "tiny" / "best.safetensors", image_folder / "val", "--output", tmp_path / "a.csv"),
+    ):  # fmt: skip
+        done = python("-m", "vitrail", *words)
+        assert done.returncode == 0, done.stderr
+        assert "JPEG" not in done.stderr
+        assert done.stderr.count("warning") == 0, done.stderr
 
 
 # JPEGs that end too early

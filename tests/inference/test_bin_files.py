@@ -133,6 +133,27 @@ def test_a_file_of_names_stands_for_the_model(answers: Path, tiny_checkpoint: Pa
     assert "blue" in (answers.parent / "r" / "report.html").read_text()
 
 
+def test_nothing_is_written_among_the_answers(
+    answers: Path, tiny_checkpoint: Path, image_folder: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    before = sorted(answers.iterdir())
+    given = ("evaluate", tiny_checkpoint, f"data.root={image_folder}", "--answers", answers)
+    (answers.parent / "link").symlink_to(answers)
+    for flag, path in (
+        ("--acc-log", answers / "acc.log"), ("--json", answers.parent / "link" / "a.json"),
+        ("--report", answers / "report"),
+    ):  # fmt: skip
+        assert run(*given, flag, path) == 2
+        assert capsys.readouterr().err.endswith(
+            f"error: {flag} {path}: lies in --answers {answers}, which holds answers alone; choose another place\n"
+        )
+    monkeypatch.chdir(answers)  # where evaluations/ would be
+    assert run(*given) == 2
+    assert "error: --report evaluations/" in capsys.readouterr().err
+    assert sorted(answers.iterdir()) == before
+
+
 def test_answers_that_do_not_fit_the_images_are_refused(
     answers: Path, tiny_checkpoint: Path, image_folder: Path
 ) -> None:
@@ -181,12 +202,11 @@ def test_options_that_say_nothing_together_are_refused(
 
 def test_lines_of_the_zoo_are_for_one_class_an_image(tmp_path: Path, image_folder: Path) -> None:
     from vitrail.errors import ConfigError
-    from vitrail.evaluation.evaluate import zoo_lines
-    from vitrail.evaluation.multi_label_metrics import label_accuracy
+    from vitrail.evaluation.multi_label_metrics import compute_multi_label_metrics
 
-    found = label_accuracy(np.zeros((4, 2), np.float32), np.eye(2, dtype=bool)[[0, 1, 0, 1]], (0.5, 0.5))
+    found = compute_multi_label_metrics(np.zeros((4, 2), np.float32), np.eye(2, dtype=bool)[[0, 1, 0, 1]], (0.5, 0.5))
     with pytest.raises(ConfigError, match="--acc-log: the model zoo's lines are for one class an image"):
-        zoo_lines(found)
+        found.acc_log()
 
 
 def test_names_are_as_short_as_they_can_be() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import fcntl
 import json
 import shutil
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -258,12 +260,18 @@ def test_processes_share_the_images_of_an_exported_file(weights: Path, image_fol
         (["gone.onnx"], "gone.onnx: is missing, or no file; give one that `vitrail export` wrote"),
         (["plain.onnx"], "plain.onnx: does not say which classes and preprocessing it has, as it was not written by"),
         (["plain.torchscript"], "plain.torchscript: does not say which classes and preprocessing it has"),
-        (["cut.onnx"], "cut.onnx: cannot be read as .onnx (ends within a field of"),
-        (["cut.xml"], "cut.xml: cannot be read as .xml ("),
-        (["cut.torchscript"], "cut.torchscript: cannot be read as .torchscript (File is not a zip file); export it"),
-        (["empty.onnx"], "empty.onnx: cannot be read as .onnx (cannot mmap an empty file); export it again"),
+        (["cut.onnx"], "cut.onnx: is damaged, or no file of .onnx (ends within a field of"),
+        (["cut.xml"], "cut.xml: is damaged, or no file of .xml ("),
+        (
+            ["cut.torchscript"],
+            "cut.torchscript: is damaged: it is not what its digest was made of; copy it again, or make it anew",
+        ),
+        (
+            ["empty.onnx"],
+            "empty.onnx: is damaged, or no file of .onnx (cannot mmap an empty file); copy or export it again",
+        ),
         (["alone.xml"], "alone.xml: its weights, alone.bin, are not beside it; copy both files"),
-        (["other.xml"], "other.xml: other.bin beside it belongs to another file; copy both files"),
+        (["other.xml"], "other.xml: other.bin beside it is damaged, or belongs to another file; copy both files"),
         (["wrong.onnx", "--engine", "openvino"], "wrong.onnx: OpenVINO cannot load it ("),
         (["wrong.onnx"], "wrong.onnx: ONNX Runtime cannot load it ("),
         (["whole.onnx"], "whole.onnx: reads whole images itself (--with-preprocess), one at a time; give the file"),
@@ -285,7 +293,8 @@ def test_what_cannot_be_run_is_one_line(
             for name, text in {"x/version": "3", **extra}.items():
                 archive.writestr(name, text)
     elif words[0] in ("wrong.onnx", "whole.onnx"):
-        given = Making(**{**vars(making), "input": "image" if file.stem == "whole" else "normalised"})
+        reads = "image" if file.stem == "whole" else "normalised"
+        given = Making(**{**vars(making), "format": "onnx", "input": reads})
         text = to_metadata(with_making(record, given))["vitrail"]
         file.write_bytes(block(7, b"no graph") + block(14, block(1, "vitrail") + block(2, text)))
     elif file.stem == "cut":
@@ -420,3 +429,77 @@ nn = types.SimpleNamespace(GraphCell=lambda loaded: network)
     images = torch.randn(9, 3, 32, 32)
     assert torch.allclose(network(images), images.sum((2, 3)), atol=1e-4)
     assert torch.allclose(network(images[:2]), images[:2].sum((2, 3)), atol=1e-4)
+
+
+# ---- what runtimes refuse ----
+
+
+@pytest.mark.parametrize(
+    ("network", "engine", "message"),
+    [
+        ("small", "onnxruntime", r"ONNX Runtime cannot run it \("),
+        ("small", "openvino", r"OpenVINO cannot run it \("),
+        ("empty", "onnxruntime", r"ONNX Runtime cannot load it \("),
+        (
+            "wide",
+            "onnxruntime",
+            r"gives torch.float32 of shape \(2, 3, 32, 32\) for 2 images, and no logits of 3 classes",
+        ),
+        ("wide", "openvino", "gives torch.float32 of shape"),
+        ("whole", "onnxruntime", r"gives torch.int64 of shape \(2, 3\) for 2 images, and no logits"),
+    ],
+)
+def test_a_network_that_is_another_than_its_record_says_is_one_line(
+    weights: Path, tmp_path: Path, network: str, engine: str, message: str
+) -> None:
+    images = "float[batch, 3, 32, 32] images"
+    graphs = {
+        "small": small_network((16, 16)),
+        "empty": parser.parse_model(
+            '<ir_version: 10, opset_import: ["" : 20]> n () => (float[1] y) { y = Constant <value = float[1] {1}> () }'
+        ),
+        "wide": parser.parse_model(
+            f'<ir_version: 10, opset_import: ["" : 20]> n ({images}) => (float[b, 3, 32, 32] y) {{ y = Abs (images) }}'
+        ),
+        "whole": parser.parse_model(
+            f"""<ir_version: 10, opset_import: ["" : 20]> n ({images}) => (int64[b, 3] y) {{
+                axes = Constant <value = int64[2] {{ 2, 3 }}> ()
+                x = ReduceMean <keepdims = 0> (images, axes)
+                y = Cast <to = 7> (x)
+            }}"""
+        ),
+    }
+    making = Making(format="onnx", source="", sha256="", details={})
+    graph, path = graphs[network], tmp_path / "other.onnx"
+    onnx.helper.set_model_props(graph, to_metadata(with_making(read_artifact(weights).record, making)))
+    onnx.save(graph, path)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        open_artifact(path, engine, threads=1)(torch.zeros(2, 3, 32, 32))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_a_program_of_torchscript_that_fails_is_one_line(weights: Path, tmp_path: Path) -> None:
+    class Strict(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.reshape(5, 5)
+
+    making = Making(format="torchscript", source="", sha256="", details={})
+    texts = to_metadata(with_making(read_artifact(weights).record, making))
+    path = tmp_path / "a.torchscript"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(Strict(), torch.zeros(25)), path, _extra_files=texts)
+    with pytest.raises(CheckpointError, match=r"a.torchscript: TorchScript cannot run it \(") as caught:
+        open_artifact(path)(torch.zeros(2, 3, 32, 32))
+    assert "\n" not in str(caught.value)
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    for name in entries:  # an archive whose checksums are right, and that lacks an entry or has another one
+        for content in (None, b"", b"\x80\x02(((((((."):
+            with zipfile.ZipFile(path, "w") as archive:
+                for other, data in entries.items():
+                    if other != name or content is not None:
+                        archive.writestr(other, data if other != name else content)
+            with contextlib.suppress(CheckpointError):
+                open_artifact(path)

@@ -30,7 +30,7 @@ from vitrail.data.pack import pack
 from vitrail.display import Quiet
 from vitrail.errors import CheckpointError, ConfigError, DataError, Stopped
 from vitrail.evaluation.evaluate import evaluate, report_folder, sweep
-from vitrail.evaluation.multi_label_metrics import Decisions, label_accuracy, label_scores, tuned
+from vitrail.evaluation.multi_label_metrics import Decisions, compute_multi_label_metrics, label_scores, tuned
 from vitrail.inference.predict import probabilities
 from vitrail.training.losses import SeveralClasses, asymmetric
 from vitrail.training.train import TrainResult, train
@@ -59,7 +59,7 @@ def percent_or_nan(values: Sequence[float]) -> float:
 def test_every_number_is_scikit_learns(case: tuple[np.ndarray, np.ndarray]) -> None:
     logits, truth = case
     shares = 1 / (1 + np.exp(-logits.astype(np.float64)))
-    found = label_accuracy(logits, truth)
+    found = compute_multi_label_metrics(logits, truth)
     has_images = truth.any(0)
     ap = average_precision_score(truth[:, has_images], logits[:, has_images], average=None) if has_images.any() else []
     assert found.map == pytest.approx(percent_or_nan(np.atleast_1d(ap)), nan_ok=True)
@@ -110,11 +110,11 @@ def test_thresholds_at_the_ends() -> None:
 
 
 def test_numbers_that_are_none() -> None:
-    found = label_accuracy(np.zeros((2, 3), np.float32), np.zeros((2, 3), np.bool_))
+    found = compute_multi_label_metrics(np.zeros((2, 3), np.float32), np.zeros((2, 3), np.bool_))
     assert np.isnan(found.map)
     assert found.warnings == ("no image has any class, so nothing can be ranked",)
     assert found.thresholds == (0.5, 0.5, 0.5)
-    assert np.isnan(label_accuracy(np.full((2, 1), np.nan, np.float32), np.ones((2, 1), np.bool_)).map)
+    assert np.isnan(compute_multi_label_metrics(np.full((2, 1), np.nan, np.float32), np.ones((2, 1), np.bool_)).map)
     assert probabilities(np.array([[-200, 0, 200]], np.float32)).tolist() == [[pytest.approx(0), 0.5, 1]]
     assert Decisions.of(np.eye(2, dtype=bool), np.eye(2, dtype=bool)).rates(micro=True)[2].tolist() == [1]
 
@@ -481,7 +481,7 @@ def test_thresholds_that_do_not_fit_are_refused(trained: TrainResult, thresholds
     with safe_open(trained.folder / "best.safetensors", "pt") as file:
         metadata = dict(file.metadata())
     content = json.loads(metadata["vitrail"]) | {"thresholds": thresholds}
-    with pytest.raises(CheckpointError, match="is without vitrail's description"):
+    with pytest.raises(CheckpointError, match="cannot be followed"):
         parse_record({"vitrail": json.dumps(content)}, "best.safetensors")
 
 

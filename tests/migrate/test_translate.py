@@ -263,6 +263,12 @@ def test_hyphens_and_underscores_are_alike() -> None:
             {"foo": 1, "bar": 2},
             r"^f: has neither our sections, such as model, data and train, nor the keys of a",
         ),
+        (
+            {"model": "tnt_s_patch16_224", "opt": "adamw", "warmup-epochs": 5, "reprob": 0.25, "aa": "x", "sched": "y"},
+            r"^f: has the keys of official programs, here the official TNT code, which are read as flags and from no "
+            r"file; leave the file out and write them behind the command: --model tnt_s_patch16_224 --opt adamw "
+            r"--warmup-epochs 5 \.\.\.$",
+        ),
         ({"batch_size": 8, "seed": 1}, r"^f: its keys are those of MindCV and of the model zoo's TNT and of .* alike"),
     ],
 )
@@ -1517,3 +1523,17 @@ def test_a_translated_run_is_resumed_by_its_folder_alone(tmp_path: Path) -> None
     (tmp_path / "a" / "config.yaml").write_text(to_yaml(start.config))
     assert begin(None, [], resume=tmp_path / "a").config == start.config
     assert begin(str(FILES / "svt_s.yaml"), [], resume=tmp_path / "a").config == start.config
+
+
+def test_what_is_about_training_alone_is_not_said_elsewhere() -> None:
+    for name, flags, key in (
+        ("t2t_vit_19", {"device_num": 8}, "device_num"),
+        ("tnt_s_gpu", {"distribute": True}, "torchrun"),
+        ("tnt_s_patch16_224", {"lr": 0.01}, "lr=0.01"),
+        ("tnt_s_gpu", {"train_split": "val"}, "train_split"),
+        ("t2t_vit_19", {"exclude_epoch_state": False, "pretrained": "a.ckpt"}, "exclude_epoch_state"),
+    ):
+        translation = translate(content(name), name, flags)
+        assert key in " ".join(text for _, text in translation.remarks()), name
+        for sections in (("weights", "data", "preprocess", "evaluate"), ("weights", "preprocess")):
+            assert key not in " ".join(text for _, text in translation.remarks(sections)), name

@@ -268,7 +268,7 @@ def test_nothing_behind_the_last_chosen_level_is_computed(family: Family[Any], c
         model.forward_intermediates(images, [0, last])
         assert seen == list(range(last + 1))
     seen.clear()
-    tokens, maps = model.forward_maps(images, [0])
+    tokens, maps, _ = model.forward_maps(images, [0])
     assert seen == list(range(len(model.feature_levels)))
     assert torch.equal(tokens, model.forward_features(images))
     assert torch.equal(maps[0], model.forward_intermediates(images, [0])[0])

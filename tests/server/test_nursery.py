@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
+import signal
 import time
 from collections.abc import Iterator
 
@@ -38,3 +41,43 @@ def test_a_late_answer_is_not_that_to_the_next_order(slow: Nursery, monkeypatch:
         worker.ask(b"sleep", processor_s=0.1, wall_s=0.2, is_wanted=lambda: True)
     assert lost.value.is_late
     wait_until(lambda: not is_alive(int(pid)))  # it was ended, and not another in its place
+
+
+def open_files() -> set[str]:
+    return {*os.listdir("/proc/self/fd")}
+
+
+def test_a_worker_whose_end_nobody_confirms_leaves_no_file_open(slow: Nursery) -> None:
+    before = open_files()
+    worker = slow.make(0)
+    pid = int(worker.ask(b"", processor_s=10, wall_s=10, is_wanted=lambda: True)[1])
+    os.kill(slow._pid, signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(NurseryGone):
+        worker.ask(b"", processor_s=10, wall_s=10, is_wanted=lambda: True)
+    assert open_files() == before
+    with pytest.raises(NurseryGone):
+        slow.make(0)
+    assert open_files() == before
+
+
+def test_a_worker_cannot_be_made_where_no_more_files_may_be_open(slow: Nursery) -> None:
+    slow.make(0).close()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before, spare = open_files(), []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, before)) + 8, hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                spare.append(os.dup(0))
+        for room in (0, 2):  # for nothing, and for the sockets alone
+            for _ in range(room):
+                os.close(spare.pop())
+            with pytest.raises(NurseryGone, match="Too many open files"):
+                slow.make(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for file in spare:
+            os.close(file)
+    assert open_files() == before
+    slow.make(0).close()

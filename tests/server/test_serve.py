@@ -370,6 +370,7 @@ def test_the_page_shows_pictures_classes_and_errors(
                 document.body.dispatchEvent(new {kind}("{event}", {{bubbles: true, cancelable: true, {key}: data}}));
             }}""")
             page.until(f"document.querySelectorAll('.problem').length === {3 + number}")
+        assert page.ask("made('p', '', 'a\\u202e\\u001b\\u200b').textContent") == r"a\u202e\u001b\u200b"
         assert page.ask("document.documentElement.scrollWidth <= innerWidth")
         page.resize(390, 844, is_phone=True)
         assert page.ask("document.documentElement.scrollWidth <= 390")

@@ -42,14 +42,19 @@ class Python:
     """
 
     def __init__(
-        self, *words: object, cwd: Path | None = None, env: Mapping[str, str] | None = None, stderr: str = ""
+        self,
+        *words: object,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        stdout: str = "",
+        stderr: str = "",
     ) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._printed = [Path(self._folder.name, name) for name in ("out", "err")]
         place = (
             str(cwd or Path.cwd()),
             dict(env or os.environ),
-            str(self._printed[0]),
+            stdout or str(self._printed[0]),
             stderr or str(self._printed[1]),
         )
         self._process = SERVER.Process(target=_become, args=([str(word) for word in words], *place))

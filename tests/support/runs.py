@@ -42,6 +42,11 @@ def run(
     return train(settle(images, *settings), name="tiny", resume=resume, fork=fork, display=display)
 
 
+def command(images: Path, *settings: str) -> list[str]:
+    root = f"output.root={images.parent / 'runs'}"
+    return ["-m", "vitrail", "train", str(TINY), f"data.root={images}", root, *settings]
+
+
 def rows(folder: Path) -> list[dict]:
     """The rows of a run without what depends on the clock."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()

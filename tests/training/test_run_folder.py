@@ -1,6 +1,8 @@
 """The files of a run: never overwritten, whole after a resume, and a picture that shows something."""
 
 import json
+import os
+import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -13,7 +15,17 @@ from PIL import Image
 
 from support.runs import events, tensorboard
 from vitrail.errors import CheckpointError, ConfigError
-from vitrail.training.run_folder import Outbox, RunLog, StepLog, TensorBoard, Trackers, create_run, plot_curves
+from vitrail.files import temporary_name
+from vitrail.training.run_folder import (
+    Outbox,
+    RunLog,
+    StepLog,
+    TensorBoard,
+    Trackers,
+    create_run,
+    plot_curves,
+    tidy_run,
+)
 
 LargestFile = Callable[[int], AbstractContextManager[None]]
 
@@ -27,8 +39,31 @@ def test_a_default_name_that_is_taken_gets_a_number(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "tiny-3" / "last").is_dir()
 
 
+def test_an_asked_folder_that_holds_nothing_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "last").mkdir(parents=True)
+    (tmp_path / "mine" / "last" / ".lock").write_text("")
+    assert create_run(tmp_path, "mine", "tiny") == tmp_path / "mine"
+
+
+def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(tmp_path: Path) -> None:
+    (tmp_path / "last").mkdir()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    here, elsewhere = temporary_name(tmp_path / "x").name.split(".")[2].split("-")[0], "0123abcd"
+    of_the_run = [f".{name}.{elsewhere}-7.tmp" for name in ("config.yaml", "metrics.jsonl", "best-2.safetensors")]
+    of_the_run += [f"last/.update-00000003.pt.{elsewhere}-7.tmp", f".report.{here}-{gone.pid}.tmp"]
+    others = [f".report.{elsewhere}-7.tmp", f".best.onnx.{here}-{os.getpid()}.tmp", ".mine.tmp"]
+    for name in of_the_run + others:
+        (tmp_path / name).write_text("")
+    (tmp_path / of_the_run[-1]).unlink()
+    (tmp_path / of_the_run[-1]).mkdir()
+    tidy_run(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"last", *others}
+    assert not list((tmp_path / "last").iterdir())
+
+
 def test_an_asked_name_that_is_taken_is_refused_with_the_way_on(tmp_path: Path) -> None:
-    create_run(tmp_path, "mine", "tiny")
+    (create_run(tmp_path, "mine", "tiny") / "config.yaml").write_text("")
     with pytest.raises(ConfigError, match=r"^output\.name: \S+/mine exists; choose another, or go on with --resume"):
         create_run(tmp_path, "mine", "tiny")
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from support.runs import TINY
-from vitrail.config.sections import TrainConfig, command_line, read_yaml, resolve, to_yaml
+from vitrail.config.sections import TrainConfig, command_line, find_recipe, list_recipes, read_yaml, resolve, to_yaml
 from vitrail.errors import ConfigError
+from vitrail.training.idle_settings import idle_settings
 from vitrail.training.start import begin
 
 
@@ -46,6 +47,26 @@ def test_resume_begins_a_run_that_is_not_there_when_a_recipe_says_how(tmp_path: 
     assert again.resume == folder
     with pytest.raises(ConfigError, match=r"--resume \S+new names the run's folder; drop output\.name"):
         begin(str(TINY), ["output.name=x"], resume=tmp_path / "new")
+
+
+def test_resume_begins_a_run_in_a_folder_that_holds_nothing_of_one(tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    for leave in (new, new / "last"):
+        leave.mkdir()
+        assert begin(str(TINY), [], resume=new).resume is None
+    for name in (".config.yaml.0123abcd-77.tmp", "last/.lock", "last/.update-00000000.pt.0123abcd-77.tmp"):
+        (new / name).write_text("half")
+        start = begin(str(TINY), [], resume=new)
+        assert (start.resume, start.config.output.name) == (None, "new")
+    with pytest.raises(
+        ConfigError, match=r"holds no config\.yaml, so .*; with a recipe's name, --resume begins the run$"
+    ):
+        begin(None, [], resume=new)
+    (new / "notes.txt").write_text("mine")
+    with pytest.raises(
+        ConfigError, match=r"holds no config\.yaml, so it is no run; give the folder that `vitrail train` made$"
+    ):
+        begin(str(TINY), [], resume=new)
 
 
 def test_resume_refuses_what_changes_the_numbers_with_the_difference(folder: Path) -> None:
@@ -122,3 +143,88 @@ def test_a_run_that_goes_on_stays_in_its_folder(folder: Path) -> None:
 def test_a_run_is_not_shortened(folder: Path, tokens: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"^--extend \S+first: has 4 epochs; say how many it shall have in all"):
         begin(None, tokens, extend=folder)
+
+
+# Settings that do nothing
+
+
+IDLE = {
+    "augment.mix_off_epoch=3": (
+        "augment.mix_off_epoch=3: does nothing, since augment.mixup and augment.cutmix are 0", "augment.mixup=1"
+    ),
+    "augment.mixup=0.2 augment.mix_off_epoch=4": (
+        "augment.mix_off_epoch=4: does nothing, since the run has 4 epochs, all of which mix", "train.epochs=5"
+    ),
+    "augment.erase_count=3 augment.erase_mode=const": (
+        "augment.erase_mode=const and augment.erase_count=3: do nothing, since augment.erase_prob is 0",
+        "augment.erase_prob=0.1",
+    ),
+    "augment.mix_mode=elem augment.mix_prob=0 augment.cutmix=1": (
+        "augment.mix_mode=elem and augment.mix_prob=0.0: do nothing, since augment.mix_prob is 0",
+        "augment.mix_prob=0.3",
+    ),
+    "augment.mixup=0.2 augment.mix_switch_prob=0.9": (
+        "augment.mix_switch_prob=0.9: does nothing, since only augment.mixup is on", "augment.cutmix_minmax=[0.1,0.3]"
+    ),
+    "balance.effective_beta=0.9": (
+        "balance.effective_beta=0.9: does nothing, since balance.class_weights is not effective",
+        "balance.class_weights=effective",
+    ),
+    "multi_label.clip=0.1": (
+        "multi_label.clip=0.1: does nothing, since multi_label.loss is not asymmetric", "multi_label.loss=asymmetric"
+    ),
+    "optim.momentum=0.8": (
+        "optim.momentum=0.8: does nothing, since it is for optim.name=sgd, and that is adamw", "optim.name=sgd"
+    ),
+    "optim.name=sgd optim.betas=[0.8,0.9]": (
+        "optim.betas=[0.8, 0.9]: does nothing, since optim.name is sgd", "optim.name=adamw"
+    ),
+    "schedule.warmup_epochs=0 schedule.warmup_prefix=true": (
+        "schedule.warmup_prefix=true: does nothing, since schedule.warmup_epochs is 0", "schedule.warmup_epochs=1"
+    ),
+    "schedule.name=step schedule.cosine_epochs=2": (
+        "schedule.cosine_epochs=2.0: does nothing, since schedule.name is step", "schedule.name=cosine"
+    ),
+    "schedule.decay_epochs=2": (
+        "schedule.decay_epochs=2.0: does nothing, since schedule.name is cosine", "schedule.name=exponential"
+    ),
+    "schedule.name=constant schedule.min_lr=1e-6": (
+        "schedule.min_lr=1.0e-06: does nothing, since schedule.name is constant", "schedule.clip_to_min_lr=true"
+    ),
+    "data.cache_gb=2": (
+        "data.cache_gb=2.0: does nothing, since data.streaming is false", "data.name=hf:a/b data.streaming=true"
+    ),
+    "data.folds=3 data.val_fraction=0.1": (
+        "data.val_fraction=0.1: does nothing, since data.folds divides the images instead", "data.folds=null"
+    ),
+    "weights.partial=true": ("weights.partial=true: does nothing, since model.weights is null", "model.weights=x.pth"),
+}  # fmt: skip
+"""What is said to some settings, and what makes them do something."""
+
+
+@pytest.mark.parametrize("tokens", IDLE)
+def test_a_setting_that_does_nothing_is_told_to_who_wrote_it(tokens: str) -> None:
+    said, remedy = IDLE[tokens]
+    assert begin(str(TINY), tokens.split()).remarks == (("warning", said),)
+    assert begin(str(TINY), [*tokens.split(), *remedy.split()]).remarks == ()
+
+
+def test_an_idle_setting_is_told_of_ones_own_file_and_not_of_what_is_whole(folder: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(Path(str(TINY)).read_text().replace("augment: {", "augment: {erase_count: 3, mix_mode: batch, "))
+    said = "augment.erase_count=3: does nothing, since augment.erase_prob is 0"
+    assert begin(str(own), []).remarks == (("warning", said),)
+    # cut short for a trial, or taken from a run, where it was said before
+    assert begin("tnt_s_imagenet", ["data.root=x", "train.epochs=6"]).remarks == ()
+    (folder / "config.yaml").write_text(to_yaml(begin(str(own), []).config))
+    assert begin(str(folder), []).remarks == ()
+    assert begin(None, [], fork=folder).remarks == ()
+    assert begin(None, ["augment.erase_mode=rand"], fork=folder).remarks[0][1].startswith("augment.erase_mode=rand: ")
+
+
+@pytest.mark.parametrize("recipe", list_recipes())
+def test_no_recipe_has_a_setting_that_does_nothing(recipe: str) -> None:
+    values = read_yaml(find_recipe(recipe)[1]).values
+    written = {f"{section}.{key}": "" for section, content in values.items() for key in content}
+    tokens = [f"data.root={Path(__file__).parent}"]
+    assert idle_settings(begin(recipe, tokens).config, written) == []

@@ -43,7 +43,7 @@ def test_everything_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     state.model(torch.randn(2, 3, 32, 32)).sum().backward()
     state.optimizer.step()
     state.epoch, state.step, state.rollbacks, state.elapsed_s = 3, 7, 1, 12.5
-    state.rows, state.best = [{"epoch": 1, "train_loss": None}], {"epoch": 1, "val_top1": 50.0}
+    state.rows, state.bests = [{"epoch": 1, "train_loss": None}], [{"epoch": 1, "val_top1": 50.0}]
     state.bad_files, state.unread, state.seconds = {("a.jpg", "cut short")}, {("b.jpg", "empty")}, {"data_s": 1.5}
     state.sums += torch.tensor([0.1, 2, 3], dtype=torch.float64)
     state.guard.record(torch.tensor(True), 5)

@@ -25,6 +25,7 @@ from support.runs import (
     Signals,
     assert_same_run,
     assert_same_weights,
+    command,
     events,
     has_saved,
     last_state,
@@ -44,11 +45,6 @@ from vitrail.training.train import due, is_better, train
 from vitrail.weights.convert import convert
 from vitrail.weights.formats.mindspore_ckpt import encode_ckpt, read_ckpt
 from vitrail.weights.loading import load_model, open_model
-
-
-def command(images: Path, *settings: str) -> list[str]:
-    root = f"output.root={images.parent / 'runs'}"
-    return ["-m", "vitrail", "train", str(TINY), f"data.root={images}", root, *settings]
 
 
 def test_a_tiny_transformer_learns_three_colours_and_leaves_a_whole_run_folder(image_folder: Path) -> None:
@@ -128,6 +124,119 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_last_bit(image_folder: Path, 
     run(image_folder, *settings, "output.name=killed", "data.workers=1", resume=root / "killed")
     assert_same_run(root / "killed", root / "whole")
     assert not [path for path in (root / "killed").rglob("*") if path.suffix == ".tmp"]
+
+
+IMPROVING = ("train.epochs=5", "optim.lr=1e-2", "train.monitor=train_loss", "output.keep_best=3")
+
+
+@pytest.mark.thorough
+def test_the_best_weights_of_a_killed_run_are_those_of_the_whole_one(image_folder: Path) -> None:
+    root = image_folder.parent / "runs"
+    whole = run(image_folder, *IMPROVING, "output.name=whole").folder
+    process = Python(*command(image_folder, *IMPROVING, "output.name=killed"))
+    killed = root / "killed"
+    try:
+        # better weights were written, and no save since the first knows of them
+        wait_until((killed / "best-2.safetensors").exists, process)
+    finally:
+        process.kill()
+    assert last_state(killed)["bests"] == []
+    again = ["-m", "vitrail", "train", "--resume", killed, f"data.root={image_folder}", "output.save_every_updates=4"]
+    process = Python(*again)
+    try:  # now one does
+        wait_until(lambda: has_saved(killed, 8)() and len(rows(killed)) == 3, process)
+    finally:
+        process.kill()
+    run(image_folder, *IMPROVING, "output.name=killed", resume=killed)
+    assert_same_run(killed, whole)
+    for name in ("best-2.safetensors", "best-3.safetensors"):
+        assert_same_weights(killed / name, whole / name)
+    assert {path.name for path in killed.iterdir()} - {"log.txt"} == {path.name for path in whole.iterdir()}
+
+
+def test_a_run_that_goes_on_otherwise_keeps_the_best_that_its_save_knows(image_folder: Path) -> None:
+    settings = ("schedule.warmup_epochs=0", "train.monitor=train_loss", "optim.lr=1e-2")
+    first = run(image_folder, *settings, "train.epochs=2")
+    saved = {path.name: path.read_bytes() for path in list_states(first.folder / "last")}
+    longer = run(image_folder, *settings, "train.epochs=6", resume=first.folder)
+    assert longer.best["epoch"] > 2
+    for path in list_states(first.folder / "last"):  # its machine was lost, and what it saved since
+        path.unlink()
+    for name, data in saved.items():
+        (first.folder / "last" / name).write_bytes(data)
+    display = Notebook()
+    again = run(image_folder, *settings, "train.epochs=3", "optim.lr=1e-2", resume=first.folder, display=display)
+    told = f"{first.folder}: the best weights, of epoch {first.best['epoch']}, are not there or are damaged; "
+    assert f"{told}they are looked for anew" in display.warnings
+    assert open_model(first.folder / "best.safetensors").record.metrics == again.best
+    assert again.best["epoch"] == 3
+
+
+def test_a_save_of_an_earlier_version_keeps_the_best_files(image_folder: Path) -> None:
+    folder = run(image_folder, *IMPROVING).folder
+    saved = last_state(folder)
+    bests = saved.pop("bests")
+    assert len(bests) == 3
+    save_state(folder / "last", saved | {"best": bests[0]}, 15, 1)
+    again = run(image_folder, *IMPROVING, "train.epochs=6", resume=folder)
+    assert again.best["epoch"] >= bests[0]["epoch"]
+    kept = [open_model(path).record.metrics for path in sorted(folder.glob("best*.safetensors"))]
+    assert bests[0] in kept
+
+
+def test_a_second_process_on_a_run_is_told_and_changes_nothing(image_folder: Path) -> None:
+    settings = ("train.epochs=300", "schedule.warmup_epochs=0")
+    folder = image_folder.parent / "runs" / "mine"
+    process = Python(*command(image_folder, *settings, "output.name=mine"))
+    try:
+        wait_until(has_saved(folder, 0), process)
+        for words in (["--resume", folder], ["--extend", folder, "train.epochs=400"]):
+            told = python("-m", "vitrail", "train", *words, f"data.root={image_folder}")
+            assert told.returncode == 2
+            assert f"error: {folder}: process {process.pid} on " in told.stderr
+            assert "works on it; wait for its end or stop it" in told.stderr
+        assert process.poll() is None
+    finally:
+        process.kill()
+    display = Signals(1)
+    with pytest.raises(Stopped):
+        run(image_folder, *settings, "output.name=mine", resume=folder, display=display)
+
+
+def test_a_folder_that_a_killed_start_left_begins_the_run(image_folder: Path) -> None:
+    folder = image_folder.parent / "runs" / "made"
+    (folder / "last").mkdir(parents=True)
+    (folder / ".config.yaml.0123abcd-7.tmp").write_text("half")
+    start = begin(str(TINY), [f"data.root={image_folder}", "train.epochs=1", "schedule.warmup_epochs=0"], resume=folder)
+    result = train(start.config, name=start.name, resume=start.resume)
+    assert result.folder == folder
+    assert not list(folder.glob(".*"))
+
+
+def test_a_finished_run_is_given_the_curves_and_the_report_that_it_lacks(image_folder: Path) -> None:
+    settings = ("train.epochs=2", "schedule.warmup_epochs=0")
+    whole = run(image_folder, *settings, "output.name=whole").folder
+    killed = run(image_folder, *settings, "output.name=killed").folder
+    shutil.rmtree(killed / "report")
+    (killed / "curves.png").unlink()
+    result = run(image_folder, *settings, "output.name=killed", resume=killed)
+    assert result.report == killed / "report" / "report.html"
+    assert (killed / "report" / "per_class.csv").read_bytes() == (whole / "report" / "per_class.csv").read_bytes()
+    assert (killed / "curves.png").exists()
+    aside = killed / "last" / "best-0123456789abcdef.safetensors"  # which only the save before the last needed
+    shutil.copy(killed / "best.safetensors", aside)
+    before = (killed / "report" / "report.html").read_bytes(), (killed / "curves.png").read_bytes()
+    assert run(image_folder, *settings, "output.name=killed", resume=killed).report is None
+    assert not aside.exists()
+    assert before == ((killed / "report" / "report.html").read_bytes(), (killed / "curves.png").read_bytes())
+    old = {path: path.read_bytes() for path in [*(killed / "report").iterdir(), killed / "curves.png"]}
+    longer = ("train.epochs=3", "schedule.warmup_epochs=0")
+    run(image_folder, *longer, "output.name=killed", resume=killed)
+    for path, data in old.items():  # as if it were killed before it had written them
+        path.write_bytes(data)
+    run(image_folder, *longer, "output.name=killed", resume=killed)
+    assert json.loads((killed / "report" / "report.json").read_text())["training"] == {"updates": 9}
+    assert (killed / "curves.png").read_bytes() != old[killed / "curves.png"]
 
 
 def test_steps_say_what_each_update_did(image_folder: Path) -> None:
@@ -284,7 +393,7 @@ def test_a_report_that_cannot_be_written_does_not_fail_a_finished_run(image_fold
 def test_a_run_whose_best_weights_are_gone_ends_without_a_report(
     image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vitrail.training.train, "save_model", lambda *rest: None)
+    monkeypatch.setattr("vitrail.training.best_files.save_model", lambda *rest: None)
     display = Notebook()
     assert run(image_folder, "train.epochs=1", "schedule.warmup_epochs=0", display=display).report is None
     assert "best.safetensors: is missing" in display.warnings[-1]
@@ -292,7 +401,7 @@ def test_a_run_whose_best_weights_are_gone_ends_without_a_report(
 
 def test_a_finished_run_says_so_and_is_left_as_it_is(image_folder: Path) -> None:
     first = run(image_folder, "train.epochs=1", "schedule.warmup_epochs=0")
-    before = {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file()}
+    before = {path: path.read_bytes() for path in first.folder.rglob("[!.]*") if path.is_file()}
     display = Notebook()
     again = run(image_folder, "train.epochs=1", "schedule.warmup_epochs=0", resume=first.folder, display=display)
     assert again.rows == first.rows
@@ -318,7 +427,7 @@ def test_a_run_that_lost_its_saves_does_not_begin_anew_over_its_results(image_fo
     assert rows(folder) == before
     (folder / "metrics.jsonl").unlink()
     (folder / "best.safetensors").unlink()
-    (folder / "last").rmdir()
+    shutil.rmtree(folder / "last")
     display = Notebook()
     run(image_folder, "train.epochs=1", "schedule.warmup_epochs=0", resume=folder, display=display)
     assert display.notes == [f"{folder}: nothing was saved yet; it begins anew"]
@@ -966,7 +1075,11 @@ def test_the_best_epoch_is_not_compared_across_other_contents(image_folder: Path
     done = run(image_folder, *settings, "train.epochs=2", resume=first.folder, display=display)
     assert display.warnings.pop() == told  # it is finished, and keeps its best epoch
     assert done.best == first.best
-    longer = run(image_folder, *settings, "train.epochs=3", resume=first.folder, display=display)
+    for number in (2, 3):
+        shutil.copy(first.folder / "best.safetensors", first.folder / f"best-{number}.safetensors")
+    kept = "output.keep_best=3"
+    longer = run(image_folder, *settings, "train.epochs=3", kept, resume=first.folder, display=display)
+    assert [path.name for path in first.folder.glob("best*")] == ["best.safetensors"]  # those before compare nothing
     assert f"{told}, so the best epoch is looked for anew" in display.warnings
     assert longer.best["epoch"] == 3  # though it is worse than those before
     assert longer.best["val_loss"] > first.best["val_loss"]

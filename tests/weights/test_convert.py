@@ -594,6 +594,39 @@ def test_timm_gets_features_and_maps_of_one_pass(name: str, count: int) -> None:
     assert early.shape[-1] == maps[0].shape[1]
 
 
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("name", ["vitrail_tnt_s_patch16_224", "t2t_vit_7", "vitrail_twins_svt_small"])
+def test_maps_come_with_the_class_token_where_timm_asks_for_it(name: str, norm: bool) -> None:
+    size = 64 if "twins" in name else 32
+    model = timm.create_model(name, img_size=size).eval()
+    images = torch.randn(2, 3, size, size)
+    with torch.inference_mode():
+        tokens, pairs = model.forward_intermediates(images, [0, -1], norm=norm, return_prefix_tokens=True)
+        maps = model.forward_intermediates(images, [0, -1], norm=norm, intermediates_only=True)
+    if "twins" in name:
+        assert all(torch.equal(found, one) for found, one in zip(pairs, maps, strict=True))
+        return
+    assert [(one.shape, prefix.shape) for one, prefix in pairs] == [(one.shape, (2, 1, one.shape[1])) for one in maps]
+    assert all(torch.equal(found, one) for (found, _), one in zip(pairs, maps, strict=True))
+    assert torch.equal(pairs[-1][1][:, 0], tokens[:, 0]) is norm
+
+
+def test_maps_and_class_tokens_are_those_of_timm() -> None:
+    torch.manual_seed(0)
+    theirs = timm.create_model("tnt_s_legacy_patch16_224", img_size=32, depth=2).eval()
+    ours = timm.create_model("vitrail_tnt_s_legacy_patch16_224", img_size=32, depth=2).eval()
+    ours.load_state_dict(registered._filter("tnt_s_legacy_patch16_224", theirs.state_dict(), ours))
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        expected, found = (
+            model.forward_intermediates(images, [0, 1], norm=True, return_prefix_tokens=True, intermediates_only=True)
+            for model in (theirs, ours)
+        )
+    for (one, prefix), (their_one, their_prefix) in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, their_one, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(prefix, their_prefix, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("out_indices", [None, (0, 2), (-1,)])
 @pytest.mark.parametrize("name", ["vitrail_tnt_s_patch16_224", "t2t_vit_7", "vitrail_twins_svt_small"])
 def test_features_for_timm_keep_no_unused_parameter(name: str, out_indices: Any) -> None:

@@ -157,7 +157,11 @@ KINDS = {
         "cannot be read: its description is damaged or cut off",
     ),
     "newer pickle": (b"\x80\x09N.", "a.pth", "is a pickle of protocol 9, newer than any known here"),
-    "noise": (bytes(range(1, 90)) * 3, "a.pth", "is no weight file; readable are safetensors, PyTorch's"),
+    "noise": (
+        bytes(range(1, 90)) * 3,
+        "a.pth",
+        "is no weight file, or is damaged; readable are safetensors, PyTorch's",
+    ),
 }
 
 

@@ -164,6 +164,12 @@ def test_doubtful_values_are_warnings_in_python(tmp_path: Path) -> None:
         ({"id2label": {"1": "a", "2": "b"}}, []),
         ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, None),
         ({"id2label": ["a"]}, None),
+        ({"label2id": {"b": 1, "a": 0}}, ["a", "b"]),
+        ({"label2id": {"a": "0", "b": "1"}}, ["a", "b"]),
+        ({"label2id": {"a": 0, "b": 0}}, []),
+        ({"label2id": {"a": 1, "b": 2}}, []),
+        ({"label2id": {"LABEL_0": 0, "LABEL_1": 1}}, None),
+        ({"label2id": {"b": 1, "a": 0}, "id2label": {"0": "x", "1": "y"}}, ["x", "y"]),
     ],
 )
 def test_names_of_the_logits_are_found_in_both_places(config: dict[str, Any], labels: Any) -> None:

@@ -822,7 +822,27 @@ def test_what_the_file_says_it_is_must_be_so(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pth", {"arch": "tnt_b_patch16_224", "state_dict": state})
     with pytest.raises(CheckpointError, match="says that it is tnt_b_patch16_224, and its weights are those of"):
         open_model(path)
-    assert open_model(path, Wanted(model="t2t_vit_7")).record.model == "t2t_vit_7"
+    found = open_model(path, Wanted(model="t2t_vit_7"))
+    assert found.record.model == "t2t_vit_7"
+    said = f"{path}: says that it is tnt_b_patch16_224, and it is read as t2t_vit_7, which its weights fit"
+    assert found.account.doubts[0] == said
+
+
+@pytest.mark.parametrize(
+    ("architecture", "said"),
+    [
+        ("twins_pcpvt_small", "its config.json says that it is twins_pcpvt_small, and it is read as twins_svt_small, "
+         "which its weights fit"),
+        ("resnet50.a1_in1k", "its config.json says that it is resnet50, which is no model here, and it is read as "
+         "twins_svt_small, which its weights fit"),
+        ("twins_svt_small.in1k", None), ("vitrail_twins_svt_small", None), ("alt_gvt_small", None), (None, None),
+    ],
+)  # fmt: skip
+def test_a_folder_that_says_it_is_another_model_is_told(architecture: str | None, said: str, tmp_path: Path) -> None:
+    safetensors.torch.save_file(tiny("twins_svt_small").state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": architecture}))
+    doubts = opened(tmp_path, "twins_svt_small").account.doubts
+    assert [doubt.removeprefix(f"{tmp_path}/model.safetensors: ") for doubt in doubts] == ([said] if said else [])
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,18 @@ def test_programs_of_torchscript_give_their_weights(tmp_path: Path) -> None:
     assert equal(opened(tmp_path / "a.pt", TNT).weights, model.state_dict())
 
 
+def composer(model: dict[str, Tensor], ema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a file of Composer, whose algorithms are a list of pairs."""
+    kept = {"repr": "<EMA>", "ema_weights_active": True, "ema_started": True, **ema}
+    return {"state": {"model": model, "algorithms": [("LabelSmoothing", {"repr": ""}), ("EMA", kept)]}, "rng": []}
+
+
+def lit_ema(place: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what LitEma of latent diffusion keeps: names cannot have dots where it keeps them."""
+    numbers = {f"{place}decay": torch.tensor(0.9999), f"{place}num_updates": torch.tensor(7)}
+    return {**numbers, **{place + name.replace(".", ""): tensor for name, tensor in weights.items()}}
+
+
 def averages(weights: Mapping[str, Tensor], plain: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the files of programs that keep a moving average beside the weights."""
     model = tiny(TNT)
@@ -159,6 +171,10 @@ def averages(weights: Mapping[str, Tensor], plain: Mapping[str, Tensor]) -> dict
     averaged = AveragedModel(model)
     averaged.module.load_state_dict(dict(weights))
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+    def of_trained(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: weights[name] for name in trained}
+
     state = {**under("module.", weights), "n_averaged": torch.tensor(3)}
     apart = {name: tensor for name, tensor in state.items() if not name.startswith("module.")}
     return {
@@ -202,6 +218,33 @@ def averages(weights: Mapping[str, Tensor], plain: Mapping[str, Tensor]) -> dict
         "flat": {**plain, **under("ema.", weights)},
         "mindspore": {**under("model.", plain), **under("_ema_weights.model.", weights)},
         "inside": {**under("model.", plain), **under("model.ema_weights.", weights)},
+        "composer": composer(dict(weights), {"ema_model": {"named_parameters_dict": of_trained(plain)}}),
+        "composer, all trained": composer(dict(weights), {"ema_model": {"named_parameters_dict": dict(plain)}}),
+        "composer, not swapped": composer(
+            dict(plain), {"ema_model": {"named_parameters_dict": of_trained(weights)}, "ema_weights_active": False}
+        ),
+        "composer before 0.13": composer(dict(weights), {"ema_model": dict(weights), "training_model": dict(plain)}),
+        "composer with a mapping": {
+            "state": {
+                "model": dict(weights),
+                "algorithms": {
+                    "EMA": {"ema_model": dict(weights), "training_model": dict(plain), "ema_weights_active": True}
+                },
+            }
+        },
+        "nemo": {
+            "state_dict": under("model.", plain),
+            "optimizer_states": [
+                {"opt": {"state": {0: {"exp_avg": torch.ones(3)}}}, "ema": (*of_trained(weights).values(),)},
+            ],
+        },
+        "latent diffusion": {
+            "state_dict": {**under("model.net.", plain), **lit_ema("model_ema.", under("net.", of_trained(weights)))}
+        },
+        "latent diffusion, of itself": {"state_dict": {**plain, **lit_ema("model_ema.", of_trained(weights))}},
+        "latent diffusion, from above": {
+            "state_dict": {**under("model.net.", plain), **lit_ema("ema.", under("model.net.", of_trained(weights)))}
+        },
     }  # fmt: skip
 
 
@@ -227,6 +270,32 @@ def test_average_without_names_and_order_is_left_and_said(tmp_path: Path) -> Non
     assert found.account.doubts == (
         f"{path}: ema.shadow_params, an average without names, is in no order of the model's parameters, and is left",
     )
+
+
+def test_what_composer_copied_before_its_average_began_is_no_average(tmp_path: Path) -> None:
+    weights = tiny(TNT).state_dict()
+    begun = {name: tensor + 1 for name, tensor in weights.items()}
+    kept = {"ema_model": begun, "training_model": begun, "ema_started": False, "ema_weights_active": False}
+    found = opened(save(tmp_path / "a.pth", composer(weights, kept)), TNT)
+    assert equal(found.weights, weights)
+    assert found.account.doubts == ()
+
+
+def test_average_without_dots_that_fits_nothing_is_left_and_said(tmp_path: Path) -> None:
+    weights = tiny(TNT).state_dict()
+    path = save(tmp_path / "a.pth", {**weights, **lit_ema("unet_ema.", {"conv.in": torch.ones(3)})})
+    found = opened(path, TNT)
+    assert equal(found.weights, weights)
+    assert found.account.doubts == (
+        f"{path}: unet_ema, an average whose names have no dots, has none of the model's, and is left",
+    )
+
+
+def test_a_long_list_of_mappings_is_no_place_for_weights(tmp_path: Path) -> None:
+    weights = tiny(TNT).state_dict()
+    history = [{"epoch": number, "losses": {"x": [{"y": 1.0}]}} for number in range(60_000)]
+    found = opened(save(tmp_path / "a.pth", {"model": weights, "history": history, "last": history[:60]}), TNT)
+    assert equal(found.weights, weights)
 
 
 def test_average_of_another_head_is_left(tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vitrail.classes.names import ClassOrder, canonical, order, orders_differ, why_apart
-from vitrail.errors import ConfigError, DataError, few, printable
+from vitrail.errors import ConfigError, DataError, brief, few, printable
 from vitrail.files import no_file
 from vitrail.imagenet import by_name, plain
 
+MAX_NAME = 1000
+"""Letters of a class name in a file of names."""
 MOST_BYTES = 32 * 2**20
 """Largest file of class names that is read."""
 WNID = re.compile(r"n\d{8}")
@@ -171,7 +173,9 @@ def read_class_names(file: str | Path, what: str = "weights.classes") -> tuple[s
     seen: dict[str, int] = {}
     for number, name in enumerate(names):
         if not name or not name.isprintable():
-            raise ConfigError(f"{where}: class {number} is {name!a}; a name has characters that can be printed")
+            raise ConfigError(f"{where}: class {number} is {brief(name)}; a name has characters that can be printed")
+        if len(name) > MAX_NAME:
+            raise ConfigError(f"{where}: class {number} has {len(name):,} letters; a name has {MAX_NAME:,} at most")
         if (first := seen.setdefault(name, number)) < number:
             raise ConfigError(f"{where}: classes {first} and {number} are both {name}; each name stands for one output")
     return tuple(names)

@@ -120,6 +120,13 @@ def without_points(names: Sequence[str]) -> dict[str, str]:
     return {name: number[1] for name, number in found.items() if number}
 
 
+def with_comma(names: Sequence[str]) -> str:
+    """Return a name that is a number with a decimal comma, where all names are numbers; else nothing."""
+    if not all(re.fullmatch(r"-?[0-9]+([.,][0-9]+)?", name) for name in names):
+        return ""
+    return next((name for name in names if "," in name), "")
+
+
 def order(names: Sequence[str], class_order: ClassOrder | None = None) -> NDArray[np.int64]:
     """Return the classes sorted as is asked for; or else whole numbers as such, where all are, and others as text."""
     keys: Sequence[Any] = names

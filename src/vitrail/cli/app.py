@@ -19,19 +19,24 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter, Token
 
-from vitrail.cli.tables import show_quantized, show_sweep, show_table, show_training, show_verdicts
+from vitrail.cli.channel import outlive_output
+from vitrail.cli.tables import show_line, show_quantized, show_sweep, show_table, show_training, show_verdicts
 from vitrail.distributed.launch import understand_launch, without_local_rank
 from vitrail.errors import (
+    CheckpointError,
     ConfigError,
     ExportError,
     Interrupted,
+    LostWorker,
     MissingExtra,
+    OutputLost,
     Stopped,
     TrainingError,
     VitrailError,
     command,
+    harmless,
 )
-from vitrail.files import files_of, refuse_output, staging, write_whole
+from vitrail.files import files_of, refuse_output, refuse_within, staging, write_whole
 
 if TYPE_CHECKING:
     from vitrail.config.sections import Layer, PreprocessSection
@@ -111,6 +116,7 @@ def train(
 
     from vitrail.training.train import train as run
 
+    outlive_output()  # log.txt has what was to be shown
     with _terminal() as display:
         _say(display, start.remarks)
         result = run(start.config, name=start.name, resume=start.resume, fork=start.fork, display=display)
@@ -177,6 +183,9 @@ def evaluate(
     for name, value in (("--json", json_file), ("--acc-log", acc_log)):
         if value is not None:
             refuse_output(name, value, read)
+    for name, value in (("--json", json_file), ("--acc-log", acc_log)):
+        if value is not None and answers is not None:
+            refuse_within(name, value, "--answers", answers)
     for name, value, what in (
         ("--report", report, "writes"), ("--against", against, "compares with"), ("--answers", answers, "takes"),
         ("--acc-log", acc_log, "writes"),
@@ -188,7 +197,7 @@ def evaluate(
             raise ConfigError(f"{name} {value}: with --answers nothing is computed; leave one of them out")
 
     from vitrail.evaluation.evaluate import evaluate as run
-    from vitrail.evaluation.evaluate import report_folder, report_name, sweep, zoo_lines
+    from vitrail.evaluation.evaluate import report_folder, report_name, sweep
 
     with _terminal() as display:
         if part is not None and part.translation is not None:
@@ -197,13 +206,15 @@ def evaluate(
         if sweep_preprocess:
             tried = sweep(checkpoint, layers, engine=engine, written=written, display=display)
             if _is_main_process():
-                show_sweep(checkpoint, tried)
                 if json_file is not None:
                     text = json.dumps([result.to_dict() for result in tried], indent=1) + "\n"
                     write_whole(json_file, text.encode(), "choose another file with --json")
+                show_sweep(checkpoint, tried)
             return 0
         default = report is None
         folder = Path("evaluations", report_name(checkpoint)) if report is None else report
+        if answers is not None:
+            refuse_within("--report", folder, "--answers", answers)
         whole = report_folder(folder, never_replace=default)
         result = run(
             checkpoint, layers, engine=engine, against=against, answers=answers, report=whole, written=written,
@@ -215,25 +226,25 @@ def evaluate(
             display.warn(f"{name}: {reason}; not counted")
         for warning in result.accuracy.warnings:
             display.warn(warning)
+        if json_file is not None:
+            text = json.dumps({"checkpoint": str(checkpoint), **result.to_dict()}, indent=1) + "\n"
+            write_whole(json_file, text.encode(), "choose another file with --json")
+            display.note(f"numbers: {json_file}")
+        if acc_log is not None:
+            write_whole(acc_log, result.accuracy.acc_log().encode(), "choose another file with --acc-log")
+            display.note(f"as the model zoo: {acc_log}")
         found = result.accuracy
         show_table(
             f"{checkpoint} on {result.data}",
             ("images", "unreadable", *found.shown),
             [(f"{found.n:,}", f"{len(result.bad_files):,}", *found.shown.values())],
         )
-        if json_file is not None:
-            text = json.dumps({"checkpoint": str(checkpoint), **result.to_dict()}, indent=1) + "\n"
-            write_whole(json_file, text.encode(), "choose another file with --json")
-            display.note(f"numbers: {json_file}")
-        if acc_log is not None:
-            write_whole(acc_log, zoo_lines(result.accuracy).encode(), "choose another file with --acc-log")
-            display.note(f"as the model zoo: {acc_log}")
         if (found := result.agreement) is not None:
-            print(
+            show_line(
                 f"same answer as {found.path}: {found.equal:,} of {found.n:,}; scores differ by {found.difference:.1e} "
                 f"at most; its numbers: {', '.join(f'{name} {value}' for name, value in found.shown.items())}"
             )
-        print(f"report: {result.report}")
+        show_line(f"report: {result.report}")
     return 0
 
 
@@ -275,6 +286,13 @@ def predict(
         Literal["float32", "bfloat16", "float16"] | None,
         Parameter(help="What is computed in; an exported file's own by default."),
     ] = None,
+    csv_as_is: Annotated[
+        bool,
+        Parameter(
+            help="Put no apostrophe before the paths and names in CSV that a spreadsheet would compute, as they begin "
+            "with = + - or @."
+        ),
+    ] = False,
     write_inputs: Annotated[
         Path | None,
         Parameter(
@@ -316,7 +334,7 @@ def predict(
                 raise ConfigError(f"{name} {value}: with --write-inputs nothing is classified; leave one of them out")
 
     from vitrail.devices import pick_device
-    from vitrail.inference.engines import read_artifact, require_classes
+    from vitrail.inference.engines import read_artifact, require_classes, tell_program
     from vitrail.inference.predict import find_images, format_of, open_output
     from vitrail.inference.predict import predict as run
     from vitrail.weights.loading import override_preprocess, tell, wanted_by
@@ -338,6 +356,7 @@ def predict(
         if artifact.weights is not None:
             tell(artifact.weights, display)
         preprocess = override_preprocess(artifact.record.preprocess, settings.preprocess, display)
+        tell_program(checkpoint, display)
         network = artifact.start(pick_device(device), precision)
         if artifact.weights is None:
             display.note(f"{checkpoint}: run by {network.about}")
@@ -348,7 +367,9 @@ def predict(
         most = min(topk or (1 if thresholds is None else len(classes)), len(classes))
         total = bad = 0
         replaced = " (replaced)" if output.exists() else ""
-        with open_output(output, format, classes, most, several=thresholds is not None) as file:
+        with open_output(
+            output, format, classes, most, several=thresholds is not None, guard_csv=not csv_as_is
+        ) as file:
             display.begin("predict", None)
             for found in run(
                 network, preprocess, found_images(display.note), topk=most, batch_size=batch_size,
@@ -359,11 +380,11 @@ def predict(
                 if found.error is not None:
                     display.warn(f"{found.path}: {found.error}")
                 elif thresholds is None:
-                    print(f"{found.path} (class: {found.choices[0]})")
+                    show_line(f"{found.path} (class: {found.choices[0]})")
                 else:
                     pairs = zip(found.choices, found.probabilities, strict=True)
                     named = ", ".join(f"{classes[choice]} {share:.3f}" for choice, share in pairs)
-                    print(f"{found.path} (classes: {named or 'none'})")
+                    show_line(f"{found.path} (classes: {named or 'none'})")
                 display.advance()
             display.end()
         display.note(f"{total:,} images, {bad:,} unreadable: {output}{replaced}")
@@ -396,8 +417,10 @@ def _write_inputs(
     if not done.has_labels:
         display.note(f"{LABELS}: not written, as not all images lie in folders called as classes of the model")
     shape = (preprocess.channels, *preprocess.size)
-    print(f"{done.folder / INPUTS}: {done.images:,} images as float32 {shape}{' (replaced)' if done.replaced else ''}")
-    print(f"next: {command('evaluate', checkpoint, 'data.root=FOLDER', '--answers', 'FOLDER_OF_NAME_0.bin')}")
+    show_line(
+        f"{done.folder / INPUTS}: {done.images:,} images as float32 {shape}{' (replaced)' if done.replaced else ''}"
+    )
+    show_line(f"next: {command('evaluate', checkpoint, 'data.root=FOLDER', '--answers', 'FOLDER_OF_NAME_0.bin')}")
     return int(bool(done.bad))
 
 
@@ -438,13 +461,13 @@ def convert(
         for doubt in (*done.read.doubts, *done.doubts):
             display.warn(doubt)
         rows = [(what, f"{count:,}", ", ".join(examples)) for what, count, examples in done.read.summarised()]
-        show_table(f"{source}: {done.read.dialect} {done.read.model}", ("weights", "number", "such as"), rows)
         if report is not None:
             write_whole(report, (json.dumps(done.to_dict(), indent=1) + "\n").encode(), "choose another file")
-        print(f"logits differ by {done.difference:.1e} at most, of a standard deviation of {done.scale:.1e}")
-        print(f"written and read back, every weight equal: {', '.join(done.written)}{replaced}")
+        show_table(f"{source}: {done.read.dialect} {done.read.model}", ("weights", "number", "such as"), rows)
+        show_line(f"logits differ by {done.difference:.1e} at most, of a standard deviation of {done.scale:.1e}")
+        show_line(f"written and read back, every weight equal: {', '.join(done.written)}{replaced}")
         needed = [done.image_size] if done.image_size else []
-        print(f"next: {command('evaluate', target, 'data.root=FOLDER', *needed)}")
+        show_line(f"next: {command('evaluate', target, 'data.root=FOLDER', *needed)}")
     return 0
 
 
@@ -556,16 +579,18 @@ def export(
         raise ExportError(f"{names}: answers otherwise than PyTorch, by more than is allowed; try another --precision")
     for one in done:
         if one.script is not None:
-            print(f"next: {shlex.join(['python', str(one.script)])}  # where MindSpore is")
+            show_line(f"next: {shlex.join(['python', str(one.script)])}  # where MindSpore is")
         elif with_preprocess:
             code = (
                 "import numpy, onnxruntime, PIL.Image; image = numpy.array(PIL.Image.open('IMAGE').convert('RGB')); "
                 f"print(onnxruntime.InferenceSession({str(one.path)!r}).run(None, {{'image': image[None]}})[1:])"
             )
-            print(f"next: {shlex.join(['python', '-c', code])}")
+            show_line(f"next: {shlex.join(['python', '-c', code])}")
+        elif classes < 2 and opened.record.thresholds is None:  # `evaluate` and `predict` have no use for it
+            show_line(f"next: {command('bench', one.path)}")
         else:
             data = [] if opened.record.recipe.get("data") else ["data.root=FOLDER"]
-            print(f"next: {command('evaluate', one.path, *data, '--against', checkpoint)}")
+            show_line(f"next: {command('evaluate', one.path, *data, '--against', checkpoint)}")
     return 0
 
 
@@ -615,7 +640,7 @@ def quantize(
             "are allowed; use float, or allow more with --max-drop"
         )
     data = [text for text in settings if text.startswith(("data.", "evaluate."))]
-    print(f"next: {command('evaluate', result.path, *data, '--against', checkpoint)}")
+    show_line(f"next: {command('evaluate', result.path, *data, '--against', checkpoint)}")
     return 0
 
 
@@ -660,10 +685,13 @@ def bench(
 
     from vitrail.inference.bench import bench as run
     from vitrail.inference.bench import beside_timm, find_subjects
+    from vitrail.inference.engines import tell_program
 
     with _terminal() as display:
         options = {"precision": precision, "device": device, "threads": threads}
         subjects = find_subjects(names, engine or (), **options)
+        for name in names:
+            tell_program(name, display)
         if timm:
             more, lacking = beside_timm(subjects, **options)
             subjects += more
@@ -678,11 +706,11 @@ def bench(
             for one in results
         ]  # fmt: skip
         columns = ("what", "run by", "batch", "p50, ms", "p99, ms", "images/s", "peak, MiB", "params, M", "MACs, G")
-        show_table(f"{results[0].runs} runs of each, in {rounds} alternating rounds", columns, rows)
         if json_file is not None:
             text = json.dumps([asdict(one) for one in results], indent=1) + "\n"
             write_whole(json_file, text.encode(), "choose another file with --json")
             display.note(f"numbers: {json_file}")
+        show_table(f"{results[0].runs} runs of each, in {rounds} alternating rounds", columns, rows)
     return 0
 
 
@@ -759,20 +787,23 @@ def serve(
         raise MissingExtra(f"serve needs {', '.join(missing)}; run: pip install 'vitrail[serve]'")
 
     from vitrail.devices import pick_device
-    from vitrail.inference.engines import read_artifact
+    from vitrail.inference.engines import read_artifact, tell_program
     from vitrail.server.log import LogDisplay, write_json_lines
     from vitrail.server.serve import serve as run
     from vitrail.weights.loading import override_preprocess, tell, wanted
 
+    outlive_output()
     write_json_lines()
     display = LogDisplay()
     opened = read_artifact(artifact, engine, wanted(config.weights))
     if opened.weights is not None:
         tell(opened.weights, display)
+    tell_program(artifact, display)
     preprocess = override_preprocess(opened.record.preprocess, config.preprocess, display)
 
     def say(address: str, about: str) -> None:
-        print(f"{address}: {opened.record.model}, run by {about}; Ctrl-C ends it", flush=True)
+        show_line(f"{address}: {opened.record.model}, run by {about}; Ctrl-C ends it")
+        sys.stdout.flush()
 
     run(opened, preprocess, serving, device=pick_device(device), precision=precision, on_ready=say)
     return 0
@@ -883,12 +914,12 @@ def check_data(
         f"{numbers['training']:,} to train on, {numbers['validation']:,} to validate with"
     )
     show_table(title, ("", "found", "to do"), rows or [("", "nothing is wrong as far as it can be seen", "")])
-    print(f"page: {checked.folder / 'check.html'}{' (replaced)' if checked.replaced else ''}")
+    show_line(f"page: {checked.folder / 'check.html'}{' (replaced)' if checked.replaced else ''}")
     if found.has_errors:
         print("mend what is wrong first")
     else:
         fitted = [*_for_labels(checked.manifest), *_for_numbers(checked)]
-        print(f"next: {command('train', 'tnt_s_imagenet', *settings, *fitted)}")
+        show_line(f"next: {command('train', 'tnt_s_imagenet', *settings, *fitted)}")
     return int(found.has_errors)
 
 
@@ -953,7 +984,7 @@ def bench_data(
         ("model", f"updates of {found.at_once:,} images on {found.device}", "", rate(found.model)),
     ]
     show_table("one image on one core, and all at work", ("", "what", "ms", "images/s"), rows)
-    print(found.advice)
+    show_line(found.advice)
     return 0
 
 
@@ -987,13 +1018,13 @@ def pack(
         for note in done.manifest.notes:
             display.note(note)
     images, classes, size = len(done.manifest), len(done.manifest.classes), sum(shard.bytes for shard in done.shards)
-    print(
+    show_line(
         f"{done.folder}: {images:,} images of {classes:,} classes in {len(done.shards):,} shards, {size / 1e9:,.3f} GB"
         f"{' (replaced)' if done.replaced else ''}"
     )
     here = _with_root(settings, done.folder, OF_LISTS if config.data.list is not None else ())
-    print(f"next: {command('train', 'tnt_s_imagenet', *here, *_for_labels(done.manifest))}")
-    print(f"      {command('check-data', *here)}  # also verifies the shards")
+    show_line(f"next: {command('train', 'tnt_s_imagenet', *here, *_for_labels(done.manifest))}")
+    show_line(f"      {command('check-data', *here)}  # also verifies the shards")
     return 0
 
 
@@ -1025,16 +1056,47 @@ def resize_data(
 
     with _terminal() as display:
         done = run(config.data, output, short_side, quality, display)
-    print(f"{done.folder}: {done.before / 1e9:,.3f} GB became {done.after / 1e9:,.3f} GB")
+    show_line(f"{done.folder}: {done.before / 1e9:,.3f} GB became {done.after / 1e9:,.3f} GB")
     rows = [("resized", f"{done.resized:,}"), *((f"copied: {why}", f"{n:,}") for why, n in done.copied.most_common())]
     show_table("", ("", "images"), rows)
     if done.bad:
         what = "left out" if config.data.bad_files == "quarantine" else "copied"
-        print(f"{len(done.bad)} images could not be read and were {what}:")
+        show_line(f"{len(done.bad)} images could not be read and were {what}:")
         for _, name, reason in done.bad:
-            print(f"  {name}: {reason}")
-    print(f"next: {command('train', 'tnt_s_imagenet', *_with_root(settings, done.folder))}")
-    print(f"      {command('pack', f'data.root={done.folder}', '--output', 'SHARDS')}")
+            show_line(f"  {name}: {reason}")
+    show_line(f"next: {command('train', 'tnt_s_imagenet', *_with_root(settings, done.folder))}")
+    show_line(f"      {command('pack', f'data.root={done.folder}', '--output', 'SHARDS')}")
+    return 0
+
+
+@app.command
+def verify(
+    *files: Annotated[
+        Path, Parameter(help="Weight files, exported files, saves, lists of parts, or indexes of shards.")
+    ],
+) -> int:
+    """Say whether files are as they were written, without running anything that is in them.
+
+    Files of vitrail have a digest, archives of PyTorch have checksums, and some names hold a hash. The status is 2
+    where a file is damaged, or is none of these.
+
+    ```
+    vitrail verify runs/digits/best.safetensors runs/digits/best.onnx
+    vitrail verify tnt_s.pth.tar model.safetensors.index.json
+    ```
+    """
+    if not files:
+        raise ConfigError("verify needs files, such as runs/digits/best.safetensors")
+
+    from vitrail.inference.verify import verify as run
+
+    found = [run(file) for file in files]
+    show_table("", ("file", "what", "is", "by"), [(one.path, one.kind, one.verdict, one.by) for one in found])
+    if damaged := [one for one in found if one.is_whole is False]:
+        raise CheckpointError(
+            f"{len(damaged)} of {len(found)} files are damaged, or nothing that is known here, the first is "
+            f"{damaged[0].path}: {damaged[0].by}"
+        )
     return 0
 
 
@@ -1066,25 +1128,29 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
         understand_launch(os.environ, arguments[0] if arguments else "")
         arguments, notes = understood(arguments)
         if _is_main_process():
-            print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
+            for note in notes:
+                print(harmless(note), file=sys.stderr)
         status = app(arguments, exit_on_error=False, print_error=False)
+        sys.stdout.flush()  # what cannot be shown is found here, while it can be said
     except (Interrupted, KeyboardInterrupt) as error:
-        print(str(error) or "stopped", file=sys.stderr)
+        print(harmless(error) or "stopped", file=sys.stderr)
         status = 130
     except Stopped as error:
         if _is_main_process():
-            print(error, file=sys.stderr)
+            print(harmless(error), file=sys.stderr)
         status = os.EX_TEMPFAIL
-        _tell_torchrun(str(error), restart=False)
+        _tell_torchrun(harmless(error), restart=False)
     except VitrailError as error:
         if debug:
             raise
-        _fail(str(error), restart=not isinstance(error, ConfigError | MissingExtra | TrainingError))
+        status = os.EX_TEMPFAIL if isinstance(error, LostWorker) else 2
+        _fail(
+            str(error),
+            restart=not isinstance(error, ConfigError | MissingExtra | OutputLost | TrainingError),
+            status=status,
+        )
     except CycloptsError as error:
         _fail(f"{error}; `vitrail --help` shows the commands", restart=False)
-    except BrokenPipeError:  # `vitrail models | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
     except OSError as error:  # a path that may not be looked at, or is too long to be one
         if debug or error.filename is None:
             raise
@@ -1123,16 +1189,15 @@ def _of_lists(tokens: Sequence[str], images: Sequence[str]) -> tuple[str | None,
     return section.root, section.path_column
 
 
-def _fail(message: str, restart: bool = True) -> NoReturn:
+def _fail(message: str, restart: bool = True, status: int = 2) -> NoReturn:
     """Say what is wrong in one line and exit; without `restart` it would be wrong the next time too."""
     who = "error" if _is_main_process() else f"error in process {os.environ['RANK']}"
-    # a file's name may hold what a terminal obeys
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    line = harmless(" ".join(message.split()))  # a file's name may hold what a terminal obeys
     if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(SPEAK_AFTER_S)
     print(f"{who}: {line}", file=sys.stderr)
     _tell_torchrun(line, restart)
-    sys.exit(2)
+    sys.exit(status)
 
 
 def _tell_torchrun(line: str, restart: bool) -> None:
@@ -1207,8 +1272,9 @@ def _terminal() -> Iterator[Terminal]:
         if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parents[1]):
             display.warn(str(message))
         else:
-            original(message, category, filename, *rest)
-            display.record(warnings.formatwarning(message, category, filename, rest[0]))
+            text = "\n".join(map(harmless, str(message).split("\n")))
+            original(text, category, filename, *rest)
+            display.record(warnings.formatwarning(text, category, filename, rest[0]))
 
     warnings.showwarning = show
     try:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitrail.errors import command
+from vitrail.errors import command, harmless
 
 if TYPE_CHECKING:
     from vitrail.deploy.export import Exported
@@ -17,21 +17,26 @@ if TYPE_CHECKING:
     from vitrail.training.train import TrainResult
 
 
+def show_line(text: str) -> None:
+    """Print one line, in which no name of a file or a class is obeyed by the terminal."""
+    print(harmless(text))
+
+
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print one table; columns of numbers are aligned on the right."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=harmless(title) or None, title_justify="left", box=box.SIMPLE_HEAD)
     for number, column in enumerate(columns):
         numeric = all(
             row[number].replace(",", "").replace(".", "").replace("-", "").isdigit() for row in rows if row[number]
         )
-        table.add_column(column, justify="right" if numeric and rows else "left", overflow="fold")
+        table.add_column(harmless(column), justify="right" if numeric and rows else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
+        table.add_row(*map(harmless, row))
+    Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def show_sweep(checkpoint: Path, tried: Sequence[Evaluation]) -> None:
@@ -57,7 +62,7 @@ def show_sweep(checkpoint: Path, tried: Sequence[Evaluation]) -> None:
         for name in ("mean", "std", "crop")
     ]
     words = [*settings, f"preprocess.interpolation={best.interpolation}"]
-    print(f"next: {command('evaluate', checkpoint, *words)}")
+    show_line(f"next: {command('evaluate', checkpoint, *words)}")
 
 
 def show_verdicts(done: Sequence[Exported], what: str) -> None:
@@ -140,12 +145,12 @@ def show_training(result: TrainResult) -> None:
     show_table("", ("", "epoch", *columns.values()), rows)
     weights = result.folder / "best.safetensors"
     if result.bad_files:
-        print(f"{len(result.bad_files)} images could not be read and were left out:")
+        show_line(f"{len(result.bad_files)} images could not be read and were left out:")
         for name, reason in result.bad_files:
-            print(f"  {name}: {reason}")
-    print(f"{result.seconds:.0f} s; curves: {result.folder / 'curves.png'}")
+            show_line(f"  {name}: {reason}")
+    show_line(f"{result.seconds:.0f} s; curves: {result.folder / 'curves.png'}")
     if result.report is not None:
-        print(f"report: {result.report}")
+        show_line(f"report: {result.report}")
     if weights.exists():
-        print(f"next: {command('evaluate', weights)}")
-        print(f"      {command('predict', weights, result.example or 'IMAGE')}")
+        show_line(f"next: {command('evaluate', weights)}")
+        show_line(f"      {command('predict', weights, result.example or 'IMAGE')}")

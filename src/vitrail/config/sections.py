@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,9 +15,22 @@ from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, 
 
 import yaml
 
-from vitrail.errors import ConfigError, among, closest
+from vitrail.errors import ConfigError, among, brief, closest
+from vitrail.files import read_regular
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+MOST_SETTINGS = 2**20
+"""Bytes of a file of settings; the largest recipe has a few thousand."""
+MOST_VALUES = 20_000
+"""Values of such a file."""
+MOST_NESTED = 16
+"""Values within values of such a file."""
+MAX_WHOLE = 2**63 - 1
+"""Largest whole number of a setting."""
+MIN_STD = 1e-6
+"""Of pixels from 0 to 1; below it, what is the same in 16 bits would be apart by more than a network can take."""
+MAX_WORKERS = 1024
+"""Loader processes; no machine has more cores for one training process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +156,9 @@ class DataSection:
 
     def problems(self) -> Sequence[str]:
         """Say what is wrong, each as one clause."""
-        found = _in_range(self, workers=(0, None), folds=(2, 32767), channels=(1, 1000), shuffle_buffer=(1, 2**31))
+        found = _in_range(
+            self, workers=(0, MAX_WORKERS), folds=(2, 32767), channels=(1, 1000), shuffle_buffer=(1, 2**31)
+        )
         found += _above_zero(self, "cache_gb")
         if self.folds is None and self.fold:
             found.append(f"fold is {self.fold}; it goes with folds, which is not set")
@@ -189,6 +205,8 @@ class PreprocessSection:
         )
         if self.std is not None and min(self.std, default=0) <= 0:
             found.append(f"std is {self.std}; it must be positive")
+        elif self.std is not None and min(self.std) < MIN_STD:
+            found.append(f"std is {self.std}; it must be at least {MIN_STD:g}")
         return found + too_large(self.mean, self.std)
 
 
@@ -517,6 +535,10 @@ class OutputSection:
     trackers: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = ("tensorboard",)
     """Who is given the numbers of each epoch, beside metrics.jsonl; tensorboard also those of steps.jsonl."""
 
+    guard_csv: bool = True
+    """In the report's CSV files, write names that a spreadsheet would compute, as they begin with = + - or @, with an
+    apostrophe in front."""
+
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""
         found = _in_range(self, keep_best=(1, None), save_every_updates=(1, None), keep_last=(1, None))
@@ -533,6 +555,8 @@ class EvaluateSection:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of weights, and in OpenVINO; another exported file computes in the precision that it was exported with."""
     device: Literal["auto", "cpu"] = "auto"
+    guard_csv: bool = True
+    """Write names that a spreadsheet would compute, as they begin with = + - or @, with an apostrophe in front."""
 
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""
@@ -758,14 +782,37 @@ def read_yaml(path: Path, origin: str | None = None) -> Layer:
         ConfigError: The file is missing, is not YAML, or does not hold sections.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _OneOfEachKey)
+        content = yaml.load(read_regular(path, MOST_SETTINGS).decode("utf-8"), _OneOfEachKey)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); `vitrail config` lists the recipes") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # PyYAML lets a bad date through as ValueError
         raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+    if wrong := _beyond_settings(content):
+        raise ConfigError(f"{path}: {wrong}, which no setting is")
     if not isinstance(content, Mapping) and content is not None:
         raise ConfigError(f"{path}: holds a {type(content).__name__}, not sections such as model, data and train")
     return Layer(origin or str(path), content or {})
+
+
+def _beyond_settings(content: Any) -> str:
+    """Return what of a YAML file's content no setting could be: a circle, too many values, or a number without end.
+
+    Values that a file writes once and names often are counted as often as they are named.
+    """
+    waiting = [(content, 0)]
+    for _ in range(MOST_VALUES):
+        if not waiting:
+            return ""
+        value, depth = waiting.pop()
+        if depth > MOST_NESTED:
+            return f"nests values more than {MOST_NESTED} deep"
+        if isinstance(value, int) and value.bit_length() > 64:
+            return "has a whole number of more than 64 bits"
+        if isinstance(value, Mapping):
+            waiting += [(part, depth + 1) for pair in value.items() for part in pair]
+        elif isinstance(value, list | tuple | set):
+            waiting += [(part, depth + 1) for part in value]
+    return f"holds more than {MOST_VALUES:,} values"
 
 
 def list_recipes() -> list[str]:
@@ -922,10 +969,25 @@ def _convert(value: Any, kind: Any) -> Any:
             raise ValueError("a finite number")
         return number
     if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
+        if not abs(value) <= MAX_WHOLE:
+            raise ValueError("text")
         return str(value)  # output.name=3
     if type(value) is not kind:
         raise ValueError(_type_name(kind))
+    if kind is int and abs(value) > MAX_WHOLE:
+        raise ValueError("a whole number of at most 18 digits")
+    if isinstance(value, str) and not _is_plain(value):
+        raise ValueError("text without characters that no name or path has")
     return value
+
+
+def _is_plain(text: str) -> bool:
+    """Say whether a name or path can be made of a text: no byte 0, which ends it, and no halves of letters."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
 
 
 def _read_text(value: Any, kind: Any) -> Any:
@@ -944,7 +1006,7 @@ def _read_text(value: Any, kind: Any) -> Any:
 
 
 def _quoted(value: Any) -> str:
-    return repr(str(value)) if isinstance(value, Text) else repr(value)
+    return brief(str(value) if isinstance(value, Text) else value, 200)
 
 
 class _OneOfEachKey(yaml.SafeLoader):

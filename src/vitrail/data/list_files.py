@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from vitrail.cells import unguard
 from vitrail.classes.names import LONGEST as LONGEST_NAME
 from vitrail.classes.names import canonical
 from vitrail.data.folders import is_image
@@ -31,6 +32,15 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 """Encoding of a text file by its first bytes; the longer of two marks that begin alike comes first."""
+NO_TEXT = {
+    b"PK\3\4": "a workbook of Excel or LibreOffice, or another ZIP archive",
+    b"\xd0\xcf\x11\xe0": "a workbook of an old Excel",
+    b"\x1f\x8b": "packed by gzip",
+    b"PAR1": "Parquet",
+    b"SQLi": "a database of SQLite",
+}
+"""Kinds of files that are often given a name that ends in .csv, by their first bytes."""
+NO_TEXT_ADVICE = "save it as CSV in UTF-8, or unpack it"
 LONGEST = 2**20
 """Most characters of a line; a file with longer ones is no list."""
 
@@ -100,7 +110,7 @@ def read_lines(path: Path, called: str, notes: list[str], *, any_bytes: bool = F
         kind = no_file(path)  # which might block whoever opens it
         if kind:
             raise DataError(f"{called}: is {kind}, no regular file; write the list to a file")
-        encoding = _find_encoding(path)
+        encoding = _find_encoding(path, called)
         if "8" not in encoding:
             notes.append(f"{path}: is written in {encoding.upper()}")
         # with newline="", lines end as on any system, and those in quoted cells stay as they are
@@ -115,9 +125,13 @@ def read_lines(path: Path, called: str, notes: list[str], *, any_bytes: bool = F
         raise DataError(f"{called}: cannot be read ({error.strerror})") from error
 
 
-def _find_encoding(path: Path) -> str:
+def _find_encoding(path: Path, called: str) -> str:
+    """Return the encoding of a text file by its first bytes, and refuse a file of another kind."""
     with path.open("rb") as file:
         start = file.read(4)
+    for beginning, kind in NO_TEXT.items():
+        if start.startswith(beginning):
+            raise DataError(f"{called}: is {kind}, whatever its name ends in; {NO_TEXT_ADVICE}")
     for mark, encoding in BYTE_ORDER_MARKS.items():
         if start.startswith(mark):
             return encoding
@@ -146,6 +160,7 @@ def _read_csv_rows(path: Path, called: str, lines: Iterator[str], path_column: s
     if delimiter != ",":
         notes.append(f"{path}: its columns are separated by {DELIMITERS.get(delimiter, repr(delimiter))}")
     reader = csv.reader(chain([header], lines), delimiter=delimiter, strict=True)
+    guarded = 0
     try:
         names = _read_names(next(reader), f"{path} line {before + 1}")
         for cells in reader:
@@ -160,9 +175,16 @@ def _read_csv_rows(path: Path, called: str, lines: Iterator[str], path_column: s
                     f"{path} line {line}: has {len(cells)} cells, the header {len(names)}; a cell that holds "
                     f"{delimiter!r} is quoted"
                 )
-            yield line, {name: cell for name, cell in zip(names, cells, strict=True) if name}
+            plain = [unguard(cell) for cell in cells]
+            guarded += plain != cells
+            yield line, {name: cell for name, cell in zip(names, plain, strict=True) if name}
     except csv.Error as error:
         raise DataError(f"{path} line {before + reader.line_num}: is no CSV ({error})") from error
+    if guarded:
+        notes.append(
+            f"{path}: {guarded:,} lines have an apostrophe before = + - or @, as vitrail writes them for spreadsheets; "
+            "they are read without it"
+        )
     if not all(names):
         notes.append(f"{path}: {names.count('')} columns without a name are not read")
 

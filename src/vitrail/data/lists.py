@@ -13,7 +13,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrail.classes.names import BETWEEN, are_whole_numbers, canonical, check_name, order, why_apart, without_points
+from vitrail.classes.names import (
+    BETWEEN,
+    are_whole_numbers,
+    canonical,
+    check_name,
+    order,
+    why_apart,
+    with_comma,
+    without_points,
+)
 from vitrail.config.sections import DataSection
 from vitrail.data.folders import SPLIT_WORDS, Listing
 from vitrail.data.list_files import CSV, JSON_LINES, Row, is_table, read_cell, read_rows, require_column
@@ -245,6 +254,12 @@ def _order_classes(
         written = names
         names = list(dict.fromkeys(whole_numbers.values()))
         merged = np.array([names.index(whole_numbers[name]) for name in written])
+    comma = with_comma(names)
+    if comma:
+        notes.append(
+            f"{path}: its labels are numbers written with a decimal comma, such as {comma!r}; each is the name of a "
+            "class as it stands; write whole numbers without a fraction if they are meant"
+        )
     joined = [name for name in names if "," in name or ";" in name]
     if columns.kind == "several" and joined:
         notes.append(

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,9 +14,10 @@ from jaxtyping import Int64, UInt
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from vitrail.data.lost_workers import until_lost
 from vitrail.data.sampling import BatchSampler, SampleKey
 from vitrail.data.sources import PixelSource, Source
-from vitrail.errors import DataError
+from vitrail.errors import DataError, LostWorker
 from vitrail.images.decoding import fast_decoders
 from vitrail.images.pixels import PixelFormat, UnreadableImage
 from vitrail.images.preprocess import Preprocess
@@ -132,12 +134,15 @@ class ImageLoader(DataLoader[Any]):
             dataset,
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=ignore_interrupts,
+            worker_init_fn=ignore_signals,
             # its own generator: otherwise each epoch takes a number from the global state, and a resumed run differs
             generator=torch.Generator(),
             **options,
         )
         self.bad_files = bad_files
+        self.on_lost: Callable[[str], None] | None = None
+        """Called when a worker was killed, with the cause; the images still asked for are then read in this process.
+        Without it, LostWorker is raised."""
 
     def read(self, keys: Sequence[Any]) -> Batch:
         """Load one batch here and now."""
@@ -158,13 +163,25 @@ class ImageLoader(DataLoader[Any]):
             yield batch
 
     def _batches(self) -> Iterator[Batch]:
+        taken = 0
         try:
-            yield from super().__iter__()
+            for batch in until_lost(super().__iter__, self.num_workers):
+                taken += 1
+                yield batch
+            return
         except DataError as error:
             # it concerns the whole source; from a worker it comes with a traceback, its own words last
             message = str(error).rpartition("DataError: ")[2].strip()
             # without its frames: in torch's they hold the iterator in a circle, and its workers would not be ended
             raise DataError(message) from error.with_traceback(None)
+        except LostWorker as error:
+            self._iterator = None  # which ends the others, and frees their memory
+            if self.on_lost is None:
+                raise
+            self.on_lost(error.cause)
+        assert self.batch_sampler is not None
+        for keys in islice(self.batch_sampler, taken, None):
+            yield self.read(keys)
 
 
 def _describe_bad(bad: list[tuple[str, str]]) -> str:
@@ -227,7 +244,11 @@ def build_eval_loader(
     """Load every image once, in order, whole batches dealt out to the ranks in turn: no padding.
 
     The batches are the same for any number of ranks, so what is computed from them is too.
+
+    Raises:
+        ConfigError: Batches of such images have no place in memory.
     """
+    preprocess.check_batch(batch_size)
     n = len(source)
     batches = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
     return ImageLoader(
@@ -247,9 +268,11 @@ def choose_workers(source: Source) -> int:
     return max(1, min(MAX_WORKERS, count_usable_cores() // count_local_processes()))
 
 
-def ignore_interrupts(worker: int) -> None:
-    """Ignore Ctrl-C in a loader's worker, which is ended by the process that it works for."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def ignore_signals(worker: int) -> None:
+    """Ignore Ctrl-C and a lost terminal in a loader's worker, which is ended by the process that it works for."""
+    for number in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, number):  # Windows has no terminal that hangs up
+            signal.signal(getattr(signal, number), signal.SIG_IGN)
 
 
 def count_usable_cores() -> int:

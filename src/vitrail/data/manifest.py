@@ -29,6 +29,7 @@ from vitrail.data.shards import INDEX, Places, Shard, ShardSource
 from vitrail.data.sources import TRAIN, VAL, FileSource, count_labels, format_label
 from vitrail.errors import DataError, printable
 from vitrail.files import write_whole
+from vitrail.images.decoding import read_image
 from vitrail.images.pixels import RGB, PixelFormat
 
 FORMAT = 1
@@ -150,7 +151,7 @@ class Manifest:
     def read(self, index: int) -> bytes:
         """Return the bytes of an image's file; raises OSError or, for an image in a shard, UnreadableImage."""
         if self.packed is None:
-            return self.path(index).read_bytes()
+            return read_image(self.path(index))
         return self.packed.read(self.root, index)
 
     def name(self, index: int) -> str:
@@ -239,7 +240,18 @@ def load_manifest(path: Path) -> Manifest:
         _check_columns(manifest)
         if tuple(about["formats"]) != FORMATS[: len(about["formats"])]:  # later ones are added at the end
             raise ValueError("its formats are others")
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError,
+        KeyError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        MemoryError,
+        OverflowError,
+        AttributeError,
+        IndexError,
+        SafetensorError,
+    ) as error:
         raise DataError(f"{path}: is no manifest, or damaged ({' '.join(str(error).split())}); {advice}") from error
     return manifest
 

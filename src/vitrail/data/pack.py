@@ -25,7 +25,7 @@ from vitrail.data.sources import TRAIN, VAL
 from vitrail.display import Display
 from vitrail.errors import CheckpointError, ConfigError, DataError, few
 from vitrail.images.formats import ENDINGS
-from vitrail.whole_folder import WholeFolder
+from vitrail.whole_folder import WholeFolder, recover
 
 USUAL = {ending: endings[0] for endings in ENDINGS.values() for ending in endings}
 """The file extension of each format that programs for WebDataset know, by any of its extensions."""
@@ -67,6 +67,7 @@ def pack(section: DataSection, output: Path, shard_bytes: int, display: Display)
         )
     root = _find_root(section)
     refuse_inside(root, output)
+    recover(output)
     look = None
     if section.check:
         look = partial(check_images, display=display, workers=section.workers)

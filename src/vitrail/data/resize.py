@@ -29,13 +29,14 @@ from vitrail.data.folders import (
     refuse_inside,
     scan,
 )
-from vitrail.data.loader import count_usable_cores, ignore_interrupts
+from vitrail.data.loader import count_usable_cores, ignore_signals
+from vitrail.data.lost_workers import until_lost
 from vitrail.data.manifest import Manifest, list_images
 from vitrail.data.shards import has_shards
 from vitrail.display import Display
 from vitrail.errors import CheckpointError, ConfigError, DataError, Interrupted, printable
 from vitrail.files import write_whole
-from vitrail.images.decoding import Header, decode, fast_decoders, read_header
+from vitrail.images.decoding import Header, decode_quietly, fast_decoders, read_header
 from vitrail.images.pixels import RGB, PixelFormat, UnreadableImage
 from vitrail.images.tiff_tags import ORIENTATION
 
@@ -208,9 +209,9 @@ def _resize_all(images: _Images, section: DataSection, done: Resized, display: D
         workers = 0
     if workers > 0:
         fast_decoders()  # imported once, before workers are forked, and not by each of them
-    loader = DataLoader(images, BATCH, num_workers=workers, collate_fn=list, worker_init_fn=ignore_interrupts)
+    loader = DataLoader(images, BATCH, num_workers=workers, collate_fn=list, worker_init_fn=ignore_signals)
     display.begin("resize", total)
-    for batch in loader:
+    for batch in until_lost(loader.__iter__, loader.num_workers):
         for one in batch:
             _add_result(one, images.manifest, section, done)
         display.advance(len(batch), written=f"{done.after / 1e9:,.1f} GB")
@@ -275,10 +276,10 @@ class _Images(Dataset[_Done]):
 
     def _make_content(self, data: bytes, header: Header, kept: str) -> bytes:
         if kept:
-            decode(data, self.manifest.pixels)  # which fails for unreadable files
+            decode_quietly(data, self.manifest.pixels)  # which fails for unreadable files
             return data
         # all that is resized is RGB or gray
-        return shrink(decode(data, RGB), header, data, self.short_side, self.quality)
+        return shrink(decode_quietly(data, RGB), header, data, self.short_side, self.quality)
 
 
 def find_reason_to_copy(header: Header, data: bytes, short_side: int) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vitrail.data.sources import FileSource
 from vitrail.errors import DataError
+from vitrail.files import number_of_regular, open_regular
 from vitrail.images.pixels import UnreadableImage
 
 INDEX = "vitrail-index.safetensors"
@@ -96,7 +97,7 @@ class Places:
 
         def find_damage(shard: Shard) -> str:
             try:
-                with (root / shard.name).open("rb") as file:
+                with open_regular(root / shard.name) as file:
                     sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError as error:
                 return f"cannot be read ({error.strerror})"
@@ -126,7 +127,7 @@ def _opened(path: Path, content: str) -> _File:
 
     Processes that fork may share it, as every read says where it begins.
     """
-    return _File(os.open(path, os.O_RDONLY))
+    return _File(number_of_regular(path))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

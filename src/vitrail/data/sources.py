@@ -14,7 +14,7 @@ from PIL import Image
 
 from vitrail.data.paths import Paths
 from vitrail.errors import printable
-from vitrail.images.decoding import decode
+from vitrail.images.decoding import decode_quietly, read_image
 from vitrail.images.pixels import PixelFormat, Pixels, to_pixel_format
 
 TRAIN = 0
@@ -104,11 +104,11 @@ class FileSource:
 
     def encoded(self, index: int) -> bytes:
         """Read the bytes of an image's file."""
-        return self.path(index).read_bytes()
+        return read_image(self.path(index))
 
     def image(self, index: int, wanted: PixelFormat) -> Pixels:
         """Read and decode an image."""
-        return decode(self.encoded(index), wanted)
+        return decode_quietly(self.encoded(index), wanted)
 
     def identities(self) -> Iterator[bytes]:
         """Yield the path of each image, relative to the folder."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vitrail.devices import Precision
 from vitrail.errors import DataError
-from vitrail.images.decoding import decode
+from vitrail.images.decoding import decode, read_image
 from vitrail.images.pixels import Pixels, UnreadableImage, to_pixel_format
 from vitrail.images.preprocess import Preprocess
 from vitrail.images.synthetic import draw_photo
@@ -57,9 +57,10 @@ class Sample:
         if isinstance(source, int):
             return to_pixel_format(draw_photo(source, self.preprocess.channels), self.preprocess.pixels)
         try:
-            return decode(source.read_bytes(), self.preprocess.pixels)
+            return decode(read_image(source), self.preprocess.pixels)
         except (UnreadableImage, OSError) as error:
-            raise DataError(f"--images: {source} cannot be read ({error}); repair or remove it") from error
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"--images: {source} cannot be read ({reason}); repair or remove it") from error
 
     @cached_property
     def images(self) -> Float[Tensor, "n c h w"]:
@@ -100,8 +101,10 @@ def gather_sample(record: Record, folder: Path | None, note: Callable[[str], Non
         note: Told of what is passed over there.
 
     Raises:
+        ConfigError: Images of such a size have no place in memory.
         DataError: The folder is missing, or holds no image.
     """
+    record.preprocess.check_batch(DRAWN)
     sources: list[Path | int] = list(range(DRAWN))
     what = f"{DRAWN} drawn pictures"
     if folder is not None:

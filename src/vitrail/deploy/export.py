@@ -7,6 +7,7 @@ import copy
 import io
 import logging
 import os
+import shutil
 import tempfile
 import time
 import warnings
@@ -31,11 +32,12 @@ from vitrail.deploy.mindir import CHECK_SCRIPT, to_mindir
 from vitrail.deploy.onnx_preprocess import put_preprocess
 from vitrail.devices import DTYPES, Precision
 from vitrail.errors import ConfigError, ExportError, MissingExtra
-from vitrail.files import Buffer, files_of, refusal_told, refuse_output
+from vitrail.files import Buffer, files_of, refusal_told, refuse_output, remove, remove_leftovers, temporary_name
 from vitrail.inference.engines import cpu, has_mindspore, read_artifact, require_classes
 from vitrail.inference.exported import EXTRA, Making, with_making
 from vitrail.models.family import VisionModel
 from vitrail.weights.checkpoint import KEY, Record, hash_file, to_metadata
+from vitrail.weights.digest import BLANK, DIGESTS, seal, seal_archive
 from vitrail.weights.loading import Opened
 
 ADVICE = "free space or choose another --output"
@@ -70,6 +72,10 @@ class Plan:
         """Return what the file is to say of itself."""
         details = {"vitrail": version("vitrail"), "torch": torch.__version__, **self.making.details, **details}
         return to_metadata(with_making(self.record, replace(self.making, details=details)))
+
+    def texts(self, **details: str) -> dict[str, str]:
+        """Return the same with places for the digest of the file, which `seal` fills in."""
+        return {**self.metadata(**details), **dict.fromkeys(DIGESTS, BLANK)}
 
     def images(self) -> Tensor:
         """Return noise to trace the model with, the same each time."""
@@ -270,9 +276,12 @@ def staged_files(path: Path, files: Files) -> Iterator[Path]:
         CheckpointError: The disk is full or the folder cannot be written.
     """
     with refusal_told(path, path.parent / "none", ADVICE):
-        folder = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
-    with folder as place:
-        staged = Path(place, path.name)
+        remove_leftovers(path)
+        place = temporary_name(path)
+        shutil.rmtree(place, ignore_errors=True)  # of a process that was killed and had the same number
+        place.mkdir()
+    try:
+        staged = place / path.name
         with refusal_told(path, staged, ADVICE):
             for suffix, parts in files.items():
                 with staged.with_suffix(suffix).open("wb") as file:
@@ -280,6 +289,8 @@ def staged_files(path: Path, files: Files) -> Iterator[Path]:
                     file.flush()
                     os.fsync(file.fileno())
         yield staged
+    finally:
+        remove(place)
 
 
 # What follows writes one format each.
@@ -331,10 +342,10 @@ def _write_onnx(plan: Plan) -> Files:
         record = plan.record
         classes, several = plan.model.config.num_classes, record.thresholds is not None
         model = put_preprocess(model, record.preprocess, classes, plan.topk, several=several)
-    for key, text in plan.metadata(opset=str(OPSET)).items():
+    for key, text in plan.texts(opset=str(OPSET)).items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, text
-    return {".onnx": [model.SerializeToString()]}
+    return {".onnx": [seal([model.SerializeToString()])]}
 
 
 def _write_openvino(plan: Plan) -> Files:
@@ -349,10 +360,11 @@ def _write_openvino(plan: Plan) -> Files:
         openvino.save_model(model, path, compress_to_fp16=False)
         # the .xml says which .bin it belongs to
         details = {"opset": str(OPSET), "openvino": openvino.__version__, "bin": hash_file(path.with_suffix(".bin"))}
-        for key, text in plan.metadata(**details).items():
+        for key, text in plan.texts(**details).items():
             model.set_rt_info(text, [key])
         openvino.save_model(model, path, compress_to_fp16=False)
-        return {suffix: [path.with_suffix(suffix).read_bytes()] for suffix in (".bin", ".xml")}
+        weights = path.with_suffix(".bin").read_bytes()
+        return {".bin": [weights], ".xml": [seal([path.read_bytes()])]}
 
 
 def _write_pt2(plan: Plan) -> Files:
@@ -374,7 +386,7 @@ def _write_pt2(plan: Plan) -> Files:
         with zipfile.ZipFile(path, "a") as archive:
             root = archive.namelist()[0].partition("/")[0]
             archive.writestr(f"{root}/{EXTRA}", texts[KEY])
-        return {".pt2": [path.read_bytes()]}
+        return {".pt2": [seal_archive(path.read_bytes())]}
 
 
 def _write_torchscript(plan: Plan) -> Files:
@@ -383,7 +395,7 @@ def _write_torchscript(plan: Plan) -> Files:
         warnings.simplefilter("ignore")  # that it has successors, and that sizes were compared with those of the model
         traced = torch.jit.trace(plan.network(), plan.images(), check_trace=False)
         torch.jit.save(traced, buffer, _extra_files=plan.metadata())
-    return {".torchscript": [buffer.getvalue()]}
+    return {".torchscript": [seal_archive(buffer.getvalue())]}
 
 
 def _write_mindir(plan: Plan) -> Files:
@@ -392,8 +404,8 @@ def _write_mindir(plan: Plan) -> Files:
         logits = plan.model(images)
     stored = io.BytesIO()
     np.savez(stored, images=images.numpy(), logits=logits.numpy())
-    pieces = to_mindir(plan.program(), plan.mindir_version, plan.metadata())
-    return {".check.npz": [stored.getvalue()], ".check.py": [CHECK_SCRIPT.encode()], ".mindir": pieces}
+    pieces = to_mindir(plan.program(), plan.mindir_version, plan.texts())
+    return {".check.npz": [stored.getvalue()], ".check.py": [CHECK_SCRIPT.encode()], ".mindir": [seal(pieces)]}
 
 
 ANY: tuple[Precision, ...] = ("float32", "bfloat16", "float16")

@@ -22,8 +22,8 @@ from vitrail.deploy.export import ADVICE, FORMATS, REJECTED, Plan, find_outputs,
 from vitrail.deploy.int8 import Int8, quantizable, sensitivities
 from vitrail.display import Display, Quiet
 from vitrail.errors import ConfigError, DataError, MissingExtra
-from vitrail.evaluation.evaluate import Evaluation, evaluate, resolve_for
-from vitrail.evaluation.metrics import Accuracy
+from vitrail.evaluation.evaluate import Evaluation, evaluate
+from vitrail.evaluation.settings import resolve_for
 from vitrail.files import write_whole
 from vitrail.images.preprocess import Preprocess, normalise
 from vitrail.inference.bench import Subject, bench, find_subjects
@@ -217,7 +217,7 @@ def quantize(
         path=final,
         is_good=is_good,
         numbers=final.with_name(f"{final.name}.json"),
-        measured_by="top-1" if isinstance(exact.accuracy, Accuracy) else "mAP",
+        measured_by=exact.accuracy.headline,
         exact=measure(exact),
         max_drop=max_drop,
         images=exact.accuracy.n,

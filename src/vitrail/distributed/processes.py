@@ -31,14 +31,18 @@ from vitrail.errors import ConfigError, LostProcess, MissingExtra
 
 @contextmanager
 def processes(
-    precision: Precision, device: Literal["auto", "cpu"], timeout_minutes: float = 10.0
+    precision: Precision,
+    device: Literal["auto", "cpu"],
+    timeout_minutes: float = 10.0,
+    meet_minutes: float = 10.0,
 ) -> Iterator[Accelerator]:
     """Join the processes that torchrun started, or be the only one.
 
     Args:
         precision: Of matrix products.
         device: auto takes an accelerator where there is one.
-        timeout_minutes: How long a process waits for the others.
+        timeout_minutes: How long a process waits for the others in an exchange.
+        meet_minutes: How long it waits for them to start.
 
     Raises:
         ConfigError: float16 without CUDA, or processes on a device that has no way to join them.
@@ -52,7 +56,7 @@ def processes(
         patience = InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))
         target, started = pick_device(device), int(os.environ.get("WORLD_SIZE", "1"))
         if started > 1 and target.type in ("cpu", "cuda"):
-            join(target, 60 * timeout_minutes)
+            join(target, 60 * timeout_minutes, 60 * meet_minutes)
         # Accelerate joins processes on a CPU only where it is told that it is one
         on_cpu = target.type == "cpu"
         accelerator = Accelerator(mixed_precision=names[precision], cpu=on_cpu, kwargs_handlers=[patience])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 import time
 import uuid
 from datetime import timedelta
@@ -16,26 +19,47 @@ from vitrail.errors import LostProcess
 
 ROUND = "vitrail/round"
 LOOK_S = 0.05
+CONNECT_S = 60.0
+"""torchrun has its store before it starts a process, so one that does not answer is gone."""
+PARENT_DEATH_SIGNAL = 1
+"""PR_SET_PDEATHSIG of Linux's prctl."""
 
 
-def join(device: torch.device, timeout_s: float) -> None:
+def join(device: torch.device, timeout_s: float, meet_s: float) -> None:
     """Connect the processes that torchrun started, unless they are connected.
 
     torchrun keeps one store over its restarts, and its agents count these apart
     (https://github.com/pytorch/pytorch/issues/135712), so a process may find the addresses of some that have ended.
     Here each start writes below a name of its own, once all processes have agreed on it.
 
+    Args:
+        device: Where this process computes.
+        timeout_s: What an exchange may take later.
+        meet_s: What the others may take to come.
+
     Raises:
-        LostProcess: Some did not come in time.
+        LostProcess: Some did not come in time, or torchrun is gone.
     """
     if dist.is_initialized():
         return
+    end_with_torchrun()
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     timeout = timedelta(seconds=timeout_s)
-    store, rank, world = next(rendezvous("env://", timeout=timeout))
+    of_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    connect_s = min(meet_s, CONNECT_S) if of_torchrun else meet_s
+    try:
+        store, rank, world = next(rendezvous("env://", timeout=timedelta(seconds=connect_s)))
+    except dist.DistError as error:
+        who = "torchrun" if of_torchrun else "another process of the run"
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise LostProcess(
+            f"{who} did not answer at {place} within {connect_s:.0f} s; it has ended or was killed, or no network "
+            "leads there; look at its own output"
+        ) from error
+    store.set_timeout(timedelta(seconds=meet_s))
+    name = call(store, world, meet_s) if rank == 0 else answer(store, rank, meet_s)
     store.set_timeout(timeout)
-    name = call(store, world, timeout_s) if rank == 0 else answer(store, rank, timeout_s)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         store=PrefixStore(name, store),
@@ -43,6 +67,12 @@ def join(device: torch.device, timeout_s: float) -> None:
         world_size=world,
         timeout=timeout,
     )
+
+
+def end_with_torchrun() -> None:
+    """Let the system send SIGTERM to this process where its torchrun is killed, so that it saves and leaves."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, int(signal.SIGTERM))
 
 
 def call(store: Store, world: int, timeout_s: float) -> str:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from torch._C._distributed_c10d import Store
+from torch.distributed import DistError
 
 LOOKS = 20  # for each timeout
 COLLECTIVES = ("torch/distributed/", "torch/autograd/graph.py")
@@ -67,7 +68,10 @@ class Watchdog:
                 "rank": self._rank, "host": platform.node(), "pid": os.getpid(), "moves": self._moves,
                 "doing": self._doing, "call": self._call(), "still_s": still_s, "told": time.time(),
             }  # fmt: skip
-            store.set(keys[self._rank], json.dumps(report))
+            try:
+                store.set(keys[self._rank], json.dumps(report))
+            except DistError:  # torchrun is gone, and told this process to leave
+                return
             # a little longer, in which the others report that they wait too
             if still_s > self._timeout_s + 2 * pause_s:
                 reports = [json.loads(store.get(key)) for key in keys if store.check([key])]

@@ -1,4 +1,4 @@
-"""What a model answered to each image, gathered to the first process in the order of the images."""
+"""The answers of a model to each image, gathered to the first process in the order of the images."""
 
 from __future__ import annotations
 
@@ -13,39 +13,41 @@ from torch import Tensor
 from vitrail.distributed.processes import gather_to_first
 
 CHOICES = 5
+"""Likeliest classes that are kept of each image with one class."""
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """Each readable image once, in the order of the source."""
+    """The answers to all readable images, each once, in the order of the source."""
 
     indices: NDArray[np.int64]
-    """(n,) in the source."""
+    """(n,) indices of the images in the source."""
     choices: NDArray[np.int64]
-    """(n, up to CHOICES) classes, the likeliest first; none where an image may have several."""
+    """(n, up to CHOICES) classes, the likeliest first; (n, 0) in multi-label evaluations."""
     scores: NDArray[np.float32]
-    """(n, k) logarithms of probabilities, which rank answers that differ less than probabilities near 1 can; logits
-    where an image may have several classes."""
+    """(n, k) logarithms of probabilities, which rank answers that differ less than probabilities near 1 can; in
+    multi-label evaluations logits."""
 
 
 class Answers:
     """Keep the answers of this process, batch by batch, on its device: 4 bytes an image and class.
 
-    The place for them is taken at once, as pieces that come between the work of the model would fragment the memory.
+    The memory is taken at once: pieces that come between the work of the model would fragment it.
 
     Args:
-        num_classes: Of the model.
-        images: At most, of this process.
-        device: Of the logits.
-        several: Whether an image may have several classes.
+        num_classes: Number of the model's classes.
+        images: The most images that this process may answer.
+        device: Device of the logits.
+        multi_label: Keep logits instead of logarithms of probabilities, and no choices.
     """
 
-    def __init__(self, num_classes: int, images: int, device: torch.device, *, several: bool = False) -> None:
-        device = torch.device("cpu") if device.type == "mps" else device  # no float64
-        self._several = several
+    def __init__(self, num_classes: int, images: int, device: torch.device, *, multi_label: bool = False) -> None:
+        if device.type == "mps":  # which has no float64
+            device = torch.device("cpu")
+        choices = 0 if multi_label else min(CHOICES, num_classes)
+        self._multi_label = multi_label
         self._filled = 0
         self._indices = torch.empty(images, dtype=torch.int64, device=device)
-        choices = 0 if several else min(CHOICES, num_classes)
         self._choices = torch.empty(images, choices, dtype=torch.int64, device=device)
         self._scores = torch.empty(images, num_classes, device=device)
 
@@ -56,8 +58,10 @@ class Answers:
         self._filled = place.stop
         self._indices[place] = indices.to(self._indices.device, non_blocking=True)
         self._choices[place] = logits.topk(self._choices.shape[1]).indices.to(self._choices.device)
-        logits = logits.to(self._indices.device)
-        self._scores[place] = logits if self._several else logits.double().log_softmax(1).float()
+        scores = logits.to(self._indices.device)
+        if not self._multi_label:
+            scores = scores.double().log_softmax(1).float()
+        self._scores[place] = scores
 
     def gather(self, accelerator: Accelerator) -> Gathered | None:
         """Return the answers of all processes in the first one, None in the others."""
@@ -69,4 +73,5 @@ class Answers:
         if len(everyone) == 1:  # in order already, and no copy of what may be large
             return Gathered(*mine)
         order = np.argsort(np.concatenate([indices for indices, _, _ in everyone]))
-        return Gathered(*(np.concatenate(parts)[order] for parts in zip(*everyone, strict=True)))
+        columns = zip(*everyone, strict=True)
+        return Gathered(*(np.concatenate(parts)[order] for parts in columns))

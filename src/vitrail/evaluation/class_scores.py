@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from vitrail.evaluation.metrics import class_rates
+from vitrail.evaluation.single_label_metrics import class_rates
 
 CONFIDENCE = 0.95
 """Of the intervals."""

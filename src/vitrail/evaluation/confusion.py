@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import grey_dilation
 
+from vitrail.errors import harmless
+
 SIDE = 1000
 """Pixels that the matrix takes at most, but for many classes, which have two pixels each."""
 CELLS = (2, 96)
@@ -44,7 +46,7 @@ def draw_confusion(confusion: Int[np.ndarray, "k k"], classes: Sequence[str]) ->
     cell = min(max(SIDE // k, CELLS[0]), CELLS[1])
     font, small = ImageFont.load_default(13), ImageFont.load_default(12)
     step = -(-NAMES_EVERY // cell)
-    shown = [(number, _short(classes[number])) for number in range(0, k, step)]
+    shown = [(number, _short(harmless(classes[number]))) for number in range(0, k, step)]
     margin = max(80, 24 + int(max(font.getlength(name) for _, name in shown)))
     left, top = margin + 22, margin + 40
     side = k * cell

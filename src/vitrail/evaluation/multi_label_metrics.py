@@ -1,4 +1,4 @@
-"""What an evaluation says where an image has any number of classes: average precision, thresholds and F1.
+"""Multi-label metrics: mean average precision, tuned thresholds, macro and micro F1.
 
 Shapes
     n images, k classes
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from vitrail.errors import ConfigError
 from vitrail.evaluation.class_scores import ClassScores, ranking
 from vitrail.inference.predict import probabilities
 
@@ -21,7 +22,7 @@ HALF = 0.5
 
 
 @dataclass(frozen=True)
-class LabelAccuracy:
+class MultiLabelMetrics:
     """What an evaluation found; F1 at the thresholds and, where it says so, at probability 0.5 for every class."""
 
     n: int
@@ -51,9 +52,26 @@ class LabelAccuracy:
         percent = {"mAP, %": self.map, "macro F1, %": self.macro_f1, "micro F1, %": self.micro_f1}
         return {"loss": f"{self.loss:.4f}", **{title: f"{value:.2f}" for title, value in percent.items()}}
 
+    @property
+    def headline(self) -> Literal["mAP"]:
+        """The name of the number that evaluations are compared by."""
+        return "mAP"
+
     def numbers(self) -> dict[str, Any]:
-        """Return what stands in a row of numbers."""
+        """Return the row of numbers."""
         return {name: value for name, value in vars(self).items() if name not in ("thresholds", "warnings")}
+
+    def numbers_of_all_images(self, unreadable: int) -> dict[str, Any]:
+        """Return nothing: an image that was not read is in no ranking."""
+        return {}
+
+    def acc_log(self) -> str:
+        """Refuse the lines of MindSpore's model zoo, which are for single-label models.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError("--acc-log: the model zoo's lines are for one class an image; leave it out")
 
 
 @dataclass(frozen=True)
@@ -81,11 +99,11 @@ class Decisions:
             return hits / (hits + false), hits / (hits + missed), 2 * hits / (2 * hits + false + missed)
 
 
-def label_accuracy(
+def compute_multi_label_metrics(
     logits: Float[np.ndarray, "n k"],
     truth: Bool[np.ndarray, "n k"],
     thresholds: tuple[float, ...] | None = None,
-) -> LabelAccuracy:
+) -> MultiLabelMetrics:
     """Measure answers.
 
     Args:
@@ -102,7 +120,7 @@ def label_accuracy(
     x = logits.astype(np.float64)
     with np.errstate(invalid="ignore"):
         loss = float((np.logaddexp(0, x) - np.where(truth, x, 0)).mean()) if n else math.nan
-    return LabelAccuracy(
+    return MultiLabelMetrics(
         n,
         map=100 * _mean(ap[truth.any(0)], skip_nan=False),
         macro_f1=100 * _mean(at_thresholds.rates()[2]),

@@ -1,8 +1,7 @@
-"""The report of an evaluation where an image has any number of classes: numbers as JSON and CSV, and one page."""
+"""The report of a multi-label evaluation: numbers as JSON and CSV, and one page that shows them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +10,19 @@ from numpy.typing import NDArray
 
 from vitrail.data.sources import Source
 from vitrail.evaluation.answers import Gathered
-from vitrail.evaluation.multi_label_metrics import HALF, Decisions, LabelAccuracy, label_scores
-from vitrail.evaluation.report import MISTAKES, PAGE, Subject, Training, origin, plain, thumbnail, to_csv
+from vitrail.evaluation.multi_label_metrics import HALF, Decisions, MultiLabelMetrics, label_scores
+from vitrail.evaluation.report import (
+    MISTAKES,
+    NUMBERS,
+    PAGE,
+    Subject,
+    Training,
+    origin,
+    plain,
+    thumbnail,
+    to_csv,
+    to_json,
+)
 from vitrail.imagenet import english
 from vitrail.inference.predict import probabilities
 from vitrail.pages.render import pictured, render
@@ -20,16 +30,16 @@ from vitrail.pages.render import pictured, render
 TEMPLATE = "label_report.html"
 
 
-def truth(source: Source, answers: Gathered) -> NDArray[np.bool_]:
-    """Return (n, k), which classes the answered images have."""
+def label_sets_of(source: Source, answers: Gathered) -> NDArray[np.bool_]:
+    """Return (n, k), which classes each answered image has."""
     assert source.label_sets is not None
     return source.label_sets[source.labels[answers.indices]]
 
 
-def label_report_files(
+def multi_label_report_files(
     subject: Subject,
     answers: Gathered,
-    accuracy: LabelAccuracy,
+    accuracy: MultiLabelMetrics,
     bad_files: Sequence[tuple[str, str]],
     training: Training | None = None,
 ) -> dict[str, bytes]:
@@ -42,7 +52,7 @@ def label_report_files(
         bad_files: Name and reason of each unreadable image.
         training: The run that ended with this evaluation.
     """
-    classes, logits, is_true = subject.record.classes, answers.scores, truth(subject.source, answers)
+    classes, logits, is_true = subject.record.classes, answers.scores, label_sets_of(subject.source, answers)
     shares, thresholds = probabilities(logits), np.array(accuracy.thresholds)
     is_answer = shares >= thresholds
     scores = label_scores(logits, is_true, accuracy.thresholds)
@@ -97,8 +107,8 @@ def label_report_files(
     )
     columns = ["class", "n", "precision", "recall", "F1", "AUROC", "AP", "threshold"]
     return {
-        "report.json": (json.dumps(numbers, indent=1) + "\n").encode(),
-        "per_class.csv": to_csv(columns, [list(row.values()) for row in numbers["per_class"]]),
+        NUMBERS: to_json(numbers, training),
+        "per_class.csv": to_csv(columns, [list(row.values()) for row in numbers["per_class"]], subject),
         PAGE: page,
     }
 

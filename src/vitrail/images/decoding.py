@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.PpmImagePlugin import PpmImageFile
 
+from vitrail.files import read_regular
 from vitrail.images.array_files import NPY, read_npy, read_npy_header
 from vitrail.images.bmp import is_run_length, read_run_length
 from vitrail.images.containers import (
@@ -39,6 +41,7 @@ from vitrail.images.pixels import (
     check_size,
     to_pixel_format,
 )
+from vitrail.images.silence import nothing_printed
 from vitrail.images.tiff import read_tiff
 from vitrail.images.tiff_tags import MOST_PAGES, ORIENTATION, TIFF_BEGINS, choose_reader, read_tags
 
@@ -46,6 +49,8 @@ COLOURS = ("LA", "RGB", "RGBA", "RGBX")
 """Modes in which Pillow may hold colours that have 16 bits in the file."""
 DEEP_GRAY_WITH_ALPHA = b"\x10\x04"
 """Bit depth and colour type of a PNG that Pillow opens as RGBA, and that is gray with alpha."""
+MAX_FILE = 2**31
+"""Most bytes of an image's file; as many pixels as are read, in 16 bits, take no more."""
 MAX_SCANS = 100
 """Most scans of a JPEG. Each goes over the whole image, so a small file with thousands of them would take hours; usual
 are 10."""
@@ -77,6 +82,15 @@ def decoder_name() -> Literal["torchcodec", "pillow"]:
 def _quiet_pillow_log() -> None:
     """Keep Pillow's log from being printed: what matters of it becomes the reason of an UnreadableImage."""
     logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+
+def read_image(path: str | Path) -> bytes:
+    """Read the file of an image, which may not be a device, a pipe or larger than MAX_FILE.
+
+    Raises:
+        OSError: It cannot be read, or is none.
+    """
+    return read_regular(path, MAX_FILE)
 
 
 @contextmanager
@@ -141,6 +155,16 @@ def decode(data: bytes, wanted: PixelFormat = RGB) -> Pixels:
     if wanted.is_picture:
         return pixels
     return to_pixel_format(pixels.permute(1, 2, 0).numpy(), wanted)
+
+
+def decode_quietly(data: bytes, wanted: PixelFormat = RGB) -> Pixels:
+    """Decode as `decode` does, and print nothing where libjpeg or libpng would.
+
+    Raises:
+        UnreadableImage: As of `decode`.
+    """
+    with nothing_printed():
+        return decode(data, wanted)
 
 
 def _decode_tiff(data: bytes, wanted: PixelFormat) -> Pixels:
@@ -293,11 +317,16 @@ def _has_8_bits(image: Image.Image, data: bytes) -> bool:
 
 def _deep_colours(image: Image.Image, data: bytes) -> NDArray[np.uint16]:
     """Read colours of 16 bits as they are stored."""
-    is_plain_png = image.format == "PNG" and getattr(image, "n_frames", 1) == 1 and b"eXIf" not in data
-    if not is_plain_png:
+    what = ""
+    if image.format != "PNG":
+        what = f"its {image.format} colours may have more than 8 bits"
+    elif b"eXIf" in data:
+        what = "has colours of 16 bits beside EXIF"
+    elif getattr(image, "n_frames", 1) != 1:
+        what = "has colours of 16 bits beside several frames"
+    if what:
         raise UnreadableImage(
-            f"its {image.format} colours may have more than 8 bits, and cannot be read; save it as plain PNG, TIFF or "
-            ".npy"
+            f"{what}, which data.bits=16 cannot read; save it as plain PNG, TIFF or .npy, or read all with data.bits=8"
         )
     decoder = fast_decoders().get("PNG")
     if decoder is None:

@@ -14,8 +14,10 @@ Differences from timm
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,15 +27,22 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from vitrail.config.sections import too_large
-from vitrail.errors import ConfigError, DataError, closest
+from vitrail.config.sections import MIN_STD, too_large
+from vitrail.errors import ConfigError, DataError, brief, closest
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from vitrail.images.decoding import decode, to_pixels
+from vitrail.images.decoding import decode, read_image, to_pixels
 from vitrail.images.pixels import Bits, Exif, PixelFormat, Pixels, UnreadableImage
+from vitrail.models.family import MAX_CHANNELS, MAX_SIDE
 
 MAX_ASPECT = 10
 """Longest side of an image, in multiples of the side its view needs, that is resized whole. A 20000x20 image resized
 whole to 224 rows would be 224,000 columns wide."""
+MAX_COVER = 8192
+"""Most pixels of the side to which an image is scaled before its centre is cropped."""
+MAX_NUMBER = 1e6
+"""Largest absolute value of a statistic of pixels; NaN is not below it."""
+MEMORY_SHARE = 8
+"""Number of parts that memory is divided into, of which a batch of images may take one."""
 
 
 def normalise(
@@ -92,6 +101,18 @@ def _center_crop(image: Tensor, size: tuple[int, int]) -> Tensor:
     return image[:, top : top + height, left : left + width]
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    return isinstance(values, tuple) and len(values) == count and all(map(_is_number, values))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
     """The evaluation preprocessing of a model; called on an image, it reads, resizes, crops and normalises it."""
@@ -114,24 +135,60 @@ class Preprocess:
     """Bits of a channel when the image is decoded."""
 
     def __post_init__(self) -> None:
-        problems = []
-        if len(self.size) != 2 or min(self.size) < 1:
-            problems.append(f"size is {self.size}; it must be a positive height and width")
-        if not 0 < self.crop <= 1:
-            problems.append(f"crop is {self.crop}; it must be above 0 and at most 1")
-        if self.interpolation not in ("bicubic", "bilinear"):
-            problems.append(f"interpolation is {self.interpolation!r}; it must be 'bicubic' or 'bilinear'")
-        if not len(self.mean) == len(self.std) == self.channels or min(self.std, default=0) <= 0:
-            wanted = f"{self.channels} numbers, one a channel"
-            problems.append(f"mean is {self.mean} and std is {self.std}; each must have {wanted}, std above 0")
-        else:
-            problems += too_large(self.mean, self.std)
-        if self.bits not in (8, 16):
-            problems.append(f"bits is {self.bits!r}; it must be 8 or 16")
-        if self.exif not in ("ignore", "apply"):
-            problems.append(f"exif is {self.exif!r}; it must be 'ignore' or 'apply'")
+        problems = self._problems()
         if problems:
             raise ConfigError(f"preprocess: {'; '.join(problems)}")
+
+    def _problems(self) -> list[str]:
+        """Return what is wrong, each as one clause; values may come from a file and be anything."""
+        problems = self._problems_of_size()
+        if self.interpolation not in ("bicubic", "bilinear"):
+            problems.append(f"interpolation is {brief(self.interpolation)}; it must be 'bicubic' or 'bilinear'")
+        problems += self._problems_of_statistics()
+        if self.bits not in (8, 16) or not _is_whole(self.bits):
+            problems.append(f"bits is {brief(self.bits)}; it must be 8 or 16")
+        if self.exif not in ("ignore", "apply"):
+            problems.append(f"exif is {brief(self.exif)}; it must be 'ignore' or 'apply'")
+        return problems
+
+    def _problems_of_size(self) -> list[str]:
+        problems = []
+        size, crop = self.size, self.crop
+        if not (isinstance(size, tuple) and len(size) == 2 and all(map(_is_whole, size)) and min(size) > 0):
+            problems.append(f"size is {brief(size)}; it must be a positive height and width")
+        elif max(size) > MAX_SIDE:
+            problems.append(f"size is {brief(size)}; it must be at most {MAX_SIDE} pixels a side")
+        if not (_is_number(crop) and 0 < crop <= 1):
+            problems.append(f"crop is {brief(crop)}; it must be above 0 and at most 1")
+        elif not problems and max(size) / crop > MAX_COVER:
+            problems.append(f"crop is {crop}; images of {max(size)} / {crop} pixels are too large, at most {MAX_COVER}")
+        return problems
+
+    def _problems_of_statistics(self) -> list[str]:
+        if not (_is_whole(self.channels) and 1 <= self.channels <= MAX_CHANNELS):
+            return [f"channels is {brief(self.channels)}; it must be 1 to {MAX_CHANNELS}"]
+        if not all(_are_numbers(values, self.channels) for values in (self.mean, self.std)) or min(self.std) <= 0:
+            wanted = f"{self.channels} numbers, one a channel"
+            given = f"mean is {brief(self.mean)} and std is {brief(self.std)}"
+            return [f"{given}; each must have {wanted}, std above 0"]
+        if min(self.std) < MIN_STD:
+            return [f"std is {brief(self.std)}; it must be at least {MIN_STD:g}"]
+        return list(too_large(self.mean, self.std))
+
+    def check_batch(self, batch_size: int) -> None:
+        """Refuse batches that this machine has no memory for: a file may ask for images of any size.
+
+        Raises:
+            ConfigError: One batch of them takes more than an eighth of it.
+        """
+        needed = 4 * batch_size * self.channels * math.prod(self.size)
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if needed > memory / MEMORY_SHARE:
+            height, width = self.size
+            raise ConfigError(
+                f"preprocess.size is {height}x{width}, of which {batch_size} images take {needed / 1e9:.3g} GB and "
+                f"this machine has {memory / 1e9:.3g}; lower the batch size, or give a smaller image_size"
+            )
 
     @property
     def pixels(self) -> PixelFormat:
@@ -154,7 +211,7 @@ class Preprocess:
         for name, value in values.items():
             if name not in known:
                 raise ConfigError(
-                    f"preprocess.{name}: unknown key{closest(name, known)}; known keys: {', '.join(known)}"
+                    f"preprocess.{brief(name)[1:-1]}: unknown key{closest(name, known)}; known keys: {', '.join(known)}"
                 )
             arguments[name] = tuple(value) if isinstance(value, list) else value
         if "size" not in values:
@@ -193,7 +250,7 @@ class Preprocess:
             self._check_pixels(image)
             return image
         try:
-            return decode(Path(image).read_bytes(), self.pixels)
+            return decode(read_image(image), self.pixels)
         except OSError as error:
             raise UnreadableImage(f"{image}: {error.strerror}") from error
         except UnreadableImage as error:

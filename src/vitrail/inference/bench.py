@@ -9,7 +9,7 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -179,7 +179,8 @@ class Worker:
 
     def ask(self, batch_size: int) -> tuple[list[float], float]:
         """Return the seconds of a few runs, and the peak of memory in MiB so far."""
-        self._connection.send(batch_size)
+        with suppress(BrokenPipeError):  # what became of it is told below
+            self._connection.send(batch_size)
         return self._receive()
 
     def close(self) -> None:
@@ -191,7 +192,7 @@ class Worker:
     def _receive(self) -> Any:
         try:
             answer = self._connection.recv()
-        except EOFError as error:
+        except (EOFError, ConnectionError) as error:
             self._process.join()
             status = self._process.exitcode
             raise VitrailError(

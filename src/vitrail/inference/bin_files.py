@@ -24,7 +24,7 @@ from vitrail.classes.names import canonical
 from vitrail.data.loader import Batch
 from vitrail.data.sources import Source
 from vitrail.errors import DataError, printable
-from vitrail.images.decoding import decode
+from vitrail.images.decoding import decode_quietly, read_image
 from vitrail.images.pixels import PixelFormat, UnreadableImage
 from vitrail.images.preprocess import Preprocess, normalise
 from vitrail.whole_folder import WholeFolder
@@ -98,7 +98,7 @@ def write_inputs(
 
     def view(path: str) -> Tensor | str:
         try:
-            return preprocess.view(decode(Path(path).read_bytes(), preprocess.pixels))
+            return preprocess.view(decode_quietly(read_image(path), preprocess.pixels))
         except UnreadableImage as error:
             return str(error)
         except OSError as error:

@@ -14,7 +14,8 @@ import subprocess
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,9 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.devices import Precision, autocast, keep_freed_memory
-from vitrail.errors import CheckpointError, ConfigError, MissingExtra
-from vitrail.inference.exported import READERS, Making, describe
-from vitrail.weights.checkpoint import Record, hash_file
+from vitrail.display import Display
+from vitrail.errors import CheckpointError, ConfigError, MissingExtra, VitrailError
+from vitrail.inference.exported import READERS, Making, check_beside, describe
+from vitrail.weights.checkpoint import Record
 from vitrail.weights.loading import Opened, Wanted, check_described, open_model
 
 Engine = Literal["torch", "onnxruntime", "openvino", "aotinductor", "torchscript", "mindspore"]
@@ -39,6 +41,8 @@ ENGINES: Mapping[str, tuple[Engine, ...]] = {
     ".mindir": ("mindspore",),
 }
 """What can run a file, by its ending, the usual one first; any other file is taken for weights, which torch runs."""
+PROGRAMS = (".pt2", ".torchscript")
+"""Endings of files that their engines run code from; what the others hold is data."""
 MINDSPORE_PYTHON = "VITRAIL_MINDSPORE_PYTHON"
 """Names the Python of an environment that has MindSpore, which needs another NumPy than vitrail."""
 MINDSPORE_SCRIPT = """
@@ -65,6 +69,8 @@ HINTS = {"float32": ("f32", "FP32"), "bfloat16": ("bf16", "BF16"), "float16": ("
 """What OpenVINO calls each precision where it is asked for, and where a device says what it can do."""
 CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")
 """What PyTorch calls the instructions of a CPU; each has all of those before it."""
+REASON = 300
+"""Characters of what a runtime says of a file, which may quote all of it."""
 
 Run = Callable[[Tensor], Tensor]
 
@@ -152,7 +158,11 @@ class Artifact:
                 f"{self.path}: needs {self.engine}, which is not installed; run: pip install "
                 f"'vitrail[{EXTRAS[self.engine]}]'"
             )
-        started = STARTS[self.engine](wanted)
+        with _refusal_told(self.path, self.engine, "load"):
+            started = STARTS[self.engine](wanted)
+        run = started.run
+        if self.making is not None and self.making.input == "normalised":
+            run = _checked(self, run)
         return Network(
             path=self.path,
             record=self.record,
@@ -166,7 +176,7 @@ class Artifact:
                 wanted.threads,
             ),
             batch_size=self.making.batch_size if self.making else None,
-            run=started.run,
+            run=run,
         )
 
 
@@ -221,6 +231,14 @@ def read_artifact(
             f"{path}: reads whole images itself (--with-preprocess), one at a time; give the file exported without"
         )
     return Artifact(path=str(path), record=found.record, engine=chosen, making=found.making)
+
+
+def tell_program(path: Path | str, display: Display) -> None:
+    """Say of a file that holds code, before any of it runs, that opening it runs that."""
+    if Path(path).suffix in PROGRAMS:
+        display.note(
+            f"{path}: is a program, which runs with all your rights; open such files only from somebody you trust"
+        )
 
 
 def require_classes(record: Record, path: Path | str) -> None:
@@ -315,10 +333,7 @@ def _onnxruntime(wanted: Start) -> Started:
     options.intra_op_num_threads = wanted.threads
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would slow what comes next
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=[provider])
-    except Exception as error:  # of its own kinds, which have no common name
-        raise CheckpointError(f"{path}: ONNX Runtime cannot load it ({_first_line(error)}); export it again") from error
+    session = onnxruntime.InferenceSession(path, options, providers=[provider])
     name, output = session.get_inputs()[0].name, session.get_outputs()[0].name
 
     def run(images: Tensor) -> Tensor:
@@ -340,12 +355,8 @@ def _openvino(wanted: Start) -> Started:
     import openvino
 
     path, core, making = Path(wanted.artifact.path), openvino.Core(), wanted.artifact.making
-    weights = path.with_suffix(".bin")
     if path.suffix == ".xml" and making is not None:
-        if not weights.is_file():
-            raise CheckpointError(f"{path}: its weights, {weights.name}, are not beside it; copy both files")
-        if making.details["bin"] != hash_file(weights):
-            raise CheckpointError(f"{path}: {weights.name} beside it belongs to another file; copy both files")
+        check_beside(path, making)
     hint, capability = HINTS[wanted.precision]
     if capability not in (known := openvino_capabilities()):
         able = [name for name, (_, word) in HINTS.items() if word in known]
@@ -358,11 +369,7 @@ def _openvino(wanted: Start) -> Started:
         "INFERENCE_NUM_THREADS": wanted.threads,
         "NUM_STREAMS": 1,
     }
-    try:
-        compiled = core.compile_model(path, "CPU", settings)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]  # the others are places in its code
-        raise CheckpointError(f"{path}: OpenVINO cannot load it ({reason}); export it again") from error
+    compiled = core.compile_model(path, "CPU", settings)
 
     def run(images: Tensor) -> Tensor:
         logits = compiled(np.ascontiguousarray(images.cpu().numpy()))[0]
@@ -388,10 +395,7 @@ def _aotinductor(wanted: Start) -> Started:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no CUDA
     from torch._inductor import aoti_load_package
 
-    try:
-        compiled = aoti_load_package(artifact.path, device_index=device.index or -1)
-    except RuntimeError as error:
-        raise CheckpointError(f"{artifact.path}: cannot be loaded ({_first_line(error)}); export it again") from error
+    compiled = aoti_load_package(artifact.path, device_index=device.index or -1)
 
     def run(images: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -406,12 +410,9 @@ def _torchscript(wanted: Start) -> Started:
     path = wanted.artifact.path
     if wanted.device.type == "cpu":
         torch.set_num_threads(wanted.threads)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it has successors
-            program = torch.jit.load(path, map_location=wanted.device)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: cannot be loaded ({_first_line(error)}); export it again") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it has successors
+        program = torch.jit.load(path, map_location=wanted.device)
 
     def run(images: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -484,8 +485,43 @@ def _less_than(here: str) -> tuple[str, ...]:
     return CAPABILITIES[: CAPABILITIES.index(capability)] if capability in CAPABILITIES else ()
 
 
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+@contextmanager
+def _refusal_told(path: str, engine: Engine, deed: str) -> Iterator[None]:
+    """Turn whatever a runtime raises for a file that it cannot load or run into one line.
+
+    Raises:
+        CheckpointError: In the runtime's own words.
+    """
+    try:
+        yield
+    except (VitrailError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # runtimes have kinds of their own, without a common name
+        if engine == "torch":  # which runs our own code, whose faults keep their traceback
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        # what stands above is places in OpenVINO's code
+        reason = lines[-1] if engine == "openvino" else lines[0]
+        raise CheckpointError(
+            f"{path}: {TITLES[engine]} cannot {deed} it ({reason[:REASON]}); export it again"
+        ) from error
+
+
+def _checked(artifact: Artifact, run: Run) -> Run:
+    """Return a function that also refuses what are no logits of the model that a file says it is."""
+    path, engine, count = artifact.path, artifact.engine, artifact.record.options["num_classes"]
+
+    def checked(images: Tensor) -> Tensor:
+        with _refusal_told(path, engine, "run"):
+            logits = run(images)
+            if tuple(logits.shape) != (len(images), count) or not logits.is_floating_point():
+                raise CheckpointError(
+                    f"{path}: gives {logits.dtype} of shape {tuple(logits.shape)} for {len(images)} images, and no "
+                    f"logits of {count} classes; export it again"
+                )
+            return logits.float()
+
+    return checked
 
 
 STARTS: Mapping[Engine, Callable[[Start], Started]] = {
@@ -495,6 +531,13 @@ STARTS: Mapping[Engine, Callable[[Start], Started]] = {
     "aotinductor": _aotinductor,
     "torchscript": _torchscript,
     "mindspore": _mindspore,
+}
+TITLES: Mapping[Engine, str] = {
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "aotinductor": "AOTInductor",
+    "torchscript": "TorchScript",
+    "mindspore": "MindSpore",
 }
 EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
 """The extra of this package that has an engine."""

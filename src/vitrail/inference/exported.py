@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import mmap
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +17,21 @@ from xml.etree import ElementTree
 
 from vitrail.devices import Precision
 from vitrail.errors import CheckpointError, command
-from vitrail.weights.checkpoint import KEY, Record, parse_record
+from vitrail.weights.checkpoint import KEY, Record, hash_file, parse_record
+from vitrail.weights.description import MAX_TEXT
+from vitrail.weights.digest import check_archive, check_sealed
 from vitrail.weights.formats.protobuf import read_fields
+from vitrail.weights.formats.torch_file import check_directory
 
 Stored = Precision | Literal["int8"]
 """In what a file computes; with int8, what is left is float32."""
+MAX_BYTES = 4 * 2**30
+"""Of an exported file; the largest model here takes 400 million."""
 EXTRA = f"extra/{KEY}"
 """Where an archive of PyTorch keeps the record, below its one folder."""
+MAX_XML = 256 * 2**20
+"""Bytes of the XML of OpenVINO; that of the largest model here has 3 million."""
+MAX_NESTING = 100
 _TEXTS = 14
 """Field of an ONNX model, and of MindIR which was made after it, with texts by name."""
 
@@ -63,18 +72,59 @@ def with_making(record: Record, making: Making) -> Record:
     return replace(record, provenance={**record.provenance, **making.record_entry})
 
 
+def check_whole(path: Path) -> str:
+    """Compare an exported file with its digest or, without one, an archive with the checksums of its entries.
+
+    Returns:
+        What it was compared with; nothing where it has neither.
+
+    Raises:
+        CheckpointError: It is missing or damaged.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: is missing, or no file; give one that `vitrail export` wrote")
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise CheckpointError(f"{path}: has {size:,} bytes, and no model that is exported here has over {MAX_BYTES:,}")
+    with _damage_told(path):
+        if check_sealed(path):
+            return "its digest"
+        # such an archive holds machine code, which is not to be run once a bit of it has changed
+        if READERS[path.suffix] is _archive_texts and (count := check_archive(path)):
+            return f"the checksums of its {count} entries"
+        return ""
+
+
+def read_texts(path: Path) -> dict[str, str]:
+    """Return the texts by name that an exported file carries.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    with _damage_told(path):
+        return READERS[path.suffix](path)
+
+
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # as many kinds as a file can be damaged in
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(
+            f"{path}: is damaged, or no file of {path.suffix} ({reason[:200]}); copy or export it again"
+        ) from error
+
+
 def describe(path: Path) -> Described:
-    """Read what an exported file says of itself.
+    """Read what an exported file says of itself, after a look whether all of it is as it was written.
 
     Raises:
         CheckpointError: It is missing, damaged, or was not written by `vitrail export`.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: is missing, or no file; give one that `vitrail export` wrote")
-    try:
-        texts = READERS[path.suffix](path)
-    except (OSError, ValueError, zipfile.BadZipFile, ElementTree.ParseError, NotImplementedError) as error:
-        raise CheckpointError(f"{path}: cannot be read as {path.suffix} ({error}); export it again") from error
+    check_whole(path)
+    texts = read_texts(path)
     if KEY not in texts:
         again = command("export", "CHECKPOINT", "--format", path.suffix[1:].replace("xml", "openvino"))
         raise CheckpointError(
@@ -83,9 +133,27 @@ def describe(path: Path) -> Described:
         )
     record = parse_record(texts, path)
     try:
-        return Described(record=record, making=Making(**record.provenance["exported"]))
+        making = Making(**record.provenance["exported"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: does not say how it was exported; export it again") from error
+    if making.format != (form := path.suffix[1:].replace("xml", "openvino")):
+        raise CheckpointError(f"{path}: says that it is {making.format}, and it is {form}; use the original")
+    return Described(record=record, making=making)
+
+
+def check_beside(path: Path, making: Making) -> None:
+    """Compare the weights of an OpenVINO model, which lie beside it, with those that it was written with.
+
+    Raises:
+        CheckpointError: They are not there, damaged, or another model's.
+    """
+    weights = path.with_suffix(".bin")
+    if not weights.is_file():
+        raise CheckpointError(f"{path}: its weights, {weights.name}, are not beside it; copy both files")
+    if making.details.get("bin") != hash_file(weights):
+        raise CheckpointError(
+            f"{path}: {weights.name} beside it is damaged, or belongs to another file; copy both files"
+        )
 
 
 def _protobuf_texts(path: Path) -> dict[str, str]:
@@ -103,14 +171,35 @@ def _protobuf_texts(path: Path) -> dict[str, str]:
 
 
 def _xml_texts(path: Path) -> dict[str, str]:
-    entries = ElementTree.parse(path).getroot().find("rt_info")
-    return {} if entries is None else {entry.tag: entry.get("value", "") for entry in entries}
+    """Read what stands in rt_info; the network before it is let go while it is read."""
+    if (size := path.stat().st_size) > MAX_XML:
+        raise ValueError(f"it has {size:,} bytes, and {MAX_XML:,} at most are read")
+    found: dict[str, str] = {}
+    above: list[ElementTree.Element] = []
+    for event, element in ElementTree.iterparse(path, ("start", "end")):
+        if event == "start":
+            if len(above) > MAX_NESTING:
+                raise ValueError("it has elements within elements without end")
+            above.append(element)
+            continue
+        above.pop()
+        if len(above) == 2 and above[1].tag == "rt_info":
+            found[element.tag] = element.get("value", "")
+        if above:
+            above[-1].remove(element)
+    return found
 
 
 def _archive_texts(path: Path) -> dict[str, str]:
+    check_directory(path)
     with zipfile.ZipFile(path) as archive:
-        names = [name for name in archive.namelist() if name.partition("/")[2] == EXTRA]
-        return {KEY: archive.read(names[0]).decode()} if names else {}
+        entries = [entry for entry in archive.infolist() if entry.filename.partition("/")[2] == EXTRA]
+        if not entries:
+            return {}
+        # it is stored as it is, so that what is read is no longer than the file
+        if entries[0].compress_type or entries[0].file_size > 4 * MAX_TEXT:
+            raise ValueError(f"{EXTRA} has {entries[0].file_size:,} bytes, or is compressed, which it never is")
+        return {KEY: archive.read(entries[0]).decode()}
 
 
 READERS: Mapping[str, Callable[[Path], dict[str, str]]] = {

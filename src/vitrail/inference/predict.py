@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import json
 import os
@@ -20,16 +19,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vitrail.cells import write_rows
 from vitrail.classes.names import BETWEEN
 from vitrail.data.folders import IN_A_CIRCLE, Ignored, is_hidden, is_image, is_unread_image, lies_in_a_circle, walk
 from vitrail.data.list_files import is_table, read_lines
 from vitrail.data.list_paths import Spelling, read_paths
 from vitrail.data.lists import LABELS
 from vitrail.errors import CheckpointError, DataError, printable
-from vitrail.files import no_file, staging
-from vitrail.images.decoding import decode
+from vitrail.files import no_file, remove_leftovers, staging
+from vitrail.images.decoding import decode, read_image
 from vitrail.images.pixels import UnreadableImage
 from vitrail.images.preprocess import Preprocess, normalise
+from vitrail.images.silence import nothing_printed
 
 Format = Literal["json", "jsonl", "csv"]
 LIST_SUFFIXES = (".txt", ".lst", ".list")
@@ -160,6 +161,7 @@ def predict(
         device: Of the model.
         thresholds: Of a model that gives any number of classes: the probability from which each is given.
     """
+    preprocess.check_batch(batch_size)
     source = iter(paths)
     with ThreadPoolExecutor(
         max_workers=min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
@@ -222,7 +224,7 @@ def format_of(path: Path | None) -> Format:
 
 @contextmanager
 def open_output(
-    path: Path, form: Format, classes: Sequence[str], topk: int, *, several: bool = False
+    path: Path, form: Format, classes: Sequence[str], topk: int, *, several: bool = False, guard_csv: bool = True
 ) -> Iterator[PredictionFile]:
     """Open a file of predictions, written under a temporary name until it is whole.
 
@@ -230,11 +232,12 @@ def open_output(
         CheckpointError: The folder cannot be written, or the disk is full; an older file stays as it was.
     """
     target, temporary = staging(path)
+    remove_leftovers(target)
     try:
         with _told(path):
             stream = temporary.open("w", encoding="utf-8", newline="")
         try:
-            output = PredictionFile(stream, path, form, classes, topk, several=several)
+            output = PredictionFile(stream, path, form, classes, topk, several=several, guard_csv=guard_csv)
             yield output
             output.finish()
         finally:
@@ -261,14 +264,23 @@ def _told(path: Path) -> Iterator[None]:
 class PredictionFile:
     """Predictions as JSON ({path: class}), one JSON object a line, or CSV.
 
-    Where an image may have several classes, JSON has lists of them, and CSV their names in one cell.
+    Where an image may have several classes, JSON has lists of them, and CSV their names in one cell. Texts that a
+    spreadsheet would compute are guarded in CSV, unless that is not wanted.
     """
 
     def __init__(
-        self, stream: TextIO, path: Path, form: Format, classes: Sequence[str], topk: int, *, several: bool = False
+        self,
+        stream: TextIO,
+        path: Path,
+        form: Format,
+        classes: Sequence[str],
+        topk: int,
+        *,
+        several: bool = False,
+        guard_csv: bool = True,
     ) -> None:
         self._stream, self._path, self._form, self._classes, self._topk = stream, path, form, classes, topk
-        self._several = several
+        self._several, self._guard_csv = several, guard_csv
         self._separator = "{\n"
         if form == "csv" and several:
             self._put_cells(["path", LABELS, "probabilities", "error"])
@@ -307,7 +319,7 @@ class PredictionFile:
 
     def _put_cells(self, cells: Sequence[object]) -> None:
         with _told(self._path):
-            csv.writer(self._stream, lineterminator="\n").writerow(cells)
+            write_rows(self._stream, [cells], guarded=self._guard_csv)
 
     def finish(self) -> None:
         """End the file."""
@@ -340,7 +352,9 @@ def _read(path: str, preprocess: Preprocess) -> torch.Tensor | str:
     try:
         if odd := no_file(path):  # which a text file may name, and which might block whoever opens it
             return f"is {odd}, no image"
-        return read_view(Path(path).read_bytes(), preprocess)
+        data = read_image(path)
+        with nothing_printed():
+            return read_view(data, preprocess)
     except UnreadableImage as error:
         return str(error)
     except OSError as error:

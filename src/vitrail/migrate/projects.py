@@ -58,6 +58,8 @@ class Outcome:
     settings: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
     say: Say = ""
+    of_training: bool = False
+    """Whether the note means nothing where nothing is trained."""
 
 
 Rule = Callable[[Any, Case], Outcome]
@@ -273,9 +275,10 @@ def several(value: Any, case: Case) -> Outcome:
     wanted = truth(value) if count is None else count > 1
     if wanted and case.processes == 1:
         note = f"this is one process; start several with: torchrun --nproc-per-node {count or 8} -m vitrail train ..."
-        return Outcome(note=note, say="warning")
+        return Outcome(note=note, say="warning", of_training=True)
     if count is not None and 1 < count != case.processes:
-        return Outcome(note=f"{case.processes} processes were started, and they count", say="warning")
+        note = f"{case.processes} processes were started, and they count"
+        return Outcome(note=note, say="warning", of_training=True)
     return Outcome(note="torchrun starts processes")
 
 
@@ -414,7 +417,8 @@ def _mindcv_train_split(value: Any, case: Case) -> Outcome:
     """Set the folder to train on, which the files of Twins have wrong."""
     alike = "train_split" in case.written and value == case.values["val_split"]
     note = f"the run learns the images that it is validated with; train_split={MINDCV.keys['train_split'].default}"
-    return Outcome({"data.train_split": value}, f"{note} takes the others" if alike else "", "warning" if alike else "")
+    told = f"{note} takes the others" if alike else ""
+    return Outcome({"data.train_split": value}, told, "warning" if alike else "", of_training=True)
 
 
 def _mindcv_re_value(value: Any, case: Case) -> Outcome:
@@ -614,12 +618,12 @@ def _zoo_epoch_state(value: Any, case: Case) -> Outcome:
     """Tell that no run is gone on with, where their program would do so."""
     lost = not truth(value) and text_or_none(case.values.get("pretrained")) is not None
     note = "weights alone are read: epochs and rates begin anew; `vitrail train --resume RUN` goes on with a run"
-    return Outcome(note=note, say="warning" if lost else "")
+    return Outcome(note=note, say="warning" if lost else "", of_training=True)
 
 
 def _zoo_lr(value: Any, case: Case) -> Outcome:
     """Tell whoever wrote it that another key is the rate."""
-    return Outcome(note="not read: the rate is base_lr", say="warning")
+    return Outcome(note="not read: the rate is base_lr", say="warning", of_training=True)
 
 
 def _zoo_minutes(value: Any, case: Case) -> Outcome:

@@ -40,6 +40,8 @@ class Row:
     note: str
     say: Say
     """Whether a run says the note: the run differs from what the file reads as, or something is not to be had."""
+    of_training: bool = False
+    """Whether the note means nothing where nothing is trained."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,16 @@ class Translation:
     layer: Layer
 
     def remarks(self, sections: Sequence[str] | None = None) -> list[tuple[Say, str]]:
-        """Return what a command has to say about the translation: warnings, and notes of some sections or of all."""
+        """Return what a command has to say about the translation: warnings, and notes of some sections or of all.
+
+        A command that reads some sections trains nothing.
+        """
         found: list[tuple[Say, str]] = [
             ("note", f"{self.layer.origin}: settings of {self.project}, {self.compat}; `vitrail config` shows each key")
         ]
         for row in self.rows:
+            if row.of_training and sections is not None:
+                continue
             concerned = sections is None or any(name.split(".")[0] in sections for name in row.settings)
             if row.say == "warning" or (row.say and concerned):
                 what = f"{row.key}={shown(row.value)}" if row.written else f"{row.key} is not written"
@@ -88,6 +95,13 @@ def detect(content: Mapping[str, Any], origin: str) -> Project:
     """
     known = {project.name: sum(_name(key, project) in project.keys for key in content) for project in PROJECTS}
     best = max(known.values())
+    program = program_of({str(key): value for key, value in content.items()})
+    if (theirs := [key for key in content if _name(key, program) in program.keys]) and len(theirs) > best:
+        flags = " ".join(f"--{_name(key, program).replace('_', '-')} {shown(content[key])}" for key in theirs[:3])
+        raise ConfigError(
+            f"{origin}: has the keys of official programs, here {program.name}, which are read as flags and from no "
+            f"file; leave the file out and write them behind the command: {flags}{' ...' * (len(theirs) > 3)}"
+        )
     found = [project for project in PROJECTS if known[project.name] == best]
     if 2 * best < len(content):
         raise ConfigError(
@@ -143,7 +157,7 @@ def translate(
             continue
         if key in project.published and key not in written and outcome.settings:
             outcome = replace(outcome, note=f"taken as in the file of {project.name}, {shown(value)}", say="note")
-        rows.append(Row(key, value, key in written, outcome.settings, outcome.note, outcome.say))
+        rows.append(Row(key, value, key in written, outcome.settings, outcome.note, outcome.say, outcome.of_training))
     for key, value in overruled.items():
         note = f"the file overrules the flag in {project.name}; compat=as_written lets the flag win"
         rows.append(Row(key, value, True, {}, note, "warning"))

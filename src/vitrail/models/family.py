@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Generic, Literal, TypeVar, cast
 
 import torch
@@ -14,9 +14,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vitrail.errors import brief
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.models.dialects import Dialect
 from vitrail.models.linear import Linear
+
+MAX_SIDE = 4096
+"""Pixels of height or width that a model takes: one such image, normalised, is 200 MB."""
+MAX_CHANNELS = 1000
+MAX_BLOCKS = 1000
+"""Blocks, or entries of a tuple such as `depths`; the deepest published model has 24."""
+MAX_WHOLE = 2**31 - 1
+"""What no number of channels, heads or classes is above."""
+MAX_REAL = 1e6
+"""What no ratio or epsilon is above."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +53,7 @@ class ModelConfig:
         object.__setattr__(
             self, "image_size", tuple(self.image_size) if not isinstance(self.image_size, int) else self.image_size
         )
-        if problems := check_whole_numbers(self) or self.problems():
+        if problems := check_numbers(self) or self.problems():
             raise ValueError("; ".join(problems))
 
     @property
@@ -62,8 +73,10 @@ class ModelConfig:
             found.append(f"image_size has {len(self.image_size)} numbers; give one, or height and width")
         elif min(self.size) < 1:
             found.append(f"image_size is {self.image_size}; it must be positive")
-        if self.in_channels < 1:
-            found.append(f"in_channels is {self.in_channels}; it must be at least 1")
+        elif max(self.size) > MAX_SIDE:
+            found.append(f"image_size is {self.image_size}; it must be at most {MAX_SIDE} pixels a side")
+        if not 1 <= self.in_channels <= MAX_CHANNELS:
+            found.append(f"in_channels is {self.in_channels}; it must be 1 to {MAX_CHANNELS}")
         if self.num_classes < 0:
             found.append(f"num_classes is {self.num_classes}; it must be at least 1, or 0 for no head")
         for name in ("drop_path_rate", "drop_rate"):
@@ -76,16 +89,32 @@ class ModelConfig:
         return found
 
 
-def check_whole_numbers(config: ModelConfig) -> list[str]:
-    """Say which fields, or entries of tuples, should be whole numbers, as their defaults are, and are not."""
+def check_numbers(config: ModelConfig) -> list[str]:
+    """Say which fields, or entries of tuples, are not numbers as their defaults are, or beyond all reason."""
     found = []
     for setting in fields(config):
         value, default = getattr(config, setting.name), setting.default
+        first = default[0] if isinstance(default, tuple) else default
         entries = value if isinstance(value, tuple) else (value,)
-        whole = isinstance(default[0] if isinstance(default, tuple) else default, int) and value is not None
-        if whole and any(isinstance(n, bool) or not isinstance(n, Integral) for n in entries):
-            found.append(f"{setting.name} is {value!r}; it takes whole numbers")
+        if isinstance(first, str) or value is None:
+            continue
+        if isinstance(first, int):
+            if any(isinstance(n, bool) or not isinstance(n, Integral) for n in entries):
+                found.append(f"{setting.name} is {brief(value)}; it takes whole numbers")
+            elif any(abs(n) > MAX_WHOLE for n in entries):
+                found.append(f"{setting.name} is {brief(value)}; it must be at most {MAX_WHOLE:,}")
+        elif any(isinstance(n, bool) or not isinstance(n, Real) for n in entries):
+            raise TypeError(f"{setting.name} is {brief(value)}; it takes numbers")
+        elif not all(abs(n) <= MAX_REAL for n in entries):  # nor is any that is no number
+            found.append(f"{setting.name} is {brief(value)}; it must be a number of at most {MAX_REAL:,.0f}")
+        if len(entries) > MAX_BLOCKS:
+            found.append(f"{setting.name} has {len(entries):,} entries; it may have {MAX_BLOCKS:,}")
     return found
+
+
+def check_depth(name: str, depth: int) -> list[str]:
+    """Say so when a model has more blocks than any should."""
+    return [] if depth <= MAX_BLOCKS else [f"{name} is {depth:,} blocks; it must be at most {MAX_BLOCKS:,}"]
 
 
 def check_heads(dim_name: str, dim: int, heads_name: str, heads: int) -> list[str]:
@@ -265,8 +294,10 @@ class VisionModel(nn.Module, ABC, Generic[C]):
         *,
         norm: bool = False,
         stop_early: bool = False,
-    ) -> tuple[Float[Tensor, "b n d"], list[Float[Tensor, "b _ _ _"]]]:
-        """Return the tokens after the final norm and the chosen maps, of one pass.
+    ) -> tuple[Float[Tensor, "b n d"], list[Float[Tensor, "b _ _ _"]], list[Float[Tensor, "b _ _"]]]:
+        """Return the tokens after the final norm, the chosen maps, and what stands before each, of one pass.
+
+        Before a map stands the class token, where a model has one.
 
         Args:
             images: Normalised images.
@@ -274,14 +305,15 @@ class VisionModel(nn.Module, ABC, Generic[C]):
             norm: As of `forward_intermediates`.
             stop_early: Compute nothing behind the last chosen level, and return its tokens.
         """
-        wanted, maps, tokens = self.level_indices(indices), [], images
+        wanted, maps, prefixes, tokens = self.level_indices(indices), [], [], images
         for index, (tokens, (height, width)) in enumerate(self.levels(images)):
             if index in wanted:
                 found = self.normalised(tokens, index) if norm else tokens
                 maps.append(to_map(found[:, -height * width :], height, width))
+                prefixes.append(found[:, : -height * width])
             if stop_early and index >= max(wanted, default=0):
-                return self.normalised(tokens, index), maps
-        return self.norm(tokens), maps
+                return self.normalised(tokens, index), maps, prefixes
+        return self.norm(tokens), maps, prefixes
 
     def normalised(self, tokens: Float[Tensor, "b n d"], index: int) -> Float[Tensor, "b n d"]:
         """Return tokens of a level after the final norm, which in a pyramid is for the last level alone."""

@@ -51,6 +51,7 @@ from vitrail.models.family import (
     VisionModel,
     block_index,
     build_head,
+    check_depth,
     check_heads,
     check_multiple,
     count_classes,
@@ -89,6 +90,7 @@ class T2TViTConfig(ModelConfig):
         found = super().problems()
         if not found:
             found += check_multiple(self.size, STRIDE)
+        found += check_depth("depth", self.depth)
         found += check_heads("embed_dim", self.embed_dim, "num_heads", self.num_heads)
         if self.embed_dim % 2:
             found.append(f"embed_dim is {self.embed_dim}; the sinusoid needs an even number")

@@ -48,6 +48,7 @@ from vitrail.models.family import (
     VisionModel,
     block_index,
     build_head,
+    check_depth,
     check_heads,
     check_multiple,
     count_classes,
@@ -103,6 +104,7 @@ class TNTConfig(ModelConfig):
             found.append(f"patch_size {self.patch_size} is not a multiple of inner_stride {self.inner_stride}")
         elif not found:
             found += check_multiple(self.size, self.patch_size)
+        found += check_depth("depth", self.depth)
         found += check_heads("embed_dim", self.embed_dim, "num_heads", self.num_heads)
         found += check_heads("inner_dim", self.inner_dim, "inner_num_heads", self.inner_num_heads)
         if self.stem not in ("patch", "image"):

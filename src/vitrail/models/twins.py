@@ -45,6 +45,7 @@ from vitrail.models.family import (
     Variant,
     VisionModel,
     build_head,
+    check_depth,
     check_heads,
     count_classes,
     count_numbers,
@@ -102,8 +103,11 @@ class TwinsConfig(ModelConfig):
             found.append(
                 f"image_size {self.size[0]}x{self.size[1]} is below {smallest} pixels; the nearest size is {nearest}"
             )
+        found += check_depth("depths", sum(self.depths))
         if self.window_size is not None and self.window_size < 1:
             found.append(f"window_size is {self.window_size}; it must be positive, or none for PCPVT")
+        elif self.window_size is not None and self.window_size > max(self.size):  # the rest of which is only padding
+            found.append(f"window_size is {self.window_size}; it must be at most the {max(self.size)} of the images")
         for dim, heads in zip(self.embed_dims, self.num_heads, strict=False):
             found += check_heads("embed_dims", dim, "num_heads", heads)
         return found

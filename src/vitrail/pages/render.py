@@ -15,6 +15,7 @@ import jinja2
 import torch
 from PIL import Image
 
+from vitrail.errors import harmless
 from vitrail.images.pixels import PixelFormat, Pixels
 
 PAGES = Path(__file__).parent
@@ -37,9 +38,22 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_harmless,
     )
-    environment.filters |= {"fixed": fixed, "percent": percent, "count": lambda number: f"{number:,}"}
+    environment.filters |= {
+        "shown": _harmless,
+        "fixed": fixed,
+        "percent": percent,
+        "count": lambda number: f"{number:,}",
+    }
     return environment
+
+
+def _harmless(value: Any) -> Any:
+    """Return a value without what a browser would obey in a text, such as the marks that turn its direction."""
+    if type(value) is not str:  # markup is our own
+        return value
+    return "\n".join(map(harmless, value.split("\n")))
 
 
 def fixed(number: float | None, digits: int = 2) -> str:

@@ -174,13 +174,15 @@ class Decoders:
 
     def _run(self, lane: _Lane) -> None:
         """Give one worker of a lane its work."""
-        worker = self._make(lane)
+        worker: Worker | None = None
+        try:
+            worker = self._make(lane)  # before it is needed
+        except NurseryGone as gone:
+            self._note_trouble(gone)
         while (job := self._next(lane)) is not None:
             allowed, wall = self._allow(lane, job.cost)
             try:
                 worker = worker or self._make(lane)
-                if worker is None:
-                    raise NotDecoded
                 with suppress(_Left):
                     data = self._data(job)
                     self._answer(job, worker.ask(data, processor_s=allowed, wall_s=wall,
@@ -233,19 +235,18 @@ class Decoders:
             lane.at_work += 1
             return lane.waiting.take()
 
-    def _make(self, lane: _Lane) -> Worker | None:
-        try:
-            worker = self._nursery.make(lane.niceness)
-        except NurseryGone as gone:
-            self._note_trouble(gone)
-            return None
+    def _make(self, lane: _Lane) -> Worker:
+        worker = self._nursery.make(lane.niceness)
         self._trouble = None
         return worker
 
     def _note_trouble(self, gone: NurseryGone) -> None:
-        if self._is_open:
+        """Log why no worker can be made, once for as long as that lasts: every request finds it anew."""
+        with self._changed:
+            if self._trouble is not None or not self._is_open:
+                return
             self._trouble = "no decoder can be started"
-            log.error(self._trouble, extra={FIELDS: {"reason": str(gone)}})
+        log.error(self._trouble, extra={FIELDS: {"reason": str(gone)}})
 
     def _answer(self, job: _Job, answer: tuple[bytes, bytearray, str]) -> None:
         letter, content, said = answer

@@ -81,18 +81,19 @@ class Nursery:
         Raises:
             NurseryGone: It cannot be made.
         """
-        link, theirs = socket.socketpair()
-        said, saying = os.pipe()
-        os.set_blocking(said, False)
-        try:
-            pid = self._order(FORK, niceness, (theirs.fileno(), saying))
-        except NurseryGone:
-            link.close()
-            os.close(said)
-            raise
-        finally:
-            theirs.close()
-            os.close(saying)
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+            try:
+                link, other = socket.socketpair()
+                ours.callback(link.close)
+                theirs.callback(other.close)
+                said, saying = os.pipe()
+            except OSError as error:  # as many files are open as may be
+                raise NurseryGone(str(error)) from error
+            ours.callback(os.close, said)
+            theirs.callback(os.close, saying)
+            os.set_blocking(said, False)
+            pid = self._order(FORK, niceness, (other.fileno(), saying))
+            ours.pop_all()  # which the worker closes
         return Worker(self, pid, link, said)
 
     def end(self, pid: int) -> int:
@@ -142,7 +143,7 @@ class Worker:
 
         Raises:
             WorkerLost: It crashed, or was ended. It is closed.
-            NurseryGone: And its end cannot be made sure of.
+            NurseryGone: And its end cannot be made sure of. It is closed.
         """
         began = time.monotonic()
         end = began + wall_s
@@ -155,10 +156,12 @@ class Worker:
                 raise ConnectionAbortedError
             return letter, _receive(self._link, size, end, is_wanted), self._listen()
         except OSError as error:
-            status = self._nursery.end(self._pid)
+            try:
+                status = self._nursery.end(self._pid)
+                said = self._listen()
+            finally:
+                self.close()
             number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-            said = self._listen()
-            self.close()
             if number not in (signal.SIGPROF, signal.SIGKILL):
                 said = f"{said} ended by {signal.strsignal(number) if number else 'itself'}".strip()
             is_late = number == signal.SIGPROF or time.monotonic() - began >= processor_s

@@ -45,6 +45,7 @@ def serve(
         MissingExtra: The engine is not installed.
     """
     require_classes(artifact.record, artifact.path)
+    preprocess.check_batch(serving.max_batch)
     # before there are threads, and memory that is no decoder's business
     with closing(Decoders(preprocess, serving.limits)) as decoders, listen(serving) as listening:
         # an engine keeps its number of threads, and some of its memory, by the thread that runs it

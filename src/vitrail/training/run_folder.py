@@ -7,6 +7,7 @@ import io
 import json
 import os
 import platform
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,13 +15,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vitrail.display import headline
-from vitrail.errors import CheckpointError, ConfigError
-from vitrail.files import GrowingFile, write_whole
+from vitrail.errors import CheckpointError, ConfigError, harmless
+from vitrail.files import GrowingFile, is_abandoned, is_temporary, remove, write_whole
+from vitrail.training.start import is_unbegun
 from vitrail.whole_folder import numbered
+
+OWN = re.compile(r"\.(config\.yaml|metrics\.jsonl|curves\.png|best(-\d+)?\.safetensors)\.")
+"""Beginnings of the temporary names that nobody writes but the run's first process."""
 
 
 def create_run(root: Path, name: str | None, default_name: str) -> Path:
-    """Create the folder of a new run, never one that exists, with the folder last/ in it.
+    """Create the folder of a new run with the folder last/ in it; none that holds anything is taken.
 
     Raises:
         ConfigError: The asked name is taken, or the folder cannot be created.
@@ -28,8 +33,10 @@ def create_run(root: Path, name: str | None, default_name: str) -> Path:
     try:
         if name is not None:
             folder = root / name
-            folder.mkdir(parents=True)
-            (folder / "last").mkdir()
+            folder.mkdir(parents=True, exist_ok=True)  # a script may have made it, or a start that was killed
+            if not is_unbegun(folder):
+                raise FileExistsError
+            (folder / "last").mkdir(exist_ok=True)
             return folder
         root.mkdir(parents=True, exist_ok=True)
         for folder in numbered(root / default_name):
@@ -48,6 +55,16 @@ def create_run(root: Path, name: str | None, default_name: str) -> Path:
         raise ConfigError(
             f"output.root: {root} cannot be written ({error.strerror}); choose another with output.root=FOLDER"
         ) from error
+
+
+def tidy_run(folder: Path) -> None:
+    """Remove what killed processes left half written in a run's folder, which this process alone works on.
+
+    Others may be writing a report or an exported file there; theirs go once they have ended.
+    """
+    for path in [*folder.glob(".*.tmp*"), *(folder / "last").glob(".*.tmp")]:
+        if is_temporary(path) and (OWN.match(path.name) or path.parent != folder or is_abandoned(path)):
+            remove(path)
 
 
 class Tracker(Protocol):
@@ -308,7 +325,7 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any], path
             axes.set_title(text, loc="left")
             axes.set_xlabel("epoch")
             axes.xaxis.get_major_locator().set_params(integer=True)
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold", parse_math=False)
+        figure.suptitle(harmless(title), x=0.01, ha="left", fontweight="bold", parse_math=False)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
     write_whole(path, buffer.getvalue())

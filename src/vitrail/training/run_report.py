@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from vitrail.display import headline
 from vitrail.distributed.processes import share
 from vitrail.distributed.sharding import shard
 from vitrail.errors import CheckpointError
-from vitrail.evaluation.evaluate import measure, report_folder, write_report
-from vitrail.evaluation.report import PAGE, Subject, Training
+from vitrail.evaluation.evaluate import report_folder
+from vitrail.evaluation.measure import measure
+from vitrail.evaluation.report import NUMBERS, PAGE, Subject, Training
+from vitrail.evaluation.task import task_of
 from vitrail.images.batch_augment import erase
 from vitrail.images.preprocess import normalise
 from vitrail.pages.render import Chart, line_chart, picture
@@ -62,15 +65,22 @@ def write_run_report(
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if settings.shard:
         shard(model, accelerator.device)
-    found, bad, gathered = measure(
-        model, job.val_loader, job.data.val, job.preprocess, accelerator, job.precision, advance, keep_answers=True,
-        training_counts=job.training_counts, thresholds=opened.record.thresholds,
-    )  # fmt: skip
-    if gathered is None:
+    task = task_of(job.data.val, training_counts=job.training_counts, thresholds=opened.record.thresholds)
+    measured = measure(
+        model,
+        job.val_loader,
+        task,
+        job.preprocess,
+        accelerator,
+        precision=job.precision,
+        advance=advance,
+        keep_answers=True,
+    )
+    if measured.answers is None:
         return None
     subject = Subject(
         name=folder.name, path=path, record=opened.record, source=job.data.val, preprocess=job.preprocess,
-        settings=to_dict(job.config), device=accelerator.device,
+        settings=to_dict(job.config), device=accelerator.device, guard_csv=job.config.output.guard_csv,
     )  # fmt: skip
     training = Training(
         rows=state.rows,
@@ -79,10 +89,21 @@ def write_run_report(
         samples=training_samples(job, job.data.train),
         config=to_yaml(job.config),
         seconds=seconds,
+        updates=job.updates(state),
     )
+    files = task.report_files(subject, measured.answers, measured.metrics, measured.bad_files, training)
     report = report_folder(folder / "report")
     with report.staged():
-        return report.publish(write_report(subject, gathered, found, bad, training))[0] / PAGE
+        return report.publish(files)[0] / PAGE
+
+
+def has_report(folder: Path, updates: int) -> bool:
+    """Say whether a run folder holds a report, and not one of the run before it was lengthened to so many updates."""
+    try:
+        found = json.loads((folder / "report" / NUMBERS).read_text())
+        return "training" not in found or found["training"]["updates"] == updates  # without, `evaluate` wrote it
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> list[Chart]:

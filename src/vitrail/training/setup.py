@@ -41,7 +41,7 @@ from vitrail.display import Display
 from vitrail.distributed.processes import share
 from vitrail.distributed.sharding import shard
 from vitrail.errors import ConfigError, command
-from vitrail.evaluation.metrics import SHOTS, shot_groups
+from vitrail.evaluation.single_label_metrics import SHOTS, shot_groups
 from vitrail.images.preprocess import Preprocess, describe_normalisation, fit_statistics
 from vitrail.images.train_view import TrainView
 from vitrail.models.family import VisionModel

@@ -9,10 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vitrail.config.sections import Layer, TrainConfig, command_line, flat, read_yaml, resolve
+from vitrail.config.sections import RECIPES, Layer, TrainConfig, command_line, flat, read_yaml, resolve
 from vitrail.errors import ConfigError, command
+from vitrail.files import is_temporary
 from vitrail.migrate.projects import Say
 from vitrail.migrate.translate import Recipe, read_recipe, split_keys
+from vitrail.training.idle_settings import idle_settings
+from vitrail.training.run_lock import LOCK
 
 FREE = (
     "data.root", "data.list", "data.manifest", "data.check", "data.workers", "data.download", "data.cache_gb",
@@ -73,14 +76,24 @@ def begin(
 
 def _new(recipe: Recipe, tokens: Sequence[str], *, where: Sequence[Layer] = (), fork: Path | None = None) -> Start:
     """Begin a run of a recipe."""
-    remarks = recipe.translation.remarks() if recipe.translation else ()
-    config = resolve(TrainConfig, [recipe.layer, command_line(tokens), *where]).config
-    return Start(config, recipe.name, fork=fork, remarks=tuple(remarks))
+    remarks = recipe.translation.remarks() if recipe.translation else []
+    resolved = resolve(TrainConfig, [recipe.layer, command_line(tokens), *where])
+    # a recipe of the package and a run's own settings are whole, and a run cut short for a trial is not to be blamed;
+    # neither are other projects' files, which name all that their programs know
+    own = recipe.layer.origin if _is_written_by_hand(recipe) else "command line"
+    written = {key: origin for key, origin in resolved.origins.items() if origin in ("command line", own)}
+    idle: list[tuple[Say, str]] = [("warning", text) for text in idle_settings(resolved.config, written)]
+    return Start(resolved.config, recipe.name, fork=fork, remarks=(*remarks, *idle))
+
+
+def _is_written_by_hand(recipe: Recipe) -> bool:
+    path = Path(recipe.path)
+    return recipe.translation is None and path.parent != RECIPES and path.name != "config.yaml" and not path.is_dir()
 
 
 def _resume(folder: Path, recipe: Recipe | None, tokens: Sequence[str]) -> Start:
-    """Go on with a run, or begin it where the folder is not there yet and a recipe says how."""
-    if not folder.exists() and recipe is not None:
+    """Go on with a run, or begin it where nothing of it is there yet and a recipe says how."""
+    if is_unbegun(folder) and recipe is not None:
         _refuse_other_folder("resume", folder, tokens)
         where = Layer("--resume", {"output": {"root": str(folder.parent), "name": folder.name}})
         return _new(recipe, tokens, where=[where])
@@ -136,9 +149,27 @@ def _fork(folder: Path, recipe: Recipe | None, tokens: Sequence[str]) -> Start:
     return start
 
 
+def is_unbegun(folder: Path) -> bool:
+    """Say whether a folder is not there, or holds nothing but what is left of a start that was killed at once."""
+    try:
+        return all(
+            is_temporary(path) or (path.name == "last" and all(map(is_of_a_start, path.iterdir())))
+            for path in folder.iterdir()
+        )
+    except FileNotFoundError:
+        return True
+    except OSError:  # a file, or it may not be looked at; whoever reads it says so
+        return False
+
+
+def is_of_a_start(path: Path) -> bool:
+    """Say whether a file in last/ says nothing of a run."""
+    return path.name == LOCK or is_temporary(path)
+
+
 def _settings_of(folder: Path, verb: str) -> Layer:
     if not (folder / "config.yaml").is_file():
-        hint = "; with a recipe's name, --resume begins the run" if verb == "resume" and not folder.exists() else ""
+        hint = "; with a recipe's name, --resume begins the run" if verb == "resume" and is_unbegun(folder) else ""
         raise ConfigError(
             f"--{verb} {folder}: holds no config.yaml, so it is no run; give the folder that `{command('train')}` "
             f"made{hint}"

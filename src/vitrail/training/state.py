@@ -20,7 +20,7 @@ from torch import nn
 from vitrail.distributed.processes import gather_texts
 from vitrail.distributed.sharding import shared_as, whole
 from vitrail.errors import CheckpointError
-from vitrail.files import refusal_told
+from vitrail.files import refusal_told, temporary_name
 from vitrail.models.family import VisionModel
 from vitrail.training.nonfinite import Guard
 
@@ -48,8 +48,8 @@ class TrainState:
     step: int = 0
     """Updates of the epoch after them."""
     rows: list[dict[str, Any]] = field(default_factory=list)
-    best: dict[str, Any] = field(default_factory=dict)
-    """The row of the best epoch."""
+    bests: list[dict[str, Any]] = field(default_factory=list)
+    """The rows of the epochs whose weights are kept, the best first; each beat the one after it."""
     bad_files: set[tuple[str, str]] = field(default_factory=set)
     """Name and reason of the images that could not be read, in whole epochs."""
     unread: set[tuple[str, str]] = field(default_factory=set)
@@ -60,6 +60,11 @@ class TrainState:
     """Spent in the epoch so far, by phase."""
     elapsed_s: float = 0.0
     """Spent in all, up to the last save."""
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The row of the best epoch, or an empty one."""
+        return self.bests[0] if self.bests else {}
 
     def begin_epoch(self) -> None:
         """Forget the sums of the epoch before."""
@@ -78,7 +83,7 @@ class TrainState:
             "epoch": self.epoch,
             "step": self.step,
             "rows": self.rows,
-            "best": self.best,
+            "bests": self.bests,
             "bad_files": sorted(self.bad_files),
             "rollbacks": self.rollbacks,
             "seconds": dict(self.seconds),
@@ -96,7 +101,11 @@ class TrainState:
     def restore(self, saved: dict[str, Any], rank: int, world: int) -> None:
         """Take over what `to_dict` returned, on this of `world` processes."""
         self.epoch, self.step = saved["epoch"], saved["step"]
-        self.rows, self.best = list(saved["rows"]), dict(saved["best"])
+        self.rows = list(saved["rows"])
+        if "bests" in saved:
+            self.bests = list(saved["bests"])
+        else:  # earlier versions saved the best alone; which of the others are kept, the files tell
+            self.bests = [row for row in (saved["best"], *reversed(self.rows)) if row]
         self.bad_files = {(name, reason) for name, reason in saved["bad_files"]}
         self.unread = {(name, reason) for name, reason in saved["unread"]} if rank == 0 else set()
         self.rollbacks, self.elapsed_s, self.seconds = saved["rollbacks"], saved["elapsed_s"], dict(saved["seconds"])
@@ -135,7 +144,7 @@ def save_state(folder: Path, saved: dict[str, Any], update: int, keep: int) -> N
     Raises:
         CheckpointError: The disk is full or the folder cannot be written; the older files stay as they were.
     """
-    temporary = folder / f".update-{update:08d}.{os.getpid()}.tmp"
+    temporary = temporary_name(folder / f"update-{update:08d}.pt")
     with refusal_told(folder / f"update-{update:08d}.pt", temporary):
         with temporary.open("w+b") as file:
             torch.save(saved, file)

@@ -40,8 +40,8 @@ from vitrail.distributed.processes import (
 from vitrail.distributed.sharding import local, whole
 from vitrail.distributed.watchdog import Watchdog
 from vitrail.errors import CheckpointError, DataError, Interrupted, Stopped, TrainingError, VitrailError, command
-from vitrail.evaluation.evaluate import measure
-from vitrail.evaluation.multi_label_metrics import LabelAccuracy
+from vitrail.evaluation.measure import measure
+from vitrail.evaluation.task import task_of
 from vitrail.files import write_whole
 from vitrail.images.batch_augment import erase, mix
 from vitrail.images.input_check import ENOUGH, InputCheck
@@ -49,18 +49,30 @@ from vitrail.images.preprocess import Preprocess, normalise
 from vitrail.images.train_view import sample_key
 from vitrail.models.family import VisionModel
 from vitrail.models.registry import build_config
+from vitrail.training.best_files import BestFiles
 from vitrail.training.class_balance import advice
 from vitrail.training.losses import Objective
 from vitrail.training.nonfinite import first_nonfinite
 from vitrail.training.optim import set_learning_rate
-from vitrail.training.run_folder import Outbox, RunLog, StepLog, TensorBoard, Tracker, Trackers, create_run, plot_curves
-from vitrail.training.run_report import write_run_report
+from vitrail.training.run_folder import (
+    Outbox,
+    RunLog,
+    StepLog,
+    TensorBoard,
+    Tracker,
+    Trackers,
+    create_run,
+    plot_curves,
+    tidy_run,
+)
+from vitrail.training.run_lock import held
+from vitrail.training.run_report import has_report, write_run_report
 from vitrail.training.setup import Job, build_job, build_state, sum_dtype
 from vitrail.training.start import FREE, LENGTH, differences, listed
 from vitrail.training.state import SUMS, TrainState, list_states, load_last_state, save_state
 from vitrail.training.stop import Stop
 from vitrail.training.stopwatch import Stopwatch
-from vitrail.weights.checkpoint import Record, load_weights, model_options, provenance, save_model
+from vitrail.weights.checkpoint import Record, load_weights, model_options, provenance
 
 DATA_BOUND = 0.2  # share of the time that is worth a word
 WORTH_A_WORD_S = 20.0
@@ -96,6 +108,7 @@ class Run:
     watchdog: Watchdog
     log: RunLog | None = None
     steps: StepLog | None = None
+    best: BestFiles | None = None
     began: float = field(default_factory=time.monotonic)
     spent_s: float = 0.0
     """Before this process."""
@@ -136,9 +149,9 @@ def train(
     """
     display = display or Quiet()
     settings = config.train
-    precision = choose_precision(settings.precision, settings.device)
+    precision, patience = choose_precision(settings.precision, settings.device), settings.dist_timeout_minutes
     with (
-        processes(precision, settings.device, 2 * settings.dist_timeout_minutes) as accelerator,
+        processes(precision, settings.device, 2 * patience, patience) as accelerator,
         Stop(settings.max_hours) as stop,
         ExitStack() as exits,
     ):
@@ -149,8 +162,11 @@ def train(
         torch.manual_seed(settings.seed)
         if precision != settings.precision:
             display.note(f"train.precision={settings.precision} is {precision} on this device")
+        if resume is not None:
+            claim(accelerator, resume, exits, display)
         is_new = fork is None and (resume is None or not share(accelerator, bool(list_states(resume / "last"))))
         job, model = build_job(config, accelerator, precision, display, stop, is_new)
+        job.loader.on_lost = job.val_loader.on_lost = stop.ask
         if fork is not None:
             load_fork(job, model, fork)
         state = build_state(job, model)
@@ -164,7 +180,7 @@ def train(
 
         # Run folder, new or resumed
         restored = resume is not None and restore(job, state, resume)
-        run = open_run(job, state, name, resume)
+        run = open_run(job, state, name, resume, exits)
         exits.enter_context(run.watchdog)
         for log in (run.log, run.steps):
             if log is not None:
@@ -195,11 +211,12 @@ def train(
         if state.epoch > first_epoch:
             save(job, state, run, must=True)
         run.outbox.finish()
-        report = report_on(job, state, run) if state.epoch > first_epoch and state.best else None
+        lacks_report = share(accelerator, not has_report(run.folder, job.updates(state)))  # or was killed in between
+        report = report_on(job, state, run) if lacks_report and state.best else None
         run.agreement.finish()
         example = ""
         if accelerator.is_main_process:
-            if state.epoch > first_epoch:
+            if lacks_report or not (run.folder / "curves.png").exists():
                 title = f"{run.folder.name}: {job.model_name}, {len(job.data.train):,} images"
                 plot_curves(state.rows, state.best, run.folder / "curves.png", title)
             with suppress(OSError):  # the run is done and saved; without an example, the last line names none
@@ -359,20 +376,20 @@ def finish_epoch(job: Job, state: TrainState, run: Run) -> None:
                 run.watchdog.stir()
                 stop_or_save(job, state, run, saving=False)
 
-            found, bad, _ = measure(
+            measured = measure(
                 evaluated,
                 job.val_loader,
-                job.data.val,
+                task_of(job.data.val, training_counts=job.training_counts),
                 job.preprocess,
                 accelerator,
-                job.precision,
-                counted,
-                training_counts=job.training_counts,
+                precision=job.precision,
+                advance=counted,
             )
-        thresholds = found.thresholds if isinstance(found, LabelAccuracy) else None
-        unread.update(bad)
-        row |= {f"val_{name}": value for name, value in found.numbers().items()}
-        for warning in found.warnings if state.epoch + 1 == job.total_epochs else ():
+        metrics = measured.metrics
+        thresholds = metrics.thresholds
+        unread.update(measured.bad_files)
+        row |= {f"val_{name}": value for name, value in metrics.numbers().items()}
+        for warning in metrics.warnings if state.epoch + 1 == job.total_epochs else ():
             display.warn(warning)
     for bad in sorted(set(gather_texts(accelerator, sorted(unread))) - state.bad_files):
         display.warn(f"{bad[0]}: {bad[1]}; left out")
@@ -395,9 +412,9 @@ def finish_epoch(job: Job, state: TrainState, run: Run) -> None:
     state.rows.append(row)
     weights = None
     if "val_loss" in row and is_better(row, state.best, job.monitor):
-        state.best = row
+        state.bests = [row, *state.bests][: config.output.keep_best]
         weights = whole((state.ema.module if state.ema else state.model).state_dict())
-    if run.log is not None:
+    if run.log is not None and run.best is not None:
         run.log.add(row)
         run.outbox.put("metrics.jsonl", run.log.write)
         if weights is not None:
@@ -408,8 +425,7 @@ def finish_epoch(job: Job, state: TrainState, run: Run) -> None:
             )  # fmt: skip
             # a copy, as it may be written only later, when a full disk is no longer full
             weights = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
-            path, keep = run.folder / "best.safetensors", config.output.keep_best
-            run.outbox.put("best", partial(save_model, path, weights, record, keep))
+            run.outbox.put("best", partial(run.best.put, weights, record, state.bests[1:]))
     state.epoch += 1
     state.begin_epoch()
 
@@ -574,18 +590,32 @@ def restore(job: Job, state: TrainState, folder: Path) -> bool:
         )
     validation = validation_changes(job, saved, folder)
     state.restore(saved, rank, world)
+    if not is_finished(job, state):
+        find_best(job, state, folder)
     if validation is not None and validation.rewritten:
         told = f"{folder}: its validation images are others than before: {validation}; accuracies cannot be compared"
         if is_finished(job, state):
             job.display.warn(told)
         else:
             job.display.warn(f"{told}, so the best epoch is looked for anew")
-            state.best = {}
+            state.bests = []
     if not is_finished(job, state):
         job.display.note(
             f"{folder}: goes on after update {job.updates(state):,} of {job.total_epochs * job.sampler.steps:,}"
         )
     return True
+
+
+def find_best(job: Job, state: TrainState, folder: Path) -> None:
+    """Bring the files of the best weights and the state to one account: what it knows of and what is there."""
+    known = state.bests
+    files = BestFiles(folder, job.config.output.keep_best, known)
+    state.bests = share(job.accelerator, files.settle(known) if job.accelerator.is_main_process else None)
+    if known and state.bests[:1] != known[:1]:
+        instead = f"those of epoch {state.best['epoch']} take their place" if state.best else "they are looked for anew"
+        job.display.warn(
+            f"{folder}: the best weights, of epoch {known[0]['epoch']}, are not there or are damaged; {instead}"
+        )
 
 
 def validation_changes(job: Job, saved: dict[str, Any], folder: Path) -> Changes | None:
@@ -631,17 +661,36 @@ def load_fork(job: Job, model: VisionModel, folder: Path) -> None:
     model.to(job.accelerator.device)
 
 
-def open_run(job: Job, state: TrainState, name: str, resume: Path | None) -> Run:
+def claim(accelerator: Accelerator, folder: Path, exits: ExitStack, display: Display) -> None:
+    """Hold a run folder until this process leaves it.
+
+    Raises:
+        TrainingError: Another process works on it.
+        CheckpointError: The folder cannot be written.
+    """
+    refusal: VitrailError | None = None
+    if accelerator.is_main_process:
+        try:
+            exits.enter_context(held(folder, display.note))
+        except (CheckpointError, TrainingError) as error:
+            refusal = error
+    if (refusal := share(accelerator, refusal)) is not None:  # in all processes alike, so that none waits for another
+        raise refusal
+
+
+def open_run(job: Job, state: TrainState, name: str, resume: Path | None, exits: ExitStack) -> Run:
     """Make the folder of a new run, or open that of a resumed one, on the first process; and tell the others."""
     config, accelerator = job.config, job.accelerator
-    folder, log, steps = resume, None, None
+    folder, log, steps, best = resume, None, None, None
     outbox = Outbox(job.display.warn)
-    if accelerator.is_main_process:
-        if folder is None:
+    if folder is None:
+        if accelerator.is_main_process:
             folder = create_run(Path(config.output.root).expanduser(), config.output.name, name)
-        (folder / "last").mkdir(exist_ok=True)
-        for left in (folder / "last").glob(".*.tmp"):  # by a process that was killed while it saved
-            left.unlink(missing_ok=True)
+        folder = share(accelerator, folder)
+        assert folder is not None
+        claim(accelerator, folder, exits, job.display)
+    if accelerator.is_main_process:
+        tidy_run(folder)
         write_whole(folder / "config.yaml", to_yaml(config, f"Settings of the run {folder.name}.").encode())
         job.display.keep(folder / "log.txt")
         log = RunLog(folder, state.rows, Trackers(tracker_openers(config, folder), job.display.warn))
@@ -649,12 +698,13 @@ def open_run(job: Job, state: TrainState, name: str, resume: Path | None) -> Run
         boards = {"tensorboard": partial(TensorBoard, folder / "tensorboard" / "steps")}
         wanted = {name: boards[name] for name in config.output.trackers if name in boards}
         steps = StepLog(folder, job.updates(state), Trackers(wanted, job.display.warn))
-    folder = share(accelerator, folder)
+        best = BestFiles(folder, config.output.keep_best)
+        best.saved(state.bests)  # or the run was killed between its last save and this
     timeout_s = 60 * config.train.dist_timeout_minutes
     watchdog = Watchdog(shared_store(accelerator), accelerator.process_index, accelerator.num_processes, timeout_s)
     return Run(
         folder=folder, outbox=outbox, agreement=Agreement(accelerator), watchdog=watchdog, log=log, steps=steps,
-        spent_s=state.elapsed_s,
+        best=best, spent_s=state.elapsed_s,
         inputs=InputCheck() if accelerator.is_main_process and not job.updates(state) else None,
     )  # fmt: skip
 
@@ -710,6 +760,8 @@ def save(job: Job, state: TrainState, run: Run, *, must: bool = False) -> bool:
                 if run.steps is not None:
                     run.steps.sync()
                 save_state(run.folder / "last", saved, job.updates(state), job.config.output.keep_last)
+                if run.best is not None:
+                    run.best.saved(state.bests)
             except CheckpointError as error:
                 if must:
                     raise
@@ -728,10 +780,13 @@ def stop_or_save(job: Job, state: TrainState, run: Run, *, saving: bool) -> None
     saved = save(job, state, run, must=stopping) if stopping or saving else False
     if stopping:
         run.agreement.finish()
-        share(job.accelerator, None)  # the first process has written; a launcher kills all once one of them ends
+        # the first process has written by then; a launcher kills all once one of them ends
+        told = gather_texts(job.accelerator, [(job.accelerator.process_index, job.stop.reason)])
+        number, reason = next(one for one in told if one[1])
+        where = f" in process {number}" if number else ""
         total = job.total_epochs * job.sampler.steps
         raise Stopped(
-            f"stopped by {job.stop.reason or 'another process'} after update {job.updates(state):,} of {total:,}, "
+            f"stopped by {reason}{where} after update {job.updates(state):,} of {total:,}, "
             f"{'and saved' if saved else 'whose numbers were not finite, so the save before stays'}; go on with: "
             f"{command('train', '--resume', run.folder)}"
         )
@@ -784,9 +839,9 @@ def roll_back(job: Job, state: TrainState, run: Run, reason: str) -> None:
         )
     rollbacks = state.rollbacks + 1
     saved = last_state(job, run.folder)
-    best = state.best  # of the weights that lie there, even if its epoch is now undone
+    bests = state.bests  # of the weights that lie there, even if their epochs are now undone
     state.restore(saved, job.accelerator.process_index, job.accelerator.num_processes)
-    state.rollbacks, state.best = rollbacks, best
+    state.rollbacks, state.bests = rollbacks, bests
     if run.log is not None:
         run.log.rewind(state.rows)
         run.outbox.put("metrics.jsonl", run.log.write)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,26 +16,25 @@ import safetensors.torch
 import torch
 
 from vitrail.classes.names import canonical
-from vitrail.errors import CheckpointError, ConfigError
+from vitrail.errors import CheckpointError, ConfigError, brief
 from vitrail.files import write_whole
 from vitrail.images.decoding import decoder_name
 from vitrail.images.preprocess import Preprocess
-from vitrail.models.family import ModelConfig, VisionModel
+from vitrail.models.family import ModelConfig, Shapes, VisionModel
 from vitrail.models.registry import find_variant
+from vitrail.weights.description import (
+    check,
+    check_classes,
+    check_exported,
+    check_tensors,
+    config_from,
+    parse,
+    preprocess_from,
+)
+from vitrail.weights.digest import DIGESTS, digest_weights
 
 KEY = "vitrail"
 FORMAT = 1
-KINDS = {
-    "model": str,
-    "options": dict,
-    "classes": list,
-    "classes_hash": str,
-    "preprocess": dict,
-    "recipe": dict,
-    "provenance": dict,
-    "metrics": dict,
-}
-"""What the JSON under KEY holds beside the format."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,26 +89,37 @@ def model_options(model: VisionModel) -> dict[str, Any]:
     return asdict(model.config)
 
 
-def save_model(path: Path, weights: Mapping[str, torch.Tensor], record: Record, keep: int = 1) -> None:
+def save_model(path: Path, weights: Mapping[str, torch.Tensor], record: Record) -> None:
     """Write weights and their record; the file appears whole or not at all.
 
     Args:
         path: Its name, such as best.safetensors.
         weights: As in a state dict.
         record: What the file says of itself.
-        keep: Files kept in all: an older one becomes best-2.safetensors, and so on.
 
     Raises:
         CheckpointError: The disk is full or the folder cannot be written; an older file stays as it was.
     """
-    names = [path, *(path.with_stem(f"{path.stem}-{number}") for number in range(2, keep + 1))]
-    write_whole(path, encode_safetensors(weights, {**to_metadata(record), "format": "pt"}), older=names[1:])
+    write_whole(path, encode_safetensors(weights, {**to_metadata(record), "format": "pt"}))
+
+
+def read_metrics(path: Path) -> Mapping[str, Any] | None:
+    """Return the numbers that a weight file of ours was reached with; None where there is none, or it is damaged."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:  # pyright: ignore[reportPrivateImportUsage]
+            return json.loads((file.metadata() or {})[KEY])["metrics"]
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError):
+        return None
 
 
 def encode_safetensors(weights: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Return the safetensors file that holds weights, wherever they lie, and some texts beside them."""
+    """Return the safetensors file that holds weights, wherever they lie, and some texts beside them.
+
+    Where one of them is the description of a record, a digest of all goes with it.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    return safetensors.torch.save(tensors, dict(metadata))
+    digests = dict.fromkeys(DIGESTS, digest_weights(tensors, metadata)) if KEY in metadata else {}
+    return safetensors.torch.save(tensors, {**metadata, **digests})
 
 
 def to_metadata(record: Record) -> dict[str, str]:
@@ -131,61 +141,59 @@ def to_metadata(record: Record) -> dict[str, str]:
     return {KEY: text}
 
 
-def parse_record(metadata: Mapping[str, str], path: Path | str) -> Record:
-    """Read what a weight file says of itself.
+def parse_record(metadata: Mapping[str, str], path: Path | str, shapes: Shapes | None = None) -> Record:
+    """Read what a weight file says of itself, and refuse what cannot be or what its tensors contradict.
 
     Args:
         metadata: What stands in the safetensors file beside its tensors.
         path: The file, for messages.
+        shapes: Of its tensors by name; None where they are those of an exported program.
 
     Raises:
         CheckpointError: It says nothing, is of another format, or was changed.
     """
-    try:
-        content = json.loads(metadata[KEY])
-        if content["format"] != FORMAT:
-            raise CheckpointError(
-                f"{path}: is of format {content['format']}, this vitrail reads format {FORMAT}; upgrade vitrail"
-            )
-        if wrong := [name for name, kind in KINDS.items() if not isinstance(content[name], kind)]:
-            raise ValueError(f"{wrong[0]} is not {KINDS[wrong[0]].__name__}")
-        record = Record(
-            model=content["model"],
-            # JSON has no tuples, and every list of a model's configuration was one
-            options={name: tuple(x) if isinstance(x, list) else x for name, x in content["options"].items()},
-            classes=tuple(content["classes"]),
-            preprocess=Preprocess.from_dict(content["preprocess"]),
-            recipe=content["recipe"],
-            provenance=content["provenance"],
-            metrics=content["metrics"],
-            thresholds=_thresholds(content),
-        )
-        unchanged = record.classes_hash == content["classes_hash"]
-        record = replace(record, classes=tuple(map(canonical, record.classes)))
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    if KEY not in metadata:
         raise CheckpointError(
             f"{path}: is without vitrail's description of model, classes and preprocessing; give a file that "
             "vitrail wrote"
-        ) from error
-    if (channels := record.options.get("in_channels", 3)) != record.preprocess.channels:
-        raise CheckpointError(
-            f"{path}: its model takes {channels} channels and its preprocessing gives {record.preprocess.channels}, so "
-            "the file was changed; use the original"
         )
-    if not unchanged:
+    try:
+        content = parse(metadata[KEY])
+        if "format" not in content:
+            raise ValueError("format is missing")
+        if (form := content["format"]) != FORMAT:
+            raise CheckpointError(
+                f"{path}: is of format {brief(form)}, this vitrail reads format {FORMAT}; upgrade vitrail"
+            )
+        check(content)
+        config = config_from(content)
+        if shapes is not None:
+            check_tensors(content["model"], config, shapes)
+        preprocess = preprocess_from(content, config)
+        check_classes(content, config)
+        if "exported" in content["provenance"]:
+            check_exported(content["provenance"]["exported"])
+    except (TypeError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split()).removesuffix(".")[:400]
+        raise CheckpointError(
+            f"{path}: its description of model, classes and preprocessing cannot be followed ({reason}); use the "
+            "original"
+        ) from error
+    if hash_classes(content["classes"]) != content["classes_hash"]:
         raise CheckpointError(
             f"{path}: its class names do not match their hash, so the file was changed; use the original"
         )
-    return record
-
-
-def _thresholds(content: Mapping[str, Any]) -> tuple[float, ...] | None:
-    values = content.get("thresholds")
-    if values is None:
-        return None
-    if len(values) != len(content["classes"]) or not all(isinstance(x, int | float) and 0 <= x <= 1 for x in values):
-        raise ValueError("thresholds are not a probability for each class")
-    return tuple(map(float, values))
+    thresholds = content.get("thresholds")
+    return Record(
+        model=content["model"],
+        options=asdict(config),
+        classes=tuple(map(canonical, content["classes"])),
+        preprocess=preprocess,
+        recipe=content["recipe"],
+        provenance=content["provenance"],
+        metrics=content["metrics"],
+        thresholds=None if thresholds is None else tuple(map(float, thresholds)),
+    )
 
 
 def config_of(record: Record, path: Path | str = "record") -> ModelConfig:
@@ -207,7 +215,11 @@ def build_model(record: Record, path: Path | str = "record") -> VisionModel:
         CheckpointError: The record names a model or options that this version does not know.
     """
     config = config_of(record, path)
-    return find_variant(record.model)[0].model(config)
+    try:
+        return find_variant(record.model)[0].model(config)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # sizes that no tensor can have
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: describes a model that cannot be built ({reason})") from error
 
 
 def load_weights(model: VisionModel, weights: Mapping[str, torch.Tensor], path: Path | str) -> None:

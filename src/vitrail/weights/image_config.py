@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vitrail.config.sections import pixel_range
+from vitrail.config.sections import MIN_STD, pixel_range
 
 FILTERS = ("bicubic", "bilinear")
 MOST = 65535
@@ -39,7 +39,7 @@ def read_images(said: Mapping[str, Any], own: Mapping[str, Any], channels: int) 
     doubts: list[str] = []
     for name in ("mean", "std"):
         if name in said:
-            if (found := _numbers(said[name], channels, above=0 if name == "std" else -math.inf)) is not None:
+            if (found := _numbers(said[name], channels, above=MIN_STD if name == "std" else -math.inf)) is not None:
                 values[name] = found
             else:
                 doubts.append(_instead(name, said[name], name, own))
@@ -64,13 +64,21 @@ def read_labels(config: Mapping[str, Any]) -> list[Any] | None:
     """Return the names of the logits, in timm's place or in the hub's."""
     if "label_names" in config:
         return config["label_names"] if isinstance(config["label_names"], list) else []
-    numbered = config.get("id2label")
+    numbered = config.get("id2label", _turned_round(config.get("label2id")))
     if not isinstance(numbered, dict) or any(f"LABEL_{key}" == name for key, name in numbered.items()):
         return None  # what transformers writes where there are no names
     by_number = {str(key): name for key, name in numbered.items()}
     if by_number.keys() != {str(number) for number in range(len(by_number))}:
         return []  # numbered from 1, or with gaps
     return [by_number[str(number)] for number in range(len(by_number))]
+
+
+def _turned_round(numbers: Any) -> dict[str, Any] | None:
+    """Return names by their numbers, of a mapping that has the numbers by name."""
+    if not isinstance(numbers, dict):
+        return None
+    by_number = {str(number): name for name, number in numbers.items()}
+    return by_number if len(by_number) == len(numbers) else {}
 
 
 def _numbers(value: Any, channels: int, above: float) -> tuple[float, ...] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,12 +25,15 @@ from vitrail.models.family import ModelConfig, VisionModel
 from vitrail.models.registry import FAMILIES, build_config, canonical_name, find_variant
 from vitrail.weights.adapt import Positions, adapt, as_two_logits, shared_rows
 from vitrail.weights.checkpoint import KEY, Record, build_model, check_fit, config_of, load_weights, parse_record
+from vitrail.weights.digest import DIGESTS, check_weights
 from vitrail.weights.formats.weight_file import WeightFile, open_weights
 from vitrail.weights.image_config import read_images, read_labels
 from vitrail.weights.recognise import FREE, Entry, Reading, translate
 from vitrail.weights.subtree import Found, Subtree, find_weights
 
 OURS = "vitrail"
+MAX_BYTES = 4 * 2**30
+"""Of the weights of one model; the largest here has 400 million."""
 NUMERICS = ("gelu", "norm_eps", "final_norm_eps", "embed_norm_eps")
 """Fields of a model's configuration that change its output but no weight's shape."""
 RATES = ("drop_path_rate", "drop_rate")
@@ -232,6 +236,7 @@ def open_model(path: Path | str, asked: Wanted | None = None) -> Opened:
     """
     asked = asked or Wanted()
     file = open_weights(path)
+    check_digest(file)
     is_ours = KEY in file.metadata
     if asked.dialect == OURS and not is_ours:
         raise CheckpointError(f"{file.path}: was not written by vitrail; leave weights.dialect out to find its dialect")
@@ -296,8 +301,24 @@ def load_model(
     return opened.build(device)
 
 
+def check_digest(file: WeightFile) -> bool:
+    """Compare a file with the digest that it was written with, and say whether it has one.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    if not any(name in file.metadata for name in DIGESTS):
+        return False
+    file.check(file.tensors)
+    size = sum(held.dtype.itemsize * math.prod(held.shape) for held in file.tensors.values())
+    if size > MAX_BYTES:
+        raise CheckpointError(f"{file.path}: holds {size:,} bytes of weights, and no model here has so many")
+    return check_weights(file.path, {name: file.load(name) for name in file.tensors}, file.metadata, KEY)
+
+
 def _open_ours(file: WeightFile, asked: Wanted) -> Opened:
-    record = parse_record(file.metadata, file.path)
+    shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+    record = parse_record(file.metadata, file.path, shapes)
     if asked.model and canonical_name(asked.model) != record.model:
         raise CheckpointError(f"{file.path}: is a {record.model}, not a {asked.model}")
     weights = file.read({name: name for name in file.tensors})
@@ -317,6 +338,7 @@ def _open_theirs(file: WeightFile, asked: Wanted) -> Opened:
     )  # fmt: skip
     notes, doubts = [*there.notes], [*there.doubts]
     reading = _with_size(_choose(there.readings, file, asked), file, doubts)
+    doubts += _other_model_said(file, reading)
     weights = file.read(there.tree.names)
     found = translate(weights, reading)
     doubts += [f"{where}: {doubt}" for doubt in reading.dialect.doubts]
@@ -374,11 +396,11 @@ def _choose(readings: list[Reading], file: WeightFile, asked: Wanted) -> Reading
             f"({listed}); nearest is {first}. To take what fits, weights.partial=true; for another size, "
             "weights.options.NAME=VALUE"
         )
-    said = str(file.config.get("architecture") or file.arch or "").lower().split(".")[0]
+    said = _said_model(file)
     named = [reading for reading in readings if said in (reading.model, *_aliases(reading.model))]
     if len(named) == 1:
         return named[0]
-    if not asked.model and any(said in (*family.variants, *family.aliases) for family in FAMILIES):
+    if not asked.model and _is_known(said):
         raise CheckpointError(
             f"{file.path}: says that it is {said}, and its weights are those of {' or '.join(map(str, readings))}; "
             f"weights.model={first.model} takes it for that"
@@ -389,6 +411,30 @@ def _choose(readings: list[Reading], file: WeightFile, asked: Wanted) -> Reading
     ways = " or ".join(map(str, readings))
     setting = f"weights.model={models[0]}" if len(models) > 1 else f"weights.dialect={first.dialect.name}"
     raise CheckpointError(f"{file.path}: fits {ways} equally; say which it is, such as {setting}")
+
+
+def _said_model(file: WeightFile) -> str:
+    """Return the model that a file, or config.json beside it, says it holds; empty where neither does."""
+    said = str(file.config.get("architecture") or file.arch or "").lower().split(".")[0]
+    bare = said.removeprefix("vitrail_")  # as `vitrail.timm` names those that timm has too
+    return bare if _is_known(bare) else said
+
+
+def _is_known(model: str) -> bool:
+    return any(model in (*family.variants, *family.aliases) for family in FAMILIES)
+
+
+def _other_model_said(file: WeightFile, reading: Reading) -> list[str]:
+    """Say it where a file, or config.json beside it, calls its weights another model than they are read as.
+
+    The options of a training script may call a model anything, so a name there that is unknown says nothing.
+    """
+    said, in_config = _said_model(file), bool(file.config.get("architecture"))
+    if not said or said in (reading.model, *_aliases(reading.model)) or not (in_config or _is_known(said)):
+        return []
+    who = "its config.json says" if in_config else "says"
+    which = said if _is_known(said) else f"{said[:60]}, which is no model here"
+    return [f"{file.path}: {who} that it is {which}, and it is read as {reading.model}, which its weights fit"]
 
 
 def _pretrained(file: WeightFile) -> Mapping[str, Any]:

@@ -7,7 +7,8 @@ prefix are a subtree; those that fit a model are its weights. Rules of the choic
 1. `weights.entry` decides.
 2. A moving average goes with the weights that it is of, by the same names and shapes, and is taken unless
    `weights.average` is false. It is known by a word for one in its prefix, by torch's counter `n_averaged`, or by the
-   programs that swap the two when they save (mmengine, mmcv, Lightning).
+   programs that swap the two when they save (mmengine, mmcv, Lightning, Composer). Its names may be in order only, or
+   without their dots.
 3. Subtrees that are equal to the last bit are one.
 4. Of others none is taken: the message lists them.
 """
@@ -126,8 +127,8 @@ def find_weights(
         ConfigError: No model is called so, or it has no such option.
     """
     every = _inside(file, entry)
-    spelt = _spelt(every)
-    others = {*spelt.values()}
+    spelt, dotless = _spelt(every), _dotless(every)
+    others = {*spelt.values(), *(whole for names in dotless.values() for whole in names.values())}
     inside = [name for name in every if name not in others]
     trees = _subtrees(file, inside)
     usual = [tree for tree in trees if not _is_of_optimizer(tree.prefix)]
@@ -139,6 +140,7 @@ def find_weights(
     if not fits:
         raise next(answer for answer in ask.known.values() if isinstance(answer, CheckpointError))
     fits = [part for fit in fits for part in _of_mmcv(fit, spelt)]
+    fits = [_completed_by(fits, fit) for fit in fits]
     own = [fit for fit in fits if not fit.tree.is_average]
     asked = fits if average or not own else own  # an average that is not wanted is taken where nothing else is there
     least = min(_problems(fit) for fit in asked)
@@ -146,6 +148,7 @@ def find_weights(
     plain = [fit for fit in best if not fit.tree.is_average]
     averages = [fit for fit in (fits if plain else best) if fit.tree.is_average]
     averages += [made for fit in plain for made in ask.averages_by_order(fit, free)]
+    averages += [made for fit in plain for stem in dotless if (made := _by_dotless_names(fit, stem, dotless[stem]))]
     averages += [
         replace(plain[0], tree=tree) for tree in usual if plain and tree.is_average and ask.fit(tree, free) is None
     ]
@@ -158,6 +161,11 @@ def find_weights(
     doubts = [
         f"{file.path}: {stem}, an average without names, is in no order of the model's parameters, and is left"
         for stem in ask.lists_without_place(chosen, free)
+    ]
+    doubts += [
+        f"{file.path}: {stem}, an average whose names have no dots, has none of the model's, and is left"
+        for stem, names in dotless.items()
+        if _by_dotless_names(chosen, stem, names) is None
     ]
     if around := ask.around(chosen, free):
         doubts.append(
@@ -313,8 +321,9 @@ def _is_of_optimizer(prefix: str) -> bool:
 
 def _is_average(file: WeightFile, prefix: str) -> bool:
     segments = prefix.rstrip(".").split(".")
-    if segments[0] in (swapped := _swapped(file)):
-        return swapped[segments[0]]
+    for beginning, is_average in _swapped(file).items():
+        if prefix.startswith(beginning):
+            return is_average
     if segments[-1] == "module" and prefix.removesuffix("module.") + "n_averaged" in file.tensors:
         return True  # torch.optim.swa_utils
     for segment in reversed(segments):
@@ -325,14 +334,16 @@ def _is_average(file: WeightFile, prefix: str) -> bool:
 
 
 def _swapped(file: WeightFile) -> dict[str, bool]:
-    """Return which entries are averages, of programs that swap them with the weights when they save."""
+    """Return which prefixes begin averages, of programs that swap them with the weights when they save."""
     entries = file.entries.keys()
     if {"state_dict", "ema_state_dict"} <= entries and (
         {"meta", "message_hub"} & entries or "ema_state_dict.steps" in file.tensors
     ):
-        return {"state_dict": True, "ema_state_dict": False}  # mmengine
+        return {"state_dict.": True, "ema_state_dict.": False}  # mmengine
     if {"state_dict", "current_model_state", "averaging_state"} <= entries:
-        return {"state_dict": True, "current_model_state": False}  # Lightning
+        return {"state_dict.": True, "current_model_state.": False}  # Lightning
+    if file.swapped_out is not None:
+        return {file.swapped_out: False, f"{file.swapped_out.partition('algorithms.')[0]}model.": True}  # Composer
     return {}
 
 
@@ -346,6 +357,35 @@ def _spelt(names: list[str]) -> dict[str, str]:
             if name.startswith(place) and other in others:
                 found[name] = other
     return found
+
+
+def _dotless(names: list[str]) -> dict[str, dict[str, str]]:
+    """Return the names that LitEma of latent diffusion keeps in one place, by themselves, without dots and their place.
+
+    It always has two numbers beside them.
+    """
+    known = {*names}
+    stems = [name.removesuffix(".num_updates") for name in names if name.endswith(".num_updates")]
+    groups = {stem: f"{stem}." for stem in stems if f"{stem}.decay" in known}
+    return {
+        stem: {name.removeprefix(begin): name for name in names if name.startswith(begin)}
+        for stem, begin in groups.items()
+    }
+
+
+def _by_dotless_names(fit: _Fit, stem: str, names: Mapping[str, str]) -> _Fit | None:
+    """Return an average of a model whose names, from some module above its weights on, have lost their dots."""
+    segments = fit.tree.prefix.split(".")[:-1]
+    places = ["".join(f"{segment}." for segment in segments[:depth]) for depth in range(len(segments), -1, -1)]
+    for place in places:
+        found = {
+            name: names[joined]
+            for name, whole in fit.tree.names.items()
+            if (joined := whole.removeprefix(place).replace(".", "")) in names
+        }
+        if found:
+            return replace(fit, tree=replace(fit.tree, prefix=f"{stem}.", names=found, is_average=True))
+    return None
 
 
 def _of_mmcv(fit: _Fit, spelt: Mapping[str, str]) -> list[_Fit]:
@@ -571,6 +611,12 @@ def _completed(average: _Fit, own: _Fit) -> _Fit:
         return average
     names = {name: average.tree.names.get(name, whole) for name, whole in own.tree.names.items()}
     return replace(average, readings=own.readings, tree=replace(average.tree, names={**names, **average.tree.names}))
+
+
+def _completed_by(fits: list[_Fit], fit: _Fit) -> _Fit:
+    """Return weights with what is never trained, which may stand only beside their average, or the other way round."""
+    others = [other for other in fits if other.tree.is_average != fit.tree.is_average and not _problems(other)]
+    return next((done for other in others if (done := _completed(fit, other)) is not fit), fit)
 
 
 def _shapes(file: WeightFile, tree: Subtree) -> dict[str, tuple[int, ...]]:

@@ -29,7 +29,7 @@ from vitrail.display import Display
 from vitrail.errors import ConfigError, DataError
 from vitrail.files import refuse_replacing
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from vitrail.images.decoding import decode
+from vitrail.images.decoding import decode_quietly
 from vitrail.images.preprocess import Preprocess, fit_statistics
 from vitrail.pages.render import picture, pictured, render
 from vitrail.whole_folder import WholeFolder
@@ -108,7 +108,7 @@ def measure_pixels(manifest: Manifest, held_out: NDArray[np.bool_]) -> dict[str,
     moments = []
     for index in readable[evenly].tolist():
         with contextlib.suppress(DataError, OSError):  # it may have changed since it was inspected
-            pixels = decode(manifest.read(index), manifest.pixels).double()
+            pixels = decode_quietly(manifest.read(index), manifest.pixels).double()
             values = pixels.flatten(1) / (2**manifest.pixels.bits - 1)
             moments.append((values.mean(1), values.square().mean(1)))
     if not moments:
@@ -145,7 +145,7 @@ def _make_thumbnail(manifest: Manifest, index: int, split: str, lost: float, pre
         preprocess: The evaluation's preprocessing.
     """
     try:
-        pixels = decode(manifest.read(index), manifest.pixels)
+        pixels = decode_quietly(manifest.read(index), manifest.pixels)
         address = picture(pixels)
         height, width = pixels.shape[1:]
     except (DataError, OSError):
@@ -190,7 +190,8 @@ def _fill_page(
         "problems": problems,
         "statistics": statistics,
         "counts": counts,
-        "most": max((train + val for _, train, val in counts), default=1),
+        # bars are shares of it; images may have no class at all
+        "most": max((train + val for _, train, val in counts), default=0) or 1,
         "preprocess": preprocess,
         "pictured": pictured(manifest.pixels),
     }

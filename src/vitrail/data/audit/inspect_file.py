@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from vitrail.images.decoding import Header, decode, ends_early, read_header
+from vitrail.images.decoding import Header, decode_quietly, ends_early, read_header
 from vitrail.images.formats import ENDINGS
 from vitrail.images.pixels import RGB, PixelFormat, Pixels, UnreadableImage
 
@@ -88,7 +88,7 @@ def inspect(name: str, data: bytes, wanted: PixelFormat = RGB) -> Inspection:
         if pages_are_channels:
             findings &= ~Finding.ANIMATED
     try:
-        pixels = decode(data, wanted)
+        pixels = decode_quietly(data, wanted)
     except UnreadableImage as error:
         return Inspection(findings | Finding.UNREADABLE, str(error), form, width, height, content, 0)
     if ends_early(data, pixels, wanted):

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from vitrail.data.audit.inspect_file import Finding, Inspection, inspect
-from vitrail.data.loader import count_usable_cores, ignore_interrupts
+from vitrail.data.loader import count_usable_cores, ignore_signals
+from vitrail.data.lost_workers import until_lost
 from vitrail.data.manifest import FOUND, Manifest
 from vitrail.display import Display
 from vitrail.errors import VitrailError
@@ -70,7 +71,7 @@ def check_images(manifest: Manifest, file: Path, display: Display, workers: int 
         batch_size=BATCH,
         num_workers=workers,
         collate_fn=list,
-        worker_init_fn=ignore_interrupts,
+        worker_init_fn=ignore_signals,
         generator=torch.Generator(),  # or each pass takes a number from the global state, and a first run differs
     )
 
@@ -85,7 +86,7 @@ def check_images(manifest: Manifest, file: Path, display: Display, workers: int 
     display.begin("look at images", len(todo))
     saved = time.monotonic()
     try:
-        for batch in loader:
+        for batch in until_lost(loader.__iter__, loader.num_workers):
             for index, inspection in batch:
                 _note_inspection(columns, reasons, index, inspection)
             display.advance(len(batch))

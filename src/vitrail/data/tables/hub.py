@@ -83,7 +83,12 @@ class _Opened:
 
 def is_hf(name: str | None) -> bool:
     """Say whether the name of a data set is one of the Hub, or of Parquet files."""
-    return name is not None and name.startswith(HF)
+    return isinstance(name, str) and name.startswith(HF)
+
+
+def is_on_hub(name: str | None) -> bool:
+    """Say whether a data set is one of the Hub, and not of local files."""
+    return name is not None and is_hf(name) and not name.removeprefix(HF).startswith(PATHS)
 
 
 def pin_revision(section: DataSection) -> DataSection:

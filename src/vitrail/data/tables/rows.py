@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vitrail.data.paths import Paths
 from vitrail.data.sources import Source
 from vitrail.errors import printable
-from vitrail.images.decoding import decode, read_header
+from vitrail.images.decoding import decode_quietly, read_header, read_image
 from vitrail.images.pixels import PixelFormat, Pixels, UnreadableImage
 
 
@@ -73,11 +73,11 @@ class RowSource:
             return data
         if not path:
             raise UnreadableImage("the row has no image")
-        return Path(path).read_bytes()
+        return read_image(path)
 
     def image(self, index: int, wanted: PixelFormat) -> Pixels:
         """Read and decode an image."""
-        return decode(self.encoded(index), wanted)
+        return decode_quietly(self.encoded(index), wanted)
 
     def identities(self) -> Iterator[bytes]:
         """Yield the path of each image, with the row's number where paths are not different."""

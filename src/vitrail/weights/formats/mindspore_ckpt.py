@@ -22,6 +22,9 @@ from vitrail.files import Buffer
 from vitrail.weights.formats.protobuf import block, header, integer, read_fields, signed
 
 SLICE = 512 * 2**20
+MAX_VALUES = 200_000
+"""Values of a file; the states of an optimizer are among them."""
+MAX_DIMS = 16
 CHECKSUM = b"crc_num"
 CHECKSUM_DIGITS = 10
 CIPHERS = {0x7F3A5ED8: "AES-GCM", 0x7F3A5ED9: "AES-CBC", 0x7F3A5EDA: "SM4-CBC"}
@@ -105,6 +108,8 @@ def _read(data: memoryview) -> dict[str, Tensor | str]:
             values[pending[0]] = _join(*pending)
         if name in values:
             raise ValueError(f"has {name} twice")
+        if len(values) > MAX_VALUES:
+            raise ValueError(f"has more than {MAX_VALUES:,} values")
         pending = (name, shape, kind, [content])
     if pending:
         values[pending[0]] = _join(*pending)
@@ -151,6 +156,8 @@ def _join(name: str, shape: tuple[int, ...], kind: str, parts: list[memoryview])
     if shape == (0,) and size:
         shape = ()  # as MindSpore 2.0 writes a single number
     dtype = TYPES[kind]
+    if len(shape) > MAX_DIMS:
+        raise ValueError(f"has {len(shape):,} sizes for {name}; no weight has so many")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size:
         raise ValueError(f"has {size:,} bytes for {name} of {kind} {list(shape)}")
     tensor = torch.empty(shape, dtype=dtype)

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import CheckpointError
+from vitrail.weights.digest import COMMENT
 from vitrail.weights.formats.pickled import Pickle, UnreadablePickle
 
 MAX_PICKLE = 256 * 2**20
 """Bytes of a description; that of a training's save has a few hundred thousand."""
+MAX_DIRECTORY = 16 * 2**20
+"""Bytes of a zip's list of contents; that of 20,000 tensors has 3 million."""
 MAGIC = 0x1950A86A20F9469CFC6C
 """What the first of the five pickles holds in the format before PyTorch 1.6."""
 NOT_TORCH = "is an archive that torch.save did not write; give the weight file itself"
@@ -64,6 +67,7 @@ def _read_archive(path: Path) -> Content:
         raise UnreadablePickle(
             "is cut off: its end, with the list of its contents, is missing; copy or download it again"
         )
+    check_directory(path)
     archive = zipfile.ZipFile(path)
     entries = {entry.filename: entry for entry in archive.infolist()}
     described = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
@@ -130,17 +134,38 @@ def _other_archive(names: list[str]) -> str:
     return f"is a zip archive that torch.save did not write (it holds {listed}); give the weight file itself"
 
 
+def check_directory(path: Path) -> None:
+    """Refuse a zip archive whose list of contents alone would fill the memory.
+
+    Raises:
+        UnreadablePickle: It has more entries than any file of weights or programs.
+    """
+    if (length := _directory(path)[0]) > MAX_DIRECTORY:
+        raise UnreadablePickle(f"has a list of contents of {length:,} bytes, and {MAX_DIRECTORY:,} at most are read")
+
+
 def _has_one_directory(path: Path) -> bool:
     """Say whether a zip's directory ends where the record of its end begins, so that all readers find the same one."""
+    length, offset, end = _directory(path)
+    return offset + length == end
+
+
+def _directory(path: Path) -> tuple[int, int, int]:
+    """Return the length of a zip's directory, where it begins, and where it ends; no length without one."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
-        file.seek(max(size - 98, 0))
+        file.seek(max(size - 98 - COMMENT, 0))
         tail = file.read()
+    if tail[-COMMENT - 2 : -COMMENT] == COMMENT.to_bytes(2, "little"):  # the digest of an exported file
+        size, tail = size - COMMENT, tail[:-COMMENT]
+    tail = tail[-98:]
     end, wide = tail[-22:], tail[:56] if tail[:4] == b"PK\x06\x06" else b""
     length, offset = int.from_bytes(end[12:16], "little"), int.from_bytes(end[16:20], "little")
     if wide and 0xFFFFFFFF in (length, offset):
         length, offset = int.from_bytes(wide[40:48], "little"), int.from_bytes(wide[48:56], "little")
-    return end[:4] == b"PK\x05\x06" and offset + length == size - (98 if wide else 22)
+    if end[:4] != b"PK\x05\x06":
+        return 0, 0, -1
+    return length, offset, size - (98 if wide else 22)
 
 
 def _read_pickles(reopen: Callable[[], IO[bytes]], *, within: bool = False) -> Content:

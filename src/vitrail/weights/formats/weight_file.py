@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vitrail.errors import CheckpointError
+from vitrail.files import read_regular
 from vitrail.weights.formats.file_kinds import HEAD, READABLE, is_safetensors, is_torch, other_kind
 from vitrail.weights.formats.mindspore_ckpt import CIPHERS, read_ckpt
 from vitrail.weights.formats.pickled import USUAL, Held, Inert, UnreadablePickle, held
@@ -28,6 +29,10 @@ MAX_WEIGHTS = 20_000
 """Tensors of a file: twins_svt_large has 578 weights, and an optimizer a few for each."""
 MAX_ENTRIES = 200_000
 """Values of a file that are looked at; the states of an optimizer are among them."""
+MAX_CONFIG = 16 * 2**20
+"""Bytes of a config.json; timm's have a thousand."""
+MAX_HEADER = 48 * 2**20
+"""Bytes before the tensors of a safetensors file: their names and places, and what the file says of itself."""
 MAX_NESTING = 32
 """Entries within entries; no module of a model here is so deep in others."""
 TYPES = {
@@ -37,6 +42,10 @@ TYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 """What a safetensors file calls each dtype."""
+MAX_LISTED = 64
+"""Mappings in a list that are looked into, as those of several optimizers; longer ones are histories."""
+SWAPPED_OUT = "swapped_out_by_composer"
+"""What the weights are called here that Composer keeps apart, since it has saved their average in their place."""
 NAMES = ("arch", "model", "model_name", "architecture")
 """What the options of a training script call the model."""
 
@@ -57,6 +66,8 @@ class WeightFile:
     """What stands in config.json beside the weights."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Metadata of a safetensors file; empty for others."""
+    swapped_out: str | None = None
+    """What the names of the weights begin with whose average stands in their place; None where nothing is swapped."""
     passed_over: tuple[str, ...] = ()
     """Classes of objects beside the weights, of which nothing was run."""
 
@@ -125,7 +136,7 @@ def open_weights(given: Path | str) -> WeightFile:
             name: _in_memory(value) if isinstance(value, Tensor) else value for name, value in read_ckpt(path).items()
         }
         return WeightFile(path=path, kind="MindSpore", config=config, **_sort_out(path, content))
-    raise CheckpointError(f"{path}: is no weight file; {READABLE}")
+    raise CheckpointError(f"{path}: is no weight file, or is damaged; {READABLE}")
 
 
 def _in_memory(tensor: Tensor) -> Held:
@@ -176,8 +187,10 @@ def _download(name: str) -> tuple[Path, Mapping[str, Any]]:
 
 def _read_config(path: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = json.loads(read_regular(path, MAX_CONFIG))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); use the original") from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not JSON ({error})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds no settings; use the original")
@@ -185,6 +198,12 @@ def _read_config(path: Path) -> Mapping[str, Any]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if MAX_HEADER < size < path.stat().st_size:  # a larger one is damage
+            raise CheckpointError(
+                f"{path}: has a header of {size:,} bytes, and {MAX_HEADER:,} at most are read; use the original"
+            )
     try:
         file: Any = safe_open(path, framework="pt")  # left open for the tensors that are asked for later
         names, metadata = file.keys(), file.metadata() or {}
@@ -227,7 +246,9 @@ def _sort_out(path: Path, content: Any) -> dict[str, Any]:
         entries[str(key)] = (
             "tensor" if held(value) else value.name if isinstance(value, Inert) else type(value).__name__
         )
-    return {"tensors": found, "entries": entries, "arch": _arch(content)}
+    marks = (name.partition(f"{SWAPPED_OUT}.") for name in found)
+    swapped_out = next((f"{before}{mark}" for before, mark, _ in marks if mark), None)
+    return {"tensors": found, "entries": entries, "arch": _arch(content), "swapped_out": swapped_out}
 
 
 def _walk(node: Any, prefix: str, above: tuple[int, ...], seen: set[int]) -> Iterator[tuple[str, Any]]:
@@ -247,11 +268,15 @@ def _walk(node: Any, prefix: str, above: tuple[int, ...], seen: set[int]) -> Ite
 
 
 def _children(node: Any) -> Mapping[Any, Any] | None:
-    """Return what a node has by name: a mapping's items, a module's parameters, buffers and parts, a list's tensors."""
+    """Return what a node has by name: a mapping's items, a module's parameters, buffers and parts, a list's members.
+
+    A list has members where all are tensors, or some are mappings or lists themselves.
+    """
     if isinstance(node, Mapping):
-        return node
-    if isinstance(node, list | tuple) and node and all(held(value) for value in node):
-        return dict(enumerate(node))
+        return _of_composer(node) if {"ema_model", "ema_weights_active"} <= node.keys() else node
+    if isinstance(node, list | tuple) and node:
+        is_looked_into = len(node) <= MAX_LISTED and any(isinstance(value, Mapping | list | tuple) for value in node)
+        return dict(enumerate(node)) if is_looked_into or all(held(value) for value in node) else None
     if not isinstance(node, Inert):
         return None
     own = node.attributes()
@@ -259,6 +284,18 @@ def _children(node: Any) -> Mapping[Any, Any] | None:
         return own
     parts = [part for key in ("_parameters", "_buffers", "_modules") if (part := _children(own.get(key)))]
     return {key: value for part in parts for key, value in part.items()}
+
+
+def _of_composer(node: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """Return what Composer's EMA keeps beside the model, under names that tell what it is.
+
+    It swaps the average with the weights before it saves, and says so beside them; files of before 0.13 have both here.
+    """
+    if not node.get("ema_started", True):
+        return {}  # copies of what the training began with
+    if node["ema_weights_active"]:
+        return {SWAPPED_OUT: node.get("training_model", node["ema_model"])}
+    return {"ema_model": node["ema_model"]}
 
 
 def _arch(content: Any) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class Counter:
 
 
 @dataclass(frozen=True)
-class Accuracy:
+class SingleLabelMetrics:
     """What an evaluation found."""
 
     n: int
@@ -79,12 +79,35 @@ class Accuracy:
         """The numbers that a table shows, by their titles."""
         return {"loss": f"{self.loss:.4f}", "top-1, %": f"{self.top1:.2f}", "top-5, %": f"{self.top5:.2f}"}
 
+    @property
+    def thresholds(self) -> None:
+        """A single-label answer is the likeliest class, without a threshold."""
+
+    @property
+    def headline(self) -> Literal["top-1"]:
+        """The name of the number that evaluations are compared by."""
+        return "top-1"
+
     def numbers(self) -> dict[str, Any]:
-        """Return what stands in a row of numbers."""
+        """Return the row of numbers."""
         return {name: value for name, value in vars(self).items() if name != "warnings"}
 
+    def numbers_of_all_images(self, unreadable: int) -> dict[str, Any]:
+        """Return the accuracy in which each unreadable image counts as answered wrong."""
+        right = round(self.top1 * self.n / 100)
+        return {"top1_all_images": 100 * right / (self.n + unreadable)}
 
-def accuracy(counter: Counter, training_counts: Int64[np.ndarray, " k"] | None = None) -> Accuracy:
+    def acc_log(self) -> str:
+        """Return what postprocess.py of MindSpore's model zoo prints into acc.log."""
+        lines = ""
+        for k, percent in ((1, self.top1), (5, self.top5)):
+            lines += f"Top{k} acc:  {round(percent * self.n / 100) / self.n}\n"
+        return lines
+
+
+def compute_single_label_metrics(
+    counter: Counter, training_counts: Int64[np.ndarray, " k"] | None = None
+) -> SingleLabelMetrics:
     """Turn counts into percentages, with a warning where they look wrong.
 
     Args:
@@ -93,14 +116,14 @@ def accuracy(counter: Counter, training_counts: Int64[np.ndarray, " k"] | None =
     """
     n, right, right5, without_loss = counter.totals.tolist()
     if n == 0:
-        return Accuracy(0, *[math.nan] * 5, warnings=("no image was counted",))
+        return SingleLabelMetrics(0, *[math.nan] * 5, warnings=("no image was counted",))
     loss = counter.loss.item() / LOSS_UNITS / n if not without_loss else math.nan
     k = math.isqrt(len(counter.confusion))
     confusion = counter.confusion.reshape(k, k)
     rates = class_rates(confusion)
     counted = rates.images > 0
     groups = shot_groups(training_counts) if training_counts is not None else {}
-    return Accuracy(
+    return SingleLabelMetrics(
         n,
         100 * right / n,
         100 * right5 / n,

@@ -21,7 +21,14 @@ from sklearn.metrics import (
 )
 from torch import Tensor
 
-from vitrail.evaluation.metrics import LOSS_UNITS, Accuracy, Counter, accuracy, class_rates, shot_groups
+from vitrail.evaluation.single_label_metrics import (
+    LOSS_UNITS,
+    Counter,
+    SingleLabelMetrics,
+    class_rates,
+    compute_single_label_metrics,
+    shot_groups,
+)
 
 
 def counted(logits: Tensor, labels: Tensor, batch: int = 10**9) -> Counter:
@@ -31,11 +38,11 @@ def counted(logits: Tensor, labels: Tensor, batch: int = 10**9) -> Counter:
     return counter
 
 
-def answers(labels: Tensor, predictions: Tensor, k: int, confidence: float = 0.9) -> Accuracy:
+def answers(labels: Tensor, predictions: Tensor, k: int, confidence: float = 0.9) -> SingleLabelMetrics:
     """Return the accuracy of a model that gives each prediction this probability, and the others what is left."""
     logits = torch.full((len(labels), k), math.log((1 - confidence) / max(k - 1, 1)))
     logits[torch.arange(len(labels)), predictions] = math.log(confidence)
-    return accuracy(counted(logits, labels))
+    return compute_single_label_metrics(counted(logits, labels))
 
 
 def random_case(seed: int, n: int, k: int) -> tuple[Tensor, Tensor]:
@@ -47,7 +54,7 @@ def random_case(seed: int, n: int, k: int) -> tuple[Tensor, Tensor]:
 def test_counts_equal_scikit_learns(seed: int, n: int, k: int) -> None:
     logits, labels = random_case(seed, n, k)
     counter = counted(logits, labels, batch=7)
-    found = accuracy(counter)
+    found = compute_single_label_metrics(counter)
     truth, scores, classes = labels.numpy(), logits.double().softmax(1).numpy(), np.arange(k)
     assert found.n == n
     assert found.top1 == pytest.approx(100 * accuracy_score(truth, scores.argmax(1)), abs=1e-9)
@@ -74,7 +81,7 @@ def test_rates_of_the_classes_equal_scikit_learns_where_some_are_absent_too(answ
     for mine, theirs in zip((rates.precision, rates.recall, rates.f1, rates.images), expected, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-14)
     assert rates.answers.tolist() == np.bincount(predicted, minlength=7).tolist()
-    found = accuracy(counter, counts)
+    found = compute_single_label_metrics(counter, counts)
     assert found.balanced_accuracy == pytest.approx(100 * balanced_accuracy_score(truth, predicted))
     assert found.macro_f1 == pytest.approx(100 * float(f1_score(truth, predicted, average="macro", zero_division=0)))
     for name, low, high in (("head", 101, 999), ("medium", 20, 100), ("tail", 0, 19)):
@@ -91,7 +98,7 @@ def test_head_medium_and_tail_are_divided_at_a_hundred_and_at_twenty_training_im
     assert {name: np.flatnonzero(chosen).tolist() for name, chosen in groups.items()} == {
         "head": [4], "medium": [2, 3], "tail": [0, 1],
     }  # fmt: skip
-    assert accuracy(counted(*random_case(0, 20, 4))).tail_top1 is None
+    assert compute_single_label_metrics(counted(*random_case(0, 20, 4))).tail_top1 is None
 
 
 @given(seed=st.integers(0, 10**6), sizes=st.lists(st.integers(1, 20), min_size=1, max_size=6))
@@ -116,7 +123,7 @@ def test_half_precision_logits_are_counted_in_full_precision(dtype: torch.dtype)
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 5])
 def test_with_five_classes_or_fewer_every_answer_is_within_five(k: int) -> None:
-    found = accuracy(counted(*random_case(1, 30, k)))
+    found = compute_single_label_metrics(counted(*random_case(1, 30, k)))
     assert found.top5 == 100.0
 
 
@@ -129,14 +136,14 @@ def test_rows_of_the_confusion_are_labels_and_columns_answers() -> None:
 
 def test_a_loss_that_is_not_finite_makes_the_mean_so_but_not_the_counts() -> None:
     logits = torch.tensor([[0.0, 1.0], [torch.nan, 0.0], [2.0, 0.0]])
-    found = accuracy(counted(logits, torch.tensor([1, 0, 0])))
+    found = compute_single_label_metrics(counted(logits, torch.tensor([1, 0, 0])))
     assert (found.n, round(found.top1, 1)) == (3, 100.0)  # topk takes a nan for the largest
     assert math.isnan(found.loss)
     assert found.warnings[0].startswith("1 of 3 images have no finite loss: their logits are NaN or infinite")
 
 
 def test_no_images_give_no_numbers_and_say_so() -> None:
-    found = accuracy(Counter(4, torch.device("cpu")))
+    found = compute_single_label_metrics(Counter(4, torch.device("cpu")))
     assert found.n == 0
     assert math.isnan(found.top1)
     assert math.isnan(found.top5)
@@ -144,7 +151,7 @@ def test_no_images_give_no_numbers_and_say_so() -> None:
     assert found.warnings == ("no image was counted",)
     counter = Counter(4, torch.device("cpu"))
     counter.add(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    assert accuracy(counter).warnings == ("no image was counted",)
+    assert compute_single_label_metrics(counter).warnings == ("no image was counted",)
 
 
 @pytest.mark.parametrize(("k", "n"), [(2, 20), (3, 15), (10, 50), (10, 1000), (100, 500)])
@@ -176,7 +183,7 @@ def test_chance_accuracy_beside_a_low_loss_is_noticed() -> None:
     logits = torch.full((n, k), math.log(0.1 / 8))
     logits[torch.arange(n), labels] = math.log(0.44)
     logits[torch.arange(n), (labels + torch.arange(n) // k % 9 + 1) % k] = math.log(0.46)
-    found = accuracy(counted(logits, labels))
+    found = compute_single_label_metrics(counted(logits, labels))
     assert found.top1 == 0
     assert found.warnings == (
         "accuracy 0.0 % is at chance for 10 classes but the loss 0.82 is far below ln(10) = 2.30; "

@@ -1,0 +1,286 @@
+"""What a weight file says of itself, held against bounds and against its tensors before anything follows it.
+
+A description is text that anyone can write. Each value that is used has to be of its kind and within reason; what the
+tensors tell too, such as the number of blocks, has to agree with them before a model is built of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vitrail.errors import brief, closest
+from vitrail.images.preprocess import Preprocess
+from vitrail.models.family import ModelConfig, Shapes
+from vitrail.models.registry import FAMILIES, find_variant
+
+MAX_TEXT = 16 * 2**20
+"""Letters of a description; that of a model of 20,000 classes with counts and thresholds has 2 million."""
+MAX_DIGITS = 40
+"""Of a whole number; the hashes are text, and nothing else has so many."""
+MAX_NAME = 4096
+"""Letters of a class name."""
+SKETCH = re.compile(r"([0-9a-f]{12}[0-9a-z]{0,16}( |$))*")
+"""What images are known again by: hashes of their names and contents."""
+MAX_BATCH = 1_000_000
+"""Images that an exported file takes at once."""
+NEEDED: Mapping[str, tuple[str, ...]] = {
+    "onnx": (),
+    "openvino": ("bin",),
+    "pt2": ("device", "cpu"),
+    "torchscript": (),
+    "mindir": (),
+}
+"""Formats, and what the files of each say of themselves so that they can be run."""
+REQUIRED = ("size", "crop", "interpolation", "mean", "std")
+"""Of the preprocessing; without one of them, images would be read in another way than the model was trained on."""
+KINDS: Mapping[str, type] = {
+    "model": str,
+    "options": dict,
+    "classes": list,
+    "classes_hash": str,
+    "preprocess": dict,
+    "recipe": dict,
+    "provenance": dict,
+    "metrics": dict,
+}
+"""What stands in a description, beside its format and thresholds."""
+KIND_NAMES = {str: "text", dict: "a mapping", list: "a list"}
+
+
+def parse(text: str) -> dict[str, Any]:
+    """Return what a description has by name.
+
+    Raises:
+        ValueError: It is too long or no JSON object; with a clause that says so.
+    """
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"it has {len(text):,} letters, and {MAX_TEXT:,} at most are read")
+    try:
+        content = json.loads(text, parse_int=_whole_number)
+    except RecursionError:
+        raise ValueError("it has lists within lists without end") from None
+    if not isinstance(content, dict):
+        raise ValueError("it is no mapping")
+    return content
+
+
+def check(content: Mapping[str, Any]) -> None:
+    """Refuse values that are missing, of another kind than they are used as, or beyond reason.
+
+    Args:
+        content: What `parse` returned.
+
+    Raises:
+        ValueError: With a clause that says which value, and what it must be.
+    """
+    for name, kind in KINDS.items():
+        if name not in content:
+            raise ValueError(f"{name} is missing")
+        if not isinstance(content[name], kind):
+            raise ValueError(f"{name} is {brief(content[name])}; it must be {KIND_NAMES[kind]}")
+    known = [name for family in FAMILIES for name in family.variants]
+    if content["model"] not in known:
+        name, near = content["model"], closest(content["model"], known)
+        raise ValueError(f"unknown model {brief(name)}{near or ';'} `vitrail models` shows all {len(known)}")
+    for name, test in TESTS.items():
+        if problem := test(content.get(name)):
+            raise ValueError(f"{name}{problem}")
+
+
+def config_from(content: Mapping[str, Any]) -> ModelConfig:
+    """Return the configuration of the model that a description names; nothing is built.
+
+    Raises:
+        ValueError: It has options that are unknown, or that no model can have.
+    """
+    # JSON has no tuples, and every list of a model's configuration was one
+    options = {name: tuple(x) if isinstance(x, list) else x for name, x in content["options"].items()}
+    try:
+        return type(find_variant(content["model"])[1].config)(**options)
+    except TypeError as error:
+        reason = " ".join(str(error).split("__init__() ")[-1].split())[:200]
+        raise ValueError(f"options are not those of {content['model']}: {reason}") from error
+
+
+def preprocess_from(content: Mapping[str, Any], config: ModelConfig) -> Preprocess:
+    """Return the preprocessing of a description, which has to give what its model takes.
+
+    Raises:
+        ValueError: It does not, or a value is missing or out of bounds.
+    """
+    values = content["preprocess"]
+    if missing := [name for name in REQUIRED if name not in values]:
+        raise ValueError(f"preprocess.{missing[0]} is missing")
+    preprocess = Preprocess.from_dict(values)
+    if preprocess.channels != config.in_channels:
+        raise ValueError(
+            f"its model takes {config.in_channels} channels and its preprocessing gives {preprocess.channels}"
+        )
+    if preprocess.size != config.size:
+        there, here = ("x".join(map(str, size)) for size in (config.size, preprocess.size))
+        raise ValueError(f"its model takes images of {there} pixels and its preprocessing gives {here}")
+    return preprocess
+
+
+def check_classes(content: Mapping[str, Any], config: ModelConfig) -> None:
+    """Refuse names, thresholds and counts that are not one for each output of the model.
+
+    Raises:
+        ValueError: With a clause that says which.
+    """
+    count = config.num_classes
+    if (named := len(content["classes"])) not in (0, count):
+        raise ValueError(f"it names {named:,} classes, and its model has {count:,} outputs")
+    for name, values in (
+        ("thresholds", content.get("thresholds")),
+        ("provenance.training_counts", content["provenance"].get("training_counts")),
+    ):
+        if values is not None and len(values) != count:
+            raise ValueError(f"{name} are {len(values):,} numbers, and its model has {count:,} outputs")
+
+
+def check_tensors(model: str, config: ModelConfig, shapes: Shapes) -> None:
+    """Refuse a configuration that the names and shapes of the tensors contradict, before anything is built of it.
+
+    Raises:
+        ValueError: With a clause that says where they differ.
+    """
+    family = find_variant(model)[0]
+    try:
+        told = family.implied(shapes)
+    except (KeyError, IndexError, ValueError, ZeroDivisionError):
+        raise ValueError(f"it describes a {model}, and its tensors are not those of a {family.title}") from None
+    for name, there in told.items():
+        if name == "positions":
+            here = math.prod(getattr(config, "grid", (there,)))
+        elif name in vars(config) and not isinstance(there, str | None):
+            here = getattr(config, name)
+        else:
+            continue  # a word is taken by what it makes of the shapes
+        if not _agree(here, there):
+            raise ValueError(f"it says {name} {brief(here)}, and its tensors are of {name} {brief(there)}")
+
+
+def _agree(here: Any, there: Any) -> bool:
+    """Say whether numbers are the same; a ratio is rounded down to whole channels, of which there are two at least."""
+    if isinstance(here, tuple) and isinstance(there, tuple):
+        return len(here) == len(there) and all(map(_agree, here, there))
+    return abs(here - there) < 0.5 if isinstance(there, float) and not isinstance(here, tuple) else here == there
+
+
+def check_exported(said: Any) -> None:
+    """Refuse what a file says of its export where a value is of another kind than it is used as.
+
+    Raises:
+        ValueError: With a clause that says which value, and what it must be.
+    """
+    if not isinstance(said, dict):
+        raise ValueError(f"provenance.exported is {brief(said)}; it must be a mapping")
+    for name in ("format", "source", "sha256"):
+        if not isinstance(said.get(name), str):
+            raise ValueError(f"provenance.exported.{name} is {brief(said.get(name))}; it must be text")
+    for name, allowed in (
+        ("precision", ("float32", "bfloat16", "float16", "int8")),
+        ("input", ("normalised", "image")),
+    ):
+        if name in said and said[name] not in allowed:
+            raise ValueError(f"provenance.exported.{name} is {brief(said[name])}; it must be {' or '.join(allowed)}")
+    if said["format"] not in NEEDED:
+        raise ValueError(
+            f"provenance.exported.format is {brief(said['format'])}; it must be one of {', '.join(NEEDED)}"
+        )
+    batch = said.get("batch_size")
+    if batch is not None and not (_is_whole(batch) and 1 <= batch <= MAX_BATCH):
+        raise ValueError(f"provenance.exported.batch_size is {brief(batch)}; it must be 1 to {MAX_BATCH:,}, or null")
+    details = said.get("details")
+    if not isinstance(details, dict) or not all(isinstance(value, str) for value in details.values()):
+        raise ValueError(f"provenance.exported.details is {brief(details)}; it must be texts by name")
+    if missing := [name for name in NEEDED[said["format"]] if name not in details]:
+        raise ValueError(f"provenance.exported.details.{missing[0]} is missing")
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"it has a number of {len(digits):,} digits")
+    return int(digits)
+
+
+def _is_whole(value: Any) -> bool:
+    values = value if isinstance(value, tuple) else (value,)
+    return all(isinstance(one, int) and not isinstance(one, bool) for one in values)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _classes(names: list[Any]) -> str:
+    for index, name in enumerate(names):
+        if not isinstance(name, str) or len(name) > MAX_NAME or not _is_text(name):
+            return f"[{index}] is {brief(name)}; it must be text of at most {MAX_NAME:,} letters"
+    if len(set(names)) < len(names):
+        twice, _ = Counter(names).most_common(1)[0]
+        return f" has {brief(twice)} twice; each names one output"
+    return ""
+
+
+def _is_text(value: str) -> bool:
+    """Say whether all of a text are letters; JSON also has halves of letters, which nothing can show or store."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _thresholds(values: Any) -> str:
+    if values is None:
+        return ""
+    if isinstance(values, list) and all(_is_number(value) and 0 <= value <= 1 for value in values):
+        return ""
+    return f" is {brief(values)}; it must be a list of probabilities, one for each class"
+
+
+def _metrics(values: dict[str, Any]) -> str:
+    for name, value in values.items():
+        if name.startswith("val_") and value is not None and not (_is_number(value) and abs(value) < 2**63):
+            return f".{brief(name)[1:-1]} is {brief(value)}; it must be a number"
+    return ""
+
+
+def _provenance(values: dict[str, Any]) -> str:
+    if "training_counts" in values:
+        counts = values["training_counts"]
+        if not isinstance(counts, list) or not all(_is_whole(count) and 0 <= count < 2**53 for count in counts):
+            return f".training_counts is {brief(counts)}; it must be a list of numbers of images"
+    if "images" in values:
+        images = values["images"]
+        if not isinstance(images, dict) or not all(isinstance(value, str) for value in images.values()):
+            return f".images is {brief(images)}; it must be hashes by the names of splits"
+    if "sketch" in values:
+        known = values["sketch"]
+        if not isinstance(known, str) or not SKETCH.fullmatch(known):
+            return f".sketch is {brief(known)}; it must be hashes"
+    return ""
+
+
+def _recipe(values: dict[str, Any]) -> str:
+    for name, section in values.items():
+        if not isinstance(section, dict):
+            return f".{brief(name)[1:-1]} is {brief(section)}; it must be a section of settings"
+    return ""
+
+
+TESTS: Mapping[str, Callable[[Any], str]] = {
+    "classes": _classes,
+    "thresholds": _thresholds,
+    "metrics": _metrics,
+    "provenance": _provenance,
+    "recipe": _recipe,
+}
+"""Values that have parts, and what says as a clause what is wrong with one."""
