@@ -45,8 +45,8 @@ def until_lost(start: Callable[[], Iterator[Any]], workers: int) -> Iterator[Any
             return
         # torch's own, with the traceback of whatever it interrupted, and those of a connection whose other end died
         except (RuntimeError, MemoryError, OSError, EOFError) as error:
-            is_cut_off = isinstance(error, OSError | EOFError)
-            status = _first_status(ENDING_S if is_cut_off else 0)
+            patience_s = ENDING_S if isinstance(error, OSError | EOFError) else 0.0
+            status = _first_status(patience_s)
             ran_out_of_memory = workers > 0 and isinstance(error, MemoryError)
             if not status and not ran_out_of_memory:
                 raise

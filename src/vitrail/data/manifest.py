@@ -116,6 +116,11 @@ class Manifest:
         return len(self.paths)
 
     @property
+    def has_val(self) -> bool:
+        """Whether there are validation images by their folder or split, so that none are held out."""
+        return bool((self.part == VAL).any())
+
+    @property
     def unreadable(self) -> NDArray[np.bool_]:
         """Which images cannot be read, as far as they were inspected."""
         return (self.findings & Finding.UNREADABLE) != 0

@@ -14,24 +14,27 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrail.classes.names import order
 from vitrail.config.sections import DataSection
 from vitrail.data.folders import find_splits, list_folder, note_hidden, scan, visible_folders
 from vitrail.data.lists import list_rows, read_list
 from vitrail.data.manifest import Manifest, list_images, load_manifest, locate_cache, open_shards
-from vitrail.data.named_sets import NAMED_SETS, open_named
+from vitrail.data.named_sets import open_named
 from vitrail.data.roster import Roster
+from vitrail.data.setting_checks import (
+    check_order,
+    check_packed,
+    check_settings,
+    find_dividing_settings,
+    refuse_division,
+)
 from vitrail.data.shards import INDEX, ShardSource, has_shards
 from vitrail.data.sources import TRAIN, VAL, FileSource, Source
 from vitrail.data.splits import UNASSIGNED, Division, assign_splits, hold_out
 from vitrail.data.tables.hub import is_hf, open_hf
 from vitrail.data.tables.rows import find_storage_groups
-from vitrail.errors import ConfigError, DataError, VitrailError, closest, few, printable
+from vitrail.errors import ConfigError, DataError, VitrailError, few, printable
 from vitrail.files import files_of
 from vitrail.images.pixels import PixelFormat
-
-DIVISION = ("val_fraction", "folds", "fold", "group_regex")
-"""Settings of how images are split, wherever they lie."""
 
 Split = Literal["train", "val", "all"]
 Look = Callable[[Manifest, Path], Manifest]
@@ -82,15 +85,15 @@ def open_data(section: DataSection, look: Look | None = None) -> Data:
         DataError: Folders that are not as they should be; a set that is missing or cannot be fetched.
     """
     data = _open(section, look)
-    _check_order(section, data.train)
+    check_order(section, data.train)
     if not data.is_divided:
         is_packed = data.manifest is not None and data.manifest.packed is not None
-        _refuse_division(section, data.val.description, is_packed)
+        refuse_division(section, data.val.description, is_packed)
     return data
 
 
 def _open(section: DataSection, look: Look | None = None) -> Data:
-    _check_settings(section)
+    check_settings(section)
     if section.name is not None:
         train, val = _open_set(section)
         assert train is not None
@@ -101,7 +104,7 @@ def _open(section: DataSection, look: Look | None = None) -> Data:
     if problems:
         raise DataError(problems[0])
     train, val, chosen = _split_manifest(manifest, _division(section), section.bad_files == "quarantine")
-    return Data(train, val, manifest, is_divided=not _has_val(manifest), validation=chosen)
+    return Data(train, val, manifest, is_divided=not manifest.has_val, validation=chosen)
 
 
 def open_manifest(section: DataSection, look: Look | None = None) -> tuple[Manifest, tuple[str, ...]]:
@@ -115,9 +118,9 @@ def open_manifest(section: DataSection, look: Look | None = None) -> tuple[Manif
         DataError: There are no images to train on, or no such manifest.
     """
     manifest, problems = _list_images(section, look)
-    _check_order(section, manifest.source(TRAIN))
-    if _has_val(manifest):
-        _refuse_division(section, manifest.source(VAL).description, manifest.packed is not None)
+    check_order(section, manifest.source(TRAIN))
+    if manifest.has_val:
+        refuse_division(section, manifest.source(VAL).description, manifest.packed is not None)
     return manifest, problems
 
 
@@ -156,9 +159,9 @@ def _list_images(section: DataSection, look: Look | None = None) -> tuple[Manife
     else:
         manifest = open_shards(listed, known, _pixels(section))
         problems = ()
-        _check_packed(section, manifest)
+        check_packed(section, manifest)
 
-    if not problems and not _has_val(manifest):
+    if not problems and not manifest.has_val:
         manifest, is_new = _assign_folds(manifest, _division(section))
         # otherwise `look` saves it, with what is found
         is_looked_at = look is None or manifest.inspected.all()
@@ -187,11 +190,6 @@ def _assign_folds(manifest: Manifest, division: Division) -> tuple[Manifest, boo
     folds = assign_splits(manifest.source(TRAIN), division, kept)
     is_new = kept is None or bool((kept == UNASSIGNED).any())
     return replace(manifest, fold=folds, division=division.key), is_new
-
-
-def _has_val(manifest: Manifest) -> bool:
-    """Say whether there is a folder or split of validation images."""
-    return bool((manifest.part == VAL).any())
 
 
 def _refuse_other(file: Path, known: Manifest, manifest: Manifest, listed: Path) -> None:
@@ -248,8 +246,8 @@ def open_split(section: DataSection, split: Split) -> tuple[Source, tuple[str, .
     Raises: As `open_data` does.
     """
     source, is_divided = _open_split(section, split)
-    _check_order(section, source)
-    unused = [] if is_divided or split == "all" else _dividing_settings(section)
+    check_order(section, source)
+    unused = [] if is_divided or split == "all" else find_dividing_settings(section)
     if not unused:
         return source, source.notes
     note = f"{source.description}: stands as it is, {' '.join(unused)} divides nothing"
@@ -272,7 +270,7 @@ def list_files_read(section: DataSection, source: Source) -> Iterator[Path]:
 
 def _open_split(section: DataSection, split: Split) -> tuple[Source, bool]:
     """Return the images of a split, and whether some were held out of others to get them."""
-    _check_settings(section)
+    check_settings(section)
     if section.name is not None:
         return _open_split_of_set(section, split)
     root = _root(section)
@@ -342,7 +340,7 @@ def _open_split_of_folder(section: DataSection, root: Path, split: Split) -> Sou
 def _open_whole_manifest(section: DataSection) -> Source:
     """Return all images of a manifest without validation images."""
     manifest, _ = _list_images(section)
-    if _has_val(manifest):
+    if manifest.has_val:
         raise _refuse_all(section.list or manifest.root)
     source = manifest.source(TRAIN)
     if section.bad_files == "quarantine":
@@ -372,7 +370,7 @@ def _split_manifest(
     manifest: Manifest, division: Division, quarantine: bool
 ) -> tuple[Source, Source, NDArray[np.int64]]:
     """Return a manifest's training and validation images, and the indices of the latter in it."""
-    if _has_val(manifest):
+    if manifest.has_val:
         is_val = manifest.part == VAL
         train, val = manifest.source(TRAIN), manifest.source(VAL)
     else:
@@ -407,94 +405,6 @@ def _leave_out_unreadable(manifest: Manifest, source: Source, chosen: NDArray[np
         first = manifest.name(int(indices[np.argmax(bad)]))
         notes += (f"{source.description}: {bad.sum()} images that cannot be read are left out, the first is {first}",)
     return source.take(~bad, source.description, notes)
-
-
-def _dividing_settings(section: DataSection) -> list[str]:
-    """Return the settings of how images are split that are not the usual ones."""
-    usual = DataSection()
-    given = {name: getattr(section, name) for name in DIVISION}
-    return [f"data.{name}={value}" for name, value in given.items() if value != getattr(usual, name)]
-
-
-def _refuse_division(section: DataSection, val: str, is_packed: bool) -> None:
-    """Refuse settings of how images are split, where there are validation images."""
-    given = _dividing_settings(section)
-    if given:
-        how = "pack the training folder alone" if is_packed else "set data.val_split=null"
-        raise ConfigError(
-            f"{' '.join(given)}: there is a part to validate with, {val}, so that nothing is divided; {how} to divide "
-            "the training images, or drop it"
-        )
-
-
-def _check_order(section: DataSection, source: Source) -> None:
-    """Refuse an order of classes that the images cannot follow: another is declared, or was settled in packing them."""
-    if section.class_order is None:
-        return
-    wanted = [source.classes[index] for index in order(source.classes, section.class_order)]
-    for index, (own, other) in enumerate(zip(source.classes, wanted, strict=True)):
-        if own != other:
-            raise ConfigError(
-                f"data.class_order {section.class_order}: {source.description} has an order of its own, in which index "
-                f"{index} is {printable(own)} and not {printable(other)}; set data.class_order=null"
-            )
-
-
-def _check_packed(section: DataSection, manifest: Manifest) -> None:
-    """Refuse settings that shards cannot follow, as what is in them was settled when they were packed."""
-    if section.manifest is not None and section.root is not None:
-        raise ConfigError(
-            f"data.manifest {section.manifest}: {manifest.root} holds shards, which have a list of their own; drop it"
-        )
-    train, val = manifest.folders
-    if train:  # it is empty where class folders lie at the top
-        _check_packed_split(manifest, "train_split", section.train_split, train)
-    if not _has_val(manifest):
-        val = ""
-    _check_packed_split(manifest, "val_split", section.val_split, val)
-
-
-def _check_packed_split(manifest: Manifest, key: str, given: str | None, folder: str) -> None:
-    """Refuse the name of a split that is neither the one that was packed nor the usual one."""
-    if given in (folder, folder or None, getattr(DataSection, key)):
-        return
-    packed = f"with {folder}" if folder else "without one"
-    raise ConfigError(
-        f"data.{key} is {given or 'null'}, and the shards of {manifest.root} were packed {packed}; drop it, or pack "
-        "the folder anew"
-    )
-
-
-def _check_settings(section: DataSection) -> None:
-    """Refuse settings that contradict each other, or name no images."""
-    name, root = section.name, section.root
-    if name is not None and not is_hf(name) and name not in NAMED_SETS:
-        known = ", ".join(NAMED_SETS)
-        raise ConfigError(
-            f"data.name {name!r}: unknown{closest(name, NAMED_SETS)}; known sets: {known}, and hf:OWNER/NAME"
-        )
-    if name == "digits" and root is not None:
-        raise ConfigError(
-            f"data.root {root}: data.name is digits, which comes with scikit-learn and has no folder; for your own "
-            "images add data.name=null, or name another recipe"
-        )
-    if name is not None and section.bad_files == "quarantine":
-        raise ConfigError(
-            f"data.bad_files=quarantine: leaves out what the check has found, and data.name {name} is not checked; set "
-            "skip, which counts and names what cannot be read, or error"
-        )
-    if name is not None and section.manifest is not None:
-        raise ConfigError(
-            f"data.manifest {section.manifest}: is for images in folders, lists and shards; data.name is {name}"
-        )
-    if name is not None and section.list is not None:
-        raise ConfigError(f"data.list {section.list}: is for images in files; data.name is {name}; add data.name=null")
-    if name is None and root is None and section.manifest is None and section.list is None:
-        raise ConfigError("data.root is not set; give the folder with your images, or data.name=digits")
-    if name not in (None, "digits") and not is_hf(name) and root is None:
-        raise ConfigError(
-            f"data.root is not set; give the folder where {name} lies or, with data.download=true, will lie"
-        )
 
 
 def _pixels(section: DataSection) -> PixelFormat:

@@ -177,7 +177,7 @@ def _write_shards(manifest: Manifest, folder: Path, shard_bytes: int, display: D
 
 def _divide_into_shards(manifest: Manifest, shard_bytes: int) -> Iterator[tuple[str, list[int]]]:
     """Yield the name of each shard and its images; no shard has images of both splits."""
-    names = ("train", "val") if (manifest.part == VAL).any() else ("images",)
+    names = ("train", "val") if manifest.has_val else ("images",)
     block = tarfile.BLOCKSIZE
     # bytes of the image, its header, the label and the label's header
     needed = (-(-manifest.bytes // block) * block + 3 * block).tolist()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -117,7 +116,10 @@ def _first_with_room(labels: Sequence[int], need: Sequence[list[int]]) -> int:
         labels: Label of each image of the group.
         need: How many images each fold still lacks, by class.
     """
-    counts = Counter(labels)
+    # most groups are one image, for which a Counter takes several times as long
+    counts: dict[int, int] = {}
+    for label in labels:
+        counts[label] = counts.get(label, 0) + 1
     for fold in range(len(need[0])):
         fitting = sum(min(count, max(need[label][fold], 0)) for label, count in counts.items())
         if 2 * fitting >= len(labels) and fitting:

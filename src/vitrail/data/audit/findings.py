@@ -263,7 +263,7 @@ def _classes(manifest: Manifest, held_out: NDArray[np.bool_]) -> Iterator[Proble
     if told := tell_look_alikes(names):
         what, advice = told.split("; ", 1)
         yield Problem("warning", what, advice, count=len(look_alikes(names)))
-    if (manifest.part == VAL).any():
+    if manifest.has_val:
         absent = np.flatnonzero(manifest.count_by_class(held_out) == 0)
         if len(absent):
             which = ", ".join(names[index] for index in absent)
