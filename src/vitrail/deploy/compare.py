@@ -22,7 +22,7 @@ from vitrail.images.pixels import Pixels, UnreadableImage, to_pixel_format
 from vitrail.images.preprocess import Preprocess
 from vitrail.images.synthetic import draw_photo
 from vitrail.inference.engines import Network
-from vitrail.inference.predict import find_images
+from vitrail.inference.find_images import find_images
 from vitrail.models.family import VisionModel
 from vitrail.weights.checkpoint import Record
 

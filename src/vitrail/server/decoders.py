@@ -23,7 +23,7 @@ from vitrail.images.decoding import check_picture
 from vitrail.images.formats import READ
 from vitrail.images.pixels import UnreadableImage
 from vitrail.images.preprocess import Preprocess
-from vitrail.inference.predict import read_view
+from vitrail.inference.predictor import read_view
 from vitrail.server.cost import A_BYTE, Cost, estimate
 from vitrail.server.log import FIELDS
 from vitrail.server.nursery import Nursery, NurseryGone, Worker, WorkerLost

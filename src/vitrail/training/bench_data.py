@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vitrail.config.sections import TrainConfig
+from vitrail.config.commands import TrainConfig
 from vitrail.data.loader import Batch, Sample, TrainImages, count_usable_cores
 from vitrail.data.opening import list_files_read
 from vitrail.data.sampling import SampleKey

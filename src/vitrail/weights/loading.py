@@ -15,7 +15,9 @@ from torch import Tensor
 
 from vitrail.classes.matching import match_by_order, read_class_names
 from vitrail.classes.names import canonical
-from vitrail.config.sections import ConvertConfig, DescribedConfig, Layer, PreprocessSection, WeightsSection, resolve
+from vitrail.config.commands import ConvertConfig, DescribedConfig
+from vitrail.config.resolve import Layer, resolve
+from vitrail.config.sections import PreprocessSection, WeightsSection
 from vitrail.display import Display
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.imagenet import COUNT, wnids
