@@ -35,7 +35,7 @@ from vitrail.data.opening import open_split
 from vitrail.data.sources import Source
 from vitrail.images.decoding import check_picture, decode
 from vitrail.images.pixels import PixelFormat, UnreadableImage
-from vitrail.images.transforms import Preprocess
+from vitrail.images.preprocess import Preprocess
 from vitrail.server.cost import estimate_cost
 from vitrail.server.decoders import QUICK_S
 

@@ -157,7 +157,7 @@ def test_only_the_command_line_imports_our_modules_inside_functions(name: str) -
         ("safetensors", {"weights.checkpoint", "weights.formats.weight_file", "data.manifest"}),
         ("matplotlib", {"training.run_folder"}),
         ("jinja2", {"pages.render"}),
-        ("torchvision", {"data.named_sets", "images.transforms"}),
+        ("torchvision", {"data.named_sets", "images.train_view"}),
         ("torchcodec", {"images.decoding"}),
         ("tifffile", {"images.tiff"}),
         (
@@ -168,7 +168,7 @@ def test_only_the_command_line_imports_our_modules_inside_functions(name: str) -
                 "weights.hub",
                 "imagenet",
                 "timm",
-                "images.transforms",
+                "images.train_view",
                 "training.state",
                 "training.setup",
                 "models.layers",

@@ -26,8 +26,8 @@ from vitrail.deploy.compare import gather_sample
 from vitrail.deploy.export import export, find_outputs
 from vitrail.deploy.onnx_preprocess import add_preprocess
 from vitrail.errors import CheckpointError, ConfigError, MissingExtra
+from vitrail.images.preprocess import Preprocess
 from vitrail.images.synthetic import draw_photo
-from vitrail.images.transforms import Preprocess
 from vitrail.inference.engines import open_artifact, read_artifact
 from vitrail.inference.exported import Making, describe, with_making
 from vitrail.models.registry import create_model, find_variant

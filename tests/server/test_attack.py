@@ -16,7 +16,7 @@ from support.forked import is_alive, wait_until
 from support.serving import Server, encoded, start
 from support.tiny_model import save_tiny
 from vitrail.errors import ConfigError
-from vitrail.images.transforms import Preprocess
+from vitrail.images.preprocess import Preprocess
 from vitrail.server.settings import Serving
 
 WILD = Path(__file__).parents[3] / "shared" / "wild"

@@ -27,8 +27,8 @@ from support.serving import FORM, Server, encoded, form, run_server, start
 from support.tiny_model import save_tiny
 from vitrail.cli.app import main
 from vitrail.errors import ConfigError
-from vitrail.images.decoding import READ
-from vitrail.images.transforms import Preprocess
+from vitrail.images.formats import READ
+from vitrail.images.preprocess import Preprocess
 from vitrail.inference.predictor import open_predictor
 from vitrail.server.batching import Batcher, WorkFailed
 from vitrail.server.settings import Limits, Serving, read_key

@@ -1171,7 +1171,7 @@ def _of_lists(tokens: Sequence[str], images: Sequence[str]) -> tuple[str | None,
     from vitrail.config.commands import DataConfig
     from vitrail.config.resolve import Layer, command_line, resolve
     from vitrail.config.sections import DataSection
-    from vitrail.data.lists import is_table
+    from vitrail.data.list_files import is_table
 
     lists = [text for text in images if is_table(Path(text))]
     if not lists:

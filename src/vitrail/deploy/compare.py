@@ -18,9 +18,9 @@ from torch import Tensor
 from vitrail.devices import Precision
 from vitrail.errors import DataError
 from vitrail.images.decoding import decode, read_image
-from vitrail.images.pixels import Pixels, UnreadableImage, fit
+from vitrail.images.pixels import Pixels, UnreadableImage, to_pixel_format
+from vitrail.images.preprocess import Preprocess
 from vitrail.images.synthetic import draw_photo
-from vitrail.images.transforms import Preprocess
 from vitrail.inference.engines import Network
 from vitrail.inference.find_images import find_images
 from vitrail.models.family import VisionModel
@@ -62,7 +62,7 @@ class SampleImages:
         """
         source = self.sources[number]
         if isinstance(source, int):
-            return fit(draw_photo(source, self.preprocess.channels), self.preprocess.pixels)
+            return to_pixel_format(draw_photo(source, self.preprocess.channels), self.preprocess.pixels)
         try:
             return decode(read_image(source), self.preprocess.pixels)
         except (UnreadableImage, OSError) as error:

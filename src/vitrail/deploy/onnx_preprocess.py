@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.images.transforms import MAX_ASPECT, Preprocess
+from vitrail.images.preprocess import MAX_ASPECT, Preprocess
 
 PREPROCESS = """
 <ir_version: 10, opset_import: ["" : {opset}]>

@@ -28,7 +28,7 @@ from vitrail.errors import ConfigError, DataError, MissingExtra
 from vitrail.evaluation.evaluate import Evaluation, evaluate
 from vitrail.evaluation.settings import resolve_for
 from vitrail.files import write_whole
-from vitrail.images.transforms import Preprocess, normalise
+from vitrail.images.preprocess import Preprocess, normalise
 from vitrail.inference.bench import Subject, bench, find_subjects
 from vitrail.inference.engines import openvino_capabilities
 from vitrail.inference.exported import Making

@@ -23,9 +23,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitrail.images.decoding import READ, check_picture
+from vitrail.images.decoding import check_picture
+from vitrail.images.formats import READ
 from vitrail.images.pixels import UnreadableImage
-from vitrail.images.transforms import Preprocess
+from vitrail.images.preprocess import Preprocess
 from vitrail.inference.predictor import read_view
 from vitrail.server.cost import BYTE_S, Cost, estimate_cost
 from vitrail.server.fork_server import Answer, ForkServer, ForkServerGone, Worker, WorkerLost
