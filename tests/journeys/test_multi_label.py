@@ -34,7 +34,7 @@ from vitrail.display import Quiet
 from vitrail.errors import CheckpointError, ConfigError, DataError, Stopped
 from vitrail.evaluation.evaluate import evaluate, report_folder, sweep
 from vitrail.evaluation.multi_label_metrics import Decisions, compute_multi_label_metrics, label_scores, tuned
-from vitrail.inference.predict import probabilities
+from vitrail.inference.decision import probabilities
 from vitrail.training.losses import SeveralClasses, asymmetric
 from vitrail.training.train import TrainResult, train
 from vitrail.weights.checkpoint import parse_record

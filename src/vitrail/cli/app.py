@@ -335,11 +335,9 @@ def predict(
             if value is not None:
                 raise ConfigError(f"{name} {value}: with --write-inputs nothing is classified; leave one of them out")
 
-    from vitrail.devices import pick_device
-    from vitrail.inference.engines import read_artifact, require_classes, tell_program
-    from vitrail.inference.predict import find_images, format_of, open_output
-    from vitrail.inference.predict import predict as run
-    from vitrail.weights.loading import override_preprocess, tell, wanted_by
+    from vitrail.inference.find_images import find_images
+    from vitrail.inference.prediction_file import format_of, open_output
+    from vitrail.inference.predictor import open_predictor
 
     def found_images(note: Callable[[str], None]) -> Iterator[str]:
         return find_images(images, note, root=root, path_column=path_column)
@@ -353,35 +351,22 @@ def predict(
     refuse_output("--output", output, chain(files_of(checkpoint), images, [config or ""], found_images(lambda _: None)))
     with _terminal() as display:
         _say(display, remarks)
-        artifact = read_artifact(checkpoint, engine, wanted_by(layers))
-        require_classes(artifact.record, checkpoint)
-        if artifact.weights is not None:
-            tell(artifact.weights, display)
-        preprocess = override_preprocess(artifact.record.preprocess, settings.preprocess, display)
-        tell_program(checkpoint, display)
-        network = artifact.start(pick_device(device), precision)
-        if artifact.weights is None:
-            display.note(f"{checkpoint}: run by {network.about}")
-        classes = artifact.record.classes or [str(number) for number in range(network.num_classes)]
-        thresholds = artifact.record.thresholds
-        if topk is not None and topk > len(classes) and thresholds is None:
-            display.warn(f"--topk is {topk} but the model has {len(classes)} classes; all are given")
-        most = min(topk or (1 if thresholds is None else len(classes)), len(classes))
+        predictor = open_predictor(
+            checkpoint, layers, engine=engine, device=device, precision=precision, topk=topk, display=display
+        )
+        classes = predictor.classes
         total = bad = 0
         replaced = " (replaced)" if output.exists() else ""
         with open_output(
-            output, format, classes, most, several=thresholds is not None, guard_csv=not csv_as_is
+            output, format, classes, predictor.topk, several=predictor.is_multi_label, guard_csv=not csv_as_is
         ) as file:
             display.begin("predict", None)
-            for found in run(
-                network, preprocess, found_images(display.note), topk=most, batch_size=batch_size,
-                device=network.device, thresholds=thresholds,
-            ):  # fmt: skip
+            for found in predictor.predict(found_images(display.note), batch_size=batch_size):
                 file.write(found)
                 total, bad = total + 1, bad + (found.error is not None)
                 if found.error is not None:
                     display.warn(f"{found.path}: {found.error}")
-                elif thresholds is None:
+                elif not predictor.is_multi_label:
                     show_line(f"{found.path} (class: {found.choices[0]})")
                 else:
                     pairs = zip(found.choices, found.probabilities, strict=True)
@@ -776,7 +761,8 @@ def serve(
     from vitrail.config.resolve import command_line, resolve
     from vitrail.server.settings import Limits, Serving, read_key
 
-    config = resolve(PredictConfig, [command_line(settings)]).config
+    layers = [command_line(settings)]
+    resolve(PredictConfig, layers)  # a wrong setting is told before all else
     limits = Limits(
         max_bytes=max_bytes, max_files=max_files, max_pixels=max_pixels, decode_s=max_decode_s, queue=queue,
         timeout_s=timeout_s,
@@ -792,25 +778,22 @@ def serve(
         raise MissingExtra(f"serve needs {', '.join(missing)}; run: pip install 'vitrail[serve]'")
 
     from vitrail.devices import pick_device
-    from vitrail.inference.engines import read_artifact, tell_program
+    from vitrail.inference.predictor import read_predictor
     from vitrail.server.log import LogDisplay, write_json_lines
+    from vitrail.server.serve import DEFAULT_TOPK
     from vitrail.server.serve import serve as run
-    from vitrail.weights.loading import override_preprocess, tell, wanted
 
     outlive_output()
     write_json_lines()
-    display = LogDisplay()
-    opened = read_artifact(artifact, engine, wanted(config.weights))
-    if opened.weights is not None:
-        tell(opened.weights, display)
-    tell_program(artifact, display)
-    preprocess = override_preprocess(opened.record.preprocess, config.preprocess, display)
+    unstarted = read_predictor(
+        artifact, layers, engine=engine, topk=serving.topk, default_topk=DEFAULT_TOPK, display=LogDisplay()
+    )
 
     def say(address: str, about: str) -> None:
-        show_line(f"{address}: {opened.record.model}, run by {about}; Ctrl-C ends it")
+        show_line(f"{address}: {unstarted.record.model}, run by {about}; Ctrl-C ends it")
         sys.stdout.flush()
 
-    run(opened, preprocess, serving, device=pick_device(device), precision=precision, on_ready=say)
+    run(unstarted, serving, device=pick_device(device), precision=precision, on_ready=say)
     return 0
 
 
