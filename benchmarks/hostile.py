@@ -41,7 +41,7 @@ from side_by_side import publish
 
 from vitrail.cli.app import main as command_line
 from vitrail.errors import VitrailError
-from vitrail.images.transforms import Preprocess
+from vitrail.images.preprocess import Preprocess
 from vitrail.inference.engines import cpu
 from vitrail.inference.exported import describe as describe_file
 from vitrail.models.registry import create_model, find_variant

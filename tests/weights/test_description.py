@@ -22,7 +22,7 @@ from vitrail.config.resolve import command_line, read_yaml, resolve
 from vitrail.errors import CheckpointError, ConfigError, brief, closest
 from vitrail.evaluation.evaluate import evaluate
 from vitrail.evaluation.settings import inherited_data
-from vitrail.images.transforms import Preprocess
+from vitrail.images.preprocess import Preprocess
 from vitrail.inference.exported import describe
 from vitrail.inference.predictor import open_predictor
 from vitrail.models.registry import build_config

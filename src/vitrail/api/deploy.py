@@ -340,7 +340,7 @@ def export(
         raise ConfigError(f"--mindir-version {mindir_version}: goes with --format mindir")
 
     from vitrail.deploy.compare import gather_sample
-    from vitrail.deploy.export import FORMATS, check_wishes, find_outputs
+    from vitrail.deploy.export import FORMATS, check_request, find_outputs
     from vitrail.deploy.export import export as run
     from vitrail.devices import pick_device
     from vitrail.weights.loading import open_model, override_preprocess, tell, wanted_by
@@ -348,7 +348,7 @@ def export(
     for name in formats:
         if name not in FORMATS:  # which the command line refuses itself
             raise ConfigError(f"format is {name!r}; it must be one of {', '.join(FORMATS)}")
-    check_wishes(formats, precision, batch_size, with_preprocess)
+    check_request(formats, precision, batch_size, with_preprocess)
     with shown(display, progress) as display:
         # What the file says of the model
         tell_remarks(display, remarks)
@@ -437,7 +437,7 @@ def quantize(
     layer = settings_alone(read_settings(quantize, settings, sections))
     require_at_least(1, rounds=rounds)
 
-    from vitrail.deploy.quantize import advice
+    from vitrail.deploy.quantize import find_drawbacks
     from vitrail.deploy.quantize import quantize as run
 
     with shown(display, progress) as display:
@@ -451,7 +451,7 @@ def quantize(
             display=display,
         )
         display.note(f"numbers: {done.numbers}")
-        for line in advice(done):
+        for line in find_drawbacks(done):
             display.warn(line)
     result = Quantization(**{field.name: getattr(done, field.name) for field in fields(Quantization)})
     if not result.is_good:

@@ -611,7 +611,7 @@ def _predict_each(
                         options.format or format_of(output),
                         predictor.classes,
                         predictor.topk,
-                        several=predictor.is_multi_label,
+                        is_multi_label=predictor.is_multi_label,
                         guard_csv=not options.csv_as_is,
                     )
                 )
@@ -674,7 +674,7 @@ def _read_list_settings(data: Mapping[str, Any] | None, origin: str, images: Seq
     if not data:
         return None, "path"
 
-    from vitrail.data.lists import is_table
+    from vitrail.data.list_files import is_table
 
     lists = [text for text in images if is_table(Path(text))]
     if not lists:
@@ -728,7 +728,7 @@ def write_inputs(
 
     from vitrail.inference.bin_files import INPUTS, LABELS
     from vitrail.inference.bin_files import write_inputs as run
-    from vitrail.inference.engines import read_artifact
+    from vitrail.inference.network import read_artifact
     from vitrail.weights.loading import override_preprocess, tell, wanted_by
 
     with shown(display, progress) as display:
@@ -796,7 +796,7 @@ def bench(
 
     from vitrail.inference.bench import bench as run
     from vitrail.inference.bench import beside_timm, find_subjects
-    from vitrail.inference.engines import tell_program
+    from vitrail.inference.network import tell_program
 
     engines = (engine,) if isinstance(engine, str) else tuple(engine)
     options = {"precision": precision, "device": device, "threads": threads}

@@ -26,9 +26,10 @@ from vitrail.devices import Precision, pick_device
 from vitrail.display import Display, Quiet
 from vitrail.errors import ConfigError, printable
 from vitrail.files import no_file
-from vitrail.images.decoding import decode, nothing_printed, read_image
+from vitrail.images.decoding import decode, read_image
 from vitrail.images.pixels import UnreadableImage
-from vitrail.images.transforms import Preprocess, normalise
+from vitrail.images.preprocess import Preprocess, normalise
+from vitrail.images.silence import nothing_printed
 from vitrail.inference.decision import Choices, DecisionRule, ReachedThresholds, TopClasses
 from vitrail.inference.engines import Artifact, Network, read_artifact, require_classes, tell_program
 from vitrail.weights.checkpoint import Record

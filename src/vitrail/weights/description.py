@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vitrail.errors import brief, closest
-from vitrail.images.transforms import Preprocess
+from vitrail.images.preprocess import Preprocess
 from vitrail.models.family import ModelConfig, Shapes
 from vitrail.models.registry import FAMILIES, find_variant
 
