@@ -205,10 +205,11 @@ class _NotebookLine:
     """The live line in the output of a notebook's cell, which needs no widgets."""
 
     def __init__(self) -> None:
-        from IPython.display import HTML, display
+        from IPython.display import HTML, DisplayHandle
 
         self._html = HTML
-        self._handle = display(HTML(""), display_id=True)
+        self._handle = DisplayHandle()
+        self._handle.display(HTML(""))
         self._console = Console(file=StringIO(), width=NOTEBOOK_WIDTH, emoji=False, highlight=False)
         self._line = _Line(self._console)
         self._shown = -math.inf
