@@ -33,8 +33,9 @@ from vitrail.deploy.onnx_preprocess import put_preprocess
 from vitrail.devices import DTYPES, Precision
 from vitrail.errors import ConfigError, ExportError, MissingExtra
 from vitrail.files import Buffer, files_of, refusal_told, refuse_output, remove, remove_leftovers, temporary_name
-from vitrail.inference.engines import cpu, has_mindspore, read_artifact, require_classes
+from vitrail.inference.engines import cpu, has_mindspore
 from vitrail.inference.exported import EXTRA, Making, with_making
+from vitrail.inference.network import read_artifact, require_classes
 from vitrail.models.family import VisionModel
 from vitrail.weights.checkpoint import KEY, Record, hash_file, to_metadata
 from vitrail.weights.digest import BLANK, DIGESTS, seal, seal_archive

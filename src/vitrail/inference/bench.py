@@ -24,7 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from vitrail.devices import Precision, pick_device
 from vitrail.display import Display
 from vitrail.errors import ConfigError, VitrailError, closest
-from vitrail.inference.engines import ENGINES, about, open_artifact, read_artifact, start_module
+from vitrail.inference.engines import ENGINES, about, start_module
+from vitrail.inference.network import open_artifact, read_artifact
 from vitrail.models.family import ModelConfig
 from vitrail.models.registry import build_config, create_model, find_variant, list_models
 from vitrail.weights.checkpoint import config_of

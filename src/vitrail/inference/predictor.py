@@ -29,7 +29,7 @@ from vitrail.images.decoding import decode, nothing_printed, read_image
 from vitrail.images.pixels import UnreadableImage
 from vitrail.images.transforms import Preprocess, normalise
 from vitrail.inference.decision import Choices, DecisionRule, ReachedThresholds, TopClasses
-from vitrail.inference.engines import Artifact, Network, read_artifact, require_classes, tell_program
+from vitrail.inference.network import Artifact, Network, read_artifact, require_classes, tell_program
 from vitrail.weights.checkpoint import Record
 from vitrail.weights.loading import override_preprocess, tell, wanted_by
 
