@@ -65,7 +65,7 @@ class _Answered:
     scores: ClassScores
 
     @property
-    def classes(self) -> Sequence[str]:
+    def classes(self) -> tuple[str, ...]:
         return self.subject.record.classes
 
     @cached_property
@@ -191,7 +191,7 @@ def _reliability(bins: Calibration) -> list[dict[str, Any]]:
     return rows
 
 
-def _per_class(classes: Sequence[str], scores: ClassScores) -> list[dict[str, Any]]:
+def _per_class(classes: tuple[str, ...], scores: ClassScores) -> list[dict[str, Any]]:
     """Return the scores of each class."""
     rows = []
     for name, score in zip(classes, scores.rows(), strict=True):
