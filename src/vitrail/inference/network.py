@@ -116,13 +116,14 @@ class Artifact:
                 f"{self.path}: needs {self.engine}, which is not installed; run: pip install "
                 f"'vitrail[{EXTRAS[self.engine]}]'"
             )
+        # a file in 8 bits computes its other layers in float32
+        own_of_floats: Precision = "float32" if own == "int8" else own
         start = Start(
             path=self.path,
             weights=self.weights,
             making=self.making,
             device=device,
-            # a file in 8 bits computes its other layers in float32
-            precision=precision or ("float32" if own == "int8" else own),
+            precision=precision or own_of_floats,
             threads=threads or torch.get_num_threads(),
         )
         with _refusal_told(self.path, self.engine, "load"):

@@ -130,8 +130,9 @@ class JsonFile(PredictionFile):
 
     def finish(self) -> None:
         """Close the object, which may be empty."""
-        has_rows = self.separator == ",\n"
-        self.put("\n}\n" if has_rows else "{}\n")
+        is_empty = self.separator == "{\n"
+        end = "{}\n" if is_empty else "\n}\n"
+        self.put(end)
 
 
 class JsonLinesFile(PredictionFile):

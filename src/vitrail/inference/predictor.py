@@ -114,7 +114,7 @@ class Predictor:
     def _predict_batch(self, images: Sequence[tuple[str, Tensor | str]]) -> Iterator[Prediction]:
         """Yield the predictions of one batch: of each path, the image or why it cannot be read."""
         views = [image for _, image in images if isinstance(image, Tensor)]
-        rows = iter(self.classify(views) if views else ())
+        rows = iter(self.classify(views)) if views else iter(())
         for path, image in images:
             if isinstance(image, str):
                 yield Prediction(printable(path), error=image)
