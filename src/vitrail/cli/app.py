@@ -358,7 +358,7 @@ def predict(
         total = bad = 0
         replaced = " (replaced)" if output.exists() else ""
         with open_output(
-            output, format, classes, predictor.topk, several=predictor.is_multi_label, guard_csv=not csv_as_is
+            output, format, classes, predictor.topk, is_multi_label=predictor.is_multi_label, guard_csv=not csv_as_is
         ) as file:
             display.begin("predict", None)
             for found in predictor.predict(found_images(display.note), batch_size=batch_size):
@@ -388,7 +388,7 @@ def _write_inputs(
 ) -> int:
     """Write what a model would see of images."""
     from vitrail.inference.bin_files import INPUTS, LABELS, write_inputs
-    from vitrail.inference.engines import read_artifact
+    from vitrail.inference.network import read_artifact
     from vitrail.weights.loading import override_preprocess, tell, wanted_by
 
     artifact = read_artifact(checkpoint, None, wanted_by(layers))
@@ -674,7 +674,7 @@ def bench(
 
     from vitrail.inference.bench import bench as run
     from vitrail.inference.bench import beside_timm, find_subjects
-    from vitrail.inference.engines import tell_program
+    from vitrail.inference.network import tell_program
 
     with _terminal() as display:
         options = {"precision": precision, "device": device, "threads": threads}
