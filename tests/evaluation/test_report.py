@@ -183,7 +183,7 @@ def test_the_page_of_a_run_shows_its_curves_samples_and_settings(tmp_path: Path)
     assert chart is not None
     training = Training(
         rows=[{}, {}], best={"epoch": 2}, charts=[chart], samples=[("data:image/png;base64,xyz", "<class>")],
-        config="train: {epochs: 2}", seconds=90,
+        config="train: {epochs: 2}", seconds=90, updates=20,
     )  # fmt: skip
     page = single_label_report_files(subject(source, tmp_path / "w"), answers, accuracy, [], training)[
         "report.html"
