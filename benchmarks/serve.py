@@ -28,7 +28,7 @@ from side_by_side import publish
 
 from vitrail.images.preprocess import Preprocess
 from vitrail.images.synthetic import draw_photo
-from vitrail.inference.engines import open_artifact
+from vitrail.inference.network import open_artifact
 from vitrail.models.registry import create_model, find_variant
 from vitrail.weights.checkpoint import Record, model_options, provenance, save_model
 

@@ -11,20 +11,12 @@ import pandas
 import pytest
 
 import vitrail
+from support.commands import run
 from support.displays import Notebook
 from support.forked import python
 from support.runs import TINY
 from vitrail.api.results import Result, Table
 from vitrail.cli.app import app
-from vitrail.cli.app import main as command_line
-
-
-def run(*tokens: object) -> int:
-    with pytest.raises(SystemExit) as caught:
-        command_line([str(token) for token in tokens])
-    assert isinstance(caught.value.code, int)
-    return caught.value.code
-
 
 VERBS = {name.replace("-", "_") for name in app if not name.startswith("-")} - {"models", "config"}
 """Commands; `models` is vitrail.list_models, and `config` would be hidden by the room of that name."""

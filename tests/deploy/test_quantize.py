@@ -24,7 +24,8 @@ from vitrail.display import Quiet
 from vitrail.errors import CheckpointError, ConfigError, MissingExtra
 from vitrail.evaluation.evaluate import evaluate
 from vitrail.images.preprocess import Preprocess
-from vitrail.inference.engines import open_artifact, openvino_capabilities
+from vitrail.inference.engines import openvino_capabilities
+from vitrail.inference.network import open_artifact
 from vitrail.models.registry import create_model, find_variant
 from vitrail.weights.checkpoint import Record, model_options, save_model
 

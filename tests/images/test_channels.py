@@ -17,10 +17,11 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
-from test_cli import TINY, refused, run
 from torch.nn.functional import interpolate
 
+from support.commands import refused, run
 from support.images import EIGHT_BIT, PLAIN, encode, npy, photo, png_16, read, reason, write
+from support.runs import TINY
 from support.tiff_files import tiff_file
 from vitrail.config.commands import TrainConfig
 from vitrail.config.resolve import command_line, read_yaml, resolve
@@ -414,7 +415,7 @@ def test_weights_say_in_training_what_they_were_made_for(trained: Run) -> None:
     assert f"{pixels}: pixels are normalised by mean 0.5" in display.text
     assert f"vitrail check-data data.root={trained.data} data.channels={trained.channels}" in display.text
     metadata = to_metadata(replace(opened.record, preprocess=Preprocess(size=(32, 32))))
-    with pytest.raises(CheckpointError, match=f"x: its model takes {trained.channels} channels and its prep.* gives 3"):
+    with pytest.raises(CheckpointError, match=rf"\(its model takes {trained.channels} channels and .* gives 3\)"):
         parse_record(metadata, "x")
     assert f"image of {describe_channels(trained.channels)}, {trained.bits} bits each, is" in model_card(opened.record)
 

@@ -28,8 +28,8 @@ from vitrail.deploy.onnx_preprocess import add_preprocess
 from vitrail.errors import CheckpointError, ConfigError, MissingExtra
 from vitrail.images.preprocess import Preprocess
 from vitrail.images.synthetic import draw_photo
-from vitrail.inference.engines import open_artifact, read_artifact
 from vitrail.inference.exported import Making, describe, with_making
+from vitrail.inference.network import open_artifact, read_artifact
 from vitrail.models.registry import create_model, find_variant
 from vitrail.weights.checkpoint import Record, hash_file, model_options, provenance, save_model, to_metadata
 from vitrail.weights.formats.protobuf import block

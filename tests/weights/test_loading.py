@@ -497,7 +497,7 @@ def test_rows_of_shared_classes_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     record = Record(
         model="twins_svt_small", options=model_options(model), classes=("ant", "bee", "Wasp Nest"),
-        preprocess=Preprocess(size=(32, 32)),
+        preprocess=Preprocess(size=model.config.size),
     )  # fmt: skip
     save_model(path, model.state_dict(), record)
     found = open_model(path, Wanted(classes=["fly", "wasp_nest", "ant", "moth"]))

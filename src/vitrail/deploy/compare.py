@@ -21,8 +21,8 @@ from vitrail.images.decoding import decode, read_image
 from vitrail.images.pixels import Pixels, UnreadableImage, to_pixel_format
 from vitrail.images.preprocess import Preprocess
 from vitrail.images.synthetic import draw_photo
-from vitrail.inference.engines import Network
 from vitrail.inference.find_images import find_images
+from vitrail.inference.network import Network
 from vitrail.models.family import VisionModel
 from vitrail.weights.checkpoint import Record
 

@@ -19,8 +19,9 @@ from vitrail.deploy.formats import FORMATS, Files, FormatName, Plan
 from vitrail.devices import Precision
 from vitrail.errors import ConfigError, MissingExtra
 from vitrail.files import files_of, refusal_told, refuse_output, remove, remove_leftovers, temporary_name
-from vitrail.inference.engines import has_mindspore, read_artifact, require_classes
+from vitrail.inference.engines import has_mindspore
 from vitrail.inference.exported import Making
+from vitrail.inference.network import read_artifact, require_classes
 from vitrail.weights.checkpoint import hash_file
 from vitrail.weights.loading import Opened
 

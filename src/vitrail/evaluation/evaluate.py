@@ -32,7 +32,7 @@ from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.images.input_check import InputCheck
 from vitrail.images.preprocess import Preprocess, fit_statistics
 from vitrail.inference.bin_files import LogitFiles, find_logits
-from vitrail.inference.engines import Artifact, Network, read_artifact, require_classes, tell_program
+from vitrail.inference.network import Artifact, Network, read_artifact, require_classes, tell_program
 from vitrail.weights.checkpoint import Record
 from vitrail.weights.loading import override_preprocess, tell, wanted_by
 from vitrail.whole_folder import WholeFolder

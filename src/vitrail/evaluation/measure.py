@@ -17,7 +17,7 @@ from vitrail.evaluation.task import Collector, Metrics, Task
 from vitrail.images.input_check import InputCheck
 from vitrail.images.preprocess import Preprocess, normalise
 from vitrail.inference.bin_files import LogitFiles
-from vitrail.inference.engines import Network
+from vitrail.inference.network import Network
 from vitrail.models.family import VisionModel
 
 
