@@ -102,6 +102,13 @@ def test_documents_name_files_that_exist() -> None:
             assert (path.parent / target).exists(), f"{path.name}: {target}"
 
 
+def test_the_readme_is_short_and_names_folders_and_files_that_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) < 200
+    for name in re.findall(r"`((?:docs|src|tests|benchmarks)/[\w./-]*)`", text):
+        assert (ROOT / name).exists(), name
+
+
 def test_documents_are_ascii() -> None:
     for path in [*DOCUMENTS, ROOT / "CHANGELOG.md"]:
         assert path.read_bytes().isascii(), path

@@ -340,8 +340,9 @@ def export(
         raise ConfigError(f"--mindir-version {mindir_version}: goes with --format mindir")
 
     from vitrail.deploy.compare import gather_sample
-    from vitrail.deploy.export import FORMATS, check_request, find_outputs
+    from vitrail.deploy.export import check_request, find_outputs
     from vitrail.deploy.export import export as run
+    from vitrail.deploy.formats import FORMATS
     from vitrail.devices import pick_device
     from vitrail.weights.loading import open_model, override_preprocess, tell, wanted_by
 
