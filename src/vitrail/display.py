@@ -35,7 +35,7 @@ ESSENTIAL = 2
 """Of the values beside the bar, the first, which stay where the terminal is narrow."""
 
 
-def headline(row: Mapping[str, Any]) -> tuple[str, str]:
+def headline_metric(row: Mapping[str, Any]) -> tuple[str, str]:
     """Return the number by which an evaluated epoch is known, without val_ before it, and its title."""
     return ("map", "mAP") if "val_map" in row else ("top1", "Top-1")
 
@@ -148,7 +148,7 @@ class Terminal:
         if values["train_loss"] is not None:
             parts += [f"loss {values['train_loss']:.4f}"]
         if "val_loss" in values:
-            name, title = headline(values)
+            name, title = headline_metric(values)
             title = title.replace("Top", "top")
             parts += [f"val loss {values['val_loss']:.4f}", f"{title} {values[f'val_{name}']:6.2f} %"]
         parts += [f"{values['images_per_s']:,.0f} images/s"]

@@ -32,7 +32,7 @@ from vitrail.images.decoding import decode, to_pixels
 from vitrail.images.pixels import PixelFormat, UnreadableImage, check_size, counted
 from vitrail.images.transforms import Preprocess, TrainView, normalise, normalised_by
 from vitrail.pages.render import picture, pictured
-from vitrail.training.setup import open_initial_weights, tell_statistics
+from vitrail.training.initial_model import open_initial_weights, tell_statistics
 from vitrail.weights.checkpoint import parse_record, to_metadata
 from vitrail.weights.hub import model_card
 from vitrail.weights.loading import load_model

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from support.forked import TORCHRUN
 from vitrail.config.sections import TrainConfig, command_line, read_yaml, resolve
 from vitrail.display import Quiet
-from vitrail.training.run_folder import TensorBoard, Tracker
 from vitrail.training.state import load_last_state
+from vitrail.training.trackers import TensorBoard, Tracker
 from vitrail.training.train import TrainResult, train
 
 TINY = Path(__file__).parent / "tiny.yaml"

@@ -21,7 +21,7 @@ from cyclopts import App, CycloptsError, Parameter, Token
 
 from vitrail.cli.channel import outlive_output
 from vitrail.cli.tables import show_line, show_quantized, show_sweep, show_table, show_training, show_verdicts
-from vitrail.distributed.launch import understand_launch, without_local_rank
+from vitrail.distributed.launch import is_said_by_first_process, understand_launch, without_local_rank
 from vitrail.errors import (
     CheckpointError,
     ConfigError,
@@ -79,9 +79,11 @@ Engine = Annotated[
 OF_WEIGHTS = ("weights", "preprocess")
 """Sections of a file that say how weights and images are read."""
 SPEAK_AFTER_S = 3.0
-"""Until a process that is not the first of its machine says what is wrong; where the first did, torchrun ends it."""
-ENDED_AFTER_S = 10.0
+"""Until a process that is not the first of its machine says what is wrong, where the first does not say the same."""
+ENDED_AFTER_S = 12.0
 """Until a process that torchrun was told to end ends by itself."""
+ASK_AGAIN_S = 2.0
+"""Until torchrun is told once more to end, as it loses a signal that comes within a destructor or a lock's callback."""
 EVALUATE_SECTIONS = ("weights", "data", "preprocess", "evaluate")
 OF_LISTS = ("list", "path_column", "label_column", "labels_column", "train_split", "val_split")
 """Settings of data that are settled once a list is packed."""
@@ -1193,8 +1195,9 @@ def _fail(message: str, restart: bool = True, status: int = 2) -> NoReturn:
     """Say what is wrong in one line and exit; without `restart` it would be wrong the next time too."""
     who = "error" if _is_main_process() else f"error in process {os.environ['RANK']}"
     line = harmless(" ".join(message.split()))  # a file's name may hold what a terminal obeys
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(SPEAK_AFTER_S)
+    if os.environ.get("LOCAL_RANK", "0") != "0" and is_said_by_first_process(line, os.environ, SPEAK_AFTER_S):
+        time.sleep(ENDED_AFTER_S)  # torchrun ends it before
+        sys.exit(status)
     print(f"{who}: {line}", file=sys.stderr)
     _tell_torchrun(line, restart)
     sys.exit(status)
@@ -1213,8 +1216,11 @@ def _tell_torchrun(line: str, restart: bool) -> None:
     left = [int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("MAX_RESTARTS", "RESTART_COUNT")]
     if not restart and left[0] > left[1] and os.environ["LOCAL_RANK"] == "0":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getppid(), signal.SIGTERM)
-        time.sleep(ENDED_AFTER_S)  # were it gone before the signal is heard, all would be started again
+        # were this process gone before the signal is heard, all would be started again
+        torchrun, deadline = os.getppid(), time.monotonic() + ENDED_AFTER_S
+        while os.getppid() == torchrun and time.monotonic() < deadline:
+            os.kill(torchrun, signal.SIGTERM)
+            time.sleep(ASK_AGAIN_S)
 
 
 def _split_settings(tokens: Sequence[str], config: str | None) -> tuple[str | None, list[str]]:

@@ -27,9 +27,9 @@ from vitrail.images.transforms import sample_key
 from vitrail.models.family import VisionModel
 from vitrail.training.optim import set_learning_rate
 from vitrail.training.setup import Job, build_job, build_state
+from vitrail.training.step import mixing_keys, train_step
 from vitrail.training.stop import Stop
 from vitrail.training.stopwatch import Stopwatch
-from vitrail.training.train import mixing_keys, train_step
 
 STAGES = {
     "read": "from the disk, or the system's memory where it was read before",
@@ -182,7 +182,7 @@ def time_model(job: Job, model: VisionModel, batch: Batch, seconds: float) -> tu
     accelerator, state = job.accelerator, build_state(job, model)
     on_cpu = accelerator.device.type == "cpu"
     images = min(len(batch.labels), AT_ONCE_ON_CPU) if on_cpu else len(batch.labels)
-    part = Batch(*(column[:images] for column in batch[:4]), bad=[])
+    micro_batch = Batch(*(column[:images] for column in batch[:4]), bad=[])
     if job.config.train.compile:
         model.compile()
     wrapped = accelerator.prepare_model(model)
@@ -192,10 +192,8 @@ def time_model(job: Job, model: VisionModel, batch: Batch, seconds: float) -> tu
     watch = Stopwatch(accelerator.device, {})
 
     def update() -> None:
-        keys = mixing_keys(job, 0, 0)[:1]
-        sums, _, _ = train_step(
-            wrapped, optimizer, accelerator, [part], job.config, job.preprocess, job.objective, keys, watch
-        )
+        keys = mixing_keys(job.config, job.sampler, 0, 0)[:1]
+        sums, _, _ = train_step(job, wrapped, optimizer, [micro_batch], keys, watch)
         if state.ema:
             state.ema.update(model)
         sums.tolist()  # waits for the device

@@ -1,4 +1,4 @@
-"""Settings that do nothing beside the others, told to whoever wrote them. No torch."""
+"""Settings that have no effect beside the others, such as optim.momentum with AdamW. No torch."""
 
 from __future__ import annotations
 
@@ -10,32 +10,36 @@ from vitrail.config.sections import TrainConfig, WeightsSection
 from vitrail.migrate.projects import shown
 
 Why = Callable[[TrainConfig], str]
-"""Returns what makes some settings idle, as a clause, or nothing where they are used."""
+"""Function that returns why some settings have no effect, as a clause, or an empty text where they have one."""
 
 
 def idle_settings(config: TrainConfig, written: Mapping[str, Any]) -> list[str]:
-    """Say which settings do nothing, one sentence for all that share a reason.
+    """Name the settings that have no effect, in one sentence for all that share a reason.
 
     Args:
         config: All settings.
-        written: Dotted keys that someone chose for this run; the others are nobody's wish.
+        written: Settings that someone chose for this run, by their dotted keys; the others are not named.
     """
-    found, told = [], set()
+    sentences: list[str] = []
+    named: set[str] = set()
     for names, why in IDLE.items():
-        chosen = [name for name in names if name in written and name not in told and not _is_usual(config, name)]
+        chosen = [name for name in names if name in written and name not in named and not _is_default(config, name)]
         if chosen and (reason := why(config)):
-            told.update(chosen)
-            listed = " and ".join(f"{name}={shown(_value(config, name))}" for name in chosen)
-            found.append(f"{listed}: {'does' if len(chosen) == 1 else 'do'} nothing, since {reason}")
-    return found
+            named.update(chosen)
+            settings = " and ".join(f"{name}={shown(_value(config, name))}" for name in chosen)
+            verb = "does" if len(chosen) == 1 else "do"
+            sentences.append(f"{settings}: {verb} nothing, since {reason}")
+    return sentences
 
 
 def _value(config: TrainConfig, name: str) -> Any:
+    """Return a setting by its dotted key."""
     section, key = name.split(".")
     return getattr(getattr(config, section), key)
 
 
-def _is_usual(config: TrainConfig, name: str) -> bool:
+def _is_default(config: TrainConfig, name: str) -> bool:
+    """Say whether a setting has its default."""
     section, key = name.split(".")
     return _value(config, name) == getattr(type(getattr(config, section))(), key)
 
@@ -132,4 +136,4 @@ IDLE: Mapping[tuple[str, ...], Why] = {
     ("data.shuffle_buffer", "data.cache_gb"): _not_streaming,
     ("data.val_fraction",): _in_folds,
 }
-"""Which settings a reason makes idle; of two reasons the first is told."""
+"""Settings that have no effect together, with the function that says why; of two reasons the first is told."""

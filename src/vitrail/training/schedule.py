@@ -1,4 +1,4 @@
-"""The learning rate of each update, as a pure function of the update's number."""
+"""Learning-rate schedules (cosine, step, exponential, constant, with warm-up), as a function of the update's number."""
 
 from __future__ import annotations
 
