@@ -78,7 +78,7 @@ def understand_launch(environ: MutableMapping[str, str], command: str) -> None:
 
     Args:
         environ: The variables of this process, which are changed.
-        command: What this process is to do; most commands are for one process.
+        command: The command of this process; most commands are for one process.
 
     Raises:
         ConfigError: The launcher does not say what is needed, or several processes would write the same file.

@@ -37,7 +37,7 @@ class Guard:
         self.counts[0] = 0
 
     def clear_first(self) -> None:
-        """Forget which skipped update was the first, once it was told."""
+        """Forget which skipped update was the first, once the user was warned of it."""
         self.counts[2] = -1
 
 

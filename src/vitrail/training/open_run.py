@@ -1,4 +1,4 @@
-"""An open run: its locked folder and what is written there, and what its ranks agree and are watched by."""
+"""Open a run: lock its folder, open its logs, and set up the votes and the watchdog of its ranks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Run:
     votes: Votes
     watchdog: Watchdog
     files: RunFiles | None
-    """What the first rank writes; None on the others."""
+    """Files that the first rank writes; None on the others."""
     spent_s: float
     """Seconds that the run took before this process."""
     inputs: Inputs | None
@@ -83,8 +83,8 @@ def open_run(job: Job, state: TrainState, name: str, resume: Path | None, exits:
     """Make the folder of a new run, or open that of a resumed one, on the first rank; and tell the others.
 
     Args:
-        job: What stays the same during the run.
-        state: Where the run begins or goes on.
+        job: The parts of the run that do not change.
+        state: The state that the run begins with or goes on from.
         name: Name of a new folder where `output.name` does not say.
         resume: Folder of a resumed run, which is locked already.
         exits: Closes what is opened, and unlocks a new folder.

@@ -172,8 +172,8 @@ def save(job: Job, state: TrainState, run: Run, *, must: bool = False) -> bool:
     """Save all that a resume needs. Collective.
 
     Args:
-        job: What stays the same during the run.
-        state: What is saved.
+        job: The parts of the run that do not change.
+        state: The state that is saved.
         run: The run, whose clock and files of the best weights are saved with it.
         must: Let a full disk end the run; otherwise it is warned of, and the next save is tried.
 
@@ -220,8 +220,8 @@ def stop_or_save(job: Job, state: TrainState, run: Run, *, saving: bool) -> None
     """Save and/or stop if any rank asks to. Collective: all ranks must call it the same number of times.
 
     Args:
-        job: What stays the same during the run; its `stop` says whether this rank asks to stop.
-        state: Where the run is.
+        job: The parts of the run that do not change; its `stop` says whether this rank asks to stop.
+        state: The state that is saved.
         run: The run.
         saving: Whether this rank asks to save.
 

@@ -38,7 +38,7 @@ def report_on(job: Job, state: TrainState, run: Run) -> Path | None:
     """Write the HTML report of a finished run; on any failure warn and return None, as the run is already saved.
 
     Raises:
-        Interrupted: By a second Ctrl-C.
+        Interrupted: There was a second Ctrl-C.
     """
 
     def count_batch() -> None:
@@ -70,7 +70,7 @@ def write_run_report(
     """Evaluate the best weights of a run once more, and write the report to its folder.
 
     Args:
-        job: What stayed the same during the run.
+        job: The parts of the run that did not change.
         state: The state at the end of the run.
         folder: Folder of the run.
         seconds: Seconds that the run took.

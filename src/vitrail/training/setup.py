@@ -59,7 +59,7 @@ EVAL_BATCH = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Job(StepContext):
-    """What stays the same from the first update to the last."""
+    """The parts of a run that do not change from the first update to the last."""
 
     precision: Precision
     display: Display
@@ -80,7 +80,7 @@ class Job(StepContext):
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What the weights were made from, for their record."""
+        """Provenance of the weights, for their record: fingerprints of the images, and their number by class."""
         origin: dict[str, Any] = {}
         if self.data.manifest is not None:
             origin["manifest"] = self.data.manifest.hash

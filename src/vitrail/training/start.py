@@ -39,7 +39,7 @@ LENGTH = ("train.epochs", "schedule.cooldown_epochs", "train.patience")
 
 @dataclass(frozen=True)
 class Start:
-    """What to run, and what it begins from."""
+    """A run to start: its settings, its name, and the folder that it resumes or forks."""
 
     config: TrainConfig
     name: str

@@ -41,7 +41,7 @@ class TrainState:
     sums: torch.Tensor
     """Loss, right answers and images of this rank, summed over the epoch so far."""
     guard: Guard
-    told: tuple[float, float] = (0.0, 0.0)
+    logged: tuple[float, float] = (0.0, 0.0)
     """Loss and images of all ranks, summed over the epoch up to the last row of steps.jsonl."""
     epoch: int = 0
     """Number of whole epochs."""
@@ -70,7 +70,7 @@ class TrainState:
         """Forget the sums of the epoch before."""
         self.step = 0
         self.sums.zero_()
-        self.told = (0.0, 0.0)
+        self.logged = (0.0, 0.0)
         self.guard.clear_total()
         self.unread.clear()
         self.seconds.clear()
@@ -90,7 +90,7 @@ class TrainState:
             "elapsed_s": self.elapsed_s,
             "sums": [sums for _, sums, _ in gathered],
             "unread": sorted({bad for _, _, unread in gathered for bad in unread}),
-            "told": self.told,
+            "told": self.logged,
             "guard": self.guard.counts.tolist(),
             "model": gather_full(self.model.state_dict()),
             "ema": gather_full(self.ema.module.state_dict()) if self.ema else None,
@@ -130,7 +130,7 @@ class TrainState:
         own_sums = saved["sums"][rank::world] or [[0.0] * SUMS]
         self.sums.copy_(torch.tensor(own_sums, dtype=torch.float64).sum(0))
         loss, _, images = torch.tensor(saved["sums"], dtype=torch.float64).sum(0).tolist()
-        self.told = saved.get("told") or (loss, images)  # earlier versions did not save it
+        self.logged = saved.get("told") or (loss, images)  # earlier versions did not save it
 
     def _restore_optimizer(self, saved: dict[str, Any]) -> None:
         """Take over an optimizer's state, sharded like the parameters of this run."""

@@ -27,7 +27,7 @@ from vitrail.training.stopwatch import Stopwatch
 
 @dataclass(frozen=True, kw_only=True)
 class StepContext:
-    """What every training step depends on, beside the model, the optimizer and the images."""
+    """Settings, processes, preprocessing and loss of a training step, beside model, optimizer and images."""
 
     config: TrainConfig
     accelerator: Accelerator

@@ -23,7 +23,7 @@ TENSORBOARD = "tensorboard"
 
 
 class Tracker(Protocol):
-    """Where the numbers of a run are sent to, beside its own file; what Accelerate calls a GeneralTracker."""
+    """Receiver of the numbers of a run, beside its own files; what Accelerate calls a GeneralTracker."""
 
     def log(self, values: dict[str, Any], step: int | None) -> None:
         """Take the numbers of an epoch or update."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
@@ -35,6 +34,7 @@ from vitrail.training.diagnosis import diagnose, name_anomalies
 from vitrail.training.nonfinite import has_finite_weights
 from vitrail.training.open_run import Run, RunFiles, claim, open_run
 from vitrail.training.optim import set_learning_rate
+from vitrail.training.progress import Progress, Speedometer, latest_rate, log_step, read_progress, show_progress
 from vitrail.training.resume import has_save, is_save_due, load_fork, restore, roll_back, save, stop_or_save
 from vitrail.training.run_folder import plot_curves
 from vitrail.training.run_report import has_report, report_on
@@ -70,23 +70,6 @@ class TrainResult:
     """Path of a validation image."""
     report: Path | None
     """HTML report of the best weights; None where it could not be written, or nothing was trained."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Numbers of all ranks, read from the device: of the epoch so far, and of its latest update."""
-
-    loss: float
-    """Loss, summed over the images."""
-    correct: float
-    images: float
-    skipped: int
-    """Updates of the epoch that were skipped."""
-    skipped_in_a_row: int
-    first_skipped: int
-    """The first update that was skipped since the numbers were read before, or -1."""
-    grad_norm: float
-    """Norm of the latest gradient, before it was clipped."""
 
 
 def train(
@@ -140,7 +123,6 @@ def train(
         # Run folder, new or resumed
         is_restored = resume is not None and restore(job, state, resume)
         run = open_run(job, state, name, resume, exits)
-        first_epoch = state.epoch
         warn_of_load(job, run, tasks=1)
         if job.is_finished(state):
             tell_how_to_lengthen(job, state, run)
@@ -149,19 +131,8 @@ def train(
                 display.warn(warning)
             save(job, state, run, must=True)  # from here on there is always something to go back to
 
-        # Loop
-        display.begin("train", job.total_updates, job.updates(state))
-        with interruptible(run.folder), name_anomalies(settings.detect_anomaly):
-            while not job.is_finished(state):
-                if train_epoch(job, state, run, wrapped, optimizer):
-                    finish_epoch(job, state, run)
-        display.end()
-        if first_epoch < state.epoch < job.total_epochs:
-            display.note(f"stopped early: no better {job.monitor} for {settings.patience} epochs")
-
-        # Last save, report and curves
-        if state.epoch > first_epoch:
-            save(job, state, run, must=True)
+        # Loop, then the report
+        train_to_end(job, state, run, wrapped, optimizer)
         return finish_run(job, state, run)
 
 
@@ -186,6 +157,21 @@ def tell_how_to_lengthen(job: Job, state: TrainState, run: Run) -> None:
         f"{run.folder} is finished, with {state.epoch} epochs; to lengthen it: {longer}; to begin a new run "
         f"from its weights: {anew}"
     )
+
+
+def train_to_end(job: Job, state: TrainState, run: Run, wrapped: nn.Module, optimizer: Any) -> None:
+    """Make all epochs that are left, and the last save."""
+    first_epoch = state.epoch
+    job.display.begin("train", job.total_updates, job.updates(state))
+    with interruptible(run.folder), name_anomalies(job.config.train.detect_anomaly):
+        while not job.is_finished(state):
+            if train_epoch(job, state, run, wrapped, optimizer):
+                finish_epoch(job, state, run)
+    job.display.end()
+    if first_epoch < state.epoch < job.total_epochs:
+        job.display.note(f"stopped early: no better {job.monitor} for {job.config.train.patience} epochs")
+    if state.epoch > first_epoch:
+        save(job, state, run, must=True)
 
 
 def train_epoch(job: Job, state: TrainState, run: Run, wrapped: nn.Module, optimizer: Any) -> bool:
@@ -244,46 +230,6 @@ def train_epoch(job: Job, state: TrainState, run: Run, wrapped: nn.Module, optim
     return True
 
 
-class Speedometer:
-    """Images per second since the numbers were last read.
-
-    Args:
-        step: Updates of the epoch that were made before.
-        batch_size: Images of an update.
-    """
-
-    def __init__(self, step: int, batch_size: int) -> None:
-        self._step, self._batch_size = step, batch_size
-        self._read_at = time.perf_counter()
-
-    def read(self, step: int, now: float) -> float:
-        """Return the speed up to now, after so many updates of the epoch, and begin to measure anew."""
-        speed = (step - self._step) * self._batch_size / (now - self._read_at)
-        self._step, self._read_at = step, now
-        return speed
-
-
-def read_progress(job: Job, state: TrainState, norm: Tensor) -> Progress:
-    """Sum the numbers of the epoch over all ranks and read them from the device, which is waited for once."""
-    totals = sum_over_processes(job.accelerator, state.sums)[0]
-    numbers = torch.cat([totals, state.guard.counts, norm.reshape(1).to(totals.dtype)]).tolist()
-    loss, correct, images, skipped, in_a_row, first, grad_norm = numbers
-    return Progress(loss, correct, images, int(skipped), int(in_a_row), int(first), grad_norm)
-
-
-def show_progress(job: Job, state: TrainState, progress: Progress, speed: float, step_s: float) -> None:
-    """Show the numbers of the epoch so far in the live line; `step_s` are the seconds of the latest update."""
-    epoch_s = state.seconds.get("train_s", 0.0) + step_s
-    job.display.advance(
-        0,
-        epoch=f"{state.epoch + 1}/{job.total_epochs}",
-        loss=f"{progress.loss / max(progress.images, 1):.4f}",
-        **job.objective.live_numbers(progress.correct, progress.images),
-        speed=f"{speed:,.0f} images/s",
-        waiting_for_images=f"{state.seconds['data_s'] / epoch_s:.0%}",
-    )
-
-
 def go_on_after_skips(job: Job, state: TrainState, run: Run, progress: Progress) -> bool:
     """Warn of skipped updates, or go back to the last save and return False where there are too many in a row.
 
@@ -302,42 +248,6 @@ def go_on_after_skips(job: Job, state: TrainState, run: Run, progress: Progress)
         return False
     job.display.warn(reason)
     return True
-
-
-def log_step(job: Job, state: TrainState, run: Run, progress: Progress, speed: float) -> None:
-    """Write the row of an update, whose loss is the mean since the row before.
-
-    Args:
-        job: What stays the same during the run.
-        state: The state after the update.
-        run: The run, in whose logs the row is written.
-        progress: The numbers of the epoch so far.
-        speed: Images a second since the row before.
-    """
-    loss_before, images_before = state.told
-    state.told = (progress.loss, progress.images)
-    if run.files is None:
-        return
-    loss = None
-    if progress.images > images_before:
-        loss = (progress.loss - loss_before) / (progress.images - images_before)
-    row: dict[str, Any] = {
-        "update": job.updates(state),
-        "epoch": state.epoch + 1,
-        "loss": loss,
-        "lr": latest_rate(job, state),
-        "grad_norm": progress.grad_norm if math.isfinite(progress.grad_norm) else None,
-        "images_per_s": round(speed, 1),
-    }
-    if state.scaler is not None:
-        row["loss_scale"] = state.scaler.get_scale()  # the device was just waited for
-    run.files.steps.add(row)
-    run.outbox.put("steps.jsonl", run.files.steps.write)
-
-
-def latest_rate(job: Job, state: TrainState) -> float:
-    """Return the learning rate of the latest update."""
-    return job.rate(job.updates(state) - 1) / 2**state.rollbacks
 
 
 def check_inputs(job: Job, run: Run, micro_batches: Sequence[Batch], *, is_last: bool) -> None:
