@@ -17,10 +17,10 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from vitrail.data.loader import crowding, processes_here, usable_cores
+from vitrail.data.loader import count_local_processes, count_usable_cores, find_crowding
 from vitrail.distributed.processes import all_reduce_seconds, choose_precision, processes
 from vitrail.errors import command
-from vitrail.images.decoding import DECODER, decode
+from vitrail.images.decoding import decode, decoder_name
 
 SHARED_GB = 1.0
 """Shared memory for each training process: eight workers, two batches ahead, 64 images of 224 pixels, and air."""
@@ -81,12 +81,12 @@ def _device(accelerator: Accelerator) -> Check:
 
 
 def _cores(accelerator: Accelerator) -> Check:
-    cores = usable_cores()
+    cores = count_usable_cores()
     threads = torch.get_num_threads()
-    ranks = processes_here()
+    ranks = count_local_processes()
     on_cpu = accelerator.device.type == "cpu"
     found = f"{cores} usable, {threads} threads a process"
-    crowd, advice = crowding(ranks, on_cpu)
+    crowd, advice = find_crowding(ranks, on_cpu)
     if crowd:
         return Check("cores", f"{found}, {crowd}", advice)
     fix = ""
@@ -101,7 +101,7 @@ def _shared_memory() -> Check:
         return Check("shared memory", "no /dev/shm on this system")
     free = shutil.disk_usage(path).free / 2**30
     fix = ""
-    if free < SHARED_GB * processes_here():
+    if free < SHARED_GB * count_local_processes():
         fix = "loader processes will die of a bus error; start the container with --shm-size=8g, or set data.workers=0"
     return Check("shared memory", f"{free:.1f} GiB free in /dev/shm", fix)
 
@@ -117,9 +117,9 @@ def _decoder() -> Check:
         count += 1
     speed = count / (time.perf_counter() - started)
     fix = ""
-    if DECODER != "torchcodec":
+    if decoder_name() != "torchcodec":
         fix = "a third slower than torchcodec; pip install 'vitrail[torchcodec]'"
-    return Check("decoder", f"{DECODER}, {speed:,.0f} images of 500 x 375 a second on one core", fix)
+    return Check("decoder", f"{decoder_name()}, {speed:,.0f} images of 500 x 375 a second on one core", fix)
 
 
 def _open_files() -> Check:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from vitrail.config.sections import TrainConfig, WeightsSection
-from vitrail.migrate.projects import shown
+from vitrail.config.commands import TrainConfig
+from vitrail.config.sections import WeightsSection
+from vitrail.migrate.rules import format_value
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def idle_settings(config: TrainConfig, written: Mapping[str, Any]) -> list[str]:
         chosen = [name for name in candidates if not _is_default(config, name)]
         if chosen and rule.is_idle(config):
             named.update(chosen)
-            settings = " and ".join(f"{name}={shown(_value(config, name))}" for name in chosen)
+            settings = " and ".join(f"{name}={format_value(_value(config, name))}" for name in chosen)
             verb = "does" if len(chosen) == 1 else "do"
             reason = rule.reason.format(config=config, epochs=_epochs(config))
             sentences.append(f"{settings}: {verb} nothing, since {reason}")

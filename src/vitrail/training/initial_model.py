@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from vitrail.classes.matching import order_in_doubt
-from vitrail.config.sections import TrainConfig
+from vitrail.config.commands import TrainConfig
 from vitrail.display import Display
 from vitrail.errors import ConfigError, command
-from vitrail.images.transforms import Preprocess, fit_statistics, normalised_by
+from vitrail.images.preprocess import Preprocess, describe_normalisation, fit_statistics
 from vitrail.models.family import VisionModel
 from vitrail.models.registry import create_model, find_variant
 from vitrail.weights.checkpoint import Record
@@ -130,7 +130,8 @@ def tell_statistics(config: TrainConfig, preprocess: Preprocess, display: Displa
     if preprocess.pixels.is_picture or None not in (config.preprocess.mean, config.preprocess.std):
         return
     pixels = [f"data.channels={preprocess.channels}", f"data.bits={preprocess.bits}"]
-    note = f"{' '.join(pixels)}: {normalised_by(preprocess.mean, preprocess.std)}; preprocess.mean and .std change that"
+    normalised = describe_normalisation(preprocess.mean, preprocess.std)
+    note = f"{' '.join(pixels)}: {normalised}; preprocess.mean and .std change that"
     if config.data.name is None and config.data.root is not None:
         note += f", and this measures them: {command('check-data', f'data.root={config.data.root}', *pixels)}"
     display.note(note)

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid
 
-from vitrail.config.sections import MultiLabelSection, TrainConfig
+from vitrail.config.commands import TrainConfig
+from vitrail.config.training_sections import MultiLabelSection
 from vitrail.data.sources import Source
 from vitrail.errors import ConfigError
-from vitrail.images.batch_augment import soft_targets
+from vitrail.images.batch_augment import make_soft_targets
 from vitrail.training.class_balance import Balance, build_balance, imbalance_warnings
 
 SINGLE_LABEL_MONITORS = (
@@ -121,7 +122,7 @@ class SingleLabelLoss:
         """Return soft targets times the weights of the classes."""
         labels = labels.to(device, non_blocking=True)
         weights = self.balance.weights
-        return soft_targets(labels, len(weights), self.smoothing) * weights[labels][:, None]
+        return make_soft_targets(labels, len(weights), self.smoothing) * weights[labels][:, None]
 
     def loss(self, logits: Float[Tensor, "b k"], targets: Float[Tensor, "b k"]) -> Float[Tensor, ""]:
         """Return the sum over the images of the cross-entropy."""

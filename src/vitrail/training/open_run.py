@@ -9,14 +9,14 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from vitrail.config.sections import to_yaml
+from vitrail.config.resolve import to_yaml
 from vitrail.display import Display
 from vitrail.distributed.processes import share, shared_store
 from vitrail.distributed.votes import Votes
 from vitrail.distributed.watchdog import Watchdog
 from vitrail.errors import CheckpointError, TrainingError, VitrailError
 from vitrail.files import write_whole
-from vitrail.images.input_check import Inputs
+from vitrail.images.input_check import InputCheck
 from vitrail.training.best_files import BestFiles
 from vitrail.training.run_folder import Outbox, RunLog, StepLog, create_run, tidy_run
 from vitrail.training.run_lock import held
@@ -46,7 +46,7 @@ class Run:
     """Files that the first rank writes; None on the others."""
     spent_s: float
     """Seconds that the run took before this process."""
-    inputs: Inputs | None
+    inputs: InputCheck | None
     """The first images of a new run, until they are judged."""
     began: float = field(default_factory=time.monotonic)
     saved: float = field(default_factory=time.monotonic)
@@ -95,7 +95,7 @@ def open_run(job: Job, state: TrainState, name: str, resume: Path | None, exits:
         claim(job.accelerator, folder, exits, job.display)
     outbox = Outbox(job.display.warn)
     files = _open_files(job, state, folder, outbox) if job.is_main else None
-    inputs = Inputs() if job.is_main and not job.updates(state) else None
+    inputs = InputCheck() if job.is_main and not job.updates(state) else None
     watchdog = Watchdog(
         shared_store(job.accelerator),
         job.accelerator.process_index,

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from vitrail.classes.matching import check_classes
-from vitrail.config.sections import flat
+from vitrail.config.resolve import flat
 from vitrail.data.roster import Changes, Roster, compare
 from vitrail.distributed.processes import gather_texts, share
 from vitrail.errors import CheckpointError, DataError, Stopped, TrainingError, command

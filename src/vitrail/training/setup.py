@@ -15,26 +15,27 @@ from numpy.typing import NDArray
 from timm.utils.model_ema import ModelEmaV3
 
 from vitrail.classes.names import tell_look_alikes
-from vitrail.config.sections import TrainConfig
-from vitrail.data.audit.findings import alarms, refuse_unreadable, validated_with
+from vitrail.config.commands import TrainConfig
+from vitrail.data.audit.findings import find_alarms, mark_held_out, refuse_unreadable
 from vitrail.data.audit.scan import check_images
 from vitrail.data.folders import CHANGED
 from vitrail.data.loader import ImageLoader, build_eval_loader, build_train_loader
 from vitrail.data.manifest import Manifest
 from vitrail.data.opening import Data, open_data
-from vitrail.data.overlap import sketch
+from vitrail.data.overlap import make_sketch
 from vitrail.data.roster import Roster
-from vitrail.data.sampling import BatchSampler, class_shares
-from vitrail.data.sources import fingerprint, images_of_classes
+from vitrail.data.sampling import BatchSampler, ClassDraw, EpochOrder, Shuffle, WindowShuffle, compute_class_shares
+from vitrail.data.sources import Source, count_by_class, fingerprint
 from vitrail.data.tables.hub import pin_revision
-from vitrail.data.tables.rows import groups_of
+from vitrail.data.tables.rows import find_storage_groups
 from vitrail.devices import Precision
 from vitrail.display import Display
 from vitrail.distributed.processes import share
 from vitrail.distributed.sharding import shard
 from vitrail.errors import ConfigError, command
 from vitrail.evaluation.single_label_metrics import SHOTS, shot_groups
-from vitrail.images.transforms import Preprocess, TrainView
+from vitrail.images.preprocess import Preprocess
+from vitrail.images.train_view import TrainView
 from vitrail.models.family import VisionModel
 from vitrail.models.registry import canonical_name
 from vitrail.training.class_balance import check_counts
@@ -132,10 +133,10 @@ def build_job(
     # Images
     config, data = open_training_data(config, accelerator, display)
     loss_kind = choose_loss(data.train.label_sets)
-    counts = images_of_classes(data.train)
+    counts = count_by_class(data.train)
     check_counts(config.balance, counts, data.classes)
     monitor = config.train.monitor or loss_kind.default_monitor
-    check_monitor(monitor, counts, images_of_classes(data.val))
+    check_monitor(monitor, counts, count_by_class(data.val))
 
     # Model and preprocessing
     model_name = canonical_name(config.model.name)
@@ -201,24 +202,26 @@ def open_training_data(config: TrainConfig, accelerator: Accelerator, display: D
 
 def build_sampler(config: TrainConfig, data: Data, counts: NDArray[np.int64], accelerator: Accelerator) -> BatchSampler:
     """Return which images each update is made of, on this rank."""
-    settings = config.train
-    shares = None
-    if config.balance.sampler != "natural":
-        shares = class_shares(counts, config.balance.sampler)
     return BatchSampler(
-        len(data.train),
-        settings.batch_size,
-        seed=settings.seed,
+        choose_order(config, data.train, counts),
+        config.train.batch_size,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
-        accumulate=settings.accumulate,
-        repeats=config.augment.repeats,
-        epoch_samples=settings.epoch_images,
-        labels=data.train.labels,
-        shares=shares,
-        groups=groups_of(data.train),
-        window=config.data.shuffle_buffer,
+        accumulate=config.train.accumulate,
+        epoch_samples=config.train.epoch_images,
     )
+
+
+def choose_order(config: TrainConfig, source: Source, counts: NDArray[np.int64]) -> EpochOrder:
+    """Return how training images are drawn: by the groups they are stored in, by class, or all in random order."""
+    seed, repeats = config.train.seed, config.augment.repeats
+    groups = find_storage_groups(source)
+    if groups is not None:
+        return WindowShuffle(groups, config.data.shuffle_buffer, seed, repeats)
+    if config.balance.sampler == "natural":
+        return Shuffle(len(source), seed, repeats)
+    shares = compute_class_shares(counts, config.balance.sampler)
+    return ClassDraw(source.labels, shares, seed, repeats)
 
 
 def build_loaders(
@@ -257,8 +260,8 @@ def image_fingerprints(data: Data, is_main_process: bool) -> dict[str, Any]:
     """
     fingerprints: dict[str, Any] = {"images": {"train": fingerprint(data.train), "val": fingerprint(data.val)}}
     # the images of a streamed table would all have to be read
-    if is_main_process and groups_of(data.train) is None:
-        fingerprints["sketch"] = sketch(data.train)
+    if is_main_process and find_storage_groups(data.train) is None:
+        fingerprints["sketch"] = make_sketch(data.train)
     return fingerprints
 
 
@@ -271,7 +274,7 @@ def tell_alarms(manifest: Manifest, config: TrainConfig, display: Display) -> No
     if config.data.bad_files == "error":
         refuse_unreadable(manifest)
     is_quarantined = config.data.bad_files == "quarantine"
-    problems = alarms(manifest, validated_with(manifest, config.data.fold), is_quarantined)
+    problems = find_alarms(manifest, mark_held_out(manifest, config.data.fold), is_quarantined)
     for problem in problems:
         display.warn(f"{problem.what}; {problem.advice}")
     if problems:

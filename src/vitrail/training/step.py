@@ -13,13 +13,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from vitrail.config.sections import TrainConfig
+from vitrail.config.commands import TrainConfig
 from vitrail.data.loader import Batch
 from vitrail.data.sampling import BatchSampler
 from vitrail.distributed.processes import any_process
 from vitrail.distributed.sharding import gather_full
 from vitrail.images.batch_augment import erase, mix
-from vitrail.images.transforms import Preprocess, normalise, sample_key
+from vitrail.images.preprocess import Preprocess, normalise
+from vitrail.images.train_view import sample_key
 from vitrail.training.losses import Objective
 from vitrail.training.state import new_sums
 from vitrail.training.stopwatch import Stopwatch

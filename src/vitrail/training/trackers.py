@@ -16,7 +16,8 @@ from typing import Any, Protocol
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
-from vitrail.config.sections import TrainConfig, flat
+from vitrail.config.commands import TrainConfig
+from vitrail.config.resolve import flat
 from vitrail.errors import MissingExtra
 
 TENSORBOARD = "tensorboard"

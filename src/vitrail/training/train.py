@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitrail.config.sections import TrainConfig, to_dict
-from vitrail.data.loader import Batch, crowding, processes_here
+from vitrail.config.commands import TrainConfig
+from vitrail.config.resolve import to_dict
+from vitrail.data.loader import Batch, count_local_processes, find_crowding
 from vitrail.display import Display, Quiet
 from vitrail.distributed.processes import (
     choose_precision,
@@ -29,7 +30,7 @@ from vitrail.errors import TrainingError, command
 from vitrail.evaluation.measure import Measured, measure
 from vitrail.evaluation.task import task_of
 from vitrail.images.input_check import ENOUGH
-from vitrail.images.transforms import normalise
+from vitrail.images.preprocess import normalise
 from vitrail.training.diagnosis import diagnose, name_anomalies
 from vitrail.training.nonfinite import has_finite_weights
 from vitrail.training.open_run import Run, RunFiles, claim, open_run
@@ -419,7 +420,7 @@ def warn_of_waiting(job: Job, state: TrainState, run: Run) -> None:
 
 def warn_of_load(job: Job, run: Run, *, tasks: int) -> None:
     """Say once that other work takes this machine's cores, for which each rank here has `tasks` of its own."""
-    crowd, advice = crowding(tasks * processes_here(), on_cpu(job))
+    crowd, advice = find_crowding(tasks * count_local_processes(), on_cpu(job))
     if crowd and not run.told_of_load:
         run.told_of_load = True
         job.display.warn(f"{crowd}: {advice}")
