@@ -14,11 +14,12 @@ from vitrail.config.commands import TrainConfig
 from vitrail.config.sections import DataSection
 from vitrail.config.training_sections import AugmentSection, BalanceSection
 from vitrail.data.loader import Batch
+from vitrail.distributed.processes import processes
 from vitrail.images.batch_augment import EraseMode, MixMode, erase, make_soft_targets, mix
 from vitrail.images.preprocess import Preprocess
 from vitrail.training.class_balance import build_balance
-from vitrail.training.losses import OneClass
-from vitrail.training.train import prepare
+from vitrail.training.losses import SingleLabelLoss
+from vitrail.training.step import StepContext, prepare
 
 
 def erased_boxes(keys: range, size: tuple[int, int] = (60, 80)) -> list[tuple[float, float]]:
@@ -202,9 +203,11 @@ def erased_shares(key: int | None, **augment: object) -> list[bool]:
         keys=torch.arange(200),
         bad=[],
     )
-    objective = OneClass(build_balance(BalanceSection(), np.full(5, 40), torch.device("cpu")), 0.1)
+    objective = SingleLabelLoss(build_balance(BalanceSection(), np.full(5, 40), torch.device("cpu")), 0.1)
     size = Preprocess(size=(32, 32), mean=(0.0,) * 3, std=(1.0,) * 3)
-    images, targets = prepare(batch, config, size, objective, key, torch.device("cpu"))
+    with processes("float32", "cpu") as accelerator:
+        context = StepContext(config=config, accelerator=accelerator, preprocess=size, objective=objective)
+        images, targets = prepare(context, batch, key)
     if key is None:
         torch.testing.assert_close(targets, make_soft_targets(batch.labels, 5, 0.1))
     return (images != 0).flatten(1).any(1).tolist()

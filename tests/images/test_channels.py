@@ -35,7 +35,7 @@ from vitrail.images.pixels import PixelFormat, UnreadableImage, check_size, desc
 from vitrail.images.preprocess import Preprocess, describe_normalisation, normalise
 from vitrail.images.train_view import TrainView
 from vitrail.pages.render import picture, pictured
-from vitrail.training.setup import open_initial_weights, tell_statistics
+from vitrail.training.initial_model import open_initial_weights, tell_statistics
 from vitrail.weights.checkpoint import parse_record, to_metadata
 from vitrail.weights.hub import model_card
 from vitrail.weights.loading import load_model

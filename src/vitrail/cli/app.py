@@ -18,7 +18,7 @@ from vitrail.cli.data import check_data, pack, resize_data
 from vitrail.cli.deploy import convert, export, quantize
 from vitrail.cli.inference import bench, evaluate, predict, serve, verify
 from vitrail.cli.training import bench_data, config, doctor, models, train
-from vitrail.distributed.launch import is_main_process, understand_launch, without_local_rank
+from vitrail.distributed.launch import is_main_process, is_said_by_first_process, understand_launch, without_local_rank
 from vitrail.errors import (
     ConfigError,
     Interrupted,
@@ -32,9 +32,11 @@ from vitrail.errors import (
 )
 
 SPEAK_AFTER_S = 3.0
-"""Seconds until a process that is not the first of its machine says what is wrong; torchrun ends it before."""
-ENDED_AFTER_S = 10.0
-"""Seconds until a process that torchrun was told to end ends by itself."""
+"""Until a process that is not the first of its machine says what is wrong, where the first does not say the same."""
+ENDED_AFTER_S = 12.0
+"""Until a process that torchrun was told to end ends by itself."""
+ASK_AGAIN_S = 2.0
+"""Until torchrun is told once more to end, as it loses a signal that comes within a destructor or a lock's callback."""
 COMMANDS = (
     train,
     evaluate,
@@ -121,8 +123,9 @@ def _fail(message: str, restart: bool = True, status: int = 2) -> NoReturn:
     """Say what is wrong in one line and exit; without `restart` it would be wrong the next time too."""
     who = "error" if is_main_process() else f"error in process {os.environ['RANK']}"
     line = harmless(" ".join(message.split()))  # a file's name may hold what a terminal obeys
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(SPEAK_AFTER_S)
+    if os.environ.get("LOCAL_RANK", "0") != "0" and is_said_by_first_process(line, os.environ, SPEAK_AFTER_S):
+        time.sleep(ENDED_AFTER_S)  # torchrun ends it before
+        sys.exit(status)
     print(f"{who}: {line}", file=sys.stderr)
     _tell_torchrun(line, restart)
     sys.exit(status)
@@ -141,5 +144,8 @@ def _tell_torchrun(line: str, restart: bool) -> None:
     left = [int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("MAX_RESTARTS", "RESTART_COUNT")]
     if not restart and left[0] > left[1] and os.environ["LOCAL_RANK"] == "0":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getppid(), signal.SIGTERM)
-        time.sleep(ENDED_AFTER_S)  # were it gone before the signal is heard, all would be started again
+        # were this process gone before the signal is heard, all would be started again
+        torchrun, deadline = os.getppid(), time.monotonic() + ENDED_AFTER_S
+        while os.getppid() == torchrun and time.monotonic() < deadline:
+            os.kill(torchrun, signal.SIGTERM)
+            time.sleep(ASK_AGAIN_S)
