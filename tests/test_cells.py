@@ -12,7 +12,8 @@ from PIL import Image
 
 from support.forked import python
 from vitrail.cells import guard, unguard, write_rows
-from vitrail.config.sections import DataConfig, command_line, resolve
+from vitrail.config.commands import DataConfig
+from vitrail.config.resolve import command_line, resolve
 from vitrail.data.opening import open_data
 from vitrail.inference.find_images import find_images
 from vitrail.inference.prediction_file import open_output

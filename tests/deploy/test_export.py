@@ -21,10 +21,11 @@ import torch
 from support.random_weights import randomised
 from vitrail.cli.app import main
 from vitrail.deploy.compare import gather_sample
-from vitrail.deploy.export import Exported, FormatName, export, find_outputs
+from vitrail.deploy.export import Exported, export, find_outputs
+from vitrail.deploy.formats import FormatName
 from vitrail.deploy.mindir import CHECK_SCRIPT
 from vitrail.errors import ConfigError
-from vitrail.images.transforms import Preprocess
+from vitrail.images.preprocess import Preprocess
 from vitrail.inference.network import open_artifact
 from vitrail.models.registry import create_model, find_variant
 from vitrail.weights.checkpoint import KEY, Record, model_options, save_model

@@ -5,7 +5,7 @@ import torch
 
 from support.displays import Notebook
 from support.tiny_model import save_tiny
-from vitrail.config.sections import command_line
+from vitrail.config.resolve import command_line
 from vitrail.errors import ConfigError
 from vitrail.inference.decision import ReachedThresholds, TopClasses
 from vitrail.inference.predictor import open_predictor, read_predictor

@@ -22,7 +22,7 @@ import timm
 import vitrail.timm
 from vitrail.deploy.compare import gather_sample
 from vitrail.deploy.export import export, find_outputs
-from vitrail.deploy.int8 import quantizable
+from vitrail.deploy.int8 import find_quantizable
 from vitrail.errors import CheckpointError
 from vitrail.models.catalogue import catalogue
 from vitrail.models.registry import create_model, list_models
@@ -94,7 +94,7 @@ def main(folder: Path) -> None:
     outputs = find_outputs(["mindir"], folder / "tiny.pth", None)
     (done,) = export(opened, outputs, gather_sample(opened.record, None))
     assert done.path.stat().st_size > 1000
-    assert len(quantizable(tiny)) == 1 + 2 * 4 + 1
+    assert len(find_quantizable(tiny)) == 1 + 2 * 4 + 1
     sys.stdout.write(json.dumps({"exported": done.path.name}) + "\n")
 
 

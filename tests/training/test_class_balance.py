@@ -14,12 +14,12 @@ from torch.nn.functional import cross_entropy
 
 from support.long_tailed import ALL, long_tailed
 from support.runs import EVERYTHING, Notebook, Signals, assert_same_run, run, settle
-from vitrail.config.sections import BalanceSection
+from vitrail.config.training_sections import BalanceSection
 from vitrail.data.loader import Batch
 from vitrail.errors import ConfigError, DataError, Stopped
 from vitrail.evaluation.evaluate import evaluate
-from vitrail.images.batch_augment import mix, soft_targets
-from vitrail.images.transforms import Preprocess
+from vitrail.images.batch_augment import make_soft_targets, mix
+from vitrail.images.preprocess import Preprocess
 from vitrail.training.class_balance import advice, build_balance, check_counts, class_weights, drawn
 from vitrail.training.losses import OneClass
 from vitrail.training.train import prepare
@@ -92,7 +92,7 @@ def test_weighted_targets_are_pytorchs_weights_but_for_what_smoothing_gives_away
     batch = Batch(pixels, labels, labels, labels, [])
     _, targets = prepare(batch, config, Preprocess(size=(8, 8)), OneClass(balance, smoothing), 3, CPU)
     one = {"mixup_alpha": mixup, "cutmix_alpha": 0.0, "probability": 1.0, "switch_probability": 0.5, "key": 3}
-    _, plain = mix(torch.zeros(6, 3, 8, 8), soft_targets(labels, 3), **one)
+    _, plain = mix(torch.zeros(6, 3, 8, 8), make_soft_targets(labels, 3), **one)
     weighted = cross_entropy(logits, plain, weight=balance.weights, reduction="sum")
     found = cross_entropy(logits, targets, reduction="sum")
     if not smoothing:

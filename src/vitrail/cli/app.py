@@ -39,11 +39,12 @@ from vitrail.errors import (
 from vitrail.files import files_of, refuse_output, refuse_within, staging, write_whole
 
 if TYPE_CHECKING:
-    from vitrail.config.sections import Layer, PreprocessSection
+    from vitrail.config.resolve import Layer
+    from vitrail.config.sections import PreprocessSection
     from vitrail.data.audit.check_data import Checked
     from vitrail.data.manifest import Manifest
     from vitrail.display import Terminal
-    from vitrail.migrate.projects import Say
+    from vitrail.migrate.rules import Say
 
 app = App(
     name="vitrail",
@@ -171,8 +172,8 @@ def evaluate(
     vitrail evaluate best.safetensors data.root=/data/pets --answers result_Files/ --acc-log acc.log
     ```
     """
-    from vitrail.config.sections import command_line
-    from vitrail.migrate.translate import read_part, split_keys
+    from vitrail.config.resolve import command_line
+    from vitrail.migrate.recipes import read_part, split_keys
 
     keys, tokens = split_keys(settings)
     part = read_part(config, keys, EVALUATE_SECTIONS)
@@ -312,7 +313,8 @@ def predict(
     """
     from itertools import chain
 
-    from vitrail.config.sections import PredictConfig, resolve
+    from vitrail.config.commands import PredictConfig
+    from vitrail.config.resolve import resolve
 
     of_lists = [text for text in inputs if text.startswith("data.") and "=" in text]
     tokens, images = [], []
@@ -427,7 +429,8 @@ def convert(
     vitrail convert tnt_s.ckpt tnt_s/ --to timm
     ```
     """
-    from vitrail.config.sections import ConvertConfig, command_line, resolve
+    from vitrail.config.commands import ConvertConfig
+    from vitrail.config.resolve import command_line, resolve
 
     config = resolve(ConvertConfig, [command_line(settings)]).config
 
@@ -508,7 +511,8 @@ def export(
     vitrail export best.safetensors --format mindir --batch-size 8 --output served.mindir
     ```
     """
-    from vitrail.config.sections import PredictConfig, resolve
+    from vitrail.config.commands import PredictConfig
+    from vitrail.config.resolve import resolve
 
     layers, remarks = _about_weights(config, settings)
     wishes = resolve(PredictConfig, layers).config
@@ -521,12 +525,12 @@ def export(
     from dataclasses import replace
 
     from vitrail.deploy.compare import gather_sample
-    from vitrail.deploy.export import check_wishes, find_outputs
+    from vitrail.deploy.export import check_request, find_outputs
     from vitrail.deploy.export import export as run
     from vitrail.devices import pick_device
     from vitrail.weights.loading import open_model, override_preprocess, tell, wanted_by
 
-    check_wishes(formats, precision, batch_size, with_preprocess)
+    check_request(formats, precision, batch_size, with_preprocess)
     with _terminal() as display:
         _say(display, remarks)
         opened = open_model(checkpoint, wanted_by(layers))
@@ -601,13 +605,13 @@ def quantize(
     vitrail quantize best.safetensors --format openvino data.root=/data/birds --max-drop 0.5
     ```
     """
-    from vitrail.config.sections import command_line
+    from vitrail.config.resolve import command_line
 
     layers = [command_line(settings)]
     if rounds < 1:
         raise ConfigError(f"--rounds is {rounds}; it must be at least 1")
 
-    from vitrail.deploy.quantize import advice
+    from vitrail.deploy.quantize import find_drawbacks
     from vitrail.deploy.quantize import quantize as run
 
     with _terminal() as display:
@@ -616,7 +620,7 @@ def quantize(
         )  # fmt: skip
         display.note(f"numbers: {result.numbers}")
     show_quantized(result)
-    for line in advice(result):
+    for line in find_drawbacks(result):
         display.warn(line)
     if not result.is_good:
         raise ExportError(
@@ -753,7 +757,8 @@ def serve(
     curl -F files=@seven.png http://127.0.0.1:8000/predict
     ```
     """
-    from vitrail.config.sections import PredictConfig, command_line, resolve
+    from vitrail.config.commands import PredictConfig
+    from vitrail.config.resolve import command_line, resolve
     from vitrail.server.settings import Limits, Serving, read_key
 
     layers = [command_line(settings)]
@@ -827,11 +832,14 @@ def config(
     vitrail config configs/tnt/tnt_s_gpu.yaml --batch_size 16
     ```
     """
-    from vitrail.config.sections import TrainConfig, command_line, find_recipe, flat, list_recipes, reference, resolve
-    from vitrail.migrate.translate import read_recipe, split_keys
+    from vitrail.config.commands import TrainConfig
+    from vitrail.config.recipes import find_recipe, list_recipes
+    from vitrail.config.reference import write_reference
+    from vitrail.config.resolve import command_line, flat, resolve
+    from vitrail.migrate.recipes import open_recipe, split_keys
 
     if markdown:
-        print(reference(), end="")
+        print(write_reference(), end="")
         return 0
     if recipe is None:
         show_table(
@@ -841,7 +849,7 @@ def config(
         return 0
     given, tokens = _split_settings([recipe, *settings], None)
     keys, tokens = split_keys(tokens)
-    read = read_recipe(given, keys)
+    read = open_recipe(given, keys)
     if (translation := read.translation) is not None:
         columns = ("their key", "their value", "our setting", "our value", "note")
         show_table(f"{read.path}: {translation.project}, {translation.compat}", columns, translation.table())
@@ -871,7 +879,8 @@ def check_data(
     vitrail check-data data.root=/data/imagenet --imagenet-devkit ILSVRC2012_devkit_t12.tar.gz
     ```
     """
-    from vitrail.config.sections import CheckConfig, command_line, resolve
+    from vitrail.config.commands import CheckConfig
+    from vitrail.config.resolve import command_line, resolve
 
     config = resolve(CheckConfig, [command_line(settings)]).config
 
@@ -988,7 +997,8 @@ def pack(
     vitrail train tnt_s_imagenet data.root=/fast/imagenet
     ```
     """
-    from vitrail.config.sections import DataConfig, command_line, resolve
+    from vitrail.config.commands import DataConfig
+    from vitrail.config.resolve import command_line, resolve
 
     config = resolve(DataConfig, [command_line(settings)]).config
     if shard_mb < 1:
@@ -1027,7 +1037,8 @@ def resize_data(
     vitrail resize-data data.root=/data/imagenet --output /data/imagenet-256 --short-side 256
     ```
     """
-    from vitrail.config.sections import DataConfig, command_line, resolve
+    from vitrail.config.commands import DataConfig
+    from vitrail.config.resolve import command_line, resolve
 
     config = resolve(DataConfig, [command_line(settings)]).config
     if short_side < 1:
@@ -1157,8 +1168,10 @@ def _of_lists(tokens: Sequence[str], images: Sequence[str]) -> tuple[str | None,
     if not tokens:
         return None, "path"
 
-    from vitrail.config.sections import DataConfig, DataSection, Layer, command_line, resolve
-    from vitrail.data.lists import is_table
+    from vitrail.config.commands import DataConfig
+    from vitrail.config.resolve import Layer, command_line, resolve
+    from vitrail.config.sections import DataSection
+    from vitrail.data.list_files import is_table
 
     lists = [text for text in images if is_table(Path(text))]
     if not lists:
@@ -1222,8 +1235,8 @@ def _about_weights(config: str | None, settings: Sequence[str]) -> tuple[list[La
 
     Beside it stands what is to be said about the translation of another project's file.
     """
-    from vitrail.config.sections import command_line
-    from vitrail.migrate.translate import read_part, split_keys
+    from vitrail.config.resolve import command_line
+    from vitrail.migrate.recipes import read_part, split_keys
 
     keys, tokens = split_keys(settings)
     part = read_part(config, keys, OF_WEIGHTS)

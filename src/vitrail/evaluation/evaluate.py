@@ -12,9 +12,10 @@ import numpy as np
 from accelerate import Accelerator
 
 from vitrail.classes.matching import read_class_names
-from vitrail.config.sections import EvaluateConfig, Layer, to_dict
+from vitrail.config.commands import EvaluateConfig
+from vitrail.config.resolve import Layer, to_dict
 from vitrail.data.loader import ImageLoader, build_eval_loader
-from vitrail.data.opening import files_read, open_split
+from vitrail.data.opening import list_files_read, open_split
 from vitrail.data.sources import Source
 from vitrail.data.tables.hub import pin_revision
 from vitrail.devices import Precision
@@ -28,8 +29,8 @@ from vitrail.evaluation.settings import resolve_for
 from vitrail.evaluation.task import Metrics, Task, task_of
 from vitrail.files import refuse_replacing
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from vitrail.images.input_check import Inputs
-from vitrail.images.transforms import Preprocess, fit_statistics
+from vitrail.images.input_check import InputCheck
+from vitrail.images.preprocess import Preprocess, fit_statistics
 from vitrail.inference.bin_files import LogitFiles, find_logits
 from vitrail.inference.network import Artifact, Network, read_artifact, require_classes, tell_program
 from vitrail.weights.checkpoint import Record
@@ -140,7 +141,7 @@ def evaluate(
         loader = job.build_loader(job.preprocess)
         passes = 1 if files.other is None else 2
         display.begin("evaluate", passes * len(loader))
-        inputs = Inputs()
+        inputs = InputCheck()
         keep_answers = report is not None or files.other is not None
         measured = job.measure(loader, job.preprocess, keep_answers, inputs)
         if doubt := inputs.doubt(job.preprocess.mean, job.preprocess.std):
@@ -301,7 +302,7 @@ class _Job:
         loader: ImageLoader,
         preprocess: Preprocess,
         keep_answers: bool,
-        inputs: Inputs | None,
+        inputs: InputCheck | None,
         other: Network | None = None,
     ) -> Measured:
         """Evaluate the network, or another on the same images."""
@@ -353,7 +354,7 @@ def _started(files: _Files, report: WholeFolder | None, written: Sequence[tuple[
         if report is not None:
             outputs += [("--report", file) for file in report.earlier_files()]
         for flag, file in outputs:
-            refuse_replacing(flag, file, files_read(data, source))
+            refuse_replacing(flag, file, list_files_read(data, source))
 
         # Model and images: of one kind of labels, with the same classes in the same order.
         config = replace(config, data=data)

@@ -11,8 +11,10 @@ import numpy as np
 
 from vitrail.classes.matching import check_classes, match_by_name, match_by_order, order_in_doubt
 from vitrail.classes.names import tell_look_alikes
-from vitrail.config.sections import DataSection, EvaluateConfig, to_dict
-from vitrail.data.overlap import shared
+from vitrail.config.commands import EvaluateConfig
+from vitrail.config.resolve import to_dict
+from vitrail.config.sections import DataSection
+from vitrail.data.overlap import count_overlap
 from vitrail.data.sources import Source, fingerprint
 from vitrail.display import Display
 from vitrail.errors import ConfigError, DataError, printable
@@ -98,7 +100,7 @@ def find_trained_images(record: Record, config: EvaluateConfig, source: Source) 
         return ""
     sketch = record.provenance.get("sketch")
     if split != "train" and sketch:
-        n, is_exact = shared(source, sketch)
+        n, is_exact = count_overlap(source, sketch)
         if n:
             about = "" if is_exact else "about "
             return (

@@ -16,8 +16,8 @@ from vitrail.distributed.processes import gather_texts
 from vitrail.errors import DataError
 from vitrail.evaluation.answers import Gathered
 from vitrail.evaluation.task import Collector, Metrics, Task
-from vitrail.images.input_check import Inputs
-from vitrail.images.transforms import Preprocess, normalise
+from vitrail.images.input_check import InputCheck
+from vitrail.images.preprocess import Preprocess, normalise
 from vitrail.inference.bin_files import LogitFiles
 from vitrail.inference.network import Network
 from vitrail.models.family import VisionModel
@@ -44,7 +44,7 @@ def measure(
     precision: Precision = "float32",
     advance: Callable[[], None],
     keep_answers: bool = False,
-    inputs: Inputs | None = None,
+    inputs: InputCheck | None = None,
 ) -> Measured:
     """Evaluate a model. Collective: every process calls it with its own batches.
 
@@ -81,7 +81,7 @@ class _Answering:
     model: VisionModel | Network | LogitFiles
     preprocess: Preprocess
     device: torch.device
-    inputs: Inputs | None
+    inputs: InputCheck | None
 
     @cached_property
     def no_image(self) -> torch.Tensor:

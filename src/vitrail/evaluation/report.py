@@ -19,8 +19,9 @@ from vitrail.cells import write_rows
 from vitrail.data.sources import Source
 from vitrail.evaluation.answers import Gathered
 from vitrail.images.pixels import UnreadableImage
-from vitrail.images.transforms import Preprocess
-from vitrail.pages.render import Chart, picture
+from vitrail.images.preprocess import Preprocess
+from vitrail.pages.charts import Chart
+from vitrail.pages.render import picture
 from vitrail.weights.checkpoint import Record, hash_classes, hash_file, provenance
 
 PAGE = "report.html"

@@ -27,7 +27,7 @@ from vitrail.data.sources import Source
 from vitrail.errors import DataError, printable
 from vitrail.images.decoding import decode_quietly, read_image
 from vitrail.images.pixels import PixelFormat, UnreadableImage
-from vitrail.images.transforms import Preprocess, normalise
+from vitrail.images.preprocess import Preprocess, normalise
 from vitrail.whole_folder import WholeFolder
 
 INPUTS = "input"

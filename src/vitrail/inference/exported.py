@@ -89,10 +89,12 @@ def check_whole(path: Path) -> str:
     with _damage_told(path):
         if check_sealed(path):
             return "its digest"
+        if READERS[path.suffix] is not _archive_texts:
+            return ""
+        check_directory(path)
         # such an archive holds machine code, which is not to be run once a bit of it has changed
-        if READERS[path.suffix] is _archive_texts and (count := check_archive(path)):
-            return f"the checksums of its {count} entries"
-        return ""
+        count = check_archive(path)
+        return f"the checksums of its {count} entries" if count else ""
 
 
 def read_texts(path: Path) -> dict[str, str]:

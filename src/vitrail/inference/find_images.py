@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 
 from vitrail.data.folders import IN_A_CIRCLE, Ignored, is_hidden, is_image, is_unread_image, lies_in_a_circle, walk
-from vitrail.data.lists import Spelling, is_table, read_lines, read_paths
+from vitrail.data.list_files import is_table, read_lines
+from vitrail.data.list_paths import Spelling, read_paths
 from vitrail.errors import DataError, printable
 from vitrail.files import no_file
 
@@ -102,7 +103,7 @@ def _in_text(path: Path, note: Callable[[str], None]) -> Iterator[str]:
     spelling = Spelling(path, "")
     for line in read_lines(path, printable(path), notes, any_bytes=True):
         if text := line.strip():
-            yield spelling.of(text)
+            yield spelling.correct(text)
     for remark in (*notes, *spelling.notes()):
         note(remark)
 

@@ -275,7 +275,9 @@ def _checked(artifact: Artifact, run: Run) -> Run:
     def run_checked(images: Tensor) -> Tensor:
         with _refusal_told(path, engine, "run"):
             logits = run(images)
-            if tuple(logits.shape) != (len(images), count) or not logits.is_floating_point():
+            # a model without classes gives its features, and does not say how many there are
+            width = logits.shape[-1] if count == 0 and logits.ndim == 2 else count
+            if tuple(logits.shape) != (len(images), width) or not logits.is_floating_point():
                 raise CheckpointError(
                     f"{path}: gives {logits.dtype} of shape {tuple(logits.shape)} for {len(images)} images, and no "
                     f"logits of {count} classes; export it again"

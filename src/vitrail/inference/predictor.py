@@ -20,14 +20,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vitrail.config.sections import Layer, PredictConfig, resolve
+from vitrail.config.commands import PredictConfig
+from vitrail.config.resolve import Layer, resolve
 from vitrail.devices import Precision, pick_device
 from vitrail.display import Display, Quiet
 from vitrail.errors import ConfigError, printable
 from vitrail.files import no_file
-from vitrail.images.decoding import decode, nothing_printed, read_image
+from vitrail.images.decoding import decode, read_image
 from vitrail.images.pixels import UnreadableImage
-from vitrail.images.transforms import Preprocess, normalise
+from vitrail.images.preprocess import Preprocess, normalise
+from vitrail.images.silence import nothing_printed
 from vitrail.inference.decision import Choices, DecisionRule, ReachedThresholds, TopClasses
 from vitrail.inference.network import Artifact, Network, read_artifact, require_classes, tell_program
 from vitrail.weights.checkpoint import Record

@@ -13,17 +13,17 @@ from typing import Any
 
 import torch
 
-from vitrail.config.sections import TrainConfig
-from vitrail.data.loader import Batch, Sample, TrainImages, usable_cores
-from vitrail.data.opening import files_read
+from vitrail.config.commands import TrainConfig
+from vitrail.data.loader import Batch, Sample, TrainImages, count_usable_cores
+from vitrail.data.opening import list_files_read
 from vitrail.data.sampling import SampleKey
 from vitrail.display import Display
 from vitrail.distributed.processes import choose_precision, processes
 from vitrail.errors import ConfigError, DataError
 from vitrail.files import refuse_replacing
-from vitrail.images.decoding import DECODER, decode
+from vitrail.images.decoding import decode, decoder_name
 from vitrail.images.pixels import UnreadableImage
-from vitrail.images.transforms import sample_key
+from vitrail.images.train_view import sample_key
 from vitrail.models.family import VisionModel
 from vitrail.training.optim import set_learning_rate
 from vitrail.training.setup import Job, build_job, build_state
@@ -98,7 +98,7 @@ def bench_data(
         job, model = build_job(config, accelerator, precision, display, stop)
         for flag, file in written:
             for source in (job.data.train, job.data.val):
-                refuse_replacing(flag, file, files_read(config.data, source))
+                refuse_replacing(flag, file, list_files_read(config.data, source))
         display.begin("time the stages, the loader and the model", 3)
         stages, unreadable = time_stages(job)
         display.advance()
@@ -109,7 +109,7 @@ def bench_data(
         workers = job.loader.num_workers
         return DataSpeed(
             seconds=stages, workers=workers, loader=loader, model=speed, device=accelerator.device.type,
-            at_once=at_once, unreadable=unreadable, advice=advise(stages, workers, usable_cores(), loader, speed),
+            at_once=at_once, unreadable=unreadable, advice=advise(stages, workers, count_usable_cores(), loader, speed),
         )  # fmt: skip
 
 
@@ -221,7 +221,7 @@ def advise(stages: dict[str, float], workers: int, cores: int, loader: float, mo
     needed = math.ceil(ROOM * model * sum(stages[stage] for stage in ("read", "decode", "transform", "collate")))
     if max(workers, 1) < min(needed, cores):
         return f"{beside}: the model waits; this machine has {cores} cores, set data.workers={min(needed, cores)}"
-    decoding = "pip install torchcodec" if DECODER == "pillow" else "`vitrail resize-data` makes it quicker"
+    decoding = "pip install torchcodec" if decoder_name() == "pillow" else "`vitrail resize-data` makes it quicker"
     remedies = {
         "read": "reading takes longest: a faster disk, or `vitrail pack` for many small files",
         "decode": f"decoding takes longest: {decoding}",

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from vitrail.config.sections import BalanceSection
+from vitrail.config.training_sections import BalanceSection
 from vitrail.data.audit.findings import IMBALANCED
-from vitrail.data.sampling import class_shares
+from vitrail.data.sampling import compute_class_shares
 from vitrail.errors import DataError
 
 
@@ -46,7 +46,7 @@ def build_balance(section: BalanceSection, counts: Int[np.ndarray, " k"], device
 
 def drawn(section: BalanceSection, counts: Int[np.ndarray, " k"]) -> Float64[np.ndarray, " k"]:
     """Return the share of each class among the images that the sampler draws."""
-    shares = class_shares(counts, section.sampler)
+    shares = compute_class_shares(counts, section.sampler)
     return np.array(shares, dtype=np.float64) / sum(shares)
 
 

@@ -17,10 +17,10 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from vitrail.data.loader import crowding, processes_here, usable_cores
+from vitrail.data.loader import count_local_processes, count_usable_cores, find_crowding
 from vitrail.distributed.processes import all_reduce_seconds, choose_precision, processes
 from vitrail.errors import command
-from vitrail.images.decoding import DECODER, decode
+from vitrail.images.decoding import decode, decoder_name
 
 SHARED_GB = 1.0  # for each training process: eight workers, two batches ahead, 64 images of 224 pixels, and air
 DISK_MB_S = 50.0
@@ -76,10 +76,10 @@ def _device(accelerator: Accelerator) -> Check:
 
 
 def _cores(accelerator: Accelerator) -> Check:
-    cores, threads, local = usable_cores(), torch.get_num_threads(), processes_here()
+    cores, threads, local = count_usable_cores(), torch.get_num_threads(), count_local_processes()
     fix = ""
     on_cpu = accelerator.device.type == "cpu"
-    crowd, advice = crowding(local, on_cpu)
+    crowd, advice = find_crowding(local, on_cpu)
     if crowd:
         fix = advice
     elif on_cpu and threads * local < cores:
@@ -92,7 +92,7 @@ def _shared_memory() -> Check:
     if not path.is_dir():
         return Check("shared memory", "no /dev/shm on this system")
     free = shutil.disk_usage(path).free / 2**30
-    wanted = SHARED_GB * processes_here()
+    wanted = SHARED_GB * count_local_processes()
     fix = "loader processes will die of a bus error; start the container with --shm-size=8g, or set data.workers=0"
     return Check("shared memory", f"{free:.1f} GiB free in /dev/shm", "" if free >= wanted else fix)
 
@@ -106,8 +106,8 @@ def _decoder() -> Check:
         decode(data)
         count += 1
     speed = count / (time.perf_counter() - started)
-    fix = "" if DECODER == "torchcodec" else "a third slower than torchcodec; pip install 'vitrail[torchcodec]'"
-    return Check("decoder", f"{DECODER}, {speed:,.0f} images of 500 x 375 a second on one core", fix)
+    fix = "" if decoder_name() == "torchcodec" else "a third slower than torchcodec; pip install 'vitrail[torchcodec]'"
+    return Check("decoder", f"{decoder_name()}, {speed:,.0f} images of 500 x 375 a second on one core", fix)
 
 
 def _open_files() -> Check:

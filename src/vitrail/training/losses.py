@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid
 
-from vitrail.config.sections import MultiLabelSection, TrainConfig
+from vitrail.config.commands import TrainConfig
+from vitrail.config.training_sections import MultiLabelSection
 from vitrail.errors import ConfigError
-from vitrail.images.batch_augment import soft_targets
+from vitrail.images.batch_augment import make_soft_targets
 from vitrail.training.class_balance import Balance
 
 ONE_CLASS_ONLY = ("val_top1", "val_top5", "val_balanced_accuracy", "val_head_top1", "val_medium_top1", "val_tail_top1")
@@ -53,7 +54,7 @@ class OneClass:
         """Return soft targets times the weights of the classes."""
         labels = labels.to(device, non_blocking=True)
         weights = self.balance.weights
-        return soft_targets(labels, len(weights), self.smoothing) * weights[labels][:, None]
+        return make_soft_targets(labels, len(weights), self.smoothing) * weights[labels][:, None]
 
     def loss(self, logits: Float[Tensor, "b k"], targets: Float[Tensor, "b k"]) -> Float[Tensor, ""]:
         """Return the sum over the images of the cross-entropy."""

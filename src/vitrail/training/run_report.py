@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from vitrail.config.sections import to_dict, to_yaml
-from vitrail.data.sources import Source, label_name
+from vitrail.config.resolve import to_dict, to_yaml
+from vitrail.data.sources import Source, format_label
 from vitrail.display import headline
 from vitrail.distributed.processes import share
 from vitrail.distributed.sharding import shard
@@ -21,8 +21,9 @@ from vitrail.evaluation.measure import measure
 from vitrail.evaluation.report import NUMBERS, PAGE, Subject, Training
 from vitrail.evaluation.task import task_of
 from vitrail.images.batch_augment import erase
-from vitrail.images.transforms import normalise
-from vitrail.pages.render import Chart, line_chart, picture
+from vitrail.images.preprocess import normalise
+from vitrail.pages.charts import Chart, line_chart
+from vitrail.pages.render import picture
 from vitrail.training.setup import Job
 from vitrail.training.state import TrainState
 from vitrail.weights.loading import Opened, open_model
@@ -137,6 +138,6 @@ def training_samples(job: Job, source: Source) -> list[tuple[str, str]]:
     most = 255 if job.preprocess.bits == 8 else 65535
     pixels = ((images * std + mean) * most).round().clamp(0, most).to(batch.images.dtype)
     return [
-        (picture(image), label_name(label, source.classes, source.label_sets))
+        (picture(image), format_label(label, source.classes, source.label_sets))
         for image, label in zip(pixels, batch.labels.tolist(), strict=True)
     ]

@@ -16,26 +16,34 @@ from timm.utils.model_ema import ModelEmaV3
 
 from vitrail.classes.matching import order_in_doubt
 from vitrail.classes.names import tell_look_alikes
-from vitrail.config.sections import TrainConfig
-from vitrail.data.audit.findings import alarms, refuse_unreadable, validated_with
+from vitrail.config.commands import TrainConfig
+from vitrail.data.audit.findings import find_alarms, mark_held_out, refuse_unreadable
 from vitrail.data.audit.scan import check_images
 from vitrail.data.folders import CHANGED
 from vitrail.data.loader import ImageLoader, build_eval_loader, build_train_loader
 from vitrail.data.manifest import Manifest
 from vitrail.data.opening import Data, open_data
-from vitrail.data.overlap import sketch
+from vitrail.data.overlap import make_sketch
 from vitrail.data.roster import Roster
-from vitrail.data.sampling import BatchSampler, class_shares
-from vitrail.data.sources import Source, fingerprint, images_of_classes
+from vitrail.data.sampling import (
+    BatchSampler,
+    ClassDraw,
+    EpochOrder,
+    Shuffle,
+    WindowShuffle,
+    compute_class_shares,
+)
+from vitrail.data.sources import Source, count_by_class, fingerprint
 from vitrail.data.tables.hub import pin_revision
-from vitrail.data.tables.rows import groups_of
+from vitrail.data.tables.rows import find_storage_groups
 from vitrail.devices import Precision
 from vitrail.display import Display
 from vitrail.distributed.processes import share
 from vitrail.distributed.sharding import shard
 from vitrail.errors import ConfigError, command
 from vitrail.evaluation.single_label_metrics import SHOTS, shot_groups
-from vitrail.images.transforms import Preprocess, TrainView, fit_statistics, normalised_by
+from vitrail.images.preprocess import Preprocess, describe_normalisation, fit_statistics
+from vitrail.images.train_view import TrainView
 from vitrail.models.family import VisionModel
 from vitrail.models.registry import canonical_name, create_model, find_variant
 from vitrail.training.class_balance import build_balance, check_counts
@@ -131,9 +139,9 @@ def build_job(
         display.warn(told)
     if data.manifest is not None and config.data.check:
         tell_alarms(data.manifest, config, display)
-    counts = images_of_classes(data.train)
+    counts = count_by_class(data.train)
     check_counts(config.balance, counts, data.classes)
-    check_monitor(settings.monitor or default_monitor(several), counts, images_of_classes(data.val))
+    check_monitor(settings.monitor or default_monitor(several), counts, count_by_class(data.val))
     model_name = canonical_name(config.model.name)
     if is_new and config.model.weights is not None:
         opened = open_initial_weights(config, model_name, data.classes, display)
@@ -144,12 +152,13 @@ def build_job(
     preprocess = build_preprocess(config, model_name, model)
     tell_statistics(config, preprocess, display)
     sampler = BatchSampler(
-        len(data.train), settings.batch_size, seed=settings.seed, rank=rank, world=world,
-        accumulate=settings.accumulate, repeats=config.augment.repeats, epoch_samples=settings.epoch_images,
-        labels=data.train.labels,
-        shares=None if config.balance.sampler == "natural" else class_shares(counts, config.balance.sampler),
-        groups=groups_of(data.train), window=config.data.shuffle_buffer,
-    )  # fmt: skip
+        choose_order(config, data.train, counts),
+        settings.batch_size,
+        rank=rank,
+        world=world,
+        accumulate=settings.accumulate,
+        epoch_samples=settings.epoch_images,
+    )
     pinned = accelerator.device.type == "cuda"
     loader = build_train_loader(
         data.train, build_view(config, preprocess), preprocess.pixels, sampler,
@@ -171,12 +180,25 @@ def build_job(
     return job, model
 
 
+def choose_order(config: TrainConfig, source: Source, counts: NDArray[np.int64]) -> EpochOrder:
+    """Return how training images are drawn: by the groups they are stored in, by class, or all in random order."""
+    seed, repeats = config.train.seed, config.augment.repeats
+    groups = find_storage_groups(source)
+    if groups is not None:
+        return WindowShuffle(groups, config.data.shuffle_buffer, seed, repeats)
+    if config.balance.sampler == "natural":
+        return Shuffle(len(source), seed, repeats)
+    shares = compute_class_shares(counts, config.balance.sampler)
+    return ClassDraw(source.labels, shares, seed, repeats)
+
+
 def known_by(data: Data, is_main_process: bool) -> dict[str, Any]:
     """Return what an evaluation knows the images by, as sets and, in the process that writes it, each by itself."""
     known = {"images": {"train": fingerprint(data.train), "val": fingerprint(data.val)}}
-    if not is_main_process or groups_of(data.train) is not None:  # of which each image would take much to read
+    # images that are stored in groups would each take much to read
+    if not is_main_process or find_storage_groups(data.train) is not None:
         return known
-    return {**known, "sketch": sketch(data.train)}
+    return {**known, "sketch": make_sketch(data.train)}
 
 
 def tell_statistics(config: TrainConfig, preprocess: Preprocess, display: Display) -> None:
@@ -184,7 +206,8 @@ def tell_statistics(config: TrainConfig, preprocess: Preprocess, display: Displa
     if preprocess.pixels.is_picture or None not in (config.preprocess.mean, config.preprocess.std):
         return
     pixels = [f"data.channels={preprocess.channels}", f"data.bits={preprocess.bits}"]
-    says = f"{' '.join(pixels)}: {normalised_by(preprocess.mean, preprocess.std)}; preprocess.mean and .std change that"
+    normalised = describe_normalisation(preprocess.mean, preprocess.std)
+    says = f"{' '.join(pixels)}: {normalised}; preprocess.mean and .std change that"
     if config.data.name is None and config.data.root is not None:
         says += f", and this measures them: {command('check-data', f'data.root={config.data.root}', *pixels)}"
     display.note(says)
@@ -198,7 +221,7 @@ def tell_alarms(manifest: Manifest, config: TrainConfig, display: Display) -> No
     """
     if config.data.bad_files == "error":
         refuse_unreadable(manifest)
-    found = alarms(manifest, validated_with(manifest, config.data.fold), config.data.bad_files == "quarantine")
+    found = find_alarms(manifest, mark_held_out(manifest, config.data.fold), config.data.bad_files == "quarantine")
     for problem in found:
         display.warn(f"{problem.what}; {problem.advice}")
     if found:

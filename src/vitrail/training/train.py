@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from vitrail.classes.matching import check_classes
-from vitrail.config.sections import TrainConfig, flat, to_dict, to_yaml
-from vitrail.data.loader import Batch, crowding, processes_here
+from vitrail.config.commands import TrainConfig
+from vitrail.config.resolve import flat, to_dict, to_yaml
+from vitrail.data.loader import Batch, count_local_processes, find_crowding
 from vitrail.data.roster import Changes, Roster, compare
 from vitrail.devices import autocast
 from vitrail.display import Display, Quiet
@@ -44,8 +45,9 @@ from vitrail.evaluation.measure import measure
 from vitrail.evaluation.task import task_of
 from vitrail.files import write_whole
 from vitrail.images.batch_augment import erase, mix
-from vitrail.images.input_check import ENOUGH, Inputs
-from vitrail.images.transforms import Preprocess, normalise, sample_key
+from vitrail.images.input_check import ENOUGH, InputCheck
+from vitrail.images.preprocess import Preprocess, normalise
+from vitrail.images.train_view import sample_key
 from vitrail.models.family import VisionModel
 from vitrail.models.registry import build_config
 from vitrail.training.best_files import BestFiles
@@ -114,7 +116,7 @@ class Run:
     saved: float = field(default_factory=time.monotonic)
     told_of_data: bool = False
     told_of_load: bool = False
-    inputs: Inputs | None = None
+    inputs: InputCheck | None = None
     """The first images of a new run, until they are judged."""
 
     def elapsed_s(self) -> float:
@@ -431,7 +433,7 @@ def finish_epoch(job: Job, state: TrainState, run: Run) -> None:
 
 def tell_load(job: Job, run: Run, tasks: int) -> None:
     """Say once that other work takes this machine's cores, where each process of the run has so many tasks for them."""
-    crowd, advice = crowding(tasks * processes_here(), on_cpu(job))
+    crowd, advice = find_crowding(tasks * count_local_processes(), on_cpu(job))
     if crowd and not run.told_of_load:
         run.told_of_load = True
         job.display.warn(f"{crowd}: {advice}")
@@ -704,7 +706,7 @@ def open_run(job: Job, state: TrainState, name: str, resume: Path | None, exits:
     return Run(
         folder=folder, outbox=outbox, agreement=Agreement(accelerator), watchdog=watchdog, log=log, steps=steps,
         best=best, spent_s=state.elapsed_s,
-        inputs=Inputs() if accelerator.is_main_process and not job.updates(state) else None,
+        inputs=InputCheck() if accelerator.is_main_process and not job.updates(state) else None,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from vitrail.errors import CheckpointError
 from vitrail.files import files_of, refuse_replacing, write_whole
 from vitrail.imagenet import wnids
-from vitrail.images.pixels import counted
+from vitrail.images.pixels import describe_channels
 from vitrail.models.dialects import write_names
 from vitrail.models.registry import find_variant
 from vitrail.weights.checkpoint import Record, config_of, encode_safetensors, to_metadata
@@ -189,7 +189,7 @@ def model_card(record: Record) -> str:
     size = "x".join(map(str, preprocess.size))
     differing = ", ".join(f"{name} {value}" for name, value in other_numerics(record).items())
     pixels = preprocess.pixels
-    read_as = "" if pixels.is_picture else f" of {counted(pixels.channels)}, {pixels.bits} bits each,"
+    read_as = "" if pixels.is_picture else f" of {describe_channels(pixels.channels)}, {pixels.bits} bits each,"
     numerics = f"These weights compute with {differing}, which timm's own models do not.\n\n" if differing else ""
     told = {key: value for key, value in record.provenance.items() if key not in ("training_counts", "sketch")}
     origin = "".join(f"- {key}: {value}\n" for key, value in told.items())

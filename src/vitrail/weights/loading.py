@@ -15,12 +15,14 @@ from torch import Tensor
 
 from vitrail.classes.matching import match_by_order, read_class_names
 from vitrail.classes.names import canonical
-from vitrail.config.sections import ConvertConfig, DescribedConfig, Layer, PreprocessSection, WeightsSection, resolve
+from vitrail.config.commands import ConvertConfig, DescribedConfig
+from vitrail.config.resolve import Layer, resolve
+from vitrail.config.sections import PreprocessSection, WeightsSection
 from vitrail.display import Display
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.imagenet import COUNT, wnids
-from vitrail.images.pixels import counted
-from vitrail.images.transforms import Preprocess, fit_statistics, normalised_by
+from vitrail.images.pixels import describe_channels
+from vitrail.images.preprocess import Preprocess, describe_normalisation, fit_statistics
 from vitrail.models.family import ModelConfig, VisionModel
 from vitrail.models.registry import FAMILIES, build_config, canonical_name, find_variant
 from vitrail.weights.adapt import Positions, adapt, as_two_logits, shared_rows
@@ -523,8 +525,8 @@ def _describe(
 
 def _of_statistics(where: str, channels: int, mean: Sequence[float], std: Sequence[float]) -> str:
     return (
-        f"{where}: for {counted(channels)}, {normalised_by(mean, std)}, which it does not say; preprocess.mean and "
-        "preprocess.std change that"
+        f"{where}: for {describe_channels(channels)}, {describe_normalisation(mean, std)}, which it does not say; "
+        "preprocess.mean and preprocess.std change that"
     )
 
 
