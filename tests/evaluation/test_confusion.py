@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitrail.evaluation.confusion import CELLS, PAPER, SIDE, SPECK, draw_confusion, shades
+from vitrail.evaluation.confusion import LARGEST_CELL, PAPER, SIDE, SMALLEST_CELL, SPECK, draw_confusion, shades
 
 
 def test_a_single_image_is_seen_and_no_image_is_not() -> None:
@@ -25,7 +25,7 @@ def test_the_matrix_has_every_cell_in_its_place(k: int) -> None:
     confusion[0, k - 1] = 3  # the upper right corner alone
     with Image.open(io.BytesIO(draw_confusion(confusion, [f"class {number}" for number in range(k)]))) as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
-    cell = min(max(SIDE // k, CELLS[0]), CELLS[1])
+    cell = min(max(SIDE // k, SMALLEST_CELL), LARGEST_CELL)
     assert max(pixels.shape) <= 2 * SIDE + 400
     reddish = (pixels[:, :, 0] - pixels[:, :, 2] > 100).nonzero() if k > 1 else (pixels[:, :, 2] > 300).nonzero()
     if k > 1:

@@ -42,7 +42,8 @@ class Answers:
     """
 
     def __init__(self, num_classes: int, images: int, device: torch.device, *, multi_label: bool = False) -> None:
-        if device.type == "mps":  # which has no float64
+        # scores are computed in float64, which mps does not have
+        if device.type == "mps":
             device = torch.device("cpu")
         choices = 0 if multi_label else min(CHOICES, num_classes)
         self._multi_label = multi_label
@@ -70,7 +71,8 @@ class Answers:
         everyone = gather_to_first(accelerator, mine)
         if everyone is None:
             return None
-        if len(everyone) == 1:  # in order already, and no copy of what may be large
+        # of one process they are in order already, and may be too large to copy
+        if len(everyone) == 1:
             return Gathered(*mine)
         order = np.argsort(np.concatenate([indices for indices, _, _ in everyone]))
         columns = zip(*everyone, strict=True)

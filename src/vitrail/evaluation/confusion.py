@@ -1,4 +1,4 @@
-"""The picture of a confusion matrix, to be read with 2 classes as with 1,000."""
+"""Confusion matrix as a picture, for 2 classes as for 1,000."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from scipy.ndimage import grey_dilation
 from vitrail.errors import harmless
 
 SIDE = 1000
-"""Pixels that the matrix takes at most, but for many classes, which have two pixels each."""
-CELLS = (2, 96)
-"""Smallest and largest side of a cell."""
+"""Most pixels of the matrix, but for many classes, which have two pixels each."""
+SMALLEST_CELL, LARGEST_CELL = 2, 96
+"""Sides of a cell, in pixels."""
 COUNTS_FROM = 28
 """Side of a cell from which its count stands in it."""
 SPECK = 5
-"""Side that a wrong cell is drawn with at least, as it is lost among a million others otherwise."""
+"""Smallest side that a wrong cell is drawn with, as it would be lost among a million others."""
 NAMES_EVERY = 15
 """Pixels from one name to the next, at least."""
 NAME = 28
@@ -43,13 +43,15 @@ def shades(confusion: Int[np.ndarray, "k k"], least: float = 0.12) -> NDArray[np
 def draw_confusion(confusion: Int[np.ndarray, "k k"], classes: Sequence[str]) -> bytes:
     """Draw the matrix as a PNG: a row a true class, a column an answer; blue is right, red is wrong."""
     k = len(confusion)
-    cell = min(max(SIDE // k, CELLS[0]), CELLS[1])
+    cell = min(max(SIDE // k, SMALLEST_CELL), LARGEST_CELL)
     font, small = ImageFont.load_default(13), ImageFont.load_default(12)
     step = -(-NAMES_EVERY // cell)
     shown = [(number, _short(harmless(classes[number]))) for number in range(0, k, step)]
+    side = k * cell
+
+    # The canvas: room for the names left of the matrix and above it.
     margin = max(80, 24 + int(max(font.getlength(name) for _, name in shown)))
     left, top = margin + 22, margin + 40
-    side = k * cell
     image = Image.new("RGB", (max(left + side + 16, 420), top + side + 34), PAPER)
     draw = ImageDraw.Draw(image)
     image.paste(_cells(confusion, cell), (left, top))
@@ -59,12 +61,9 @@ def draw_confusion(confusion: Int[np.ndarray, "k k"], classes: Sequence[str]) ->
         draw.text((left - 8, top + middle), name, INK, font, anchor="rm")
         _write_upwards(image, name, font, left + middle, top - 8)
     if cell >= COUNTS_FROM:
-        for row, column in np.argwhere(confusion > 0):
-            count = f"{confusion[row, column]:,}"
-            if small.getlength(count) < cell - 2:
-                dark = shades(confusion[row : row + 1])[0, column] > 0.6
-                place = (left + int(column) * cell + cell // 2, top + int(row) * cell + cell // 2)
-                draw.text(place, count, PAPER if dark else INK, small, anchor="mm")
+        _write_counts(draw, confusion, cell, (left, top), small)
+
+    # The legend, and the file.
     draw.text((left, 8), "answer", INK, font)
     draw.text((8, top), "true", INK, font)
     every = "" if step == 1 else f"; one class in {step} is named"
@@ -75,12 +74,12 @@ def draw_confusion(confusion: Int[np.ndarray, "k k"], classes: Sequence[str]) ->
 
 
 def _cells(confusion: Int[np.ndarray, "k k"], cell: int) -> Image.Image:
-    shade = shades(confusion, min(max(3 / cell, 0.12), 0.45)).astype(np.float32)  # small ones need more to be seen
+    # small cells need more shade to be seen
+    least = min(max(3 / cell, 0.12), 0.45)
+    shade = shades(confusion, least).astype(np.float32)
     on_diagonal = np.eye(len(confusion), dtype=bool)
-    right, wrong = (
-        np.where(chosen, shade, 0).repeat(cell, axis=0).repeat(cell, axis=1)[:, :, None]
-        for chosen in (on_diagonal, ~on_diagonal)
-    )
+    right = _magnified(np.where(on_diagonal, shade, 0), cell)
+    wrong = _magnified(np.where(on_diagonal, 0, shade), cell)
     if cell < SPECK:
         wrong = grey_dilation(wrong, (SPECK, SPECK, 1))
     paper, blue, red = (np.array(colour, dtype=np.float32) for colour in (PAPER, RIGHT, WRONG))
@@ -88,8 +87,28 @@ def _cells(confusion: Int[np.ndarray, "k k"], cell: int) -> Image.Image:
     return Image.fromarray(np.rint(pixels).astype(np.uint8))
 
 
+def _magnified(cells: NDArray[np.float32], cell: int) -> NDArray[np.float32]:
+    """Return (k * cell, k * cell, 1) pixels for (k, k) cells."""
+    return cells.repeat(cell, axis=0).repeat(cell, axis=1)[:, :, None]
+
+
+def _write_counts(
+    draw: ImageDraw.ImageDraw, confusion: Int[np.ndarray, "k k"], cell: int, corner: tuple[int, int], font: Font
+) -> None:
+    """Write the number of images into each cell that has any and has room for it."""
+    left, top = corner
+    for row, column in np.argwhere(confusion > 0):
+        count = f"{confusion[row, column]:,}"
+        if font.getlength(count) < cell - 2:
+            is_dark = shades(confusion[row : row + 1])[0, column] > 0.6
+            colour = PAPER if is_dark else INK
+            place = (left + int(column) * cell + cell // 2, top + int(row) * cell + cell // 2)
+            draw.text(place, count, colour, font, anchor="mm")
+
+
 def _grid(draw: ImageDraw.ImageDraw, k: int, cell: int, left: int, top: int) -> None:
-    every = 1 if cell >= COUNTS_FROM else k  # finer cells only get the frame
+    # finer cells only get the frame
+    every = 1 if cell >= COUNTS_FROM else k
     for number in range(0, k + 1, every):
         at = number * cell
         draw.line((left, top + at, left + k * cell, top + at), GRID)

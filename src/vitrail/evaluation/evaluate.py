@@ -123,15 +123,15 @@ def evaluate(
     Args:
         path: The weight file, of any project, or what `vitrail export` wrote; with `answers` a file of names will do.
         settings: Settings of the sections weights, data, preprocess and evaluate.
-        engine: What is to run an exported file, where two can.
+        engine: Engine that is to run an exported file; None is the usual one.
         against: Another file of the same model, whose answers to the same images are compared.
         answers: Folder with the logits of each image, NAME_0.bin, which are counted instead of running the file.
-        report: Where to write the report, see `report_folder`; None writes none.
+        report: Folder of the report, see `report_folder`; None writes none.
         written: Files that are written afterwards, by the option that names each; none may be one of the images.
-        display: Where progress is shown.
+        display: Shows progress, notes and warnings.
 
     Raises:
-        CheckpointError: The file is not one, or damaged; or the report cannot be written.
+        CheckpointError: The file is damaged, or of no known kind; or the report cannot be written.
         ConfigError: A setting is unknown, of the wrong type or out of range.
         DataError: The images are not there, or their classes are not the model's.
     """
@@ -139,9 +139,11 @@ def evaluate(
     with _started(files, report, written) as job:
         display = job.display
         loader = job.build_loader(job.preprocess)
-        display.begin("evaluate", len(loader) * (1 if files.other is None else 2))
+        passes = 1 if files.other is None else 2
+        display.begin("evaluate", passes * len(loader))
         inputs = InputCheck()
-        measured = job.measure(loader, job.preprocess, report is not None or files.other is not None, inputs)
+        keep_answers = report is not None or files.other is not None
+        measured = job.measure(loader, job.preprocess, keep_answers, inputs)
         if doubt := inputs.doubt(job.preprocess.mean, job.preprocess.std):
             display.warn(doubt)
         agreement = _compare(job, files.other, loader, measured) if files.other is not None else None
@@ -168,7 +170,8 @@ def sweep(
         job.display.begin("evaluate", sum(len(loader) for _, loader in loaders))
         results = []
         for preprocess, loader in loaders:
-            measured = job.measure(loader, preprocess, False, None)  # what does not fit is tried, not doubted
+            # images that do not look as usual are expected here, so nothing watches the inputs
+            measured = job.measure(loader, preprocess, keep_answers=False, inputs=None)
             results.append(job.result(measured, preprocess))
         job.display.end()
     return sorted(results, key=lambda result: result.accuracy.best_first)
@@ -178,7 +181,7 @@ def report_folder(folder: Path, *, never_replace: bool = False) -> WholeFolder:
     """Return a folder to write a report to.
 
     Args:
-        folder: Its name; an earlier report there is replaced, anything else is not.
+        folder: The folder; an earlier report there is replaced, anything else is not.
         never_replace: Take the next number that is free instead: digits, digits-2, digits-3.
     """
     advice = "free space or choose another folder with --report"
@@ -186,14 +189,15 @@ def report_folder(folder: Path, *, never_replace: bool = False) -> WholeFolder:
 
 
 def report_name(path: Path) -> str:
-    """Return what a report on a weight file is called: as the run whose best weights they are, or else as the file."""
+    """Return the name of a report on a weight file: that of the run whose best weights it holds, or else the file's."""
     path = path.absolute()
-    return path.parent.name if path.name.startswith("best") and path.suffix == ".safetensors" else path.stem
+    is_best_of_a_run = path.name.startswith("best") and path.suffix == ".safetensors"
+    return path.parent.name if is_best_of_a_run else path.stem
 
 
 @dataclass(frozen=True)
 class _Files:
-    """The files that are evaluated, and how."""
+    """The files that are evaluated, and the settings."""
 
     path: Path
     artifact: Artifact
@@ -215,16 +219,16 @@ def _open_files(
     answers: Path | None,
     display: Display,
 ) -> _Files:
-    """Read what the files say of themselves, and settle the settings, before any image is looked for."""
+    """Read the files' descriptions, and settle the settings, before any image is looked for."""
     if answers is not None and path.suffix.lower() in (".txt", ".json"):
-        artifact = _names_alone(path)
+        artifact = _read_names(path)
     else:
         artifact = read_artifact(path, engine, wanted_by(settings))
-    other = _same_model(artifact, against) if against is not None else None
+    other = None if against is None else _same_model(artifact, against)
     require_classes(artifact.record, path)
-    for opened in (artifact.weights, other.weights if other else None):
-        if opened is not None:
-            tell(opened, display)
+    for opened in (artifact, other):
+        if opened is not None and opened.weights is not None:
+            tell(opened.weights, display)
     if answers is None:
         tell_program(path, display)
     if against is not None:
@@ -235,8 +239,8 @@ def _open_files(
     return _Files(path, artifact, other, answers, resolved.config, precision, display)
 
 
-def _names_alone(path: Path) -> Artifact:
-    """Return what a file of class names says of the model that gave answers elsewhere."""
+def _read_names(path: Path) -> Artifact:
+    """Read a file of class names, which describes a model that gave its answers elsewhere."""
     classes = read_class_names(path, "names of classes")
     options = {"num_classes": len(classes), "in_channels": 3}
     record = Record(model="not named", options=options, classes=classes, preprocess=Preprocess(size=(224, 224)))
@@ -247,7 +251,7 @@ def _same_model(artifact: Artifact, against: Path) -> Artifact:
     """Open a file whose answers are to be compared.
 
     Raises:
-        ConfigError: It is of another model, or of other classes.
+        ConfigError: The file is of another model, or of other classes.
     """
     other = read_artifact(against)
     for what in ("model", "options", "classes"):
@@ -258,7 +262,7 @@ def _same_model(artifact: Artifact, against: Path) -> Artifact:
 
 @dataclass(frozen=True)
 class _Job:
-    """All that an evaluation works with, on each of its processes."""
+    """A started evaluation, on each of its processes: settings, images, network."""
 
     files: _Files
     config: EvaluateConfig
@@ -324,9 +328,16 @@ class _Job:
         page: Path | None = None,
         agreement: Comparison | None = None,
     ) -> Evaluation:
-        """Return the numbers with where they come from."""
-        bad_files, about = tuple(measured.bad_files), self.network.about
-        return Evaluation(measured.metrics, bad_files, self.source.description, preprocess, about, page, agreement)
+        """Return the numbers with their origin."""
+        return Evaluation(
+            accuracy=measured.metrics,
+            bad_files=tuple(measured.bad_files),
+            data=self.source.description,
+            preprocess=preprocess,
+            engine=self.network.about,
+            report=page,
+            agreement=agreement,
+        )
 
 
 @contextmanager
@@ -335,7 +346,8 @@ def _started(files: _Files, report: WholeFolder | None, written: Sequence[tuple[
     path, config, display = files.path, files.config, files.display
     with processes("float32", config.evaluate.device) as accelerator, _staged(report, accelerator):
         # Images: a set is downloaded once, by one process of a machine.
-        data = share(accelerator, pin_revision(config.data) if accelerator.is_main_process else None)
+        pinned = pin_revision(config.data) if accelerator.is_main_process else None
+        data = share(accelerator, pinned)
         with accelerator.local_main_process_first():
             source, notes = open_split(data, config.evaluate.split)
         outputs = [*written]
@@ -392,19 +404,26 @@ def _read_logits(folder: Path, source: Source, record: Record, bad_files: str) -
 def _compare(job: _Job, other: Artifact, loader: ImageLoader, measured: Measured) -> Comparison | None:
     """Evaluate another file on the same images, and compare the answers on the first process."""
     network = other.start(job.accelerator.device)
-    theirs = job.measure(loader, job.preprocess, True, None, other=network)
+    theirs = job.measure(loader, job.preprocess, keep_answers=True, inputs=None, other=network)
     if measured.answers is None or theirs.answers is None:
         return None
     difference = float(np.abs(measured.answers.scores - theirs.answers.scores).max())
     equal = int(job.task.same_answers(measured.answers, theirs.answers, theirs.metrics).sum())
-    images = len(measured.answers.indices)
-    return Comparison(other.path, images, equal, difference, theirs.metrics.numbers(), theirs.metrics.shown)
+    return Comparison(
+        path=other.path,
+        n=len(measured.answers.indices),
+        equal=equal,
+        difference=difference,
+        numbers=theirs.metrics.numbers(),
+        shown=theirs.metrics.shown,
+    )
 
 
 def _publish(job: _Job, report: WholeFolder, measured: Measured) -> Path | None:
     """Write the report on the first process, and return its page."""
     if measured.answers is None:
         return None
+    engine = "answers" if isinstance(job.network, LogitFiles) else job.network.engine
     subject = Subject(
         name=report_name(job.files.path),
         path=Path(job.files.artifact.path),
@@ -413,13 +432,14 @@ def _publish(job: _Job, report: WholeFolder, measured: Measured) -> Path | None:
         preprocess=job.preprocess,
         settings=to_dict(job.config),
         device=job.accelerator.device,
-        engine="answers" if isinstance(job.network, LogitFiles) else job.network.engine,
+        engine=engine,
         guard_csv=job.config.evaluate.guard_csv,
     )
     files = job.task.report_files(subject, measured.answers, measured.metrics, measured.bad_files)
     try:
         folder, replaced = report.publish(files)
-    except CheckpointError as error:  # after an hour, perhaps
+    except CheckpointError as error:
+        # the work may have taken an hour, so its outcome is told all the same
         raise CheckpointError(f"{error}; the evaluation itself found {_in_words(measured.metrics)}") from error
     if replaced:
         job.display.note(f"{folder}: held an earlier report, which is replaced")

@@ -32,13 +32,14 @@ HOW_READ = ("workers", "download", "check", "match_classes")
 def match_classes(
     record: Record, source: Source, data: DataSection, path: Path | str, display: Display
 ) -> tuple[Record, Source]:
-    """Return a model and images whose classes are the same in the same order, and say what was taken for what.
+    """Return a model and images whose classes are the same in the same order, and say which names were matched.
 
     Raises:
-        DataError: They cannot be match_classes as the settings say, or not without a doubt.
+        DataError: The classes cannot be matched as the settings say, or not without a doubt.
     """
-    if told := tell_look_alikes(source.classes):
-        display.warn(f"{source.description}: {told}")
+    look_alikes = tell_look_alikes(source.classes)
+    if look_alikes:
+        display.warn(f"{source.description}: {look_alikes}")
     count = record.options["num_classes"]
     if data.match_classes == "by-name":
         lacking = len(record.classes) - len(source.classes)
@@ -57,13 +58,17 @@ def match_classes(
             f"{path}: has {count} outputs and names no classes, and the data has {len(source.classes)}; name them with "
             "weights.classes=FILE, and where the data has a part of them add data.match_classes=by-name"
         )
-    told = match_by_order(record.classes, count, source.classes, path)
-    if told or not record.classes:
-        if doubt := order_in_doubt(source.classes, data.class_order):
-            raise DataError(f"{path}: {'' if record.classes else 'names no classes, and '}{doubt}")
-        first, last = (printable(source.classes[index]) for index in (0, -1))
+
+    # By order: the model names no classes, or other names than the data.
+    renamed = match_by_order(record.classes, count, source.classes, path)
+    if renamed or not record.classes:
+        doubt = order_in_doubt(source.classes, data.class_order)
+        if doubt:
+            nameless = "" if record.classes else "names no classes, and "
+            raise DataError(f"{path}: {nameless}{doubt}")
+        first, last = printable(source.classes[0]), printable(source.classes[-1])
         taken = f"those of the data are taken, in their order, from 0, {first}, to {count - 1}, {last}"
-        display.warn(told or f"{path}: names no classes; {taken}")
+        display.warn(renamed or f"{path}: names no classes; {taken}")
     if not record.classes:
         return replace(record, classes=source.classes), source
     # every source is a dataclass with this field, which no protocol can say
@@ -74,7 +79,7 @@ def check_task(record: Record, source: Source, path: Path) -> None:
     """Refuse images whose labels are of another kind than the model's answers.
 
     Raises:
-        DataError: One class an image there and any number here, or the reverse.
+        DataError: The model is single-label and the images are multi-label, or the reverse.
     """
     if record.thresholds is None and source.label_sets is not None:
         raise DataError(
@@ -93,12 +98,14 @@ def find_trained_images(record: Record, config: EvaluateConfig, source: Source) 
     trained, split = record.provenance.get("images", {}), config.evaluate.split
     if trained.get(split) == fingerprint(source):
         return ""
-    if split != "train" and (known := record.provenance.get("sketch")):
-        n, is_exact = count_overlap(source, known)
+    sketch = record.provenance.get("sketch")
+    if split != "train" and sketch:
+        n, is_exact = count_overlap(source, sketch)
         if n:
+            about = "" if is_exact else "about "
             return (
-                f"{source.description}: {'' if is_exact else 'about '}{n:,} of its {len(source):,} images were trained "
-                "on, by name and content, and count as if they were new; to leave them out, divide as in training"
+                f"{source.description}: {about}{n:,} of its {len(source):,} images were trained on, by name and "
+                "content, and count as if they were new; to leave them out, divide as in training"
             )
     named = record.recipe.get("data", {})
     same = all(named.get(name) == value for name, value in to_dict(config.data).items() if name not in HOW_READ)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from accelerate import Accelerator
@@ -61,51 +63,77 @@ def measure(
         DataError: No image could be read.
     """
     num_classes = model.config.num_classes if isinstance(model, VisionModel) else model.num_classes
-    collector = task.collect(num_classes, accelerator.device, keep_answers=keep_answers)
-    bad = _answer_all(model, batches, collector, preprocess, accelerator, precision, advance, inputs)
+    device = accelerator.device
+    collector = task.collect(num_classes, device, keep_answers=keep_answers)
+    answering = _Answering(model, preprocess, device, inputs)
+    with answering.without_training(), torch.no_grad(), autocast(device, precision):
+        bad = _answer_all(answering, batches, collector, accelerator, advance)
     metrics, answers = collector.finish(accelerator)
     if metrics.n == 0:
         raise DataError(f"none of the {len(bad)} images could be read; the first is {bad[0][0]} ({bad[0][1]})")
     return Measured(metrics, bad, answers)
 
 
+@dataclass(frozen=True)
+class _Answering:
+    """A model, or the logits that it gave elsewhere, asked batch by batch."""
+
+    model: VisionModel | Network | LogitFiles
+    preprocess: Preprocess
+    device: torch.device
+    inputs: InputCheck | None
+
+    @cached_property
+    def no_image(self) -> torch.Tensor:
+        return torch.zeros(1, self.preprocess.channels, *self.preprocess.size, device=self.device)
+
+    def answer(self, batch: Batch) -> torch.Tensor:
+        """Return the (b, k) logits of the readable images."""
+        if isinstance(self.model, LogitFiles):
+            return self.model.read(batch.indices).to(self.device)
+        n = len(batch.labels)
+        images = batch.images.to(self.device, non_blocking=True)
+        images = normalise(images, self.preprocess.mean, self.preprocess.std)
+        if self.inputs is not None:
+            self.inputs.add(images)
+        # a model that is shared out needs all processes in each pass, also those without an image
+        return self.model(images if n else self.no_image)[:n]
+
+    def answer_nothing(self) -> None:
+        """Take part in a pass for which this process has no batch left."""
+        if not isinstance(self.model, LogitFiles):
+            self.model(self.no_image)
+
+    @contextmanager
+    def without_training(self) -> Iterator[None]:
+        """Put a model into inference mode, and back."""
+        if not isinstance(self.model, VisionModel):
+            yield
+            return
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(was_training)
+
+
 def _answer_all(
-    model: VisionModel | Network | LogitFiles,
+    answering: _Answering,
     batches: ImageLoader | Sequence[Batch],
     collector: Collector,
-    preprocess: Preprocess,
     accelerator: Accelerator,
-    precision: Precision,
     advance: Callable[[], None],
-    inputs: InputCheck | None,
 ) -> list[tuple[str, str]]:
     """Give each batch of this process and its logits to the collector; return the unreadable images of all."""
-    device = accelerator.device
-    no_image = torch.zeros(1, preprocess.channels, *preprocess.size, device=device)
-
-    def answer(batch: Batch) -> torch.Tensor:
-        if isinstance(model, LogitFiles):
-            return model.read(batch.indices).to(device)
-        images = normalise(batch.images.to(device, non_blocking=True), preprocess.mean, preprocess.std)
-        if inputs is not None:
-            inputs.add(images)
-        # a model that is shared out needs all processes in each pass, also those without an image
-        return model(images if len(batch.labels) else no_image)
-
     bad: list[tuple[str, str]] = []
     most = max(gather_texts(accelerator, [len(batches)]))
-    was_training = isinstance(model, VisionModel) and model.training
-    if isinstance(model, VisionModel):
-        model.eval()
-    with torch.no_grad(), autocast(device, precision):
-        for batch in batches:
-            bad += batch.bad
-            collector.add(batch, answer(batch)[: len(batch.labels)])
-            advance()
-        for _ in range(most - len(batches)):  # while other processes still have batches
-            if not isinstance(model, LogitFiles):
-                model(no_image)
-            advance()
-    if isinstance(model, VisionModel):
-        model.train(was_training)
+    for batch in batches:
+        bad += batch.bad
+        collector.add(batch, answering.answer(batch))
+        advance()
+    # other processes may still have batches
+    for _ in range(most - len(batches)):
+        answering.answer_nothing()
+        advance()
     return sorted(gather_texts(accelerator, bad))

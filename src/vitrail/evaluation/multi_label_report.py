@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,10 @@ from vitrail.evaluation.report import (
     Training,
     origin,
     plain,
-    thumbnail,
+    thumbnails,
     to_csv,
     to_json,
+    unreadable_images,
 )
 from vitrail.imagenet import english
 from vitrail.inference.decision import probabilities
@@ -68,10 +70,6 @@ class _Answered:
             "false_positives": _surest(self.is_answer & ~self.is_true, -logits),
             "false_negatives": _surest(~self.is_answer & self.is_true, logits),
         }
-
-    def thumbnails(self, images: Iterable[int]) -> dict[int, str | None]:
-        """Return the pictures of some images, each read once."""
-        return {image: thumbnail(self.subject, int(self.answers.indices[image])) for image in images}
 
 
 def multi_label_report_files(
@@ -138,7 +136,7 @@ def _numbers(
     for kind, pairs in mistakes.items():
         numbers[kind] = [_mistake(answered, image, label) for image, label in pairs]
     numbers |= {
-        "bad_files": [{"path": name, "error": reason} for name, reason in bad_files],
+        "bad_files": unreadable_images(bad_files),
         "warnings": list(accuracy.warnings),
         **origin(answered.subject, scores.n),
     }
@@ -181,7 +179,7 @@ def _page(
     training: Training | None,
 ) -> bytes:
     subject = answered.subject
-    shown = answered.thumbnails({image for pairs in mistakes.values() for image, _ in pairs})
+    shown = thumbnails(subject, answered.answers, [image for image, _ in chain(*mistakes.values())])
     pictures = {}
     for kind, pairs in mistakes.items():
         pictures[kind] = [shown[image] for image, _ in pairs]

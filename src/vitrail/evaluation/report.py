@@ -6,7 +6,7 @@ import io
 import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from vitrail.cells import write_rows
 from vitrail.data.sources import Source
+from vitrail.evaluation.answers import Gathered
 from vitrail.images.pixels import UnreadableImage
 from vitrail.images.preprocess import Preprocess
 from vitrail.pages.charts import Chart
@@ -101,7 +102,17 @@ def origin(subject: Subject, images: NDArray[np.int64]) -> dict[str, Any]:
     }
 
 
-def thumbnail(subject: Subject, index: int) -> str | None:
+def unreadable_images(bad_files: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    """Return the entries of report.json on images that could not be read."""
+    return [{"path": name, "error": reason} for name, reason in bad_files]
+
+
+def thumbnails(subject: Subject, answers: Gathered, images: Iterable[int]) -> dict[int, str | None]:
+    """Return pictures of some of the answered images, each read once."""
+    return {image: _thumbnail(subject, int(answers.indices[image])) for image in images}
+
+
+def _thumbnail(subject: Subject, index: int) -> str | None:
     """Return an image as the model saw it, read once more; None where that is no longer possible."""
     try:
         return picture(subject.preprocess.view(subject.source.image(index, subject.preprocess.pixels)))

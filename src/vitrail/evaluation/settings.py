@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vitrail.config.commands import EvaluateConfig
 from vitrail.config.resolve import Layer, Resolved, resolve, to_dict
@@ -25,9 +26,9 @@ def resolve_for(record: Record, settings: Sequence[Layer]) -> Resolved[EvaluateC
 
 
 def inherited_data(record: Record, settings: Sequence[Layer]) -> list[Layer]:
-    """Return the data settings that a weight file was made with, less what a data set named anew replaces.
+    """Return the data settings that a weight file was made with, less those that a data set named anew replaces.
 
-    What is this machine's to say, such as the number of processes, is never a file's.
+    Settings of this machine, such as the number of processes, are never taken from a file.
 
     Raises:
         ConfigError: The file names a data set of the Hub, and the settings do not name it too.
@@ -36,17 +37,23 @@ def inherited_data(record: Record, settings: Sequence[Layer]) -> list[Layer]:
     data = {key: value for key, value in record.recipe.get("data", {}).items() if key in known}
     manifest = data.get("manifest")
     if not isinstance(manifest, str) or not Path(manifest).expanduser().is_file():
-        data.pop("manifest", None)  # one that would be written here
-    given = {key: value for layer in settings for key, value in layer.values.get("data", {}).items()}
+        # a manifest that is not here would be written here
+        data.pop("manifest", None)
+    given: dict[str, Any] = {}
+    for layer in settings:
+        given |= layer.values.get("data", {})
     is_named = "name" in given
     if is_named and given["name"] == data.get("name"):
-        del given["name"]  # the same set, and said to be wanted
-    # another root of a named set holds the same set; another name, or another folder, is divided in its own way
+        # the same set, and said to be wanted
+        del given["name"]
+
+    # Another root of a named set holds the same set; another name, or another folder, is divided in its own way.
     changed = {key for key in ("root", "list") if key in given and given[key] != data.get(key)}
     is_here = data.get("name") is None or is_hf(data["name"])
     if "name" in given or "list" in changed or (changed and is_here):
         kept = [*DIVISION]
-        if not given.get("name"):  # a quarantine is for what was looked at, and sets with a name declare an order
+        # a quarantine is for images that were looked at, and sets with a name declare an order
+        if not given.get("name"):
             kept += ["bad_files", "class_order"]
         if "list" in given:
             kept += ["path_column", "label_column", "labels_column"]
@@ -57,4 +64,6 @@ def inherited_data(record: Record, settings: Sequence[Layer]) -> list[Layer]:
             f"because a file says so; if you trust it, write data.name={data['name']}, or give other images with "
             "data.root=FOLDER"
         )
-    return [Layer("weight file", {"data": data})] if data else []
+    if not data:
+        return []
+    return [Layer("weight file", {"data": data})]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -30,9 +31,10 @@ from vitrail.evaluation.report import (
     Training,
     origin,
     plain,
-    thumbnail,
+    thumbnails,
     to_csv,
     to_json,
+    unreadable_images,
 )
 from vitrail.evaluation.single_label_metrics import SHOTS, SingleLabelMetrics
 from vitrail.imagenet import english
@@ -77,10 +79,6 @@ class _Answered:
         """The wrongly answered images by falling probability, those without a probability last."""
         wrong = np.flatnonzero(~self.is_right)
         return wrong[np.argsort(-self.probabilities[wrong], kind="stable")].tolist()
-
-    def thumbnails(self, images: Iterable[int]) -> dict[int, str | None]:
-        """Return the pictures of some images, each read once."""
-        return {image: thumbnail(self.subject, int(self.answers.indices[image])) for image in images}
 
 
 def single_label_report_files(
@@ -148,7 +146,7 @@ def _numbers(answered: _Answered, accuracy: SingleLabelMetrics, bad_files: Seque
         "classes_without_images": [classes[label] for label in np.flatnonzero(scores.n == 0)],
         "most_confused": _confused_pairs(answered),
         "most_confident_mistakes": [_mistake(answered, image) for image in answered.mistakes[:MISTAKES]],
-        "bad_files": [{"path": name, "error": reason} for name, reason in bad_files],
+        "bad_files": unreadable_images(bad_files),
         "warnings": list(accuracy.warnings),
         **origin(answered.subject, scores.n),
     }
@@ -223,11 +221,14 @@ def _page(answered: _Answered, numbers: Mapping[str, Any], image: bytes, trainin
     subject = answered.subject
     shown = answered.mistakes[:MISTAKES]
     of_pairs = _images_of_pairs(answered)
-    pictures = answered.thumbnails({*shown, *(image for images in of_pairs for image in images)})
+    pictures = thumbnails(subject, answered.answers, {*shown, *chain(*of_pairs)})
     confusion = shading = None
     if len(answered.confusion) <= TABLE_UP_TO:
         confusion = answered.confusion.tolist()
         shading = shades(answered.confusion).round(2).tolist()
+    pictures_of_pairs = []
+    for images in of_pairs:
+        pictures_of_pairs.append([(pictures[image], float(answered.probabilities[image])) for image in images])
     return render(
         PAGE,
         name=subject.name,
@@ -235,9 +236,7 @@ def _page(answered: _Answered, numbers: Mapping[str, Any], image: bytes, trainin
         confusion=confusion,
         shades=shading,
         image=data_uri(image),
-        pictures_of_pairs=[
-            [(pictures[image], float(answered.probabilities[image])) for image in images] for images in of_pairs
-        ],
+        pictures_of_pairs=pictures_of_pairs,
         pictures_of_mistakes=[pictures[image] for image in shown],
         size=subject.preprocess.size,
         pictured=pictured(subject.preprocess.pixels),

@@ -174,7 +174,8 @@ class _MultiLabelCollector:
     def finish(self, accelerator: Accelerator) -> tuple[MultiLabelMetrics, Gathered | None]:
         gathered = self.answers.gather(accelerator)
         metrics = None
-        if gathered is not None:  # sums of floats depend on their order, so one process makes all of them
+        # sums of floats depend on their order, so one process makes all of them
+        if gathered is not None:
             truth = label_sets_of(self.task.source, gathered)
             metrics = compute_multi_label_metrics(gathered.scores, truth, self.task.thresholds)
         metrics = share(accelerator, metrics)
