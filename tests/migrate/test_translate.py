@@ -1064,12 +1064,12 @@ def of_mindspore(tmp_path: Path) -> Callable[..., Path]:
 
         from vitrail.models.registry import create_model
         from vitrail.weights.convert import convert
-        from vitrail.weights.loading import Wanted
+        from vitrail.weights.request import LoadRequest
 
         torch.manual_seed(0)
         source = tmp_path / "source.pth"
         torch.save(create_model(name, **options).state_dict(), source)
-        convert(str(source), tmp_path / "w.ckpt", project, Wanted(model=name, options=options))
+        convert(str(source), tmp_path / "w.ckpt", project, LoadRequest(model=name, options=options))
         return tmp_path / "w.ckpt"
 
     return write
@@ -1083,11 +1083,11 @@ def written(folder: Path, name: str, **changes: Any) -> Path:
 
 
 def wanted_with(config: Path | str, *tokens: str) -> Any:
-    from vitrail.weights.loading import wanted_by
+    from vitrail.weights.request import resolve_request
 
     part = read_part(str(config), {}, EVALUATE_SECTIONS)
     assert part is not None
-    return wanted_by([part.layer, command_line(tokens)])
+    return resolve_request([part.layer, command_line(tokens)])
 
 
 def test_a_file_gives_the_image_size_that_weights_do_not_tell(
@@ -1307,7 +1307,7 @@ def save_weights(folder: Path, project: str, name: str) -> Path:
 
     from vitrail.models.registry import create_model
     from vitrail.weights.convert import convert
-    from vitrail.weights.loading import Wanted
+    from vitrail.weights.request import LoadRequest
 
     path = folder / f"{project}-{name}{'.pth' if project == 'official' else '.ckpt'}"
     if path.exists():
@@ -1324,7 +1324,7 @@ def save_weights(folder: Path, project: str, name: str) -> Path:
     else:
         source = save_weights(folder, "official", name)
         torch.save(state, source)
-        convert(str(source), path, project, Wanted(model=name, options=options))
+        convert(str(source), path, project, LoadRequest(model=name, options=options))
     return path
 
 

@@ -29,7 +29,8 @@ from vitrail.models.registry import create_model, list_models
 from vitrail.weights.adapt import adapt
 from vitrail.weights.convert import convert
 from vitrail.weights.hub import save_pretrained
-from vitrail.weights.loading import Wanted, load_model, open_model
+from vitrail.weights.loading import load_model, open_model
+from vitrail.weights.request import LoadRequest
 
 NAME = "deit_tiny_patch16_224"
 
@@ -90,7 +91,7 @@ def main(folder: Path) -> None:
     tiny = create_model(NAME, **FAMILY.tiny)
     torch.save(tiny.state_dict(), folder / "tiny.pth")
     options = {key: value for key, value in FAMILY.tiny.items() if key != "num_classes"}
-    opened = open_model(folder / "tiny.pth", Wanted(model=NAME, options=options))
+    opened = open_model(folder / "tiny.pth", LoadRequest(model=NAME, options=options))
     outputs = find_outputs(["mindir"], folder / "tiny.pth", None)
     (done,) = export(opened, outputs, gather_sample(opened.record, None))
     assert done.path.stat().st_size > 1000

@@ -337,7 +337,9 @@ def predict(
     from vitrail.inference.engines import read_artifact, require_classes, tell_program
     from vitrail.inference.predict import find_images, format_of, open_output
     from vitrail.inference.predict import predict as run
-    from vitrail.weights.loading import override_preprocess, tell, wanted_by
+    from vitrail.weights.loading import override_preprocess
+    from vitrail.weights.opened import show_account
+    from vitrail.weights.request import resolve_request
 
     def found_images(note: Callable[[str], None]) -> Iterator[str]:
         return find_images(images, note, root=root, path_column=path_column)
@@ -351,10 +353,10 @@ def predict(
     refuse_output("--output", output, chain(files_of(checkpoint), images, [config or ""], found_images(lambda _: None)))
     with _terminal() as display:
         _say(display, remarks)
-        artifact = read_artifact(checkpoint, engine, wanted_by(layers))
+        artifact = read_artifact(checkpoint, engine, resolve_request(layers))
         require_classes(artifact.record, checkpoint)
         if artifact.weights is not None:
-            tell(artifact.weights, display)
+            show_account(artifact.weights, display)
         preprocess = override_preprocess(artifact.record.preprocess, settings.preprocess, display)
         tell_program(checkpoint, display)
         network = artifact.start(pick_device(device), precision)
@@ -402,11 +404,13 @@ def _write_inputs(
     """Write what a model would see of images."""
     from vitrail.inference.bin_files import INPUTS, LABELS, write_inputs
     from vitrail.inference.engines import read_artifact
-    from vitrail.weights.loading import override_preprocess, tell, wanted_by
+    from vitrail.weights.loading import override_preprocess
+    from vitrail.weights.opened import show_account
+    from vitrail.weights.request import resolve_request
 
-    artifact = read_artifact(checkpoint, None, wanted_by(layers))
+    artifact = read_artifact(checkpoint, None, resolve_request(layers))
     if artifact.weights is not None:
-        tell(artifact.weights, display)
+        show_account(artifact.weights, display)
     preprocess = override_preprocess(artifact.record.preprocess, overrides, display)
     paths = list(find(display.note))
     display.begin("write inputs", len(paths))
@@ -447,7 +451,7 @@ def convert(
     config = resolve(ConvertConfig, [command_line(settings)]).config
 
     from vitrail.weights.convert import convert as run
-    from vitrail.weights.loading import wanted
+    from vitrail.weights.request import make_request
 
     if report is not None:
         if staging(report)[0] == staging(target)[0]:
@@ -455,7 +459,7 @@ def convert(
         refuse_output("--report", report, [*files_of(source), *files_of(target)])
     replaced = " (replaced)" if target.exists() else ""
     with _terminal() as display:
-        done = run(source, target, to, wanted(config.weights))
+        done = run(source, target, to, make_request(config.weights))
         for note in done.read.notes:
             display.note(note)
         for doubt in (*done.read.doubts, *done.doubts):
@@ -539,13 +543,15 @@ def export(
     from vitrail.deploy.export import check_wishes, find_outputs
     from vitrail.deploy.export import export as run
     from vitrail.devices import pick_device
-    from vitrail.weights.loading import open_model, override_preprocess, tell, wanted_by
+    from vitrail.weights.loading import open_model, override_preprocess
+    from vitrail.weights.opened import show_account
+    from vitrail.weights.request import resolve_request
 
     check_wishes(formats, precision, batch_size, with_preprocess)
     with _terminal() as display:
         _say(display, remarks)
-        opened = open_model(checkpoint, wanted_by(layers))
-        tell(opened, display)
+        opened = open_model(checkpoint, resolve_request(layers))
+        show_account(opened, display)
         preprocess = override_preprocess(opened.record.preprocess, wishes.preprocess, display)
         opened = replace(opened, record=replace(opened.record, preprocess=preprocess))
         classes = opened.record.options["num_classes"]
@@ -790,14 +796,16 @@ def serve(
     from vitrail.inference.engines import read_artifact, tell_program
     from vitrail.server.log import LogDisplay, write_json_lines
     from vitrail.server.serve import serve as run
-    from vitrail.weights.loading import override_preprocess, tell, wanted
+    from vitrail.weights.loading import override_preprocess
+    from vitrail.weights.opened import show_account
+    from vitrail.weights.request import make_request
 
     outlive_output()
     write_json_lines()
     display = LogDisplay()
-    opened = read_artifact(artifact, engine, wanted(config.weights))
+    opened = read_artifact(artifact, engine, make_request(config.weights))
     if opened.weights is not None:
-        tell(opened.weights, display)
+        show_account(opened.weights, display)
     tell_program(artifact, display)
     preprocess = override_preprocess(opened.record.preprocess, config.preprocess, display)
 

@@ -38,7 +38,7 @@ from vitrail.inference.exported import EXTRA, Making, with_making
 from vitrail.models.family import VisionModel
 from vitrail.weights.checkpoint import KEY, Record, hash_file, to_metadata
 from vitrail.weights.digest import BLANK, DIGESTS, seal, seal_archive
-from vitrail.weights.loading import Opened
+from vitrail.weights.opened import Opened
 
 ADVICE = "free space or choose another --output"
 REJECTED = ".rejected"

@@ -30,7 +30,8 @@ from vitrail.inference.bench import Subject, bench, find_subjects
 from vitrail.inference.engines import openvino_capabilities
 from vitrail.inference.exported import Making
 from vitrail.weights.checkpoint import hash_file
-from vitrail.weights.loading import open_model, override_preprocess, wanted_by
+from vitrail.weights.loading import open_model, override_preprocess
+from vitrail.weights.request import resolve_request
 
 CALIBRATION = 128
 """Images that ranges are found on."""
@@ -131,7 +132,7 @@ def quantize(
     for package in (*FORMATS[format].packages, *(["nncf"] if format == "openvino" else [])):
         if find_spec(package) is None:
             raise MissingExtra(f"--format {format}: needs {package}; run: pip install 'vitrail[{format},int8]'")
-    opened = open_model(checkpoint, wanted_by(settings))
+    opened = open_model(checkpoint, resolve_request(settings))
     source = Path(opened.account.path)
     path = find_outputs([format], source, output or source.with_suffix(SUFFIXES[format]))[format]
     with staged_files(path, {path.suffix: [b""]}):  # whether it can be written, before it takes long

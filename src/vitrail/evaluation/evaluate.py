@@ -33,7 +33,9 @@ from vitrail.images.transforms import Preprocess, fit_statistics
 from vitrail.inference.bin_files import LogitFiles, find_logits
 from vitrail.inference.engines import Artifact, Network, read_artifact, require_classes, tell_program
 from vitrail.weights.checkpoint import Record
-from vitrail.weights.loading import override_preprocess, tell, wanted_by
+from vitrail.weights.loading import override_preprocess
+from vitrail.weights.opened import show_account
+from vitrail.weights.request import resolve_request
 from vitrail.whole_folder import WholeFolder
 
 STATISTICS = ((IMAGENET_MEAN, IMAGENET_STD), ((0.5,) * 3, (0.5,) * 3), ((0.0,) * 3, (1.0,) * 3))
@@ -218,12 +220,12 @@ def _open_files(
     if answers is not None and path.suffix.lower() in (".txt", ".json"):
         artifact = _names_alone(path)
     else:
-        artifact = read_artifact(path, engine, wanted_by(settings))
+        artifact = read_artifact(path, engine, resolve_request(settings))
     other = _same_model(artifact, against) if against is not None else None
     require_classes(artifact.record, path)
     for opened in (artifact.weights, other.weights if other else None):
         if opened is not None:
-            tell(opened, display)
+            show_account(opened, display)
     if answers is None:
         tell_program(path, display)
     if against is not None:

@@ -30,7 +30,9 @@ from vitrail.display import Display
 from vitrail.errors import CheckpointError, ConfigError, MissingExtra, VitrailError
 from vitrail.inference.exported import READERS, Making, check_beside, describe
 from vitrail.weights.checkpoint import Record
-from vitrail.weights.loading import Opened, Wanted, check_described, open_model
+from vitrail.weights.loading import open_model
+from vitrail.weights.opened import Opened
+from vitrail.weights.request import LoadRequest, check_described
 
 Engine = Literal["torch", "onnxruntime", "openvino", "aotinductor", "torchscript", "mindspore"]
 ENGINES: Mapping[str, tuple[Engine, ...]] = {
@@ -198,7 +200,7 @@ class Started(NamedTuple):
 
 
 def read_artifact(
-    path: Path | str, engine: str | None = None, asked: Wanted | None = None, *, whole: bool = False
+    path: Path | str, engine: str | None = None, asked: LoadRequest | None = None, *, whole: bool = False
 ) -> Artifact:
     """Read what a weight file or an exported file says of itself.
 
@@ -221,7 +223,7 @@ def read_artifact(
     if Path(path).suffix not in READERS:
         opened = open_model(path, asked)
         return Artifact(path=opened.account.path, record=opened.record, engine=chosen, weights=opened)
-    if asked is not None and replace(asked, described=None) != Wanted():
+    if asked is not None and replace(asked, described=None) != LoadRequest():
         raise ConfigError(f"{path}: settings of `weights` are for weight files; give them when you export it")
     found = describe(Path(path))
     if asked is not None:
@@ -267,7 +269,7 @@ def open_artifact(
     precision: Precision | None = None,
     threads: int | None = None,
     device: torch.device | str = "cpu",
-    asked: Wanted | None = None,
+    asked: LoadRequest | None = None,
 ) -> Network:
     """Open a weight file or an exported file, ready to answer.
 

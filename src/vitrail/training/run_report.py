@@ -25,7 +25,8 @@ from vitrail.images.transforms import normalise
 from vitrail.pages.render import Chart, line_chart, picture
 from vitrail.training.setup import Job
 from vitrail.training.state import TrainState
-from vitrail.weights.loading import Opened, open_model
+from vitrail.weights.loading import open_model
+from vitrail.weights.opened import Opened
 
 SAMPLES = 12
 

@@ -46,7 +46,10 @@ from vitrail.training.schedule import learning_rate
 from vitrail.training.state import SUMS, TrainState
 from vitrail.training.stop import Stop
 from vitrail.weights.checkpoint import Record
-from vitrail.weights.loading import RATES, Opened, open_model, tell, wanted
+from vitrail.weights.config_fields import RATES
+from vitrail.weights.loading import open_model
+from vitrail.weights.opened import Opened, show_account
+from vitrail.weights.request import make_request
 
 EVAL_BATCH = 128  # the same for any number of processes, unless a process trains on fewer images at once
 
@@ -288,9 +291,9 @@ def open_initial_weights(config: TrainConfig, name: str, classes: Sequence[str],
     """Read the weights that a run begins with, for its classes and image size."""
     assert config.model.weights is not None
     options, by_order = _options(config, len(classes)), config.data.match_classes == "by-order"
-    asked = wanted(config.weights, model=name, options=options, classes=classes, by_order=by_order)
+    asked = make_request(config.weights, model=name, options=options, classes=classes, by_order=by_order)
     opened = open_model(config.model.weights, asked)
-    tell(opened, display)
+    show_account(opened, display)
     if opened.order_is_assumed and (doubt := order_in_doubt(classes, config.data.class_order)):
         display.warn(f"{opened.account.path}: {doubt}")
     dialect = opened.account.numerics
