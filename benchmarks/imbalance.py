@@ -21,7 +21,9 @@ from PIL import Image
 from side_by_side import publish
 from sklearn.datasets import load_digits
 
-from vitrail.config.sections import TrainConfig, command_line, find_recipe, read_yaml, resolve
+from vitrail.config.commands import TrainConfig
+from vitrail.config.recipes import find_recipe
+from vitrail.config.resolve import command_line, read_yaml, resolve
 from vitrail.training.train import train
 
 VALIDATED = 50

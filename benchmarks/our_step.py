@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 from timm.utils.model_ema import ModelEmaV3
 
-from vitrail.config.sections import TrainConfig, command_line, resolve
+from vitrail.config.commands import TrainConfig
+from vitrail.config.resolve import command_line, resolve
 from vitrail.data.loader import Batch
 from vitrail.training.class_balance import Balance
 from vitrail.training.losses import OneClass

@@ -15,7 +15,9 @@ import cyclopts
 import torch
 from side_by_side import publish
 
-from vitrail.config.sections import TrainConfig, find_recipe, flat, read_yaml, resolve
+from vitrail.config.commands import TrainConfig
+from vitrail.config.recipes import find_recipe
+from vitrail.config.resolve import flat, read_yaml, resolve
 from vitrail.models.registry import create_model
 from vitrail.weights.loading import open_model
 

@@ -15,7 +15,7 @@ import torch
 from side_by_side import publish
 from timm.utils.model_ema import ModelEmaV3
 
-from vitrail.config.sections import OutputSection
+from vitrail.config.training_sections import OutputSection
 from vitrail.distributed.processes import processes
 from vitrail.models.registry import create_model
 from vitrail.training.nonfinite import Guard

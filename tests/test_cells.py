@@ -12,9 +12,12 @@ from PIL import Image
 
 from support.forked import python
 from vitrail.cells import guard, unguard, write_rows
-from vitrail.config.sections import DataConfig, command_line, resolve
+from vitrail.config.commands import DataConfig
+from vitrail.config.resolve import command_line, resolve
 from vitrail.data.opening import open_data
-from vitrail.inference.predict import Prediction, find_images, open_output
+from vitrail.inference.find_images import find_images
+from vitrail.inference.prediction_file import open_output
+from vitrail.inference.predictor import Prediction
 
 FORMULAS = ["=1+2", "+1", "-cmd|' /C calc'!A0", "@SUM(A1)", "\tx", "\rx", "\nx", "\uff1d1", "'=1", "''+1"]
 PLAIN = ["a", "", " =1", "'", "'a", "1-2", "a@b"]

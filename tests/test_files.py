@@ -10,7 +10,7 @@ import pytest
 from support.forked import SERVER
 from vitrail.deploy.export import staged_files
 from vitrail.files import is_abandoned, is_temporary, leftovers, remove, staging, temporary_name, write_whole
-from vitrail.inference.predict import open_output
+from vitrail.inference.prediction_file import open_output
 
 
 def die_in_write_whole(path: Path) -> None:

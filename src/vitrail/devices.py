@@ -1,4 +1,4 @@
-"""Where a model computes and how precisely, without what training needs to join processes."""
+"""Devices and precision: the accelerator or the CPU, autocast, and memory that glibc keeps for reuse."""
 
 from __future__ import annotations
 
@@ -10,19 +10,25 @@ from typing import Any, Literal
 import torch
 
 Precision = Literal["float32", "bfloat16", "float16"]
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+# numbers of mallopt's parameters, from glibc's malloc.h
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def pick_device(device: Literal["auto", "cpu"]) -> torch.device:
-    """Return the accelerator, where there is one and it is wanted."""
-    found = torch.accelerator.current_accelerator(check_available=True) if device == "auto" else None
-    return found or torch.device("cpu")
+    """Return the accelerator, where there is one and the setting is auto; else the CPU."""
+    if device == "cpu":
+        return torch.device("cpu")
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator or torch.device("cpu")
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     """Return the context in which matrix products run in `precision`."""
-    return nullcontext() if precision == "float32" else torch.autocast(device.type, DTYPES[precision])
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, DTYPES[precision])
 
 
 def keep_freed_memory() -> None:

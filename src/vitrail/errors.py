@@ -11,11 +11,11 @@ from pathlib import Path
 from unicodedata import category
 
 MAX_NAME = 200
-"""Letters of a name that may be meant for another."""
+"""Largest number of characters of a name that may be meant for another."""
 
 
 class VitrailError(Exception):
-    """Something the user can mend; the command line prints it as one line and exits with status 2."""
+    """An error that the user can mend; the command line prints it as one line and exits with status 2."""
 
 
 class ConfigError(VitrailError, ValueError):
@@ -79,28 +79,45 @@ def harmless(text: object) -> str:
     shown = str(text)
     if shown.isascii() and shown.isprintable():
         return shown
-    return "".join(c if c.isprintable() or category(c) == "Zs" else ascii(c)[1:-1] for c in shown)
+    characters = []
+    for character in shown:
+        is_harmless = character.isprintable() or category(character) == "Zs"
+        characters.append(character if is_harmless else ascii(character)[1:-1])
+    return "".join(characters)
 
 
 def command(*words: object) -> str:
     """Return a vitrail command as it has to be typed: quoted, and through uv where this one was started by it."""
-    started = ["uv", "run", "vitrail"] if "UV" in os.environ else ["vitrail"]
-    return shlex.join([*started, *map(str, words)])
+    program = ["vitrail"]
+    if "UV" in os.environ:  # set by `uv run`
+        program = ["uv", "run", "vitrail"]
+    return shlex.join([*program, *map(str, words)])
 
 
 def closest(name: str, known: Iterable[str], alike: float = 0.4) -> str:
-    """Return "; did you mean 'x'?" for the known name nearest to `name`, at least so `alike`, or nothing."""
-    # difflib's own 0.6 misses pairs like deit_tiny and deit_ti_patch16_224
+    """Return "; did you mean 'x'?" for the known name nearest to `name`, or nothing.
+
+    Args:
+        name: What was written.
+        known: Names that would have been right.
+        alike: Smallest similarity of a suggestion, from 0 to 1.
+    """
     if len(name) > MAX_NAME:  # comparing it takes its length squared
         return ""
-    found = get_close_matches(name, list(known), n=1, cutoff=alike)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    # difflib's own 0.6 misses pairs like deit_tiny and deit_ti_patch16_224
+    matches = get_close_matches(name, list(known), n=1, cutoff=alike)
+    if not matches:
+        return ""
+    return f"; did you mean {matches[0]!r}?"
 
 
 def among(name: str, known: Sequence[str], what: str) -> str:
     """Return "; did you mean 'x'? <What>: x, y, z", or without a near name "; <what>: x, y, z"."""
-    near = closest(name, known)
-    return f"{near or ';'} {what.capitalize() if near else what}: {', '.join(known)}"
+    hint = closest(name, known)
+    choices = ", ".join(known)
+    if not hint:
+        return f"; {what}: {choices}"
+    return f"{hint} {what.capitalize()}: {choices}"
 
 
 def brief(value: object, most: int = 80) -> str:
@@ -111,28 +128,43 @@ def brief(value: object, most: int = 80) -> str:
         value = value[:most]
     try:
         # lists of thousands, and lists within lists, are cut before they become text
-        shown = ascii(_cut(value, 4)) if isinstance(value, list | tuple | dict) else ascii(value)
+        if isinstance(value, list | tuple | dict):
+            value = _cut(value, 4)
+        shown = ascii(value)
     except (ValueError, RecursionError):
         return f"a {type(value).__name__}"
-    return shown if len(shown) <= most else f"{shown[:most]}..."
+    if len(shown) > most:
+        return f"{shown[:most]}..."
+    return shown
 
 
 def _cut(value: object, depth: int) -> object:
-    if isinstance(value, dict):
-        return {brief(key, 40).strip("'"): _cut(item, depth - 1) for key, item in islice(value.items(), 4) if depth}
-    if isinstance(value, list | tuple):
-        return type(value)(_cut(item, depth - 1) for item in value[:8] if depth)
+    """Return a value with the first few of its parts, so many levels deep."""
     if isinstance(value, str | bytes):
         return value[:80]
-    return brief(value) if isinstance(value, int) and value.bit_length() > 256 else value
+    if isinstance(value, int) and value.bit_length() > 256:
+        return brief(value)
+    if not isinstance(value, list | tuple | dict):
+        return value
+    if depth == 0:
+        return type(value)()
+    if isinstance(value, dict):
+        first = islice(value.items(), 4)
+        return {brief(key, 40).strip("'"): _cut(item, depth - 1) for key, item in first}
+    return type(value)(_cut(item, depth - 1) for item in value[:8])
 
 
 def few(names: Sequence[str] | frozenset[str], most: int = 3) -> str:
     """Return the first names, sorted, and how many more there are."""
-    shown = [printable(name) for name in sorted(names)[:most]]
-    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
+    first = ", ".join(printable(name) for name in sorted(names)[:most])
+    if len(names) <= most:
+        return first
+    return f"{first} and {len(names) - most} more"
 
 
 def printable(path: str | Path) -> str:
-    """Return a path with bytes that are no text escaped: they are surrogates, which no terminal or file would take."""
+    """Return a path with bytes that are no text escaped.
+
+    Python reads them as surrogates, which no terminal or file would take.
+    """
     return str(path).encode("utf-8", "backslashreplace").decode()

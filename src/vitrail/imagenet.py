@@ -1,4 +1,4 @@
-"""The classes of ImageNet-1k, in the order of the published models' logits."""
+"""ImageNet-1k: its classes in the order of the published models' logits, and the mean and std of its pixels."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from collections.abc import Iterable
 from functools import cache
 
 COUNT = 1000
+"""Number of classes."""
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""Mean of each channel, for pixels from 0 to 1."""
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Standard deviation of each channel, for pixels from 0 to 1."""
 
 
 @cache
@@ -24,32 +29,38 @@ def by_name() -> dict[str, int]:
     from timm.data.imagenet_info import ImageNetInfo
 
     info = ImageNetInfo("imagenet-1k")
-    found: dict[str, int] = {}
+    indices: dict[str, int] = {}
     shared = set()
     for index, wnid in enumerate(wnids()):
-        for name in {plain(text) for text in (wnid, *info.index_to_description(index).split(","))}:
-            if found.setdefault(name, index) != index:
+        synonyms = info.index_to_description(index).split(",")
+        for name in {plain(text) for text in (wnid, *synonyms)}:
+            if indices.setdefault(name, index) != index:
                 shared.add(name)
-    return {name: index for name, index in found.items() if name not in shared}
+    return {name: index for name, index in indices.items() if name not in shared}
 
 
 def english(names: Iterable[str]) -> dict[str, str]:
-    """Return the first English name of each id that is among some names of classes."""
+    """Return the first English name of each WordNet id that is among some names of classes."""
     ids = {name for name in names if re.fullmatch(r"n\d{8}", name)}
+    # most data sets have none, and need not wait for timm
     if not ids:
         return {}
     from timm.data.imagenet_info import ImageNetInfo
 
     info = ImageNetInfo("imagenet-1k")
-    return {wnid: info.index_to_description(index).split(",")[0] for index, wnid in enumerate(wnids()) if wnid in ids}
+    english_names = {}
+    for index, wnid in enumerate(wnids()):
+        if wnid in ids:
+            english_names[wnid] = info.index_to_description(index).split(",")[0]
+    return english_names
 
 
 def plain(name: str) -> str:
-    """Return a class name without case, and with spaces for whatever stands between words; marks belong to words."""
+    """Return a class name without case, and with spaces for the characters between words; marks belong to words."""
     name = unicodedata.normalize("NFC", name).casefold()
-    return " ".join("".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in name).split())
-
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-
-IMAGENET_STD = (0.229, 0.224, 0.225)
+    characters = []
+    for character in name:
+        # L letters, M marks such as accents, N numbers
+        is_of_word = unicodedata.category(character)[0] in "LMN"
+        characters.append(character if is_of_word else " ")
+    return " ".join("".join(characters).split())

@@ -17,7 +17,8 @@ from support.displays import Notebook
 from vitrail.classes.matching import check_classes, match_by_name, match_by_order, order_in_doubt, read_class_names
 from vitrail.classes.names import look_alikes, natural_key, order, orders_differ, tell_look_alikes, visible, why_apart
 from vitrail.cli.app import main
-from vitrail.config.sections import DataSection, command_line
+from vitrail.config.resolve import command_line
+from vitrail.config.sections import DataSection
 from vitrail.data.audit.findings import find_problems
 from vitrail.data.opening import open_data, open_manifest, open_split
 from vitrail.data.sources import Source

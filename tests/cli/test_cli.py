@@ -13,7 +13,7 @@ import vitrail.cli.app
 from support.forked import Python, python, wait_until
 from support.runs import TINY
 from vitrail.cli.app import main
-from vitrail.config.sections import list_recipes
+from vitrail.config.recipes import list_recipes
 from vitrail.errors import command
 
 

@@ -8,16 +8,10 @@ import pytest
 import torch
 import yaml
 
-from vitrail.config.sections import (
-    RECIPES,
-    PreprocessSection,
-    TrainConfig,
-    command_line,
-    find_recipe,
-    list_recipes,
-    read_yaml,
-    resolve,
-)
+from vitrail.config.commands import TrainConfig
+from vitrail.config.recipes import RECIPES, find_recipe, list_recipes
+from vitrail.config.resolve import command_line, read_yaml, resolve
+from vitrail.config.sections import PreprocessSection
 from vitrail.models.registry import FAMILIES, build_config, create_model, find_variant
 from vitrail.training.setup import build_schedule
 

@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 
 from support.forked import TORCHRUN, python
 from support.tiny_model import CLASSES
-from vitrail.config.sections import DataSection, TrainConfig, command_line, read_yaml, resolve, to_yaml
+from vitrail.config.commands import TrainConfig
+from vitrail.config.resolve import command_line, read_yaml, resolve, to_yaml
+from vitrail.config.sections import DataSection
 from vitrail.data.loader import build_eval_loader, build_train_loader
 from vitrail.data.opening import open_data, open_split
 from vitrail.data.sampling import BatchSampler, window_order

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from support.tiny_model import CLASSES
 from vitrail.cli.app import main
-from vitrail.config.sections import DataSection, command_line
+from vitrail.config.resolve import command_line
+from vitrail.config.sections import DataSection
 from vitrail.data.lists import read_list
 from vitrail.data.manifest import load_manifest
 from vitrail.data.opening import Data, open_data, open_manifest, open_split

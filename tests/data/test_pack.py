@@ -24,7 +24,9 @@ import vitrail.whole_folder
 from support.forked import SERVER
 from support.runs import TINY
 from vitrail.cli.app import main
-from vitrail.config.sections import DataSection, TrainConfig, command_line, read_yaml, resolve
+from vitrail.config.commands import TrainConfig
+from vitrail.config.resolve import command_line, read_yaml, resolve
+from vitrail.config.sections import DataSection
 from vitrail.data.audit.scan import check_images
 from vitrail.data.manifest import load_manifest
 from vitrail.data.opening import open_data, open_manifest, open_split

@@ -15,7 +15,9 @@ from PIL.JpegImagePlugin import get_sampling
 
 from support.runs import TINY
 from vitrail.cli.app import main
-from vitrail.config.sections import DataSection, TrainConfig, command_line, read_yaml, resolve
+from vitrail.config.commands import TrainConfig
+from vitrail.config.resolve import command_line, read_yaml, resolve
+from vitrail.config.sections import DataSection
 from vitrail.data import resize as resizing
 from vitrail.data.folders import MARK
 from vitrail.data.opening import open_data, open_split

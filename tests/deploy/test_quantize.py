@@ -17,7 +17,7 @@ from torch import nn
 
 from support.random_weights import randomised
 from vitrail.cli.app import main
-from vitrail.config.sections import command_line
+from vitrail.config.resolve import command_line
 from vitrail.deploy.int8 import quantizable, sensitivities
 from vitrail.deploy.quantize import Quantized, Speed, advice, quantize
 from vitrail.display import Quiet

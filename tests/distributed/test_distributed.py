@@ -19,7 +19,9 @@ import yaml
 from support.forked import TORCHRUN, Python, python, wait_until
 from support.long_tailed import ALL, long_tailed
 from support.runs import EVERYTHING, TINY, Signals, assert_same_run, has_saved, rows, run, steps, torchrun
-from vitrail.config.sections import TrainConfig, command_line, find_recipe, read_yaml, resolve
+from vitrail.config.commands import TrainConfig
+from vitrail.config.recipes import find_recipe
+from vitrail.config.resolve import command_line, read_yaml, resolve
 from vitrail.distributed.watchdog import describe
 from vitrail.errors import ConfigError, Stopped
 
@@ -28,7 +30,8 @@ import os, sys, time
 from pathlib import Path
 import torch
 import vitrail.training.train
-from vitrail.config.sections import TrainConfig, command_line, read_yaml, resolve
+from vitrail.config.commands import TrainConfig
+from vitrail.config.resolve import command_line, read_yaml, resolve
 from vitrail.display import Quiet
 rank = int(os.environ["RANK"])
 config = resolve(TrainConfig, [read_yaml(Path(sys.argv[1])), command_line(sys.argv[2:])]).config

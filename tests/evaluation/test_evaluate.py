@@ -14,7 +14,8 @@ from support.forked import TORCHRUN, python
 from support.runs import TINY
 from support.tiny_model import CLASSES
 from vitrail.cli.app import main
-from vitrail.config.sections import TrainConfig, command_line, read_yaml, resolve
+from vitrail.config.commands import TrainConfig
+from vitrail.config.resolve import command_line, read_yaml, resolve
 from vitrail.data.opening import open_split
 from vitrail.errors import CheckpointError, ConfigError, DataError
 from vitrail.evaluation.evaluate import evaluate, report_folder, report_name, sweep

@@ -10,7 +10,9 @@ import torch
 from timm.data import random_erasing
 from timm.data.mixup import Mixup, mixup_target
 
-from vitrail.config.sections import AugmentSection, BalanceSection, DataSection, TrainConfig
+from vitrail.config.commands import TrainConfig
+from vitrail.config.sections import DataSection
+from vitrail.config.training_sections import AugmentSection, BalanceSection
 from vitrail.data.loader import Batch
 from vitrail.images.batch_augment import EraseMode, MixMode, erase, mix, soft_targets
 from vitrail.images.transforms import Preprocess

@@ -22,7 +22,8 @@ from torch.nn.functional import interpolate
 
 from support.images import EIGHT_BIT, PLAIN, encode, npy, photo, png_16, read, reason, write
 from support.tiff_files import tiff_file
-from vitrail.config.sections import TrainConfig, command_line, read_yaml, resolve
+from vitrail.config.commands import TrainConfig
+from vitrail.config.resolve import command_line, read_yaml, resolve
 from vitrail.data.audit.inspect_file import Finding, inspect
 from vitrail.data.sources import PixelSource
 from vitrail.display import Quiet

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vitrail.cli.app import main
-from vitrail.config.sections import command_line
+from vitrail.config.resolve import command_line
 from vitrail.errors import DataError
 from vitrail.evaluation.evaluate import Evaluation, evaluate
 from vitrail.inference.bin_files import unique_names

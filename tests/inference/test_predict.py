@@ -12,7 +12,9 @@ from support.forked import Python
 from vitrail.cli.app import main
 from vitrail.errors import ConfigError, DataError
 from vitrail.files import refuse_output
-from vitrail.inference.predict import find_images, format_of, predict
+from vitrail.inference.find_images import find_images
+from vitrail.inference.prediction_file import format_of
+from vitrail.inference.predictor import open_predictor
 from vitrail.weights.loading import load_model
 
 
@@ -48,10 +50,10 @@ def test_default_output_is_path_to_class_and_one_line_an_image(
 def test_rows_keep_their_order_and_values_for_any_batch_size(
     tiny_checkpoint: Path, image_folder: Path, batch_size: int
 ) -> None:
-    model, paths = load_model(tiny_checkpoint), images_of(image_folder)
-    rows = list(predict(model, model.preprocess, paths, topk=3, batch_size=batch_size))
+    predictor, paths = open_predictor(tiny_checkpoint, topk=3, device="cpu"), images_of(image_folder)
+    rows = list(predictor.predict(paths, batch_size=batch_size))
     assert [row.path for row in rows] == paths
-    alone = [next(predict(model, model.preprocess, [path], topk=3)) for path in paths]
+    alone = [next(predictor.predict([path])) for path in paths]
     assert [row.choices for row in rows] == [row.choices for row in alone]
     for row, other in zip(rows, alone, strict=True):
         assert row.probabilities == pytest.approx(other.probabilities, abs=1e-6)
@@ -177,11 +179,11 @@ def test_a_failed_prediction_leaves_the_older_file_as_it_was(tiny_checkpoint: Pa
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tiny_checkpoint: Path, image_folder: Path) -> None:
-    model, path = load_model(tiny_checkpoint), images_of(image_folder)[0]
+    predictor, path = open_predictor(tiny_checkpoint, device="cpu"), images_of(image_folder)[0]
 
     def peak(n: int) -> int:
         tracemalloc.start()
-        for _ in predict(model, model.preprocess, (path for _ in range(n)), batch_size=8):
+        for _ in predictor.predict((path for _ in range(n)), batch_size=8):
             pass
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()

@@ -11,19 +11,9 @@ from PIL import Image
 
 from support.forked import python
 from vitrail.cli.app import app, understood
-from vitrail.config.sections import (
-    CheckConfig,
-    ConvertConfig,
-    DataConfig,
-    EvaluateConfig,
-    PredictConfig,
-    TrainConfig,
-    command_line,
-    find_recipe,
-    list_recipes,
-    read_yaml,
-    resolve,
-)
+from vitrail.config.commands import CheckConfig, ConvertConfig, DataConfig, EvaluateConfig, PredictConfig, TrainConfig
+from vitrail.config.recipes import find_recipe, list_recipes
+from vitrail.config.resolve import command_line, read_yaml, resolve
 from vitrail.models.registry import create_model
 
 ROOT = Path(__file__).parents[2]

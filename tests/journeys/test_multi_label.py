@@ -25,13 +25,16 @@ from support.pages import check_page
 from support.runs import TINY, Notebook, Signals, assert_same_run, rows
 from support.tiny_model import CLASSES
 from vitrail.cli.app import main
-from vitrail.config.sections import DataSection, MultiLabelSection, TrainConfig, command_line, read_yaml, resolve
+from vitrail.config.commands import TrainConfig
+from vitrail.config.resolve import command_line, read_yaml, resolve
+from vitrail.config.sections import DataSection
+from vitrail.config.training_sections import MultiLabelSection
 from vitrail.data.pack import pack
 from vitrail.display import Quiet
 from vitrail.errors import CheckpointError, ConfigError, DataError, Stopped
 from vitrail.evaluation.evaluate import evaluate, report_folder, sweep
 from vitrail.evaluation.multi_label_metrics import Decisions, compute_multi_label_metrics, label_scores, tuned
-from vitrail.inference.predict import probabilities
+from vitrail.inference.decision import probabilities
 from vitrail.training.losses import SeveralClasses, asymmetric
 from vitrail.training.train import TrainResult, train
 from vitrail.weights.checkpoint import parse_record

@@ -29,11 +29,10 @@ from vitrail.cli.app import main
 from vitrail.errors import ConfigError
 from vitrail.images.decoding import READ
 from vitrail.images.transforms import Preprocess
-from vitrail.inference.predict import predict
+from vitrail.inference.predictor import open_predictor
 from vitrail.server.batching import Batcher, WorkFailed
 from vitrail.server.settings import Limits, Serving, read_key
 from vitrail.server.upload import Refused, Room, read_files
-from vitrail.weights.loading import load_model
 
 UNKNOWN = f"not an image of a known format; read are {READ}"
 KEY = "a-key-that-nobody-guesses"
@@ -82,10 +81,10 @@ def expected(checkpoint: Path, photos: list[bytes], tmp_path_factory: pytest.Tem
     paths = [folder / f"{number}.jpg" for number in range(len(photos))]
     for path, photo in zip(paths, photos, strict=True):
         path.write_bytes(photo)
-    model = load_model(checkpoint)
-    rows = predict(model, model.preprocess, map(str, paths), topk=3)
+    predictor = open_predictor(checkpoint, topk=3, device="cpu")
     return [
-        {model.classes[k]: p for k, p in zip(row.choices, row.probabilities, strict=True)} for row in rows
+        {predictor.classes[k]: p for k, p in zip(row.choices, row.probabilities, strict=True)}
+        for row in predictor.predict(paths)
     ]  # fmt: skip
 
 
@@ -135,9 +134,8 @@ def test_a_model_of_many_channels_and_any_number_of_classes_answers_as_it_was_ma
         np.save(path, array)
     channels = Preprocess(size=(32, 32), mean=(0.5,) * 5, std=(0.25,) * 5, channels=5, bits=16)
     checkpoint = save_tiny(tmp_path, channels, thresholds=(0.5, 0.5, 0.0))
-    model = load_model(checkpoint)
-    rows = predict(model, model.preprocess, map(str, paths), topk=3, thresholds=model.thresholds)
-    answering = start(checkpoint)
+    rows = open_predictor(checkpoint, device="cpu").predict(paths)
+    answering = start(checkpoint, "--topk", 9)
     status, found, _ = answering.send(*(path.read_bytes() for path in paths), encoded(Image.new("RGB", (40, 40))))
     assert status == 200
     assert "has 3 channels, and 5 are wanted" in found["results"].pop()["error"]
@@ -147,7 +145,9 @@ def test_a_model_of_many_channels_and_any_number_of_classes_answers_as_it_was_ma
         assert [choice["probability"] for choice in result["labels"]] == pytest.approx(row.probabilities, abs=1e-6)
     assert "topk" not in found["results"][0]
     answering.process.send_signal(signal.SIGTERM)
-    assert answering.process.wait().returncode == 0
+    done = answering.process.wait()
+    assert done.returncode == 0
+    assert "--topk" not in done.stderr, "a limit that is never reached is nothing to warn of"
 
 
 def test_an_answer_is_not_held_back(server: Server) -> None:
@@ -429,28 +429,28 @@ def refuses(server: Server) -> bool:
 TROUBLED = """
 import dataclasses, sys, time
 from concurrent.futures import ThreadPoolExecutor
-from vitrail.inference.engines import open_artifact
+from vitrail.inference.predictor import open_predictor
 from vitrail.server.app import Served, build_app
 from vitrail.server.connections import address, listen, run
 from vitrail.server.decoders import Decoders
 from vitrail.server.log import write_json_lines
 from vitrail.server.settings import Limits, Serving
 
-network = open_artifact(sys.argv[1])
+predictor = open_predictor(sys.argv[1], topk=1, device="cpu")
 
 def answer(images):
     if images.mean() > 1:  # a white image
         raise RuntimeError("the engine is out of order")
     if images.mean() < -1:  # a black one
         time.sleep(2.5)
-    return network.run(images)
+    return predictor.network.run(images)
 
 write_json_lines()
-serving = Serving(port=0, limits=Limits(timeout_s=1), topk=1)
-served = Served(dataclasses.replace(network, run=answer), network.record.preprocess, list(network.record.classes), 1,
-                ThreadPoolExecutor(1))
+serving = Serving(port=0, limits=Limits(timeout_s=1))
+network = dataclasses.replace(predictor.network, run=answer)
+served = Served(dataclasses.replace(predictor, network=network), ThreadPoolExecutor(1))
 listening = listen(serving)
-decoders = Decoders(network.record.preprocess, serving.limits)
+decoders = Decoders(predictor.preprocess, serving.limits)
 app = build_app(served, serving, decoders)
 run(app, serving, listening, lambda: print(address(listening), flush=True))
 decoders.close()

@@ -21,7 +21,7 @@ SERVER.set_forkserver_preload(
     [
         "vitrail.cli.app",
         "vitrail.training.train",
-        "vitrail.inference.predict",
+        "vitrail.inference.predictor",
         "vitrail.training.doctor",
         "vitrail.migrate.flags",
         "vitrail.server.serve",

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from support.forked import TORCHRUN
-from vitrail.config.sections import TrainConfig, command_line, read_yaml, resolve
+from vitrail.config.commands import TrainConfig
+from vitrail.config.resolve import command_line, read_yaml, resolve
 from vitrail.display import Quiet
 from vitrail.training.run_folder import TensorBoard, Tracker
 from vitrail.training.state import load_last_state

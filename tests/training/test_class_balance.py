@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from support.long_tailed import ALL, long_tailed
 from support.runs import EVERYTHING, Notebook, Signals, assert_same_run, run, settle
-from vitrail.config.sections import BalanceSection
+from vitrail.config.training_sections import BalanceSection
 from vitrail.data.loader import Batch
 from vitrail.errors import ConfigError, DataError, Stopped
 from vitrail.evaluation.evaluate import evaluate

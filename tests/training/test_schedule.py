@@ -12,7 +12,9 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.step_lr import StepLRScheduler
 
-from vitrail.config.sections import DataSection, OptimSection, ScheduleSection, TrainConfig, TrainSection
+from vitrail.config.commands import TrainConfig
+from vitrail.config.sections import DataSection
+from vitrail.config.training_sections import OptimSection, ScheduleSection, TrainSection
 from vitrail.training.schedule import learning_rate
 from vitrail.training.setup import build_schedule
 

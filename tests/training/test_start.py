@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from support.runs import TINY
-from vitrail.config.sections import TrainConfig, command_line, find_recipe, list_recipes, read_yaml, resolve, to_yaml
+from vitrail.config.commands import TrainConfig
+from vitrail.config.recipes import find_recipe, list_recipes
+from vitrail.config.resolve import command_line, read_yaml, resolve, to_yaml
 from vitrail.errors import ConfigError
 from vitrail.training.idle_settings import idle_settings
 from vitrail.training.start import begin

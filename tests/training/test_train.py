@@ -33,7 +33,8 @@ from support.runs import (
     run,
     steps,
 )
-from vitrail.config.sections import TrainConfig, command_line, read_yaml, resolve
+from vitrail.config.commands import TrainConfig
+from vitrail.config.resolve import command_line, read_yaml, resolve
 from vitrail.display import Quiet
 from vitrail.errors import CheckpointError, ConfigError, DataError, Interrupted, MissingExtra, Stopped, TrainingError
 from vitrail.evaluation.evaluate import evaluate

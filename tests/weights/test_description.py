@@ -17,13 +17,14 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from vitrail.config.sections import EvaluateConfig, command_line, read_yaml, resolve
+from vitrail.config.commands import EvaluateConfig
+from vitrail.config.resolve import command_line, read_yaml, resolve
 from vitrail.errors import CheckpointError, ConfigError, brief, closest
 from vitrail.evaluation.evaluate import evaluate
 from vitrail.evaluation.settings import inherited_data
 from vitrail.images.transforms import Preprocess
 from vitrail.inference.exported import describe
-from vitrail.inference.predict import predict
+from vitrail.inference.predictor import open_predictor
 from vitrail.models.registry import build_config
 from vitrail.weights.checkpoint import KEY
 from vitrail.weights.formats.protobuf import block
@@ -187,9 +188,9 @@ def test_a_set_of_the_hub_is_opened_only_where_it_is_named(tiny_checkpoint: Path
 def test_a_batch_that_memory_cannot_hold_is_refused(tiny_checkpoint: Path, image_folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"preprocess\.size is 4096x4096, of which 1000000 images take \S+ GB and"):
         Preprocess(size=(4096, 4096)).check_batch(1_000_000)
-    network = load_model(tiny_checkpoint)
+    predictor = open_predictor(tiny_checkpoint, device="cpu")
     with pytest.raises(ConfigError, match="lower the batch size"):
-        next(predict(network, Preprocess(size=(32, 32)), ["a.jpg"], batch_size=10**9))
+        next(predictor.predict(["a.jpg"], batch_size=10**9))
     words = [f"data.root={image_folder}", "evaluate.device=cpu", "evaluate.batch_size=1000000000"]
     with pytest.raises(ConfigError, match="lower the batch size"):
         evaluate(tiny_checkpoint, [command_line(words)])

@@ -1,4 +1,4 @@
-"""The class names of a model beside those of data: compared in their order, matched by name, or read from a file."""
+"""Match class names: a model's with a data set's, by exact order, by name or by index, or names read from a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vitrail.files import no_file
 from vitrail.imagenet import by_name, plain
 
 MAX_NAME = 1000
-"""Letters of a class name in a file of names."""
+"""Largest number of characters of a class name in a file of names."""
 MOST_BYTES = 32 * 2**20
 """Largest file of class names that is read."""
 WNID = re.compile(r"n\d{8}")
@@ -32,19 +32,20 @@ def check_classes(
     Raises:
         DataError: With the first rows that differ, and what to do.
     """
-    model, data = ([canonical(name) for name in names] for names in (model_classes, data_classes))
+    model = [canonical(name) for name in model_classes]
+    data = [canonical(name) for name in data_classes]
     if model == data:
         return
     orders = {kind: [data[index] for index in order(data, kind)] for kind in get_args(ClassOrder)}
-    if data in orders.values():  # and none that somebody has declared
-        for kind in orders:
-            if orders[kind] == model:
+    # data in neither order has one that somebody has declared, and keeps it
+    if data in orders.values():
+        for kind, names in orders.items():
+            if names == model:
                 advice += f", or set data.class_order={kind}"
-    rows = [
-        f"{index}: {ours} / {theirs}"
-        for index, (ours, theirs) in enumerate(zip_longest(model, data, fillvalue="-"))
-        if ours != theirs
-    ]
+    rows = []
+    for index, (ours, theirs) in enumerate(zip_longest(model, data, fillvalue="-")):
+        if ours != theirs:
+            rows.append(f"{index}: {ours} / {theirs}")
     raise DataError(
         f"the classes of {path} ({len(model)}) are not those of the data ({len(data)}); differences, "
         f"as index: model / data = {'; '.join(rows[:3])}{why_apart(model, data)}; {advice}"
@@ -54,7 +55,7 @@ def check_classes(
 def match_by_name(model_classes: Sequence[str], data_classes: Sequence[str], path: Path | str) -> list[int]:
     """Return the index in the model of each class of the data.
 
-    The data may have a part of the model's classes, in any order. ImageNet's classes go by their WordNet id, such as
+    The data may have some of the model's classes, in any order. ImageNet's classes go by their WordNet id, such as
     n01440764, or by an English name, such as tench, on either side.
 
     Raises:
@@ -65,33 +66,54 @@ def match_by_name(model_classes: Sequence[str], data_classes: Sequence[str], pat
             f"{path}: names no classes, so none can be matched by name; name them with weights.classes=FILE, or leave "
             "data.match_classes=exact and give data whose folders are in the order of its outputs"
         )
-    indices: dict[str, int] = {}
-    for index, name in enumerate(map(canonical, model_classes)):
-        if indices.setdefault(name, index) != index:
-            raise DataError(
-                f"{path}: two of its classes are {name}, in two forms of Unicode, so none of the data can be matched "
-                "with them by name"
-            )
+    indices = _index_classes(model_classes, path)
     data_classes = [canonical(name) for name in data_classes]
     if not indices.keys() >= set(data_classes):
-        synonyms = by_name()
-        same = {synonyms[plain(name)]: index for name, index in indices.items() if plain(name) in synonyms}
-        for name in data_classes:
-            if name not in indices and synonyms.get(plain(name)) in same:
-                indices[name] = same[synonyms[plain(name)]]
-    if missing := [name for name in data_classes if name not in indices]:
+        indices = _add_synonyms(indices, data_classes)
+    missing = [name for name in data_classes if name not in indices]
+    if missing:
         raise DataError(
             f"{path} lacks {len(missing)} of the {len(data_classes)} classes of the data: {few(missing, 10)}"
             f"{why_apart(model_classes, missing)}; rename or remove them there"
         )
-    found = [indices[name] for name in data_classes]
-    for number, index in enumerate(found):
-        if (first := found.index(index)) < number:
+    matched = [indices[name] for name in data_classes]
+    for number, index in enumerate(matched):
+        first = matched.index(index)
+        if first < number:
             raise DataError(
                 f"the classes {data_classes[first]} and {data_classes[number]} of the data are both "
                 f"{model_classes[index]} of {path}; put their images into one folder"
             )
-    return found
+    return matched
+
+
+def _index_classes(model_classes: Sequence[str], path: Path | str) -> dict[str, int]:
+    """Return the index of each of a model's classes by its name in Unicode's composed form."""
+    indices: dict[str, int] = {}
+    for index, name in enumerate(map(canonical, model_classes)):
+        if name in indices:
+            raise DataError(
+                f"{path}: two of its classes are {name}, in two forms of Unicode, so none of the data can be matched "
+                "with them by name"
+            )
+        indices[name] = index
+    return indices
+
+
+def _add_synonyms(indices: dict[str, int], data_classes: Sequence[str]) -> dict[str, int]:
+    """Return the indices with those of the data's names that are another name of a model's class in ImageNet."""
+    imagenet = by_name()
+    by_imagenet_class = {}
+    for name, index in indices.items():
+        imagenet_class = imagenet.get(plain(name))
+        if imagenet_class is not None:
+            by_imagenet_class[imagenet_class] = index
+    with_synonyms = dict(indices)
+    for name in data_classes:
+        imagenet_class = imagenet.get(plain(name))
+        if name not in indices and imagenet_class in by_imagenet_class:
+            with_synonyms[name] = by_imagenet_class[imagenet_class]
+    return with_synonyms
 
 
 def match_by_order(
@@ -107,7 +129,8 @@ def match_by_order(
             f"data.match_classes=by-order: {path} has {num_classes} classes and the data {len(data_classes)}; give as "
             "many, or names that data.match_classes=by-name finds"
         )
-    model, data = ([canonical(name) for name in names] for names in (model_classes, data_classes))
+    model = [canonical(name) for name in model_classes]
+    data = [canonical(name) for name in data_classes]
     places = {name: index for index, name in enumerate(model)}
     for index, name in enumerate(data):
         if places.get(name, index) != index:
@@ -115,14 +138,17 @@ def match_by_order(
                 f"data.match_classes=by-order: {printable(name)} is index {index} of the data and {places[name]} of "
                 f"{path}; set data.match_classes=by-name"
             )
-    pairs = enumerate(zip(model, data, strict=False))  # a model without names has none to differ
+    # a model without names has none to differ
+    pairs = enumerate(zip(model, data, strict=False))
     different = [
-        f"{index} is {printable(one)} there and {printable(two)} here" for index, (one, two) in pairs if one != two
+        f"{index} is {printable(theirs)} there and {printable(ours)} here"
+        for index, (theirs, ours) in pairs
+        if theirs != ours
     ]
     if not different:
         return ""
-    shown = ", ".join(different[:3])
-    return f"{path}: its classes are matched with those of the data by their order: {shown}"
+    examples = ", ".join(different[:3])
+    return f"{path}: its classes are matched with those of the data by their order: {examples}"
 
 
 def order_in_doubt(data_classes: Sequence[str], class_order: ClassOrder | None) -> str:
@@ -130,9 +156,12 @@ def order_in_doubt(data_classes: Sequence[str], class_order: ClassOrder | None) 
 
     torchvision and MindSpore number folders in the order of text, timm in natural order; no weight file tells which.
     """
-    if class_order is not None or (differing := orders_differ(data_classes)) is None:
+    if class_order is not None:
         return ""
-    index, text, natural = differing
+    difference = orders_differ(data_classes)
+    if difference is None:
+        return ""
+    index, text, natural = difference
     return (
         f"index {index} is {printable(text)} in the order of text, which is torchvision's and MindSpore's, and "
         f"{printable(natural)} in timm's natural order; say which it is with data.class_order=text or natural, or name "
@@ -146,16 +175,37 @@ def read_class_names(file: str | Path, what: str = "weights.classes") -> tuple[s
     A line that begins with a WordNet id, as in ImageNet's lists of synsets, is that id.
 
     Args:
-        file: Its ending says whether it is JSON.
-        what: What names the file, for messages.
+        file: A text file, or JSON where its name ends so.
+        what: Setting or flag that names the file, for messages.
 
     Raises:
         ConfigError: It cannot be read, names none, a class twice, or indices with gaps.
     """
     path = Path(file).expanduser()
     where = f"{what} {printable(path)}"
+    text = _read_text(path, where)
+    is_json = path.suffix.lower() == ".json"
+    names = _parse_json(text, where) if is_json else _parse_lines(text)
+    names = [canonical(name) for name in names]
+    if not names:
+        raise ConfigError(f"{where}: names no class; write a name a line")
+    seen: dict[str, int] = {}
+    for number, name in enumerate(names):
+        if not name or not name.isprintable():
+            raise ConfigError(f"{where}: class {number} is {brief(name)}; a name has characters that can be printed")
+        if len(name) > MAX_NAME:
+            raise ConfigError(f"{where}: class {number} has {len(name):,} letters; a name has {MAX_NAME:,} at most")
+        first = seen.setdefault(name, number)
+        if first < number:
+            raise ConfigError(f"{where}: classes {first} and {number} are both {name}; each name stands for one output")
+    return tuple(names)
+
+
+def _read_text(path: Path, where: str) -> str:
+    """Return the text of a regular file of bounded size."""
     try:
-        if odd := no_file(path):  # which might block whoever opens it
+        odd = no_file(path)
+        if odd:  # opening a pipe would wait for whoever writes to it
             raise ConfigError(f"{where}: is {odd}, no regular file; write the names to a file")
         with path.open("rb") as stream:
             content = stream.read(MOST_BYTES + 1)
@@ -166,42 +216,45 @@ def read_class_names(file: str | Path, what: str = "weights.classes") -> tuple[s
         raise ConfigError(f"{where}: cannot be read ({error.strerror}); give a text file with a name a line") from error
     if len(content) > MOST_BYTES:
         raise ConfigError(f"{where}: has over {MOST_BYTES >> 20} MiB, so it is no file of names")
-    names = _in_json(text, where) if path.suffix.lower() == ".json" else _in_lines(text)
-    names = [canonical(name) for name in names]
-    if not names:
-        raise ConfigError(f"{where}: names no class; write a name a line")
-    seen: dict[str, int] = {}
-    for number, name in enumerate(names):
-        if not name or not name.isprintable():
-            raise ConfigError(f"{where}: class {number} is {brief(name)}; a name has characters that can be printed")
-        if len(name) > MAX_NAME:
-            raise ConfigError(f"{where}: class {number} has {len(name):,} letters; a name has {MAX_NAME:,} at most")
-        if (first := seen.setdefault(name, number)) < number:
-            raise ConfigError(f"{where}: classes {first} and {number} are both {name}; each name stands for one output")
-    return tuple(names)
+    return text
 
 
-def _in_lines(text: str) -> list[str]:
+def _parse_lines(text: str) -> list[str]:
+    """Return the name on each line; of ImageNet's lists of synsets, the id that begins it."""
     lines = text.strip().splitlines()
     if all(WNID.match(line) for line in lines):
         return [line[:9] for line in lines]
     return [line.strip() for line in lines]
 
 
-def _in_json(text: str, where: str) -> list[str]:
+def _parse_json(text: str, where: str) -> list[str]:
+    """Return the names of a JSON list, or of a JSON object that has them by index or the indices by name."""
     try:
-        found: Any = json.loads(text)
+        content: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: is no JSON ({error})") from error
-    if isinstance(found, dict) and found:
-        count = len(found)
-        if all(isinstance(value, int) and not isinstance(value, bool) for value in found.values()):
-            found = {str(index): name for name, index in found.items()}  # as torchvision's class_to_idx
-        found = [found.get(str(index)) for index in range(count)]
-    if isinstance(found, list):  # Keras' class_index has [id, name]
-        found = [value[0] if isinstance(value, list) and value else value for value in found]
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+    if isinstance(content, dict) and content:
+        content = _sort_by_index(content)
+    if isinstance(content, list):
+        content = [_unwrap_keras(value) for value in content]
+    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
         raise ConfigError(
             f'{where}: is neither a list of names nor names by their index from 0 on, such as {{"0": "cat"}}'
         )
-    return found
+    return content
+
+
+def _sort_by_index(content: dict[str, Any]) -> list[Any]:
+    """Return the names of an object in the order of their indices, with None where an index is missing."""
+    by_index = content
+    # torchvision's class_to_idx has the indices by name
+    if all(isinstance(value, int) and not isinstance(value, bool) for value in content.values()):
+        by_index = {str(index): name for name, index in content.items()}
+    return [by_index.get(str(index)) for index in range(len(content))]
+
+
+def _unwrap_keras(value: Any) -> Any:
+    """Return the id of a pair [id, name], as Keras' class_index has them."""
+    if isinstance(value, list) and value:
+        return value[0]
+    return value

@@ -1,4 +1,4 @@
-"""What may be the name of a class in a table, when two names are one, and in which order classes come."""
+"""Class names: what may be one, when two are one name or look alike, and the order in which classes are numbered."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from vitrail.errors import DataError
 
 BETWEEN = "|"
-"""Stands between the classes of an image in a CSV file, so in the name of none."""
+"""Separator of the classes of an image in a CSV file, which is therefore part of no name."""
 LONGEST = 1000
-"""Characters of a name; of longer ones, none was meant to be one."""
+"""Largest number of characters of a name; longer text was not meant to be one."""
 ClassOrder = Literal["text", "natural"]
+
+# Names
 
 
 def check_name(value: Any, where: str) -> str:
@@ -25,14 +27,15 @@ def check_name(value: Any, where: str) -> str:
     Raises:
         DataError: It is neither text nor a whole number, is empty, or has a character that a name cannot have.
     """
-    is_name = isinstance(value, str | int) or (isinstance(value, float) and value.is_integer())
-    name = canonical(str(value).strip()) if is_name and not isinstance(value, bool) else None
-    if name and len(name) > LONGEST:
+    name = _read_name(value)
+    if name == "":
+        raise DataError(f"{where}: has an empty label; it must be text")
+    if name is None:
+        raise DataError(f"{where}: has the label {value!r}; it must be text")
+    if len(name) > LONGEST:
         raise DataError(
             f"{where}: has a label of {len(name):,} characters, {name[:20]!r} and so on; at most {LONGEST:,} are taken"
         )
-    if not name:
-        raise DataError(f"{where}: has {'an empty label' if name == '' else f'the label {value!r}'}; it must be text")
     if not name.isprintable():
         raise DataError(f"{where}: the label {name!r} holds a character that cannot be printed")
     if BETWEEN in name:
@@ -43,6 +46,15 @@ def check_name(value: Any, where: str) -> str:
     return name
 
 
+def _read_name(value: Any) -> str | None:
+    """Return text and whole numbers as text, and None for all else; truth values are whole numbers to isinstance."""
+    is_text_or_number = isinstance(value, str | int) and not isinstance(value, bool)
+    is_whole = isinstance(value, float) and value.is_integer()
+    if not is_text_or_number and not is_whole:
+        return None
+    return canonical(str(value).strip())
+
+
 def canonical(name: str) -> str:
     """Return a name in Unicode's composed form (NFC), in which every name of a class is kept and compared.
 
@@ -51,9 +63,18 @@ def canonical(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+# Names that look alike
+
+
 def visible(name: str) -> str:
     """Return a name in quotes, with escapes for the characters that look like others or like nothing."""
-    return "'" + "".join(character if _is_plain(character) else ascii(character)[1:-1] for character in name) + "'"
+    characters = []
+    for character in name:
+        if _is_plain(character):
+            characters.append(character)
+        else:
+            characters.append(ascii(character)[1:-1])
+    return f"'{''.join(characters)}'"
 
 
 def look_alikes(names: Iterable[str]) -> list[list[str]]:
@@ -69,55 +90,69 @@ def tell_look_alikes(names: Iterable[str]) -> str:
     groups = look_alikes(names)
     if not groups:
         return ""
-    shown = ", ".join(" and ".join(map(visible, group)) for group in groups[:3])
+    examples = ", ".join(" and ".join(map(visible, group)) for group in groups[:3])
     return (
-        f"{len(groups)} classes have names that look alike, and are different classes all the same: {shown}; if they "
-        "are meant to be one, give them one name"
+        f"{len(groups)} classes have names that look alike, and are different classes all the same: {examples}; if "
+        "they are meant to be one, give them one name"
     )
 
 
 def why_apart(ours: Iterable[str], theirs: Iterable[str]) -> str:
     """Return a clause on names that only one side has each and that look alike, or nothing where none do."""
-    ours, theirs = set(ours), set(theirs)
-    pairs = [
-        (name, other)
-        for group in look_alikes(sorted((ours | theirs) - (ours & theirs)))
-        for name in group
-        for other in group
-        if name in ours and other in theirs
-    ]
-    shown = ", ".join(f"{visible(name)} and {visible(other)}" for name, other in pairs[:3])
-    return f"; {shown} look alike, but differ in case, blanks or characters" if pairs else ""
+    ours = set(ours)
+    theirs = set(theirs)
+    pairs = []
+    for group in look_alikes(sorted(ours ^ theirs)):
+        for name in group:
+            for other in group:
+                if name in ours and other in theirs:
+                    pairs.append(f"{visible(name)} and {visible(other)}")
+    if not pairs:
+        return ""
+    return f"; {', '.join(pairs[:3])} look alike, but differ in case, blanks or characters"
 
 
 def _as_seen(name: str) -> str:
-    """Return what is left of a name without what is easily overlooked."""
+    """Return a name without the differences that are easily overlooked."""
     name = unicodedata.normalize("NFKC", name).casefold()
-    return " ".join("".join(c for c in name if unicodedata.category(c) != "Cf").split())
+    # Cf are characters without a width, such as the zero-width space
+    visible_characters = [c for c in name if unicodedata.category(c) != "Cf"]
+    return " ".join("".join(visible_characters).split())
 
 
 def _is_plain(character: str) -> bool:
-    return character == " " or (
-        character.isprintable()
-        and not unicodedata.combining(character)
-        and unicodedata.normalize("NFKC", character) == character
-    )
+    """Tell whether a character looks like no other and is seen."""
+    if character == " ":
+        return True
+    is_own_form = unicodedata.normalize("NFKC", character) == character
+    return character.isprintable() and not unicodedata.combining(character) and is_own_form
+
+
+# Numbers as names
 
 
 def are_whole_numbers(names: Sequence[str]) -> bool:
-    """Say whether all are whole numbers as people write them."""
+    """Tell whether all names are whole numbers as people write them."""
     return all(re.fullmatch(r"0|-?[1-9][0-9]*", name) for name in names)
 
 
 def without_points(names: Sequence[str]) -> dict[str, str]:
-    """Return the whole number that each name is, where all are and some have a point, as pandas writes 1.0; else none.
+    """Return the whole number that each name is, where all are and some have a point (1.0); else nothing.
 
-    So it writes a column of whole numbers in which a cell is missing.
+    pandas writes a column of whole numbers so when a cell is missing.
     """
-    found = {name: re.fullmatch(r"(0|-?[1-9][0-9]*)(\.0+)?", name) for name in names}
-    if not all(found.values()) or are_whole_numbers(names):
+    if are_whole_numbers(names):
         return {}
-    return {name: number[1] for name, number in found.items() if number}
+    numbers = {}
+    for name in names:
+        number = re.fullmatch(r"(0|-?[1-9][0-9]*)(\.0+)?", name)
+        if number is None:
+            return {}
+        numbers[name] = number[1]
+    return numbers
+
+
+# Order
 
 
 def with_comma(names: Sequence[str]) -> str:
@@ -128,9 +163,15 @@ def with_comma(names: Sequence[str]) -> str:
 
 
 def order(names: Sequence[str], class_order: ClassOrder | None = None) -> NDArray[np.int64]:
-    """Return the classes sorted as is asked for; or else whole numbers as such, where all are, and others as text."""
+    """Return the indices that sort the classes.
+
+    Args:
+        names: Names of the classes.
+        class_order: Order to sort by; None sorts whole numbers as numbers, where all are, and others as text.
+    """
     keys: Sequence[Any] = names
     if class_order == "natural":
+        # names that natural order takes for equal are sorted as text
         keys = [(natural_key(name), name) for name in names]
     elif class_order is None and are_whole_numbers(names):
         keys = list(map(int, names))
@@ -138,15 +179,17 @@ def order(names: Sequence[str], class_order: ClassOrder | None = None) -> NDArra
 
 
 def natural_key(name: str) -> list[Any]:
-    """Return what timm sorts the class folders by: numbers in a name count as such, and case counts nothing."""
+    """Return the key that timm sorts class folders by: digits in a name are numbers, and case counts nothing."""
     parts = re.split(r"(\d+)", name.lower())
-    return [_size(part) if number % 2 else part for number, part in enumerate(parts)]
+    # every second part is what the parentheses matched
+    return [_number_key(part) if index % 2 else part for index, part in enumerate(parts)]
 
 
-def _size(digits: str) -> tuple[int, str]:
-    """Return what orders numbers of any length, where int() takes no more than 4,300 digits."""
-    plain = "".join(str(unicodedata.decimal(digit)) for digit in digits).lstrip("0")
-    return len(plain), plain
+def _number_key(digits: str) -> tuple[int, str]:
+    """Return a key that orders numbers of any length, where int() takes no more than 4,300 digits."""
+    ascii_digits = "".join(str(unicodedata.decimal(digit)) for digit in digits)
+    significant = ascii_digits.lstrip("0")
+    return len(significant), significant
 
 
 def orders_differ(names: Sequence[str]) -> tuple[int, str, str] | None:
@@ -155,8 +198,13 @@ def orders_differ(names: Sequence[str]) -> tuple[int, str, str] | None:
     Names that are the numbers of their own places leave no doubt, and neither do those that are in neither order, which
     somebody has declared.
     """
-    text, natural = (list(map(names.__getitem__, order(names, kind).tolist())) for kind in ("text", "natural"))
-    if [*names] not in (text, natural) or [*names] == [str(number) for number in range(len(names))]:
+    text = list(map(names.__getitem__, order(names, "text").tolist()))
+    natural = list(map(names.__getitem__, order(names, "natural").tolist()))
+    is_sorted = list(names) in (text, natural)
+    is_numbered = list(names) == [str(number) for number in range(len(names))]
+    if not is_sorted or is_numbered:
         return None
-    differing = [i for i, (one, two) in enumerate(zip(text, natural, strict=True)) if one != two]
-    return (differing[0], text[differing[0]], natural[differing[0]]) if differing else None
+    for index, (one, other) in enumerate(zip(text, natural, strict=True)):
+        if one != other:
+            return index, one, other
+    return None

@@ -39,11 +39,12 @@ from vitrail.errors import (
 from vitrail.files import files_of, refuse_output, refuse_within, staging, write_whole
 
 if TYPE_CHECKING:
-    from vitrail.config.sections import Layer, PreprocessSection
+    from vitrail.config.resolve import Layer
+    from vitrail.config.sections import PreprocessSection
     from vitrail.data.audit.check_data import Checked
     from vitrail.data.manifest import Manifest
     from vitrail.display import Terminal
-    from vitrail.migrate.projects import Say
+    from vitrail.migrate.rules import Say
 
 app = App(
     name="vitrail",
@@ -171,8 +172,8 @@ def evaluate(
     vitrail evaluate best.safetensors data.root=/data/pets --answers result_Files/ --acc-log acc.log
     ```
     """
-    from vitrail.config.sections import command_line
-    from vitrail.migrate.translate import read_part, split_keys
+    from vitrail.config.resolve import command_line
+    from vitrail.migrate.recipes import read_part, split_keys
 
     keys, tokens = split_keys(settings)
     part = read_part(config, keys, EVALUATE_SECTIONS)
@@ -312,7 +313,8 @@ def predict(
     """
     from itertools import chain
 
-    from vitrail.config.sections import PredictConfig, resolve
+    from vitrail.config.commands import PredictConfig
+    from vitrail.config.resolve import resolve
 
     of_lists = [text for text in inputs if text.startswith("data.") and "=" in text]
     tokens, images = [], []
@@ -333,13 +335,9 @@ def predict(
             if value is not None:
                 raise ConfigError(f"{name} {value}: with --write-inputs nothing is classified; leave one of them out")
 
-    from vitrail.devices import pick_device
-    from vitrail.inference.engines import read_artifact, require_classes, tell_program
-    from vitrail.inference.predict import find_images, format_of, open_output
-    from vitrail.inference.predict import predict as run
-    from vitrail.weights.loading import override_preprocess
-    from vitrail.weights.opened import show_account
-    from vitrail.weights.request import resolve_request
+    from vitrail.inference.find_images import find_images
+    from vitrail.inference.prediction_file import format_of, open_output
+    from vitrail.inference.predictor import open_predictor
 
     def found_images(note: Callable[[str], None]) -> Iterator[str]:
         return find_images(images, note, root=root, path_column=path_column)
@@ -353,35 +351,22 @@ def predict(
     refuse_output("--output", output, chain(files_of(checkpoint), images, [config or ""], found_images(lambda _: None)))
     with _terminal() as display:
         _say(display, remarks)
-        artifact = read_artifact(checkpoint, engine, resolve_request(layers))
-        require_classes(artifact.record, checkpoint)
-        if artifact.weights is not None:
-            show_account(artifact.weights, display)
-        preprocess = override_preprocess(artifact.record.preprocess, settings.preprocess, display)
-        tell_program(checkpoint, display)
-        network = artifact.start(pick_device(device), precision)
-        if artifact.weights is None:
-            display.note(f"{checkpoint}: run by {network.about}")
-        classes = artifact.record.classes or [str(number) for number in range(network.num_classes)]
-        thresholds = artifact.record.thresholds
-        if topk is not None and topk > len(classes) and thresholds is None:
-            display.warn(f"--topk is {topk} but the model has {len(classes)} classes; all are given")
-        most = min(topk or (1 if thresholds is None else len(classes)), len(classes))
+        predictor = open_predictor(
+            checkpoint, layers, engine=engine, device=device, precision=precision, topk=topk, display=display
+        )
+        classes = predictor.classes
         total = bad = 0
         replaced = " (replaced)" if output.exists() else ""
         with open_output(
-            output, format, classes, most, several=thresholds is not None, guard_csv=not csv_as_is
+            output, format, classes, predictor.topk, several=predictor.is_multi_label, guard_csv=not csv_as_is
         ) as file:
             display.begin("predict", None)
-            for found in run(
-                network, preprocess, found_images(display.note), topk=most, batch_size=batch_size,
-                device=network.device, thresholds=thresholds,
-            ):  # fmt: skip
+            for found in predictor.predict(found_images(display.note), batch_size=batch_size):
                 file.write(found)
                 total, bad = total + 1, bad + (found.error is not None)
                 if found.error is not None:
                     display.warn(f"{found.path}: {found.error}")
-                elif thresholds is None:
+                elif not predictor.is_multi_label:
                     show_line(f"{found.path} (class: {found.choices[0]})")
                 else:
                     pairs = zip(found.choices, found.probabilities, strict=True)
@@ -446,7 +431,8 @@ def convert(
     vitrail convert tnt_s.ckpt tnt_s/ --to timm
     ```
     """
-    from vitrail.config.sections import ConvertConfig, command_line, resolve
+    from vitrail.config.commands import ConvertConfig
+    from vitrail.config.resolve import command_line, resolve
 
     config = resolve(ConvertConfig, [command_line(settings)]).config
 
@@ -527,7 +513,8 @@ def export(
     vitrail export best.safetensors --format mindir --batch-size 8 --output served.mindir
     ```
     """
-    from vitrail.config.sections import PredictConfig, resolve
+    from vitrail.config.commands import PredictConfig
+    from vitrail.config.resolve import resolve
 
     layers, remarks = _about_weights(config, settings)
     wishes = resolve(PredictConfig, layers).config
@@ -622,7 +609,7 @@ def quantize(
     vitrail quantize best.safetensors --format openvino data.root=/data/birds --max-drop 0.5
     ```
     """
-    from vitrail.config.sections import command_line
+    from vitrail.config.resolve import command_line
 
     layers = [command_line(settings)]
     if rounds < 1:
@@ -774,10 +761,12 @@ def serve(
     curl -F files=@seven.png http://127.0.0.1:8000/predict
     ```
     """
-    from vitrail.config.sections import PredictConfig, command_line, resolve
+    from vitrail.config.commands import PredictConfig
+    from vitrail.config.resolve import command_line, resolve
     from vitrail.server.settings import Limits, Serving, read_key
 
-    config = resolve(PredictConfig, [command_line(settings)]).config
+    layers = [command_line(settings)]
+    resolve(PredictConfig, layers)  # a wrong setting is told before all else
     limits = Limits(
         max_bytes=max_bytes, max_files=max_files, max_pixels=max_pixels, decode_s=max_decode_s, queue=queue,
         timeout_s=timeout_s,
@@ -793,27 +782,22 @@ def serve(
         raise MissingExtra(f"serve needs {', '.join(missing)}; run: pip install 'vitrail[serve]'")
 
     from vitrail.devices import pick_device
-    from vitrail.inference.engines import read_artifact, tell_program
+    from vitrail.inference.predictor import read_predictor
     from vitrail.server.log import LogDisplay, write_json_lines
+    from vitrail.server.serve import DEFAULT_TOPK
     from vitrail.server.serve import serve as run
-    from vitrail.weights.loading import override_preprocess
-    from vitrail.weights.opened import show_account
-    from vitrail.weights.request import make_request
 
     outlive_output()
     write_json_lines()
-    display = LogDisplay()
-    opened = read_artifact(artifact, engine, make_request(config.weights))
-    if opened.weights is not None:
-        show_account(opened.weights, display)
-    tell_program(artifact, display)
-    preprocess = override_preprocess(opened.record.preprocess, config.preprocess, display)
+    unstarted = read_predictor(
+        artifact, layers, engine=engine, topk=serving.topk, default_topk=DEFAULT_TOPK, display=LogDisplay()
+    )
 
     def say(address: str, about: str) -> None:
-        show_line(f"{address}: {opened.record.model}, run by {about}; Ctrl-C ends it")
+        show_line(f"{address}: {unstarted.record.model}, run by {about}; Ctrl-C ends it")
         sys.stdout.flush()
 
-    run(opened, preprocess, serving, device=pick_device(device), precision=precision, on_ready=say)
+    run(unstarted, serving, device=pick_device(device), precision=precision, on_ready=say)
     return 0
 
 
@@ -852,11 +836,14 @@ def config(
     vitrail config configs/tnt/tnt_s_gpu.yaml --batch_size 16
     ```
     """
-    from vitrail.config.sections import TrainConfig, command_line, find_recipe, flat, list_recipes, reference, resolve
-    from vitrail.migrate.translate import read_recipe, split_keys
+    from vitrail.config.commands import TrainConfig
+    from vitrail.config.recipes import find_recipe, list_recipes
+    from vitrail.config.reference import write_reference
+    from vitrail.config.resolve import command_line, flat, resolve
+    from vitrail.migrate.recipes import open_recipe, split_keys
 
     if markdown:
-        print(reference(), end="")
+        print(write_reference(), end="")
         return 0
     if recipe is None:
         show_table(
@@ -866,7 +853,7 @@ def config(
         return 0
     given, tokens = _split_settings([recipe, *settings], None)
     keys, tokens = split_keys(tokens)
-    read = read_recipe(given, keys)
+    read = open_recipe(given, keys)
     if (translation := read.translation) is not None:
         columns = ("their key", "their value", "our setting", "our value", "note")
         show_table(f"{read.path}: {translation.project}, {translation.compat}", columns, translation.table())
@@ -896,7 +883,8 @@ def check_data(
     vitrail check-data data.root=/data/imagenet --imagenet-devkit ILSVRC2012_devkit_t12.tar.gz
     ```
     """
-    from vitrail.config.sections import CheckConfig, command_line, resolve
+    from vitrail.config.commands import CheckConfig
+    from vitrail.config.resolve import command_line, resolve
 
     config = resolve(CheckConfig, [command_line(settings)]).config
 
@@ -1013,7 +1001,8 @@ def pack(
     vitrail train tnt_s_imagenet data.root=/fast/imagenet
     ```
     """
-    from vitrail.config.sections import DataConfig, command_line, resolve
+    from vitrail.config.commands import DataConfig
+    from vitrail.config.resolve import command_line, resolve
 
     config = resolve(DataConfig, [command_line(settings)]).config
     if shard_mb < 1:
@@ -1052,7 +1041,8 @@ def resize_data(
     vitrail resize-data data.root=/data/imagenet --output /data/imagenet-256 --short-side 256
     ```
     """
-    from vitrail.config.sections import DataConfig, command_line, resolve
+    from vitrail.config.commands import DataConfig
+    from vitrail.config.resolve import command_line, resolve
 
     config = resolve(DataConfig, [command_line(settings)]).config
     if short_side < 1:
@@ -1182,7 +1172,9 @@ def _of_lists(tokens: Sequence[str], images: Sequence[str]) -> tuple[str | None,
     if not tokens:
         return None, "path"
 
-    from vitrail.config.sections import DataConfig, DataSection, Layer, command_line, resolve
+    from vitrail.config.commands import DataConfig
+    from vitrail.config.resolve import Layer, command_line, resolve
+    from vitrail.config.sections import DataSection
     from vitrail.data.lists import is_table
 
     lists = [text for text in images if is_table(Path(text))]
@@ -1247,8 +1239,8 @@ def _about_weights(config: str | None, settings: Sequence[str]) -> tuple[list[La
 
     Beside it stands what is to be said about the translation of another project's file.
     """
-    from vitrail.config.sections import command_line
-    from vitrail.migrate.translate import read_part, split_keys
+    from vitrail.config.resolve import command_line
+    from vitrail.migrate.recipes import read_part, split_keys
 
     keys, tokens = split_keys(settings)
     part = read_part(config, keys, OF_WEIGHTS)

@@ -22,7 +22,7 @@ from vitrail.images.pixels import Pixels, UnreadableImage, fit
 from vitrail.images.synthetic import draw_photo
 from vitrail.images.transforms import Preprocess
 from vitrail.inference.engines import Network
-from vitrail.inference.predict import find_images
+from vitrail.inference.find_images import find_images
 from vitrail.models.family import VisionModel
 from vitrail.weights.checkpoint import Record
 

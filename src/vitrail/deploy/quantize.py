@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.config.sections import EvaluateConfig, Layer
+from vitrail.config.commands import EvaluateConfig
+from vitrail.config.resolve import Layer
 from vitrail.data.loader import build_eval_loader
 from vitrail.data.opening import open_split
 from vitrail.data.sources import Source

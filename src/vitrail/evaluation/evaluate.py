@@ -12,7 +12,8 @@ import numpy as np
 from accelerate import Accelerator
 
 from vitrail.classes.matching import read_class_names
-from vitrail.config.sections import EvaluateConfig, Layer, to_dict
+from vitrail.config.commands import EvaluateConfig
+from vitrail.config.resolve import Layer, to_dict
 from vitrail.data.loader import ImageLoader, build_eval_loader
 from vitrail.data.opening import files_read, open_split
 from vitrail.data.sources import Source

@@ -11,7 +11,9 @@ import numpy as np
 
 from vitrail.classes.matching import check_classes, match_by_name, match_by_order, order_in_doubt
 from vitrail.classes.names import tell_look_alikes
-from vitrail.config.sections import DataSection, EvaluateConfig, to_dict
+from vitrail.config.commands import EvaluateConfig
+from vitrail.config.resolve import to_dict
+from vitrail.config.sections import DataSection
 from vitrail.data.overlap import shared
 from vitrail.data.sources import Source, fingerprint
 from vitrail.display import Display

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 
 from vitrail.errors import ConfigError
 from vitrail.evaluation.class_scores import ClassScores, ranking
-from vitrail.inference.predict import probabilities
+from vitrail.inference.decision import probabilities
 
 HALF = 0.5
 """Threshold of a class that none could be tuned for."""

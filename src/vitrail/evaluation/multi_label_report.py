@@ -24,7 +24,7 @@ from vitrail.evaluation.report import (
     to_json,
 )
 from vitrail.imagenet import english
-from vitrail.inference.predict import probabilities
+from vitrail.inference.decision import probabilities
 from vitrail.pages.render import pictured, render
 
 TEMPLATE = "label_report.html"

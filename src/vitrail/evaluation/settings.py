@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitrail.config.sections import DataSection, EvaluateConfig, Layer, Resolved, resolve, to_dict
+from vitrail.config.commands import EvaluateConfig
+from vitrail.config.resolve import Layer, Resolved, resolve, to_dict
+from vitrail.config.sections import DataSection
 from vitrail.data.opening import DIVISION
 from vitrail.data.tables.hub import is_hf, is_on_hub
 from vitrail.errors import ConfigError

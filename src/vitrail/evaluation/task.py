@@ -21,7 +21,7 @@ from vitrail.evaluation.multi_label_report import label_sets_of, multi_label_rep
 from vitrail.evaluation.report import Subject, Training
 from vitrail.evaluation.single_label_metrics import Counter, SingleLabelMetrics, compute_single_label_metrics
 from vitrail.evaluation.single_label_report import single_label_report_files
-from vitrail.inference.predict import probabilities
+from vitrail.inference.decision import probabilities
 
 Metrics = SingleLabelMetrics | MultiLabelMetrics
 

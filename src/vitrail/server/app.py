@@ -28,9 +28,8 @@ from starlette.requests import ClientDisconnect
 from torch import Tensor
 
 from vitrail.images.pixels import UnreadableImage
-from vitrail.images.transforms import Preprocess
-from vitrail.inference.engines import Network
-from vitrail.inference.predict import Choices, classify
+from vitrail.inference.decision import Choices
+from vitrail.inference.predictor import Predictor
 from vitrail.pages.render import render
 from vitrail.server.batching import Batcher, WorkFailed
 from vitrail.server.decoders import Decoders, NotDecoded
@@ -116,25 +115,14 @@ FAILURES: dict[int | str, dict[str, Any]] = {
 class Served:
     """The model, ready to answer, and in what thread."""
 
-    network: Network
-    preprocess: Preprocess
-    classes: list[str]
-    topk: int
-    """Classes of each answer."""
+    predictor: Predictor
     thread: ThreadPoolExecutor
-    """The one in which the network was started."""
-
-    def classify(self, views: list[Tensor]) -> list[Choices]:
-        """Answer a batch; to be called in the thread."""
-        network, thresholds = self.network, self.network.record.thresholds
-        return classify(
-            network, self.preprocess, views, topk=self.topk, device=network.device, thresholds=thresholds
-        )  # fmt: skip
+    """The thread in which the predictor was started, and in which it is to be called."""
 
 
 def build_app(served: Served, serving: Serving, decoders: Decoders) -> Any:
     """Return the ASGI application."""
-    limits, network = serving.limits, served.network
+    limits, predictor, network = serving.limits, served.predictor, served.predictor.network
     room = Room(limits)
     measures = Measures(lambda: room.images)
     seconds_an_image = 0.0
@@ -142,7 +130,7 @@ def build_app(served: Served, serving: Serving, decoders: Decoders) -> Any:
     def work(views: list[Tensor]) -> list[Choices]:
         nonlocal seconds_an_image
         began = time.perf_counter()
-        found = served.classify(views)
+        found = predictor.classify(views)
         took = time.perf_counter() - began
         seconds_an_image = took / len(views)
         measures.batch_seconds.observe(took)
@@ -164,8 +152,8 @@ def build_app(served: Served, serving: Serving, decoders: Decoders) -> Any:
         choices, probabilities = await batcher.ask(view, who)
         measures.images.labels("classified").inc()
         pairs = zip(choices, probabilities, strict=True)
-        named = [Choice(index=k, name=served.classes[k], probability=p) for k, p in pairs]
-        return Result(topk=named) if network.record.thresholds is None else Result(labels=named)
+        named = [Choice(index=k, name=predictor.classes[k], probability=p) for k, p in pairs]
+        return Result(labels=named) if predictor.is_multi_label else Result(topk=named)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -263,7 +251,7 @@ def build_app(served: Served, serving: Serving, decoders: Decoders) -> Any:
         return Response(measures.text(), media_type=CONTENT_TYPE)
 
     page = render(
-        "serve.html", model=network.record.model, classes=len(served.classes), about=network.about,
+        "serve.html", model=network.record.model, classes=len(predictor.classes), about=network.about,
         key=serving.api_key is not None, limits=limits,
     )  # fmt: skip
     policy = _policy(page)

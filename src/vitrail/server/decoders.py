@@ -22,7 +22,7 @@ from torch import Tensor
 from vitrail.images.decoding import READ, check_picture
 from vitrail.images.pixels import UnreadableImage
 from vitrail.images.transforms import Preprocess
-from vitrail.inference.predict import read_view
+from vitrail.inference.predictor import read_view
 from vitrail.server.cost import A_BYTE, Cost, estimate
 from vitrail.server.log import FIELDS
 from vitrail.server.nursery import Nursery, NurseryGone, Worker, WorkerLost

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vitrail.config.sections import TrainConfig
+from vitrail.config.commands import TrainConfig
 from vitrail.data.loader import Batch, Sample, TrainImages, usable_cores
 from vitrail.data.opening import files_read
 from vitrail.data.sampling import SampleKey

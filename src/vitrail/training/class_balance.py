@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from vitrail.config.sections import BalanceSection
+from vitrail.config.training_sections import BalanceSection
 from vitrail.data.audit.findings import IMBALANCED
 from vitrail.data.sampling import class_shares
 from vitrail.errors import DataError

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from vitrail.config.sections import TrainConfig, WeightsSection
-from vitrail.migrate.projects import shown
+from vitrail.config.commands import TrainConfig
+from vitrail.config.sections import WeightsSection
+from vitrail.migrate.rules import format_value
 
 Why = Callable[[TrainConfig], str]
 """Returns what makes some settings idle, as a clause, or nothing where they are used."""
@@ -25,7 +26,7 @@ def idle_settings(config: TrainConfig, written: Mapping[str, Any]) -> list[str]:
         chosen = [name for name in names if name in written and name not in told and not _is_usual(config, name)]
         if chosen and (reason := why(config)):
             told.update(chosen)
-            listed = " and ".join(f"{name}={shown(_value(config, name))}" for name in chosen)
+            listed = " and ".join(f"{name}={format_value(_value(config, name))}" for name in chosen)
             found.append(f"{listed}: {'does' if len(chosen) == 1 else 'do'} nothing, since {reason}")
     return found
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid
 
-from vitrail.config.sections import MultiLabelSection, TrainConfig
+from vitrail.config.commands import TrainConfig
+from vitrail.config.training_sections import MultiLabelSection
 from vitrail.errors import ConfigError
 from vitrail.images.batch_augment import soft_targets
 from vitrail.training.class_balance import Balance

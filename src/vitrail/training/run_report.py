@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vitrail.config.sections import to_dict, to_yaml
+from vitrail.config.resolve import to_dict, to_yaml
 from vitrail.data.sources import Source, label_name
 from vitrail.display import headline
 from vitrail.distributed.processes import share

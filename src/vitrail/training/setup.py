@@ -16,7 +16,7 @@ from timm.utils.model_ema import ModelEmaV3
 
 from vitrail.classes.matching import order_in_doubt
 from vitrail.classes.names import tell_look_alikes
-from vitrail.config.sections import TrainConfig
+from vitrail.config.commands import TrainConfig
 from vitrail.data.audit.findings import alarms, refuse_unreadable, validated_with
 from vitrail.data.audit.scan import check_images
 from vitrail.data.folders import CHANGED

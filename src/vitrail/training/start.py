@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vitrail.config.sections import RECIPES, Layer, TrainConfig, command_line, flat, read_yaml, resolve
+from vitrail.config.commands import TrainConfig
+from vitrail.config.recipes import RECIPES
+from vitrail.config.resolve import Layer, command_line, flat, read_yaml, resolve
 from vitrail.errors import ConfigError, command
 from vitrail.files import is_temporary
-from vitrail.migrate.projects import Say
-from vitrail.migrate.translate import Recipe, read_recipe, split_keys
+from vitrail.migrate.recipes import OpenedRecipe, open_recipe, split_keys
+from vitrail.migrate.rules import Say
 from vitrail.training.idle_settings import idle_settings
 from vitrail.training.run_lock import LOCK
 
@@ -59,7 +61,7 @@ def begin(
     if len(verbs) > 1:
         raise ConfigError(f"{' and '.join(verbs)} are both given; choose one")
     keys, tokens = split_keys(tokens)
-    written = read_recipe(recipe, keys) if recipe is not None or keys else None
+    written = open_recipe(recipe, keys) if recipe is not None or keys else None
     if resume is not None:
         return _resume(resume, written, tokens)
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
@@ -71,10 +73,12 @@ def begin(
         return _extend(extend, written, tokens)
     if fork is not None:
         return _fork(fork, written, tokens)
-    return _new(written or read_recipe("digits", {}), tokens)
+    return _new(written or open_recipe("digits", {}), tokens)
 
 
-def _new(recipe: Recipe, tokens: Sequence[str], *, where: Sequence[Layer] = (), fork: Path | None = None) -> Start:
+def _new(
+    recipe: OpenedRecipe, tokens: Sequence[str], *, where: Sequence[Layer] = (), fork: Path | None = None
+) -> Start:
     """Begin a run of a recipe."""
     remarks = recipe.translation.remarks() if recipe.translation else []
     resolved = resolve(TrainConfig, [recipe.layer, command_line(tokens), *where])
@@ -86,12 +90,12 @@ def _new(recipe: Recipe, tokens: Sequence[str], *, where: Sequence[Layer] = (), 
     return Start(resolved.config, recipe.name, fork=fork, remarks=(*remarks, *idle))
 
 
-def _is_written_by_hand(recipe: Recipe) -> bool:
+def _is_written_by_hand(recipe: OpenedRecipe) -> bool:
     path = Path(recipe.path)
     return recipe.translation is None and path.parent != RECIPES and path.name != "config.yaml" and not path.is_dir()
 
 
-def _resume(folder: Path, recipe: Recipe | None, tokens: Sequence[str]) -> Start:
+def _resume(folder: Path, recipe: OpenedRecipe | None, tokens: Sequence[str]) -> Start:
     """Go on with a run, or begin it where nothing of it is there yet and a recipe says how."""
     if is_unbegun(folder) and recipe is not None:
         _refuse_other_folder("resume", folder, tokens)
@@ -114,7 +118,7 @@ def _resume(folder: Path, recipe: Recipe | None, tokens: Sequence[str]) -> Start
     return Start(config, folder.name, resume=folder)
 
 
-def _extend(folder: Path, recipe: Recipe | None, tokens: Sequence[str]) -> Start:
+def _extend(folder: Path, recipe: OpenedRecipe | None, tokens: Sequence[str]) -> Start:
     """Lengthen a run."""
     if recipe is not None:
         raise ConfigError(f"--extend {folder} goes on with that run's own settings; drop {recipe.name}")
@@ -136,13 +140,13 @@ def _extend(folder: Path, recipe: Recipe | None, tokens: Sequence[str]) -> Start
     return Start(config, folder.name, resume=folder)
 
 
-def _fork(folder: Path, recipe: Recipe | None, tokens: Sequence[str]) -> Start:
+def _fork(folder: Path, recipe: OpenedRecipe | None, tokens: Sequence[str]) -> Start:
     """Begin a new run and schedule from the weights of another."""
     stored = _settings_of(folder, "fork")
     if recipe is None:
         anew = {"output": {"name": None}, "model": {"weights": None}}
         values = {**stored.values, **{key: {**stored.values.get(key, {}), **anew[key]} for key in anew}}
-        recipe = Recipe(folder.name, str(folder), Layer(stored.origin, values))
+        recipe = OpenedRecipe(folder.name, str(folder), Layer(stored.origin, values))
     start = _new(recipe, tokens, fork=folder)
     if (weights := start.config.model.weights) is not None:
         raise ConfigError(f"--fork {folder}: begins with that run's weights; drop model.weights={weights}")

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from vitrail.classes.matching import check_classes
-from vitrail.config.sections import TrainConfig, flat, to_dict, to_yaml
+from vitrail.config.commands import TrainConfig
+from vitrail.config.resolve import flat, to_dict, to_yaml
 from vitrail.data.loader import Batch, crowding, processes_here
 from vitrail.data.roster import Changes, Roster, compare
 from vitrail.devices import autocast

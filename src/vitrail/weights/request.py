@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from vitrail.classes.names import canonical
-from vitrail.config.sections import ConvertConfig, DescribedConfig, Layer, WeightsSection, resolve
+from vitrail.config.commands import ConvertConfig, DescribedConfig
+from vitrail.config.resolve import Layer, resolve
+from vitrail.config.sections import WeightsSection
 from vitrail.errors import ConfigError
 from vitrail.models.registry import build_config, canonical_name
 from vitrail.weights.checkpoint import Record, config_of

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vitrail.config.sections import CheckConfig
+from vitrail.config.commands import CheckConfig
 from vitrail.data.audit.findings import CUT_AWAY, Findings, cut_away, find_problems, seen, validated_with
 from vitrail.data.audit.scan import check_images
 from vitrail.data.manifest import Manifest

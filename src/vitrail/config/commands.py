@@ -1,0 +1,169 @@
+"""Configuration of each command: its sections of settings, checked one by one and against each other. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from vitrail.config.sections import DataSection, EvaluateSection, ModelSection, PreprocessSection, WeightsSection
+from vitrail.config.training_sections import (
+    AugmentSection,
+    BalanceSection,
+    EmaSection,
+    MultiLabelSection,
+    OptimSection,
+    OutputSection,
+    ScheduleSection,
+    TrainSection,
+)
+from vitrail.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """All settings of `vitrail train`."""
+
+    model: ModelSection = field(default_factory=ModelSection)
+    weights: WeightsSection = field(default_factory=WeightsSection)
+    data: DataSection = field(default_factory=DataSection)
+    preprocess: PreprocessSection = field(default_factory=PreprocessSection)
+    augment: AugmentSection = field(default_factory=AugmentSection)
+    balance: BalanceSection = field(default_factory=BalanceSection)
+    multi_label: MultiLabelSection = field(default_factory=MultiLabelSection)
+    optim: OptimSection = field(default_factory=OptimSection)
+    schedule: ScheduleSection = field(default_factory=ScheduleSection)
+    ema: EmaSection = field(default_factory=EmaSection)
+    train: TrainSection = field(default_factory=TrainSection)
+    output: OutputSection = field(default_factory=OutputSection)
+
+    def __post_init__(self) -> None:
+        problems = _find_section_problems(self)
+        problems += self._channel_problems()
+        problems += self._rate_problems()
+        problems += self._sampling_problems()
+        if self.schedule.warmup_epochs > self.train.epochs:
+            problems.append(
+                f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} is more than train.epochs "
+                f"{self.train.epochs}; lower it too"
+            )
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+    def _channel_problems(self) -> list[str]:
+        """Say which settings of preprocessing and augmentation do not go with the images' channels and bits."""
+        data = self.data
+        problems = []
+        for name in ("mean", "std"):
+            values = getattr(self.preprocess, name)
+            if values is not None and len(values) != data.channels:
+                problems.append(
+                    f"preprocess.{name} is {values}; it must have a number for each of data.channels={data.channels}"
+                )
+        if (data.channels, data.bits) == (3, 8):
+            return problems
+        for name in ("auto_augment", "color_jitter"):
+            value = getattr(self.augment, name)
+            if value:
+                problems.append(
+                    f"augment.{name}={value} knows only RGB of 8 bits; set it to null, or leave out "
+                    f"data.channels={data.channels} and data.bits={data.bits}"
+                )
+        return problems
+
+    def _rate_problems(self) -> list[str]:
+        """Say which learning rates of the schedule are above its peak."""
+        peak = self.optim.lr
+        if self.optim.lr_base_batch:
+            peak *= self.train.batch_size / self.optim.lr_base_batch
+        rates = {}
+        if self.schedule.warmup_epochs > 0:
+            rates["warmup_lr"] = self.schedule.warmup_lr
+        if self.schedule.name != "constant":
+            rates["min_lr"] = self.schedule.min_lr
+        return [
+            f"schedule.{name} {rate:g} is above the peak rate {peak:g} of optim.lr; lower it"
+            for name, rate in rates.items()
+            if rate > peak > 0
+        ]
+
+    def _sampling_problems(self) -> list[str]:
+        """Say what a sampler that draws by class cannot be combined with."""
+        sampler = self.balance.sampler
+        if sampler == "natural":
+            return []
+        problems = []
+        if self.train.epoch_images is not None:
+            problems.append(
+                f"balance.sampler is {sampler}, which gives each class its share of whole epochs; "
+                "train.epoch_images cuts them; set one of them to its default"
+            )
+        if self.data.streaming:
+            problems.append(
+                f"balance.sampler is {sampler}, which draws from all over the set; data.streaming reads "
+                "it in windows; set one of them to its default"
+            )
+        return problems
+
+
+class _IndependentSections:
+    """A configuration that is right as soon as each of its sections is."""
+
+    def __post_init__(self) -> None:
+        problems = _find_section_problems(self)
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(_IndependentSections):
+    """All settings of `vitrail evaluate`."""
+
+    weights: WeightsSection = field(default_factory=WeightsSection)
+    data: DataSection = field(default_factory=DataSection)
+    preprocess: PreprocessSection = field(default_factory=PreprocessSection)
+    evaluate: EvaluateSection = field(default_factory=EvaluateSection)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(_IndependentSections):
+    """Settings of `vitrail predict` that are written as key=value."""
+
+    weights: WeightsSection = field(default_factory=WeightsSection)
+    preprocess: PreprocessSection = field(default_factory=PreprocessSection)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig(_IndependentSections):
+    """Settings of `vitrail check-data`."""
+
+    data: DataSection = field(default_factory=DataSection)
+    preprocess: PreprocessSection = field(default_factory=PreprocessSection)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(_IndependentSections):
+    """Settings of `vitrail pack` and `vitrail resize-data`."""
+
+    data: DataSection = field(default_factory=DataSection)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig(_IndependentSections):
+    """Settings of `vitrail convert` that are written as key=value."""
+
+    weights: WeightsSection = field(default_factory=WeightsSection)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescribedConfig(_IndependentSections):
+    """Section `model` of a file of settings, as a description of the model whose weights are used."""
+
+    model: ModelSection = field(default_factory=ModelSection)
+
+
+def _find_section_problems(config: Any) -> list[str]:
+    problems = []
+    for section in fields(config):
+        for problem in getattr(config, section.name).problems():
+            problems.append(f"{section.name}.{problem}")
+    return problems

@@ -1,0 +1,63 @@
+"""Recipes: YAML files of settings, found by the name of one that comes with the package or by path. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitrail.config.resolve import Layer, read_yaml
+from vitrail.errors import ConfigError, closest
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings to train with, read from a file."""
+
+    name: str
+    """Name that the folder of a run gets, where `output.name` does not say."""
+    path: str
+    """The file; `flags` where settings were typed without a file."""
+    layer: Layer
+    """The settings, as the file has them."""
+
+
+def list_recipes() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def find_recipe(name: str) -> tuple[str, Path]:
+    """Return the short name and the file of a recipe, given by name or by path.
+
+    Raises:
+        ConfigError: Neither a recipe of the package nor a file.
+    """
+    known = list_recipes()
+    if name in known:
+        return name, RECIPES / f"{name}.yaml"
+    path = Path(name)
+    # the folder of a run is a recipe too, and has the name of the run
+    if path.is_dir() and (path / "config.yaml").is_file():
+        path = path / "config.yaml"
+    if path.is_file() and path.name == "config.yaml":
+        return path.resolve().parent.name, path
+    if path.is_file():
+        return path.stem, path
+    if path.is_dir():
+        raise ConfigError(f"{name} is a folder, not a recipe; to train on its images, write data.root={name}")
+    hint = closest(name, known) or ";"
+    raise ConfigError(
+        f"unknown recipe {name!r}{hint} `vitrail config` lists all {len(known)}; a path to a YAML file works too"
+    )
+
+
+def read_recipe(name: str) -> Recipe:
+    """Read a recipe, given by name or by path; a file of another project is read as it is.
+
+    Raises:
+        ConfigError: There is no such file, or it cannot be read.
+    """
+    short, path = find_recipe(name)
+    return Recipe(short, str(path), read_yaml(path, short))

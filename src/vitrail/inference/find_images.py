@@ -1,0 +1,106 @@
+"""Find images: in files, folders, globs, text files of paths, and lists with columns."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+from vitrail.data.folders import IN_A_CIRCLE, Ignored, is_hidden, is_image, is_unread_image, lies_in_a_circle, walk
+from vitrail.data.lists import Spelling, is_table, read_lines, read_paths
+from vitrail.errors import DataError, printable
+from vitrail.files import no_file
+
+LIST_SUFFIXES = (".txt", ".lst", ".list")
+
+GIVE = "give an image, a folder, a quoted glob, a .txt list of paths, or a .csv, .tsv or .jsonl list with their column"
+
+
+def find_images(
+    inputs: Iterable[str], note: Callable[[str], None], *, root: str | None = None, path_column: str = "path"
+) -> Iterator[str]:
+    """Yield image paths from files, folders (searched deeply), globs, text files with one path a line, and lists.
+
+    Memory does not grow with their number, but for the paths of lists with columns. A path in a text file is yielded as
+    it stands, so a missing one becomes a row.
+
+    Args:
+        inputs: As they were given.
+        note: Told of what is passed over, or read otherwise than it is written.
+        root: Folder that the paths of lists with columns begin in, as `data.root`; None is each list's own.
+        path_column: Of such lists, as `data.path_column`.
+
+    Raises:
+        DataError: An input that does not exist, or holds no image; a list that is wrong.
+    """
+    for given in inputs:
+        path = Path(given)
+        if path.is_dir():
+            found = _in_folder(path, note)
+        elif path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
+            found = _in_text(path, note)
+        elif path.is_file() and is_table(path):
+            found = _in_table(path, root, path_column, note)
+        elif path.is_file():
+            found = iter((given,))
+        elif glob.has_magic(given):
+            found = _in_glob(given, note)
+        else:
+            what = f"is {no_file(path)}; " if os.path.lexists(given) else "no such file or folder; "
+            raise DataError(f"{printable(given)}: {what}{GIVE}")
+        first = next(found, None)
+        if first is None:
+            raise DataError(f"{printable(given)}: holds no image; {GIVE}")
+        yield first
+        yield from found
+
+
+def _in_folder(folder: Path, note: Callable[[str], None]) -> Iterator[str]:
+    ignored = Ignored()
+    try:
+        # an image of a format that is not read becomes a row with the reason
+        for path in walk(folder, "", ignored, takes=lambda name: is_image(name) or is_unread_image(name)):
+            yield os.path.join(folder, path)
+    except OSError as error:
+        raise DataError(f"{printable(error.filename or folder)}: cannot be read ({error.strerror})") from error
+    for told in ignored.notes(folder):
+        note(told)
+
+
+def _in_glob(pattern: str, note: Callable[[str], None]) -> Iterator[str]:
+    """Yield the files that match, but for the system's, unless the pattern names them."""
+    ignored, named = Ignored(), Path(pattern).parts
+    is_circle = cache(lies_in_a_circle)
+    for match in glob.iglob(pattern, recursive=True):
+        path = Path(match)
+        if any(is_hidden(part) and part not in named for part in path.parts):
+            ignored.hidden.append(match)
+        elif not path.is_file():
+            if odd := no_file(path):
+                ignored.odd.append(f"{match} ({odd})")
+        elif is_circle(path.parent):  # which a pattern with ** goes round until the system stops it
+            ignored.odd.append(f"{match} (behind {IN_A_CIRCLE})")
+        else:
+            yield match
+    for told in ignored.notes(Path(pattern)):
+        note(told)
+
+
+def _in_text(path: Path, note: Callable[[str], None]) -> Iterator[str]:
+    notes: list[str] = []
+    spelling = Spelling(path, "")
+    for line in read_lines(path, printable(path), notes, any_bytes=True):
+        if text := line.strip():
+            yield spelling.of(text)
+    for told in (*notes, *spelling.notes()):
+        note(told)
+
+
+def _in_table(path: Path, root: str | None, column: str, note: Callable[[str], None]) -> Iterator[str]:
+    before, paths, notes = read_paths(path, root, column)
+    for told in notes:
+        note(told)
+    for index in range(len(paths)):
+        yield before + paths.name(index)

@@ -1,0 +1,49 @@
+"""Settings of the digits, and how they are refused."""
+
+from typing import Any, get_type_hints
+
+import pytest
+
+from vitrail.config.commands import TrainConfig
+from vitrail.config.resolve import command_line, resolve
+from vitrail.config.sections import DataSection, EvaluateSection, ModelSection, PreprocessSection, WeightsSection
+from vitrail.config.training_sections import (
+    AugmentSection,
+    BalanceSection,
+    EmaSection,
+    MultiLabelSection,
+    OptimSection,
+    OutputSection,
+    ScheduleSection,
+    TrainSection,
+)
+from vitrail.errors import ConfigError
+
+SECTIONS = (
+    ModelSection,
+    DataSection,
+    PreprocessSection,
+    AugmentSection,
+    BalanceSection,
+    MultiLabelSection,
+    OptimSection,
+    ScheduleSection,
+    EmaSection,
+    TrainSection,
+    OutputSection,
+    EvaluateSection,
+    WeightsSection,
+)
+
+
+def settings(*tokens: str) -> TrainConfig:
+    """Return the configuration of a command line for the digits."""
+    return resolve(TrainConfig, [command_line(["data.name=digits", *tokens])]).config
+
+
+def problem(*tokens: str, kind: Any = TrainConfig) -> str:
+    """Return the message with which a command line is refused."""
+    base = ["data.name=digits"] if "data" in get_type_hints(kind) else []
+    with pytest.raises(ConfigError) as caught:
+        resolve(kind, [command_line([*base, *tokens])])
+    return str(caught.value)
