@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -77,3 +80,15 @@ def test_every_linear_layer_of_the_models_is_ours(name: str) -> None:
     with torch.device("meta"):
         model = create_model(name)
     assert {type(layer) for layer in model.modules() if isinstance(layer, nn.Linear)} == {Linear}
+
+
+def test_importing_the_models_reads_no_file_of_the_machine() -> None:
+    code = """
+import sys, torch
+
+opened = []
+sys.addaudithook(lambda event, arguments: event == "open" and opened.append(str(arguments[0])))
+import vitrail.models.registry
+assert opened and not [name for name in opened if name.startswith("/proc")], opened
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

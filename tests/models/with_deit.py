@@ -84,7 +84,7 @@ def main(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="deit is not adapted to other numbers"):
         load_model(folder / "ours.safetensors", in_channels=1)
     assert adapt(
-        model.state_dict(), model.config, model.config, "file", model=NAME, old_classes=(), new_classes=()
+        model.state_dict(), model.config, model.config, "file", family=deit.FAMILY, old_classes=(), new_classes=()
     )[1] == []  # fmt: skip
 
     # production
