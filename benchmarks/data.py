@@ -35,14 +35,15 @@ from timm.data.transforms_factory import create_transform
 from vitrail.config.sections import DataSection
 from vitrail.data.loader import Batch, build_train_loader
 from vitrail.data.opening import open_split
-from vitrail.data.sampling import BatchSampler
+from vitrail.data.sampling import BatchSampler, Shuffle
 from vitrail.data.sources import Source
 from vitrail.devices import keep_freed_memory
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.images.batch_augment import erase
-from vitrail.images.decoding import DECODER, decode
+from vitrail.images.decoding import decode, decoder_name
 from vitrail.images.pixels import RGB
-from vitrail.images.transforms import TrainView, normalise, sample_key
+from vitrail.images.preprocess import normalise
+from vitrail.images.train_view import TrainView, sample_key
 
 POLICY = "rand-m9-mstd0.5-inc1"
 SAMPLE = Path(__file__).parents[1].parent / "shared" / "data" / "imagenet-sample-400.tar"
@@ -63,7 +64,7 @@ def main(images: Path | None = None, rounds: int = 7) -> None:
         table += rows(alternate(loaders(folder, source), rounds), len(source) // BATCH * BATCH)
     notes = [
         f"{len(source) // COPIES} JPEGs, {where}; 224 px, batch {BATCH}, loaders with {WORKERS} workers; "
-        f"we decode with {DECODER}",
+        f"we decode with {decoder_name()}",
         f"medians of {rounds} alternating rounds, and of the ratio within a round; one-core rows by CPU time",
     ]
     publish("data", "Input pipeline: images per second", notes, table)
@@ -154,7 +155,7 @@ def loaders(folder: Path, source: Source) -> dict[tuple[str, str], Callable[[], 
     """Return one epoch of each whole loader, by (row, whose); workers persist from round to round."""
     rows = {}
     for name, policy, probability in (("loader, light", None, 0.0), ("loader, full", POLICY, ERASE)):
-        sampler = BatchSampler(len(source), BATCH, 0)
+        sampler = BatchSampler(Shuffle(len(source), seed=0), BATCH)
         view = TrainView(size=(224, 224), interpolation="bicubic", auto_augment=policy)
         loader = build_train_loader(source, view, RGB, sampler, seed=0, workers=WORKERS)
         rows[name, "vitrail"] = partial(run_ours, loader, sampler, probability)

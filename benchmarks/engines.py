@@ -24,7 +24,8 @@ from official_t2t import OfficialT2TViT
 from side_by_side import publish
 
 from vitrail.deploy.compare import gather_sample
-from vitrail.deploy.export import FormatName, export, find_outputs
+from vitrail.deploy.export import export, find_outputs
+from vitrail.deploy.formats import FormatName
 from vitrail.devices import Precision
 from vitrail.display import Quiet
 from vitrail.errors import VitrailError

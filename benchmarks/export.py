@@ -17,9 +17,10 @@ from mindir import build
 from side_by_side import publish
 
 from vitrail.deploy.compare import gather_sample
-from vitrail.deploy.export import Exported, FormatName, export, find_outputs
+from vitrail.deploy.export import Exported, export, find_outputs
+from vitrail.deploy.formats import FormatName
 from vitrail.errors import VitrailError
-from vitrail.images.transforms import Preprocess
+from vitrail.images.preprocess import Preprocess
 from vitrail.models.registry import find_variant, list_models
 from vitrail.weights.checkpoint import Record, model_options, save_model
 from vitrail.weights.loading import open_model

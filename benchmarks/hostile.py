@@ -3,10 +3,13 @@
     uv run python benchmarks/hostile.py [--files 1200]
 
 Bombs are small files that ask for much memory or time. Descriptions are those of real files, weights, exported files,
-config.json, YAML and lists of names, with one value replaced by what no such file has: another type, a huge or negative
-number, one that is none, thousands of digits, lists within lists, escapes, or nothing. Each file is tried in a process
-of its own, forked from one that has all modules, so that its memory and its seconds are its own. A right outcome is a
-model that answers, or one line that says what is wrong; anything else is counted as other, and named below the table.
+config.json, YAML, lists of names and of parts, and indices of shards, with one value replaced by what no such file has:
+another type, a huge or negative number, one that is none, thousands of digits, lists within lists, escapes, or nothing.
+The digests of such a file are left out, as whoever changes it on purpose does; a few keep them and must be refused.
+Damaged files are exported files and indices with some bits flipped or their end cut off, with a digest and without.
+Each file is tried in a process of its own, forked from one that has all modules, so that its memory and its seconds are
+its own, and a crash of a runtime is told. A right outcome is a model that answers, or one line that says what is wrong;
+anything else is counted as other, and named below the table.
 """
 
 from __future__ import annotations
@@ -40,12 +43,15 @@ from safetensors import safe_open
 from side_by_side import publish
 
 from vitrail.cli.app import main as command_line
+from vitrail.data.shards import INDEX
 from vitrail.errors import VitrailError
-from vitrail.images.transforms import Preprocess
+from vitrail.images.preprocess import Preprocess
 from vitrail.inference.engines import cpu
 from vitrail.inference.exported import describe as describe_file
+from vitrail.inference.exported import read_texts
 from vitrail.models.registry import create_model, find_variant
 from vitrail.weights.checkpoint import KEY, Record, model_options, provenance, save_model
+from vitrail.weights.digest import COMMENT, DIGESTS
 from vitrail.weights.formats.protobuf import block
 from vitrail.weights.loading import load_model
 
@@ -72,6 +78,7 @@ class Case:
     kind: str
     what: str
     actions: dict[str, Callable[[], str]]
+    must_be_refused: bool = False
 
 
 @dataclass
@@ -289,9 +296,11 @@ def as_json(content: Any) -> str:
 def mutants(content: Any, draw: random.Random, count: int) -> Iterator[tuple[str, str]]:
     """Yield what is wrong, and the text of a description with that in it."""
     every = [(at, value) for at in places(content) for value in (*VALUES, MISSING)]
+    same = json.dumps(content)
     for at, value in draw.sample(every, min(count, len(every))):
         shown = "missing" if value is MISSING else ascii(value)[:40]
-        yield f"{'.'.join(map(str, at))} is {shown}", as_json(replaced(content, at, value))
+        if (text := as_json(replaced(content, at, value))) != same:
+            yield f"{'.'.join(map(str, at))} is {shown}", text
 
 
 def descriptions(place: Path, best: Path, images: Path, count: int) -> Iterator[Case]:
@@ -304,6 +313,11 @@ def descriptions(place: Path, best: Path, images: Path, count: int) -> Iterator[
         path = place / f"own{index}.safetensors"
         safetensors.torch.save_file(weights, path, {"format": "pt", KEY: said})
         yield Case("weights", what, everything(path, image, exports=index % 3 == 0))
+    digests = {name: metadata[name] for name in DIGESTS}
+    for index, (what, said) in enumerate(mutants(own, draw, count // 50)):
+        path = place / f"kept{index}.safetensors"
+        safetensors.torch.save_file(weights, path, {"format": "pt", KEY: said, **digests})
+        yield Case("weights, digests kept", what, everything(path, image, exports=False), must_be_refused=True)
     yield from exported(place, best, image, draw, count // 6)
     config = {
         "architecture": NAME, "num_classes": 3, "label_names": list(CLASSES), "model_args": {"norm_eps": 1e-5},
@@ -339,6 +353,7 @@ def descriptions(place: Path, best: Path, images: Path, count: int) -> Iterator[
         path = place / f"recipe{index}.yaml"
         path.write_text(said)
         yield Case("YAML", what, everything(best, image, ["--config", str(path)], loads=False, exports=index % 3 == 0))
+    yield from indices(place, best, images, draw, count // 6)
 
 
 OPTIONS = ("image_size", "embed_dim", "inner_dim", "depth", "num_heads", "inner_num_heads")
@@ -357,11 +372,9 @@ def yaml_bombs() -> Iterator[tuple[str, str]]:
 
 def exported(place: Path, best: Path, image: Path, draw: random.Random, count: int) -> Iterator[Case]:
     """Yield exported files with the description replaced."""
-    import onnx
-
     for form in ("onnx", "openvino", "torchscript"):
         run(["export", str(best), "--format", form, "--device", "cpu"])
-    said = json.loads(onnx.load(best.with_suffix(".onnx")).metadata_props[-1].value)
+    said = to_content(best.with_suffix(".onnx"))
     for suffix in EXPORTED:
         about = {
             "format": suffix,
@@ -374,10 +387,96 @@ def exported(place: Path, best: Path, image: Path, draw: random.Random, count: i
             path = place / f"exported{index}.{suffix}"
             describe_as(best, path, words)
             yield Case(f".{suffix}", what, {"predict": cli_predict(path, image), "evaluate": cli_evaluate(path)})
+        for index, (what, words) in enumerate(mutants(said, draw, count // 24)):
+            if suffix == "pt2":
+                break
+            path = place / f"kept{index}.{suffix}"
+            describe_as(best, path, words, is_kept=True)
+            actions = {"predict": cli_predict(path, image), "evaluate": cli_evaluate(path)}
+            yield Case(f".{suffix}, digests kept", what, actions, must_be_refused=True)
+        if suffix != "pt2":
+            yield from damaged_exports(place, best, image, draw, count // 4, suffix)
 
 
-def describe_as(best: Path, path: Path, words: str) -> None:
-    """Write an exported file with another description."""
+def damaged_exports(
+    place: Path, best: Path, image: Path, draw: random.Random, count: int, suffix: str
+) -> Iterator[Case]:
+    """Yield exported files with bits flipped or their end cut off, half of them without a digest."""
+    whole, plain = best.with_suffix(f".{suffix}"), place / f"plain.{suffix}"
+    describe_as(best, plain, json.dumps(to_content(whole)))
+    for index in range(count):
+        is_kept = index % 2 == 0
+        path = place / f"damaged{index}.{suffix}"
+        what, data = damaged((whole if is_kept else plain).read_bytes(), draw)
+        path.write_bytes(data)
+        if suffix == "xml":
+            beside = whole.with_suffix(".bin").read_bytes()
+            if index % 4 > 1:  # the weights instead
+                path.write_bytes((whole if is_kept else plain).read_bytes())
+                what, beside = damaged(beside, draw)
+                what = f".bin {what}"
+            path.with_suffix(".bin").write_bytes(beside)
+        kind = f".{suffix}, damaged, {'with' if is_kept else 'without'} a digest"
+        yield Case(kind, what, {"predict": cli_predict(path, image)}, must_be_refused=is_kept)
+
+
+def damaged(data: bytes, draw: random.Random) -> tuple[str, bytes]:
+    """Return what was done to the bytes of a file, and the bytes."""
+    bent = bytearray(data)
+    if draw.random() < 0.25:
+        length = draw.choice((1, 2, 8, 100, draw.randrange(1, len(data))))
+        return f"without its last {length} bytes", bytes(bent[:-length])
+    bits = sorted(draw.randrange(8 * len(data)) for _ in range(draw.choice((1, 1, 2, 8))))
+    for bit in bits:
+        bent[bit // 8] ^= 1 << bit % 8
+    return f"bits {', '.join(map(str, bits))} flipped", bytes(bent)
+
+
+def to_content(path: Path) -> dict[str, Any]:
+    """Return what an exported file says of itself."""
+    return json.loads(read_texts(path)[KEY])
+
+
+def indices(place: Path, best: Path, images: Path, draw: random.Random, count: int) -> Iterator[Case]:
+    """Yield lists of the parts of a model and indices of shards, with a value replaced or damaged."""
+    weights = safetensors.torch.load_file(best)
+    names, parts = sorted(weights)[:6], ("model-1-of-2.safetensors", "model-2-of-2.safetensors")
+    known = {name: parts[index % 2] for index, name in enumerate(names)}
+    content = {"metadata": {"total_size": 3600}, "weight_map": known}
+    folder = place / "parts"
+    folder.mkdir()
+    for part in parts:
+        safetensors.torch.save_file({name: weights[name] for name in names if known[name] == part}, folder / part)
+    texts = [(what, said.encode()) for what, said in mutants(content, draw, count // 4)]
+    texts += [damaged(json.dumps(content).encode(), draw) for _ in range(count // 4)]
+    for index, (what, data) in enumerate(texts):
+        path = folder / f"{index}.index.json"
+        path.write_bytes(data)
+        yield Case("*.index.json", what, {"verify": cli(["verify", str(path)]), "predict": cli_predict(path)})
+    packed = place / "packed"
+    run(["pack", f"data.root={images}", "--output", str(packed)])
+    with safe_open(packed / INDEX, "pt") as file:
+        columns, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    (key,) = metadata
+    whole = (packed / INDEX).read_bytes()
+    files = [
+        (what, safetensors.torch.save(columns, {key: said}))
+        for what, said in mutants(json.loads(metadata[key]), draw, count // 4)
+    ]
+    files += [damaged(whole, draw) for _ in range(count // 4)]
+    for index, (what, data) in enumerate(files):
+        path = place / f"shards{index}" / INDEX
+        path.parent.mkdir()
+        for shard in packed.glob("*.tar"):
+            shutil.copy(shard, path.parent)
+        path.write_bytes(data)
+        yield Case(INDEX, what, {
+            "verify": cli(["verify", str(path)]), "evaluate": cli_evaluate(best, (f"data.root={path.parent}",)),
+        })  # fmt: skip
+
+
+def describe_as(best: Path, path: Path, words: str, *, is_kept: bool = False) -> None:
+    """Write an exported file with another description; where they are not kept, its digests are left out."""
     import onnx
 
     original = best.with_suffix(path.suffix)
@@ -386,14 +485,21 @@ def describe_as(best: Path, path: Path, words: str) -> None:
         for entry in model.metadata_props:
             if entry.key == KEY:
                 entry.value = words
+        kept = [entry for entry in model.metadata_props if is_kept or entry.key not in DIGESTS]
+        del model.metadata_props[:]
+        model.metadata_props.extend(kept)
         onnx.save(model, path)
     elif path.suffix == ".xml":
         from xml.etree import ElementTree
 
         tree = ElementTree.parse(original)
-        found = tree.getroot().find(f"rt_info/{KEY}")
-        assert found is not None
-        found.set("value", words.replace("\0", ""))
+        about = tree.getroot().find("rt_info")
+        assert about is not None
+        for entry in list(about):
+            if entry.tag == KEY:
+                entry.set("value", words.replace("\0", ""))
+            elif entry.tag in DIGESTS and not is_kept:
+                about.remove(entry)
         tree.write(path)
         shutil.copy(original.with_suffix(".bin"), path.with_suffix(".bin"))
     elif path.suffix == ".pt2":  # its description comes before the program, of which there is none here
@@ -404,6 +510,9 @@ def describe_as(best: Path, path: Path, words: str) -> None:
             for entry in source.infolist():
                 is_said = entry.filename.endswith(f"/extra/{KEY}")
                 archive.writestr(entry.filename, words if is_said else source.read(entry))
+            if is_kept:
+                archive.comment = source.comment
+                assert len(archive.comment) == COMMENT
 
 
 # What is done with each, and what came of it.
@@ -523,11 +632,13 @@ def attempt(case: Case) -> Found:
     _, status, _ = os.wait4(child, 0)
     seconds = time.perf_counter() - started
     if status or not said:
-        return Found(f"ended by signal {status & 0x7F}", seconds)
+        return Found(f"ended by {signal.Signals(status & 0x7F).name}", seconds)
     answer = json.loads(said)
     outcomes = answer["outcomes"]
     odd = {name: outcome for name, outcome in outcomes.items() if outcome not in ("right", "refused")}
     verdict = "other" if odd else "right" if "right" in outcomes.values() else "refused"
+    if verdict == "right" and case.must_be_refused:
+        odd, verdict = outcomes, "accepted"
     return Found(verdict, answer["seconds"], answer["memory"], str(odd) if odd else "", outcomes)
 
 
@@ -549,19 +660,17 @@ def main(files: int = 1200, jobs: int = 2) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         best, images = originals(folder)
-        for case in bombs(folder):
-            found = attempt(case)
-            table.append(f"| {case.what} | {found.verdict} | {found.seconds:.2f} | {found.memory:.0f} |")
-            if found.verdict != "refused":
-                others.append(f"{case.what}: {found.verdict} {found.told}")
-        attempt(Case("", "", everything(best, next(images.rglob("*.jpg")))))  # what is slow the first time
+        CASES.extend(bombs(folder))
         CASES.extend(descriptions(folder, best, images, files))
         with multiprocessing.get_context("fork").Pool(jobs) as pool:
-            results = pool.map(attempt_number, range(len(CASES)), chunksize=1)
-        for case, found in zip(CASES, results, strict=True):
-            kinds.setdefault(case.kind, []).append(found)
-            if found.verdict not in ("right", "refused"):
-                others.append(f"{case.kind} {case.what}: {found.verdict} {found.told}")
+            for case, found in zip(CASES, pool.imap(attempt_number, range(len(CASES)), chunksize=1), strict=True):
+                if case.kind == "bomb":
+                    table.append(f"| {case.what} | {found.verdict} | {found.seconds:.2f} | {found.memory:.0f} |")
+                else:
+                    kinds.setdefault(case.kind, []).append(found)
+                if found.verdict not in ("right", "refused") or (case.kind == "bomb" and found.verdict == "right"):
+                    others.append(f"{case.kind}, {case.what}: {found.verdict} {found.told}")
+                    print(others[-1], flush=True)
     table += ["", "| descriptions | files | refused in one line | right | other | most CPU seconds | most MiB |"]
     table.append("|-|-:|-:|-:|-:|-:|-:|")
     for kind, found in kinds.items():
@@ -570,14 +679,19 @@ def main(files: int = 1200, jobs: int = 2) -> None:
         slowest, most = max(one.seconds for one in found), max(one.memory for one in found)
         numbers = f"{len(found)} | {counts['refused']} | {counts['right']} | {other}"
         table.append(f"| {kind} | {numbers} | {slowest:.1f} | {most:.0f} |")
-    print(*others, sep="\n")
     notes = [
         f"one process a file, which may take {SECONDS} s and {MEMORY // 2**30} GiB beside what it began with",
         "right: the model loads and answers, and the command line evaluates, predicts or exports with status 0",
         "descriptions are put through load_model, evaluate and predict, each third through export --format "
-        "torchscript; exported ones through predict and evaluate",
+        "torchscript; exported ones through predict and evaluate, damaged ones through predict, lists of parts through "
+        "verify and predict, indices of shards through verify and evaluate",
+        "with a digest, every file has to be refused",
+        "seconds are those of processors and MiB those of the peak, as other programs ran on the machine at the same "
+        "time and lengthen the clock's seconds",
         "seed 17",
     ]
+    if others:
+        table += ["", "Other outcomes:", "", *(f"- {' '.join(other.split())[:400]}" for other in others)]
     publish("hostile", "Hostile files", notes, table)
 
 

@@ -31,7 +31,7 @@ from vitrail.data.audit.scan import check_images
 from vitrail.data.loader import build_eval_loader
 from vitrail.data.opening import open_manifest, open_split
 from vitrail.display import Quiet
-from vitrail.images.transforms import Preprocess
+from vitrail.images.preprocess import Preprocess
 
 FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "TIFF": "tif", "BMP": "bmp", "NPY": "npy"}
 SIZES = ((160, 107), (64, 48))

@@ -21,7 +21,7 @@ from side_by_side import publish
 
 from vitrail.deploy.compare import gather_sample
 from vitrail.deploy.export import export, find_outputs
-from vitrail.images.transforms import Preprocess
+from vitrail.images.preprocess import Preprocess
 from vitrail.models.family import VisionModel
 from vitrail.models.registry import create_model
 from vitrail.weights.checkpoint import Record, model_options, save_model

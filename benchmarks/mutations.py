@@ -26,7 +26,7 @@ import torch
 from side_by_side import publish
 
 from vitrail.errors import VitrailError
-from vitrail.images.transforms import Preprocess
+from vitrail.images.preprocess import Preprocess
 from vitrail.models.registry import create_model, find_variant
 from vitrail.weights.checkpoint import Record, model_options, save_model
 from vitrail.weights.formats.mindspore_ckpt import encode_ckpt

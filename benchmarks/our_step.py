@@ -13,11 +13,11 @@ from vitrail.config.commands import TrainConfig
 from vitrail.config.resolve import command_line, resolve
 from vitrail.data.loader import Batch
 from vitrail.training.class_balance import Balance
-from vitrail.training.losses import OneClass
+from vitrail.training.initial_model import build_model, build_preprocess
+from vitrail.training.losses import SingleLabelLoss
 from vitrail.training.optim import build_optimizer, set_learning_rate
-from vitrail.training.setup import build_model, build_preprocess
+from vitrail.training.step import StepContext, train_step
 from vitrail.training.stopwatch import Stopwatch
-from vitrail.training.train import train_step
 
 SETTINGS = (
     "data.name=digits augment.erase_prob=0.25 augment.mixup=0.8 augment.cutmix=1.0 augment.label_smoothing=0.1 "
@@ -47,13 +47,14 @@ def build_step(
     pixels = torch.randint(0, 256, (batch_size, 3, *preprocess.size), dtype=torch.uint8)
     labels = torch.arange(batch_size)
     balance = Balance(torch.ones(CLASSES, device=accelerator.device), torch.zeros(CLASSES, device=accelerator.device))
-    objective = OneClass(balance, config.augment.label_smoothing)
+    objective = SingleLabelLoss(balance, config.augment.label_smoothing)
+    context = StepContext(config=config, accelerator=accelerator, preprocess=preprocess, objective=objective)
     watch = Stopwatch(accelerator.device, {})
 
     def step() -> None:
         set_learning_rate(optimizer, 1e-4)
         batch = Batch(pixels, labels, labels, labels, [])
-        train_step(wrapped, optimizer, accelerator, [batch], config, preprocess, objective, [1], watch)
+        train_step(context, wrapped, optimizer, [batch], [1], watch)
         ema.update(model)
 
     return step, wrapped, optimizer

@@ -26,9 +26,9 @@ import torch
 from PIL import Image
 from side_by_side import publish
 
+from vitrail.images.preprocess import Preprocess
 from vitrail.images.synthetic import draw_photo
-from vitrail.images.transforms import Preprocess
-from vitrail.inference.engines import open_artifact
+from vitrail.inference.network import open_artifact
 from vitrail.models.registry import create_model, find_variant
 from vitrail.weights.checkpoint import Record, model_options, provenance, save_model
 

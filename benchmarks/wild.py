@@ -35,8 +35,8 @@ from vitrail.data.opening import open_split
 from vitrail.data.sources import Source
 from vitrail.images.decoding import check_picture, decode
 from vitrail.images.pixels import PixelFormat, UnreadableImage
-from vitrail.images.transforms import Preprocess
-from vitrail.server.cost import estimate
+from vitrail.images.preprocess import Preprocess
+from vitrail.server.cost import estimate_cost
 from vitrail.server.decoders import QUICK_S
 
 WILD = Path(__file__).parents[2] / "shared" / "wild"
@@ -206,7 +206,7 @@ def other_validation() -> Iterator[Row]:
 def slow_formats() -> Iterator[Row]:
     slow = b"P6 2000 2000 254\n" + bytes(number % 255 for number in range(12_000_000))
     for name, data in (("rle4.bmp", (WILD / "11-serve-slow-formats" / "rle4.bmp").read_bytes()), ("slow.ppm", slow)):
-        cost = estimate(data)
+        cost = estimate_cost(data)
         told = f"takes {cost.seconds:.1f} s by its header ({cost.reason}), and holds no quick image up in the server"
         yield Row(name, told, cost.seconds > QUICK_S)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
-from vitrail.display import Terminal, fit
+from vitrail.display import Terminal, fit_live_line
 
 LargestFile = Callable[[int], AbstractContextManager[None]]
 PROGRAM = """
@@ -151,7 +151,7 @@ def test_the_live_line_is_one_row_with_what_matters_first_before_and_after_a_row
 def test_a_live_line_without_an_end_counts_and_one_in_a_slit_says_what_it_can() -> None:
     program = LONG.replace("375_000", "None")
     assert any("train 1,242  epoch 12/300  loss 6.9123" in line for line in in_terminal(program, 160))
-    assert fit(["train 1/2", "50%"], ["epoch 1/2", "loss 0.5", "more"], "0:00:01", "0:00:02", 30) == (
+    assert fit_live_line(["train 1/2", "50%"], ["epoch 1/2", "loss 0.5", "more"], "0:00:01", "0:00:02", 30) == (
         "50%", "epoch 1/2  loss 0.5  0:00:", 0
     )  # fmt: skip
 

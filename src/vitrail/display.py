@@ -1,4 +1,4 @@
-"""What a person sees while something runs: a live line on a terminal, plain lines elsewhere."""
+"""Progress display: a live line with a bar on a terminal, plain lines elsewhere, and the same as a log file."""
 
 from __future__ import annotations
 
@@ -27,33 +27,32 @@ PHASES = {
     "eval_s": "evaluation",
     "save_s": "saving",
 }
-"""Of an epoch, as in its row of numbers."""
-
-
-LONGEST_BAR, SHORTEST_BAR = 24, 10
+"""Phases of an epoch, by their names in its row of numbers."""
+LONGEST_BAR = 24
+SHORTEST_BAR = 10
 ESSENTIAL = 2
-"""Of the values beside the bar, the first, which stay where the terminal is narrow."""
+"""How many values beside the bar stay where the terminal is narrow: the first ones."""
 
 
-def headline(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the number by which an evaluated epoch is known, without val_ before it, and its title."""
+def headline_metric(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the number that an evaluated epoch is judged by, without val_ before it, and its title."""
     return ("map", "mAP") if "val_map" in row else ("top1", "Top-1")
 
 
 class Display(Protocol):
-    """Where long work reports to."""
+    """Receiver of the progress of long work."""
 
     def note(self, text: str) -> None:
-        """Say something the user should know once."""
+        """Say something that the user should know once."""
 
     def warn(self, text: str) -> None:
-        """Say something the user asked for and did not get, or will regret."""
+        """Say something that the user asked for and did not get, or will regret."""
 
     def begin(self, label: str, total: int | None, done: int = 0) -> None:
         """Start a piece of work of `total` steps."""
 
     def advance(self, steps: int = 1, **values: str) -> None:
-        """Move on, with what to show beside the bar."""
+        """Move the bar on, and show values beside it."""
 
     def row(self, values: Mapping[str, Any]) -> None:
         """Show the numbers of one finished epoch."""
@@ -85,7 +84,8 @@ class Terminal:
         self._progress: Progress | None = None
         self._line_every_s = line_every_s
         self._line_shown = time.monotonic()
-        self._before: deque[str] = deque(maxlen=1000)  # until there is a file; most commands have none
+        # what was shown before there is a file; most commands have none
+        self._before: deque[str] = deque(maxlen=1000)
         self._file: GrowingFile | None = None
         self._refused = False
 
@@ -102,7 +102,7 @@ class Terminal:
         self._before.clear()
 
     def record(self, text: str) -> None:
-        """Write to the file what is shown by others."""
+        """Write a text to the file alone, such as one that others have shown."""
         if self._file is None:
             self._before.append(text)
             return
@@ -116,6 +116,7 @@ class Terminal:
                 self.console.print(harmless(f"warning: {error}; tried again with each line"), style="yellow")
 
     def _show(self, text: str, style: str | None = None) -> None:
+        """Show a text on the terminal, and write it to the file."""
         text = harmless(text)  # a name in it may hold what a terminal obeys
         self.console.print(text, style=style)
         self.record(text)
@@ -140,20 +141,26 @@ class Terminal:
             if time.monotonic() - self._line_shown >= self._line_every_s:
                 self._line_shown = time.monotonic()
                 line = f"{task.description} {task.completed:.0f}/{task.total}  {'  '.join(shown)}"
-                (self.record if self.console.is_terminal else self._show)(line)
+                # a terminal has the live line
+                if self.console.is_terminal:
+                    self.record(line)
+                else:
+                    self._show(line)
         self._progress.advance(task.id, steps)
 
     def row(self, values: Mapping[str, Any]) -> None:
         parts = [f"epoch {values['epoch']:>3}"]
         if values["train_loss"] is not None:
-            parts += [f"loss {values['train_loss']:.4f}"]
+            parts.append(f"loss {values['train_loss']:.4f}")
         if "val_loss" in values:
-            name, title = headline(values)
+            name, title = headline_metric(values)
             title = title.replace("Top", "top")
-            parts += [f"val loss {values['val_loss']:.4f}", f"{title} {values[f'val_{name}']:6.2f} %"]
-        parts += [f"{values['images_per_s']:,.0f} images/s"]
-        if phases := [f"{label} {values[name]:.1f}" for name, label in PHASES.items() if values.get(name)]:
-            parts += [f"seconds: {', '.join(phases)}"]
+            parts.append(f"val loss {values['val_loss']:.4f}")
+            parts.append(f"{title} {values[f'val_{name}']:6.2f} %")
+        parts.append(f"{values['images_per_s']:,.0f} images/s")
+        phases = [f"{label} {values[name]:.1f}" for name, label in PHASES.items() if values.get(name)]
+        if phases:
+            parts.append(f"seconds: {', '.join(phases)}")
         self._show("  ".join(parts))
 
     def end(self) -> None:
@@ -163,40 +170,49 @@ class Terminal:
 
 
 class _Line(ProgressColumn):
-    """What is shown of a piece of work: one row of the terminal, however narrow it is."""
+    """The live line of a piece of work: one row of the terminal, however narrow it is."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
         self._console = console
 
     def render(self, task: Task) -> RenderableType:
-        done, values = f"{task.completed:,.0f}", task.fields["values"]
+        done = f"{task.completed:,.0f}"
+        values = task.fields["values"]
         elapsed = _clock(task.finished_time if task.finished else task.elapsed)
         if task.total is None:
             return Text(f"{task.description} {done}  {'  '.join([*values, elapsed])} elapsed", no_wrap=True)
         heads = [f"{task.description} {done}/{task.total:,.0f}", f"{task.completed / max(task.total, 1):.0%}"]
-        before, after, bar = fit(heads, values, elapsed, _clock(task.time_remaining), self._console.width - 1)
+        left = _clock(task.time_remaining)
+        before, after, bar_width = fit_live_line(heads, values, elapsed, left, self._console.width - 1)
+        cells: list[RenderableType] = [before, Text(after, no_wrap=True)]
+        if bar_width:
+            cells.insert(1, ProgressBar(task.total, task.completed, bar_width))
         row = Table.grid(padding=(0, 1))
-        row.add_row(before, *([ProgressBar(task.total, task.completed, bar)] if bar else []), Text(after, no_wrap=True))
+        row.add_row(*cells)
         return row
 
 
-def fit(heads: Sequence[str], values: Sequence[str], elapsed: str, left: str, width: int) -> tuple[str, str, int]:
-    """Choose what of a live line is shown in a row of the terminal.
+def fit_live_line(
+    heads: Sequence[str], values: Sequence[str], elapsed: str, left: str, width: int
+) -> tuple[str, str, int]:
+    """Choose what of a live line fits into a row of the terminal.
 
     Args:
-        heads: What stands before the bar, and what does where that is too long.
-        values: Beside the bar, the most important first.
+        heads: Text before the bar, and a shorter one for where that is too long.
+        values: Texts behind the bar, the most important first.
         elapsed: Time so far.
         left: Time to come.
-        width: Of the row.
+        width: Characters of the row.
 
     Returns:
-        What stands before the bar, what behind it, and how long the bar is, which is 0 where there is no room for one.
+        The text before the bar, the text behind it, and the length of the bar, 0 where there is no room for one.
     """
+    # from all of the values to the essential ones
+    tails = [[*values, f"{elapsed} elapsed, {left} left"]]
     fewest = min(ESSENTIAL, len(values))
-    kept = [values[:count] for count in range(len(values), fewest - 1, -1)]
-    tails = [[*values, f"{elapsed} elapsed, {left} left"], *([*some, f"{left} left"] for some in kept)]
+    for count in range(len(values), fewest - 1, -1):
+        tails.append([*values[:count], f"{left} left"])
     for head in heads:
         for tail in tails:
             after = "  ".join(tail)
@@ -208,4 +224,5 @@ def fit(heads: Sequence[str], values: Sequence[str], elapsed: str, left: str, wi
 
 
 def _clock(seconds: float | None) -> str:
+    """Return a time as hours, minutes and seconds; dashes while it is unknown."""
     return "-:--:--" if seconds is None else str(timedelta(seconds=int(seconds)))

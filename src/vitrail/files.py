@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all and replace no input, and the system's refusals as one line."""
+"""Safe files: written atomically, opened only if regular, never over an input; a refusal of the system is one line."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ from pathlib import Path
 from vitrail.errors import CheckpointError, ConfigError
 
 FREE_SPACE = "free space or choose another output.root"
+"""Advice where a file of a run cannot be written."""
+Buffer = bytes | bytearray | memoryview
 Identity = tuple[int, int]
-"""Device and inode."""
+"""Device and inode of a file, which are the same by whatever name it is reached."""
 TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)\.tmp(?:\.old)?")
-"""Name of what is not whole yet: where it was begun, and by which process."""
+"""Name of a file or folder that is not whole yet: hidden, with the machine and the process that write it."""
 
 
 def write_whole(path: Path, data: Buffer | Iterable[Buffer], advice: str = FREE_SPACE) -> None:
     """Write a file under a temporary name, push it to the disk, and only then give it its name.
 
     Args:
-        path: Its name.
-        data: All of it, or its parts in order.
+        path: Name of the file.
+        data: All of its content, or the parts in order.
         advice: What the user can do where it cannot be written.
 
     Raises:
@@ -54,12 +56,14 @@ class GrowingFile:
     """A text file that grows by whole lines; what a full disk refuses waits for the next time.
 
     Args:
-        path: Its name; what it holds stays.
+        path: Name of the file; what it holds stays.
         advice: What the user can do where it cannot be written.
     """
 
     def __init__(self, path: Path, advice: str = FREE_SPACE) -> None:
-        self.path, self._advice, self._waiting = path, advice, b""
+        self.path = path
+        self._advice = advice
+        self._waiting = b""
         self._size = path.stat().st_size if path.exists() else 0
 
     def add(self, line: str) -> None:
@@ -73,7 +77,8 @@ class GrowingFile:
             CheckpointError: The disk is full or the folder cannot be written; the lines wait on.
         """
         with refusal_told(self.path, None, self._advice), self.path.open("ab") as file:
-            if file.tell() > self._size:  # half a line, of a time when the disk was full
+            # half a line, of a time when the disk was full
+            if file.tell() > self._size:
                 file.truncate(self._size)
             file.write(self._waiting)
             file.flush()
@@ -90,7 +95,8 @@ class GrowingFile:
         with refusal_told(self.path, None, self._advice), self.path.open("r+b") as file:
             end = 0
             for line in iter(file.readline, b""):
-                end = file.tell() if line.endswith(b"\n") and wanted(line) else end
+                if line.endswith(b"\n") and wanted(line):
+                    end = file.tell()
             file.truncate(end)
             self._size = end
 
@@ -121,7 +127,9 @@ def refusal_told(path: Path, temporary: Path | None, advice: str = FREE_SPACE) -
         with contextlib.suppress(OSError):
             if temporary is not None and temporary.is_file():  # not a device or a pipe, which is written to as it is
                 temporary.unlink()
-        kept = "; the file of that name is as it was" if temporary is not None and os.access(path, os.F_OK) else ""
+        kept = ""
+        if temporary is not None and os.access(path, os.F_OK):
+            kept = "; the file of that name is as it was"
         raise CheckpointError(f"{path}: cannot be written ({reason.strerror}){kept}; {advice}") from error
 
 
@@ -149,11 +157,11 @@ def is_temporary(path: Path) -> bool:
 
 def is_abandoned(path: Path) -> bool:
     """Say whether a temporary file or folder is of a process of this machine that has ended; others are not judged."""
-    found = TEMPORARY.fullmatch(path.name)
-    if found is None or found[1] != _host():
+    name = TEMPORARY.fullmatch(path.name)
+    if name is None or name[1] != _host():
         return False
     try:
-        os.kill(int(found[2]), 0)
+        os.kill(int(name[2]), 0)
     except ProcessLookupError:
         return True
     except (PermissionError, OverflowError):
@@ -163,8 +171,9 @@ def is_abandoned(path: Path) -> bool:
 
 def leftovers(target: Path) -> list[Path]:
     """Return what ended processes of this machine left beside a file or folder that they did not finish."""
-    beside = glob.glob(f".{glob.escape(target.name)}.*.tmp*", root_dir=target.parent)  # none where it may not look
-    return [path for name in sorted(beside) if is_abandoned(path := target.parent / name)]
+    names = glob.glob(f".{glob.escape(target.name)}.*.tmp*", root_dir=target.parent)  # none where it may not look
+    temporaries = [target.parent / name for name in sorted(names)]
+    return [path for path in temporaries if is_abandoned(path)]
 
 
 def remove_leftovers(target: Path) -> None:
@@ -191,9 +200,9 @@ def refuse_output(flag: str, path: Path, inputs: Iterable[str | Path] = ()) -> N
     """Refuse a file that cannot be written, or that is one of those that are read, before any work is done for it.
 
     Args:
-        flag: By which it was named.
-        path: The file.
-        inputs: Files that are read; those that are not there are none.
+        flag: Option that names the file.
+        path: The file to be written.
+        inputs: Files that are read; those that are not there do not count.
 
     Raises:
         ConfigError: With what to change.
@@ -205,7 +214,11 @@ def refuse_output(flag: str, path: Path, inputs: Iterable[str | Path] = ()) -> N
     if not folder.is_dir():
         raise ConfigError(f"{flag} {path}: there is no folder {folder}; create or choose another")
     # a new file takes the place of the older one, unless that is a device or a pipe
-    needed = [target.parent] * (target != temporary) + [target] * target.exists()
+    needed: list[Path] = []
+    if target != temporary:
+        needed.append(target.parent)
+    if target.exists():
+        needed.append(target)
     if not all(os.access(place, os.W_OK, effective_ids=os.access in os.supports_effective_ids) for place in needed):
         raise ConfigError(f"{flag} {path}: cannot be written (Permission denied); choose another file")
     refuse_replacing(flag, path, inputs)
@@ -218,10 +231,11 @@ def refuse_replacing(flag: str, path: Path, inputs: Iterable[str | Path]) -> Non
         ConfigError: With what to change.
     """
     target, temporary = staging(path)
-    if target == temporary or (one := _identity_if_there(target)) is None:  # nothing is there that could be replaced
+    output = _identity_if_there(target)
+    if target == temporary or output is None:  # nothing is there that could be replaced
         return
     for given in inputs:
-        if _identity_if_there(given) == one:
+        if _identity_if_there(given) == output:
             also = "" if str(given) == str(path) else f" is {given}, which"
             raise ConfigError(f"{flag} {path}:{also} is read, and would be replaced; choose another file")
 
@@ -240,8 +254,8 @@ def read_regular(path: str | Path, most: int) -> bytes:
     """Read a file that is no device, pipe or socket, which might never end or hold up whoever opens it.
 
     Args:
-        path: Its name; links are followed.
-        most: Bytes that it may have.
+        path: Name of the file; links are followed.
+        most: Bytes that it may have at most.
 
     Raises:
         OSError: It is not there, may not be read, is something else than a file, or is larger.
@@ -262,7 +276,7 @@ def open_regular(path: str | Path) -> BufferedReader:
 
 
 def number_of_regular(path: str | Path) -> int:
-    """Open a file to be read, and nothing but a file, and return what the system calls it.
+    """Open a file to be read, and nothing but a file, and return its file descriptor.
 
     Raises:
         OSError: It is not there, may not be read, or is something else than a file.
@@ -287,7 +301,7 @@ def files_of(given: str | Path) -> list[Path]:
 
 
 def identity(path: str | Path) -> Identity:
-    """Return what a file or folder is known by, whatever name it is reached by.
+    """Return what identifies a file or folder, by whatever name it is reached.
 
     Raises:
         OSError: It is not there, or may not be looked at.
@@ -297,21 +311,23 @@ def identity(path: str | Path) -> Identity:
 
 
 def _identity_if_there(path: str | Path) -> Identity | None:
+    """Return what identifies a file or folder; None where there is none."""
     try:
         return identity(path)
     except (OSError, ValueError):  # not there, or no path at all
         return None
 
 
-Buffer = bytes | bytearray | memoryview
-
 NO_FILES = {
-    stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a device", stat.S_IFCHR: "a device",
-}  # fmt: skip
-"""What is neither a folder nor a regular file, and may block whoever opens it."""
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFBLK: "a device",
+    stat.S_IFCHR: "a device",
+}
+"""Kinds of what is neither a folder nor a regular file, and may block whoever opens it."""
 
 NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-"""What the system says of a link that leads to nothing."""
+"""Errors of the system for a link that leads to nothing."""
 
 
 def no_file(path: str | Path) -> str:
@@ -326,4 +342,6 @@ def no_file(path: str | Path) -> str:
         if error.errno not in NOWHERE or not Path(path).is_symlink():
             raise
         return "a broken link"
-    return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else NO_FILES.get(stat.S_IFMT(mode), "no regular file")
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return ""
+    return NO_FILES.get(stat.S_IFMT(mode), "no regular file")

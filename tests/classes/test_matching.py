@@ -25,7 +25,7 @@ from vitrail.data.sources import Source
 from vitrail.errors import ConfigError, DataError
 from vitrail.evaluation.evaluate import evaluate
 from vitrail.imagenet import plain, wnids
-from vitrail.images.transforms import Preprocess
+from vitrail.images.preprocess import Preprocess
 from vitrail.models.registry import create_model, find_variant
 from vitrail.weights.checkpoint import save_model
 from vitrail.weights.loading import load_model, open_model

@@ -10,27 +10,12 @@ from pathlib import Path
 import pytest
 
 import vitrail.cli.app
+from support.commands import refused, run
 from support.forked import Python, python, wait_until
 from support.runs import TINY
 from vitrail.cli.app import main
 from vitrail.config.recipes import list_recipes
 from vitrail.errors import command
-
-
-def run(*tokens: object) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main([str(token) for token in tokens])
-    assert isinstance(caught.value.code, int)
-    return caught.value.code
-
-
-def refused(capsys: pytest.CaptureFixture, *tokens: object) -> str:
-    """The one line that a refused command prints."""
-    assert run(*tokens) == 2
-    printed = capsys.readouterr()
-    (line,) = [line for line in printed.err.splitlines() if line.startswith("error: ")]
-    assert "Traceback" not in printed.err
-    return line
 
 
 @pytest.mark.parametrize(

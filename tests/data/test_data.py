@@ -21,11 +21,19 @@ from PIL import Image
 
 from vitrail.config.sections import DataSection
 from vitrail.data import opening as vitrail_data
-from vitrail.data.loader import build_eval_loader, build_train_loader, default_workers
-from vitrail.data.sampling import BatchSampler, class_order, class_shares, epoch_order
+from vitrail.data.loader import build_eval_loader, build_train_loader, choose_workers
+from vitrail.data.sampling import (
+    BatchSampler,
+    ClassDraw,
+    Shuffle,
+    compute_class_shares,
+    draw_by_class,
+    shuffle_epoch,
+)
 from vitrail.errors import ConfigError, DataError
 from vitrail.images.pixels import RGB
-from vitrail.images.transforms import Preprocess, TrainView, sample_key
+from vitrail.images.preprocess import Preprocess
+from vitrail.images.train_view import TrainView, sample_key
 
 
 def open_data(name, root, **settings):
@@ -447,14 +455,14 @@ def test_oxford_pets_files_are_read(tmp_path):
 
 
 def test_an_epochs_order_is_the_same_for_ever():
-    assert epoch_order(8, 0, 0)[:, 0].tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
-    assert sorted(epoch_order(1000, 3, 5)[:, 0].tolist()) == list(range(1000))
-    orders = {tuple(epoch_order(50, seed, epoch)[:, 0].tolist()) for seed in (-1, 0, 1) for epoch in range(5)}
+    assert shuffle_epoch(8, 0, 0)[:, 0].tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
+    assert sorted(shuffle_epoch(1000, 3, 5)[:, 0].tolist()) == list(range(1000))
+    orders = {tuple(shuffle_epoch(50, seed, epoch)[:, 0].tolist()) for seed in (-1, 0, 1) for epoch in range(5)}
     assert len(orders) == 15
 
 
 def test_repeats_put_copies_in_a_row_and_keep_the_epochs_length():
-    once, order = epoch_order(10, 1, 2), epoch_order(10, 1, 2, repeats=3)
+    once, order = shuffle_epoch(10, 1, 2), shuffle_epoch(10, 1, 2, repeats=3)
     assert order[:, 0].tolist() == [i for i in once[:4, 0].tolist() for _ in range(3)][:10]
     assert order[:, 1].tolist() == [0, 1, 2] * 3 + [0]
 
@@ -464,7 +472,7 @@ def test_repeats_put_copies_in_a_row_and_keep_the_epochs_length():
 def test_the_global_batch_does_not_depend_on_the_number_of_processes(accumulate, repeats):
     def steps(world: int) -> list[list[tuple[int, int, int]]]:
         ranks = [
-            list(BatchSampler(50, 12, 7, rank=rank, world=world, accumulate=accumulate, repeats=repeats))
+            list(BatchSampler(Shuffle(50, 7, repeats), 12, rank=rank, world=world, accumulate=accumulate))
             for rank in range(world)
         ]
         micro = [sorted(functools.reduce(operator.iadd, parts, [])) for parts in zip(*ranks, strict=True)]
@@ -473,14 +481,14 @@ def test_the_global_batch_does_not_depend_on_the_number_of_processes(accumulate,
             for i in range(0, len(micro), accumulate)
         ]
 
-    order = epoch_order(50, 7, 0, repeats).tolist()
+    order = shuffle_epoch(50, 7, 0, repeats).tolist()
     whole = [sorted((0, *sample) for sample in order[i * 12 : (i + 1) * 12]) for i in range(4)]
     assert steps(1) == steps(2) == steps(3) == whole
 
 
 def test_copies_of_an_image_part():
     for rank in range(3):
-        for batch in BatchSampler(90, 30, 1, rank=rank, world=3, repeats=3):
+        for batch in BatchSampler(Shuffle(90, 1, 3), 30, rank=rank, world=3):
             images = [index for _, index, _ in batch]
             assert len(set(images)) == len(images) == 10
 
@@ -488,18 +496,18 @@ def test_copies_of_an_image_part():
 def drawn_by_class(counts, sampler, seed, epoch, repeats=1):
     """Return the labels, and the order of an epoch; the images of a class do not lie together."""
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts), dtype=np.int32), counts))
-    return labels, class_order(labels, class_shares(np.array(counts), sampler), seed, epoch, repeats)
+    return labels, draw_by_class(labels, compute_class_shares(np.array(counts), sampler), seed, epoch, repeats)
 
 
 def test_an_epoch_of_fewer_images_draws_others_each_time_the_same_for_any_processes() -> None:
-    sampler = BatchSampler(50, 12, 7, epoch_samples=25)
+    sampler = BatchSampler(Shuffle(50, seed=7), 12, epoch_samples=25)
     assert sampler.steps == 2
     seen = []
     for epoch in (0, 1):
         sampler.epoch = epoch
         keys = [key for batch in sampler for key in batch]
         assert len({index for _, index, _ in keys}) == len(keys) == 24
-        parts = [BatchSampler(50, 12, 7, epoch_samples=25, rank=rank, world=3) for rank in range(3)]
+        parts = [BatchSampler(Shuffle(50, seed=7), 12, epoch_samples=25, rank=rank, world=3) for rank in range(3)]
         for part in parts:
             part.epoch = epoch
         assert sorted(keys) == sorted(key for part in parts for batch in part for key in batch)
@@ -509,7 +517,7 @@ def test_an_epoch_of_fewer_images_draws_others_each_time_the_same_for_any_proces
         with pytest.raises(
             ConfigError, match=f"train.epoch_images is {wrong}; it must be from train.batch_size 12 to the 50"
         ):
-            BatchSampler(50, 12, 7, epoch_samples=wrong)
+            BatchSampler(Shuffle(50, seed=7), 12, epoch_samples=wrong)
 
 
 @pytest.mark.parametrize(
@@ -561,12 +569,12 @@ def test_how_a_share_is_rounded_is_left_to_chance():
 
 def test_drawn_classes_are_dealt_out_and_taken_up_like_any_epoch():
     labels = np.repeat(np.arange(3, dtype=np.int32), (40, 8, 2))
-    common = {"labels": labels, "shares": [1, 1, 1], "accumulate": 2, "repeats": 2}
-    alone = BatchSampler(50, 12, 7, **common)
-    ranks = [list(BatchSampler(50, 12, 7, rank=rank, world=3, **common)) for rank in range(3)]
+    order = ClassDraw(labels, [1, 1, 1], seed=7, repeats=2)
+    alone = BatchSampler(order, 12, accumulate=2)
+    ranks = [list(BatchSampler(order, 12, rank=rank, world=3, accumulate=2)) for rank in range(3)]
     dealt = [sorted(key for part in parts for key in part) for parts in zip(*ranks, strict=True)]
     assert dealt == [sorted(batch) for batch in alone]
-    rest = BatchSampler(50, 12, 7, **common)
+    rest = BatchSampler(order, 12, accumulate=2)
     rest.first_step = 2
     assert list(rest) == list(alone)[4:]
     rest.epoch, rest.first_step = 1, 0
@@ -576,9 +584,9 @@ def test_drawn_classes_are_dealt_out_and_taken_up_like_any_epoch():
 
 
 def test_an_epoch_goes_on_from_any_step():
-    whole = BatchSampler(40, 8, 1, accumulate=2)
+    whole = BatchSampler(Shuffle(40, seed=1), 8, accumulate=2)
     whole.epoch = 4
-    rest = BatchSampler(40, 8, 1, accumulate=2)
+    rest = BatchSampler(Shuffle(40, seed=1), 8, accumulate=2)
     rest.epoch, rest.first_step = 4, 3
     assert len(whole) == len(list(whole)) == 10
     assert len(rest) == 4
@@ -592,17 +600,17 @@ def test_batch_sizes_that_do_not_fit():
         ConfigError,
         match=r"^train.batch_size 64 is more than the 37 training images; set train.batch_size to at most 36$",
     ):
-        BatchSampler(37, 64, 0, world=2, accumulate=2)
+        BatchSampler(Shuffle(37, seed=0), 64, world=2, accumulate=2)
     with pytest.raises(
         ConfigError, match=r"^train.batch_size 8 is more than the 3 training images, too few for 4 parts$"
     ):
-        BatchSampler(3, 8, 0, world=4)
+        BatchSampler(Shuffle(3, seed=0), 8, world=4)
     with pytest.raises(
         ConfigError, match=r"^train.batch_size 10 cannot be split over 2 processes x 2 micro batches; nearest: 8 or 12$"
     ):
-        BatchSampler(37, 10, 0, world=2, accumulate=2)
+        BatchSampler(Shuffle(37, seed=0), 10, world=2, accumulate=2)
     with pytest.raises(ConfigError, match=r"nearest: 4$"):
-        BatchSampler(37, 0, 0, world=4)
+        BatchSampler(Shuffle(37, seed=0), 0, world=4)
 
 
 # Loading
@@ -612,7 +620,7 @@ PREPROCESS = Preprocess(size=(16, 16))
 
 
 def train_batches(source, workers: int, epochs: int = 2, **options) -> list:
-    sampler = BatchSampler(len(source), 6, 3, **options)
+    sampler = BatchSampler(Shuffle(len(source), seed=3), 6, **options)
     loader = build_train_loader(source, VIEW, RGB, sampler, seed=3, workers=workers)
     batches = []
     for epoch in range(epochs):
@@ -657,7 +665,7 @@ def test_two_processes_see_the_samples_of_one(folder):
 def test_a_stopped_epoch_can_be_taken_up_and_the_next_one_is_whole(folder):
     source = opened(folder).train
     alone = train_batches(source, 0)
-    sampler = BatchSampler(len(source), 6, 3)
+    sampler = BatchSampler(Shuffle(len(source), seed=3), 6)
     loader = build_train_loader(source, VIEW, RGB, sampler, seed=3, workers=2)
     batches = iter(loader)
     begun = [next(batches), next(batches)]
@@ -715,7 +723,7 @@ def test_unreadable_files_are_left_out_and_named(broken, workers):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_unreadable_files_can_stop_the_run_with_one_line(broken, workers):
     source = opened(broken).train
-    sampler = BatchSampler(24, 24, 0)
+    sampler = BatchSampler(Shuffle(24, seed=0), 24)
     loaders = [
         build_train_loader(source, VIEW, RGB, sampler, seed=0, workers=workers, bad_files="error"),
         build_eval_loader(source, PREPROCESS, batch_size=24, workers=workers, bad_files="error"),
@@ -748,10 +756,10 @@ def test_batches_can_be_pinned(folder):
 
 
 def test_small_sets_in_memory_are_read_without_workers_others_by_the_cores(folder, monkeypatch):
-    assert default_workers(open_data("digits", None).train) == 0
+    assert choose_workers(open_data("digits", None).train) == 0
     source = opened(folder).train
     cores = len(os.sched_getaffinity(0))
-    assert default_workers(source) == max(1, min(8, cores))
+    assert choose_workers(source) == max(1, min(8, cores))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
-    assert default_workers(source) == max(1, cores // 64)
+    assert choose_workers(source) == max(1, cores // 64)
     assert build_eval_loader(source, PREPROCESS, batch_size=4).num_workers == max(1, cores // 64)

@@ -24,15 +24,16 @@ from vitrail.config.resolve import command_line, read_yaml, resolve, to_yaml
 from vitrail.config.sections import DataSection
 from vitrail.data.loader import build_eval_loader, build_train_loader
 from vitrail.data.opening import open_data, open_split
-from vitrail.data.sampling import BatchSampler, window_order
-from vitrail.data.sources import FileSource, images_of_classes
+from vitrail.data.sampling import BatchSampler, Shuffle, WindowShuffle, shuffle_in_windows
+from vitrail.data.sources import FileSource, count_by_class
 from vitrail.data.tables.parquet import _MAPPED, ParquetTable
-from vitrail.data.tables.rows import RowSource, groups_of
+from vitrail.data.tables.rows import RowSource, find_storage_groups
 from vitrail.errors import ConfigError, DataError, MissingExtra, Stopped
 from vitrail.evaluation.evaluate import evaluate
 from vitrail.evaluation.settings import inherited_data
 from vitrail.images.pixels import RGB
-from vitrail.images.transforms import Preprocess, TrainView
+from vitrail.images.preprocess import Preprocess
+from vitrail.images.train_view import TrainView
 from vitrail.training.start import begin
 from vitrail.training.train import train
 from vitrail.weights.loading import open_model
@@ -189,12 +190,12 @@ def test_a_window_order_has_each_image_once_and_few_groups_at_a_time(
     counts: list[int], window: int, seed: int, epoch: int
 ) -> None:
     groups = np.repeat(np.arange(len(counts)) * 7, counts)
-    order = window_order(groups, window, seed, epoch)
+    order = shuffle_in_windows(groups, window, seed, epoch)
     assert sorted(order[:, 0].tolist()) == list(range(len(groups)))
     assert not order[:, 1].any()
     read = groups[order[:, 0]]
     row = list(dict.fromkeys(read.tolist()))
-    assert np.array_equal(order, window_order(groups, window, seed, epoch))
+    assert np.array_equal(order, shuffle_in_windows(groups, window, seed, epoch))
     for group in row:  # between its first and its last image come fewer than a window and two groups of others
         places = np.flatnonzero(read == group)
         assert places[-1] - places[0] <= window + 2 * max(counts)
@@ -202,16 +203,16 @@ def test_a_window_order_has_each_image_once_and_few_groups_at_a_time(
 
 def test_a_window_order_is_another_in_each_epoch_and_for_ever_the_same() -> None:
     groups = np.repeat(np.arange(4), 3)
-    orders = [window_order(groups, 4, 0, epoch)[:, 0].tolist() for epoch in range(2)]
+    orders = [shuffle_in_windows(groups, 4, 0, epoch)[:, 0].tolist() for epoch in range(2)]
     assert orders == [[1, 0, 7, 2, 8, 6, 5, 4, 3, 9, 11, 10], [10, 11, 9, 8, 7, 6, 3, 4, 5, 1, 0, 2]]
-    assert len({tuple(window_order(groups, 4, 0, epoch)[:, 0]) for epoch in range(50)}) == 50
-    twice = window_order(groups, 4, 0, 0, repeats=2)
+    assert len({tuple(shuffle_in_windows(groups, 4, 0, epoch)[:, 0]) for epoch in range(50)}) == 50
+    twice = shuffle_in_windows(groups, 4, 0, 0, repeats=2)
     assert twice.tolist() == [[index, copy] for index in orders[0][:6] for copy in (0, 1)]
 
 
 def test_a_window_as_long_as_the_set_shuffles_it_whole() -> None:
     groups = np.repeat(np.arange(100), 10)
-    near = [window_order(groups, window, 0, 0)[:, 0] for window in (1, 100, 10_000)]
+    near = [shuffle_in_windows(groups, window, 0, 0)[:, 0] for window in (1, 100, 10_000)]
     # how far apart images come that are stored side by side
     apart = [np.median(np.abs(np.diff(np.argsort(order)))) for order in near]
     assert apart[0] < 10 < apart[1] < 60 < 200 < apart[2]
@@ -222,7 +223,9 @@ def read_epoch(train: RowSource, workers: int) -> list[int]:
         size=(8, 8), scale=(0.5, 1.0), ratio=(1.0, 1.0), interpolation="bilinear", hflip=0.5, auto_augment=None,
         color_jitter=None, mean=(0.5, 0.5, 0.5),
     )  # fmt: skip
-    sampler = BatchSampler(len(train), 4, 0, groups=groups_of(train), window=6)
+    groups = find_storage_groups(train)
+    order = Shuffle(len(train), seed=0) if groups is None else WindowShuffle(groups, 6, seed=0)
+    sampler = BatchSampler(order, 4)
     loader = build_train_loader(train, view, RGB, sampler, seed=0, workers=workers)
     return [index for batch in loader for index in batch.indices.tolist()]
 
@@ -438,7 +441,7 @@ def test_lists_of_labels_make_images_of_several_classes(
             wanted = set() if path.endswith("blue_0.jpg") else {own, *(["red"] if own == "green" else [])}
             has = {name for name, there in zip(CLASSES, source.label_sets[source.labels[index]], strict=True) if there}
             assert has == wanted, path
-        counts = images_of_classes(source).tolist()
+        counts = count_by_class(source).tolist()
         assert counts == ([7, 8, 16] if part == 0 else [3, 4, 8])
 
 
@@ -732,7 +735,8 @@ refused(replace(section, streaming=True))
 @pytest.fixture
 def hub(parquet: Path) -> Iterator[str]:
     """Return the address of a server that answers as the Hub does for the set owner/pets."""
-    server = subprocess.Popen([sys.executable, HERE / "hub_server.py", parquet], stdout=subprocess.PIPE, text=True)
+    program = HERE.parent / "support" / "hub_server.py"
+    server = subprocess.Popen([sys.executable, program, parquet], stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     yield server.stdout.readline().strip()
     server.kill()

@@ -23,8 +23,8 @@ from vitrail.data.lists import read_list
 from vitrail.data.manifest import load_manifest
 from vitrail.data.opening import Data, open_data, open_manifest, open_split
 from vitrail.data.paths import Paths
-from vitrail.data.sources import FileSource, Source, images_of_classes
-from vitrail.data.splits import Division, divide
+from vitrail.data.sources import FileSource, Source, count_by_class
+from vitrail.data.splits import Division, assign_splits
 from vitrail.errors import ConfigError, DataError
 from vitrail.evaluation.evaluate import evaluate
 
@@ -103,7 +103,7 @@ def test_several_classes_an_image(root: Path, name: str, text: str) -> None:
     source = whole(written(root, text, name))
     assert source.classes == ("blue", "red")
     assert labelled(source) == SEVERAL
-    assert images_of_classes(source).tolist() == [2, 2]
+    assert count_by_class(source).tolist() == [2, 2]
 
 
 def test_other_names_of_the_columns_and_another_root(root: Path, tmp_path: Path) -> None:
@@ -631,8 +631,8 @@ def test_images_with_several_classes_are_divided_by_the_rarest() -> None:
     generator = np.random.default_rng(0)
     shares = (0.9, 0.3, 0.1, 0.02)
     source = several([[c for c in range(4) if generator.random() < shares[c]] for _ in range(2000)], 4)
-    held_out = divide(source, Division(0.2)) == 0
-    everyone, chosen = (images_of_classes(s) for s in (source, source.take(held_out, "", ())))
+    held_out = assign_splits(source, Division(0.2)) == 0
+    everyone, chosen = (count_by_class(s) for s in (source, source.take(held_out, "", ())))
     assert held_out.sum() == pytest.approx(400, abs=3)
     assert (chosen / everyone)[2:] == pytest.approx([0.2, 0.2], abs=0.02)
     assert (chosen / everyone)[:2] == pytest.approx([0.2, 0.2], abs=0.03)

@@ -19,7 +19,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from support.runs import EVERYTHING, Notebook, assert_same_run, command, run, torchrun
-from vitrail.data.loader import leave_signals, until_lost
+from vitrail.data.loader import ignore_signals
+from vitrail.data.lost_workers import until_lost
 from vitrail.errors import DataError, LostWorker, Stopped
 
 CAUSE = "SIGKILL of a loader worker, most often because memory ran out (fewer data.workers than 2 take less)"
@@ -155,7 +156,7 @@ def die(number: signal.Signals) -> Iterator[Any]:
         def __len__(self) -> int:
             return 8
 
-    loader = DataLoader(Numbers(), num_workers=2, worker_init_fn=leave_signals, generator=torch.Generator())
+    loader = DataLoader(Numbers(), num_workers=2, worker_init_fn=ignore_signals, generator=torch.Generator())
     return until_lost(loader.__iter__, loader.num_workers)
 
 

@@ -17,20 +17,21 @@ from PIL import Image
 
 from vitrail.config.sections import DataSection
 from vitrail.data.audit import scan as checking
-from vitrail.data.audit.findings import alarms, cut_away, find_problems, validated_with
-from vitrail.data.audit.inspect_file import FORMATS, RULES, Finding, inspect, picture_hash
-from vitrail.data.audit.near_duplicates import equal_groups, near_pairs
+from vitrail.data.audit.findings import compute_cut_away, find_alarms, find_problems, mark_held_out
+from vitrail.data.audit.inspect_file import FORMATS, RULES, Finding, hash_picture, inspect
+from vitrail.data.audit.near_duplicates import find_equal, find_near_pairs
 from vitrail.data.audit.scan import check_images
-from vitrail.data.manifest import Manifest, cache_file, load_manifest, open_shards
+from vitrail.data.manifest import Manifest, load_manifest, locate_cache, open_shards
 from vitrail.data.opening import open_data, open_manifest, open_split
 from vitrail.data.pack import pack
 from vitrail.data.paths import Paths
 from vitrail.data.shards import INDEX
 from vitrail.display import Quiet
 from vitrail.errors import ConfigError, DataError
-from vitrail.images.decoding import READ, decode
+from vitrail.images.decoding import decode
+from vitrail.images.formats import READ
 from vitrail.images.pixels import PixelFormat, UnreadableImage
-from vitrail.images.transforms import Preprocess
+from vitrail.images.preprocess import Preprocess
 
 SIZE = Preprocess(size=(32, 32), crop=1.0)
 
@@ -75,7 +76,7 @@ def checked(root: Path, display: Steps | None = None, **settings) -> Manifest:
 
 
 def problems(manifest: Manifest, **settings) -> list[tuple[str, str]]:
-    found = find_problems(manifest, validated_with(manifest, 0), SIZE, **settings)
+    found = find_problems(manifest, mark_held_out(manifest, 0), SIZE, **settings)
     return [(problem.severity, problem.what) for problem in found.problems]
 
 
@@ -141,7 +142,7 @@ def test_unreadable_images_are_quarantined(root: Path) -> None:
     victim.write_bytes(victim.read_bytes()[:100])
     manifest = checked(root)
     assert manifest.unreadable.sum() == 1
-    assert [problem.what for problem in alarms(manifest, validated_with(manifest, 0))] == [
+    assert [problem.what for problem in find_alarms(manifest, mark_held_out(manifest, 0))] == [
         f"1 images cannot be read: {manifest.reasons[0]}"
     ]
     data = open_data(DataSection(root=str(root), bad_files="quarantine"))
@@ -223,7 +224,7 @@ def test_another_file_is_no_manifest(content: bytes, root: Path) -> None:
 
 def test_a_damaged_cache_is_made_anew(root: Path) -> None:
     checked(root)
-    cache_file(root, "train", "val").write_bytes(b"damaged")
+    locate_cache(root, "train", "val").write_bytes(b"damaged")
     display = Steps()
     assert checked(root, display).inspected.all()
     assert display.looked == 18
@@ -376,7 +377,7 @@ def test_quarantined_images_are_left_out_of_all_and_no_error_of_the_check(tmp_pa
     source, notes = open_split(DataSection(root=str(root), bad_files="quarantine"), "all")
     assert len(source) == 11
     assert notes[-1] == f"{root}: 1 images that cannot be read are left out, the first is a/1.png"
-    found = find_problems(manifest, validated_with(manifest, 0), SIZE, quarantine=True)
+    found = find_problems(manifest, mark_held_out(manifest, 0), SIZE, quarantine=True)
     assert not found.has_errors
     assert ("note", "they are left out") in [(problem.severity, problem.advice) for problem in found.problems]
 
@@ -475,7 +476,7 @@ def test_turned_images_are_counted_in_every_format_and_told_as_they_are_read(roo
     found = {Path(manifest.name(index)).name for index in np.flatnonzero(manifest.findings & Finding.TURNED)}
     assert found == {f"turned.{form}" for form in ("jpg", "png", "webp", "avif", "tif")} | {"turned_behind.png"}
     for choice, severity in (("ignore", "warning"), ("apply", "note")):
-        told = find_problems(manifest, validated_with(manifest, 0), replace(SIZE, exif=choice)).problems
+        told = find_problems(manifest, mark_held_out(manifest, 0), replace(SIZE, exif=choice)).problems
         said = {problem.what: (problem.severity, problem.advice) for problem in told}
         assert said["5 images are to be turned by EXIF"][0] == severity
         assert said["1 images are TIFFs that are stored turned"][0] == "note"
@@ -530,16 +531,16 @@ def test_copies_are_found_on_both_sides_and_in_other_classes(root: Path) -> None
         ),
     ]
     (leak,) = [
-        problem for problem in find_problems(manifest, validated_with(manifest, 0), SIZE).problems
+        problem for problem in find_problems(manifest, mark_held_out(manifest, 0), SIZE).problems
         if "versions" in problem.what
     ]  # fmt: skip
     assert sorted(manifest.name(index) for index in leak.images[0]) == ["train/ant/2.png", "val/ant/smaller.jpg"]
-    assert len(alarms(manifest, validated_with(manifest, 0))) == 2
+    assert len(find_alarms(manifest, mark_held_out(manifest, 0))) == 2
     (root / "train" / "ant" / "5.png").write_bytes(b"")
     manifest = checked(root)
-    held_out = validated_with(manifest, 0)
-    assert len(alarms(manifest, held_out)) == 3
-    assert len(alarms(manifest, held_out, quarantine=True)) == 2
+    held_out = mark_held_out(manifest, 0)
+    assert len(find_alarms(manifest, held_out)) == 3
+    assert len(find_alarms(manifest, held_out, quarantine=True)) == 2
 
 
 def test_a_clean_set_has_no_problem(root: Path) -> None:
@@ -558,13 +559,13 @@ def test_classes_are_judged(tmp_path: Path) -> None:
 def test_what_the_centre_crop_cuts_away_is_its_share_of_the_area(root: Path) -> None:
     scene(60, (200, 40)).save(root / "train" / "ant" / "wide.png")
     manifest = checked(root)
-    lost = dict(zip(manifest.names(), cut_away(manifest, Preprocess(size=(32, 32), crop=1.0)), strict=True))
+    lost = dict(zip(manifest.names(), compute_cut_away(manifest, Preprocess(size=(32, 32), crop=1.0)), strict=True))
     assert lost[b"train/ant/wide.png"] == pytest.approx(1 - 40 / 200)
     assert lost[b"train/ant/0.png"] == pytest.approx(1 - 48 / 64)
     view = Preprocess(size=(32, 32), crop=0.5)
-    assert dict(zip(manifest.names(), cut_away(manifest, view), strict=True))[b"train/ant/0.png"] == pytest.approx(
-        1 - (24 * 24) / (64 * 48)
-    )
+    assert dict(zip(manifest.names(), compute_cut_away(manifest, view), strict=True))[
+        b"train/ant/0.png"
+    ] == pytest.approx(1 - (24 * 24) / (64 * 48))
 
 
 def test_folders_that_contradict_each_other_are_findings_and_forbid_training(root: Path) -> None:
@@ -572,7 +573,7 @@ def test_folders_that_contradict_each_other_are_findings_and_forbid_training(roo
     manifest, structure = open_manifest(DataSection(root=str(root)))
     assert len(structure) == 1
     assert manifest.classes == ("ant", "bee", "wasp")
-    found = find_problems(manifest, validated_with(manifest, 0), SIZE, structure)
+    found = find_problems(manifest, mark_held_out(manifest, 0), SIZE, structure)
     assert found.has_errors
     assert "val/ has other classes than train/" in found.problems[0].what
 
@@ -582,7 +583,7 @@ def test_folders_that_contradict_each_other_are_findings_and_forbid_training(roo
 
 @given(st.lists(st.integers(0, 5), max_size=30))
 def test_equal_keys_are_grouped(keys: list[int]) -> None:
-    groups = equal_groups(np.array(keys, dtype=np.uint64))
+    groups = find_equal(np.array(keys, dtype=np.uint64))
     expected = [[i for i, key in enumerate(keys) if key == wanted] for wanted in sorted(set(keys))]
     assert [group.tolist() for group in groups] == [group for group in expected if len(group) > 1]
 
@@ -594,7 +595,7 @@ def test_near_pairs_are_all_pairs_within_four_bits() -> None:
     hashes = np.concatenate([base, base[:6] ^ flips, [0, 0]]).astype(np.uint64)
     apart = np.bitwise_count(hashes[:, None] ^ hashes[None])
     expected = [(i, j) for i in range(66) for j in range(i + 1, 66) if apart[i, j] <= 4]
-    pairs, crowded = near_pairs(hashes)
+    pairs, crowded = find_near_pairs(hashes)
     assert sorted(map(tuple, pairs.tolist())) == expected
     assert len(expected) >= 4
     assert crowded == 0
@@ -606,7 +607,7 @@ def test_versions_of_a_picture_are_near_and_others_far(tmp_path: Path) -> None:
     for number, image in enumerate(originals):
         path = tmp_path / f"{number}.jpg"
         image.resize((60, 45)).save(path, quality=60)
-        hashes.append((picture_hash(decode(path.read_bytes())), inspect("x.png", png(image)).picture))
+        hashes.append((hash_picture(decode(path.read_bytes())), inspect("x.png", png(image)).picture))
     near = [(small ^ whole).bit_count() for small, whole in hashes]
     far = [(hashes[i][0] ^ hashes[j][1]).bit_count() for i in range(30) for j in range(i)]
     assert max(near) <= 4

@@ -11,10 +11,10 @@ from PIL import Image
 
 from vitrail.data.loader import build_train_loader
 from vitrail.data.paths import Paths
-from vitrail.data.sampling import BatchSampler
+from vitrail.data.sampling import BatchSampler, Shuffle
 from vitrail.data.sources import FileSource
 from vitrail.images.pixels import RGB
-from vitrail.images.transforms import TrainView
+from vitrail.images.train_view import TrainView
 
 IMAGES, EPOCHS, STEPS = 400_000, 3, 5
 NAMES = [b"a/0.png", b"b/1.png"]
@@ -42,7 +42,7 @@ def own_memory_mb(process: int) -> float:
 def growth_mb(folder: Path, paths: Paths) -> float:
     """Return how much memory of their own two workers take from the first epoch to the last."""
     source = FileSource(folder, paths, np.resize(np.array([0, 1], np.int32), IMAGES), ("a", "b"), "many images")
-    sampler = BatchSampler(IMAGES, 256, seed=0)
+    sampler = BatchSampler(Shuffle(IMAGES, seed=0), 256)
     loader = build_train_loader(source, TrainView(size=(8, 8)), RGB, sampler, seed=0, workers=2)
     seen = []
     for epoch in range(EPOCHS):

@@ -21,11 +21,12 @@ import torch
 from support.random_weights import randomised
 from vitrail.cli.app import main
 from vitrail.deploy.compare import gather_sample
-from vitrail.deploy.export import Exported, FormatName, export, find_outputs
+from vitrail.deploy.export import Exported, export, find_outputs
+from vitrail.deploy.formats import FormatName
 from vitrail.deploy.mindir import CHECK_SCRIPT
 from vitrail.errors import ConfigError
-from vitrail.images.transforms import Preprocess
-from vitrail.inference.engines import open_artifact
+from vitrail.images.preprocess import Preprocess
+from vitrail.inference.network import open_artifact
 from vitrail.models.registry import create_model, find_variant
 from vitrail.weights.checkpoint import KEY, Record, model_options, save_model
 from vitrail.weights.loading import load_model, open_model

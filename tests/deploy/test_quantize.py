@@ -18,13 +18,14 @@ from torch import nn
 from support.random_weights import randomised
 from vitrail.cli.app import main
 from vitrail.config.resolve import command_line
-from vitrail.deploy.int8 import quantizable, sensitivities
-from vitrail.deploy.quantize import Quantized, Speed, advice, quantize
+from vitrail.deploy.int8 import find_quantizable, measure_sensitivities
+from vitrail.deploy.quantize import Quantized, Speed, find_drawbacks, quantize
 from vitrail.display import Quiet
 from vitrail.errors import CheckpointError, ConfigError, MissingExtra
 from vitrail.evaluation.evaluate import evaluate
-from vitrail.images.transforms import Preprocess
-from vitrail.inference.engines import open_artifact, openvino_capabilities
+from vitrail.images.preprocess import Preprocess
+from vitrail.inference.engines import openvino_capabilities
+from vitrail.inference.network import open_artifact
 from vitrail.models.registry import create_model, find_variant
 from vitrail.weights.checkpoint import Record, model_options, save_model
 
@@ -166,7 +167,7 @@ def test_a_model_that_suffers_everywhere_is_rejected(
 def test_only_layers_are_in_8_bits_and_none_of_a_performer(tmp_path: Path, image_folder: Path) -> None:
     checkpoint = save(tmp_path / "best.safetensors", name="t2t_vit_7")
     model = create_model("t2t_vit_7", **find_variant("t2t_vit_7")[0].tiny)
-    layers = set(quantizable(model))
+    layers = set(find_quantizable(model))
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     assert {name for name in linear - layers} == {name for name in linear if "attention" in name}
     done = made(checkpoint, image_folder, max_drop=100)
@@ -186,7 +187,7 @@ def test_a_layer_is_more_sensitive_the_more_its_inputs_differ() -> None:
         model = randomised(create_model(name, **find_variant(name)[0].tiny))
         change(model)
         before = model(images)
-        found.append(sensitivities(model, quantizable(model), images, lambda: None))
+        found.append(measure_sensitivities(model, find_quantizable(model), images, lambda: None))
         assert torch.equal(model(images), before), "the model is as it was"
     plain, magnified = found
     assert all(0 < moved < 0.5 for moved in plain.values())
@@ -220,16 +221,25 @@ def test_what_is_slower_than_float_is_said_to_be() -> None:
         return Speed(what=what, about="", measure=measured, bytes=1, ms={1: ms, 8: 8 * ms})
 
     done = Quantized(
-        path=Path("best.int8.xml"), is_good=True, numbers=Path("n"), measured_by="top-1", exact=80, max_drop=1,
-        images=100, calibrated_on="", layers=1, trials=(), sensitivities={},
+        path=Path("best.int8.xml"),
+        is_good=True,
+        numbers=Path("n"),
+        measured_by="top-1",
+        exact=80,
+        max_drop=1,
+        images=100,
+        calibrated_on="",
+        layers=1,
+        trials=(),
+        sensitivities={},
         speeds=(speed("best.safetensors", 80, 9), speed("float32 openvino", 80, 3), speed("best.int8.xml", 79, 5)),
-    )  # fmt: skip
-    assert advice(done) == [
+    )
+    assert find_drawbacks(done) == [
         "best.int8.xml is slower here than float32 openvino (40.0 ms and 24.0 ms a batch of 8), which is as accurate; "
         "8 bits save size alone"
     ]
-    assert not advice(dataclasses.replace(done, speeds=()))
-    assert advice(dataclasses.replace(done, speeds=(), images=40)) == [
+    assert not find_drawbacks(dataclasses.replace(done, speeds=()))
+    assert find_drawbacks(dataclasses.replace(done, speeds=(), images=40)) == [
         "each of the 40 labelled images counts 2.5 points, more than may be lost; measure on more"
     ]
 

@@ -441,6 +441,27 @@ def test_what_no_restart_mends_is_said_once_and_ends_it(restarts: int) -> None:
     assert "error in process 1" not in done.stderr
 
 
+def test_torchrun_is_told_again_where_it_loses_the_signal(tmp_path: Path) -> None:
+    """Python ignores what a signal's handler raises within a lock's callback, so torchrun may miss one."""
+    path = tmp_path / "launcher.py"
+    path.write_text(
+        "import os, signal, subprocess, sys\n"
+        "heard = []\n"
+        "def hear(number, frame):\n"
+        "    heard.append(number)\n"
+        "    if len(heard) == 2:\n"
+        "        worker.kill()\n"
+        "signal.signal(signal.SIGTERM, hear)\n"
+        "variables = {'LOCAL_RANK': '0', 'TORCHELASTIC_MAX_RESTARTS': '2', 'TORCHELASTIC_RESTART_COUNT': '0'}\n"
+        "words = [sys.executable, '-m', 'vitrail', 'train', 'digits', 'train.epochs=0']\n"
+        "worker = subprocess.Popen(words, env={**os.environ, **variables})\n"
+        "sys.exit(0 if worker.wait() == -signal.SIGKILL else 'the worker ended before')\n"
+    )
+    done = python(path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("error: train.epochs is 0; ") == 1
+
+
 def test_a_process_whose_error_is_its_own_says_so(tmp_path: Path) -> None:
     """torchrun's first process waits, as it would for the images of the second."""
     path = tmp_path / "script.py"

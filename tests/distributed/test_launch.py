@@ -15,7 +15,7 @@ import pytest
 
 from support.forked import Python, python
 from support.runs import TINY
-from vitrail.distributed.launch import PORTS, understand_launch, without_local_rank
+from vitrail.distributed.launch import PORTS, is_said_by_first_process, understand_launch, without_local_rank
 from vitrail.errors import ConfigError
 
 OF_LAUNCHERS = ("OMPI_", "PMI", "MPI_", "MV2_", "SLURM_", "MASTER_", "RANK", "LOCAL_", "WORLD_SIZE", "ENVIRONMENT")
@@ -274,3 +274,17 @@ def test_mpirun_itself_starts_a_run(program: str, image_folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert [path.name for path in (image_folder.parent / "runs").iterdir()] == ["mpi"]
     assert last_line(image_folder, "mpi")["val_n"] == 12
+
+
+def test_an_error_is_said_once_a_machine_where_the_first_process_reports_the_same_to_torchrun(tmp_path: Path) -> None:
+    (tmp_path / "0").mkdir()
+    environ = {"TORCHELASTIC_ERROR_FILE": str(tmp_path / "1" / "error.json")}
+    report = tmp_path / "0" / "error.json"
+    assert not is_said_by_first_process("same", environ, 0.2)
+    for text in ('{"mess', '{"message": "a traceback"}', '{"message": {"message": "another"}}'):
+        report.write_text(text)
+        assert not is_said_by_first_process("same", environ, 0.2)
+    report.write_text('{"message": {"message": "same", "extraInfo": {}}}')
+    assert is_said_by_first_process("same", environ, 60)
+    assert not is_said_by_first_process("same", {}, 0.2), "mpirun and srun take no reports"
+    assert not is_said_by_first_process("same", {"TORCHELASTIC_ERROR_FILE": ""}, 0.2)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.distributed import TCPStore
 
-from vitrail.distributed.rendezvous import ROUND, answer, call, join
+from vitrail.distributed.rendezvous import ROUND, announce_start, answer_start, join
 from vitrail.errors import LostProcess
 
 
@@ -22,8 +22,8 @@ def test_each_start_agrees_on_a_new_name_whoever_comes_first() -> None:
     names = set()
     for _ in range(3):  # the second and third find what the ones before have left
         with ThreadPoolExecutor(3) as threads:
-            others = [threads.submit(answer, server.clone(), rank, 5.0) for rank in (1, 2)]
-            first = threads.submit(call, server.clone(), 3, 5.0)
+            others = [threads.submit(answer_start, server.clone(), rank, 5.0) for rank in (1, 2)]
+            first = threads.submit(announce_start, server.clone(), 3, 5.0)
             found = {first.result(), *(other.result() for other in others)}
         assert len(found) == 1
         names |= found
@@ -33,10 +33,10 @@ def test_each_start_agrees_on_a_new_name_whoever_comes_first() -> None:
 def test_who_does_not_come_is_named() -> None:
     server = store()
     with pytest.raises(LostProcess, match=r"^process 1, 2 of 3 did not start within 0\.005 minutes; look at its own"):
-        call(server, 3, 0.3)
+        announce_start(server, 3, 0.3)
     server.set(ROUND, "of a process that has ended")
     with pytest.raises(LostProcess, match=r"^process 0 did not start within 0\.005 minutes"):
-        answer(server, 1, 0.3)
+        answer_start(server, 1, 0.3)
 
 
 @pytest.mark.parametrize("of_torchrun", [True, False])

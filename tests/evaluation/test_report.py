@@ -25,8 +25,8 @@ from vitrail.evaluation.answers import Gathered
 from vitrail.evaluation.report import FILES, Subject, Training
 from vitrail.evaluation.single_label_metrics import SingleLabelMetrics
 from vitrail.evaluation.single_label_report import single_label_report_files
-from vitrail.images.transforms import Preprocess
-from vitrail.pages.render import line_chart
+from vitrail.images.preprocess import Preprocess
+from vitrail.pages.charts import line_chart
 from vitrail.weights.checkpoint import Record
 
 

@@ -14,11 +14,12 @@ from vitrail.config.commands import TrainConfig
 from vitrail.config.sections import DataSection
 from vitrail.config.training_sections import AugmentSection, BalanceSection
 from vitrail.data.loader import Batch
-from vitrail.images.batch_augment import EraseMode, MixMode, erase, mix, soft_targets
-from vitrail.images.transforms import Preprocess
+from vitrail.distributed.processes import processes
+from vitrail.images.batch_augment import EraseMode, MixMode, erase, make_soft_targets, mix
+from vitrail.images.preprocess import Preprocess
 from vitrail.training.class_balance import build_balance
-from vitrail.training.losses import OneClass
-from vitrail.training.train import prepare
+from vitrail.training.losses import SingleLabelLoss
+from vitrail.training.step import StepContext, prepare
 
 
 def erased_boxes(keys: range, size: tuple[int, int] = (60, 80)) -> list[tuple[float, float]]:
@@ -97,7 +98,7 @@ def test_erasing_is_timms_for_the_same_draws(
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_soft_targets_are_timms(smoothing):
     labels = torch.tensor([0, 3, 4])
-    targets = soft_targets(labels, 5, smoothing)
+    targets = make_soft_targets(labels, 5, smoothing)
     torch.testing.assert_close(targets, mixup_target(labels, 5, 1.0, smoothing))
     torch.testing.assert_close(targets.sum(1), torch.ones(3))
 
@@ -120,7 +121,7 @@ LABELS = torch.tensor([0, 1, 2, 3, 4, 0])
 @pytest.mark.parametrize("key", range(5))
 def test_mixup_is_timms_for_the_same_share(key):
     images = torch.randn(6, 3, 8, 8)
-    mixed, targets = mix(images.clone(), soft_targets(LABELS, 5, 0.1), **BOTH | {"cutmix_alpha": 0.0}, key=key)
+    mixed, targets = mix(images.clone(), make_soft_targets(LABELS, 5, 0.1), **BOTH | {"cutmix_alpha": 0.0}, key=key)
     rng = np.random.default_rng(key)
     rng.random()
     theirs, their_targets = Given(float(rng.beta(0.8, 0.8)))(images.clone(), LABELS)
@@ -131,7 +132,7 @@ def test_mixup_is_timms_for_the_same_share(key):
 @pytest.mark.parametrize("key", range(30))
 def test_cutmix_pastes_one_box_and_weighs_it_by_its_clipped_area(key):
     images = torch.arange(6.0).view(6, 1, 1, 1).repeat(1, 3, 20, 30)
-    mixed, targets = mix(images.clone(), soft_targets(LABELS, 5, 0.1), **BOTH | {"mixup_alpha": 0.0}, key=key)
+    mixed, targets = mix(images.clone(), make_soft_targets(LABELS, 5, 0.1), **BOTH | {"mixup_alpha": 0.0}, key=key)
     pasted = (mixed != images)[0, 0]
     rows, columns = pasted.any(1).sum().item(), pasted.any(0).sum().item()
     assert pasted.sum() == rows * columns
@@ -161,7 +162,7 @@ def test_every_way_of_mixing_is_timms_for_the_same_draws(
     mixed = 0
     for key in range(12):
         found, targets = mix(
-            images.clone(), soft_targets(LABELS, 5, 0.1), mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha,
+            images.clone(), make_soft_targets(LABELS, 5, 0.1), mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha,
             probability=0.8, switch_probability=0.5, key=key, mode=mode, minmax=minmax,
         )  # fmt: skip
         rng = np.random.default_rng(key)
@@ -202,11 +203,13 @@ def erased_shares(key: int | None, **augment: object) -> list[bool]:
         keys=torch.arange(200),
         bad=[],
     )
-    objective = OneClass(build_balance(BalanceSection(), np.full(5, 40), torch.device("cpu")), 0.1)
+    objective = SingleLabelLoss(build_balance(BalanceSection(), np.full(5, 40), torch.device("cpu")), 0.1)
     size = Preprocess(size=(32, 32), mean=(0.0,) * 3, std=(1.0,) * 3)
-    images, targets = prepare(batch, config, size, objective, key, torch.device("cpu"))
+    with processes("float32", "cpu") as accelerator:
+        context = StepContext(config=config, accelerator=accelerator, preprocess=size, objective=objective)
+        images, targets = prepare(context, batch, key)
     if key is None:
-        torch.testing.assert_close(targets, soft_targets(batch.labels, 5, 0.1))
+        torch.testing.assert_close(targets, make_soft_targets(batch.labels, 5, 0.1))
     return (images != 0).flatten(1).any(1).tolist()
 
 
@@ -244,7 +247,7 @@ def test_probabilities_of_mixing_and_switching_are_obeyed():
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 7])
 def test_any_batch_size_mixes_and_targets_stay_distributions(n):
     for key in range(10):
-        images, targets = mix(torch.randn(n, 3, 9, 9), soft_targets(torch.arange(n) % 5, 5, 0.1), **BOTH, key=key)
+        images, targets = mix(torch.randn(n, 3, 9, 9), make_soft_targets(torch.arange(n) % 5, 5, 0.1), **BOTH, key=key)
         assert images.shape == (n, 3, 9, 9)
         torch.testing.assert_close(targets.sum(1), torch.ones(n))
 

@@ -17,10 +17,11 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
-from test_cli import TINY, refused, run
 from torch.nn.functional import interpolate
 
+from support.commands import refused, run
 from support.images import EIGHT_BIT, PLAIN, encode, npy, photo, png_16, read, reason, write
+from support.runs import TINY
 from support.tiff_files import tiff_file
 from vitrail.config.commands import TrainConfig
 from vitrail.config.resolve import command_line, read_yaml, resolve
@@ -30,10 +31,11 @@ from vitrail.display import Quiet
 from vitrail.errors import CheckpointError, ConfigError, DataError
 from vitrail.images import decoding
 from vitrail.images.decoding import decode, to_pixels
-from vitrail.images.pixels import PixelFormat, UnreadableImage, check_size, counted
-from vitrail.images.transforms import Preprocess, TrainView, normalise, normalised_by
+from vitrail.images.pixels import PixelFormat, UnreadableImage, check_size, describe_channels
+from vitrail.images.preprocess import Preprocess, describe_normalisation, normalise
+from vitrail.images.train_view import TrainView
 from vitrail.pages.render import picture, pictured
-from vitrail.training.setup import open_initial_weights, tell_statistics
+from vitrail.training.initial_model import open_initial_weights, tell_statistics
 from vitrail.weights.checkpoint import parse_record, to_metadata
 from vitrail.weights.hub import model_card
 from vitrail.weights.loading import load_model
@@ -55,7 +57,7 @@ def tiff(array: np.ndarray, **options) -> bytes:
 def test_one_channel_is_pillows_gray(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = np.array(Image.open(io.BytesIO(EIGHT_BIT[kind])).convert("L"))[:, :, None]
     assert np.array_equal(read(EIGHT_BIT[kind], 1), expected)
-    monkeypatch.setattr(decoding, "FAST_DECODERS", {})
+    monkeypatch.setattr(decoding, "fast_decoders", dict)
     assert np.array_equal(read(EIGHT_BIT[kind], 1), expected)
     assert np.array_equal(to_pixels(Image.open(io.BytesIO(EIGHT_BIT[kind])), PixelFormat(1))[0], expected[:, :, 0])
 
@@ -89,7 +91,7 @@ def test_8_bits_become_16_times_257() -> None:
 # Colours of 16 bits
 
 
-@pytest.mark.skipif(decoding.DECODER != "torchcodec", reason="needs torchcodec")
+@pytest.mark.skipif(decoding.decoder_name() != "torchcodec", reason="needs torchcodec")
 def test_a_png_of_16_bit_colours_is_read_whole() -> None:
     for channels in (3, 4):
         data = png_16(FIVE[:, :, :channels])
@@ -109,7 +111,7 @@ def test_colours_that_would_lose_bits_are_refused(monkeypatch: pytest.MonkeyPatc
     ppm = b"P6 30 20 65535\n" + FIVE[:, :, :3].astype(">u2").tobytes()
     assert "save it as plain PNG, TIFF or .npy" in reason(ppm, 3, 16)
     assert reason(encode(photo(), "AVIF"), 3, 16) == f"its AVIF colours may have more than 8 bits, {advice}"
-    monkeypatch.setattr(decoding, "FAST_DECODERS", {})
+    monkeypatch.setattr(decoding, "fast_decoders", dict)
     assert reason(data, 3, 16) == "has colours of 16 bits, which need torchcodec (pip install torchcodec)"
     assert np.array_equal(read(data), FIVE[:, :, :3] >> 8)
 
@@ -311,8 +313,11 @@ def test_a_tensor_must_be_what_the_weights_need() -> None:
 
 
 def test_normalisation_is_said_in_few_words() -> None:
-    assert normalised_by((0.5,) * 9, (0.25,) * 9) == "pixels are normalised by mean 0.5 and std 0.25 of their range"
-    assert "mean 0.1, 0.2 and std 0.3, 0.3 of" in normalised_by((0.1, 0.2), (0.3, 0.3))
+    assert (
+        describe_normalisation((0.5,) * 9, (0.25,) * 9)
+        == "pixels are normalised by mean 0.5 and std 0.25 of their range"
+    )
+    assert "mean 0.1, 0.2 and std 0.3, 0.3 of" in describe_normalisation((0.1, 0.2), (0.3, 0.3))
 
 
 def test_named_sets_follow_the_same_rules() -> None:
@@ -410,9 +415,9 @@ def test_weights_say_in_training_what_they_were_made_for(trained: Run) -> None:
     assert f"{pixels}: pixels are normalised by mean 0.5" in display.text
     assert f"vitrail check-data data.root={trained.data} data.channels={trained.channels}" in display.text
     metadata = to_metadata(replace(opened.record, preprocess=Preprocess(size=(32, 32))))
-    with pytest.raises(CheckpointError, match=f"x: its model takes {trained.channels} channels and its prep.* gives 3"):
+    with pytest.raises(CheckpointError, match=rf"\(its model takes {trained.channels} channels and .* gives 3\)"):
         parse_record(metadata, "x")
-    assert f"image of {counted(trained.channels)}, {trained.bits} bits each, is" in model_card(opened.record)
+    assert f"image of {describe_channels(trained.channels)}, {trained.bits} bits each, is" in model_card(opened.record)
 
 
 class Said(Quiet):

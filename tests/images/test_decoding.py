@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -24,12 +28,13 @@ from vitrail.data.loader import build_eval_loader
 from vitrail.data.manifest import list_images
 from vitrail.display import Quiet
 from vitrail.images import decoding
-from vitrail.images.decoding import OPENED, READ, check_picture, decode, decode_quietly, ends_early
+from vitrail.images.decoding import check_picture, decode, decode_quietly, ends_early
+from vitrail.images.formats import OPENED, READ
 from vitrail.images.pixels import Bits, Exif, PixelFormat, UnreadableImage
+from vitrail.images.preprocess import Preprocess
 from vitrail.images.synthetic import draw_photo
-from vitrail.images.transforms import Preprocess
 
-needs_torchcodec = pytest.mark.skipif(decoding.DECODER != "torchcodec", reason="needs torchcodec")
+needs_torchcodec = pytest.mark.skipif(decoding.decoder_name() != "torchcodec", reason="needs torchcodec")
 
 
 @needs_torchcodec
@@ -72,15 +77,15 @@ def test_exif_that_can_be_read_in_two_ways_turns_nothing(
     photo().crop((0, 0, 50, 30)).save(stream, form, exif=exif(kind, count, order))
     wanted = PixelFormat(exif=rule)
     pixels = decode(stream.getvalue(), wanted)
-    monkeypatch.setattr(decoding, "FAST_DECODERS", {})
+    monkeypatch.setattr(decoding, "fast_decoders", dict)
     torch.testing.assert_close(pixels, decode(stream.getvalue(), wanted), rtol=0, atol=0)
     assert rule == "apply" or pixels.shape == (3, 30, 50)
 
 
 @needs_torchcodec
 def test_a_webp_that_holds_more_than_a_picture_is_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, fast = [], decoding.FAST_DECODERS["WEBP"]
-    monkeypatch.setitem(decoding.FAST_DECODERS, "WEBP", lambda *given, **how: calls.append(1) or fast(*given, **how))
+    calls, fast = [], decoding.fast_decoders()["WEBP"]
+    monkeypatch.setitem(decoding.fast_decoders(), "WEBP", lambda *given, **how: calls.append(1) or fast(*given, **how))
     for extra, times in (
         ({}, 1),
         ({"exif": exif(3, 1, "<").replace(b"\6", b"\1")}, 0),
@@ -159,7 +164,9 @@ def test_damage_behind_the_pixels_and_wrong_sums_are_judged_alike(data: bytes, c
 def test_a_plain_png_is_torchcodecs_and_an_odd_one_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setitem(
-        decoding.FAST_DECODERS, "PNG", lambda data, mode: asked.append(mode) or torch.zeros(3, 2, 2, dtype=torch.uint8)
+        decoding.fast_decoders(),
+        "PNG",
+        lambda data, mode: asked.append(mode) or torch.zeros(3, 2, 2, dtype=torch.uint8),
     )
     decode(png())
     decode(png(chunk(b"tEXt", b"date\0today") + chunk(b"IEND", b"")))
@@ -317,3 +324,26 @@ def test_avif_is_read_as_pillow_reads_it() -> None:
 def test_the_corpus_has_what_it_says() -> None:
     assert all(data.startswith(PNG_BEGINS) for data in pictures()["PNG"])
     assert len({*pictures()["PNG"]}) == 9
+
+
+def run_python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_importing_decodes_nothing_yet_and_leaves_logging_alone() -> None:
+    code = (
+        "import logging, sys, vitrail.images.decoding;"
+        "print('torchcodec' in sys.modules, logging.getLogger('PIL').handlers)"
+    )
+    assert run_python(code) == "False []"
+
+
+def test_loggers_get_one_handler_however_many_images_are_read() -> None:
+    five = io.BytesIO()
+    tifffile.imwrite(five, np.zeros((32, 32, 5), np.uint8), photometric="minisblack", planarconfig="contig")
+    for _ in range(3):
+        decode(five.getvalue(), PixelFormat(channels=5))
+        decode(png())
+    for name in ("PIL", "tifffile"):
+        handlers = [type(handler) for handler in logging.getLogger(name).handlers]
+        assert handlers.count(logging.NullHandler) == 1, name

@@ -8,7 +8,7 @@ from PIL import Image
 from timm.data import auto_augment
 from timm.data.transforms_factory import create_transform
 
-from vitrail.images.fast_shear import QUICK, quicken
+from vitrail.images.fast_shear import QUICK, speed_up_policy
 
 FILL = (124, 116, 104)
 
@@ -50,7 +50,7 @@ def test_all_that_timm_moves_by_rows_is_quick_and_the_draws_stay(policy: str) ->
         return create_transform(96, is_training=True, separate=True, auto_augment=policy, color_jitter=None)[1]
 
     plain, quick = build(), build()
-    quicken(quick)
+    speed_up_policy(quick)
     part = quick.transforms[0]
     operations = getattr(part, "ops", None) or [step for steps in part.policy for step in steps]
     moving = [op for op in operations if op.name.startswith(("Shear", "Translate"))]

@@ -11,10 +11,10 @@ from sklearn.datasets import load_digits
 
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.images.decoding import decode
-from vitrail.images.input_check import Inputs
+from vitrail.images.input_check import InputCheck
 from vitrail.images.pixels import RGB
+from vitrail.images.preprocess import Preprocess, normalise
 from vitrail.images.synthetic import draw_photo
-from vitrail.images.transforms import Preprocess, normalise
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 HALF = ((0.5,) * 3, (0.5,) * 3)
@@ -24,7 +24,7 @@ OF_255 = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
 
 def doubt(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> str | None:
-    inputs = Inputs()
+    inputs = InputCheck()
     for part in images.split(7):
         inputs.add(normalise(part, tuple(mean), tuple(std)))
     inputs.add(torch.zeros(0, *images.shape[1:]))
@@ -86,7 +86,7 @@ def test_images_for_other_pixels_are_doubted() -> None:
 
 def test_the_numbers_are_those_of_all_pixels() -> None:
     images = torch.randn(20, 5, 6, 7, generator=torch.Generator().manual_seed(0)) * 4 + 9
-    inputs = Inputs()
+    inputs = InputCheck()
     assert inputs.doubt((0.5,), (0.5,)) is None  # without an image there is nothing to doubt
     for part in images.split([1, 12, 7]):
         inputs.add(part)

@@ -24,12 +24,12 @@ from support.tiny_model import CLASSES
 from vitrail.cli.app import main
 from vitrail.deploy.compare import gather_sample
 from vitrail.deploy.export import export, find_outputs
-from vitrail.deploy.onnx_preprocess import put_preprocess
+from vitrail.deploy.onnx_preprocess import add_preprocess
 from vitrail.errors import CheckpointError, ConfigError, MissingExtra
+from vitrail.images.preprocess import Preprocess
 from vitrail.images.synthetic import draw_photo
-from vitrail.images.transforms import Preprocess
-from vitrail.inference.engines import open_artifact, read_artifact
 from vitrail.inference.exported import Making, describe, with_making
+from vitrail.inference.network import open_artifact, read_artifact
 from vitrail.models.registry import create_model, find_variant
 from vitrail.weights.checkpoint import Record, hash_file, model_options, provenance, save_model, to_metadata
 from vitrail.weights.formats.protobuf import block
@@ -362,7 +362,7 @@ def test_openvino_takes_the_precision_that_is_asked_for_or_refuses_it(exported: 
 )
 def test_preprocessing_in_the_graph_is_ours_to_two_levels_of_colour(preprocess: Preprocess) -> None:
     channels = preprocess.channels
-    model = put_preprocess(small_network(preprocess.size, channels), preprocess, channels, 5)
+    model = add_preprocess(small_network(preprocess.size, channels), preprocess, channels, 5)
     onnx.checker.check_model(model, full_check=True)
     session = onnxruntime.InferenceSession(model.SerializeToString())
     assert [end.name for end in session.get_outputs()][1:] == ["probabilities", "top_probabilities", "top_classes"]
@@ -384,7 +384,7 @@ def test_preprocessing_in_the_graph_is_ours_to_two_levels_of_colour(preprocess: 
 def test_whole_images_go_into_an_exported_file(exported: Path) -> None:
     model = load_model(exported / "best.safetensors")
     assert isinstance(model.preprocess, Preprocess)
-    whole = put_preprocess(onnx.load(exported / "best.onnx"), model.preprocess, len(CLASSES), 2)
+    whole = add_preprocess(onnx.load(exported / "best.onnx"), model.preprocess, len(CLASSES), 2)
     session = onnxruntime.InferenceSession(whole.SerializeToString())
     for number in range(4):
         photo = draw_photo(number)

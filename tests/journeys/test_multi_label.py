@@ -35,7 +35,7 @@ from vitrail.errors import CheckpointError, ConfigError, DataError, Stopped
 from vitrail.evaluation.evaluate import evaluate, report_folder, sweep
 from vitrail.evaluation.multi_label_metrics import Decisions, compute_multi_label_metrics, label_scores, tuned
 from vitrail.inference.decision import probabilities
-from vitrail.training.losses import SeveralClasses, asymmetric
+from vitrail.training.losses import MultiLabelLoss, asymmetric_loss
 from vitrail.training.train import TrainResult, train
 from vitrail.weights.checkpoint import parse_record
 from vitrail.weights.convert import convert
@@ -132,7 +132,7 @@ def test_the_asymmetric_loss_and_its_gradient_are_timms(negative: float, positiv
     generator = torch.Generator().manual_seed(0)
     logits = (3 * torch.randn(16, 5, generator=generator)).requires_grad_()
     targets = (torch.rand(16, 5, generator=generator) < 0.3).float()
-    ours = asymmetric(logits, targets, negative, positive, clip).sum()
+    ours = asymmetric_loss(logits, targets, negative, positive, clip).sum()
     (gradient,) = torch.autograd.grad(ours, logits)
     theirs = 16 * AsymmetricLossMultiLabel(negative, positive, clip)(logits, targets)  # its mean over the images
     # without a clip, timm takes the logarithm of a difference from 1
@@ -143,7 +143,7 @@ def test_the_asymmetric_loss_and_its_gradient_are_timms(negative: float, positiv
 def test_losses_stay_finite_and_are_linear_in_mixed_targets() -> None:
     logits = torch.tensor([[-300.0, -20, 0, 20, 300]], requires_grad=True)
     for clip in (0.0, 0.05):
-        whole = [asymmetric(logits, torch.full((1, 5), value), 4, 1, clip) for value in (0.0, 1.0, 0.25)]
+        whole = [asymmetric_loss(logits, torch.full((1, 5), value), 4, 1, clip) for value in (0.0, 1.0, 0.25)]
         torch.testing.assert_close(whole[2], 0.75 * whole[0] + 0.25 * whole[1])
         for loss in whole:
             (gradient,) = torch.autograd.grad(loss.sum(), logits, retain_graph=True)
@@ -153,13 +153,13 @@ def test_losses_stay_finite_and_are_linear_in_mixed_targets() -> None:
 
 def test_the_loss_of_an_image_is_the_mean_over_its_classes() -> None:
     label_sets = np.array([[False, False, False], [True, False, True]])
-    objective = SeveralClasses(label_sets, MultiLabelSection())
+    objective = MultiLabelLoss(label_sets, MultiLabelSection())
     targets = objective.targets(torch.tensor([1, 0]), torch.device("cpu"))
     assert targets.tolist() == [[1, 0, 1], [0, 0, 0]]
     logits = torch.randn(2, 3)
     mean = binary_cross_entropy_with_logits(logits, targets)
     torch.testing.assert_close(objective.loss(logits, targets), 2 * mean)
-    sharp = SeveralClasses(label_sets, MultiLabelSection(loss="asymmetric", gamma_negative=0, clip=0))
+    sharp = MultiLabelLoss(label_sets, MultiLabelSection(loss="asymmetric", gamma_negative=0, clip=0))
     torch.testing.assert_close(sharp.loss(logits, targets), 2 * mean)
     nothing = objective.loss(logits[:0], targets[:0])
     assert nothing.item() == 0

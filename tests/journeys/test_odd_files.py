@@ -9,7 +9,7 @@ import pytest
 
 from vitrail.files import read_regular, staging
 from vitrail.images.decoding import MAX_FILE, read_image
-from vitrail.images.transforms import Preprocess
+from vitrail.images.preprocess import Preprocess
 
 
 @pytest.fixture

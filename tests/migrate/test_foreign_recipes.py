@@ -132,7 +132,7 @@ def test_a_file_gives_the_image_size_that_weights_do_not_tell(
     with pytest.raises(SystemExit) as caught:
         main(["export", *words, "--format", "torchscript", "--output", str(tmp_path / "a.torchscript")])
     assert caught.value.code == 0, capsys.readouterr().err
-    from vitrail.inference.engines import read_artifact
+    from vitrail.inference.network import read_artifact
 
     record = read_artifact(tmp_path / "a.torchscript").record
     assert (record.preprocess.size, record.options["image_size"]) == ((64, 64), 64)

@@ -22,7 +22,7 @@ import timm
 import vitrail.timm
 from vitrail.deploy.compare import gather_sample
 from vitrail.deploy.export import export, find_outputs
-from vitrail.deploy.int8 import quantizable
+from vitrail.deploy.int8 import find_quantizable
 from vitrail.errors import CheckpointError
 from vitrail.models.catalogue import catalogue
 from vitrail.models.registry import create_model, list_models
@@ -84,7 +84,7 @@ def main(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="deit is not adapted to other numbers"):
         load_model(folder / "ours.safetensors", in_channels=1)
     assert adapt(
-        model.state_dict(), model.config, model.config, "file", family=deit.FAMILY, old_classes=(), new_classes=()
+        model.state_dict(), model.config, model.config, "file", family=FAMILY, old_classes=(), new_classes=()
     )[1] == []  # fmt: skip
 
     # production
@@ -95,7 +95,7 @@ def main(folder: Path) -> None:
     outputs = find_outputs(["mindir"], folder / "tiny.pth", None)
     (done,) = export(opened, outputs, gather_sample(opened.record, None))
     assert done.path.stat().st_size > 1000
-    assert len(quantizable(tiny)) == 1 + 2 * 4 + 1
+    assert len(find_quantizable(tiny)) == 1 + 2 * 4 + 1
     sys.stdout.write(json.dumps({"exported": done.path.name}) + "\n")
 
 

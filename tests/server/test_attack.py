@@ -16,7 +16,7 @@ from support.forked import is_alive, wait_until
 from support.serving import Server, encoded, start
 from support.tiny_model import save_tiny
 from vitrail.errors import ConfigError
-from vitrail.images.transforms import Preprocess
+from vitrail.images.preprocess import Preprocess
 from vitrail.server.settings import Serving
 
 WILD = Path(__file__).parents[3] / "shared" / "wild"
@@ -171,11 +171,11 @@ def test_what_libjpeg_prints_does_not_break_the_log(own_server: Server) -> None:
 
 
 def processes(server: Server) -> tuple[int, list[int]]:
-    """Return the nursery and its workers, as soon as each lane has its own."""
+    """Return the fork server and its workers, as soon as each lane has its own."""
     wait_until(lambda: len(children(server.process.pid)) > 3, server.process)
     time.sleep(0.5)
-    nursery, *workers = children(server.process.pid)
-    return nursery, workers
+    fork_server, *workers = children(server.process.pid)
+    return fork_server, workers
 
 
 def test_a_worker_that_something_killed_costs_no_answer(own_server: Server) -> None:
@@ -197,8 +197,8 @@ def test_a_worker_that_hangs_is_replaced(own_server: Server) -> None:
 
 
 def test_a_server_that_cannot_decode_any_more_says_so(own_server: Server) -> None:
-    nursery, workers = processes(own_server)
-    for pid in (nursery, *workers):
+    fork_server, workers = processes(own_server)
+    for pid in (fork_server, *workers):
         os.kill(pid, signal.SIGKILL)
     for _ in range(5):
         status, found, _ = own_server.send(PHOTO)
@@ -216,9 +216,9 @@ def test_a_server_that_cannot_decode_any_more_says_so(own_server: Server) -> Non
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_no_process_stays_behind(own_server: Server, number: int) -> None:
-    nursery, workers = processes(own_server)
+    fork_server, workers = processes(own_server)
     os.kill(own_server.process.pid, number)
-    wait_until(lambda: not any(is_alive(pid) for pid in (nursery, *workers)))
+    wait_until(lambda: not any(is_alive(pid) for pid in (fork_server, *workers)))
 
 
 # Requests that are none.
@@ -245,10 +245,10 @@ def test_a_name_that_is_not_the_servers_is_refused(server: Server, host: str, st
 
 
 def test_any_name_may_be_allowed_and_what_is_bound_is() -> None:
-    assert Serving(host_names=("*",)).is_called("anything.example.org")
-    assert Serving(host="Box.lan").is_called("box.LAN:80")
-    assert not Serving(host="0.0.0.0").is_called("box.lan")
-    assert Serving(host="0.0.0.0").is_called("10.0.0.7:8000")
+    assert Serving(host_names=("*",)).accepts_host("anything.example.org")
+    assert Serving(host="Box.lan").accepts_host("box.LAN:80")
+    assert not Serving(host="0.0.0.0").accepts_host("box.lan")
+    assert Serving(host="0.0.0.0").accepts_host("10.0.0.7:8000")
     for wrong in ("example.org:80", "https://example.org", "*.example.org", ""):
         with pytest.raises(ConfigError, match=f"--host-name {wrong.replace('*', '.')}: is no host name"):
             Serving(host_names=(wrong,))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from vitrail.server.cost import FORMATS, estimate
+from vitrail.server.cost import FORMATS, estimate_cost
 
 SIDE = 700
 
@@ -54,31 +54,35 @@ FILES = {
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_pixels_that_an_estimate_is_of_are_the_files(name: str) -> None:
-    assert estimate(FILES[name]()).pixels == SIDE * SIDE
+    assert estimate_cost(FILES[name]()).pixels == SIDE * SIDE
 
 
 @pytest.mark.parametrize("name", ["ppm 254", "ppm text", "pgm text"])
 def test_what_pillow_decodes_in_python_costs_many_times_as_much(name: str) -> None:
-    assert estimate(FILES[name]()).seconds > 10 * max(estimate(FILES[usual]()).seconds for usual in ("jpeg", "ppm"))
+    assert estimate_cost(FILES[name]()).seconds > 10 * max(
+        estimate_cost(FILES[usual]()).seconds for usual in ("jpeg", "ppm")
+    )
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
 def test_the_size_of_an_avif_is_found() -> None:
-    assert estimate(photo("AVIF")).pixels == SIDE * SIDE
+    assert estimate_cost(photo("AVIF")).pixels == SIDE * SIDE
 
 
 def test_what_takes_long_costs_much() -> None:
     progressive = photo("JPEG", progressive=True)
     last = progressive[progressive.rindex(b"\xff\xda") : -2]
-    few, many = estimate(progressive), estimate(progressive[:-2] + last * 80 + progressive[-2:])
+    few, many = estimate_cost(progressive), estimate_cost(progressive[:-2] + last * 80 + progressive[-2:])
     assert many.seconds > 5 * few.seconds
     assert "90 scans" in many.reason or "scans" in many.reason
-    assert estimate(b"P6 #" + b"a" * 10**6 + b"\n1 1 255\nabc").seconds > 0.1
+    assert estimate_cost(b"P6 #" + b"a" * 10**6 + b"\n1 1 255\nabc").seconds > 0.1
     jpeg = photo("JPEG")
-    assert estimate(jpeg[:2] + b"\xff\xfe\x00\x02" * 10**5 + jpeg[2:]).seconds > 0.1
+    assert estimate_cost(jpeg[:2] + b"\xff\xfe\x00\x02" * 10**5 + jpeg[2:]).seconds > 0.1
     png = photo("PNG")
-    assert estimate(png[:33] + b"\0\0\0\0aaAa\0\0\0\0" * 10**5 + png[33:]).seconds > 0.1
-    assert estimate(b"BM" + bytes(8) + b"\0\0\0\0(\0\0\0" + b"\x40\x1f\0\0" * 2 + b"\1\0\x04\0\2\0\0\0").seconds > 1
+    assert estimate_cost(png[:33] + b"\0\0\0\0aaAa\0\0\0\0" * 10**5 + png[33:]).seconds > 0.1
+    assert (
+        estimate_cost(b"BM" + bytes(8) + b"\0\0\0\0(\0\0\0" + b"\x40\x1f\0\0" * 2 + b"\1\0\x04\0\2\0\0\0").seconds > 1
+    )
 
 
 MAGICS = [magic for _, mark, _ in FORMATS for magic in (mark if isinstance(mark, tuple) else (mark,))]
@@ -87,7 +91,7 @@ MAGICS = [magic for _, mark, _ in FORMATS for magic in (mark if isinstance(mark,
 @given(st.sampled_from(MAGICS), st.binary(max_size=200))
 def test_anything_has_an_estimate(magic: bytes, rest: bytes) -> None:
     for data in (magic + rest, b"\0\0\0\x20" + magic + rest, rest, magic + rest * 40):
-        cost = estimate(data)
+        cost = estimate_cost(data)
         assert cost.seconds >= 0
         assert cost.pixels >= 0
         assert cost.reason
@@ -97,4 +101,4 @@ def test_anything_has_an_estimate(magic: bytes, rest: bytes) -> None:
 def test_a_file_that_is_cut_off_has_an_estimate(name: str) -> None:
     data = FILES[name]()
     for size in range(0, 600, 7):
-        assert estimate(data[:size]).seconds >= 0
+        assert estimate_cost(data[:size]).seconds >= 0

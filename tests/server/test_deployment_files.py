@@ -47,8 +47,8 @@ def run_client(name: str, server: Server, *images: Path, key: str = KEY) -> subp
     if shutil.which(program) is None or (name == "client.sh" and shutil.which("curl") is None):
         pytest.skip(f"{program} or curl is not installed")
     words = [program, str(DEPLOY / name), server.url, *map(str, images)]
-    return subprocess.run(words, env={"PATH": "/usr/bin:/bin:/usr/local/bin", "VITRAIL_API_KEY": key},
-                          capture_output=True, text=True, timeout=60)  # fmt: skip
+    environment = {"PATH": "/usr/bin:/bin:/usr/local/bin", "VITRAIL_API_KEY": key}
+    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize("name", ["client.py", "client.mjs"])

@@ -16,8 +16,8 @@ from support.tiny_model import save_tiny
 from vitrail.cli.app import main
 from vitrail.data.folders import EXTENSIONS, scan
 from vitrail.errors import DataError
-from vitrail.images.decoding import ENDINGS, NOT_READ, OPENED, READ
-from vitrail.images.transforms import Preprocess
+from vitrail.images.formats import ENDINGS, NOT_READ, OPENED, READ
+from vitrail.images.preprocess import Preprocess
 
 
 def run(*tokens: object) -> int:

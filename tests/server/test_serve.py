@@ -27,8 +27,8 @@ from support.serving import FORM, Server, encoded, form, run_server, start
 from support.tiny_model import save_tiny
 from vitrail.cli.app import main
 from vitrail.errors import ConfigError
-from vitrail.images.decoding import READ
-from vitrail.images.transforms import Preprocess
+from vitrail.images.formats import READ
+from vitrail.images.preprocess import Preprocess
 from vitrail.inference.predictor import open_predictor
 from vitrail.server.batching import Batcher, WorkFailed
 from vitrail.server.settings import Limits, Serving, read_key
@@ -85,7 +85,7 @@ def expected(checkpoint: Path, photos: list[bytes], tmp_path_factory: pytest.Tem
     return [
         {predictor.classes[k]: p for k, p in zip(row.choices, row.probabilities, strict=True)}
         for row in predictor.predict(paths)
-    ]  # fmt: skip
+    ]
 
 
 def probabilities(result: dict[str, Any]) -> dict[str, float]:
@@ -356,8 +356,9 @@ def test_the_page_shows_pictures_classes_and_errors(
         assert "ms in the server" in page.ask("document.querySelector('.told:has(meter)').innerText")
         problems = page.ask("[...document.querySelectorAll('.problem')].map(line => line.textContent)")
         assert sorted(problems) == [
-            f"This image cannot be read: {UNKNOWN}", "file 1 has more than 200,000 bytes",
-        ]  # fmt: skip
+            f"This image cannot be read: {UNKNOWN}",
+            "file 1 has more than 200,000 bytes",
+        ]
         shown = "one.querySelector('p') || one.querySelector('img').naturalWidth > 0"
         page.until(f"[...document.querySelectorAll('.picture')].every(one => {shown})")
         assert page.ask("document.querySelectorAll('.picture img').length") == 1
@@ -386,9 +387,10 @@ def guarded(checkpoint: Path) -> Iterator[Server]:
 
 
 def test_a_key_is_asked_for_and_what_is_begun_is_finished_before_the_end(guarded: Server, photos: list[bytes]) -> None:
+    wrong_keys = ("Bearer wrong", f"Basic {KEY}", "Bearer \u00e9".encode().decode("latin-1"))
+    wrong_headers = [{}, *({"authorization": key} for key in wrong_keys)]
     for path, method in (("/predict", "POST"), ("/metrics", "GET")):
-        for wrong in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {KEY}"},
-                      {"authorization": "Bearer \u00e9".encode().decode("latin-1")}):  # fmt: skip
+        for wrong in wrong_headers:
             status, found, headers = guarded.ask(method, path, photos[0] if method == "POST" else None, **wrong)
             assert (status, headers["www-authenticate"]) == (401, "Bearer")
             assert "send it as Authorization: Bearer KEY" in found["error"]
@@ -431,7 +433,7 @@ import dataclasses, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from vitrail.inference.predictor import open_predictor
 from vitrail.server.app import Served, build_app
-from vitrail.server.connections import address, listen, run
+from vitrail.server.connections import format_url, listen, run
 from vitrail.server.decoders import Decoders
 from vitrail.server.log import write_json_lines
 from vitrail.server.settings import Limits, Serving
@@ -452,7 +454,7 @@ served = Served(dataclasses.replace(predictor, network=network), ThreadPoolExecu
 listening = listen(serving)
 decoders = Decoders(predictor.preprocess, serving.limits)
 app = build_app(served, serving, decoders)
-run(app, serving, listening, lambda: print(address(listening), flush=True))
+run(app, serving, listening, lambda: print(format_url(listening), flush=True))
 decoders.close()
 """
 

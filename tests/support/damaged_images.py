@@ -75,14 +75,14 @@ def damaged(form: str, data: bytes, draw: random.Random) -> bytes:
 
 def read(data: bytes, fast: bool, wanted: PixelFormat = RGB) -> Pixels | str:
     """Decode with torchcodec or without it; return the pixels, or why there are none."""
-    kept = decoding.FAST_DECODERS
-    decoding.FAST_DECODERS = kept if fast else {}
+    kept = decoding.fast_decoders
+    decoding.fast_decoders = kept if fast else dict
     try:
         return decode(data, wanted)
     except UnreadableImage as error:
         return str(error)
     finally:
-        decoding.FAST_DECODERS = kept
+        decoding.fast_decoders = kept
 
 
 def compare(form: str, files: int) -> Iterator[tuple[str, bytes]]:

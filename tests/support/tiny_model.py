@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vitrail.images.transforms import Preprocess
+    from vitrail.images.preprocess import Preprocess
 
 CLASSES = ("blue", "green", "red")
 
@@ -15,7 +15,7 @@ def save_tiny(folder: Path, preprocess: Preprocess | None = None, thresholds: tu
     """Write the weight file of an untrained tiny TNT."""
     import torch
 
-    from vitrail.images.transforms import Preprocess
+    from vitrail.images.preprocess import Preprocess
     from vitrail.models.registry import create_model, find_variant
     from vitrail.weights.checkpoint import Record, model_options, provenance, save_model
 

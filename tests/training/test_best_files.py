@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from support.forked import SERVER
 from vitrail.errors import CheckpointError
-from vitrail.images.transforms import Preprocess
+from vitrail.images.preprocess import Preprocess
 from vitrail.training.best_files import BestFiles
 from vitrail.weights.checkpoint import Record, read_metrics
 

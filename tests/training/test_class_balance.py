@@ -16,13 +16,14 @@ from support.long_tailed import ALL, long_tailed
 from support.runs import EVERYTHING, Notebook, Signals, assert_same_run, run, settle
 from vitrail.config.training_sections import BalanceSection
 from vitrail.data.loader import Batch
+from vitrail.distributed.processes import processes
 from vitrail.errors import ConfigError, DataError, Stopped
 from vitrail.evaluation.evaluate import evaluate
-from vitrail.images.batch_augment import mix, soft_targets
-from vitrail.images.transforms import Preprocess
-from vitrail.training.class_balance import advice, build_balance, check_counts, class_weights, drawn
-from vitrail.training.losses import OneClass
-from vitrail.training.train import prepare
+from vitrail.images.batch_augment import make_soft_targets, mix
+from vitrail.images.preprocess import Preprocess
+from vitrail.training.class_balance import build_balance, check_counts, class_weights, drawn_shares, imbalance_warnings
+from vitrail.training.losses import SingleLabelLoss
+from vitrail.training.step import StepContext, prepare
 from vitrail.weights.hub import model_card
 from vitrail.weights.loading import open_model
 
@@ -41,7 +42,7 @@ COUNTS = st.lists(st.integers(1, 5000), min_size=2, max_size=8).map(np.array)
 def test_weights_are_one_on_average_over_the_images_drawn(counts, kind, sampler) -> None:
     section = BalanceSection(class_weights=kind, sampler=sampler)
     weights = class_weights(section, counts)
-    assert (weights * drawn(section, counts)).sum() == pytest.approx(1)
+    assert (weights * drawn_shares(section, counts)).sum() == pytest.approx(1)
     by_size = weights[np.argsort(counts)]
     assert (np.diff(by_size) <= 1e-12).all()
 
@@ -90,9 +91,16 @@ def test_weighted_targets_are_pytorchs_weights_but_for_what_smoothing_gives_away
     pixels = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=generator)
     labels, logits = torch.tensor([0, 1, 2, 2, 0, 0]), torch.randn(6, 3, generator=generator)
     batch = Batch(pixels, labels, labels, labels, [])
-    _, targets = prepare(batch, config, Preprocess(size=(8, 8)), OneClass(balance, smoothing), 3, CPU)
+    with processes("float32", "cpu") as accelerator:
+        context = StepContext(
+            config=config,
+            accelerator=accelerator,
+            preprocess=Preprocess(size=(8, 8)),
+            objective=SingleLabelLoss(balance, smoothing),
+        )
+        _, targets = prepare(context, batch, 3)
     one = {"mixup_alpha": mixup, "cutmix_alpha": 0.0, "probability": 1.0, "switch_probability": 0.5, "key": 3}
-    _, plain = mix(torch.zeros(6, 3, 8, 8), soft_targets(labels, 3), **one)
+    _, plain = mix(torch.zeros(6, 3, 8, 8), make_soft_targets(labels, 3), **one)
     weighted = cross_entropy(logits, plain, weight=balance.weights, reduction="sum")
     found = cross_entropy(logits, targets, reduction="sum")
     if not smoothing:
@@ -137,7 +145,9 @@ def test_weighted_targets_are_pytorchs_weights_but_for_what_smoothing_gives_away
     ],
 )
 def test_an_imbalance_that_nothing_or_too_much_makes_up_for_is_told(counts, settings, warning) -> None:
-    assert advice(BalanceSection(**settings), np.array(counts), ("a", "b", "c")) == ([warning] if warning else [])
+    assert imbalance_warnings(BalanceSection(**settings), np.array(counts), ("a", "b", "c")) == (
+        [warning] if warning else []
+    )
 
 
 def test_a_class_without_images_cannot_be_made_up_for() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from support.forked import TORCHRUN, python
 from vitrail.cli.app import main
-from vitrail.data.loader import crowding
+from vitrail.data.loader import find_crowding
 from vitrail.training import doctor
 from vitrail.training.doctor import examine
 
@@ -30,7 +30,7 @@ def test_every_check_says_what_it_found(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_what_is_bad_has_a_fix(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**26, 0, 2**26))
-    monkeypatch.setattr(doctor, "DECODER", "pillow")
+    monkeypatch.setattr(doctor, "decoder_name", lambda: "pillow")
     monkeypatch.setattr(doctor, "OPEN_FILES", 2**62)
     monkeypatch.setattr(doctor, "DISK_MB_S", 0)
     fixes = {check.name: check.fix for check in examine(tmp_path)}
@@ -51,7 +51,7 @@ def test_a_folder_that_cannot_be_written_is_bad(unprivileged: Path) -> None:
 
 
 def test_idle_cores_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor, "usable_cores", lambda: 64)
+    monkeypatch.setattr(doctor, "count_usable_cores", lambda: 64)
     (check,) = [check for check in examine(tmp_path) if check.name == "cores"]
     assert check.fix == "1 processes of 1 threads leave cores idle; set OMP_NUM_THREADS=64"
 
@@ -59,7 +59,7 @@ def test_idle_cores_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 @pytest.mark.parametrize(("load", "told"), [(2.9, False), (13.0, True)])
 def test_a_machine_under_load_is_told(load: float, told: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(doctor, "usable_cores", lambda: 1)
+    monkeypatch.setattr(doctor, "count_usable_cores", lambda: 1)
     monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     (check,) = [check for check in examine(tmp_path) if check.name == "cores"]
@@ -71,12 +71,12 @@ def test_a_machine_under_load_is_told(load: float, told: bool, monkeypatch: pyte
 def test_the_load_of_the_run_itself_is_not_held_against_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(os, "getloadavg", lambda: (12.0, 0.0, 0.0))
-    assert crowding(4, on_cpu=True) == ("", "")
+    assert find_crowding(4, on_cpu=True) == ("", "")
     advice = "training waits for its share; run less beside it, or lower data.workers where that is above 1"
-    assert crowding(3, on_cpu=True) == ("load average 12.0 on 8 cores, which other work takes", advice)
-    assert crowding(3, on_cpu=False)[1] == advice
+    assert find_crowding(3, on_cpu=True) == ("load average 12.0 on 8 cores, which other work takes", advice)
+    assert find_crowding(3, on_cpu=False)[1] == advice
     monkeypatch.delattr(os, "getloadavg")
-    assert crowding(3, on_cpu=True) == ("", "")
+    assert find_crowding(3, on_cpu=True) == ("", "")
 
 
 def test_the_status_says_whether_all_is_good(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,9 +83,11 @@ def test_resume_refuses_what_changes_the_numbers_with_the_difference(folder: Pat
 
 
 def test_a_long_difference_is_cut() -> None:
-    from vitrail.training.start import listed
+    from vitrail.training.start import describe_differences
 
-    assert listed({f"a.{n}": (1, 2) for n in range(7)}).endswith("a.4 is 1 there and 2 here and 2 more differ")
+    assert describe_differences({f"a.{n}": (1, 2) for n in range(7)}).endswith(
+        "a.4 is 1 there and 2 here and 2 more differ"
+    )
 
 
 def test_extend_changes_the_length_only(folder: Path) -> None:

@@ -878,7 +878,7 @@ def test_weights_that_are_not_finite_are_not_saved(image_folder: Path) -> None:
 def test_a_tracker_that_is_not_installed_is_refused_before_training(
     image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitrail.distributed.processes.find_spec", lambda name: None)
+    monkeypatch.setattr("vitrail.training.trackers.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"^output\.trackers has wandb, which is not installed; run: pip inst"):
         run(image_folder, "output.trackers=[tensorboard, wandb]")
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vitrail.errors import CheckpointError
 from vitrail.files import write_whole
-from vitrail.images.transforms import Preprocess
+from vitrail.images.preprocess import Preprocess
 from vitrail.models.family import VisionModel
 from vitrail.models.registry import FAMILIES, create_model, find_variant
 from vitrail.weights.checkpoint import (

@@ -25,7 +25,7 @@ from support.weight_files import EXAMPLES, MINDSPORE_TINY, theirs, tiny, tiny_op
 from vitrail import timm as registered
 from vitrail.cli.app import main
 from vitrail.errors import CheckpointError, ConfigError
-from vitrail.images.transforms import Preprocess
+from vitrail.images.preprocess import Preprocess
 from vitrail.models.family import VisionModel
 from vitrail.models.registry import create_model, find_variant
 from vitrail.weights.checkpoint import Record, model_options, save_model

@@ -22,22 +22,25 @@ from vitrail.config.resolve import command_line, read_yaml, resolve
 from vitrail.errors import CheckpointError, ConfigError, brief, closest
 from vitrail.evaluation.evaluate import evaluate
 from vitrail.evaluation.settings import inherited_data
-from vitrail.images.transforms import Preprocess
+from vitrail.images.preprocess import Preprocess
 from vitrail.inference.exported import describe
 from vitrail.inference.predictor import open_predictor
-from vitrail.models.registry import build_config
+from vitrail.models.registry import build_config, create_model, find_variant
 from vitrail.weights.checkpoint import KEY
+from vitrail.weights.convert import convert
+from vitrail.weights.digest import DIGESTS, MARK
 from vitrail.weights.formats.protobuf import block
 from vitrail.weights.loading import load_model, open_model
+from vitrail.weights.request import LoadRequest
 
 MADE = {"format": "onnx", "source": "best.safetensors", "sha256": "0" * 64, "precision": "float32", "details": {}}
 Change = Callable[[dict[str, Any]], None]
 
 
 def rewrite(path: Path, change: Change | None = None, text: str | None = None) -> None:
-    """Change what a weight file says of itself, and leave its tensors."""
+    """Change what a weight file says of itself, and leave its tensors; its digest goes, as for a hostile program."""
     with safe_open(path, "pt") as file:
-        metadata = file.metadata()
+        metadata = {name: said for name, said in file.metadata().items() if name not in DIGESTS}
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if change is not None:
         content = json.loads(metadata[KEY])
@@ -101,6 +104,7 @@ def set_at(dotted: str, value: Any) -> Change:
         ("preprocess.bits", True, r"bits is True; it must be 8 or 16"),
         ("preprocess.interpolation", ["bicubic"], r"interpolation is \('bicubic',\)"),
         ("recipe.data", ["digits"], r"recipe\.data is \['digits'\]; it must be a section of settings"),
+        ("metrics", {"val_top1": 1e300}, r"metrics\.val_top1 is 1e\+300; it must be a number below"),
         ("metrics", {"val_top1": "high"}, r"metrics\.val_top1 is 'high'; it must be a number"),
         ("provenance.training_counts", [1, 2], r"provenance\.training_counts are 2 numbers"),
         ("provenance.training_counts", [1, -2, "x"], r"provenance\.training_counts is \[1, -2, 'x'\]"),
@@ -162,6 +166,34 @@ def test_an_older_description_without_a_newer_option_still_loads(tiny_checkpoint
     assert open_model(tiny_checkpoint).record.options["drop_rate"] == 0.0
 
 
+def test_a_file_of_a_run_whose_loss_was_not_finite_still_loads(tiny_checkpoint: Path) -> None:
+    rewrite(tiny_checkpoint, set_at("metrics", {"val_loss": float("nan"), "val_top1": 50.0, "val_top5": None}))
+    assert open_model(tiny_checkpoint).record.metrics["val_top1"] == 50.0
+
+
+def test_a_file_written_for_another_image_size_reads_images_of_that_size(tmp_path: Path) -> None:
+    tiny = {**find_variant("twins_svt_small")[0].tiny}
+    model = create_model("twins_svt_small", **tiny)
+    del tiny["image_size"]
+    folder, target = tmp_path / "timm", tmp_path / "other.safetensors"
+    folder.mkdir()
+    safetensors.torch.save_file(model.state_dict(), folder / "model.safetensors")
+    config = {"architecture": "twins_svt_small", "pretrained_cfg": {"input_size": [3, 96, 64], "crop_pct": 1.0}}
+    (folder / "config.json").write_text(json.dumps(config))
+    convert(folder, target, "vitrail", asked=LoadRequest(model="twins_svt_small", options=tiny))
+    assert open_model(target).record.preprocess.size == (96, 64)
+    convert(target, again := tmp_path / "again.safetensors", "vitrail", asked=LoadRequest(options={"image_size": 128}))
+    assert open_model(again).record.preprocess.size == (128, 128)
+    assert load_model(again)(torch.zeros(1, 3, 128, 128)).isfinite().all()
+
+
+def test_more_digests_than_a_file_has_are_not_gathered(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes((MARK + "0" * 64).encode() * 1000)
+    with pytest.raises(CheckpointError, match="is damaged: it is not what its digest was made of"):
+        describe(path)
+
+
 def test_processes_downloads_and_disk_are_this_machines(tiny_checkpoint: Path, image_folder: Path) -> None:
     section = {"root": str(image_folder), "workers": 60, "download": True, "cache_gb": 1e6, "manifest": "/x/new.npz"}
     rewrite(tiny_checkpoint, set_at("recipe", {"data": section}))
@@ -199,10 +231,14 @@ def test_a_batch_that_memory_cannot_hold_is_refused(tiny_checkpoint: Path, image
 @pytest.mark.parametrize("suffix", [".torchscript", ".pt2"])
 def test_descriptions_that_grow_when_they_are_read_are_refused(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"model{suffix}"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(f"model/extra/{KEY}", bytes(2**26))
-    with pytest.raises(CheckpointError, match="has 67,108,864 bytes, or is compressed, which it never is"):
-        describe(path)
+    for size, told in (
+        (2**26, "is packed so that it grows to 67,108,864 bytes, as PyTorch writes none"),
+        (2**20, "has 1,048,576 bytes, or is compressed, which it never is"),
+    ):
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(f"model/extra/{KEY}", bytes(size))
+        with pytest.raises(CheckpointError, match=told):
+            describe(path)
 
 
 def test_an_exported_file_of_another_format_than_it_says_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -227,6 +263,10 @@ def test_archives_with_too_many_entries_are_refused_before_they_are_listed(tmp_p
     with pytest.raises(CheckpointError, match="a list of contents of 2,147,483,648 bytes"):
         load_model(tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match="a list of contents of 2,147,483,648 bytes"):
+        describe(tmp_path / "model.torchscript")
+    data[-2:] = struct.pack("<H", 5)  # a comment, behind which the end of the list is not looked for
+    (tmp_path / "model.torchscript").write_bytes(data + b"hello")
+    with pytest.raises(CheckpointError, match=r"\(is cut off at its end, or another program added to it; use"):
         describe(tmp_path / "model.torchscript")
 
 
@@ -256,27 +296,48 @@ def test_headers_and_values_of_weight_files_have_bounds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (
-            "data: {workers: 0x" + "f" * 5000 + "}",
-            r"data\.workers is a number of about 6,0\d\d digits; it must be a who",
-        ),
-        ("data: {root: 0x" + "f" * 5000 + "}", r"data\.root is a number of about 6,0\d\d digits; it must be text"),
+        ("data: {workers: 0x" + "f" * 5000 + "}", r"has a whole number of more than 64 bits, which no setting is"),
+        ("data: {root: 0x" + "f" * 5000 + "}", r"has a whole number of more than 64 bits, which no setting is"),
+        (f"data: {{workers: {2**63}}}", r"data\.workers is 9223372036854775808; it must be a whole number below 2\^63"),
+        (f"data: {{root: {2**63}}}", r"data\.root is 9223372036854775808; it must be text"),
         ("data: {workers: 5000}", r"workers is 5000; it must be from 0 to 1024"),
         ('data: {root: "a\\0b"}', r"data\.root is 'a.x00b'; it must be text without characters that no name"),
         ("data: {root: [" + "x, " * 9999 + "x]}", r"data\.root is \['x', .{20,200}; it must be text"),
         (
-            "\n".join(["a0: &a0 [x, x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 50))]),
-            r"has more than 100,000 values, with what its aliases repeat",
+            "\n".join([f"a0: &a0 [{'x, ' * 999}x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 9))]),
+            r"holds more than 20,000 values, which no setting is",
         ),
-        ("data: &d {root: *d}", r"has more than 100,000 values"),
+        (
+            "\n".join(["a0: &a0 [x, x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 50))]),
+            r"nests values more than 16 deep, which no setting is",
+        ),
+        ("data: &d {root: *d}", r"nests values more than 16 deep, which no setting is"),
     ],
-    ids=["hexadecimal", "number for text", "workers", "byte 0", "long list", "aliases", "alias of itself"],
+    ids=[
+        "hexadecimal",
+        "hexadecimal for text",
+        "number",
+        "number for text",
+        "workers",
+        "byte 0",
+        "long list",
+        "aliases",
+        "aliases of aliases",
+        "alias of itself",
+    ],
 )
 def test_settings_in_a_file_have_bounds(text: str, told: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=told) as caught:
         resolve(EvaluateConfig, [read_yaml(path)])
+    assert len(str(caught.value)) < 1000
+
+
+def test_numbers_of_the_command_line_have_bounds() -> None:
+    told = r"data\.workers is '0xf{100,300}\.\.\.; it must be a whole number below 2\^63"
+    with pytest.raises(ConfigError, match=told) as caught:
+        resolve(EvaluateConfig, [command_line([f"data.workers=0x{'f' * 5000}"])])
     assert len(str(caught.value)) < 1000
 
 

@@ -19,8 +19,8 @@ from vitrail.cli.app import main
 from vitrail.deploy.compare import gather_sample
 from vitrail.deploy.export import export, find_outputs
 from vitrail.errors import CheckpointError
-from vitrail.inference.engines import open_artifact, read_artifact
 from vitrail.inference.exported import describe, with_making
+from vitrail.inference.network import open_artifact, read_artifact
 from vitrail.weights.checkpoint import KEY, to_metadata
 from vitrail.weights.digest import BLANK, DIGESTS, check_archive, check_sealed, digest_weights, seal, seal_archive
 from vitrail.weights.loading import open_model
@@ -202,7 +202,7 @@ def test_texts_of_a_network_are_sealed_and_may_be_left_out(torchscript: Path, tm
     changed.metadata_props.extend(kept)
     onnx.save(changed, path)
     assert not check_sealed(path)
-    assert describe(path).record == found.record
+    assert describe(path).record == with_making(found.record, making)
 
 
 def test_a_sealed_archive_is_still_one(tmp_path: Path) -> None:

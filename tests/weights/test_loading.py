@@ -29,7 +29,7 @@ from support.tiny_model import save_tiny
 from support.weight_files import EXAMPLES, MINDSPORE_TINY, dialect_of, opened, save, theirs, tiny, tiny_options
 from vitrail.errors import CheckpointError, ConfigError, DataError
 from vitrail.imagenet import by_name, wnids
-from vitrail.images.transforms import Preprocess
+from vitrail.images.preprocess import Preprocess
 from vitrail.models.dialects import read_names, write_names
 from vitrail.models.registry import FAMILIES, create_model
 from vitrail.weights.adapt import shared_rows
@@ -491,14 +491,14 @@ def test_the_same_weight_under_two_names_is_refused(tmp_path: Path) -> None:
 
 
 def test_rows_of_shared_classes_are_kept(tmp_path: Path) -> None:
-    from vitrail.images.transforms import Preprocess
+    from vitrail.images.preprocess import Preprocess
     from vitrail.weights.checkpoint import Record, model_options
 
     model = tiny("twins_svt_small", num_classes=3)
     path = tmp_path / "a.safetensors"
     record = Record(
         model="twins_svt_small", options=model_options(model), classes=("ant", "bee", "Wasp Nest"),
-        preprocess=Preprocess(size=(32, 32)),
+        preprocess=Preprocess(size=model.config.size),
     )  # fmt: skip
     save_model(path, model.state_dict(), record)
     found = open_model(path, LoadRequest(classes=["fly", "wasp_nest", "ant", "moth"]))

@@ -21,7 +21,7 @@ from cyclopts import App, CycloptsError, Parameter, Token
 
 from vitrail.cli.channel import outlive_output
 from vitrail.cli.tables import show_line, show_quantized, show_sweep, show_table, show_training, show_verdicts
-from vitrail.distributed.launch import understand_launch, without_local_rank
+from vitrail.distributed.launch import is_said_by_first_process, understand_launch, without_local_rank
 from vitrail.errors import (
     CheckpointError,
     ConfigError,
@@ -80,9 +80,11 @@ Engine = Annotated[
 OF_WEIGHTS = ("weights", "preprocess")
 """Sections of a file that say how weights and images are read."""
 SPEAK_AFTER_S = 3.0
-"""Until a process that is not the first of its machine says what is wrong; where the first did, torchrun ends it."""
-ENDED_AFTER_S = 10.0
+"""Until a process that is not the first of its machine says what is wrong, where the first does not say the same."""
+ENDED_AFTER_S = 12.0
 """Until a process that torchrun was told to end ends by itself."""
+ASK_AGAIN_S = 2.0
+"""Until torchrun is told once more to end, as it loses a signal that comes within a destructor or a lock's callback."""
 EVALUATE_SECTIONS = ("weights", "data", "preprocess", "evaluate")
 OF_LISTS = ("list", "path_column", "label_column", "labels_column", "train_split", "val_split")
 """Settings of data that are settled once a list is packed."""
@@ -358,7 +360,7 @@ def predict(
         total = bad = 0
         replaced = " (replaced)" if output.exists() else ""
         with open_output(
-            output, format, classes, predictor.topk, several=predictor.is_multi_label, guard_csv=not csv_as_is
+            output, format, classes, predictor.topk, is_multi_label=predictor.is_multi_label, guard_csv=not csv_as_is
         ) as file:
             display.begin("predict", None)
             for found in predictor.predict(found_images(display.note), batch_size=batch_size):
@@ -388,7 +390,7 @@ def _write_inputs(
 ) -> int:
     """Write what a model would see of images."""
     from vitrail.inference.bin_files import INPUTS, LABELS, write_inputs
-    from vitrail.inference.engines import read_artifact
+    from vitrail.inference.network import read_artifact
     from vitrail.weights.loading import override_preprocess
     from vitrail.weights.opened import show_account
     from vitrail.weights.request import resolve_request
@@ -527,14 +529,14 @@ def export(
     from dataclasses import replace
 
     from vitrail.deploy.compare import gather_sample
-    from vitrail.deploy.export import check_wishes, find_outputs
+    from vitrail.deploy.export import check_request, find_outputs
     from vitrail.deploy.export import export as run
     from vitrail.devices import pick_device
     from vitrail.weights.loading import open_model, override_preprocess
     from vitrail.weights.opened import show_account
     from vitrail.weights.request import resolve_request
 
-    check_wishes(formats, precision, batch_size, with_preprocess)
+    check_request(formats, precision, batch_size, with_preprocess)
     with _terminal() as display:
         _say(display, remarks)
         opened = open_model(checkpoint, resolve_request(layers))
@@ -615,7 +617,7 @@ def quantize(
     if rounds < 1:
         raise ConfigError(f"--rounds is {rounds}; it must be at least 1")
 
-    from vitrail.deploy.quantize import advice
+    from vitrail.deploy.quantize import find_drawbacks
     from vitrail.deploy.quantize import quantize as run
 
     with _terminal() as display:
@@ -624,7 +626,7 @@ def quantize(
         )  # fmt: skip
         display.note(f"numbers: {result.numbers}")
     show_quantized(result)
-    for line in advice(result):
+    for line in find_drawbacks(result):
         display.warn(line)
     if not result.is_good:
         raise ExportError(
@@ -678,7 +680,7 @@ def bench(
 
     from vitrail.inference.bench import bench as run
     from vitrail.inference.bench import beside_timm, find_subjects
-    from vitrail.inference.engines import tell_program
+    from vitrail.inference.network import tell_program
 
     with _terminal() as display:
         options = {"precision": precision, "device": device, "threads": threads}
@@ -1175,7 +1177,7 @@ def _of_lists(tokens: Sequence[str], images: Sequence[str]) -> tuple[str | None,
     from vitrail.config.commands import DataConfig
     from vitrail.config.resolve import Layer, command_line, resolve
     from vitrail.config.sections import DataSection
-    from vitrail.data.lists import is_table
+    from vitrail.data.list_files import is_table
 
     lists = [text for text in images if is_table(Path(text))]
     if not lists:
@@ -1193,8 +1195,9 @@ def _fail(message: str, restart: bool = True, status: int = 2) -> NoReturn:
     """Say what is wrong in one line and exit; without `restart` it would be wrong the next time too."""
     who = "error" if _is_main_process() else f"error in process {os.environ['RANK']}"
     line = harmless(" ".join(message.split()))  # a file's name may hold what a terminal obeys
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(SPEAK_AFTER_S)
+    if os.environ.get("LOCAL_RANK", "0") != "0" and is_said_by_first_process(line, os.environ, SPEAK_AFTER_S):
+        time.sleep(ENDED_AFTER_S)  # torchrun ends it before
+        sys.exit(status)
     print(f"{who}: {line}", file=sys.stderr)
     _tell_torchrun(line, restart)
     sys.exit(status)
@@ -1213,8 +1216,11 @@ def _tell_torchrun(line: str, restart: bool) -> None:
     left = [int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("MAX_RESTARTS", "RESTART_COUNT")]
     if not restart and left[0] > left[1] and os.environ["LOCAL_RANK"] == "0":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getppid(), signal.SIGTERM)
-        time.sleep(ENDED_AFTER_S)  # were it gone before the signal is heard, all would be started again
+        # were this process gone before the signal is heard, all would be started again
+        torchrun, deadline = os.getppid(), time.monotonic() + ENDED_AFTER_S
+        while os.getppid() == torchrun and time.monotonic() < deadline:
+            os.kill(torchrun, signal.SIGTERM)
+            time.sleep(ASK_AGAIN_S)
 
 
 def _split_settings(tokens: Sequence[str], config: str | None) -> tuple[str | None, list[str]]:

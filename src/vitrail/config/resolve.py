@@ -85,7 +85,8 @@ def resolve(cls: type[T], layers: Iterable[Layer]) -> Resolved[T]:
                 continue
             accepted, refused = _read_section(section, sections[section], content)
             problems += [f"{layer.origin}: {problem}" for problem in refused]
-            _merge(values.setdefault(section, {}), accepted)
+            if accepted:
+                _merge(values.setdefault(section, {}), accepted)
             origins |= {f"{section}.{key}": layer.origin for key in accepted}
     built = {name: section(**values.get(name, {})) for name, section in sections.items()}
     if problems:

@@ -93,7 +93,7 @@ def _convert(value: Any, kind: Any) -> Any:
     if type(value) is not kind:
         raise ValueError(type_name(kind))
     if kind is int and abs(value) > MAX_WHOLE:
-        raise ValueError("a whole number of at most 18 digits")
+        raise ValueError("a whole number below 2^63")
     if isinstance(value, str) and not _is_plain(value):
         raise ValueError("text without characters that no name or path has")
     return value

@@ -1,1 +1,1 @@
-"""Which images: folders, lists, shards, tables and named sets; their splits, order and loading."""
+"""Data sets: folders, lists, shards, tables and named sets of images; their splits, sampling and loading."""

@@ -1,4 +1,4 @@
-"""Folders of images, one a class: what is in them, and which of them are splits."""
+"""Image folders: find the splits and the class folders below a root, and list their images."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from vitrail.data.shards import INDEX
 from vitrail.data.sources import FileSource
 from vitrail.errors import ConfigError, DataError, closest, few, printable
 from vitrail.files import NOWHERE, Identity, identity, no_file
-from vitrail.images.decoding import ENDINGS, NOT_READ
+from vitrail.images.formats import ENDINGS, NOT_READ
 
 EXTENSIONS = frozenset(ending for endings in ENDINGS.values() for ending in endings)
+"""File extensions of images."""
 SPLIT_WORDS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
+"""Names that splits often have."""
 SYSTEM = frozenset(
     (
         "@eadir", "#recycle", "#snapshot", "@tmp", "@sharebin",  # Synology's
@@ -37,13 +39,14 @@ SYSTEM = frozenset(
 """Files and folders that systems and storage devices add to others' folders, in lower case; those that begin with a
 point, such as .@__thumb, .AppleDouble and ._0.jpg, need no name here."""
 IN_A_CIRCLE = "a link to a folder that contains it"
-FOLDER, FILE = "a folder", "a file"
-
-
+FOLDER = "a folder"
+FILE = "a file"
 MARK = "vitrail-resized.json"
 """The file by which a folder says that its pixels were changed."""
 CHANGED = "pixels were changed: "
+"""How a note begins that says what `vitrail resize-data` did."""
 UNREAD = "images of formats that are not read"
+"""Words of a note about images that are not read."""
 
 
 def find_splits(root: Path, train_split: str, val_split: str | None) -> tuple[Path | None, Path | None]:
@@ -52,22 +55,28 @@ def find_splits(root: Path, train_split: str, val_split: str | None) -> tuple[Pa
     train = root / train_split if train_split in folders else None
     val = root / val_split if val_split in folders else None
     if train is None and val is None:
-        splits = [f for f in folders if f.lower() in SPLIT_WORDS and visible_folders(root / f)]
-        if splits:
-            settings = " ".join(f"data.{key}_split={f}" for key, f in zip(("train", "val"), splits, strict=False))
-            raise DataError(
-                f"data.root {root}: has no {train_split}/, and {few(splits)} look like splits rather than classes; "
-                f"set them, such as {settings}"
-            )
+        _refuse_other_splits(root, train_split, folders)
         return root, None
     if val is None and val_split is not None:
-        others = [f for f in folders if f != train_split]
-        beside = f", only {few(others)}; set data.val_split to one of them" if others else ""
-        raise DataError(
-            f"data.root {root}: has {train_split}/ but no {val_split}/{beside}{', or' if others else '; set'} "
-            f"data.val_split=null to hold out data.val_fraction of {train_split}/"
-        )
+        others = [folder for folder in folders if folder != train_split]
+        hold_out = f"data.val_split=null to hold out data.val_fraction of {train_split}/"
+        if others:
+            advice = f", only {few(others)}; set data.val_split to one of them, or {hold_out}"
+        else:
+            advice = f"; set {hold_out}"
+        raise DataError(f"data.root {root}: has {train_split}/ but no {val_split}/{advice}")
     return train, val
+
+
+def _refuse_other_splits(root: Path, train_split: str, folders: Sequence[str]) -> None:
+    """Refuse folders that look like splits under other names, and would be taken for classes."""
+    splits = [folder for folder in folders if folder.lower() in SPLIT_WORDS and visible_folders(root / folder)]
+    if splits:
+        settings = " ".join(f"data.{key}_split={name}" for key, name in zip(("train", "val"), splits, strict=False))
+        raise DataError(
+            f"data.root {root}: has no {train_split}/, and {few(splits)} look like splits rather than classes; set "
+            f"them, such as {settings}"
+        )
 
 
 def visible_folders(root: Path) -> list[str]:
@@ -79,11 +88,11 @@ def visible_folders(root: Path) -> list[str]:
     try:
         return sorted(entry.name for entry in os.scandir(root) if not is_hidden(entry.name) and _kind(entry) == FOLDER)
     except FileNotFoundError:
-        names = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
-        near = closest(root.name, names, alike=0.75)
-        raise DataError(
-            f"data.root {root}: no such folder{near or '; set it to the folder with your images'}"
-        ) from None
+        beside = []
+        if root.parent.is_dir():
+            beside = [path.name for path in root.parent.iterdir()]
+        advice = closest(root.name, beside, alike=0.75) or "; set it to the folder with your images"
+        raise DataError(f"data.root {root}: no such folder{advice}") from None
     except NotADirectoryError:
         raise DataError(
             f"data.root {root}: is a file; give a folder with train/<class>/ and val/<class>/, unpacked if it is an "
@@ -93,35 +102,41 @@ def visible_folders(root: Path) -> list[str]:
         raise DataError(f"data.root {root}: cannot be read ({error.strerror})") from error
 
 
-def left_out(root: Path, splits: Collection[str]) -> tuple[str, ...]:
-    """Return a note of the folders beside the splits, which are neither trained nor validated with."""
-    others = [] if "" in splits else [name for name in visible_folders(root) if name not in splits]
-    return (f"{root}: left out {few(others, 10)}, beside {' and '.join(dict.fromkeys(splits))}",) if others else ()
+def note_left_out(root: Path, splits: Collection[str]) -> tuple[str, ...]:
+    """Return a note about folders beside the splits, which are neither trained nor validated with; () for none."""
+    if "" in splits:
+        return ()  # the root itself is a split
+    others = [name for name in visible_folders(root) if name not in splits]
+    if not others:
+        return ()
+    return (f"{root}: left out {few(others, 10)}, beside {' and '.join(dict.fromkeys(splits))}",)
 
 
 def refuse_inside(root: Path, output: Path) -> None:
-    """Refuse to write among the images, where the next run would take it for a class.
+    """Refuse an output folder among the images, which the next run would take for a class.
 
     Raises:
-        ConfigError: With what to change.
+        ConfigError: It lies there.
     """
-    there = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
-    if root.exists() and identity(root) in containing(there):  # also where a link, or another case, spells it otherwise
+    place = output.absolute()
+    existing = next(folder for folder in (place, *place.parents) if folder.exists())
+    # compared by identity, as a link, or another case, may spell the root otherwise
+    if root.exists() and identity(root) in list_enclosing(existing):
         raise ConfigError(f"--output {output}: lies in data.root {root}, among the images; choose a folder beside it")
 
 
 def is_hidden(name: str) -> bool:
-    """Say whether a file or folder is the system's or a tool's own, not the user's."""
+    """Say whether a file or folder is hidden, or belongs to the system or a tool."""
     return name.startswith(".") or name.lower() in SYSTEM
 
 
 def is_image(name: str) -> bool:
-    """Say whether a file's name ends as images do; what is in it is found only when it is read."""
+    """Say whether a file has the extension of an image; its content is looked at only when it is read."""
     return name[name.rfind(".") :].lower() in EXTENSIONS
 
 
 def is_unread_image(name: str) -> bool:
-    """Say whether a file's name ends as those of images that are not read, such as .heic."""
+    """Say whether a file has the extension of an image format that is not read, such as .heic."""
     return name[name.rfind(".") :].lower() in NOT_READ
 
 
@@ -138,22 +153,24 @@ def walk(
 
     Args:
         folder: Where the search begins.
-        relative: The folder below it whose images are wanted; nothing for itself.
-        ignored: Takes what is passed over.
+        relative: The folder below it whose images are yielded; empty for the folder itself.
+        ignored: Collects what is passed over.
         inside: The folders that are being searched, and those that they lie in; found where it is not given.
-        takes: Whether a file of this name is wanted.
+        takes: Says by its name whether a file is yielded.
 
     Raises:
         OSError: A folder cannot be read.
     """
-    inside = inside or containing(folder)
+    inside = inside or list_enclosing(folder)
     here = os.path.join(folder, relative)
     inside = (*inside, identity(here))
     for entry in _sorted_entries(here):
         path = os.path.join(relative, entry.name)
         if is_hidden(entry.name):
             ignored.hidden.append(path)
-        elif (kind := _kind(entry, inside)) == FOLDER:
+            continue
+        kind = _kind(entry, inside)
+        if kind == FOLDER:
             yield from walk(folder, path, ignored, inside, takes)
         elif kind != FILE:
             ignored.odd.append(f"{path} ({kind})")
@@ -163,24 +180,26 @@ def walk(
             ignored.others.append(path)
 
 
-def containing(folder: str | Path) -> tuple[Identity, ...]:
-    """Return a folder and all that it lies in."""
+def list_enclosing(folder: str | Path) -> tuple[Identity, ...]:
+    """Return the identities of a folder and of all folders that it lies in."""
     here = Path(folder).resolve()
     return tuple(map(identity, (here, *here.parents)))
 
 
 def lies_in_a_circle(folder: Path) -> bool:
-    """Say whether the way to a folder goes through a link to one that contains it."""
-    way = [identity(place) for place in (folder.absolute(), *folder.absolute().parents)]
-    return len(set(way)) < len(way)
+    """Say whether the path to a folder goes through a link to one that contains it."""
+    place = folder.absolute()
+    path = [identity(parent) for parent in (place, *place.parents)]
+    return len(set(path)) < len(path)
 
 
 def _kind(entry: os.DirEntry[str], inside: Collection[Identity] = ()) -> str:
-    """Return FOLDER, FILE, or what it is instead; none of them is opened."""
+    """Return FOLDER, FILE, or what the entry is instead; it is not opened."""
     try:
         if entry.is_dir():
             return IN_A_CIRCLE if inside and identity(entry.path) in inside else FOLDER
-        if entry.is_file():  # which the folder itself tells, so that millions of files are not asked each
+        # the folder itself has this, so that millions of files need no call of their own
+        if entry.is_file():
             return FILE
     except OSError as error:
         if error.errno not in NOWHERE:
@@ -190,53 +209,62 @@ def _kind(entry: os.DirEntry[str], inside: Collection[Identity] = ()) -> str:
 
 @dataclass
 class Ignored:
-    """What a scan read past."""
+    """Files and folders that a scan passed over."""
 
     hidden: list[str] = field(default_factory=list)
+    """Hidden files and folders, and those of systems and tools."""
     others: list[str] = field(default_factory=list)
+    """Files that are no images."""
     loose: list[str] = field(default_factory=list)
+    """Images outside the class folders."""
     odd: list[str] = field(default_factory=list)
-    """What is no regular file, with what it is."""
+    """Entries that are no regular files, with what they are."""
 
     def notes(self, folder: Path) -> tuple[str, ...]:
-        """Say it, each kind with a count and examples."""
-        found, where = [], printable(folder)
+        """Return a note about each kind, with a count and examples."""
+        where = printable(folder)
+        notes = []
         if self.hidden:
-            found.append(
+            notes.append(
                 f"{where}: ignored {len(self.hidden)} hidden or system files or folders: {few(self.hidden, 10)}"
             )
         if self.odd:
-            found.append(f"{where}: ignored {len(self.odd)} that are no regular files: {few(self.odd, 10)}")
-        unread = [name for name in self.others if is_unread_image(name)]
-        others = [name for name in self.others if not is_unread_image(name)]
+            notes.append(f"{where}: ignored {len(self.odd)} that are no regular files: {few(self.odd, 10)}")
+        unread = self._unread
         if unread:
             endings = ", ".join(sorted({name[name.rfind(".") :].lower() for name in unread}))
-            found.append(
+            notes.append(
                 f"{where}: left out {len(unread)} {UNREAD} ({endings}): {few(unread)}; convert them to JPEG or PNG"
             )
+        others = [name for name in self.others if not is_unread_image(name)]
         if others:
-            found.append(f"{where}: ignored {len(others)} files that are not images: {few(others)}")
+            notes.append(f"{where}: ignored {len(others)} files that are not images: {few(others)}")
         if self.loose:
-            found.append(f"{where}: ignored {len(self.loose)} images outside the class folders: {few(self.loose)}")
-        return tuple(found)
+            notes.append(f"{where}: ignored {len(self.loose)} images outside the class folders: {few(self.loose)}")
+        return tuple(notes)
 
     def hint(self) -> str:
-        """Say which images are there all the same, but cannot be read."""
-        unread = [name for name in self.others if is_unread_image(name)]
+        """Return the end of an error about missing images: those that are there, but of formats that are not read."""
+        unread = self._unread
         return f"; {len(unread)} {UNREAD} were left out ({few(unread)}), convert them" if unread else ""
+
+    @property
+    def _unread(self) -> list[str]:
+        return [name for name in self.others if is_unread_image(name)]
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The images below a root, and what forbids to train on them."""
+    """The images below a root by their split, and problems that forbid to train on them."""
 
     root: Path
     train: FileSource
     val: FileSource | None
-    """None where a part of the training images is to be held out."""
+    """Validation images; None where some of the training images are to be held out."""
     problems: tuple[str, ...]
+    """Error messages, empty where the images can be trained on."""
     is_list: bool = False
-    """Whether a file named them, so that both parts have one folder."""
+    """Whether a list named the images, so that both splits have one folder."""
 
 
 def list_folder(root: Path, train_split: str, val_split: str | None, class_order: ClassOrder | None = None) -> Listing:
@@ -254,20 +282,24 @@ def list_folder(root: Path, train_split: str, val_split: str | None, class_order
     problems: list[str] = []
     train = note_hidden(root, scan(train_folder, problems, class_order))
     if len(train.classes) == 1:
-        problems.append(one_class(root, train_folder, train.classes[0], train_split))
+        problems.append(_explain_one_class(root, train_folder, train.classes[0], train_split))
     if val_folder is None:
         return Listing(root, train, None, tuple(problems))
     try:
         val = scan(val_folder, problems, class_order)
     except DataError as error:
         return Listing(root, train, None, (*problems, str(error)))
-    missing = [c for c in train.classes if c not in set(val.classes)]
-    extra = [c for c in val.classes if c not in set(train.classes)]
-    if missing or extra:
-        wrong = [f"missing from {val_split}/: {few(missing)}"] * bool(missing)
-        wrong += [f"only in {val_split}/: {few(extra)}"] * bool(extra)
+    known, validated = set(train.classes), set(val.classes)
+    missing = [name for name in train.classes if name not in validated]
+    extra = [name for name in val.classes if name not in known]
+    differences = []
+    if missing:
+        differences.append(f"missing from {val_split}/: {few(missing)}")
+    if extra:
+        differences.append(f"only in {val_split}/: {few(extra)}")
+    if differences:
         problems.append(
-            f"data.root {root}: {val_split}/ has other classes than {train_split}/ ({'; '.join(wrong)})"
+            f"data.root {root}: {val_split}/ has other classes than {train_split}/ ({'; '.join(differences)})"
             f"{why_apart(missing, extra)}; give both the same class folders, or set data.val_split=null to hold out a "
             "part of the training images"
         )
@@ -281,94 +313,114 @@ def scan(folder: Path, problems: list[str] | None = None, class_order: ClassOrde
 
     Args:
         folder: Where the class folders are.
-        problems: Takes what is wrong, where the rest is to be listed all the same.
-        class_order: Of the classes; None is that of text.
+        problems: Collects problems, where the images are to be listed in spite of them.
+        class_order: Order of the classes; None is the order of text.
 
     Raises:
-        DataError: It holds no image in a class folder; or something is wrong, and nobody takes it.
+        DataError: It holds no image in a class folder; or there is a problem, and no list to collect it.
     """
     ignored = Ignored()
     try:
-        top = _sorted_entries(folder)
-        loose, classes, inside = [], [], containing(folder)
-        for entry in top:
-            if is_hidden(entry.name):
-                ignored.hidden.append(entry.name)
-            elif (kind := _kind(entry, inside)) == FOLDER:
-                classes.append(entry.name)
-            elif kind != FILE:
-                ignored.odd.append(f"{entry.name} ({kind})")
-            elif entry.name != MARK:
-                (loose if is_image(entry.name) else ignored.others).append(entry.name)
-        ignored.loose += [] if not classes else loose
-        named = _by_class(classes, class_order or "text")
-        found = [
-            [os.fsencode(path) for name in folders for path in walk(folder, name, ignored, inside)]
-            for folders in named.values()
-        ]
-        changed = changes(folder)
+        class_folders, loose = _sort_entries(folder, ignored)
+        folders_of = _group_by_class(class_folders, class_order or "text")
+        inside = list_enclosing(folder)
+        paths_of = []
+        for folders in folders_of.values():
+            paths = [os.fsencode(path) for name in folders for path in walk(folder, name, ignored, inside)]
+            paths_of.append(paths)
+        changed = read_changes(folder)
     except OSError as error:
         raise DataError(f"data.root {printable(folder)}: cannot be read ({error})") from error
-    empty = [name for name, paths in zip(named, found, strict=True) if not paths]
-    if not classes or len(empty) == len(named):
-        raise DataError(_no_images(folder, classes, loose, ignored))
+
+    empty = [name for name, paths in zip(folders_of, paths_of, strict=True) if not paths]
+    if len(empty) == len(folders_of):  # or there are none
+        raise DataError(_explain_no_images(folder, class_folders, loose, ignored))
     if empty:
         problem = (
-            f"data.root {folder}: {len(empty)} of {len(named)} class folders have no images ({few(empty)}); "
+            f"data.root {folder}: {len(empty)} of {len(folders_of)} class folders have no images ({few(empty)}); "
             f"add images to them, or remove them{ignored.hint()}"
         )
         if problems is None:
             raise DataError(problem)
         problems.append(problem)
+    notes = [_describe_changes(changed)] if changed else []
+    notes += _note_joined_folders(folder, folders_of)
+    notes += ignored.notes(folder)
+    counts = [len(paths) for paths in paths_of]
     return FileSource(
         folder=folder,
-        paths=Paths.of(path for paths in found for path in paths),
-        labels=np.repeat(np.arange(len(named), dtype=np.int32), [len(paths) for paths in found]),
-        classes=tuple(named),
+        paths=Paths.of(path for paths in paths_of for path in paths),
+        labels=np.repeat(np.arange(len(folders_of), dtype=np.int32), counts),
+        classes=tuple(folders_of),
         description=printable(folder),
-        notes=(*([_told(changed)] if changed else []), *_joined(folder, named), *ignored.notes(folder)),
+        notes=tuple(notes),
     )
 
 
-def _by_class(folders: Sequence[str], class_order: ClassOrder) -> dict[str, list[str]]:
-    """Return the folders of each class, by its name, in their order."""
-    found: dict[str, list[str]] = {}
+def _sort_entries(folder: Path, ignored: Ignored) -> tuple[list[str], list[str]]:
+    """Return the names of the class folders, and of images outside of them, which are ignored beside class folders."""
+    class_folders, loose = [], []
+    inside = list_enclosing(folder)
+    for entry in _sorted_entries(folder):
+        if is_hidden(entry.name):
+            ignored.hidden.append(entry.name)
+            continue
+        kind = _kind(entry, inside)
+        if kind == FOLDER:
+            class_folders.append(entry.name)
+        elif kind != FILE:
+            ignored.odd.append(f"{entry.name} ({kind})")
+        elif is_image(entry.name):
+            loose.append(entry.name)
+        elif entry.name != MARK:
+            ignored.others.append(entry.name)
+    if class_folders:
+        ignored.loose += loose
+    return class_folders, loose
+
+
+def _group_by_class(folders: Sequence[str], class_order: ClassOrder) -> dict[str, list[str]]:
+    """Return the folders of each class, by the class name, in the order of the classes."""
+    groups: dict[str, list[str]] = {}
     for folder in folders:
-        found.setdefault(printable(canonical(folder)), []).append(folder)
-    names = list(found)
-    return {names[index]: found[names[index]] for index in order(names, class_order)}
+        groups.setdefault(printable(canonical(folder)), []).append(folder)
+    names = list(groups)
+    return {names[index]: groups[names[index]] for index in order(names, class_order)}
 
 
-def _joined(folder: Path, named: Mapping[str, Sequence[str]]) -> list[str]:
-    return [
-        f"{printable(folder)}: {len(folders)} folders are one class, {printable(name)}, as their names are one in two "
-        f"forms of Unicode: {' and '.join(map(visible, folders))}"
-        for name, folders in named.items()
-        if len(folders) > 1
-    ]
+def _note_joined_folders(folder: Path, folders_of: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return a note about each class that has several folders."""
+    notes = []
+    for name, folders in folders_of.items():
+        if len(folders) > 1:
+            notes.append(
+                f"{printable(folder)}: {len(folders)} folders are one class, {printable(name)}, as their names are one "
+                f"in two forms of Unicode: {' and '.join(map(visible, folders))}"
+            )
+    return notes
 
 
-def changes(folder: Path) -> list[dict[str, Any]]:
-    """Return what `vitrail resize-data` did to the images of a folder, or of one that it lies in; the last comes last.
+def read_changes(folder: Path) -> list[dict[str, Any]]:
+    """Return the changes that `vitrail resize-data` made to the images of a folder or of its parents, in order.
 
     Raises:
-        DataError: It was changed, but cannot be told how.
+        DataError: The file that says so is damaged.
     """
     folder = folder.resolve()
     for place in (folder, *folder.parents):
         if (place / MARK).is_file():
             try:
-                found = json.loads((place / MARK).read_text(encoding="utf-8"))["changes"]
-                _told(found)
+                changed = json.loads((place / MARK).read_text(encoding="utf-8"))["changes"]
+                _describe_changes(changed)  # which fails where something is missing
             except (KeyError, TypeError, ValueError) as error:
                 raise DataError(
                     f"{place / MARK}: is damaged, and it cannot be told how the images were changed; resize them anew"
                 ) from error
-            return found
+            return changed
     return []
 
 
-def _told(changed: list[dict[str, Any]]) -> str:
+def _describe_changes(changed: list[dict[str, Any]]) -> str:
     return CHANGED + ", then ".join(
         f"resized to a short side of {one['short_side']} ({one['filter']}, quality {one['quality']}) by `vitrail "
         f"resize-data` from {one['from']}"
@@ -377,14 +429,16 @@ def _told(changed: list[dict[str, Any]]) -> str:
 
 
 def note_hidden(root: Path, source: FileSource) -> FileSource:
-    """Add a note of what is hidden or no file beside the splits."""
+    """Add a note about hidden entries, and those that are no files, beside the splits of a root."""
     if source.folder == root:
-        return source  # its own scan has seen them
+        return source  # its own scan has noted them
     ignored = Ignored()
     for entry in _sorted_entries(root):
         if is_hidden(entry.name):
             ignored.hidden.append(entry.name)
-        elif (kind := _kind(entry)) not in (FOLDER, FILE):
+            continue
+        kind = _kind(entry)
+        if kind not in (FOLDER, FILE):
             ignored.odd.append(f"{entry.name} ({kind})")
     return replace(source, notes=(*ignored.notes(root), *source.notes))
 
@@ -394,7 +448,8 @@ def _sorted_entries(folder: str | Path) -> list[os.DirEntry[str]]:
         return sorted(entries, key=lambda entry: entry.name)
 
 
-def _no_images(folder: Path, classes: list[str], loose: list[str], ignored: Ignored) -> str:
+def _explain_no_images(folder: Path, classes: list[str], loose: list[str], ignored: Ignored) -> str:
+    """Return the error message of a folder without images in class folders."""
     where = f"data.root {folder}"
     if loose:
         return (
@@ -405,18 +460,23 @@ def _no_images(folder: Path, classes: list[str], loose: list[str], ignored: Igno
         known = few(EXTENSIONS, len(EXTENSIONS))
         none = f"none of its {len(classes)} folders has images ({few(classes)})"
         return f"{where}: {none}; known are {known}{ignored.hint()}"
-    if tars := [name for name in ignored.others if name.endswith(".tar")]:
+    tars = [name for name in ignored.others if name.endswith(".tar")]
+    if tars:
         return (
             f"{where}: holds tar files ({few(tars)}) and no {INDEX}, so it cannot be told what is in them; unpack them "
             "into a folder for each class, which `vitrail pack` makes shards of"
         )
-    if what := ignored.hidden + ignored.odd + ignored.others:
-        return f"{where}: has no class folders, only hidden or system files or files that are no images ({few(what)})"
+    passed_over = ignored.hidden + ignored.odd + ignored.others
+    if passed_over:
+        return (
+            f"{where}: has no class folders, only hidden or system files or files that are no images "
+            f"({few(passed_over)})"
+        )
     return f"{where}: is empty; it should hold a folder of images for each class"
 
 
-def one_class(root: Path, folder: Path, name: str, train_split: str) -> str:
-    """Say what is wrong with a folder that holds a single one."""
+def _explain_one_class(root: Path, folder: Path, name: str, train_split: str) -> str:
+    """Return the error message of a training folder with a single class folder."""
     inner = root / name
     if folder == root and train_split in visible_folders(inner):
         return f"data.root {root}: holds only {name}/, which has the splits; set data.root={inner}"

@@ -1,4 +1,4 @@
-"""ImageNet's validation images brought into a folder for each class, by the text file of its development kit."""
+"""Sort ImageNet's validation images into class folders, by the labels in its development kit."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from pathlib import Path
 
 from vitrail.errors import DataError
 
-TRUTH, SYNSETS = "data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat"
+TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
+"""File of the kit with the class number of each validation image."""
+SYNSETS = "data/meta.mat"
+"""File of the kit with the WNID of each class number."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What became of a validation folder."""
+    """Numbers of images in a prepared validation folder."""
 
     moved: int
+    """Images that were moved into their class folder."""
     there: int
     """Images that were in their class folder already."""
     absent: int
@@ -25,11 +29,11 @@ class Prepared:
 
 
 def prepare_imagenet_val(folder: Path, devkit: Path) -> Prepared:
-    """Move each ILSVRC2012_val_*.JPEG of a folder into one named by its WNID; begun work is finished by another call.
+    """Move each ILSVRC2012_val_*.JPEG of a folder into one named by its WNID; an interrupted call can be repeated.
 
     Args:
-        folder: The images, flat.
-        devkit: ILSVRC2012_devkit_t12, as the .tar.gz or unpacked.
+        folder: Folder of the images, which lie flat in it.
+        devkit: The development kit ILSVRC2012_devkit_t12, as the .tar.gz or unpacked.
 
     Raises:
         DataError: One of them is not what it should be, or an image cannot be moved.
@@ -59,14 +63,16 @@ def read_devkit(devkit: Path) -> tuple[list[int], dict[int, str]]:
     """Return the class number of each validation image, and the WNID of each number.
 
     Raises:
-        DataError: It is no such kit.
+        DataError: The file or folder is no development kit.
     """
     from scipy.io import loadmat  # takes a second to import, and only this needs it
 
     try:
-        truth, synsets = (_content(devkit, name) for name in (TRUTH, SYNSETS))
+        truth = _read_member(devkit, TRUTH)
+        synsets = _read_member(devkit, SYNSETS)
         numbers = [int(line) for line in truth.decode().split()]
         rows = loadmat(io.BytesIO(synsets), squeeze_me=True)["synsets"]
+        # inner nodes of WordNet's tree are no classes
         wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows if int(row["num_children"]) == 0}
         unknown = sorted(set(numbers) - wnids.keys())
         wrong = [wnid for wnid in wnids.values() if re.fullmatch(r"n\d{8}", wnid) is None]
@@ -80,7 +86,7 @@ def read_devkit(devkit: Path) -> tuple[list[int], dict[int, str]]:
     return numbers, wnids
 
 
-def _content(devkit: Path, name: str) -> bytes:
+def _read_member(devkit: Path, name: str) -> bytes:
     if devkit.is_dir():
         return (devkit / name).read_bytes()
     with tarfile.open(devkit) as archive:

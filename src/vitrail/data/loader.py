@@ -1,46 +1,49 @@
-"""Images read and stacked to batches by worker processes."""
+"""Data loaders: worker processes read images, apply a view and stack batches, equal for any number of workers."""
 
 from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from types import FrameType
 from typing import Any, Literal, NamedTuple
-from weakref import WeakSet
 
 import torch
 from jaxtyping import Int64, UInt
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from vitrail.data.lost_workers import until_lost
 from vitrail.data.sampling import BatchSampler, SampleKey
 from vitrail.data.sources import PixelSource, Source
 from vitrail.errors import DataError, LostWorker
+from vitrail.images.decoding import fast_decoders
 from vitrail.images.pixels import PixelFormat, UnreadableImage
-from vitrail.images.transforms import Preprocess, TrainView, sample_key
+from vitrail.images.preprocess import Preprocess
+from vitrail.images.train_view import TrainView, sample_key
 
-MAX_WORKERS = 8  # for each process: beyond, decoding on one machine gains little and memory is lost
+MAX_WORKERS = 8
+"""Most loader workers of a rank by default: beyond, decoding on one machine gains little and memory is lost."""
 IN_MEMORY_IMAGES = 10_000
-
-ENDING_S = 1.0  # of a process whose connections are closed already
+"""Most images in memory that a rank loads without workers."""
 
 BadFiles = Literal["error", "skip", "quarantine"]
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image, or why there is none."""
+    """One image with its label, or the reason why it cannot be read."""
 
     image: Tensor | None
+    """The view, (c, h, w); None for an unreadable image."""
     label: int
     index: int
+    """Index of the image in the source."""
     key: int
+    """Seed of the random draws; 0 in evaluation."""
     bad: tuple[str, str] | None
+    """Name of an unreadable image, and the reason."""
 
 
 class Batch(NamedTuple):
@@ -49,9 +52,9 @@ class Batch(NamedTuple):
     images: UInt[Tensor, "b c h w"]
     labels: Int64[Tensor, " b"]
     indices: Int64[Tensor, " b"]
-    """In the source."""
+    """Index of each image in the source."""
     keys: Int64[Tensor, " b"]
-    """What random draws follow from; 0 in evaluation."""
+    """Seed of the random draws for each image; 0 in evaluation."""
     bad: list[tuple[str, str]]
     """Name of each unreadable image, and the reason."""
 
@@ -73,7 +76,9 @@ class TrainImages(Dataset[Sample]):
     source: Source
     view: TrainView
     wanted: PixelFormat
+    """Pixel format that images are decoded to."""
     seed: int
+    """Seed of the run."""
 
     def __getitem__(self, item: SampleKey) -> Sample:
         key = sample_key(self.seed, *item)
@@ -93,15 +98,20 @@ class EvalImages(Dataset[Sample]):
 
 @dataclass(frozen=True)
 class _Collate:
+    """Stacks samples to a batch, without the unreadable ones."""
+
     size: tuple[int, int]
+    """Height and width of the views."""
     pixels: PixelFormat
 
     def __call__(self, samples: list[Sample]) -> Batch:
         good = [sample for sample in samples if sample.image is not None]
-        # stacked as (h, w, c), which is how views lie in memory; default_collate writes to shared memory in a worker
+        # stacked as (h, w, c), which is how views lie in memory
         images = [sample.image.permute(1, 2, 0) for sample in good if sample.image is not None]
-        nothing = torch.empty((0, *self.size, self.pixels.channels), dtype=self.pixels.dtype)
-        stacked = default_collate(images) if images else nothing
+        if images:
+            stacked = default_collate(images)  # which writes to shared memory in a worker
+        else:
+            stacked = torch.empty((0, *self.size, self.pixels.channels), dtype=self.pixels.dtype)
         return Batch(
             images=stacked.permute(0, 3, 1, 2),
             labels=torch.tensor([sample.label for sample in good], dtype=torch.int64),
@@ -117,19 +127,22 @@ class ImageLoader(DataLoader[Any]):
     def __init__(
         self, dataset: TrainImages | EvalImages, *, bad_files: BadFiles, workers: int | None, **options: Any
     ) -> None:
-        workers = default_workers(dataset.source) if workers is None else workers
+        workers = choose_workers(dataset.source) if workers is None else workers
+        if workers > 0:
+            fast_decoders()  # imported once, before workers are forked, and not by each of them
         super().__init__(
             dataset,
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=leave_signals,
+            worker_init_fn=ignore_signals,
             # its own generator: otherwise each epoch takes a number from the global state, and a resumed run differs
             generator=torch.Generator(),
             **options,
         )
         self.bad_files = bad_files
         self.on_lost: Callable[[str], None] | None = None
-        """Told that a worker was killed, where the images still asked for are then to be read in this process."""
+        """Called when a worker was killed, with the cause; the images still asked for are then read in this process.
+        Without it, LostWorker is raised."""
 
     def read(self, keys: Sequence[Any]) -> Batch:
         """Load one batch here and now."""
@@ -146,12 +159,7 @@ class ImageLoader(DataLoader[Any]):
         """
         for batch in self._batches():
             if batch.bad and self.bad_files != "skip":
-                name, reason = batch.bad[0]
-                more = f" (and {len(batch.bad) - 1} more in this batch)" if len(batch.bad) > 1 else ""
-                raise DataError(
-                    f"{name}: cannot be read, {reason}{more}; repair or remove it, or set data.bad_files=skip to leave "
-                    "such images out"
-                )
+                raise DataError(_describe_bad(batch.bad))
             yield batch
 
     def _batches(self) -> Iterator[Batch]:
@@ -160,116 +168,30 @@ class ImageLoader(DataLoader[Any]):
             for batch in until_lost(super().__iter__, self.num_workers):
                 taken += 1
                 yield batch
-        except DataError as error:  # of the whole source; from a worker it comes with a traceback, its own words last
-            # less its frames: in torch's they hold the iterator in a circle, and its workers would not be told to end
-            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error.with_traceback(None)
+            return
+        except DataError as error:
+            # it concerns the whole source; from a worker it comes with a traceback, its own words last
+            message = str(error).rpartition("DataError: ")[2].strip()
+            # without its frames: in torch's they hold the iterator in a circle, and its workers would not be ended
+            raise DataError(message) from error.with_traceback(None)
         except LostWorker as error:
             self._iterator = None  # which ends the others, and frees their memory
             if self.on_lost is None:
                 raise
             self.on_lost(error.cause)
-        else:
-            return
         assert self.batch_sampler is not None
         for keys in islice(self.batch_sampler, taken, None):
             yield self.read(keys)
 
 
-_iterators: WeakSet[Any] = WeakSet()
-"""Of the loaders that have workers."""
-_waiting = False
-"""Whether this process is in a loader."""
-
-
-def until_lost(start: Callable[[], Iterator[Any]], workers: int) -> Iterator[Any]:
-    """Yield what a DataLoader yields, until one of its workers, or of another loader's, is lost.
-
-    Args:
-        start: The loader's `__iter__`, which waits for its workers where they are there already.
-        workers: That it has.
-
-    Raises:
-        LostWorker: One was killed by the system, or ran out of memory.
-        DataError: One ended in another way, which the next will too.
-    """
-    batches = None
-    while True:
-        try:
-            with _wait():
-                if batches is None:
-                    batches = start()
-                    if workers:
-                        _iterators.add(batches)
-                        _tell_of_deaths_while_waiting()
-                batch = next(batches)
-        except StopIteration:
-            return
-        # torch's own, with the traceback of whatever it interrupted, and those of a connection whose other end died
-        except (RuntimeError, MemoryError, OSError, EOFError) as error:
-            status = _first_status(ENDING_S if isinstance(error, OSError | EOFError) else 0)
-            if not status and not (workers and isinstance(error, MemoryError)):
-                raise
-            lost = _why(status or -signal.SIGKILL, workers)
-            _iterators.clear()  # a traceback may hold them yet
-        else:
-            yield batch
-            continue
-        raise lost
-
-
-def _first_status(patience_s: float) -> int:
-    """Return the exit status of a worker that did not end well, after so long at most; 0 where none is known."""
-    until = time.monotonic() + patience_s
-    while True:
-        found = next((worker.exitcode for one in _iterators for worker in one._workers if worker.exitcode), 0)
-        if found or time.monotonic() >= until:
-            return found
-        time.sleep(0.01)
-
-
-def _why(status: int, workers: int) -> LostWorker | DataError:
-    """Say what the exit status of a worker means, and what to do."""
-    end = signal.Signals(-status).name if status < 0 else f"status {status}"
-    if status in (-signal.SIGKILL, -signal.SIGTERM):
-        return LostWorker(
-            f"{end} of a loader worker, most often because memory ran out (fewer data.workers than {workers} take less)"
-        )
-    if status == -signal.SIGBUS:
-        return DataError(
-            f"a loader worker ended with {end}, as /dev/shm is full; make it larger (docker run --shm-size), or set "
-            f"fewer than {workers} data.workers"
-        )
-    return DataError(
-        f"a loader worker ended with {end}, as by an image that its decoder falls over; data.workers=0 reads in the "
-        "process itself, and `vitrail check-data` looks at every image"
+def _describe_bad(bad: list[tuple[str, str]]) -> str:
+    """Return the error message of a batch with unreadable images."""
+    name, reason = bad[0]
+    more = f" (and {len(bad) - 1} more in this batch)" if len(bad) > 1 else ""
+    return (
+        f"{name}: cannot be read, {reason}{more}; repair or remove it, or set data.bad_files=skip to leave such images "
+        "out"
     )
-
-
-@contextmanager
-def _wait() -> Iterator[None]:
-    global _waiting
-    _waiting = True
-    try:
-        yield
-    finally:
-        _waiting = False
-
-
-def _tell_of_deaths_while_waiting() -> None:
-    """Let torch raise for a dead worker only where a loader is waited for, not in the midst of an update or a save.
-
-    Elsewhere nothing is lost by not raising: who waits for a worker that is dead looks for it.
-    """
-    theirs = signal.getsignal(signal.SIGCHLD)
-    if not callable(theirs) or getattr(theirs, "waits", False):  # another thread than the first has none
-        return
-
-    def hear(number: int, frame: FrameType | None) -> None:
-        if _waiting:
-            theirs(number, frame)
-
-    hear.waits = True  # pyright: ignore[reportFunctionMemberAccess]
-    signal.signal(signal.SIGCHLD, hear)
 
 
 def build_train_loader(
@@ -289,13 +211,13 @@ def build_train_loader(
 
     Args:
         source: The images.
-        view: Draws from each image.
-        wanted: What every image is read as.
+        view: The random view that is drawn from each image.
+        wanted: Pixel format that images are decoded to.
         sampler: Which images, in which order.
-        seed: Of the views, with epoch, index and copy.
-        workers: Processes that load; None is `default_workers`.
+        seed: Seed of the run; views are drawn by it, epoch, index and copy.
+        workers: Number of worker processes; None is `choose_workers`.
         bad_files: Whether an unreadable image is reported with its batch, or raises DataError.
-        pin_memory: For a CUDA device.
+        pin_memory: Whether batches are copied to pinned memory, for a CUDA device.
     """
     assert sampler.n == len(source)
     return ImageLoader(
@@ -319,15 +241,16 @@ def build_eval_loader(
     bad_files: BadFiles = "skip",
     pin_memory: bool = False,
 ) -> ImageLoader:
-    """Load every image once, in order, whole batches dealt out to the processes in turn: no padding.
+    """Load every image once, in order, whole batches dealt out to the ranks in turn: no padding.
 
-    The batches are the same for any number of processes, so what is computed from them is too.
+    The batches are the same for any number of ranks, so what is computed from them is too.
 
     Raises:
         ConfigError: Batches of such images have no place in memory.
     """
     preprocess.check_batch(batch_size)
-    batches = [range(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]
+    n = len(source)
+    batches = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
     return ImageLoader(
         EvalImages(source, preprocess),
         bad_files=bad_files,
@@ -338,44 +261,47 @@ def build_eval_loader(
     )
 
 
-def default_workers(source: Source) -> int:
-    """Return how many loader workers a process should have: its share of the machine's cores, within reason."""
+def choose_workers(source: Source) -> int:
+    """Return how many loader workers a rank should have: its share of the machine's cores, within reason."""
     if isinstance(source, PixelSource) and len(source) <= IN_MEMORY_IMAGES:
         return 0  # starting them would take longer than reading
-    return max(1, min(MAX_WORKERS, usable_cores() // processes_here()))
+    return max(1, min(MAX_WORKERS, count_usable_cores() // count_local_processes()))
 
 
-def leave_signals(worker: int) -> None:
-    """Let a loader's worker be ended by the process that it works for, which Ctrl-C and a lost terminal are about."""
+def ignore_signals(worker: int) -> None:
+    """Ignore Ctrl-C and a lost terminal in a loader's worker, which is ended by the process that it works for."""
     for number in ("SIGINT", "SIGHUP"):
         if hasattr(signal, number):  # Windows has no terminal that hangs up
             signal.signal(getattr(signal, number), signal.SIG_IGN)
 
 
-def usable_cores() -> int:
+def count_usable_cores() -> int:
     """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
-def processes_here() -> int:
-    """Return how many processes of the run share this machine."""
+def count_local_processes() -> int:
+    """Return how many ranks of the run share this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
 
 
-def crowding(own: float, on_cpu: bool) -> tuple[str, str]:
-    """Return how loaded this machine is and what to do, where other work alone would fill its cores; else nothing.
+def find_crowding(own: float, on_cpu: bool) -> tuple[str, str]:
+    """Return what is wrong and what to do, where other work alone would fill this machine's cores; else empty texts.
 
     The load average counts the tasks of the whole machine, so it is compared with all cores, not with the usable ones.
 
     Args:
         own: Tasks of this run that the load average counts too.
-        on_cpu: Whether updates are computed there.
+        on_cpu: Whether updates are computed on the CPU.
     """
     cores = os.cpu_count() or 1
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # Windows has none
     if load - own <= cores:
         return "", ""
-    found, threads = f"load average {load:.1f} on {cores} cores, which other work takes", torch.get_num_threads()
+    what = f"load average {load:.1f} on {cores} cores, which other work takes"
+    threads = torch.get_num_threads()
     if on_cpu and threads > 1:
-        return found, f"{threads} threads that wait for each other take many times as long; set OMP_NUM_THREADS=1"
-    return found, "training waits for its share; run less beside it, or lower data.workers where that is above 1"
+        return what, f"{threads} threads that wait for each other take many times as long; set OMP_NUM_THREADS=1"
+    return what, "training waits for its share; run less beside it, or lower data.workers where that is above 1"

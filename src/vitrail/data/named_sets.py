@@ -1,4 +1,4 @@
-"""Public data sets by name, read from where torchvision or scikit-learn put them."""
+"""Public data sets by name (digits, CIFAR, Fashion-MNIST, Oxford pets, Flowers), from torchvision or scikit-learn."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from vitrail.errors import DataError
 
 
 def open_named(name: str, root: Path | None, download: bool) -> tuple[Source, Source | None]:
-    """Return the training and the test part; None where the set is not divided."""
-    if name == "digits":
-        from sklearn.datasets import load_digits  # takes seconds to import, and only this set needs it
+    """Return the training and the test split; None where the set has no test split.
 
-        digits: Any = load_digits()
-        pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-        classes = tuple(str(digit) for digit in digits.target_names)
-        return PixelSource(name, pixels, digits.target.astype(np.int32), classes, _numbered(name, len(pixels))), None
+    Raises:
+        DataError: It is not there and not to be downloaded, or cannot be.
+    """
+    if name == "digits":
+        return _open_digits(name), None
     assert root is not None
     try:
         return NAMED_SETS[name](name, root, download)
@@ -36,12 +35,24 @@ def open_named(name: str, root: Path | None, download: bool) -> tuple[Source, So
         ) from error
 
 
+def _open_digits(name: str) -> PixelSource:
+    from sklearn.datasets import load_digits  # takes seconds to import, and only this set needs it
+
+    digits: Any = load_digits()
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    classes = tuple(str(digit) for digit in digits.target_names)
+    return PixelSource(name, pixels, digits.target.astype(np.int32), classes, _number_names(name, len(pixels)))
+
+
 def _open_pixels(name: str, root: Path, download: bool) -> tuple[Source, Source]:
     from torchvision import datasets  # takes seconds to import, and only these sets need it
 
-    maker: Any = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "fashion-mnist": datasets.FashionMNIST}[
-        name
-    ]
+    makers = {
+        "cifar10": datasets.CIFAR10,
+        "cifar100": datasets.CIFAR100,
+        "fashion-mnist": datasets.FashionMNIST,
+    }
+    maker: Any = makers[name]
     return (
         _to_pixels(f"{name}/train", maker(root, train=True, download=download)),
         _to_pixels(f"{name}/test", maker(root, train=False, download=download)),
@@ -52,10 +63,10 @@ def _to_pixels(set_name: str, dataset: Any) -> PixelSource:
     samples = [dataset[index] for index in range(len(dataset))]
     pixels = np.stack([np.asarray(image) for image, _ in samples])
     labels = np.array([label for _, label in samples], dtype=np.int32)
-    return PixelSource(set_name, pixels, labels, tuple(dataset.classes), _numbered(set_name, len(pixels)))
+    return PixelSource(set_name, pixels, labels, tuple(dataset.classes), _number_names(set_name, len(pixels)))
 
 
-def _numbered(set_name: str, n: int) -> NDArray[Any]:
+def _number_names(set_name: str, n: int) -> NDArray[Any]:
     return np.array([f"{set_name}/{index:05d}" for index in range(n)])
 
 
@@ -67,7 +78,8 @@ def _open_pets(name: str, root: Path, download: bool) -> tuple[Source, Source]:
         classes = tuple(datasets.OxfordIIITPet(root, split=split, download=download).classes)
         folder = root / "oxford-iiit-pet"
         # its items come decoded, so labels are read from the list that torchvision itself reads
-        rows = [line.split() for line in (folder / "annotations" / f"{split}.txt").read_text().splitlines()]
+        list_file = folder / "annotations" / f"{split}.txt"
+        rows = [line.split() for line in list_file.read_text().splitlines()]
         paths = Paths.of(os.fsencode(f"images/{row[0]}.jpg") for row in rows)
         labels = np.array([int(row[1]) - 1 for row in rows], dtype=np.int32)
         parts.append(FileSource(folder, paths, labels, classes, f"{name}/{split}"))
@@ -98,3 +110,4 @@ NAMED_SETS: dict[str, Callable[[str, Path, bool], tuple[Source, Source]] | Any] 
     "oxford-pets": _open_pets,
     "flowers102": _open_flowers,
 }
+"""The function that opens each set; digits, which has no folder and no test split, is opened apart."""

@@ -1,6 +1,6 @@
-"""Which images: folders, lists, shards, named sets and tables, and their division.
+"""Open a data set by the settings of the section data: folders, lists, shards, named sets, tables, and their splits.
 
-What is read past (hidden folders, files that are no images) or decided for the user (a held-out part) is never silent:
+Whatever is passed over (hidden folders, files that are no images) or decided for the user (held-out images) is told:
 every source carries notes for the caller to show.
 """
 
@@ -14,55 +14,62 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrail.classes.names import order
 from vitrail.config.sections import DataSection
 from vitrail.data.folders import find_splits, list_folder, note_hidden, scan, visible_folders
 from vitrail.data.lists import list_rows, read_list
-from vitrail.data.manifest import TRAIN, VAL, Manifest, cache_file, list_images, load_manifest, open_shards
-from vitrail.data.named_sets import NAMED_SETS, open_named
+from vitrail.data.manifest import Manifest, list_images, load_manifest, locate_cache, open_shards
+from vitrail.data.named_sets import open_named
 from vitrail.data.roster import Roster
+from vitrail.data.setting_checks import (
+    check_order,
+    check_packed,
+    check_settings,
+    find_dividing_settings,
+    refuse_division,
+)
 from vitrail.data.shards import INDEX, ShardSource, has_shards
-from vitrail.data.sources import FileSource, Source
-from vitrail.data.splits import UNASSIGNED, Division, divide, held_out
+from vitrail.data.sources import TRAIN, VAL, FileSource, Source
+from vitrail.data.splits import UNASSIGNED, Division, assign_splits, hold_out
 from vitrail.data.tables.hub import is_hf, open_hf
-from vitrail.data.tables.rows import groups_of
-from vitrail.errors import ConfigError, DataError, VitrailError, closest, few, printable
+from vitrail.data.tables.rows import find_storage_groups
+from vitrail.errors import ConfigError, DataError, VitrailError, few, printable
 from vitrail.files import files_of
 from vitrail.images.pixels import PixelFormat
 
-DIVISION = ("val_fraction", "folds", "fold", "group_regex")
-"""Settings of how images are divided; they hold wherever the images lie."""
-
+Split = Literal["train", "val", "all"]
 Look = Callable[[Manifest, Path], Manifest]
+"""Inspects the images of a manifest that are not inspected yet, and saves it to the file."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a training run reads."""
+    """The images of a training run."""
 
     train: Source
     val: Source
     manifest: Manifest | None = None
-    """Of images in folders, shards or a list."""
+    """Manifest of images in folders, shards or a list; None for named sets and tables."""
     is_divided: bool = False
     """Whether images to validate with were held out of those to train on."""
     validation: NDArray[np.int64] | None = None
-    """Where the images to validate with stand in the manifest."""
+    """Index in the manifest of each validation image."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the labels, the same in both parts."""
+        """Class names, the same in both splits."""
         return self.train.classes
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know, each once."""
+        """Messages for the user, each once."""
         return tuple(dict.fromkeys(self.train.notes + self.val.notes))
 
     def roster(self) -> Roster:
-        """Return what the images to validate with are known again by, one by one."""
+        """Return the roster of the validation images."""
         if self.manifest is None:
-            return Roster.of(self.val, read=groups_of(self.val) is None)  # or each would take much to read
+            # images that are stored in groups would each take much to read
+            is_quick = find_storage_groups(self.val) is None
+            return Roster.of(self.val, read=is_quick)
         return Roster.of(self.val, self.manifest.content[self.validation], self.manifest.bytes[self.validation])
 
 
@@ -70,90 +77,123 @@ def open_data(section: DataSection, look: Look | None = None) -> Data:
     """Find the training and validation images of a folder, of shards, of a list or of a named set.
 
     Args:
-        section: Which, and how they are divided.
-        look: Reads the images that a manifest knows only by name.
+        section: Which images, and how they are split.
+        look: Inspects the images of a manifest; None leaves them as they are.
 
     Raises:
         ConfigError: Unknown name, or settings at odds.
         DataError: Folders that are not as they should be; a set that is missing or cannot be fetched.
     """
     data = _open(section, look)
-    _check_order(section, data.train)
+    check_order(section, data.train)
     if not data.is_divided:
-        _refuse_division(section, data.val.description, data.manifest is not None and data.manifest.packed is not None)
+        is_packed = data.manifest is not None and data.manifest.packed is not None
+        refuse_division(section, data.val.description, is_packed)
     return data
 
 
 def _open(section: DataSection, look: Look | None = None) -> Data:
-    _check_settings(section)
+    check_settings(section)
     if section.name is not None:
         train, val = _open_set(section)
         assert train is not None
-        return Data(train, val) if val is not None else Data(*_divided(section, train), is_divided=True)
-    manifest, problems = _listed(section, look)
+        if val is not None:
+            return Data(train, val)
+        return Data(*_divide(section, train), is_divided=True)
+    manifest, problems = _list_images(section, look)
     if problems:
         raise DataError(problems[0])
-    train, val, chosen = _parts(manifest, _division(section), section.bad_files == "quarantine")
-    return Data(train, val, manifest, is_divided=not (manifest.part == VAL).any(), validation=chosen)
+    train, val, chosen = _split_manifest(manifest, _division(section), section.bad_files == "quarantine")
+    return Data(train, val, manifest, is_divided=not manifest.has_val, validation=chosen)
 
 
 def open_manifest(section: DataSection, look: Look | None = None) -> tuple[Manifest, tuple[str, ...]]:
     """List the images of a root or a list, with what is known of them already, or take a manifest as it is.
 
     Returns:
-        The manifest, and what forbids to train on it.
+        The manifest, and error messages that forbid to train on it.
 
     Raises:
-        ConfigError: Images are to be divided that are divided already.
+        ConfigError: Images are to be split that are split already.
         DataError: There are no images to train on, or no such manifest.
     """
-    manifest, problems = _listed(section, look)
-    _check_order(section, manifest.source(TRAIN))
-    if (manifest.part == VAL).any():
-        _refuse_division(section, manifest.source(VAL).description, manifest.packed is not None)
+    manifest, problems = _list_images(section, look)
+    check_order(section, manifest.source(TRAIN))
+    if manifest.has_val:
+        refuse_division(section, manifest.source(VAL).description, manifest.packed is not None)
     return manifest, problems
 
 
-def _listed(section: DataSection, look: Look | None = None) -> tuple[Manifest, tuple[str, ...]]:
-    root, file = _root(section), None if section.manifest is None else Path(section.manifest).expanduser()
-    listing = None
+def _list_images(section: DataSection, look: Look | None = None) -> tuple[Manifest, tuple[str, ...]]:
+    """Return the manifest of a root, a list or a manifest file, and error messages that forbid to train on it."""
+    root = _root(section)
+    file = None
+    if section.manifest is not None:
+        file = Path(section.manifest).expanduser()
+    if section.list is None and root is None:
+        assert file is not None
+        if file.name != INDEX:
+            return _take_as_written(file, _pixels(section)), ()
+        # the index of shards stands for their folder
+        root, file = file.parent, None
+
+    # what is there now
     if section.list is not None:
-        listing, listed = list_rows(section), Path(section.list).expanduser()
+        listing = list_rows(section)
+        listed = Path(section.list).expanduser()
     else:
-        if root is None:
-            assert file is not None
-            if file.name != INDEX:
-                return _as_written(file, _pixels(section)), ()
-            root, file = file.parent, None
+        assert root is not None
+        listing = None
         listed = root
         if not has_shards(root):
             listing = list_folder(root, section.train_split, section.val_split, section.class_order)
-    place = file or cache_file(listed, section.train_split, section.val_split)
-    try:
-        known = load_manifest(place) if place.exists() else None
-    except DataError:
-        if file is not None:
-            raise  # it may be another file, named by mistake
-        known = None  # what the cache had is found again
+
+    # what is known of it
+    place = file or locate_cache(listed, section.train_split, section.val_split)
+    known = _load_known(place, is_cache=file is None)
     if listing is not None:
-        manifest, problems = list_images(listing, known, _pixels(section)), listing.problems
+        manifest = list_images(listing, known, _pixels(section))
+        problems = listing.problems
         if file is not None and known is not None:
             _refuse_other(file, known, manifest, listed)
     else:
-        manifest, problems = open_shards(listed, known, _pixels(section)), ()
-        _check_packed(section, manifest)
-    if not problems and not (manifest.part == VAL).any():
-        division, source = _division(section), manifest.source(TRAIN)
-        kept = manifest.fold if manifest.division == division.key else None
-        manifest = replace(manifest, fold=divide(source, division, kept), division=division.key)
-        is_new = listing is not None and (kept is None or (kept == UNASSIGNED).any())
-        if is_new and (look is None or manifest.inspected.all()):  # otherwise it is kept with what is read
-            manifest = _keep(manifest, place)
-    return (look(manifest, place) if look is not None else manifest), problems
+        manifest = open_shards(listed, known, _pixels(section))
+        problems = ()
+        check_packed(section, manifest)
+
+    if not problems and not manifest.has_val:
+        manifest, is_new = _assign_folds(manifest, _division(section))
+        # otherwise `look` saves it, with what is found
+        is_looked_at = look is None or manifest.inspected.all()
+        if listing is not None and is_new and is_looked_at:
+            manifest = _save_folds(manifest, place)
+    if look is not None:
+        manifest = look(manifest, place)
+    return manifest, problems
+
+
+def _load_known(place: Path, is_cache: bool) -> Manifest | None:
+    """Return an earlier manifest of the images, None where there is none."""
+    if not place.exists():
+        return None
+    try:
+        return load_manifest(place)
+    except DataError:
+        if not is_cache:
+            raise  # it may be another file, named by mistake
+        return None  # all that the cache had is found again
+
+
+def _assign_folds(manifest: Manifest, division: Division) -> tuple[Manifest, bool]:
+    """Return a manifest with folds by the settings, and whether some are new; images keep those that they have."""
+    kept = manifest.fold if manifest.division == division.key else None
+    folds = assign_splits(manifest.source(TRAIN), division, kept)
+    is_new = kept is None or bool((kept == UNASSIGNED).any())
+    return replace(manifest, fold=folds, division=division.key), is_new
 
 
 def _refuse_other(file: Path, known: Manifest, manifest: Manifest, listed: Path) -> None:
-    """Refuse to write the images that are listed into a manifest of others."""
+    """Refuse to replace a manifest of other images."""
     if known.packed is not None:
         raise DataError(
             f"data.manifest {file}: is the index of shards, which nothing else can stand in; name another file, or "
@@ -170,228 +210,201 @@ def _refuse_other(file: Path, known: Manifest, manifest: Manifest, listed: Path)
         )
 
 
-def _as_written(file: Path, pixels: PixelFormat) -> Manifest:
-    """Take a list as it is, if its images were looked at as they are to be read."""
+def _take_as_written(file: Path, pixels: PixelFormat) -> Manifest:
+    """Return a manifest without listing its images anew, if they were inspected in the pixel format of the settings."""
     manifest = load_manifest(file)
-    if (read := manifest.pixels) != pixels:
+    inspected = manifest.pixels
+    if inspected != pixels:
         raise ConfigError(
-            f"data.manifest {file}: its images were read with data.channels={read.channels} data.bits={read.bits}; "
+            f"data.manifest {file}: its images were read with data.channels={inspected.channels} "
+            f"data.bits={inspected.bits}; "
             "set the same, or give data.root too, to read them anew"
         )
     return manifest
 
 
-def _keep(manifest: Manifest, place: Path) -> Manifest:
-    """Write down how images are divided, so that files that are added later change the side of none."""
+def _save_folds(manifest: Manifest, place: Path) -> Manifest:
+    """Save the folds of the images, so that they keep them when files are added later."""
     try:
         manifest.save(place)
     except (VitrailError, OSError) as error:
-        told = f"{error}; files that are added may change which images are held out"
-        return replace(manifest, notes=(*manifest.notes, told))
+        note = f"{error}; files that are added may change which images are held out"
+        return replace(manifest, notes=(*manifest.notes, note))
     return manifest
 
 
-def open_split(section: DataSection, split: Literal["train", "val", "all"]) -> tuple[Source, tuple[str, ...]]:
-    """Find one part of a folder, of shards, of a list or of a named set, with its notes: the images of `open_data`.
+def open_split(section: DataSection, split: Split) -> tuple[Source, tuple[str, ...]]:
+    """Find one split of a folder, of shards, of a list or of a named set, with its notes: the images of `open_data`.
 
-    A division that is set where there is a part to validate with is no error here but a note: it may come from a weight
-    file that was trained on other images.
+    Settings of how images are split are no error here where there are validation images, but a note: they may come from
+    a weight file that was trained on other images.
 
     Args:
-        section: Which; a root that has `val_split` alone will do for split "val".
-        split: "all" is for class folders and lists that are not divided into splits.
+        section: Which images; a root that has `val_split` alone will do for split "val".
+        split: "all" is for class folders and lists without splits.
 
     Raises: As `open_data` does.
     """
     source, is_divided = _open_split(section, split)
-    _check_order(section, source)
-    unused = [] if is_divided or split == "all" else _dividing(section)
-    told = f"{source.description}: stands as it is, {' '.join(unused)} divides nothing"
-    return source, (*source.notes, told) if unused else source.notes
+    check_order(section, source)
+    unused = [] if is_divided or split == "all" else find_dividing_settings(section)
+    if not unused:
+        return source, source.notes
+    note = f"{source.description}: stands as it is, {' '.join(unused)} divides nothing"
+    return source, (*source.notes, note)
 
 
-def files_read(section: DataSection, source: Source) -> Iterator[Path]:
+def list_files_read(section: DataSection, source: Source) -> Iterator[Path]:
     """Yield the files that images are read from, with the list or the manifest that names them."""
-    yield from (Path(file).expanduser() for file in (section.list, section.manifest) if file is not None)
+    for file in (section.list, section.manifest):
+        if file is not None:
+            yield Path(file).expanduser()
     if section.name is not None and is_hf(section.name):
         yield from files_of(Path(section.name.removeprefix("hf:")).expanduser())
     if isinstance(source, ShardSource):
-        yield from (source.root / name for name in (INDEX, *(shard.name for shard in source.places.shards)))
+        yield source.root / INDEX
+        yield from (source.root / shard.name for shard in source.places.shards)
     elif isinstance(source, FileSource):
         yield from map(source.path, range(len(source)))
 
 
-def _open_split(section: DataSection, split: Literal["train", "val", "all"]) -> tuple[Source, bool]:
-    """Return the images, and whether some were held out of others to get them."""
-    _check_settings(section)
-    root = _root(section)
+def _open_split(section: DataSection, split: Split) -> tuple[Source, bool]:
+    """Return the images of a split, and whether some were held out of others to get them."""
+    check_settings(section)
     if section.name is not None:
-        train, val = _open_set(section, needs_train=split != "val")
-        if split == "all" and val is not None:
-            raise ConfigError(f"evaluate.split all: {section.name} has a training and a test part; choose train or val")
-        is_divided = False
-        if split != "all" and val is None and train is not None:
-            train, val = _divided(section, train)
-            is_divided = True
-        source = val if split == "val" else train
-        assert source is not None
-        return source, is_divided
-    if section.list is not None and section.bad_files != "quarantine":
-        # what needs no division is taken as it stands: a list may have rows to evaluate on alone
-        listed = read_list(section)
-        if split == "all" and listed.is_divided:
-            raise ConfigError(f"evaluate.split all: {section.list} is divided into splits; choose train or val")
-        source = listed.val if split == "val" else listed.train if split == "all" or listed.val is not None else None
-        if source is not None:
-            return source, False
-    elif root is not None and section.bad_files != "quarantine" and not has_shards(root):
-        # what needs no division is not listed whole: a validation folder may lie alone
-        train, val = find_splits(root, section.train_split, section.val_split)
-        if split == "all" and root not in (train, val):
-            raise ConfigError(f"evaluate.split all: {root} is divided into splits; choose train or val")
-        folder = val if split == "val" else train if split == "all" or val is not None else None
-        if folder is not None:
-            return note_hidden(root, scan(folder, class_order=section.class_order)), False
-        if train is None:
-            raise DataError(
-                f"data.root {root}: has no {section.train_split}/; its folders: {few(visible_folders(root))}"
-            )
-    elif split == "all":
-        manifest, _ = _listed(section)
-        if (manifest.part == VAL).any():
-            raise ConfigError(
-                f"evaluate.split all: {section.list or manifest.root} is divided into splits; choose train or val"
-            )
-        source = manifest.source(TRAIN)
-        return _readable(manifest, source) if section.bad_files == "quarantine" else source, False
+        return _open_split_of_set(section, split)
+    root = _root(section)
+    is_quarantined = section.bad_files == "quarantine"
+    source = None
+    if is_quarantined:
+        pass  # a manifest says which images are unreadable
+    elif section.list is not None:
+        source = _open_split_of_list(section, split)
+    elif root is not None and not has_shards(root):
+        source = _open_split_of_folder(section, root, split)
+    if source is not None:
+        return source, False
+    if split == "all":
+        return _open_whole_manifest(section), False
     data = _open(section)
     return data.train if split == "train" else data.val, data.is_divided
 
 
+def _open_split_of_set(section: DataSection, split: Split) -> tuple[Source, bool]:
+    """Return a split of a named set or table, and whether it was held out."""
+    train, val = _open_set(section, needs_train=split != "val")
+    if split == "all":
+        if val is not None:
+            raise ConfigError(f"evaluate.split all: {section.name} has a training and a test part; choose train or val")
+        assert train is not None
+        return train, False
+    is_divided = False
+    if val is None and train is not None:
+        train, val = _divide(section, train)
+        is_divided = True
+    source = val if split == "val" else train
+    assert source is not None
+    return source, is_divided
+
+
+def _open_split_of_list(section: DataSection, split: Split) -> Source | None:
+    """Return a split of a list that needs no holding out, as a list may have rows to evaluate on alone; else None."""
+    listed = read_list(section)
+    if split == "all":
+        if listed.is_divided:
+            raise _refuse_all(section.list)
+        return listed.train
+    if split == "val":
+        return listed.val
+    return listed.train if listed.val is not None else None
+
+
+def _open_split_of_folder(section: DataSection, root: Path, split: Split) -> Source | None:
+    """Return a split of a root that needs no holding out, as a validation folder may lie alone; else None."""
+    train, val = find_splits(root, section.train_split, section.val_split)
+    if split == "all":
+        if root not in (train, val):
+            raise _refuse_all(root)
+        folder = train
+    elif split == "val":
+        folder = val
+    else:
+        folder = train if val is not None else None
+    if folder is not None:
+        return note_hidden(root, scan(folder, class_order=section.class_order))
+    if train is None:
+        raise DataError(f"data.root {root}: has no {section.train_split}/; its folders: {few(visible_folders(root))}")
+    return None
+
+
+def _open_whole_manifest(section: DataSection) -> Source:
+    """Return all images of a manifest without validation images."""
+    manifest, _ = _list_images(section)
+    if manifest.has_val:
+        raise _refuse_all(section.list or manifest.root)
+    source = manifest.source(TRAIN)
+    if section.bad_files == "quarantine":
+        return _leave_out_unreadable(manifest, source)
+    return source
+
+
+def _refuse_all(where: object) -> ConfigError:
+    return ConfigError(f"evaluate.split all: {where} is divided into splits; choose train or val")
+
+
 def _open_set(section: DataSection, needs_train: bool = True) -> tuple[Source | None, Source | None]:
-    """Return the training and the validation images of a set with a name, None for what it does not have."""
+    """Return the training and the validation images of a named set or table, None for a split that it has not."""
     assert section.name is not None
     if is_hf(section.name):
         return open_hf(section, needs_train)
     return open_named(section.name, _root(section), section.download)
 
 
-def _divided(section: DataSection, source: Source) -> tuple[Source, Source]:
-    """Return the images to train on, and those held out."""
+def _divide(section: DataSection, source: Source) -> tuple[Source, Source]:
+    """Return the images to train on, and those held out for validation."""
     division = _division(section)
-    return held_out(source, division, divide(source, division))
+    return hold_out(source, division, assign_splits(source, division))
 
 
-def _parts(manifest: Manifest, division: Division, quarantine: bool) -> tuple[Source, Source, NDArray[np.int64]]:
-    """Return a manifest's training and validation images, and where the latter stand in it."""
-    if (manifest.part == VAL).any():
-        parts = [(manifest.source(TRAIN), manifest.part == TRAIN), (manifest.source(VAL), manifest.part == VAL)]
+def _split_manifest(
+    manifest: Manifest, division: Division, quarantine: bool
+) -> tuple[Source, Source, NDArray[np.int64]]:
+    """Return a manifest's training and validation images, and the indices of the latter in it."""
+    if manifest.has_val:
+        is_val = manifest.part == VAL
+        train, val = manifest.source(TRAIN), manifest.source(VAL)
     else:
         if manifest.division != division.key:
             raise ConfigError(
                 f"data.manifest: its images are divided by {manifest.division}, the settings say {division.key}; give "
                 "data.root or data.list too, to divide them anew"
             )
-        source = manifest.source(TRAIN)
-        train, val = held_out(source, division, manifest.fold)
-        parts = [(train, manifest.fold != division.fold), (val, manifest.fold == division.fold)]
-    validation = parts[1][1]
-    if not quarantine:
-        return parts[0][0], parts[1][0], np.flatnonzero(validation)
-    train, val = (_readable(manifest, *part) for part in parts)
-    return train, val, np.flatnonzero(validation & ~manifest.unreadable)
+        is_val = manifest.fold == division.fold
+        train, val = hold_out(manifest.source(TRAIN), division, manifest.fold)
+    if quarantine:
+        train = _leave_out_unreadable(manifest, train, ~is_val)
+        val = _leave_out_unreadable(manifest, val, is_val)
+        is_val &= ~manifest.unreadable
+    return train, val, np.flatnonzero(is_val)
 
 
-def _readable(manifest: Manifest, source: Source, chosen: NDArray[np.bool_] | None = None) -> Source:
-    """Return a part of a manifest's images, all by default, less those that cannot be read."""
+def _leave_out_unreadable(manifest: Manifest, source: Source, chosen: NDArray[np.bool_] | None = None) -> Source:
+    """Return a source without its unreadable images.
+
+    Args:
+        manifest: The manifest that the source is from.
+        source: The images.
+        chosen: Which images of the manifest they are; None for all.
+    """
     indices = np.arange(len(manifest)) if chosen is None else np.flatnonzero(chosen)
     bad = manifest.unreadable[indices]
     if bad.all():
         raise DataError(f"{source.description}: none of its {len(source)} images can be read")
-    note = (
-        f"{source.description}: {bad.sum()} images that cannot be read are left out, the first is "
-        f"{manifest.name(int(indices[np.argmax(bad)]))}"
-    )
-    return source.take(~bad, source.description, (*source.notes, *([note] if bad.any() else [])))
-
-
-def _dividing(section: DataSection) -> list[str]:
-    """Return the settings that say how images are to be divided."""
-    usual = DataSection()
-    given = {name: getattr(section, name) for name in DIVISION}
-    return [f"data.{name}={value}" for name, value in given.items() if value != getattr(usual, name)]
-
-
-def _refuse_division(section: DataSection, val: str, is_packed: bool) -> None:
-    """Refuse to divide images that have a part to validate with."""
-    if given := _dividing(section):
-        how = "pack the training folder alone" if is_packed else "set data.val_split=null"
-        raise ConfigError(
-            f"{' '.join(given)}: there is a part to validate with, {val}, so that nothing is divided; {how} to divide "
-            "the training images, or drop it"
-        )
-
-
-def _check_order(section: DataSection, source: Source) -> None:
-    """Refuse an order of classes that the images cannot follow: another is declared, or was settled in packing them."""
-    if section.class_order is None:
-        return
-    wanted = [source.classes[index] for index in order(source.classes, section.class_order)]
-    if differing := [(i, *pair) for i, pair in enumerate(zip(source.classes, wanted, strict=True)) if len({*pair}) > 1]:
-        index, own, other = differing[0]
-        raise ConfigError(
-            f"data.class_order {section.class_order}: {source.description} has an order of its own, in which index "
-            f"{index} is {printable(own)} and not {printable(other)}; set data.class_order=null"
-        )
-
-
-def _check_packed(section: DataSection, manifest: Manifest) -> None:
-    """Refuse settings that shards cannot follow, as what is in them was settled when they were packed."""
-    if section.manifest is not None and section.root is not None:
-        raise ConfigError(
-            f"data.manifest {section.manifest}: {manifest.root} holds shards, which have a list of their own; drop it"
-        )
-    train, val = manifest.folders
-    for key, folder in (("train_split", train), ("val_split", val if (manifest.part == VAL).any() else "")):
-        given = getattr(section, key)
-        if key == "train_split" and not folder:
-            continue  # as where class folders lie at the top
-        if given not in (folder, folder or None, getattr(DataSection, key)):
-            raise ConfigError(
-                f"data.{key} is {given or 'null'}, and the shards of {manifest.root} were packed "
-                f"{f'with {folder}' if folder else 'without one'}; drop it, or pack the folder anew"
-            )
-
-
-def _check_settings(section: DataSection) -> None:
-    name, root = section.name, section.root
-    if name is not None and not is_hf(name) and name not in NAMED_SETS:
-        known = ", ".join(NAMED_SETS)
-        raise ConfigError(
-            f"data.name {name!r}: unknown{closest(name, NAMED_SETS)}; known sets: {known}, and hf:OWNER/NAME"
-        )
-    if name == "digits" and root is not None:
-        raise ConfigError(
-            f"data.root {root}: data.name is digits, which comes with scikit-learn and has no folder; for your own "
-            "images add data.name=null, or name another recipe"
-        )
-    if name is not None and section.bad_files == "quarantine":
-        raise ConfigError(
-            f"data.bad_files=quarantine: leaves out what the check has found, and data.name {name} is not checked; set "
-            "skip, which counts and names what cannot be read, or error"
-        )
-    if name is not None and section.manifest is not None:
-        raise ConfigError(
-            f"data.manifest {section.manifest}: is for images in folders, lists and shards; data.name is {name}"
-        )
-    if name is not None and section.list is not None:
-        raise ConfigError(f"data.list {section.list}: is for images in files; data.name is {name}; add data.name=null")
-    if name is None and root is None and section.manifest is None and section.list is None:
-        raise ConfigError("data.root is not set; give the folder with your images, or data.name=digits")
-    if name not in (None, "digits") and not is_hf(name) and root is None:
-        raise ConfigError(
-            f"data.root is not set; give the folder where {name} lies or, with data.download=true, will lie"
-        )
+    notes = source.notes
+    if bad.any():
+        first = manifest.name(int(indices[np.argmax(bad)]))
+        notes += (f"{source.description}: {bad.sum()} images that cannot be read are left out, the first is {first}",)
+    return source.take(~bad, source.description, notes)
 
 
 def _pixels(section: DataSection) -> PixelFormat:

@@ -1,4 +1,4 @@
-"""A few numbers by which images are known again, however many they are: whether any was trained on."""
+"""A fixed-size sketch (bottom-k hashes) of a data set, to detect overlap of evaluation with training images."""
 
 from __future__ import annotations
 
@@ -6,60 +6,69 @@ import hashlib
 import heapq
 from collections.abc import Iterator
 
-from vitrail.data.audit.inspect_file import content_hash
+from vitrail.data.audit.inspect_file import hash_content
 from vitrail.data.sources import Source
 from vitrail.images.pixels import RGB, UnreadableImage
 
 SIZE = 1000
+"""Most images of a sketch."""
 DIGITS = 12
-"""Of a name's hash: a million images agree by chance with one of a thousand once in 300,000 evaluations."""
-
+"""Hexadecimal digits of a name's hash: a million images agree by chance with one of a thousand once in 300,000
+evaluations."""
 UNREAD = "unread"
+"""Stands for the content of an image that cannot be read."""
 
 
-def sketch(source: Source) -> str:
-    """Return a fair sample of the images, or all there are: the smallest hashes of names, each with its content's."""
-    return " ".join(one + _content(source, index) for one, index in _sample(source))
+def make_sketch(source: Source) -> str:
+    """Return a random sample of the images, or all of them: the smallest hashes of names, each with its content's."""
+    return " ".join(name + _short_content_hash(source, index) for name, index in _sample(source))
 
 
-def sampled_contents(source: Source) -> dict[int, bytes]:
-    """Return the hash of each image's file, or pixels, of such a sample, by its number; those that can be read."""
-    found = ((index, _whole_content(source, index)) for _, index in _sample(source))
-    return {index: content for index, content in found if content is not None}
+def hash_sample(source: Source) -> dict[int, bytes]:
+    """Return the content hash of each image of the sample that a sketch has, by its index, without unreadable ones."""
+    contents = {}
+    for _, index in _sample(source):
+        content = _hash_image(source, index)
+        if content is not None:
+            contents[index] = content
+    return contents
 
 
-def shared(source: Source, known: str) -> tuple[int, bool]:
+def count_overlap(source: Source, known: str) -> tuple[int, bool]:
     """Return how many images are among those that a sketch was made of, and whether that is exact.
 
-    An image is the same where its name and its bytes are. Of a sketch that is a sample, the number is what those that
-    are found in it stand for.
+    Two images are the same where their names and their bytes are. Where the sketch is a sample, the number is estimated
+    from the images that are in it.
     """
-    contents = {one[:DIGITS]: one[DIGITS:] for one in known.split()}
-    found = sum(
-        one in contents and UNREAD != contents[one] == _content(source, index)
-        for index, one in enumerate(_names(source))
-    )
+    contents = {entry[:DIGITS]: entry[DIGITS:] for entry in known.split()}
+    common = 0
+    for index, name in enumerate(_hash_names(source)):
+        content = contents.get(name, UNREAD)
+        if content != UNREAD and content == _short_content_hash(source, index):
+            common += 1
     if len(contents) < SIZE:
-        return found, True
-    return min(round(found * 16**DIGITS / int(max(contents), 16)), len(source)), False
+        return common, True
+    # the largest hash of a sample says which share of all images it is
+    estimated = round(common * 16**DIGITS / int(max(contents), 16))
+    return min(estimated, len(source)), False
 
 
-def _names(source: Source) -> Iterator[str]:
+def _hash_names(source: Source) -> Iterator[str]:
     return (hashlib.blake2b(name, digest_size=DIGITS // 2).hexdigest() for name in source.identities())
 
 
 def _sample(source: Source) -> list[tuple[str, int]]:
-    """Return the smallest hashes of names, and whose they are."""
-    return heapq.nsmallest(SIZE, ((one, index) for index, one in enumerate(_names(source))))
+    """Return the smallest hashes of names, each with the index of its image."""
+    return heapq.nsmallest(SIZE, ((name, index) for index, name in enumerate(_hash_names(source))))
 
 
-def _content(source: Source, index: int) -> str:
-    """Return the beginning of the hash of an image's file, or pixels; UNREAD where it cannot be read."""
-    content = _whole_content(source, index)
+def _short_content_hash(source: Source, index: int) -> str:
+    """Return the first digits of an image's content hash; UNREAD where it cannot be read."""
+    content = _hash_image(source, index)
     return UNREAD if content is None else content[:4].hex()
 
 
-def _whole_content(source: Source, index: int) -> bytes | None:
+def _hash_image(source: Source, index: int) -> bytes | None:
     """Return the hash of an image's file, or pixels; None where it cannot be read."""
     try:
         data = source.encoded(index)
@@ -67,4 +76,4 @@ def _whole_content(source: Source, index: int) -> bytes | None:
             data = source.image(index, RGB).numpy().tobytes()
     except (OSError, UnreadableImage):
         return None
-    return content_hash(data)
+    return hash_content(data)

@@ -1,4 +1,4 @@
-"""A folder of images packed into tar shards: few big files, the same images, and an index that knows all of them."""
+"""`vitrail pack`: copy the images of a data set into tar shards with an index, for disks slow with many files."""
 
 from __future__ import annotations
 
@@ -15,43 +15,46 @@ import numpy as np
 
 from vitrail.config.sections import DataSection
 from vitrail.data.audit.findings import refuse_unreadable
-from vitrail.data.audit.inspect_file import content_hash
+from vitrail.data.audit.inspect_file import hash_content
 from vitrail.data.audit.scan import check_images
-from vitrail.data.folders import left_out, refuse_inside
-from vitrail.data.manifest import TRAIN, VAL, Manifest, load_manifest
+from vitrail.data.folders import note_left_out, refuse_inside
+from vitrail.data.manifest import Manifest, load_manifest
 from vitrail.data.opening import open_manifest
 from vitrail.data.shards import INDEX, Places, Shard
+from vitrail.data.sources import TRAIN, VAL
 from vitrail.display import Display
 from vitrail.errors import CheckpointError, ConfigError, DataError, few
-from vitrail.images.decoding import ENDINGS
+from vitrail.images.formats import ENDINGS
 from vitrail.whole_folder import WholeFolder, recover
 
 USUAL = {ending: endings[0] for endings in ENDINGS.values() for ending in endings}
-"""The ending by which programs that read WebDataset know a format."""
+"""The file extension of each format that programs for WebDataset know, by any of its extensions."""
 END = bytes(2 * tarfile.BLOCKSIZE)
-"""What ends a tar file."""
+"""Last bytes of a tar file."""
 BETWEEN = 64
-"""Images between two looks at the progress."""
+"""Images between two updates of the progress."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What was packed, and where it lies."""
+    """The result of `pack`."""
 
     folder: Path
+    """Folder of the shards and their index."""
     manifest: Manifest
     shards: tuple[Shard, ...]
     replaced: bool
+    """Whether earlier shards were replaced."""
 
 
 def pack(section: DataSection, output: Path, shard_bytes: int, display: Display) -> Packed:
     """Copy the image files of a data set into tar shards, in the order of training, and write an index of them.
 
     Args:
-        section: Which images. Unreadable ones are packed as well, but for data.bad_files=error and quarantine.
+        section: Which images. Unreadable ones are packed as well, unless data.bad_files is error or quarantine.
         output: Folder to write; an earlier one from the same images is replaced.
-        shard_bytes: Size that a shard does not exceed, unless a single image does.
-        display: For the progress.
+        shard_bytes: Most bytes of a shard, unless a single image exceeds it.
+        display: Shows the progress.
 
     Raises:
         ConfigError: The data is a named set, or the output lies among the images.
@@ -62,34 +65,40 @@ def pack(section: DataSection, output: Path, shard_bytes: int, display: Display)
         raise ConfigError(
             f"data.name is {section.name}, which has files of its own; set data.root or data.list to pack image files"
         )
-    root = Path(section.root).expanduser() if section.root is not None else _root_of(section)
+    root = _find_root(section)
     refuse_inside(root, output)
     recover(output)
-    folder = WholeFolder(output, _earlier(output, root), "free space or choose another folder with --output")
+    look = None
+    if section.check:
+        look = partial(check_images, display=display, workers=section.workers)
+    earlier = _list_earlier_files(output, root)
+    folder = WholeFolder(output, earlier, "free space or choose another folder with --output")
     with folder.staged() as staging:
-        look = partial(check_images, display=display, workers=section.workers) if section.check else None
         manifest, problems = open_manifest(section, look)
         if problems:
             raise DataError(problems[0])
-        manifest = _wanted(manifest, section, display)
+        manifest = _choose_images(manifest, section, display)
         display.begin("pack", len(manifest))
         with folder.refusal_told():
-            places = _write(manifest, staging, shard_bytes, display)
+            places = _write_shards(manifest, staging, shard_bytes, display)
         display.end()
         manifest = replace(manifest, root=manifest.root.resolve(), packed=places)
         place, replaced = folder.publish({INDEX: manifest.encode()})
     return Packed(place, manifest, places.shards, replaced)
 
 
-def _root_of(section: DataSection) -> Path:
+def _find_root(section: DataSection) -> Path:
+    """Return the folder of the images."""
+    if section.root is not None:
+        return Path(section.root).expanduser()
     if section.list is not None:
         return Path(section.list).expanduser().parent
     assert section.manifest is not None
     return load_manifest(Path(section.manifest).expanduser()).root
 
 
-def _earlier(output: Path, root: Path) -> Collection[str]:
-    """Return the files of an earlier pack, which are the only ones that are replaced.
+def _list_earlier_files(output: Path, root: Path) -> Collection[str]:
+    """Return the names of an earlier pack's files, which are the only ones that are replaced.
 
     Raises:
         CheckpointError: It was packed from other images.
@@ -106,10 +115,11 @@ def _earlier(output: Path, root: Path) -> Collection[str]:
     return {INDEX, *(shard.name for shard in shards)}
 
 
-def _wanted(manifest: Manifest, section: DataSection, display: Display) -> Manifest:
-    """Return what is to be packed, and say what is not, or had better not be."""
-    if manifest.packed is None and manifest.called is None:  # a list leaves out what it does not name
-        for note in left_out(manifest.root, manifest.folders):
+def _choose_images(manifest: Manifest, section: DataSection, display: Display) -> Manifest:
+    """Return the images to pack, by data.bad_files, and tell the user which are left out or unreadable."""
+    # shards have no folders beside them, and a list names all that it wants
+    if manifest.packed is None and manifest.called is None:
+        for note in note_left_out(manifest.root, manifest.folders):
             display.note(note)
     bad = manifest.unreadable
     if not bad.any():
@@ -124,7 +134,8 @@ def _wanted(manifest: Manifest, section: DataSection, display: Display) -> Manif
         )
         return manifest
     for part, folder in enumerate(manifest.folders):
-        if (chosen := manifest.part == part).any() and bad[chosen].all():
+        chosen = manifest.part == part
+        if chosen.any() and bad[chosen].all():
             raise DataError(f"{manifest.root / folder}: none of its {chosen.sum()} images can be read")
     note = f"{len(names)} images that cannot be read were left out of the shards: {few(names)}"
     if manifest.division:
@@ -135,17 +146,20 @@ def _wanted(manifest: Manifest, section: DataSection, display: Display) -> Manif
     return manifest.take(~bad, note)
 
 
-def _write(manifest: Manifest, folder: Path, shard_bytes: int, display: Display) -> Places:
-    """Write all shards, each of them pushed to the disk."""
+def _write_shards(manifest: Manifest, folder: Path, shard_bytes: int, display: Display) -> Places:
+    """Write all shards, each flushed to the disk, and return where the images lie in them."""
     shards: list[Shard] = []
-    shard, offset = np.zeros(len(manifest), np.int32), np.zeros(len(manifest), np.int64)
+    shard = np.zeros(len(manifest), np.int32)
+    offset = np.zeros(len(manifest), np.int64)
     written = 0
-    for name, images in _divided(manifest, shard_bytes):
-        digest, size = hashlib.sha256(), 0
+    for name, images in _divide_into_shards(manifest, shard_bytes):
+        digest = hashlib.sha256()
+        size = 0
         with (folder / name).open("wb") as stream:
             for index in images:
-                blocks = _blocks(manifest, index)
-                shard[index], offset[index] = len(shards), size + len(blocks[0])
+                blocks = _make_blocks(manifest, index)
+                shard[index] = len(shards)
+                offset[index] = size + len(blocks[0])  # behind the header
                 for block in blocks:
                     stream.write(block)
                     digest.update(block)
@@ -161,52 +175,60 @@ def _write(manifest: Manifest, folder: Path, shard_bytes: int, display: Display)
     return Places(tuple(shards), shard, offset, manifest.bytes)
 
 
-def _divided(manifest: Manifest, shard_bytes: int) -> Iterator[tuple[str, list[int]]]:
-    """Yield the name of each shard and its images; no shard has images of both parts."""
-    names = ("train", "val") if (manifest.part == VAL).any() else ("images",)
+def _divide_into_shards(manifest: Manifest, shard_bytes: int) -> Iterator[tuple[str, list[int]]]:
+    """Yield the name of each shard and its images; no shard has images of both splits."""
+    names = ("train", "val") if manifest.has_val else ("images",)
     block = tarfile.BLOCKSIZE
-    # of the image, its header, the label and the label's header
+    # bytes of the image, its header, the label and the label's header
     needed = (-(-manifest.bytes // block) * block + 3 * block).tolist()
     for part, name in zip((TRAIN, VAL), names, strict=False):
-        number, size, images = 0, len(END), []
+        number = 0
+        size = len(END)
+        images = []
         for index in np.flatnonzero(manifest.part == part).tolist():
             if images and size + needed[index] > shard_bytes:
                 yield f"{name}-{number:06d}.tar", images
-                number, size, images = number + 1, len(END), []
+                number += 1
+                size = len(END)
+                images = []
             images.append(index)
             size += needed[index]
         yield f"{name}-{number:06d}.tar", images
 
 
-def _blocks(manifest: Manifest, index: int) -> list[bytes]:
-    """Return an image and its label as they stand in a tar file.
+def _make_blocks(manifest: Manifest, index: int) -> list[bytes]:
+    """Return an image and its label as they stand in a tar file: header, content and padding of each.
 
-    They are called by number: WebDataset takes a name to end at its first point, and two files may differ behind it.
-    The label is the number of the class, or where an image may have several a JSON list of them.
+    Their names are numbers: WebDataset takes a name to end at its first point, and two files may differ behind it. The
+    label is the number of the class, or for multi-label data a JSON list of them.
     """
     label = int(manifest.label[index])
-    several = None if manifest.label_sets is None else np.flatnonzero(manifest.label_sets[label]).tolist()
+    if manifest.label_sets is None:
+        label_file = (".cls", str(label).encode())
+    else:
+        classes = np.flatnonzero(manifest.label_sets[label]).tolist()
+        label_file = (".json", json.dumps(classes).encode())
     suffix = manifest.path(index).suffix.lower()
+    image_file = (USUAL.get(suffix, suffix), _read(manifest, index))
     blocks = []
-    for ending, content in (
-        (USUAL.get(suffix, suffix), _read(manifest, index)),
-        (".cls", str(label).encode()) if several is None else (".json", json.dumps(several).encode()),
-    ):
+    for ending, content in (image_file, label_file):
         header = tarfile.TarInfo(f"{index:09d}{ending}")
         header.size = len(content)
-        blocks += [header.tobuf(tarfile.GNU_FORMAT), content, bytes(-len(content) % tarfile.BLOCKSIZE)]
+        padding = bytes(-len(content) % tarfile.BLOCKSIZE)
+        blocks += [header.tobuf(tarfile.GNU_FORMAT), content, padding]
     return blocks
 
 
 def _read(manifest: Manifest, index: int) -> bytes:
-    """Return the bytes of an image, which must be those that were listed and looked at."""
+    """Return the bytes of an image's file, which must be those that were listed and inspected."""
     path = manifest.path(index)
     try:
         data = manifest.read(index)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); mend or remove it, and pack again") from error
-    if len(data) != manifest.bytes[index] or (
-        manifest.inspected[index] and content_hash(data) != manifest.content[index].tobytes()
-    ):
+    has_changed = len(data) != manifest.bytes[index]
+    if manifest.inspected[index] and not has_changed:
+        has_changed = hash_content(data) != manifest.content[index].tobytes()
+    if has_changed:
         raise DataError(f"{path}: has changed since it was listed; `touch` it if that is meant to be, and pack again")
     return data

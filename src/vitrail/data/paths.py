@@ -1,4 +1,4 @@
-"""File names by the million, as two arrays instead of as many objects."""
+"""File names by the million, stored in two arrays instead of as many objects."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, eq=False)
 class Paths:
-    """Names as the file system spells them, one after the other, and where each ends."""
+    """File names as bytes, one after the other, and where each ends."""
 
     text: NDArray[np.uint8]
+    """Bytes of all names."""
     ends: NDArray[np.int64]
+    """End of each name in `text`."""
 
     @classmethod
     def of(cls, names: Iterable[bytes]) -> Paths:
-        """Gather names."""
+        """Store names."""
         listed = list(names)
         ends = np.cumsum([len(name) for name in listed], dtype=np.int64)
         return cls(np.frombuffer(b"".join(listed), dtype=np.uint8), ends)
@@ -28,17 +30,17 @@ class Paths:
         return len(self.ends)
 
     def __getitem__(self, index: int) -> bytes:
-        end = int(self.ends[index])
-        return self.text[int(self.ends[index - 1]) if index > 0 else 0 : end].tobytes()
+        begin = int(self.ends[index - 1]) if index > 0 else 0
+        return self.text[begin : int(self.ends[index])].tobytes()
 
     def __iter__(self) -> Iterator[bytes]:
         return (self[index] for index in range(len(self)))
 
     def name(self, index: int) -> str:
-        """Return a name as Python's functions take it."""
+        """Return a name as text, with bytes that are no text as surrogates."""
         return os.fsdecode(self[index])
 
     def take(self, chosen: NDArray[np.bool_]) -> Paths:
-        """Return a part of the names."""
+        """Return the chosen names."""
         lengths = np.diff(self.ends, prepend=0)
         return Paths(self.text[np.repeat(chosen, lengths)], np.cumsum(lengths[chosen]))

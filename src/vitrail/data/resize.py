@@ -1,4 +1,4 @@
-"""A folder of images made smaller once, so that every epoch has less to read and decode; the folder says so itself."""
+"""`vitrail resize-data`: make the images of a folder smaller once, so that every epoch reads and decodes less."""
 
 from __future__ import annotations
 
@@ -19,91 +19,107 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vitrail.config.sections import DataSection
-from vitrail.data.folders import MARK, Listing, changes, find_splits, left_out, note_hidden, refuse_inside, scan
-from vitrail.data.loader import leave_signals, until_lost, usable_cores
+from vitrail.data.folders import (
+    MARK,
+    Listing,
+    find_splits,
+    note_hidden,
+    note_left_out,
+    read_changes,
+    refuse_inside,
+    scan,
+)
+from vitrail.data.loader import count_usable_cores, ignore_signals
+from vitrail.data.lost_workers import until_lost
 from vitrail.data.manifest import Manifest, list_images
 from vitrail.data.shards import has_shards
 from vitrail.display import Display
 from vitrail.errors import CheckpointError, ConfigError, DataError, Interrupted, printable
 from vitrail.files import write_whole
-from vitrail.images.decoding import Header, decode_quietly, read_header
+from vitrail.images.decoding import Header, decode_quietly, fast_decoders, read_header
 from vitrail.images.pixels import RGB, PixelFormat, UnreadableImage
-from vitrail.images.tiff import ORIENTATION
+from vitrail.images.tiff_tags import ORIENTATION
 
 USED = ("root", "train_split", "val_split", "channels", "bits", "workers", "bad_files")
-"""Settings of data that have a meaning here."""
+"""Settings of the section data that have a meaning here."""
 WRITTEN = {"JPEG": "JPEG", "MPO": "JPEG", "PNG": "PNG", "WEBP": "WEBP", "BMP": "BMP", "PPM": "PPM"}
-"""Formats that are resized, and as what they are written; of the pictures in an MPO, the first is the image."""
+"""Formats that are resized, and the formats they are written in; the first picture of an MPO is the image."""
 BATCH = 32
+"""Images that a worker resizes at a time."""
 
 
 @dataclass
 class Resized:
-    """What became of a folder's images."""
+    """The result of `resize_data`."""
 
     folder: Path
+    """The new folder."""
     resized: int = 0
+    """Number of images that were made smaller."""
     copied: Counter[str] = field(default_factory=Counter)
-    """How many were copied byte for byte, by the reason."""
+    """Number of images that were copied byte for byte, by the reason."""
     bad: list[tuple[int, str, str]] = field(default_factory=list)
-    """Number, name and reason of each that could not be read."""
+    """Index, name and reason of each unreadable image."""
     before: int = 0
-    """Bytes of those that could be read."""
+    """Bytes of all readable images, as they were."""
     after: int = 0
+    """Bytes of the images that were written."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Done:
-    """What became of one image."""
+    """The result for one image."""
 
     index: int
     kept: str = ""
-    """Why it was copied; empty where it was resized."""
+    """Reason why it was copied; empty where it was resized."""
     bad: str = ""
+    """Reason why it cannot be read; empty where it can."""
     refused: int = 0
-    """The number of the system's error when it was to be written."""
+    """Number of the system's error when it was to be written; 0 for none."""
     before: int = 0
+    """Bytes of the image as it was."""
     after: int = 0
+    """Bytes of the image that was written."""
 
 
 def resize_data(section: DataSection, output: Path, short_side: int, quality: int, display: Display) -> Resized:
     """Write a folder's images anew, with a short side of at most so many pixels, under the same names.
 
-    What was stopped goes on when it is called again. The files are the same for any number of workers.
+    An interrupted call is continued by the next. The files are the same for any number of workers.
 
     Args:
         section: Which folder; data.bad_files=skip copies unreadable files as they are, quarantine leaves them out.
         output: Folder to write, which must not be there yet.
-        short_side: Pixels; smaller images are copied.
-        quality: Of JPEG and lossy WebP, to 100.
-        display: For the progress.
+        short_side: Pixels of the short side; smaller images are copied.
+        quality: Quality of JPEG and lossy WebP, up to 100.
+        display: Shows the progress.
 
     Raises:
         ConfigError: A setting has no meaning here, or the output lies among the images.
         DataError: There are no images, or one cannot be read and data.bad_files is "error".
         CheckpointError: The output is there already, or cannot be written.
-        Interrupted: By Ctrl-C.
+        Interrupted: Ctrl-C was pressed.
     """
     root = _check(section, output)
     manifest = _list(root, section, display)
-    partial = _begun(output)
+    partial = _partial_folder(output)
     change = {
-        "short_side": short_side, "filter": "Lanczos", "quality": quality, "from": printable(root.resolve()),
+        "short_side": short_side,
+        "filter": "Lanczos",
+        "quality": quality,
+        "from": printable(root.resolve()),
         "vitrail": version("vitrail"),
-    }  # fmt: skip
-    mark = {"changes": [*changes(root), change]}
+    }
+    mark = {"changes": [*read_changes(root), change]}
     again = "free space or choose another folder with --output; the same command goes on where it was"
     done = Resized(output)
     try:
         _begin(partial, {**mark, "images": manifest.hash}, display)
         _resize_all(_Images(manifest, partial, short_side, quality), section, done, display)
-        for index, _, _ in done.bad:
-            target = _target(manifest, index, partial)
-            target.unlink(missing_ok=True)  # of a time when it could be read
-            if section.bad_files == "skip":
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(_read_bad(manifest, index))
-        for leftover in partial.glob(".*.tmp"):  # of workers that were killed
+        _write_bad_files(manifest, partial, section, done)
+        # workers that were killed leave files behind
+        for leftover in partial.glob(".*.tmp"):
             leftover.unlink()
         os.sync()
         write_whole(partial / MARK, (json.dumps(mark, indent=1) + "\n").encode(), again)
@@ -117,20 +133,31 @@ def resize_data(section: DataSection, output: Path, short_side: int, quality: in
     return done
 
 
+def _write_bad_files(manifest: Manifest, partial: Path, section: DataSection, done: Resized) -> None:
+    """Copy unreadable files if they are to be kept, and remove what was written while they could be read."""
+    for index, _, _ in done.bad:
+        target = _target(manifest, index, partial)
+        target.unlink(missing_ok=True)
+        if section.bad_files == "skip":
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(_read_bad(manifest, index))
+
+
 def _check(section: DataSection, output: Path) -> Path:
-    """Return the folder to read, where all that was asked for can be done."""
+    """Return the folder to read, and refuse settings and folders that cannot be followed."""
     for key, value in vars(section).items():
         if key not in USED and value != getattr(DataSection, key):
-            lists = "; resize the folder of its images by data.root, and give the list with the new data.root"
-            raise ConfigError(
-                f"data.{key} is {value}: has no meaning here; used are {', '.join(USED)}{lists * (key == 'list')}"
-            )
+            advice = ""
+            if key == "list":
+                advice = "; resize the folder of its images by data.root, and give the list with the new data.root"
+            raise ConfigError(f"data.{key} is {value}: has no meaning here; used are {', '.join(USED)}{advice}")
     assert section.root is not None
     root = Path(section.root).expanduser()
     if has_shards(root):
         raise ConfigError(f"data.root {root}: holds shards; resize the folder they were packed from, and pack that")
     refuse_inside(root, output)
-    if root.resolve().is_relative_to(_begun(output).resolve()):  # which is removed where it was begun otherwise
+    # the partial folder is removed where it was begun with other settings
+    if root.resolve().is_relative_to(_partial_folder(output).resolve()):
         raise ConfigError(
             f"data.root {root}: lies where --output {output} is begun, and would be removed; rename it, or choose "
             "another folder with --output"
@@ -140,19 +167,21 @@ def _check(section: DataSection, output: Path) -> Path:
     return root
 
 
-def _begun(output: Path) -> Path:
-    """Return where a folder is until it is whole."""
+def _partial_folder(output: Path) -> Path:
+    """Return the folder that is written to until all is done."""
     return output.absolute().with_name(f".{output.name}.partial")
 
 
 def _list(root: Path, section: DataSection, display: Display) -> Manifest:
-    """List the images of both splits, or of the one that there is, and say what else is there."""
+    """List the images of both splits, or of the one that there is, and tell the user what else is there."""
     problems: list[str] = []
-    folders = [folder for folder in find_splits(root, section.train_split, section.val_split) if folder is not None]
+    splits = find_splits(root, section.train_split, section.val_split)
+    folders = [folder for folder in splits if folder is not None]
     sources = [note_hidden(root, scan(folder, problems)) for folder in folders]
     pixels = PixelFormat(section.channels, section.bits)
-    manifest = list_images(Listing(root, sources[0], sources[1] if len(sources) > 1 else None, ()), None, pixels)
-    for note in (*manifest.notes, *left_out(root, manifest.folders)):
+    val = sources[1] if len(sources) > 1 else None
+    manifest = list_images(Listing(root, sources[0], val, ()), None, pixels)
+    for note in (*manifest.notes, *note_left_out(root, manifest.folders)):
         display.note(note)
     for problem in problems:
         display.warn(problem)
@@ -160,7 +189,7 @@ def _list(root: Path, section: DataSection, display: Display) -> Manifest:
 
 
 def _begin(partial: Path, mark: object, display: Display) -> None:
-    """Make the temporary folder, or go on with one that was begun for the same."""
+    """Make the partial folder, or continue one that was begun with the same images and settings."""
     text = json.dumps(mark)
     with contextlib.suppress(FileNotFoundError):
         if (partial / MARK).read_text(encoding="utf-8") == text:
@@ -173,36 +202,52 @@ def _begin(partial: Path, mark: object, display: Display) -> None:
 
 
 def _resize_all(images: _Images, section: DataSection, done: Resized, display: Display) -> None:
-    workers = usable_cores() if section.workers is None else section.workers
+    """Resize all images by worker processes, and add up the results in `done`."""
     total = len(images.manifest)
-    used = workers if total > BATCH else 0
-    loader = DataLoader(images, BATCH, num_workers=used, collate_fn=list, worker_init_fn=leave_signals)
+    workers = count_usable_cores() if section.workers is None else section.workers
+    if total <= BATCH:
+        workers = 0
+    if workers > 0:
+        fast_decoders()  # imported once, before workers are forked, and not by each of them
+    loader = DataLoader(images, BATCH, num_workers=workers, collate_fn=list, worker_init_fn=ignore_signals)
     display.begin("resize", total)
     for batch in until_lost(loader.__iter__, loader.num_workers):
         for one in batch:
-            if one.refused:
-                raise OSError(one.refused, os.strerror(one.refused))
-            done.before, done.after = done.before + one.before, done.after + one.after
-            if one.kept:
-                done.copied[one.kept] += 1
-            elif one.bad:
-                if section.bad_files == "error":
-                    raise DataError(
-                        f"{images.manifest.path(one.index)}: cannot be read, {one.bad}; repair or remove it, or set "
-                        "data.bad_files=skip to copy such files as they are, or quarantine to leave them out"
-                    )
-                done.bad.append((one.index, images.manifest.name(one.index), one.bad))
-            else:
-                done.resized += 1
+            _add_result(one, images.manifest, section, done)
         display.advance(len(batch), written=f"{done.after / 1e9:,.1f} GB")
+
+
+def _add_result(one: _Done, manifest: Manifest, section: DataSection, done: Resized) -> None:
+    """Count the result for one image.
+
+    Raises:
+        OSError: It could not be written.
+        DataError: It cannot be read, and data.bad_files is "error".
+    """
+    if one.refused:
+        raise OSError(one.refused, os.strerror(one.refused))
+    done.before += one.before
+    done.after += one.after
+    if one.kept:
+        done.copied[one.kept] += 1
+    elif not one.bad:
+        done.resized += 1
+    elif section.bad_files == "error":
+        raise DataError(
+            f"{manifest.path(one.index)}: cannot be read, {one.bad}; repair or remove it, or set data.bad_files=skip "
+            "to copy such files as they are, or quarantine to leave them out"
+        )
+    else:
+        done.bad.append((one.index, manifest.name(one.index), one.bad))
 
 
 @dataclass(frozen=True)
 class _Images(Dataset[_Done]):
-    """Resizes an image when it is asked for it."""
+    """Resizes the image of an index, and writes it."""
 
     manifest: Manifest
     folder: Path
+    """Folder to write to."""
     short_side: int
     quality: int
 
@@ -213,9 +258,11 @@ class _Images(Dataset[_Done]):
         try:
             data = self.manifest.read(index)
             header = read_header(data)
-            kept = reason_to_copy(header, data, self.short_side)
+            kept = find_reason_to_copy(header, data, self.short_side)
             size = _size_written(self.manifest, index, self.folder)
-            content = b"" if size else self._content(data, header, kept)
+            content = b""
+            if not size:
+                content = self._make_content(data, header, kept)
         except UnreadableImage as error:
             return _Done(index, bad=str(error))
         except OSError as error:
@@ -227,14 +274,16 @@ class _Images(Dataset[_Done]):
                 return _Done(index, refused=error.errno or errno.EIO)
         return _Done(index, kept, before=len(data), after=size)
 
-    def _content(self, data: bytes, header: Header, kept: str) -> bytes:
-        # also of what is copied, so that all that cannot be read is known; what is not copied is RGB or gray
-        pixels = decode_quietly(data, self.manifest.pixels if kept else RGB)
-        return data if kept else shrink(pixels, header, data, self.short_side, self.quality)
+    def _make_content(self, data: bytes, header: Header, kept: str) -> bytes:
+        if kept:
+            decode_quietly(data, self.manifest.pixels)  # which fails for unreadable files
+            return data
+        # all that is resized is RGB or gray
+        return shrink(decode_quietly(data, RGB), header, data, self.short_side, self.quality)
 
 
-def reason_to_copy(header: Header, data: bytes, short_side: int) -> str:
-    """Return why an image is left as it is, or nothing where it is to be resized."""
+def find_reason_to_copy(header: Header, data: bytes, short_side: int) -> str:
+    """Return the reason why an image is copied as it is, empty where it is to be resized."""
     reasons = {
         f"short side of at most {short_side}": min(header.width, header.height) <= short_side,
         f"{header.format} is not resized": header.format not in WRITTEN,
@@ -244,11 +293,14 @@ def reason_to_copy(header: Header, data: bytes, short_side: int) -> str:
         f"colours of mode {header.mode}": header.mode not in ("L", "RGB"),
         "EXIF in PNG": header.format == "PNG" and b"eXIf" in data,
     }
-    return next((reason for reason, is_so in reasons.items() if is_so), "")
+    for reason, applies in reasons.items():
+        if applies:
+            return reason
+    return ""
 
 
 def shrink(pixels: Tensor, header: Header, data: bytes, short_side: int, quality: int) -> bytes:
-    """Return an image file of the same format, with the same EXIF orientation and colour profile, and nothing else.
+    """Return a smaller image file of the same format, with its EXIF orientation and colour profile as only metadata.
 
     JPEGs have their colours at full resolution (4:4:4): at half of it, quality 95 is no nearer to the pixels than 90.
     """
@@ -257,7 +309,9 @@ def shrink(pixels: Tensor, header: Header, data: bytes, short_side: int, quality
         image = image.getchannel(0)
     scale = short_side / min(image.size)
     width, height = (max(round(side * scale), short_side) for side in image.size)
-    options: dict[str, Any] = {"icc_profile": header.profile} if header.profile else {}
+    options: dict[str, Any] = {}
+    if header.profile:
+        options["icc_profile"] = header.profile
     if header.orientation > 1:
         exif = Image.Exif()
         exif[ORIENTATION] = header.orientation
@@ -267,26 +321,31 @@ def shrink(pixels: Tensor, header: Header, data: bytes, short_side: int, quality
     elif header.format == "WEBP":
         options |= {"quality": quality, "lossless": b"VP8L" in data}
     file = io.BytesIO()
-    image.resize((width, height), Image.Resampling.LANCZOS).save(file, WRITTEN[header.format], **options)
+    smaller = image.resize((width, height), Image.Resampling.LANCZOS)
+    smaller.save(file, WRITTEN[header.format], **options)
     return file.getvalue()
 
 
 def _target(manifest: Manifest, index: int, folder: Path) -> Path:
+    """Return the path of an image in the new folder."""
     return folder / manifest.path(index).relative_to(manifest.root)
 
 
 def _size_written(manifest: Manifest, index: int, folder: Path) -> int:
-    """Return the bytes of an image that was written before and has not changed since; 0 where it is to be written."""
+    """Return the size of an image that an earlier call wrote and that has not changed since; 0 for others."""
     try:
         status = _target(manifest, index, folder).stat()
     except FileNotFoundError:
         return 0
-    return status.st_size if status.st_mtime_ns == manifest.mtime_ns[index] else 0
+    if status.st_mtime_ns != manifest.mtime_ns[index]:
+        return 0
+    return status.st_size
 
 
 def _write(manifest: Manifest, index: int, folder: Path, content: bytes) -> int:
-    """Write an image with the time of the original, by which it is known to be its."""
-    target, time = _target(manifest, index, folder), int(manifest.mtime_ns[index])
+    """Write an image with the time of the original, by which a later call finds that it is up to date."""
+    target = _target(manifest, index, folder)
+    time = int(manifest.mtime_ns[index])
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{os.getpid()}.tmp"
     temporary.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Which images a set has, one by one, and how it differs from what it was: in names, labels or contents."""
+"""Rosters: names, labels and content hashes of a set's images, to find out what changed since they were written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vitrail.data.overlap import sampled_contents
+from vitrail.data.overlap import hash_sample
 from vitrail.data.paths import Paths
 from vitrail.data.sources import Source
 from vitrail.errors import few
@@ -19,16 +19,16 @@ from vitrail.errors import few
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Roster:
-    """Columns of n images."""
+    """Columns of n images, by which they are identified one by one."""
 
     names: Paths
-    """What tells them apart wherever the set lies."""
+    """Names that do not depend on where the set lies."""
     labels: NDArray[np.int64]
-    """Equal for the same class, or the same classes."""
+    """Numbers that are equal for the same class; for multi-label data, for the same classes."""
     contents: NDArray[np.int64]
-    """(n, 2): hash of the file, or of pixels; zeros where it is not known."""
+    """(n, 2): hash of each file, or of its pixels; zeros where it is not known."""
     sizes: NDArray[np.int64]
-    """Bytes of the file; 0 where they are not known."""
+    """Bytes of each file; 0 where they are not known."""
 
     @classmethod
     def of(
@@ -39,29 +39,36 @@ class Roster:
         *,
         read: bool = True,
     ) -> Self:
-        """Gather what a source's images are known by.
+        """Make the roster of a source.
 
         Args:
             source: The images.
             contents: Hashes of their files, as far as they are known.
             sizes: Bytes of their files, as far as they are known.
-            read: Read those of a sample whose contents are not known.
+            read: Whether a sample of images is read whose contents are not known.
         """
-        n, labels = len(source), source.labels.astype(np.int64)
-        if source.label_sets is not None:  # whose numbers follow from the order of a list
+        n = len(source)
+        labels = source.labels.astype(np.int64)
+        if source.label_sets is not None:
+            # a hash of each set of classes, as the number of a set depends on the order of the list
             digests = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in source.label_sets]
             labels = np.frombuffer(b"".join(digests), np.int64)[labels]
         known = np.zeros((n, 2), np.int64) if contents is None else np.array(contents).view(np.int64)
         if read and not known.any(1).all():
-            for index, content in sampled_contents(source).items():
+            for index, content in hash_sample(source).items():
                 known[index] = np.frombuffer(content, np.int64)
         sizes = np.zeros(n, np.int64) if sizes is None else sizes
         return cls(names=Paths.of(source.identities()), labels=labels, contents=known, sizes=sizes)
 
     def to_dict(self) -> dict[str, torch.Tensor]:
         """Return everything as tensors."""
-        columns = {"text": self.names.text, "ends": self.names.ends}
-        columns |= {"labels": self.labels, "contents": self.contents, "sizes": self.sizes}
+        columns = {
+            "text": self.names.text,
+            "ends": self.names.ends,
+            "labels": self.labels,
+            "contents": self.contents,
+            "sizes": self.sizes,
+        }
         return {name: torch.from_numpy(column.copy()) for name, column in columns.items()}
 
     @classmethod
@@ -73,45 +80,53 @@ class Roster:
 
 @dataclass(frozen=True)
 class Changes:
-    """What became of a set's images, by their names."""
+    """Names of the images by which a set differs from its roster."""
 
     gone: tuple[str, ...]
+    """Images that are no longer there."""
     new: tuple[str, ...]
+    """Images that were not there before."""
     relabelled: tuple[str, ...]
+    """Images that have another class than before."""
     rewritten: tuple[str, ...]
     """Images whose contents changed under the same name."""
 
     @property
     def are_others(self) -> bool:
-        """Whether there are other images than there were, or other labels."""
+        """Whether images came or went, or labels changed."""
         return bool(self.gone or self.new or self.relabelled)
 
     def __str__(self) -> str:
-        """Say it, each kind with a count and examples."""
+        """List the changes, each kind with a count and examples."""
         kinds = {
-            "are gone": self.gone, "are new": self.new, "have another class": self.relabelled,
+            "are gone": self.gone,
+            "are new": self.new,
+            "have another class": self.relabelled,
             "have another content": self.rewritten,
-        }  # fmt: skip
+        }
         return ", ".join(f"{len(names):,} {what} ({few(names)})" for what, names in kinds.items() if names)
 
 
 def compare(before: Roster, now: Roster) -> Changes:
     """Return how a set of images differs from what it was."""
-    there = {name: index for index, name in enumerate(before.names)}
-    pairs = [(there.pop(name, -1), index) for index, name in enumerate(now.names)]
+    # pairs of indices, before and now, by name; -1 where an image was not there before
+    gone = {name: index for index, name in enumerate(before.names)}
+    pairs = [(gone.pop(name, -1), index) for index, name in enumerate(now.names)]
     both = np.array([pair for pair in pairs if pair[0] >= 0], np.int64).reshape(-1, 2)
     old, new = both[:, 0], both[:, 1]
+    # contents and sizes are compared where both are known
     is_known = before.contents[old].any(1) & now.contents[new].any(1)
     differs = is_known & (before.contents[old] != now.contents[new]).any(1)
-    sizes = (before.sizes[old], now.sizes[new])
-    differs |= (sizes[0] > 0) & (sizes[1] > 0) & (sizes[0] != sizes[1])
+    old_sizes = before.sizes[old]
+    new_sizes = now.sizes[new]
+    differs |= (old_sizes > 0) & (new_sizes > 0) & (old_sizes != new_sizes)
 
-    def named(indices: NDArray[np.int64]) -> tuple[str, ...]:
+    def names_at(indices: NDArray[np.int64]) -> tuple[str, ...]:
         return tuple(now.names.name(int(index)) for index in indices)
 
     return Changes(
-        gone=tuple(before.names.name(index) for index in there.values()),
+        gone=tuple(before.names.name(index) for index in gone.values()),
         new=tuple(now.names.name(index) for known, index in pairs if known < 0),
-        relabelled=named(new[before.labels[old] != now.labels[new]]),
-        rewritten=named(new[differs]),
+        relabelled=names_at(new[before.labels[old] != now.labels[new]]),
+        rewritten=names_at(new[differs]),
     )

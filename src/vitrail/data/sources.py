@@ -1,4 +1,4 @@
-"""Labelled images in a fixed order, as files or in memory."""
+"""Sources of labelled images in a fixed order: the protocol, image files, and images in memory; fingerprints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from PIL import Image
 from vitrail.data.paths import Paths
 from vitrail.errors import printable
 from vitrail.images.decoding import decode_quietly, read_image
-from vitrail.images.pixels import PixelFormat, Pixels, fit
+from vitrail.images.pixels import PixelFormat, Pixels, to_pixel_format
+
+TRAIN = 0
+VAL = 1
+"""Numbers of the splits in lists and manifests."""
 
 
 @runtime_checkable
@@ -24,7 +28,7 @@ class Source(Protocol):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the labels."""
+        """Class names, by label."""
         ...
 
     @property
@@ -34,23 +38,23 @@ class Source(Protocol):
 
     @property
     def label_sets(self) -> NDArray[np.bool_] | None:
-        """Where an image may have several classes: (m, k), which of them each of m labels stands for."""
+        """For multi-label data, (m, k): which of k classes each of m labels stands for; None for single-label data."""
         ...
 
     @property
     def description(self) -> str:
-        """Which images these are, in a few words."""
+        """The name of the set in messages, such as its folder."""
         ...
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know of how the images were found."""
+        """Messages for the user about how the images were found."""
         ...
 
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """Return what people call an image: its path, or its set and number."""
+        """Return the name of an image in messages: its path, or its set and number."""
         ...
 
     def encoded(self, index: int) -> bytes | None:
@@ -58,15 +62,15 @@ class Source(Protocol):
         ...
 
     def image(self, index: int, wanted: PixelFormat) -> Pixels:
-        """Read an image; raises UnreadableImage or OSError."""
+        """Read and decode an image; raises UnreadableImage or OSError."""
         ...
 
     def identities(self) -> Iterator[bytes]:
-        """Yield what tells the images apart wherever the set lies, to divide it by."""
+        """Yield a name of each image that does not depend on where the set lies; splits are made by it."""
         ...
 
     def take(self, chosen: NDArray[np.bool_], description: str, notes: tuple[str, ...]) -> Source:
-        """Return a part of the images."""
+        """Return the chosen images as a source of their own."""
         ...
 
     def example(self, folder: Path) -> str:
@@ -80,7 +84,7 @@ class FileSource:
 
     folder: Path
     paths: Paths
-    """Relative to the folder."""
+    """Paths of the images, relative to the folder."""
     labels: NDArray[np.int32]
     classes: tuple[str, ...]
     description: str
@@ -95,29 +99,29 @@ class FileSource:
         return self.folder / self.paths.name(index)
 
     def name(self, index: int) -> str:
-        """Return the path, with bytes that are no text escaped."""
+        """Return the path of an image, with bytes that are no text escaped."""
         return printable(self.path(index))
 
     def encoded(self, index: int) -> bytes:
-        """Read a file."""
+        """Read the bytes of an image's file."""
         return read_image(self.path(index))
 
     def image(self, index: int, wanted: PixelFormat) -> Pixels:
-        """Read and decode a file."""
+        """Read and decode an image."""
         return decode_quietly(self.encoded(index), wanted)
 
     def identities(self) -> Iterator[bytes]:
-        """Yield the relative paths."""
+        """Yield the path of each image, relative to the folder."""
         return iter(self.paths)
 
     def take(self, chosen: NDArray[np.bool_], description: str, notes: tuple[str, ...]) -> Self:
-        """Return a part of the files."""
+        """Return the chosen images as a source of their own."""
         return replace(
             self, paths=self.paths.take(chosen), labels=self.labels[chosen], description=description, notes=notes
         )
 
     def example(self, folder: Path) -> str:
-        """Return the first file."""
+        """Return the path of the first image."""
         return str(self.path(0))
 
 
@@ -127,10 +131,11 @@ class PixelSource:
 
     description: str
     images: NDArray[np.uint8]
-    """(n, h, w) gray or (n, h, w, 3)."""
+    """(n, h, w) for gray images, or (n, h, w, 3)."""
     labels: NDArray[np.int32]
     classes: tuple[str, ...]
     names: NDArray[Any]
+    """Name of each image, its set and number."""
     notes: tuple[str, ...] = ()
     label_sets: None = None
 
@@ -138,29 +143,31 @@ class PixelSource:
         return len(self.images)
 
     def name(self, index: int) -> str:
-        """Return set and number, such as digits/0007."""
+        """Return the set and number of an image, such as digits/0007."""
         return str(self.names[index])
 
     def encoded(self, index: int) -> None:
-        """There are no files."""
+        """Return None, as there are no files."""
 
     def image(self, index: int, wanted: PixelFormat) -> Pixels:
         """Copy out an image; there is no EXIF."""
         pixels = self.images[index].copy()
-        return fit(pixels[:, :, None] if pixels.ndim == 2 else pixels, wanted)
+        if pixels.ndim == 2:
+            pixels = pixels[:, :, None]
+        return to_pixel_format(pixels, wanted)
 
     def identities(self) -> Iterator[bytes]:
-        """Yield the names."""
+        """Yield the name of each image."""
         return (name.encode() for name in self.names.tolist())
 
     def take(self, chosen: NDArray[np.bool_], description: str, notes: tuple[str, ...]) -> PixelSource:
-        """Return a part of the images."""
+        """Return the chosen images as a source of their own."""
         return PixelSource(
             description, self.images[chosen], self.labels[chosen], self.classes, self.names[chosen], notes
         )
 
     def example(self, folder: Path) -> str:
-        """Write the first image as a file."""
+        """Write the first image as a file, and return its path."""
         path = folder / f"{self.name(0).replace('/', '-')}.png"
         Image.fromarray(self.images[0]).save(path)
         return str(path)
@@ -170,30 +177,32 @@ def fingerprint(source: Source) -> str:
     """Return 16 hexadecimal digits that change with the names, the order or the labels of the images."""
     digest = hashlib.sha256()
     for number, identity in enumerate(source.identities()):
-        digest.update(b"\n" * (number > 0) + identity)
+        separator = b"\n" if number > 0 else b""
+        digest.update(separator + identity)
     digest.update(source.labels.tobytes())
     if source.label_sets is not None:
         digest.update(source.label_sets.tobytes())
     return digest.hexdigest()[:16]
 
 
-def images_of_classes(source: Source) -> NDArray[np.int64]:
-    """Return how many images are of each class; one of several classes counts for each."""
-    return count_classes(source.labels, source.label_sets, len(source.classes))
+def count_by_class(source: Source) -> NDArray[np.int64]:
+    """Return the number of images of each class; an image of several classes counts for each of them."""
+    return count_labels(source.labels, source.label_sets, len(source.classes))
 
 
-def count_classes(
+def count_labels(
     labels: NDArray[np.int32], label_sets: NDArray[np.bool_] | None, num_classes: int
 ) -> NDArray[np.int64]:
-    """Return how many of these labels are of each class."""
+    """Return the number of labels of each class; a label set counts for each of its classes."""
     if label_sets is None:
         return np.bincount(labels, minlength=num_classes)
     images = np.bincount(labels, minlength=len(label_sets))
     return np.array([images[has].sum() for has in label_sets.T], np.int64)
 
 
-def label_name(label: int, classes: Sequence[str], label_sets: NDArray[np.bool_] | None) -> str:
-    """Return what people call a label: its class, or all of them."""
+def format_label(label: int, classes: Sequence[str], label_sets: NDArray[np.bool_] | None) -> str:
+    """Return the class name of a label; of a label set, the names of all its classes."""
     if label_sets is None:
         return classes[label]
-    return " | ".join(classes[i] for i in np.flatnonzero(label_sets[label]).tolist()) or "no class"
+    names = [classes[index] for index in np.flatnonzero(label_sets[label]).tolist()]
+    return " | ".join(names) or "no class"

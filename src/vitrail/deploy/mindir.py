@@ -1,4 +1,4 @@
-"""MindIR, a network that MindSpore loads without knowing its code, from a program of `torch.export`.
+"""Write a program of `torch.export` as MindIR: a network that MindSpore loads without knowing its code.
 
 A MindIR file is one protobuf message: parameters, and nodes in the order of execution, each with the shape of what it
 yields. Every ATen operation of the program becomes one or a few of MindSpore's primitives, in a function of its own;
@@ -18,7 +18,8 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version as version_of
-from typing import Any, Literal, NamedTuple, NoReturn
+from itertools import starmap
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -26,20 +27,19 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx.node import Node, map_arg
 
+from vitrail.deploy.mindir_graph import (
+    GRAPH,
+    Graph,
+    NoCounterpart,
+    Shape,
+    Value,
+    write_parameter,
+    write_value_info,
+)
 from vitrail.errors import ExportError
 from vitrail.files import Buffer
-from vitrail.weights.formats.protobuf import block, header, integer, real
+from vitrail.weights.formats.protobuf import block, header, integer
 
-Shape = tuple[int, ...]
-
-GRAPH = "vitrail"
-FLOAT, INT32, INT64, STRING, BOOL, TENSORS, TUPLE = 1, 6, 7, 8, 9, 19, 20
-"""Kinds of attributes; the first two are kinds of tensors too."""
-KINDS = {torch.float32: FLOAT, torch.int32: INT32}
-ATTRIBUTES_ONLY = ("Conv2D", "Pad", "MakeTuple", "TupleGetItem")
-"""Primitives that take no configuration as inputs in version 3 either."""
-NUMBERS = {"NCHW": 0}
-"""What stands for a word where version 3 makes it an input."""
 CHECK_SCRIPT = '''"""Compare the .mindir file of this script's name with the logits that PyTorch computed.
 
     pip install mindspore==2.10.0 'numpy<2'
@@ -61,7 +61,11 @@ good = bool(difference <= 1e-4)
 print(f"MindSpore {ms.__version__}: logits differ by at most {difference:.2g};", "good" if good else "above 1e-4")
 sys.exit(not good)
 '''
-"""For MindSpore 2.0 and newer; needs neither PyTorch nor this package."""
+"""A program that is written beside the file, for MindSpore 2.0 and newer; it needs neither PyTorch nor this package."""
+
+
+CONV2D_DEFAULTS: tuple[Any, ...] = ((1, 1), (0, 0), (1, 1), 1)
+"""Stride, padding, dilation and groups of ATen's conv2d where they are not given."""
 
 
 def to_mindir(
@@ -73,7 +77,7 @@ def to_mindir(
 
     Args:
         program: An inference program of float32, with fixed sizes.
-        version: Of the format.
+        version: Version of the format, as above.
         info: Texts to be kept in the file beside the network, which MindSpore passes over.
 
     Raises:
@@ -81,9 +85,39 @@ def to_mindir(
     """
     _refuse_unmapped(program)
     graph = Graph(version)
+    values, inputs, parameters = _write_placeholders(program)
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            values[node] = _convert(graph, node, values)
+    (output,) = (node for node in program.graph.nodes if node.op == "output")
+    outputs = [values[node] for node in output.args[0]]
+
+    # the field `graph` of the model, which is too large to be joined
+    pieces: list[Buffer] = [block(1, node) for node in graph.nodes]
+    pieces.append(block(2, GRAPH))  # name
+    pieces += parameters
+    pieces += [block(5, write_value_info(value)) for value in inputs]
+    pieces += [block(6, write_value_info(value)) for value in outputs]
+
+    # the other fields of the model
+    before = block(1, "1.1")  # ir_version
+    before += block(2, "vitrail")  # producer_name
+    before += block(5, version_of("vitrail"))  # model_version
+    after = integer(10, True)  # little_endian
+    after += integer(13, version)  # mind_ir_version
+    for content, name in graph.primitives.items():
+        after += block(12, block(1, name) + content)  # primitives
+    for key, text in (info or {}).items():
+        after += block(14, block(1, key) + block(2, text))  # user_info
+    return [before, header(7, sum(map(len, pieces))), *pieces, after]
+
+
+def _write_placeholders(program: ExportedProgram) -> tuple[dict[Node, Any], list[Value], list[Buffer]]:
+    """Return the value of each placeholder, those that are inputs of the network, and the pieces of the parameters."""
     tensors: dict[Any, Any] = {**program.state_dict, **program.constants}
     values: dict[Node, Any] = {}
-    inputs, parameters = [], []
+    inputs = []
+    parameters: list[Buffer] = []
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
     for node, given in zip(placeholders, program.graph_signature.input_specs, strict=True):
         name = f"{GRAPH}:{given.target or node.name}"
@@ -91,150 +125,38 @@ def to_mindir(
         if given.kind == InputKind.USER_INPUT:
             inputs.append(values[node])
         elif node.users:
-            parameters += _parameter(name, tensors[given.target])
-    for node in program.graph.nodes:
-        if node.op == "call_function":
-            values[node] = _convert(graph, node, values)
-    (output,) = (node for node in program.graph.nodes if node.op == "output")
-    outputs = [values[node] for node in output.args[0]]
-
-    nodes = [block(1, node) for node in graph.nodes]
-    ends = [block(5, _value_info(value)) for value in inputs] + [block(6, _value_info(value)) for value in outputs]
-    pieces = [*nodes, block(2, GRAPH), *parameters, *ends]
-    before = block(1, "1.1") + block(2, "vitrail") + block(5, version_of("vitrail"))
-    after = integer(10, True) + integer(13, version)
-    after += b"".join(block(12, block(1, name) + content) for content, name in graph.primitives.items())
-    after += b"".join(block(14, block(1, key) + block(2, text)) for key, text in (info or {}).items())
-    return [before, header(7, sum(map(len, pieces))), *pieces, after]
-
-
-class NoCounterpart(Exception):
-    """An operation that cannot be written as it is called, with the reason."""
-
-
-class Value(NamedTuple):
-    """What an input, a parameter or a node yields: a tensor, or a tuple of several."""
-
-    name: str
-    shape: Any
-    """A Shape, or a list of them."""
-
-
-class Graph:
-    """The nodes written so far."""
-
-    def __init__(self, version: Literal[1, 3]) -> None:
-        self.version = version
-        self.nodes: list[bytes] = []
-        self.constants: dict[bytes, str] = {}
-        self.primitives: dict[bytes, str] = {}
-
-    def node(self, primitive: str, shape: Shape | list[Shape], *inputs: Any, **configuration: Any) -> Value:
-        """Append a node, and return what it yields.
-
-        Args:
-            primitive: MindSpore's name of it.
-            shape: Of what it yields.
-            inputs: Values; a number, a tuple or a tensor becomes a constant.
-            configuration: What else the primitive is told, in the order of its definition in MindSpore.
-        """
-        attributes = []
-        if self.version == 1 or primitive in ATTRIBUTES_ONLY:
-            attributes = [block(1, name) + _attribute(x) for name, x in configuration.items()]
-        else:
-            inputs += tuple(NUMBERS[x] if isinstance(x, str) else x for x in configuration.values())
-        names = [x.name if isinstance(x, Value) else self.constant(x) for x in inputs]
-        name = f"{GRAPH}:{primitive}:{len(self.nodes)}"
-        if self.version == 3:
-            primitive, attributes = "REF::" + self.reference(primitive, attributes), []
-        self.append(name, primitive, names, [*attributes, block(1, "shape") + _shape(shape)])
-        return Value(name, shape)
-
-    def constant(self, x: Any) -> str:
-        """Return the name of a constant, which is appended where it is met first."""
-        content = _attribute(x)
-        if content not in self.constants:
-            self.constants[content] = name = f"{GRAPH}:Constant:{len(self.nodes)}"
-            self.append(name, "Constant", [], [block(1, "value") + content])
-        return self.constants[content]
-
-    def reference(self, primitive: str, attributes: Sequence[bytes]) -> str:
-        """Return the name of a primitive in the list that version 3 keeps of them."""
-        kind = 1 if primitive in ATTRIBUTES_ONLY else 2  # a primitive, or a function of inputs alone
-        content = block(2, primitive) + b"".join(block(3, x) for x in attributes) + integer(5, kind)
-        return self.primitives.setdefault(content, f"{primitive}:{len(self.primitives)}")
-
-    def append(self, name: str, operation: str, inputs: Sequence[str], attributes: Sequence[bytes]) -> None:
-        """Append a node, which yields one value of the same name."""
-        message = b"".join(block(1, x) for x in inputs) + block(2, name) + block(3, name) + block(4, operation)
-        self.nodes.append(message + b"".join(block(5, x) for x in attributes))
-
-
-def _attribute(x: Any) -> bytes:
-    """Return an attribute, but for its name."""
-    match x:
-        case bool():
-            return integer(3, x) + integer(16, BOOL)
-        case int():
-            return integer(3, x) + integer(16, INT64)
-        case float():
-            return real(2, x) + integer(16, FLOAT)
-        case str():
-            return block(5, x) + integer(16, STRING)
-        case tuple():  # whose numbers are told by a list of one
-            members = [_attribute(y) if isinstance(y, tuple) else integer(10, y) + integer(16, INT64) for y in x]
-            return b"".join(block(17, member) for member in members) + integer(16, TUPLE)
-        case Tensor():
-            return block(12, _tensor(x.shape, x.dtype) + block(9, _content(x))) + integer(16, TENSORS)
-    raise NoCounterpart(f"given {x!r}")
-
-
-def _tensor(shape: Sequence[int], dtype: torch.dtype = torch.float32, name: str = "") -> bytes:
-    """Return a tensor, but for its content."""
-    return b"".join(integer(1, n) for n in shape) + integer(2, KINDS[dtype]) + (block(7, name) if name else b"")
-
-
-def _content(tensor: Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
-
-
-def _shape(shape: Shape | list[Shape]) -> bytes:
-    """Return the attribute that tells what a node yields."""
-    if isinstance(shape, list):
-        return b"".join(block(17, _shape(member)) for member in shape) + integer(16, TUPLE) + block(18, integer(1, 0))
-    return block(12, _tensor(shape)) + integer(16, TENSORS)
-
-
-def _parameter(name: str, tensor: Tensor) -> list[Buffer]:
-    if tensor.dtype != torch.float32:
-        raise ExportError(
-            f"{name.removeprefix(f'{GRAPH}:')}: is {tensor.dtype}, and MindIR is written in float32; convert the model "
-            "with float() first"
-        )
-    start, content = _tensor(tensor.shape, name=name), _content(tensor)
-    start += header(9, len(content))
-    return [header(3, len(start) + len(content)) + start, content]
-
-
-def _value_info(value: Value) -> bytes:
-    return block(1, value.name) + block(2, _tensor(value.shape))
+            parameters += write_parameter(name, tensors[given.target])
+    return values, inputs, parameters
 
 
 def _convert(graph: Graph, node: Node, values: Mapping[Node, Any]) -> Any:
-    """Append the nodes of one ATen operation."""
+    """Append the nodes of one ATen operation, and return their result."""
     write = OPERATIONS[node.target]
-    result = node.meta.get("val")
-    shape = tuple(result.shape) if isinstance(result, Tensor) else [tuple(x.shape) for x in result or ()]
-    args, kwargs = map_arg((node.args, node.kwargs), lambda x: values[x])
+    args, kwargs = map_arg((node.args, node.kwargs), lambda operand: values[operand])
     try:
-        try:
-            inspect.signature(write).bind(graph, shape, *args, **kwargs)
-        except TypeError:  # what is not among the parameters of the function cannot be written
-            given = [*node.args, *(f"{name}={x}" for name, x in node.kwargs.items())]
-            raise NoCounterpart(f"given {', '.join(map(str, given))}") from None
+        shape = _read_shape(node)
+        _check_arguments(write, node, (graph, shape, *args), kwargs)
         return write(graph, shape, *args, **kwargs)
     except NoCounterpart as error:
-        _refuse([f"{_place(node)} ({error})"])
+        _refuse([f"{_describe_place(node)} ({error})"])
+
+
+def _read_shape(node: Node) -> Shape | list[Shape]:
+    """Return the shape of an operation's result, or a list of shapes where it yields several tensors or none."""
+    result = node.meta.get("val")
+    if isinstance(result, Tensor):
+        return tuple(result.shape)
+    return [tuple(tensor.shape) for tensor in result or ()]
+
+
+def _check_arguments(write: Callable[..., Any], node: Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Refuse a call with arguments that are not among the parameters of its writer, which cannot write them."""
+    try:
+        inspect.signature(write).bind(*args, **kwargs)
+    except TypeError:
+        given = [str(argument) for argument in node.args]
+        given += [f"{name}={argument}" for name, argument in node.kwargs.items()]
+        raise NoCounterpart(f"given {', '.join(given)}") from None
 
 
 def _refuse_unmapped(program: ExportedProgram) -> None:
@@ -243,28 +165,33 @@ def _refuse_unmapped(program: ExportedProgram) -> None:
         if node.op == "call_function" and node.target not in OPERATIONS:
             missing.setdefault(node.target, node)
     if missing:
-        _refuse([_place(node) for node in missing.values()])
+        _refuse([_describe_place(node) for node in missing.values()])
 
 
-def _refuse(found: Sequence[str]) -> NoReturn:
+def _refuse(operations: Sequence[str]) -> NoReturn:
     raise ExportError(
-        f"MindIR has no counterpart here for {', '.join(found)}; use other operations, or add to OPERATIONS in "
+        f"MindIR has no counterpart here for {', '.join(operations)}; use other operations, or add to OPERATIONS in "
         "vitrail/deploy/mindir.py what they are in MindSpore"
     )
 
 
-def _place(node: Node) -> str:
+def _describe_place(node: Node) -> str:
     """Return an operation and the module that it is in."""
     modules = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
-    return f"{node.target}{f' in {modules[-1]}' if modules else ''}"
+    if not modules:
+        return f"{node.target}"
+    return f"{node.target} in {modules[-1]}"
 
 
-# What follows turns one ATen operation each into nodes: given the graph, the shape of the result and the operands.
+# What follows writes one ATen operation each: given the graph, the shape of the result and the operands, it appends
+# nodes and returns their result. An argument that is not among the parameters of the function is refused.
 
 
 def _reshape(graph: Graph, shape: Shape, x: Value, *_: Any) -> Value:
     """Write any operation that changes nothing but the shape, if it changes that."""
-    return x if x.shape == shape else graph.node("Reshape", shape, x, shape)
+    if x.shape == shape:
+        return x
+    return graph.add("Reshape", shape, x, shape)
 
 
 def _same(graph: Graph, shape: Shape, x: Value) -> Value:
@@ -291,7 +218,7 @@ def _check(graph: Graph, shape: Shape, x: Value, **_: Any) -> None:
 
 
 def _permute(graph: Graph, shape: Shape, x: Value, order: Sequence[int]) -> Value:
-    return graph.node("Transpose", shape, x, tuple(n % len(shape) for n in order))
+    return graph.add("Transpose", shape, x, tuple(n % len(shape) for n in order))
 
 
 def _transpose(graph: Graph, shape: Shape, x: Value, first: int, second: int) -> Value:
@@ -306,29 +233,30 @@ def _reverse(graph: Graph, shape: Shape, x: Value) -> Value:
 
 def _expand(graph: Graph, shape: Shape, x: Value, _: Sequence[int]) -> Value:
     """Repeat along dimensions of one entry."""
-    x = _reshape(graph, (1,) * (len(shape) - len(x.shape)) + x.shape, x)
-    return (
-        x
-        if x.shape == shape
-        else graph.node("Tile", shape, x, tuple(n // old for n, old in zip(shape, x.shape, strict=True)))
-    )
+    new_dims = len(shape) - len(x.shape)
+    x = _reshape(graph, (1,) * new_dims + x.shape, x)
+    if x.shape == shape:
+        return x
+    repeats = tuple(map(operator.floordiv, shape, x.shape))
+    return graph.add("Tile", shape, x, repeats)
 
 
 def _cat(graph: Graph, shape: Shape, parts: Sequence[Value], dim: int = 0) -> Value:
-    together = graph.node("MakeTuple", [part.shape for part in parts], *parts)
-    return graph.node("Concat", shape, together, axis=dim % len(shape))
+    together = graph.add("MakeTuple", [part.shape for part in parts], *parts)
+    return graph.add("Concat", shape, together, axis=dim % len(shape))
 
 
 def _cut(graph: Graph, x: Value, dim: int, start: int, stop: int, step: int = 1) -> Value:
     """Write a part of one dimension, unless it is all of it."""
     dim %= len(x.shape)
-    begin, end, strides = [0] * len(x.shape), list(x.shape), [1] * len(x.shape)
-    begin[dim], end[dim], strides[dim] = start, stop, step
-    shape = tuple(len(range(*limits)) for limits in zip(begin, end, strides, strict=True))
+    limits = [(0, size, 1) for size in x.shape]
+    limits[dim] = (start, stop, step)
+    shape = tuple(map(len, starmap(range, limits)))
     if shape == x.shape:
         return x
+    begin, end, strides = zip(*limits, strict=True)
     masks = dict.fromkeys(("begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask", "shrink_axis_mask"), 0)
-    return graph.node("StridedSlice", shape, x, tuple(begin), tuple(end), tuple(strides), **masks)
+    return graph.add("StridedSlice", shape, x, begin, end, strides, **masks)
 
 
 def _slices(
@@ -344,7 +272,8 @@ def _select(graph: Graph, shape: Shape, x: Value, dim: int, index: int) -> Value
 
 def _split(graph: Graph, shapes: list[Shape], x: Value, _: Any, dim: int = 0) -> list[Value]:
     """Write each part, whether the sizes or the number of parts were given."""
-    parts, start = [], 0
+    parts = []
+    start = 0
     for shape in shapes:
         parts.append(_cut(graph, x, dim, start, start + shape[dim]))
         start += shape[dim]
@@ -359,9 +288,12 @@ def _part(graph: Graph, shape: Shape, parts: list[Value], index: int) -> Value:
 def _unfold(graph: Graph, shape: Shape, x: Value, dim: int, size: int, step: int) -> Value:
     """Gather overlapping windows of one dimension, whose content becomes the last one."""
     dim %= len(x.shape)
-    before, after, windows = x.shape[:dim], x.shape[dim + 1 :], shape[dim]
-    index = torch.arange(windows, dtype=torch.int32).unsqueeze(1) * step + torch.arange(size, dtype=torch.int32)
-    y = graph.node("Gather", (*before, windows * size, *after), x, index.view(-1), dim, batch_dims=0)
+    before = x.shape[:dim]
+    after = x.shape[dim + 1 :]
+    windows = shape[dim]
+    starts = torch.arange(windows, dtype=torch.int32).unsqueeze(1) * step
+    index = starts + torch.arange(size, dtype=torch.int32)  # (windows, size)
+    y = graph.add("Gather", (*before, windows * size, *after), x, index.view(-1), dim, batch_dims=0)
     y = _reshape(graph, (*before, windows, size, *after), y)
     order = [n for n in range(len(y.shape)) if n != dim + 1]
     return _permute(graph, shape, y, [*order, dim + 1])
@@ -373,16 +305,18 @@ def _pad(graph: Graph, shape: Shape, x: Value, margins: Sequence[int]) -> Value:
         raise NoCounterpart("with margins below 0")
     pairs = list(zip(margins[::2], margins[1::2], strict=True))
     pairs += [(0, 0)] * (len(shape) - len(pairs))
-    return x if shape == x.shape else graph.node("Pad", shape, x, paddings=tuple(reversed(pairs)))
+    if shape == x.shape:
+        return x
+    return graph.add("Pad", shape, x, paddings=tuple(reversed(pairs)))
 
 
 def _linear(graph: Graph, shape: Shape, x: Value, weight: Value, bias: Value | None = None) -> Value:
     """Multiply two-dimensional matrices, the only ones that MatMul takes."""
     rows = math.prod(shape[:-1])
     x = _reshape(graph, (rows, x.shape[-1]), x)
-    y = graph.node("MatMul", (rows, shape[-1]), x, weight, transpose_a=False, transpose_b=True)
+    y = graph.add("MatMul", (rows, shape[-1]), x, weight, transpose_a=False, transpose_b=True)
     if bias is not None:
-        y = graph.node("BiasAdd", y.shape, y, bias, format="NCHW")
+        y = graph.add("BiasAdd", y.shape, y, bias, format="NCHW")
     return _reshape(graph, shape, y)
 
 
@@ -399,31 +333,26 @@ def _matmul(graph: Graph, shape: Shape, a: Value, b: Value) -> Value:
 
 def _product(graph: Graph, primitive: str, a: Value, b: Value, transposed: bool = False) -> Value:
     """Multiply matrices, the second of which may be transposed."""
-    shape = (*a.shape[:-1], b.shape[-2 if transposed else -1])
-    return graph.node(primitive, shape, a, b, transpose_a=False, transpose_b=transposed)
+    columns = b.shape[-2] if transposed else b.shape[-1]
+    shape = (*a.shape[:-1], columns)
+    return graph.add(primitive, shape, a, b, transpose_a=False, transpose_b=transposed)
 
 
 def _attention(graph: Graph, shape: Shape, q: Value, k: Value, v: Value, *, scale: float | None = None) -> Value:
     """Write softmax(scale q k^T) v, of full attention without a mask."""
-    q = graph.node("Mul", q.shape, q, torch.tensor(q.shape[-1] ** -0.5 if scale is None else scale))
+    if scale is None:
+        scale = q.shape[-1] ** -0.5
+    q = graph.add("Mul", q.shape, q, torch.tensor(scale))
     weights = _product(graph, "BatchMatMul", q, k, transposed=True)
-    weights = graph.node("Softmax", weights.shape, weights, axis=(-1,))
+    weights = graph.add("Softmax", weights.shape, weights, axis=(-1,))
     return _product(graph, "BatchMatMul", weights, v)
 
 
-def _conv2d(
-    graph: Graph,
-    shape: Shape,
-    x: Value,
-    weight: Value,
-    bias: Value | None = None,
-    stride: Sequence[int] = (1, 1),
-    padding: Sequence[int] = (0, 0),
-    dilation: Sequence[int] = (1, 1),
-    groups: int = 1,
-) -> Value:
+def _conv2d(graph: Graph, shape: Shape, x: Value, weight: Value, bias: Value | None = None, *geometry: Any) -> Value:
+    """Write a convolution, whose geometry is stride, padding, dilation and groups, as far as they are given."""
+    stride, padding, dilation, groups = (*geometry, *CONV2D_DEFAULTS[len(geometry) :])
     top, left = padding
-    y = graph.node(
+    y = graph.add(
         "Conv2D",
         shape,
         x,
@@ -439,7 +368,9 @@ def _conv2d(
         group=groups,
         format="NCHW",
     )
-    return y if bias is None else graph.node("BiasAdd", shape, y, bias, format="NCHW")
+    if bias is None:
+        return y
+    return graph.add("BiasAdd", shape, y, bias, format="NCHW")
 
 
 def _layer_norm(
@@ -447,26 +378,35 @@ def _layer_norm(
 ) -> Value:
     """Write the norm, which yields mean and variance too, and take its first result."""
     first = len(shape) - len(dims)
-    rest = (*shape[:first], *(1 for _ in dims))
-    y = graph.node(
-        "LayerNorm", [shape, rest, rest], x, weight, bias, begin_norm_axis=first, begin_params_axis=first, epsilon=eps
+    reduced = shape[:first] + (1,) * len(dims)
+    y = graph.add(
+        "LayerNorm",
+        [shape, reduced, reduced],
+        x,
+        weight,
+        bias,
+        begin_norm_axis=first,
+        begin_params_axis=first,
+        epsilon=eps,
     )
-    return graph.node("TupleGetItem", shape, y, 0)
+    return graph.add("TupleGetItem", shape, y, 0)
 
 
 def _gelu(graph: Graph, shape: Shape, x: Value, *, approximate: str = "none") -> Value:
     """Write MindSpore's GeLU, which is the approximation by tanh, or x / 2 (1 + erf(x / sqrt(2)))."""
     if approximate == "tanh":
-        return graph.node("GeLU", shape, x)
-    y = graph.node("Erf", shape, graph.node("Mul", shape, x, torch.tensor(math.sqrt(0.5))))
-    y = graph.node("Add", shape, y, torch.tensor(1.0))
-    return graph.node("Mul", shape, graph.node("Mul", shape, x, torch.tensor(0.5)), y)
+        return graph.add("GeLU", shape, x)
+    y = graph.add("Mul", shape, x, torch.tensor(math.sqrt(0.5)))
+    y = graph.add("Erf", shape, y)
+    y = graph.add("Add", shape, y, torch.tensor(1.0))
+    half = graph.add("Mul", shape, x, torch.tensor(0.5))
+    return graph.add("Mul", shape, half, y)
 
 
 def _clamp(graph: Graph, shape: Shape, x: Value, low: float | None = None, high: float | None = None) -> Value:
     for primitive, limit in (("Maximum", low), ("Minimum", high)):
         if limit is not None:
-            x = graph.node(primitive, shape, x, torch.tensor(float(limit)))
+            x = graph.add(primitive, shape, x, torch.tensor(float(limit)))
     return x
 
 
@@ -474,7 +414,10 @@ def _elementwise(primitive: str) -> Callable[..., Value]:
     """Return the writer of an operation on entries of one tensor, or of two, one of which may be a number."""
 
     def write(graph: Graph, shape: Shape, *operands: Value | float) -> Value:
-        return graph.node(primitive, shape, *(x if isinstance(x, Value) else torch.tensor(float(x)) for x in operands))
+        inputs: list[Value | Tensor] = []
+        for operand in operands:
+            inputs.append(operand if isinstance(operand, Value) else torch.tensor(float(operand)))
+        return graph.add(primitive, shape, *inputs)
 
     return write
 
@@ -484,7 +427,7 @@ def _reduction(primitive: str, **configuration: Any) -> Callable[..., Value]:
 
     def write(graph: Graph, shape: Shape, x: Value, dims: Sequence[int], keepdim: bool = False) -> Value:
         axis = tuple(n % len(x.shape) for n in dims)
-        return graph.node(primitive, shape, x, axis, keep_dims=keepdim, **configuration)
+        return graph.add(primitive, shape, x, axis, keep_dims=keepdim, **configuration)
 
     return write
 
@@ -530,4 +473,4 @@ OPERATIONS: Mapping[Any, Callable[..., Any]] = {
     aten.unfold.default: _unfold,
     aten.unsqueeze.default: _reshape,
 }
-"""Every ATen operation that the models use, and what writes it."""
+"""Every ATen operation that the models use, and the function that writes it."""

@@ -1,7 +1,8 @@
-"""A network in ONNX with the preprocessing before it and the probabilities behind it: one image of any size in.
+"""Wrap an exported ONNX model with its image preprocessing and a softmax or sigmoid.
 
-The sizes follow from the image by the arithmetic of `Preprocess.view`, to the last bit. The scaling is the runtime's
-own, with the same filters; its levels of colour may be 2 off PyTorch's, which rounds otherwise between its passes.
+The wrapped model takes the pixels of one image of any size. The sizes follow from the image by the arithmetic of
+`Preprocess.view`, to the last bit. The scaling is the runtime's own, with the same filters; its levels of colour may be
+2 off PyTorch's, which rounds otherwise between its passes.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.images.transforms import MAX_ASPECT, Preprocess
+from vitrail.images.preprocess import MAX_ASPECT, Preprocess
 
-FRONT = """
+PREPROCESS = """
 <ir_version: 10, opset_import: ["" : {opset}]>
 preprocess (uint8[1, height, width, {channels}] image) => (float[1, {channels}, {rows}, {columns}] images) {{
     size = Constant <value = int64[2] {{ {rows}, {columns} }}> ()
@@ -62,18 +63,21 @@ preprocess (uint8[1, height, width, {channels}] image) => (float[1, {channels}, 
     images = Div (centred, std)
 }}
 """
+"""The graph that cuts, scales and normalises one image, as `Preprocess.view` and `normalise` do."""
 SCALED_SQUARE = """
     short = ReduceMin <keepdims = 1> (kept)
     enlarged = Mul (cover, kept)
     scaled = Div (enlarged, short)
 """
+"""Sides of the scaled image where the view is square: rounded down, as in torchvision's Resize."""
 SCALED = """
     kept_exact = Cast <to = 11> (kept)
     scaled_exact = Div (kept_exact, ratio)
     scaled_rounded = Round (scaled_exact)
     scaled = Cast <to = 7> (scaled_rounded)
 """
-BACK = """
+"""Sides of the scaled image where the view is not square: rounded to the nearest, as in timm."""
+PROBABILITIES = """
 <ir_version: 10, opset_import: ["" : {opset}]>
 answer (float[batch, {classes}] logits)
     => (float[1, {classes}] probabilities, float[1, {topk}] top_probabilities, int64[1, {topk}] top_classes) {{
@@ -82,45 +86,66 @@ answer (float[batch, {classes}] logits)
     top_probabilities, top_classes = TopK <axis = 1> (probabilities, count)
 }}
 """
-FILTERS = {"bicubic": 'mode = "cubic", cubic_coeff_a = -0.5, exclude_outside = 1', "bilinear": 'mode = "linear"'}
+"""The graph that turns logits into probabilities and finds the largest of them."""
+FILTERS = {
+    "bicubic": 'mode = "cubic", cubic_coeff_a = -0.5, exclude_outside = 1',
+    "bilinear": 'mode = "linear"',
+}
+"""Attributes of ONNX's Resize for each interpolation, which make it the filter of Pillow and torchvision."""
 
 
-def put_preprocess(network: Any, preprocess: Preprocess, classes: int, topk: int, *, several: bool = False) -> Any:
+def add_preprocess(
+    network: Any, preprocess: Preprocess, classes: int, topk: int, *, is_multi_label: bool = False
+) -> Any:
     """Return the ONNX model that takes a uint8 `image` (1, h, w, c) and yields its `probabilities` (1, classes).
 
-    It also yields the `topk` best of them, as `top_probabilities` and `top_classes`.
+    It also yields the `topk` largest of them, as `top_probabilities` and `top_classes`.
 
     Args:
         network: An ONNX model that takes `images` and yields `logits`.
-        preprocess: What stands before it; EXIF orientation is for whoever decodes the file.
-        classes: Of the model.
-        topk: At most that many.
-        several: Whether an image may have several classes.
+        preprocess: The preprocessing of the model; EXIF orientation is for whoever decodes the file.
+        classes: Number of classes of the model.
+        topk: Number of largest probabilities; at most all classes are yielded.
+        is_multi_label: Whether each class has a probability of its own, from a sigmoid.
     """
     from onnx import compose, parser
 
-    rows, columns = preprocess.size
-    cover = [math.floor(n / preprocess.crop) for n in preprocess.size]
+    def parse_graph(text: str, prefix: str) -> Any:
+        """Return a graph with inner names that no other graph has; those of inputs and outputs stay."""
+        graph = parser.parse_model(text)
+        graph = compose.add_prefix(graph, prefix, rename_inputs=False, rename_outputs=False)
+        graph.ir_version = network.ir_version
+        return graph
+
     opset = network.opset_import[0].version
-    front = FRONT.format(
-        opset=opset, channels=preprocess.channels, rows=rows, columns=columns, cover=cover,
-        reach=[float(MAX_ASPECT * n) for n in cover],
-        scaled=SCALED_SQUARE if cover[0] == cover[1] else SCALED, filter=FILTERS[preprocess.interpolation],
-        mean=_floats(preprocess.mean), std=_floats(preprocess.std),
-    )  # fmt: skip
-    activation = "Sigmoid" if several else "Softmax <axis = 1>"
-    back = BACK.format(opset=opset, activation=activation, classes=classes, topk=min(topk, classes))
-    before, after = (
-        # names of its own, but for what goes in and out
-        compose.add_prefix(parser.parse_model(text), prefix, rename_inputs=False, rename_outputs=False)
-        for text, prefix in ((front, "preprocess/"), (back, "answer/"))
-    )
-    for part in (before, after):
-        part.ir_version = network.ir_version
+    before = parse_graph(_write_preprocess(preprocess, opset), "preprocess/")
+    activation = "Sigmoid" if is_multi_label else "Softmax <axis = 1>"
+    text = PROBABILITIES.format(opset=opset, activation=activation, classes=classes, topk=min(topk, classes))
+    after = parse_graph(text, "answer/")
     model = compose.merge_models(before, network, [("images", "images")])
     return compose.merge_models(model, after, [("logits", "logits")], producer_name="vitrail")
 
 
-def _floats(values: tuple[float, ...]) -> str:
+def _write_preprocess(preprocess: Preprocess, opset: int) -> str:
+    """Return preprocessing as a graph in ONNX's text format."""
+    rows, columns = preprocess.size
+    cover = [math.floor(side / preprocess.crop) for side in preprocess.size]
+    is_square = cover[0] == cover[1]
+    return PREPROCESS.format(
+        opset=opset,
+        channels=preprocess.channels,
+        rows=rows,
+        columns=columns,
+        cover=cover,
+        reach=[float(MAX_ASPECT * side) for side in cover],
+        scaled=SCALED_SQUARE if is_square else SCALED,
+        filter=FILTERS[preprocess.interpolation],
+        mean=_format_levels(preprocess.mean),
+        std=_format_levels(preprocess.std),
+    )
+
+
+def _format_levels(values: tuple[float, ...]) -> str:
     """Write float32 numbers for levels from 0 to 255, so that they are read as `normalise` has them."""
-    return ", ".join(repr(float(np.float32(255 * value))) for value in values)
+    levels = [float(np.float32(255 * value)) for value in values]
+    return ", ".join(map(repr, levels))

@@ -1,11 +1,11 @@
-"""A model in 8 bits that passed a gate: on labelled images, as accurate as its weights but for an allowed drop."""
+"""8-bit post-training quantization: the fewest layers left in float that keep accuracy within an allowed drop."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -19,27 +19,32 @@ from vitrail.config.resolve import Layer
 from vitrail.data.loader import build_eval_loader
 from vitrail.data.opening import open_split
 from vitrail.data.sources import Source
-from vitrail.deploy.export import ADVICE, FORMATS, REJECTED, Plan, find_outputs, staged_files
-from vitrail.deploy.int8 import Int8, quantizable, sensitivities
+from vitrail.deploy.export import ADVICE, REJECTED, find_outputs, staged_files
+from vitrail.deploy.formats import FORMATS, Plan
+from vitrail.deploy.int8 import Int8, find_quantizable, measure_sensitivities
+from vitrail.devices import Precision
 from vitrail.display import Display, Quiet
 from vitrail.errors import ConfigError, DataError, MissingExtra
 from vitrail.evaluation.evaluate import Evaluation, evaluate
 from vitrail.evaluation.settings import resolve_for
 from vitrail.files import write_whole
-from vitrail.images.transforms import Preprocess, normalise
+from vitrail.images.preprocess import Preprocess, normalise
 from vitrail.inference.bench import Subject, bench, find_subjects
 from vitrail.inference.engines import openvino_capabilities
 from vitrail.inference.exported import Making
-from vitrail.weights.checkpoint import hash_file
+from vitrail.models.family import VisionModel
+from vitrail.weights.checkpoint import Record, hash_file
 from vitrail.weights.loading import open_model, override_preprocess
 from vitrail.weights.request import resolve_request
 
-CALIBRATION = 128
-"""Images that ranges are found on."""
-RANKED_ON = 8
-"""Of these, what the layers are ranked on."""
+CALIBRATION_IMAGES = 128
+"""Images on which the ranges of inputs are found."""
+RANKING_IMAGES = 8
+"""Images on which the sensitivity of layers is measured, the first of those for calibration."""
+BATCH_SIZES = (1, 8)
+"""Batch sizes at which latencies are compared, in rising order."""
 SLOWER = 1.05
-"""Times that are within so much of each other are taken for equal."""
+"""Latencies whose ratio is below this count as equal."""
 MOST_KEPT = 0.5
 """Share of the layers that may stay in float; beyond it, little would be gained."""
 Quantizable = Literal["onnx", "openvino"]
@@ -48,53 +53,55 @@ SUFFIXES: Mapping[Quantizable, str] = {"onnx": ".int8.onnx", "openvino": ".int8.
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One file in 8 bits, and what it answered."""
+    """One 8-bit file that was tried: its layers in float, its accuracy and its size."""
 
     kept: tuple[str, ...]
     """Layers that stay in float, the most sensitive first."""
     measure: float
-    """Top-1, or mAP of a model that gives any number of classes, percent."""
+    """Top-1 of a single-label model, mAP of a multi-label one; percent."""
     drop: float
-    """Points below the weights."""
+    """Points of the measure lost against the weights."""
     bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """What an alternative takes, and how accurate it is."""
+    """The latency, accuracy and size of one file: the weights, a float export, or the 8-bit file."""
 
     what: str
     about: str
     """Engine, precision and threads."""
     measure: float
+    """Top-1 of a single-label model, mAP of a multi-label one; percent."""
     bytes: int
     ms: dict[int, float]
-    """Of a batch, by its size: medians of alternating rounds, each in a process of its own."""
+    """Latency of a batch by its size: medians of alternating rounds, each file in a process of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantized:
-    """What came of it."""
+    """The result of `quantize`: file, trials, accuracy and latency."""
 
     path: Path
-    """Ends in .rejected where no trial passed."""
+    """The 8-bit file; its name ends in .rejected where no trial passed."""
     is_good: bool
     numbers: Path
-    """File with all of this."""
+    """JSON file with all of these values."""
     measured_by: Literal["top-1", "mAP"]
     exact: float
-    """The measure of the weights."""
+    """The measure of the weights, percent."""
     max_drop: float
-    """Points that may be lost."""
+    """Points of the measure that may be lost."""
     images: int
-    """Labelled, that it was measured on."""
+    """Number of labelled images that accuracy was measured on."""
     calibrated_on: str
     layers: int
-    """That could be in 8 bits."""
+    """Number of layers that could be in 8 bits."""
     trials: tuple[Trial, ...]
     sensitivities: dict[str, float]
-    """By layer, as `int8.sensitivities`, the largest first."""
+    """Result of `measure_sensitivities` by layer, the most sensitive first."""
     speeds: tuple[Speed, ...]
+    """Alternatives, and the 8-bit file last; empty where no trial passed."""
 
 
 def quantize(
@@ -107,18 +114,18 @@ def quantize(
     rounds: int = 5,
     display: Display | None = None,
 ) -> Quantized:
-    """Write a trained model in 8 bits, with as few layers left in float as the allowed drop takes.
+    """Write a trained model in 8 bits, with as few layers left in float as the allowed drop of accuracy takes.
 
     All layers are tried in 8 bits first, then with the 1, 2, 4, ... most sensitive in float; the first file that passes
     is kept. Labelled images and their settings are those of `evaluate`.
 
     Args:
         checkpoint: The weight file.
-        format: Of the file.
-        settings: Of the sections weights, data, preprocess and evaluate.
-        output: The file; None is beside the weights, ending in .int8.onnx or .int8.xml.
+        format: Kind of file to write.
+        settings: Layers of settings for the sections weights, data, preprocess and evaluate.
+        output: The file to write; None is beside the weights, ending in .int8.onnx or .int8.xml.
         max_drop: Points of top-1, or mAP, that may be lost.
-        rounds: Of timing, of 5 runs each.
+        rounds: Rounds of timing, of 5 runs each.
         display: Where progress is shown.
 
     Raises:
@@ -130,181 +137,337 @@ def quantize(
     display = display or Quiet()
     if not max_drop >= 0:
         raise ConfigError(f"--max-drop is {max_drop:g}; it must be at least 0 points")
-    for package in (*FORMATS[format].packages, *(["nncf"] if format == "openvino" else [])):
+    _check_packages(format)
+
+    job = _prepare(checkpoint, format, settings, output, display)
+    with ExitStack() as exits:
+        trials, last = _try_layers(job, max_drop, exits)
+        is_good = trials[-1].drop <= max_drop
+        speeds: tuple[Speed, ...] = ()
+        if is_good:
+            speeds = _time_alternatives(job, last, rounds, exits)
+        path = _publish(last.file, job.path, is_good)
+
+    accuracy = job.exact.accuracy
+    result = Quantized(
+        path=path,
+        is_good=is_good,
+        numbers=path.with_name(f"{path.name}.json"),
+        measured_by=accuracy.headline,
+        exact=read_measure(job.exact),
+        max_drop=max_drop,
+        images=accuracy.n,
+        calibrated_on=job.calibrated_on,
+        layers=len(job.layers),
+        trials=tuple(trials),
+        sensitivities=job.sensitivities,
+        speeds=speeds,
+    )
+    content = json.dumps(asdict(result), indent=1, default=str) + "\n"
+    write_whole(result.numbers, content.encode(), ADVICE)
+    return result
+
+
+def find_drawbacks(result: Quantized) -> list[str]:
+    """Say what the drop of accuracy cannot tell, and where float would do better on this processor."""
+    drawbacks = []
+    points_an_image = 100 / result.images
+    if result.measured_by == "top-1" and points_an_image > result.max_drop:
+        drawbacks.append(
+            f"each of the {result.images:,} labelled images counts {points_an_image:.2g} points, more than may be "
+            "lost; measure on more"
+        )
+    if not result.speeds:
+        return drawbacks
+
+    *alternatives, ours = result.speeds
+    for other in alternatives:
+        if SLOWER * other.ms[8] < ours.ms[8]:
+            drawbacks.append(_describe_slower(ours, other))
+    if ours.what.endswith(".onnx") and torch.cpu.get_capabilities().get("amx_bf16"):
+        drawbacks.append(
+            "this processor has AMX, where bfloat16 in OpenVINO was faster and closer than 8 bits in our measurements: "
+            "vitrail export CKPT --format openvino --precision bfloat16"
+        )
+    return drawbacks
+
+
+def _describe_slower(ours: Speed, other: Speed) -> str:
+    accuracy = "as accurate"
+    if other.measure < ours.measure:
+        accuracy = f"{ours.measure - other.measure:.2f} points below"
+    return (
+        f"{ours.what} is slower here than {other.what} ({ours.ms[8]:.1f} ms and {other.ms[8]:.1f} ms a batch "
+        f"of 8), which is {accuracy}; 8 bits save size alone"
+    )
+
+
+def read_measure(evaluation: Evaluation) -> float:
+    """Return the number that may drop by so much, in percent: top-1, or mAP of a multi-label model."""
+    return -evaluation.accuracy.best_first[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """One model to be quantized: what its files are written from and measured with."""
+
+    source: Path
+    """The weight file."""
+    format: Quantizable
+    path: Path
+    """The file that is wanted."""
+    settings: Sequence[Layer]
+    model: VisionModel
+    record: Record
+    sha256: str
+    """Digest of the weight file."""
+    exact: Evaluation
+    """Evaluation of the weights, which those of the 8-bit files are compared with."""
+    images: Tensor
+    """Normalised images for calibration."""
+    calibrated_on: str
+    layers: tuple[str, ...]
+    """Layers that may be in 8 bits, in the order of the model."""
+    sensitivities: dict[str, float]
+    """Sensitivity by layer, the most sensitive first."""
+    display: Display
+    cache: dict[Any, Any] = field(default_factory=dict)
+    """Programs and graphs that all files are written from, made once."""
+
+    def write(self, path: Path, kept: Sequence[str] | None) -> AbstractContextManager[Path]:
+        """Write a file with some layers left in float, or an all-float one for None, until the context ends."""
+        return staged_files(path, FORMATS[self.format].write(self._plan(kept)))
+
+    def _plan(self, kept: Sequence[str] | None) -> Plan:
+        int8 = None
+        details = {}
+        if kept is not None:
+            int8 = Int8([name for name in self.layers if name not in kept], self.images)
+            count = f"{len(int8.layers)} of {len(self.layers)} layers"
+            details["int8"] = f"{count}, {self.calibrated_on}"
+        making = Making(
+            format=self.format,
+            source=self.source.name,
+            sha256=self.sha256,
+            precision="float32" if int8 is None else "int8",
+            details=details,
+        )
+        return Plan(
+            model=self.model,
+            record=self.record,
+            making=making,
+            device=torch.device("cpu"),
+            mindir_version=1,
+            topk=1,
+            int8=int8,
+            cache=self.cache,
+        )
+
+    def evaluate(self, file: Path, **evaluation: str) -> Evaluation:
+        """Evaluate an exported file on the images that the weights were evaluated on.
+
+        Args:
+            file: The exported file.
+            evaluation: Settings of the section evaluate.
+        """
+        # how weights are read is settled in the file, and would be refused beside it
+        layers = []
+        for layer in self.settings:
+            values = {section: value for section, value in layer.values.items() if section != "weights"}
+            layers.append(Layer(layer.origin, values))
+        layers.append(Layer("quantize", {"evaluate": evaluation}))
+        return evaluate(file, layers, display=_ProgressOnly(self.display))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Candidate:
+    """A file whose latency is measured beside others."""
+
+    what: str
+    file: Path
+    bytes: int
+    evaluation: Evaluation
+    precision: Precision | None = None
+    """Precision to run it in; None is the file's own."""
+
+
+def _check_packages(format: Quantizable) -> None:
+    packages = [*FORMATS[format].packages]
+    if format == "openvino":
+        packages.append("nncf")
+    for package in packages:
         if find_spec(package) is None:
             raise MissingExtra(f"--format {format}: needs {package}; run: pip install 'vitrail[{format},int8]'")
+
+
+def _prepare(
+    checkpoint: Path, format: Quantizable, settings: Sequence[Layer], output: Path | None, display: Display
+) -> _Job:
+    """Open the weights, evaluate them, read images for calibration, and rank the layers by sensitivity."""
     opened = open_model(checkpoint, resolve_request(settings))
     source = Path(opened.account.path)
-    path = find_outputs([format], source, output or source.with_suffix(SUFFIXES[format]))[format]
+    wanted = output or source.with_suffix(SUFFIXES[format])
+    path = find_outputs([format], source, wanted)[format]
     with staged_files(path, {path.suffix: [b""]}):  # whether it can be written, before it takes long
         pass
     config = resolve_for(opened.record, settings).config
     preprocess = override_preprocess(opened.record.preprocess, config.preprocess, Quiet())
-    record = replace(opened.record, preprocess=preprocess)
+
     exact = evaluate(checkpoint, settings, display=display)
-    images, calibrated_on = _calibration(config, preprocess, display)
+    images, calibrated_on = _read_calibration_images(config, preprocess, display)
     model = opened.build().float()
-    layers = quantizable(model)
+    layers = find_quantizable(model)
     display.begin("rank layers", len(layers))
-    moved = sensitivities(model, layers, images[:RANKED_ON], display.advance)
+    moved = measure_sensitivities(model, layers, images[:RANKING_IMAGES], display.advance)
     display.end()
-    ranked = sorted(moved, key=lambda name: -moved[name])
-
-    made: dict[Any, Any] = {}
-    sha256 = hash_file(source)
-
-    def write(kept: Sequence[str] | None, path: Path) -> AbstractContextManager[Path]:
-        """Write a file with these layers in float, or with all of them, for a while."""
-        return staged_files(path, FORMATS[format].write(plan(kept)))
-
-    def plan(kept: Sequence[str] | None) -> Plan:
-        """Return how to write the file with these layers in float, or with all of them."""
-        int8 = None if kept is None else Int8([name for name in layers if name not in kept], images)
-        details = {} if int8 is None else {"int8": f"{len(int8.layers)} of {len(layers)} layers, {calibrated_on}"}
-        making = Making(
-            format=format, source=source.name, sha256=sha256, precision="int8" if int8 else "float32",
-            details=details,
-        )  # fmt: skip
-        return Plan(
-            model=model, record=record, making=making, device=torch.device("cpu"), mindir_version=1, topk=1, int8=int8,
-            made=made,
-        )  # fmt: skip
-
-    def ask(file: Path, **evaluation: str) -> Evaluation:
-        # how weights are read is settled in the file
-        rest = [Layer(one.origin, {k: v for k, v in one.values.items() if k != "weights"}) for one in settings]
-        return evaluate(file, [*rest, Layer("quantize", {"evaluate": evaluation})], display=_Bars(display))
-
-    trials: list[Trial] = []
-    speeds: list[Speed] = []
-    with ExitStack() as exits:
-
-        def attempt(kept: tuple[str, ...]) -> tuple[Path, Evaluation]:
-            display.note(f"in 8 bits: {len(layers) - len(kept)} of {len(layers)} layers")
-            place = exits.enter_context(write(kept, path))
-            found = ask(place)
-            drop = measure(exact) - measure(found)
-            trials.append(Trial(kept=kept, measure=measure(found), drop=drop, bytes=_size(place)))
-            return place, found
-
-        place, found = attempt(())
-        for count in _counts(len(layers)):
-            if trials[-1].drop <= max_drop:
-                break
-            place, found = attempt(tuple(ranked[:count]))
-        is_good = trials[-1].drop <= max_drop
-        if is_good:
-            plain = exits.enter_context(write(None, path.with_suffix(f".float{path.suffix}")))
-            files = [(source.name, source, {}, exact), (f"float32 {format}", plain, {}, ask(plain))]
-            if format == "openvino" and "BF16" in openvino_capabilities():
-                files.append(("bfloat16 openvino", plain, {"precision": "bfloat16"}, ask(plain, precision="bfloat16")))
-            files.append((path.name, place, {}, found))
-            subjects: list[Subject] = []
-            for _, file, options, _ in files:
-                subjects += find_subjects([str(file)], threads=torch.get_num_threads(), device="cpu", **options)
-            timed = bench(subjects, (1, 8), rounds, display)
-            sizes = [source.stat().st_size, *(_size(file) for _, file, _, _ in files[1:])]
-            speeds = [
-                Speed(
-                    what=what, about=timed[2 * number].about, measure=measure(evaluation), bytes=sizes[number],
-                    ms={one.batch_size: one.p50_ms for one in timed[2 * number : 2 * number + 2]},
-                )
-                for number, (what, _, _, evaluation) in enumerate(files)
-            ]  # fmt: skip
-        final = path if is_good else path.with_name(path.name + REJECTED)
-        for part in _parts(place):
-            ending = "" if is_good else REJECTED
-            part.replace(path.with_name(part.name + ending))
-    result = Quantized(
-        path=final,
-        is_good=is_good,
-        numbers=final.with_name(f"{final.name}.json"),
-        measured_by=exact.accuracy.headline,
-        exact=measure(exact),
-        max_drop=max_drop,
-        images=exact.accuracy.n,
+    return _Job(
+        source=source,
+        format=format,
+        path=path,
+        settings=settings,
+        model=model,
+        record=replace(opened.record, preprocess=preprocess),
+        sha256=hash_file(source),
+        exact=exact,
+        images=images,
         calibrated_on=calibrated_on,
-        layers=len(layers),
-        trials=tuple(trials),
-        sensitivities={name: moved[name] for name in ranked},
-        speeds=tuple(speeds),
+        layers=layers,
+        sensitivities=dict(sorted(moved.items(), key=lambda item: -item[1])),
+        display=display,
     )
-    write_whole(result.numbers, (json.dumps(asdict(result), indent=1, default=str) + "\n").encode(), ADVICE)
-    return result
 
 
-def advice(done: Quantized) -> list[str]:
-    """Say what the gate cannot tell, and where float would do better on this processor."""
-    said = []
-    if done.measured_by == "top-1" and 100 / done.images > done.max_drop:
-        said.append(
-            f"each of the {done.images:,} labelled images counts {100 / done.images:.2g} points, more than may be "
-            "lost; measure on more"
-        )
-    if not done.speeds:
-        return said
-    *others, ours = done.speeds
-    for one in others:
-        if SLOWER * one.ms[8] < ours.ms[8]:
-            closer = "as accurate" if one.measure >= ours.measure else f"{ours.measure - one.measure:.2f} points below"
-            said.append(
-                f"{ours.what} is slower here than {one.what} ({ours.ms[8]:.1f} ms and {one.ms[8]:.1f} ms a batch "
-                f"of 8), which is {closer}; 8 bits save size alone"
-            )
-    if ours.what.endswith(".onnx") and torch.cpu.get_capabilities().get("amx_bf16"):
-        said.append(
-            "this processor has AMX, where bfloat16 in OpenVINO was faster and closer than 8 bits in our measurements: "
-            "vitrail export CKPT --format openvino --precision bfloat16"
-        )
-    return said
+def _try_layers(job: _Job, max_drop: float, exits: ExitStack) -> tuple[list[Trial], _Candidate]:
+    """Write and evaluate files with ever more layers in float, until one passes; return all trials and the last file.
+
+    Args:
+        job: The model.
+        max_drop: Points that may be lost.
+        exits: Removes all of the files at its end.
+    """
+    ranked = tuple(job.sensitivities)
+    trials: list[Trial] = []
+    files: list[_Candidate] = []
+    for count in _list_counts(len(ranked)):
+        kept = ranked[:count]
+        job.display.note(f"in 8 bits: {len(ranked) - count} of {len(ranked)} layers")
+        file = exits.enter_context(job.write(job.path, kept))
+        evaluation = job.evaluate(file)
+        size = _measure_size(file)
+        files.append(_Candidate(what=job.path.name, file=file, bytes=size, evaluation=evaluation))
+        measure = read_measure(evaluation)
+        drop = read_measure(job.exact) - measure
+        trials.append(Trial(kept=kept, measure=measure, drop=drop, bytes=size))
+        if drop <= max_drop:
+            break
+    return trials, files[-1]
 
 
-def measure(found: Evaluation) -> float:
-    """Return what the gate looks at, percent."""
-    return -found.accuracy.best_first[0]
-
-
-def _counts(layers: int) -> Iterator[int]:
+def _list_counts(layers: int) -> Iterator[int]:
+    """Yield how many layers stay in float, trial by trial."""
+    yield 0
     count = 1
     while count <= MOST_KEPT * layers:
         yield count
         count *= 2
 
 
-def _parts(place: Path) -> list[Path]:
-    return sorted(place.parent.iterdir())
+def _time_alternatives(job: _Job, ours: _Candidate, rounds: int, exits: ExitStack) -> tuple[Speed, ...]:
+    """Measure the 8-bit file beside the weights and the same format in float; ours comes last."""
+    weights = _Candidate(what=job.source.name, file=job.source, bytes=job.source.stat().st_size, evaluation=job.exact)
+    in_float = exits.enter_context(job.write(job.path.with_suffix(f".float{job.path.suffix}"), None))
+    float32 = _Candidate(
+        what=f"float32 {job.format}",
+        file=in_float,
+        bytes=_measure_size(in_float),
+        evaluation=job.evaluate(in_float),
+    )
+    candidates = [weights, float32]
+    if job.format == "openvino" and "BF16" in openvino_capabilities():
+        bfloat16 = replace(
+            float32,
+            what="bfloat16 openvino",
+            evaluation=job.evaluate(in_float, precision="bfloat16"),
+            precision="bfloat16",
+        )
+        candidates.append(bfloat16)
+    candidates.append(ours)
+
+    subjects: list[Subject] = []
+    for one in candidates:
+        options = {"threads": torch.get_num_threads(), "device": "cpu", "precision": one.precision}
+        subjects += find_subjects([str(one.file)], **options)
+    measured = bench(subjects, BATCH_SIZES, rounds, job.display)
+
+    speeds = []
+    for number, one in enumerate(candidates):
+        # each candidate has as many measurements in a row as there are batch sizes
+        first = number * len(BATCH_SIZES)
+        its_own = measured[first : first + len(BATCH_SIZES)]
+        speeds.append(
+            Speed(
+                what=one.what,
+                about=its_own[0].about,
+                measure=read_measure(one.evaluation),
+                bytes=one.bytes,
+                ms={batch.batch_size: batch.p50_ms for batch in its_own},
+            )
+        )
+    return tuple(speeds)
 
 
-def _size(place: Path) -> int:
-    return sum(part.stat().st_size for part in _parts(place))
+def _publish(file: Path, path: Path, is_good: bool) -> Path:
+    """Move a file and those beside it to where they are wanted, under a name that says whether it passed."""
+    ending = "" if is_good else REJECTED
+    for part in _list_parts(file):
+        part.replace(path.with_name(part.name + ending))
+    return path.with_name(path.name + ending)
 
 
-def _calibration(config: EvaluateConfig, preprocess: Preprocess, display: Display) -> tuple[Tensor, str]:
-    """Return images evenly spaced over those of the training, or where there are none over those evaluated."""
+def _list_parts(file: Path) -> list[Path]:
+    """Return all that belongs to a staged file, which has a folder of its own."""
+    return sorted(file.parent.iterdir())
+
+
+def _measure_size(file: Path) -> int:
+    return sum(part.stat().st_size for part in _list_parts(file))
+
+
+def _read_calibration_images(config: EvaluateConfig, preprocess: Preprocess, display: Display) -> tuple[Tensor, str]:
+    """Return normalised images evenly spaced over the training split, or the evaluated one where there is none."""
+    evaluated = config.evaluate.split
     try:
-        source, _ = open_split(config.data, "train" if config.evaluate.split == "val" else config.evaluate.split)
+        source, _ = open_split(config.data, "train" if evaluated == "val" else evaluated)
     except DataError as error:
         display.warn(f"calibrated on the images it is evaluated on, as there are no others ({error})")
-        source, _ = open_split(config.data, config.evaluate.split)
-    chosen = _spread(source, CALIBRATION)
+        source, _ = open_split(config.data, evaluated)
+
+    chosen = _take_evenly(source, CALIBRATION_IMAGES)
     loader = build_eval_loader(
-        chosen, preprocess, batch_size=CALIBRATION, workers=0, bad_files=config.data.bad_files
-    )  # fmt: skip
+        chosen,
+        preprocess,
+        batch_size=CALIBRATION_IMAGES,
+        workers=0,
+        bad_files=config.data.bad_files,
+    )
     images = torch.cat([normalise(batch.images, preprocess.mean, preprocess.std) for batch in loader])
     if not len(images):
         raise DataError(f"{source.description}: none of {len(chosen)} images to calibrate on could be read")
     return images, f"calibrated on {len(images)} of the {len(source):,} images of {source.description}"
 
 
-def _spread(source: Source, most: int) -> Source:
+def _take_evenly(source: Source, most: int) -> Source:
+    """Return at most so many images of a source, evenly spaced."""
     count = min(most, len(source))
     chosen = np.zeros(len(source), dtype=bool)
     chosen[np.arange(count) * len(source) // count] = True
     return source.take(chosen, source.description, ())
 
 
-class _Bars(Quiet):
-    """The bars of another display, without what is said beside them."""
+class _ProgressOnly(Quiet):
+    """The progress bars of another display; notes and warnings, which the weights' evaluation gave, are dropped."""
 
     def __init__(self, shown: Display) -> None:
-        self.begin, self.advance, self.end = shown.begin, shown.advance, shown.end
+        self.begin = shown.begin
+        self.advance = shown.advance
+        self.end = shown.end

@@ -1,1 +1,1 @@
-"""Processes that train together: how they start, find each other, agree, and notice that one is lost."""
+"""Multi-process training: launchers, rendezvous, collective operations, sharding, and a watchdog for hanging ranks."""

@@ -1,19 +1,24 @@
-"""Processes that mpirun or srun started: their variables as torchrun's, before torch reads them. No torch."""
+"""Launchers: the variables of mpirun and srun as torchrun's, and reports to torchrun. No torch."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import time
 import zlib
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from vitrail.errors import ConfigError
 
 SEVERAL = ("train", "evaluate", "bench-data", "doctor", "config", "models")
-"""Commands that several processes may run: together, or without writing a file."""
+"""Commands that may run in more than one process: together, or without writing a file."""
 PORTS = range(20_000, 30_000)
-"""Below those that systems give out by themselves."""
+"""Ports for the processes to meet at, below those that systems give out by themselves."""
+LOOK_S = 0.05
+"""Seconds between two looks for the report of another process."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +30,10 @@ class Launcher:
     world: tuple[str, ...]
     local_rank: str
     local_world: str
-    """Processes on this machine."""
+    """Variable with the number of processes on this machine."""
     job: tuple[str, ...]
-    """What is the same in all processes of one start, and in no other's; none is the process that started them."""
+    """Variables that are equal in all processes of one start, and differ between starts; without any, the parent's
+    process id is taken."""
 
 
 LAUNCHERS = (
@@ -72,7 +78,7 @@ def understand_launch(environ: MutableMapping[str, str], command: str) -> None:
 
     Args:
         environ: The variables of this process, which are changed.
-        command: What this process is to do; most commands are for one process.
+        command: The command of this process; most commands are for one process.
 
     Raises:
         ConfigError: The launcher does not say what is needed, or several processes would write the same file.
@@ -88,13 +94,17 @@ def without_local_rank(tokens: Sequence[str], environ: MutableMapping[str, str])
     """Take out `--local-rank N`, which python -m torch.distributed.launch types before all else."""
     rest = list(tokens)
     for place, token in enumerate(rest):
-        if found := re.fullmatch(r"--local[-_]rank(?:=(\d+))?", token):
-            value = found[1] or (rest.pop(place + 1) if rest[place + 1 : place + 2] else "")
-            if not value.isdecimal():
-                raise ConfigError(f"{token} {value}: it must be a whole number, as torch.distributed.launch gives it")
-            del rest[place]
-            environ.setdefault("LOCAL_RANK", value)
-            return rest
+        option = re.fullmatch(r"--local[-_]rank(?:=(\d+))?", token)
+        if option is None:
+            continue
+        value = option[1]
+        if value is None:
+            value = rest.pop(place + 1) if place + 1 < len(rest) else ""
+        if not value.isdecimal():
+            raise ConfigError(f"{token} {value}: it must be a whole number, as torch.distributed.launch gives it")
+        del rest[place]
+        environ.setdefault("LOCAL_RANK", value)
+        return rest
     return rest
 
 
@@ -122,12 +132,11 @@ def _is_batch_script(environ: Mapping[str, str]) -> bool:
 
 def _as_torchrun(launcher: Launcher, environ: Mapping[str, str]) -> dict[str, str]:
     """Return what torchrun would set."""
-    rank, world = _number(environ, launcher.rank), _number(environ, _first(environ, launcher.world) or "")
-    if launcher is SRUN:
-        local_world = _tasks_here(environ, world)
-        local_rank = 0 if _has_own_card(environ) else _number(environ, launcher.local_rank)
-    else:
-        local_world, local_rank = _number(environ, launcher.local_world), _number(environ, launcher.local_rank)
+    rank = _number(environ, launcher.rank)
+    world = _number(environ, _first(environ, launcher.world) or "")
+    local_world = _tasks_here(environ, world) if launcher is SRUN else _number(environ, launcher.local_world)
+    has_own_card = launcher is SRUN and _has_own_card(environ)
+    local_rank = 0 if has_own_card else _number(environ, launcher.local_rank)
     alone = local_world == world
     return {
         "RANK": str(rank),
@@ -145,8 +154,8 @@ def _first_host(launcher: Launcher, environ: Mapping[str, str], *, alone: bool) 
         return "127.0.0.1"
     hosts = _first(environ, ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST"))
     if launcher is SRUN and hosts is not None:
-        if found := re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", environ[hosts]):  # gpu[03-07,11],big1
-            return "".join(part for part in found.groups() if part)
+        if parts := re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", environ[hosts]):  # gpu[03-07,11],big1
+            return "".join(part for part in parts.groups() if part)
         raise ConfigError(f"{hosts} is {environ[hosts]!r}, which names no host; set MASTER_ADDR to the first one")
     raise ConfigError(
         f"{launcher.name} started processes on several machines and does not say on which the first one is; set "
@@ -175,8 +184,8 @@ def _tasks_here(environ: Mapping[str, str], world: int) -> int:
     name = _first(environ, (SRUN.local_world, "SLURM_TASKS_PER_NODE")) or SRUN.local_world
     counts: list[int] = []
     for part in environ.get(name, "").split(","):
-        if found := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part):
-            counts += [int(found[1])] * int(found[2] or 1)
+        if count := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part):
+            counts += [int(count[1])] * int(count[2] or 1)
     node = _number(environ, "SLURM_NODEID")
     if node >= len(counts):
         raise ConfigError(f"{name} is {environ.get(name)!r}, which has no node {node}; start processes with torchrun")
@@ -197,3 +206,34 @@ def _number(environ: Mapping[str, str], name: str, absent: int | None = None) ->
         what = f"{name} is {text!r}" if text else f"{name or 'the number of processes'} is not set"
         raise ConfigError(f"{what}, by which processes of one run know each other; start them with torchrun instead")
     return int(text)
+
+
+def is_said_by_first_process(line: str, environ: Mapping[str, str], patience_s: float) -> bool:
+    """Wait until the first process of this machine reports the same error to torchrun; False if it does not in time.
+
+    Args:
+        line: The error of this process.
+        environ: The variables of this process, by which torchrun names the file for its report.
+        patience_s: Seconds to wait; without torchrun they are waited too, as the launcher may end this process.
+    """
+    own_report = environ.get("TORCHELASTIC_ERROR_FILE")
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        if own_report and _reported_error(_report_of_first(own_report)) == line:
+            return True
+        time.sleep(LOOK_S)
+    return False
+
+
+def _report_of_first(own_report: str) -> Path:
+    """Return where the first process of this machine reports to torchrun, beside the folder of this one."""
+    path = Path(own_report)
+    return path.parents[1] / "0" / path.name
+
+
+def _reported_error(report: Path) -> str | None:
+    """Return the error in a report to torchrun; None while there is none, or half of one."""
+    try:
+        return json.loads(report.read_text())["message"]["message"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,9 +1,8 @@
-"""Processes that work together: the one file that knows Accelerate."""
+"""Join the processes of a run through Accelerate, and let them share, gather and sum."""
 
 from __future__ import annotations
 
 import atexit
-import hashlib
 import os
 import statistics
 import time
@@ -11,7 +10,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -19,14 +17,13 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from torch import Tensor
 from torch._C._distributed_c10d import Store
 
 from vitrail.devices import Precision, keep_freed_memory, pick_device
 from vitrail.distributed.launch import understand_launch
 from vitrail.distributed.rendezvous import join
-from vitrail.errors import ConfigError, LostProcess, MissingExtra
+from vitrail.errors import ConfigError, LostProcess
 
 
 @contextmanager
@@ -39,9 +36,9 @@ def processes(
     """Join the processes that torchrun started, or be the only one.
 
     Args:
-        precision: Of matrix products.
+        precision: Precision of matrix products.
         device: auto takes an accelerator where there is one.
-        timeout_minutes: How long a process waits for the others in an exchange.
+        timeout_minutes: How long a process waits for the others in a collective operation.
         meet_minutes: How long it waits for them to start.
 
     Raises:
@@ -54,7 +51,8 @@ def processes(
     names = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
     try:
         patience = InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))
-        target, started = pick_device(device), int(os.environ.get("WORLD_SIZE", "1"))
+        target = pick_device(device)
+        started = int(os.environ.get("WORLD_SIZE", "1"))
         if started > 1 and target.type in ("cpu", "cuda"):
             join(target, 60 * timeout_minutes, 60 * meet_minutes)
         # Accelerate joins processes on a CPU only where it is told that it is one
@@ -109,14 +107,14 @@ def keep_compiled_code() -> str:
 
 
 def sum_over_processes(accelerator: Accelerator, *tensors: Tensor) -> list[Tensor]:
-    """Return the sums of each tensor over all processes."""
+    """Return the sums of each tensor over all processes. Collective."""
     if accelerator.num_processes == 1:
         return list(tensors)
     return [accelerator.reduce(tensor.clone(), reduction="sum") for tensor in tensors]  # pyright: ignore[reportReturnType]
 
 
 def share(accelerator: Accelerator, value: Any) -> Any:
-    """Return the first process's value in every process."""
+    """Broadcast the first process's value to all processes. Collective."""
     if accelerator.num_processes == 1:
         return value
     values = [value]
@@ -125,7 +123,7 @@ def share(accelerator: Accelerator, value: Any) -> Any:
 
 
 def gather_texts(accelerator: Accelerator, texts: list[Any]) -> list[Any]:
-    """Return the lists of all processes, joined."""
+    """Return the lists of all processes, joined. Collective."""
     if accelerator.num_processes == 1:
         return texts
     gathered: list[list[Any]] = [[] for _ in range(accelerator.num_processes)]
@@ -134,7 +132,7 @@ def gather_texts(accelerator: Accelerator, texts: list[Any]) -> list[Any]:
 
 
 def gather_to_first(accelerator: Accelerator, value: Any) -> list[Any] | None:
-    """Return the values of all processes in the first one, None in the others."""
+    """Return the values of all processes in the first one, None in the others. Collective."""
     if accelerator.num_processes == 1:
         return [value]
     gathered = [None] * accelerator.num_processes if accelerator.is_main_process else None
@@ -143,37 +141,12 @@ def gather_to_first(accelerator: Accelerator, value: Any) -> list[Any] | None:
 
 
 def shared_store(accelerator: Accelerator) -> Store | None:
-    """Return what the processes found each other through; None where there is one."""
+    """Return the key-value store that the processes met in; None where there is one process."""
     return dist.distributed_c10d._get_default_store() if accelerator.num_processes > 1 else None
 
 
-def check_tracker(name: str) -> None:
-    """Refuse an experiment tracker that is not installed.
-
-    Raises:
-        MissingExtra: With what to type.
-    """
-    pip = "uv pip" if "UV" in os.environ else "pip"
-    if find_spec(name) is None:
-        raise MissingExtra(f"output.trackers has {name}, which is not installed; run: {pip} install {name}")
-
-
-def open_tracker(name: str, folder: Path, settings: dict[str, Any]) -> GeneralTracker:
-    """Open an experiment tracker for a run; trackio and wandb go on where they were if the run is resumed."""
-    identity = f"{folder.name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
-    options: dict[str, dict[str, Any]] = {
-        "trackio": {"run_name": "vitrail", "name": identity, "resume": "allow"},
-        "wandb": {"run_name": "vitrail", "name": folder.name, "id": identity, "resume": "allow", "dir": str(folder)},
-        "mlflow": {"experiment_name": "vitrail", "run_name": identity},
-    }
-    tracker = LOGGER_TYPE_TO_CLASS[name](**options[name])
-    tracker.start()
-    tracker.store_init_configuration(settings)
-    return tracker
-
-
 def any_process(accelerator: Accelerator, flag: Tensor) -> Tensor:
-    """Return whether a boolean () is true in any process, on the device and without waiting for it."""
+    """Return whether a boolean () is true in any process, on the device and without waiting for it. Collective."""
     if accelerator.num_processes == 1:
         return flag
     votes = flag.to(torch.int32)
@@ -194,34 +167,3 @@ def all_reduce_seconds(accelerator: Accelerator, numbers: int, budget_s: float) 
         if share(accelerator, sum(taken) > budget_s):
             break
     return statistics.median(taken)
-
-
-class Agreement:
-    """Lets all processes act at the same update on what one of them wants.
-
-    The wishes of an update travel between the hosts while the next one is computed, so nobody waits for them.
-    """
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self._alone = accelerator.num_processes == 1
-        # NCCL carries no tensors of the host
-        self._group = None if self._alone else cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
-        self._sent: tuple[Tensor, Any] | None = None
-
-    def exchange(self, *wishes: bool) -> list[bool]:
-        """Send what this process wants, and return what any wanted an update ago; alone, what it wants now."""
-        if self._alone:
-            return list(wishes)
-        before = self._sent
-        votes = torch.tensor(wishes, dtype=torch.int32)
-        self._sent = votes, dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
-        if before is None:
-            return [False] * len(wishes)
-        before[1].wait()
-        return (before[0] > 0).tolist()
-
-    def finish(self) -> None:
-        """Wait for what is still on its way."""
-        if self._sent is not None:
-            self._sent[1].wait()
-            self._sent = None

@@ -1,4 +1,4 @@
-"""How the processes of a run find each other, again after each restart."""
+"""Rendezvous: the processes of a run find each other, again after each restart by torchrun."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from torch.distributed.rendezvous import rendezvous
 from vitrail.errors import LostProcess
 
 ROUND = "vitrail/round"
+"""Key of the name of the latest start."""
 LOOK_S = 0.05
+"""Seconds between two looks into the store."""
 CONNECT_S = 60.0
-"""torchrun has its store before it starts a process, so one that does not answer is gone."""
+"""Seconds to connect to torchrun's store, which is there before a process is started: one that is silent is gone."""
 PARENT_DEATH_SIGNAL = 1
-"""PR_SET_PDEATHSIG of Linux's prctl."""
+"""Option PR_SET_PDEATHSIG of Linux's prctl."""
 
 
 def join(device: torch.device, timeout_s: float, meet_s: float) -> None:
@@ -33,9 +35,9 @@ def join(device: torch.device, timeout_s: float, meet_s: float) -> None:
     Here each start writes below a name of its own, once all processes have agreed on it.
 
     Args:
-        device: Where this process computes.
-        timeout_s: What an exchange may take later.
-        meet_s: What the others may take to come.
+        device: Device that this process computes on.
+        timeout_s: Seconds that a collective operation may take later.
+        meet_s: Seconds that the others may take to start.
 
     Raises:
         LostProcess: Some did not come in time, or torchrun is gone.
@@ -58,7 +60,7 @@ def join(device: torch.device, timeout_s: float, meet_s: float) -> None:
             "leads there; look at its own output"
         ) from error
     store.set_timeout(timedelta(seconds=meet_s))
-    name = call(store, world, meet_s) if rank == 0 else answer(store, rank, meet_s)
+    name = announce_start(store, world, meet_s) if rank == 0 else answer_start(store, rank, meet_s)
     store.set_timeout(timeout)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
@@ -75,9 +77,10 @@ def end_with_torchrun() -> None:
         ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, int(signal.SIGTERM))
 
 
-def call(store: Store, world: int, timeout_s: float) -> str:
-    """As the first process: name this start, and wait until all others have answered to the name."""
-    name, deadline = uuid.uuid4().hex, time.monotonic() + timeout_s
+def announce_start(store: Store, world: int, timeout_s: float) -> str:
+    """Name this start, as the first process does, and wait until all others have answered to the name."""
+    name = uuid.uuid4().hex
+    deadline = time.monotonic() + timeout_s
     store.set(ROUND, name)
     while absent := [rank for rank in range(1, world) if not store.check([f"{name}/here/{rank}"])]:
         if time.monotonic() > deadline:
@@ -92,9 +95,12 @@ def call(store: Store, world: int, timeout_s: float) -> str:
     return name
 
 
-def answer(store: Store, rank: int, timeout_s: float) -> str:
-    """As another process: answer to each name until the first process has heard it; old names get no reply."""
-    nonce, answered, deadline = uuid.uuid4().hex, "", time.monotonic() + timeout_s
+def answer_start(store: Store, rank: int, timeout_s: float) -> str:
+    """Answer to each name, as all other processes do, until the first one has heard it; old names get no reply."""
+    # by its nonce this process knows that the reply is to itself, and not to one that has ended
+    nonce = uuid.uuid4().hex
+    deadline = time.monotonic() + timeout_s
+    answered = ""
     while True:
         name = store.get(ROUND).decode()
         if name != answered:

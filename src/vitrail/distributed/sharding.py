@@ -1,4 +1,4 @@
-"""A model shared out over all processes (FSDP2), and its tensors joined again."""
+"""Sharding: a model split over all ranks (FSDP2), and its tensors gathered again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def shard(model: nn.Module, device: torch.device) -> None:
-    """Share out a model's parameters over all processes (FSDP2); each block is gathered only while it works."""
+    """Shard a model's parameters over all ranks (FSDP2); each block is gathered only while it computes."""
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for parent in model.modules():
         if isinstance(parent, nn.ModuleList):
@@ -25,22 +25,22 @@ def shard(model: nn.Module, device: torch.device) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def whole(value: Any) -> Any:
-    """Return a state dict, or any part of one, with shares joined to whole tensors; all processes must call it."""
+def gather_full(value: Any) -> Any:
+    """Return a state dict, or any part of one, with sharded tensors gathered to full ones. Collective."""
     if isinstance(value, DTensor):
         return value.full_tensor()
     if isinstance(value, dict):
-        return {key: whole(item) for key, item in value.items()}
+        return {key: gather_full(item) for key, item in value.items()}
     return value
 
 
-def local(tensor: Tensor) -> Tensor:
-    """Return this process's share of a tensor, which may be all of it."""
+def local_shard(tensor: Tensor) -> Tensor:
+    """Return this rank's shard of a tensor; all of it where it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def shared_as(value: Any, like: Tensor) -> Any:
-    """Return this process's share of a whole tensor, where `like` is shared out and of its shape."""
+def shard_like(value: Any, like: Tensor) -> Any:
+    """Return this rank's shard of a full tensor, where `like` is sharded and of its shape."""
     if isinstance(like, DTensor) and isinstance(value, Tensor) and value.shape == like.shape:
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
     return value

@@ -1,4 +1,4 @@
-"""What an evaluation says of each class, and of the probabilities: rates, rankings, calibration, intervals.
+"""Scores of each class: precision, recall, F1, AUROC and average precision; calibration, and Wilson intervals.
 
 Shapes
     n images, k classes
@@ -7,8 +7,10 @@ Shapes
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +19,14 @@ from jaxtyping import Bool, Float, Int
 from vitrail.evaluation.single_label_metrics import class_rates
 
 CONFIDENCE = 0.95
-"""Of the intervals."""
+"""Confidence of the intervals."""
 BINS = 15
-"""Of equal width, in which probabilities are compared with accuracies."""
+"""Bins of equal width in which probabilities are compared with accuracies."""
 
 
 @dataclass(frozen=True)
 class ClassScores:
-    """What was found of each class, from 0 to 1; NaN where there is nothing to divide by."""
+    """Scores of each class, from 0 to 1; NaN where there is nothing to divide by."""
 
     n: Int[np.ndarray, " k"]
     """Images of the class."""
@@ -37,6 +39,13 @@ class ClassScores:
     """Area under the ROC curve of the class against the rest."""
     ap: Float[np.ndarray, " k"]
     """Average precision of the class against the rest."""
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield the scores of each class by name, as plain values."""
+        names = [field.name for field in fields(self)]
+        columns = [getattr(self, name).tolist() for name in names]
+        for values in zip(*columns, strict=True):
+            yield dict(zip(names, values, strict=True))
 
     def macro(self, name: str) -> float:
         """Return the mean over the classes that have images, as far as it is defined for them."""
@@ -52,22 +61,28 @@ def class_scores(
 
     Args:
         confusion: Images by (label, prediction).
-        labels: Of the images.
-        scores: Of each class: probabilities, or anything that rises with them.
+        labels: Labels of the images.
+        scores: Scores of each image and class: probabilities, or anything that rises with them.
     """
     rates = class_rates(torch.from_numpy(confusion))
     n, called = rates.images, rates.answers
-    precision = np.where(called > 0, rates.precision, np.nan)
-    recall = np.where(n > 0, rates.recall, np.nan)
-    return ClassScores(n, precision, recall, np.where(n + called > 0, rates.f1, np.nan), *rankings(labels, scores))
+    auroc, ap = rankings(labels, scores)
+    return ClassScores(
+        n=n,
+        precision=np.where(called > 0, rates.precision, np.nan),
+        recall=np.where(n > 0, rates.recall, np.nan),
+        f1=np.where(n + called > 0, rates.f1, np.nan),
+        auroc=auroc,
+        ap=ap,
+    )
 
 
 def rankings(
     labels: Int[np.ndarray, " n"], scores: Float[np.ndarray, "n k"]
 ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
     """Return the area under the ROC curve, and the average precision, of each class against the rest."""
-    found = np.array([ranking(scores[:, label], labels == label) for label in range(scores.shape[1])])
-    return found[:, 0], found[:, 1]
+    pairs = np.array([ranking(scores[:, label], labels == label) for label in range(scores.shape[1])])
+    return pairs[:, 0], pairs[:, 1]
 
 
 def ranking(scores: Float[np.ndarray, " n"], is_positive: Bool[np.ndarray, " n"]) -> tuple[float, float]:
@@ -77,18 +92,21 @@ def ranking(scores: Float[np.ndarray, " n"], is_positive: Bool[np.ndarray, " n"]
     that 1,000 classes take seconds.
     """
     column = np.ascontiguousarray(scores)
-    positives, n = np.sort(column[is_positive]), len(column)
-    count = len(positives)
+    positives = np.sort(column[is_positive])
+    n, count = len(column), len(positives)
     if count == 0 or np.isnan(column).any():
         return math.nan, math.nan
     everyone = np.sort(column)
-    below = np.searchsorted(everyone, positives, "left")  # images of a lower score than each positive
+    # images, and positives, of a lower score than each positive
+    below = np.searchsorted(everyone, positives, "left")
     positives_below = np.searchsorted(positives, positives, "left")
     ap = float(np.mean((count - positives_below) / (n - below)))
     if count == n:
         return math.nan, ap
+    # negatives of a score up to that of each positive; those of an equal score count half
     up_to = np.searchsorted(everyone, positives, "right") - np.searchsorted(positives, positives, "right")
-    return float(np.mean(below - positives_below + up_to) / 2 / (n - count)), ap  # equal ones count half
+    auroc = float(np.mean(below - positives_below + up_to) / 2 / (n - count))
+    return auroc, ap
 
 
 @dataclass(frozen=True)
@@ -98,12 +116,13 @@ class Calibration:
     n: Int[np.ndarray, " bins"]
     """Images in each bin."""
     confidence: Float[np.ndarray, " bins"]
-    """Mean probability; NaN in an empty bin, as is the accuracy."""
+    """Mean probability; NaN in an empty bin."""
     accuracy: Float[np.ndarray, " bins"]
+    """Share of right answers; NaN in an empty bin."""
 
     @property
     def ece(self) -> float:
-        """Expected calibration error: the mean distance of both, over the images."""
+        """Expected calibration error: the mean distance of confidence and accuracy, over the images."""
         filled = self.n > 0
         if not filled.any():
             return math.nan
@@ -118,7 +137,8 @@ def calibration(probabilities: Float[np.ndarray, " n"], right: Bool[np.ndarray, 
     n = np.bincount(bins, minlength=BINS)
     with np.errstate(invalid="ignore"):
         confidence = np.bincount(bins, probabilities, BINS) / n
-        return Calibration(n, confidence, np.bincount(bins, right, BINS) / n)
+        accuracy = np.bincount(bins, right, BINS) / n
+    return Calibration(n, confidence, accuracy)
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from vitrail.classes.matching import read_class_names
 from vitrail.config.commands import EvaluateConfig
 from vitrail.config.resolve import Layer, to_dict
 from vitrail.data.loader import ImageLoader, build_eval_loader
-from vitrail.data.opening import files_read, open_split
+from vitrail.data.opening import list_files_read, open_split
 from vitrail.data.sources import Source
 from vitrail.data.tables.hub import pin_revision
 from vitrail.devices import Precision
@@ -29,10 +29,10 @@ from vitrail.evaluation.settings import resolve_for
 from vitrail.evaluation.task import Metrics, Task, task_of
 from vitrail.files import refuse_replacing
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from vitrail.images.input_check import Inputs
-from vitrail.images.transforms import Preprocess, fit_statistics
+from vitrail.images.input_check import InputCheck
+from vitrail.images.preprocess import Preprocess, fit_statistics
 from vitrail.inference.bin_files import LogitFiles, find_logits
-from vitrail.inference.engines import Artifact, Network, read_artifact, require_classes, tell_program
+from vitrail.inference.network import Artifact, Network, read_artifact, require_classes, tell_program
 from vitrail.weights.checkpoint import Record
 from vitrail.weights.loading import override_preprocess
 from vitrail.weights.opened import show_account
@@ -142,7 +142,7 @@ def evaluate(
         display = job.display
         loader = job.build_loader(job.preprocess)
         display.begin("evaluate", len(loader) * (1 if files.other is None else 2))
-        inputs = Inputs()
+        inputs = InputCheck()
         measured = job.measure(loader, job.preprocess, report is not None or files.other is not None, inputs)
         if doubt := inputs.doubt(job.preprocess.mean, job.preprocess.std):
             display.warn(doubt)
@@ -300,7 +300,7 @@ class _Job:
         loader: ImageLoader,
         preprocess: Preprocess,
         keep_answers: bool,
-        inputs: Inputs | None,
+        inputs: InputCheck | None,
         other: Network | None = None,
     ) -> Measured:
         """Evaluate the network, or another on the same images."""
@@ -344,7 +344,7 @@ def _started(files: _Files, report: WholeFolder | None, written: Sequence[tuple[
         if report is not None:
             outputs += [("--report", file) for file in report.earlier_files()]
         for flag, file in outputs:
-            refuse_replacing(flag, file, files_read(data, source))
+            refuse_replacing(flag, file, list_files_read(data, source))
 
         # Model and images: of one kind of labels, with the same classes in the same order.
         config = replace(config, data=data)

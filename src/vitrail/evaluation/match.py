@@ -14,7 +14,7 @@ from vitrail.classes.names import tell_look_alikes
 from vitrail.config.commands import EvaluateConfig
 from vitrail.config.resolve import to_dict
 from vitrail.config.sections import DataSection
-from vitrail.data.overlap import shared
+from vitrail.data.overlap import count_overlap
 from vitrail.data.sources import Source, fingerprint
 from vitrail.display import Display
 from vitrail.errors import ConfigError, DataError, printable
@@ -94,7 +94,7 @@ def find_trained_images(record: Record, config: EvaluateConfig, source: Source) 
     if trained.get(split) == fingerprint(source):
         return ""
     if split != "train" and (known := record.provenance.get("sketch")):
-        n, is_exact = shared(source, known)
+        n, is_exact = count_overlap(source, known)
         if n:
             return (
                 f"{source.description}: {'' if is_exact else 'about '}{n:,} of its {len(source):,} images were trained "

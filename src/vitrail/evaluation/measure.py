@@ -14,10 +14,10 @@ from vitrail.distributed.processes import gather_texts
 from vitrail.errors import DataError
 from vitrail.evaluation.answers import Gathered
 from vitrail.evaluation.task import Collector, Metrics, Task
-from vitrail.images.input_check import Inputs
-from vitrail.images.transforms import Preprocess, normalise
+from vitrail.images.input_check import InputCheck
+from vitrail.images.preprocess import Preprocess, normalise
 from vitrail.inference.bin_files import LogitFiles
-from vitrail.inference.engines import Network
+from vitrail.inference.network import Network
 from vitrail.models.family import VisionModel
 
 
@@ -42,7 +42,7 @@ def measure(
     precision: Precision = "float32",
     advance: Callable[[], None],
     keep_answers: bool = False,
-    inputs: Inputs | None = None,
+    inputs: InputCheck | None = None,
 ) -> Measured:
     """Evaluate a model. Collective: every process calls it with its own batches.
 
@@ -77,7 +77,7 @@ def _answer_all(
     accelerator: Accelerator,
     precision: Precision,
     advance: Callable[[], None],
-    inputs: Inputs | None,
+    inputs: InputCheck | None,
 ) -> list[tuple[str, str]]:
     """Give each batch of this process and its logits to the collector; return the unreadable images of all."""
     device = accelerator.device

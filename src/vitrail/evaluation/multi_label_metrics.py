@@ -23,7 +23,7 @@ HALF = 0.5
 
 @dataclass(frozen=True)
 class MultiLabelMetrics:
-    """What an evaluation found; F1 at the thresholds and, where it says so, at probability 0.5 for every class."""
+    """The numbers of a multi-label evaluation; F1 is at the thresholds, or at probability 0.5 where it says so."""
 
     n: int
     """Images counted."""
@@ -34,7 +34,9 @@ class MultiLabelMetrics:
     micro_f1: float
     """F1 of all pairs of image and class together, percent."""
     macro_f1_at_half: float
+    """Mean of F1 over the classes where each is an answer from probability 0.5, percent."""
     micro_f1_at_half: float
+    """F1 of all pairs of image and class where each class is an answer from probability 0.5, percent."""
     loss: float
     """Mean over images and classes of the binary cross-entropy."""
     thresholds: tuple[float, ...]
@@ -43,14 +45,18 @@ class MultiLabelMetrics:
 
     @property
     def best_first(self) -> tuple[float, float]:
-        """What sorts evaluations, the best first."""
+        """A key that sorts evaluations, the best first."""
         return -self.map, self.loss
 
     @property
     def shown(self) -> dict[str, str]:
         """The numbers that a table shows, by their titles."""
-        percent = {"mAP, %": self.map, "macro F1, %": self.macro_f1, "micro F1, %": self.micro_f1}
-        return {"loss": f"{self.loss:.4f}", **{title: f"{value:.2f}" for title, value in percent.items()}}
+        return {
+            "loss": f"{self.loss:.4f}",
+            "mAP, %": f"{self.map:.2f}",
+            "macro F1, %": f"{self.macro_f1:.2f}",
+            "micro F1, %": f"{self.micro_f1:.2f}",
+        }
 
     @property
     def headline(self) -> Literal["mAP"]:
@@ -76,27 +82,34 @@ class MultiLabelMetrics:
 
 @dataclass(frozen=True)
 class Decisions:
-    """How many images of each class were answered so, others were, and how many were missed."""
+    """Counts of right and wrong answers, class by class."""
 
     hits: Int[np.ndarray, " k"]
+    """True positives: images of the class that are answered with it."""
     false: Int[np.ndarray, " k"]
+    """False positives: other images that are answered with the class."""
     missed: Int[np.ndarray, " k"]
+    """False negatives: images of the class that are not answered with it."""
 
     @classmethod
     def of(cls, answers: Bool[np.ndarray, "n k"], truth: Bool[np.ndarray, "n k"]) -> Decisions:
-        """Count."""
+        """Count the answers (n, k) that are right, wrong and missing."""
         return cls((answers & truth).sum(0), (answers & ~truth).sum(0), (~answers & truth).sum(0))
 
     def rates(
         self, micro: bool = False
     ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
         """Return precision, recall and F1 of each class, or of all together as (1,)."""
-        hits, false, missed = (
-            (count.sum(keepdims=True) if micro else count).astype(np.float64)
-            for count in (self.hits, self.false, self.missed)
-        )
+        counts = np.stack([self.hits, self.false, self.missed]).astype(np.float64)
+        if micro:
+            counts = counts.sum(axis=1, keepdims=True)
+        hits, false, missed = counts
+        # a class without images and answers has no rates: 0 / 0 is NaN
         with np.errstate(invalid="ignore"):
-            return hits / (hits + false), hits / (hits + missed), 2 * hits / (2 * hits + false + missed)
+            precision = hits / (hits + false)
+            recall = hits / (hits + missed)
+            f1 = 2 * hits / (2 * hits + false + missed)
+        return precision, recall, f1
 
 
 def compute_multi_label_metrics(
@@ -107,19 +120,20 @@ def compute_multi_label_metrics(
     """Measure answers.
 
     Args:
-        logits: Of the model.
-        truth: Which classes each image has.
-        thresholds: Of each class; None tunes them on these images, see `tuned`.
+        logits: Logits of the model.
+        truth: Whether each image has each class.
+        thresholds: Thresholds of the classes; None tunes them on these images, see `tuned`.
     """
-    shares, n = probabilities(logits), len(logits)
+    n, k = logits.shape
+    shares = probabilities(logits)
     if thresholds is None:
-        thresholds = tuple(tuned(shares[:, label], truth[:, label]) for label in range(logits.shape[1]))
+        thresholds = tuple(tuned(shares[:, label], truth[:, label]) for label in range(k))
     at_thresholds = Decisions.of(shares >= np.array(thresholds), truth)
     at_half = Decisions.of(shares >= HALF, truth)
     _, ap = label_rankings(logits, truth)
-    x = logits.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        loss = float((np.logaddexp(0, x) - np.where(truth, x, 0)).mean()) if n else math.nan
+    warnings: tuple[str, ...] = ()
+    if n and not truth.any():
+        warnings = ("no image has any class, so nothing can be ranked",)
     return MultiLabelMetrics(
         n,
         map=100 * _mean(ap[truth.any(0)], skip_nan=False),
@@ -127,27 +141,36 @@ def compute_multi_label_metrics(
         micro_f1=100 * _mean(at_thresholds.rates(micro=True)[2]),
         macro_f1_at_half=100 * _mean(at_half.rates()[2]),
         micro_f1_at_half=100 * _mean(at_half.rates(micro=True)[2]),
-        loss=loss,
+        loss=_mean_cross_entropy(logits, truth),
         thresholds=thresholds,
-        warnings=("no image has any class, so nothing can be ranked",) if n and not truth.any() else (),
+        warnings=warnings,
     )
+
+
+def _mean_cross_entropy(logits: Float[np.ndarray, "n k"], truth: Bool[np.ndarray, "n k"]) -> float:
+    """Return the mean binary cross-entropy over images and classes, in float64."""
+    if not len(logits):
+        return math.nan
+    x = logits.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return float((np.logaddexp(0, x) - np.where(truth, x, 0)).mean())
 
 
 def label_scores(
     logits: Float[np.ndarray, "n k"], truth: Bool[np.ndarray, "n k"], thresholds: tuple[float, ...]
 ) -> ClassScores:
-    """Score each class."""
-    rates = Decisions.of(probabilities(logits) >= np.array(thresholds), truth).rates()
+    """Score each class: rates at its threshold, and rankings."""
+    precision, recall, f1 = Decisions.of(probabilities(logits) >= np.array(thresholds), truth).rates()
     auroc, ap = label_rankings(logits, truth)
-    return ClassScores(truth.sum(0), *rates, auroc, ap)
+    return ClassScores(n=truth.sum(0), precision=precision, recall=recall, f1=f1, auroc=auroc, ap=ap)
 
 
 def label_rankings(
     logits: Float[np.ndarray, "n k"], truth: Bool[np.ndarray, "n k"]
 ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
     """Return the area under the ROC curve, and the average precision, of each class."""
-    found = np.array([ranking(logits[:, label], truth[:, label]) for label in range(logits.shape[1])])
-    return found[:, 0], found[:, 1]
+    pairs = np.array([ranking(logits[:, label], truth[:, label]) for label in range(logits.shape[1])])
+    return pairs[:, 0], pairs[:, 1]
 
 
 def tuned(shares: Float[np.ndarray, " n"], is_positive: Bool[np.ndarray, " n"]) -> float:
@@ -160,13 +183,19 @@ def tuned(shares: Float[np.ndarray, " n"], is_positive: Bool[np.ndarray, " n"]) 
         return HALF
     order = np.argsort(-shares, kind="stable")
     ranked, hits = shares[order], np.cumsum(is_positive[order])
-    last = np.flatnonzero(np.append(ranked[1:] < ranked[:-1], True))  # equal ones are let through together
-    at = int(last[np.argmax(2 * hits[last] / (last + 1 + hits[-1]))])
-    least, below = float(ranked[at]), float(ranked[at + 1]) if at + 1 < len(ranked) else 0.0
+    # equal probabilities are let through together, so a threshold lies behind the last of them
+    last = np.flatnonzero(np.append(ranked[1:] < ranked[:-1], True))
+    f1 = 2 * hits[last] / (last + 1 + hits[-1])
+    at = int(last[np.argmax(f1)])
+    least = float(ranked[at])
+    below = float(ranked[at + 1]) if at + 1 < len(ranked) else 0.0
     middle = (least + below) / 2
+    # between neighbouring floats there is no middle
     return middle if below < middle else least
 
 
 def _mean(values: Float[np.ndarray, " m"], *, skip_nan: bool = True) -> float:
     kept = values[~np.isnan(values)] if skip_nan else values
-    return math.fsum(kept) / len(kept) if len(kept) else math.nan
+    if not len(kept):
+        return math.nan
+    return math.fsum(kept) / len(kept)

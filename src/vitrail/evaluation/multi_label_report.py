@@ -1,8 +1,9 @@
-"""The report of a multi-label evaluation: numbers as JSON and CSV, and one page that shows them."""
+"""Multi-label report: numbers as JSON and CSV, and one page."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from vitrail.data.sources import Source
 from vitrail.evaluation.answers import Gathered
+from vitrail.evaluation.class_scores import ClassScores
 from vitrail.evaluation.multi_label_metrics import HALF, Decisions, MultiLabelMetrics, label_scores
 from vitrail.evaluation.report import (
     MISTAKES,
@@ -28,12 +30,48 @@ from vitrail.inference.decision import probabilities
 from vitrail.pages.render import pictured, render
 
 TEMPLATE = "label_report.html"
+MISTAKES_OF_A_KIND = MISTAKES // 2
+"""False positives, and false negatives, in report.json and on the page."""
+CLASS_COLUMNS = ("class", "n", "precision", "recall", "F1", "AUROC", "AP", "threshold")
+"""Columns of per_class.csv."""
 
 
 def label_sets_of(source: Source, answers: Gathered) -> NDArray[np.bool_]:
     """Return (n, k), which classes each answered image has."""
     assert source.label_sets is not None
     return source.label_sets[source.labels[answers.indices]]
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """The readable images with their classes and answers; row i is the i-th readable image."""
+
+    subject: Subject
+    answers: Gathered
+    is_true: NDArray[np.bool_]
+    """(n, k), whether an image has a class."""
+    is_answer: NDArray[np.bool_]
+    """(n, k), whether a class reaches its threshold."""
+    probabilities: NDArray[np.float64]
+    """(n, k), the probability of each class."""
+    thresholds: tuple[float, ...]
+    scores: ClassScores
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.subject.record.classes
+
+    def mistakes(self) -> dict[str, list[tuple[int, int]]]:
+        """Return image and class of the most confident false positives and false negatives."""
+        logits = self.answers.scores
+        return {
+            "false_positives": _surest(self.is_answer & ~self.is_true, -logits),
+            "false_negatives": _surest(~self.is_answer & self.is_true, logits),
+        }
+
+    def thumbnails(self, images: Iterable[int]) -> dict[int, str | None]:
+        """Return the pictures of some images, each read once."""
+        return {image: thumbnail(self.subject, int(self.answers.indices[image])) for image in images}
 
 
 def multi_label_report_files(
@@ -46,85 +84,128 @@ def multi_label_report_files(
     """Return the files of a report by name.
 
     Args:
-        subject: What was evaluated.
-        answers: To its readable images.
-        accuracy: What was found in them.
+        subject: The evaluated model and images.
+        answers: Answers to the readable images.
+        accuracy: Metrics of these answers.
         bad_files: Name and reason of each unreadable image.
         training: The run that ended with this evaluation.
     """
-    classes, logits, is_true = subject.record.classes, answers.scores, label_sets_of(subject.source, answers)
-    shares, thresholds = probabilities(logits), np.array(accuracy.thresholds)
-    is_answer = shares >= thresholds
-    scores = label_scores(logits, is_true, accuracy.thresholds)
-    has_images = scores.n > 0
-    wrong = {
-        "false_positives": _surest(is_answer & ~is_true, -logits),
-        "false_negatives": _surest(~is_answer & is_true, logits),
+    answered = _bring_together(subject, answers, accuracy.thresholds)
+    mistakes = answered.mistakes()
+    numbers = plain(_numbers(answered, accuracy, mistakes, bad_files))
+    per_class = [list(row.values()) for row in numbers["per_class"]]
+    return {
+        NUMBERS: to_json(numbers, training),
+        "per_class.csv": to_csv(CLASS_COLUMNS, per_class, subject),
+        PAGE: _page(answered, numbers, mistakes, training),
     }
-    numbers: dict[str, Any] = {
-        **{name: value for name, value in accuracy.numbers().items() if name != "n"},
+
+
+def _bring_together(subject: Subject, answers: Gathered, thresholds: tuple[float, ...]) -> _Answered:
+    """Compare the answers with the classes of the images."""
+    is_true = label_sets_of(subject.source, answers)
+    shares = probabilities(answers.scores)
+    return _Answered(
+        subject=subject,
+        answers=answers,
+        is_true=is_true,
+        is_answer=shares >= np.array(thresholds),
+        probabilities=shares,
+        thresholds=thresholds,
+        scores=label_scores(answers.scores, is_true, thresholds),
+    )
+
+
+def _numbers(
+    answered: _Answered,
+    accuracy: MultiLabelMetrics,
+    mistakes: Mapping[str, Sequence[tuple[int, int]]],
+    bad_files: Sequence[tuple[str, str]],
+) -> dict[str, Any]:
+    """Return the numbers of report.json, in their order there."""
+    classes, scores = answered.classes, answered.scores
+    numbers = {name: value for name, value in accuracy.numbers().items() if name != "n"}
+    numbers |= {
         "n_ok": accuracy.n,
         "n_bad": len(bad_files),
         "macro_auroc": scores.macro("auroc"),
-        "classes_per_image": float(is_true.sum(1).mean()),
-        "answers_per_image": float(is_answer.sum(1).mean()),
-        "precision_recall": [
-            {"average": average, "at": at, **_averaged(Decisions.of(shares >= least, is_true), average)}
-            for average in ("macro", "micro")
-            for at, least in (("thresholds", thresholds), ("0.5", HALF))
-        ],
-        "per_class": [
-            {"class": name, "n": n, "precision": precision, "recall": recall, "f1": f1, "auroc": auroc, "ap": ap,
-             "threshold": threshold}
-            for name, n, precision, recall, f1, auroc, ap, threshold in zip(
-                classes, *(values.tolist() for values in vars(scores).values()), accuracy.thresholds, strict=True
-            )
-        ],
-        "classes_without_images": [classes[i] for i in np.flatnonzero(~has_images)],
-        **{
-            name: [
-                {"path": subject.source.name(int(answers.indices[i])), "class": classes[label],
-                 "probability": float(shares[i, label]), "classes": [classes[c] for c in np.flatnonzero(is_true[i])]}
-                for i, label in pairs
-            ]
-            for name, pairs in wrong.items()
-        },
+        "classes_per_image": float(answered.is_true.sum(1).mean()),
+        "answers_per_image": float(answered.is_answer.sum(1).mean()),
+        "precision_recall": _precision_recall(answered),
+        "per_class": _per_class(answered),
+        "classes_without_images": [classes[label] for label in np.flatnonzero(scores.n == 0)],
+    }
+    for kind, pairs in mistakes.items():
+        numbers[kind] = [_mistake(answered, image, label) for image, label in pairs]
+    numbers |= {
         "bad_files": [{"path": name, "error": reason} for name, reason in bad_files],
         "warnings": list(accuracy.warnings),
-        **origin(subject, scores.n),
-    }  # fmt: skip
-    numbers = plain(numbers)
-    shown = {i: thumbnail(subject, int(answers.indices[i])) for pairs in wrong.values() for i, _ in pairs}
-    page = render(
+        **origin(answered.subject, scores.n),
+    }
+    return numbers
+
+
+def _precision_recall(answered: _Answered) -> list[dict[str, Any]]:
+    """Return the averaged rates, over classes and over all pairs, at the thresholds and at one half."""
+    at_thresholds = Decisions.of(answered.is_answer, answered.is_true)
+    at_half = Decisions.of(answered.probabilities >= HALF, answered.is_true)
+    rows = []
+    for average in ("macro", "micro"):
+        for at, decisions in (("thresholds", at_thresholds), ("0.5", at_half)):
+            precision, recall, f1 = map(_mean, decisions.rates(micro=average == "micro"))
+            rows.append({"average": average, "at": at, "precision": precision, "recall": recall, "f1": f1})
+    return rows
+
+
+def _per_class(answered: _Answered) -> list[dict[str, Any]]:
+    """Return the scores and the threshold of each class."""
+    columns = zip(answered.classes, answered.scores.rows(), answered.thresholds, strict=True)
+    return [{"class": name, **scores, "threshold": threshold} for name, scores, threshold in columns]
+
+
+def _mistake(answered: _Answered, image: int, label: int) -> dict[str, Any]:
+    """Return path, wrong or missed class, its probability, and the true classes of an image."""
+    classes = answered.classes
+    return {
+        "path": answered.subject.source.name(int(answered.answers.indices[image])),
+        "class": classes[label],
+        "probability": float(answered.probabilities[image, label]),
+        "classes": [classes[true] for true in np.flatnonzero(answered.is_true[image])],
+    }
+
+
+def _page(
+    answered: _Answered,
+    numbers: Mapping[str, Any],
+    mistakes: Mapping[str, Sequence[tuple[int, int]]],
+    training: Training | None,
+) -> bytes:
+    subject = answered.subject
+    shown = answered.thumbnails({image for pairs in mistakes.values() for image, _ in pairs})
+    pictures = {}
+    for kind, pairs in mistakes.items():
+        pictures[kind] = [shown[image] for image, _ in pairs]
+    return render(
         TEMPLATE,
         name=subject.name,
         found=numbers,
-        pictures={name: [shown[i] for i, _ in pairs] for name, pairs in wrong.items()},
+        pictures=pictures,
         size=subject.preprocess.size,
         pictured=pictured(subject.preprocess.pixels),
-        english=english(classes),
+        english=english(subject.record.classes),
         training=training,
     )
-    columns = ["class", "n", "precision", "recall", "F1", "AUROC", "AP", "threshold"]
-    return {
-        NUMBERS: to_json(numbers, training),
-        "per_class.csv": to_csv(columns, [list(row.values()) for row in numbers["per_class"]], subject),
-        PAGE: page,
-    }
 
 
 def _surest(wrong: NDArray[np.bool_], doubts: NDArray[np.float32]) -> list[tuple[int, int]]:
     """Return image and class of the first wrong pairs by rising doubt."""
     images, labels = np.nonzero(wrong)
-    order = np.argsort(doubts[images, labels], kind="stable")[: MISTAKES // 2]
-    return [(int(images[i]), int(labels[i])) for i in order]
-
-
-def _averaged(decisions: Decisions, average: str) -> dict[str, float]:
-    rates = decisions.rates(micro=average == "micro")
-    return dict(zip(("precision", "recall", "f1"), map(_mean, rates), strict=True))
+    order = np.argsort(doubts[images, labels], kind="stable")[:MISTAKES_OF_A_KIND]
+    return [(int(images[pair]), int(labels[pair])) for pair in order]
 
 
 def _mean(values: NDArray[np.float64]) -> float:
     known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")
+    if not len(known):
+        return float("nan")
+    return float(known.mean())

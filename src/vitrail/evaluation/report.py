@@ -1,4 +1,4 @@
-"""Parts of every report of an evaluation: its subject and origin, pictures of images, tables."""
+"""Reports of evaluations, the parts of both kinds: subject, origin of the numbers, thumbnails, JSON and CSV."""
 
 from __future__ import annotations
 
@@ -18,41 +18,42 @@ from numpy.typing import NDArray
 from vitrail.cells import write_rows
 from vitrail.data.sources import Source
 from vitrail.images.pixels import UnreadableImage
-from vitrail.images.transforms import Preprocess
-from vitrail.pages.render import Chart, picture
+from vitrail.images.preprocess import Preprocess
+from vitrail.pages.charts import Chart
+from vitrail.pages.render import picture
 from vitrail.weights.checkpoint import Record, hash_classes, hash_file, provenance
 
 PAGE = "report.html"
 NUMBERS = "report.json"
 FILES = frozenset((NUMBERS, "per_class.csv", "confusion.csv", "confusion.png", PAGE))
 MISTAKES = 24
-"""Most confident mistakes, in report.json and on the page."""
+"""The most confident mistakes that report.json and the page have."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What was evaluated, on which images and how."""
+    """A model, the images that it was evaluated on, and the settings."""
 
     name: str
-    """What the page is called."""
+    """Title of the page."""
     path: Path
-    """Of the weight file."""
+    """Path of the weight file."""
     record: Record
-    """Of the model; its classes are those of the logits."""
+    """Description of the model; its classes are those of the logits."""
     source: Source
-    """Its labels are the model's."""
+    """The images; their labels are the model's."""
     preprocess: Preprocess
     settings: Mapping[str, Any]
     device: torch.device
     engine: str = "torch"
-    """What computed."""
+    """Name of the engine that computed the answers."""
     guard_csv: bool = True
     """Whether names that a spreadsheet would compute have an apostrophe in front in CSV files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What the page of a run shows beside the evaluation of its best weights."""
+    """A training run, whose page also shows the evaluation of its best weights."""
 
     rows: Sequence[Mapping[str, Any]]
     best: Mapping[str, Any]
@@ -62,10 +63,10 @@ class Training:
     config: str
     seconds: float
     updates: int
-    """Of the whole run, by which its report is told from that of a shorter one."""
+    """Updates of the whole run, by which its report is told from that of a shorter one."""
 
     def numbers(self) -> dict[str, Any]:
-        """Return what a report's numbers say of the run."""
+        """Return the part of report.json on the run."""
         return {"training": {"updates": self.updates}}
 
 
@@ -73,8 +74,8 @@ def origin(subject: Subject, images: NDArray[np.int64]) -> dict[str, Any]:
     """Return where the numbers of a report come from.
 
     Args:
-        subject: What was evaluated.
-        images: Of each class.
+        subject: The evaluated model and images.
+        images: Number of images of each class.
     """
     source, record = subject.source, subject.record
     return {
@@ -109,19 +110,21 @@ def thumbnail(subject: Subject, index: int) -> str | None:
 
 
 def versions(device: torch.device) -> dict[str, str]:
-    """Return what the numbers were computed by and on."""
-    made_by = {name: value for name, value in provenance().items() if name != "written"}
-    named = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {**made_by, "python": platform.python_version(), "numpy": np.__version__, "device": named}
+    """Return the versions of the software, and the device, that computed the numbers."""
+    programs = {name: value for name, value in provenance().items() if name != "written"}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {**programs, "python": platform.python_version(), "numpy": np.__version__, "device": name}
 
 
 def plain(value: Any) -> Any:
-    """Return values with null for what is not a number, which JSON has no word for."""
+    """Return values with None for NaN and infinity, which JSON has no words for."""
     if isinstance(value, dict):
         return {name: plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [plain(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def to_json(numbers: Mapping[str, Any], training: Training | None) -> bytes:

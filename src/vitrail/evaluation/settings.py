@@ -8,7 +8,7 @@ from pathlib import Path
 from vitrail.config.commands import EvaluateConfig
 from vitrail.config.resolve import Layer, Resolved, resolve, to_dict
 from vitrail.config.sections import DataSection
-from vitrail.data.opening import DIVISION
+from vitrail.data.setting_checks import DIVISION
 from vitrail.data.tables.hub import is_hf, is_on_hub
 from vitrail.errors import ConfigError
 from vitrail.weights.checkpoint import Record

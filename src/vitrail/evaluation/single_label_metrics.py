@@ -1,4 +1,4 @@
-"""Counts of right answers, what they say about each class, and about the labels."""
+"""Single-label metrics: top-1, top-5, loss, rates of each class, and warnings of labels that look wrong."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from jaxtyping import Bool, Float, Float64, Int, Int64
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-LOSS_UNITS = 2**30  # a sum of 2**33 / loss images fits 63 bits
+LOSS_UNITS = 2**30
+"""Parts of a unit that the loss is counted in; the sum over 2**33 / loss images fits 63 bits."""
 SHOTS = {"head": "more than 100", "medium": "20 to 100", "tail": "fewer than 20"}
-"""Training images of a class: the usual division of long-tailed sets (Liu et al. 2019)."""
+"""Groups of classes by their training images: the usual division of long-tailed sets (Liu et al. 2019)."""
 
 
 class Counter:
@@ -28,7 +29,9 @@ class Counter:
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self.totals = torch.zeros(4, dtype=torch.int64, device=device)
-        self.loss = torch.zeros((), dtype=torch.int64, device="cpu" if device.type == "mps" else device)  # no float64
+        # the loss is computed in float64, which mps does not have
+        loss_device = "cpu" if device.type == "mps" else device
+        self.loss = torch.zeros((), dtype=torch.int64, device=loss_device)
         self.confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
 
     def add(self, logits: Float[Tensor, "b k"], labels: Int[Tensor, " b"]) -> None:
@@ -47,14 +50,14 @@ class Counter:
 
 @dataclass(frozen=True)
 class SingleLabelMetrics:
-    """What an evaluation found."""
+    """The numbers of a single-label evaluation."""
 
     n: int
     """Images counted."""
     top1: float
-    """Percent."""
+    """Images whose first choice is right, percent."""
     top5: float
-    """Percent; of as many choices as there are classes where these are fewer than five."""
+    """Images of which one of five choices is right, percent; one of all classes where these are fewer than five."""
     loss: float
     """Mean cross-entropy."""
     balanced_accuracy: float
@@ -64,14 +67,14 @@ class SingleLabelMetrics:
     head_top1: float | None = None
     """Balanced accuracy of the classes with more than 100 training images; None where there are none to count."""
     medium_top1: float | None = None
-    """Of those with 20 to 100."""
+    """Balanced accuracy of the classes with 20 to 100 training images."""
     tail_top1: float | None = None
-    """Of those with fewer than 20."""
+    """Balanced accuracy of the classes with fewer than 20 training images."""
     warnings: tuple[str, ...] = ()
 
     @property
     def best_first(self) -> tuple[float, float]:
-        """What sorts evaluations, the best first."""
+        """A key that sorts evaluations, the best first."""
         return -self.top1, self.loss
 
     @property
@@ -117,12 +120,17 @@ def compute_single_label_metrics(
     n, right, right5, without_loss = counter.totals.tolist()
     if n == 0:
         return SingleLabelMetrics(0, *[math.nan] * 5, warnings=("no image was counted",))
-    loss = counter.loss.item() / LOSS_UNITS / n if not without_loss else math.nan
+    loss = math.nan if without_loss else counter.loss.item() / LOSS_UNITS / n
     k = math.isqrt(len(counter.confusion))
     confusion = counter.confusion.reshape(k, k)
     rates = class_rates(confusion)
     counted = rates.images > 0
-    groups = shot_groups(training_counts) if training_counts is not None else {}
+    shots: dict[str, float] = {}
+    if training_counts is not None:
+        for name, chosen in shot_groups(training_counts).items():
+            # a group without images is left at None
+            if (chosen & counted).any():
+                shots[f"{name}_top1"] = _percent(rates.recall[chosen & counted])
     return SingleLabelMetrics(
         n,
         100 * right / n,
@@ -131,15 +139,13 @@ def compute_single_label_metrics(
         balanced_accuracy=_percent(rates.recall[counted]),
         macro_f1=_percent(rates.f1[counted | (rates.answers > 0)]),
         warnings=(*_lost(without_loss, n), *suspicions(n, right, loss, confusion)),
-        **{
-            f"{name}_top1": _percent(rates.recall[chosen & counted]) if (chosen & counted).any() else None
-            for name, chosen in groups.items()
-        },
+        **shots,
     )
 
 
 def _percent(rates: Float64[np.ndarray, " n"]) -> float:
-    return 100 * math.fsum(rates) / len(rates)  # rounded once, so the same in all processes
+    # fsum rounds once, so the mean is the same in all processes
+    return 100 * math.fsum(rates) / len(rates)
 
 
 @dataclass(frozen=True)
@@ -147,15 +153,15 @@ class ClassRates:
     """How well each class is found, as scikit-learn defines it, with 0 where nothing is to be divided."""
 
     images: Int64[np.ndarray, " k"]
-    """That are of the class."""
+    """Images of the class."""
     answers: Int64[np.ndarray, " k"]
-    """That are taken for it."""
+    """Images that are taken for the class."""
     precision: Float64[np.ndarray, " k"]
-    """Share of its answers that are right."""
+    """Share of the answers with the class that are right."""
     recall: Float64[np.ndarray, " k"]
-    """Share of its images that are answered right."""
+    """Share of the images of the class that are answered right."""
     f1: Float64[np.ndarray, " k"]
-    """Harmonic mean of the two."""
+    """Harmonic mean of precision and recall."""
 
 
 def class_rates(confusion: Int[Tensor, "k k"]) -> ClassRates:
@@ -182,45 +188,59 @@ def _lost(without_loss: int, n: int) -> tuple[str, ...]:
     """Say so when the logits of some images are no numbers, of which the first counts as the answer."""
     if not without_loss:
         return ()
-    return (f"{without_loss:,} of {n:,} images have no finite loss: their logits are NaN or infinite, and their "
-            "answers mean nothing",)  # fmt: skip
+    return (
+        f"{without_loss:,} of {n:,} images have no finite loss: their logits are NaN or infinite, and their answers "
+        "mean nothing",
+    )
 
 
 def suspicions(n: int, right: int, loss: float, confusion: Int[Tensor, "k k"]) -> tuple[str, ...]:
-    """Say so when the numbers are those of right predictions under wrong labels.
+    """Return warnings where the numbers are those of right predictions under wrong labels.
 
     Two signs: accuracy at chance (within three standard deviations) beside a loss far below ln(classes), which a model
     that is this often wrong hardly has; and one renumbering of the classes that makes most answers right, more than
     the best of all renumberings does by luck.
     """
-    k = len(confusion)
-    found = []
+    warnings = (_suspect_chance(n, right, loss, len(confusion)), _suspect_permutation(n, right, confusion))
+    return tuple(warning for warning in warnings if warning)
+
+
+def _suspect_chance(n: int, right: int, loss: float, k: int) -> str:
+    """Return a warning where the accuracy is at chance and the loss is far better."""
     chance = 1 / k
     at_chance = right / n <= chance + 3 * math.sqrt(chance * (1 - chance) / n)
     # a model that believes its probabilities is right at least exp(-loss) of the time (Jensen's inequality)
     implied = math.exp(-loss)
     below = right / n < implied - 3 * math.sqrt(implied * (1 - implied) / n)
     if k > 1 and at_chance and below and loss < 0.7 * math.log(k):
-        found.append(
+        return (
             f"accuracy {100 * right / n:.1f} % is at chance for {k} classes but the loss {loss:.2f} is far below "
             f"ln({k}) = {math.log(k):.2f}; the labels are probably wrong"
         )
-    if n >= 5 * k and right < n / 2:
-        table = confusion.cpu().numpy()
-        from scipy.optimize import linear_sum_assignment  # takes a second to import, and few evaluations need it
+    return ""
 
-        rows, columns = linear_sum_assignment(table, maximize=True)
-        matched = int(table[rows, columns].sum())
-        # how many match if labels and answers had only these frequencies
-        expected = float(table.sum(1)[rows] @ table.sum(0)[columns]) / n
-        if matched >= n / 2 and matched >= 2 * right and is_beyond_luck(matched, n, expected / n, k):
-            moved = [(int(r), int(c)) for r, c in zip(rows, columns, strict=True) if r != c][:3]
-            example = ", ".join(f"{r} is answered as {c}" for r, c in moved)
-            found.append(
-                f"the labels look permuted: renumbering the classes would make {100 * matched / n:.1f} % right "
-                f"instead of {100 * right / n:.1f} % (label {example}); compare the class order of data and model"
-            )
-    return tuple(found)
+
+def _suspect_permutation(n: int, right: int, confusion: Int[Tensor, "k k"]) -> str:
+    """Return a warning where another numbering of the classes would make most answers right."""
+    k = len(confusion)
+    if n < 5 * k or right >= n / 2:
+        return ""
+    # SciPy takes a second to import, and few evaluations come here
+    from scipy.optimize import linear_sum_assignment
+
+    table = confusion.cpu().numpy()
+    rows, columns = linear_sum_assignment(table, maximize=True)
+    matched = int(table[rows, columns].sum())
+    # how many match if labels and answers had only these frequencies
+    expected = float(table.sum(1)[rows] @ table.sum(0)[columns]) / n
+    if matched < n / 2 or matched < 2 * right or not is_beyond_luck(matched, n, expected / n, k):
+        return ""
+    moved = [(int(label), int(answer)) for label, answer in zip(rows, columns, strict=True) if label != answer]
+    example = ", ".join(f"{label} is answered as {answer}" for label, answer in moved[:3])
+    return (
+        f"the labels look permuted: renumbering the classes would make {100 * matched / n:.1f} % right "
+        f"instead of {100 * right / n:.1f} % (label {example}); compare the class order of data and model"
+    )
 
 
 def is_beyond_luck(matched: int, n: int, chance: float, k: int) -> bool:

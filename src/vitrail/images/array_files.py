@@ -1,4 +1,4 @@
-"""Files of numbers rather than pictures, `.npy` of any number of channels, read without trusting them."""
+"""Read images from NumPy's `.npy` files, of any number of channels, without trusting the file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitrail.images.pixels import AS_INTEGERS, UnreadableImage, check_size
 
 NPY = npy.MAGIC_PREFIX
 NPY_VERSIONS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-"""A third is for types with names, which are no pixels."""
+"""Readers of the header by version. The third version is for types with names, which are no pixels."""
 
 
 def read_npy(data: bytes, channels: int) -> NDArray[np.uint8 | np.uint16]:
@@ -22,27 +22,32 @@ def read_npy(data: bytes, channels: int) -> NDArray[np.uint8 | np.uint16]:
 
     Args:
         data: The file.
-        channels: That are wanted.
+        channels: Number of channels that is asked for.
 
     Raises:
         UnreadableImage: It is of another shape or type, or not whole.
     """
-    shape, by_columns, dtype, begin = npy_header(data)
+    shape, by_columns, dtype, begin = read_npy_header(data)
     if dtype.newbyteorder("=") not in (np.uint8, np.uint16):
         raise UnreadableImage(f"is {dtype.name}; {AS_INTEGERS}")
-    if len(shape) not in (2, 3) or min(shape) < 1 or (shape[0] == channels != shape[-1] and len(shape) == 3):
+    channels_come_first = len(shape) == 3 and shape[0] == channels != shape[-1]
+    if len(shape) not in (2, 3) or min(shape) < 1 or channels_come_first:
         raise UnreadableImage(f"is of shape {shape}; save it as (height, width) or (height, width, channels)")
     check_size(*shape)
-    there, belong = len(data) - begin, math.prod(shape) * dtype.itemsize
-    if there != belong:
-        raise UnreadableImage(f"has {there:,} bytes of pixels where {belong:,} belong")
-    array = np.frombuffer(data, dtype, offset=begin).reshape(shape, order="F" if by_columns else "C")
-    array = np.array(array, dtype.newbyteorder("="), order="C")
-    return array if array.ndim == 3 else array[:, :, None]
+    available = len(data) - begin
+    needed = math.prod(shape) * dtype.itemsize
+    if available != needed:
+        raise UnreadableImage(f"has {available:,} bytes of pixels where {needed:,} belong")
+    order = "F" if by_columns else "C"
+    stored = np.frombuffer(data, dtype, offset=begin).reshape(shape, order=order)
+    array = np.array(stored, dtype.newbyteorder("="), order="C")
+    if array.ndim == 2:
+        array = array[:, :, None]
+    return array
 
 
-def npy_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Return shape, whether columns come first, type, and where the numbers begin.
+def read_npy_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Read a header: the shape, whether the order is Fortran's, the type, and where the values begin.
 
     Raises:
         UnreadableImage: It is damaged.

@@ -1,4 +1,4 @@
-"""One batch on its device: random erasing, Mixup and CutMix, soft targets; every draw follows from a key.
+"""Augmentation of one batch on its device: random erasing, Mixup, CutMix and label smoothing, each draw from a seed.
 
 Shapes
     b images, c channels, h and w pixels, k classes
@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 ERASE_AREA = (0.02, 1 / 3)
+"""Smallest and largest share of an image that is erased."""
 ERASE_ASPECT = (0.3, 1 / 0.3)
+"""Smallest and largest height / width of an erased rectangle."""
 
 EraseMode = Literal["pixel", "rand", "const"]
 MixMode = Literal["batch", "pair", "elem"]
 Box = tuple[int, int, int, int]
-"""Top, bottom, left and right."""
+"""Top, bottom, left and right of a rectangle."""
 
 
 def erase(
@@ -37,10 +39,10 @@ def erase(
 
     Args:
         images: Normalised, so that noise of unit variance looks like them and 0 is their mean.
-        keys: One for each image, as the training view was drawn from.
-        probability: Of erasing, for each image.
+        keys: Seed of each image, from which its training view was drawn.
+        probability: Probability that an image is erased.
         mode: Noise for each pixel, one random value for each channel of a rectangle (rand), or 0 (const).
-        count: Most rectangles of an image; it has from one to so many, which share the area of one.
+        count: Most rectangles of an image; it gets one to `count`, which together have the area of one.
     """
     channels, height, width = images.shape[1:]
     noise = torch.Generator(images.device)
@@ -53,7 +55,9 @@ def erase(
             if mode == "const":
                 image[:, top:bottom, left:right] = 0
                 continue
-            shape = (channels, bottom - top, right - left) if mode == "pixel" else (channels, 1, 1)
+            shape = (channels, 1, 1)
+            if mode == "pixel":
+                shape = (channels, bottom - top, right - left)
             # drawn in one piece: filling a strided slice with normal_ is several times slower
             pixels = torch.randn(shape, generator=noise, device=images.device, dtype=images.dtype)
             image[:, top:bottom, left:right] = pixels
@@ -61,7 +65,7 @@ def erase(
 
 
 def _erased_boxes(rng: random.Random, height: int, width: int, probability: float, count: int) -> list[Box]:
-    """Return the rectangles of an image: none where the dice say so, and none for one that ten tries do not fit in."""
+    """Draw the rectangles of an image; one that does not fit within ten tries is left out."""
     if rng.random() >= probability:
         return []
     number = rng.randint(1, count) if count > 1 else 1
@@ -79,8 +83,8 @@ def _erased_boxes(rng: random.Random, height: int, width: int, probability: floa
     return boxes
 
 
-def soft_targets(labels: Int[Tensor, " b"], num_classes: int, smoothing: float = 0.0) -> Float[Tensor, "b k"]:
-    """Turn labels into distributions that give `smoothing` away evenly over all classes."""
+def make_soft_targets(labels: Int[Tensor, " b"], num_classes: int, smoothing: float = 0.0) -> Float[Tensor, "b k"]:
+    """Return one-hot targets with label smoothing: `smoothing` is spread evenly over all classes."""
     off = smoothing / num_classes
     targets = torch.full((len(labels), num_classes), off, device=labels.device)
     return targets.scatter_(1, labels.long()[:, None], 1 - smoothing + off)
@@ -103,16 +107,17 @@ def mix(
     Args:
         images: The batch.
         targets: Soft targets, mixed in the proportion of the images.
-        mixup_alpha: Of the Beta distribution of Mixup's share; 0 turns Mixup off.
-        cutmix_alpha: Of the Beta distribution of CutMix's area; 0 turns CutMix off.
-        probability: That the batch, pair or image is mixed at all.
-        switch_probability: Of CutMix, where both are on.
-        key: One for the batch on this process.
+        mixup_alpha: Parameter of the Beta distribution of Mixup's share; 0 turns Mixup off.
+        cutmix_alpha: Parameter of the Beta distribution of CutMix's area; 0 turns CutMix off.
+        probability: Probability that the batch, pair or image is mixed at all.
+        switch_probability: Probability of CutMix, where both are on.
+        key: Seed of the batch on this rank.
         mode: Whether the draws are made once for the batch, for each pair of partners, or for each image (elem).
         minmax: Smallest and largest share of each side that CutMix takes, which turns CutMix on; None draws its area.
     """
     rng = np.random.default_rng(key)
-    cutmix_alpha = 1.0 if minmax is not None else cutmix_alpha
+    if minmax is not None:
+        cutmix_alpha = 1.0
     if mixup_alpha <= 0 and cutmix_alpha <= 0:
         return images, targets
     if mode != "batch":
@@ -141,10 +146,11 @@ def _draw_each(
     switch_probability: float,
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    """Return for each of n whether it is mixed by CutMix, and its own share, 1 where it is left alone."""
+    """Draw for each of n images whether CutMix mixes it, and the share that it keeps, 1 where it is left alone."""
     if mixup_alpha > 0 and cutmix_alpha > 0:
         by_paste = rng.random(n) < switch_probability
-        pasted, blended = rng.beta(cutmix_alpha, cutmix_alpha, n), rng.beta(mixup_alpha, mixup_alpha, n)
+        pasted = rng.beta(cutmix_alpha, cutmix_alpha, n)
+        blended = rng.beta(mixup_alpha, mixup_alpha, n)
         shares = np.where(by_paste, pasted, blended)
     else:
         by_paste = np.full(n, cutmix_alpha > 0)
@@ -161,13 +167,15 @@ def _mix_each(
     minmax: tuple[float, float] | None,
     rng: np.random.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Mix each image with its partner by a draw of its own; where there are half as many, partners have one draw."""
-    n, partners = len(images), images.flip(0)
-    kept, blend = np.ones(n, np.float32), np.ones(n, np.float32)  # of the target, and of all pixels
+    """Mix each image with its partner by a draw of its own; half as many draws are one for each pair."""
+    n = len(images)
+    partners = images.flip(0)
+    kept = np.ones(n, np.float32)  # share of its own target that an image keeps
+    blend = np.ones(n, np.float32)  # share of its own pixels, all over the image
     for number, (pastes, share) in enumerate(zip(by_paste, shares, strict=True)):
-        both = [number] if len(shares) == n else [number, n - 1 - number]
         if share == 1:
             continue
+        both = [number] if len(shares) == n else [number, n - 1 - number]
         if pastes:
             (top, bottom, left, right), share = _pasted_box(images, share, minmax, rng)
             for at in both:
@@ -184,22 +192,30 @@ def _mix_each(
 def _pasted_box(
     images: Tensor, share: float | np.float32, minmax: tuple[float, float] | None, rng: np.random.Generator
 ) -> tuple[Box, float]:
-    """Return a rectangle of about 1 - share of the area, or of sides within `minmax`, and the share that it leaves."""
+    """Draw a rectangle of about 1 - share of the area, or of sides within `minmax`, and return the share it leaves."""
     height, width = images.shape[-2:]
     if minmax is None:
         side = np.sqrt(1 - share)
-        box_height, box_width = int(height * side), int(width * side)
-        y, x = int(rng.integers(height)), int(rng.integers(width))
-        top, bottom = max(y - box_height // 2, 0), min(y + (box_height + 1) // 2, height)
-        left, right = max(x - box_width // 2, 0), min(x + (box_width + 1) // 2, width)
+        box_height = int(height * side)
+        box_width = int(width * side)
+        # a rectangle around a random centre is cut at the image's edges
+        y = int(rng.integers(height))
+        x = int(rng.integers(width))
+        top = max(y - box_height // 2, 0)
+        bottom = min(y + (box_height + 1) // 2, height)
+        left = max(x - box_width // 2, 0)
+        right = min(x + (box_width + 1) // 2, width)
     else:
-        box_height, box_width = (_side(length, *minmax, rng) for length in (height, width))
-        top, left = int(rng.integers(height - box_height + 1)), int(rng.integers(width - box_width + 1))
-        bottom, right = top + box_height, left + box_width
+        box_height = _draw_side(height, *minmax, rng)
+        box_width = _draw_side(width, *minmax, rng)
+        top = int(rng.integers(height - box_height + 1))
+        left = int(rng.integers(width - box_width + 1))
+        bottom = top + box_height
+        right = left + box_width
     return (top, bottom, left, right), 1 - (bottom - top) * (right - left) / (height * width)
 
 
-def _side(length: int, low: float, high: float, rng: np.random.Generator) -> int:
+def _draw_side(length: int, low: float, high: float, rng: np.random.Generator) -> int:
     """Draw the side of a rectangle, which a small image may leave but one choice."""
     smallest = int(length * low)
     return int(rng.integers(smallest, max(int(length * high), smallest + 1)))

@@ -1,4 +1,4 @@
-"""What PNG, WebP and JPEG files are made of, as far as it decides who decodes them and whether all of them is there."""
+"""The structure of PNG, WebP and JPEG files: whether they are complete, and which decoder may read them."""
 
 from __future__ import annotations
 
@@ -14,41 +14,56 @@ from vitrail.images.pixels import Pixels
 PNG_BEHIND = (b"IDAT", b"tEXt", b"tIME", b"IEND")
 """Chunks that may follow a PNG's first pixels and never trouble Pillow, if they are short."""
 PNG_SHORT = 65536
+"""Most bytes of such a chunk, but for pixels."""
 JPEG_BEGINS = b"\xff\xd8"
-SCAN, IMAGE_ENDS, RESTARTS, INTERVAL, APP1 = 0xDA, 0xD9, range(0xD0, 0xD8), 0xDD, 0xE1
-SEQUENTIAL, HUFFMAN = (0xC0, 0xC1), (0xC0, 0xC1, 0xC2)
-"""Markers of frames, those that go from the first block to the last, and those whose code ends where the pixels do."""
+SCAN = 0xDA
+IMAGE_ENDS = 0xD9
+RESTARTS = range(0xD0, 0xD8)
+INTERVAL = 0xDD
+APP1 = 0xE1
+SEQUENTIAL = (0xC0, 0xC1)
+"""JPEG frames that go from the first block to the last."""
+HUFFMAN = (0xC0, 0xC1, 0xC2)
+"""JPEG frames whose code ends where the pixels do."""
 EXIF = b"Exif\0\0"
-ORIENTATION, TURNED = 274, range(2, 9)
+ORIENTATION = 274
+"""EXIF tag of the orientation."""
+TURNED = range(2, 9)
+"""EXIF orientations that are not upright."""
 MARKER = re.compile(rb"\xff[\x01-\xfe]")
 FILLER = np.random.default_rng(0).integers(0, 255, 64, dtype=np.uint8).tobytes()
-"""Code of some blocks, whatever they show; it has no byte that begins a marker."""
+"""Random Huffman code, which decodes to some blocks; it has no byte that begins a marker."""
 RICH = 16
+"""Range of gray levels above which a block is not flat."""
 LUMA = (0.299, 0.587, 0.114)
 
 
 def png_is_whole(data: bytes) -> bool:
-    """Say whether what follows a PNG's first pixels is what no decoder can stumble over, up to its end."""
+    """Say whether a PNG is complete, and holds behind its first pixels no chunk that decoders disagree about."""
     inside = False
     for kind, begin, end in _png_chunks(data):
         inside = inside or kind == b"IDAT"
         if kind == b"IEND":
             return inside and end + 4 == len(data)
-        if inside and (kind not in PNG_BEHIND or (kind != b"IDAT" and end - begin > PNG_SHORT)):
+        is_long = kind != b"IDAT" and end - begin > PNG_SHORT
+        if inside and (kind not in PNG_BEHIND or is_long):
             return False
     return False
 
 
 def png_has_exif(data: bytes) -> bool:
     """Say whether a PNG may say how it is to be turned; Pillow would decode all of it to find out."""
-    return any(
-        kind == b"eXIf" or (kind[1:] in (b"EXt", b"TXt") and data.startswith((b"Raw profile type", b"XML:com"), begin))
-        for kind, begin, _ in _png_chunks(data)
-    )
+    for kind, begin, _ in _png_chunks(data):
+        if kind == b"eXIf":
+            return True
+        is_text = kind[1:] in (b"EXt", b"TXt")
+        if is_text and data.startswith((b"Raw profile type", b"XML:com"), begin):
+            return True
+    return False
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield kind, begin and end of each chunk's content, up to the first that leaves the file."""
+    """Yield kind, begin and end of each chunk's content, up to the first that reaches beyond the file's end."""
     at = 8
     while at + 12 <= len(data):
         end = at + 8 + int.from_bytes(data[at : at + 4], "big")
@@ -59,16 +74,16 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def webp_is_whole(data: bytes) -> bool:
-    """Say whether a WebP is one picture and nothing else, up to its end: of others each decoder has its own idea."""
+    """Say whether a WebP is complete and holds one picture and nothing else; of others decoders disagree."""
     size = int.from_bytes(data[16:20], "little")
     fills = len(data) == 20 + size + size % 2 == 8 + int.from_bytes(data[4:8], "little")
     return fills and data[12:16] in (b"VP8 ", b"VP8L")
 
 
 def seems_turned(data: bytes) -> bool:
-    """Say whether a careless reader finds that a JPEG is to be turned: one that minds neither types nor counts in EXIF.
+    """Say whether torchcodec may turn a JPEG by its EXIF orientation.
 
-    torchcodec is one, and turns what Pillow, which goes by what EXIF is, says to be upright.
+    It ignores types and counts of EXIF entries, and so turns images that Pillow finds to be upright.
     """
     heads = takewhile(lambda segment: segment[0] != SCAN, _jpeg_segments(data))
     return any(_entry_turns(data[begin + len(EXIF) : end]) for kind, begin, end in heads if kind == APP1)
@@ -87,15 +102,17 @@ def _entry_turns(exif: bytes) -> bool:
 
 
 def is_last_block_rich(data: bytes, pixels: Pixels) -> bool:
-    """Say whether a JPEG goes from its first block to its last, and something is to be seen in the last.
+    """Say whether the last block of a sequential JPEG is not flat, which proves that the file is complete.
 
-    Then its code cannot have ended before: what libjpeg makes up in its place is flat. It need not go on looking.
+    Where the code ends early, libjpeg makes up flat blocks to the end.
 
     Args:
         data: The file.
-        pixels: Of it, upright as they are stored.
+        pixels: The decoded pixels, not turned by EXIF.
     """
-    frame, scans, restarts = 0, 0, False
+    frame = 0
+    scans = 0
+    restarts = False
     for kind, begin, end in _jpeg_segments(data):
         if kind in HUFFMAN:
             frame = kind
@@ -106,18 +123,22 @@ def is_last_block_rich(data: bytes, pixels: Pixels) -> bool:
     if frame not in SEQUENTIAL or scans != 1 or restarts:
         return False
     top, left = ((side - 1) // 8 * 8 for side in pixels.shape[1:])
-    block = pixels[:, top:, left:].numpy() / (1 if pixels.element_size() == 1 else 257)
+    levels = pixels[:, top:, left:].numpy().astype(np.float64)
+    if pixels.element_size() > 1:
+        levels /= 257
     # colours are stored coarsely, and those of the block before may reach into this one; brightness does not
-    levels = np.tensordot(LUMA, block, 1) if len(block) == len(LUMA) else block.mean(0)
-    return bool(np.ptp(levels) > RICH)
+    brightness = np.tensordot(LUMA, levels, 1) if len(levels) == len(LUMA) else levels.mean(0)
+    return bool(np.ptp(brightness) > RICH)
 
 
-def filled(data: bytes) -> bytes:
-    """Return a JPEG with other code behind all of its own, which counts only where blocks are still missing.
+def append_filler(data: bytes) -> bytes:
+    """Return a JPEG with random code appended to each scan, which changes pixels only where blocks were missing.
 
-    Of arithmetic code nobody can say where it ends; it is left as it is.
+    Arithmetic code is left as it is, as it cannot be told where it ends.
     """
-    parts, begin, is_huffman = [], 0, False
+    parts = []
+    begin = 0
+    is_huffman = False
     for kind, _, at in _jpeg_segments(data):
         is_huffman = is_huffman or kind in HUFFMAN
         if kind != SCAN or not is_huffman:

@@ -1,7 +1,7 @@
-"""Shears, translations and posterizing of timm's policies, as Pillow draws them; the first two several times faster.
+"""Fast shear and translation for timm's augmentation policies, equal to Pillow's to one level; and posterize.
 
-Each moves a row, or a column, as a whole, so that its pixels share one place between two of the old ones: a filter of 2
-or 4 taps along the row, where Pillow's affine transform weighs 4 or 16 pixels anew for each.
+A shear or translation moves a row, or a column, as a whole, so that its pixels share one place between two of the old
+ones: a filter of 2 or 4 taps along the row, where Pillow's affine transform weighs 4 or 16 pixels anew for each.
 
 Shapes
     h rows, w columns
@@ -21,30 +21,34 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 
-def quicken(policy: Any) -> None:
-    """Let the operations of one of timm's policies, as its `create_transform` gives it, move by the functions below."""
-    for part in policy.transforms:
-        listed = getattr(part, "ops", None) or [step for steps in getattr(part, "policy", []) for step in steps]
-        for operation in listed:
+def speed_up_policy(policy: Any) -> None:
+    """Replace operations of one of timm's policies, as its `create_transform` gives it, by the functions of QUICK."""
+    for transform in policy.transforms:
+        # RandAugment has a list of operations, AutoAugment a list of sequences of them
+        operations = getattr(transform, "ops", None)
+        if not operations:
+            operations = [step for steps in getattr(transform, "policy", []) for step in steps]
+        for operation in operations:
             operation.aug_fn = QUICK.get(operation.aug_fn.__name__, operation.aug_fn)
 
 
-def move_rows(
+def shift_rows(
     picture: NDArray[np.uint8], shifts: NDArray[np.float64], fill: tuple[int, int, int], resample: Image.Resampling
 ) -> NDArray[np.uint8]:
-    """Return a picture whose rows show what lies to their right, within one level of what Pillow's `transform` gives.
+    """Shift each row of a picture to the left by its own number of pixels, to one level as Pillow's `transform` does.
 
     Args:
         picture: (h, w, 3).
-        shifts: (h,) pixels, below zero to the left.
-        fill: Colour of what comes from outside.
+        shifts: (h,) pixels; below zero, a row moves to the right.
+        fill: Colour of the pixels that come from outside the picture.
         resample: BICUBIC or BILINEAR.
     """
     height, width = picture.shape[:2]
-    taps = 4 if resample == Image.Resampling.BICUBIC else 2
+    is_cubic = resample == Image.Resampling.BICUBIC
+    taps = 4 if is_cubic else 2
     whole = np.floor(shifts)
     # beyond these, a row is all from outside
-    first = np.clip(whole, -width - 1, width).astype(np.int64) - (taps == 4)
+    first = np.clip(whole, -width - 1, width).astype(np.int64) - is_cubic
     margin = int(max(-first.min(), first.max() + taps, taps))
     wide = np.empty((height, width + 2 * margin, 3), dtype=np.uint8)
     wide[:, margin : margin + width] = picture
@@ -55,7 +59,7 @@ def move_rows(
     read = torch.from_numpy(windows[np.arange(height), 3 * (margin + first)]).float()
     columns = [read[:, 3 * tap : 3 * (tap + width)] for tap in range(taps)]
     part = torch.from_numpy((shifts - whole).astype(np.float32))[:, None]
-    if taps == 4:
+    if is_cubic:
         # Pillow's cubic, before + part * (... ), in its order: even colours stay what they are
         before, near, far, after = columns
         rise = near - before
@@ -65,7 +69,8 @@ def move_rows(
         near, far = columns
         moved = far - near
     moved.mul_(part).add_(near).clamp_(0, 255)
-    result = moved.numpy().astype(np.uint8)  # cuts off, as Pillow does; torch takes five times as long
+    # astype cuts off, as Pillow does; torch takes five times as long
+    result = moved.numpy().astype(np.uint8)
     centres = np.arange(width) + 0.5 + shifts[:, None]
     # pixels of three bytes: assigning colours through a mask takes ten times as long
     pixels = result.view("V3")
@@ -73,46 +78,57 @@ def move_rows(
     return result.reshape(height, width, 3)
 
 
-def _sheared(image: Image.Image, factor: float) -> NDArray[np.float64]:
+def _shear_shifts(image: Image.Image, factor: float) -> NDArray[np.float64]:
     return factor * (np.arange(image.height, dtype=np.float64) + 0.5)
 
 
-def _by_share(image: Image.Image, share: float) -> NDArray[np.float64]:
+def _share_shifts(image: Image.Image, share: float) -> NDArray[np.float64]:
     return np.full(image.height, share * image.width)
 
 
-def _by_pixels(image: Image.Image, pixels: float) -> NDArray[np.float64]:
+def _pixel_shifts(image: Image.Image, pixels: float) -> NDArray[np.float64]:
     return np.full(image.height, float(pixels))
 
 
 @dataclass(frozen=True)
 class _Move:
+    """An operation of a policy that shifts each row, or each column, by its own number of pixels."""
+
     shifts: Callable[[Image.Image, float], NDArray[np.float64]]
+    """Returns the shift of each row, from the image and the strength."""
     columns: bool
+    """Whether columns are shifted instead of rows."""
 
     def __call__(
         self, image: Image.Image, value: float, *, fillcolor: tuple[int, int, int], resample: Any
     ) -> Image.Image:
-        chosen = random.choice(resample) if isinstance(resample, list | tuple) else resample  # as timm draws it
-        turned = image.transpose(Image.Transpose.TRANSPOSE) if self.columns else image
-        moved = Image.fromarray(move_rows(np.asarray(turned), self.shifts(turned, value), fillcolor, chosen))
-        return moved.transpose(Image.Transpose.TRANSPOSE) if self.columns else moved
+        if isinstance(resample, list | tuple):
+            resample = random.choice(resample)  # as timm draws it
+        if self.columns:
+            image = image.transpose(Image.Transpose.TRANSPOSE)
+        shifts = self.shifts(image, value)
+        moved = Image.fromarray(shift_rows(np.asarray(image), shifts, fillcolor, resample))
+        if self.columns:
+            moved = moved.transpose(Image.Transpose.TRANSPOSE)
+        return moved
 
 
-def _posterized(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """Keep some bits of each level. None leave black, as Pillow before 13 has it; later ones refuse what timm draws."""
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """Keep the highest bits of each level; 0 bits give black, which timm may draw and Pillow from 13 on refuses."""
     if bits >= 8:
         return image
-    return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
+    if bits <= 0:
+        return Image.new(image.mode, image.size)
+    return ImageOps.posterize(image, bits)
 
 
 QUICK = {
-    "shear_x": _Move(_sheared, columns=False),
-    "shear_y": _Move(_sheared, columns=True),
-    "translate_x_rel": _Move(_by_share, columns=False),
-    "translate_y_rel": _Move(_by_share, columns=True),
-    "translate_x_abs": _Move(_by_pixels, columns=False),
-    "translate_y_abs": _Move(_by_pixels, columns=True),
-    "posterize": _posterized,
+    "shear_x": _Move(_shear_shifts, columns=False),
+    "shear_y": _Move(_shear_shifts, columns=True),
+    "translate_x_rel": _Move(_share_shifts, columns=False),
+    "translate_y_rel": _Move(_share_shifts, columns=True),
+    "translate_x_abs": _Move(_pixel_shifts, columns=False),
+    "translate_y_abs": _Move(_pixel_shifts, columns=True),
+    "posterize": _posterize,
 }
-"""What takes the place of timm's functions, by their names."""
+"""Replacements of timm's functions, by their names."""

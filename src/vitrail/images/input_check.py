@@ -1,4 +1,4 @@
-"""Whether what a network reads looks as usual: neither nearly constant nor far from mean 0, standard deviation 1."""
+"""Check the normalisation of a network's inputs: warn of images nearly constant or far from mean 0 and std 1."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 ENOUGH = 64
-"""Images of a training, in random order, after which a set is judged."""
+"""Images of a training, in random order, after which the check gives its verdict."""
 CONSTANT = 0.05
 """Standard deviation below which hardly anything is to be seen. Paper of which a hundredth is ink has 0.1 even where it
 is divided by 1, photographs have about 1; a mean and std for pixels up to 255 leave 0.009 at most, as pixels from 0 to
 1 deviate by no more than 0.5."""
 FAR = 3.0
-"""Mean, or standard deviation, beyond which a mean and std were meant for other pixels: by those of ImageNet, CIFAR or
-0.5, pixels lie within -2.5 and 2.8, so that no image of any kind reaches it."""
+"""Mean, or standard deviation, beyond which the normalisation was meant for other pixels: with the mean and std of
+ImageNet, CIFAR or 0.5, pixels lie within -2.5 and 2.8, so that no image of any kind reaches it."""
 
 
-class Inputs:
+class InputCheck:
     """Mean and standard deviation of each channel, over all pixels of the images that are added."""
 
     def __init__(self) -> None:
@@ -31,10 +31,15 @@ class Inputs:
         """Count normalised images; nothing waits for the device."""
         if not len(images):
             return
+        n = len(images)
         variance, mean = torch.var_mean(images, (0, 2, 3), correction=0)
-        square, n = variance + mean**2, len(images)
-        self._mean = n * mean if self._mean is None else self._mean + n * mean
-        self._square = n * square if self._square is None else self._square + n * square
+        square = variance + mean**2
+        if self._mean is None or self._square is None:
+            self._mean = n * mean
+            self._square = n * square
+        else:
+            self._mean = self._mean + n * mean
+            self._square = self._square + n * square
         self.images += n
 
     def doubt(self, mean: Sequence[float], std: Sequence[float]) -> str | None:
@@ -57,5 +62,7 @@ class Inputs:
 
 
 def _few(values: Sequence[float]) -> str:
-    shown = ", ".join(f"{value:.3g}" for value in values[:4])
-    return f"({shown}, ...)" if len(values) > 4 else f"({shown})"
+    shown = [f"{value:.3g}" for value in values[:4]]
+    if len(values) > 4:
+        shown.append("...")
+    return f"({', '.join(shown)})"

@@ -1,4 +1,4 @@
-"""Pictures with the statistics of photographs, for where no photographs are at hand."""
+"""Synthetic images with natural (1/f) statistics, used where no sample images are given."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIZES = ((480, 640), (375, 500), (640, 427), (333, 500))
-"""Height and width, in turn."""
+"""Heights and widths of the images, which take them in turn."""
 SLOPE = 1.2
 """Amplitudes of natural images fall about so with the frequency (Torralba and Oliva 2003)."""
 
 
 def draw_photo(number: int, channels: int = 3) -> NDArray[np.uint8]:
-    """Draw the picture of a number, always the same (h, w, channels): clouds of all sizes and some edges."""
+    """Draw image `number` as (h, w, channels), always equal: clouds of all sizes and some edges."""
     generator = np.random.default_rng(number)
     height, width = SIZES[number % len(SIZES)]
     frequencies = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))

@@ -1,6 +1,7 @@
-"""How fast models and exported files answer, and what they take: each in a process of its own, taking turns.
+"""Benchmark of inference: latency, throughput, memory and cost of models and exported files, side by side.
 
-In one process, the threads of engines would wait for each other; taking turns, a machine that is busy slows all alike.
+Each has a process of its own: in one, the threads of engines would wait for each other. They take turns, so that a
+busy machine slows all alike.
 """
 
 from __future__ import annotations
@@ -24,95 +25,100 @@ from torch.utils.flop_counter import FlopCounterMode
 from vitrail.devices import Precision, pick_device
 from vitrail.display import Display
 from vitrail.errors import ConfigError, VitrailError, closest
-from vitrail.inference.engines import ENGINES, about, open_artifact, read_artifact, start_module
+from vitrail.inference.engines import ENGINES, about, start_module
+from vitrail.inference.network import open_artifact, read_artifact
 from vitrail.models.family import ModelConfig
 from vitrail.models.registry import build_config, create_model, find_variant, list_models
 from vitrail.weights.checkpoint import config_of
 
 RUNS = 5
-"""Of one subject, before it is another's turn."""
+"""Timed runs of one subject, before it is another's turn."""
 WARMUPS = 3
+"""Runs before the first timed one of each batch size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What is measured."""
+    """A model or a file to measure."""
 
     name: str
-    """Of a model or a file."""
+    """Name of the model, or path of the file."""
     model: str
     """Name of the architecture."""
     config: ModelConfig
     build: Callable[[], nn.Module] | None = None
-    """What makes a model, in the process where it is measured; None opens the file."""
+    """Builds the model, in the process where it is measured; None opens the file."""
     engine: str | None = None
-    """None is the usual one."""
+    """Engine of an exported file; None is the usual one."""
     precision: Precision | None = None
-    """None is the file's own, and float32."""
+    """Precision of the computation; None is an exported file's own, and float32 for models."""
     device: Literal["auto", "cpu"] = "auto"
     threads: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What one subject takes for one batch size."""
+    """Time and memory of one subject at one batch size."""
 
     name: str
     about: str
     """Engine, precision and device."""
     batch_size: int
     p50_ms: float
-    """To answer a batch, in the middle of all runs."""
+    """Median time to answer a batch."""
     p99_ms: float
+    """Time that 99 of 100 runs stay below."""
     images_per_s: float
-    """At the median."""
+    """Images of a batch by the median time."""
     peak_mib: float
-    """Memory of its process, PyTorch included, or of the GPU; so far, as batches are measured in turn."""
+    """Peak memory of its process, PyTorch included, or of the GPU; from the start on, smaller batches included."""
     params: int
     macs: int
     """Multiply-adds of one image."""
     runs: int
+    """Timed runs."""
 
 
 def find_subjects(names: Sequence[str], engines: Sequence[str] = (), **options: Any) -> list[Subject]:
-    """Return what names stand for: models, which get fresh weights, or files, exported ones in the engines given.
+    """Return the subjects that names stand for: models with fresh weights, or files, exported ones in each engine.
 
     Raises:
         CheckpointError: A file cannot be read.
-        ConfigError: A name of nothing, or an engine that cannot run a file.
+        ConfigError: A name is neither a model nor a file, or an engine cannot run a file.
     """
-    found: list[Subject] = []
+    subjects: list[Subject] = []
     for name in names:
         if name in list_models():
             build = partial(create_model, name)
-            found.append(Subject(name=name, model=name, config=build_config(name), build=build, **options))
+            subjects.append(Subject(name=name, model=name, config=build_config(name), build=build, **options))
         elif Path(name).exists():
-            for engine in (engines if Path(name).suffix in ENGINES else ()) or [None]:
+            is_exported = Path(name).suffix in ENGINES
+            wanted: Sequence[str | None] = engines if is_exported and engines else [None]
+            for engine in wanted:
                 record = read_artifact(name, engine).record
                 config = config_of(record, name)
-                found.append(Subject(name=name, model=record.model, config=config, engine=engine, **options))
+                subjects.append(Subject(name=name, model=record.model, config=config, engine=engine, **options))
         else:
             raise ConfigError(f"{name}: is no file, and no model{closest(name, list_models()) or ''}")
-    return found
+    return subjects
 
 
 def beside_timm(subjects: Sequence[Subject], **options: Any) -> tuple[list[Subject], list[str]]:
-    """Return timm's counterparts of what is measured, and the models that it has none of at that size."""
+    """Return timm's counterparts of the subjects' models, and the names of models that timm lacks at that size."""
     import timm
 
-    wanted = {subject.model: subject.config for subject in subjects}
-    # ours are there too once vitrail.timm is imported
-    theirs = {name for name in wanted if timm.is_model(name) and timm.model_entrypoint(name).__module__[:5] == "timm."}
-    lacking = [name for name, config in wanted.items() if name not in theirs or config.size != (224, 224)]
-    found = [
-        Subject(
-            name=f"{name} of timm {timm.__version__}", model=name, config=config,
-            build=partial(timm.create_model, name, num_classes=config.num_classes), **options,
-        )
-        for name, config in wanted.items()
-        if name not in lacking
-    ]  # fmt: skip
-    return found, lacking
+    counterparts: list[Subject] = []
+    lacking: list[str] = []
+    for name, config in {subject.model: subject.config for subject in subjects}.items():
+        # our models are timm's too once vitrail.timm is imported
+        is_theirs = timm.is_model(name) and timm.model_entrypoint(name).__module__.startswith("timm.")
+        if not is_theirs or config.size != (224, 224):
+            lacking.append(name)
+            continue
+        build = partial(timm.create_model, name, num_classes=config.num_classes)
+        title = f"{name} of timm {timm.__version__}"
+        counterparts.append(Subject(name=title, model=name, config=config, build=build, **options))
+    return counterparts, lacking
 
 
 def bench(subjects: Sequence[Subject], batch_sizes: Sequence[int], rounds: int, display: Display) -> list[Measured]:
@@ -121,51 +127,32 @@ def bench(subjects: Sequence[Subject], batch_sizes: Sequence[int], rounds: int, 
     Raises:
         VitrailError: A subject cannot be opened.
     """
+    sizes = sorted(batch_sizes)
     with ExitStack() as exits:
-        workers = []
+        workers: list[Worker] = []
         display.begin("open", len(subjects))
         for subject in subjects:
             workers.append(exits.enter_context(closing(Worker(subject))))
             display.advance()
         display.end()
-        seconds: dict[tuple[int, int], list[float]] = {}
-        peaks: dict[tuple[int, int], float] = {}
-        display.begin("bench", rounds * len(batch_sizes) * len(workers))
-        for size in sorted(batch_sizes):
+
+        display.begin("bench", rounds * len(sizes) * len(workers))
+        for size in sizes:
             for number in range(rounds):
-                order = list(enumerate(workers))
-                for which, worker in order if number % 2 else reversed(order):  # a drift of the machine favours nobody
-                    taken, peaks[which, size] = worker.ask(size)
-                    seconds.setdefault((which, size), []).extend(taken)
+                # every other round goes backwards, so that a drift of the machine favours nobody
+                in_turn = workers if number % 2 else reversed(workers)
+                for worker in in_turn:
+                    worker.measure(size)
                     display.advance()
         display.end()
-    results = []
-    for which, worker in enumerate(workers):
-        for size in sorted(batch_sizes):
-            taken = np.array(seconds[which, size])
-            median = float(np.median(taken))
-            results.append(
-                Measured(
-                    name=worker.subject.name,
-                    about=worker.about,
-                    batch_size=size,
-                    p50_ms=1000 * median,
-                    p99_ms=1000 * float(np.quantile(taken, 0.99)),
-                    images_per_s=size / median,
-                    peak_mib=peaks[which, size],
-                    params=worker.params,
-                    macs=worker.macs,
-                    runs=len(taken),
-                )
-            )
-    return results
+    return [worker.measured(size) for worker in workers for size in sizes]
 
 
 class Worker:
-    """A process that has opened one subject.
+    """A process that has opened one subject, and the times that it took.
 
     Raises:
-        VitrailError: It cannot be opened, or has ended.
+        VitrailError: The subject cannot be opened, or its process has ended.
     """
 
     def __init__(self, subject: Subject) -> None:
@@ -175,13 +162,34 @@ class Worker:
         self._process = context.Process(target=_work, args=(theirs, subject), daemon=True)
         self._process.start()
         theirs.close()
+        self._seconds: dict[int, list[float]] = {}
+        self._peak_mib: dict[int, float] = {}
         self.about, self.params, self.macs = self._receive()
 
-    def ask(self, batch_size: int) -> tuple[list[float], float]:
-        """Return the seconds of a few runs, and the peak of memory in MiB so far."""
-        with suppress(BrokenPipeError):  # what became of it is told below
+    def measure(self, batch_size: int) -> None:
+        """Time a few runs."""
+        # a process that has ended is told of when its answer is awaited
+        with suppress(BrokenPipeError):
             self._connection.send(batch_size)
-        return self._receive()
+        seconds, self._peak_mib[batch_size] = self._receive()
+        self._seconds.setdefault(batch_size, []).extend(seconds)
+
+    def measured(self, batch_size: int) -> Measured:
+        """Return the numbers of all runs with a batch size."""
+        seconds = np.array(self._seconds[batch_size])
+        median = float(np.median(seconds))
+        return Measured(
+            name=self.subject.name,
+            about=self.about,
+            batch_size=batch_size,
+            p50_ms=1000 * median,
+            p99_ms=1000 * float(np.quantile(seconds, 0.99)),
+            images_per_s=batch_size / median,
+            peak_mib=self._peak_mib[batch_size],
+            params=self.params,
+            macs=self.macs,
+            runs=len(seconds),
+        )
 
     def close(self) -> None:
         """End the process."""
@@ -205,8 +213,9 @@ class Worker:
 
 
 def _work(connection: Connection, subject: Subject) -> None:
-    """Answer batch sizes with seconds, as long as there are any."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
+    """Answer each batch size with the seconds of a few runs, and the peak of memory in MiB so far."""
+    # Ctrl-C is for the process that asks
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         run, said = _open(subject)
     except VitrailError as error:
@@ -224,13 +233,15 @@ def _work(connection: Connection, subject: Subject) -> None:
         taken = []
         for number in range(-warmups, RUNS):
             started = time.perf_counter()
-            run(images[size])  # which brings the logits back to the CPU, so nothing is left to wait for
+            # the logits come back to the CPU, so nothing is left to wait for
+            run(images[size])
             if number >= 0:
                 taken.append(time.perf_counter() - started)
         connection.send((taken, _peak_mib()))
 
 
 def _open(subject: Subject) -> tuple[Callable[[Tensor], Tensor], str]:
+    """Return a function from images to logits, and what computes it in a few words."""
     device = pick_device(subject.device)
     if subject.build is None:
         network = open_artifact(
@@ -255,8 +266,10 @@ def _peak_mib() -> float:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss begins with what the process had that started this one
+    # ru_maxrss begins with the memory of the process that started this one
+    if status.exists():
         return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 2**10
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
+    # where there is no /proc, on macOS, it counts bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

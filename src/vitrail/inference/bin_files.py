@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -26,28 +27,35 @@ from vitrail.data.sources import Source
 from vitrail.errors import DataError, printable
 from vitrail.images.decoding import decode_quietly, read_image
 from vitrail.images.pixels import PixelFormat, UnreadableImage
-from vitrail.images.transforms import Preprocess, normalise
+from vitrail.images.preprocess import Preprocess, normalise
 from vitrail.whole_folder import WholeFolder
 
-INPUTS, NAMES, LABELS = "input", "names.json", "labels.json"
-"""What `write_inputs` writes below its folder: the inputs themselves, the names of the images, and their labels."""
+INPUTS = "input"
+"""Folder of the inputs themselves, below the folder of `write_inputs`."""
+NAMES = "names.json"
+"""File with the path of each image."""
+LABELS = "labels.json"
+"""File with the class of each image, where all lie in folders that are called as classes."""
 ADVICE = "free space, or choose another folder with --write-inputs"
 ANSWER = "_0.bin"
-"""What follows an image's name in the file of its first output."""
+"""Ending of the file with an image's first output, behind the image's name."""
 AT_ONCE = 64
+"""Images that are read together, so that few of them are held."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """What became of the images."""
+    """The inputs that were written."""
 
     folder: Path
     images: int
+    """Images that have a file."""
     bad: tuple[tuple[str, str], ...]
     """Path and reason of each that could not be read; there is no file for it."""
     has_labels: bool
     """Whether all lie in folders that are called as classes of the model."""
     replaced: bool
+    """Whether the folder held earlier inputs."""
 
 
 def unique_names(paths: Sequence[str]) -> list[str]:
@@ -61,12 +69,14 @@ def unique_names(paths: Sequence[str]) -> list[str]:
     whole = list(map(_absolute, paths))
     if twice := [path for path, times in Counter(whole).items() if times > 1]:
         raise DataError(f"{twice[0]}: is given twice; give each image once")
+    stems = [path.with_suffix("") for path in whole]
     for depth in range(1, max(len(path.parts) for path in whole)):
-        for ending in (False, True):
-            names = ["_".join((path if ending else path.with_suffix("")).parts[-depth:]) for path in whole]
+        for candidates in (stems, whole):
+            names = ["_".join(path.parts[-depth:]) for path in candidates]
             if len({canonical(name).casefold() for name in names}) == len(names):
                 return names
-    top = os.path.commonpath(whole)  # a_b/c and a/b_c
+    # joined by _, all parts of two paths may be equal: a_b/c and a/b_c
+    top = os.path.commonpath(whole)
     digests = [hashlib.blake2b(bytes(path.relative_to(top)), digest_size=8).hexdigest() for path in whole]
     return [f"{path.stem}-{digest}" for path, digest in zip(whole, digests, strict=True)]
 
@@ -85,48 +95,57 @@ def write_inputs(
     """Write each image as the model is to see it: float32 (c, h, w), normalised, without a header, little endian.
 
     Args:
-        paths: Of images.
-        preprocess: Of the model.
-        classes: Of the model; the images' folders may be called so.
-        folder: Where to write; it appears whole or not at all.
-        on_image: Called after each.
+        paths: Paths of the images.
+        preprocess: Preprocessing of the model.
+        classes: Class names of the model; the images' folders may be called so.
+        folder: Folder to write; it appears whole or not at all.
+        on_image: Called after each image.
 
     Raises:
         CheckpointError: The folder cannot be written, or holds something else.
         DataError: An image is given twice.
     """
-
-    def view(path: str) -> Tensor | str:
-        try:
-            return preprocess.view(decode_quietly(read_image(path), preprocess.pixels))
-        except UnreadableImage as error:
-            return str(error)
-        except OSError as error:
-            return error.strerror or type(error).__name__
-
-    names, whole = unique_names(paths), WholeFolder(folder, (INPUTS, NAMES, LABELS), ADVICE)
+    names = unique_names(paths)
+    whole = WholeFolder(folder, (INPUTS, NAMES, LABELS), ADVICE)
+    read = partial(_read, preprocess=preprocess)
     bad: list[tuple[str, str]] = []
     with whole.staged() as staging, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         with whole.refusal_told():
             (staging / INPUTS).mkdir()
         for begin in range(0, len(paths), AT_ONCE):
             part = slice(begin, begin + AT_ONCE)
-            for name, path, found in zip(names[part], paths[part], pool.map(view, paths[part]), strict=True):
-                if isinstance(found, str):
-                    bad.append((printable(path), found))
+            for name, path, view in zip(names[part], paths[part], pool.map(read, paths[part]), strict=True):
+                if isinstance(view, str):
+                    bad.append((printable(path), view))
                 else:
-                    values = normalise(found[None], preprocess.mean, preprocess.std)[0]
+                    values = normalise(view[None], preprocess.mean, preprocess.std)[0]
                     with whole.refusal_told():
                         (staging / INPUTS / f"{name}.bin").write_bytes(values.numpy().astype("<f4").tobytes())
                 on_image()
+
+        # Names and labels, of the images that have a file.
         unread = {path for path, _ in bad}
-        kept = [(name, path) for name, path in zip(names, paths, strict=True) if printable(path) not in unread]
-        labels = _labels([path for _, path in kept], classes)
-        files: dict[str, Mapping[str, object]] = {NAMES: {name: printable(path) for name, path in kept}}
+        kept = {name: path for name, path in zip(names, paths, strict=True) if printable(path) not in unread}
+        files = {NAMES: _to_json({name: printable(path) for name, path in kept.items()})}
+        labels = _labels(list(kept.values()), classes)
         if labels is not None:
-            files[LABELS] = {name: label for (name, _), label in zip(kept, labels, strict=True)}
-        folder, replaced = whole.publish({name: (json.dumps(x, indent=1) + "\n").encode() for name, x in files.items()})
+            files[LABELS] = _to_json(dict(zip(kept, labels, strict=True)))
+        folder, replaced = whole.publish(files)
     return Written(folder, len(kept), tuple(bad), labels is not None, replaced)
+
+
+def _read(path: str, preprocess: Preprocess) -> Tensor | str:
+    """Return an image as the model is to see it, or why it cannot be read."""
+    try:
+        return preprocess.view(decode_quietly(read_image(path), preprocess.pixels))
+    except UnreadableImage as error:
+        return str(error)
+    except OSError as error:
+        return error.strerror or type(error).__name__
+
+
+def _to_json(values: Mapping[str, object]) -> bytes:
+    return (json.dumps(values, indent=1) + "\n").encode()
 
 
 def _labels(paths: Sequence[str], classes: Sequence[str]) -> list[int] | None:
@@ -149,11 +168,11 @@ class LogitFiles:
     """Names of the images, in the order of the source."""
     num_classes: int
     bad: dict[int, str]
-    """Images that have no logits as they cannot be read, and why not."""
+    """Index and reason of each image that has no logits, as it cannot be read."""
 
     @property
     def about(self) -> str:
-        """Where the logits stand."""
+        """The folder that the logits are read from, in a few words."""
         return f"answers in {printable(self.folder)}"
 
     def read(self, indices: Int64[Tensor, " b"]) -> Float[Tensor, "b k"]:
@@ -179,10 +198,10 @@ def find_logits(folder: Path, source: Source, num_classes: int, wanted: PixelFor
     """Find the logits of every image of a source.
 
     Args:
-        folder: With a file for each image, and no other.
+        folder: Folder with a file for each image, and no other.
         source: The images; their names are those that `write_inputs` gives the same images.
-        num_classes: Of the model.
-        wanted: Pixels that it reads; an image that cannot be read so needs no file.
+        num_classes: Number of the logits of an image.
+        wanted: Pixels that the model reads; an image that cannot be read so needs no file.
 
     Raises:
         DataError: A file is missing, surplus, or of another size; or two images are one.
@@ -194,25 +213,22 @@ def find_logits(folder: Path, source: Source, num_classes: int, wanted: PixelFor
         raise DataError(f"{where}: cannot be read ({error.strerror}); give the folder of NAME{ANSWER} files") from error
     names = unique_names([source.name(index) for index in range(len(source))])
     expected = {f"{name}{ANSWER}": index for index, name in enumerate(names)}
-    if surplus := sorted(sizes.keys() - expected.keys()):
+    surplus = sorted(sizes.keys() - expected.keys())
+    if surplus:
         raise DataError(
             f"{where}: {len(surplus):,} of its files answer no image of {source.description}, the first is "
             f"{printable(surplus[0])}; name the data that the inputs were written from, and remove other files"
         )
-    bad = {}
     missing = [index for file, index in expected.items() if file not in sizes]
+    bad: dict[int, str] = {}
     for index in missing:
-        try:
-            source.image(index, wanted)
-        except UnreadableImage as error:
-            bad[index] = str(error)
-        except OSError as error:
-            bad[index] = error.strerror or type(error).__name__
-        else:
+        reason = _why_unreadable(source, index, wanted)
+        if reason is None:
             raise DataError(
                 f"{where}: has no {names[index]}{ANSWER} for {source.name(index)}; {len(missing):,} of {len(names):,} "
                 "answers are missing"
             )
+        bad[index] = reason
     for file, size in sizes.items():
         if size != 4 * num_classes:
             raise DataError(
@@ -220,3 +236,14 @@ def find_logits(folder: Path, source: Source, num_classes: int, wanted: PixelFor
                 f"{4 * num_classes:,}"
             )
     return LogitFiles(folder, tuple(names), num_classes, bad)
+
+
+def _why_unreadable(source: Source, index: int, wanted: PixelFormat) -> str | None:
+    """Return why an image cannot be read, or None where it can."""
+    try:
+        source.image(index, wanted)
+    except UnreadableImage as error:
+        return str(error)
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    return None

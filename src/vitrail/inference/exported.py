@@ -1,4 +1,4 @@
-"""What an exported file says of itself, read without its runtime and without running anything that is in it.
+"""Exported files: the record that each carries, read without its runtime and without running anything in it.
 
 Each format keeps the record of the model where it has a place for such texts: ONNX in metadata_props, MindIR in
 user_info, OpenVINO in rt_info, and the archives of PyTorch in a file extra/vitrail.
@@ -24,14 +24,15 @@ from vitrail.weights.formats.protobuf import read_fields
 from vitrail.weights.formats.torch_file import check_directory
 
 Stored = Precision | Literal["int8"]
-"""In what a file computes; with int8, what is left is float32."""
+"""Precision that a file computes in; with int8, the layers that are not quantized are in float32."""
 MAX_BYTES = 4 * 2**30
-"""Of an exported file; the largest model here takes 400 million."""
+"""Largest exported file that is opened; the largest model here takes 400 million bytes."""
 EXTRA = f"extra/{KEY}"
-"""Where an archive of PyTorch keeps the record, below its one folder."""
+"""File of the record in an archive of PyTorch, below its one folder."""
 MAX_XML = 256 * 2**20
-"""Bytes of the XML of OpenVINO; that of the largest model here has 3 million."""
+"""Largest XML of OpenVINO that is read, in bytes; that of the largest model here has 3 million."""
 MAX_NESTING = 100
+"""Deepest nesting of elements in the XML of OpenVINO."""
 _TEXTS = 14
 """Field of an ONNX model, and of MindIR which was made after it, with texts by name."""
 
@@ -44,24 +45,24 @@ class Making:
     source: str
     """Name of the weight file."""
     sha256: str
-    """Of the weight file."""
+    """SHA-256 of the weight file."""
     precision: Stored = "float32"
     batch_size: int | None = None
     """Images that it takes at once; None takes any number."""
     input: Literal["normalised", "image"] = "normalised"
     """float32 images as the model reads them, or one image of uint8 and any size that the file preprocesses itself."""
     details: Mapping[str, str]
-    """What else matters where it is loaded: versions, opset, and what it was compiled for."""
+    """Versions, opset, and the CPU or GPU that the file was compiled for, which matter where it is loaded."""
 
     @property
     def record_entry(self) -> dict[str, Any]:
-        """Return what stands in a record's provenance."""
+        """Return the entry of this making in a record's provenance."""
         return {"exported": asdict(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
-    """What an exported file says of itself."""
+    """The record of an exported file, and how the file was made."""
 
     record: Record
     making: Making
@@ -76,7 +77,7 @@ def check_whole(path: Path) -> str:
     """Compare an exported file with its digest or, without one, an archive with the checksums of its entries.
 
     Returns:
-        What it was compared with; nothing where it has neither.
+        Name of the digest or checksums that it was compared with; nothing where it has neither.
 
     Raises:
         CheckpointError: It is missing or damaged.
@@ -88,10 +89,12 @@ def check_whole(path: Path) -> str:
     with _damage_told(path):
         if check_sealed(path):
             return "its digest"
+        if READERS[path.suffix] is not _archive_texts:
+            return ""
+        check_directory(path)
         # such an archive holds machine code, which is not to be run once a bit of it has changed
-        if READERS[path.suffix] is _archive_texts and (count := check_archive(path)):
-            return f"the checksums of its {count} entries"
-        return ""
+        count = check_archive(path)
+        return f"the checksums of its {count} entries" if count else ""
 
 
 def read_texts(path: Path) -> dict[str, str]:
@@ -158,23 +161,24 @@ def check_beside(path: Path, making: Making) -> None:
 
 def _protobuf_texts(path: Path) -> dict[str, str]:
     """Read the texts of ONNX or MindIR; the network before them is passed over."""
-    found = {}
+    texts: dict[str, str] = {}
     with path.open("rb") as file:
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     for field, entry in read_fields(data):
         if field == _TEXTS and isinstance(entry, memoryview):
-            texts = {
-                number: bytes(text).decode() for number, text in read_fields(entry) if isinstance(text, memoryview)
-            }
-            found[texts.get(1, "")] = texts.get(2, "")
-    return found
+            name_and_text = {1: "", 2: ""}
+            for number, text in read_fields(entry):
+                if isinstance(text, memoryview):
+                    name_and_text[number] = bytes(text).decode()
+            texts[name_and_text[1]] = name_and_text[2]
+    return texts
 
 
 def _xml_texts(path: Path) -> dict[str, str]:
-    """Read what stands in rt_info; the network before it is let go while it is read."""
+    """Read the texts in rt_info; the network before it is let go while it is read."""
     if (size := path.stat().st_size) > MAX_XML:
         raise ValueError(f"it has {size:,} bytes, and {MAX_XML:,} at most are read")
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     above: list[ElementTree.Element] = []
     for event, element in ElementTree.iterparse(path, ("start", "end")):
         if event == "start":
@@ -184,10 +188,11 @@ def _xml_texts(path: Path) -> dict[str, str]:
             continue
         above.pop()
         if len(above) == 2 and above[1].tag == "rt_info":
-            found[element.tag] = element.get("value", "")
+            texts[element.tag] = element.get("value", "")
+        # an element that was read is let go, as the network may be large
         if above:
             above[-1].remove(element)
-    return found
+    return texts
 
 
 def _archive_texts(path: Path) -> dict[str, str]:
@@ -196,7 +201,7 @@ def _archive_texts(path: Path) -> dict[str, str]:
         entries = [entry for entry in archive.infolist() if entry.filename.partition("/")[2] == EXTRA]
         if not entries:
             return {}
-        # it is stored as it is, so that what is read is no longer than the file
+        # it is never compressed, so that the text is no longer than the file
         if entries[0].compress_type or entries[0].file_size > 4 * MAX_TEXT:
             raise ValueError(f"{EXTRA} has {entries[0].file_size:,} bytes, or is compressed, which it never is")
         return {KEY: archive.read(entries[0]).decode()}
@@ -209,4 +214,4 @@ READERS: Mapping[str, Callable[[Path], dict[str, str]]] = {
     ".torchscript": _archive_texts,
     ".mindir": _protobuf_texts,
 }
-"""By the ending of a file, what reads its texts."""
+"""The reader of the texts of each kind of file, by its ending."""

@@ -9,12 +9,12 @@ from functools import cache
 from pathlib import Path
 
 from vitrail.data.folders import IN_A_CIRCLE, Ignored, is_hidden, is_image, is_unread_image, lies_in_a_circle, walk
-from vitrail.data.lists import Spelling, is_table, read_lines, read_paths
+from vitrail.data.list_files import is_table, read_lines
+from vitrail.data.list_paths import Spelling, read_paths
 from vitrail.errors import DataError, printable
 from vitrail.files import no_file
 
 LIST_SUFFIXES = (".txt", ".lst", ".list")
-
 GIVE = "give an image, a folder, a quoted glob, a .txt list of paths, or a .csv, .tsv or .jsonl list with their column"
 
 
@@ -27,34 +27,43 @@ def find_images(
     it stands, so a missing one becomes a row.
 
     Args:
-        inputs: As they were given.
-        note: Told of what is passed over, or read otherwise than it is written.
+        inputs: Files, folders, globs and lists as the user gave them.
+        note: Told of files that are passed over, or read otherwise than they are written.
         root: Folder that the paths of lists with columns begin in, as `data.root`; None is each list's own.
-        path_column: Of such lists, as `data.path_column`.
+        path_column: Column of paths in such lists, as `data.path_column`.
 
     Raises:
         DataError: An input that does not exist, or holds no image; a list that is wrong.
     """
     for given in inputs:
-        path = Path(given)
-        if path.is_dir():
-            found = _in_folder(path, note)
-        elif path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
-            found = _in_text(path, note)
-        elif path.is_file() and is_table(path):
-            found = _in_table(path, root, path_column, note)
-        elif path.is_file():
-            found = iter((given,))
-        elif glob.has_magic(given):
-            found = _in_glob(given, note)
-        else:
-            what = f"is {no_file(path)}; " if os.path.lexists(given) else "no such file or folder; "
-            raise DataError(f"{printable(given)}: {what}{GIVE}")
-        first = next(found, None)
+        paths = _in_input(given, note, root, path_column)
+        first = next(paths, None)
         if first is None:
             raise DataError(f"{printable(given)}: holds no image; {GIVE}")
         yield first
-        yield from found
+        yield from paths
+
+
+def _in_input(given: str, note: Callable[[str], None], root: str | None, path_column: str) -> Iterator[str]:
+    """Yield the image paths of one input.
+
+    Raises:
+        DataError: The input does not exist.
+    """
+    path = Path(given)
+    if path.is_dir():
+        return _in_folder(path, note)
+    if path.is_file():
+        if path.suffix.lower() in LIST_SUFFIXES:
+            return _in_text(path, note)
+        if is_table(path):
+            return _in_table(path, root, path_column, note)
+        return iter((given,))
+    if glob.has_magic(given):
+        return _in_glob(given, note)
+    if os.path.lexists(given):
+        raise DataError(f"{printable(given)}: is {no_file(path)}; {GIVE}")
+    raise DataError(f"{printable(given)}: no such file or folder; {GIVE}")
 
 
 def _in_folder(folder: Path, note: Callable[[str], None]) -> Iterator[str]:
@@ -65,13 +74,14 @@ def _in_folder(folder: Path, note: Callable[[str], None]) -> Iterator[str]:
             yield os.path.join(folder, path)
     except OSError as error:
         raise DataError(f"{printable(error.filename or folder)}: cannot be read ({error.strerror})") from error
-    for told in ignored.notes(folder):
-        note(told)
+    for remark in ignored.notes(folder):
+        note(remark)
 
 
 def _in_glob(pattern: str, note: Callable[[str], None]) -> Iterator[str]:
-    """Yield the files that match, but for the system's, unless the pattern names them."""
+    """Yield the files that match, but for hidden and system files, unless the pattern names them."""
     ignored, named = Ignored(), Path(pattern).parts
+    # a pattern with ** goes round a circle of links until the system stops it; folders are asked for once each
     is_circle = cache(lies_in_a_circle)
     for match in glob.iglob(pattern, recursive=True):
         path = Path(match)
@@ -80,12 +90,12 @@ def _in_glob(pattern: str, note: Callable[[str], None]) -> Iterator[str]:
         elif not path.is_file():
             if odd := no_file(path):
                 ignored.odd.append(f"{match} ({odd})")
-        elif is_circle(path.parent):  # which a pattern with ** goes round until the system stops it
+        elif is_circle(path.parent):
             ignored.odd.append(f"{match} (behind {IN_A_CIRCLE})")
         else:
             yield match
-    for told in ignored.notes(Path(pattern)):
-        note(told)
+    for remark in ignored.notes(Path(pattern)):
+        note(remark)
 
 
 def _in_text(path: Path, note: Callable[[str], None]) -> Iterator[str]:
@@ -93,14 +103,14 @@ def _in_text(path: Path, note: Callable[[str], None]) -> Iterator[str]:
     spelling = Spelling(path, "")
     for line in read_lines(path, printable(path), notes, any_bytes=True):
         if text := line.strip():
-            yield spelling.of(text)
-    for told in (*notes, *spelling.notes()):
-        note(told)
+            yield spelling.correct(text)
+    for remark in (*notes, *spelling.notes()):
+        note(remark)
 
 
 def _in_table(path: Path, root: str | None, column: str, note: Callable[[str], None]) -> Iterator[str]:
     before, paths, notes = read_paths(path, root, column)
-    for told in notes:
-        note(told)
+    for remark in notes:
+        note(remark)
     for index in range(len(paths)):
         yield before + paths.name(index)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO, get_args
+from typing import Any, ClassVar, Literal, TextIO, get_args
 
 from vitrail.cells import write_rows
 from vitrail.classes.names import BETWEEN
@@ -19,17 +20,34 @@ Format = Literal["json", "jsonl", "csv"]
 
 
 def format_of(path: Path | None) -> Format:
-    """Return the format that the name of a file of predictions ends in, or json."""
-    ending = path.suffix.lower().removeprefix(".") if path is not None else ""
-    known: dict[str, Format] = {form: form for form in get_args(Format)}
-    return known.get(ending, "json")
+    """Return the format that the name of a file of predictions ends in; json where it ends otherwise."""
+    if path is not None:
+        formats: tuple[Format, ...] = get_args(Format)
+        for name in formats:
+            if path.suffix.lower() == f".{name}":
+                return name
+    return "json"
 
 
 @contextmanager
 def open_output(
-    path: Path, form: Format, classes: Sequence[str], topk: int, *, several: bool = False, guard_csv: bool = True
+    path: Path,
+    form: Format,
+    classes: Sequence[str],
+    topk: int,
+    *,
+    is_multi_label: bool = False,
+    guard_csv: bool = True,
 ) -> Iterator[PredictionFile]:
     """Open a file of predictions, written under a temporary name until it is whole.
+
+    Args:
+        path: The file.
+        form: Format of its content.
+        classes: Class names in the order of the logits.
+        topk: The most classes that an image is given; in CSV of a single-label model, the number of their columns.
+        is_multi_label: Write the classes of an image as a list of any length.
+        guard_csv: Put an apostrophe before texts in CSV that a spreadsheet would compute.
 
     Raises:
         CheckpointError: The folder cannot be written, or the disk is full; an older file stays as it was.
@@ -37,26 +55,28 @@ def open_output(
     target, temporary = staging(path)
     remove_leftovers(target)
     try:
-        with _told(path):
+        with _refusal_told(path):
             stream = temporary.open("w", encoding="utf-8", newline="")
         try:
-            output = PredictionFile(stream, path, form, classes, topk, several=several, guard_csv=guard_csv)
+            output = FILES[form](stream, path, tuple(classes), topk, is_multi_label, guard_csv)
+            output.begin()
             yield output
             output.finish()
         finally:
-            with _told(path):
+            with _refusal_told(path):
                 stream.close()
         if temporary != target:
-            with _told(path):
+            with _refusal_told(path):
                 temporary.replace(target)
     finally:
+        # whatever was written in vain goes; after a replacement there is nothing left
         if temporary != target:
             with suppress(OSError):
                 temporary.unlink()
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _refusal_told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -64,78 +84,114 @@ def _told(path: Path) -> Iterator[None]:
         raise CheckpointError(reason) from error
 
 
+@dataclass
 class PredictionFile:
-    """Predictions as JSON ({path: class}), one JSON object a line, or CSV.
+    """A file of predictions that is being written, one row an image."""
 
-    Where an image may have several classes, JSON has lists of them, and CSV their names in one cell. Texts that a
-    spreadsheet would compute are guarded in CSV, unless that is not wanted.
-    """
+    stream: TextIO
+    path: Path
+    """The name that errors have, and the file will have."""
+    classes: tuple[str, ...]
+    topk: int
+    is_multi_label: bool
+    guard_csv: bool
 
-    def __init__(
-        self,
-        stream: TextIO,
-        path: Path,
-        form: Format,
-        classes: Sequence[str],
-        topk: int,
-        *,
-        several: bool = False,
-        guard_csv: bool = True,
-    ) -> None:
-        self._stream, self._path, self._form, self._classes, self._topk = stream, path, form, classes, topk
-        self._several, self._guard_csv = several, guard_csv
-        self._separator = "{\n"
-        if form == "csv" and several:
-            self._put_cells(["path", LABELS, "probabilities", "error"])
-        elif form == "csv":
-            columns = [
-                f"{name}{'' if k == 0 else f'_{k + 1}'}"
-                for k in range(topk)
-                for name in ("class", "name", "probability")
-            ]
-            self._put_cells(["path", *columns, "error"])
+    def begin(self) -> None:
+        """Write what stands before the first row."""
 
-    def write(self, found: Prediction) -> None:
-        """Add one row."""
-        if self._form == "json":
-            one = self._topk == 1 and not self._several
-            value: Any = {"error": found.error} if found.error else found.choices[0] if one else found.choices
-            self._put(f"{self._separator} {json.dumps(found.path)}: {json.dumps(value)}")
-            self._separator = ",\n"
-        elif self._form == "jsonl":
-            self._put(json.dumps(self._row(found)) + "\n")
-        elif self._several:
-            names = BETWEEN.join(self._classes[choice] for choice in found.choices)
-            shares = BETWEEN.join(f"{probability:.6f}" for probability in found.probabilities)
-            self._put_cells([found.path, names, shares, found.error or ""])
-        else:
-            cells = [
-                cell
-                for choice, probability in zip(found.choices, found.probabilities, strict=True)
-                for cell in (choice, self._classes[choice], f"{probability:.6f}")
-            ]
-            self._put_cells([found.path, *cells, *[""] * (3 * self._topk - len(cells)), found.error or ""])
-
-    def _put(self, text: str) -> None:
-        with _told(self._path):
-            self._stream.write(text)
-
-    def _put_cells(self, cells: Sequence[object]) -> None:
-        with _told(self._path):
-            write_rows(self._stream, [cells], guarded=self._guard_csv)
+    def write(self, prediction: Prediction) -> None:
+        """Write one row."""
+        raise NotImplementedError
 
     def finish(self) -> None:
-        """End the file."""
-        if self._form == "json":
-            self._put("\n}\n" if self._separator == ",\n" else "{}\n")
+        """Write what stands behind the last row."""
 
-    def _row(self, found: Prediction) -> dict[str, Any]:
-        if found.error:
-            return {"path": found.path, "error": found.error}
-        named = [
-            {"class": choice, "name": self._classes[choice], "probability": probability}
-            for choice, probability in zip(found.choices, found.probabilities, strict=True)
+    def put(self, text: str) -> None:
+        """Write a text as it is."""
+        with _refusal_told(self.path):
+            self.stream.write(text)
+
+
+class JsonFile(PredictionFile):
+    """One JSON object that maps each path to its class, to several classes, or to an error."""
+
+    separator = "{\n"
+    """What stands before the next row."""
+
+    def write(self, prediction: Prediction) -> None:
+        """Add a path and its classes."""
+        value: Any = prediction.choices
+        if prediction.error:
+            value = {"error": prediction.error}
+        elif self.topk == 1 and not self.is_multi_label:
+            value = prediction.choices[0]
+        self.put(f"{self.separator} {json.dumps(prediction.path)}: {json.dumps(value)}")
+        self.separator = ",\n"
+
+    def finish(self) -> None:
+        """Close the object, which may be empty."""
+        is_empty = self.separator == "{\n"
+        end = "{}\n" if is_empty else "\n}\n"
+        self.put(end)
+
+
+class JsonLinesFile(PredictionFile):
+    """One JSON object an image, with names and probabilities."""
+
+    def write(self, prediction: Prediction) -> None:
+        """Add a line."""
+        self.put(json.dumps(self._row(prediction)) + "\n")
+
+    def _row(self, prediction: Prediction) -> dict[str, Any]:
+        if prediction.error:
+            return {"path": prediction.path, "error": prediction.error}
+        choices = [
+            {"class": choice, "name": self.classes[choice], "probability": probability}
+            for choice, probability in zip(prediction.choices, prediction.probabilities, strict=True)
         ]
-        if self._several:
-            return {"path": found.path, LABELS: named}
-        return {"path": found.path, **named[0], **({"topk": named} if self._topk > 1 else {})}
+        if self.is_multi_label:
+            return {"path": prediction.path, LABELS: choices}
+        row = {"path": prediction.path, **choices[0]}
+        if self.topk > 1:
+            row["topk"] = choices
+        return row
+
+
+class CsvFile(PredictionFile):
+    """A table: three columns for each of the first classes, or all names and probabilities in one cell each."""
+
+    OF_A_CHOICE: ClassVar = ("class", "name", "probability")
+    """Columns of each class that a single-label model gives."""
+
+    def begin(self) -> None:
+        """Write the header."""
+        if self.is_multi_label:
+            self._put_cells(["path", LABELS, "probabilities", "error"])
+            return
+        columns = list(self.OF_A_CHOICE)
+        for number in range(2, self.topk + 1):
+            columns += [f"{name}_{number}" for name in self.OF_A_CHOICE]
+        self._put_cells(["path", *columns, "error"])
+
+    def write(self, prediction: Prediction) -> None:
+        """Add a row."""
+        names = [self.classes[choice] for choice in prediction.choices]
+        shares = [f"{probability:.6f}" for probability in prediction.probabilities]
+        error = prediction.error or ""
+        if self.is_multi_label:
+            self._put_cells([prediction.path, BETWEEN.join(names), BETWEEN.join(shares), error])
+            return
+        cells: list[object] = []
+        for cells_of_choice in zip(prediction.choices, names, shares, strict=True):
+            cells += cells_of_choice
+        # an unreadable image has no classes
+        cells += [""] * (len(self.OF_A_CHOICE) * self.topk - len(cells))
+        self._put_cells([prediction.path, *cells, error])
+
+    def _put_cells(self, cells: Sequence[object]) -> None:
+        with _refusal_told(self.path):
+            write_rows(self.stream, [cells], guarded=self.guard_csv)
+
+
+FILES: Mapping[Format, type[PredictionFile]] = {"json": JsonFile, "jsonl": JsonLinesFile, "csv": CsvFile}
+"""The kind of file for each format."""

@@ -26,11 +26,12 @@ from vitrail.devices import Precision, pick_device
 from vitrail.display import Display, Quiet
 from vitrail.errors import ConfigError, printable
 from vitrail.files import no_file
-from vitrail.images.decoding import decode, nothing_printed, read_image
+from vitrail.images.decoding import decode, read_image
 from vitrail.images.pixels import UnreadableImage
-from vitrail.images.transforms import Preprocess, normalise
+from vitrail.images.preprocess import Preprocess, normalise
+from vitrail.images.silence import nothing_printed
 from vitrail.inference.decision import Choices, DecisionRule, ReachedThresholds, TopClasses
-from vitrail.inference.engines import Artifact, Network, read_artifact, require_classes, tell_program
+from vitrail.inference.network import Artifact, Network, read_artifact, require_classes, tell_program
 from vitrail.weights.checkpoint import Record
 from vitrail.weights.loading import override_preprocess
 from vitrail.weights.opened import show_account
@@ -117,7 +118,7 @@ class Predictor:
     def _predict_batch(self, images: Sequence[tuple[str, Tensor | str]]) -> Iterator[Prediction]:
         """Yield the predictions of one batch: of each path, the image or why it cannot be read."""
         views = [image for _, image in images if isinstance(image, Tensor)]
-        rows = iter(self.classify(views) if views else ())
+        rows = iter(self.classify(views)) if views else iter(())
         for path, image in images:
             if isinstance(image, str):
                 yield Prediction(printable(path), error=image)

@@ -1,4 +1,4 @@
-"""Is a file as it was written? By its digest, its checksums, its name or its structure, and nothing in it is run."""
+"""Verify that a file is as it was written: by its digest, checksums, name or structure, without running anything."""
 
 from __future__ import annotations
 
@@ -22,63 +22,63 @@ from vitrail.weights.formats.weight_file import open_weights
 from vitrail.weights.loading import check_digest
 
 PARTS = ".index.json"
-"""How the name of a list ends that says in which file each weight of a large model is."""
+"""Ending of a list that says in which file each weight of a large model is."""
 MOST_PARTS = 16 * 2**20
-"""Bytes of such a list."""
+"""Largest list of parts that is read, in bytes."""
 NAMED = re.compile(r".*[-.]([0-9a-f]{8,64})\.\w+(\.tar)?")
-"""How a name ends that holds the beginning of its file's SHA-256: PyTorch's, mmpretrain's, and our saves'."""
-
-NAMES = ("its name holds another hash than its SHA-256", "the SHA-256 in its name")
-"""What is said of a hash in a name that is not the file's, and of one that is."""
+"""A name that ends in the beginning of its file's SHA-256: PyTorch's, mmpretrain's, and our saves'."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """What can be said of a file."""
+    """The outcome of verifying a file."""
 
     path: str
     kind: str
+    """Kind of file: its ending without a dot, weights, shards or parts."""
     by: str
-    """What it was compared with, or what is wrong with it."""
+    """The digest, checksums or name that it was compared with, or what is wrong with it."""
     is_whole: bool | None
     """None where nothing tells whether its values are those that were written."""
 
     @property
     def verdict(self) -> str:
-        """Return that in a word."""
-        return {True: "as written", None: "cannot be told", False: "refused"}[self.is_whole]
+        """The outcome in a word."""
+        if self.is_whole is None:
+            return "cannot be told"
+        return "as written" if self.is_whole else "refused"
 
 
 def verify(path: Path) -> Verified:
-    """Compare a file with all that it and its name say of its content.
+    """Compare a file with every digest, checksum and hash that it and its name hold.
 
     Args:
         path: A weight file, an exported file, a list of the parts of a model, a save of a run, or the index of shards.
     """
-    kind, look = _kind(path)
+    kind, check = _kind(path)
     try:
-        by, named = look(path), _hash_in_name(path)
-        fits = named is not None and hash_file(path).startswith(named)
-        if named is not None and not fits and not by:
-            raise CheckpointError(
-                f"{path}: its SHA-256 does not begin with {named}, as its name says; copy or download it again"
-            )
+        content, name = check(path), _check_name(path)
     except VitrailError as error:
         wrong = str(error).removeprefix(f"{path}: ")
         return Verified(path=str(path), kind=kind, by=wrong, is_whole=False)
     except OSError as error:
         wrong = f"cannot be read ({error.strerror})"
         return Verified(path=str(path), kind=kind, by=wrong, is_whole=False)
-    if not by and not fits:
+    said = [content] if content else []
+    if name is not None:
+        if not name.fits and not content:
+            wrong = f"its SHA-256 does not begin with {name.hash}, as its name says; copy or download it again"
+            return Verified(path=str(path), kind=kind, by=wrong, is_whole=False)
+        # a name may hold digits of something else, such as a commit
+        said.append("the SHA-256 in its name" if name.fits else "its name holds another hash than its SHA-256")
+    if not said:
         by = "its structure is whole, and it has neither digest nor checksums"
         return Verified(path=str(path), kind=kind, by=by, is_whole=None)
-    # a name may hold digits of something else, such as a commit
-    said = "" if named is None else NAMES[fits]
-    return Verified(path=str(path), kind=kind, by="; ".join(filter(None, (by, said))), is_whole=True)
+    return Verified(path=str(path), kind=kind, by="; ".join(said), is_whole=True)
 
 
 def _kind(path: Path) -> tuple[str, Callable[[Path], str]]:
-    """Return what a file is by its name, and what looks at it."""
+    """Return the kind of a file by its name, and the function that checks its content."""
     if path.name == INDEX:
         return "shards", _by_shards
     if path.name.endswith(PARTS):
@@ -88,14 +88,33 @@ def _kind(path: Path) -> tuple[str, Callable[[Path], str]]:
     return "weights", _by_weights
 
 
+@dataclass(frozen=True)
+class _NamedHash:
+    """The hash in the name of a file."""
+
+    hash: str
+    fits: bool
+    """Whether the file's SHA-256 begins with it."""
+
+
+def _check_name(path: Path) -> _NamedHash | None:
+    """Compare a file with the hash in its name, if there is one."""
+    named = _hash_in_name(path)
+    return None if named is None else _NamedHash(named, hash_file(path).startswith(named))
+
+
 def _hash_in_name(path: Path) -> str | None:
-    """Return what a name says of the file's SHA-256, or that in the hub's cache which it is a link to."""
+    """Return the beginning of the SHA-256 that a name holds, or that of the file in the hub's cache it is a link to."""
     target = Path(os.path.realpath(path))
     if target.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", target.name):
         return target.name
-    found = NAMED.fullmatch(path.name)
-    is_date = found is not None and len(found[1]) == 8 and found[1].isdecimal()
-    return None if found is None or is_date or not path.is_file() else found[1]
+    match = NAMED.fullmatch(path.name)
+    if match is None or not path.is_file():
+        return None
+    digits = match[1]
+    # eight decimal digits are a date, as in tnt-20240131.pth
+    is_date = len(digits) == 8 and digits.isdecimal()
+    return None if is_date else digits
 
 
 def _by_weights(path: Path) -> str:
@@ -128,25 +147,30 @@ def _by_shards(path: Path) -> str:
 
 
 def _by_parts(path: Path) -> str:
-    """Look whether the parts of a model are there, whole, and hold the weights that their list says, each once."""
+    """Check that the parts of a model are there, whole, and hold the weights that their list says, each once."""
     parts: dict[str, list[str]] = {}
     for name, part in read_parts(path).items():
         parts.setdefault(part, []).append(name)
-    means = []
+    verified = []
     for part, claimed in sorted(parts.items()):
         if not (path.parent / part).is_file():
             raise CheckpointError(f"{path}: its part {part} is not beside it; copy it there")
         held = open_weights(path.parent / part).tensors.keys()
-        if missing := [name for name in claimed if name not in held]:
+        missing = [name for name in claimed if name not in held]
+        if missing:
             raise CheckpointError(f"{path}: {part} lacks {len(missing)} of its weights, such as {missing[0]}")
-        if more := [name for name in held if name not in claimed]:
+        more = [name for name in held if name not in claimed]
+        if more:
             raise CheckpointError(
                 f"{path}: {part} holds {len(more)} weights that are said to be elsewhere, such as {more[0]}"
             )
-        means.append(verify(path.parent / part))
-    if wrong := [one for one in means if one.is_whole is False]:
-        raise CheckpointError(f"{path}: its part {Path(wrong[0].path).name} {wrong[0].by}")
-    return f"{len(parts)} parts, each by what it says" * all(one.is_whole for one in means)
+        verified.append(verify(path.parent / part))
+    for one in verified:
+        if one.is_whole is False:
+            raise CheckpointError(f"{path}: its part {Path(one.path).name} {one.by}")
+    if not all(one.is_whole for one in verified):
+        return ""
+    return f"{len(parts)} parts, each by what it says"
 
 
 def read_parts(path: Path) -> Mapping[str, str]:
@@ -157,10 +181,10 @@ def read_parts(path: Path) -> Mapping[str, str]:
     """
     try:
         content = json.loads(read_regular(path, MOST_PARTS), object_pairs_hook=_each_once)
-        found = content["weight_map"]
-        if not isinstance(found, dict) or not found:
+        parts = content["weight_map"]
+        if not isinstance(parts, dict) or not parts:
             raise ValueError("weight_map names no weight")
-        for name, part in found.items():
+        for name, part in parts.items():
             if not isinstance(part, str) or part in ("", ".", "..") or Path(part).name != part or "\\" in part:
                 raise ValueError(f"{name} is in {str(part)[:80]!r}, which is no name of a file beside the list")
             if not part.isprintable():
@@ -172,15 +196,15 @@ def read_parts(path: Path) -> Mapping[str, str]:
         raise CheckpointError(
             f"{path}: is no list of the parts of a model ({reason[:200]}); use the original"
         ) from error
-    return found
+    return parts
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"it names {twice[:80]!r} twice")
-    return found
+    return values
 
 
 def _is_archive(path: Path) -> bool:

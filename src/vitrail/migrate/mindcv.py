@@ -179,13 +179,14 @@ def _set_decay_epochs(value: Any, case: Case) -> Outcome:
         return Outcome({"schedule.decay_epochs": 1.0})
     if curve != "cosine_decay":
         return Outcome()
+    warmup = case.number("warmup_epochs")
+    epochs = case.number("epoch_size")
     is_written = "decay_epochs" in case.written
     if case.as_written and not is_written:
         return Outcome({"schedule.cosine_epochs": None}, "the cosine ends with the run")
     # their cosine has a length of its own, which need not be that of the run
     settings = {"schedule.cosine_epochs": read_number(value)}
-    end = case.number("warmup_epochs") + read_number(value)
-    epochs = case.number("epoch_size")
+    end = warmup + read_number(value)
     cosine = f"a cosine of {format_value(value)} epochs"
     if end == epochs:
         return Outcome(settings)

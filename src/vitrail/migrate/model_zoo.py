@@ -76,9 +76,11 @@ def _scale_rate(setting: str) -> Rule:
     """Set a learning rate to what their program makes of it, which depends on the batch."""
 
     def rule(value: Any, case: Case) -> Outcome:
-        factor = case.rate_factor
-        note = f"times {factor:g}" if factor != 1 else ""
-        return Outcome({setting: read_number(value) * factor}, note)
+        rate = read_number(value) * case.rate_factor
+        note = ""
+        if case.rate_factor != 1:
+            note = f"times {case.rate_factor:g}"
+        return Outcome({setting: rate}, note)
 
     return rule
 

@@ -1,1 +1,1 @@
-"""A model behind HTTP."""
+"""A model behind HTTP: the API, dynamic batching, image decoding in worker processes, timeouts and limits."""

@@ -1,4 +1,4 @@
-"""What the server answers: one route a function, and around all of them the log, the counts and the headers."""
+"""The HTTP API: predictions, health, readiness, metrics and a page to try it on, as an ASGI application."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import asyncio
 import base64
 import hashlib
 import hmac
-import logging
 import math
 import re
-import secrets
 import time
-from collections.abc import AsyncIterator, Coroutine, MutableMapping
+from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,7 +20,6 @@ from fastapi.exceptions import HTTPException
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.requests import ClientDisconnect
 from torch import Tensor
@@ -33,87 +30,26 @@ from vitrail.inference.predictor import Predictor
 from vitrail.pages.render import render
 from vitrail.server.batching import Batcher, WorkFailed
 from vitrail.server.decoders import Decoders, NotDecoded
-from vitrail.server.headers import find_fault
-from vitrail.server.log import FIELDS
-from vitrail.server.metrics import CONTENT_TYPE, Measures
+from vitrail.server.metrics import CONTENT_TYPE, Metrics
+from vitrail.server.middleware import Middleware
+from vitrail.server.schema import BODY, FAILURES, Choice, Result, Results, State
 from vitrail.server.settings import Serving
 from vitrail.server.upload import Refused, Room, read_files
 
-log = logging.getLogger(__name__)
 Done = TypeVar("Done")
-Message = MutableMapping[str, Any]
+Client = tuple[str, str]
+"""An address, and the connection from there."""
 
 CLIENT_IS_GONE = 499
-"""What the log and the counts call a request whose client did not wait; nobody receives it."""
-SAFE = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
+"""Status in the log and the counts of a request whose client did not wait; nobody receives it."""
 INLINE = re.compile(rb"<(script|style)>(.*?)</\1>", re.DOTALL)
 PATHS = ("/", "/predict", "/health", "/ready", "/metrics", "/openapi.json")
-
-
-class Choice(BaseModel):
-    """One class."""
-
-    index: int = Field(serialization_alias="class")
-    """In the model's order."""
-    name: str
-    probability: float
-
-
-class Result(BaseModel):
-    """One image: its classes, the most probable first, or why it could not be read."""
-
-    topk: list[Choice] | None = None
-    labels: list[Choice] | None = None
-    """Instead, of a model that gives any number of classes: those that reach their thresholds."""
-    error: str | None = None
-
-
-class Results(BaseModel):
-    """One request: a result for each image, in the order of the request."""
-
-    model: str
-    results: list[Result]
-    ms: float
-    """From the request's header to its answer."""
-
-
-class Failure(BaseModel):
-    """Why a request was not answered."""
-
-    error: str
-
-
-class State(BaseModel):
-    """How the server is."""
-
-    status: str
-
-
 BEARER = HTTPBearer(auto_error=False, description="The server's API key")
-IMAGE = {"schema": {"type": "string", "format": "binary"}}
-FORM = {"type": "object", "properties": {"files": {"type": "array", "items": {"type": "string", "format": "binary"}}}}
-BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"multipart/form-data": {"schema": FORM}, "image/*": IMAGE, "application/octet-stream": IMAGE},
-    }
-}
-FAILURES: dict[int | str, dict[str, Any]] = {
-    400: {"model": Failure, "description": "The form is broken, or holds no image"},
-    401: {"model": Failure, "description": "The API key is missing or wrong"},
-    408: {"model": Failure, "description": "The request took too long to arrive"},
-    413: {"model": Failure, "description": "Too many bytes or files"},
-    415: {"model": Failure, "description": "Neither a form nor an image"},
-    422: {"model": Results, "description": "No image of the request could be read; each result says why"},
-    429: {"model": Failure, "description": "Too many images are waiting; Retry-After says when to try again"},
-    421: {"model": Failure, "description": "The server was not told that it has the name in Host"},
-    503: {"model": Failure, "description": "The answer took too long, or the engine or the decoder failed"},
-}
 
 
 @dataclass(frozen=True)
 class Served:
-    """The model, ready to answer, and in what thread."""
+    """A model that is ready to answer, and the thread in which it does."""
 
     predictor: Predictor
     thread: ThreadPoolExecutor
@@ -122,163 +58,237 @@ class Served:
 
 def build_app(served: Served, serving: Serving, decoders: Decoders) -> Any:
     """Return the ASGI application."""
-    limits, predictor, network = serving.limits, served.predictor, served.predictor.network
-    room = Room(limits)
-    measures = Measures(lambda: room.images)
-    seconds_an_image = 0.0
-
-    def work(views: list[Tensor]) -> list[Choices]:
-        nonlocal seconds_an_image
-        began = time.perf_counter()
-        found = predictor.classify(views)
-        took = time.perf_counter() - began
-        seconds_an_image = took / len(views)
-        measures.batch_seconds.observe(took)
-        measures.batch_images.observe(len(views))
-        return found
-
-    batcher: Batcher[Tensor, Choices] = Batcher(
-        work, served.thread, most=serving.max_batch, wait_s=serving.max_wait_ms / 1000
-    )
-
-    async def answer(files: list[bytearray], number: int, who: tuple[str, str]) -> Result:
-        try:
-            with measures.decode_seconds.time():
-                # named by number, so that no bytes wait for a decoder on behalf of a client that is gone
-                view = await decoders.read(who, lambda: files[number])
-        except UnreadableImage as error:
-            measures.images.labels("unreadable").inc()
-            return Result(error=str(error))
-        choices, probabilities = await batcher.ask(view, who)
-        measures.images.labels("classified").inc()
-        pairs = zip(choices, probabilities, strict=True)
-        named = [Choice(index=k, name=predictor.classes[k], probability=p) for k, p in pairs]
-        return Result(labels=named) if predictor.is_multi_label else Result(topk=named)
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        batches = asyncio.create_task(batcher.run())
-        yield
-        batches.cancel()
-        served.thread.shutdown(wait=False, cancel_futures=True)
-
+    api = Api(served, serving, decoders)
+    network = served.predictor.network
     app = FastAPI(
-        title="vitrail", description=f"{network.record.model}, run by {network.about}", version="1",
-        docs_url=None, redoc_url=None, lifespan=lifespan,
+        title="vitrail",
+        description=f"{network.record.model}, run by {network.about}",
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=api.run_batches,
         redirect_slashes=False,
-    )  # fmt: skip
+    )
     if serving.cors:
         app.add_middleware(
-            CORSMiddleware, allow_origins=serving.cors, allow_methods=["POST"], allow_headers=["Authorization"],
+            CORSMiddleware,
+            allow_origins=serving.cors,
+            allow_methods=["POST"],
+            allow_headers=["Authorization"],
             expose_headers=["Retry-After"],
-        )  # fmt: skip
+        )
+    _add_routes(app, api, [] if serving.api_key is None else [Depends(api.check_key)])
+    for kind, answer in {
+        AnyHTTPException: _answer_refused,
+        Refused: api.answer_refused_upload,
+        WorkFailed: _answer_engine_failed,
+        NotDecoded: _answer_decoder_failed,
+        ClientDisconnect: _answer_nobody,
+    }.items():
+        app.add_exception_handler(kind, answer)
+    return Middleware(app, PATHS, api.metrics, serving)
 
-    def check_key(given: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> None:
-        key = "" if given is None else given.credentials
-        if serving.api_key is not None and not hmac.compare_digest(key.encode(), serving.api_key.encode()):
-            what = "needs the API key" if given is None else "the API key is wrong"
-            raise HTTPException(
-                401, f"{what}; send it as Authorization: Bearer KEY", headers={"WWW-Authenticate": "Bearer"}
-            )
 
-    needs_key = [Depends(check_key)] if serving.api_key is not None else []
+def _add_routes(app: FastAPI, api: Api, needs_key: list[Any]) -> None:
+    app.post(
+        "/predict",
+        openapi_extra=BODY,
+        responses=FAILURES,
+        dependencies=needs_key,
+        response_model_exclude_none=True,
+    )(api.predict)
+    unwell: dict[int | str, dict[str, Any]] = {503: {"model": State}}
+    app.get("/health", responses=unwell)(api.health)
+    app.get("/ready", responses=unwell)(api.ready)
+    app.get("/metrics", name="metrics", dependencies=needs_key, response_class=Response)(api.show_metrics)
+    app.get("/", include_in_schema=False)(api.index)
 
-    @app.exception_handler(AnyHTTPException)
-    def refuse(_: Request, error: AnyHTTPException) -> JSONResponse:
-        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+    # load balancers ask with HEAD
+    app.head("/health", include_in_schema=False)(api.health)
+    app.head("/ready", include_in_schema=False)(api.ready)
+    app.head("/metrics", dependencies=needs_key, include_in_schema=False)(api.show_metrics)
+    app.head("/", include_in_schema=False)(api.index)
 
-    @app.post(
-        "/predict", openapi_extra=BODY, responses=FAILURES, dependencies=needs_key, response_model_exclude_none=True
-    )
-    async def predict(request: Request, response: Response) -> Results:
+
+class Api:
+    """What each path answers; the docstrings of those in the OpenAPI description are their texts there.
+
+    Args:
+        served: The model, and the thread that runs it.
+        serving: Settings of the server.
+        decoders: Turn image files into what the model sees.
+    """
+
+    def __init__(self, served: Served, serving: Serving, decoders: Decoders) -> None:
+        self._predictor = served.predictor
+        self._thread = served.thread
+        self._model = served.predictor.network.record.model
+        self._serving = serving
+        self._limits = serving.limits
+        self._decoders = decoders
+        self._room = Room(serving.limits)
+        self._batcher: Batcher[Tensor, Choices] = Batcher(
+            self._classify_batch,
+            served.thread,
+            most=serving.max_batch,
+            wait_s=serving.max_wait_ms / 1000,
+        )
+        self._seconds_an_image = 0.0
+        """Time of the last batch by its images, from which Retry-After is estimated."""
+        self._page = render(
+            "serve.html",
+            model=self._model,
+            classes=len(served.predictor.classes),
+            about=served.predictor.network.about,
+            key=serving.api_key is not None,
+            limits=serving.limits,
+        )
+        self._page_policy = _write_content_policy(self._page)
+        self.metrics = Metrics(lambda: self._room.images)
+
+    @asynccontextmanager
+    async def run_batches(self, _: FastAPI) -> AsyncIterator[None]:
+        """Work on batches for as long as the application runs."""
+        batches = asyncio.create_task(self._batcher.run())
+        yield
+        batches.cancel()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def check_key(self, given: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> None:
+        """Refuse a request that does not bring the API key."""
+        how = "send it as Authorization: Bearer KEY"
+        asks_for_key = {"WWW-Authenticate": "Bearer"}
+        if given is None:
+            raise HTTPException(401, f"needs the API key; {how}", headers=asks_for_key)
+        key = self._serving.api_key or ""
+        # compared in the same time wherever they differ, which would tell how much of a guess is right
+        if not hmac.compare_digest(given.credentials.encode(), key.encode()):
+            raise HTTPException(401, f"the API key is wrong; {how}", headers=asks_for_key)
+
+    async def predict(self, request: Request, response: Response) -> Results:
         """Classify the images of a form, or one image that is the whole body."""
-        began, share, who = time.perf_counter(), room.share(), _who(request)
+        began = time.perf_counter()
+        share = self._room.share()
+        timeout_s = self._limits.timeout_s
         files: list[bytearray] = []
-        late = HTTPException(408, f"the request did not arrive in {limits.timeout_s:g} s")
+        has_arrived = False
         try:
             with share:
-                async with asyncio.timeout(limits.timeout_s):
-                    files = await read_files(request.headers, request.stream(), limits, share)
-                    late = HTTPException(503, f"the request could not be answered in {limits.timeout_s:g} s")
-                    found = await _while_there(
-                        request, _all(answer(files, number, who) for number in range(len(files)))
-                    )
-        except Refused as error:
-            wait = {"Retry-After": str(max(1, math.ceil(room.images * seconds_an_image)))}
-            raise HTTPException(error.status, error.reason, wait if error.status == 429 else None) from error
+                async with asyncio.timeout(timeout_s):
+                    files = await read_files(request.headers, request.stream(), self._limits, share)
+                    has_arrived = True
+                    work = self._classify_files(files, _identify_client(request))
+                    results = await _while_connected(request, work)
         except TimeoutError as error:
-            raise late from error
-        except WorkFailed as error:
-            raise HTTPException(503, "the engine failed; the server's log has the reason") from error
-        except NotDecoded as error:
-            raise HTTPException(503, "no decoder works; the server's log has the reason") from error
-        except ClientDisconnect:
-            raise HTTPException(CLIENT_IS_GONE, "") from None
+            if has_arrived:
+                raise HTTPException(503, f"the request could not be answered in {timeout_s:g} s") from error
+            raise HTTPException(408, f"the request did not arrive in {timeout_s:g} s") from error
         finally:
-            files.clear()
+            files.clear()  # decoders hold the list, and must not decode for nobody
             request.scope["state"] |= {"images": share.images, "bytes": share.bytes}
-        if all(result.error is not None for result in found):
+
+        if all(result.error is not None for result in results):
             response.status_code = 422
         response.headers["Cache-Control"] = "no-store"
-        return Results(model=network.record.model, results=found, ms=round(1000 * (time.perf_counter() - began), 3))
+        milliseconds = round(1000 * (time.perf_counter() - began), 3)
+        return Results(model=self._model, results=results, ms=milliseconds)
 
-    @app.head("/health", include_in_schema=False)
-    @app.get("/health", responses={503: {"model": State}})
-    async def health(response: Response) -> State:
+    async def _classify_files(self, files: list[bytearray], client: Client) -> list[Result]:
+        results = (self._classify_file(files, number, client) for number in range(len(files)))
+        return list(await asyncio.gather(*results))
+
+    async def _classify_file(self, files: list[bytearray], number: int, client: Client) -> Result:
+        try:
+            with self.metrics.decode_seconds.time():
+                # named by number, so that no bytes wait for a decoder on behalf of a client that is gone
+                view = await self._decoders.read(client, lambda: files[number])
+        except UnreadableImage as error:
+            self.metrics.images.labels("unreadable").inc()
+            return Result(error=str(error))
+        indices, probabilities = await self._batcher.ask(view, client)
+        self.metrics.images.labels("classified").inc()
+
+        choices = []
+        for index, probability in zip(indices, probabilities, strict=True):
+            name = self._predictor.classes[index]
+            choices.append(Choice(index=index, name=name, probability=probability))
+        if self._predictor.is_multi_label:
+            return Result(labels=choices)
+        return Result(topk=choices)
+
+    def _classify_batch(self, views: list[Tensor]) -> list[Choices]:
+        """Classify a batch, in the thread of the network, and note how long it took."""
+        began = time.perf_counter()
+        choices = self._predictor.classify(views)
+        seconds = time.perf_counter() - began
+        self._seconds_an_image = seconds / len(views)
+        self.metrics.batch_seconds.observe(seconds)
+        self.metrics.batch_images.observe(len(views))
+        return choices
+
+    async def health(self, response: Response) -> State:
         """Say whether the engine and the decoders work; if not, the process is to be started anew."""
-        trouble = decoders.trouble
-        if batcher.has_failed:
+        trouble = self._decoders.trouble
+        if self._batcher.has_failed:
             trouble = "the engine failed"
-        elif batcher.busy_s > limits.timeout_s:
+        elif self._batcher.busy_s > self._limits.timeout_s:
             trouble = "the engine does not answer"
-        if trouble is not None:
-            response.status_code = 503
-        return State(status=trouble or "ok")
+        if trouble is None:
+            return State(status="ok")
+        response.status_code = 503
+        return State(status=trouble)
 
-    @app.head("/ready", include_in_schema=False)
-    @app.get("/ready", responses={503: {"model": State}})
-    async def ready(response: Response) -> State:
+    async def ready(self, response: Response) -> State:
         """Say whether more images are welcome."""
-        if room.images >= limits.queue:
+        if self._room.images >= self._limits.queue:
             response.status_code = 503
             return State(status="too many images are waiting")
-        return await health(response)
+        return await self.health(response)
 
-    @app.head("/metrics", dependencies=needs_key, include_in_schema=False)
-    @app.get("/metrics", dependencies=needs_key, response_class=Response)
-    async def metrics() -> Response:
+    async def show_metrics(self) -> Response:
         """Return counts and times for Prometheus."""
-        return Response(measures.text(), media_type=CONTENT_TYPE)
+        return Response(self.metrics.text(), media_type=CONTENT_TYPE)
 
-    page = render(
-        "serve.html", model=network.record.model, classes=len(predictor.classes), about=network.about,
-        key=serving.api_key is not None, limits=limits,
-    )  # fmt: skip
-    policy = _policy(page)
+    async def index(self) -> Response:
+        headers = {"Content-Security-Policy": self._page_policy}
+        return Response(self._page, media_type="text/html", headers=headers)
 
-    @app.head("/", include_in_schema=False)
-    @app.get("/", include_in_schema=False)
-    async def index() -> Response:
-        return Response(page, media_type="text/html", headers={"Content-Security-Policy": policy})
+    async def answer_refused_upload(self, _: Request, error: Any) -> JSONResponse:
+        """Answer a request whose images are refused; one that came at a bad time is told when to try again."""
+        headers = None
+        if error.status == 429:
+            seconds = math.ceil(self._room.images * self._seconds_an_image)
+            headers = {"Retry-After": str(max(1, seconds))}
+        return JSONResponse({"error": error.reason}, error.status, headers)
 
-    return _Watched(app, measures, serving)
+
+async def _answer_refused(_: Request, error: Any) -> JSONResponse:
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
 
-def _who(request: Request) -> tuple[str, str]:
-    """Return who asks, for turns: the address and the connection; all of a proxy's clients have its address."""
+async def _answer_engine_failed(_: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"error": "the engine failed; the server's log has the reason"}, 503)
+
+
+async def _answer_decoder_failed(_: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"error": "no decoder works; the server's log has the reason"}, 503)
+
+
+async def _answer_nobody(_: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"error": ""}, CLIENT_IS_GONE)
+
+
+def _identify_client(request: Request) -> Client:
+    """Return whose turn a request takes; all clients of a proxy have its address."""
     host, port = request.client or ("", 0)
     return host, f"{host}:{port}"
 
 
-async def _all(results: Any) -> list[Result]:
-    return list(await asyncio.gather(*results))
-
-
-async def _while_there(request: Request, work: Coroutine[Any, Any, Done]) -> Done:
+async def _while_connected(request: Request, work: Coroutine[Any, Any, Done]) -> Done:
     """Work for as long as the client waits for it.
 
     Raises:
-        ClientDisconnect: It does not.
+        ClientDisconnect: The client has closed the connection.
     """
     working = asyncio.create_task(work)
     leaving = asyncio.ensure_future(request.receive())  # after the body, nothing else can come
@@ -292,54 +302,15 @@ async def _while_there(request: Request, work: Coroutine[Any, Any, Done]) -> Don
         leaving.cancel()
 
 
-def _policy(page: bytes) -> str:
-    """Return the policy that lets a browser do what this page does, and nothing else."""
+def _write_content_policy(page: bytes) -> str:
+    """Return the Content-Security-Policy that lets a browser do what this page does, and nothing else."""
     hashes: dict[bytes, list[str]] = {b"script": [], b"style": []}
     for kind, content in INLINE.findall(page):
-        hashes[kind].append(f"'sha256-{base64.b64encode(hashlib.sha256(content).digest()).decode()}'")
+        digest = base64.b64encode(hashlib.sha256(content).digest()).decode()
+        hashes[kind].append(f"'sha256-{digest}'")
+    scripts = " ".join(hashes[b"script"])
+    styles = " ".join(hashes[b"style"])
     return (
-        f"default-src 'none'; script-src {' '.join(hashes[b'script'])}; style-src {' '.join(hashes[b'style'])}; "
+        f"default-src 'none'; script-src {scripts}; style-src {styles}; "
         "img-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-
-
-class _Watched:
-    """Logs and counts every request, refuses what is none, and answers those that failed.
-
-    What a request holds or asks for is not logged.
-    """
-
-    def __init__(self, app: Any, measures: Measures, serving: Serving) -> None:
-        self._app, self._measures, self._serving = app, measures, serving
-
-    async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        began, number, status = time.perf_counter(), secrets.token_hex(8), 0
-        path = scope["path"] if scope["path"] in PATHS else "other"
-
-        async def send_named(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", number.encode()), *SAFE]
-            await send(message)
-
-        app, fault = self._app, find_fault(scope["headers"], scope["http_version"], self._serving)
-        if fault is not None:
-            app = JSONResponse({"error": fault[1]}, fault[0], {"Connection": "close"})
-        try:
-            await app(scope, receive, send_named)
-        except Exception:
-            log.exception("a request failed", extra={FIELDS: {"id": number}})
-            if not status:
-                await JSONResponse({"error": f"an error of the server; its log has {number}"}, 500)(
-                    scope, receive, send_named
-                )
-            status = 500
-        took = time.perf_counter() - began
-        self._measures.requests.labels(path, str(status)).inc()
-        self._measures.request_seconds.labels(path).observe(took)
-        told = {"id": number, "method": scope["method"], "path": path, "status": status, "ms": round(1000 * took, 1)}
-        log.info("request", extra={FIELDS: {**told, **scope["state"]}})

@@ -1,4 +1,4 @@
-"""Connections that are never waited for without end, and a server that leaves without losing a request."""
+"""The HTTP server: timeouts for slow clients, limits on tiny chunks and headers, and graceful shutdown."""
 
 from __future__ import annotations
 
@@ -20,28 +20,34 @@ from vitrail.errors import ConfigError
 from vitrail.server.settings import Serving
 
 BACKLOG = 2048
+"""Connections that the system holds until the server takes them."""
 KEEP_ALIVE_S = 5
-"""How long a connection is kept for another request; from the signal to end on, how long it may still bring one."""
+"""Seconds that a connection is kept for another request; after the signal to end, that it may still bring one."""
 READ_SIZE = 2**16
 """Bytes that are taken of a connection before it is the turn of others."""
 MOST_HEADERS = 100
-FREE_CHUNKS, LEAST_CHUNK = 64, 512
-"""Chunks of a body that may be small, and bytes that the others must have on average."""
+"""Headers of a request."""
+FREE_CHUNKS = 64
+"""Chunks of a body that may be of any size."""
+LEAST_CHUNK = 512
+"""Bytes that the other chunks of a body must have on average."""
 CLOSE = (b"connection", b"close")
-FREE_FILES = 64
-"""That the process opens beside its connections."""
+"""The header that tells a client that the connection ends with this answer."""
+OTHER_FILES = 64
+"""Files that the process opens beside its connections."""
 
 
 def listen(serving: Serving) -> socket.socket:
-    """Take the port.
+    """Take the port, and return its socket.
 
     Raises:
         ConfigError: It is taken, or there is no such host.
     """
     try:
-        found = socket.getaddrinfo(serving.host, serving.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        both = serving.host == "::" and socket.has_dualstack_ipv6()
-        listening = socket.create_server(found[4][:2], family=found[0], backlog=BACKLOG, dualstack_ipv6=both)
+        addresses = socket.getaddrinfo(serving.host, serving.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = addresses[0]
+        takes_ipv4_too = serving.host == "::" and socket.has_dualstack_ipv6()
+        listening = socket.create_server(address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=takes_ipv4_too)
         # connections inherit it; without, the second half of each answer would wait 40 ms for the client's word
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
@@ -54,36 +60,38 @@ def listen(serving: Serving) -> socket.socket:
         raise ConfigError(f"--host {serving.host} --port {serving.port}: cannot listen there ({reason})") from error
 
 
-def address(listening: socket.socket) -> str:
-    """Return the URL of a socket."""
+def format_url(listening: socket.socket) -> str:
+    """Return the URL of a listening socket."""
     host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if listening.family == socket.AF_INET6 else f"http://{host}:{port}"
+    if listening.family == socket.AF_INET6:
+        return f"http://[{host}]:{port}"
+    return f"http://{host}:{port}"
 
 
 def run(app: Any, serving: Serving, listening: socket.socket, on_ready: Callable[[], None]) -> None:
     """Answer until SIGTERM or Ctrl-C; then refuse new connections, finish with those that there are, and return.
 
     Args:
-        app: What answers, by ASGI.
-        serving: Within what limits.
-        listening: Where.
+        app: The ASGI application that answers.
+        serving: Settings of the server, of which the limits matter here.
+        listening: The socket that connections come to.
         on_ready: Called when connections will be answered, even if the signal comes at once.
     """
     limits = serving.limits
 
     class Connection(_Connection):
-        patience_s = limits.timeout_s
+        timeout_s = limits.timeout_s
 
         def is_ending(self) -> bool:
             return server.should_exit
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
-        async def send_last(message: Any) -> None:
+        async def send_and_close_at_end(message: Any) -> None:
             if message["type"] == "http.response.start" and server.should_exit:
                 message["headers"] = [*message["headers"], CLOSE]
             await send(message)
 
-        await app(scope, receive, send_last)
+        await app(scope, receive, send_and_close_at_end)
 
     config = uvicorn.Config(
         answer,
@@ -109,12 +117,14 @@ def run(app: Any, serving: Serving, listening: socket.socket, on_ready: Callable
 
 
 def _allow_connections(wanted: int) -> int:
-    """Let the process open so many, as far as the system lets it, and return how many it may."""
+    """Raise the number of files that the process may open, as far as the system lets it; return the connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = wanted + FREE_FILES if hard == resource.RLIM_INFINITY else min(wanted + FREE_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    return most - FREE_FILES
+    files = wanted + OTHER_FILES
+    if hard != resource.RLIM_INFINITY:
+        files = min(files, hard)
+    if soft != resource.RLIM_INFINITY and soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    return files - OTHER_FILES
 
 
 class _Server(uvicorn.Server):
@@ -123,7 +133,7 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
         for listening in sockets or []:
-            with contextlib.suppress(OSError):  # there is none
+            with contextlib.suppress(OSError):  # until there is none any more
                 for _ in range(BACKLOG):
                     connection = listening.accept()[0]
                     connection.setblocking(False)
@@ -139,12 +149,17 @@ class _Messages(h11.Connection):
     """Refuses headers and chunks that are so small and so many that taking them apart would hold up all others."""
 
     fault: str | None = None
-    _chunks = _size = 0
+    """Why the request was refused."""
+    _chunks = 0
+    """Chunks of the body so far."""
+    _size = 0
+    """Bytes of the body so far."""
 
     def next_event(self) -> Any:
         event = super().next_event()
         if isinstance(event, h11.Request):
-            self._chunks = self._size = 0
+            self._chunks = 0
+            self._size = 0
             if len(event.headers) > MOST_HEADERS:
                 self._refuse(f"the request has more than {MOST_HEADERS} headers")
         elif isinstance(event, h11.Data):
@@ -166,18 +181,20 @@ class _Connection(H11Protocol):
     that has not heard so yet has KEEP_ALIVE_S to ask, and its answer tells it.
     """
 
-    patience_s: float
-    _is_heard_out: bool = False
+    timeout_s: float
+    """Seconds that a request's header, or the reading of an answer, may take."""
+    _has_sent_all: bool = False
     """Whether the client will send nothing more."""
-    _waiting: asyncio.TimerHandle | None = None
-    """For a request's header, or for the rest of a body that was refused."""
+    _unsent: asyncio.TimerHandle | None = None
+    """Aborts the connection unless a request's header, or the rest of a body that was refused, comes in time."""
     _unread: asyncio.TimerHandle | None = None
+    """Aborts the connection unless the answer is read in time."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.conn: _Messages = _Messages(h11.SERVER)
         transport.max_size = READ_SIZE  # type: ignore[attr-defined]
-        self._wait()
+        self._watch_for_request()
         if self.is_ending():
             self.shutdown()
 
@@ -187,19 +204,20 @@ class _Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._wait()
+        self._watch_for_request()
 
-    def _wait(self) -> None:
+    def _watch_for_request(self) -> None:
+        """Start the timer for the next request's header, or stop it as soon as the header is there."""
         is_idle = self.cycle is None or self.cycle.response_complete
-        if is_idle and self._waiting is None:
-            self._waiting = self.loop.call_later(self.patience_s, self.transport.abort)
-        elif not is_idle and self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
+        if is_idle and self._unsent is None:
+            self._unsent = self.loop.call_later(self.timeout_s, self.transport.abort)
+        elif not is_idle and self._unsent is not None:
+            self._unsent.cancel()
+            self._unsent = None
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unread = self.loop.call_later(self.patience_s, self.transport.abort)
+        self._unread = self.loop.call_later(self.timeout_s, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -209,7 +227,8 @@ class _Connection(H11Protocol):
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()  # which closes it when all is read
-        self._waiting = self._waiting or self.loop.call_later(self.patience_s, self.transport.abort)
+        if self._unsent is None:
+            self._unsent = self.loop.call_later(self.timeout_s, self.transport.abort)
 
     def send_400_response(self, msg: str) -> None:
         super().send_400_response(self.conn.fault or msg)
@@ -218,22 +237,22 @@ class _Connection(H11Protocol):
         """Say whether the connection is kept, because of answers that are still to be given."""
         if self.cycle is None or self.cycle.response_complete or self.cycle.more_body:
             return False
-        self._is_heard_out = True
+        self._has_sent_all = True
         return True
 
     def on_response_complete(self) -> None:
         super().on_response_complete()  # which begins with the next request, if it is there
-        if self._is_heard_out and self.cycle.response_complete:
+        if self._has_sent_all and self.cycle.response_complete:
             self.transport.close()
 
     def shutdown(self) -> None:
-        """Be told that the server is about to end; each answer says so."""
+        """Give an idle connection a little time for another request, as the server is about to end."""
         if self.cycle is None or self.cycle.response_complete:
             self._unset_keepalive_if_required()
             self.timeout_keep_alive_task = self.loop.call_later(KEEP_ALIVE_S, self.timeout_keep_alive_handler)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        for timer in (self._waiting, self._unread):
+        for timer in (self._unsent, self._unread):
             if timer is not None:
                 timer.cancel()

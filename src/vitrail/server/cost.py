@@ -1,7 +1,7 @@
-"""What decoding an image will cost, estimated from its header and its size alone, without Pillow.
+"""Estimate what decoding an image will cost from its header and its size alone, without Pillow.
 
-The rates are of one core of an AMD EPYC, rounded up; they need be right to a factor of a few only. What lies about
-itself is stopped when it has had its time.
+The rates are of one core of an AMD EPYC, rounded up; they need be right to a factor of a few only. A file that lies
+about itself is stopped when it has had its time.
 """
 
 from __future__ import annotations
@@ -13,179 +13,253 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 NANO = 1e-9
-A_BYTE = 8 * NANO
+BYTE_S = 8 * NANO
 """Seconds to read, unpack and copy a byte of any file."""
-A_PIXEL = {"JPEG": 8, "PNG": 25, "WEBP": 35, "GIF": 12, "BMP": 8, "TIFF": 18, "PPM": 8, "AVIF": 60}
-"""Nanoseconds, with resizing."""
-A_SCAN = 4
+PIXEL_NS = {"JPEG": 8, "PNG": 25, "WEBP": 35, "GIF": 12, "BMP": 8, "TIFF": 18, "PPM": 8, "AVIF": 60}
+"""Nanoseconds to decode and resize a pixel, by format."""
+SCAN_PIXEL_NS = 4
 """Nanoseconds of a pixel in each further scan of a JPEG."""
-A_RUN, A_RUN_BYTE = 45, 2500
-"""Nanoseconds of a pixel, and of a byte, of a run-length encoded BMP, which is unpacked in Python."""
-LZMA, LZMA_PIXEL = 34925, 110
-A_LEVEL, A_DIGIT, A_REMARK = 600, 120, 250
-"""Nanoseconds of a byte of a PPM that Pillow reads in Python: scaled levels, numbers as text, header comments."""
-A_SEGMENT = 4000
-"""Nanoseconds of each piece of a header that Pillow reads in Python, such as a remark."""
+RUN_PIXEL_NS = 45
+"""Nanoseconds of a pixel of a run-length encoded BMP, which is unpacked in Python."""
+RUN_BYTE_NS = 2500
+"""Nanoseconds of a byte of a run-length encoded BMP."""
+LZMA = 34925
+"""Number of LZMA among the compressions of TIFF."""
+LZMA_PIXEL_NS = 110
+"""Nanoseconds of a pixel of a TIFF packed by LZMA."""
+LEVEL_BYTE_NS = 600
+"""Nanoseconds of a byte of a PPM whose levels Pillow scales in Python."""
+TEXT_BYTE_NS = 120
+"""Nanoseconds of a byte of a PPM that holds its numbers as text, which Pillow reads in Python."""
+COMMENT_BYTE_NS = 250
+"""Nanoseconds of a byte of a comment in a PPM's header, which Pillow reads in Python."""
+SEGMENT_NS = 4000
+"""Nanoseconds of each segment of a header that Pillow reads in Python, such as a comment."""
 MOST_SEGMENTS = 2000
-"""Pieces of a header that are counted; where there are more, the whole file is taken for header."""
+"""Segments of a header that are counted; where there are more, the whole file is taken for header."""
+MOST_TAGS = 100
+"""Tags of a TIFF that are looked at."""
 
 BETWEEN = rb"\s(?:\s|#[^\r\n]*[\r\n])*"
 PPM = re.compile(rb"P[1-6]%b(\d{1,10})%b(\d{1,10})(?:%b(\d{1,5})\s)?" % (BETWEEN, BETWEEN, BETWEEN))
+"""The header of a PPM: width, height and, unless it is a bitmap, the largest level."""
 ISPE = re.compile(rb"ispe\0\0\0\0(.{8})", re.DOTALL)
 """The property of an AVIF that has the size of an image."""
 LONGEST_HEADER = 4096
 """Bytes of a PPM or an AVIF in which the header is looked for."""
 
+File = bytes | bytearray
+
 
 class Cost(NamedTuple):
-    """An estimate."""
+    """An estimate of what decoding an image costs."""
 
     seconds: float
     """Processor time."""
     pixels: int
-    """That the header speaks of; 0 where it is not understood, and the file's size alone is counted."""
+    """Pixels that the header speaks of; 0 where it is not understood, and the file's size alone is counted."""
     reason: str
     """What takes so long, in a few words."""
 
 
-def estimate(data: bytes | bytearray) -> Cost:
+def estimate_cost(file: File) -> Cost:
     """Return what decoding will cost if the header says the truth; this itself takes milliseconds at most."""
-    for at, magic, read in FORMATS:
-        if data.startswith(magic, at):
+    for offset, magic, read_header in FORMATS:
+        if file.startswith(magic, offset):
             try:
-                cost = read(data)
-            except (struct.error, ValueError, IndexError, OverflowError):  # anything
-                cost = Cost(len(data) * A_REMARK * NANO, 0, f"{len(data):,} bytes with a broken header")
-            return cost._replace(seconds=cost.seconds + len(data) * A_BYTE)
-    return Cost(len(data) * A_BYTE, 0, f"{len(data):,} bytes")
+                cost = read_header(file)
+            except (struct.error, ValueError, IndexError, OverflowError):  # anything may be in a file
+                seconds = len(file) * COMMENT_BYTE_NS * NANO
+                cost = Cost(seconds, 0, f"{len(file):,} bytes with a broken header")
+            return cost._replace(seconds=cost.seconds + len(file) * BYTE_S)
+    return Cost(len(file) * BYTE_S, 0, f"{len(file):,} bytes")
 
 
-def _of(name: str, width: int, height: int, nanoseconds: float, more: str = "") -> Cost:
+def _count_pixels(name: str, width: int, height: int, pixel_ns: float, remark: str = "") -> Cost:
+    """Return the cost of so many pixels of a format."""
     pixels = width * height
-    return Cost(pixels * nanoseconds * NANO, pixels, f"{width} x {height} pixels{more} as {name}")
+    return Cost(pixels * pixel_ns * NANO, pixels, f"{width} x {height} pixels{remark} as {name}")
 
 
-def _many(segments: int) -> Cost:
-    return Cost(segments * A_SEGMENT * NANO, 0, f"a header of more than {MOST_SEGMENTS:,} pieces")
+def _count_segments(segments: int) -> Cost:
+    """Return the cost of a header that has too many segments to look at."""
+    return Cost(segments * SEGMENT_NS * NANO, 0, f"a header of more than {MOST_SEGMENTS:,} pieces")
 
 
-def _jpeg(data: bytes | bytearray) -> Cost:
-    at, width, height, segments = 2, 0, 0, 0
+def _add_ns(cost: Cost, nanoseconds: float) -> Cost:
+    return cost._replace(seconds=cost.seconds + nanoseconds * NANO)
+
+
+def _read_jpeg(file: File) -> Cost:
+    offset = 2
+    width = 0
+    height = 0
+    segments = 0
     while segments < MOST_SEGMENTS:
-        mark, kind, size = struct.unpack_from(">BBH", data, at)
+        mark, kind, size = struct.unpack_from(">BBH", file, offset)
         if mark != 0xFF:
             raise ValueError
         if kind == 0xFF:  # filling
-            at, segments = at + 1, segments + 1
+            offset += 1
+            segments += 1
             continue
-        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack_from(">HH", data, at + 5)
-        if kind == 0xDA:
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # the start of a frame
+            height, width = struct.unpack_from(">HH", file, offset + 5)
+        if kind == 0xDA:  # the start of a scan
             break
-        at += 2 + size
+        offset += 2 + size
         segments += 1
     else:
-        return _many(len(data) // 4)
-    scans = data.count(b"\xff\xda")
-    cost = _of("JPEG", width, height, A_PIXEL["JPEG"] + A_SCAN * (scans - 1), f" in {scans} scan{'s' * (scans != 1)}")
-    return cost._replace(seconds=cost.seconds + segments * A_SEGMENT * NANO)
+        return _count_segments(len(file) // 4)
+
+    scans = file.count(b"\xff\xda")
+    plural = "s" if scans != 1 else ""
+    pixel_ns = PIXEL_NS["JPEG"] + SCAN_PIXEL_NS * (scans - 1)
+    cost = _count_pixels("JPEG", width, height, pixel_ns, f" in {scans} scan{plural}")
+    return _add_ns(cost, segments * SEGMENT_NS)
 
 
-def _png(data: bytes | bytearray) -> Cost:
-    width, height, bits, _, _, _, is_interlaced = struct.unpack_from(">IIBBBBB", data, 16)
-    at = 8
-    for _segments in range(MOST_SEGMENTS):
-        size, kind = struct.unpack_from(">I4s", data, at)
+def _read_png(file: File) -> Cost:
+    width, height, bits, _, _, _, is_interlaced = struct.unpack_from(">IIBBBBB", file, 16)
+    offset = 8
+    for _segment in range(MOST_SEGMENTS):
+        size, kind = struct.unpack_from(">I4s", file, offset)
         if kind == b"IDAT":
             break
-        at += 12 + size
+        offset += 12 + size
     else:
-        return _many(len(data) // 12)
-    twice = (1 + (bits == 16)) * (1 + bool(is_interlaced))
-    return _of("PNG", width, height, A_PIXEL["PNG"] * twice, f" of {bits} bits{', interlaced,' * bool(is_interlaced)}")
+        return _count_segments(len(file) // 12)
+
+    pixel_ns = PIXEL_NS["PNG"]
+    remark = f" of {bits} bits"
+    if bits == 16:
+        pixel_ns *= 2
+    if is_interlaced:
+        pixel_ns *= 2
+        remark += ", interlaced,"
+    return _count_pixels("PNG", width, height, pixel_ns, remark)
 
 
-def _webp(data: bytes | bytearray) -> Cost:
-    kind, begin = data[12:16], data[20:30]
+def _read_webp(file: File) -> Cost:
+    kind = file[12:16]
+    header = file[20:30]
     if kind == b"VP8X":
-        width, height = (1 + int.from_bytes(begin[k : k + 3], "little") for k in (4, 7))
+        width = 1 + int.from_bytes(header[4:7], "little")
+        height = 1 + int.from_bytes(header[7:10], "little")
     elif kind == b"VP8L":
-        packed = int.from_bytes(begin[1:5], "little")
-        width, height = 1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF)
+        packed = int.from_bytes(header[1:5], "little")
+        width = 1 + (packed & 0x3FFF)
+        height = 1 + (packed >> 14 & 0x3FFF)
     else:
-        width, height = (size & 0x3FFF for size in struct.unpack_from("<HH", begin, 6))
-    return _of("WebP", width, height, A_PIXEL["WEBP"])
+        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", header, 6))
+    return _count_pixels("WebP", width, height, PIXEL_NS["WEBP"])
 
 
-def _gif(data: bytes | bytearray) -> Cost:
-    at = 13 + (3 * 2 ** (1 + (data[10] & 7)) if data[10] & 0x80 else 0)
-    for _ in range(MOST_SEGMENTS):
-        if data[at] != 0x21:  # an image
+def _read_gif(file: File) -> Cost:
+    offset = 13
+    if file[10] & 0x80:  # colours of all images
+        offset += 3 * 2 ** (1 + (file[10] & 7))
+    for _segment in range(MOST_SEGMENTS):
+        if file[offset] != 0x21:  # an image, not an extension
             break
-        at += 2
-        while size := data[at]:
-            at += 1 + size
-        at += 1
+        offset += 2
+        while size := file[offset]:
+            offset += 1 + size
+        offset += 1
     else:
-        return _many(len(data) // 4)
-    return _of("GIF", *struct.unpack_from("<HH", data, 6), A_PIXEL["GIF"])
+        return _count_segments(len(file) // 4)
+    width, height = struct.unpack_from("<HH", file, 6)
+    return _count_pixels("GIF", width, height, PIXEL_NS["GIF"])
 
 
-def _bmp(data: bytes | bytearray) -> Cost:
-    (header,) = struct.unpack_from("<I", data, 14)
-    if header == 12:
-        return _of("BMP", *struct.unpack_from("<HH", data, 18), A_PIXEL["BMP"])
-    width, height, _, _, packing = struct.unpack_from("<iiHHI", data, 18)
+def _read_bmp(file: File) -> Cost:
+    (header_size,) = struct.unpack_from("<I", file, 14)
+    if header_size == 12:
+        width, height = struct.unpack_from("<HH", file, 18)
+        return _count_pixels("BMP", width, height, PIXEL_NS["BMP"])
+    width, height, _, _, packing = struct.unpack_from("<iiHHI", file, 18)
     if packing not in (1, 2):
-        return _of("BMP", abs(width), abs(height), A_PIXEL["BMP"])
-    cost = _of("BMP", abs(width), abs(height), A_RUN, f" in {len(data):,} bytes of runs")
-    return cost._replace(seconds=cost.seconds + len(data) * A_RUN_BYTE * NANO)
+        return _count_pixels("BMP", abs(width), abs(height), PIXEL_NS["BMP"])
+    remark = f" in {len(file):,} bytes of runs"
+    cost = _count_pixels("BMP", abs(width), abs(height), RUN_PIXEL_NS, remark)
+    return _add_ns(cost, len(file) * RUN_BYTE_NS)
 
 
-def _avif(data: bytes | bytearray) -> Cost:
-    sizes = [struct.unpack(">II", found[1]) for found in ISPE.finditer(data, 0, LONGEST_HEADER)]
-    width, height = max(sizes, key=math.prod)  # of the parts and of the whole
-    return _of("AVIF", width, height, A_PIXEL["AVIF"])
+def _read_avif(file: File) -> Cost:
+    sizes = [struct.unpack(">II", match[1]) for match in ISPE.finditer(file, 0, LONGEST_HEADER)]
+    width, height = max(sizes, key=math.prod)  # tiles have sizes of their own, beside the whole
+    return _count_pixels("AVIF", width, height, PIXEL_NS["AVIF"])
 
 
-def _tiff(data: bytes | bytearray) -> Cost:
-    order, is_big = "<" if data[:2] == b"II" else ">", data[2:4] in (b"+\0", b"\0+")
-    where, count, size, value = ("Q", "Q", 20, 12) if is_big else ("I", "H", 12, 8)
-    (at,) = struct.unpack_from(order + where, data, 8 if is_big else 4)
-    (entries,) = struct.unpack_from(order + count, data, at)
-    at += struct.calcsize(order + count)
+class _TiffLayout(NamedTuple):
+    """Where the numbers of a TIFF's first directory stand."""
+
+    first_at: int
+    """Byte of the file at which the directory's offset stands."""
+    offset_code: str
+    """Code of `struct` for an offset."""
+    count_code: str
+    """Code of `struct` for the number of entries."""
+    entry_size: int
+    value_at: int
+    """Byte of an entry at which its value stands."""
+
+
+TIFF = _TiffLayout(first_at=4, offset_code="I", count_code="H", entry_size=12, value_at=8)
+BIG_TIFF = _TiffLayout(first_at=8, offset_code="Q", count_code="Q", entry_size=20, value_at=12)
+
+
+def _read_tiff(file: File) -> Cost:
+    order = "<" if file[:2] == b"II" else ">"
+    layout = BIG_TIFF if file[2:4] in (b"+\0", b"\0+") else TIFF
+    (offset,) = struct.unpack_from(order + layout.offset_code, file, layout.first_at)
+    (entries,) = struct.unpack_from(order + layout.count_code, file, offset)
+    offset += struct.calcsize(order + layout.count_code)
+
     tags: dict[int, int] = {}
-    for number in range(min(entries, 100)):
-        entry = at + number * size
-        tag, kind = struct.unpack_from(order + "HH", data, entry)
-        if kind in (3, 4):
-            (tags[tag],) = struct.unpack_from(order + "HI"[kind - 3], data, entry + value)
+    for number in range(min(entries, MOST_TAGS)):
+        entry = offset + number * layout.entry_size
+        tag, kind = struct.unpack_from(order + "HH", file, entry)
+        if kind in (3, 4):  # whole numbers of 16 and of 32 bits
+            (tags[tag],) = struct.unpack_from(order + "HI"[kind - 3], file, entry + layout.value_at)
     width, height, packing, channels = (tags.get(tag, 1) for tag in (256, 257, 259, 277))
-    most = LZMA_PIXEL if packing == LZMA else A_PIXEL["TIFF"]
-    return _of("TIFF", width, height, most * max(1, channels / 3), " packed by LZMA" * (packing == LZMA))
+
+    pixel_ns = PIXEL_NS["TIFF"]
+    remark = ""
+    if packing == LZMA:
+        pixel_ns = LZMA_PIXEL_NS
+        remark = " packed by LZMA"
+    return _count_pixels("TIFF", width, height, pixel_ns * max(1, channels / 3), remark)
 
 
-def _ppm(data: bytes | bytearray) -> Cost:
-    found = PPM.match(data, 0, LONGEST_HEADER)
-    if found is None:
-        return Cost(len(data) * A_REMARK * NANO, 0, f"{len(data):,} bytes of a PPM with a long header")
-    width, height, most = int(found[1]), int(found[2]), int(found[3] or 1)
-    is_text, is_scaled = data[1:2] in b"123", data[1:2] in b"56" and most not in (255, 65535)
-    is_scaled = is_scaled or (data[1:2] == b"6" and most != 255)
-    a_byte = A_DIGIT if is_text else A_LEVEL if is_scaled else 0
-    how = ", written as text," if is_text else f" of {most + 1} levels" if is_scaled else ""
-    cost = _of("PPM", width, height, A_PIXEL["PPM"], how)
-    return cost._replace(seconds=cost.seconds + len(data) * a_byte * NANO)
+def _read_ppm(file: File) -> Cost:
+    match = PPM.match(file, 0, LONGEST_HEADER)
+    if match is None:
+        seconds = len(file) * COMMENT_BYTE_NS * NANO
+        return Cost(seconds, 0, f"{len(file):,} bytes of a PPM with a long header")
+    width = int(match[1])
+    height = int(match[2])
+    largest = int(match[3] or 1)
+    kind = file[1:2]
+    # levels that Pillow has no mode for; it takes 16 bits of gray as they are, and not of colours
+    unscaled = {b"5": (255, 65535), b"6": (255,)}
+    if kind in b"123":
+        cost = _count_pixels("PPM", width, height, PIXEL_NS["PPM"], ", written as text,")
+        return _add_ns(cost, len(file) * TEXT_BYTE_NS)
+    if kind in b"56" and largest not in unscaled[bytes(kind)]:
+        cost = _count_pixels("PPM", width, height, PIXEL_NS["PPM"], f" of {largest + 1} levels")
+        return _add_ns(cost, len(file) * LEVEL_BYTE_NS)
+    return _count_pixels("PPM", width, height, PIXEL_NS["PPM"])
 
 
-FORMATS: tuple[tuple[int, bytes | tuple[bytes, ...], Callable[[bytes | bytearray], Cost]], ...] = (
-    (0, b"\xff\xd8", _jpeg),
-    (0, b"\x89PNG\r\n\x1a\n", _png),
-    (0, b"RIFF", _webp),
-    (0, (b"GIF87a", b"GIF89a"), _gif),
-    (0, b"BM", _bmp),
-    (0, (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _tiff),
-    (4, (b"ftypavif", b"ftypavis"), _avif),
-    (0, b"P", _ppm),
+FORMATS: tuple[tuple[int, bytes | tuple[bytes, ...], Callable[[File], Cost]], ...] = (
+    (0, b"\xff\xd8", _read_jpeg),
+    (0, b"\x89PNG\r\n\x1a\n", _read_png),
+    (0, b"RIFF", _read_webp),
+    (0, (b"GIF87a", b"GIF89a"), _read_gif),
+    (0, b"BM", _read_bmp),
+    (0, (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _read_tiff),
+    (4, (b"ftypavif", b"ftypavis"), _read_avif),
+    (0, b"P", _read_ppm),
 )
 """Where a format's mark stands, the mark, and what reads the header behind it."""

@@ -1,4 +1,4 @@
-"""What the headers of a request must be like before anything else of it is looked at."""
+"""Checks of a request's headers before anything else: request smuggling and DNS rebinding are refused."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ from collections.abc import Iterable
 
 from vitrail.server.settings import Serving
 
+SHOWN_NAME = 100
+"""Letters of a wrong host name that are shown."""
+
 
 def find_fault(headers: Iterable[tuple[bytes, bytes]], http_version: str, serving: Serving) -> tuple[int, str] | None:
-    """Return the status and the reason of a refusal, or None.
+    """Return the status and the reason of a refusal, or None for headers that are in order.
 
-    A request whose length is told in two ways may be two requests to a proxy. One that calls the server by a name which
-    it was not told may come from a page of a stranger, whose name was made to lead here (DNS rebinding).
+    A request whose length is told in two ways may be two requests to a proxy (request smuggling). One that calls the
+    server by a name which it was not told may come from a page of a stranger, whose name was made to lead here (DNS
+    rebinding).
     """
-    given = {name.lower(): value for name, value in headers}
-    if b"transfer-encoding" in given and (b"content-length" in given or http_version == "1.0"):
+    values = {name.lower(): value for name, value in headers}
+    if b"transfer-encoding" in values and (b"content-length" in values or http_version == "1.0"):
         return 400, "the request has a Transfer-Encoding beside a Content-Length, or in HTTP/1.0; send one of the two"
-    host = given.get(b"host", b"").decode("latin-1")
-    if host and not serving.is_called(host):
+    host = values.get(b"host", b"").decode("latin-1")
+    if host and not serving.accepts_host(host):
         return 421, (
-            f"this server was not told that it is called {host[:100]!r}; ask it by its address, or start it with "
-            "--host-name NAME"
+            f"this server was not told that it is called {host[:SHOWN_NAME]!r}; "
+            "ask it by its address, or start it with --host-name NAME"
         )
     return None

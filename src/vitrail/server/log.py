@@ -10,10 +10,11 @@ from typing import Any
 from vitrail.display import Quiet
 
 FIELDS = "fields"
+"""Key of `extra` under which a log call gives the fields of its line, beside time, level and event."""
 
 
 class JsonLines(logging.Formatter):
-    """Time, level and event, and what else is told of it."""
+    """A log record as a line of JSON: time, level, event, its own fields and a traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -36,7 +37,7 @@ def write_json_lines() -> None:
 
 
 class LogDisplay(Quiet):
-    """What is said while the model is opened, as lines of the log."""
+    """A display that writes the notes and warnings of opening a model as lines of the log."""
 
     def note(self, text: str) -> None:
         logging.getLogger(__name__).info(text)

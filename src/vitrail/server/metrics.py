@@ -1,4 +1,4 @@
-"""What Prometheus may ask of the server."""
+"""Metrics for Prometheus: counts and times of requests, images and batches."""
 
 from __future__ import annotations
 
@@ -18,30 +18,33 @@ from prometheus_client import (
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+"""Upper edges of the buckets of times."""
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+"""Upper edges of the buckets of batch sizes."""
 
 
-class Measures:
-    """Counts since the start.
+class Metrics:
+    """Counts and times since the start of the server.
 
     Args:
-        held: Returns the images that are held now.
+        count_held: Returns the number of images that are received, waiting or computed now.
     """
 
-    def __init__(self, held: Callable[[], float]) -> None:
+    def __init__(self, count_held: Callable[[], float]) -> None:
         disable_created_metrics()
         self._registry = CollectorRegistry()
-        here: dict[str, Any] = {"namespace": "vitrail", "registry": self._registry}
-        timed: dict[str, Any] = {**here, "buckets": SECONDS}
-        self.requests = Counter("requests", "Answered requests.", ["path", "status"], **here)
+        ours: dict[str, Any] = {"namespace": "vitrail", "registry": self._registry}
+        timed: dict[str, Any] = {**ours, "buckets": SECONDS}
+        self.requests = Counter("requests", "Answered requests.", ["path", "status"], **ours)
         self.request_seconds = Histogram("request_seconds", "From a request's header to its answer.", ["path"], **timed)
-        self.images = Counter("images", "Images by what became of them.", ["outcome"], **here)
-        self.decode_seconds = Histogram("decode_seconds", "Of one image.", **timed)
-        self.batch_seconds = Histogram("batch_seconds", "Of one batch in the engine.", **timed)
-        self.batch_images = Histogram("batch_images", "Images of a batch.", **here, buckets=SIZES)
-        Gauge("held_images", "Received, waiting or computed now.", **here).set_function(held)
+        self.images = Counter("images", "Images by what became of them.", ["outcome"], **ours)
+        self.decode_seconds = Histogram("decode_seconds", "To decode one image.", **timed)
+        self.batch_seconds = Histogram("batch_seconds", "To run one batch in the engine.", **timed)
+        self.batch_images = Histogram("batch_images", "Images of a batch.", **ours, buckets=SIZES)
+        held = Gauge("held_images", "Images that are received, waiting or computed now.", **ours)
+        held.set_function(count_held)
         ProcessCollector(registry=self._registry)
 
     def text(self) -> bytes:
-        """Return all of it in Prometheus' format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)

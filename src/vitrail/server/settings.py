@@ -1,8 +1,9 @@
-"""What `vitrail serve` is told: where it listens, whom it answers, and what it refuses. No torch."""
+"""Settings of the server: address, batching, API key, allowed hosts and origins, and limits of requests. No torch."""
 
 from __future__ import annotations
 
 import ipaddress
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -11,59 +12,64 @@ from pathlib import Path
 from vitrail.errors import ConfigError
 
 KEY_VARIABLE = "VITRAIL_API_KEY"
+"""Environment variable that holds the API key."""
 MEBIBYTE = 2**20
 ANY_NAME = "*"
+"""The host name that stands for all."""
 NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
+"""A host name."""
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(:[0-9]{0,5})?")
+"""The header Host: a name or an address, and the port."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a request may ask for; beyond it, it is refused with the reason."""
+    """Limits of requests; beyond one of them, a request is refused with the reason."""
 
     max_bytes: int = 20 * MEBIBYTE
-    """Of one file."""
+    """Bytes of one file."""
     max_files: int = 16
-    """Of one request."""
+    """Files of one request."""
     max_pixels: int = 50_000_000
-    """Of one image; decoded, each takes three bytes for a moment."""
+    """Pixels of one image; decoded, each takes three bytes for a moment."""
     decode_s: float = 5.0
     """Seconds of processor time to decode one image, as estimated from its header and as measured."""
     queue: int = 256
     """Images that are being received, wait or are computed, of all requests together."""
     timeout_s: float = 30.0
-    """From the first byte of a request to its answer."""
+    """Seconds from the first byte of a request to its answer."""
 
     @property
     def request_bytes(self) -> int:
-        """Of one request, with room for what stands between its files."""
+        """Bytes of one request, with room for what stands between its files."""
         return self.max_bytes * self.max_files + MEBIBYTE
 
     @property
     def held_bytes(self) -> int:
-        """Of all requests that are being answered, so that memory is bounded however many there are."""
+        """Bytes of all requests that are being answered, so that memory is bounded however many there are."""
         return max(self.request_bytes, 512 * MEBIBYTE)
 
     @property
     def connections(self) -> int:
-        """Most that are open at a time."""
+        """Connections that are open at a time."""
         return max(2048, 2 * self.queue)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Serving:
-    """Everything but the model."""
+    """All settings of the server but the model."""
 
     host: str = "127.0.0.1"
     port: int = 8000
-    """0 takes a free one."""
+    """Port to listen on; 0 takes a free one."""
     max_batch: int = 16
     """Images that are computed together."""
     max_wait_ms: float = 5.0
-    """How long an image waits for others to be computed with."""
+    """Milliseconds that an image waits for others to be computed with."""
     topk: int | None = None
     """Classes of each answer; None is 5, or all that reach their thresholds."""
     api_key: str | None = None
+    """Key that requests must bring; None lets anyone ask."""
     cors: tuple[str, ...] = ()
     """Origins whose pages may ask, such as https://example.org."""
     host_names: tuple[str, ...] = ()
@@ -71,50 +77,77 @@ class Serving:
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
+        problems = [
+            *self._find_numbers_too_small(),
+            *self._find_bad_origins(),
+            *self._find_bad_host_names(),
+        ]
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+    def _find_numbers_too_small(self) -> list[str]:
         limits = self.limits
-        at_least = {
-            "--max-batch": (self.max_batch, 1), "--max-wait-ms": (self.max_wait_ms, 0),
-            "--topk": (1 if self.topk is None else self.topk, 1),
-            "--max-bytes": (limits.max_bytes, 1), "--max-files": (limits.max_files, 1),
-            "--max-pixels": (limits.max_pixels, 1), "--queue": (limits.queue, 1),
-        }  # fmt: skip
-        problems = [f"{name} is {value:g}; it must be at least {least}" for name, (value, least) in at_least.items()
-                    if not least <= value < float("inf")]  # fmt: skip
-        for name, value in (("--timeout-s", limits.timeout_s), ("--max-decode-s", limits.decode_s)):
-            if not 0 < value < float("inf"):
+        topk = 1 if self.topk is None else self.topk
+        at_least: dict[str, tuple[float, int]] = {
+            "--max-batch": (self.max_batch, 1),
+            "--max-wait-ms": (self.max_wait_ms, 0),
+            "--topk": (topk, 1),
+            "--max-bytes": (limits.max_bytes, 1),
+            "--max-files": (limits.max_files, 1),
+            "--max-pixels": (limits.max_pixels, 1),
+            "--queue": (limits.queue, 1),
+        }
+        seconds = {"--timeout-s": limits.timeout_s, "--max-decode-s": limits.decode_s}
+
+        # written so that NaN is refused too
+        problems = []
+        for name, (value, least) in at_least.items():
+            if not least <= value < math.inf:
+                problems.append(f"{name} is {value:g}; it must be at least {least}")
+        for name, value in seconds.items():
+            if not 0 < value < math.inf:
                 problems.append(f"{name} is {value:g}; it must be above 0")
         if not 0 <= self.port <= 65535:
             problems.append(f"--port is {self.port}; it must be 1 to 65535, or 0 for a free one")
+        return problems
+
+    def _find_bad_origins(self) -> list[str]:
+        problems = []
         for origin in self.cors:
             scheme, _, rest = origin.partition("://")
             if scheme not in ("http", "https") or not rest or "/" in rest or "*" in rest:
                 problems.append(f"--cors {origin}: is no origin; write it as https://example.org or http://host:3000")
-        for name in self.host_names:
-            if name != ANY_NAME and NAME.fullmatch(name) is None:
-                problems.append(
-                    f"--host-name {name}: is no host name; write it as example.org, without port, or * for any"
-                )
-        if problems:
-            raise ConfigError("; ".join(problems))
+        return problems
 
-    def is_called(self, host: str) -> bool:
-        """Say whether a request may come with this `Host`, of which the port does not matter.
+    def _find_bad_host_names(self) -> list[str]:
+        return [
+            f"--host-name {name}: is no host name; write it as example.org, without port, or * for any"
+            for name in self.host_names
+            if name != ANY_NAME and NAME.fullmatch(name) is None
+        ]
+
+    def accepts_host(self, header: str) -> bool:
+        """Say whether a request may come with this header `Host`, of which the port does not matter.
 
         An address may always: a page that was loaded by a name that now leads here brings that name.
         """
         if ANY_NAME in self.host_names:
             return True
-        found = HOST.fullmatch(host)
-        if found is None:
+        match = HOST.fullmatch(header)
+        if match is None:
             return False
-        name = found[1].strip("[]").removesuffix(".").lower()
-        return name in {"localhost", self.host.lower(), *map(str.lower, self.host_names)} or _is_address(name)
+        name = match[1].strip("[]").removesuffix(".").lower()
+        own_names = {"localhost", self.host.lower(), *map(str.lower, self.host_names)}
+        return name in own_names or _is_address(name)
 
     @property
     def is_open(self) -> bool:
         """Whether others than this machine may ask, without a key."""
-        is_local = ipaddress.ip_address(self.host).is_loopback if _is_address(self.host) else self.host == "localhost"
-        return not is_local and self.api_key is None
+        if self.api_key is not None:
+            return False
+        if _is_address(self.host):
+            return not ipaddress.ip_address(self.host).is_loopback
+        return self.host != "localhost"
 
 
 def _is_address(host: str) -> bool:
@@ -126,24 +159,29 @@ def _is_address(host: str) -> bool:
 
 
 def read_key(file: Path | None) -> str | None:
-    """Return the key that requests must bring: of a file, or of the environment; None is none.
+    """Return the key that requests must bring, from a file or from the environment; None where neither has one.
 
     Raises:
         ConfigError: The file cannot be read, or what it holds cannot be sent in a header.
     """
     if file is None:
-        key, where = os.environ.get(KEY_VARIABLE), KEY_VARIABLE
+        where = KEY_VARIABLE
+        key = os.environ.get(KEY_VARIABLE)
     else:
         where = f"--api-key-file {file}"
-        try:
-            key = file.read_text(encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"{where}: cannot be read ({error.strerror})") from error
-        except UnicodeDecodeError:
-            key = ""
+        key = _read_key_file(file, where)
     if key is None:
         return None
     key = key.strip()
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise ConfigError(f"{where}: holds no key; it must be one word of ASCII, such as `openssl rand -hex 32` prints")
     return key
+
+
+def _read_key_file(file: Path, where: str) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{where}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError:
+        return ""  # no key either

@@ -1,4 +1,4 @@
-"""Turns of those who wait for the same workers: equal shares of the work, whoever asks for how much of it."""
+"""Fair queueing: clients that wait for the same workers get equal shares of them, whoever asks for how much."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ Item = TypeVar("Item")
 
 
 class Turns(Generic[Item]):
-    """What waits, handed out by weighted fair queueing.
+    """Waiting items, handed out by weighted fair queueing.
 
-    Everyone has a clock, which moves on by the cost of what they are given; the next is whose clock would be the least
-    after it. A newcomer's clock starts at the time that all would show had they worked at once, each at an equal share.
-    So who asks for little waits for little, and who asks for much is never put off for ever.
+    Every client has a clock, which moves on by the cost of what it is given; the next is the client whose clock would
+    show the least after its item. A newcomer's clock starts at the time that all would show had they been served at
+    once, each with an equal share. So who asks for little waits for little, and who asks for much is never put off for
+    ever.
     """
 
     def __init__(self) -> None:
@@ -26,52 +27,60 @@ class Turns(Generic[Item]):
     def __len__(self) -> int:
         return self._count
 
-    def put(self, who: tuple[Hashable, ...], item: Item, cost: float = 1.0) -> None:
-        """Let something wait.
+    def put(self, client: tuple[Hashable, ...], item: Item, cost: float = 1.0) -> None:
+        """Let an item wait.
 
         Args:
-            who: Asks for it, such as (address, connection): addresses share equally, and so do the connections of each.
+            client: Names the asker, such as (address, connection): addresses share equally, and so do the connections
+                of each.
             item: What is asked for.
-            cost: What it will take, in any unit.
+            cost: What the item will take, in any unit.
         """
-        name, *rest = who
+        name, *rest = client
         if name not in self._lines:
             self._lines[name] = Turns() if rest else _Line()
-            self._clocks[name] = max(self._now, self._clocks.get(name, 0.0))  # who did not ask saves up nothing
+            # a client that did not ask for a while saves up nothing
+            self._clocks[name] = max(self._now, self._clocks.get(name, 0.0))
         self._lines[name].put(tuple(rest), item, cost)
         self._count += 1
 
     def take(self) -> Item:
-        """Return what is next; something must wait."""
-        name = self._next()
+        """Return the next item; at least one must wait."""
+        name = self._choose_next()
         cost = self._lines[name].next_cost()
         self._clocks[name] += cost
         self._now += cost / len(self._lines)
         item = self._lines[name].take()
         self._count -= 1
-        self._forget(name)
+        self._drop_empty(name)
         return item
 
-    def discard(self, who: tuple[Hashable, ...], item: Item) -> None:
-        """Let something wait no more, if it still does."""
-        name, *rest = who
-        if (line := self._lines.get(name)) is not None:
-            before = len(line)
-            line.discard(tuple(rest), item)
-            self._count -= before - len(line)
-            self._forget(name)
+    def discard(self, client: tuple[Hashable, ...], item: Item) -> None:
+        """Let an item wait no more, if it still does."""
+        name, *rest = client
+        line = self._lines.get(name)
+        if line is None:
+            return
+        before = len(line)
+        line.discard(tuple(rest), item)
+        self._count -= before - len(line)
+        self._drop_empty(name)
 
     def next_cost(self) -> float:
-        """Return the cost of what is next."""
-        return self._lines[self._next()].next_cost()
+        """Return the cost of the next item."""
+        return self._lines[self._choose_next()].next_cost()
 
-    def _next(self) -> Hashable:
+    def _choose_next(self) -> Hashable:
         return min(self._lines, key=lambda name: self._clocks[name] + self._lines[name].next_cost())
 
-    def _forget(self, name: Hashable) -> None:
-        if not self._lines[name]:
-            del self._lines[name]
-            self._clocks = {one: at for one, at in self._clocks.items() if one in self._lines or at > self._now}
+    def _drop_empty(self, name: Hashable) -> None:
+        """Forget a client that waits for nothing, and all clocks that are not ahead of a newcomer's."""
+        if self._lines[name]:
+            return
+        del self._lines[name]
+        self._clocks = {
+            other: clock for other, clock in self._clocks.items() if other in self._lines or clock > self._now
+        }
 
 
 class _Line(Generic[Item]):
@@ -83,14 +92,14 @@ class _Line(Generic[Item]):
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, who: tuple[Hashable, ...], item: Item, cost: float) -> None:
+    def put(self, client: tuple[Hashable, ...], item: Item, cost: float) -> None:
         self._waiting.append((item, cost))
 
     def take(self) -> Item:
         return self._waiting.popleft()[0]
 
-    def discard(self, who: tuple[Hashable, ...], item: Item) -> None:
-        self._waiting = deque(one for one in self._waiting if one[0] is not item)
+    def discard(self, client: tuple[Hashable, ...], item: Item) -> None:
+        self._waiting = deque(waiting for waiting in self._waiting if waiting[0] is not item)
 
     def next_cost(self) -> float:
         return self._waiting[0][1]

@@ -1,4 +1,4 @@
-"""The files in a request's body, read as they arrive and refused as soon as they are too many or too large."""
+"""Uploads: the files of a request's body, read as they arrive and refused as soon as they are too many or too large."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from vitrail.server.settings import Limits
 MULTIPART = b"multipart/form-data"
 HOW = "send multipart/form-data (curl -F files=@IMAGE), or the bytes of one image as application/octet-stream"
 NAMES_FILE = re.compile(rb";\s*filename\*?=", re.IGNORECASE)
+"""The part of a field's Content-Disposition by which the field is a file."""
+SHOWN_TYPE = 100
+"""Letters of a wrong content type that are shown."""
 
 
 class Refused(Exception):
@@ -22,25 +25,30 @@ class Refused(Exception):
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
-        self.status, self.reason = status, reason
+        self.status = status
+        self.reason = reason
 
 
 class Room:
-    """How many images, and bytes of their files, are held for all requests together."""
+    """How many images, and bytes of their files, are held for all requests together.
+
+    Args:
+        limits: Limits of requests, of which the queue and the bytes held matter here.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self.images = self.bytes = 0
 
     def share(self) -> Share:
-        """Return one request's part, empty so far."""
+        """Return the share of a new request, empty so far."""
         return Share(self)
 
     def take(self, images: int, size: int) -> None:
-        """Hold so much more.
+        """Hold more images and bytes.
 
         Raises:
-            Refused: It is full.
+            Refused: The room is full.
         """
         if self.images + images > self._limits.queue or self.bytes + size > self._limits.held_bytes:
             raise Refused(429, "too many images are waiting; try again later")
@@ -49,14 +57,18 @@ class Room:
 
 
 class Share:
-    """One request's part of the room, given back at its end."""
+    """What one request holds of the room; it is given back at the end of a `with` block."""
 
     def __init__(self, room: Room) -> None:
         self._room = room
         self.images = self.bytes = 0
 
     def take(self, *, images: int = 0, size: int = 0) -> None:
-        """Hold so much more, or be refused."""
+        """Hold more images and bytes.
+
+        Raises:
+            Refused: The room is full.
+        """
         self._room.take(images, size)
         self.images += images
         self.bytes += size
@@ -81,11 +93,11 @@ async def read_files(
     """
     if headers.get("content-encoding", "identity") != "identity":
         raise Refused(415, "the body is compressed; send it as it is")
-    length = headers.get("content-length", "0")
-    if int(length) > limits.request_bytes:  # the server below has made sure that it is a number
-        raise Refused(413, f"the request has {int(length):,} bytes; at most {limits.request_bytes:,} are taken")
+    length = int(headers.get("content-length", "0"))  # h11 has made sure that it is a number
+    if length > limits.request_bytes:
+        raise Refused(413, f"the request has {length:,} bytes; at most {limits.request_bytes:,} are taken")
     files = _Files(limits, share)
-    write, finish = _reader(headers.get("content-type", ""), files)
+    write, finish = _choose_reader(headers.get("content-type", ""), files)
     size = 0
     async for chunk in chunks:
         size += len(chunk)
@@ -93,43 +105,45 @@ async def read_files(
             raise Refused(413, f"the request has more than {limits.request_bytes:,} bytes")
         write(chunk)
     finish()
-    return files.found
+    return files.contents
 
 
 class _Files:
-    """Files that grow."""
+    """The files that have arrived so far, the last of which grows."""
 
     def __init__(self, limits: Limits, share: Share) -> None:
-        self._limits, self._share = limits, share
-        self.found: list[bytearray] = []
+        self._limits = limits
+        self._share = share
+        self.contents: list[bytearray] = []
 
     def begin(self) -> None:
-        if len(self.found) == self._limits.max_files:
+        if len(self.contents) == self._limits.max_files:
             raise Refused(413, f"the request has more than {self._limits.max_files} files")
         self._share.take(images=1)
-        self.found.append(bytearray())
+        self.contents.append(bytearray())
 
     def add(self, data: bytes) -> None:
         self._share.take(size=len(data))
-        if len(self.found[-1]) + len(data) > self._limits.max_bytes:
-            raise Refused(413, f"file {len(self.found)} has more than {self._limits.max_bytes:,} bytes")
-        self.found[-1] += data
+        if len(self.contents[-1]) + len(data) > self._limits.max_bytes:
+            raise Refused(413, f"file {len(self.contents)} has more than {self._limits.max_bytes:,} bytes")
+        self.contents[-1] += data
 
 
-def _reader(content_type: str, files: _Files) -> tuple[Callable[[bytes], object], Callable[[], None]]:
+def _choose_reader(content_type: str, files: _Files) -> tuple[Callable[[bytes], object], Callable[[], None]]:
     """Return what takes the chunks of a body of this type, and what is to be called after the last."""
     kind, options = parse_options_header(content_type)
     if kind == MULTIPART:
-        if not (boundary := options.get(b"boundary")):
+        boundary = options.get(b"boundary")
+        if not boundary:
             raise Refused(400, "multipart/form-data comes without its boundary; let your library write this header")
         form = _Form(boundary, files)
         return form.write, form.finish
     if kind and not kind.startswith(b"image/") and kind != b"application/octet-stream":
-        raise Refused(415, f"{kind.decode('latin-1')[:100]} is not taken; {HOW}")
+        raise Refused(415, f"{kind.decode('latin-1')[:SHOWN_TYPE]} is not taken; {HOW}")
     files.begin()
 
     def finish() -> None:
-        if not files.found[0]:
+        if not files.contents[0]:
             raise Refused(400, f"the request holds no image; {HOW}")
 
     return files.add, finish
@@ -145,12 +159,12 @@ class _Form:
         self._is_whole = False
         callbacks = {
             "on_header_begin": self._header.clear,
-            "on_header_field": self._grow,
-            "on_header_value": self._grow,
-            "on_header_end": self._keep,
-            "on_headers_finished": self._begin,
+            "on_header_field": self._extend_header,
+            "on_header_value": self._extend_header,
+            "on_header_end": self._end_header,
+            "on_headers_finished": self._begin_file,
             "on_part_data": lambda data, start, end: files.add(data[start:end]),
-            "on_end": self._end,
+            "on_end": self._end_form,
         }
         try:
             self._parser = MultipartParser(boundary, callbacks)  # type: ignore[arg-type]
@@ -166,21 +180,21 @@ class _Form:
     def finish(self) -> None:
         if not self._is_whole:
             raise Refused(400, "the form ends in the middle")
-        if not self._files.found:
+        if not self._files.contents:
             raise Refused(400, "the form holds no file")
 
-    def _grow(self, data: bytes, start: int, end: int) -> None:
+    def _extend_header(self, data: bytes, start: int, end: int) -> None:
         self._header += data[start:end]
 
-    def _keep(self) -> None:
+    def _end_header(self) -> None:
         if self._header.lower().startswith(b"content-disposition"):
             self._disposition = bytes(self._header)
 
-    def _begin(self) -> None:
+    def _begin_file(self) -> None:
         if NAMES_FILE.search(self._disposition) is None:
             raise Refused(400, "the form has a field that is no file; send images only")
         self._disposition = b""
         self._files.begin()
 
-    def _end(self) -> None:
+    def _end_form(self) -> None:
         self._is_whole = True

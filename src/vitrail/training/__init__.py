@@ -1,1 +1,1 @@
-"""What makes a model: losses, optimizer, schedule, the loop, and saves that resume exactly."""
+"""Training: losses, optimizers, learning-rate schedules, the loop, and saves that resume exactly."""

@@ -1,4 +1,4 @@
-"""How fast training images are prepared, stage by stage, against how fast the model takes them."""
+"""Benchmark data loading: seconds of each stage for an image, and the loader's speed beside the model's."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from typing import Any
 import torch
 
 from vitrail.config.commands import TrainConfig
-from vitrail.data.loader import Batch, Sample, TrainImages, usable_cores
-from vitrail.data.opening import files_read
+from vitrail.data.loader import Batch, Sample, TrainImages, count_usable_cores
+from vitrail.data.opening import list_files_read
 from vitrail.data.sampling import SampleKey
 from vitrail.display import Display
 from vitrail.distributed.processes import choose_precision, processes
 from vitrail.errors import ConfigError, DataError
 from vitrail.files import refuse_replacing
-from vitrail.images.decoding import DECODER, decode
+from vitrail.images.decoding import decode, decoder_name
 from vitrail.images.pixels import UnreadableImage
-from vitrail.images.transforms import sample_key
+from vitrail.images.train_view import sample_key
 from vitrail.models.family import VisionModel
 from vitrail.training.optim import set_learning_rate
 from vitrail.training.setup import Job, build_job, build_state
+from vitrail.training.step import mixing_keys, train_step
 from vitrail.training.stop import Stop
 from vitrail.training.stopwatch import Stopwatch
-from vitrail.training.train import mixing_keys, train_step
 
 STAGES = {
     "read": "from the disk, or the system's memory where it was read before",
@@ -41,17 +41,19 @@ STAGES = {
 SAMPLE = 256
 """Images that the stages are timed with."""
 AT_ONCE = 64
+"""Images that are stacked to a batch in the stage collate."""
 AT_ONCE_ON_CPU = 8
+"""Images of an update at most, on a CPU."""
 ROOM = 1.1
 """Times the model's speed that a loader should have."""
 
 
 @dataclass(frozen=True)
 class DataSpeed:
-    """What was measured on this machine."""
+    """Speeds of the loader and of the model on this machine."""
 
     seconds: dict[str, float]
-    """Of one core for one image, by stage."""
+    """Seconds of one core for one image, by stage."""
     workers: int
     loader: float
     """Images per second of the whole loader."""
@@ -59,7 +61,7 @@ class DataSpeed:
     """Images per second of training updates on images that are there already."""
     device: str
     at_once: int
-    """Images of a measured update."""
+    """Images of each update that was timed."""
     unreadable: int
     advice: str
 
@@ -80,9 +82,9 @@ def bench_data(
     """Time the stages of loading on one core, the loader as training uses it, and the model's updates.
 
     Args:
-        config: Of a training.
-        seconds: For the loader, and for the model; the stages take about as long.
-        display: For the progress.
+        config: All settings of a training.
+        seconds: Seconds to time the loader for, and the model too; the stages take about as long.
+        display: Where progress is shown.
         written: Files that are written afterwards, by the option that names each; none may be one of the images.
 
     Raises:
@@ -98,7 +100,7 @@ def bench_data(
         job, model = build_job(config, accelerator, precision, display, stop)
         for flag, file in written:
             for source in (job.data.train, job.data.val):
-                refuse_replacing(flag, file, files_read(config.data, source))
+                refuse_replacing(flag, file, list_files_read(config.data, source))
         display.begin("time the stages, the loader and the model", 3)
         stages, unreadable = time_stages(job)
         display.advance()
@@ -108,9 +110,15 @@ def bench_data(
         display.end()
         workers = job.loader.num_workers
         return DataSpeed(
-            seconds=stages, workers=workers, loader=loader, model=speed, device=accelerator.device.type,
-            at_once=at_once, unreadable=unreadable, advice=advise(stages, workers, usable_cores(), loader, speed),
-        )  # fmt: skip
+            seconds=stages,
+            workers=workers,
+            loader=loader,
+            model=speed,
+            device=accelerator.device.type,
+            at_once=at_once,
+            unreadable=unreadable,
+            advice=advise(stages, workers, count_usable_cores(), loader, speed),
+        )
 
 
 def time_stages(job: Job) -> tuple[dict[str, float], int]:
@@ -163,7 +171,8 @@ def time_loader(job: Job, seconds: float) -> tuple[Batch, float]:
     held = next(batches)
     for _ in range(2 * job.loader.num_workers):
         next(batches)
-    begun, images = time.perf_counter(), 0
+    images = 0
+    begun = time.perf_counter()
     while time.perf_counter() - begun < seconds:
         batch = next(batches)
         images += len(batch.labels) + len(batch.bad)
@@ -181,8 +190,10 @@ def time_model(job: Job, model: VisionModel, batch: Batch, seconds: float) -> tu
     """Return how many images an update was made of, and the images per second of updates with them."""
     accelerator, state = job.accelerator, build_state(job, model)
     on_cpu = accelerator.device.type == "cpu"
-    images = min(len(batch.labels), AT_ONCE_ON_CPU) if on_cpu else len(batch.labels)
-    part = Batch(*(column[:images] for column in batch[:4]), bad=[])
+    images = len(batch.labels)
+    if on_cpu:
+        images = min(images, AT_ONCE_ON_CPU)
+    micro_batch = Batch(*(column[:images] for column in batch[:4]), bad=[])
     if job.config.train.compile:
         model.compile()
     wrapped = accelerator.prepare_model(model)
@@ -192,10 +203,8 @@ def time_model(job: Job, model: VisionModel, batch: Batch, seconds: float) -> tu
     watch = Stopwatch(accelerator.device, {})
 
     def update() -> None:
-        keys = mixing_keys(job, 0, 0)[:1]
-        sums, _, _ = train_step(
-            wrapped, optimizer, accelerator, [part], job.config, job.preprocess, job.objective, keys, watch
-        )
+        keys = mixing_keys(job.config, job.sampler, 0, 0)[:1]
+        sums, _, _ = train_step(job, wrapped, optimizer, [micro_batch], keys, watch)
         if state.ema:
             state.ema.update(model)
         sums.tolist()  # waits for the device
@@ -221,7 +230,7 @@ def advise(stages: dict[str, float], workers: int, cores: int, loader: float, mo
     needed = math.ceil(ROOM * model * sum(stages[stage] for stage in ("read", "decode", "transform", "collate")))
     if max(workers, 1) < min(needed, cores):
         return f"{beside}: the model waits; this machine has {cores} cores, set data.workers={min(needed, cores)}"
-    decoding = "pip install torchcodec" if DECODER == "pillow" else "`vitrail resize-data` makes it quicker"
+    decoding = "pip install torchcodec" if decoder_name() == "pillow" else "`vitrail resize-data` makes it quicker"
     remedies = {
         "read": "reading takes longest: a faster disk, or `vitrail pack` for many small files",
         "decode": f"decoding takes longest: {decoding}",

@@ -1,4 +1,4 @@
-"""The best weights of a run: as many files as are asked for, which after a kill are those that its last save knows."""
+"""The best weights of a run: the top-k files, which after a kill are brought back to those that its last save knows."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from vitrail.files import refusal_told, temporary_name
 from vitrail.weights.checkpoint import Record, read_metrics, save_model
 
 Row = Mapping[str, Any]
-"""Numbers of an epoch, by which its weights are known: they stand in the file, and in the save."""
+"""Numbers of an epoch, which identify its weights: they stand in the file and in the save."""
 
 
 class BestFiles:
     """best.safetensors, best-2.safetensors and so on, the best first.
 
     A save knows which they are. What falls out of them before the next save is kept aside, as a run that goes on from
-    the save before needs it again. Every step leaves best.safetensors, and may be made twice.
+    the save before needs it again. Every step leaves best.safetensors in place, and may be made twice.
 
     Args:
-        folder: Of the run.
-        keep: Files in all.
+        folder: Folder of the run.
+        keep: Number of files in all.
         saved: The rows that the last save knows.
     """
 
@@ -42,8 +42,8 @@ class BestFiles:
         """Write the best weights so far, and move on those before them.
 
         Args:
-            weights: As in a state dict.
-            record: What the file says of itself, with the row of the epoch.
+            weights: The weights, as in a state dict.
+            record: The description that is stored with them, with the row of the epoch.
             before: The rows that were the best before, the best first.
 
         Raises:
@@ -51,15 +51,18 @@ class BestFiles:
         """
         first = self._names[0]
         with refusal_told(first, None):
-            rows = [record.metrics, *(row for row in before if self._where(row))][: len(self._names)]
+            still_there = [row for row in before if self._find(row)]
+            rows = [record.metrics, *still_there][: len(self._names)]
+            # from the last on, so that none is written over
             for number in reversed(range(1, len(rows))):
                 self._move(rows[number], self._names[number])
             self._set_aside(first)
         save_model(first, weights, record)
         with refusal_told(first, None):
-            for left in self._names[len(rows) :]:  # of before the best epoch was looked for anew
-                self._set_aside(left)
-                left.unlink(missing_ok=True)
+            # files from before the best epoch was looked for anew
+            for leftover in self._names[len(rows) :]:
+                self._set_aside(leftover)
+                leftover.unlink(missing_ok=True)
 
     def settle(self, rows: Sequence[Row]) -> list[Row]:
         """Give the files of a resumed run the names by which its last save knows them.
@@ -67,57 +70,64 @@ class BestFiles:
         Where none of them is there, the files stay as they are, until there are better ones.
 
         Args:
-            rows: Those that the save knows, the best first.
+            rows: The rows that the save knows, the best first.
 
         Returns:
-            Those whose weights are there.
+            The rows whose weights are there.
 
         Raises:
             CheckpointError: The folder cannot be written.
         """
         with refusal_told(self._names[0], None):
-            found = [row for row in rows if self._where(row)][: len(self._names)]
-            wrong = [row for row, name in zip(found, self._names, strict=False) if not _holds(name, row)]
-            for row in wrong:  # all before any, so that none is written over
-                self._move(row, self._place(row))
-            for row, name in zip(found, self._names, strict=False):
+            there = [row for row in rows if self._find(row)][: len(self._names)]
+            named = list(zip(there, self._names, strict=False))
+            misnamed = [row for row, name in named if not _holds(name, row)]
+            # all are kept aside before any is renamed, so that none is written over
+            for row in misnamed:
+                self._move(row, self._aside_name(row))
+            for row, name in named:
                 self._move(row, name)
-            for left in self._names[len(found) :] if found else ():
-                left.unlink(missing_ok=True)
-        self.saved(found)
-        return found
+            if there:
+                for leftover in self._names[len(there) :]:
+                    leftover.unlink(missing_ok=True)
+        self.saved(there)
+        return there
 
     def saved(self, rows: Sequence[Row]) -> None:
-        """Take note of what a new save knows, and drop what only the save before needed."""
+        """Take note of the rows that a new save knows, and remove the files that only the save before needed."""
         self._saved = {_digest(row) for row in rows}
         for path in self._aside.glob("best-*.safetensors"):
             with contextlib.suppress(OSError):
                 path.unlink()
 
-    def _where(self, row: Row) -> Path | None:
-        return next((path for path in (*self._names, self._place(row)) if _holds(path, row)), None)
+    def _find(self, row: Row) -> Path | None:
+        """Return a file that holds the weights of a row."""
+        places = (*self._names, self._aside_name(row))
+        return next((path for path in places if _holds(path, row)), None)
 
-    def _place(self, row: Row) -> Path:
+    def _aside_name(self, row: Row) -> Path:
+        """Return where the weights of a row are kept aside."""
         return self._aside / f"best-{_digest(row)}.safetensors"
 
     def _move(self, row: Row, target: Path) -> None:
-        source = self._where(row)
+        """Bring the weights of a row to a name, where they are elsewhere."""
+        source = self._find(row)
         if source is not None and not _holds(target, row):
             self._set_aside(target)
-            _give_name(source, target)
+            _link(source, target)
 
     def _set_aside(self, path: Path) -> None:
-        """Keep a file that is about to be replaced, where the last save needs it and there is no other of it."""
+        """Keep a file that is about to be replaced, where the last save needs it and there is no other copy of it."""
         row = read_metrics(path)
         if row is None or _digest(row) not in self._saved or path.parent == self._aside:
             return
         others = [name for name in self._names if name != path]
-        if not any(_holds(other, row) for other in (*others, self._place(row))):
-            _give_name(path, self._place(row))
+        if not any(_holds(other, row) for other in (*others, self._aside_name(row))):
+            _link(path, self._aside_name(row))
 
 
-def _give_name(source: Path, target: Path) -> None:
-    """Give a file a further name, in the place of what had it; where a file system has no links, copy it."""
+def _link(source: Path, target: Path) -> None:
+    """Give a file a further name, replacing what had it; where a file system has no links, copy it."""
     temporary = temporary_name(target)
     temporary.unlink(missing_ok=True)
     try:
@@ -131,8 +141,9 @@ def _give_name(source: Path, target: Path) -> None:
 
 
 def _holds(path: Path, row: Row) -> bool:
-    found = read_metrics(path)
-    return found is not None and _digest(found) == _digest(row)
+    """Say whether a file is there and holds the weights of a row."""
+    own_row = read_metrics(path)
+    return own_row is not None and _digest(own_row) == _digest(row)
 
 
 def _digest(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""What the loss does for classes with few images: class weights and logit adjustment.
+"""Class imbalance: class weights and logit adjustment in the training loss, and warnings about them.
 
 Shapes
     k classes
@@ -16,37 +16,43 @@ from torch import Tensor
 
 from vitrail.config.training_sections import BalanceSection
 from vitrail.data.audit.findings import IMBALANCED
-from vitrail.data.sampling import class_shares
+from vitrail.data.sampling import compute_class_shares
 from vitrail.errors import DataError
 
 
 @dataclass(frozen=True)
 class Balance:
-    """What each class changes in the training loss; with weights of 1 and offsets of 0, nothing."""
+    """Weight and logit offset of each class in the training loss; weights of 1 and offsets of 0 change nothing."""
 
     weights: Float[Tensor, " k"]
-    """Of an image's loss."""
+    """Weight of the loss of an image of each class."""
     offsets: Float[Tensor, " k"]
-    """Added to the logits."""
+    """Number added to the logit of each class."""
 
 
 def build_balance(section: BalanceSection, counts: Int[np.ndarray, " k"], device: torch.device) -> Balance:
-    """Return what the settings ask for.
+    """Return the class weights and the logit adjustment that the settings ask for.
 
     Args:
         section: The settings; logit adjustment is the loss of Menon et al. 2021 (https://arxiv.org/abs/2007.07314),
             with the prior of the images drawn.
         counts: Training images of each class; where the settings make up for something, at least one.
-        device: Of the result.
+        device: Where the loss is computed.
     """
-    weights, tau = class_weights(section, counts), section.logit_adjust
-    offsets = np.zeros(len(counts)) if tau is None else tau * np.log(drawn(section, counts))
-    return Balance(*(torch.tensor(values, dtype=torch.float32, device=device) for values in (weights, offsets)))
+    weights = class_weights(section, counts)
+    if section.logit_adjust is None:
+        offsets = np.zeros(len(counts))
+    else:
+        offsets = section.logit_adjust * np.log(drawn_shares(section, counts))
+    return Balance(
+        weights=torch.tensor(weights, dtype=torch.float32, device=device),
+        offsets=torch.tensor(offsets, dtype=torch.float32, device=device),
+    )
 
 
-def drawn(section: BalanceSection, counts: Int[np.ndarray, " k"]) -> Float64[np.ndarray, " k"]:
+def drawn_shares(section: BalanceSection, counts: Int[np.ndarray, " k"]) -> Float64[np.ndarray, " k"]:
     """Return the share of each class among the images that the sampler draws."""
-    shares = class_shares(counts, section.sampler)
+    shares = compute_class_shares(counts, section.sampler)
     return np.array(shares, dtype=np.float64) / sum(shares)
 
 
@@ -58,19 +64,19 @@ def class_weights(section: BalanceSection, counts: Int[np.ndarray, " k"]) -> Flo
             (https://arxiv.org/abs/1901.05555).
         counts: Training images of each class.
     """
-    beta = section.effective_beta
     if section.class_weights is None:
         return np.ones(len(counts))
-    effective = {"inverse": counts, "sqrt": np.sqrt(counts), "effective": (1 - beta**counts) / (1 - beta)}
-    weights = 1 / effective[section.class_weights]
-    return weights / (drawn(section, counts) * weights).sum()
+    beta = section.effective_beta
+    effective_counts = {"inverse": counts, "sqrt": np.sqrt(counts), "effective": (1 - beta**counts) / (1 - beta)}
+    weights = 1 / effective_counts[section.class_weights]
+    return weights / (drawn_shares(section, counts) * weights).sum()
 
 
 def check_counts(section: BalanceSection, counts: Int[np.ndarray, " k"], classes: Sequence[str]) -> None:
     """Refuse to make up for a class that has no image.
 
     Raises:
-        DataError: With its name.
+        DataError: With the name of the class.
     """
     if section.active() and not counts.all():
         raise DataError(
@@ -79,29 +85,33 @@ def check_counts(section: BalanceSection, counts: Int[np.ndarray, " k"], classes
         )
 
 
-def advice(section: BalanceSection, counts: Int[np.ndarray, " k"], classes: Sequence[str]) -> list[str]:
-    """Return what to warn of: that nothing makes up for an imbalance, or too much does.
+def imbalance_warnings(section: BalanceSection, counts: Int[np.ndarray, " k"], classes: Sequence[str]) -> list[str]:
+    """Warn where nothing makes up for an imbalance of the classes, or where settings make up for it twice.
 
     Args:
         section: The settings.
         counts: Training images of each class.
-        classes: Their names.
+        classes: Names of the classes.
     """
     present = np.where(counts > 0, counts, counts.max())
-    most, least = int(counts.argmax()), int(present.argmin())
-    active, ratio = section.active(), counts[most] / counts[least]
+    most = int(counts.argmax())
+    least = int(present.argmin())
     sizes = f"{counts[most]:,} of {classes[most]!r} to {counts[least]:,} of {classes[least]!r}"
-    if not active and ratio >= IMBALANCED:
+    active = section.active()
+    if not active and counts[most] / counts[least] >= IMBALANCED:
         return [
             f"the training images are imbalanced, {sizes}, and nothing makes up for it; try balance.logit_adjust=1, "
             "balance.sampler=sqrt or balance.class_weights=sqrt, and train.monitor=val_balanced_accuracy"
         ]
-    if len(active) > 1:
-        shown = drawn(section, counts)
-        weight = shown * class_weights(section, counts) / shown ** (section.logit_adjust or 0)
-        if (excess := weight[least] / weight[most]) > 1.01:
-            return [
-                f"{' and '.join(active)} make up for the imbalance ({sizes}) more than once: {classes[least]!r} counts "
-                f"{excess:.3g} times as much as {classes[most]!r}; drop one, unless that is meant"
-            ]
-    return []
+    if len(active) < 2:
+        return []
+    # how much all images of a class count together; equal ones make up for an imbalance exactly
+    shares = drawn_shares(section, counts)
+    total_weights = shares * class_weights(section, counts) / shares ** (section.logit_adjust or 0)
+    excess = total_weights[least] / total_weights[most]
+    if excess <= 1.01:
+        return []
+    return [
+        f"{' and '.join(active)} make up for the imbalance ({sizes}) more than once: {classes[least]!r} counts "
+        f"{excess:.3g} times as much as {classes[most]!r}; drop one, unless that is meant"
+    ]

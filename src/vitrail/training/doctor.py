@@ -1,4 +1,4 @@
-"""Is this machine fit to train on: versions, devices, memory, disk and network, each with the fix where it is not."""
+"""Check whether a machine is fit to train on: versions, devices, memory, disk and network, each with a fix."""
 
 from __future__ import annotations
 
@@ -17,27 +17,33 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from vitrail.data.loader import crowding, processes_here, usable_cores
+from vitrail.data.loader import count_local_processes, count_usable_cores, find_crowding
 from vitrail.distributed.processes import all_reduce_seconds, choose_precision, processes
 from vitrail.errors import command
-from vitrail.images.decoding import DECODER, decode
+from vitrail.images.decoding import decode, decoder_name
 
-SHARED_GB = 1.0  # for each training process: eight workers, two batches ahead, 64 images of 224 pixels, and air
+SHARED_GB = 1.0
+"""Shared memory for each training process: eight workers, two batches ahead, 64 images of 224 pixels, and air."""
 DISK_MB_S = 50.0
+"""Speed of writing from which on saves do not hold up a run."""
 DISK_FREE_GB = 5.0
+"""Free space from which on a run has room for its saves."""
 WRITTEN_MB = 128
+"""Size of the file that the speed of writing is measured with."""
 COLLECTIVE_S = 10.0
+"""Seconds that the network is measured for at most."""
 OPEN_FILES = 1024
+"""Open files that loader processes need."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """One part of the machine, what was found, and how to mend it."""
 
     name: str
     found: str
     fix: str = ""
-    """What to do about it; empty where it is good."""
+    """How to mend it; empty where it is good."""
 
 
 def examine(folder: Path) -> list[Check]:
@@ -57,8 +63,8 @@ def examine(folder: Path) -> list[Check]:
 
 def _versions() -> Check:
     names = ("vitrail", "torch", "torchvision", "timm", "accelerate", "pillow")
-    found = ", ".join(f"{name} {version(name)}" for name in names)
-    return Check("versions", f"Python {platform.python_version()}, {found}")
+    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    return Check("versions", f"Python {platform.python_version()}, {versions}")
 
 
 def _device(accelerator: Accelerator) -> Check:
@@ -67,24 +73,26 @@ def _device(accelerator: Accelerator) -> Check:
         count, fast = torch.cuda.device_count(), choose_precision("mixed", "auto")
         return Check("device", f"{count} x {card.name}, {card.total_memory / 2**30:.0f} GiB, fast in {fast}")
     if accelerator.device.type == "cpu":
-        has_card = shutil.which("nvidia-smi") is not None
-        fix = (
-            "torch sees no GPU but nvidia-smi is there; install a torch built for its CUDA version" if has_card else ""
-        )
+        fix = ""
+        if shutil.which("nvidia-smi") is not None:
+            fix = "torch sees no GPU but nvidia-smi is there; install a torch built for its CUDA version"
         return Check("device", "CPU only", fix)
     return Check("device", accelerator.device.type)
 
 
 def _cores(accelerator: Accelerator) -> Check:
-    cores, threads, local = usable_cores(), torch.get_num_threads(), processes_here()
-    fix = ""
+    cores = count_usable_cores()
+    threads = torch.get_num_threads()
+    ranks = count_local_processes()
     on_cpu = accelerator.device.type == "cpu"
-    crowd, advice = crowding(local, on_cpu)
+    found = f"{cores} usable, {threads} threads a process"
+    crowd, advice = find_crowding(ranks, on_cpu)
     if crowd:
-        fix = advice
-    elif on_cpu and threads * local < cores:
-        fix = f"{local} processes of {threads} threads leave cores idle; set OMP_NUM_THREADS={cores // local}"
-    return Check("cores", f"{cores} usable, {threads} threads a process{', ' if crowd else ''}{crowd}", fix)
+        return Check("cores", f"{found}, {crowd}", advice)
+    fix = ""
+    if on_cpu and threads * ranks < cores:
+        fix = f"{ranks} processes of {threads} threads leave cores idle; set OMP_NUM_THREADS={cores // ranks}"
+    return Check("cores", found, fix)
 
 
 def _shared_memory() -> Check:
@@ -92,22 +100,26 @@ def _shared_memory() -> Check:
     if not path.is_dir():
         return Check("shared memory", "no /dev/shm on this system")
     free = shutil.disk_usage(path).free / 2**30
-    wanted = SHARED_GB * processes_here()
-    fix = "loader processes will die of a bus error; start the container with --shm-size=8g, or set data.workers=0"
-    return Check("shared memory", f"{free:.1f} GiB free in /dev/shm", "" if free >= wanted else fix)
+    fix = ""
+    if free < SHARED_GB * count_local_processes():
+        fix = "loader processes will die of a bus error; start the container with --shm-size=8g, or set data.workers=0"
+    return Check("shared memory", f"{free:.1f} GiB free in /dev/shm", fix)
 
 
 def _decoder() -> Check:
     buffer = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     Image.fromarray(pixels).resize((500, 375), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
-    data, started, count = buffer.getvalue(), time.perf_counter(), 0
+    data = buffer.getvalue()
+    count, started = 0, time.perf_counter()
     while time.perf_counter() - started < 0.5:
         decode(data)
         count += 1
     speed = count / (time.perf_counter() - started)
-    fix = "" if DECODER == "torchcodec" else "a third slower than torchcodec; pip install 'vitrail[torchcodec]'"
-    return Check("decoder", f"{DECODER}, {speed:,.0f} images of 500 x 375 a second on one core", fix)
+    fix = ""
+    if decoder_name() != "torchcodec":
+        fix = "a third slower than torchcodec; pip install 'vitrail[torchcodec]'"
+    return Check("decoder", f"{decoder_name()}, {speed:,.0f} images of 500 x 375 a second on one core", fix)
 
 
 def _open_files() -> Check:
@@ -116,12 +128,10 @@ def _open_files() -> Check:
     except ImportError:  # Windows
         return Check("open files", "no limit on this system")
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    fix = (
-        ""
-        if soft == resource.RLIM_INFINITY or soft >= OPEN_FILES
-        else "loader processes need more; type ulimit -n 65536"
-    )
-    return Check("open files", "unlimited" if soft == resource.RLIM_INFINITY else f"{soft:,}", fix)
+    if soft == resource.RLIM_INFINITY:
+        return Check("open files", "unlimited")
+    fix = "loader processes need more; type ulimit -n 65536" if soft < OPEN_FILES else ""
+    return Check("open files", f"{soft:,}", fix)
 
 
 def _disk(folder: Path) -> Check:

@@ -1,4 +1,4 @@
-"""The optimizer and its groups of parameters: which decay, and how fast each layer learns."""
+"""Optimizers: AdamW and SGD, with parameter groups for weight decay and layer-wise learning rates."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Build AdamW or SGD, as one fused kernel, which leaves an update out where `found_inf` says so.
 
-    That of SGD is not for a model that is shared out over processes (`shard`), which takes torch's other kernels.
+    The fused SGD cannot update a model that is sharded over ranks (`shard`), which takes torch's other kernels.
     """
     groups = parameter_groups(model, weight_decay, layer_decay, decay_on, backbone_scale)
     if name == "adamw":

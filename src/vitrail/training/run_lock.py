@@ -1,4 +1,4 @@
-"""A run folder that one process at a time works on: the next one is told who does, wherever that is."""
+"""Lock a run folder: one process at a time works on it, and others are told which one, on whatever machine."""
 
 from __future__ import annotations
 
@@ -16,51 +16,54 @@ from vitrail.errors import TrainingError, command
 from vitrail.files import refusal_told
 
 LOCK = ".lock"
-"""Stays in last/, as two processes could hold two files of one name."""
+"""Name of the lock file in last/; it is never removed, or two processes could hold two files of one name."""
 LEASE_S = 120.0
-"""What a file server may take to notice that a machine is gone."""
+"""Seconds that a file server may take to notice that a machine is gone."""
 LOOK_S = 1.0
+"""Seconds between two tries to take the lock."""
 BUSY = (BlockingIOError, PermissionError)
-"""How the system says that another process holds a lock, on one file system or another."""
+"""Errors by which file systems say that another process holds a lock."""
 
 
 @contextmanager
 def held(folder: Path, note: Callable[[str], None], lease_s: float = LEASE_S) -> Iterator[None]:
-    """Hold a run folder; the system lets go of it when this process ends, however it ends.
+    """Lock a run folder; the system unlocks it when this process ends, however it ends.
 
     The lock is of the kind that network file systems pass on to other machines, and that loader processes, which may
     outlive this one for some seconds, do not inherit.
 
     Args:
-        folder: Of the run.
-        note: Told where one has to wait, or where the file system knows no locks.
-        lease_s: How long to wait for a process of another machine, which may be gone.
+        folder: Folder of the run.
+        note: Told where this process has to wait, or where the file system has no locks.
+        lease_s: Seconds to wait for a process of another machine, which may be gone.
 
     Raises:
         TrainingError: Another process works on it.
         CheckpointError: The folder cannot be written.
     """
-    path, waited, deadline = folder / "last" / LOCK, False, time.monotonic() + lease_s
+    path = folder / "last" / LOCK
+    deadline = time.monotonic() + lease_s
+    is_waiting = False
     with refusal_told(path, None):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
     with file:
         while not _take(file, folder, note):
-            host, told = _holder(file)
+            host, holder = _read_holder(file)
             if host == platform.node() or time.monotonic() > deadline:
                 raise TrainingError(
-                    f"{folder}: {told} works on it; wait for its end or stop it, or begin another run with "
+                    f"{folder}: {holder} works on it; wait for its end or stop it, or begin another run with "
                     f"{command('train', '--fork', folder)}"
                 )
-            if not waited:
-                waited = True
-                note(f"{folder}: {told} worked on it; waiting up to {lease_s:.0f} s for its machine to let go")
+            if not is_waiting:
+                is_waiting = True
+                note(f"{folder}: {holder} worked on it; waiting up to {lease_s:.0f} s for its machine to let go")
             time.sleep(LOOK_S)
         yield
 
 
 def _take(file: IO[str], folder: Path, note: Callable[[str], None]) -> bool:
-    """Take a lock and write who has it, unless another process does; without locks there is nothing to take."""
+    """Take a lock and write who has it, unless another process does; where there are no locks, go on without."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BUSY:
@@ -77,8 +80,12 @@ def _take(file: IO[str], folder: Path, note: Callable[[str], None]) -> bool:
     return True
 
 
-def _holder(file: IO[str]) -> tuple[str, str]:
+def _read_holder(file: IO[str]) -> tuple[str, str]:
     """Return the machine of the process that holds a lock, and the process in words."""
     file.seek(0)
-    host, pid, since = (*file.read().splitlines(), "", "", "")[:3]
-    return host, f"process {pid} on {host}, since {since}," if since else "another process"
+    lines = file.read().splitlines()
+    host = lines[0] if lines else ""
+    if len(lines) < 3:  # it has the lock, and has not written who it is yet
+        return host, "another process"
+    _, pid, since = lines[:3]
+    return host, f"process {pid} on {host}, since {since},"

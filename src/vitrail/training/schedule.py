@@ -1,4 +1,4 @@
-"""The learning rate of each update, as a pure function of the update's number."""
+"""Learning-rate schedules (cosine, step, exponential, constant, with warm-up), as a function of the update's number."""
 
 from __future__ import annotations
 
@@ -33,10 +33,16 @@ def learning_rate(
     before = warmup_updates if warmup_prefix else 0
     if name == "cosine":
         length = total_updates - before if cosine_updates is None else cosine_updates
-        progress = min((update - before) / length, 1.0) if length > 0 else 1.0
+        progress = 1.0
+        if length > 0:
+            progress = min((update - before) / length, 1.0)
         share = (1 + math.cos(math.pi * progress)) / 2
-        return max(peak * share, floor) if clip else floor + (peak - floor) * share
+        if clip:
+            return max(peak * share, floor)
+        return floor + (peak - floor) * share
     if name == "constant":
         return peak
     periods = (update - before) / decay_updates
-    return max(floor, peak * decay_rate ** (math.floor(periods) if name == "step" else periods))
+    if name == "step":
+        periods = math.floor(periods)
+    return max(floor, peak * decay_rate**periods)

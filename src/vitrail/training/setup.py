@@ -1,8 +1,8 @@
-"""What a run works with, from the first update to the last: images, loaders, model and schedule."""
+"""Set up a run from its settings: images, loaders, model, optimizer, loss and learning rate."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,97 +14,111 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from timm.utils.model_ema import ModelEmaV3
 
-from vitrail.classes.matching import order_in_doubt
 from vitrail.classes.names import tell_look_alikes
 from vitrail.config.commands import TrainConfig
-from vitrail.data.audit.findings import alarms, refuse_unreadable, validated_with
+from vitrail.data.audit.findings import find_alarms, mark_held_out, refuse_unreadable
 from vitrail.data.audit.scan import check_images
 from vitrail.data.folders import CHANGED
 from vitrail.data.loader import ImageLoader, build_eval_loader, build_train_loader
 from vitrail.data.manifest import Manifest
 from vitrail.data.opening import Data, open_data
-from vitrail.data.overlap import sketch
+from vitrail.data.overlap import make_sketch
 from vitrail.data.roster import Roster
-from vitrail.data.sampling import BatchSampler, class_shares
-from vitrail.data.sources import Source, fingerprint, images_of_classes
+from vitrail.data.sampling import BatchSampler, ClassDraw, EpochOrder, Shuffle, WindowShuffle, compute_class_shares
+from vitrail.data.sources import Source, count_by_class, fingerprint
 from vitrail.data.tables.hub import pin_revision
-from vitrail.data.tables.rows import groups_of
+from vitrail.data.tables.rows import find_storage_groups
 from vitrail.devices import Precision
 from vitrail.display import Display
 from vitrail.distributed.processes import share
 from vitrail.distributed.sharding import shard
 from vitrail.errors import ConfigError, command
 from vitrail.evaluation.single_label_metrics import SHOTS, shot_groups
-from vitrail.images.transforms import Preprocess, TrainView, fit_statistics, normalised_by
+from vitrail.images.preprocess import Preprocess
+from vitrail.images.train_view import TrainView
 from vitrail.models.family import VisionModel
-from vitrail.models.registry import canonical_name, create_model, find_variant
-from vitrail.training.class_balance import build_balance, check_counts
-from vitrail.training.losses import Objective, OneClass, SeveralClasses, check_objective, default_monitor
+from vitrail.models.registry import canonical_name
+from vitrail.training.class_balance import check_counts
+from vitrail.training.initial_model import (
+    adopt_recorded_settings,
+    build_model,
+    build_preprocess,
+    open_initial_weights,
+    tell_statistics,
+)
+from vitrail.training.losses import check_loss_settings, choose_loss
 from vitrail.training.nonfinite import Guard
 from vitrail.training.optim import build_optimizer
 from vitrail.training.schedule import learning_rate
-from vitrail.training.state import SUMS, TrainState
+from vitrail.training.state import TrainState, new_sums
+from vitrail.training.step import StepContext
 from vitrail.training.stop import Stop
-from vitrail.weights.checkpoint import Record
-from vitrail.weights.config_fields import RATES
-from vitrail.weights.loading import open_model
-from vitrail.weights.opened import Opened, show_account
-from vitrail.weights.request import make_request
 
-EVAL_BATCH = 128  # the same for any number of processes, unless a process trains on fewer images at once
+EVAL_BATCH = 128
+"""Images of a validation batch, the same for any number of ranks, unless a rank trains on fewer at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """What stays the same from the first update to the last."""
+class Job(StepContext):
+    """The parts of a run that do not change from the first update to the last."""
 
-    config: TrainConfig
-    accelerator: Accelerator
     precision: Precision
     display: Display
     stop: Stop
     data: Data
     model_name: str
-    preprocess: Preprocess
     sampler: BatchSampler
     loader: ImageLoader
     val_loader: ImageLoader
-    known_by: dict[str, Any]
-    """What the training and the validation images are known again by."""
+    fingerprints: dict[str, Any]
+    """Fingerprints of the training and the validation images, and a sketch of the former, stored as provenance."""
     roster: Roster | None
-    """The validation images one by one, in the process that saves them."""
+    """The validation images one by one, on the rank that saves them."""
     training_counts: NDArray[np.int64]
     """Training images of each class."""
-    objective: Objective
     rate: Callable[[int], float]
     """Learning rate of an update, before any rollback."""
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What the weights were made from, for their record."""
-        known = {} if self.data.manifest is None else {"manifest": self.data.manifest.hash}
+        """Provenance of the weights, for their record: fingerprints of the images, and their number by class."""
+        origin: dict[str, Any] = {}
+        if self.data.manifest is not None:
+            origin["manifest"] = self.data.manifest.hash
         if changed := [note for note in self.data.notes if note.startswith(CHANGED)]:
-            known["pixels"] = "; ".join(changed)
-        return {**known, **self.known_by, "training_counts": self.training_counts.tolist()}
-
-    @property
-    def several(self) -> bool:
-        """Whether an image may have several classes."""
-        return self.data.train.label_sets is not None
+            origin["pixels"] = "; ".join(changed)
+        return {**origin, **self.fingerprints, "training_counts": self.training_counts.tolist()}
 
     @property
     def monitor(self) -> str:
         """Which number makes an evaluated epoch the best."""
-        return self.config.train.monitor or default_monitor(self.several)
+        return self.config.train.monitor or self.objective.default_monitor
 
     @property
     def total_epochs(self) -> int:
         """Epochs of the schedule and its cooldown."""
         return self.config.train.epochs + self.config.schedule.cooldown_epochs
 
+    @property
+    def total_updates(self) -> int:
+        """Updates of the whole run."""
+        return self.total_epochs * self.sampler.steps
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the first rank, which alone writes files."""
+        return self.accelerator.is_main_process
+
     def updates(self, state: TrainState) -> int:
         """Return how many updates were made."""
         return state.epoch * self.sampler.steps + state.step
+
+    def is_finished(self, state: TrainState) -> bool:
+        """Say whether all epochs are done, or as many without a better one as the settings allow."""
+        if state.epoch >= self.total_epochs:
+            return True
+        patience = self.config.train.patience
+        return patience is not None and bool(state.best) and state.epoch - state.best["epoch"] >= patience
 
 
 def build_job(
@@ -116,81 +130,139 @@ def build_job(
     is_new: bool = True,
 ) -> tuple[Job, VisionModel]:
     """Find the images, and build the model and the loaders for them; a new run begins with the weights it names."""
-    settings, rank, world = config.train, accelerator.process_index, accelerator.num_processes
-    pinned_data = share(accelerator, pin_revision(config.data) if accelerator.is_main_process else None)
-    config = replace(config, data=pinned_data)
-
-    def look(manifest: Manifest, place: Path) -> Manifest:
-        check_objective(config, manifest.label_sets is not None)  # before what takes long
-        return check_images(manifest, place, display)
-
-    with accelerator.local_main_process_first():  # which downloads for all
-        data = open_data(config.data, look if config.data.check else None)
-    several = data.train.label_sets is not None
-    check_objective(config, several)
-    for note in data.notes:
-        display.note(note)
-    if told := tell_look_alikes(data.classes):
-        display.warn(told)
-    if data.manifest is not None and config.data.check:
-        tell_alarms(data.manifest, config, display)
-    counts = images_of_classes(data.train)
+    # Images
+    config, data = open_training_data(config, accelerator, display)
+    loss_kind = choose_loss(data.train.label_sets)
+    counts = count_by_class(data.train)
     check_counts(config.balance, counts, data.classes)
-    check_monitor(settings.monitor or default_monitor(several), counts, images_of_classes(data.val))
+    monitor = config.train.monitor or loss_kind.default_monitor
+    check_monitor(monitor, counts, count_by_class(data.val))
+
+    # Model and preprocessing
     model_name = canonical_name(config.model.name)
     if is_new and config.model.weights is not None:
         opened = open_initial_weights(config, model_name, data.classes, display)
-        config = adopt(config, opened.record, display)
+        config = adopt_recorded_settings(config, opened.record, display)
         model = opened.build(accelerator.device)
     else:
         model = build_model(config, model_name, len(data.classes)).to(accelerator.device)
     preprocess = build_preprocess(config, model_name, model)
     tell_statistics(config, preprocess, display)
-    sampler = BatchSampler(
-        len(data.train), settings.batch_size, seed=settings.seed, rank=rank, world=world,
-        accumulate=settings.accumulate, repeats=config.augment.repeats, epoch_samples=settings.epoch_images,
-        labels=data.train.labels,
-        shares=None if config.balance.sampler == "natural" else class_shares(counts, config.balance.sampler),
-        groups=groups_of(data.train), window=config.data.shuffle_buffer,
-    )  # fmt: skip
-    pinned = accelerator.device.type == "cuda"
-    loader = build_train_loader(
-        data.train, build_view(config, preprocess), preprocess.pixels, sampler,
-        seed=settings.seed, workers=config.data.workers, bad_files=config.data.bad_files, pin_memory=pinned,
-    )  # fmt: skip
-    at_once = settings.batch_size // (world * settings.accumulate)
-    val_loader = build_eval_loader(
-        data.val, preprocess, batch_size=min(EVAL_BATCH, at_once), rank=rank, world=world, workers=config.data.workers,
-        bad_files=config.data.bad_files, pin_memory=pinned,
-    )  # fmt: skip
+
+    # Loaders
+    sampler = build_sampler(config, data, counts, accelerator)
+    loader, val_loader = build_loaders(config, data, preprocess, sampler, accelerator)
+    roster = data.roster() if accelerator.is_main_process else None
     job = Job(
-        config=config, accelerator=accelerator, precision=precision, display=display, stop=stop, data=data,
-        model_name=model_name, preprocess=preprocess, sampler=sampler, loader=loader, val_loader=val_loader,
-        known_by=known_by(data, accelerator.is_main_process), training_counts=counts,
-        roster=data.roster() if accelerator.is_main_process else None,
-        objective=build_objective(config, data.train, counts, accelerator.device),
+        config=config,
+        accelerator=accelerator,
+        precision=precision,
+        display=display,
+        stop=stop,
+        data=data,
+        model_name=model_name,
+        preprocess=preprocess,
+        sampler=sampler,
+        loader=loader,
+        val_loader=val_loader,
+        fingerprints=image_fingerprints(data, accelerator.is_main_process),
+        training_counts=counts,
+        roster=roster,
+        objective=loss_kind.build(config, data.train, counts, accelerator.device),
         rate=build_schedule(config, sampler.steps),
-    )  # fmt: skip
+    )
     return job, model
 
 
-def known_by(data: Data, is_main_process: bool) -> dict[str, Any]:
-    """Return what an evaluation knows the images by, as sets and, in the process that writes it, each by itself."""
-    known = {"images": {"train": fingerprint(data.train), "val": fingerprint(data.val)}}
-    if not is_main_process or groups_of(data.train) is not None:  # of which each image would take much to read
-        return known
-    return {**known, "sketch": sketch(data.train)}
+def open_training_data(config: TrainConfig, accelerator: Accelerator, display: Display) -> tuple[TrainConfig, Data]:
+    """Find the images, and refuse settings that do not fit their labels.
+
+    Returns:
+        The settings, with the revision of a hub's data set that is used; and the images.
+    """
+    pinned_section = pin_revision(config.data) if accelerator.is_main_process else None
+    config = replace(config, data=share(accelerator, pinned_section))
+
+    def check_manifest(manifest: Manifest, place: Path) -> Manifest:
+        check_loss_settings(choose_loss(manifest.label_sets), config)  # before what takes long
+        return check_images(manifest, place, display)
+
+    with accelerator.local_main_process_first():  # which downloads for all
+        check = check_manifest if config.data.check else None
+        data = open_data(config.data, check)
+    check_loss_settings(choose_loss(data.train.label_sets), config)
+    for note in data.notes:
+        display.note(note)
+    if look_alikes := tell_look_alikes(data.classes):
+        display.warn(look_alikes)
+    if data.manifest is not None and config.data.check:
+        tell_alarms(data.manifest, config, display)
+    return config, data
 
 
-def tell_statistics(config: TrainConfig, preprocess: Preprocess, display: Display) -> None:
-    """Say what images are normalised by, where it is neither published nor given."""
-    if preprocess.pixels.is_picture or None not in (config.preprocess.mean, config.preprocess.std):
-        return
-    pixels = [f"data.channels={preprocess.channels}", f"data.bits={preprocess.bits}"]
-    says = f"{' '.join(pixels)}: {normalised_by(preprocess.mean, preprocess.std)}; preprocess.mean and .std change that"
-    if config.data.name is None and config.data.root is not None:
-        says += f", and this measures them: {command('check-data', f'data.root={config.data.root}', *pixels)}"
-    display.note(says)
+def build_sampler(config: TrainConfig, data: Data, counts: NDArray[np.int64], accelerator: Accelerator) -> BatchSampler:
+    """Return which images each update is made of, on this rank."""
+    return BatchSampler(
+        choose_order(config, data.train, counts),
+        config.train.batch_size,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        accumulate=config.train.accumulate,
+        epoch_samples=config.train.epoch_images,
+    )
+
+
+def choose_order(config: TrainConfig, source: Source, counts: NDArray[np.int64]) -> EpochOrder:
+    """Return how training images are drawn: by the groups they are stored in, by class, or all in random order."""
+    seed, repeats = config.train.seed, config.augment.repeats
+    groups = find_storage_groups(source)
+    if groups is not None:
+        return WindowShuffle(groups, config.data.shuffle_buffer, seed, repeats)
+    if config.balance.sampler == "natural":
+        return Shuffle(len(source), seed, repeats)
+    shares = compute_class_shares(counts, config.balance.sampler)
+    return ClassDraw(source.labels, shares, seed, repeats)
+
+
+def build_loaders(
+    config: TrainConfig, data: Data, preprocess: Preprocess, sampler: BatchSampler, accelerator: Accelerator
+) -> tuple[ImageLoader, ImageLoader]:
+    """Return the loaders of this rank's training and validation images."""
+    pin_memory = accelerator.device.type == "cuda"
+    loader = build_train_loader(
+        data.train,
+        build_view(config, preprocess),
+        preprocess.pixels,
+        sampler,
+        seed=config.train.seed,
+        workers=config.data.workers,
+        bad_files=config.data.bad_files,
+        pin_memory=pin_memory,
+    )
+    micro_batch = config.train.batch_size // (accelerator.num_processes * config.train.accumulate)
+    val_loader = build_eval_loader(
+        data.val,
+        preprocess,
+        batch_size=min(EVAL_BATCH, micro_batch),
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        workers=config.data.workers,
+        bad_files=config.data.bad_files,
+        pin_memory=pin_memory,
+    )
+    return loader, val_loader
+
+
+def image_fingerprints(data: Data, is_main_process: bool) -> dict[str, Any]:
+    """Return fingerprints of both splits and, on the rank that writes it, a sketch of the training images.
+
+    By these an evaluation tells whether it is given images that were trained on.
+    """
+    fingerprints: dict[str, Any] = {"images": {"train": fingerprint(data.train), "val": fingerprint(data.val)}}
+    # the images of a streamed table would all have to be read
+    if is_main_process and find_storage_groups(data.train) is None:
+        fingerprints["sketch"] = make_sketch(data.train)
+    return fingerprints
 
 
 def tell_alarms(manifest: Manifest, config: TrainConfig, display: Display) -> None:
@@ -201,21 +273,13 @@ def tell_alarms(manifest: Manifest, config: TrainConfig, display: Display) -> No
     """
     if config.data.bad_files == "error":
         refuse_unreadable(manifest)
-    found = alarms(manifest, validated_with(manifest, config.data.fold), config.data.bad_files == "quarantine")
-    for problem in found:
+    is_quarantined = config.data.bad_files == "quarantine"
+    problems = find_alarms(manifest, mark_held_out(manifest, config.data.fold), is_quarantined)
+    for problem in problems:
         display.warn(f"{problem.what}; {problem.advice}")
-    if found:
+    if problems:
         data = f"data.list={config.data.list}" if config.data.list else f"data.root={manifest.root}"
         display.note(f"to see them: {command('check-data', data)}")
-
-
-def build_objective(
-    config: TrainConfig, source: Source, counts: NDArray[np.int64], device: torch.device
-) -> OneClass | SeveralClasses:
-    """Return what the settings ask for and the labels allow, for so many images of each class."""
-    if source.label_sets is not None:
-        return SeveralClasses(source.label_sets, config.multi_label)
-    return OneClass(build_balance(config.balance, counts, device), config.augment.label_smoothing)
 
 
 def check_monitor(monitor: str, training_counts: NDArray[np.int64], val_counts: NDArray[np.int64]) -> None:
@@ -234,125 +298,67 @@ def check_monitor(monitor: str, training_counts: NDArray[np.int64], val_counts: 
 
 def build_state(job: Job, model: VisionModel) -> TrainState:
     """Return the state before the first update."""
-    settings, optim, decay = job.config.train, job.config.optim, job.config.ema.decay
+    settings, decay, device = job.config.train, job.config.ema.decay, job.accelerator.device
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     model.set_grad_checkpointing(settings.grad_checkpointing)
-    updates = job.total_epochs * job.sampler.steps
-    if decay and (share_left := decay**updates) > 0.01:
-        job.display.warn(
-            f"ema.decay {decay} is slow for {updates:,} updates: {share_left:.0%} of the weights that are evaluated "
-            "and saved will be the initial ones; lower it, or set ema.decay=null"
-        )
-    ema = ModelEmaV3(model, decay=decay) if decay else None
+    ema = None
+    if decay:
+        warn_of_slow_average(job, decay)
+        ema = ModelEmaV3(model, decay=decay)
     if settings.shard:
-        if job.accelerator.num_processes == 1:
-            raise ConfigError("train.shard needs several processes; start them with torchrun")
-        if job.precision == "float16":
-            raise ConfigError("train.shard goes with train.precision=float32 or bfloat16, not float16")
-        for module in (model, *([ema.module] if ema else [])):
-            shard(module, job.accelerator.device)
-    optimizer = build_optimizer(
-        model, name=optim.name, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps,
-        momentum=optim.momentum, nesterov=optim.nesterov, layer_decay=optim.layer_decay, decay_on=optim.decay_on,
-        backbone_scale=optim.backbone_scale, shard=settings.shard,
-    )  # fmt: skip
-    device = job.accelerator.device
+        shard_over_ranks(job, model, ema)
     return TrainState(
         model=model,
-        optimizer=optimizer,
+        optimizer=optimizer_of_settings(job.config, model),
         ema=ema,
         scaler=None,
-        sums=torch.zeros(SUMS, dtype=sum_dtype(device), device=device),
+        sums=new_sums(device),
         guard=Guard(device),
     )
 
 
-def build_model(config: TrainConfig, name: str, num_classes: int) -> VisionModel:
-    """Build the model that the settings describe, for so many classes."""
-    return create_model(name, **_options(config, num_classes))
-
-
-def _options(config: TrainConfig, num_classes: int) -> dict[str, Any]:
-    """Return the fields of the model's configuration that the settings give."""
-    size = {} if config.model.image_size is None else {"image_size": config.model.image_size}
-    rates = {"drop_path_rate": config.model.drop_path_rate, "drop_rate": config.model.drop_rate}
-    given = {"num_classes": num_classes} | rates | size
-    if twice := sorted(given.keys() & config.model.options.keys()):
-        raise ConfigError(
-            f"model.options.{twice[0]}: is not an option; num_classes follows the data, the others are model.{twice[0]}"
+def warn_of_slow_average(job: Job, decay: float) -> None:
+    """Warn where the average of the weights is, at the end of the run, still partly that of the initial ones."""
+    share_left = decay**job.total_updates
+    if share_left > 0.01:
+        job.display.warn(
+            f"ema.decay {decay} is slow for {job.total_updates:,} updates: {share_left:.0%} of the weights that are "
+            "evaluated and saved will be the initial ones; lower it, or set ema.decay=null"
         )
-    if "in_channels" in config.model.options:
-        raise ConfigError("model.options.in_channels: is not an option; it follows data.channels, so set that")
-    return {**given, "in_channels": config.data.channels, **config.model.options}
 
 
-def open_initial_weights(config: TrainConfig, name: str, classes: Sequence[str], display: Display) -> Opened:
-    """Read the weights that a run begins with, for its classes and image size."""
-    assert config.model.weights is not None
-    options, by_order = _options(config, len(classes)), config.data.match_classes == "by-order"
-    asked = make_request(config.weights, model=name, options=options, classes=classes, by_order=by_order)
-    opened = open_model(config.model.weights, asked)
-    show_account(opened, display)
-    if opened.order_is_assumed and (doubt := order_in_doubt(classes, config.data.class_order)):
-        display.warn(f"{opened.account.path}: {doubt}")
-    dialect = opened.account.numerics
-    asked = [(key, value, dialect.get(key, value)) for key, value in config.model.options.items()]
-    asked += [
-        (f"preprocess.{key}", value, getattr(opened.record.preprocess, key))
-        for key, value in vars(config.preprocess).items()
-        if value is not None
-    ]
-    asked.append(("data.bits", config.data.bits, opened.record.preprocess.bits))
-    for key, value, expected in asked:
-        if value != expected:
-            display.warn(f"{opened.account.path}: expects {key}={expected}; the settings say {value}, which is taken")
-    return opened
+def shard_over_ranks(job: Job, model: VisionModel, ema: ModelEmaV3 | None) -> None:
+    """Shard the model and the average of its weights over all ranks.
+
+    Raises:
+        ConfigError: There is one rank, or float16.
+    """
+    if job.accelerator.num_processes == 1:
+        raise ConfigError("train.shard needs several processes; start them with torchrun")
+    if job.precision == "float16":
+        raise ConfigError("train.shard goes with train.precision=float32 or bfloat16, not float16")
+    shard(model, job.accelerator.device)
+    if ema is not None:
+        shard(ema.module, job.accelerator.device)
 
 
-def adopt(config: TrainConfig, record: Record, display: Display) -> TrainConfig:
-    """Put into the settings what a weight file decides and they leave open: numerics, image size, preprocessing."""
-    card = find_variant(record.model)[1]
-    published = vars(card.config)
-    decided = {
-        key: value
-        for key, value in record.options.items()
-        if value != published[key] and key not in ("num_classes", "image_size", "in_channels", *RATES)
-    }
-    size = config.model.image_size
-    if size is None and record.options["image_size"] != card.config.image_size:
-        size = record.options["image_size"]
-    usual = published_preprocess(record.model, record.preprocess.size, record.preprocess.channels)
-    read = {
-        key: getattr(record.preprocess, key)
-        for key, value in vars(config.preprocess).items()
-        if value is None and getattr(record.preprocess, key) != getattr(usual, key)
-    }
-    open_here = {key: value for key, value in decided.items() if key not in config.model.options}
-    taken = [f"model.options.{key}={value}" for key, value in open_here.items()]
-    taken += [f"preprocess.{key}={value}" for key, value in read.items()]
-    if taken:
-        display.note(f"{config.model.weights}: decides {', '.join(taken)}")
-    return replace(
-        config,
-        model=replace(config.model, image_size=size, options={**decided, **config.model.options}),
-        preprocess=replace(config.preprocess, **read),
-    )
-
-
-def build_preprocess(config: TrainConfig, name: str, model: VisionModel) -> Preprocess:
-    """Return how images are brought to the model: as it was published, unless the settings say otherwise."""
-    published = published_preprocess(name, model.config.size, config.data.channels)
-    given = {key: value for key, value in vars(config.preprocess).items() if value is not None}
-    return replace(published, bits=config.data.bits, **given)
-
-
-def published_preprocess(name: str, size: tuple[int, int], channels: int) -> Preprocess:
-    """Return how images are brought to a model that was published with RGB, for so many channels."""
-    card = find_variant(name)[1]
-    mean, std = fit_statistics(channels, card.mean, card.std)
-    return Preprocess(
-        size=size, crop=card.crop, interpolation=card.interpolation, mean=mean, std=std, channels=channels
+def optimizer_of_settings(config: TrainConfig, model: VisionModel) -> torch.optim.Optimizer:
+    """Return the optimizer that the settings ask for."""
+    optim = config.optim
+    return build_optimizer(
+        model,
+        name=optim.name,
+        lr=optim.lr,
+        weight_decay=optim.weight_decay,
+        betas=optim.betas,
+        eps=optim.eps,
+        momentum=optim.momentum,
+        nesterov=optim.nesterov,
+        layer_decay=optim.layer_decay,
+        decay_on=optim.decay_on,
+        backbone_scale=optim.backbone_scale,
+        shard=config.train.shard,
     )
 
 
@@ -373,9 +379,14 @@ def build_view(config: TrainConfig, preprocess: Preprocess) -> TrainView:
 
 def build_schedule(config: TrainConfig, steps: int) -> Callable[[int], float]:
     """Return the learning rate as a function of the update's number, with `steps` updates an epoch."""
-    every = steps if config.schedule.step == "epoch" else 1
     optim, schedule = config.optim, config.schedule
-    peak = optim.lr if optim.lr_base_batch is None else optim.lr * config.train.batch_size / optim.lr_base_batch
+    updates_between_changes = steps if schedule.step == "epoch" else 1
+    peak = optim.lr
+    if optim.lr_base_batch is not None:
+        peak = optim.lr * config.train.batch_size / optim.lr_base_batch
+    cosine_updates = None
+    if schedule.cosine_epochs is not None:
+        cosine_updates = schedule.cosine_epochs * steps
     rate = partial(
         learning_rate,
         name=schedule.name,
@@ -387,12 +398,7 @@ def build_schedule(config: TrainConfig, steps: int) -> Callable[[int], float]:
         decay_updates=schedule.decay_epochs * steps,
         decay_rate=schedule.decay_rate,
         warmup_prefix=schedule.warmup_prefix,
-        cosine_updates=None if schedule.cosine_epochs is None else schedule.cosine_epochs * steps,
+        cosine_updates=cosine_updates,
         clip=schedule.clip_to_min_lr,
     )
-    return lambda update: rate(update - update % every)
-
-
-def sum_dtype(device: torch.device) -> torch.dtype:
-    """Return float64, or what there is on Apple's GPUs."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    return lambda update: rate(update - update % updates_between_changes)

@@ -1,4 +1,4 @@
-"""How a run begins: new, resumed, extended or forked, and which settings may then differ. No torch."""
+"""How a run starts: new, resumed, extended or forked, and which settings may then differ. No torch."""
 
 from __future__ import annotations
 
@@ -20,26 +20,38 @@ from vitrail.training.idle_settings import idle_settings
 from vitrail.training.run_lock import LOCK
 
 FREE = (
-    "data.root", "data.list", "data.manifest", "data.check", "data.workers", "data.download", "data.cache_gb",
-    "output.", "train.device", "train.shard", "train.log_every", "train.max_hours", "train.dist_timeout_minutes",
-)  # fmt: skip
+    "data.root",
+    "data.list",
+    "data.manifest",
+    "data.check",
+    "data.workers",
+    "data.download",
+    "data.cache_gb",
+    "output.",
+    "train.device",
+    "train.shard",
+    "train.log_every",
+    "train.max_hours",
+    "train.dist_timeout_minutes",
+)
 """Beginnings of the settings that change where and how fast a run is made, not what it makes."""
 LENGTH = ("train.epochs", "schedule.cooldown_epochs", "train.patience")
+"""Settings that change how long a run is."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """What to run, and what it begins from."""
+    """A run to start: its settings, its name, and the folder that it resumes or forks."""
 
     config: TrainConfig
     name: str
-    """Of the run folder, where `output.name` does not say."""
+    """Name of the run folder, where `output.name` does not say."""
     resume: Path | None = None
-    """Run folder to go on in."""
+    """Folder of a run to go on with."""
     fork: Path | None = None
-    """Run folder whose weights a new run begins with."""
+    """Folder of a run whose weights a new run begins with."""
     remarks: tuple[tuple[Say, str], ...] = ()
-    """What is to be said about the settings, where another project's file was translated."""
+    """Notes and warnings about the settings, such as those of another project's file that was translated."""
 
 
 def begin(
@@ -57,9 +69,10 @@ def begin(
     Raises:
         ConfigError: Two verbs at once, a folder that is no run, or settings that the verb does not allow.
     """
-    verbs = [f"--{name}" for name, given in (("resume", resume), ("extend", extend), ("fork", fork)) if given]
-    if len(verbs) > 1:
-        raise ConfigError(f"{' and '.join(verbs)} are both given; choose one")
+    folders = {"--resume": resume, "--extend": extend, "--fork": fork}
+    given = [option for option, folder in folders.items() if folder]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} are both given; choose one")
     keys, tokens = split_keys(tokens)
     written = open_recipe(recipe, keys) if recipe is not None or keys else None
     if resume is not None:
@@ -80,17 +93,23 @@ def _new(
     recipe: OpenedRecipe, tokens: Sequence[str], *, where: Sequence[Layer] = (), fork: Path | None = None
 ) -> Start:
     """Begin a run of a recipe."""
-    remarks = recipe.translation.remarks() if recipe.translation else []
     resolved = resolve(TrainConfig, [recipe.layer, command_line(tokens), *where])
-    # a recipe of the package and a run's own settings are whole, and a run cut short for a trial is not to be blamed;
-    # neither are other projects' files, which name all that their programs know
-    own = recipe.layer.origin if _is_written_by_hand(recipe) else "command line"
-    written = {key: origin for key, origin in resolved.origins.items() if origin in ("command line", own)}
-    idle: list[tuple[Say, str]] = [("warning", text) for text in idle_settings(resolved.config, written)]
-    return Start(resolved.config, recipe.name, fork=fork, remarks=(*remarks, *idle))
+    remarks: list[tuple[Say, str]] = []
+    if recipe.translation:
+        remarks += recipe.translation.remarks()
+    # settings that do nothing are worth a warning where someone chose them for this run: a recipe of the package and
+    # a run's own settings are whole, and other projects' files name all that their programs know
+    chosen_by = {"command line"}
+    if _is_written_by_hand(recipe):
+        chosen_by.add(recipe.layer.origin)
+    chosen = {key: origin for key, origin in resolved.origins.items() if origin in chosen_by}
+    for text in idle_settings(resolved.config, chosen):
+        remarks.append(("warning", text))
+    return Start(resolved.config, recipe.name, fork=fork, remarks=tuple(remarks))
 
 
 def _is_written_by_hand(recipe: OpenedRecipe) -> bool:
+    """Say whether a recipe is a user's own file: none of the package, of a run, or of another project."""
     path = Path(recipe.path)
     return recipe.translation is None and path.parent != RECIPES and path.name != "config.yaml" and not path.is_dir()
 
@@ -106,14 +125,15 @@ def _resume(folder: Path, recipe: OpenedRecipe | None, tokens: Sequence[str]) ->
     base = stored if recipe is None else recipe.layer
     config = _in_folder(resolve(TrainConfig, [base, command_line(tokens)]).config, folder)
     before = resolve(TrainConfig, [stored]).config
-    config = _decided_by_weights(before, config)
+    config = _keep_recorded_settings(before, config)
     if config.data.name == before.data.name and config.data.revision is None:
         config = replace(config, data=replace(config.data, revision=before.data.revision))
     if changed := _changes(stored, config, FREE):
+        advice = f"drop them, or begin a new run from its weights with --fork {folder}"
+        if set(changed) <= set(LENGTH):
+            advice += f", or lengthen it with --extend {folder}"
         raise ConfigError(
-            f"--resume {folder}: goes on with the run's own settings, but {listed(changed)}; drop them, or begin a "
-            f"new run from its weights with --fork {folder}"
-            + (f", or lengthen it with --extend {folder}" if set(changed) <= set(LENGTH) else "")
+            f"--resume {folder}: goes on with the run's own settings, but {describe_differences(changed)}; {advice}"
         )
     return Start(config, folder.name, resume=folder)
 
@@ -127,12 +147,11 @@ def _extend(folder: Path, recipe: OpenedRecipe | None, tokens: Sequence[str]) ->
     config = _in_folder(resolve(TrainConfig, [stored, command_line(tokens)]).config, folder)
     if changed := _changes(stored, config, (*FREE, *LENGTH)):
         raise ConfigError(
-            f"--extend {folder}: changes the length of a run only, but {listed(changed)}; begin a new run from its "
-            f"weights with --fork {folder}"
+            f"--extend {folder}: changes the length of a run only, but {describe_differences(changed)}; begin a new "
+            f"run from its weights with --fork {folder}"
         )
     before = resolve(TrainConfig, [stored]).config
-    lengths = [(c.train.epochs, c.schedule.cooldown_epochs, c.train.patience or math.inf) for c in (before, config)]
-    if lengths[0] == lengths[1] or any(now < was for was, now in zip(*lengths, strict=True)):
+    if not _is_longer(before, config):
         raise ConfigError(
             f"--extend {folder}: has {before.train.epochs} epochs; say how many it shall have in all, such as "
             f"train.epochs={2 * before.train.epochs}"
@@ -140,12 +159,24 @@ def _extend(folder: Path, recipe: OpenedRecipe | None, tokens: Sequence[str]) ->
     return Start(config, folder.name, resume=folder)
 
 
+def _is_longer(before: TrainConfig, now: TrainConfig) -> bool:
+    """Say whether one of the settings of a run's length is larger than before, and none is smaller."""
+    lengths_before, lengths_now = (
+        (config.train.epochs, config.schedule.cooldown_epochs, config.train.patience or math.inf)
+        for config in (before, now)
+    )
+    is_shorter = any(new < old for old, new in zip(lengths_before, lengths_now, strict=True))
+    return lengths_now != lengths_before and not is_shorter
+
+
 def _fork(folder: Path, recipe: OpenedRecipe | None, tokens: Sequence[str]) -> Start:
     """Begin a new run and schedule from the weights of another."""
     stored = _settings_of(folder, "fork")
     if recipe is None:
-        anew = {"output": {"name": None}, "model": {"weights": None}}
-        values = {**stored.values, **{key: {**stored.values.get(key, {}), **anew[key]} for key in anew}}
+        # its own settings, but for the folder and the weights that it began with
+        values = dict(stored.values)
+        values["output"] = {**values.get("output", {}), "name": None}
+        values["model"] = {**values.get("model", {}), "weights": None}
         recipe = OpenedRecipe(folder.name, str(folder), Layer(stored.origin, values))
     start = _new(recipe, tokens, fork=folder)
     if (weights := start.config.model.weights) is not None:
@@ -156,10 +187,11 @@ def _fork(folder: Path, recipe: OpenedRecipe | None, tokens: Sequence[str]) -> S
 def is_unbegun(folder: Path) -> bool:
     """Say whether a folder is not there, or holds nothing but what is left of a start that was killed at once."""
     try:
-        return all(
-            is_temporary(path) or (path.name == "last" and all(map(is_of_a_start, path.iterdir())))
-            for path in folder.iterdir()
-        )
+        for path in folder.iterdir():
+            is_empty_last = path.name == "last" and all(map(is_of_a_start, path.iterdir()))
+            if not is_temporary(path) and not is_empty_last:
+                return False
+        return True
     except FileNotFoundError:
         return True
     except OSError:  # a file, or it may not be looked at; whoever reads it says so
@@ -167,13 +199,16 @@ def is_unbegun(folder: Path) -> bool:
 
 
 def is_of_a_start(path: Path) -> bool:
-    """Say whether a file in last/ says nothing of a run."""
+    """Say whether a file in last/ may be left of a start that was killed at once."""
     return path.name == LOCK or is_temporary(path)
 
 
 def _settings_of(folder: Path, verb: str) -> Layer:
+    """Read the settings that a run was made with; `verb` is the option that names its folder."""
     if not (folder / "config.yaml").is_file():
-        hint = "; with a recipe's name, --resume begins the run" if verb == "resume" and is_unbegun(folder) else ""
+        hint = ""
+        if verb == "resume" and is_unbegun(folder):
+            hint = "; with a recipe's name, --resume begins the run"
         raise ConfigError(
             f"--{verb} {folder}: holds no config.yaml, so it is no run; give the folder that `{command('train')}` "
             f"made{hint}"
@@ -182,28 +217,30 @@ def _settings_of(folder: Path, verb: str) -> Layer:
 
 
 def _refuse_other_folder(verb: str, folder: Path, tokens: Sequence[str]) -> None:
+    """Refuse settings that name another folder than the option does."""
     if named := sorted({"root", "name"} & command_line(tokens).values.get("output", {}).keys()):
         raise ConfigError(f"--{verb} {folder} names the run's folder; drop output.{named[0]}")
 
 
-def _decided_by_weights(stored: TrainConfig, config: TrainConfig) -> TrainConfig:
+def _keep_recorded_settings(stored: TrainConfig, config: TrainConfig) -> TrainConfig:
     """Take from the run what its weight file decided and nothing here sets: numerics, image size, preprocessing."""
     if config.model.weights is None or config.model.weights != stored.model.weights:
         return config
-    size = stored.model.image_size if config.model.image_size is None else config.model.image_size
+    image_size = config.model.image_size
+    if image_size is None:
+        image_size = stored.model.image_size
     options = {**stored.model.options, **config.model.options}
-    read = {
-        key: getattr(stored.preprocess, key) if value is None else value
-        for key, value in vars(config.preprocess).items()
-    }
+    unset = [key for key, value in vars(config.preprocess).items() if value is None]
+    recorded = {key: getattr(stored.preprocess, key) for key in unset}
     return replace(
         config,
-        model=replace(config.model, image_size=size, options=options),
-        preprocess=replace(config.preprocess, **read),
+        model=replace(config.model, image_size=image_size, options=options),
+        preprocess=replace(config.preprocess, **recorded),
     )
 
 
 def _in_folder(config: TrainConfig, folder: Path) -> TrainConfig:
+    """Return settings whose output goes to a folder."""
     return replace(config, output=replace(config.output, root=str(folder.parent), name=folder.name))
 
 
@@ -216,16 +253,23 @@ def differences(
     before: Mapping[str, Any], now: Mapping[str, Any], allowed: Iterable[str]
 ) -> Mapping[str, tuple[Any, Any]]:
     """Return {dotted key: (before, now)} of the settings that differ, less those that begin with what is allowed to."""
+    allowed_beginnings = tuple(allowed)
     return {
-        key: (before[key], now[key])
-        for key in now
-        if key in before and before[key] != now[key] and not any(key.startswith(name) for name in allowed)
+        key: (before[key], value)
+        for key, value in now.items()
+        if key in before and before[key] != value and not key.startswith(allowed_beginnings)
     }
 
 
-def listed(changed: Mapping[str, tuple[Any, Any]]) -> str:
-    """Say what differs, in words."""
-    texts = {key: ["null" if value is None else str(value) for value in values] for key, values in changed.items()}
-    shown = [f"{key} is {was} there and {now} here" for key, (was, now) in list(texts.items())[:5]]
+def describe_differences(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """Say in words which settings differ: the first five, and how many more."""
+
+    def in_words(value: Any) -> str:
+        return "null" if value is None else str(value)
+
+    shown = [
+        f"{key} is {in_words(before)} there and {in_words(now)} here"
+        for key, (before, now) in list(changed.items())[:5]
+    ]
     more = f" and {len(changed) - 5} more differ" if len(changed) > 5 else ""
     return ", ".join(shown) + more

@@ -13,11 +13,11 @@ import torch
 class Stopwatch:
     """Adds up the seconds of named phases.
 
-    A CUDA device works behind the program's back: marks are put into its queue, and read when it is waited for anyway.
+    A CUDA device works asynchronously: events are put into its queue, and read when it is waited for anyway.
 
     Args:
-        device: Where the work is done.
-        seconds: What is added to.
+        device: Device that does the work.
+        seconds: Seconds of each phase, which are added to.
     """
 
     def __init__(self, device: torch.device, seconds: dict[str, float]) -> None:
@@ -40,7 +40,7 @@ class Stopwatch:
 
     @contextmanager
     def waiting(self, name: str) -> Iterator[None]:
-        """Time what the program itself does or waits for."""
+        """Time what the program itself does or waits for, on the host."""
         started = time.perf_counter()
         yield
         self._add(name, time.perf_counter() - started)

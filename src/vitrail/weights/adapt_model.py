@@ -11,7 +11,7 @@ from torch import Tensor
 from vitrail.classes.matching import match_by_order, read_class_names
 from vitrail.classes.names import canonical
 from vitrail.errors import ConfigError
-from vitrail.images.transforms import Preprocess, fit_statistics
+from vitrail.images.preprocess import Preprocess, fit_statistics
 from vitrail.models.family import ModelConfig
 from vitrail.models.registry import FAMILIES, build_config
 from vitrail.weights.account import merge_entries

@@ -19,8 +19,8 @@ import torch
 from vitrail.classes.names import canonical
 from vitrail.errors import CheckpointError, ConfigError, brief
 from vitrail.files import write_whole
-from vitrail.images.decoding import DECODER
-from vitrail.images.transforms import Preprocess
+from vitrail.images.decoding import decoder_name
+from vitrail.images.preprocess import Preprocess
 from vitrail.models.family import Family, ModelConfig, Shapes, Variant, VisionModel
 from vitrail.models.registry import find_variant
 from vitrail.weights.description import (
@@ -94,7 +94,7 @@ def provenance() -> dict[str, Any]:
     return {
         "vitrail": version("vitrail"),
         "torch": torch.__version__,
-        "decoder": DECODER,
+        "decoder": decoder_name(),
         "platform": platform.platform(),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitrail.errors import CheckpointError, among
 from vitrail.files import Buffer, files_of, refuse_output, refuse_replacing, write_whole
-from vitrail.images.transforms import fit_statistics
+from vitrail.images.preprocess import fit_statistics
 from vitrail.models.dialects import Dialect, write_names
 from vitrail.weights.account import Account
 from vitrail.weights.checkpoint import Record, config_of, encode_safetensors, provenance, save_model

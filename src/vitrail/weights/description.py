@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vitrail.errors import brief, closest
-from vitrail.images.transforms import Preprocess
+from vitrail.images.preprocess import Preprocess
 from vitrail.models.family import ModelConfig, Shapes
 from vitrail.models.registry import FAMILIES, find_variant
 
@@ -252,8 +252,13 @@ def _thresholds(values: Any) -> str:
 
 def _metrics(values: dict[str, Any]) -> str:
     for name, value in values.items():
-        if name.startswith("val_") and value is not None and not (_is_number(value) and abs(value) < 2**63):
+        if not name.startswith("val_") or value is None:
+            continue
+        if not _is_number(value):
             return f".{brief(name)[1:-1]} is {brief(value)}; it must be a number"
+        # the loss of a run is NaN where logits of an image were not finite
+        if 2**63 <= abs(value) < math.inf:
+            return f".{brief(name)[1:-1]} is {brief(value)}; it must be a number below 2^63"
     return ""
 
 

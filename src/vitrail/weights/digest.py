@@ -14,6 +14,7 @@ import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -31,6 +32,8 @@ BLANK = MARK + "0" * DIGITS
 """Stands in an exported file until its digest is known."""
 COMMENT = len(BLANK) * len(DIGESTS)
 """Bytes of the comment that holds the digest of a zip archive."""
+MARKS = 16
+"""Digests that are looked at in an exported file; each takes memory, and no file is written with more than two."""
 CHUNK = 16 * 2**20
 """Bytes that a thread takes at once."""
 GROWTH = 32
@@ -99,10 +102,12 @@ def check_sealed(path: Path) -> bool:
     if not path.stat().st_size:
         return False
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as data:
-        begun = sum(1 for _ in re.finditer(MARK.encode(), data))
-        kept = [(found.span(1), found[1].decode()) for found in _MARKED.finditer(data)]
+        begun = sum(1 for _ in islice(re.finditer(MARK.encode(), data), MARKS + 1))
         if not begun:
             return False
+        if begun > MARKS:
+            raise CheckpointError(f"{path}: {_DAMAGED}")
+        kept = [(found.span(1), found[1].decode()) for found in _MARKED.finditer(data)]
         for (begin, end), _ in kept:  # in this process alone
             data[begin:end] = b"0" * DIGITS
         with memoryview(data) as whole:

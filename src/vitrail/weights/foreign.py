@@ -11,8 +11,8 @@ from torch import Tensor
 from vitrail.classes.names import canonical
 from vitrail.errors import CheckpointError
 from vitrail.imagenet import COUNT, wnids
-from vitrail.images.pixels import counted
-from vitrail.images.transforms import Preprocess, fit_statistics, normalised_by
+from vitrail.images.pixels import describe_channels
+from vitrail.images.preprocess import Preprocess, describe_normalisation, fit_statistics
 from vitrail.models.registry import FAMILIES
 from vitrail.weights.account import Account, Entry
 from vitrail.weights.checkpoint import Record
@@ -119,8 +119,8 @@ def numerics_of_config(file: WeightFile) -> dict[str, Any]:
 def note_statistics(where: str, channels: int, mean: Sequence[float], std: Sequence[float]) -> str:
     """Return the note on a mean and standard deviation that were made for other channels than the file's."""
     return (
-        f"{where}: for {counted(channels)}, {normalised_by(mean, std)}, which it does not say; preprocess.mean and "
-        "preprocess.std change that"
+        f"{where}: for {describe_channels(channels)}, {describe_normalisation(mean, std)}, which it does not say; "
+        "preprocess.mean and preprocess.std change that"
     )
 
 

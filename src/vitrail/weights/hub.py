@@ -15,7 +15,7 @@ from torch import Tensor
 from vitrail.errors import CheckpointError
 from vitrail.files import files_of, refuse_replacing, write_whole
 from vitrail.imagenet import wnids
-from vitrail.images.pixels import counted
+from vitrail.images.pixels import describe_channels
 from vitrail.models.dialects import write_names
 from vitrail.weights.checkpoint import Record, config_of, encode_safetensors, to_metadata
 from vitrail.weights.config_fields import ADAPTABLE, read_numerics
@@ -185,7 +185,7 @@ def model_card(record: Record) -> str:
     size = "x".join(map(str, preprocess.size))
     read_as = ""
     if not preprocess.pixels.is_picture:
-        read_as = f" of {counted(preprocess.channels)}, {preprocess.pixels.bits} bits each,"
+        read_as = f" of {describe_channels(preprocess.channels)}, {preprocess.pixels.bits} bits each,"
     numerics = ""
     if differing := other_numerics(record):
         listed = ", ".join(f"{name} {value}" for name, value in differing.items())

@@ -14,7 +14,7 @@ import torch
 from vitrail.config.sections import PreprocessSection
 from vitrail.display import Display
 from vitrail.errors import CheckpointError
-from vitrail.images.transforms import Preprocess
+from vitrail.images.preprocess import Preprocess
 from vitrail.models.family import VisionModel
 from vitrail.models.registry import canonical_name
 from vitrail.weights.account import Account, Entry

@@ -1,1 +1,1 @@
-"""A data set looked through before anything is trained on it: damaged files, duplicates, leaks, odd labels."""
+"""Audit of a data set before training: damaged files, duplicates, leaks, imbalance, odd labels."""

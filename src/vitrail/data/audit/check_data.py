@@ -1,4 +1,4 @@
-"""A folder of images looked through before anything is trained on it: what is wrong, as numbers and as a page."""
+"""`vitrail check-data`: inspect a data set before training, and report its problems as JSON and as an HTML page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ import torch
 from numpy.typing import NDArray
 
 from vitrail.config.commands import CheckConfig
-from vitrail.data.audit.findings import CUT_AWAY, Findings, cut_away, find_problems, seen, validated_with
+from vitrail.data.audit.findings import (
+    CUT_AWAY,
+    Findings,
+    compute_cut_away,
+    compute_visible_share,
+    find_problems,
+    mark_held_out,
+)
 from vitrail.data.audit.scan import check_images
 from vitrail.data.manifest import Manifest
 from vitrail.data.opening import open_manifest
@@ -23,29 +30,32 @@ from vitrail.errors import ConfigError, DataError
 from vitrail.files import refuse_replacing
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.images.decoding import decode_quietly
-from vitrail.images.transforms import Preprocess, fit_statistics
+from vitrail.images.preprocess import Preprocess, fit_statistics
 from vitrail.pages.render import picture, pictured, render
 from vitrail.whole_folder import WholeFolder
 
 SIZE = (224, 224)
-"""Pixels that most of the models read."""
+"""Image size that most of the models read."""
 MEASURED = 200
-"""Images that mean and std are taken from."""
+"""Most images from which mean and std are computed."""
 FILES = ("check.html", "check.json")
+"""Files of a report."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found, and where it is written."""
+    """The result of `check_data`."""
 
     manifest: Manifest
     findings: Findings
     folder: Path
+    """Folder of the report."""
     replaced: bool
+    """Whether an earlier report was replaced."""
 
 
 def check_data(config: CheckConfig, output: Path, display: Display) -> Checked:
-    """Look at every image of a data set that has not been looked at yet, and write what is found to a folder.
+    """Inspect every image of a data set that is new or changed, and write a report of its problems to a folder.
 
     Raises:
         ConfigError: The data is a named set, which needs no check.
@@ -57,42 +67,47 @@ def check_data(config: CheckConfig, output: Path, display: Display) -> Checked:
             f"data.name is {config.data.name}: check-data looks at image files, by data.root or data.list; of such a "
             "set, training and evaluation count and name what cannot be read"
         )
-    given = {name: value for name, value in vars(config.preprocess).items() if value is not None}
-    channels = config.data.channels
-    mean, std = fit_statistics(channels, IMAGENET_MEAN, IMAGENET_STD)
-    usual = Preprocess(size=SIZE, channels=channels, bits=config.data.bits, mean=mean, std=std)
-    preprocess = replace(usual, **given)
+    preprocess = _choose_preprocess(config)
     folder = WholeFolder(output, FILES, "choose another folder with --output")
+    inputs = [file for file in (config.data.list, config.data.manifest) if file]
     for file in folder.earlier_files():
-        refuse_replacing("--output", file, [one for one in (config.data.list, config.data.manifest) if one])
+        refuse_replacing("--output", file, inputs)
+    look = partial(check_images, display=display, workers=config.data.workers)
     with folder.staged():
-        manifest, structure = open_manifest(
-            config.data, partial(check_images, display=display, workers=config.data.workers)
-        )
+        manifest, structure = open_manifest(config.data, look)
         if (packed := manifest.packed) is not None:
             display.begin("verify shards", len(packed.shards))
             structure = (*structure, *packed.verify(manifest.root, display.advance))
             display.end()
-        held_out = validated_with(manifest, config.data.fold)
+        held_out = mark_held_out(manifest, config.data.fold)
         quarantine = config.data.bad_files == "quarantine"
         findings = find_problems(manifest, held_out, preprocess, structure, quarantine=quarantine)
-        findings.statistics["pixels"] = measure(manifest, held_out)
-        about = {"root": str(manifest.root), "manifest": manifest.hash, **findings.to_dict(manifest)}
+        findings.statistics["pixels"] = measure_pixels(manifest, held_out)
+        numbers = {"root": str(manifest.root), "manifest": manifest.hash, **findings.to_dict(manifest)}
         where = config.data.list or str(manifest.root)
-        page = render("check_data.html", root=where, **_page(manifest, findings, held_out, preprocess))
+        page = render("check_data.html", root=where, **_fill_page(manifest, findings, held_out, preprocess))
         place, replaced = folder.publish(
-            {"check.html": page, "check.json": (json.dumps(about, indent=1) + "\n").encode()}
+            {"check.html": page, "check.json": (json.dumps(numbers, indent=1) + "\n").encode()}
         )
     return Checked(manifest, findings, place, replaced)
 
 
-def measure(manifest: Manifest, held_out: NDArray[np.bool_]) -> dict[str, Any]:
-    """Return mean and std of each channel, as shares of its range, over training images spread over all of them."""
+def _choose_preprocess(config: CheckConfig) -> Preprocess:
+    """Return the preprocessing that images are judged by: the usual one of the models, with the settings given."""
+    channels = config.data.channels
+    mean, std = fit_statistics(channels, IMAGENET_MEAN, IMAGENET_STD)
+    usual = Preprocess(size=SIZE, channels=channels, bits=config.data.bits, mean=mean, std=std)
+    given = {name: value for name, value in vars(config.preprocess).items() if value is not None}
+    return replace(usual, **given)
+
+
+def measure_pixels(manifest: Manifest, held_out: NDArray[np.bool_]) -> dict[str, Any]:
+    """Return mean and std of each channel, for pixels from 0 to 1, over a sample of the training images."""
     readable = np.flatnonzero(~held_out & ~manifest.unreadable)
-    few = readable[np.linspace(0, len(readable) - 1, min(len(readable), MEASURED)).astype(np.int64)]
+    evenly = np.linspace(0, len(readable) - 1, min(len(readable), MEASURED)).astype(np.int64)
     moments = []
-    for index in few.tolist():
-        with contextlib.suppress(DataError, OSError):  # since it was looked at
+    for index in readable[evenly].tolist():
+        with contextlib.suppress(DataError, OSError):  # it may have changed since it was inspected
             pixels = decode_quietly(manifest.read(index), manifest.pixels).double()
             values = pixels.flatten(1) / (2**manifest.pixels.bits - 1)
             moments.append((values.mean(1), values.square().mean(1)))
@@ -108,47 +123,71 @@ class _Thumbnail:
     """An image as the page shows it, with the evaluation's crop as percentages of its sides."""
 
     address: str
+    """The image as a data URI, empty where it cannot be read."""
     name: str
     class_name: str
     part: str
+    """The split it belongs to."""
     aspect: float
+    """Width / height."""
     crop: tuple[float, float, float, float] | None
-    """Left, top, width and height."""
+    """Left, top, width and height of the crop; None where it is not worth showing."""
 
 
-def _page(
+def _make_thumbnail(manifest: Manifest, index: int, split: str, lost: float, preprocess: Preprocess) -> _Thumbnail:
+    """Show an image of the manifest.
+
+    Args:
+        manifest: The images.
+        index: Index of the image.
+        split: The split it belongs to.
+        lost: Share of its area outside the evaluation's crop.
+        preprocess: The evaluation's preprocessing.
+    """
+    try:
+        pixels = decode_quietly(manifest.read(index), manifest.pixels)
+        address = picture(pixels)
+        height, width = pixels.shape[1:]
+    except (DataError, OSError):
+        address = ""
+        height = width = 1
+    crop = None
+    if lost > CUT_AWAY:
+        visible = compute_visible_share(np.float64(height), np.float64(width), preprocess)
+        rows, columns = map(float, visible)
+        crop = (50 * (1 - columns), 50 * (1 - rows), 100 * columns, 100 * rows)
+    return _Thumbnail(
+        address=address,
+        name=manifest.name(index),
+        class_name=manifest.label_name(index),
+        part=split,
+        aspect=width / height,
+        crop=crop,
+    )
+
+
+def _fill_page(
     manifest: Manifest, findings: Findings, held_out: NDArray[np.bool_], preprocess: Preprocess
 ) -> dict[str, Any]:
-    lost = cut_away(manifest, preprocess)
+    """Return the values of the page's template."""
+    lost = compute_cut_away(manifest, preprocess)
 
     def thumbnail(index: int) -> _Thumbnail:
-        try:
-            pixels = decode_quietly(manifest.read(index), manifest.pixels)
-            address, (height, width) = picture(pixels), pixels.shape[1:]
-        except (DataError, OSError):
-            address, height, width = "", 1, 1
-        rows, columns = (float(share) for share in seen(np.float64(height), np.float64(width), preprocess))
-        crop = (50 * (1 - columns), 50 * (1 - rows), 100 * columns, 100 * rows)
-        return _Thumbnail(
-            address, manifest.name(index), manifest.label_name(index),
-            "validation" if held_out[index] else "training", width / height, crop if lost[index] > CUT_AWAY else None,
-        )  # fmt: skip
+        split = "validation" if held_out[index] else "training"
+        return _make_thumbnail(manifest, index, split, lost[index], preprocess)
 
+    problems = []
+    for problem in findings.problems:
+        images = [list(map(thumbnail, group)) for group in problem.images]
+        problems.append({**asdict(problem), "images": images})
     statistics = findings.statistics
-    counts = sorted(
-        zip(
-            manifest.classes, statistics["training_images_by_class"], statistics["validation_images_by_class"],
-            strict=True,
-        ),
-        key=lambda row: -row[1],
-    )  # fmt: skip
+    training = statistics["training_images_by_class"]
+    validation = statistics["validation_images_by_class"]
+    counts = sorted(zip(manifest.classes, training, validation, strict=True), key=lambda row: -row[1])
     return {
         "hash": manifest.hash,
         "notes": manifest.notes,
-        "problems": [
-            {**asdict(problem), "images": [[thumbnail(index) for index in group] for group in problem.images]}
-            for problem in findings.problems
-        ],
+        "problems": problems,
         "statistics": statistics,
         "counts": counts,
         # bars are shares of it; images may have no class at all

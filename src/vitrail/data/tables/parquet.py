@@ -1,8 +1,8 @@
-"""Parquet files, here or on the Hub, read in place through a cache on the disk that never outgrows its limit.
+"""Parquet files, here or on the Hub, read in place through a bounded cache on the disk.
 
-What is read is a row group, by the first process of a machine that needs one of its images; it is kept as an Arrow
-file, which the others map. So any row can be had at any time, and a machine reads each group once for as long as it is
-kept: an order of images that stays within a window of groups (`sampling.window_order`) reads the set once an epoch.
+Row groups are read whole, each by the first process of a machine that needs one of its images, and kept as Arrow files,
+which the other processes map. So any row can be read at any time, and a machine fetches each group once for as long as
+it is kept: an order of images that stays within a window (`sampling.shuffle_in_windows`) reads the set once an epoch.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from vitrail.errors import DataError
 
 BATCH = 16
-"""Rows that are in memory at once where a row group is fetched."""
+"""Rows that are in memory at a time while a row group is fetched."""
 AT_ONCE = 2**23
-"""Bytes of one request."""
+"""Bytes of one request to the Hub."""
 THREADS = 16
-"""Files that are opened at once."""
+"""Files that are opened at the same time."""
 ABANDONED_S = 3600
-"""Age of a file that nobody is writing any more."""
+"""Age in seconds at which an unfinished file of the cache is taken to be abandoned."""
 
 T = TypeVar("T")
 _MAPPED: dict[Path, Any] = {}
@@ -38,21 +38,22 @@ _MAPPED: dict[Path, Any] = {}
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ParquetTable:
-    """The rows of some files, one file after the other."""
+    """The rows of several Parquet files, one file after the other."""
 
     files: tuple[str, ...]
     """Paths, or hf:// addresses that name a commit."""
     versions: tuple[str, ...]
-    """Of each file, what changes with its content."""
+    """Version of each file, which changes with its content."""
     places: NDArray[np.int64]
-    """(groups, 2): file of each row group, and its number there."""
+    """(groups, 2): index of each row group's file, and its number in the file."""
     starts: NDArray[np.int64]
-    """First row of each group, and the end of the last."""
+    """First row of each row group, and the end of the last."""
     sizes: NDArray[np.int64]
-    """Bytes of each group."""
+    """Bytes of each row group."""
     cache: Path
+    """Folder of the cache."""
     limit: int
-    """Bytes that the cache may have."""
+    """Most bytes of the cache."""
 
     @classmethod
     def open(cls, files: Sequence[str], cache: Path, limit: int) -> ParquetTable:
@@ -61,9 +62,13 @@ class ParquetTable:
         Raises:
             DataError: One of them cannot be read.
         """
-        found = _each(files, _row_groups)
-        places = [(number, group) for number, groups in enumerate(found) for group in range(len(groups))]
-        rows, sizes = np.array([size for groups in found for size in groups], np.int64).reshape(-1, 2).T
+        groups_of_files = _read_each(files, _read_row_groups)
+        places = []
+        sizes_of_groups = []
+        for file, groups in enumerate(groups_of_files):
+            places += [(file, number) for number in range(len(groups))]
+            sizes_of_groups += groups
+        rows, sizes = np.array(sizes_of_groups, np.int64).reshape(-1, 2).T
         return cls(
             files=tuple(files),
             versions=tuple(map(_version, files)),
@@ -78,23 +83,27 @@ class ParquetTable:
         return int(self.starts[-1])
 
     def window_bytes(self, images: int) -> int:
-        """Return how much of the cache so many images take that are shuffled together."""
+        """Return the bytes of cache that are needed to shuffle in a window of so many images."""
         whole = int(self.sizes.sum())
         return min(whole, images * whole // max(len(self), 1) + int(self.sizes.max(initial=0)))
 
     def column(self, name: str, field: str | None = None) -> Any:
-        """Read a column of few bytes from every file."""
+        """Read a whole column of small values, or one field of a struct, from every file."""
         import pyarrow as pa
 
         def read(opened: Any) -> Any:
-            column = opened.read(columns=[name if field is None else f"{name}.{field}"]).column(0)
-            return column if field is None else compute().struct_field(column, field)
+            if field is None:
+                return opened.read(columns=[name]).column(0)
+            column = opened.read(columns=[f"{name}.{field}"]).column(0)
+            return import_compute().struct_field(column, field)
 
-        parts = _each(self.files, read)
-        return pa.chunked_array([chunk.cast(parts[0].type) for part in parts for chunk in part.chunks], parts[0].type)
+        columns = _read_each(self.files, read)
+        kind = columns[0].type
+        chunks = [chunk.cast(kind) for column in columns for chunk in column.chunks]
+        return pa.chunked_array(chunks, kind)
 
     def cell(self, column: str, row: int) -> Any:
-        """Read what one row has in a column.
+        """Read the value of one row in a column.
 
         Raises:
             DataError: Its row group cannot be fetched or kept.
@@ -112,14 +121,17 @@ class ParquetTable:
         identity = "\0".join((self.files[file], self.versions[file], str(number), column))
         place = self.cache / f"{hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()}.arrow"
         if place not in _MAPPED:
+            # files that the cache has deleted are unmapped, so that the disk takes them back
             for gone in [other for other in _MAPPED if not other.exists()]:
-                del _MAPPED[gone]  # or the disk could not take back what the cache has given up
+                del _MAPPED[gone]
             table = _map(place)
-            _MAPPED[place] = table if table is not None else self._fetched(self.files[file], number, column, place)
+            if table is None:
+                table = self._fetch_group(self.files[file], number, column, place)
+            _MAPPED[place] = table
         return _MAPPED[place]
 
-    def _fetched(self, file: str, number: int, column: str, place: Path) -> Any:
-        """Bring one column of a row group into the cache, unless another process is quicker."""
+    def _fetch_group(self, file: str, number: int, column: str, place: Path) -> Any:
+        """Fetch one column of a row group into the cache, unless another process did so meanwhile, and map it."""
         from filelock import FileLock
 
         try:
@@ -133,21 +145,23 @@ class ParquetTable:
                     unfinished.replace(place)
                     self._make_room(place)
             return table
-        except Exception as error:  # of pyarrow, fsspec, the Hub's client or the disk; no image is to be blamed for it
+        # pyarrow, fsspec, the Hub's client and the disk raise many kinds; no image is to be blamed for it
+        except Exception as error:
             raise DataError(
                 f"{file}: its row group {number} could not be read and kept in {self.cache} "
                 f"({' '.join(str(error).split()) or type(error).__name__})"
             ) from error
 
     def _make_room(self, newest: Path) -> None:
-        """Delete what was fetched first; who has mapped it keeps it."""
+        """Delete the oldest files until the cache is within its limit; processes that have mapped them keep them."""
         kept = []
         for entry in os.scandir(self.cache):
             try:
                 status = entry.stat()
-            except FileNotFoundError:  # another process makes room, too
-                continue
-            if entry.name.endswith(".arrow") or status.st_mtime < time.time() - ABANDONED_S:
+            except FileNotFoundError:
+                continue  # another process makes room, too
+            is_abandoned = status.st_mtime < time.time() - ABANDONED_S
+            if entry.name.endswith(".arrow") or is_abandoned:
                 kept.append((status.st_mtime_ns, status.st_size, Path(entry.path)))
         total = sum(size for _, size, _ in kept)
         for _, size, path in sorted(kept):
@@ -164,11 +178,11 @@ def read_schema(file: str) -> Any:
     Raises:
         DataError: It cannot be read.
     """
-    return _each([file], lambda opened: opened.schema_arrow)[0]
+    return _read_each([file], lambda opened: opened.schema_arrow)[0]
 
 
-def compute() -> Any:
-    """Return Arrow's functions, which it makes only when it is imported."""
+def import_compute() -> Any:
+    """Import the module of Arrow's functions, which are made only when it is imported."""
     import pyarrow.compute
 
     return pyarrow.compute
@@ -197,24 +211,25 @@ def _map(place: Path) -> Any:
         return None
 
 
-def _each(files: Sequence[str], read: Callable[[Any], T]) -> list[T]:
-    """Return what is read from each file, many at once, as most of the time is waiting."""
+def _read_each(files: Sequence[str], read: Callable[[Any], T]) -> list[T]:
+    """Call `read` on each opened file, many files at the same time, as most of it is waiting; return the results."""
 
-    def one(file: str) -> T:
+    def read_one(file: str) -> T:
         try:
             with _open(file) as opened:
                 return read(opened)
-        except Exception as error:  # of pyarrow, fsspec or the Hub's client
+        # pyarrow, fsspec and the Hub's client raise many kinds
+        except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise DataError(f"{file}: cannot be read as Parquet ({reason})") from error
 
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(one, files))
+        return list(pool.map(read_one, files))
 
 
 @contextmanager
 def _open(file: str) -> Iterator[Any]:
-    """Open a file of which only what is asked for is read, and of that a few megabytes at once."""
+    """Open a Parquet file, of which only the columns that are asked for are read, a few megabytes at a time."""
     import fsspec
     import pyarrow.parquet as pq
 
@@ -222,20 +237,25 @@ def _open(file: str) -> Iterator[Any]:
         with pq.ParquetFile(file, memory_map=True) as opened:
             yield opened
     else:
-        files, path = fsspec.core.url_to_fs(file)
+        filesystem, path = fsspec.core.url_to_fs(file)
         # left to itself, it reads 5 MB for a label of one byte
-        with files.open(path, "rb", cache_type="none") as remote, pq.ParquetFile(remote, buffer_size=AT_ONCE) as opened:
+        with (
+            filesystem.open(path, "rb", cache_type="none") as remote,
+            pq.ParquetFile(remote, buffer_size=AT_ONCE) as opened,
+        ):
             yield opened
 
 
-def _row_groups(opened: Any) -> list[tuple[int, int]]:
+def _read_row_groups(opened: Any) -> list[tuple[int, int]]:
+    """Return rows and bytes of each row group of a file."""
     footer = opened.metadata
     groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
     return [(group.num_rows, group.total_byte_size) for group in groups]
 
 
 def _version(file: str) -> str:
+    """Return a text that changes with the content of a file; an address on the Hub names a commit already."""
     if "://" in file:
-        return ""  # the address names a commit
+        return ""
     status = Path(file).stat()
     return f"{status.st_size} {status.st_mtime_ns}"

@@ -1,4 +1,4 @@
-"""Labelled images in the rows of a table."""
+"""A source of labelled images in the rows of a table."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from vitrail.images.pixels import PixelFormat, Pixels, UnreadableImage
 
 
 class Table(Protocol):
-    """Rows that any process can read in any order."""
+    """A table whose rows any process can read in any order."""
 
     def column(self, name: str, field: str | None = None) -> Any:
-        """Read a column of few bytes, or one field of a struct, as an Arrow array in chunks."""
+        """Read a whole column of small values, or one field of a struct, as an Arrow array in chunks."""
         ...
 
     def cell(self, column: str, row: int) -> Any:
-        """Read what one row has in a column."""
+        """Read the value of one row in a column."""
         ...
 
     def groups(self, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
-        """Return the rows' groups, of which each is best read at once; None where all are equally near."""
+        """Return the storage group of each row, such as its row group; None where rows can be read in any order."""
         ...
 
 
@@ -39,14 +39,15 @@ class RowSource:
 
     table: Table
     column: str
+    """Name of the column of images."""
     split: str
-    """Data set and split."""
+    """Data set and split, for the names of images."""
     rows: NDArray[np.int64]
-    """Of the table."""
+    """Numbers of the images' rows in the table."""
     paths: Paths
-    """What the rows call their images; empty names where they do not."""
+    """Path that each row gives for its image, empty where it gives none."""
     distinct: bool
-    """Whether the paths tell the images of the split apart."""
+    """Whether all paths of the split are different."""
     labels: NDArray[np.int32]
     classes: tuple[str, ...]
     description: str
@@ -57,13 +58,17 @@ class RowSource:
         return len(self.rows)
 
     def name(self, index: int) -> str:
-        """Return split, row and path, such as hf:owner/pets train[17] cat.jpg."""
+        """Return the split, row and path of an image, such as hf:owner/pets train[17] cat.jpg."""
         return f"{self.split}[{self.rows[index]}] {printable(self.paths.name(index))}".rstrip()
 
     def encoded(self, index: int) -> bytes:
         """Return the bytes of an image file, from where its path says if the row has none."""
         cell = self.table.cell(self.column, int(self.rows[index]))
-        data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+        data = cell
+        path = None
+        if isinstance(cell, dict):
+            data = cell.get("bytes")
+            path = cell.get("path")
         if data is not None:
             return data
         if not path:
@@ -75,20 +80,24 @@ class RowSource:
         return decode_quietly(self.encoded(index), wanted)
 
     def identities(self) -> Iterator[bytes]:
-        """Yield the paths, with the row's number where they alone do not tell the images apart."""
+        """Yield the path of each image, with the row's number where paths are not different."""
         if self.distinct:
             return iter(self.paths)
         return (b"%s#%d" % (path, row) for path, row in zip(self.paths, self.rows.tolist(), strict=True))
 
     def take(self, chosen: NDArray[np.bool_], description: str, notes: tuple[str, ...]) -> RowSource:
-        """Return a part of the images."""
+        """Return the chosen images as a source of their own."""
         return replace(
-            self, rows=self.rows[chosen], paths=self.paths.take(chosen), labels=self.labels[chosen],
-            description=description, notes=notes,
-        )  # fmt: skip
+            self,
+            rows=self.rows[chosen],
+            paths=self.paths.take(chosen),
+            labels=self.labels[chosen],
+            description=description,
+            notes=notes,
+        )
 
     def example(self, folder: Path) -> str:
-        """Write the first image as a file."""
+        """Write the first image as a file, and return its path."""
         data = self.encoded(0)
         try:
             ending = read_header(data).format.lower()
@@ -99,6 +108,8 @@ class RowSource:
         return str(path)
 
 
-def groups_of(source: Source) -> NDArray[np.int64] | None:
-    """Return which images are stored together and best read so; None where all are equally near."""
-    return source.table.groups(source.rows) if isinstance(source, RowSource) else None
+def find_storage_groups(source: Source) -> NDArray[np.int64] | None:
+    """Return the storage group of each image, such as its row group; None where images can be read in any order."""
+    if isinstance(source, RowSource):
+        return source.table.groups(source.rows)
+    return None

@@ -139,9 +139,12 @@ def check_directory(path: Path) -> None:
     """Refuse a zip archive whose list of contents alone would fill the memory.
 
     Raises:
-        UnreadablePickle: It has more entries than any file of weights or programs.
+        UnreadablePickle: It has more entries than any file of weights or programs, or none are found where it ends.
     """
-    if (length := _directory(path)[0]) > MAX_DIRECTORY:
+    length, _, end = _directory(path)
+    if end < 0:  # other readers search further, and so find what was not counted here
+        raise UnreadablePickle("is cut off at its end, or another program added to it; use the original")
+    if length > MAX_DIRECTORY:
         raise UnreadablePickle(f"has a list of contents of {length:,} bytes, and {MAX_DIRECTORY:,} at most are read")
 
 

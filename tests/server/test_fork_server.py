@@ -1,4 +1,4 @@
-"""Processes for work: what the nursery answers late is not taken for the answer to something else."""
+"""Processes for work: what the fork server answers late is not taken for the answer to something else."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import pytest
 
 from support.forked import is_alive, wait_until
-from vitrail.server import nursery
-from vitrail.server.nursery import Nursery, NurseryGone, WorkerLost
+from vitrail.server import fork_server
+from vitrail.server.fork_server import ForkServer, ForkServerGone, WorkerLost
 
 
 def work(data: bytearray) -> tuple[bytes, bytes]:
@@ -23,22 +23,22 @@ def work(data: bytearray) -> tuple[bytes, bytes]:
 
 
 @pytest.fixture
-def slow() -> Iterator[Nursery]:
-    made = Nursery(work, lambda: time.sleep(1.0))
+def slow() -> Iterator[ForkServer]:
+    made = ForkServer(work, lambda: time.sleep(1.0))
     yield made
     made.close()
 
 
-def test_a_late_answer_is_not_that_to_the_next_order(slow: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_answer_is_not_that_to_the_next_order(slow: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(nursery, "PATIENCE_S", 0.1)
+        patch.setattr(fork_server, "ORDER_TIMEOUT_S", 0.1)
         for _ in range(2):
-            with pytest.raises(NurseryGone):
-                slow.make(0)
-    worker = slow.make(0)
-    _, pid, _ = worker.ask(b"", processor_s=10, wall_s=10, is_wanted=lambda: True)
+            with pytest.raises(ForkServerGone):
+                slow.start_worker(0)
+    worker = slow.start_worker(0)
+    _, pid, _ = worker.run(b"", processor_s=10, wall_s=10, is_wanted=lambda: True)
     with pytest.raises(WorkerLost) as lost:
-        worker.ask(b"sleep", processor_s=0.1, wall_s=0.2, is_wanted=lambda: True)
+        worker.run(b"sleep", processor_s=0.1, wall_s=0.2, is_wanted=lambda: True)
     assert lost.value.is_late
     wait_until(lambda: not is_alive(int(pid)))  # it was ended, and not another in its place
 
@@ -47,22 +47,22 @@ def open_files() -> set[str]:
     return {*os.listdir("/proc/self/fd")}
 
 
-def test_a_worker_whose_end_nobody_confirms_leaves_no_file_open(slow: Nursery) -> None:
+def test_a_worker_whose_end_nobody_confirms_leaves_no_file_open(slow: ForkServer) -> None:
     before = open_files()
-    worker = slow.make(0)
-    pid = int(worker.ask(b"", processor_s=10, wall_s=10, is_wanted=lambda: True)[1])
+    worker = slow.start_worker(0)
+    pid = int(worker.run(b"", processor_s=10, wall_s=10, is_wanted=lambda: True)[1])
     os.kill(slow._pid, signal.SIGKILL)
     os.kill(pid, signal.SIGKILL)
-    with pytest.raises(NurseryGone):
-        worker.ask(b"", processor_s=10, wall_s=10, is_wanted=lambda: True)
+    with pytest.raises(ForkServerGone):
+        worker.run(b"", processor_s=10, wall_s=10, is_wanted=lambda: True)
     assert open_files() == before
-    with pytest.raises(NurseryGone):
-        slow.make(0)
+    with pytest.raises(ForkServerGone):
+        slow.start_worker(0)
     assert open_files() == before
 
 
-def test_a_worker_cannot_be_made_where_no_more_files_may_be_open(slow: Nursery) -> None:
-    slow.make(0).close()
+def test_a_worker_cannot_be_made_where_no_more_files_may_be_open(slow: ForkServer) -> None:
+    slow.start_worker(0).close()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     before, spare = open_files(), []
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, before)) + 8, hard))
@@ -73,11 +73,11 @@ def test_a_worker_cannot_be_made_where_no_more_files_may_be_open(slow: Nursery) 
         for room in (0, 2):  # for nothing, and for the sockets alone
             for _ in range(room):
                 os.close(spare.pop())
-            with pytest.raises(NurseryGone, match="Too many open files"):
-                slow.make(0)
+            with pytest.raises(ForkServerGone, match="Too many open files"):
+                slow.start_worker(0)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for file in spare:
             os.close(file)
     assert open_files() == before
-    slow.make(0).close()
+    slow.start_worker(0).close()

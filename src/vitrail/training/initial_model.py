@@ -1,0 +1,140 @@
+"""The model that a run begins with, new or from given weights, and how images are brought to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from vitrail.classes.matching import order_in_doubt
+from vitrail.config.commands import TrainConfig
+from vitrail.display import Display
+from vitrail.errors import ConfigError, command
+from vitrail.images.preprocess import Preprocess, describe_normalisation, fit_statistics
+from vitrail.models.family import VisionModel
+from vitrail.models.registry import create_model, find_variant
+from vitrail.weights.checkpoint import Record
+from vitrail.weights.config_fields import RATES
+from vitrail.weights.loading import open_model
+from vitrail.weights.opened import Opened, show_account
+from vitrail.weights.request import make_request
+
+
+def build_model(config: TrainConfig, name: str, num_classes: int) -> VisionModel:
+    """Build the model that the settings describe, for so many classes."""
+    return create_model(name, **_model_options(config, num_classes))
+
+
+def _model_options(config: TrainConfig, num_classes: int) -> dict[str, Any]:
+    """Return the fields of the model's configuration that the settings give."""
+    model = config.model
+    given: dict[str, Any] = {
+        "num_classes": num_classes,
+        "drop_path_rate": model.drop_path_rate,
+        "drop_rate": model.drop_rate,
+    }
+    if model.image_size is not None:
+        given["image_size"] = model.image_size
+    if twice := sorted(given.keys() & model.options.keys()):
+        raise ConfigError(
+            f"model.options.{twice[0]}: is not an option; num_classes follows the data, the others are model.{twice[0]}"
+        )
+    if "in_channels" in model.options:
+        raise ConfigError("model.options.in_channels: is not an option; it follows data.channels, so set that")
+    return {**given, "in_channels": config.data.channels, **model.options}
+
+
+def open_initial_weights(config: TrainConfig, name: str, classes: Sequence[str], display: Display) -> Opened:
+    """Read the weights that a run begins with, for its classes and image size."""
+    assert config.model.weights is not None
+    request = make_request(
+        config.weights,
+        model=name,
+        options=_model_options(config, len(classes)),
+        classes=classes,
+        by_order=config.data.match_classes == "by-order",
+    )
+    opened = open_model(config.model.weights, request)
+    show_account(opened, display)
+    if opened.order_is_assumed and (doubt := order_in_doubt(classes, config.data.class_order)):
+        display.warn(f"{opened.account.path}: {doubt}")
+    _warn_of_other_settings(config, opened, display)
+    return opened
+
+
+def _warn_of_other_settings(config: TrainConfig, opened: Opened, display: Display) -> None:
+    """Warn where the settings say something else than what the weights were trained with."""
+    numerics = opened.account.numerics
+    preprocess = opened.record.preprocess
+    compared = [(key, value, numerics.get(key, value)) for key, value in config.model.options.items()]
+    for key, value in vars(config.preprocess).items():
+        if value is not None:
+            compared.append((f"preprocess.{key}", value, getattr(preprocess, key)))
+    compared.append(("data.bits", config.data.bits, preprocess.bits))
+    for key, value, expected in compared:
+        if value != expected:
+            display.warn(f"{opened.account.path}: expects {key}={expected}; the settings say {value}, which is taken")
+
+
+def adopt_recorded_settings(config: TrainConfig, record: Record, display: Display) -> TrainConfig:
+    """Put into the settings what a weight file decides and they leave open: numerics, image size, preprocessing."""
+    usual = find_variant(record.model)[1].config
+    recorded_options = {
+        key: value
+        for key, value in record.options.items()
+        if value != vars(usual)[key] and key not in ("num_classes", "image_size", "in_channels", *RATES)
+    }
+    image_size = config.model.image_size
+    if image_size is None and record.options["image_size"] != usual.image_size:
+        image_size = record.options["image_size"]
+    published = published_preprocess(record.model, record.preprocess.size, record.preprocess.channels)
+    recorded_preprocess = {
+        key: getattr(record.preprocess, key)
+        for key, value in vars(config.preprocess).items()
+        if value is None and getattr(record.preprocess, key) != getattr(published, key)
+    }
+    adopted = [
+        f"model.options.{key}={value}" for key, value in recorded_options.items() if key not in config.model.options
+    ]
+    adopted += [f"preprocess.{key}={value}" for key, value in recorded_preprocess.items()]
+    if adopted:
+        display.note(f"{config.model.weights}: decides {', '.join(adopted)}")
+    options = {**recorded_options, **config.model.options}
+    return replace(
+        config,
+        model=replace(config.model, image_size=image_size, options=options),
+        preprocess=replace(config.preprocess, **recorded_preprocess),
+    )
+
+
+def build_preprocess(config: TrainConfig, name: str, model: VisionModel) -> Preprocess:
+    """Return how images are brought to the model: as it was published, unless the settings say otherwise."""
+    published = published_preprocess(name, model.config.size, config.data.channels)
+    given = {key: value for key, value in vars(config.preprocess).items() if value is not None}
+    return replace(published, bits=config.data.bits, **given)
+
+
+def published_preprocess(name: str, size: tuple[int, int], channels: int) -> Preprocess:
+    """Return how images are brought to a model that was published with RGB, for so many channels."""
+    variant = find_variant(name)[1]
+    mean, std = fit_statistics(channels, variant.mean, variant.std)
+    return Preprocess(
+        size=size,
+        crop=variant.crop,
+        interpolation=variant.interpolation,
+        mean=mean,
+        std=std,
+        channels=channels,
+    )
+
+
+def tell_statistics(config: TrainConfig, preprocess: Preprocess, display: Display) -> None:
+    """Say what images are normalised by, where it is neither published nor given."""
+    if preprocess.pixels.is_picture or None not in (config.preprocess.mean, config.preprocess.std):
+        return
+    pixels = [f"data.channels={preprocess.channels}", f"data.bits={preprocess.bits}"]
+    normalised = describe_normalisation(preprocess.mean, preprocess.std)
+    note = f"{' '.join(pixels)}: {normalised}; preprocess.mean and .std change that"
+    if config.data.name is None and config.data.root is not None:
+        note += f", and this measures them: {command('check-data', f'data.root={config.data.root}', *pixels)}"
+    display.note(note)

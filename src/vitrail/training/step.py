@@ -1,0 +1,172 @@
+"""One training step: micro-batches to targets, loss, gradients and the update, which NaN or Inf leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from vitrail.config.commands import TrainConfig
+from vitrail.data.loader import Batch
+from vitrail.data.sampling import BatchSampler
+from vitrail.distributed.processes import any_process
+from vitrail.distributed.sharding import gather_full
+from vitrail.images.batch_augment import erase, mix
+from vitrail.images.preprocess import Preprocess, normalise
+from vitrail.images.train_view import sample_key
+from vitrail.training.losses import Objective
+from vitrail.training.state import new_sums
+from vitrail.training.stopwatch import Stopwatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepContext:
+    """Settings, processes, preprocessing and loss of a training step, beside model, optimizer and images."""
+
+    config: TrainConfig
+    accelerator: Accelerator
+    preprocess: Preprocess
+    objective: Objective
+    """The training loss, which makes targets of labels too."""
+
+
+def train_step(
+    context: StepContext,
+    model: nn.Module,
+    optimizer: Any,
+    micro_batches: Sequence[Batch],
+    keys: Sequence[int | None],
+    watch: Stopwatch,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Make one update from the micro-batches of this rank, unless the loss or the gradient is NaN or Inf.
+
+    Every image weighs 1 / batch_size times what its class does, so an unreadable one changes the weight of no other.
+    For a micro-batch without any, a black image is passed through and left out: other ranks wait for its gradients.
+    Nothing waits for the device.
+
+    Args:
+        context: Settings, processes, preprocessing and loss.
+        model: The model, as Accelerate prepared it.
+        optimizer: The optimizer, as Accelerate prepared it.
+        micro_batches: This rank's images of the batch.
+        keys: Mixup/CutMix seed of each micro-batch; None where it is not mixed.
+        watch: Times the phases.
+
+    Returns:
+        (Summed loss, right answers, images) of this rank, zeros where the update was skipped; whether it was skipped,
+        in all ranks alike; and the norm of the gradient before it is clipped.
+    """
+    with watch.phase("forward_backward_s"):
+        sums = _accumulate_gradients(context, model, micro_batches, keys)
+    with watch.phase("optimizer_s"):
+        context.accelerator.unscale_gradients()
+        norm = _clip_gradients(model, context.config.optim.clip_norm)
+        # in all ranks alike, or their weights would differ
+        is_skipped = any_process(context.accelerator, ~(norm.isfinite() & sums[0].isfinite()))
+        _update_weights(context, optimizer, is_skipped)
+    return torch.where(is_skipped, torch.zeros_like(sums), sums), is_skipped, norm
+
+
+def _accumulate_gradients(
+    context: StepContext, model: nn.Module, micro_batches: Sequence[Batch], keys: Sequence[int | None]
+) -> Tensor:
+    """Go forward and backward with each micro-batch; return (summed loss, right answers, images)."""
+    accelerator = context.accelerator
+    images_per_rank = context.config.train.batch_size // accelerator.num_processes
+    sums = new_sums(accelerator.device)
+    for number, (micro_batch, key) in enumerate(zip(micro_batches, keys, strict=True), start=1):
+        images, targets = prepare(context, micro_batch, key)
+        is_last = number == len(micro_batches)
+        # gradients are summed over the ranks once, with those of the last micro-batch
+        synchronization = nullcontext() if is_last else accelerator.no_sync(model)
+        with synchronization:
+            logits = model(images).float()[: len(micro_batch.labels)]
+            loss = context.objective.loss(logits, targets)
+            accelerator.backward(loss / images_per_rank)
+        right = (logits.argmax(1) == targets.argmax(1)).sum()
+        counted = torch.full_like(right, len(micro_batch.labels))
+        sums += torch.stack([loss.detach(), right, counted]).to(sums.dtype)
+    return sums
+
+
+def _clip_gradients(model: nn.Module, clip_norm: float | None) -> Tensor:
+    """Scale the gradients down to a norm, where one is given; return the norm that they had."""
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    shared_norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if clip_norm is not None:
+        clip_grads_with_norm_(parameters, clip_norm, shared_norm)
+    return gather_full(shared_norm)
+
+
+def _update_weights(context: StepContext, optimizer: Any, is_skipped: Tensor) -> None:
+    """Let the optimizer make its update, unless it is skipped, and clear the gradients."""
+    if context.config.train.shard:
+        # waits for the device, as the kernels for sharded parameters cannot skip an update themselves
+        if not is_skipped:
+            optimizer.step()
+    else:
+        if context.accelerator.scaler is None:
+            optimizer.optimizer.found_inf = is_skipped.float()  # the fused kernels change nothing where it is 1
+        optimizer.step()
+    optimizer.zero_grad()
+
+
+def prepare(context: StepContext, micro_batch: Batch, key: int | None) -> tuple[Tensor, Tensor]:
+    """Return the normalised, erased and, with a key, mixed images of a micro-batch, and their targets (b, k).
+
+    A micro-batch without images has no target, and a black image to pass through the model.
+    """
+    device, preprocess, augment = context.accelerator.device, context.preprocess, context.config.augment
+    targets = context.objective.targets(micro_batch.labels, device)
+    if not len(micro_batch.labels):
+        return torch.zeros(1, preprocess.channels, *preprocess.size, device=device), targets
+    images = normalise(micro_batch.images.to(device, non_blocking=True), preprocess.mean, preprocess.std)
+    erase_images = partial(
+        erase,
+        keys=micro_batch.keys,
+        probability=augment.erase_prob,
+        mode=augment.erase_mode,
+        count=augment.erase_count,
+    )
+    if augment.erase == "before_mix":
+        images = erase_images(images)
+    if key is not None:
+        images, targets = mix(
+            images,
+            targets,
+            mixup_alpha=augment.mixup,
+            cutmix_alpha=augment.cutmix,
+            probability=augment.mix_prob,
+            switch_probability=augment.mix_switch_prob,
+            key=key,
+            mode=augment.mix_mode,
+            minmax=augment.cutmix_minmax,
+        )
+    if augment.erase == "after_mix":
+        images = erase_images(images)
+    if context.config.train.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    return images, targets
+
+
+def mixing_keys(config: TrainConfig, sampler: BatchSampler, epoch: int, step: int) -> list[int] | list[None]:
+    """Return the Mixup/CutMix seed of each micro-batch of an update on this rank; None once mixing has ended."""
+    micro_batches = range(sampler.accumulate)
+    end = config.augment.mix_off_epoch
+    if end is not None and epoch >= end:
+        return [None for _ in micro_batches]
+    seed, rank, world = config.train.seed, sampler.rank, sampler.world
+    # negative, as the draws of images and of dropout have the numbers from 0 on
+    return [sample_key(seed, epoch, step, -(number * world + rank) - 1) for number in micro_batches]
+
+
+def seed_dropout(config: TrainConfig, sampler: BatchSampler, epoch: int, step: int) -> None:
+    """Seed the dropouts and drop paths of an update on this rank, so that a resumed run draws the same ones."""
+    torch.manual_seed(sample_key(config.train.seed, epoch, step, 1 + sampler.rank))
