@@ -25,7 +25,8 @@ from vitrail.models.family import VisionModel
 from vitrail.models.registry import create_model
 from vitrail.weights.convert import convert
 from vitrail.weights.formats.mindspore_ckpt import encode_ckpt, read_ckpt
-from vitrail.weights.loading import Wanted, open_model
+from vitrail.weights.loading import open_model
+from vitrail.weights.request import LoadRequest
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from support.formula import formula, golden_weight
@@ -60,7 +61,7 @@ def beside_timm(name: str, path: Path) -> str:
     theirs = timm.create_model(name, checkpoint_path=str(path)).eval()
     images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        difference = (theirs(images) - open_model(path, Wanted(model=name)).build()(images)).abs().max()
+        difference = (theirs(images) - open_model(path, LoadRequest(model=name)).build()(images)).abs().max()
     return f"{difference:.1e} (timm {timm.__version__})"
 
 
@@ -77,7 +78,7 @@ def beside_official(name: str, folder: Path) -> str:
     torch.save(weights, folder / "golden.pth")
     images = torch.from_numpy(formula("image", (2, 3, 224, 224)).astype(np.float32))
     with torch.inference_mode():
-        logits = open_model(folder / "golden.pth", Wanted(model=name)).build()(images)
+        logits = open_model(folder / "golden.pth", LoadRequest(model=name)).build()(images)
     return f"{np.abs(logits.numpy() - np.load(golden)['logits']).max():.1e} (golden logits)"
 
 
@@ -88,7 +89,7 @@ def beside_mindspore(project: str) -> str:
         return "not run"
     images = torch.from_numpy(formula("image", (2, 3, 32, 32)).astype(np.float32))
     with torch.inference_mode():
-        logits = open_model(path, Wanted(model="tnt_s_patch16_224", options=MINDSPORE)).build()(images)
+        logits = open_model(path, LoadRequest(model="tnt_s_patch16_224", options=MINDSPORE)).build()(images)
     expected = np.load(SHARED / "mindspore" / f"{project}_tnt_tiny.logits.npy")
     return f"{np.abs(logits.numpy() - expected).max():.1e} (tiny, MindSpore 2.10)"
 
@@ -122,7 +123,7 @@ def main(*names: str) -> None:
                     weights = timm.create_model(name).state_dict()
                     torch.save({key: 0.1 * torch.randn_like(tensor) for key, tensor in weights.items()}, source)
                 try:
-                    done = convert(source, target, project, Wanted(model=name))
+                    done = convert(source, target, project, LoadRequest(model=name))
                 except VitrailError as error:
                     refused.append(f"| {name} | {project} | {str(error).split(': ', 1)[1]} |")
                     continue

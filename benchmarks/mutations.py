@@ -30,7 +30,8 @@ from vitrail.images.preprocess import Preprocess
 from vitrail.models.registry import create_model, find_variant
 from vitrail.weights.checkpoint import Record, model_options, save_model
 from vitrail.weights.formats.mindspore_ckpt import encode_ckpt
-from vitrail.weights.loading import Wanted, open_model
+from vitrail.weights.loading import open_model
+from vitrail.weights.request import LoadRequest
 
 KINDS = ("ckpt", "safetensors", "vitrail", "pth", "legacy pth")
 MEMORY = 512 * 2**20
@@ -81,7 +82,9 @@ def damaged(data: bytes, draw: random.Random) -> bytes:
 def attack(kind: str, files: int) -> dict[str, Any]:
     """Open so many damaged files of a kind."""
     draw, found, slowest, crashes = random.Random(kind), Counter[str](), 0.0, []
-    wanted = Wanted(model=NAME, options={k: v for k, v in find_variant(NAME)[0].tiny.items() if k != "num_classes"})
+    wanted = LoadRequest(
+        model=NAME, options={k: v for k, v in find_variant(NAME)[0].tiny.items() if k != "num_classes"}
+    )
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "weights"
         original(kind, path)

@@ -16,9 +16,9 @@ from vitrail.errors import ConfigError
 from vitrail.models.family import ModelConfig, VisionModel
 from vitrail.models.registry import FAMILIES, build_config, find_variant
 from vitrail.weights.adapt import adapt
+from vitrail.weights.config_fields import ADAPTABLE, NUMERICS
 from vitrail.weights.hub import name_in_timm
-from vitrail.weights.loading import NUMERICS
-from vitrail.weights.recognise import FREE, recognise, translate
+from vitrail.weights.recognise import recognise, translate
 
 UNSUPPORTED = ("proj_drop_rate", "attn_drop_rate", "drop_block_rate")
 """Arguments of timm's training script that these models do not have; they may be 0."""
@@ -108,7 +108,7 @@ def _refuse_pool(global_pool: str | None) -> None:
 
 def _filter(name: str, weights: Mapping[str, Tensor], model: VisionModel) -> dict[str, Tensor]:
     """Bring weights of any dialect to a model's names, image size and channels; timm sees to the classes."""
-    built = {key: value for key, value in vars(model.config).items() if key not in (*FREE, *NUMERICS)}
+    built = {key: value for key, value in vars(model.config).items() if key not in (*ADAPTABLE, *NUMERICS)}
     reading = recognise(weights, "the weight file", dialect=None, model=name, options=built)[0]
     expected = {key: value for key, value in reading.dialect.options.items() if getattr(model.config, key) != value}
     if expected:
@@ -119,7 +119,7 @@ def _filter(name: str, weights: Mapping[str, Tensor], model: VisionModel) -> dic
         )
     target = replace(model.config, num_classes=reading.config.num_classes)
     found, _ = adapt(
-        translate(weights, reading), reading.config, target, "the weight file", model=name, old_classes=(),
+        translate(weights, reading), reading.config, target, "the weight file", family=reading.family, old_classes=(),
         new_classes=(),
     )  # fmt: skip
     return found

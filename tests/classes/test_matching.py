@@ -28,7 +28,8 @@ from vitrail.imagenet import plain, wnids
 from vitrail.images.preprocess import Preprocess
 from vitrail.models.registry import create_model, find_variant
 from vitrail.weights.checkpoint import save_model
-from vitrail.weights.loading import Wanted, load_model, open_model
+from vitrail.weights.loading import load_model, open_model
+from vitrail.weights.request import LoadRequest
 
 NFC, NFD = "caf\u00e9", "cafe\u0301"
 TNT = "tnt_ti_patch16_224"
@@ -179,11 +180,11 @@ def test_what_was_written_in_the_other_form_is_read_in_one(tmp_path: Path, tiny_
     opened = open_model(tiny_checkpoint)
     save_model(tmp_path / "a.safetensors", opened.weights, replace(opened.record, classes=(NFD, "green", "red")))
     assert load_model(tmp_path / "a.safetensors").classes == (NFC, "green", "red")
-    kept = open_model(tmp_path / "a.safetensors", Wanted(classes=[NFD, "other"]))
+    kept = open_model(tmp_path / "a.safetensors", LoadRequest(classes=[NFD, "other"]))
     assert kept.record.classes == (NFC, "other")
     assert torch.equal(kept.weights["head.weight"][0], opened.weights["head.weight"][0])
     with pytest.raises(ConfigError, match=r"classes has .* twice"):
-        Wanted(classes=[NFC, NFD])
+        LoadRequest(classes=[NFC, NFD])
 
     root = write(tmp_path / "set", "a/0.png", "a/1.png", "b/2.png", "b/3.png")
     manifest = open_manifest(DataSection(root=str(root)))[0]

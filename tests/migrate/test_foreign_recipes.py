@@ -93,23 +93,23 @@ def of_mindspore(tmp_path: Path) -> Callable[..., Path]:
 
         from vitrail.models.registry import create_model
         from vitrail.weights.convert import convert
-        from vitrail.weights.loading import Wanted
+        from vitrail.weights.request import LoadRequest
 
         torch.manual_seed(0)
         source = tmp_path / "source.pth"
         torch.save(create_model(name, **options).state_dict(), source)
-        convert(str(source), tmp_path / "w.ckpt", project, Wanted(model=name, options=options))
+        convert(str(source), tmp_path / "w.ckpt", project, LoadRequest(model=name, options=options))
         return tmp_path / "w.ckpt"
 
     return write
 
 
 def wanted_with(config: Path | str, *tokens: str) -> Any:
-    from vitrail.weights.loading import wanted_by
+    from vitrail.weights.request import resolve_request
 
     part = read_part(str(config), {}, EVALUATE_SECTIONS)
     assert part is not None
-    return wanted_by([part.layer, command_line(tokens)])
+    return resolve_request([part.layer, command_line(tokens)])
 
 
 def test_a_file_gives_the_image_size_that_weights_do_not_tell(

@@ -82,7 +82,7 @@ def save_weights(folder: Path, project: str, name: str) -> Path:
 
     from vitrail.models.registry import create_model
     from vitrail.weights.convert import convert
-    from vitrail.weights.loading import Wanted
+    from vitrail.weights.request import LoadRequest
 
     path = folder / f"{project}-{name}{'.pth' if project == 'official' else '.ckpt'}"
     if path.exists():
@@ -99,7 +99,7 @@ def save_weights(folder: Path, project: str, name: str) -> Path:
     else:
         source = save_weights(folder, "official", name)
         torch.save(state, source)
-        convert(str(source), path, project, Wanted(model=name, options=options))
+        convert(str(source), path, project, LoadRequest(model=name, options=options))
     return path
 
 

@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitrail.models.attention import attend
 from vitrail.models.family import (
     Family,
     FeatureLevel,
@@ -30,8 +29,8 @@ from vitrail.models.family import (
     check_multiple,
     init_linear,
 )
+from vitrail.models.kernels import Linear, attend
 from vitrail.models.layers import DropPath, Mlp, drop_path_rates
-from vitrail.models.linear import Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +111,7 @@ class DeiT(VisionModel[DeiTConfig]):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, d))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.grid[0] * config.grid[1] + 1, d))
         self.blocks = nn.ModuleList(Block(config, r) for r in drop_path_rates(config.drop_path_rate, config.depth))
-        self.norm = nn.LayerNorm(d, config.norm_eps if config.final_norm_eps is None else config.final_norm_eps)
+        self.norm = nn.LayerNorm(d, config.head_norm_eps)
         self.head = build_head(d, config.num_classes)
         self.apply(init_linear)
         for token in (self.cls_token, self.pos_embed):

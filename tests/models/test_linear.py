@@ -1,9 +1,12 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 
-from vitrail.models import linear
-from vitrail.models.linear import Linear
+from vitrail.models import kernels
+from vitrail.models.kernels import Linear
 from vitrail.models.registry import create_model
 
 SHAPES = ((5, 7, 24), (1, 1, 24), (3, 24), (24,), (0, 7, 24), (2, 3, 5, 24))
@@ -11,7 +14,7 @@ SHAPES = ((5, 7, 24), (1, 1, 24), (3, 24), (24,), (0, 7, 24), (2, 3, 5, 24))
 
 @pytest.fixture
 def convolving(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "convolves", True)
+    monkeypatch.setattr(kernels, "is_convolution_faster", lambda: True)
 
 
 def both(layer: Linear, x: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -62,7 +65,7 @@ def test_other_precisions_and_exported_programs_have_the_linear_layer(monkeypatc
     program = torch.export.export(layer, (x,))
     assert any("linear" in str(node.target) for node in program.graph.nodes)
     assert not any("conv" in str(node.target) for node in program.graph.nodes)
-    monkeypatch.setattr(linear, "conv2d", refused)
+    monkeypatch.setattr(kernels, "conv2d", refused)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
     assert layer.to(torch.float64)(x.double()).dtype == torch.float64
@@ -77,3 +80,15 @@ def test_every_linear_layer_of_the_models_is_ours(name: str) -> None:
     with torch.device("meta"):
         model = create_model(name)
     assert {type(layer) for layer in model.modules() if isinstance(layer, nn.Linear)} == {Linear}
+
+
+def test_importing_the_models_reads_no_file_of_the_machine() -> None:
+    code = """
+import sys, torch
+
+opened = []
+sys.addaudithook(lambda event, arguments: event == "open" and opened.append(str(arguments[0])))
+import vitrail.models.registry
+assert opened and not [name for name in opened if name.startswith("/proc")], opened
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

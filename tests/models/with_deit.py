@@ -29,7 +29,8 @@ from vitrail.models.registry import create_model, list_models
 from vitrail.weights.adapt import adapt
 from vitrail.weights.convert import convert
 from vitrail.weights.hub import save_pretrained
-from vitrail.weights.loading import Wanted, load_model, open_model
+from vitrail.weights.loading import load_model, open_model
+from vitrail.weights.request import LoadRequest
 
 NAME = "deit_tiny_patch16_224"
 
@@ -83,14 +84,14 @@ def main(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="deit is not adapted to other numbers"):
         load_model(folder / "ours.safetensors", in_channels=1)
     assert adapt(
-        model.state_dict(), model.config, model.config, "file", model=NAME, old_classes=(), new_classes=()
+        model.state_dict(), model.config, model.config, "file", family=FAMILY, old_classes=(), new_classes=()
     )[1] == []  # fmt: skip
 
     # production
     tiny = create_model(NAME, **FAMILY.tiny)
     torch.save(tiny.state_dict(), folder / "tiny.pth")
     options = {key: value for key, value in FAMILY.tiny.items() if key != "num_classes"}
-    opened = open_model(folder / "tiny.pth", Wanted(model=NAME, options=options))
+    opened = open_model(folder / "tiny.pth", LoadRequest(model=NAME, options=options))
     outputs = find_outputs(["mindir"], folder / "tiny.pth", None)
     (done,) = export(opened, outputs, gather_sample(opened.record, None))
     assert done.path.stat().st_size > 1000

@@ -12,7 +12,8 @@ from torch import Tensor
 from vitrail.models.dialects import Dialect, write_names
 from vitrail.models.family import VisionModel
 from vitrail.models.registry import create_model, find_variant
-from vitrail.weights.loading import Wanted, open_model
+from vitrail.weights.loading import open_model
+from vitrail.weights.request import LoadRequest
 
 MINDSPORE_TINY = {
     "image_size": 32, "patch_size": 16, "embed_dim": 48, "inner_dim": 12, "depth": 2, "num_heads": 3,
@@ -71,4 +72,4 @@ def save(path: Path, content: Any) -> Path:
 
 def opened(path: Path, name: str, **wanted: Any) -> Any:
     options = {**tiny_options(name), **wanted.pop("options", {})}
-    return open_model(path, Wanted(model=name, options=options, **wanted))
+    return open_model(path, LoadRequest(model=name, options=options, **wanted))

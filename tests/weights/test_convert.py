@@ -32,7 +32,8 @@ from vitrail.weights.checkpoint import Record, model_options, save_model
 from vitrail.weights.convert import convert
 from vitrail.weights.formats.mindspore_ckpt import encode_ckpt, read_ckpt
 from vitrail.weights.hub import model_card, push_to_hub, save_pretrained
-from vitrail.weights.loading import Wanted, load_model, open_model
+from vitrail.weights.loading import load_model, open_model
+from vitrail.weights.request import LoadRequest
 
 SHARED = Path(__file__).parents[3] / "shared" / "golden" / "mindspore"
 MINDSPORE = os.environ.get("VITRAIL_MINDSPORE_PYTHON") or (
@@ -41,7 +42,7 @@ MINDSPORE = os.environ.get("VITRAIL_MINDSPORE_PYTHON") or (
 ENDINGS = {"official": "pth", "timm": "safetensors", "mmpretrain": "pth", "mindcv": "ckpt", "zoo": "ckpt"}
 
 
-def official(tmp_path: Path, name: str, **overrides: Any) -> tuple[Path, Wanted]:
+def official(tmp_path: Path, name: str, **overrides: Any) -> tuple[Path, LoadRequest]:
     """Return a file of a tiny model, and how it is to be read."""
     path = tmp_path / "from.pth"
     project = EXAMPLES.get(name, ("official",))[0]
@@ -49,7 +50,7 @@ def official(tmp_path: Path, name: str, **overrides: Any) -> tuple[Path, Wanted]
     torch.save(weights, path)
     if project != "official":  # which has no such model, so it comes from another
         torch.save(theirs(weights, project, name), path)
-    return path, Wanted(model=name, options={**tiny_options(name), "image_size": 32, **overrides})
+    return path, LoadRequest(model=name, options={**tiny_options(name), "image_size": 32, **overrides})
 
 
 ZOO = ("tnt_s_patch16_224", "t2t_vit_7", "t2t_vit_t_14", "twins_svt_small", "twins_pcpvt_small")
@@ -63,7 +64,7 @@ def test_round_trip_is_bit_exact(name: str, project: str, ending: str, tmp_path:
     target = tmp_path / f"to.{ending}"
     done = convert(source, target, project, wanted)
     assert done.written == (str(target),)
-    back = convert(target, tmp_path / "back.safetensors", "vitrail", Wanted(dialect=project, **own(wanted)))
+    back = convert(target, tmp_path / "back.safetensors", "vitrail", LoadRequest(dialect=project, **own(wanted)))
     before, after = open_model(source, wanted), open_model(tmp_path / "back.safetensors")
     assert before.weights.keys() == after.weights.keys()
     assert all(torch.equal(tensor, after.weights[key]) for key, tensor in before.weights.items())
@@ -73,7 +74,7 @@ def test_round_trip_is_bit_exact(name: str, project: str, ending: str, tmp_path:
     assert back.difference == 0
 
 
-def own(wanted: Wanted) -> dict[str, Any]:
+def own(wanted: LoadRequest) -> dict[str, Any]:
     return {"model": wanted.model, "options": wanted.options}
 
 
@@ -174,7 +175,7 @@ def test_files_for_mindspore_are_the_bytes_that_its_programs_write(project: str,
     values = golden_values(project)
     source = tmp_path / "a.ckpt"
     source.write_bytes(b"".join(encode_ckpt(values)))
-    convert(source, tmp_path / "b.ckpt", project, Wanted(model="tnt_s_patch16_224", options=MINDSPORE_TINY))
+    convert(source, tmp_path / "b.ckpt", project, LoadRequest(model="tnt_s_patch16_224", options=MINDSPORE_TINY))
     prefix = {"mindcv": "", "zoo": "model."}[project]  # the zoo's programs load and save the net within another cell
     expected = b"".join(encode_ckpt({prefix + name: tensor for name, tensor in values.items()}))
     assert (tmp_path / "b.ckpt").read_bytes() == expected
@@ -188,7 +189,7 @@ def test_names_for_the_zoo_are_those_of_its_training_files(tmp_path: Path) -> No
     listed = json.loads((SHARED / "twins_svt_small.train-names.json").read_text())
     expected = {name: shape for name, (shape, _) in listed.items() if name.startswith("model.")}
     torch.save({name: torch.zeros(shape) for name, shape in shapes("twins_svt_small").items()}, tmp_path / "a.pth")
-    convert(tmp_path / "a.pth", tmp_path / "b.ckpt", "zoo", Wanted(options={"image_size": 64}))
+    convert(tmp_path / "a.pth", tmp_path / "b.ckpt", "zoo", LoadRequest(options={"image_size": 64}))
     assert {name: list(value.shape) for name, value in read_ckpt(tmp_path / "b.ckpt").items()} == expected
 
 
@@ -212,7 +213,7 @@ def shapes(name: str) -> dict[str, torch.Size]:
 def test_mindspore_loads_every_parameter_from_our_files(name: str, project: str, how: str, tmp_path: Path) -> None:
     model = without_biases(name) if name.startswith("tnt") else tiny(name)
     torch.save(model.state_dict(), tmp_path / "a.pth")
-    convert(tmp_path / "a.pth", tmp_path / "a.ckpt", project, Wanted(model=name, options=tiny_options(name)))
+    convert(tmp_path / "a.pth", tmp_path / "a.ckpt", project, LoadRequest(model=name, options=tiny_options(name)))
     assert MINDSPORE is not None
     script = Path(__file__).parents[1] / "support" / "mindspore_nets.py"
     done = subprocess.run(
@@ -244,13 +245,13 @@ def test_net_of_the_zoo_goes_back_to_the_zoo(tmp_path: Path) -> None:
     written = read_ckpt(tmp_path / "a.ckpt")
     assert not [name for name in written if name.endswith(("proj.bias", "fc2.bias", "head.bias"))]
     name, sizes = "tnt_s_patch16_224", tiny_options("tnt_s_patch16_224")
-    again = open_model(tmp_path / "a.ckpt", Wanted(model=name, options={**sizes, "biases": "zoo"}))
+    again = open_model(tmp_path / "a.ckpt", LoadRequest(model=name, options={**sizes, "biases": "zoo"}))
     assert again.record.options["biases"] == "zoo"
     assert again.weights.keys() == model.state_dict().keys()
     assert all(torch.equal(tensor, again.weights[key]) for key, tensor in model.state_dict().items())
     assert again.account.counts()["zero-filled"] == 1  # outer_tokens
     whole = open_model(
-        tmp_path / "a.ckpt", Wanted(model="tnt_s_patch16_224", options=tiny_options("tnt_s_patch16_224"))
+        tmp_path / "a.ckpt", LoadRequest(model="tnt_s_patch16_224", options=tiny_options("tnt_s_patch16_224"))
     )
     assert whole.record.options["biases"] == "all"
     assert whole.account.counts()["zero-filled"] == 12
@@ -266,7 +267,7 @@ def test_net_of_the_zoo_goes_to_other_projects_with_zeros_for_biases(project: st
     images = torch.randn(2, 3, 32, 32)
     numerics = {"gelu": "tanh", "norm_eps": 1e-7, "final_norm_eps": 1e-7}
     sizes = tiny_options("tnt_s_patch16_224")
-    wanted = Wanted(model="tnt_s_patch16_224", dialect=project, options={**sizes, **numerics})
+    wanted = LoadRequest(model="tnt_s_patch16_224", dialect=project, options={**sizes, **numerics})
     assert_close(open_model(target, wanted).build()(images), model(images), atol=1e-6, rtol=0)
 
 
@@ -280,7 +281,7 @@ def test_biases_are_added_for_other_classes_too_but_not_taken_away(tmp_path: Pat
     features = model.forward_head(model.forward_features(images := torch.randn(2, 3, 32, 32)), pre_logits=True)
     assert_close(whole.forward_head(whole.forward_features(images), pre_logits=True), features, atol=1e-6, rtol=0)
     torch.save(tiny("tnt_s_patch16_224").state_dict(), tmp_path / "a.pth")
-    wanted = Wanted(model="tnt_s_patch16_224", options=tiny_options("tnt_s_patch16_224"))
+    wanted = LoadRequest(model="tnt_s_patch16_224", options=tiny_options("tnt_s_patch16_224"))
     convert(tmp_path / "a.pth", tmp_path / "a.safetensors", "vitrail", wanted)
     with pytest.raises(ConfigError, match="was made with biases=all, which its weights cannot change"):
         load_model(tmp_path / "a.safetensors", biases="zoo")
@@ -290,7 +291,7 @@ def test_zoo_takes_weights_whose_biases_are_zero(tmp_path: Path) -> None:
     name = "tnt_s_patch16_224"
     model = without_biases(name)
     torch.save(model.state_dict(), tmp_path / "a.pth")
-    wanted = Wanted(model=name, options=tiny_options(name))
+    wanted = LoadRequest(model=name, options=tiny_options(name))
     done = convert(tmp_path / "a.pth", tmp_path / "a.ckpt", "zoo", wanted)
     assert done.difference < 1e-2
     found = open_model(tmp_path / "a.ckpt", wanted)
@@ -334,7 +335,7 @@ def test_between_all_pairs_of_projects_the_difference_is_what_their_programs_com
     torch.save(theirs(model.state_dict(), projects[0], name), first)
     for project in projects:
         files[project] = tmp_path / f"{project}.{ENDINGS[project]}"
-        convert(first, files[project], project, Wanted(dialect=projects[0], model=name, options=options))
+        convert(first, files[project], project, LoadRequest(dialect=projects[0], model=name, options=options))
     images = torch.rand(2, 3, *model.config.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     logits = {}
     for project in projects:
@@ -344,7 +345,7 @@ def test_between_all_pairs_of_projects_the_difference_is_what_their_programs_com
             logits[project] = built(images)
     for source in projects:
         for target in projects:
-            wanted = Wanted(dialect=source, model=name, options=options)
+            wanted = LoadRequest(dialect=source, model=name, options=options)
             done = convert(files[source], tmp_path / f"to.{ENDINGS[target]}", target, wanted)
             assert done.difference == (logits[source] - logits[target]).abs().max().item()
             differ = computes(source, name) != computes(target, name)
@@ -375,7 +376,7 @@ def test_timm_computes_as_the_weights_expect_where_it_can_be_told(tmp_path: Path
     name, images = "tnt_ti_patch16_224", torch.randn(2, 3, 32, 32)
     weights = create_model(name, image_size=32).state_dict()
     torch.save(theirs(weights, "mindcv", name), tmp_path / "a.pth")
-    source = Wanted(dialect="mindcv", model=name, options={"image_size": 32})
+    source = LoadRequest(dialect="mindcv", model=name, options={"image_size": 32})
     done = convert(tmp_path / "a.pth", tmp_path / "timm", "timm", source)  # a model that timm has from us alone
     assert done.difference == 0
     assert not [doubt for doubt in done.doubts if "computes with" in doubt]
@@ -477,7 +478,7 @@ def test_folder_for_timm_is_loaded_by_timm(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = timm.create_model("twins_svt_small", num_classes=3).eval()
     torch.save(model.state_dict(), tmp_path / "a.pth")
-    done = convert(tmp_path / "a.pth", tmp_path / "folder", "timm", Wanted(options={"image_size": 64}))
+    done = convert(tmp_path / "a.pth", tmp_path / "folder", "timm", LoadRequest(options={"image_size": 64}))
     assert sorted(Path(name).name for name in done.written) == ["README.md", "config.json", "model.safetensors"]
     loaded = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True).eval()
     images = torch.randn(1, 3, 64, 64)
@@ -690,7 +691,7 @@ def test_timm_builds_our_models_of_any_size(tmp_path: Path) -> None:
     loaded = timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True).eval()
     assert torch.equal(loaded(images), model(images))
     torch.save(model.state_dict(), tmp_path / "dump.pth")
-    found = open_model(tmp_path / "dump.pth", Wanted(model=name, options={**tiny_options(name), "biases": "zoo"}))
+    found = open_model(tmp_path / "dump.pth", LoadRequest(model=name, options={**tiny_options(name), "biases": "zoo"}))
     assert found.weights.keys() == model.state_dict().keys()
 
 

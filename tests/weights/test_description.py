@@ -30,7 +30,8 @@ from vitrail.weights.checkpoint import KEY
 from vitrail.weights.convert import convert
 from vitrail.weights.digest import DIGESTS, MARK
 from vitrail.weights.formats.protobuf import block
-from vitrail.weights.loading import Wanted, load_model, open_model
+from vitrail.weights.loading import load_model, open_model
+from vitrail.weights.request import LoadRequest
 
 MADE = {"format": "onnx", "source": "best.safetensors", "sha256": "0" * 64, "precision": "float32", "details": {}}
 Change = Callable[[dict[str, Any]], None]
@@ -179,9 +180,9 @@ def test_a_file_written_for_another_image_size_reads_images_of_that_size(tmp_pat
     safetensors.torch.save_file(model.state_dict(), folder / "model.safetensors")
     config = {"architecture": "twins_svt_small", "pretrained_cfg": {"input_size": [3, 96, 64], "crop_pct": 1.0}}
     (folder / "config.json").write_text(json.dumps(config))
-    convert(folder, target, "vitrail", asked=Wanted(model="twins_svt_small", options=tiny))
+    convert(folder, target, "vitrail", asked=LoadRequest(model="twins_svt_small", options=tiny))
     assert open_model(target).record.preprocess.size == (96, 64)
-    convert(target, again := tmp_path / "again.safetensors", "vitrail", asked=Wanted(options={"image_size": 128}))
+    convert(target, again := tmp_path / "again.safetensors", "vitrail", asked=LoadRequest(options={"image_size": 128}))
     assert open_model(again).record.preprocess.size == (128, 128)
     assert load_model(again)(torch.zeros(1, 3, 128, 128)).isfinite().all()
 

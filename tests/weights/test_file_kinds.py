@@ -18,7 +18,7 @@ import torch
 
 from support.weight_files import opened, save, tiny
 from vitrail.errors import CheckpointError
-from vitrail.weights.formats.file_kinds import other_kind
+from vitrail.weights.formats.file_kinds import explain_other_kind
 from vitrail.weights.loading import open_model
 
 TNT = "tnt_s_patch16_224"
@@ -203,7 +203,7 @@ def test_safetensors_whose_first_bytes_are_of_gzip_are_read(tmp_path: Path) -> N
     length = int.from_bytes(data[:8], "little")
     header = data[8 : 8 + length].rstrip().ljust(wanted)
     path.write_bytes(wanted.to_bytes(8, "little") + header + data[8 + length :])
-    assert other_kind(path, path.read_bytes()[:512]) is not None
+    assert explain_other_kind(path, path.read_bytes()[:512]) is not None
     assert opened(path, "twins_svt_small").weights.keys() == weights.keys()
 
 

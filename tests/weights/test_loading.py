@@ -35,8 +35,9 @@ from vitrail.models.registry import FAMILIES, create_model
 from vitrail.weights.adapt import shared_rows
 from vitrail.weights.checkpoint import Record, save_model
 from vitrail.weights.formats.mindspore_ckpt import encode_ckpt
-from vitrail.weights.loading import Wanted, load_model, open_model
+from vitrail.weights.loading import load_model, open_model
 from vitrail.weights.recognise import recognise
+from vitrail.weights.request import LoadRequest
 
 SHARED = Path(__file__).parents[3] / "shared" / "golden"
 every_way = pytest.mark.parametrize(
@@ -201,7 +202,7 @@ def test_two_models_of_the_same_shapes_are_not_guessed_between(tmp_path: Path) -
         f"{path}: fits official t2t_vit_14 or official t2t_vit_14_resnext equally; say which it is, such as "
         "weights.model=t2t_vit_14"
     )
-    assert open_model(path, Wanted(model="t2t_vit_14_resnext")).record.options["num_heads"] == 32
+    assert open_model(path, LoadRequest(model="t2t_vit_14_resnext")).record.options["num_heads"] == 32
 
 
 def test_mindspore_has_no_resnext_so_its_t2t_vit_14_is_not_ambiguous() -> None:
@@ -231,7 +232,7 @@ def test_files_of_mindspore_compute_what_mindspore_computed(tmp_path: Path) -> N
     for kind in ("mindcv", "zoo"):
         path = tmp_path / f"{kind}.ckpt"
         path.write_bytes(b"".join(encode_ckpt(golden_values(kind))))
-        found = open_model(path, Wanted(model="tnt_s_patch16_224", options=MINDSPORE_TINY))
+        found = open_model(path, LoadRequest(model="tnt_s_patch16_224", options=MINDSPORE_TINY))
         assert found.account.dialect == kind
         assert found.record.options["gelu"] == "tanh"
         assert_close(found.build()(images), torch.tensor(COMMITTED["logits"][kind]), atol=1e-5, rtol=0)
@@ -243,7 +244,7 @@ def test_files_of_mindspore_compute_what_mindspore_computed(tmp_path: Path) -> N
 )
 def test_other_files_of_mindspore_compute_the_same(file: str) -> None:
     images = torch.from_numpy(formula("image", (2, 3, 32, 32)).astype(np.float32))
-    found = open_model(SHARED / "mindspore" / file, Wanted(model="tnt_s_patch16_224", options=MINDSPORE_TINY))
+    found = open_model(SHARED / "mindspore" / file, LoadRequest(model="tnt_s_patch16_224", options=MINDSPORE_TINY))
     kind = file.split("_")[0]
     assert_close(found.build()(images), torch.tensor(COMMITTED["logits"][kind]), atol=1e-5, rtol=0)
     skipped = {entry.note for entry in found.account.entries if entry.what == "skipped"}
@@ -500,7 +501,7 @@ def test_rows_of_shared_classes_are_kept(tmp_path: Path) -> None:
         preprocess=Preprocess(size=model.config.size),
     )  # fmt: skip
     save_model(path, model.state_dict(), record)
-    found = open_model(path, Wanted(classes=["fly", "wasp_nest", "ant", "moth"]))
+    found = open_model(path, LoadRequest(classes=["fly", "wasp_nest", "ant", "moth"]))
     assert found.record.classes == ("fly", "wasp_nest", "ant", "moth")
     for new, old in ((1, 2), (2, 0)):
         assert torch.equal(found.weights["head.weight"][new], model.state_dict()["head.weight"][old])
@@ -549,12 +550,12 @@ def test_a_head_without_names_is_kept_where_as_many_classes_are_wanted_and_other
     assert not dropped.weights["head.bias"].any()
 
     save_model(tmp_path / "b.safetensors", kept.weights, kept.record)
-    other = open_model(tmp_path / "b.safetensors", Wanted(classes=["u", "v", "w"]))
+    other = open_model(tmp_path / "b.safetensors", LoadRequest(classes=["u", "v", "w"]))
     assert other.account.doubts == (
         f"{tmp_path / 'b.safetensors'}: its head is dropped, and that of 3 classes is fresh: none of its 3 classes is "
         "among the 3 wanted",
     )
-    some = open_model(tmp_path / "b.safetensors", Wanted(classes=["u", "x", "w"]))
+    some = open_model(tmp_path / "b.safetensors", LoadRequest(classes=["u", "x", "w"]))
     assert some.account.doubts == ()
     assert some.account.notes == (
         f"{tmp_path / 'b.safetensors'}: 1 of 3 rows of the head are kept, by class name; the others are fresh",
@@ -574,7 +575,9 @@ def test_order_decides_where_it_is_asked_to(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pth", model.state_dict())
     named = opened(path, "twins_svt_small", classes=["x", "y", "z"])
     save_model(path.with_suffix(".safetensors"), named.weights, named.record)
-    kept = open_model(path.with_suffix(".safetensors"), Wanted(classes=["class1", "class2", "class3"], by_order=True))
+    kept = open_model(
+        path.with_suffix(".safetensors"), LoadRequest(classes=["class1", "class2", "class3"], by_order=True)
+    )
     assert torch.equal(kept.weights["head.weight"], model.state_dict()["head.weight"])
     assert "0 is x there and class1 here, 1 is y there and class2 here" in kept.account.doubts[0]
     assert kept.order_is_assumed
@@ -593,10 +596,12 @@ def test_a_file_names_the_classes_of_weights_without_names(tmp_path: Path) -> No
     rows = opened(path, "twins_svt_small", names=str(tmp_path / "names.txt"), classes=["z", "new"])
     assert torch.equal(rows.weights["head.weight"][0], model.state_dict()["head.weight"][2])
     save_model(tmp_path / "b.safetensors", found.weights, found.record)
-    assert open_model(tmp_path / "b.safetensors", Wanted(names=str(tmp_path / "names.txt"))).record.classes[0] == "x"
+    assert (
+        open_model(tmp_path / "b.safetensors", LoadRequest(names=str(tmp_path / "names.txt"))).record.classes[0] == "x"
+    )
     (tmp_path / "names.txt").write_text("x\ny\nother\n")
     with pytest.raises(ConfigError, match="names its classes itself, and otherwise: index 2 is z there and other here"):
-        open_model(tmp_path / "b.safetensors", Wanted(names=str(tmp_path / "names.txt")))
+        open_model(tmp_path / "b.safetensors", LoadRequest(names=str(tmp_path / "names.txt")))
     (tmp_path / "names.txt").write_text("x\ny\n")
     with pytest.raises(ConfigError, match=r"names 2 classes, and .*a\.pth has 3 outputs"):
         opened(path, "twins_svt_small", names=str(tmp_path / "names.txt"))
@@ -622,7 +627,7 @@ def test_one_logit_becomes_two_whose_softmax_is_its_sigmoid(name: str, tmp_path:
 
 def test_an_output_of_a_model_of_many_labels_stays_one(tmp_path: Path) -> None:
     path = save_tiny(tmp_path, thresholds=(0.5, 0.5, 0.5))
-    one = open_model(path, Wanted(classes=["red"]))
+    one = open_model(path, LoadRequest(classes=["red"]))
     save_model(tmp_path / "one.safetensors", one.weights, one.record)
     assert open_model(tmp_path / "one.safetensors").record.options["num_classes"] == 1
 
@@ -775,10 +780,10 @@ def test_partial_does_not_guess_between_two_models(tmp_path: Path) -> None:
         expected = create_model("t2t_vit_14").state_dict()
     state = {name: torch.zeros(tensor.shape) for name, tensor in expected.items() if name != "head.bias"}
     with pytest.raises(CheckpointError, match=r"fits official t2t_vit_14 or official t2t_vit_14_resnext equally"):
-        open_model(save(tmp_path / "a.pth", state), Wanted(partial=True))
+        open_model(save(tmp_path / "a.pth", state), LoadRequest(partial=True))
     named = save(tmp_path / "a.pth", {"arch": "T2t_vit_14_resnext", "state_dict": state})
-    assert open_model(named, Wanted(partial=True)).record.options["num_heads"] == 32
-    chosen = open_model(named, Wanted(partial=True, options={"num_heads": 32}))
+    assert open_model(named, LoadRequest(partial=True)).record.options["num_heads"] == 32
+    chosen = open_model(named, LoadRequest(partial=True, options={"num_heads": 32}))
     assert chosen.record.options["num_heads"] == 32
 
 
@@ -822,7 +827,7 @@ def test_what_the_file_says_it_is_must_be_so(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pth", {"arch": "tnt_b_patch16_224", "state_dict": state})
     with pytest.raises(CheckpointError, match="says that it is tnt_b_patch16_224, and its weights are those of"):
         open_model(path)
-    found = open_model(path, Wanted(model="t2t_vit_7"))
+    found = open_model(path, LoadRequest(model="t2t_vit_7"))
     assert found.record.model == "t2t_vit_7"
     said = f"{path}: says that it is tnt_b_patch16_224, and it is read as t2t_vit_7, which its weights fit"
     assert found.account.doubts[0] == said
@@ -877,7 +882,10 @@ def test_folder_of_twins_says_its_image_size(tmp_path: Path) -> None:
     safetensors.torch.save_file(tiny("twins_svt_small").state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {"input_size": [3, 96, 64]}}))
     options = {name: value for name, value in tiny_options("twins_svt_small").items() if name != "image_size"}
-    assert open_model(tmp_path, Wanted(model="twins_svt_small", options=options)).record.preprocess.size == (96, 64)
+    assert open_model(tmp_path, LoadRequest(model="twins_svt_small", options=options)).record.preprocess.size == (
+        96,
+        64,
+    )
 
 
 def test_table_of_positions_that_is_no_square_asks_for_the_size(tmp_path: Path) -> None:
@@ -885,7 +893,7 @@ def test_table_of_positions_that_is_no_square_asks_for_the_size(tmp_path: Path) 
     path = save(tmp_path / "a.pth", weights)
     with pytest.raises(CheckpointError, match=r"a table of 192 positions, which is no square; say the image size"):
         open_model(path)
-    assert open_model(path, Wanted(options={"image_size": (256, 192)})).record.preprocess.size == (256, 192)
+    assert open_model(path, LoadRequest(options={"image_size": (256, 192)})).record.preprocess.size == (256, 192)
 
 
 @pytest.mark.parametrize(

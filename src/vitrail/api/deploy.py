@@ -252,7 +252,7 @@ def convert(
     config = resolve(ConvertConfig, [given]).config
 
     from vitrail.weights.convert import convert as run
-    from vitrail.weights.loading import wanted
+    from vitrail.weights.request import make_request
 
     target, report_file = Path(target), path_or_none(report)
     if report_file is not None:
@@ -261,7 +261,7 @@ def convert(
         refuse_output("--report", report_file, [*files_of(source), *files_of(target)])
     is_replaced = target.exists()
     with shown(display, progress) as display:
-        done = run(source, target, to, wanted(config.weights))
+        done = run(source, target, to, make_request(config.weights))
         for note in done.read.notes:
             display.note(note)
         for doubt in (*done.read.doubts, *done.doubts):
@@ -344,7 +344,9 @@ def export(
     from vitrail.deploy.export import export as run
     from vitrail.deploy.formats import FORMATS
     from vitrail.devices import pick_device
-    from vitrail.weights.loading import open_model, override_preprocess, tell, wanted_by
+    from vitrail.weights.loading import open_model, override_preprocess
+    from vitrail.weights.opened import show_account
+    from vitrail.weights.request import resolve_request
 
     for name in formats:
         if name not in FORMATS:  # which the command line refuses itself
@@ -353,8 +355,8 @@ def export(
     with shown(display, progress) as display:
         # What the file says of the model
         tell_remarks(display, remarks)
-        opened = open_model(checkpoint, wanted_by(layers))
-        tell(opened, display)
+        opened = open_model(checkpoint, resolve_request(layers))
+        show_account(opened, display)
         preprocess = override_preprocess(opened.record.preprocess, wishes.preprocess, display)
         opened = replace(opened, record=replace(opened.record, preprocess=preprocess))
         num_classes = opened.record.options["num_classes"]

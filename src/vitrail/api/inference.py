@@ -729,13 +729,15 @@ def write_inputs(
     from vitrail.inference.bin_files import INPUTS, LABELS
     from vitrail.inference.bin_files import write_inputs as run
     from vitrail.inference.network import read_artifact
-    from vitrail.weights.loading import override_preprocess, tell, wanted_by
+    from vitrail.weights.loading import override_preprocess
+    from vitrail.weights.opened import show_account
+    from vitrail.weights.request import resolve_request
 
     with shown(display, progress) as display:
         tell_remarks(display, remarks)
-        artifact = read_artifact(checkpoint, None, wanted_by(layers))
+        artifact = read_artifact(checkpoint, None, resolve_request(layers))
         if artifact.weights is not None:
-            tell(artifact.weights, display)
+            show_account(artifact.weights, display)
         preprocess = override_preprocess(artifact.record.preprocess, overrides, display)
         paths = list(inputs.find(display.note))
         display.begin("write inputs", len(paths))

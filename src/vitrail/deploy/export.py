@@ -23,7 +23,7 @@ from vitrail.inference.engines import has_mindspore
 from vitrail.inference.exported import Making
 from vitrail.inference.network import read_artifact, require_classes
 from vitrail.weights.checkpoint import hash_file
-from vitrail.weights.loading import Opened
+from vitrail.weights.opened import Opened
 
 ADVICE = "free space or choose another --output"
 """What to do where a file cannot be written."""

@@ -34,7 +34,8 @@ from vitrail.inference.engines import openvino_capabilities
 from vitrail.inference.exported import Making
 from vitrail.models.family import VisionModel
 from vitrail.weights.checkpoint import Record, hash_file
-from vitrail.weights.loading import open_model, override_preprocess, wanted_by
+from vitrail.weights.loading import open_model, override_preprocess
+from vitrail.weights.request import resolve_request
 
 CALIBRATION_IMAGES = 128
 """Images on which the ranges of inputs are found."""
@@ -303,7 +304,7 @@ def _prepare(
     checkpoint: Path, format: Quantizable, settings: Sequence[Layer], output: Path | None, display: Display
 ) -> _Job:
     """Open the weights, evaluate them, read images for calibration, and rank the layers by sensitivity."""
-    opened = open_model(checkpoint, wanted_by(settings))
+    opened = open_model(checkpoint, resolve_request(settings))
     source = Path(opened.account.path)
     wanted = output or source.with_suffix(SUFFIXES[format])
     path = find_outputs([format], source, wanted)[format]

@@ -20,7 +20,7 @@ def shard(model: nn.Module, device: torch.device) -> None:
             for block in parent:
                 if not isinstance(block, nn.ModuleList):
                     fully_shard(block, mesh=mesh)
-    # FSDP warns of a model that returns a view, as logits are that a convolution computes (models/linear.py)
+    # FSDP warns of a model that returns a view, as logits are that a convolution computes (models/kernels.py)
     model.register_forward_hook(lambda module, inputs, logits: logits.clone())
     fully_shard(model, mesh=mesh)
 

@@ -34,7 +34,9 @@ from vitrail.images.preprocess import Preprocess, fit_statistics
 from vitrail.inference.bin_files import LogitFiles, find_logits
 from vitrail.inference.network import Artifact, Network, read_artifact, require_classes, tell_program
 from vitrail.weights.checkpoint import Record
-from vitrail.weights.loading import override_preprocess, tell, wanted_by
+from vitrail.weights.loading import override_preprocess
+from vitrail.weights.opened import show_account
+from vitrail.weights.request import resolve_request
 from vitrail.whole_folder import WholeFolder
 
 STATISTICS = ((IMAGENET_MEAN, IMAGENET_STD), ((0.5,) * 3, (0.5,) * 3), ((0.0,) * 3, (1.0,) * 3))
@@ -223,12 +225,12 @@ def _open_files(
     if answers is not None and path.suffix.lower() in (".txt", ".json"):
         artifact = _read_names(path)
     else:
-        artifact = read_artifact(path, engine, wanted_by(settings))
+        artifact = read_artifact(path, engine, resolve_request(settings))
     other = None if against is None else _same_model(artifact, against)
     require_classes(artifact.record, path)
     for opened in (artifact, other):
         if opened is not None and opened.weights is not None:
-            tell(opened.weights, display)
+            show_account(opened.weights, display)
     if answers is None:
         tell_program(path, display)
     if against is not None:

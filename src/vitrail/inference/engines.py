@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from vitrail.devices import Precision, autocast, keep_freed_memory
 from vitrail.errors import CheckpointError, ConfigError, MissingExtra
 from vitrail.inference.exported import Making, check_beside
-from vitrail.weights.loading import Opened
+from vitrail.weights.opened import Opened
 
 Engine = Literal["torch", "onnxruntime", "openvino", "aotinductor", "torchscript", "mindspore"]
 ENGINES: Mapping[str, tuple[Engine, ...]] = {

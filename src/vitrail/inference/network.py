@@ -22,7 +22,9 @@ from vitrail.errors import CheckpointError, ConfigError, MissingExtra, VitrailEr
 from vitrail.inference.engines import ENGINES, EXTRAS, STARTS, TITLES, Engine, Run, Start, about
 from vitrail.inference.exported import READERS, Making, Stored, describe
 from vitrail.weights.checkpoint import Record
-from vitrail.weights.loading import Opened, Wanted, check_described, open_model
+from vitrail.weights.loading import open_model
+from vitrail.weights.opened import Opened
+from vitrail.weights.request import LoadRequest, check_described
 
 PROGRAMS = (".pt2", ".torchscript")
 """Endings of files that their engines run code from; the other files hold data alone."""
@@ -146,7 +148,7 @@ class Artifact:
 
 
 def read_artifact(
-    path: Path | str, engine: str | None = None, asked: Wanted | None = None, *, whole: bool = False
+    path: Path | str, engine: str | None = None, asked: LoadRequest | None = None, *, whole: bool = False
 ) -> Artifact:
     """Read a weight file, or what an exported file says of itself, without running anything.
 
@@ -164,7 +166,7 @@ def read_artifact(
     if Path(path).suffix not in READERS:
         opened = open_model(path, asked)
         return Artifact(path=opened.account.path, record=opened.record, engine=chosen, weights=opened)
-    if asked is not None and replace(asked, described=None) != Wanted():
+    if asked is not None and replace(asked, described=None) != LoadRequest():
         raise ConfigError(f"{path}: settings of `weights` are for weight files; give them when you export it")
     described = describe(Path(path))
     if asked is not None:
@@ -196,7 +198,7 @@ def open_artifact(
     precision: Precision | None = None,
     threads: int | None = None,
     device: torch.device | str = "cpu",
-    asked: Wanted | None = None,
+    asked: LoadRequest | None = None,
 ) -> Network:
     """Open a weight file or an exported file, ready to answer.
 

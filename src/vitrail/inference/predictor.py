@@ -33,7 +33,9 @@ from vitrail.images.silence import nothing_printed
 from vitrail.inference.decision import Choices, DecisionRule, ReachedThresholds, TopClasses
 from vitrail.inference.network import Artifact, Network, read_artifact, require_classes, tell_program
 from vitrail.weights.checkpoint import Record
-from vitrail.weights.loading import override_preprocess, tell, wanted_by
+from vitrail.weights.loading import override_preprocess
+from vitrail.weights.opened import show_account
+from vitrail.weights.request import resolve_request
 
 MOST_READERS = 8
 """Threads that decode images, at most: one network needs no more."""
@@ -219,11 +221,11 @@ def read_predictor(
     if topk is not None and topk < 1:
         raise ConfigError(f"--topk is {topk}; it must be at least 1")
     overrides = resolve(PredictConfig, settings).config.preprocess
-    artifact = read_artifact(path, engine, wanted_by(settings))
+    artifact = read_artifact(path, engine, resolve_request(settings))
     record = artifact.record
     require_classes(record, path)
     if artifact.weights is not None:
-        tell(artifact.weights, display)
+        show_account(artifact.weights, display)
     preprocess = override_preprocess(record.preprocess, overrides, display)
     tell_program(path, display)
     classes = record.classes or tuple(map(str, range(record.options["num_classes"])))

@@ -21,7 +21,9 @@ def catalogue(pattern: str = "*") -> list[tuple[str, ...]]:
     rows = []
     for name in list_models(pattern):
         _, card = find_variant(name)
-        statistics = "mean and std 0.5" if set(card.mean) == {0.5} else "ImageNet mean and std"
+        statistics = "ImageNet mean and std"
+        if set(card.mean) == {0.5}:
+            statistics = "mean and std 0.5"
         size = "x".join(str(n) for n in dict.fromkeys(card.config.size))
         rows.append(
             (
@@ -29,10 +31,14 @@ def catalogue(pattern: str = "*") -> list[tuple[str, ...]]:
                 f"{card.params / 1e6:.2f}",
                 f"{card.trainable / 1e6:.2f}",
                 f"{card.macs / 1e9:.3f}",
-                f"{card.top1:.1f}" if card.top1 else "",
-                f"{card.top5:.1f}" if card.top5 else "",
+                _percent(card.top1),
+                _percent(card.top5),
                 card.source,
                 f"{size} px of {card.crop:g}, {card.interpolation}, {statistics}",
             )
         )
     return rows
+
+
+def _percent(accuracy: float | None) -> str:
+    return f"{accuracy:.1f}" if accuracy else ""

@@ -221,11 +221,15 @@ def _compile(pattern: str) -> re.Pattern[str]:
 
 
 def _match(pattern: str, name: str) -> dict[str, str] | None:
-    found = _compile(pattern).fullmatch(name)
-    if found is None:
+    match = _compile(pattern).fullmatch(name)
+    if match is None:
         return None
-    later = {place[1] for place in _PLACE.finditer(pattern) if place[2]}
-    return {key: str(int(text) - 1) if key in later else text for key, text in found.groupdict().items()}
+    values = match.groupdict()
+    for place in _PLACE.finditer(pattern):
+        key, is_next = place.groups()
+        if is_next:  # {i+1} stands for the number after i
+            values[key] = str(int(match[key]) - 1)
+    return values
 
 
 def _fill(pattern: str, values: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""What a family of models is: configuration, named variants, published facts, and what every model offers."""
+"""A family of models: its configuration, named variants and published facts, and the methods of every model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from vitrail.errors import brief
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.models.dialects import Dialect
-from vitrail.models.linear import Linear
+from vitrail.models.kernels import Linear
 
 MAX_SIDE = 4096
 """Pixels of height or width that a model takes: one such image, normalised, is 200 MB."""
@@ -25,14 +25,14 @@ MAX_CHANNELS = 1000
 MAX_BLOCKS = 1000
 """Blocks, or entries of a tuple such as `depths`; the deepest published model has 24."""
 MAX_WHOLE = 2**31 - 1
-"""What no number of channels, heads or classes is above."""
+"""Upper bound of a number of channels, heads or classes."""
 MAX_REAL = 1e6
-"""What no ratio or epsilon is above."""
+"""Upper bound of a ratio or epsilon."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What every model can be built with; a family adds its own sizes."""
+    """The configuration that all models share; a family adds its own sizes."""
 
     image_size: int | tuple[int, int] = 224
     """Pixels; one number for a square, or (height, width)."""
@@ -42,17 +42,16 @@ class ModelConfig:
     drop_path_rate: float = 0.0
     """Stochastic depth of the last block; earlier blocks grow linearly towards it."""
     drop_rate: float = 0.0
-    """Dropout of the tokens that enter the blocks, of what an attention gives, and after both layers of an MLP."""
+    """Dropout rate of the tokens that enter the blocks, behind an attention, and behind both layers of an MLP."""
     gelu: Literal["erf", "tanh"] = "erf"
     """`tanh` is MindSpore's default and what weights trained there expect."""
     norm_eps: float = 1e-5
     final_norm_eps: float | None = None
-    """Of the norm before the head; None means norm_eps."""
+    """Epsilon of the norm before the head; None means norm_eps."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "image_size", tuple(self.image_size) if not isinstance(self.image_size, int) else self.image_size
-        )
+        if not isinstance(self.image_size, int):
+            object.__setattr__(self, "image_size", tuple(self.image_size))
         if problems := check_numbers(self) or self.problems():
             raise ValueError("; ".join(problems))
 
@@ -62,68 +61,73 @@ class ModelConfig:
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
     @property
+    def head_norm_eps(self) -> float:
+        """Epsilon of the norm before the head."""
+        return self.norm_eps if self.final_norm_eps is None else self.final_norm_eps
+
+    @property
     def head_bias(self) -> bool:
         """Whether the head has a bias."""
         return True
 
     def problems(self) -> list[str]:
         """Say what is wrong with this configuration, each as one clause."""
-        found = []
+        problems = []
         if not isinstance(self.image_size, int) and len(self.image_size) != 2:
-            found.append(f"image_size has {len(self.image_size)} numbers; give one, or height and width")
+            problems.append(f"image_size has {len(self.image_size)} numbers; give one, or height and width")
         elif min(self.size) < 1:
-            found.append(f"image_size is {self.image_size}; it must be positive")
+            problems.append(f"image_size is {self.image_size}; it must be positive")
         elif max(self.size) > MAX_SIDE:
-            found.append(f"image_size is {self.image_size}; it must be at most {MAX_SIDE} pixels a side")
+            problems.append(f"image_size is {self.image_size}; it must be at most {MAX_SIDE} pixels a side")
         if not 1 <= self.in_channels <= MAX_CHANNELS:
-            found.append(f"in_channels is {self.in_channels}; it must be 1 to {MAX_CHANNELS}")
+            problems.append(f"in_channels is {self.in_channels}; it must be 1 to {MAX_CHANNELS}")
         if self.num_classes < 0:
-            found.append(f"num_classes is {self.num_classes}; it must be at least 1, or 0 for no head")
+            problems.append(f"num_classes is {self.num_classes}; it must be at least 1, or 0 for no head")
         for name in ("drop_path_rate", "drop_rate"):
             if not 0 <= (rate := getattr(self, name)) < 1:
-                found.append(f"{name} is {rate}; it must be from 0 to below 1")
+                problems.append(f"{name} is {rate}; it must be from 0 to below 1")
         if self.gelu not in ("erf", "tanh"):
-            found.append(f"gelu is {self.gelu!r}; it must be 'erf' or 'tanh'")
+            problems.append(f"gelu is {self.gelu!r}; it must be 'erf' or 'tanh'")
         if self.norm_eps <= 0 or (self.final_norm_eps is not None and self.final_norm_eps <= 0):
-            found.append("norm_eps and final_norm_eps must be positive")
-        return found
+            problems.append("norm_eps and final_norm_eps must be positive")
+        return problems
 
 
 def check_numbers(config: ModelConfig) -> list[str]:
     """Say which fields, or entries of tuples, are not numbers as their defaults are, or beyond all reason."""
-    found = []
+    problems = []
     for setting in fields(config):
-        value, default = getattr(config, setting.name), setting.default
+        name, value, default = setting.name, getattr(config, setting.name), setting.default
         first = default[0] if isinstance(default, tuple) else default
         entries = value if isinstance(value, tuple) else (value,)
         if isinstance(first, str) or value is None:
             continue
         if isinstance(first, int):
             if any(isinstance(n, bool) or not isinstance(n, Integral) for n in entries):
-                found.append(f"{setting.name} is {brief(value)}; it takes whole numbers")
+                problems.append(f"{name} is {brief(value)}; it takes whole numbers")
             elif any(abs(n) > MAX_WHOLE for n in entries):
-                found.append(f"{setting.name} is {brief(value)}; it must be at most {MAX_WHOLE:,}")
+                problems.append(f"{name} is {brief(value)}; it must be at most {MAX_WHOLE:,}")
         elif any(isinstance(n, bool) or not isinstance(n, Real) for n in entries):
-            raise TypeError(f"{setting.name} is {brief(value)}; it takes numbers")
-        elif not all(abs(n) <= MAX_REAL for n in entries):  # nor is any that is no number
-            found.append(f"{setting.name} is {brief(value)}; it must be a number of at most {MAX_REAL:,.0f}")
+            raise TypeError(f"{name} is {brief(value)}; it takes numbers")
+        elif not all(abs(n) <= MAX_REAL for n in entries):  # NaN is not
+            problems.append(f"{name} is {brief(value)}; it must be a number of at most {MAX_REAL:,.0f}")
         if len(entries) > MAX_BLOCKS:
-            found.append(f"{setting.name} has {len(entries):,} entries; it may have {MAX_BLOCKS:,}")
-    return found
+            problems.append(f"{name} has {len(entries):,} entries; it may have {MAX_BLOCKS:,}")
+    return problems
 
 
 def check_depth(name: str, depth: int) -> list[str]:
     """Say so when a model has more blocks than any should."""
-    return [] if depth <= MAX_BLOCKS else [f"{name} is {depth:,} blocks; it must be at most {MAX_BLOCKS:,}"]
+    if depth <= MAX_BLOCKS:
+        return []
+    return [f"{name} is {depth:,} blocks; it must be at most {MAX_BLOCKS:,}"]
 
 
 def check_heads(dim_name: str, dim: int, heads_name: str, heads: int) -> list[str]:
     """Say so when `heads` does not divide `dim`."""
-    return (
-        []
-        if heads > 0 and dim > 0 and dim % heads == 0
-        else [f"{dim_name} {dim} cannot be split over {heads_name} {heads}"]
-    )
+    if heads > 0 and dim > 0 and dim % heads == 0:
+        return []
+    return [f"{dim_name} {dim} cannot be split over {heads_name} {heads}"]
 
 
 def check_multiple(size: tuple[int, int], multiple: int) -> list[str]:
@@ -153,7 +157,7 @@ class Variant(Generic[C]):
     """ImageNet-1k validation accuracy in percent, as published; None where nothing was published."""
     top5: float | None = None
     source: str = ""
-    """Who published the accuracy."""
+    """Publication or project that the accuracy is from."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     crop: float = 0.9
@@ -172,10 +176,11 @@ def count_classes(shapes: Shapes) -> int:
 
 def count_numbers(shapes: Shapes, pattern: str) -> int:
     """Return how many different numbers stand in names where a pattern has its group."""
-    return len({found[1] for name in shapes if (found := re.match(pattern, name))})
+    matches = [re.match(pattern, name) for name in shapes]
+    return len({match[1] for match in matches if match})
 
 
-def _implied(shapes: Shapes) -> dict[str, Any]:
+def _read_classes(shapes: Shapes) -> dict[str, Any]:
     return {"num_classes": count_classes(shapes)}
 
 
@@ -185,7 +190,7 @@ class Family(Generic[C]):
 
     name: str
     title: str = ""
-    """As a user is told; the name where it is empty."""
+    """Name of the family in messages; empty for `name`."""
     paper: str
     code: str
     model: Callable[[C], VisionModel[C]]
@@ -193,14 +198,14 @@ class Family(Generic[C]):
     tiny: Mapping[str, Any]
     """Overrides that shrink any variant to something that runs in milliseconds, for tests and trials."""
     aliases: Mapping[str, str] = field(default_factory=dict)
-    """Names that other projects use, to ours."""
+    """Our names of models, by the names that other projects use."""
     dialects: tuple[Dialect, ...] = (Dialect(name="official"),)
     """How projects name the weights and what they compute with them, the official code's first."""
-    implied: Callable[[Shapes], dict[str, Any]] = _implied
-    """What the shapes of weights say of the configuration, with `num_classes`, `in_channels` where it is told, and
+    implied: Callable[[Shapes], dict[str, Any]] = _read_classes
+    """Read fields of the configuration from the shapes of weights: `num_classes`, `in_channels` where it is told, and
     `positions`, the rows of a table without those of extra tokens. A KeyError says that they are of another family."""
     by_order: Callable[[Mapping[str, Tensor]], Mapping[str, str]] | None = None
-    """From names in a file that no dialect has to names of one that has, by order and shapes; none for other files."""
+    """Match names in a file that no dialect has to names of one that has, by order and shapes; none for other files."""
     by_entry: Mapping[tuple[str, int], Mapping[str, Any]] = field(default_factory=dict)
     """How images were read for weights of so many classes that stand in a certain entry of a training file."""
     channels: Mapping[str, Literal["summed", "averaged"]] = field(default_factory=dict)
@@ -210,7 +215,7 @@ class Family(Generic[C]):
     positions: tuple[str, ...] = ()
     """Tables of positions (1, extra tokens and then the grid, d), resized to other image sizes."""
     fixed_positions: Callable[[int, int], Tensor] | None = None
-    """From rows and channels to such a table, where it is computed and not trained."""
+    """Compute a table of positions from its numbers of rows and channels, where it is not trained."""
     unread: tuple[str, ...] = ()
     """Parameters that nothing reads, kept for the official code's files; a model without a head has none of them."""
     additions: Mapping[str, Any] = field(default_factory=dict)
@@ -232,7 +237,7 @@ class FeatureLevel:
 
 
 class VisionModel(nn.Module, ABC, Generic[C]):
-    """What every model offers. Families differ in `embed`, in their blocks and in how tokens are pooled."""
+    """The methods of every model. Families differ in `embed`, in their blocks and in how tokens are pooled."""
 
     config: C
     num_features: int
@@ -241,18 +246,17 @@ class VisionModel(nn.Module, ABC, Generic[C]):
     num_layers: int
     """The largest value of `layer_of`."""
     norm: nn.Module
-    """The final one."""
+    """The final norm, before the head."""
     head: nn.Module
     in_float: tuple[type[nn.Module], ...] = ()
     """Kinds of modules whose layers are not computed in 8 bits."""
     grad_checkpointing: bool = False
     classes: tuple[str, ...] = ()
-    """Names of the logits, where weights were loaded that have them."""
+    """Names of the logits, of loaded weights that have them."""
     thresholds: tuple[float, ...] | None = None
-    """Sigmoid of each logit from which its class is an answer, where weights were loaded that give an image any number
-    of classes."""
+    """Sigmoid of each logit from which its class is an answer, of loaded multi-label weights."""
     preprocess: Callable[..., Tensor] | None = None
-    """From a path, bytes or image to an input (c, h, w), where weights were loaded that say how."""
+    """Turn a path, bytes or image into an input (c, h, w), of loaded weights that say how."""
 
     @abstractmethod
     def levels(self, images: Float[Tensor, "b c h w"]) -> Iterator[tuple[Float[Tensor, "b n d"], tuple[int, int]]]:
@@ -301,17 +305,19 @@ class VisionModel(nn.Module, ABC, Generic[C]):
 
         Args:
             images: Normalised images.
-            indices: As of `forward_intermediates`.
-            norm: As of `forward_intermediates`.
+            indices: Levels to return, given as for `forward_intermediates`.
+            norm: Apply the final norm to every map, or in a pyramid to the last one.
             stop_early: Compute nothing behind the last chosen level, and return its tokens.
         """
-        wanted, maps, prefixes, tokens = self.level_indices(indices), [], [], images
+        chosen = self.level_indices(indices)
+        maps, prefixes = [], []
+        tokens = images
         for index, (tokens, (height, width)) in enumerate(self.levels(images)):
-            if index in wanted:
-                found = self.normalised(tokens, index) if norm else tokens
-                maps.append(to_map(found[:, -height * width :], height, width))
-                prefixes.append(found[:, : -height * width])
-            if stop_early and index >= max(wanted, default=0):
+            if index in chosen:
+                level_tokens = self.normalised(tokens, index) if norm else tokens
+                maps.append(to_map(level_tokens[:, -height * width :], height, width))
+                prefixes.append(level_tokens[:, : -height * width])
+            if stop_early and index >= max(chosen, default=0):
                 return self.normalised(tokens, index), maps, prefixes
         return self.norm(tokens), maps, prefixes
 
@@ -393,5 +399,5 @@ def block_index(parameter_name: str) -> int | None:
 
 
 def gelu(kind: Literal["erf", "tanh"]) -> nn.GELU:
-    """Build the activation."""
+    """Build the GELU, computed by erf or approximated by tanh."""
     return nn.GELU(approximate=cast(str, {"erf": "none", "tanh": "tanh"}[kind]))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 from vitrail.models.family import gelu
-from vitrail.models.linear import Linear
+from vitrail.models.kernels import Linear
 
 
 class DropPath(nn.Module):

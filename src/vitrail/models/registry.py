@@ -1,8 +1,9 @@
-"""The model families, and how a model is made by name. To add a family, write its file and name it in FAMILIES."""
+"""Models by name: list, find and build them. To add a family, write its file and name it in FAMILIES."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from fnmatch import fnmatch
 from typing import Any
@@ -31,7 +32,9 @@ def canonical_name(name: str) -> str:
         if name in family.aliases:
             warnings.warn(f"model {name!r} is called {family.aliases[name]!r} here", stacklevel=3)
             return family.aliases[name]
-    known = list_models() + [alias for family in FAMILIES for alias in family.aliases]
+    known = list_models()
+    for family in FAMILIES:
+        known += family.aliases
     raise ConfigError(
         f"unknown model {name!r}{closest(name, known) or ';'} `vitrail models` shows all {len(list_models())}"
     )
@@ -59,15 +62,21 @@ def build_config(name: str, **overrides: Any) -> ModelConfig:
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from error
     except TypeError as error:
-        for key, value in overrides.items():
-            published = getattr(variant.config, key)
-            try:
-                replace(variant.config, **{key: value})
-            except TypeError:
-                raise ConfigError(f"{name}: {key} is {value!r}; it must be like {published!r}") from error
-            except ValueError:
-                continue
+        if problem := _find_wrong_type(variant.config, overrides):
+            raise ConfigError(f"{name}: {problem}") from error
         raise
+
+
+def _find_wrong_type(published: ModelConfig, overrides: Mapping[str, Any]) -> str:
+    """Say as a clause which of several fields is of a type that no configuration has; empty where none alone is."""
+    for key, value in overrides.items():
+        try:
+            replace(published, **{key: value})
+        except TypeError:
+            return f"{key} is {value!r}; it must be like {getattr(published, key)!r}"
+        except ValueError:
+            continue
+    return ""
 
 
 def create_model(name: str, **overrides: Any) -> VisionModel:

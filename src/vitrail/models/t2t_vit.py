@@ -40,7 +40,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from vitrail.models.attention import attend
 from vitrail.models.dialects import HEAD, ZOO_PREFIX, Dialect, Row
 from vitrail.models.family import (
     Family,
@@ -60,8 +59,8 @@ from vitrail.models.family import (
     init_linear,
     to_map,
 )
+from vitrail.models.kernels import Linear, attend
 from vitrail.models.layers import DropPath, Mlp, drop, drop_path_rates
-from vitrail.models.linear import Linear
 
 STRIDE = 16
 TOKEN_DIM = 64
@@ -271,7 +270,7 @@ class T2TViT(VisionModel[T2TViTConfig]):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, d))
         self.pos_embed = nn.Parameter(torch.empty(1, config.grid[0] * config.grid[1] + 1, d), requires_grad=False)
         self.blocks = nn.ModuleList(Block(config, r) for r in drop_path_rates(config.drop_path_rate, config.depth))
-        self.norm = nn.LayerNorm(d, config.norm_eps if config.final_norm_eps is None else config.final_norm_eps)
+        self.norm = nn.LayerNorm(d, config.head_norm_eps)
         self.head = build_head(d, config.num_classes)
 
         self.apply(init_linear)
@@ -312,8 +311,9 @@ class T2TViT(VisionModel[T2TViTConfig]):
 def _config(
     embed_dim: int, depth: int, num_heads: int, mlp_ratio: float = 3.0, transformer: bool = False
 ) -> T2TViTConfig:
+    tokens_type = "transformer" if transformer else "performer"
     return T2TViTConfig(
-        tokens_type="transformer" if transformer else "performer",
+        tokens_type=tokens_type,
         embed_dim=embed_dim,
         depth=depth,
         num_heads=num_heads,

@@ -37,7 +37,6 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from vitrail.models.attention import attend
 from vitrail.models.dialects import HEAD, JOINED, SPLIT, WORDS, ZOO_PREFIX, Dialect, Row
 from vitrail.models.family import (
     Family,
@@ -55,8 +54,8 @@ from vitrail.models.family import (
     count_numbers,
     init_linear,
 )
+from vitrail.models.kernels import Linear, attend
 from vitrail.models.layers import DropPath, Mlp, drop, drop_path_rates
-from vitrail.models.linear import Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +172,8 @@ class Block(nn.Module):
         self.inner_norm2 = nn.LayerNorm(e, config.norm_eps)
         self.inner_mlp = Mlp(e, int(e * config.mlp_ratio), config.gelu, config.drop_rate, last_bias=last_bias)
 
-        self.proj_norm1 = nn.LayerNorm(p * e if by_sentence else e, config.norm_eps)
+        normed = p * e if by_sentence else e
+        self.proj_norm1 = nn.LayerNorm(normed, config.norm_eps)
         self.proj = Linear(p * e, d, bias=not by_sentence)
         self.proj_norm2 = nn.LayerNorm(d, config.norm_eps) if by_sentence else nn.Identity()
 
@@ -220,7 +220,7 @@ class TNT(VisionModel[TNTConfig]):
         self.outer_pos = nn.Parameter(torch.zeros(1, n + 1, d))
         self.inner_pos = nn.Parameter(torch.zeros(1, p, e))
         self.blocks = nn.ModuleList(Block(config, r) for r in drop_path_rates(config.drop_path_rate, config.depth))
-        self.norm = nn.LayerNorm(d, config.norm_eps if config.final_norm_eps is None else config.final_norm_eps)
+        self.norm = nn.LayerNorm(d, config.head_norm_eps)
         self.head = build_head(d, config.num_classes, config.head_bias)
 
         self.apply(init_linear)
@@ -230,8 +230,11 @@ class TNT(VisionModel[TNTConfig]):
     def _hold_outer_tokens(self) -> None:
         is_held = self.config.fold == "sentence" and self.config.num_classes > 0
         rows, columns = self.config.grid
-        zeros = self.cls_token.new_zeros(1, rows * columns, self.num_features)
-        self.register_parameter("outer_tokens", nn.Parameter(zeros, requires_grad=False) if is_held else None)
+        outer_tokens = None
+        if is_held:
+            zeros = self.cls_token.new_zeros(1, rows * columns, self.num_features)
+            outer_tokens = nn.Parameter(zeros, requires_grad=False)
+        self.register_parameter("outer_tokens", outer_tokens)
 
     def reset_classifier(self, num_classes: int) -> None:
         super().reset_classifier(num_classes)

@@ -35,7 +35,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from vitrail.models.attention import attend
 from vitrail.models.dialects import HEAD, ZOO_PREFIX, Dialect, Row
 from vitrail.models.family import (
     Family,
@@ -52,10 +51,8 @@ from vitrail.models.family import (
     init_linear,
     to_map,
 )
+from vitrail.models.kernels import Linear, attend
 from vitrail.models.layers import DropPath, Mlp, drop, drop_path_rates
-from vitrail.models.linear import Linear
-
-MIN_SIZE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,10 +218,11 @@ class Twins(VisionModel[TwinsConfig]):
         dims, depths = config.embed_dims, config.depths
         self.num_features = dims[-1]
         self.num_layers = sum(depths) + 1
-        last = [f"blocks.{k}.{depth - 1}" if depth > 1 else f"pos_block.{k}" for k, depth in enumerate(depths)]
-        self.feature_levels = tuple(
-            FeatureLevel(dim, math.prod(config.patch_sizes[: k + 1]), last[k]) for k, dim in enumerate(dims)
-        )
+        levels = []
+        for k, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
+            last_module = f"blocks.{k}.{depth - 1}" if depth > 1 else f"pos_block.{k}"
+            levels.append(FeatureLevel(dim, math.prod(config.patch_sizes[: k + 1]), last_module))
+        self.feature_levels = tuple(levels)
 
         self.patch_embeds = nn.ModuleList(
             PatchEmbed(before, dim, side, config.embed_norm_eps)
@@ -236,7 +234,7 @@ class Twins(VisionModel[TwinsConfig]):
             for stage, depth in enumerate(depths)
         )
         self.pos_block = nn.ModuleList(PositionEncoding(dim) for dim in dims)
-        self.norm = nn.LayerNorm(dims[-1], config.norm_eps if config.final_norm_eps is None else config.final_norm_eps)
+        self.norm = nn.LayerNorm(dims[-1], config.head_norm_eps)
         self.head = build_head(dims[-1], config.num_classes)
         self.apply(_init)
 

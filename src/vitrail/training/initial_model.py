@@ -14,7 +14,10 @@ from vitrail.images.preprocess import Preprocess, describe_normalisation, fit_st
 from vitrail.models.family import VisionModel
 from vitrail.models.registry import create_model, find_variant
 from vitrail.weights.checkpoint import Record
-from vitrail.weights.loading import RATES, Opened, open_model, tell, wanted
+from vitrail.weights.config_fields import RATES
+from vitrail.weights.loading import open_model
+from vitrail.weights.opened import Opened, show_account
+from vitrail.weights.request import make_request
 
 
 def build_model(config: TrainConfig, name: str, num_classes: int) -> VisionModel:
@@ -44,7 +47,7 @@ def _model_options(config: TrainConfig, num_classes: int) -> dict[str, Any]:
 def open_initial_weights(config: TrainConfig, name: str, classes: Sequence[str], display: Display) -> Opened:
     """Read the weights that a run begins with, for its classes and image size."""
     assert config.model.weights is not None
-    request = wanted(
+    request = make_request(
         config.weights,
         model=name,
         options=_model_options(config, len(classes)),
@@ -52,7 +55,7 @@ def open_initial_weights(config: TrainConfig, name: str, classes: Sequence[str],
         by_order=config.data.match_classes == "by-order",
     )
     opened = open_model(config.model.weights, request)
-    tell(opened, display)
+    show_account(opened, display)
     if opened.order_is_assumed and (doubt := order_in_doubt(classes, config.data.class_order)):
         display.warn(f"{opened.account.path}: {doubt}")
     _warn_of_other_settings(config, opened, display)

@@ -29,7 +29,8 @@ from vitrail.training.open_run import Run
 from vitrail.training.setup import Job
 from vitrail.training.state import TrainState
 from vitrail.training.stop import interruptible
-from vitrail.weights.loading import Opened, open_model
+from vitrail.weights.loading import open_model
+from vitrail.weights.opened import Opened
 
 SAMPLES = 12
 """Training images that a report shows."""

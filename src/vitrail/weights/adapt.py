@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +14,10 @@ from vitrail.classes.names import canonical
 from vitrail.errors import CheckpointError
 from vitrail.imagenet import COUNT, by_name, plain, wnids
 from vitrail.models.family import Family, ModelConfig, build_head
-from vitrail.models.registry import find_variant
-from vitrail.weights.recognise import UNREAD, Entry, expected_shapes
+from vitrail.weights.account import UNUSED, Entry
+from vitrail.weights.recognise import expected_shapes
+from vitrail.weights.request import Positions
 
-Positions = Literal["resized", "fresh"]
 HEAD = ("head.weight", "head.bias")
 
 
@@ -27,7 +27,7 @@ def adapt(
     target: Any,
     where: str,
     *,
-    model: str,
+    family: Family[Any],
     old_classes: Sequence[str],
     new_classes: Sequence[str],
     keep_head: bool = False,
@@ -41,21 +41,21 @@ def adapt(
         target: Configuration of the model wanted; it differs in image_size, in_channels and num_classes at most, and in
             what the family can add.
         where: The file, for messages.
-        model: Name of the model.
+        family: Family of the model.
         old_classes: Names of the logits; empty where they are not known.
         new_classes: Names of the logits wanted; empty where they are not known.
         keep_head: Keep the head as it is, whatever the names of its logits.
-        positions: Of T2T-ViT's fixed table: resized from the file's, or computed for the new size.
+        positions: T2T-ViT's fixed table of positions: resized from the file's, or computed for the new size.
 
     Raises:
         CheckpointError: The channels cannot be adapted.
     """
-    weights, entries, family = dict(weights), [], find_variant(model)[0]
+    weights, entries = dict(weights), []
     has_changed = source != target
     additions = family.additions
     if added := {name: value for name, value in additions.items() if getattr(source, name) != getattr(target, name)}:
         source = replace(source, **added)
-        entries += _add_zeros(weights, expected_shapes(model, source))
+        entries += _add_zeros(weights, expected_shapes(family, source))
     if source.in_channels != target.in_channels:
         entries += _adapt_channels(weights, family, source.in_channels, target.in_channels, where)
     if source.size != target.size:
@@ -63,30 +63,31 @@ def adapt(
     if source.num_classes != target.num_classes or (not keep_head and tuple(old_classes) != tuple(new_classes)):
         entries += _adapt_head(weights, target, tuple(old_classes), tuple(new_classes))
     if family.unread and (has_changed or target.num_classes == 0):
-        entries += _fit_unread(weights, family.unread, expected_shapes(model, target))
+        entries += _fit_unread(weights, family.unread, expected_shapes(family, target))
     return weights, entries
 
 
 def _fit_unread(
     weights: dict[str, Tensor], names: Sequence[str], expected: Mapping[str, tuple[int, ...]]
 ) -> list[Entry]:
-    """Have zeros of the right size of what nothing reads where the model has it, and nothing where it has not."""
+    """Add zeros for the parameters that nothing reads where the model has them, and drop them where it has not."""
     entries = []
     for name in names:
         if name not in expected:
             if weights.pop(name, None) is not None:
-                entries.append(Entry("skipped", theirs=(name,), note=UNREAD))
+                entries.append(Entry("skipped", theirs=(name,), note=UNUSED))
         elif name not in weights or tuple(weights[name].shape) != expected[name]:
             weights[name] = torch.zeros(expected[name])
-            entries.append(Entry("zero-filled", ours=(name,), note=UNREAD))
+            entries.append(Entry("zero-filled", ours=(name,), note=UNUSED))
     return entries
 
 
 def _add_zeros(weights: dict[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> list[Entry]:
-    found = {name: weights[name] if name in weights else torch.zeros(shape) for name, shape in expected.items()}
-    added = [name for name in found if name not in weights]
+    before = dict(weights)
+    added = [name for name in expected if name not in before]
     weights.clear()
-    weights.update(found)
+    for name, shape in expected.items():
+        weights[name] = before[name] if name in before else torch.zeros(shape)
     return [Entry("zero-filled", ours=(name,), note="the weights were made without") for name in added]
 
 
@@ -98,13 +99,13 @@ def _adapt_head(
     if target.num_classes == 0:
         return [Entry("skipped", theirs=tuple(before), note="the model is built without a head")]
     head = build_head(features, target.num_classes, target.head_bias)
-    found = shared_rows(old, new) if before else []
+    shared = shared_rows(old, new) if before else []
     with torch.no_grad():
         for name, parameter in head.named_parameters():
-            for to, of in found:
-                parameter[to] = before[f"head.{name}"][of]
+            for new_row, old_row in shared:
+                parameter[new_row] = before[f"head.{name}"][old_row]
             weights[f"head.{name}"] = parameter.detach()
-    note = f"{len(found)} of {target.num_classes} rows kept, by class name; the others are fresh"
+    note = f"{len(shared)} of {target.num_classes} rows kept, by class name; the others are fresh"
     return [Entry("new", tuple(before), tuple(f"head.{name}" for name, _ in head.named_parameters()), note)]
 
 
@@ -122,18 +123,19 @@ def shared_rows(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]
     other name on either side is then the same too.
     """
     same = {canonical(name): index for index, name in enumerate(old)}
-    counts, known = (Counter(map(plain, names)) for names in (new, old))
-    alike = {plain(name): index for index, name in enumerate(old) if known[plain(name)] == 1}
+    old_keys, new_keys = [plain(name) for name in old], [plain(name) for name in new]
+    old_counts, new_counts = Counter(old_keys), Counter(new_keys)
+    alike = {key: index for index, key in enumerate(old_keys) if old_counts[key] == 1}
     if len(old) == COUNT and tuple(old) == wnids():
         alike |= by_name()
-    found = []
-    for to, name in enumerate(map(canonical, new)):
+    rows = []
+    for index, name in enumerate(map(canonical, new)):
         key = plain(name)
         if name in same:
-            found.append((to, same[name]))
-        elif key and counts[key] == 1 and key in alike:
-            found.append((to, alike[key]))
-    return found
+            rows.append((index, same[name]))
+        elif key and new_counts[key] == 1 and key in alike:
+            rows.append((index, alike[key]))
+    return rows
 
 
 def _adapt_positions(
@@ -163,13 +165,11 @@ def _adapt_channels(weights: dict[str, Tensor], family: Family[Any], old: int, n
     from timm.models._manipulate import adapt_input_conv
 
     if old != 3 or not family.channels:
-        of = "only weights for 3 can be adapted" if family.channels else f"{family.title} is not adapted"
+        limit = "only weights for 3 can be adapted" if family.channels else f"{family.title} is not adapted"
         raise CheckpointError(
-            f"{where}: was made for {old} channels, and {of} to other numbers; leave it at {old}, in training by "
+            f"{where}: was made for {old} channels, and {limit} to other numbers; leave it at {old}, in training by "
             f"data.channels={old}"
         )
-    rule = "summed over the three" if new == 1 else f"repeated, times 3/{new}"
-    norm_rule = "the mean of the three" if new == 1 else "repeated"
     entries = []
     for name, kind in family.channels.items():
         if name not in weights:
@@ -178,9 +178,12 @@ def _adapt_channels(weights: dict[str, Tensor], family: Family[Any], old: int, n
         if kind == "summed":
             cells = adapt_input_conv(new, tensor.reshape(len(tensor), old, -1, 1))
             weights[name] = cells.reshape(len(tensor), new * tensor.shape[1] // old, *tensor.shape[2:])
+            rule = "summed over the three" if new == 1 else f"repeated, times 3/{new}"
         else:
             channels = tensor.unflatten(0, (old, -1))
-            made = channels.mean(0, keepdim=True) if new == 1 else channels.repeat(-(-new // old), 1)[:new]
-            weights[name] = made.flatten()
-        entries.append(Entry("resized", (name,), (name,), rule if kind == "summed" else norm_rule))
+            if new == 1:
+                weights[name], rule = channels.mean(0).flatten(), "the mean of the three"
+            else:
+                weights[name], rule = channels.repeat(-(-new // old), 1)[:new].flatten(), "repeated"
+        entries.append(Entry("resized", (name,), (name,), rule))
     return entries

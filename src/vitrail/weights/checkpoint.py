@@ -8,6 +8,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from vitrail.errors import CheckpointError, ConfigError, brief
 from vitrail.files import write_whole
 from vitrail.images.decoding import decoder_name
 from vitrail.images.preprocess import Preprocess
-from vitrail.models.family import ModelConfig, Shapes, VisionModel
+from vitrail.models.family import Family, ModelConfig, Shapes, Variant, VisionModel
 from vitrail.models.registry import find_variant
 from vitrail.weights.description import (
     check,
@@ -39,22 +40,37 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What a weight file says of itself."""
+    """The description that a weight file has of itself."""
 
     model: str
     """Name of the model."""
     options: Mapping[str, Any]
     """Every field of the model's configuration."""
     classes: tuple[str, ...]
-    """In the order of the logits."""
+    """Names of the logits, in their order."""
     preprocess: Preprocess
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """The settings it was trained with."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     thresholds: tuple[float, ...] | None = None
-    """Probability of each class, the sigmoid of its logit, from which it is an answer; None where an image has one
-    class, and probabilities are the softmax."""
+    """Probability of each class, the sigmoid of its logit, from which it is an answer, of a multi-label model; None
+    where an image has one class, and probabilities are the softmax."""
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may have several classes, each with a threshold."""
+        return self.thresholds is not None
+
+    @cached_property
+    def family(self) -> Family[Any]:
+        """The family of the model."""
+        return find_variant(self.model)[0]
+
+    @cached_property
+    def variant(self) -> Variant[Any]:
+        """The published model of that name."""
+        return find_variant(self.model)[1]
 
     @property
     def classes_hash(self) -> str:
@@ -124,21 +140,20 @@ def encode_safetensors(weights: Mapping[str, torch.Tensor], metadata: Mapping[st
 
 def to_metadata(record: Record) -> dict[str, str]:
     """Return what stands in a safetensors file beside its tensors, for `parse_record`."""
-    text = json.dumps(
-        {
-            "format": FORMAT,
-            "model": record.model,
-            "options": record.options,
-            "classes": record.classes,
-            "classes_hash": record.classes_hash,
-            "preprocess": record.preprocess.to_dict(),
-            "recipe": record.recipe,
-            "provenance": record.provenance,
-            "metrics": record.metrics,
-            **({} if record.thresholds is None else {"thresholds": record.thresholds}),
-        }
-    )
-    return {KEY: text}
+    content = {
+        "format": FORMAT,
+        "model": record.model,
+        "options": record.options,
+        "classes": record.classes,
+        "classes_hash": record.classes_hash,
+        "preprocess": record.preprocess.to_dict(),
+        "recipe": record.recipe,
+        "provenance": record.provenance,
+        "metrics": record.metrics,
+    }
+    if record.is_multi_label:
+        content["thresholds"] = record.thresholds
+    return {KEY: json.dumps(content)}
 
 
 def parse_record(metadata: Mapping[str, str], path: Path | str, shapes: Shapes | None = None) -> Record:
@@ -184,6 +199,8 @@ def parse_record(metadata: Mapping[str, str], path: Path | str, shapes: Shapes |
             f"{path}: its class names do not match their hash, so the file was changed; use the original"
         )
     thresholds = content.get("thresholds")
+    if thresholds is not None:
+        thresholds = tuple(map(float, thresholds))
     return Record(
         model=content["model"],
         options=asdict(config),
@@ -192,7 +209,7 @@ def parse_record(metadata: Mapping[str, str], path: Path | str, shapes: Shapes |
         recipe=content["recipe"],
         provenance=content["provenance"],
         metrics=content["metrics"],
-        thresholds=None if thresholds is None else tuple(map(float, thresholds)),
+        thresholds=thresholds,
     )
 
 
@@ -203,7 +220,7 @@ def config_of(record: Record, path: Path | str = "record") -> ModelConfig:
         CheckpointError: The record names a model or options that this version does not know.
     """
     try:
-        return type(find_variant(record.model)[1].config)(**record.options)
+        return type(record.variant.config)(**record.options)
     except (ConfigError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: describes a model that cannot be built ({error})") from error
 
@@ -216,7 +233,7 @@ def build_model(record: Record, path: Path | str = "record") -> VisionModel:
     """
     config = config_of(record, path)
     try:
-        return find_variant(record.model)[0].model(config)
+        return record.family.model(config)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # sizes that no tensor can have
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path}: describes a model that cannot be built ({reason})") from error
@@ -245,15 +262,15 @@ def check_fit(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.
     unexpected = [name for name in weights if name not in expected]
     shapes = [name for name in expected if name in weights and expected[name].shape != weights[name].shape]
     if missing or unexpected or shapes:
-        example = (
-            f"; {shapes[0]} is {tuple(weights[shapes[0]].shape)} there, {tuple(expected[shapes[0]].shape)} here"
-            if shapes
-            else ""
-        )
-        listed = ", ".join([*missing[:2], *unexpected[:2]])
+        example = ""
+        if names := [*missing[:2], *unexpected[:2]]:
+            example += f" ({', '.join(names)})"
+        if shapes:
+            there, here = weights[shapes[0]].shape, expected[shapes[0]].shape
+            example += f"; {shapes[0]} is {tuple(there)} there, {tuple(here)} here"
         raise CheckpointError(
             f"{path}: does not fit the model: {len(missing)} weights missing, {len(unexpected)} unexpected, "
-            f"{len(shapes)} of another shape{f' ({listed})' if listed else ''}{example}"
+            f"{len(shapes)} of another shape{example}"
         )
     for name, tensor in expected.items():
         if tensor.is_floating_point() != weights[name].is_floating_point():

@@ -1,4 +1,4 @@
-"""What a weight file says of itself, held against bounds and against its tensors before anything follows it.
+"""Check the description in a weight file against bounds and against its tensors, before anything follows it.
 
 A description is text that anyone can write. Each value that is used has to be of its kind and within reason; what the
 tensors tell too, such as the number of blocks, has to agree with them before a model is built of it.
@@ -21,11 +21,11 @@ from vitrail.models.registry import FAMILIES, find_variant
 MAX_TEXT = 16 * 2**20
 """Letters of a description; that of a model of 20,000 classes with counts and thresholds has 2 million."""
 MAX_DIGITS = 40
-"""Of a whole number; the hashes are text, and nothing else has so many."""
+"""Digits of a whole number; the hashes are text, and nothing else has so many."""
 MAX_NAME = 4096
 """Letters of a class name."""
 SKETCH = re.compile(r"([0-9a-f]{12}[0-9a-z]{0,16}( |$))*")
-"""What images are known again by: hashes of their names and contents."""
+"""The fingerprint of a set of images: hashes of their names and contents."""
 MAX_BATCH = 1_000_000
 """Images that an exported file takes at once."""
 NEEDED: Mapping[str, tuple[str, ...]] = {
@@ -35,9 +35,9 @@ NEEDED: Mapping[str, tuple[str, ...]] = {
     "torchscript": (),
     "mindir": (),
 }
-"""Formats, and what the files of each say of themselves so that they can be run."""
+"""Formats of exported files, and the details without which the files of each cannot be run."""
 REQUIRED = ("size", "crop", "interpolation", "mean", "std")
-"""Of the preprocessing; without one of them, images would be read in another way than the model was trained on."""
+"""Fields of the preprocessing without which images would be read in another way than the model was trained on."""
 KINDS: Mapping[str, type] = {
     "model": str,
     "options": dict,
@@ -48,7 +48,7 @@ KINDS: Mapping[str, type] = {
     "provenance": dict,
     "metrics": dict,
 }
-"""What stands in a description, beside its format and thresholds."""
+"""Type of each part of a description, beside its format and thresholds."""
 KIND_NAMES = {str: "text", dict: "a mapping", list: "a list"}
 
 
@@ -99,9 +99,13 @@ def config_from(content: Mapping[str, Any]) -> ModelConfig:
         ValueError: It has options that are unknown, or that no model can have.
     """
     # JSON has no tuples, and every list of a model's configuration was one
-    options = {name: tuple(x) if isinstance(x, list) else x for name, x in content["options"].items()}
+    options = dict(content["options"])
+    for name, value in options.items():
+        if isinstance(value, list):
+            options[name] = tuple(value)
+    _, variant = find_variant(content["model"])
     try:
-        return type(find_variant(content["model"])[1].config)(**options)
+        return type(variant.config)(**options)
     except TypeError as error:
         reason = " ".join(str(error).split("__init__() ")[-1].split())[:200]
         raise ValueError(f"options are not those of {content['model']}: {reason}") from error
@@ -150,7 +154,7 @@ def check_tensors(model: str, config: ModelConfig, shapes: Shapes) -> None:
     Raises:
         ValueError: With a clause that says where they differ.
     """
-    family = find_variant(model)[0]
+    family, _ = find_variant(model)
     try:
         told = family.implied(shapes)
     except (KeyError, IndexError, ValueError, ZeroDivisionError):
@@ -288,4 +292,4 @@ TESTS: Mapping[str, Callable[[Any], str]] = {
     "provenance": _provenance,
     "recipe": _recipe,
 }
-"""Values that have parts, and what says as a clause what is wrong with one."""
+"""Checks of parts that have parts themselves: each says as a clause what is wrong; empty where nothing is."""

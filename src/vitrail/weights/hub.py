@@ -1,4 +1,4 @@
-"""A folder as the Hugging Face hub and timm know it: weights, config.json and a model card."""
+"""Write and upload a folder for the Hugging Face hub and timm: weights, config.json and a model card."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from vitrail.files import files_of, refuse_replacing, write_whole
 from vitrail.imagenet import wnids
 from vitrail.images.pixels import describe_channels
 from vitrail.models.dialects import write_names
-from vitrail.models.registry import find_variant
 from vitrail.weights.checkpoint import Record, config_of, encode_safetensors, to_metadata
-from vitrail.weights.loading import Wanted, numerics, open_model
-from vitrail.weights.recognise import FREE
+from vitrail.weights.config_fields import ADAPTABLE, read_numerics
+from vitrail.weights.loading import open_model
+from vitrail.weights.request import LoadRequest
 
 WEIGHTS = "model.safetensors"
 PREFIX = "vitrail_"
-"""Before the names of our models in timm, where it has a model of that name itself."""
+"""Put before the name of a model of ours in timm, where timm has a model of that name itself."""
 FOLDER = (WEIGHTS, "config.json", "README.md")
 """Files of a folder that is written."""
 
@@ -34,10 +34,10 @@ def save_pretrained(source: Path | str, folder: Path) -> tuple[str, ...]:
 
     Args:
         source: Any file that `vitrail.load_model` reads.
-        folder: To be made.
+        folder: The folder to make.
 
     Returns:
-        The files.
+        The paths of the files in it.
 
     Raises:
         CheckpointError: It cannot be read or written.
@@ -45,7 +45,7 @@ def save_pretrained(source: Path | str, folder: Path) -> tuple[str, ...]:
     """
     for name in FOLDER:
         refuse_replacing("folder", folder / name, files_of(source))
-    opened = open_model(source, Wanted(two_logits=False))
+    opened = open_model(source, LoadRequest(two_logits=False))
     if is_of_timm(opened.record.model) and (differing := other_numerics(opened.record)):
         given = ", ".join(f"{name} {value}" for name, value in differing.items())
         warnings.warn(
@@ -58,7 +58,8 @@ def save_pretrained(source: Path | str, folder: Path) -> tuple[str, ...]:
 
 def other_numerics(record: Record) -> dict[str, Any]:
     """Return which of a model's numerics weights need otherwise than the published ones."""
-    published, needed = numerics(find_variant(record.model)[1].config), numerics(config_of(record))
+    published = read_numerics(record.variant.config)
+    needed = read_numerics(config_of(record))
     return {name: value for name, value in needed.items() if value != published[name]}
 
 
@@ -75,7 +76,7 @@ def name_in_timm(model: str) -> str:
 
 
 def push_to_hub(source: Path | str, repository: str, folder: Path, *, private: bool = True) -> str:
-    """Write such a folder and upload it; returns its address. Log in with `hf auth login` first.
+    """Write a folder as `save_pretrained` does and upload it; returns its address. Log in with `hf auth login` first.
 
     Args:
         source: Any file that `vitrail.load_model` reads.
@@ -116,7 +117,9 @@ def save_folder(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
-    metadata = {"format": "pt", **(to_metadata(record) if described else {})}
+    metadata = {"format": "pt"}
+    if described:
+        metadata |= to_metadata(record)
     files = {
         WEIGHTS: encode_safetensors(weights, metadata),
         "config.json": (json.dumps(timm_config(record), indent=2) + "\n").encode(),
@@ -129,41 +132,45 @@ def save_folder(
 
 def timm_config(record: Record) -> dict[str, Any]:
     """Return the config.json that timm reads a model from."""
-    card, preprocess, options = find_variant(record.model)[1], record.preprocess, record.options
-    channels = options["in_channels"]
+    preprocess, options = record.preprocess, record.options
+    config: dict[str, Any] = {"architecture": record.model, "num_classes": options["num_classes"]}
+    if record.classes:
+        config["label_names"] = list(record.classes)
+    if arguments := _model_arguments(record):
+        config["model_args"] = arguments
+    config["pretrained_cfg"] = {
+        "input_size": [options["in_channels"], *preprocess.size],
+        "fixed_input_size": True,
+        "interpolation": preprocess.interpolation,
+        "crop_pct": preprocess.crop,
+        "mean": list(preprocess.mean),
+        "std": list(preprocess.std),
+        "num_classes": options["num_classes"],
+        "classifier": "head",
+        **_first_layer(record),
+    }
+    return config
+
+
+def _model_arguments(record: Record) -> dict[str, Any]:
+    """Return what timm has to be told to build the model of a record, beside its name and number of classes."""
+    published, channels = record.variant.config, record.options["in_channels"]
     arguments: dict[str, Any] = {}
-    if tuple(preprocess.size) != card.config.size:
-        arguments["img_size"] = list(preprocess.size)
+    if tuple(record.preprocess.size) != published.size:
+        arguments["img_size"] = list(record.preprocess.size)
     if channels != 3:
         arguments["in_chans"] = channels
     if not is_of_timm(record.model):  # then `vitrail.timm` builds it, of any size and with any numerics
-        published, built = vars(card.config), vars(config_of(record))
-        usual = (*FREE, "drop_path_rate")
-        arguments |= {name: value for name, value in built.items() if name not in usual and value != published[name]}
-    named = {"label_names": list(record.classes)} if record.classes else {}
-    return {
-        "architecture": record.model,
-        "num_classes": options["num_classes"],
-        **named,
-        **({"model_args": arguments} if arguments else {}),
-        "pretrained_cfg": {
-            "input_size": [channels, *preprocess.size],
-            "fixed_input_size": True,
-            "interpolation": preprocess.interpolation,
-            "crop_pct": preprocess.crop,
-            "mean": list(preprocess.mean),
-            "std": list(preprocess.std),
-            "num_classes": options["num_classes"],
-            "classifier": "head",
-            **_first_layer(record.model),
-        },
-    }
+        for name, value in vars(config_of(record)).items():
+            if name not in (*ADAPTABLE, "drop_path_rate") and value != getattr(published, name):
+                arguments[name] = value
+    return arguments
 
 
-def _first_layer(model: str) -> dict[str, str]:
+def _first_layer(record: Record) -> dict[str, str]:
     """Return what timm asks for to adapt a model of its own to other channels; `vitrail.timm` does that for ours."""
-    family = find_variant(model)[0]
-    if not family.channels or not is_of_timm(model):
+    family = record.family
+    if not family.channels or not is_of_timm(record.model):
         return {}
     dialect = next(dialect for dialect in family.dialects if "timm" in dialect.projects)
     (link,), _ = write_names([next(iter(family.channels))], dialect)
@@ -172,27 +179,19 @@ def _first_layer(model: str) -> dict[str, str]:
 
 def model_card(record: Record) -> str:
     """Return a README.md with published and reproduced figures apart."""
-    family, card = find_variant(record.model)
-    preprocess = record.preprocess
-    several = record.thresholds is not None
-    figures = {"map": "mAP, %"} if several else {"top1": "top-1, %", "top5": "top-5, %"}
-    published = {"top1": card.top1, "top5": card.top5}
-    classes = (
-        "ImageNet-1k's" if record.classes == wnids() else "named in config.json" if record.classes else "not named"
-    )
-    rows = "\n".join(
-        f"| {name} | {_figure(published.get(key), 'not published')} | "
-        f"{_figure(record.metrics.get(f'val_{key}'), 'not measured')} |"
-        for key, name in figures.items()
-    )
-    each = ", of which an image has any number" if several else ""
+    family, preprocess = record.family, record.preprocess
+    rows = _accuracy_rows(record)
+    classes = _say_classes(record)
     size = "x".join(map(str, preprocess.size))
-    differing = ", ".join(f"{name} {value}" for name, value in other_numerics(record).items())
-    pixels = preprocess.pixels
-    read_as = "" if pixels.is_picture else f" of {describe_channels(pixels.channels)}, {pixels.bits} bits each,"
-    numerics = f"These weights compute with {differing}, which timm's own models do not.\n\n" if differing else ""
-    told = {key: value for key, value in record.provenance.items() if key not in ("training_counts", "sketch")}
-    origin = "".join(f"- {key}: {value}\n" for key, value in told.items())
+    read_as = ""
+    if not preprocess.pixels.is_picture:
+        read_as = f" of {describe_channels(preprocess.channels)}, {preprocess.pixels.bits} bits each,"
+    numerics = ""
+    if differing := other_numerics(record):
+        listed = ", ".join(f"{name} {value}" for name, value in differing.items())
+        numerics = f"These weights compute with {listed}, which timm's own models do not.\n\n"
+    shown = {key: value for key, value in record.provenance.items() if key not in ("training_counts", "sketch")}
+    origin = "".join(f"- {key}: {value}\n" for key, value in shown.items())
     return f"""---
 library_name: timm
 pipeline_tag: image-classification
@@ -208,7 +207,7 @@ Paper: {family.paper}. Code of its authors: {family.code}.
 |-|-|-|
 {rows}
 
-{record.options["num_classes"]} classes, {classes}{each}. The short side of an image{read_as} is resized to {size}
+{record.options["num_classes"]} classes, {classes}. The short side of an image{read_as} is resized to {size}
 pixels divided by
 {preprocess.crop:g} ({preprocess.interpolation}), the centre of {size} pixels is cut, and it is normalised by mean
 {list(preprocess.mean)} and std {list(preprocess.std)}.
@@ -223,5 +222,28 @@ logits = model(model.preprocess("image.jpg").unsqueeze(0))
 {origin}"""
 
 
-def _figure(value: float | None, otherwise: str) -> str:
+def _accuracy_rows(record: Record) -> str:
+    """Return the rows of a model card's table: each accuracy as published, and as these weights reach it."""
+    figures = {"map": "mAP, %"} if record.is_multi_label else {"top1": "top-1, %", "top5": "top-5, %"}
+    published = {"top1": record.variant.top1, "top5": record.variant.top5}
+    rows = []
+    for key, title in figures.items():
+        in_paper = _show_figure(published.get(key), "not published")
+        reached = _show_figure(record.metrics.get(f"val_{key}"), "not measured")
+        rows.append(f"| {title} | {in_paper} | {reached} |")
+    return "\n".join(rows)
+
+
+def _say_classes(record: Record) -> str:
+    """Return the clause of a model card that says what its classes are."""
+    if record.classes == wnids():
+        named = "ImageNet-1k's"
+    elif record.classes:
+        named = "named in config.json"
+    else:
+        named = "not named"
+    return f"{named}, of which an image has any number" if record.is_multi_label else named
+
+
+def _show_figure(value: float | None, otherwise: str) -> str:
     return otherwise if value is None else f"{value:.1f}"

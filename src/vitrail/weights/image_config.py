@@ -1,4 +1,4 @@
-"""What a config.json of timm's or of the Hugging Face hub says of images and classes, as far as it can be had here."""
+"""Read preprocessing and class names from a config.json of timm's or of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from vitrail.config.sections import MIN_STD, pixel_range
 
 FILTERS = ("bicubic", "bilinear")
 MOST = 65535
-"""What no statistic of pixels is above."""
+"""Upper bound of a mean or standard deviation of pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """How images are to be read."""
+    """Preprocessing that a config.json settles, and what could not be followed."""
 
     values: Mapping[str, Any]
     """Fields of Preprocess that the file settles."""
@@ -32,17 +32,19 @@ def read_images(said: Mapping[str, Any], own: Mapping[str, Any], channels: int) 
     Args:
         said: The `pretrained_cfg` of it, or all of it in timm's older files.
         own: The preprocessing that the weights would have without it.
-        channels: Of the images.
+        channels: Channels of the images.
     """
     values: dict[str, Any] = {}
     notes: list[str] = []
     doubts: list[str] = []
     for name in ("mean", "std"):
         if name in said:
-            if (found := _numbers(said[name], channels, above=MIN_STD if name == "std" else -math.inf)) is not None:
-                values[name] = found
-            else:
+            lowest = MIN_STD if name == "std" else -math.inf
+            numbers = _numbers(said[name], channels, above=lowest)
+            if numbers is None:
                 doubts.append(_instead(name, said[name], name, own))
+            else:
+                values[name] = numbers
     _to_unit_scale(values, notes, doubts)
     if "crop_pct" in said:
         crop = said["crop_pct"]
@@ -86,9 +88,11 @@ def _numbers(value: Any, channels: int, above: float) -> tuple[float, ...] | Non
     listed = [value] if _is_number(value) else value
     if not isinstance(listed, list) or not all(_is_number(number) and number > above for number in listed):
         return None
-    return (
-        tuple(map(float, listed * channels if len(listed) == 1 else listed)) if len(listed) in (1, channels) else None
-    )
+    if len(listed) == 1:
+        listed = listed * channels
+    if len(listed) != channels:
+        return None
+    return tuple(float(number) for number in listed)
 
 
 def _is_number(value: Any) -> bool:
@@ -123,4 +127,6 @@ def _instead(theirs: str, value: Any, ours: str, own: Mapping[str, Any]) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return f"[{', '.join(_short(part) for part in value[:4])}{', ...' * (len(value) > 4)}]"
-    return f"{value:.4g}" if isinstance(value, float) else "null" if value is None else str(value)[:40]
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "null" if value is None else str(value)[:40]

@@ -1,11 +1,11 @@
-"""Files that are given for weights and are something else: known by their first bytes, with what to do instead."""
+"""Recognise files that are no weights by their first bytes, and say what to do instead."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 HEAD = 512
-"""Bytes that tell."""
+"""Bytes at the beginning of a file that are enough to know its format."""
 READABLE = "readable are safetensors, PyTorch's .pth and MindSpore's .ckpt"
 _DOWNLOAD = "an address that was not the file's was saved instead of it; download it again, by its direct link"
 _UNPACK = "unpack it and give the file that is in it"
@@ -33,7 +33,7 @@ MAGIC = (
     (0, b"\x89PNG", "is a PNG image; the weight file comes before the images"),
     (0, b"%PDF", f"is a PDF; {READABLE}"),
 )
-"""Where in a file which bytes stand, and what is said of it."""
+"""Position and bytes by which each format is known, and the clause that explains it."""
 
 
 def is_safetensors(head: bytes) -> bool:
@@ -46,37 +46,38 @@ def is_torch(head: bytes) -> bool:
     return head[:4] == b"PK\x03\x04" or head[:1] == b"\x80"
 
 
-def other_kind(path: Path, head: bytes) -> str | None:
+def explain_other_kind(path: Path, head: bytes) -> str | None:
     """Return what a file is that holds no weights, and what to do, as a clause; None where its bytes do not tell.
 
     Safetensors and what torch writes are known first: their first bytes can be any of these.
     """
     if not head:
         return "is empty: the download or the save did not finish; get it again"
-    for at, magic, said in MAGIC:
-        if head[at : at + len(magic)] == magic:
-            return said
+    for start, magic, explanation in MAGIC:
+        if head[start : start + len(magic)] == magic:
+            return explanation
     if ".data-0" in path.name or path.suffix == ".index":
         return f"is a checkpoint of TensorFlow; {_OTHER}"
     if path.suffix in (".onnx", ".xml", ".bin", ".pb", ".mindir", ".pdmodel"):
-        return _program(path)
-    return _text(path, head) if _is_text(head) else None
+        return _explain_program(path)
+    return _explain_text(path, head) if _is_text(head) else None
 
 
-def _program(path: Path) -> str:
+def _explain_program(path: Path) -> str:
     named = {".onnx": "an ONNX model", ".xml": "an OpenVINO model", ".mindir": "a MindIR model"}
     if path.suffix in named:
         return f"is {named[path.suffix]}, a program and not weights; {READABLE}; {_RUN}"
     if path.suffix == ".bin":
         return f"is no weight file; {READABLE}; {_RUN}, an OpenVINO model by the name of its .xml"
-    return f"is a model of {'PaddlePaddle' if path.suffix == '.pdmodel' else 'TensorFlow'}; {_OTHER}"
+    framework = "PaddlePaddle" if path.suffix == ".pdmodel" else "TensorFlow"
+    return f"is a model of {framework}; {_OTHER}"
 
 
 def _is_text(head: bytes) -> bool:
     return all(byte >= 32 or byte in b"\t\n\r" for byte in head) and len(head) > 1
 
 
-def _text(path: Path, head: bytes) -> str:
+def _explain_text(path: Path, head: bytes) -> str:
     begin = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if begin.startswith((b"<!doctype html", b"<html", b"<head")) or b"<html" in begin:
         return f"is a web page: {_DOWNLOAD}"
@@ -87,5 +88,7 @@ def _text(path: Path, head: bytes) -> str:
     if begin.startswith((b"{", b"[")):
         return f"is JSON, such as a server's refusal or a configuration, not weights; {READABLE}"
     shown = " ".join(head[:40].decode("utf-8", "replace").split())
-    shown = "".join(letter if letter.isprintable() else "?" for letter in shown)
+    for letter in shown:
+        if not letter.isprintable():
+            shown = shown.replace(letter, "?")
     return f"is text that begins {shown!r}, not weights; {READABLE}"

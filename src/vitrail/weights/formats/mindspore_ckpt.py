@@ -11,6 +11,7 @@ import math
 import mmap
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ MAX_DIMS = 16
 CHECKSUM = b"crc_num"
 CHECKSUM_DIGITS = 10
 CIPHERS = {0x7F3A5ED8: "AES-GCM", 0x7F3A5ED9: "AES-CBC", 0x7F3A5EDA: "SM4-CBC"}
-"""By the first four bytes of an encrypted file."""
+"""Ciphers by the first four bytes of an encrypted file."""
 TYPES = {
     "Bool": torch.bool,
     "Int8": torch.int8,
@@ -44,6 +45,16 @@ TYPES = {
     "Float64": torch.float64,
     "BFloat16": torch.bfloat16,
 }
+
+
+@dataclass
+class _Slices:
+    """One value of a file: a tensor or text, in one or several slices."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    parts: list[memoryview]
 
 
 def read_ckpt(path: Path) -> dict[str, Tensor | str]:
@@ -94,29 +105,29 @@ def _read(data: memoryview) -> dict[str, Tensor | str]:
             raise ValueError("does not match its checksum")
         data = data[:end]
     values: dict[str, Tensor | str] = {}
-    pending: tuple[str, tuple[int, ...], str, list[memoryview]] | None = None
+    pending: _Slices | None = None
     for field, value in read_fields(data):
         if field != 1 or not isinstance(value, memoryview):
             raise ValueError(f"has an unknown field {field}")
-        name, shape, kind, content = _read_value(value)
-        if pending and pending[0] == name:
-            if pending[1:3] != (shape, kind):
-                raise ValueError(f"gives slices of {name} other sizes or types")
-            pending[3].append(content)
+        first = _read_value(value)
+        if pending and pending.name == first.name:
+            if (pending.shape, pending.kind) != (first.shape, first.kind):
+                raise ValueError(f"gives slices of {first.name} other sizes or types")
+            pending.parts += first.parts
             continue
         if pending:
-            values[pending[0]] = _join(*pending)
-        if name in values:
-            raise ValueError(f"has {name} twice")
+            values[pending.name] = _join(pending)
+        if first.name in values:
+            raise ValueError(f"has {first.name} twice")
         if len(values) > MAX_VALUES:
             raise ValueError(f"has more than {MAX_VALUES:,} values")
-        pending = (name, shape, kind, [content])
+        pending = first
     if pending:
-        values[pending[0]] = _join(*pending)
+        values[pending.name] = _join(pending)
     return values
 
 
-def _read_value(data: memoryview) -> tuple[str, tuple[int, ...], str, memoryview]:
+def _read_value(data: memoryview) -> _Slices:
     name = tensor = None
     for field, value in read_fields(data):
         if not isinstance(value, memoryview):
@@ -141,10 +152,11 @@ def _read_value(data: memoryview) -> tuple[str, tuple[int, ...], str, memoryview
             raise ValueError(f"has an unknown field {field} in {name}")
     if kind is None or content is None:
         raise ValueError(f"has no type or no content for {name}")
-    return name, tuple(shape), kind, content
+    return _Slices(name, tuple(shape), kind, [content])
 
 
-def _join(name: str, shape: tuple[int, ...], kind: str, parts: list[memoryview]) -> Tensor | str:
+def _join(value: _Slices) -> Tensor | str:
+    name, shape, kind, parts = value.name, value.shape, value.kind, value.parts
     size = sum(map(len, parts))
     if kind == "str":
         try:
@@ -161,10 +173,11 @@ def _join(name: str, shape: tuple[int, ...], kind: str, parts: list[memoryview])
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size:
         raise ValueError(f"has {size:,} bytes for {name} of {kind} {list(shape)}")
     tensor = torch.empty(shape, dtype=dtype)
-    target, at = tensor.view(-1).view(torch.uint8).numpy(), 0
+    target = tensor.view(-1).view(torch.uint8).numpy()
+    start = 0
     for part in parts:
-        target[at : at + len(part)] = np.frombuffer(part, np.uint8)
-        at += len(part)
+        target[start : start + len(part)] = np.frombuffer(part, np.uint8)
+        start += len(part)
     return tensor
 
 
@@ -179,10 +192,10 @@ def _encode(values: Mapping[str, Tensor | str]) -> Iterator[Buffer]:
             # a bool's bytes, or a bfloat16's, are not numpy's to see
             content = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
             kind, sizes = names[value.dtype], b"".join(integer(1, size) for size in value.shape)
-        for at in range(0, max(len(content), 1), SLICE):
-            part = content[at : at + SLICE]
-            about = sizes + block(2, kind) + header(3, len(part))
-            tensor = block(1, name) + header(2, len(about) + len(part)) + about
+        for start in range(0, max(len(content), 1), SLICE):
+            part = content[start : start + SLICE]
+            before = sizes + block(2, kind) + header(3, len(part))
+            tensor = block(1, name) + header(2, len(before) + len(part)) + before
             yield header(1, len(tensor) + len(part)) + tensor
             yield part
 

@@ -1,4 +1,4 @@
-"""A pickle read as data: plain values, tensors still in their file, and inert stand-ins; nothing in it is run.
+"""Read a pickle as data: plain values, tensors still in their file, and inert stand-ins; nothing in it is run.
 
 Python's own pickle looks up and calls whatever a file names. Here the instructions are followed by hand: a class or a
 function is only a name, what it would have made is a stand-in that keeps its arguments, and no module is ever imported.
@@ -22,12 +22,12 @@ from torch import Tensor
 MAX_STEPS = 2_000_000
 """Instructions of a pickle; the saves of a training of the largest model here have 100,000."""
 PROTOCOL = 5
-"""The newest there is."""
+"""The newest protocol of pickles."""
 MAX_DIMS = 16
 MAX_KEY = 4096
 """Letters or digits of a dictionary's key, of which the names behind it are made."""
 PLAIN_KEYS = (str, int, float, bool, bytes, type(None))
-"""What may be a dictionary's key as it is: hashing a tuple of tuples could take for ever."""
+"""Types of a dictionary's keys that are kept as they are: hashing a tuple of tuples could take for ever."""
 DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 STORAGES = {
     "DoubleStorage": torch.float64,
@@ -45,20 +45,20 @@ STORAGES = {
     "UntypedStorage": torch.uint8,
 }
 DAMAGED = "cannot be read: its description is damaged or cut off; use the original"
-ODD = "is a sparse, quantized or empty tensor; save it as a plain one"
+NOT_PLAIN = "is a sparse, quantized or empty tensor; save it as a plain one"
 HARMLESS = {
     "_codecs", "argparse", "array", "collections", "copyreg", "dataclasses", "datetime", "decimal", "enum", "fractions",
     "functools", "ipaddress", "itertools", "logging", "operator", "pathlib", "random", "re", "string", "threading",
     "time", "types", "typing", "uuid", "weakref", "zoneinfo",
 }  # fmt: skip
-"""Modules of Python's library whose objects lie beside weights; those for files, processes and code do not."""
+"""Modules of Python's library whose objects lie beside weights: none for files, processes or code."""
 BUILTINS = {
     "bool", "bytearray", "bytes", "complex", "dict", "enumerate", "filter", "float", "frozenset", "getattr", "int",
     "iter", "list", "map", "object", "range", "reversed", "set", "slice", "str", "tuple", "type", "unicode", "xrange",
     "zip",
 }  # fmt: skip
 USUAL = re.compile(r"(argparse|builtins|collections|numpy|_codecs)\..*|torch\.\w+")
-"""Classes whose stand-ins are not worth a word."""
+"""Classes whose stand-ins are not reported."""
 
 
 class UnreadablePickle(ValueError):
@@ -92,16 +92,20 @@ class Inert:
     arguments: tuple[Any, ...] = ()
     state: Any = None
     items: dict[Any, Any] | None = None
-    """Entries, where it is a mapping."""
+    """Items of a mapping; None for other objects."""
 
     def __repr__(self) -> str:
         """Return its class alone: what it was made of may be deeper and wider than any text."""
         return f"<{self.name}>"
 
     def attributes(self) -> dict[Any, Any]:
-        """Return what it has by name: its items if it is a mapping, else its attributes."""
-        state = self.state[0] if isinstance(self.state, tuple) and self.state else self.state
-        return self.items or (state if isinstance(state, dict) else {})
+        """Return the items of a mapping, or else the attributes of an object."""
+        if self.items:
+            return self.items
+        state = self.state
+        if isinstance(state, tuple) and state:
+            state = state[0]  # then come the values of slots
+        return state if isinstance(state, dict) else {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +128,7 @@ class Pickle:
             nested: Reads a storage that was pickled by itself, as a file within the file.
         """
         self.names: dict[str, int] = {}
-        """Classes of which stand-ins were made, and of how many."""
+        """How many stand-ins were made of each class."""
         self.storages: dict[str, torch.dtype] = {}
         """Type of each storage's values."""
         self._source, self._nested = source, nested
@@ -171,7 +175,7 @@ class Pickle:
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             stack.append(self._memo[argument])
         else:
-            _RARER[name](self, argument)
+            _HANDLERS[name](self, argument)
 
     def _push(self, value: Any) -> None:
         self._stack.append(value)
@@ -181,39 +185,45 @@ class Pickle:
         self._stack = []
 
     def _since_mark(self) -> list[Any]:
-        found, self._stack = self._stack, self._marks.pop()
-        return found
+        values = self._stack
+        self._stack = self._marks.pop()
+        return values
 
     def _memoize(self, _: Any) -> None:
         self._memo[len(self._memo)] = self._stack[-1]
 
     def _set_items(self, pairs: Sequence[Any]) -> None:
         target = self._stack[-1]
-        into = target
         if isinstance(target, Inert):
-            into = target.items = {} if target.items is None else target.items
+            if target.items is None:
+                target.items = {}
+            target = target.items
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            into[_key(key)] = value
+            target[_check_key(key)] = value
 
     def _append(self, values: list[Any]) -> None:
-        if isinstance(target := self._stack[-1], list):
+        target = self._stack[-1]
+        if isinstance(target, list):
             target.extend(values)  # what another class would do with them is not known
 
     def _pop(self, _: Any) -> None:
-        self._stack.pop() if self._stack else self._since_mark()
+        if self._stack:
+            self._stack.pop()
+        else:
+            self._since_mark()
 
     def _pops(self, number: int) -> list[Any]:
-        found = self._stack[len(self._stack) - number :]
+        values = self._stack[len(self._stack) - number :]
         del self._stack[len(self._stack) - number :]
-        if len(found) < number:
+        if len(values) < number:
             raise UnreadablePickle(DAMAGED)
-        return found
+        return values
 
-    def _name(self, _: Any) -> None:
+    def _push_name(self, _: Any) -> None:
         module, name = self._pops(2)
         if not isinstance(module, str) or not isinstance(name, str):
             raise UnreadablePickle(DAMAGED)  # text of it could be longer than any memory
-        self._stack.append(_class(module, name))
+        self._stack.append(_stand_in(module, name))
 
     def _protocol(self, version: int) -> None:
         if version > PROTOCOL:
@@ -232,14 +242,15 @@ class Pickle:
     def _instance(self, name: Any) -> None:
         """Make an object the old way: INST has its class beside it, OBJ before its arguments."""
         arguments = self._since_mark()
-        what = _class(*name.split(" ")) if name else arguments.pop(0)
+        what = _stand_in(*name.split(" ")) if name else arguments.pop(0)
         self._call(what, tuple(arguments))
 
     def _call(self, what: Any, arguments: Any) -> None:
         given = arguments if isinstance(arguments, tuple) else (arguments,)
-        self._stack.append(self._made(what.name if isinstance(what, Inert) else f"a {type(what).__name__}", given))
+        name = what.name if isinstance(what, Inert) else f"a {type(what).__name__}"
+        self._stack.append(self._make(name, given))
 
-    def _made(self, name: str, given: tuple[Any, ...]) -> Any:
+    def _make(self, name: str, given: tuple[Any, ...]) -> Any:
         """Return what a call makes: a tensor, an array or a plain container where it is one, else a stand-in."""
         if name in _WITH_CLASS:
             name = given[0].name
@@ -247,9 +258,9 @@ class Pickle:
         if name in _REBUILT:
             return _REBUILT[name](*given)
         if name in ("torch._tensor._rebuild_from_type_v2", "torch._tensor._rebuild_from_type"):
-            return self._made(given[0].name, given[2])
+            return self._make(given[0].name, given[2])
         if name.startswith("torch._utils._rebuild_"):
-            return _odd()
+            return _refuse_later()
         if name == "torch.storage._load_from_bytes":
             return self._storage_within(given[0])
         if name in _MAPPINGS:
@@ -270,7 +281,7 @@ class Pickle:
         if isinstance(given[0], dict):
             return given[0]
         self._spend(len(given[0]))
-        return {_key(key): value for key, value in given[0]}
+        return {_check_key(key): value for key, value in given[0]}
 
     def _storage_within(self, data: Any) -> Any:
         if id(data) not in self._files:
@@ -302,19 +313,23 @@ class Pickle:
 def _is_program(name: str) -> bool:
     """Say whether a name is of the part of Python's library that runs code, or reaches files and processes."""
     top, _, rest = name.partition(".")
-    return rest not in BUILTINS if top == "builtins" else top in sys.stdlib_module_names - HARMLESS
+    if top == "builtins":
+        return rest not in BUILTINS
+    return top in sys.stdlib_module_names - HARMLESS
 
 
-def _class(*names: str) -> Inert:
+def _stand_in(*names: str) -> Inert:
     if sum(map(len, names)) > MAX_KEY:  # it can be named again and again by a few bytes
         raise UnreadablePickle(DAMAGED)
     return Inert(".".join(names))
 
 
-def _key(key: Any) -> Any:
+def _check_key(key: Any) -> Any:
     if type(key) not in PLAIN_KEYS:
         return Inert("a key", (key,))
-    if (isinstance(key, str | bytes) and len(key) > MAX_KEY) or (isinstance(key, int) and key.bit_length() > MAX_KEY):
+    is_long_text = isinstance(key, str | bytes) and len(key) > MAX_KEY
+    is_long_number = isinstance(key, int) and key.bit_length() > MAX_KEY
+    if is_long_text or is_long_number:
         raise UnreadablePickle(f"has a name of more than {MAX_KEY:,} letters; save its state_dict() alone")
     return key
 
@@ -323,15 +338,16 @@ def _are_sizes(sizes: Any) -> bool:
     return all(type(size) is int and 0 <= size < 2**62 for size in sizes)
 
 
-def _odd(dtype: torch.dtype = torch.float32) -> Held:
+def _refuse_later(dtype: torch.dtype = torch.float32) -> Held:
     def read() -> Tensor:
-        raise UnreadablePickle(ODD)
+        raise UnreadablePickle(NOT_PLAIN)
 
-    return Held(dtype, (), read, ODD)
+    return Held(dtype, (), read, NOT_PLAIN)
 
 
 def _view(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Held:
-    return _tensor(storage, offset, shape, stride, storage.dtype if isinstance(storage, _Storage) else None)
+    dtype = storage.dtype if isinstance(storage, _Storage) else None
+    return _tensor(storage, offset, shape, stride, dtype)
 
 
 def _view_of_type(storage: Any, offset: Any, shape: Any, stride: Any, _: Any, __: Any, dtype: Any, *___: Any) -> Held:
@@ -344,13 +360,15 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, dtype: torch.dty
         raise UnreadablePickle("has a tensor whose sizes are none; use the original")
     shape, stride = tuple(shape), tuple(stride)
     if not isinstance(storage, _Storage) or dtype is None or storage.dtype is None:
-        return _odd()
-    there = storage.size * storage.dtype.itemsize // dtype.itemsize
+        return _refuse_later()
+    held = storage.size * storage.dtype.itemsize // dtype.itemsize
     count = math.prod(shape)
-    last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if count else 0
-    fault = (
-        f"claims {count:,} values and has fewer; save it whole" if count > there or (count and last >= there) else ""
-    )
+    last = 0
+    if count:
+        last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+    fault = ""
+    if count > held or (count and last >= held):
+        fault = f"claims {count:,} values and has fewer; save it whole"
 
     def read() -> Tensor:
         flat = storage.source(storage.key, dtype)
@@ -361,41 +379,52 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, dtype: torch.dty
     return Held(dtype, shape, read, fault)
 
 
-def _same(tensor: Any, *_: Any) -> Any:
+def _keep(tensor: Any, *_: Any) -> Any:
     return tensor
 
 
 def _array(dtype: Any, shape: Any, data: Any, fortran: bool) -> Held | None:
     """Return a NumPy array of numbers, of which torch has the type."""
-    found = isinstance(dtype, Inert) and dtype.name == "numpy.dtype" and dtype.arguments
-    code = found[0] if found and isinstance(found[0], str) else ""
-    order = dtype.state[1] if found and isinstance(dtype.state, tuple) and len(dtype.state) > 1 else "<"
+    code, order = _numpy_type(dtype)
     if not re.fullmatch(r"[fiu][1248]", code) or order not in ("<", ">", "|", "=") or not isinstance(shape, tuple):
         return None
     kind = np.dtype(f"{order}{code}")
     if not hasattr(torch, kind.name) or len(shape) > MAX_DIMS or not _are_sizes(shape):
         return None
     # protocols before 3 have no bytes, so there they are text that is to be encoded
-    latin = data.arguments[0] if isinstance(data, Inert) and data.name == "_codecs.encode" else None
-    content = latin if isinstance(latin, str) else data
+    content = data
+    if isinstance(data, Inert) and data.name == "_codecs.encode" and isinstance(data.arguments[0], str):
+        content = data.arguments[0]
     if not isinstance(content, str | bytes | bytearray) or math.prod(shape) * kind.itemsize != len(content):
         return None
 
     def read() -> Tensor:
         raw = content.encode("latin1") if isinstance(content, str) else content
-        values = np.frombuffer(raw, kind).reshape(shape, order="F" if fortran else "C")
+        order = "F" if fortran else "C"
+        values = np.frombuffer(raw, kind).reshape(shape, order=order)
         return torch.from_numpy(np.array(values, kind.newbyteorder("=")))
 
     return Held(getattr(torch, kind.name), shape, read)
 
 
-def held(value: Any) -> Held | None:
+def _numpy_type(dtype: Any) -> tuple[str, Any]:
+    """Return the code and the byte order of a NumPy dtype's stand-in; an empty code where it is none."""
+    if not isinstance(dtype, Inert) or dtype.name != "numpy.dtype" or not dtype.arguments:
+        return "", "<"
+    code = dtype.arguments[0] if isinstance(dtype.arguments[0], str) else ""
+    if isinstance(dtype.state, tuple) and len(dtype.state) > 1:
+        return code, dtype.state[1]
+    return code, "<"
+
+
+def as_tensor(value: Any) -> Held | None:
     """Return a tensor, or a NumPy array of numbers as one; None for anything else."""
     if isinstance(value, Held):
         return value
     if not isinstance(value, Inert):
         return None
-    if value.name == "numpy.core.multiarray._reconstruct" and isinstance(value.state, tuple) and len(value.state) == 5:
+    is_array = value.name == "numpy.core.multiarray._reconstruct"
+    if is_array and isinstance(value.state, tuple) and len(value.state) == 5:
         _, shape, dtype, fortran, data = value.state
         return _array(dtype, shape, data, bool(fortran))
     if value.name == "numpy.core.numeric._frombuffer" and len(value.arguments) == 4:
@@ -408,10 +437,10 @@ _REBUILT: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _view,
     "torch._utils._rebuild_tensor_v2": _view,
     "torch._utils._rebuild_tensor_v3": _view_of_type,
-    "torch._utils._rebuild_parameter": _same,
-    "torch._utils._rebuild_parameter_with_state": _same,
-    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _same,
-    "torch._utils._rebuild_device_tensor_from_numpy": _same,
+    "torch._utils._rebuild_parameter": _keep,
+    "torch._utils._rebuild_parameter_with_state": _keep,
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _keep,
+    "torch._utils._rebuild_device_tensor_from_numpy": _keep,
 }
 _WITH_CLASS = {"copyreg._reconstructor", "copy_reg._reconstructor", "copyreg.__newobj__"}
 """Functions of pickle's own that make an object of the class that is their first argument."""
@@ -433,7 +462,7 @@ _EMPTY: dict[str, Callable[[], Any]] = {
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
-_RARER: dict[str, Callable[[Pickle, Any], Any]] = {
+_HANDLERS: dict[str, Callable[[Pickle, Any], Any]] = {
     "PROTO": Pickle._protocol,
     "FRAME": lambda pickle, _: None,
     "MARK": Pickle._mark,
@@ -450,8 +479,8 @@ _RARER: dict[str, Callable[[Pickle, Any], Any]] = {
     "ADDITEMS": lambda pickle, _: pickle._append(pickle._since_mark()),
     "SETITEM": lambda pickle, _: pickle._set_items(pickle._pops(2)),
     "SETITEMS": lambda pickle, _: pickle._set_items(pickle._since_mark()),
-    "GLOBAL": lambda pickle, name: pickle._push(_class(*name.split(" "))),
-    "STACK_GLOBAL": Pickle._name,
+    "GLOBAL": lambda pickle, name: pickle._push(_stand_in(*name.split(" "))),
+    "STACK_GLOBAL": Pickle._push_name,
     "EXT1": lambda pickle, number: pickle._push(Inert(f"extension.{number}")),
     "EXT2": lambda pickle, number: pickle._push(Inert(f"extension.{number}")),
     "EXT4": lambda pickle, number: pickle._push(Inert(f"extension.{number}")),

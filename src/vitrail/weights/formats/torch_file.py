@@ -48,7 +48,7 @@ def read_torch(path: Path) -> Content:
             is_archive = file.read(4) == b"PK\x03\x04"
         return _read_archive(path) if is_archive else _read_pickles(lambda: _mapped(path))
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise CheckpointError(f"{path}: {told(error)}") from error
+        raise CheckpointError(f"{path}: {explain_error(error)}") from error
 
 
 def _mapped(path: Path) -> Any:
@@ -57,7 +57,7 @@ def _mapped(path: Path) -> Any:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def told(error: Exception) -> str:
+def explain_error(error: Exception) -> str:
     """Return the clause that says why a file cannot be read."""
     return str(error) if isinstance(error, UnreadablePickle) else f"cannot be read ({error}); use the original"
 
@@ -93,12 +93,13 @@ def _read_archive(path: Path) -> Content:
     def source(key: str, dtype: torch.dtype) -> Tensor:
         name = f"{folder}data/{key}"
         if name not in entries or entries[name].compress_type:
-            raise UnreadablePickle(CUT_OFF if name not in entries else NOT_TORCH)
+            reason = NOT_TORCH if name in entries else CUT_OFF
+            raise UnreadablePickle(reason)
         if key not in known:
             known[key] = bytearray(archive.read(entries[name]))
         return _tensor(known[key], dtype, swap)
 
-    pickle = Pickle(source, _nested)
+    pickle = Pickle(source, _read_nested)
     return Content(pickle.load(archive.read(described[0])), pickle.names)
 
 
@@ -186,7 +187,8 @@ def _read_pickles(reopen: Callable[[], IO[bytes]], *, within: bool = False) -> C
                 known[key] = bytearray(file.read(size))
         return _tensor(known[key], dtype)
 
-    pickle = Pickle(source, _within if within else _nested)
+    read_nested = _refuse_nested if within else _read_nested
+    pickle = Pickle(source, read_nested)
     with reopen() as file:
         first = pickle.load(file)
         if first != MAGIC:
@@ -218,12 +220,12 @@ def _places(file: IO[bytes], keys: list[Any], types: Mapping[str, torch.dtype]) 
     return found
 
 
-def _nested(data: Any) -> Any:
+def _read_nested(data: Any) -> Any:
     """Read a storage that was pickled by itself: plain pickles of tensors hold each in a file of its own."""
     if not isinstance(data, bytes):
         raise UnreadablePickle("has a tensor without values; save its state_dict() alone")
     return _read_pickles(lambda: io.BytesIO(data), within=True).value
 
 
-def _within(_: Any) -> Any:
+def _refuse_nested(_: Any) -> Any:
     raise UnreadablePickle("has files within files without end; save its state_dict() alone")

@@ -1,4 +1,4 @@
-"""Any file that holds weights, opened without running anything in it; its tensors stay there until asked for."""
+"""Open any weight file without running anything in it; its tensors stay there until they are read."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from torch import Tensor
 
 from vitrail.errors import CheckpointError
 from vitrail.files import read_regular
-from vitrail.weights.formats.file_kinds import HEAD, READABLE, is_safetensors, is_torch, other_kind
+from vitrail.weights.formats.file_kinds import HEAD, READABLE, explain_other_kind, is_safetensors, is_torch
 from vitrail.weights.formats.mindspore_ckpt import CIPHERS, read_ckpt
-from vitrail.weights.formats.pickled import USUAL, Held, Inert, UnreadablePickle, held
-from vitrail.weights.formats.torch_file import read_torch, told
+from vitrail.weights.formats.pickled import USUAL, Held, Inert, UnreadablePickle, as_tensor
+from vitrail.weights.formats.torch_file import explain_error, read_torch
 
 HUB = "hf-hub:"
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
-"""What holds the weights in a folder of timm's or of the Hugging Face hub, beside config.json."""
+"""Names of the weight file in a folder of timm's or of the Hugging Face hub, beside config.json."""
 MAX_WEIGHTS = 20_000
 """Tensors of a file: twins_svt_large has 578 weights, and an optimizer a few for each."""
 MAX_ENTRIES = 200_000
@@ -41,13 +41,13 @@ TYPES = {
     "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64, "C64": torch.complex64,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
-"""What a safetensors file calls each dtype."""
+"""Dtypes by their names in safetensors files."""
 MAX_LISTED = 64
 """Mappings in a list that are looked into, as those of several optimizers; longer ones are histories."""
 SWAPPED_OUT = "swapped_out_by_composer"
-"""What the weights are called here that Composer keeps apart, since it has saved their average in their place."""
+"""Name given here to weights that Composer keeps apart, since it has saved their average in their place."""
 NAMES = ("arch", "model", "model_name", "architecture")
-"""What the options of a training script call the model."""
+"""Options of training scripts that hold the model's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,18 +56,18 @@ class WeightFile:
 
     path: Path
     kind: str
-    """Of file, as said to a user."""
+    """Format of the file, as messages call it."""
     tensors: Mapping[str, Held]
     entries: Mapping[str, str] = field(default_factory=dict)
-    """What stands in the file at its top, and of which kind each is."""
+    """Type of each entry at the top of the file, by name."""
     arch: str | None = None
     """The model's name, where the file says it."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """What stands in config.json beside the weights."""
+    """Content of config.json beside the weights."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Metadata of a safetensors file; empty for others."""
     swapped_out: str | None = None
-    """What the names of the weights begin with whose average stands in their place; None where nothing is swapped."""
+    """Prefix of the weights whose average stands in their place; None where nothing is swapped."""
     passed_over: tuple[str, ...] = ()
     """Classes of objects beside the weights, of which nothing was run."""
 
@@ -80,7 +80,11 @@ class WeightFile:
         Raises:
             CheckpointError: They are damaged, or have values that no weight has.
         """
-        return {name: _finite(self.path, whole, self.load(whole)) for name, whole in names.items()}
+        weights = {}
+        for name, whole in names.items():
+            weights[name] = self.load(whole)
+            _check_values(self.path, whole, weights[name])
+        return weights
 
     def load(self, name: str) -> Tensor:
         """Read one tensor as it is.
@@ -92,7 +96,7 @@ class WeightFile:
         try:
             return self.tensors[name].read()
         except (UnreadablePickle, OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(f"{self.path}: {name} {told(error)}") from error
+            raise CheckpointError(f"{self.path}: {name} {explain_error(error)}") from error
         except Exception as error:  # zipfile and zlib raise several kinds for damaged bytes
             raise CheckpointError(f"{self.path}: {name} cannot be read ({error}); use the original") from error
 
@@ -114,7 +118,7 @@ def open_weights(given: Path | str) -> WeightFile:
         CheckpointError: There is none, it is damaged, or it is something other than a weight file.
     """
     try:
-        path, config = _find(given)
+        path, config = _locate(given)
         with path.open("rb") as file:
             head = file.read(HEAD)
     except OSError as error:
@@ -124,18 +128,17 @@ def open_weights(given: Path | str) -> WeightFile:
     if is_safetensors(head):
         return WeightFile(path=path, kind="safetensors", config=config, **_read_safetensors(path))
     if is_torch(head):
-        content = read_torch(path)
-        passed_over = tuple(name for name in content.classes if not USUAL.fullmatch(name))
-        return WeightFile(
-            path=path, kind="PyTorch", config=config, passed_over=passed_over, **_sort_out(path, content.value)
-        )
-    if said := other_kind(path, head):
-        raise CheckpointError(f"{path}: {said}")
+        saved = read_torch(path)
+        passed_over = tuple(name for name in saved.classes if not USUAL.fullmatch(name))
+        parts = _divide_content(path, saved.value)
+        return WeightFile(path=path, kind="PyTorch", config=config, passed_over=passed_over, **parts)
+    if explanation := explain_other_kind(path, head):
+        raise CheckpointError(f"{path}: {explanation}")
     if head[:1] == b"\x0a" or int.from_bytes(head[:4], "little") in CIPHERS:
-        content = {
-            name: _in_memory(value) if isinstance(value, Tensor) else value for name, value in read_ckpt(path).items()
-        }
-        return WeightFile(path=path, kind="MindSpore", config=config, **_sort_out(path, content))
+        content: dict[str, Any] = {}
+        for name, value in read_ckpt(path).items():
+            content[name] = _in_memory(value) if isinstance(value, Tensor) else value
+        return WeightFile(path=path, kind="MindSpore", config=config, **_divide_content(path, content))
     raise CheckpointError(f"{path}: is no weight file, or is damaged; {READABLE}")
 
 
@@ -143,7 +146,8 @@ def _in_memory(tensor: Tensor) -> Held:
     return Held(tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
 
-def _find(given: Path | str) -> tuple[Path, Mapping[str, Any]]:
+def _locate(given: Path | str) -> tuple[Path, Mapping[str, Any]]:
+    """Return the weight file that a path, a folder or an address names, and the config.json beside it."""
     if str(given).startswith(HUB):
         return _download(str(given).removeprefix(HUB))
     path = Path(given)
@@ -165,10 +169,8 @@ def _find(given: Path | str) -> tuple[Path, Mapping[str, Any]]:
         )
     # best.safetensors before best-2.safetensors
     inside = sorted(path.glob("*.safetensors"), key=lambda file: (len(file.name), file.name))
-    raise CheckpointError(
-        f"{path}: is a folder, not a weight file; "
-        + (f"did you mean {inside[0]}?" if inside else "give one such as runs/digits/best.safetensors")
-    )
+    advice = f"did you mean {inside[0]}?" if inside else "give one such as runs/digits/best.safetensors"
+    raise CheckpointError(f"{path}: is a folder, not a weight file; {advice}")
 
 
 def _download(name: str) -> tuple[Path, Mapping[str, Any]]:
@@ -208,14 +210,14 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         file: Any = safe_open(path, framework="pt")  # left open for the tensors that are asked for later
         names, metadata = file.keys(), file.metadata() or {}
         if len(names) > MAX_WEIGHTS:
-            raise CheckpointError(_too_many(path))
-        found = {name: _in_safetensors(file, name) for name in names}
+            raise CheckpointError(_too_many_tensors(path))
+        tensors = {name: _in_safetensors(file, name) for name in names}
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
             f"{path}: is not a safetensors file, or is damaged ({reason}); use the original"
         ) from error
-    return {"tensors": found, "entries": dict.fromkeys(found, "tensor"), "metadata": metadata}
+    return {"tensors": tensors, "entries": dict.fromkeys(tensors, "tensor"), "metadata": metadata}
 
 
 def _in_safetensors(file: Any, name: str) -> Held:
@@ -225,46 +227,56 @@ def _in_safetensors(file: Any, name: str) -> Held:
     return Held(TYPES.get(kind, torch.float32), shape, partial(file.get_tensor, name), fault)
 
 
-def _sort_out(path: Path, content: Any) -> dict[str, Any]:
-    """Tell tensors and the rest of a file apart."""
+def _divide_content(path: Path, content: Any) -> dict[str, Any]:
+    """Return the fields of a WeightFile that a file's content gives: its tensors, its entries and its model's name."""
     if isinstance(content, list | tuple) or _children(content) is None:
-        kind = content.name if isinstance(content, Inert) else "Tensor" if held(content) else type(content).__name__
-        raise CheckpointError(f"{path}: holds a {kind}, not weights by name; save the model's state_dict()")
-    found: dict[str, Held] = {}
-    entries: dict[str, str] = {}
+        raise CheckpointError(
+            f"{path}: holds a {_name_type(content, tensor='Tensor')}, not weights by name; save the model's "
+            "state_dict()"
+        )
+    tensors: dict[str, Held] = {}
     for count, (name, value) in enumerate(_walk(content, "", (), set())):
         if count > MAX_ENTRIES:
             raise CheckpointError(f"{path}: holds more than {MAX_ENTRIES:,} values; save its state_dict() alone")
-        if (tensor := held(value)) is None:
+        tensor = as_tensor(value)
+        if tensor is None:
             continue
-        if name in found:
+        if name in tensors:
             raise CheckpointError(f"{path}: has {name}, the same weight twice; keep one of them")
-        found[name] = tensor
-        if len(found) > MAX_WEIGHTS:
-            raise CheckpointError(_too_many(path))
-    for key, value in (_children(content) or {}).items():
-        entries[str(key)] = (
-            "tensor" if held(value) else value.name if isinstance(value, Inert) else type(value).__name__
-        )
-    marks = (name.partition(f"{SWAPPED_OUT}.") for name in found)
-    swapped_out = next((f"{before}{mark}" for before, mark, _ in marks if mark), None)
-    return {"tensors": found, "entries": entries, "arch": _arch(content), "swapped_out": swapped_out}
+        tensors[name] = tensor
+        if len(tensors) > MAX_WEIGHTS:
+            raise CheckpointError(_too_many_tensors(path))
+    entries = {str(key): _name_type(value, tensor="tensor") for key, value in (_children(content) or {}).items()}
+    swapped_out = None
+    for name in tensors:
+        before, mark, _ = name.partition(f"{SWAPPED_OUT}.")
+        if mark:
+            swapped_out = f"{before}{mark}"
+            break
+    return {"tensors": tensors, "entries": entries, "arch": _model_name(content), "swapped_out": swapped_out}
 
 
-def _walk(node: Any, prefix: str, above: tuple[int, ...], seen: set[int]) -> Iterator[tuple[str, Any]]:
+def _name_type(value: Any, *, tensor: str) -> str:
+    """Return the name of a value's type, with the name that tensors are to have."""
+    if as_tensor(value):
+        return tensor
+    return value.name if isinstance(value, Inert) else type(value).__name__
+
+
+def _walk(node: Any, prefix: str, above: tuple[int, ...], visited: set[int]) -> Iterator[tuple[str, Any]]:
     """Yield all that stands in mappings, modules and lists of tensors, by its whole name; an object once.
 
     Objects refer to each other in circles, as the settings of OmegaConf do.
     """
-    if len(above) > MAX_NESTING or id(node) in above or id(node) in seen:
+    if len(above) > MAX_NESTING or id(node) in above or id(node) in visited:
         return
     if isinstance(node, Inert | list | tuple):  # a long list in many places would take for ever
-        seen.add(id(node))
+        visited.add(id(node))
     for key, value in (_children(node) or {}).items():
         name = f"{prefix}{key}"
         yield name, value
-        if held(value) is None:
-            yield from _walk(value, f"{name}.", (*above, id(node)), seen)
+        if as_tensor(value) is None:
+            yield from _walk(value, f"{name}.", (*above, id(node)), visited)
 
 
 def _children(node: Any) -> Mapping[Any, Any] | None:
@@ -273,17 +285,22 @@ def _children(node: Any) -> Mapping[Any, Any] | None:
     A list has members where all are tensors, or some are mappings or lists themselves.
     """
     if isinstance(node, Mapping):
-        return _of_composer(node) if {"ema_model", "ema_weights_active"} <= node.keys() else node
+        is_composers = {"ema_model", "ema_weights_active"} <= node.keys()
+        return _of_composer(node) if is_composers else node
     if isinstance(node, list | tuple) and node:
-        is_looked_into = len(node) <= MAX_LISTED and any(isinstance(value, Mapping | list | tuple) for value in node)
-        return dict(enumerate(node)) if is_looked_into or all(held(value) for value in node) else None
+        has_containers = len(node) <= MAX_LISTED and any(isinstance(value, Mapping | list | tuple) for value in node)
+        if has_containers or all(as_tensor(value) for value in node):
+            return dict(enumerate(node))
+        return None
     if not isinstance(node, Inert):
         return None
     own = node.attributes()
     if "_modules" not in own or "_parameters" not in own:
         return own
-    parts = [part for key in ("_parameters", "_buffers", "_modules") if (part := _children(own.get(key)))]
-    return {key: value for part in parts for key, value in part.items()}
+    members: dict[Any, Any] = {}
+    for key in ("_parameters", "_buffers", "_modules"):
+        members |= _children(own.get(key)) or {}
+    return members
 
 
 def _of_composer(node: Mapping[Any, Any]) -> Mapping[Any, Any]:
@@ -298,7 +315,7 @@ def _of_composer(node: Mapping[Any, Any]) -> Mapping[Any, Any]:
     return {"ema_model": node["ema_model"]}
 
 
-def _arch(content: Any) -> str | None:
+def _model_name(content: Any) -> str | None:
     """Return the model's name, as the file says it itself or as an option of the script that wrote it."""
     own = _children(content) or {}
     if isinstance(own.get("arch"), str):
@@ -311,14 +328,13 @@ def _arch(content: Any) -> str | None:
     return None
 
 
-def _too_many(path: Path) -> str:
+def _too_many_tensors(path: Path) -> str:
     return f"{path}: holds more than {MAX_WEIGHTS:,} tensors, and no model here has so many"
 
 
-def _finite(path: Path, name: str, tensor: Tensor) -> Tensor:
+def _check_values(path: Path, name: str, tensor: Tensor) -> None:
     """Refuse values that no weight has."""
     if tensor.is_complex():
         raise CheckpointError(f"{path}: {name} is {tensor.dtype}, and no weight here is complex; use the original")
     if not tensor.isfinite().all():
         raise CheckpointError(f"{path}: {name} has values that are not finite; use a save from before that happened")
-    return tensor

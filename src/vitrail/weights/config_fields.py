@@ -1,0 +1,31 @@
+"""Fields of a model's configuration by what they change: shapes of weights, output alone, or training alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from vitrail.models.family import ModelConfig
+
+ADAPTABLE = ("image_size", "in_channels", "num_classes")
+"""Fields that may differ from the published model's without making it another one: weights are adapted to them."""
+NUMERICS = ("gelu", "norm_eps", "final_norm_eps", "embed_norm_eps")
+"""Fields that change a model's output but no weight's shape."""
+RATES = ("drop_path_rate", "drop_rate")
+"""Fields that matter in training only."""
+
+
+def read_numerics(config: ModelConfig, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the fields that change a model's output but no weight's shape, with some of them changed."""
+    values = {**asdict(config), **(changes or {})}
+    numerics = {name: value for name, value in values.items() if name in NUMERICS}
+    if numerics["final_norm_eps"] is None:
+        numerics["final_norm_eps"] = numerics["norm_eps"]
+    return numerics
+
+
+def read_architecture(config: ModelConfig) -> dict[str, Any]:
+    """Return the fields that shapes follow from, and that no adaptation can change."""
+    others = (*ADAPTABLE, *NUMERICS, *RATES)
+    return {name: value for name, value in asdict(config).items() if name not in others}

@@ -1,0 +1,48 @@
+"""Weights by official names with all that is known of them, ready to be built as a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vitrail.display import Display
+from vitrail.models.family import VisionModel
+from vitrail.weights.account import Account
+from vitrail.weights.checkpoint import Record, build_model, load_weights
+
+OURS = "vitrail"
+"""The dialect of files that vitrail wrote."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """Weights by official names, and all that is known of them."""
+
+    record: Record
+    """The description of the model; its classes are empty where the file names none."""
+    weights: Mapping[str, Tensor]
+    account: Account
+    order_is_assumed: bool = False
+    """Whether the names of the classes were given to the logits by their order alone."""
+
+    def build(self, device: str | torch.device = "cpu") -> VisionModel:
+        """Build the model, ready for inference."""
+        with torch.device("meta"):
+            model = build_model(self.record, self.account.path)
+        load_weights(model, self.weights, self.account.path)
+        model.classes, model.thresholds = self.record.classes, self.record.thresholds
+        model.preprocess = self.record.preprocess
+        return model.eval().to(device)
+
+
+def show_account(opened: Opened, display: Display) -> None:
+    """Show which project and model a file was taken for, and what may be wrong with that."""
+    if opened.account.dialect != OURS:
+        display.note(opened.account.summary())
+    for note in opened.account.notes:
+        display.note(note)
+    for doubt in opened.account.doubts:
+        display.warn(doubt)

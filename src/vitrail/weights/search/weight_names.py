@@ -1,0 +1,86 @@
+"""Which tensor names look like those of a model's weights, in any dialect, and what stands before them.
+
+The pattern of a name is the name with `#` for each number: `blocks.3.norm1.weight` has `blocks.#.norm1.weight`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+
+from vitrail.models.dialects import write_names
+from vitrail.models.family import Family
+from vitrail.models.registry import FAMILIES, build_config
+
+
+def is_wrapper(segment: str) -> bool:
+    """Say whether a module's name is one that torch and its like give what they wrap: `module`, or a private one."""
+    return segment == "module" or segment.startswith("_")
+
+
+def split_prefix(name: str) -> tuple[str, str] | None:
+    """Return the prefix of a name and the pattern of what is behind it, where that is a weight's name in a dialect."""
+    segments = name.split(".")
+    inner = [index for index, segment in enumerate(segments) if not is_wrapper(segment)]
+    for first in range(len(inner)):
+        pattern = _pattern([segments[index] for index in inner[first:]])
+        if pattern in _models_by_pattern():
+            prefix = "".join(f"{segment}." for segment in segments[: inner[first]])
+            return prefix, pattern
+    return None
+
+
+def are_half_a_model(patterns: Iterable[str]) -> bool:
+    """Say whether patterns are at least half of those that the weights of some model have."""
+    counts: Counter[int] = Counter()
+    for pattern in patterns:
+        counts.update(_models_by_pattern()[pattern])
+    return any(2 * count >= _patterns_of_model()[number] for number, count in counts.items())
+
+
+@cache
+def _models_by_pattern() -> Mapping[str, frozenset[int]]:
+    """Return the patterns of weights in each dialect, with the models that have each.
+
+    A model is one kind of names of one dialect, and is known by its number.
+    """
+    models: dict[str, set[int]] = {}
+    number = 0
+    for family in FAMILIES:
+        for config, our_names in _tiny_models(family):
+            for dialect in family.dialects:
+                if any(getattr(config, name) != value for name, value in dialect.only.items()):
+                    continue
+                links, _ = write_names(our_names, dialect)
+                for link in links:
+                    for name in link.theirs:
+                        # a project's own prefix is one like others, and the head beside it is found as others are
+                        pattern = _pattern(name.removeprefix(dialect.prefix).split("."))
+                        models.setdefault(pattern, set()).add(number)
+                number += 1
+    return {pattern: frozenset(numbers) for pattern, numbers in models.items()}
+
+
+@cache
+def _patterns_of_model() -> Mapping[int, int]:
+    """Return how many patterns the names of each model have."""
+    counts: Counter[int] = Counter()
+    for numbers in _models_by_pattern().values():
+        counts.update(numbers)
+    return counts
+
+
+def _tiny_models(family: Family[Any]) -> list[tuple[Any, list[str]]]:
+    """Return a small model's configuration and names for each kind that a family has."""
+    configs = [build_config(name, **family.tiny) for name in family.variants]
+    different = {repr(config): config for config in configs}.values()
+    with torch.random.fork_rng(devices=[]):  # nobody's draws are to differ because a file was opened
+        return [(config, [*family.model(config).state_dict()]) for config in different]
+
+
+def _pattern(segments: list[str]) -> str:
+    return ".".join("#" if segment.isdigit() else segment for segment in segments)
