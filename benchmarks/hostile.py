@@ -57,7 +57,9 @@ from vitrail.weights.loading import load_model
 
 NAME, CLASSES = "tnt_ti_patch16_224", ("ant", "bee", "cat")
 SECONDS, MEMORY = 60, 2 * 2**30
-"""What a process may take beside what it began with, before it is ended."""
+"""What a process may take, of processors and beside what it began with, before it is ended."""
+PATIENCE = 1200
+"""Seconds of the clock until a process that waits is ended; other programs make those of a busy machine many."""
 RAW = "raw:"
 """Begins a text that is written into JSON as it stands, as no value of Python is written so."""
 DEEP = 20_000
@@ -608,7 +610,8 @@ def attempt(case: Case) -> Found:
     if child == 0:
         os.close(read)
         began = resident()
-        signal.alarm(SECONDS)
+        signal.alarm(PATIENCE)
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))  # a forked process begins at 0
         data = int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) * 1024
         resource.setrlimit(resource.RLIMIT_DATA, (data + MEMORY, -1))
         outcomes = {}
@@ -680,7 +683,8 @@ def main(files: int = 1200, jobs: int = 2) -> None:
         numbers = f"{len(found)} | {counts['refused']} | {counts['right']} | {other}"
         table.append(f"| {kind} | {numbers} | {slowest:.1f} | {most:.0f} |")
     notes = [
-        f"one process a file, which may take {SECONDS} s and {MEMORY // 2**30} GiB beside what it began with",
+        f"one process a file, which may take {SECONDS} s of processors, and {MEMORY // 2**30} GiB beside what it began "
+        "with",
         "right: the model loads and answers, and the command line evaluates, predicts or exports with status 0",
         "descriptions are put through load_model, evaluate and predict, each third through export --format "
         "torchscript; exported ones through predict and evaluate, damaged ones through predict, lists of parts through "
