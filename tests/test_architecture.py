@@ -301,3 +301,19 @@ def test_prediction_imports_no_more_than_it_needs() -> None:
     code = f"import sys, {modules}; print(*{needless} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
     assert not done.stdout.split()
+
+
+def functions(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_files_and_functions_are_short(name: str) -> None:
+    tree = MODULES[name]
+    assert max((node.end_lineno or 0 for node in tree.body), default=0) <= 600
+    for function in functions(tree):
+        length = int(function.end_lineno or 0) - function.lineno + 1
+        positional = [*function.args.posonlyargs, *function.args.args]
+        names = [argument.arg for argument in positional if argument.arg not in ("self", "cls")]
+        assert length <= 90, f"{function.name} has {length} lines"
+        assert len(names) <= 8, f"{function.name} has {len(names)} positional parameters"

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from vitrail.api.deploy import convert as convert
     from vitrail.api.deploy import export as export
     from vitrail.api.deploy import quantize as quantize
+    from vitrail.api.evaluation import evaluate as evaluate
+    from vitrail.api.evaluation import sweep_preprocess as sweep_preprocess
     from vitrail.api.inference import bench as bench
-    from vitrail.api.inference import evaluate as evaluate
     from vitrail.api.inference import predict as predict
-    from vitrail.api.inference import serve as serve
-    from vitrail.api.inference import sweep_preprocess as sweep_preprocess
     from vitrail.api.inference import verify as verify
     from vitrail.api.inference import write_inputs as write_inputs
+    from vitrail.api.serving import serve as serve
     from vitrail.api.training import bench_data as bench_data
     from vitrail.api.training import doctor as doctor
     from vitrail.api.training import show_config as show_config
@@ -37,7 +37,7 @@ _PUBLIC = {
     "convert": "vitrail.api.deploy",
     "create_model": "vitrail.models.registry",
     "doctor": "vitrail.api.training",
-    "evaluate": "vitrail.api.inference",
+    "evaluate": "vitrail.api.evaluation",
     "export": "vitrail.api.deploy",
     "list_models": "vitrail.models.registry",
     "load_model": "vitrail.weights.loading",
@@ -45,9 +45,9 @@ _PUBLIC = {
     "predict": "vitrail.api.inference",
     "quantize": "vitrail.api.deploy",
     "resize_data": "vitrail.api.data",
-    "serve": "vitrail.api.inference",
+    "serve": "vitrail.api.serving",
     "show_config": "vitrail.api.training",
-    "sweep_preprocess": "vitrail.api.inference",
+    "sweep_preprocess": "vitrail.api.evaluation",
     "train": "vitrail.api.training",
     "verify": "vitrail.api.inference",
     "write_inputs": "vitrail.api.inference",

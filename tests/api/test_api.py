@@ -45,7 +45,9 @@ def test_a_function_has_the_options_of_its_command(name: str) -> None:
 
 
 def test_no_room_hides_a_function() -> None:
-    rooms = {path.stem for path in Path(vitrail.__file__).parent.iterdir()}
+    package = Path(vitrail.__file__).parent
+    rooms = {path.stem for path in (*package.glob("*.py"), *package.glob("*/__init__.py"))}
+    rooms |= {path.parent.name for path in package.glob("*/__init__.py")}
     assert not rooms & set(vitrail.__all__)
 
 

@@ -40,10 +40,14 @@ class Killer(Notebook):
 
 
 def workers_of(process: psutil.Process) -> list[psutil.Process]:
-    """Return what a process has forked."""
+    """Return the processes that a process has forked and that are still alive."""
+    workers = []
     with suppress(psutil.NoSuchProcess, ProcessLookupError):
-        return [one for one in process.children() if one.cmdline() == process.cmdline()]
-    return []
+        for child in process.children():
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):  # one of an earlier epoch, which has just ended
+                if child.cmdline() == process.cmdline():
+                    workers.append(child)
+    return workers
 
 
 def kill_one(process: int) -> None:

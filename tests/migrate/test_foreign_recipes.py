@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from support.foreign import FILES, written
-from vitrail.api.inference import EVALUATE_SECTIONS
+from vitrail.api.evaluation import EVALUATE_SECTIONS
 from vitrail.cli.app import main
 from vitrail.config.commands import EvaluateConfig
 from vitrail.config.resolve import command_line, resolve

@@ -531,9 +531,9 @@ def test_a_port_that_is_taken_is_one_line(server: Server, checkpoint: Path, caps
 
 
 def test_what_is_not_installed_is_named(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    import vitrail.api.inference
+    import vitrail.api.serving
 
-    monkeypatch.setattr(vitrail.api.inference, "find_spec", lambda name: None if name == "uvicorn" else name)
+    monkeypatch.setattr(vitrail.api.serving, "find_spec", lambda name: None if name == "uvicorn" else name)
     with pytest.raises(SystemExit):
         main(["serve", str(checkpoint)])
     assert capsys.readouterr().err == "error: serve needs uvicorn; run: pip install 'vitrail[serve]'\n"

@@ -6,9 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vitrail.api.options import (
+    OF_WEIGHTS,
+    Device,
+    Precision,
     path_or_none,
     read_settings,
     require_at_least,
@@ -19,7 +22,7 @@ from vitrail.api.options import (
 )
 from vitrail.api.results import Result, ResultList, Table
 from vitrail.config.commands import ConvertConfig, PredictConfig
-from vitrail.config.resolve import resolve
+from vitrail.config.resolve import Layer, resolve
 from vitrail.display import Display
 from vitrail.errors import ConfigError, ExportError
 from vitrail.files import files_of, refuse_output, staging, write_whole
@@ -27,13 +30,12 @@ from vitrail.migrate.given import Settings
 
 if TYPE_CHECKING:
     from vitrail.deploy.compare import Verdict
+    from vitrail.deploy.export import Exported
     from vitrail.deploy.quantize import Speed, Trial
+    from vitrail.weights.opened import Opened
 
 ExportFormat = Literal["onnx", "openvino", "pt2", "torchscript", "mindir"]
-Precision = Literal["float32", "bfloat16", "float16"]
 Project = Literal["official", "timm", "mmpretrain", "mindcv", "zoo", "vitrail"]
-OF_WEIGHTS = ("weights", "preprocess")
-"""Sections that say how a weight file and images are read."""
 SHOWN_LAYERS = 10
 """Layers of a quantized model that are shown, the most sensitive ones."""
 
@@ -297,7 +299,7 @@ def export(
     with_preprocess: bool = False,
     topk: int | None = None,
     config: str | Path | None = None,
-    device: Literal["auto", "cpu"] = "auto",
+    device: Device = "auto",
     mindir_version: Literal[1, 3] | None = None,
     display: Display | None = None,
     progress: bool = True,
@@ -332,49 +334,33 @@ def export(
         Rejected: The logits of a file are too far off; it is kept as FILE.rejected.
     """
     layers, remarks = with_recipe(config, read_settings(export, settings, sections), OF_WEIGHTS)
-    wishes = resolve(PredictConfig, layers).config
     formats: list[ExportFormat] = list(dict.fromkeys([format] if isinstance(format, str) else format))
-    if topk is not None and not with_preprocess:
-        raise ConfigError(f"--topk {topk}: goes with --with-preprocess; without it a file yields logits")
-    if mindir_version is not None and "mindir" not in formats:
-        raise ConfigError(f"--mindir-version {mindir_version}: goes with --format mindir")
+    _check_formats(formats, topk, with_preprocess, mindir_version)
 
     from vitrail.deploy.compare import gather_sample
     from vitrail.deploy.export import check_request, find_outputs
     from vitrail.deploy.export import export as run
-    from vitrail.deploy.formats import FORMATS
     from vitrail.devices import pick_device
-    from vitrail.weights.loading import open_model, override_preprocess
-    from vitrail.weights.opened import show_account
-    from vitrail.weights.request import resolve_request
 
-    for name in formats:
-        if name not in FORMATS:  # which the command line refuses itself
-            raise ConfigError(f"format is {name!r}; it must be one of {', '.join(FORMATS)}")
     check_request(formats, precision, batch_size, with_preprocess)
     with shown(display, progress) as display:
-        # What the file says of the model
         tell_remarks(display, remarks)
-        opened = open_model(checkpoint, resolve_request(layers))
-        show_account(opened, display)
-        preprocess = override_preprocess(opened.record.preprocess, wishes.preprocess, display)
-        opened = replace(opened, record=replace(opened.record, preprocess=preprocess))
+        opened = _open_with_preprocess(checkpoint, layers, display)
         num_classes = opened.record.options["num_classes"]
         if topk is not None and num_classes and not 1 <= topk <= num_classes:
             raise ConfigError(f"--topk is {topk}; it must be 1 to {num_classes}, the model's classes")
 
         # Where to, and what to compare on
-        source = Path(opened.account.path)
-        output_path = path_or_none(output)
-        if with_preprocess and output_path is None:  # not the name of the file that takes what is resized
-            output_path = source.with_suffix(".image.onnx")
-        outputs = find_outputs(formats, source, output_path)
+        source, target = Path(opened.account.path), path_or_none(output)
+        if with_preprocess and target is None:  # not the name of the file that takes what is resized
+            target = source.with_suffix(".image.onnx")
+        outputs = find_outputs(formats, source, target)
         sample = gather_sample(opened.record, path_or_none(images), display.note)
 
         # Write and compare each file
         display.begin("export", len(formats))
         exported = []
-        for one in run(
+        for file in run(
             opened,
             outputs,
             sample,
@@ -385,22 +371,52 @@ def export(
             device=pick_device(device),
             mindir_version=mindir_version or 1,
         ):
-            display.note(f"{one.path}: {one.bytes / 2**20:,.1f} MiB, written in {one.seconds:.0f} s")
-            display.advance()
-            exported.append(ExportedFile(**{field.name: getattr(one, field.name) for field in fields(ExportedFile)}))
+            exported.append(_describe_exported(file, display))
         display.end()
-    result = Exports(
-        tuple(exported),
-        sample=sample.what,
-        num_classes=num_classes,
-        multi_label=opened.record.thresholds is not None,
-        has_data=bool(opened.record.recipe.get("data")),
-    )
+    has_data = bool(opened.record.recipe.get("data"))
+    result = Exports(tuple(exported), sample.what, num_classes, opened.record.is_multi_label, has_data)
+    _refuse_rejected(result)
+    return result
+
+
+def _describe_exported(file: Exported, display: Display) -> ExportedFile:
+    """Tell of a file that was written, and return its row."""
+    display.note(f"{file.path}: {file.bytes / 2**20:,.1f} MiB, written in {file.seconds:.0f} s")
+    display.advance()
+    return ExportedFile(**{field.name: getattr(file, field.name) for field in fields(ExportedFile)})
+
+
+def _open_with_preprocess(checkpoint: str | Path, layers: Sequence[Layer], display: Display) -> Opened:
+    """Open a weight file, with the preprocessing that the settings ask for."""
+    from vitrail.weights.loading import open_model, override_preprocess
+    from vitrail.weights.opened import show_account
+    from vitrail.weights.request import resolve_request
+
+    asked = resolve(PredictConfig, layers).config
+    opened = open_model(checkpoint, resolve_request(layers))
+    show_account(opened, display)
+    preprocess = override_preprocess(opened.record.preprocess, asked.preprocess, display)
+    return replace(opened, record=replace(opened.record, preprocess=preprocess))
+
+
+def _check_formats(formats: Sequence[str], topk: int | None, with_preprocess: bool, mindir_version: int | None) -> None:
+    """Refuse unknown formats, and options that none of the formats has a use for."""
+    known = get_args(ExportFormat)
+    for name in formats:
+        if name not in known:  # which the command line refuses itself
+            raise ConfigError(f"format is {name!r}; it must be one of {', '.join(known)}")
+    if topk is not None and not with_preprocess:
+        raise ConfigError(f"--topk {topk}: goes with --with-preprocess; without it a file yields logits")
+    if mindir_version is not None and "mindir" not in formats:
+        raise ConfigError(f"--mindir-version {mindir_version}: goes with --format mindir")
+
+
+def _refuse_rejected(result: Exports) -> None:
+    """Raise with the files whose answers were too far from PyTorch's, if there are any."""
     if result.rejected:
         names = ", ".join(str(one.path) for one in result.rejected)
         reason = "answers otherwise than PyTorch, by more than is allowed; try another --precision"
         raise Rejected(f"{names}: {reason}", result)
-    return result
 
 
 def quantize(

@@ -6,16 +6,18 @@ import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitrail.api.options import (
+    OF_WEIGHTS,
+    Device,
+    Engine,
+    Precision,
     path_or_none,
     read_settings,
     require_at_least,
-    settings_alone,
     shown,
     tell_remarks,
     with_recipe,
@@ -26,106 +28,17 @@ from vitrail.config.commands import DataConfig, PredictConfig
 from vitrail.config.resolve import Layer, resolve
 from vitrail.config.sections import DataSection
 from vitrail.display import Display
-from vitrail.distributed.launch import is_main_process
-from vitrail.errors import ConfigError, MissingExtra
-from vitrail.files import files_of, refuse_output, refuse_within, write_whole
+from vitrail.errors import ConfigError
+from vitrail.files import files_of, refuse_output
 from vitrail.migrate.given import Given, Settings
 from vitrail.migrate.rules import Say
 
 if TYPE_CHECKING:
-    from vitrail.evaluation.evaluate import Comparison
-    from vitrail.evaluation.evaluate import Evaluation as Measured
     from vitrail.inference import predictor as predicting
     from vitrail.inference.bench import Measured as Latency
     from vitrail.inference.verify import Verified
 
-Engine = Literal["torch", "onnxruntime", "openvino", "aotinductor", "torchscript", "mindspore"]
-Precision = Literal["float32", "bfloat16", "float16"]
-Device = Literal["auto", "cpu"]
 Format = Literal["json", "jsonl", "csv"]
-EVALUATE_SECTIONS = ("weights", "data", "preprocess", "evaluate")
-"""Sections that say what is evaluated, and on which images."""
-OF_WEIGHTS = ("weights", "preprocess")
-"""Sections that say how a weight file and images are read."""
-SERVE_NEEDS = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
-"""Packages of the server."""
-
-
-@dataclass(frozen=True)
-class Evaluation(Result):
-    """The accuracy of one model on one set of images."""
-
-    checkpoint: str
-    numbers: dict[str, Any]
-    """Every number, such as top1 and loss, and where they come from, as --json writes them."""
-    shown: dict[str, str]
-    """The numbers of the table, by their titles."""
-    images: int
-    """Images that were counted."""
-    bad_files: tuple[tuple[str, str], ...]
-    """Name and reason of each image that could not be read; none of them is counted."""
-    warnings: tuple[str, ...]
-    """What looks wrong about the labels or the answers."""
-    data: str
-    """Description of the images."""
-    engine: str
-    """Software that computed, its precision and device."""
-    report: Path | None
-    """The page of the report; None where none was asked for."""
-    agreement: Comparison | None
-    """How the answers compare with those of another file, where one was given."""
-
-    def tables(self) -> Sequence[Table]:
-        """Return the numbers as one row."""
-        row = (f"{self.images:,}", f"{len(self.bad_files):,}", *self.shown.values())
-        return [Table(f"{self.checkpoint} on {self.data}", ("images", "unreadable", *self.shown), (row,))]
-
-    def lines(self) -> Sequence[str]:
-        """Say how another file compares, and where the report is."""
-        lines = []
-        if (other := self.agreement) is not None:
-            numbers = ", ".join(f"{name} {value}" for name, value in other.shown.items())
-            lines.append(
-                f"same answer as {other.path}: {other.equal:,} of {other.n:,}; scores differ by {other.difference:.1e} "
-                f"at most; its numbers: {numbers}"
-            )
-        if self.report is not None:
-            lines.append(f"report: {self.report}")
-        return lines
-
-    def records(self) -> Sequence[dict[str, Any]]:
-        """Return the single numbers as one row."""
-        single = {name: value for name, value in self.numbers.items() if isinstance(value, int | float | str)}
-        return [{"checkpoint": self.checkpoint, **single}]
-
-
-@dataclass(frozen=True)
-class Sweep(ResultList[Evaluation]):
-    """Evaluations of one model with every usual way of reading images, the best first."""
-
-    preprocess: tuple[dict[str, Any], ...]
-    """How images were read in each."""
-
-    @property
-    def best_settings(self) -> dict[str, Any]:
-        """The settings that fit the weights best, as `evaluate` and `predict` take them."""
-        best = self.preprocess[0]
-        return {f"preprocess.{name}": best[name] for name in ("mean", "std", "crop", "interpolation")}
-
-    def tables(self) -> Sequence[Table]:
-        """Return one row for each way of reading images."""
-        rows = []
-        for evaluation, read in zip(self.items, self.preprocess, strict=True):
-            ways = (str(list(read["mean"])), str(list(read["std"])), f"{read['crop']:g}", read["interpolation"])
-            rows.append((*ways, *evaluation.shown.values()))
-        best = self.items[0]
-        title = f"{best.checkpoint} on {best.images:,} images of {best.data}, the best first"
-        return [Table(title, ("mean", "std", "crop", "interpolation", *best.shown), tuple(rows))]
-
-    def records(self) -> Sequence[dict[str, Any]]:
-        """Return one row for each way of reading images."""
-        pairs = zip(self.items, self.preprocess, strict=True)
-        return [{**read, **evaluation.records()[0]} for evaluation, read in pairs]
 
 
 @dataclass(frozen=True)
@@ -264,190 +177,6 @@ class FileChecks(ResultList[Any]):
     def records(self) -> Sequence[dict[str, Any]]:
         """Return one row a file."""
         return [asdict(one) for one in self.items]
-
-
-def evaluate(
-    checkpoint: str | Path,
-    settings: Settings | None = None,
-    *,
-    config: str | Path | None = None,
-    report: str | Path | bool = False,
-    json: str | Path | None = None,
-    engine: Engine | None = None,
-    precision: Precision | None = None,
-    against: str | Path | None = None,
-    answers: str | Path | None = None,
-    acc_log: str | Path | None = None,
-    display: Display | None = None,
-    progress: bool = True,
-    **sections: Any,
-) -> Evaluation:
-    """Measure the accuracy of a trained model, or of what `export` made of it.
-
-    `vitrail.evaluate("best.safetensors", {"data.root": FOLDER}, report=True)` does what
-    `vitrail evaluate best.safetensors data.root=FOLDER` does. Without settings, on the images it was validated with.
-
-    Args:
-        checkpoint: The weight file, of any project, or an exported file.
-        settings: Settings of the sections weights, data, preprocess and evaluate.
-        config: Name or file of a recipe, for the images and the model.
-        report: Folder of the report, whose earlier report is replaced; True is a new folder in evaluations/.
-        json: File that the numbers are also written to.
-        engine: What runs an exported file, where two can, as .onnx.
-        precision: Precision of the computation; None is evaluate.precision, or an exported file's own.
-        against: Another file of the model, whose answers to the same images are compared.
-        answers: Folder with NAME_0.bin for each image, logits of another program, which are counted instead.
-        acc_log: File that the two lines of the model zoo's acc.log are also written to.
-        display: Where progress is shown; None is the terminal or notebook.
-        progress: Whether progress is shown in a terminal or notebook.
-        sections: Settings by section, such as data={"root": FOLDER}.
-
-    Raises:
-        CheckpointError: The file is not one, or damaged; or the report cannot be written.
-        ConfigError: A setting is unknown, of the wrong type or out of range.
-        DataError: The images are not there, or their classes are not the model's.
-    """
-    given = read_settings(evaluate, settings, sections)
-    layers, remarks = _evaluate_layers(given, config, precision)
-    checkpoint, against_path, answers_path = Path(checkpoint), path_or_none(against), path_or_none(answers)
-    read = [*files_of(checkpoint), *(() if against_path is None else files_of(against_path)), config or ""]
-    json_file, acc_file = path_or_none(json), path_or_none(acc_log)
-    outputs = [(name, path) for name, path in (("--json", json_file), ("--acc-log", acc_file)) if path is not None]
-    for name, path in outputs:
-        refuse_output(name, path, read)
-    if answers_path is not None:
-        _refuse_with_answers(answers_path, outputs, engine, precision)
-
-    from vitrail.evaluation.evaluate import evaluate as run
-    from vitrail.evaluation.evaluate import report_folder, report_name
-
-    with shown(display, progress) as display:
-        tell_remarks(display, remarks)
-        whole = None
-        if report is not False:
-            folder = Path("evaluations", report_name(checkpoint)) if report is True else Path(report)
-            if answers_path is not None:
-                refuse_within("--report", folder, "--answers", answers_path)
-            whole = report_folder(folder, never_replace=report is True)
-        measured = run(
-            checkpoint,
-            layers,
-            engine=engine,
-            against=against_path,
-            answers=answers_path,
-            report=whole,
-            written=[(name, path) for name, path in outputs if name == "--json"],
-            display=display,
-        )
-        result = _evaluation(checkpoint, measured)
-        if is_main_process():
-            for name, reason in result.bad_files:
-                display.warn(f"{name}: {reason}; not counted")
-            for warning in result.warnings:
-                display.warn(warning)
-            if json_file is not None:
-                write_json(json_file, {"checkpoint": result.checkpoint, **result.numbers}, display)
-            if acc_file is not None:
-                write_whole(acc_file, measured.accuracy.acc_log().encode(), "choose another file with --acc-log")
-                display.note(f"as the model zoo: {acc_file}")
-    return result
-
-
-def sweep_preprocess(
-    checkpoint: str | Path,
-    settings: Settings | None = None,
-    *,
-    config: str | Path | None = None,
-    json: str | Path | None = None,
-    engine: Engine | None = None,
-    precision: Precision | None = None,
-    display: Display | None = None,
-    progress: bool = True,
-    **sections: Any,
-) -> Sweep:
-    """Evaluate a model with the usual means, crops and filters, to find those that fit its weights.
-
-    `vitrail.sweep_preprocess("tnt_small.ckpt", {"data.root": FOLDER})` does what
-    `vitrail evaluate tnt_small.ckpt data.root=FOLDER --sweep-preprocess` does.
-
-    Args:
-        checkpoint: The weight file, of any project, or an exported file.
-        settings: Settings of the sections weights, data, preprocess and evaluate.
-        config: Name or file of a recipe, for the images and the model.
-        json: File that the numbers are also written to.
-        engine: What runs an exported file, where two can, as .onnx.
-        precision: Precision of the computation; None is evaluate.precision, or an exported file's own.
-        display: Where progress is shown; None is the terminal or notebook.
-        progress: Whether progress is shown in a terminal or notebook.
-        sections: Settings by section, such as data={"root": FOLDER}.
-
-    Raises:
-        CheckpointError: The file is not one, or damaged.
-        ConfigError: A setting is unknown, of the wrong type or out of range.
-        DataError: The images are not there, or their classes are not the model's.
-    """
-    given = read_settings(sweep_preprocess, settings, sections)
-    layers, remarks = _evaluate_layers(given, config, precision)
-    checkpoint, json_file = Path(checkpoint), path_or_none(json)
-    if json_file is not None:
-        refuse_output("--json", json_file, [*files_of(checkpoint), config or ""])
-
-    from vitrail.evaluation.evaluate import sweep
-
-    written = [] if json_file is None else [("--json", json_file)]
-    with shown(display, progress) as display:
-        tell_remarks(display, remarks)
-        tried = sweep(checkpoint, layers, engine=engine, written=written, display=display)
-        if json_file is not None and is_main_process():
-            write_json(json_file, [one.to_dict() for one in tried], display)
-    ways = tuple(_way_of_reading(one) for one in tried)
-    return Sweep(tuple(_evaluation(checkpoint, one) for one in tried), ways)
-
-
-def _way_of_reading(measured: Measured) -> dict[str, Any]:
-    preprocess = measured.preprocess
-    return {name: getattr(preprocess, name) for name in ("mean", "std", "crop", "interpolation")}
-
-
-def _evaluate_layers(
-    given: Given, config: str | Path | None, precision: Precision | None
-) -> tuple[list[Layer], list[tuple[Say, str]]]:
-    """Return the settings of an evaluation, and what their translation says."""
-    layers, remarks = with_recipe(config, given, EVALUATE_SECTIONS)
-    if precision is not None:
-        layers.append(Layer(given.layer.origin, {"evaluate": {"precision": precision}}))
-    return layers, remarks
-
-
-def _refuse_with_answers(
-    answers: Path, outputs: Sequence[tuple[str, Path]], engine: Engine | None, precision: Precision | None
-) -> None:
-    """Refuse what has no meaning where nothing is computed, and files among the answers.
-
-    Raises:
-        ConfigError: There is such an option.
-    """
-    for name, path in outputs:
-        refuse_within(name, path, "--answers", answers)
-    for name, value in (("--engine", engine), ("--precision", precision)):
-        if value is not None:
-            raise ConfigError(f"{name} {value}: with --answers nothing is computed; leave one of them out")
-
-
-def _evaluation(checkpoint: Path, measured: Measured) -> Evaluation:
-    accuracy = measured.accuracy
-    return Evaluation(
-        checkpoint=str(checkpoint),
-        numbers=measured.to_dict(),
-        shown=accuracy.shown,
-        images=accuracy.n,
-        bad_files=measured.bad_files,
-        warnings=accuracy.warnings,
-        data=measured.data,
-        engine=measured.engine,
-        report=measured.report,
-        agreement=measured.agreement,
-    )
 
 
 def predict(
@@ -815,110 +544,6 @@ def bench(
         if json_file is not None:
             write_json(json_file, [asdict(one) for one in results], display)
     return Latencies(tuple(results), rounds)
-
-
-def serve(
-    artifact: str | Path,
-    settings: Settings | None = None,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    max_batch: int = 16,
-    max_wait_ms: float = 5.0,
-    topk: int | None = None,
-    api_key_file: str | Path | None = None,
-    cors: Sequence[str] = (),
-    host_name: Sequence[str] = (),
-    max_bytes: int = 20 * 2**20,
-    max_files: int = 16,
-    max_pixels: int = 50_000_000,
-    max_decode_s: float = 5.0,
-    queue: int = 256,
-    timeout_s: float = 30.0,
-    device: Device = "auto",
-    engine: Engine | None = None,
-    precision: Precision | None = None,
-    on_ready: Callable[[str], None] | None = None,
-    display: Display | None = None,
-    progress: bool = True,
-    **sections: Any,
-) -> None:
-    """Answer HTTP requests with a model, and show a page to try it on, until SIGTERM or Ctrl-C.
-
-    `vitrail.serve("best.safetensors", port=8080)` does what `vitrail serve best.safetensors --port 8080` does.
-
-    Args:
-        artifact: The weight file, of any project, or an exported file.
-        settings: How the file and images are read, of the sections weights and preprocess.
-        host: Address to listen at; 0.0.0.0 is every one of this machine.
-        port: Port to listen at; 0 takes a free one.
-        max_batch: Images that are computed together.
-        max_wait_ms: Milliseconds that an image waits for others to be computed with.
-        topk: Classes of each answer, 5 by default; of a multi-label model at most so many that reach their thresholds.
-        api_key_file: File with the key that requests must bring; or it is given in VITRAIL_API_KEY.
-        cors: Origins whose pages may ask.
-        host_name: Names that clients call the server by, beside its addresses, localhost and `host`; * is any.
-        max_bytes: Largest size of one uploaded file in bytes.
-        max_files: Files of one request.
-        max_pixels: Pixels of one image.
-        max_decode_s: Seconds of a processor's time for decoding one image.
-        queue: Images held at a time; more are told to come again.
-        timeout_s: Seconds from a request's first byte to its answer.
-        device: auto takes the accelerator, where there is one.
-        engine: What runs an exported file, where two can, as .onnx.
-        precision: Precision of the computation; None is an exported file's own.
-        on_ready: Told in a line where the server is and what runs the model, once it answers; None shows that line.
-        display: Where notes are shown; None is the terminal or notebook.
-        progress: Whether notes are shown in a terminal or notebook.
-        sections: Settings by section, such as preprocess={"crop": 1.0}.
-
-    Raises:
-        CheckpointError: The file is not one, or damaged.
-        ConfigError: A setting or an option is wrong, or the port cannot be had.
-        MissingExtra: The packages of the server are not installed.
-    """
-    layer = settings_alone(read_settings(serve, settings, sections))
-
-    from vitrail.server.settings import Limits, Serving, read_key
-
-    resolve(PredictConfig, [layer])  # a wrong setting is told before all else
-    limits = Limits(
-        max_bytes=max_bytes,
-        max_files=max_files,
-        max_pixels=max_pixels,
-        decode_s=max_decode_s,
-        queue=queue,
-        timeout_s=timeout_s,
-    )
-    serving = Serving(
-        host=host,
-        port=port,
-        max_batch=max_batch,
-        max_wait_ms=max_wait_ms,
-        topk=topk,
-        api_key=read_key(path_or_none(api_key_file)),
-        cors=tuple(cors),
-        host_names=tuple(host_name),
-        limits=limits,
-    )
-    if missing := [name for name in SERVE_NEEDS if find_spec(name) is None]:
-        raise MissingExtra(f"serve needs {', '.join(missing)}; run: pip install 'vitrail[serve]'")
-
-    from vitrail.devices import pick_device
-    from vitrail.inference.predictor import read_predictor
-    from vitrail.server.serve import DEFAULT_TOPK
-    from vitrail.server.serve import serve as run
-
-    with shown(display, progress) as display:
-        unstarted = read_predictor(
-            artifact, [layer], engine=engine, topk=topk, default_topk=DEFAULT_TOPK, display=display
-        )
-        tell = on_ready or display.note
-
-        def tell_address(address: str, about: str) -> None:
-            tell(f"{address}: {unstarted.record.model}, run by {about}; Ctrl-C ends it")
-
-        run(unstarted, serving, device=pick_device(device), precision=precision, on_ready=tell_address)
 
 
 def verify(*files: str | Path) -> FileChecks:

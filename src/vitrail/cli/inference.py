@@ -74,7 +74,7 @@ def evaluate(
     vitrail evaluate best.safetensors data.root=/data/pets --answers result_Files/ --acc-log acc.log
     ```
     """
-    from vitrail.api import inference as api
+    from vitrail.api import evaluation as api
     from vitrail.cli.terminal import open_terminal
 
     if sweep_preprocess:
@@ -115,7 +115,7 @@ def _sweep(
     precision: Literal["float32", "bfloat16", "float16"] | None,
 ) -> int:
     """Try every usual way of reading images, and say how to type the best."""
-    from vitrail.api import inference as api
+    from vitrail.api import evaluation as api
     from vitrail.cli.terminal import open_terminal
 
     with open_terminal() as display:
@@ -364,7 +364,7 @@ def serve(
     curl -F files=@seven.png http://127.0.0.1:8000/predict
     ```
     """
-    from vitrail.api import inference as api
+    from vitrail.api import serving as api
     from vitrail.server.log import LogDisplay, write_json_lines
 
     def show_address(line: str) -> None:

@@ -1,0 +1,295 @@
+"""Evaluate from Python: the accuracy of a model on labelled images, and the preprocessing that fits its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitrail.api.options import (
+    Engine,
+    Precision,
+    path_or_none,
+    read_settings,
+    shown,
+    tell_remarks,
+    with_recipe,
+    write_json,
+)
+from vitrail.api.results import Result, ResultList, Table
+from vitrail.config.resolve import Layer
+from vitrail.display import Display
+from vitrail.distributed.launch import is_main_process
+from vitrail.errors import ConfigError
+from vitrail.files import files_of, refuse_output, refuse_within, write_whole
+from vitrail.migrate.given import Given, Settings
+from vitrail.migrate.rules import Say
+
+if TYPE_CHECKING:
+    from vitrail.evaluation.evaluate import Comparison
+    from vitrail.evaluation.evaluate import Evaluation as Measured
+
+EVALUATE_SECTIONS = ("weights", "data", "preprocess", "evaluate")
+"""Sections that say what is evaluated, and on which images."""
+
+
+@dataclass(frozen=True)
+class Evaluation(Result):
+    """The accuracy of one model on one set of images."""
+
+    checkpoint: str
+    numbers: dict[str, Any]
+    """Every number, such as top1 and loss, and where they come from, as --json writes them."""
+    shown: dict[str, str]
+    """The numbers of the table, by their titles."""
+    images: int
+    """Images that were counted."""
+    bad_files: tuple[tuple[str, str], ...]
+    """Name and reason of each image that could not be read; none of them is counted."""
+    warnings: tuple[str, ...]
+    """What looks wrong about the labels or the answers."""
+    data: str
+    """Description of the images."""
+    engine: str
+    """Software that computed, its precision and device."""
+    report: Path | None
+    """The page of the report; None where none was asked for."""
+    agreement: Comparison | None
+    """How the answers compare with those of another file, where one was given."""
+
+    def tables(self) -> Sequence[Table]:
+        """Return the numbers as one row."""
+        row = (f"{self.images:,}", f"{len(self.bad_files):,}", *self.shown.values())
+        return [Table(f"{self.checkpoint} on {self.data}", ("images", "unreadable", *self.shown), (row,))]
+
+    def lines(self) -> Sequence[str]:
+        """Say how another file compares, and where the report is."""
+        lines = []
+        if (other := self.agreement) is not None:
+            numbers = ", ".join(f"{name} {value}" for name, value in other.shown.items())
+            lines.append(
+                f"same answer as {other.path}: {other.equal:,} of {other.n:,}; scores differ by {other.difference:.1e} "
+                f"at most; its numbers: {numbers}"
+            )
+        if self.report is not None:
+            lines.append(f"report: {self.report}")
+        return lines
+
+    def records(self) -> Sequence[dict[str, Any]]:
+        """Return the single numbers as one row."""
+        single = {name: value for name, value in self.numbers.items() if isinstance(value, int | float | str)}
+        return [{"checkpoint": self.checkpoint, **single}]
+
+
+@dataclass(frozen=True)
+class Sweep(ResultList[Evaluation]):
+    """Evaluations of one model with every usual way of reading images, the best first."""
+
+    preprocess: tuple[dict[str, Any], ...]
+    """How images were read in each."""
+
+    @property
+    def best_settings(self) -> dict[str, Any]:
+        """The settings that fit the weights best, as `evaluate` and `predict` take them."""
+        best = self.preprocess[0]
+        return {f"preprocess.{name}": best[name] for name in ("mean", "std", "crop", "interpolation")}
+
+    def tables(self) -> Sequence[Table]:
+        """Return one row for each way of reading images."""
+        rows = []
+        for evaluation, read in zip(self.items, self.preprocess, strict=True):
+            ways = (str(list(read["mean"])), str(list(read["std"])), f"{read['crop']:g}", read["interpolation"])
+            rows.append((*ways, *evaluation.shown.values()))
+        best = self.items[0]
+        title = f"{best.checkpoint} on {best.images:,} images of {best.data}, the best first"
+        return [Table(title, ("mean", "std", "crop", "interpolation", *best.shown), tuple(rows))]
+
+    def records(self) -> Sequence[dict[str, Any]]:
+        """Return one row for each way of reading images."""
+        pairs = zip(self.items, self.preprocess, strict=True)
+        return [{**read, **evaluation.records()[0]} for evaluation, read in pairs]
+
+
+def evaluate(
+    checkpoint: str | Path,
+    settings: Settings | None = None,
+    *,
+    config: str | Path | None = None,
+    report: str | Path | bool = False,
+    json: str | Path | None = None,
+    engine: Engine | None = None,
+    precision: Precision | None = None,
+    against: str | Path | None = None,
+    answers: str | Path | None = None,
+    acc_log: str | Path | None = None,
+    display: Display | None = None,
+    progress: bool = True,
+    **sections: Any,
+) -> Evaluation:
+    """Measure the accuracy of a trained model, or of what `export` made of it.
+
+    `vitrail.evaluate("best.safetensors", {"data.root": FOLDER}, report=True)` does what
+    `vitrail evaluate best.safetensors data.root=FOLDER` does. Without settings, on the images it was validated with.
+
+    Args:
+        checkpoint: The weight file, of any project, or an exported file.
+        settings: Settings of the sections weights, data, preprocess and evaluate.
+        config: Name or file of a recipe, for the images and the model.
+        report: Folder of the report, whose earlier report is replaced; True is a new folder in evaluations/.
+        json: File that the numbers are also written to.
+        engine: What runs an exported file, where two can, as .onnx.
+        precision: Precision of the computation; None is evaluate.precision, or an exported file's own.
+        against: Another file of the model, whose answers to the same images are compared.
+        answers: Folder with NAME_0.bin for each image, logits of another program, which are counted instead.
+        acc_log: File that the two lines of the model zoo's acc.log are also written to.
+        display: Where progress is shown; None is the terminal or notebook.
+        progress: Whether progress is shown in a terminal or notebook.
+        sections: Settings by section, such as data={"root": FOLDER}.
+
+    Raises:
+        CheckpointError: The file is not one, or damaged; or the report cannot be written.
+        ConfigError: A setting is unknown, of the wrong type or out of range.
+        DataError: The images are not there, or their classes are not the model's.
+    """
+    given = read_settings(evaluate, settings, sections)
+    layers, remarks = _evaluate_layers(given, config, precision)
+    checkpoint, against_path, answers_path = Path(checkpoint), path_or_none(against), path_or_none(answers)
+    read = [*files_of(checkpoint), *(() if against_path is None else files_of(against_path)), config or ""]
+    json_file, acc_file = path_or_none(json), path_or_none(acc_log)
+    outputs = [(name, path) for name, path in (("--json", json_file), ("--acc-log", acc_file)) if path is not None]
+    for name, path in outputs:
+        refuse_output(name, path, read)
+    if answers_path is not None:
+        _refuse_with_answers(answers_path, outputs, engine, precision)
+
+    from vitrail.evaluation.evaluate import evaluate as run
+    from vitrail.evaluation.evaluate import report_folder, report_name
+
+    with shown(display, progress) as display:
+        tell_remarks(display, remarks)
+        whole = None
+        if report is not False:
+            folder = Path("evaluations", report_name(checkpoint)) if report is True else Path(report)
+            if answers_path is not None:
+                refuse_within("--report", folder, "--answers", answers_path)
+            whole = report_folder(folder, never_replace=report is True)
+        measured = run(
+            checkpoint,
+            layers,
+            engine=engine,
+            against=against_path,
+            answers=answers_path,
+            report=whole,
+            written=[(name, path) for name, path in outputs if name == "--json"],
+            display=display,
+        )
+        result = _evaluation(checkpoint, measured)
+        if is_main_process():
+            for name, reason in result.bad_files:
+                display.warn(f"{name}: {reason}; not counted")
+            for warning in result.warnings:
+                display.warn(warning)
+            if json_file is not None:
+                write_json(json_file, {"checkpoint": result.checkpoint, **result.numbers}, display)
+            if acc_file is not None:
+                write_whole(acc_file, measured.accuracy.acc_log().encode(), "choose another file with --acc-log")
+                display.note(f"as the model zoo: {acc_file}")
+    return result
+
+
+def sweep_preprocess(
+    checkpoint: str | Path,
+    settings: Settings | None = None,
+    *,
+    config: str | Path | None = None,
+    json: str | Path | None = None,
+    engine: Engine | None = None,
+    precision: Precision | None = None,
+    display: Display | None = None,
+    progress: bool = True,
+    **sections: Any,
+) -> Sweep:
+    """Evaluate a model with the usual means, crops and filters, to find those that fit its weights.
+
+    `vitrail.sweep_preprocess("tnt_small.ckpt", {"data.root": FOLDER})` does what
+    `vitrail evaluate tnt_small.ckpt data.root=FOLDER --sweep-preprocess` does.
+
+    Args:
+        checkpoint: The weight file, of any project, or an exported file.
+        settings: Settings of the sections weights, data, preprocess and evaluate.
+        config: Name or file of a recipe, for the images and the model.
+        json: File that the numbers are also written to.
+        engine: What runs an exported file, where two can, as .onnx.
+        precision: Precision of the computation; None is evaluate.precision, or an exported file's own.
+        display: Where progress is shown; None is the terminal or notebook.
+        progress: Whether progress is shown in a terminal or notebook.
+        sections: Settings by section, such as data={"root": FOLDER}.
+
+    Raises:
+        CheckpointError: The file is not one, or damaged.
+        ConfigError: A setting is unknown, of the wrong type or out of range.
+        DataError: The images are not there, or their classes are not the model's.
+    """
+    given = read_settings(sweep_preprocess, settings, sections)
+    layers, remarks = _evaluate_layers(given, config, precision)
+    checkpoint, json_file = Path(checkpoint), path_or_none(json)
+    if json_file is not None:
+        refuse_output("--json", json_file, [*files_of(checkpoint), config or ""])
+
+    from vitrail.evaluation.evaluate import sweep
+
+    written = [] if json_file is None else [("--json", json_file)]
+    with shown(display, progress) as display:
+        tell_remarks(display, remarks)
+        tried = sweep(checkpoint, layers, engine=engine, written=written, display=display)
+        if json_file is not None and is_main_process():
+            write_json(json_file, [one.to_dict() for one in tried], display)
+    ways = tuple(_way_of_reading(one) for one in tried)
+    return Sweep(tuple(_evaluation(checkpoint, one) for one in tried), ways)
+
+
+def _way_of_reading(measured: Measured) -> dict[str, Any]:
+    preprocess = measured.preprocess
+    return {name: getattr(preprocess, name) for name in ("mean", "std", "crop", "interpolation")}
+
+
+def _evaluate_layers(
+    given: Given, config: str | Path | None, precision: Precision | None
+) -> tuple[list[Layer], list[tuple[Say, str]]]:
+    """Return the settings of an evaluation, and what their translation says."""
+    layers, remarks = with_recipe(config, given, EVALUATE_SECTIONS)
+    if precision is not None:
+        layers.append(Layer(given.layer.origin, {"evaluate": {"precision": precision}}))
+    return layers, remarks
+
+
+def _refuse_with_answers(
+    answers: Path, outputs: Sequence[tuple[str, Path]], engine: Engine | None, precision: Precision | None
+) -> None:
+    """Refuse what has no meaning where nothing is computed, and files among the answers.
+
+    Raises:
+        ConfigError: There is such an option.
+    """
+    for name, path in outputs:
+        refuse_within(name, path, "--answers", answers)
+    for name, value in (("--engine", engine), ("--precision", precision)):
+        if value is not None:
+            raise ConfigError(f"{name} {value}: with --answers nothing is computed; leave one of them out")
+
+
+def _evaluation(checkpoint: Path, measured: Measured) -> Evaluation:
+    accuracy = measured.accuracy
+    return Evaluation(
+        checkpoint=str(checkpoint),
+        numbers=measured.to_dict(),
+        shown=accuracy.shown,
+        images=accuracy.n,
+        bad_files=measured.bad_files,
+        warnings=accuracy.warnings,
+        data=measured.data,
+        engine=measured.engine,
+        report=measured.report,
+        agreement=measured.agreement,
+    )
