@@ -23,7 +23,7 @@ from sklearn.datasets import load_digits
 
 from vitrail.config.commands import TrainConfig
 from vitrail.config.recipes import find_recipe
-from vitrail.config.resolve import command_line, read_yaml, resolve
+from vitrail.config.resolve import parse_command_line, read_yaml, resolve
 from vitrail.training.train import train
 
 VALIDATED = 50
@@ -72,7 +72,7 @@ def main(seeds: int = 3, epochs: int = 60, factor: float = 50) -> None:
         ]  # fmt: skip
         for seed in range(seeds):
             for way in WAYS:
-                settings = command_line([*common, *way.split(), f"train.seed={seed}"])
+                settings = parse_command_line([*common, *way.split(), f"train.seed={seed}"])
                 config = resolve(TrainConfig, [read_yaml(find_recipe("digits")[1]), settings]).config
                 rows[way].append(dict(train(config).rows[-1]))
                 print(seed, way, {key: round(rows[way][-1][key], 2) for key in FOUND}, flush=True)

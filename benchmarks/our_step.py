@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from timm.utils.model_ema import ModelEmaV3
 
 from vitrail.config.commands import TrainConfig
-from vitrail.config.resolve import command_line, resolve
+from vitrail.config.resolve import parse_command_line, resolve
 from vitrail.data.loader import Batch
 from vitrail.training.class_balance import Balance
 from vitrail.training.initial_model import build_model, build_preprocess
@@ -31,7 +31,7 @@ def build_step(
 ) -> tuple[Callable[[], None], Any, Any]:
     """Return a step, and the model and the optimizer that it updates."""
     settings = [*SETTINGS.split(), f"model.name={name}", f"train.batch_size={batch_size}"]
-    config = resolve(TrainConfig, [command_line(settings)]).config
+    config = resolve(TrainConfig, [parse_command_line(settings)]).config
     optim = config.optim
     model = build_model(config, name, CLASSES).to(accelerator.device)
     preprocess = build_preprocess(config, name, model)

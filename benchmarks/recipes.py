@@ -17,7 +17,7 @@ from side_by_side import publish
 
 from vitrail.config.commands import TrainConfig
 from vitrail.config.recipes import find_recipe
-from vitrail.config.resolve import flat, read_yaml, resolve
+from vitrail.config.resolve import flatten, read_yaml, resolve
 from vitrail.models.registry import create_model
 from vitrail.weights.loading import open_model
 
@@ -26,7 +26,7 @@ NOT_OF_THE_RESULT = {"data.root", "output.root", "output.name"}
 
 def main(recipe: str, *runs: Path) -> None:
     """Publish the runs of a recipe on one page beside this file, with the curves of the first."""
-    plain = flat(resolve(TrainConfig, [read_yaml(find_recipe(recipe)[1])]).config)
+    plain = flatten(resolve(TrainConfig, [read_yaml(find_recipe(recipe)[1])]).config)
     table = [
         "| run | epochs | images | best top-1, % | at epoch | last top-1, % | last top-5, % | minutes |",
         "|-|-:|-:|-:|-:|-:|-:|-:|",
@@ -36,7 +36,7 @@ def main(recipe: str, *runs: Path) -> None:
         config = resolve(TrainConfig, [read_yaml(run / "config.yaml")]).config
         changed = [
             f"{k}={v if isinstance(v, str) else json.dumps(v)}"
-            for k, v in flat(config).items()
+            for k, v in flatten(config).items()
             if v != plain[k] and k not in NOT_OF_THE_RESULT
         ]
         if config.data.root is not None:

@@ -13,7 +13,7 @@ from PIL import Image
 from support.forked import python
 from vitrail.cells import guard, unguard, write_rows
 from vitrail.config.commands import DataConfig
-from vitrail.config.resolve import command_line, resolve
+from vitrail.config.resolve import parse_command_line, resolve
 from vitrail.data.opening import open_data
 from vitrail.inference.find_images import find_images
 from vitrail.inference.prediction_file import open_output
@@ -61,7 +61,7 @@ def test_predictions_are_read_back_as_images_and_classes(guarded: bool, tmp_path
         firsts = [cell[:1] for row in csv.reader(stream) for cell in row]
     assert bool(set(firsts) & set("=+-@")) != guarded
     assert [Path(path).name for path in find_images([str(output)], lambda _: None)] == names
-    layer = command_line([f"data.list={output}", "data.root=null", "data.label_column=name", "data.folds=2"])
+    layer = parse_command_line([f"data.list={output}", "data.root=null", "data.label_column=name", "data.folds=2"])
     data = open_data(resolve(DataConfig, [layer]).config.data)
     assert set(data.classes) == set(CLASSES)
     read = {

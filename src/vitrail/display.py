@@ -20,7 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from vitrail.errors import CheckpointError, harmless
+from vitrail.errors import CheckpointError, escape_text
 from vitrail.files import GrowingFile
 
 PHASES = {
@@ -120,17 +120,17 @@ class Terminal:
             self._before.append(text)
             return
         for line in text.splitlines():
-            self._file.add(harmless(line))
+            self._file.add(escape_text(line))
         try:
             self._file.write()
         except CheckpointError as error:
             if not self._refused:
                 self._refused = True
-                self.console.print(harmless(f"warning: {error}; tried again with each line"), style="yellow")
+                self.console.print(escape_text(f"warning: {error}; tried again with each line"), style="yellow")
 
     def _show(self, text: str, style: str | None = None) -> None:
         """Show a text on the terminal, and write it to the file."""
-        text = harmless(text)  # a name in it may hold what a terminal obeys
+        text = escape_text(text)  # a name in it may hold what a terminal obeys
         self.console.print(text, style=style)
         self.record(text)
 
@@ -142,7 +142,7 @@ class Terminal:
             redirect_stdout=sys.stdout.isatty(),  # what goes to a file or a pipe must get there
             disable=not self.console.is_terminal,
         )
-        self._progress.add_task(harmless(label), total=total, completed=done, values=())
+        self._progress.add_task(escape_text(label), total=total, completed=done, values=())
         self._progress.start()
         if self.console.is_jupyter and self.is_seen:
             self._cell = _NotebookLine()
@@ -151,7 +151,7 @@ class Terminal:
         assert self._progress is not None
         task = self._progress.tasks[0]
         if values:
-            shown = [harmless(f"{name.replace('_', ' ')} {text}") for name, text in values.items()]
+            shown = [escape_text(f"{name.replace('_', ' ')} {text}") for name, text in values.items()]
             self._progress.update(task.id, values=shown)
             if time.monotonic() - self._line_shown >= self._line_every_s:
                 self._line_shown = time.monotonic()

@@ -70,7 +70,7 @@ class Stopped(VitrailError):
     """Saved and stopped because it was told to, with what to type to go on; a scheduler may start it again."""
 
 
-def harmless(text: object) -> str:
+def escape_text(text: object) -> str:
     """Return a text as it may be shown: one line, with escapes for all that a terminal, a log or a reader would obey.
 
     Those are control characters, line ends, the marks that turn the direction of writing, those that look like nothing,
@@ -94,7 +94,7 @@ def command(*words: object) -> str:
     return shlex.join([*program, *map(str, words)])
 
 
-def closest(name: str, known: Iterable[str], alike: float = 0.4) -> str:
+def suggest(name: str, known: Iterable[str], alike: float = 0.4) -> str:
     """Return "; did you mean 'x'?" for the known name nearest to `name`, or nothing.
 
     Args:
@@ -111,16 +111,16 @@ def closest(name: str, known: Iterable[str], alike: float = 0.4) -> str:
     return f"; did you mean {matches[0]!r}?"
 
 
-def among(name: str, known: Sequence[str], what: str) -> str:
+def format_choices(name: str, known: Sequence[str], what: str) -> str:
     """Return "; did you mean 'x'? <What>: x, y, z", or without a near name "; <what>: x, y, z"."""
-    hint = closest(name, known)
+    hint = suggest(name, known)
     choices = ", ".join(known)
     if not hint:
         return f"; {what}: {choices}"
     return f"{hint} {what.capitalize()}: {choices}"
 
 
-def brief(value: object, most: int = 80) -> str:
+def shorten(value: object, most: int = 80) -> str:
     """Return a value as a message shows it: on one line, and never long, whatever stands in a file."""
     if isinstance(value, int) and value.bit_length() > 256:
         return f"a number of about {round(value.bit_length() * 0.30103):,} digits"
@@ -143,18 +143,18 @@ def _cut(value: object, depth: int) -> object:
     if isinstance(value, str | bytes):
         return value[:80]
     if isinstance(value, int) and value.bit_length() > 256:
-        return brief(value)
+        return shorten(value)
     if not isinstance(value, list | tuple | dict):
         return value
     if depth == 0:
         return type(value)()
     if isinstance(value, dict):
         first = islice(value.items(), 4)
-        return {brief(key, 40).strip("'"): _cut(item, depth - 1) for key, item in first}
+        return {shorten(key, 40).strip("'"): _cut(item, depth - 1) for key, item in first}
     return type(value)(_cut(item, depth - 1) for item in value[:8])
 
 
-def few(names: Sequence[str] | frozenset[str], most: int = 3) -> str:
+def list_some(names: Sequence[str] | frozenset[str], most: int = 3) -> str:
     """Return the first names, sorted, and how many more there are."""
     first = ", ".join(printable(name) for name in sorted(names)[:most])
     if len(names) <= most:

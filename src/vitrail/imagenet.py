@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable
 from functools import cache
 
-COUNT = 1000
+NUM_CLASSES = 1000
 """Number of classes."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Mean of each channel, for pixels from 0 to 1."""
@@ -16,7 +16,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @cache
-def wnids() -> tuple[str, ...]:
+def list_wordnet_ids() -> tuple[str, ...]:
     """Return the WordNet ids, which are also the folders' names."""
     from timm.data.imagenet_info import ImageNetInfo  # importing timm takes seconds, and few files need it
 
@@ -24,22 +24,22 @@ def wnids() -> tuple[str, ...]:
 
 
 @cache
-def by_name() -> dict[str, int]:
+def index_by_name() -> dict[str, int]:
     """Return the index of every id and English name, less the names that two classes share, such as crane."""
     from timm.data.imagenet_info import ImageNetInfo
 
     info = ImageNetInfo("imagenet-1k")
     indices: dict[str, int] = {}
     shared = set()
-    for index, wnid in enumerate(wnids()):
+    for index, wnid in enumerate(list_wordnet_ids()):
         synonyms = info.index_to_description(index).split(",")
-        for name in {plain(text) for text in (wnid, *synonyms)}:
+        for name in {normalise_name(text) for text in (wnid, *synonyms)}:
             if indices.setdefault(name, index) != index:
                 shared.add(name)
     return {name: index for name, index in indices.items() if name not in shared}
 
 
-def english(names: Iterable[str]) -> dict[str, str]:
+def find_english_names(names: Iterable[str]) -> dict[str, str]:
     """Return the first English name of each WordNet id that is among some names of classes."""
     ids = {name for name in names if re.fullmatch(r"n\d{8}", name)}
     # most data sets have none, and need not wait for timm
@@ -49,13 +49,13 @@ def english(names: Iterable[str]) -> dict[str, str]:
 
     info = ImageNetInfo("imagenet-1k")
     english_names = {}
-    for index, wnid in enumerate(wnids()):
+    for index, wnid in enumerate(list_wordnet_ids()):
         if wnid in ids:
             english_names[wnid] = info.index_to_description(index).split(",")[0]
     return english_names
 
 
-def plain(name: str) -> str:
+def normalise_name(name: str) -> str:
     """Return a class name without case, and with spaces for the characters between words; marks belong to words."""
     name = unicodedata.normalize("NFC", name).casefold()
     characters = []

@@ -14,17 +14,25 @@ from PIL import Image
 from timm.utils.misc import natural_key as natural_key_of_timm
 
 from support.displays import Notebook
-from vitrail.classes.matching import check_classes, match_by_name, match_by_order, order_in_doubt, read_class_names
-from vitrail.classes.names import look_alikes, natural_key, order, orders_differ, tell_look_alikes, visible, why_apart
+from vitrail.classes.matching import check_classes, find_order_doubt, match_by_name, match_by_order, read_class_names
+from vitrail.classes.names import (
+    explain_look_alikes,
+    find_look_alikes,
+    find_order_difference,
+    natural_key,
+    quote_name,
+    sort_classes,
+    tell_look_alikes,
+)
 from vitrail.cli.app import main
-from vitrail.config.resolve import command_line
+from vitrail.config.resolve import parse_command_line
 from vitrail.config.sections import DataSection
 from vitrail.data.audit.findings import find_problems
 from vitrail.data.opening import open_data, open_manifest, open_split
 from vitrail.data.sources import Source
 from vitrail.errors import ConfigError, DataError
 from vitrail.evaluation.evaluate import evaluate
-from vitrail.imagenet import plain, wnids
+from vitrail.imagenet import list_wordnet_ids, normalise_name
 from vitrail.images.preprocess import Preprocess
 from vitrail.models.registry import create_model, find_variant
 from vitrail.weights.checkpoint import save_model
@@ -58,7 +66,7 @@ def nameless(folder: Path, num_classes: int, always: int = 0) -> Path:
 def evaluated(path: Path, *settings: str, display: Notebook | None = None) -> Any:
     given = ["data.workers=0", "evaluate.device=cpu", "evaluate.split=all", *settings]
     options = OPTIONS if path.suffix == ".pth" else []
-    return evaluate(path, [command_line([*options, *given])], display=display)
+    return evaluate(path, [parse_command_line([*options, *given])], display=display)
 
 
 def labelled(source: Source) -> dict[str, str]:
@@ -81,7 +89,7 @@ def test_a_part_of_the_classes_in_another_order_is_found_by_name() -> None:
 
 
 def test_imagenet_goes_by_id_or_english_name_on_either_side() -> None:
-    assert match_by_name(wnids(), ("goldfish", "Great_White_Shark", "n01440764"), "x") == [1, 2, 0]
+    assert match_by_name(list_wordnet_ids(), ("goldfish", "Great_White_Shark", "n01440764"), "x") == [1, 2, 0]
     assert match_by_name(("tench", "goldfish"), ("n01443537", "tench"), "x") == [1, 0]
 
 
@@ -166,14 +174,14 @@ def test_classes_of_one_side_that_look_alike_are_said(tmp_path: Path) -> None:
 
 
 def test_what_is_easily_overlooked_is_seen() -> None:
-    assert [visible(name) for name in ("cat ", "a\u00a0b", NFD, "x\u200by", "\uff21", "猫")] == [
+    assert [quote_name(name) for name in ("cat ", "a\u00a0b", NFD, "x\u200by", "\uff21", "猫")] == [
         "'cat '", r"'a\xa0b'", r"'cafe\u0301'", r"'x\u200by'", r"'\uff21'", "'猫'",
     ]  # fmt: skip
     names = ["my cat", "My  cat", "mycat", "A\u200b", "\uff21", "b"]
-    assert look_alikes(names) == [["my cat", "My  cat"], ["A\u200b", "\uff21"]]
-    assert why_apart(["a", "b"], ["a", "c"]) == ""
-    assert plain("Great_White-Shark") == "great white shark"
-    assert plain("\u0915\u093f") != plain("\u0915\u093e")
+    assert find_look_alikes(names) == [["my cat", "My  cat"], ["A\u200b", "\uff21"]]
+    assert explain_look_alikes(["a", "b"], ["a", "c"]) == ""
+    assert normalise_name("Great_White-Shark") == "great white shark"
+    assert normalise_name("\u0915\u093f") != normalise_name("\u0915\u093e")
 
 
 def test_what_was_written_in_the_other_form_is_read_in_one(tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -200,7 +208,7 @@ def test_what_was_written_in_the_other_form_is_read_in_one(tmp_path: Path, tiny_
 
 @given(st.lists(st.text("aB12\u0663_0", max_size=6), min_size=1, max_size=8, unique=True))
 def test_natural_order_is_that_of_timm(names: list[str]) -> None:
-    ours = [names[index] for index in order(names, "natural")]
+    ours = [names[index] for index in sort_classes(names, "natural")]
     assert [natural_key_of_timm(name) for name in ours] == sorted(map(natural_key_of_timm, names))
     assert (natural_key(names[0]) < natural_key(names[-1])) == (
         natural_key_of_timm(names[0]) < natural_key_of_timm(names[-1])
@@ -209,17 +217,17 @@ def test_natural_order_is_that_of_timm(names: list[str]) -> None:
 
 def test_names_of_any_number_of_digits_are_ordered() -> None:
     names = ["x" + "9" * 5000, "x1" + "0" * 5000]
-    assert order(names, "natural").tolist() == [0, 1]
+    assert sort_classes(names, "natural").tolist() == [0, 1]
 
 
 def test_order_is_in_doubt_only_where_it_matters() -> None:
-    assert orders_differ(["class1", "class10", "class2"]) == (1, "class10", "class2")
-    assert orders_differ(["class1", "class2", "class10"]) == (1, "class10", "class2")
-    assert orders_differ(["Zoo", "ant"]) == (0, "Zoo", "ant")
-    assert orders_differ(["ant", "bee"]) is None
-    assert orders_differ([str(number) for number in range(12)]) is None
-    assert orders_differ(["plane", "car10", "car9"]) is None  # in neither order, so declared
-    assert order_in_doubt(["class1", "class10", "class2"], "text") == ""
+    assert find_order_difference(["class1", "class10", "class2"]) == (1, "class10", "class2")
+    assert find_order_difference(["class1", "class2", "class10"]) == (1, "class10", "class2")
+    assert find_order_difference(["Zoo", "ant"]) == (0, "Zoo", "ant")
+    assert find_order_difference(["ant", "bee"]) is None
+    assert find_order_difference([str(number) for number in range(12)]) is None
+    assert find_order_difference(["plane", "car10", "car9"]) is None  # in neither order, so declared
+    assert find_order_doubt(["class1", "class10", "class2"], "text") == ""
 
 
 def test_weights_without_names_need_an_order_where_two_differ(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from support.forked import python
 from support.runs import TINY
-from vitrail.errors import harmless
+from vitrail.errors import escape_text
 
 NAME = "red\x1b]0;evil\x07\x1b[31m[bold]x[b] :dog: \u202egpj\u2066\u200b\xe9"
 OBEYED = set("\x1b\x07\u202e\u2066\u200b")
@@ -37,20 +37,20 @@ def test_a_run_and_what_is_asked_of_it_show_hostile_names(hostile_folder: Path) 
     run = hostile_folder / "runs" / "run"
     assert done.returncode == 0, done.stderr
     shown = look_through(done, run / "log.txt", run / "report" / "report.html")
-    assert shown.count(harmless(NAME)) > 4
+    assert shown.count(escape_text(NAME)) > 4
     weights = run / "best.safetensors"
     evaluated = python("-m", "vitrail", "evaluate", weights, "--report", f"{NAME}.report", cwd=hostile_folder)
     assert evaluated.returncode == 0, evaluated.stderr
-    assert harmless(NAME) in look_through(evaluated, hostile_folder / f"{NAME}.report" / "report.html")
+    assert escape_text(NAME) in look_through(evaluated, hostile_folder / f"{NAME}.report" / "report.html")
     predicted = python("-m", "vitrail", "predict", weights, f"val/{NAME}", cwd=hostile_folder)
     assert predicted.returncode == 1, predicted.stderr
-    assert look_through(predicted).count(harmless(NAME)) > 4
+    assert look_through(predicted).count(escape_text(NAME)) > 4
 
 
 def test_a_check_shows_hostile_names(hostile_folder: Path) -> None:
     done = python("-m", "vitrail", "check-data", f"data.root={hostile_folder}", cwd=hostile_folder)
     assert done.returncode == 1, done.stderr
-    assert harmless(NAME) in look_through(done, hostile_folder / "data-check" / "check.html")
+    assert escape_text(NAME) in look_through(done, hostile_folder / "data-check" / "check.html")
 
 
 @pytest.mark.parametrize(

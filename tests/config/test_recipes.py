@@ -10,7 +10,7 @@ import yaml
 
 from vitrail.config.commands import TrainConfig
 from vitrail.config.recipes import RECIPES, find_recipe, list_recipes
-from vitrail.config.resolve import command_line, read_yaml, resolve
+from vitrail.config.resolve import parse_command_line, read_yaml, resolve
 from vitrail.config.sections import PreprocessSection
 from vitrail.models.registry import FAMILIES, build_config, create_model, find_variant
 from vitrail.training.setup import build_schedule
@@ -199,7 +199,7 @@ TWINS_LOGS = {
 def test_twins_rates_are_those_of_the_official_logs_with_the_override_that_the_recipe_names(name: str) -> None:
     override = re.search(r"For the run of the log, add: (.*)$", header_of(f"{name}_imagenet"), re.MULTILINE)
     tokens = override[1].split() if override else []
-    config = resolve(TrainConfig, [read_yaml(find_recipe(f"{name}_imagenet")[1]), command_line(tokens)]).config
+    config = resolve(TrainConfig, [read_yaml(find_recipe(f"{name}_imagenet")[1]), parse_command_line(tokens)]).config
     assert config.optim.lr / config.train.batch_size == 5e-4 / 512
     rate = build_schedule(config, 10)
     assert [rate((epoch - 1) * 10 + 5) for epoch in (2, 6, 20, 100, 299)] == pytest.approx(TWINS_LOGS[name], rel=1e-12)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.settings import problem, settings
 from vitrail.config.commands import EvaluateConfig, PredictConfig, TrainConfig
 from vitrail.config.recipes import find_recipe, list_recipes
-from vitrail.config.resolve import Layer, command_line, flat, read_yaml, resolve, to_dict, to_yaml
+from vitrail.config.resolve import Layer, flatten, parse_command_line, read_yaml, resolve, to_dict, to_yaml
 from vitrail.config.sections import DataSection, ModelSection, PreprocessSection
 from vitrail.config.training_sections import (
     OptimSection,
@@ -27,7 +27,7 @@ from vitrail.errors import ConfigError, VitrailError
 
 def test_command_line_wins_over_recipe_and_recipe_over_default() -> None:
     recipe = Layer("recipe", {"data": {"name": "digits"}, "optim": {"lr": 0.5, "weight_decay": 0.1}})
-    resolved = resolve(TrainConfig, [recipe, command_line(["optim.lr=0.25"])])
+    resolved = resolve(TrainConfig, [recipe, parse_command_line(["optim.lr=0.25"])])
     assert resolved.config.optim.lr == 0.25
     assert resolved.config.optim.weight_decay == 0.1
     assert resolved.config.optim.eps == 1e-8
@@ -35,7 +35,7 @@ def test_command_line_wins_over_recipe_and_recipe_over_default() -> None:
 
 def test_origins_name_the_last_layer_that_wrote_each_key_and_leave_defaults_out() -> None:
     recipe = Layer("recipe", {"data": {"name": "digits"}, "optim": {"lr": 0.5, "weight_decay": 0.1}})
-    resolved = resolve(TrainConfig, [recipe, command_line(["optim.lr=0.25", "ema.decay=0.9"])])
+    resolved = resolve(TrainConfig, [recipe, parse_command_line(["optim.lr=0.25", "ema.decay=0.9"])])
     assert resolved.origins == {
         "data.name": "recipe",
         "optim.lr": "command line",
@@ -52,18 +52,20 @@ def test_no_layer_at_all_gives_the_defaults() -> None:
 
 def test_a_command_may_null_what_a_recipe_set() -> None:
     recipe = Layer("recipe", {"data": {"name": "digits"}, "ema": {"decay": 0.9}})
-    assert resolve(TrainConfig, [recipe, command_line(["ema.decay=null"])]).config.ema.decay is None
+    assert resolve(TrainConfig, [recipe, parse_command_line(["ema.decay=null"])]).config.ema.decay is None
 
 
 def test_options_of_two_layers_are_merged() -> None:
     recipe = Layer("recipe", {"data": {"name": "digits"}, "model": {"options": {"depth": 2, "gelu": "tanh"}}})
-    resolved = resolve(TrainConfig, [recipe, command_line(["model.options.depth=3", "model.options.embed_dim=64"])])
+    resolved = resolve(
+        TrainConfig, [recipe, parse_command_line(["model.options.depth=3", "model.options.embed_dim=64"])]
+    )
     assert resolved.config.model.options == {"depth": 3, "gelu": "tanh", "embed_dim": 64}
 
 
 def test_merging_options_changes_neither_layer_nor_default() -> None:
     recipe = Layer("recipe", {"data": {"name": "digits"}, "model": {"options": {"depth": 2}}})
-    resolve(TrainConfig, [recipe, command_line(["model.options.depth=3"])])
+    resolve(TrainConfig, [recipe, parse_command_line(["model.options.depth=3"])])
     assert recipe.values["model"]["options"] == {"depth": 2}
     assert ModelSection().options == {}
 
@@ -133,7 +135,7 @@ def test_the_last_of_two_equal_keys_wins() -> None:
 )
 def test_a_token_that_is_no_setting_is_shown_with_an_example(token: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        command_line([token])
+        parse_command_line([token])
     expected = f"{token!r} is not a setting; write section.key=value, such as optim.lr=1e-3"
     assert str(caught.value) == f"command line: {expected}"
 
@@ -153,7 +155,7 @@ def test_unknown_section_names_the_closest_section_and_all_sections() -> None:
 
 def test_the_origin_of_a_problem_is_the_layer_that_has_it() -> None:
     with pytest.raises(ConfigError, match=r"^my\.yaml: optim\.lrr: unknown key"):
-        resolve(TrainConfig, [Layer("my.yaml", {"optim": {"lrr": 1}}), command_line(["data.name=digits"])])
+        resolve(TrainConfig, [Layer("my.yaml", {"optim": {"lrr": 1}}), parse_command_line(["data.name=digits"])])
 
 
 @pytest.mark.parametrize("kind", [EvaluateConfig, PredictConfig])
@@ -163,9 +165,9 @@ def test_a_command_knows_only_its_own_sections(kind: type) -> None:
 
 def test_evaluate_and_predict_take_their_sections() -> None:
     tokens = ["data.root=x", "evaluate.batch_size=8", "preprocess.crop=0.875"]
-    evaluated = resolve(EvaluateConfig, [command_line(tokens)]).config
+    evaluated = resolve(EvaluateConfig, [parse_command_line(tokens)]).config
     assert (evaluated.data.root, evaluated.evaluate.batch_size, evaluated.preprocess.crop) == ("x", 8, 0.875)
-    assert resolve(PredictConfig, [command_line(["preprocess.exif=apply"])]).config.preprocess.exif == "apply"
+    assert resolve(PredictConfig, [parse_command_line(["preprocess.exif=apply"])]).config.preprocess.exif == "apply"
 
 
 def test_a_section_that_is_not_a_mapping_is_told_what_to_write() -> None:
@@ -181,7 +183,7 @@ def test_a_section_that_is_not_a_mapping_is_told_what_to_write() -> None:
 def test_unknown_names_and_wrong_types_of_all_layers_come_in_one_line() -> None:
     recipe = Layer("my.yaml", {"optim": {"lrr": 1}, "dota": {}})
     with pytest.raises(ConfigError) as caught:
-        resolve(TrainConfig, [recipe, command_line(["train.epochs=many", "ema.decai=1"])])
+        resolve(TrainConfig, [recipe, parse_command_line(["train.epochs=many", "ema.decai=1"])])
     message = str(caught.value)
     parts = (
         "my.yaml: optim.lrr: ",
@@ -303,7 +305,7 @@ def test_dict_holds_plain_values_only() -> None:
 
 def test_flat_names_every_field_by_its_dotted_key() -> None:
     config = settings("optim.lr=0.5")
-    values = flat(config)
+    values = flatten(config)
     assert values["optim.lr"] == 0.5
     assert list(values) == [f"{s.name}.{f.name}" for s in fields(config) for f in fields(getattr(config, s.name))]
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from support.forked import TORCHRUN, python
 from support.tiny_model import CLASSES
 from vitrail.config.commands import TrainConfig
-from vitrail.config.resolve import command_line, read_yaml, resolve, to_yaml
+from vitrail.config.resolve import parse_command_line, read_yaml, resolve, to_yaml
 from vitrail.config.sections import DataSection
 from vitrail.data.loader import build_eval_loader, build_train_loader
 from vitrail.data.opening import open_data, open_split
@@ -132,7 +132,7 @@ def test_names_of_classes_go_by_one_form_of_unicode_and_one_order(image_folder: 
 
 def evaluated(checkpoint: Path, *settings: str) -> dict[str, Any]:
     words = ["evaluate.device=cpu", "evaluate.batch_size=5", *settings]
-    return {k: v for k, v in evaluate(checkpoint, [command_line(words)]).to_dict().items() if k != "data"}
+    return {k: v for k, v in evaluate(checkpoint, [parse_command_line(words)]).to_dict().items() if k != "data"}
 
 
 def test_evaluation_equals_the_folders(parquet: Path, image_folder: Path, tiny_checkpoint: Path) -> None:
@@ -154,12 +154,12 @@ def test_evaluation_by_two_processes_counts_each_row_once(parquet: Path, tiny_ch
 
 def settle(path: Path, *settings: str) -> TrainConfig:
     words = [f"data.name=hf:{path}", f"output.root={path.parent / 'runs'}", "train.epochs=2", *settings]
-    return resolve(TrainConfig, [read_yaml(TINY), command_line(words)]).config
+    return resolve(TrainConfig, [read_yaml(TINY), parse_command_line(words)]).config
 
 
 def test_a_run_has_the_weights_of_the_folders_for_any_workers(parquet: Path, image_folder: Path) -> None:
     words = [f"data.root={image_folder}", f"output.root={image_folder.parent / 'runs'}", "train.epochs=2"]
-    expected = train(resolve(TrainConfig, [read_yaml(TINY), command_line(words)]).config, name="folder")
+    expected = train(resolve(TrainConfig, [read_yaml(TINY), parse_command_line(words)]).config, name="folder")
     for workers in (0, 2):
         found = train(settle(parquet, f"data.workers={workers}"), name="tables")
         assert_same_weights(found.folder / "best.safetensors", expected.folder / "best.safetensors")
@@ -457,7 +457,7 @@ def test_a_run_on_lists_of_labels_has_the_weights_of_one_on_the_same_list(parque
     )  # fmt: skip
     plain = "augment.label_smoothing=0"
     words = [f"data.list={image_folder}/list.csv", f"data.root={image_folder}", f"output.root={parquet.parent}/runs"]
-    config = resolve(TrainConfig, [read_yaml(TINY), command_line([*words, "train.epochs=2", plain])]).config
+    config = resolve(TrainConfig, [read_yaml(TINY), parse_command_line([*words, "train.epochs=2", plain])]).config
     listed, found = train(config, name="list"), train(settle(parquet, plain), name="rows")
     assert_same_weights(found.folder / "best.safetensors", listed.folder / "best.safetensors")
     assert found.best["val_map"] == listed.best["val_map"] == evaluate(found.folder / "best.safetensors").accuracy.map
@@ -660,7 +660,7 @@ def test_a_name_that_is_no_set_is_refused(
     monkeypatch.chdir(HERE.parents[1])
     words = [f"data.{key}={value}" for key, value in {"name": name, **settings}.items()]
     with pytest.raises((ConfigError, DataError), match=error):
-        open_data(resolve(TrainConfig, [command_line(words)]).config.data)
+        open_data(resolve(TrainConfig, [parse_command_line(words)]).config.data)
 
 
 def test_what_cannot_be_streamed_is_refused(parquet: Path, image_folder: Path) -> None:
@@ -782,5 +782,5 @@ def test_weights_of_a_table_are_evaluated_on_a_folder_that_is_given(
     record = replace(
         open_model(tiny_checkpoint).record, recipe={"data": {"name": f"hf:{parquet}", "val_fraction": 0.3}}
     )
-    (layer,) = inherited_data(record, [command_line([f"data.root={image_folder}"])])
+    (layer,) = inherited_data(record, [parse_command_line([f"data.root={image_folder}"])])
     assert layer.values == {"data": {"val_fraction": 0.3}}

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from support.tiny_model import CLASSES
 from vitrail.cli.app import main
-from vitrail.config.resolve import command_line
+from vitrail.config.resolve import parse_command_line
 from vitrail.config.sections import DataSection
 from vitrail.data.lists import read_list
 from vitrail.data.manifest import load_manifest
@@ -507,8 +507,8 @@ def test_a_list_gives_the_images_of_its_folder(image_folder: Path, tiny_checkpoi
     assert by_list.classes == by_folder.classes == CLASSES
     assert names_and_labels(by_list) == names_and_labels(by_folder)
     settings = ["data.workers=0", "evaluate.device=cpu"]
-    found = evaluate(tiny_checkpoint, [command_line([f"data.list={path}", *settings])])
-    expected = evaluate(tiny_checkpoint, [command_line([f"data.root={image_folder}", *settings])])
+    found = evaluate(tiny_checkpoint, [parse_command_line([f"data.list={path}", *settings])])
+    expected = evaluate(tiny_checkpoint, [parse_command_line([f"data.root={image_folder}", *settings])])
     assert found.accuracy == expected.accuracy
     assert found.data == f"{path}, split val"
 

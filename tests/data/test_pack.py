@@ -25,7 +25,7 @@ from support.forked import SERVER
 from support.runs import TINY
 from vitrail.cli.app import main
 from vitrail.config.commands import TrainConfig
-from vitrail.config.resolve import command_line, read_yaml, resolve
+from vitrail.config.resolve import parse_command_line, read_yaml, resolve
 from vitrail.config.sections import DataSection
 from vitrail.data.audit.scan import check_images
 from vitrail.data.manifest import load_manifest
@@ -84,7 +84,7 @@ def run(*tokens: object) -> int:
 
 
 def train_on(root: Path, folder: Path, *settings: str) -> Path:
-    layers = [read_yaml(TINY), command_line([f"data.root={root}", f"output.root={folder}", *settings])]
+    layers = [read_yaml(TINY), parse_command_line([f"data.root={root}", f"output.root={folder}", *settings])]
     return train(resolve(TrainConfig, layers).config, name="tiny").folder
 
 
@@ -185,7 +185,7 @@ def test_an_evaluation_counts_the_same(workers: int, image_folder: Path, tiny_ch
     ]
     found = []
     for root in (image_folder, shards):
-        layer = command_line([f"data.root={root}", f"data.workers={workers}", "evaluate.device=cpu"])
+        layer = parse_command_line([f"data.root={root}", f"data.workers={workers}", "evaluate.device=cpu"])
         result = evaluate(tiny_checkpoint, [layer])
         bad = [(name.removeprefix(f"{root}/"), reason) for name, reason in result.bad_files]
         found.append((result.accuracy, bad))
@@ -320,7 +320,7 @@ def test_a_shard_that_vanishes_later_makes_unreadable_images(
     (shards / "train-000001.tar").unlink()
     monkeypatch.setattr("vitrail.data.shards.Places.check_sizes", lambda *_: None)
     settings = [f"data.root={shards}", "data.workers=0", "evaluate.split=train"]
-    result = evaluate(tiny_checkpoint, [command_line(settings)])
+    result = evaluate(tiny_checkpoint, [parse_command_line(settings)])
     assert result.accuracy.n > 0
     assert {reason for _, reason in result.bad_files} == {
         "its shard train-000000.tar is cut off", "its shard train-000001.tar: No such file or directory",

@@ -16,7 +16,7 @@ from PIL.JpegImagePlugin import get_sampling
 from support.runs import TINY
 from vitrail.cli.app import main
 from vitrail.config.commands import TrainConfig
-from vitrail.config.resolve import command_line, read_yaml, resolve
+from vitrail.config.resolve import parse_command_line, read_yaml, resolve
 from vitrail.config.sections import DataSection
 from vitrail.data import resize as resizing
 from vitrail.data.folders import MARK
@@ -251,10 +251,10 @@ def test_changed_pixels_are_told_wherever_they_are_used(
     assert open_split(DataSection(root=str(tmp_path / "24")), "val")[1] == (told,)
     display = Notebook()
     settings = [f"data.root={shards}", "data.workers=0", "evaluate.device=cpu"]
-    evaluate(tiny_checkpoint, [command_line(settings)], display=display)
+    evaluate(tiny_checkpoint, [parse_command_line(settings)], display=display)
     assert display.notes == [told]
     tiny = read_yaml(TINY)
-    config = resolve(TrainConfig, [tiny, command_line([f"data.root={shards}"])]).config
+    config = resolve(TrainConfig, [tiny, parse_command_line([f"data.root={shards}"])]).config
     with processes("float32", "cpu") as accelerator, Stop() as stop:
         job, _ = build_job(config, accelerator, "float32", Quiet(), stop)
     assert job.origin["pixels"] == told

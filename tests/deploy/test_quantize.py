@@ -17,7 +17,7 @@ from torch import nn
 
 from support.random_weights import randomised
 from vitrail.cli.app import main
-from vitrail.config.resolve import command_line
+from vitrail.config.resolve import parse_command_line
 from vitrail.deploy.int8 import find_quantizable, measure_sensitivities
 from vitrail.deploy.quantize import Quantized, Speed, find_drawbacks, quantize
 from vitrail.display import Quiet
@@ -95,7 +95,7 @@ BEHIND = {
 
 
 def made(checkpoint: Path, images: Path, format: str = "onnx", **options: object) -> Quantized:
-    return quantize(checkpoint, format, [command_line([f"data.root={images}"])], rounds=1, **options)  # type: ignore[arg-type]
+    return quantize(checkpoint, format, [parse_command_line([f"data.root={images}"])], rounds=1, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.thorough
@@ -122,7 +122,7 @@ def test_a_file_in_8_bits_is_smaller_and_says_what_it_is(tmp_path: Path, image_f
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
     exact = open_artifact(checkpoint)(images)
     assert 0 < (together - exact).abs().max() < 0.2 * exact.abs().max()
-    again = evaluate(done.path, [command_line([f"data.root={image_folder}"])], against=checkpoint)
+    again = evaluate(done.path, [parse_command_line([f"data.root={image_folder}"])], against=checkpoint)
     assert again.accuracy.numbers()["top1"] == 100
     stored = json.loads(done.numbers.read_text())
     assert done.numbers == tmp_path / f"best.int8{suffix}.json"

@@ -21,7 +21,7 @@ from support.long_tailed import ALL, long_tailed
 from support.runs import EVERYTHING, TINY, Signals, assert_same_run, has_saved, rows, run, steps, torchrun
 from vitrail.config.commands import TrainConfig
 from vitrail.config.recipes import find_recipe
-from vitrail.config.resolve import command_line, read_yaml, resolve
+from vitrail.config.resolve import parse_command_line, read_yaml, resolve
 from vitrail.distributed.watchdog import describe
 from vitrail.errors import ConfigError, Stopped
 
@@ -361,7 +361,7 @@ def test_the_ready_files_for_clusters_name_commands_that_exist() -> None:
         assert all(word in known for word in launch if word.startswith("--"))
         settings = [word for word in words[words.index("train") + 1 :] if "=" in word and not word.startswith("-")]
         name, path = find_recipe(words[words.index("train") + 1])
-        resolve(TrainConfig, [read_yaml(path, name), command_line(settings[:1])])
+        resolve(TrainConfig, [read_yaml(path, name), parse_command_line(settings[:1])])
         assert "--resume" in words
 
 

@@ -15,7 +15,7 @@ from support.runs import TINY
 from support.tiny_model import CLASSES
 from vitrail.cli.app import main
 from vitrail.config.commands import TrainConfig
-from vitrail.config.resolve import command_line, read_yaml, resolve
+from vitrail.config.resolve import parse_command_line, read_yaml, resolve
 from vitrail.data.opening import open_split
 from vitrail.errors import CheckpointError, ConfigError, DataError
 from vitrail.evaluation.evaluate import evaluate, report_folder, report_name, sweep
@@ -25,7 +25,7 @@ from vitrail.weights.loading import load_model, open_model
 
 
 def layers(root: Path, *settings: str) -> list:
-    return [command_line([f"data.root={root}", "data.workers=0", "evaluate.device=cpu", *settings])]
+    return [parse_command_line([f"data.root={root}", "data.workers=0", "evaluate.device=cpu", *settings])]
 
 
 def test_accuracy_equals_that_of_the_images_one_by_one(tiny_checkpoint: Path, image_folder: Path) -> None:
@@ -147,21 +147,21 @@ def test_an_override_equal_to_what_is_stored_says_nothing(tiny_checkpoint: Path,
 
 def test_without_data_the_missing_setting_is_named(tiny_checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.root is not set"):
-        evaluate(tiny_checkpoint, [command_line(["evaluate.device=cpu"])])
+        evaluate(tiny_checkpoint, [parse_command_line(["evaluate.device=cpu"])])
 
 
 def test_a_folder_that_was_moved_is_divided_as_in_training(tiny_checkpoint: Path, image_folder: Path) -> None:
     stored = {"root": "/gone", "val_split": None, "folds": 5, "fold": 2, "train_split": "Train", "workers": 0}
     record = replace(open_model(tiny_checkpoint).record, recipe={"data": stored})
-    (layer,) = inherited_data(record, [command_line(["data.root=/here"])])
+    (layer,) = inherited_data(record, [parse_command_line(["data.root=/here"])])
     assert layer.values["data"] == {"folds": 5, "fold": 2}
-    (layer,) = inherited_data(record, [command_line(["data.root=/gone"])])
+    (layer,) = inherited_data(record, [parse_command_line(["data.root=/gone"])])
     assert layer.values["data"] == {name: value for name, value in stored.items() if name != "workers"}
 
 
 def test_other_images_than_those_of_the_training_are_told(image_folder: Path, tmp_path: Path) -> None:
     settings = [f"data.root={image_folder}", "train.epochs=1", f"output.root={tmp_path}"]
-    done = train(resolve(TrainConfig, [read_yaml(TINY), command_line(settings)]).config)
+    done = train(resolve(TrainConfig, [read_yaml(TINY), parse_command_line(settings)]).config)
     display = Notebook()
     evaluate(done.folder / "best.safetensors", layers(image_folder), display=display)
     assert not display.warnings
@@ -179,7 +179,9 @@ def test_other_images_than_those_of_the_training_are_told(image_folder: Path, tm
 def folded(image_folder: Path, tmp_path: Path) -> Path:
     """Weights trained on two of three folds of a folder."""
     settings = [f"data.root={image_folder / 'train'}", "data.folds=3", "train.epochs=1", f"output.root={tmp_path}"]
-    return train(resolve(TrainConfig, [read_yaml(TINY), command_line(settings)]).config).folder / "best.safetensors"
+    return (
+        train(resolve(TrainConfig, [read_yaml(TINY), parse_command_line(settings)]).config).folder / "best.safetensors"
+    )
 
 
 @pytest.mark.parametrize(
@@ -194,7 +196,7 @@ def folded(image_folder: Path, tmp_path: Path) -> Path:
     ids=str,
 )
 def test_images_that_were_trained_on_are_told(folded: Path, settings: list[str], n: int) -> None:
-    display, given = Notebook(), command_line([*settings, "evaluate.device=cpu"])
+    display, given = Notebook(), parse_command_line([*settings, "evaluate.device=cpu"])
     evaluate(folded, [given], display=display)
     trained, _ = open_split(resolve_for(open_model(folded).record, []).config.data, "train")
     asked = resolve_for(open_model(folded).record, [given]).config
@@ -211,7 +213,9 @@ def test_images_that_were_trained_on_are_told(folded: Path, settings: list[str],
 
 def test_trained_images_are_told_where_nothing_was_divided(image_folder: Path, tmp_path: Path) -> None:
     settings = [f"data.root={image_folder}", "train.epochs=1", f"output.root={tmp_path / 'runs'}"]
-    path = train(resolve(TrainConfig, [read_yaml(TINY), command_line(settings)]).config).folder / "best.safetensors"
+    path = (
+        train(resolve(TrainConfig, [read_yaml(TINY), parse_command_line(settings)]).config).folder / "best.safetensors"
+    )
     display = Notebook()
     evaluate(path, layers(image_folder / "train", "evaluate.split=all"), display=display)
     (told,) = display.warnings
@@ -254,7 +258,7 @@ def test_sweep_finds_the_preprocessing_that_the_weights_were_trained_with(image_
     recipe = read_yaml(TINY)
     settings = [f"data.root={image_folder}", f"output.root={image_folder.parent}", "train.epochs=12", "optim.lr=1e-2"]
     read = ["preprocess.mean=[0.0,0.0,0.0]", "preprocess.std=[1.0,1.0,1.0]", "preprocess.crop=1.0"]
-    config = resolve(TrainConfig, [recipe, command_line([*settings, *read])]).config
+    config = resolve(TrainConfig, [recipe, parse_command_line([*settings, *read])]).config
     weights = train(config, name="a").folder / "best.safetensors"
     tried = sweep(weights, layers(image_folder))
     assert len(tried) == 3 * 3 * 2

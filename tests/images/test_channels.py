@@ -24,7 +24,7 @@ from support.images import EIGHT_BIT, PLAIN, encode, npy, photo, png_16, read, r
 from support.runs import TINY
 from support.tiff_files import tiff_file
 from vitrail.config.commands import TrainConfig
-from vitrail.config.resolve import command_line, read_yaml, resolve
+from vitrail.config.resolve import parse_command_line, read_yaml, resolve
 from vitrail.data.audit.inspect_file import Finding, inspect
 from vitrail.data.sources import PixelSource
 from vitrail.display import Quiet
@@ -352,7 +352,7 @@ def test_named_sets_follow_the_same_rules() -> None:
 )
 def test_settings_that_contradict_the_images_are_refused(tokens: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        resolve(TrainConfig, [command_line(["data.root=x", *tokens])])
+        resolve(TrainConfig, [parse_command_line(["data.root=x", *tokens])])
     assert message in str(caught.value)
 
 
@@ -406,7 +406,7 @@ def test_a_weight_file_says_what_it_needs(trained: Run) -> None:
 def test_weights_say_in_training_what_they_were_made_for(trained: Run) -> None:
     other = 24 - trained.bits
     tokens = [f"data.root={trained.data}", f"data.channels={trained.channels}", f"model.weights={trained.weights}"]
-    config = resolve(TrainConfig, [read_yaml(TINY), command_line([*tokens, f"data.bits={other}"])]).config
+    config = resolve(TrainConfig, [read_yaml(TINY), parse_command_line([*tokens, f"data.bits={other}"])]).config
     display = Said()
     opened = open_initial_weights(config, "tnt_ti_patch16_224", ("dark", "light"), display)
     assert f"expects data.bits={trained.bits}; the settings say {other}, which is taken" in display.text

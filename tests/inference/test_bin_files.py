@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vitrail.cli.app import main
-from vitrail.config.resolve import command_line
+from vitrail.config.resolve import parse_command_line
 from vitrail.errors import DataError
 from vitrail.evaluation.evaluate import Evaluation, evaluate
 from vitrail.inference.bin_files import unique_names
@@ -37,7 +37,7 @@ def answered(checkpoint: Path, inputs: Path, folder: Path) -> Path:
 
 
 def layers(root: Path, *settings: str) -> list:
-    return [command_line([f"data.root={root}", "data.workers=0", "evaluate.device=cpu", *settings])]
+    return [parse_command_line([f"data.root={root}", "data.workers=0", "evaluate.device=cpu", *settings])]
 
 
 @pytest.fixture

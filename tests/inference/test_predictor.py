@@ -5,7 +5,7 @@ import torch
 
 from support.displays import Notebook
 from support.tiny_model import save_tiny
-from vitrail.config.resolve import command_line
+from vitrail.config.resolve import parse_command_line
 from vitrail.errors import ConfigError
 from vitrail.inference.decision import ReachedThresholds, TopClasses
 from vitrail.inference.predictor import open_predictor, read_predictor
@@ -59,7 +59,7 @@ def test_more_classes_than_there_are_is_warned_of_where_it_is_no_limit(tmp_path:
 
 def test_settings_change_how_images_are_read_and_are_told(tiny_checkpoint: Path, image_folder: Path) -> None:
     told = Notebook()
-    settings = [command_line(["preprocess.crop=0.5"])]
+    settings = [parse_command_line(["preprocess.crop=0.5"])]
     predictor = open_predictor(tiny_checkpoint, settings, device="cpu", display=told)
     assert predictor.preprocess.crop == 0.5
     assert told.warnings[0].startswith("preprocess.crop is 0.5 instead of")

@@ -13,7 +13,7 @@ from support.forked import python
 from vitrail.cli.app import app, understood
 from vitrail.config.commands import CheckConfig, ConvertConfig, DataConfig, EvaluateConfig, PredictConfig, TrainConfig
 from vitrail.config.recipes import find_recipe, list_recipes
-from vitrail.config.resolve import command_line, read_yaml, resolve
+from vitrail.config.resolve import parse_command_line, read_yaml, resolve
 from vitrail.models.registry import create_model
 
 ROOT = Path(__file__).parents[2]
@@ -77,8 +77,8 @@ def test_a_documented_command_is_understood(arguments: list[str]) -> None:
     if schema[arguments[0]] is TrainConfig:
         layers = [read_yaml(find_recipe(recipes[0] if recipes else "digits")[1])]
     else:  # what the weight file would say
-        layers = [command_line(["data.root=trained/on"] if schema[arguments[0]] is EvaluateConfig else [])]
-    resolve(schema[arguments[0]], [*layers, command_line(settings)])
+        layers = [parse_command_line(["data.root=trained/on"] if schema[arguments[0]] is EvaluateConfig else [])]
+    resolve(schema[arguments[0]], [*layers, parse_command_line(settings)])
 
 
 @pytest.mark.thorough

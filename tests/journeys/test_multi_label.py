@@ -26,7 +26,7 @@ from support.runs import TINY, Notebook, Signals, assert_same_run, rows
 from support.tiny_model import CLASSES
 from vitrail.cli.app import main
 from vitrail.config.commands import TrainConfig
-from vitrail.config.resolve import command_line, read_yaml, resolve
+from vitrail.config.resolve import parse_command_line, read_yaml, resolve
 from vitrail.config.sections import DataSection
 from vitrail.config.training_sections import MultiLabelSection
 from vitrail.data.pack import pack
@@ -201,7 +201,7 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings_of(path: Path, *more: str) -> TrainConfig:
     given = ["data.root=null", f"data.list={path}", f"output.root={path.parent / 'runs'}", "augment.label_smoothing=0"]
-    return resolve(TrainConfig, [read_yaml(TINY), command_line([*given, *more])]).config
+    return resolve(TrainConfig, [read_yaml(TINY), parse_command_line([*given, *more])]).config
 
 
 def run(
@@ -233,13 +233,13 @@ def test_the_weight_file_has_thresholds_and_evaluation_keeps_to_them(
     thresholds = open_model(path).record.thresholds
     assert thresholds is not None
     assert load_model(path).thresholds == thresholds
-    settings = [command_line(["data.workers=0", "evaluate.device=cpu"])]
+    settings = [parse_command_line(["data.workers=0", "evaluate.device=cpu"])]
     found = evaluate(path, settings, report=report_folder(tmp_path / "report"))
     for name, value in found.accuracy.numbers().items():
         assert value == pytest.approx(trained.best[f"val_{name}"], rel=1e-6), name
     assert found.accuracy.thresholds == thresholds
     # on other images the same thresholds, not those that would be best there
-    others = evaluate(path, [*settings, command_line(["evaluate.split=train"])])
+    others = evaluate(path, [*settings, parse_command_line(["evaluate.split=train"])])
     assert others.accuracy.thresholds == thresholds
     assert others.accuracy.n == 192
     numbers = json.loads((tmp_path / "report" / "report.json").read_text())
@@ -269,7 +269,7 @@ def test_the_page_shows_classes_and_mistakes_and_no_top1(trained: TrainResult, s
     wrong = "|".join(name for name in CLASSES if name not in labels.split("|"))
     swapped = squares.with_name("swapped.csv")
     swapped.write_text("\n".join([*lines[:-1], f"{path},{wrong},{split}"]))
-    settings = [command_line([f"data.list={swapped}", "data.workers=0", "evaluate.device=cpu"])]
+    settings = [parse_command_line([f"data.list={swapped}", "data.workers=0", "evaluate.device=cpu"])]
     evaluate(trained.folder / "best.safetensors", settings, report=report_folder(tmp_path / "report"))
     found = json.loads((tmp_path / "report" / "report.json").read_text())
     mistakes = found["false_positives"] + found["false_negatives"]
@@ -330,13 +330,13 @@ def test_images_of_another_kind_are_refused(
 ) -> None:
     path = trained.folder / "best.safetensors"
     with pytest.raises(DataError) as caught:
-        evaluate(path, [command_line([f"data.root={image_folder}", "evaluate.device=cpu"])])
+        evaluate(path, [parse_command_line([f"data.root={image_folder}", "evaluate.device=cpu"])])
     assert str(caught.value) == (
         f"{path}: gives any number of classes an image, and those of {image_folder}/val have one each; give a list "
         "with data.list, see docs/multi_label.md"
     )
     with pytest.raises(DataError) as caught:
-        evaluate(tiny_checkpoint, [command_line([f"data.list={squares}", "evaluate.device=cpu"])])
+        evaluate(tiny_checkpoint, [parse_command_line([f"data.list={squares}", "evaluate.device=cpu"])])
     assert str(caught.value) == (
         f"{tiny_checkpoint}: gives one class an image, and those of {squares}, split val have any number; evaluate a "
         "model that was trained on such images"
@@ -362,7 +362,7 @@ def test_settings_that_mean_nothing_are_refused_before_any_image_is_looked_at(
         TrainConfig,
         [
             read_yaml(TINY),
-            command_line([f"data.root={image_folder}", "multi_label.loss=asymmetric", "train.monitor=val_map"]),
+            parse_command_line([f"data.root={image_folder}", "multi_label.loss=asymmetric", "train.monitor=val_map"]),
         ],
     ).config
     with pytest.raises(ConfigError) as caught:
@@ -414,20 +414,20 @@ def test_two_and_three_processes_find_what_one_does_to_the_last_bit(
 
 def test_batch_size_and_unreadable_images(squares: Path, trained: TrainResult) -> None:
     path = trained.folder / "best.safetensors"
-    whole = evaluate(path, [command_line(["data.workers=0", "evaluate.device=cpu"])])
+    whole = evaluate(path, [parse_command_line(["data.workers=0", "evaluate.device=cpu"])])
     lines = squares.read_text().splitlines()
     (squares.parent / "broken.png").write_bytes(b"none")
     more = squares.with_name("more.csv")
     more.write_text("\n".join([*lines, "broken.png,red,val"]))
     settings = [f"data.list={more}", "data.workers=0", "evaluate.device=cpu", "evaluate.batch_size=5"]
-    found = evaluate(path, [command_line(settings)])
+    found = evaluate(path, [parse_command_line(settings)])
     assert [Path(name).name for name, _ in found.bad_files] == ["broken.png"]
     for name, value in found.accuracy.numbers().items():
         assert value == pytest.approx(whole.accuracy.numbers()[name], rel=1e-5), name
-    assert len(sweep(path, [command_line(["data.workers=0", "evaluate.device=cpu"])])) > 10
+    assert len(sweep(path, [parse_command_line(["data.workers=0", "evaluate.device=cpu"])])) > 10
     more.write_text("path,labels,split\nbroken.png,red,val\n")
     with pytest.raises(DataError, match=r"none of the 1 images could be read"):
-        evaluate(path, [command_line([*settings, "data.match_classes=by-name"])])
+        evaluate(path, [parse_command_line([*settings, "data.match_classes=by-name"])])
 
 
 def test_shards_of_a_list_give_the_same_numbers(squares: Path, trained: TrainResult, tmp_path: Path) -> None:
@@ -441,8 +441,8 @@ def test_shards_of_a_list_give_the_same_numbers(squares: Path, trained: TrainRes
     first = squares.read_text().splitlines()[1].split(",")[1]
     assert "|".join(CLASSES[number] for number in numbers) == first
     path, settings = trained.folder / "best.safetensors", ["data.workers=0", "evaluate.device=cpu"]
-    found = evaluate(path, [command_line([*settings, f"data.root={packed.folder}"])])
-    assert found.accuracy == evaluate(path, [command_line(settings)]).accuracy
+    found = evaluate(path, [parse_command_line([*settings, f"data.root={packed.folder}"])])
+    assert found.accuracy == evaluate(path, [parse_command_line(settings)]).accuracy
 
 
 def test_a_part_of_the_classes_is_matched_by_name(squares: Path, trained: TrainResult) -> None:
@@ -452,9 +452,9 @@ def test_a_part_of_the_classes_is_matched_by_name(squares: Path, trained: TrainR
     some.write_text("\n".join([lines[0], *(line for line in lines[193:] if "green" not in line)]))
     settings = [f"data.list={some}", "data.workers=0", "evaluate.device=cpu"]
     with pytest.raises(DataError, match=r"differences, as index: model / data = 1: green / red"):
-        evaluate(path, [command_line(settings)])
+        evaluate(path, [parse_command_line(settings)])
     display = Notebook()
-    found = evaluate(path, [command_line([*settings, "data.match_classes=by-name"])], display=display).accuracy
+    found = evaluate(path, [parse_command_line([*settings, "data.match_classes=by-name"])], display=display).accuracy
     assert found.map > 80
     assert (
         f"{some}, split val: has no images of 1 of the 3 classes; where the model gives an image one of these, "

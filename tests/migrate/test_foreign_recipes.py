@@ -13,7 +13,7 @@ from support.foreign import FILES, written
 from vitrail.api.evaluation import EVALUATE_SECTIONS
 from vitrail.cli.app import main
 from vitrail.config.commands import EvaluateConfig
-from vitrail.config.resolve import command_line, resolve
+from vitrail.config.resolve import parse_command_line, resolve
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.migrate.recipes import open_recipe, read_part, split_keys
 from vitrail.training.start import begin
@@ -109,7 +109,7 @@ def wanted_with(config: Path | str, *tokens: str) -> Any:
 
     part = read_part(str(config), {}, EVALUATE_SECTIONS)
     assert part is not None
-    return resolve_request([part.layer, command_line(tokens)])
+    return resolve_request([part.layer, parse_command_line(tokens)])
 
 
 def test_a_file_gives_the_image_size_that_weights_do_not_tell(

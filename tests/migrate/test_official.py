@@ -10,7 +10,7 @@ import pytest
 from support.foreign import changed
 from vitrail.cli.app import understood
 from vitrail.config.commands import TrainConfig
-from vitrail.config.resolve import flat, resolve
+from vitrail.config.resolve import flatten, resolve
 from vitrail.errors import ConfigError
 from vitrail.migrate import official
 from vitrail.migrate.translate import translate
@@ -27,7 +27,7 @@ OFFICIAL = (
 def test_the_official_command_is_our_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "8")
     (_, place, *rest), _ = understood(["train", *OFFICIAL.split()])
-    theirs, ours = flat(begin(place, rest).config), flat(begin("tnt_s_imagenet", []).config)
+    theirs, ours = flatten(begin(place, rest).config), flatten(begin("tnt_s_imagenet", []).config)
     differing = {key for key in ours if ours[key] != theirs[key]} - {"augment.erase", "schedule.step"}
     assert (theirs["augment.erase"], theirs["schedule.step"]) == ("after_mix", "epoch")
     assert differing == {
@@ -58,7 +58,7 @@ def test_the_commands_of_t2t_and_twins_are_our_recipes(
     tokens, _ = understood(["train", *typed.split()])
     keys = [token for token in tokens[1:] if "=" in token]
     place = [token for token in tokens[1:] if "=" not in token]
-    theirs, ours = (flat(begin(*args).config) for args in ((*place, keys) if place else (None, keys), (recipe, [])))
+    theirs, ours = (flatten(begin(*args).config) for args in ((*place, keys) if place else (None, keys), (recipe, [])))
     alike = ("data.root", "model.image_size", "train.precision", "augment.erase", "schedule.step")
     assert {key: theirs[key] for key in ours if ours[key] != theirs[key] and key not in alike} == others
     assert (theirs["model.image_size"], theirs["train.precision"], theirs["schedule.step"]) == (224, "mixed", "epoch")
@@ -150,7 +150,7 @@ def test_flags_belong_to_the_program_of_their_model_or_that_knows_most(flags: di
     ],
 )
 def test_a_flag_of_an_official_program_sets_what_belongs_to_it(flags: dict[str, Any], expected: dict[str, Any]) -> None:
-    found = flat(resolve(TrainConfig, [translate({}, "flags", {**flags, "data": "/d"}).layer]).config)
+    found = flatten(resolve(TrainConfig, [translate({}, "flags", {**flags, "data": "/d"}).layer]).config)
     assert {key: found[key] for key in expected} == expected
 
 

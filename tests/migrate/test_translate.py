@@ -14,7 +14,7 @@ import pytest
 from support.foreign import PROJECT_OF, changed, content, remarks, translated
 from vitrail.config.commands import TrainConfig
 from vitrail.config.recipes import find_recipe, list_recipes
-from vitrail.config.resolve import Layer, flat, read_yaml, resolve
+from vitrail.config.resolve import Layer, flatten, read_yaml, resolve
 from vitrail.errors import ConfigError
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.migrate import official
@@ -172,7 +172,7 @@ def flags_of(program: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("project", [*PROJECTS, *official.PROGRAMS], ids=lambda project: project.name)
 def test_every_key_sets_only_settings_that_we_have(project: Any) -> None:
-    known = set(flat(resolve(TrainConfig, [Layer("", {"data": {"root": "x"}})]).config))
+    known = set(flatten(resolve(TrainConfig, [Layer("", {"data": {"root": "x"}})]).config))
     if project in official.PROGRAMS:
         translation = translate({}, "flags", flags_of(project))
     else:
@@ -348,7 +348,7 @@ def test_what_a_program_has_no_default_for_is_taken_from_its_published_file(name
     ],
 )
 def test_nothing_every_so_often_is_off(name: str, flags: dict[str, Any], setting: str, expected: Any) -> None:
-    assert flat(translated(name, **flags))[setting] == expected
+    assert flatten(translated(name, **flags))[setting] == expected
 
 
 def test_a_rate_that_is_not_read_is_told_of() -> None:
@@ -614,7 +614,7 @@ def test_distribution_that_is_there_needs_no_word() -> None:
     ],
 )
 def test_a_key_sets_what_belongs_to_it(name: str, flags: dict[str, Any], expected: dict[str, Any]) -> None:
-    found = flat(translated(name, **flags))
+    found = flatten(translated(name, **flags))
     assert {key: found[key] for key in expected} == expected
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from vitrail.config.commands import TrainConfig
-from vitrail.config.resolve import Layer, flat, read_yaml, resolve
+from vitrail.config.resolve import Layer, flatten, read_yaml, resolve
 from vitrail.migrate.mindcv import MINDCV
 from vitrail.migrate.model_zoo import T2T, TWINS, ZOO_TNT
 from vitrail.migrate.translate import translate
@@ -36,8 +36,8 @@ def translated(name: str, processes: int = 8, **flags: Any) -> TrainConfig:
 
 def changed(config: TrainConfig) -> dict[str, Any]:
     """Return the dotted settings that are not our defaults."""
-    default = flat(resolve(TrainConfig, [Layer("", {"data": {"root": "x"}})]).config)
-    return {key: value for key, value in flat(config).items() if value != default[key]}
+    default = flatten(resolve(TrainConfig, [Layer("", {"data": {"root": "x"}})]).config)
+    return {key: value for key, value in flatten(config).items() if value != default[key]}
 
 
 def remarks(name: str, **flags: Any) -> list[str]:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from support.forked import TORCHRUN
 from vitrail.config.commands import TrainConfig
-from vitrail.config.resolve import command_line, read_yaml, resolve
+from vitrail.config.resolve import parse_command_line, read_yaml, resolve
 from vitrail.display import Quiet
 from vitrail.training.state import load_last_state
 from vitrail.training.trackers import TensorBoard, Tracker
@@ -28,7 +28,7 @@ TINY = Path(__file__).parent / "tiny.yaml"
 def settle(images: Path, *settings: str) -> TrainConfig:
     layers = [
         read_yaml(TINY),
-        command_line([f"data.root={images}", f"output.root={images.parent / 'runs'}", *settings]),
+        parse_command_line([f"data.root={images}", f"output.root={images.parent / 'runs'}", *settings]),
     ]
     return resolve(TrainConfig, layers).config
 

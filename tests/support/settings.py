@@ -5,7 +5,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from vitrail.config.commands import TrainConfig
-from vitrail.config.resolve import command_line, resolve
+from vitrail.config.resolve import parse_command_line, resolve
 from vitrail.config.sections import DataSection, EvaluateSection, ModelSection, PreprocessSection, WeightsSection
 from vitrail.config.training_sections import (
     AugmentSection,
@@ -38,12 +38,12 @@ SECTIONS = (
 
 def settings(*tokens: str) -> TrainConfig:
     """Return the configuration of a command line for the digits."""
-    return resolve(TrainConfig, [command_line(["data.name=digits", *tokens])]).config
+    return resolve(TrainConfig, [parse_command_line(["data.name=digits", *tokens])]).config
 
 
 def problem(*tokens: str, kind: Any = TrainConfig) -> str:
     """Return the message with which a command line is refused."""
     base = ["data.name=digits"] if "data" in get_type_hints(kind) else []
     with pytest.raises(ConfigError) as caught:
-        resolve(kind, [command_line([*base, *tokens])])
+        resolve(kind, [parse_command_line([*base, *tokens])])
     return str(caught.value)

@@ -7,7 +7,7 @@ import pytest
 from support.runs import TINY
 from vitrail.config.commands import TrainConfig
 from vitrail.config.recipes import find_recipe, list_recipes
-from vitrail.config.resolve import command_line, read_yaml, resolve, to_yaml
+from vitrail.config.resolve import parse_command_line, read_yaml, resolve, to_yaml
 from vitrail.errors import ConfigError
 from vitrail.training.idle_settings import idle_settings
 from vitrail.training.start import begin
@@ -18,7 +18,7 @@ def folder(tmp_path: Path) -> Path:
     """Return a run folder as far as settings go."""
     folder = tmp_path / "runs" / "first"
     folder.mkdir(parents=True)
-    layers = [read_yaml(Path(str(TINY))), command_line([f"output.root={tmp_path / 'runs'}", "output.name=first"])]
+    layers = [read_yaml(Path(str(TINY))), parse_command_line([f"output.root={tmp_path / 'runs'}", "output.name=first"])]
     (folder / "config.yaml").write_text(to_yaml(resolve(TrainConfig, layers).config))
     return folder
 

@@ -34,7 +34,7 @@ from support.runs import (
     steps,
 )
 from vitrail.config.commands import TrainConfig
-from vitrail.config.resolve import command_line, read_yaml, resolve
+from vitrail.config.resolve import parse_command_line, read_yaml, resolve
 from vitrail.display import Quiet
 from vitrail.errors import CheckpointError, ConfigError, DataError, Interrupted, MissingExtra, Stopped, TrainingError
 from vitrail.evaluation.evaluate import evaluate
@@ -550,7 +550,9 @@ def test_a_head_without_names_is_kept_in_training_where_the_counts_are_equal(tmp
     assert load_model(result.folder / "best.safetensors").classes == ("class1", "class2", "class10")
     assert not any("in the order of text" in text for text in display.warnings)
     assert read_yaml(result.folder / "config.yaml").values["data"]["class_order"] == "natural"
-    again = evaluate(result.folder / "best.safetensors", [command_line(["data.workers=0", "evaluate.device=cpu"])])
+    again = evaluate(
+        result.folder / "best.safetensors", [parse_command_line(["data.workers=0", "evaluate.device=cpu"])]
+    )
     assert again.accuracy.top1 == result.rows[-1]["val_top1"]
 
     names = tmp_path / "names.txt"

@@ -18,8 +18,8 @@ import torch
 from safetensors import safe_open
 
 from vitrail.config.commands import EvaluateConfig
-from vitrail.config.resolve import command_line, read_yaml, resolve
-from vitrail.errors import CheckpointError, ConfigError, brief, closest
+from vitrail.config.resolve import parse_command_line, read_yaml, resolve
+from vitrail.errors import CheckpointError, ConfigError, shorten, suggest
 from vitrail.evaluation.evaluate import evaluate
 from vitrail.evaluation.settings import inherited_data
 from vitrail.images.preprocess import Preprocess
@@ -199,7 +199,7 @@ def test_processes_downloads_and_disk_are_this_machines(tiny_checkpoint: Path, i
     rewrite(tiny_checkpoint, set_at("recipe", {"data": section}))
     (layer,) = inherited_data(open_model(tiny_checkpoint).record, [])
     assert layer.values == {"data": {"root": str(image_folder)}}
-    evaluate(tiny_checkpoint, [command_line(["evaluate.device=cpu", "data.workers=0"])])
+    evaluate(tiny_checkpoint, [parse_command_line(["evaluate.device=cpu", "data.workers=0"])])
 
 
 def test_a_set_of_the_hub_is_opened_only_where_it_is_named(tiny_checkpoint: Path) -> None:
@@ -209,12 +209,12 @@ def test_a_set_of_the_hub_is_opened_only_where_it_is_named(tiny_checkpoint: Path
         inherited_data(record, [])
     rewrite(tiny_checkpoint, set_at("recipe", {"data": stored}))
     with pytest.raises(ConfigError, match="nothing is downloaded because a file says so"):
-        evaluate(tiny_checkpoint, [command_line(["evaluate.device=cpu"])])
-    (layer,) = inherited_data(record, [command_line(["data.name=hf:stranger/tracker"])])
+        evaluate(tiny_checkpoint, [parse_command_line(["evaluate.device=cpu"])])
+    (layer,) = inherited_data(record, [parse_command_line(["data.name=hf:stranger/tracker"])])
     assert layer.values["data"] == stored
     (layer,) = inherited_data(replace(record, recipe={"data": {"name": "hf:./here"}}), [])
     assert layer.values["data"] == {"name": "hf:./here"}
-    assert inherited_data(record, [command_line(["data.root=/here"])]) == []
+    assert inherited_data(record, [parse_command_line(["data.root=/here"])]) == []
 
 
 def test_a_batch_that_memory_cannot_hold_is_refused(tiny_checkpoint: Path, image_folder: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_batch_that_memory_cannot_hold_is_refused(tiny_checkpoint: Path, image
         next(predictor.predict(["a.jpg"], batch_size=10**9))
     words = [f"data.root={image_folder}", "evaluate.device=cpu", "evaluate.batch_size=1000000000"]
     with pytest.raises(ConfigError, match="lower the batch size"):
-        evaluate(tiny_checkpoint, [command_line(words)])
+        evaluate(tiny_checkpoint, [parse_command_line(words)])
 
 
 @pytest.mark.parametrize("suffix", [".torchscript", ".pt2"])
@@ -337,7 +337,7 @@ def test_settings_in_a_file_have_bounds(text: str, told: str, tmp_path: Path) ->
 def test_numbers_of_the_command_line_have_bounds() -> None:
     told = r"data\.workers is '0xf{100,300}\.\.\.; it must be a whole number below 2\^63"
     with pytest.raises(ConfigError, match=told) as caught:
-        resolve(EvaluateConfig, [command_line([f"data.workers=0x{'f' * 5000}"])])
+        resolve(EvaluateConfig, [parse_command_line([f"data.workers=0x{'f' * 5000}"])])
     assert len(str(caught.value)) < 1000
 
 
@@ -353,12 +353,12 @@ def test_sizes_without_reason_are_refused_before_anything_is_built() -> None:
 
 
 def test_brief_is_one_short_line() -> None:
-    assert brief("a\x1b[2J\nb") == r"'a\x1b[2J\nb'"
-    assert brief(10**5000) == "a number of about 5,000 digits"
+    assert shorten("a\x1b[2J\nb") == r"'a\x1b[2J\nb'"
+    assert shorten(10**5000) == "a number of about 5,000 digits"
     deep: list[Any] = []
     for _ in range(10_000):
         deep = [deep]
     for value in (deep, {"x" * 10**6: [10**5000] * 10**5}, b"\xff" * 10**6, torch.zeros(10**4)):
-        assert len(brief(value)) < 100
-        assert "\n" not in brief(value)
-    assert closest("x" * 10**6, ["xx"]) == ""
+        assert len(shorten(value)) < 100
+        assert "\n" not in shorten(value)
+    assert suggest("x" * 10**6, ["xx"]) == ""

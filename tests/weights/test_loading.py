@@ -28,7 +28,7 @@ from support.mindspore_values import COMMITTED, golden_values
 from support.tiny_model import save_tiny
 from support.weight_files import EXAMPLES, MINDSPORE_TINY, dialect_of, opened, save, theirs, tiny, tiny_options
 from vitrail.errors import CheckpointError, ConfigError, DataError
-from vitrail.imagenet import by_name, wnids
+from vitrail.imagenet import index_by_name, list_wordnet_ids
 from vitrail.images.preprocess import Preprocess
 from vitrail.models.dialects import read_names, write_names
 from vitrail.models.registry import FAMILIES, create_model
@@ -636,12 +636,12 @@ def test_classes_of_imagenet_are_known_by_id_and_by_name(tmp_path: Path) -> None
     model = tiny("twins_svt_small", num_classes=1000)
     path = save(tmp_path / "a.pth", model.state_dict())
     found = opened(path, "twins_svt_small", classes=["goldfish", "crane", "n01440764", "Golden_Retriever", "my cat"])
-    assert opened(path, "twins_svt_small").record.classes == wnids()
+    assert opened(path, "twins_svt_small").record.classes == list_wordnet_ids()
     head = model.state_dict()["head.weight"]
     for new, old in ((0, 1), (2, 0), (3, 207)):
         assert torch.equal(found.weights["head.weight"][new], head[old])
-    assert "crane" not in by_name()  # a bird and a machine
-    assert by_name()["tench"] == 0
+    assert "crane" not in index_by_name()  # a bird and a machine
+    assert index_by_name()["tench"] == 0
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 64), (48, 80)])

@@ -15,7 +15,7 @@ from vitrail.config.commands import TrainConfig
 from vitrail.config.resolve import Layer
 from vitrail.display import Display, Quiet, Terminal
 from vitrail.distributed.launch import is_main_process
-from vitrail.errors import ConfigError, closest
+from vitrail.errors import ConfigError, suggest
 from vitrail.files import write_whole
 from vitrail.migrate.given import Given, Settings, read_given
 from vitrail.migrate.recipes import read_part
@@ -50,7 +50,7 @@ def read_settings(verb: Callable[..., Any], settings: Settings | None, sections:
         if name in SECTIONS:
             raise ConfigError(f"{name} is a section; write {name}={{'key': value}}, a mapping")
         options = [option for option, one in inspect.signature(verb).parameters.items() if one.kind != one.VAR_KEYWORD]
-        near = closest(name, [*options, *SECTIONS])
+        near = suggest(name, [*options, *SECTIONS])
         raise ConfigError(
             f"{verb.__name__} has no option {name!r}{near}; settings are given as a mapping such as "
             "{'train.epochs': 3}, or by section as train={'epochs': 3}"

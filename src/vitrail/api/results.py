@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from vitrail.errors import MissingExtra, harmless
+from vitrail.errors import MissingExtra, escape_text
 
 T = TypeVar("T")
 WIDTH = 200
@@ -38,13 +38,13 @@ class Table:
 
     def print_to(self, console: Console) -> None:
         """Print the table; no name in it is obeyed by a terminal."""
-        title = harmless(self.title) or None
+        title = escape_text(self.title) or None
         table = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD)
         for number, column in enumerate(self.columns):
             justify = "right" if self.is_numeric(number) else "left"
-            table.add_column(harmless(column), justify=justify, overflow="fold")
+            table.add_column(escape_text(column), justify=justify, overflow="fold")
         for row in self.rows:
-            table.add_row(*map(harmless, row))
+            table.add_row(*map(escape_text, row))
         console.print(table)
 
     def to_html(self) -> str:
@@ -52,13 +52,13 @@ class Table:
         aligned = ["right" if self.is_numeric(number) else "left" for number in range(len(self.columns))]
         head = _html_row("th", self.columns, aligned)
         body = "".join(_html_row("td", row, aligned) for row in self.rows)
-        title = f"<caption>{escape(harmless(self.title))}</caption>" if self.title else ""
+        title = f"<caption>{escape(escape_text(self.title))}</caption>" if self.title else ""
         return f"<table>{title}<thead>{head}</thead><tbody>{body}</tbody></table>"
 
 
 def _html_row(tag: str, texts: Sequence[str], aligned: Sequence[str]) -> str:
     cells = [
-        f'<{tag} style="text-align: {side}">{escape(harmless(text))}</{tag}>'
+        f'<{tag} style="text-align: {side}">{escape(escape_text(text))}</{tag}>'
         for text, side in zip(texts, aligned, strict=True)
     ]
     return f"<tr>{''.join(cells)}</tr>"
@@ -102,11 +102,11 @@ class Result:
         for table in self.tables():
             table.print_to(console)
         texts = [line.rstrip() for line in stream.getvalue().splitlines()]
-        return "\n".join([*texts, *map(harmless, self.lines())])
+        return "\n".join([*texts, *map(escape_text, self.lines())])
 
     def _repr_html_(self) -> str:
         tables = [table.to_html() for table in self.tables()]
-        return "".join([*tables, *(f"<div>{escape(harmless(line))}</div>" for line in self.lines())])
+        return "".join([*tables, *(f"<div>{escape(escape_text(line))}</div>" for line in self.lines())])
 
 
 @dataclass(frozen=True)

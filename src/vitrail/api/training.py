@@ -11,7 +11,7 @@ from typing import Any
 from vitrail.api.options import path_or_none, read_settings, shown, tell_remarks, write_json
 from vitrail.api.results import Picture, Result, ResultList, Table
 from vitrail.config.commands import TrainConfig
-from vitrail.config.resolve import flat, resolve
+from vitrail.config.resolve import flatten, resolve
 from vitrail.display import Display
 from vitrail.errors import ConfigError
 from vitrail.files import refuse_output
@@ -339,4 +339,4 @@ def show_config(recipe: str | Path | None = None, settings: Settings | None = No
         title = f"{read.path}: {translation.project}, {translation.compat}"
         translated = Table(title, columns, tuple(tuple(row) for row in translation.table()))
     resolved = resolve(TrainConfig, [read.layer, given.layer])
-    return ShownConfig(read.path, flat(resolved.config), dict(resolved.origins), translated)
+    return ShownConfig(read.path, flatten(resolved.config), dict(resolved.origins), translated)

@@ -9,10 +9,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, get_args
 
-from vitrail.classes.names import ClassOrder, canonical, order, orders_differ, why_apart
-from vitrail.errors import ConfigError, DataError, brief, few, printable
+from vitrail.classes.names import ClassOrder, canonical, explain_look_alikes, find_order_difference, sort_classes
+from vitrail.errors import ConfigError, DataError, list_some, printable, shorten
 from vitrail.files import no_file
-from vitrail.imagenet import by_name, plain
+from vitrail.imagenet import index_by_name, normalise_name
 
 MAX_NAME = 1000
 """Largest number of characters of a class name in a file of names."""
@@ -36,7 +36,7 @@ def check_classes(
     data = [canonical(name) for name in data_classes]
     if model == data:
         return
-    orders = {kind: [data[index] for index in order(data, kind)] for kind in get_args(ClassOrder)}
+    orders = {kind: [data[index] for index in sort_classes(data, kind)] for kind in get_args(ClassOrder)}
     # data in neither order has one that somebody has declared, and keeps it
     if data in orders.values():
         for kind, names in orders.items():
@@ -48,7 +48,7 @@ def check_classes(
             rows.append(f"{index}: {ours} / {theirs}")
     raise DataError(
         f"the classes of {path} ({len(model)}) are not those of the data ({len(data)}); differences, "
-        f"as index: model / data = {'; '.join(rows[:3])}{why_apart(model, data)}; {advice}"
+        f"as index: model / data = {'; '.join(rows[:3])}{explain_look_alikes(model, data)}; {advice}"
     )
 
 
@@ -73,8 +73,8 @@ def match_by_name(model_classes: Sequence[str], data_classes: Sequence[str], pat
     missing = [name for name in data_classes if name not in indices]
     if missing:
         raise DataError(
-            f"{path} lacks {len(missing)} of the {len(data_classes)} classes of the data: {few(missing, 10)}"
-            f"{why_apart(model_classes, missing)}; rename or remove them there"
+            f"{path} lacks {len(missing)} of the {len(data_classes)} classes of the data: {list_some(missing, 10)}"
+            f"{explain_look_alikes(model_classes, missing)}; rename or remove them there"
         )
     matched = [indices[name] for name in data_classes]
     for number, index in enumerate(matched):
@@ -102,15 +102,15 @@ def _index_classes(model_classes: Sequence[str], path: Path | str) -> dict[str, 
 
 def _add_synonyms(indices: dict[str, int], data_classes: Sequence[str]) -> dict[str, int]:
     """Return the indices with those of the data's names that are another name of a model's class in ImageNet."""
-    imagenet = by_name()
+    imagenet = index_by_name()
     by_imagenet_class = {}
     for name, index in indices.items():
-        imagenet_class = imagenet.get(plain(name))
+        imagenet_class = imagenet.get(normalise_name(name))
         if imagenet_class is not None:
             by_imagenet_class[imagenet_class] = index
     with_synonyms = dict(indices)
     for name in data_classes:
-        imagenet_class = imagenet.get(plain(name))
+        imagenet_class = imagenet.get(normalise_name(name))
         if name not in indices and imagenet_class in by_imagenet_class:
             with_synonyms[name] = by_imagenet_class[imagenet_class]
     return with_synonyms
@@ -151,14 +151,14 @@ def match_by_order(
     return f"{path}: its classes are matched with those of the data by their order: {examples}"
 
 
-def order_in_doubt(data_classes: Sequence[str], class_order: ClassOrder | None) -> str:
+def find_order_doubt(data_classes: Sequence[str], class_order: ClassOrder | None) -> str:
     """Say why the order of the data's classes cannot stand for that of a model without names, or nothing if it can.
 
     torchvision and MindSpore number folders in the order of text, timm in natural order; no weight file tells which.
     """
     if class_order is not None:
         return ""
-    difference = orders_differ(data_classes)
+    difference = find_order_difference(data_classes)
     if difference is None:
         return ""
     index, text, natural = difference
@@ -192,7 +192,7 @@ def read_class_names(file: str | Path, what: str = "weights.classes") -> tuple[s
     seen: dict[str, int] = {}
     for number, name in enumerate(names):
         if not name or not name.isprintable():
-            raise ConfigError(f"{where}: class {number} is {brief(name)}; a name has characters that can be printed")
+            raise ConfigError(f"{where}: class {number} is {shorten(name)}; a name has characters that can be printed")
         if len(name) > MAX_NAME:
             raise ConfigError(f"{where}: class {number} has {len(name):,} letters; a name has {MAX_NAME:,} at most")
         first = seen.setdefault(name, number)

@@ -66,7 +66,7 @@ def canonical(name: str) -> str:
 # Names that look alike
 
 
-def visible(name: str) -> str:
+def quote_name(name: str) -> str:
     """Return a name in quotes, with escapes for the characters that look like others or like nothing."""
     characters = []
     for character in name:
@@ -77,7 +77,7 @@ def visible(name: str) -> str:
     return f"'{''.join(characters)}'"
 
 
-def look_alikes(names: Iterable[str]) -> list[list[str]]:
+def find_look_alikes(names: Iterable[str]) -> list[list[str]]:
     """Return the groups of names that differ only by case, by blanks or by characters that look the same."""
     groups: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
@@ -87,26 +87,26 @@ def look_alikes(names: Iterable[str]) -> list[list[str]]:
 
 def tell_look_alikes(names: Iterable[str]) -> str:
     """Say which names look alike and are different classes all the same; nothing where none do."""
-    groups = look_alikes(names)
+    groups = find_look_alikes(names)
     if not groups:
         return ""
-    examples = ", ".join(" and ".join(map(visible, group)) for group in groups[:3])
+    examples = ", ".join(" and ".join(map(quote_name, group)) for group in groups[:3])
     return (
         f"{len(groups)} classes have names that look alike, and are different classes all the same: {examples}; if "
         "they are meant to be one, give them one name"
     )
 
 
-def why_apart(ours: Iterable[str], theirs: Iterable[str]) -> str:
+def explain_look_alikes(ours: Iterable[str], theirs: Iterable[str]) -> str:
     """Return a clause on names that only one side has each and that look alike, or nothing where none do."""
     ours = set(ours)
     theirs = set(theirs)
     pairs = []
-    for group in look_alikes(sorted(ours ^ theirs)):
+    for group in find_look_alikes(sorted(ours ^ theirs)):
         for name in group:
             for other in group:
                 if name in ours and other in theirs:
-                    pairs.append(f"{visible(name)} and {visible(other)}")
+                    pairs.append(f"{quote_name(name)} and {quote_name(other)}")
     if not pairs:
         return ""
     return f"; {', '.join(pairs[:3])} look alike, but differ in case, blanks or characters"
@@ -136,7 +136,7 @@ def are_whole_numbers(names: Sequence[str]) -> bool:
     return all(re.fullmatch(r"0|-?[1-9][0-9]*", name) for name in names)
 
 
-def without_points(names: Sequence[str]) -> dict[str, str]:
+def strip_points(names: Sequence[str]) -> dict[str, str]:
     """Return the whole number that each name is, where all are and some have a point (1.0); else nothing.
 
     pandas writes a column of whole numbers so when a cell is missing.
@@ -155,14 +155,14 @@ def without_points(names: Sequence[str]) -> dict[str, str]:
 # Order
 
 
-def with_comma(names: Sequence[str]) -> str:
+def find_decimal_comma(names: Sequence[str]) -> str:
     """Return a name that is a number with a decimal comma, where all names are numbers; else nothing."""
     if not all(re.fullmatch(r"-?[0-9]+([.,][0-9]+)?", name) for name in names):
         return ""
     return next((name for name in names if "," in name), "")
 
 
-def order(names: Sequence[str], class_order: ClassOrder | None = None) -> NDArray[np.int64]:
+def sort_classes(names: Sequence[str], class_order: ClassOrder | None = None) -> NDArray[np.int64]:
     """Return the indices that sort the classes.
 
     Args:
@@ -192,14 +192,14 @@ def _number_key(digits: str) -> tuple[int, str]:
     return len(significant), significant
 
 
-def orders_differ(names: Sequence[str]) -> tuple[int, str, str] | None:
+def find_order_difference(names: Sequence[str]) -> tuple[int, str, str] | None:
     """Return the first index at which text and natural order have different classes, and these; None where none does.
 
     Names that are the numbers of their own places leave no doubt, and neither do those that are in neither order, which
     somebody has declared.
     """
-    text = list(map(names.__getitem__, order(names, "text").tolist()))
-    natural = list(map(names.__getitem__, order(names, "natural").tolist()))
+    text = list(map(names.__getitem__, sort_classes(names, "text").tolist()))
+    natural = list(map(names.__getitem__, sort_classes(names, "natural").tolist()))
     is_sorted = list(names) in (text, natural)
     is_numbered = list(names) == [str(number) for number in range(len(names))]
     if not is_sorted or is_numbered:

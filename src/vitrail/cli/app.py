@@ -28,7 +28,7 @@ from vitrail.errors import (
     Stopped,
     TrainingError,
     VitrailError,
-    harmless,
+    escape_text,
 )
 
 SPEAK_AFTER_S = 3.0
@@ -79,17 +79,17 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
         arguments, notes = understood(arguments)
         if is_main_process():
             for note in notes:
-                print(harmless(note), file=sys.stderr)
+                print(escape_text(note), file=sys.stderr)
         status = app(arguments, exit_on_error=False, print_error=False)
         sys.stdout.flush()  # what cannot be shown is found here, while it can be said
     except (Interrupted, KeyboardInterrupt) as error:
-        print(harmless(error) or "stopped", file=sys.stderr)
+        print(escape_text(error) or "stopped", file=sys.stderr)
         status = 130
     except Stopped as error:
         if is_main_process():
-            print(harmless(error), file=sys.stderr)
+            print(escape_text(error), file=sys.stderr)
         status = os.EX_TEMPFAIL
-        _tell_torchrun(harmless(error), restart=False)
+        _tell_torchrun(escape_text(error), restart=False)
     except VitrailError as error:
         if debug:
             raise
@@ -122,7 +122,7 @@ def understood(tokens: Sequence[str]) -> tuple[list[str], list[str]]:
 def _fail(message: str, restart: bool = True, status: int = 2) -> NoReturn:
     """Say what is wrong in one line and exit; without `restart` it would be wrong the next time too."""
     who = "error" if is_main_process() else f"error in process {os.environ['RANK']}"
-    line = harmless(" ".join(message.split()))  # a file's name may hold what a terminal obeys
+    line = escape_text(" ".join(message.split()))  # a file's name may hold what a terminal obeys
     if os.environ.get("LOCAL_RANK", "0") != "0" and is_said_by_first_process(line, os.environ, SPEAK_AFTER_S):
         time.sleep(ENDED_AFTER_S)  # torchrun ends it before
         sys.exit(status)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vitrail.errors import harmless
+from vitrail.errors import escape_text
 
 if TYPE_CHECKING:
     from vitrail.api.results import Result
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def show_line(text: str) -> None:
     """Print one line, in which no name of a file or a class is obeyed by the terminal."""
-    print(harmless(text))
+    print(escape_text(text))
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

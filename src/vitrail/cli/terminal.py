@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.distributed.launch import is_main_process
-from vitrail.errors import Interrupted, Stopped, VitrailError, harmless
+from vitrail.errors import Interrupted, Stopped, VitrailError, escape_text
 
 if TYPE_CHECKING:
     from vitrail.display import Terminal
@@ -28,7 +28,7 @@ def open_terminal() -> Iterator[Terminal]:
         if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parents[1]):
             display.warn(str(message))
         else:
-            text = "\n".join(map(harmless, str(message).split("\n")))
+            text = "\n".join(map(escape_text, str(message).split("\n")))
             original(text, category, filename, *rest)
             display.record(warnings.formatwarning(text, category, filename, rest[0]))
 

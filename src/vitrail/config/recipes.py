@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitrail.config.resolve import Layer, read_yaml
-from vitrail.errors import ConfigError, closest
+from vitrail.errors import ConfigError, suggest
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -47,7 +47,7 @@ def find_recipe(name: str) -> tuple[str, Path]:
         return path.stem, path
     if path.is_dir():
         raise ConfigError(f"{name} is a folder, not a recipe; to train on its images, write data.root={name}")
-    hint = closest(name, known) or ";"
+    hint = suggest(name, known) or ";"
     raise ConfigError(
         f"unknown recipe {name!r}{hint} `vitrail config` lists all {len(known)}; a path to a YAML file works too"
     )

@@ -20,7 +20,7 @@ from vitrail.config.commands import (
     TrainConfig,
 )
 from vitrail.config.values import Text, quote, read_value, to_plain
-from vitrail.errors import ConfigError, among
+from vitrail.errors import ConfigError, format_choices
 from vitrail.files import read_regular
 
 MOST_SETTINGS = 2**20
@@ -80,7 +80,7 @@ def resolve(cls: type[T], layers: Iterable[Layer]) -> Resolved[T]:
     for layer in layers:
         for section, content in layer.values.items():
             if section not in sections:
-                known = among(str(section), list(sections), "sections")
+                known = format_choices(str(section), list(sections), "sections")
                 problems.append(f"{layer.origin}: {section}: unknown section{known}")
                 continue
             accepted, refused = _read_section(section, sections[section], content)
@@ -106,7 +106,7 @@ def _read_section(name: str, section: type, content: Any) -> tuple[dict[str, Any
     problems = []
     for key, value in content.items():
         if key not in hints:
-            known = among(str(key), list(hints), "known keys")
+            known = format_choices(str(key), list(hints), "known keys")
             problems.append(f"{name}.{key}: unknown key{known}")
             continue
         try:
@@ -128,7 +128,7 @@ def _merge(values: dict[str, Any], later: Mapping[str, Any]) -> None:
 # Reading
 
 
-def command_line(tokens: Sequence[str]) -> Layer:
+def parse_command_line(tokens: Sequence[str]) -> Layer:
     """Read `section.key=value` tokens; values are YAML, so lists are written [0.5, 0.5].
 
     Raises:
@@ -232,7 +232,7 @@ def to_yaml(config: TrainConfig, header: str = "") -> str:
     return comment + "\n".join(yaml.safe_dump({name: section}, sort_keys=False) for name, section in sections)
 
 
-def flat(config: Any) -> dict[str, Any]:
+def flatten(config: Any) -> dict[str, Any]:
     """Return {dotted key: value} of a configuration."""
     values = {}
     for section, content in to_dict(config).items():

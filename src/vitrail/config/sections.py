@@ -233,20 +233,21 @@ class PreprocessSection:
             problems.append(f"std is {self.std}; it must be positive")
         elif self.std is not None and min(self.std) < MIN_STD:
             problems.append(f"std is {self.std}; it must be at least {MIN_STD:g}")
-        return problems + too_large(self.mean, self.std)
+        return problems + find_wrong_scale(self.mean, self.std)
 
 
-def too_large(mean: Sequence[float] | None, std: Sequence[float] | None) -> list[str]:
+def find_wrong_scale(mean: Sequence[float] | None, std: Sequence[float] | None) -> list[str]:
     """Say, as one clause, that a mean or std is for pixels that go further than from 0 to 1; nothing where none is."""
     for name, values in (("mean", mean), ("std", std)):
-        if values is not None and pixel_range(values) > 1:
+        if values is not None and find_pixel_range(values) > 1:
             return [
-                f"{name} is {tuple(values)}; it is for pixels from 0 to 1: divide mean and std by {pixel_range(values)}"
+                f"{name} is {tuple(values)}; it is for pixels from 0 to 1: divide mean and std by "
+                f"{find_pixel_range(values)}"
             ]
     return []
 
 
-def pixel_range(values: Sequence[float]) -> int:
+def find_pixel_range(values: Sequence[float]) -> int:
     """Return the largest value of the pixels that means, or standard deviations, are for."""
     largest = max(values, default=0)
     for most in (1, 255):

@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from vitrail.errors import brief, closest
+from vitrail.errors import shorten, suggest
 
 MAX_WHOLE = 2**63 - 1
 """Largest whole number of a setting."""
@@ -49,7 +49,7 @@ def quote(value: Any) -> str:
     """Return a refused value as it is shown: in quotes where it was text, and never long."""
     if isinstance(value, Text):
         value = str(value)
-    return brief(value, 200)
+    return shorten(value, 200)
 
 
 def _parse_text(value: Any, kind: Any) -> Any:
@@ -128,7 +128,7 @@ def _convert_to_literal(value: Any, allowed: tuple[Any, ...]) -> Any:
     if value in allowed:
         return value
     names = [str(name) for name in allowed]
-    hint = closest(value, names) if isinstance(value, str) else ""
+    hint = suggest(value, names) if isinstance(value, str) else ""
     raise ValueError(f"one of {', '.join(names)}{hint}")
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.classes.names import ClassOrder, canonical, order, visible, why_apart
+from vitrail.classes.names import ClassOrder, canonical, explain_look_alikes, quote_name, sort_classes
 from vitrail.data.paths import Paths
 from vitrail.data.shards import INDEX
 from vitrail.data.sources import FileSource
-from vitrail.errors import ConfigError, DataError, closest, few, printable
+from vitrail.errors import ConfigError, DataError, list_some, printable, suggest
 from vitrail.files import NOWHERE, Identity, identity, no_file
 from vitrail.images.formats import ENDINGS, NOT_READ
 
@@ -61,7 +61,7 @@ def find_splits(root: Path, train_split: str, val_split: str | None) -> tuple[Pa
         others = [folder for folder in folders if folder != train_split]
         hold_out = f"data.val_split=null to hold out data.val_fraction of {train_split}/"
         if others:
-            advice = f", only {few(others)}; set data.val_split to one of them, or {hold_out}"
+            advice = f", only {list_some(others)}; set data.val_split to one of them, or {hold_out}"
         else:
             advice = f"; set {hold_out}"
         raise DataError(f"data.root {root}: has {train_split}/ but no {val_split}/{advice}")
@@ -74,7 +74,8 @@ def _refuse_other_splits(root: Path, train_split: str, folders: Sequence[str]) -
     if splits:
         settings = " ".join(f"data.{key}_split={name}" for key, name in zip(("train", "val"), splits, strict=False))
         raise DataError(
-            f"data.root {root}: has no {train_split}/, and {few(splits)} look like splits rather than classes; set "
+            f"data.root {root}: has no {train_split}/, and {list_some(splits)} look like splits rather than "
+            "classes; set "
             f"them, such as {settings}"
         )
 
@@ -91,7 +92,7 @@ def visible_folders(root: Path) -> list[str]:
         beside = []
         if root.parent.is_dir():
             beside = [path.name for path in root.parent.iterdir()]
-        advice = closest(root.name, beside, alike=0.75) or "; set it to the folder with your images"
+        advice = suggest(root.name, beside, alike=0.75) or "; set it to the folder with your images"
         raise DataError(f"data.root {root}: no such folder{advice}") from None
     except NotADirectoryError:
         raise DataError(
@@ -109,7 +110,7 @@ def note_left_out(root: Path, splits: Collection[str]) -> tuple[str, ...]:
     others = [name for name in visible_folders(root) if name not in splits]
     if not others:
         return ()
-    return (f"{root}: left out {few(others, 10)}, beside {' and '.join(dict.fromkeys(splits))}",)
+    return (f"{root}: left out {list_some(others, 10)}, beside {' and '.join(dict.fromkeys(splits))}",)
 
 
 def refuse_inside(root: Path, output: Path) -> None:
@@ -226,27 +227,30 @@ class Ignored:
         notes = []
         if self.hidden:
             notes.append(
-                f"{where}: ignored {len(self.hidden)} hidden or system files or folders: {few(self.hidden, 10)}"
+                f"{where}: ignored {len(self.hidden)} hidden or system files or folders: {list_some(self.hidden, 10)}"
             )
         if self.odd:
-            notes.append(f"{where}: ignored {len(self.odd)} that are no regular files: {few(self.odd, 10)}")
+            notes.append(f"{where}: ignored {len(self.odd)} that are no regular files: {list_some(self.odd, 10)}")
         unread = self._unread
         if unread:
             endings = ", ".join(sorted({name[name.rfind(".") :].lower() for name in unread}))
             notes.append(
-                f"{where}: left out {len(unread)} {UNREAD} ({endings}): {few(unread)}; convert them to JPEG or PNG"
+                f"{where}: left out {len(unread)} {UNREAD} ({endings}): {list_some(unread)}; convert them to JPEG "
+                "or PNG"
             )
         others = [name for name in self.others if not is_unread_image(name)]
         if others:
-            notes.append(f"{where}: ignored {len(others)} files that are not images: {few(others)}")
+            notes.append(f"{where}: ignored {len(others)} files that are not images: {list_some(others)}")
         if self.loose:
-            notes.append(f"{where}: ignored {len(self.loose)} images outside the class folders: {few(self.loose)}")
+            notes.append(
+                f"{where}: ignored {len(self.loose)} images outside the class folders: {list_some(self.loose)}"
+            )
         return tuple(notes)
 
     def hint(self) -> str:
         """Return the end of an error about missing images: those that are there, but of formats that are not read."""
         unread = self._unread
-        return f"; {len(unread)} {UNREAD} were left out ({few(unread)}), convert them" if unread else ""
+        return f"; {len(unread)} {UNREAD} were left out ({list_some(unread)}), convert them" if unread else ""
 
     @property
     def _unread(self) -> list[str]:
@@ -277,7 +281,7 @@ def list_folder(root: Path, train_split: str, val_split: str | None, class_order
     if train_folder is None:
         raise DataError(
             f"data.root {root}: has {val_split}/ but no {train_split}/ to train on; set data.train_split to one of its "
-            f"folders: {few(visible_folders(root))}"
+            f"folders: {list_some(visible_folders(root))}"
         )
     problems: list[str] = []
     train = note_hidden(root, scan(train_folder, problems, class_order))
@@ -294,13 +298,14 @@ def list_folder(root: Path, train_split: str, val_split: str | None, class_order
     extra = [name for name in val.classes if name not in known]
     differences = []
     if missing:
-        differences.append(f"missing from {val_split}/: {few(missing)}")
+        differences.append(f"missing from {val_split}/: {list_some(missing)}")
     if extra:
-        differences.append(f"only in {val_split}/: {few(extra)}")
+        differences.append(f"only in {val_split}/: {list_some(extra)}")
     if differences:
         problems.append(
             f"data.root {root}: {val_split}/ has other classes than {train_split}/ ({'; '.join(differences)})"
-            f"{why_apart(missing, extra)}; give both the same class folders, or set data.val_split=null to hold out a "
+            f"{explain_look_alikes(missing, extra)}; give both the same class folders, or set data.val_split=null "
+            "to hold out a "
             "part of the training images"
         )
     return Listing(root, train, val, tuple(problems))
@@ -337,7 +342,7 @@ def scan(folder: Path, problems: list[str] | None = None, class_order: ClassOrde
         raise DataError(_explain_no_images(folder, class_folders, loose, ignored))
     if empty:
         problem = (
-            f"data.root {folder}: {len(empty)} of {len(folders_of)} class folders have no images ({few(empty)}); "
+            f"data.root {folder}: {len(empty)} of {len(folders_of)} class folders have no images ({list_some(empty)}); "
             f"add images to them, or remove them{ignored.hint()}"
         )
         if problems is None:
@@ -385,7 +390,7 @@ def _group_by_class(folders: Sequence[str], class_order: ClassOrder) -> dict[str
     for folder in folders:
         groups.setdefault(printable(canonical(folder)), []).append(folder)
     names = list(groups)
-    return {names[index]: groups[names[index]] for index in order(names, class_order)}
+    return {names[index]: groups[names[index]] for index in sort_classes(names, class_order)}
 
 
 def _note_joined_folders(folder: Path, folders_of: Mapping[str, Sequence[str]]) -> list[str]:
@@ -395,7 +400,7 @@ def _note_joined_folders(folder: Path, folders_of: Mapping[str, Sequence[str]]) 
         if len(folders) > 1:
             notes.append(
                 f"{printable(folder)}: {len(folders)} folders are one class, {printable(name)}, as their names are one "
-                f"in two forms of Unicode: {' and '.join(map(visible, folders))}"
+                f"in two forms of Unicode: {' and '.join(map(quote_name, folders))}"
             )
     return notes
 
@@ -453,24 +458,26 @@ def _explain_no_images(folder: Path, classes: list[str], loose: list[str], ignor
     where = f"data.root {folder}"
     if loose:
         return (
-            f"{where}: its {len(loose)} images lie in no class folder ({few(loose)}); move each into a folder with "
+            f"{where}: its {len(loose)} images lie in no class folder ({list_some(loose)}); move each into a folder "
+            "with "
             "the name of its class"
         )
     if classes:
-        known = few(EXTENSIONS, len(EXTENSIONS))
-        none = f"none of its {len(classes)} folders has images ({few(classes)})"
+        known = list_some(EXTENSIONS, len(EXTENSIONS))
+        none = f"none of its {len(classes)} folders has images ({list_some(classes)})"
         return f"{where}: {none}; known are {known}{ignored.hint()}"
     tars = [name for name in ignored.others if name.endswith(".tar")]
     if tars:
         return (
-            f"{where}: holds tar files ({few(tars)}) and no {INDEX}, so it cannot be told what is in them; unpack them "
+            f"{where}: holds tar files ({list_some(tars)}) and no {INDEX}, so it cannot be told what is in them; "
+            "unpack them "
             "into a folder for each class, which `vitrail pack` makes shards of"
         )
     passed_over = ignored.hidden + ignored.odd + ignored.others
     if passed_over:
         return (
             f"{where}: has no class folders, only hidden or system files or files that are no images "
-            f"({few(passed_over)})"
+            f"({list_some(passed_over)})"
         )
     return f"{where}: is empty; it should hold a folder of images for each class"
 

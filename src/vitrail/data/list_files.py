@@ -16,7 +16,7 @@ from vitrail.cells import unguard
 from vitrail.classes.names import LONGEST as LONGEST_NAME
 from vitrail.classes.names import canonical
 from vitrail.data.folders import is_image
-from vitrail.errors import DataError, among, printable
+from vitrail.errors import DataError, format_choices, printable
 from vitrail.files import no_file
 
 CSV = (".csv", ".tsv")
@@ -80,7 +80,7 @@ def require_column(called: str, name: str, setting: str, cells: dict[str, Any]) 
     """Refuse a list without a column that a setting names."""
     if name not in cells:
         raise DataError(
-            f"{called}: has no column {name!r}{among(name, list(cells), 'its columns are')}; name it with "
+            f"{called}: has no column {name!r}{format_choices(name, list(cells), 'its columns are')}; name it with "
             f"data.{setting}=COLUMN"
         )
 

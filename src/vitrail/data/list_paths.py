@@ -13,7 +13,7 @@ import numpy as np
 
 from vitrail.data.list_files import read_cell, read_rows, require_column
 from vitrail.data.paths import Paths
-from vitrail.errors import DataError, few, printable
+from vitrail.errors import DataError, list_some, printable
 from vitrail.files import no_file
 
 
@@ -40,7 +40,7 @@ def read_paths(path: Path, root: str | None, column: str) -> tuple[str, Paths, t
     notes += spelling.notes()
     unread = [repr(name) for name in first[1] if name != column]
     if unread:
-        notes.append(f"{path}: has columns that are not read: {few(unread, 10)}")
+        notes.append(f"{path}: has columns that are not read: {list_some(unread, 10)}")
     return os.path.join(folder, ""), paths, tuple(notes)
 
 

@@ -18,10 +18,10 @@ from vitrail.classes.names import (
     are_whole_numbers,
     canonical,
     check_name,
-    order,
-    why_apart,
-    with_comma,
-    without_points,
+    explain_look_alikes,
+    find_decimal_comma,
+    sort_classes,
+    strip_points,
 )
 from vitrail.config.sections import DataSection
 from vitrail.data.folders import SPLIT_WORDS, Listing
@@ -29,7 +29,7 @@ from vitrail.data.list_files import CSV, JSON_LINES, Row, is_table, read_cell, r
 from vitrail.data.list_paths import GatheredPaths, Spelling, find_top, refuse_missing
 from vitrail.data.paths import Paths
 from vitrail.data.sources import TRAIN, VAL, FileSource, count_by_class
-from vitrail.errors import DataError, among, few, printable
+from vitrail.errors import DataError, format_choices, list_some, printable
 
 SPLIT = "split"
 """Column that names the split of an image."""
@@ -215,7 +215,7 @@ def _canonical_columns(section: DataSection) -> DataSection:
 def _note_unread(path: Path, first: Row, needed: set[str]) -> list[str]:
     """Return a note about columns that are not read."""
     unread = [repr(name) for name in first[1] if name not in needed]
-    return [f"{path}: has columns that are not read: {few(unread, 10)}"] if unread else []
+    return [f"{path}: has columns that are not read: {list_some(unread, 10)}"] if unread else []
 
 
 def _refuse_empty(path: Path, images: _Images) -> None:
@@ -223,7 +223,8 @@ def _refuse_empty(path: Path, images: _Images) -> None:
     labels = images.labels
     if not len(labels):
         raise DataError(
-            f"data.list {path}: has rows of {few([*images.left_out])} only; set data.train_split or data.val_split to "
+            f"data.list {path}: has rows of {list_some([*images.left_out])} only; set data.train_split or "
+            "data.val_split to "
             "one of them"
         )
     if not labels.names:
@@ -243,7 +244,7 @@ def _order_classes(
         notes: Collects messages about the names.
     """
     merged = np.arange(len(names))
-    whole_numbers = without_points(names)
+    whole_numbers = strip_points(names)
     if whole_numbers:
         # 1.0 and 1 are one class
         pointed = next(name for name in names if "." in name)
@@ -254,7 +255,7 @@ def _order_classes(
         written = names
         names = list(dict.fromkeys(whole_numbers.values()))
         merged = np.array([names.index(whole_numbers[name]) for name in written])
-    comma = with_comma(names)
+    comma = find_decimal_comma(names)
     if comma:
         notes.append(
             f"{path}: its labels are numbers written with a decimal comma, such as {comma!r}; each is the name of a "
@@ -266,7 +267,7 @@ def _order_classes(
             f"{path}: {len(joined)} of its {len(names)} classes hold a comma or semicolon, such as {joined[0]!r}; each "
             f"is one class, as {BETWEEN!r} stands between classes"
         )
-    sequence = order(names, section.class_order)
+    sequence = sort_classes(names, section.class_order)
     if section.class_order is None and are_whole_numbers(names):
         notes.append(f"{path}: its {len(names)} classes are numbers, and in the order of numbers")
     classes = tuple(names[index] for index in sequence)
@@ -282,7 +283,7 @@ def list_rows(section: DataSection) -> Listing:
     listed = read_list(section)
     where = f"data.list {section.list}"
     train, val = listed.train, listed.val
-    rest = f", only {few(listed.others)}" if listed.others else ""
+    rest = f", only {list_some(listed.others)}" if listed.others else ""
     if train is None:
         raise DataError(f"{where}: has no row whose split is data.train_split {section.train_split!r}{rest}")
     if listed.is_divided and val is None and section.val_split is not None:
@@ -301,8 +302,8 @@ def list_rows(section: DataSection) -> Listing:
         extra = [train.classes[index] for index in only_validated]
         if extra:
             problems.append(
-                f"{where}: {len(extra)} classes have validation rows but no training row: {few(extra)}"
-                f"{why_apart(extra, trained)}; add some"
+                f"{where}: {len(extra)} classes have validation rows but no training row: {list_some(extra)}"
+                f"{explain_look_alikes(extra, trained)}; add some"
             )
     return Listing(train.folder, train, val, tuple(problems), is_list=True)
 
@@ -341,7 +342,8 @@ def _find_class_columns(path: Path, first: Row, section: DataSection) -> _Column
     if len(others) < 2 or odd:
         why = f", and {odd[0]!r} is {cells[odd[0]]!r} in line {line}" if odd else ""
         raise DataError(
-            f"data.list {path}: has no column {LABEL!r} or {LABELS!r}{among(LABEL, list(cells), 'its columns are')}; "
+            f"data.list {path}: has no column {LABEL!r} or "
+            f"{LABELS!r}{format_choices(LABEL, list(cells), 'its columns are')}; "
             "name it with data.label_column=COLUMN (one class an image) or data.labels_column=COLUMN (several); "
             f"without it, two or more other columns must hold 0 or 1, each for a class{why}"
         )
@@ -363,7 +365,8 @@ def _read_split(cells: dict[str, Any], section: DataSection, where: str) -> int 
         if section.val_split:
             known.append(section.val_split)
         raise DataError(
-            f"{where}: its split is {name!r}{among(str(name), known, 'known are')} (data.train_split, data.val_split), "
+            f"{where}: its split is {name!r}{format_choices(str(name), known, 'known are')} (data.train_split, "
+            "data.val_split), "
             "and words such as 'test', whose rows are left out"
         )
     return name

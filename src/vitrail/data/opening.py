@@ -32,7 +32,7 @@ from vitrail.data.sources import TRAIN, VAL, FileSource, Source
 from vitrail.data.splits import UNASSIGNED, Division, assign_splits, hold_out
 from vitrail.data.tables.hub import is_hf, open_hf
 from vitrail.data.tables.rows import find_storage_groups
-from vitrail.errors import ConfigError, DataError, VitrailError, few, printable
+from vitrail.errors import ConfigError, DataError, VitrailError, list_some, printable
 from vitrail.files import files_of
 from vitrail.images.pixels import PixelFormat
 
@@ -333,7 +333,9 @@ def _open_split_of_folder(section: DataSection, root: Path, split: Split) -> Sou
     if folder is not None:
         return note_hidden(root, scan(folder, class_order=section.class_order))
     if train is None:
-        raise DataError(f"data.root {root}: has no {section.train_split}/; its folders: {few(visible_folders(root))}")
+        raise DataError(
+            f"data.root {root}: has no {section.train_split}/; its folders: {list_some(visible_folders(root))}"
+        )
     return None
 
 

@@ -23,7 +23,7 @@ from vitrail.data.opening import open_manifest
 from vitrail.data.shards import INDEX, Places, Shard
 from vitrail.data.sources import TRAIN, VAL
 from vitrail.display import Display
-from vitrail.errors import CheckpointError, ConfigError, DataError, few
+from vitrail.errors import CheckpointError, ConfigError, DataError, list_some
 from vitrail.images.formats import ENDINGS
 from vitrail.whole_folder import WholeFolder, recover
 
@@ -129,7 +129,8 @@ def _choose_images(manifest: Manifest, section: DataSection, display: Display) -
         refuse_unreadable(manifest)
     if section.bad_files == "skip":
         display.warn(
-            f"{len(names)} images that cannot be read are packed as they are: {few(names)}; training reads past and "
+            f"{len(names)} images that cannot be read are packed as they are: {list_some(names)}; training reads "
+            "past and "
             "counts them, data.bad_files=quarantine leaves them out of the shards"
         )
         return manifest
@@ -137,7 +138,7 @@ def _choose_images(manifest: Manifest, section: DataSection, display: Display) -
         chosen = manifest.part == part
         if chosen.any() and bad[chosen].all():
             raise DataError(f"{manifest.root / folder}: none of its {chosen.sum()} images can be read")
-    note = f"{len(names)} images that cannot be read were left out of the shards: {few(names)}"
+    note = f"{len(names)} images that cannot be read were left out of the shards: {list_some(names)}"
     if manifest.division:
         display.warn(
             f"the shards keep the division by {manifest.division}; any other is made without the images left out, and "

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vitrail.data.overlap import hash_sample
 from vitrail.data.paths import Paths
 from vitrail.data.sources import Source
-from vitrail.errors import few
+from vitrail.errors import list_some
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -104,7 +104,7 @@ class Changes:
             "have another class": self.relabelled,
             "have another content": self.rewritten,
         }
-        return ", ".join(f"{len(names):,} {what} ({few(names)})" for what, names in kinds.items() if names)
+        return ", ".join(f"{len(names):,} {what} ({list_some(names)})" for what, names in kinds.items() if names)
 
 
 def compare(before: Roster, now: Roster) -> Changes:

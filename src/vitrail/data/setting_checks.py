@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from vitrail.classes.names import order
+from vitrail.classes.names import sort_classes
 from vitrail.config.sections import DataSection
 from vitrail.data.manifest import Manifest
 from vitrail.data.named_sets import NAMED_SETS
 from vitrail.data.sources import Source
 from vitrail.data.tables.hub import is_hf
-from vitrail.errors import ConfigError, closest, printable
+from vitrail.errors import ConfigError, printable, suggest
 
 DIVISION = ("val_fraction", "folds", "fold", "group_regex")
 """Settings of how images are split, wherever they lie."""
@@ -36,7 +36,7 @@ def check_order(section: DataSection, source: Source) -> None:
     """Refuse an order of classes that the images cannot follow: another is declared, or was settled in packing them."""
     if section.class_order is None:
         return
-    wanted = [source.classes[index] for index in order(source.classes, section.class_order)]
+    wanted = [source.classes[index] for index in sort_classes(source.classes, section.class_order)]
     for index, (own, other) in enumerate(zip(source.classes, wanted, strict=True)):
         if own != other:
             raise ConfigError(
@@ -76,7 +76,7 @@ def check_settings(section: DataSection) -> None:
     if name is not None and not is_hf(name) and name not in NAMED_SETS:
         known = ", ".join(NAMED_SETS)
         raise ConfigError(
-            f"data.name {name!r}: unknown{closest(name, NAMED_SETS)}; known sets: {known}, and hf:OWNER/NAME"
+            f"data.name {name!r}: unknown{suggest(name, NAMED_SETS)}; known sets: {known}, and hf:OWNER/NAME"
         )
     if name == "digits" and root is not None:
         raise ConfigError(

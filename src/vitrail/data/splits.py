@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.data.sources import Source, count_by_class
-from vitrail.errors import ConfigError, DataError, few
+from vitrail.errors import ConfigError, DataError, list_some
 
 UNASSIGNED = -1
 """The fold of an image that has none yet."""
@@ -160,7 +160,7 @@ def hold_out(source: Source, division: Division, folds: NDArray[np.int16]) -> tu
     notes = (*source.notes, _describe_split(division, is_held_out))
     single = [source.classes[label] for label in np.flatnonzero(count_by_class(source) == 1)]
     if single and source.label_sets is None:
-        notes += (f"{len(single)} classes have one image, which is trained on and not validated: {few(single)}",)
+        notes += (f"{len(single)} classes have one image, which is trained on and not validated: {list_some(single)}",)
     return (
         source.take(~is_held_out, f"{source.description}, all but the held-out part", notes),
         source.take(is_held_out, f"{source.description}, held-out part", notes),

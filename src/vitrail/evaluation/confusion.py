@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import grey_dilation
 
-from vitrail.errors import harmless
+from vitrail.errors import escape_text
 
 SIDE = 1000
 """Most pixels of the matrix, but for many classes, which have two pixels each."""
@@ -46,7 +46,7 @@ def draw_confusion(confusion: Int[np.ndarray, "k k"], classes: Sequence[str]) ->
     cell = min(max(SIDE // k, SMALLEST_CELL), LARGEST_CELL)
     font, small = ImageFont.load_default(13), ImageFont.load_default(12)
     step = -(-NAMES_EVERY // cell)
-    shown = [(number, _short(harmless(classes[number]))) for number in range(0, k, step)]
+    shown = [(number, _short(escape_text(classes[number]))) for number in range(0, k, step)]
     side = k * cell
 
     # The canvas: room for the names left of the matrix and above it.

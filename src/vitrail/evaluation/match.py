@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from vitrail.classes.matching import check_classes, match_by_name, match_by_order, order_in_doubt
+from vitrail.classes.matching import check_classes, find_order_doubt, match_by_name, match_by_order
 from vitrail.classes.names import tell_look_alikes
 from vitrail.config.commands import EvaluateConfig
 from vitrail.config.resolve import to_dict
@@ -62,7 +62,7 @@ def match_classes(
     # By order: the model names no classes, or other names than the data.
     renamed = match_by_order(record.classes, count, source.classes, path)
     if renamed or not record.classes:
-        doubt = order_in_doubt(source.classes, data.class_order)
+        doubt = find_order_doubt(source.classes, data.class_order)
         if doubt:
             nameless = "" if record.classes else "names no classes, and "
             raise DataError(f"{path}: {nameless}{doubt}")

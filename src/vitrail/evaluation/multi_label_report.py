@@ -27,7 +27,7 @@ from vitrail.evaluation.report import (
     to_json,
     unreadable_images,
 )
-from vitrail.imagenet import english
+from vitrail.imagenet import find_english_names
 from vitrail.inference.decision import probabilities
 from vitrail.pages.render import pictured, render
 
@@ -190,7 +190,7 @@ def _page(
         pictures=pictures,
         size=subject.preprocess.size,
         pictured=pictured(subject.preprocess.pixels),
-        english=english(subject.record.classes),
+        english=find_english_names(subject.record.classes),
         training=training,
     )
 

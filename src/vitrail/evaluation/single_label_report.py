@@ -37,7 +37,7 @@ from vitrail.evaluation.report import (
     unreadable_images,
 )
 from vitrail.evaluation.single_label_metrics import SHOTS, SingleLabelMetrics
-from vitrail.imagenet import english
+from vitrail.imagenet import find_english_names
 from vitrail.pages.render import data_uri, pictured, render
 
 PAIRS = 50
@@ -240,7 +240,7 @@ def _page(answered: _Answered, numbers: Mapping[str, Any], image: bytes, trainin
         pictures_of_mistakes=[pictures[image] for image in shown],
         size=subject.preprocess.size,
         pictured=pictured(subject.preprocess.pixels),
-        english=english(subject.record.classes),
+        english=find_english_names(subject.record.classes),
         training=training,
     )
 

@@ -27,8 +27,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from vitrail.config.sections import MIN_STD, too_large
-from vitrail.errors import ConfigError, DataError, brief, closest
+from vitrail.config.sections import MIN_STD, find_wrong_scale
+from vitrail.errors import ConfigError, DataError, shorten, suggest
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.images.decoding import decode, read_image, to_pixels
 from vitrail.images.pixels import Bits, Exif, PixelFormat, Pixels, UnreadableImage
@@ -143,37 +143,37 @@ class Preprocess:
         """Return what is wrong, each as one clause; values may come from a file and be anything."""
         problems = self._problems_of_size()
         if self.interpolation not in ("bicubic", "bilinear"):
-            problems.append(f"interpolation is {brief(self.interpolation)}; it must be 'bicubic' or 'bilinear'")
+            problems.append(f"interpolation is {shorten(self.interpolation)}; it must be 'bicubic' or 'bilinear'")
         problems += self._problems_of_statistics()
         if self.bits not in (8, 16) or not _is_whole(self.bits):
-            problems.append(f"bits is {brief(self.bits)}; it must be 8 or 16")
+            problems.append(f"bits is {shorten(self.bits)}; it must be 8 or 16")
         if self.exif not in ("ignore", "apply"):
-            problems.append(f"exif is {brief(self.exif)}; it must be 'ignore' or 'apply'")
+            problems.append(f"exif is {shorten(self.exif)}; it must be 'ignore' or 'apply'")
         return problems
 
     def _problems_of_size(self) -> list[str]:
         problems = []
         size, crop = self.size, self.crop
         if not (isinstance(size, tuple) and len(size) == 2 and all(map(_is_whole, size)) and min(size) > 0):
-            problems.append(f"size is {brief(size)}; it must be a positive height and width")
+            problems.append(f"size is {shorten(size)}; it must be a positive height and width")
         elif max(size) > MAX_SIDE:
-            problems.append(f"size is {brief(size)}; it must be at most {MAX_SIDE} pixels a side")
+            problems.append(f"size is {shorten(size)}; it must be at most {MAX_SIDE} pixels a side")
         if not (_is_number(crop) and 0 < crop <= 1):
-            problems.append(f"crop is {brief(crop)}; it must be above 0 and at most 1")
+            problems.append(f"crop is {shorten(crop)}; it must be above 0 and at most 1")
         elif not problems and max(size) / crop > MAX_COVER:
             problems.append(f"crop is {crop}; images of {max(size)} / {crop} pixels are too large, at most {MAX_COVER}")
         return problems
 
     def _problems_of_statistics(self) -> list[str]:
         if not (_is_whole(self.channels) and 1 <= self.channels <= MAX_CHANNELS):
-            return [f"channels is {brief(self.channels)}; it must be 1 to {MAX_CHANNELS}"]
+            return [f"channels is {shorten(self.channels)}; it must be 1 to {MAX_CHANNELS}"]
         if not all(_are_numbers(values, self.channels) for values in (self.mean, self.std)) or min(self.std) <= 0:
             wanted = f"{self.channels} numbers, one a channel"
-            given = f"mean is {brief(self.mean)} and std is {brief(self.std)}"
+            given = f"mean is {shorten(self.mean)} and std is {shorten(self.std)}"
             return [f"{given}; each must have {wanted}, std above 0"]
         if min(self.std) < MIN_STD:
-            return [f"std is {brief(self.std)}; it must be at least {MIN_STD:g}"]
-        return list(too_large(self.mean, self.std))
+            return [f"std is {shorten(self.std)}; it must be at least {MIN_STD:g}"]
+        return list(find_wrong_scale(self.mean, self.std))
 
     def check_batch(self, batch_size: int) -> None:
         """Refuse batches that this machine has no memory for: a file may ask for images of any size.
@@ -211,7 +211,8 @@ class Preprocess:
         for name, value in values.items():
             if name not in known:
                 raise ConfigError(
-                    f"preprocess.{brief(name)[1:-1]}: unknown key{closest(name, known)}; known keys: {', '.join(known)}"
+                    f"preprocess.{shorten(name)[1:-1]}: unknown key{suggest(name, known)}; known keys: "
+                    f"{', '.join(known)}"
                 )
             arguments[name] = tuple(value) if isinstance(value, list) else value
         if "size" not in values:

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitrail.devices import Precision, pick_device
 from vitrail.display import Display
-from vitrail.errors import ConfigError, VitrailError, closest
+from vitrail.errors import ConfigError, VitrailError, suggest
 from vitrail.inference.engines import ENGINES, about, start_module
 from vitrail.inference.network import open_artifact, read_artifact
 from vitrail.models.family import ModelConfig
@@ -99,7 +99,7 @@ def find_subjects(names: Sequence[str], engines: Sequence[str] = (), **options: 
                 config = config_of(record, name)
                 subjects.append(Subject(name=name, model=record.model, config=config, engine=engine, **options))
         else:
-            raise ConfigError(f"{name}: is no file, and no model{closest(name, list_models()) or ''}")
+            raise ConfigError(f"{name}: is no file, and no model{suggest(name, list_models()) or ''}")
     return subjects
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vitrail.errors import ConfigError, closest
+from vitrail.errors import ConfigError, suggest
 from vitrail.migrate.recipes import FORMATS, YAML, find_export_format
 from vitrail.migrate.translate import KEYS
 
@@ -181,7 +181,7 @@ def _parse(tokens: Sequence[str], own: Mapping[str, bool]) -> tuple[list[str], l
             if value is None:
                 value = _take_values(name, rest)
             theirs.append((name, value))
-        elif hint := closest(f"--{name}", [f"--{key}" for key in (*KEYS, *FILES)], 0.8):
+        elif hint := suggest(f"--{name}", [f"--{key}" for key in (*KEYS, *FILES)], 0.8):
             raise ConfigError(f"{token}: unknown option{hint}")
         else:
             flags.append(token)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
-from vitrail.config.resolve import Layer, command_line
+from vitrail.config.resolve import Layer, parse_command_line
 from vitrail.config.values import Text
-from vitrail.errors import ConfigError, brief
+from vitrail.errors import ConfigError, shorten
 from vitrail.migrate.recipes import split_keys
 
 Settings = Mapping[str, Any] | Sequence[str]
@@ -38,11 +38,11 @@ def read_given(settings: Settings) -> Given:
         return _read_mapping(settings)
     if isinstance(settings, str | bytes) or not isinstance(settings, Sequence):
         raise ConfigError(
-            f"settings are {brief(settings)}; they must be a mapping such as {{'train.epochs': 3}}, or a list of "
+            f"settings are {shorten(settings)}; they must be a mapping such as {{'train.epochs': 3}}, or a list of "
             "section.key=value texts"
         )
     keys, tokens = split_keys(settings)
-    return Given(command_line(tokens), keys)
+    return Given(parse_command_line(tokens), keys)
 
 
 def _read_mapping(settings: Mapping[str, Any]) -> Given:
@@ -51,7 +51,7 @@ def _read_mapping(settings: Mapping[str, Any]) -> Given:
     keys: dict[str, Any] = {}
     for name, value in settings.items():
         if not isinstance(name, str):
-            raise ConfigError(f"settings: {brief(name)} is no key; write 'section.key', such as 'optim.lr'")
+            raise ConfigError(f"settings: {shorten(name)} is no key; write 'section.key', such as 'optim.lr'")
         if isinstance(value, Mapping):
             _set_all(values, name, value)
         elif "." in name:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vitrail.errors import closest
+from vitrail.errors import suggest
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.migrate.rules import (
     Case,
@@ -107,7 +107,7 @@ def _read_policy(value: Any) -> str | None:
         return None
     name, dash, rest = text.partition("-")
     if name not in POLICIES:
-        raise ValueError(f"it can begin with {', '.join(POLICIES)}{closest(name, POLICIES)}")
+        raise ValueError(f"it can begin with {', '.join(POLICIES)}{suggest(name, POLICIES)}")
     return POLICIES[name] + dash + rest
 
 

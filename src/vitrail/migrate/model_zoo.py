@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitrail.errors import among
+from vitrail.errors import format_choices
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.migrate.rules import (
     Case,
@@ -424,7 +424,7 @@ def _set_params(value: Any, case: Case) -> Outcome:
     params = _read_params(value)
     for key in params:
         if key not in TWINS_PARAMS:
-            raise ValueError(f"{key} is unknown{among(str(key), TWINS_PARAMS, 'known are')}")
+            raise ValueError(f"{key} is unknown{format_choices(str(key), TWINS_PARAMS, 'known are')}")
     if not params:
         return Outcome(note="their program does not run without; drop and drop_path are taken in its place")
     settings = {

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
-from vitrail.errors import closest
+from vitrail.errors import suggest
 
 Say = Literal["", "note", "warning"]
 """How loud a run says a note: not at all, as a note that it differs from what the file reads as, or
@@ -248,7 +248,7 @@ def choose(settings: Mapping[Any, Mapping[str, Any]], note: str = "") -> Rule:
     def rule(value: Any, case: Case) -> Outcome:
         word = str(value).lower()
         if word not in settings:
-            raise ValueError(f"it can be {', '.join(map(str, settings))}{closest(word, settings)}")
+            raise ValueError(f"it can be {', '.join(map(str, settings))}{suggest(word, settings)}")
         return Outcome(settings[word], note)
 
     return rule

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vitrail.config.resolve import Layer
-from vitrail.errors import ConfigError, closest
+from vitrail.errors import ConfigError, suggest
 from vitrail.migrate.mindcv import MINDCV
 from vitrail.migrate.model_zoo import T2T, TWINS, ZOO_TNT
 from vitrail.migrate.official import PROGRAMS, find_program
@@ -213,7 +213,7 @@ def _rename_keys(given: Mapping[str, Any], project: Project, where: str, problem
         if name in project.keys:
             values[name] = value
             continue
-        hint = closest(str(key), [*project.keys, *project.aliases], 0.6)
+        hint = suggest(str(key), [*project.keys, *project.aliases], 0.6)
         problems.append(f"{where}: {key}: unknown key{hint or '; drop it'}")
     return values
 

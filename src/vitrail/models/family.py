@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitrail.errors import brief
+from vitrail.errors import shorten
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.models.dialects import Dialect
 from vitrail.models.kernels import Linear
@@ -104,13 +104,13 @@ def check_numbers(config: ModelConfig) -> list[str]:
             continue
         if isinstance(first, int):
             if any(isinstance(n, bool) or not isinstance(n, Integral) for n in entries):
-                problems.append(f"{name} is {brief(value)}; it takes whole numbers")
+                problems.append(f"{name} is {shorten(value)}; it takes whole numbers")
             elif any(abs(n) > MAX_WHOLE for n in entries):
-                problems.append(f"{name} is {brief(value)}; it must be at most {MAX_WHOLE:,}")
+                problems.append(f"{name} is {shorten(value)}; it must be at most {MAX_WHOLE:,}")
         elif any(isinstance(n, bool) or not isinstance(n, Real) for n in entries):
-            raise TypeError(f"{name} is {brief(value)}; it takes numbers")
+            raise TypeError(f"{name} is {shorten(value)}; it takes numbers")
         elif not all(abs(n) <= MAX_REAL for n in entries):  # NaN is not
-            problems.append(f"{name} is {brief(value)}; it must be a number of at most {MAX_REAL:,.0f}")
+            problems.append(f"{name} is {shorten(value)}; it must be a number of at most {MAX_REAL:,.0f}")
         if len(entries) > MAX_BLOCKS:
             problems.append(f"{name} has {len(entries):,} entries; it may have {MAX_BLOCKS:,}")
     return problems

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from fnmatch import fnmatch
 from typing import Any
 
-from vitrail.errors import ConfigError, among, closest
+from vitrail.errors import ConfigError, format_choices, suggest
 from vitrail.models import t2t_vit, tnt, twins
 from vitrail.models.family import Family, ModelConfig, Variant, VisionModel
 
@@ -36,7 +36,7 @@ def canonical_name(name: str) -> str:
     for family in FAMILIES:
         known += family.aliases
     raise ConfigError(
-        f"unknown model {name!r}{closest(name, known) or ';'} `vitrail models` shows all {len(list_models())}"
+        f"unknown model {name!r}{suggest(name, known) or ';'} `vitrail models` shows all {len(list_models())}"
     )
 
 
@@ -56,7 +56,7 @@ def build_config(name: str, **overrides: Any) -> ModelConfig:
     known = [field.name for field in fields(variant.config)]
     for key in overrides:
         if key not in known:
-            raise ConfigError(f"{name} has no setting {key!r}{among(key, known, 'it has')}")
+            raise ConfigError(f"{name} has no setting {key!r}{format_choices(key, known, 'it has')}")
     try:
         return replace(variant.config, **overrides)
     except ValueError as error:

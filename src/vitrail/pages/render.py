@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitrail.errors import harmless
+from vitrail.errors import escape_text
 from vitrail.images.pixels import PixelFormat, Pixels
 
 TEMPLATES = Path(__file__).parent
@@ -53,7 +53,7 @@ def _make_harmless(value: Any) -> Any:
     """Return a value without what a browser would obey in a text, such as marks that turn its direction."""
     if type(value) is not str:  # markup is our own
         return value
-    return "\n".join(map(harmless, value.split("\n")))
+    return "\n".join(map(escape_text, value.split("\n")))
 
 
 def format_fixed(number: float | None, digits: int = 2) -> str:

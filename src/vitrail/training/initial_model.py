@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from vitrail.classes.matching import order_in_doubt
+from vitrail.classes.matching import find_order_doubt
 from vitrail.config.commands import TrainConfig
 from vitrail.display import Display
 from vitrail.errors import ConfigError, command
@@ -56,7 +56,7 @@ def open_initial_weights(config: TrainConfig, name: str, classes: Sequence[str],
     )
     opened = open_model(config.model.weights, request)
     show_account(opened, display)
-    if opened.order_is_assumed and (doubt := order_in_doubt(classes, config.data.class_order)):
+    if opened.order_is_assumed and (doubt := find_order_doubt(classes, config.data.class_order)):
         display.warn(f"{opened.account.path}: {doubt}")
     _warn_of_other_settings(config, opened, display)
     return opened

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from vitrail.classes.matching import check_classes
-from vitrail.config.resolve import flat
+from vitrail.config.resolve import flatten
 from vitrail.data.roster import Changes, Roster, compare
 from vitrail.distributed.processes import gather_texts, share
 from vitrail.errors import CheckpointError, DataError, Stopped, TrainingError, command
@@ -82,7 +82,7 @@ def _check_same_run(job: Job, state: TrainState, saved: dict[str, Any], folder: 
             f"{folder}: was trained on other images than those in data.root; give the folder it was trained on, or "
             f"begin a new run from its weights with {command('train', '--fork', folder)}"
         )
-    if changed := differences(saved["settings"], flat(job.config), (*FREE, *LENGTH)):
+    if changed := differences(saved["settings"], flatten(job.config), (*FREE, *LENGTH)):
         raise CheckpointError(
             f"{folder / 'config.yaml'}: was changed, and no longer has the run's settings: "
             f"{describe_differences(changed)}; put them back, or begin a new run from its weights with "
@@ -189,7 +189,7 @@ def save(job: Job, state: TrainState, run: Run, *, must: bool = False) -> bool:
         state.elapsed_s = run.elapsed_s()
         validation = job.roster.to_dict() if job.roster is not None else None
         saved = state.to_dict(job.accelerator) | {
-            "settings": flat(job.config),
+            "settings": flatten(job.config),
             "classes": list(job.data.classes),
             "options": model_options(state.model),
             "images": job.fingerprints["images"]["train"],

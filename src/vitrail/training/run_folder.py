@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.display import headline_metric
-from vitrail.errors import CheckpointError, ConfigError, harmless
+from vitrail.errors import CheckpointError, ConfigError, escape_text
 from vitrail.files import GrowingFile, is_abandoned, is_temporary, remove, write_whole
 from vitrail.training.start import is_unbegun
 from vitrail.training.trackers import Trackers
@@ -236,7 +236,7 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any], path
             axes.set_title(text, loc="left")
             axes.set_xlabel("epoch")
             axes.xaxis.get_major_locator().set_params(integer=True)
-        figure.suptitle(harmless(title), x=0.01, ha="left", fontweight="bold", parse_math=False)
+        figure.suptitle(escape_text(title), x=0.01, ha="left", fontweight="bold", parse_math=False)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
     write_whole(path, buffer.getvalue())

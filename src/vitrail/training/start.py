@@ -11,7 +11,7 @@ from typing import Any
 
 from vitrail.config.commands import TrainConfig
 from vitrail.config.recipes import RECIPES
-from vitrail.config.resolve import Layer, flat, read_yaml, resolve
+from vitrail.config.resolve import Layer, flatten, read_yaml, resolve
 from vitrail.errors import ConfigError, command
 from vitrail.files import is_temporary
 from vitrail.migrate.given import Given, Settings, read_given
@@ -246,7 +246,7 @@ def _in_folder(config: TrainConfig, folder: Path) -> TrainConfig:
 
 def _changes(stored: Layer, config: TrainConfig, allowed: Iterable[str]) -> Mapping[str, tuple[Any, Any]]:
     """Return {dotted key: (in the run, here)} of the settings that differ, less those that may."""
-    return differences(flat(resolve(TrainConfig, [stored]).config), flat(config), allowed)
+    return differences(flatten(resolve(TrainConfig, [stored]).config), flatten(config), allowed)
 
 
 def differences(

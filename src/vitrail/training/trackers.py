@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from vitrail.config.commands import TrainConfig
-from vitrail.config.resolve import flat
+from vitrail.config.resolve import flatten
 from vitrail.errors import MissingExtra
 
 TENSORBOARD = "tensorboard"
@@ -152,7 +152,7 @@ def epoch_trackers(config: TrainConfig, folder: Path, warn: Callable[[str], None
         if name == TENSORBOARD:
             openers[name] = partial(TensorBoard, folder / TENSORBOARD)
         else:
-            openers[name] = lambda _, name=name: open_tracker(name, folder, flat(config))
+            openers[name] = lambda _, name=name: open_tracker(name, folder, flatten(config))
     return Trackers(openers, warn)
 
 

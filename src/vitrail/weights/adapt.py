@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitrail.classes.names import canonical
 from vitrail.errors import CheckpointError
-from vitrail.imagenet import COUNT, by_name, plain, wnids
+from vitrail.imagenet import NUM_CLASSES, index_by_name, list_wordnet_ids, normalise_name
 from vitrail.models.family import Family, ModelConfig, build_head
 from vitrail.weights.account import UNUSED, Entry
 from vitrail.weights.recognise import expected_shapes
@@ -123,14 +123,14 @@ def shared_rows(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]
     other name on either side is then the same too.
     """
     same = {canonical(name): index for index, name in enumerate(old)}
-    old_keys, new_keys = [plain(name) for name in old], [plain(name) for name in new]
+    old_keys, new_keys = [normalise_name(name) for name in old], [normalise_name(name) for name in new]
     old_counts, new_counts = Counter(old_keys), Counter(new_keys)
     alike = {key: index for index, key in enumerate(old_keys) if old_counts[key] == 1}
-    if len(old) == COUNT and tuple(old) == wnids():
-        alike |= by_name()
+    if len(old) == NUM_CLASSES and tuple(old) == list_wordnet_ids():
+        alike |= index_by_name()
     rows = []
     for index, name in enumerate(map(canonical, new)):
-        key = plain(name)
+        key = normalise_name(name)
         if name in same:
             rows.append((index, same[name]))
         elif key and new_counts[key] == 1 and key in alike:

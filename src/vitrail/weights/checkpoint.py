@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from vitrail.classes.names import canonical
-from vitrail.errors import CheckpointError, ConfigError, brief
+from vitrail.errors import CheckpointError, ConfigError, shorten
 from vitrail.files import write_whole
 from vitrail.images.decoding import decoder_name
 from vitrail.images.preprocess import Preprocess
@@ -178,7 +178,7 @@ def parse_record(metadata: Mapping[str, str], path: Path | str, shapes: Shapes |
             raise ValueError("format is missing")
         if (form := content["format"]) != FORMAT:
             raise CheckpointError(
-                f"{path}: is of format {brief(form)}, this vitrail reads format {FORMAT}; upgrade vitrail"
+                f"{path}: is of format {shorten(form)}, this vitrail reads format {FORMAT}; upgrade vitrail"
             )
         check(content)
         config = config_from(content)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.errors import CheckpointError, among
+from vitrail.errors import CheckpointError, format_choices
 from vitrail.files import Buffer, files_of, refuse_output, refuse_replacing, write_whole
 from vitrail.images.preprocess import fit_statistics
 from vitrail.models.dialects import Dialect, write_names
@@ -108,7 +108,7 @@ def find_dialect(to: str, record: Record) -> Dialect:
         CheckpointError: It has no such model.
     """
     if to not in PROJECTS:
-        every = among(to, (*PROJECTS, OURS), "known are")
+        every = format_choices(to, (*PROJECTS, OURS), "known are")
         raise CheckpointError(f"--to {to}: is no project that is known here{every}")
     family = record.family
     of_family = [dialect for dialect in family.dialects if to in dialect.projects]

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vitrail.errors import brief, closest
+from vitrail.errors import shorten, suggest
 from vitrail.images.preprocess import Preprocess
 from vitrail.models.family import ModelConfig, Shapes
 from vitrail.models.registry import FAMILIES, find_variant
@@ -82,11 +82,11 @@ def check(content: Mapping[str, Any]) -> None:
         if name not in content:
             raise ValueError(f"{name} is missing")
         if not isinstance(content[name], kind):
-            raise ValueError(f"{name} is {brief(content[name])}; it must be {KIND_NAMES[kind]}")
+            raise ValueError(f"{name} is {shorten(content[name])}; it must be {KIND_NAMES[kind]}")
     known = [name for family in FAMILIES for name in family.variants]
     if content["model"] not in known:
-        name, near = content["model"], closest(content["model"], known)
-        raise ValueError(f"unknown model {brief(name)}{near or ';'} `vitrail models` shows all {len(known)}")
+        name, near = content["model"], suggest(content["model"], known)
+        raise ValueError(f"unknown model {shorten(name)}{near or ';'} `vitrail models` shows all {len(known)}")
     for name, test in TESTS.items():
         if problem := test(content.get(name)):
             raise ValueError(f"{name}{problem}")
@@ -167,7 +167,7 @@ def check_tensors(model: str, config: ModelConfig, shapes: Shapes) -> None:
         else:
             continue  # a word is taken by what it makes of the shapes
         if not _agree(here, there):
-            raise ValueError(f"it says {name} {brief(here)}, and its tensors are of {name} {brief(there)}")
+            raise ValueError(f"it says {name} {shorten(here)}, and its tensors are of {name} {shorten(there)}")
 
 
 def _agree(here: Any, there: Any) -> bool:
@@ -184,26 +184,26 @@ def check_exported(said: Any) -> None:
         ValueError: With a clause that says which value, and what it must be.
     """
     if not isinstance(said, dict):
-        raise ValueError(f"provenance.exported is {brief(said)}; it must be a mapping")
+        raise ValueError(f"provenance.exported is {shorten(said)}; it must be a mapping")
     for name in ("format", "source", "sha256"):
         if not isinstance(said.get(name), str):
-            raise ValueError(f"provenance.exported.{name} is {brief(said.get(name))}; it must be text")
+            raise ValueError(f"provenance.exported.{name} is {shorten(said.get(name))}; it must be text")
     for name, allowed in (
         ("precision", ("float32", "bfloat16", "float16", "int8")),
         ("input", ("normalised", "image")),
     ):
         if name in said and said[name] not in allowed:
-            raise ValueError(f"provenance.exported.{name} is {brief(said[name])}; it must be {' or '.join(allowed)}")
+            raise ValueError(f"provenance.exported.{name} is {shorten(said[name])}; it must be {' or '.join(allowed)}")
     if said["format"] not in NEEDED:
         raise ValueError(
-            f"provenance.exported.format is {brief(said['format'])}; it must be one of {', '.join(NEEDED)}"
+            f"provenance.exported.format is {shorten(said['format'])}; it must be one of {', '.join(NEEDED)}"
         )
     batch = said.get("batch_size")
     if batch is not None and not (_is_whole(batch) and 1 <= batch <= MAX_BATCH):
-        raise ValueError(f"provenance.exported.batch_size is {brief(batch)}; it must be 1 to {MAX_BATCH:,}, or null")
+        raise ValueError(f"provenance.exported.batch_size is {shorten(batch)}; it must be 1 to {MAX_BATCH:,}, or null")
     details = said.get("details")
     if not isinstance(details, dict) or not all(isinstance(value, str) for value in details.values()):
-        raise ValueError(f"provenance.exported.details is {brief(details)}; it must be texts by name")
+        raise ValueError(f"provenance.exported.details is {shorten(details)}; it must be texts by name")
     if missing := [name for name in NEEDED[said["format"]] if name not in details]:
         raise ValueError(f"provenance.exported.details.{missing[0]} is missing")
 
@@ -226,10 +226,10 @@ def _is_number(value: Any) -> bool:
 def _classes(names: list[Any]) -> str:
     for index, name in enumerate(names):
         if not isinstance(name, str) or len(name) > MAX_NAME or not _is_text(name):
-            return f"[{index}] is {brief(name)}; it must be text of at most {MAX_NAME:,} letters"
+            return f"[{index}] is {shorten(name)}; it must be text of at most {MAX_NAME:,} letters"
     if len(set(names)) < len(names):
         twice, _ = Counter(names).most_common(1)[0]
-        return f" has {brief(twice)} twice; each names one output"
+        return f" has {shorten(twice)} twice; each names one output"
     return ""
 
 
@@ -247,7 +247,7 @@ def _thresholds(values: Any) -> str:
         return ""
     if isinstance(values, list) and all(_is_number(value) and 0 <= value <= 1 for value in values):
         return ""
-    return f" is {brief(values)}; it must be a list of probabilities, one for each class"
+    return f" is {shorten(values)}; it must be a list of probabilities, one for each class"
 
 
 def _metrics(values: dict[str, Any]) -> str:
@@ -255,10 +255,10 @@ def _metrics(values: dict[str, Any]) -> str:
         if not name.startswith("val_") or value is None:
             continue
         if not _is_number(value):
-            return f".{brief(name)[1:-1]} is {brief(value)}; it must be a number"
+            return f".{shorten(name)[1:-1]} is {shorten(value)}; it must be a number"
         # the loss of a run is NaN where logits of an image were not finite
         if 2**63 <= abs(value) < math.inf:
-            return f".{brief(name)[1:-1]} is {brief(value)}; it must be a number below 2^63"
+            return f".{shorten(name)[1:-1]} is {shorten(value)}; it must be a number below 2^63"
     return ""
 
 
@@ -266,22 +266,22 @@ def _provenance(values: dict[str, Any]) -> str:
     if "training_counts" in values:
         counts = values["training_counts"]
         if not isinstance(counts, list) or not all(_is_whole(count) and 0 <= count < 2**53 for count in counts):
-            return f".training_counts is {brief(counts)}; it must be a list of numbers of images"
+            return f".training_counts is {shorten(counts)}; it must be a list of numbers of images"
     if "images" in values:
         images = values["images"]
         if not isinstance(images, dict) or not all(isinstance(value, str) for value in images.values()):
-            return f".images is {brief(images)}; it must be hashes by the names of splits"
+            return f".images is {shorten(images)}; it must be hashes by the names of splits"
     if "sketch" in values:
         known = values["sketch"]
         if not isinstance(known, str) or not SKETCH.fullmatch(known):
-            return f".sketch is {brief(known)}; it must be hashes"
+            return f".sketch is {shorten(known)}; it must be hashes"
     return ""
 
 
 def _recipe(values: dict[str, Any]) -> str:
     for name, section in values.items():
         if not isinstance(section, dict):
-            return f".{brief(name)[1:-1]} is {brief(section)}; it must be a section of settings"
+            return f".{shorten(name)[1:-1]} is {shorten(section)}; it must be a section of settings"
     return ""
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitrail.classes.names import canonical
 from vitrail.errors import CheckpointError
-from vitrail.imagenet import COUNT, wnids
+from vitrail.imagenet import NUM_CLASSES, list_wordnet_ids
 from vitrail.images.pixels import describe_channels
 from vitrail.images.preprocess import Preprocess, describe_normalisation, fit_statistics
 from vitrail.models.registry import FAMILIES
@@ -267,9 +267,9 @@ def _describe_classes(file: WeightFile, reading: Reading, remarks: Remarks, *, i
         )
     if is_named or not count:
         return ()
-    if count == COUNT:
+    if count == NUM_CLASSES:
         remarks.notes.append(f"{file.path}: its {count} classes are taken for ImageNet's, in their usual order")
-        return wnids()
+        return list_wordnet_ids()
     remarks.notes.append(f"{file.path}: names none of its {count} classes; they go by number")
     return ()
 

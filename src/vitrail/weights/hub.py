@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vitrail.errors import CheckpointError
 from vitrail.files import files_of, refuse_replacing, write_whole
-from vitrail.imagenet import wnids
+from vitrail.imagenet import list_wordnet_ids
 from vitrail.images.pixels import describe_channels
 from vitrail.models.dialects import write_names
 from vitrail.weights.checkpoint import Record, config_of, encode_safetensors, to_metadata
@@ -236,7 +236,7 @@ def _accuracy_rows(record: Record) -> str:
 
 def _say_classes(record: Record) -> str:
     """Return the clause of a model card that says what its classes are."""
-    if record.classes == wnids():
+    if record.classes == list_wordnet_ids():
         named = "ImageNet-1k's"
     elif record.classes:
         named = "named in config.json"

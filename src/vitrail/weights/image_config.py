@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vitrail.config.sections import MIN_STD, pixel_range
+from vitrail.config.sections import MIN_STD, find_pixel_range
 
 FILTERS = ("bicubic", "bilinear")
 MOST = 65535
@@ -101,7 +101,7 @@ def _is_number(value: Any) -> bool:
 
 def _to_unit_scale(values: dict[str, Any], notes: list[str], doubts: list[str]) -> None:
     """Bring statistics for larger pixels, from 0 to 255 as a rule, to the scale that they have here, 0 to 1."""
-    ranges = {name: pixel_range(values.get(name, ())) for name in ("mean", "std")}
+    ranges = {name: find_pixel_range(values.get(name, ())) for name in ("mean", "std")}
     most = max(ranges.values())
     larger = [name for name in ranges if ranges[name] > 1]
     if larger == ["mean"] and "std" in values:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.errors import CheckpointError, ConfigError, among
+from vitrail.errors import CheckpointError, ConfigError, format_choices
 from vitrail.models.dialects import SAME, Dialect, Link, may_lack, read_names
 from vitrail.models.family import Family, ModelConfig, Shapes, Variant
 from vitrail.models.registry import FAMILIES, build_config, find_variant
@@ -173,7 +173,7 @@ def _check_dialect(dialect: str | None, families: list[Family[Any]], where: str)
     if not dialect:
         return
     if dialect not in PROJECTS:
-        raise ConfigError(f"dialect is {dialect!r}{among(dialect, (*PROJECTS, 'vitrail'), 'known are')}")
+        raise ConfigError(f"dialect is {dialect!r}{format_choices(dialect, (*PROJECTS, 'vitrail'), 'known are')}")
     if not any(dialect in candidate.projects for family in families for candidate in family.dialects):
         raise CheckpointError(f"{where}: {dialect} has no {families[0].title}; leave weights.dialect out")
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrail.classes.names import look_alikes, orders_differ, tell_look_alikes
+from vitrail.classes.names import find_look_alikes, find_order_difference, tell_look_alikes
 from vitrail.data.audit.inspect_file import FORMATS, Finding
 from vitrail.data.audit.near_duplicates import find_equal, find_near_pairs
 from vitrail.data.folders import UNREAD
@@ -262,7 +262,7 @@ def _classes(manifest: Manifest, held_out: NDArray[np.bool_]) -> Iterator[Proble
     yield from _order_of_classes(names)
     if told := tell_look_alikes(names):
         what, advice = told.split("; ", 1)
-        yield Problem("warning", what, advice, count=len(look_alikes(names)))
+        yield Problem("warning", what, advice, count=len(find_look_alikes(names)))
     if manifest.has_val:
         absent = np.flatnonzero(manifest.count_by_class(held_out) == 0)
         if len(absent):
@@ -290,7 +290,7 @@ def _imbalance(manifest: Manifest, held_out: NDArray[np.bool_]) -> Iterator[Prob
 
 def _order_of_classes(names: tuple[str, ...]) -> Iterator[Problem]:
     """Yield a problem where the classes are in the order of text and their natural order is another."""
-    differing = orders_differ(names)
+    differing = find_order_difference(names)
     if differing is None:
         return
     index, text, natural = differing

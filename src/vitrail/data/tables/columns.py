@@ -9,8 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrail.classes.names import ClassOrder, are_whole_numbers, canonical, check_name, order, why_apart, without_points
-from vitrail.errors import ConfigError, DataError, closest, few
+from vitrail.classes.names import (
+    ClassOrder,
+    are_whole_numbers,
+    canonical,
+    check_name,
+    explain_look_alikes,
+    sort_classes,
+    strip_points,
+)
+from vitrail.errors import ConfigError, DataError, list_some, suggest
 
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "category", "target")
 """Names of columns of text or numbers that are taken for labels where none is declared to be."""
@@ -115,7 +123,7 @@ class _Columns:
         """Refuse a column that is given, where it is not there or of another kind."""
         if given not in self.features:
             raise ConfigError(
-                f"data.{setting} {given!r}: {self.where} has no such column{closest(given, self.features) or ';'} "
+                f"data.{setting} {given!r}: {self.where} has no such column{suggest(given, self.features) or ';'} "
                 f"its columns: {self}"
             )
         feature = self.features[given]
@@ -163,10 +171,10 @@ def read_class_names(feature: Any, values: Any, where: str, class_order: ClassOr
         return _declared_names(feature, where)
     present = [value for value in values.unique().to_pylist() if not _is_missing(value)]
     names = list(dict.fromkeys(check_name(value, where) for value in present))
-    whole_numbers = without_points(names)
+    whole_numbers = strip_points(names)
     if whole_numbers:
         names = list(dict.fromkeys(whole_numbers.values()))
-    return tuple(names[index] for index in order(names, class_order))
+    return tuple(names[index] for index in sort_classes(names, class_order))
 
 
 def _declared_names(feature: Any, where: str) -> tuple[str, ...]:
@@ -214,8 +222,8 @@ def read_labels(
             strange.append(str(value))
     if strange:
         raise DataError(
-            f"{where}: has {len(strange)} labels that are no class of the training images: {few(strange)}"
-            f"{why_apart(strange, classes)}"
+            f"{where}: has {len(strange)} labels that are no class of the training images: {list_some(strange)}"
+            f"{explain_look_alikes(strange, classes)}"
         )
     codes = [chunk.indices.fill_null(len(known)).to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
     labels = label_of[np.concatenate(codes)] if codes else label_of[:0]
@@ -239,7 +247,7 @@ def _label_of_name(value: str, numbers: Mapping[str, int], are_whole: bool) -> i
     # a declared name may have blanks around it
     stripped = name.strip()
     if are_whole:
-        name = without_points([stripped]).get(stripped, name)
+        name = strip_points([stripped]).get(stripped, name)
     return numbers.get(name, numbers.get(name.strip(), -1))
 
 

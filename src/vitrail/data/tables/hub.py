@@ -32,7 +32,7 @@ from vitrail.data.tables.columns import (
 )
 from vitrail.data.tables.parquet import ParquetTable, import_compute, read_schema
 from vitrail.data.tables.rows import RowSource, Table
-from vitrail.errors import ConfigError, DataError, MissingExtra, VitrailError, few
+from vitrail.errors import ConfigError, DataError, MissingExtra, VitrailError, list_some
 from vitrail.images.pixels import UnreadableImage
 
 HF = "hf:"
@@ -198,7 +198,7 @@ def _check_source(source: RowSource) -> RowSource:
     counts = count_labels(source.labels, source.label_sets, len(source.classes))
     absent = [source.classes[label] for label in np.flatnonzero(counts == 0)]
     if absent:
-        note = f"{split}: {len(absent)} of {len(source.classes)} classes have no image: {few(absent)}"
+        note = f"{split}: {len(absent)} of {len(source.classes)} classes have no image: {list_some(absent)}"
         source = replace(source, notes=(*source.notes, note))
     try:
         source.encoded(0)
