@@ -168,6 +168,8 @@ def test_inputs_that_are_not_there_or_hold_no_image_are_refused(tmp_path: Path) 
             list(find_images([str(tmp_path / given) if given else "missing"], print))
     with pytest.raises(DataError, match="holds no image"):
         list(find_images([str(tmp_path)], print))
+    with pytest.raises(DataError, match=r"^'' names no image; give an image, .*, or write \. for the folder here$"):
+        list(find_images([""], print))
 
 
 def test_a_failed_prediction_leaves_the_older_file_as_it_was(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import socket
 import threading
@@ -521,6 +522,13 @@ def test_a_server_that_anyone_may_ask_is_known(tmp_path: Path, monkeypatch: pyte
             read_key(tmp_path / "key")
     with pytest.raises(ConfigError, match=r"--api-key-file .*: cannot be read \(No such file or directory\)"):
         read_key(tmp_path / "gone")
+    os.mkfifo(tmp_path / "pipe")
+    for endless in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(ConfigError, match=r"--api-key-file .*: cannot be read \(is a device or a pipe, no regular"):
+            read_key(endless)
+    (tmp_path / "large").write_bytes(b"a" * 70_000)
+    with pytest.raises(ConfigError, match=r"cannot be read \(has 70,000 bytes, and 65,536 are the most\)"):
+        read_key(tmp_path / "large")
 
 
 def test_a_port_that_is_taken_is_one_line(server: Server, checkpoint: Path, capsys: pytest.CaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""Models at work from Python: evaluate, predict, serve, measure speed, and check files."""
+"""Models at work from Python: predict, write inputs for other programs, measure speed, and verify files."""
 
 from __future__ import annotations
 

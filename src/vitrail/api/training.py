@@ -1,4 +1,4 @@
-"""Training from Python: train a model, look whether a machine is fit for it, measure how fast images are read."""
+"""Training from Python: train a model, check a machine for it, time the reading of images, and show settings."""
 
 from __future__ import annotations
 

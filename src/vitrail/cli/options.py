@@ -42,7 +42,10 @@ def split_recipe(tokens: Sequence[str], config: str | None) -> tuple[str | None,
 
 
 Settings = Annotated[
-    str, Parameter(show_default=False, help="Settings as section.key=value; `vitrail config` lists all of them.")
+    str,
+    Parameter(
+        show_default=False, help="Settings as section.key=value; docs/config.md and `vitrail config digits` show them."
+    ),
 ]
 RecipeAndSettings = Annotated[
     str, Parameter(show_default=False, help="A recipe's name or file, and settings as section.key=value.")

@@ -100,7 +100,12 @@ def _first_comment(path: Path) -> str:
 
 
 def models(
-    pattern: Annotated[str, Parameter(help="A shell pattern such as '*svt*'.")] = "*",
+    pattern: Annotated[
+        str,
+        Parameter(
+            help="A shell pattern: t2t_vit_? has one letter for the question mark, a star stands for any number."
+        ),
+    ] = "*",
     *,
     markdown: Annotated[bool, Parameter(help="Print the table of the README.")] = False,
 ) -> int:

@@ -96,7 +96,8 @@ def check_request(
     for name in formats:
         if precision not in FORMATS[name].precisions:
             able = " and ".join(other for other in FORMATS if precision in FORMATS[other].precisions)
-            raise ConfigError(f"--precision {precision}: {name} cannot be had so; {able} can")
+            allowed = f"{able} can" if able else f"it must be one of {', '.join(FORMATS[name].precisions)}"
+            raise ConfigError(f"--precision {precision}: {name} cannot be had so; {allowed}")
         for package in FORMATS[name].packages:
             if find_spec(package) is None:
                 raise MissingExtra(f"--format {name}: needs {package}; run: pip install 'vitrail[{name}]'")

@@ -204,7 +204,8 @@ class Worker:
             self._process.join()
             status = self._process.exitcode
             raise VitrailError(
-                f"{self.subject.name}: its process ended with status {status}; -9 is a system's that is short of memory"
+                f"{self.subject.name}: its process ended with status {status}; -9 is a system's that is short of "
+                "memory; in a script, call vitrail.bench below if __name__ == '__main__'"
             ) from error
         if isinstance(answer, VitrailError):
             self.close()

@@ -50,6 +50,8 @@ def _in_input(given: str, note: Callable[[str], None], root: str | None, path_co
     Raises:
         DataError: The input does not exist.
     """
+    if not given:  # a shell's variable that is not set; as a path it would be the folder here
+        raise DataError(f"'' names no image; {GIVE}, or write . for the folder here")
     path = Path(given)
     if path.is_dir():
         return _in_folder(path, note)

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitrail.errors import ConfigError
+from vitrail.files import read_regular
 
+MAX_KEY_FILE = 2**16
+"""Bytes of the file with the key, which has some hundred."""
 KEY_VARIABLE = "VITRAIL_API_KEY"
 """Environment variable that holds the API key."""
 MEBIBYTE = 2**20
@@ -180,7 +183,7 @@ def read_key(file: Path | None) -> str | None:
 
 def _read_key_file(file: Path, where: str) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return read_regular(file, MAX_KEY_FILE).decode("utf-8")
     except OSError as error:
         raise ConfigError(f"{where}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError:
