@@ -31,10 +31,10 @@ from pathlib import Path
 import torch
 import vitrail.training.train
 from vitrail.config.commands import TrainConfig
-from vitrail.config.resolve import command_line, read_yaml, resolve
+from vitrail.config.resolve import parse_command_line, read_yaml, resolve
 from vitrail.display import Quiet
 rank = int(os.environ["RANK"])
-config = resolve(TrainConfig, [read_yaml(Path(sys.argv[1])), command_line(sys.argv[2:])]).config
+config = resolve(TrainConfig, [read_yaml(Path(sys.argv[1])), parse_command_line(sys.argv[2:])]).config
 """
 
 
