@@ -33,6 +33,16 @@ class Tracker(Protocol):
         """Send what is left."""
 
 
+def _next_second(folder: Path) -> int:
+    """Return the time for the name of a file of events, later than that of any other in the folder.
+
+    Readers order the files by name, so a run that goes on within a second would stand before what it replaces.
+    """
+    stamps = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")]
+    seconds = [int(stamp) + 1 for stamp in stamps if stamp.isdigit()]
+    return max([round(time.time()), *seconds])
+
+
 class TensorBoard:
     """TensorBoard events in a folder, without those of epochs or updates that are made again.
 
@@ -55,7 +65,7 @@ class TensorBoard:
         self._event, self._summary = events.Event, summaries.Summary
         start = events.SessionLog(status=events.SessionLog.START)
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time():.0f}.{platform.node()}.{os.getpid()}.{time.monotonic_ns()}"
+        name = f"events.out.tfevents.{_next_second(folder)}.{platform.node()}.{os.getpid()}.{time.monotonic_ns()}"
         self._writer = RecordWriter((folder / name).open("wb"))
         self._write(file_version="brain.Event:2")
         self._write(step=first, session_log=start)
