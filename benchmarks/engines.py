@@ -23,10 +23,9 @@ from export import save
 from official_t2t import OfficialT2TViT
 from side_by_side import publish
 
+from vitrail.choices import ExportFormat, Precision
 from vitrail.deploy.compare import gather_sample
 from vitrail.deploy.export import export, find_outputs
-from vitrail.deploy.formats import FormatName
-from vitrail.devices import Precision
 from vitrail.display import Quiet
 from vitrail.errors import VitrailError
 from vitrail.inference.bench import Measured, Subject, bench, beside_timm, find_subjects
@@ -38,7 +37,7 @@ TARGETS = {"tnt_s_patch16_224": 2.2, "twins_svt_small": 3.5, "t2t_vit_14": 2.0}
 """How many times the images a second of the baseline, at a batch of 8."""
 LATENCY = 0.55
 """Of one image, as a share of the baseline's."""
-FILES: tuple[tuple[FormatName, Precision], ...] = (
+FILES: tuple[tuple[ExportFormat, Precision], ...] = (
     ("onnx", "float32"), ("openvino", "float32"), ("openvino", "bfloat16"), ("pt2", "float32"), ("pt2", "bfloat16"),
 )  # fmt: skip
 

@@ -16,16 +16,16 @@ import cyclopts
 from mindir import build
 from side_by_side import publish
 
+from vitrail.choices import ExportFormat
 from vitrail.deploy.compare import gather_sample
 from vitrail.deploy.export import Exported, export, find_outputs
-from vitrail.deploy.formats import FormatName
 from vitrail.errors import VitrailError
 from vitrail.images.preprocess import Preprocess
 from vitrail.models.registry import find_variant, list_models
 from vitrail.weights.checkpoint import Record, model_options, save_model
 from vitrail.weights.loading import open_model
 
-FORMATS: tuple[FormatName, ...] = ("onnx", "openvino", "torchscript", "pt2")
+FORMATS: tuple[ExportFormat, ...] = ("onnx", "openvino", "torchscript", "pt2")
 
 
 def save(name: str, path: Path) -> None:
@@ -54,7 +54,7 @@ def row(name: str, done: Exported) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def main(*names: str, formats: tuple[FormatName, ...] = FORMATS, images: Path | None = None) -> None:
+def main(*names: str, formats: tuple[ExportFormat, ...] = FORMATS, images: Path | None = None) -> None:
     """Compare all, and write a page beside this file."""
     rows, engines, what = [], dict[str, None](), ""
     for name in names or list_models():

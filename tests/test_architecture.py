@@ -13,8 +13,8 @@ import vitrail
 
 PACKAGE = Path(vitrail.__file__).parent
 ROOMS = [
-    {"errors", "imagenet", "devices", "cells"},
-    {"files"},
+    {"choices", "errors", "imagenet", "cells"},
+    {"files", "devices"},
     {"whole_folder", "config", "distributed"},
     {"display", "models", "classes"},
     {"images"},

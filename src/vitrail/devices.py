@@ -5,18 +5,19 @@ from __future__ import annotations
 import ctypes
 import platform
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-Precision = Literal["float32", "bfloat16", "float16"]
+from vitrail.choices import Device, Precision
+
 # numbers of mallopt's parameters, from glibc's malloc.h
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def pick_device(device: Literal["auto", "cpu"]) -> torch.device:
+def pick_device(device: Device) -> torch.device:
     """Return the accelerator, where there is one and the setting is auto; else the CPU."""
     if device == "cpu":
         return torch.device("cpu")

@@ -19,10 +19,10 @@ import pytest
 import torch
 
 from support.random_weights import randomised
+from vitrail.choices import ExportFormat
 from vitrail.cli.app import main
 from vitrail.deploy.compare import gather_sample
 from vitrail.deploy.export import Exported, export, find_outputs
-from vitrail.deploy.formats import FormatName
 from vitrail.deploy.mindir import CHECK_SCRIPT
 from vitrail.errors import ConfigError
 from vitrail.images.preprocess import Preprocess
@@ -45,7 +45,7 @@ def run(*tokens: object) -> int:
     return caught.value.code
 
 
-def export_one(checkpoint: Path, format: FormatName, output: Path | None = None, **options: Any) -> Exported:
+def export_one(checkpoint: Path, format: ExportFormat, output: Path | None = None, **options: Any) -> Exported:
     """Export to one format, with pictures that are drawn."""
     opened = open_model(checkpoint)
     outputs = find_outputs([format], checkpoint, output)

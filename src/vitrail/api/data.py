@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from vitrail.api.options import read_settings, require_at_least, settings_alone,
 from vitrail.api.results import Result, Table
 from vitrail.config.commands import CheckConfig, DataConfig
 from vitrail.config.resolve import resolve
+from vitrail.config.sections import DataSection
 from vitrail.display import Display
 from vitrail.errors import ConfigError
 from vitrail.migrate.given import Settings
@@ -214,14 +215,13 @@ def pack(
         DataError: There are no images.
         CheckpointError: The output folder cannot be written.
     """
-    given = settings_alone(read_settings(pack, settings, sections))
-    config = resolve(DataConfig, [given]).config
+    section = _read_data_section(pack, settings, sections)
     require_at_least(1, shard_mb=shard_mb)
 
     from vitrail.data.pack import pack as run
 
     with shown(display, progress) as display:
-        done = run(config.data, Path(output), shard_mb * 1_000_000, display)
+        done = run(section, Path(output), shard_mb * 1_000_000, display)
         for note in done.manifest.notes:
             display.note(note)
     return PackedData(
@@ -265,8 +265,7 @@ def resize_data(
         DataError: There are no images.
         CheckpointError: The output folder cannot be written.
     """
-    given = settings_alone(read_settings(resize_data, settings, sections))
-    config = resolve(DataConfig, [given]).config
+    section = _read_data_section(resize_data, settings, sections)
     require_at_least(1, short_side=short_side)
     if not 1 <= quality <= 100:
         raise ConfigError(f"--quality is {quality}; it must be from 1 to 100")
@@ -274,13 +273,19 @@ def resize_data(
     from vitrail.data.resize import resize_data as run
 
     with shown(display, progress) as display:
-        done = run(config.data, Path(output), short_side, quality, display)
+        done = run(section, Path(output), short_side, quality, display)
     return ResizedData(
         folder=done.folder,
         resized=done.resized,
         copied=dict(done.copied.most_common()),
         bad_files=tuple((name, reason) for _, name, reason in done.bad),
-        bad_files_were="left out" if config.data.bad_files == "quarantine" else "copied",
+        bad_files_were="left out" if section.bad_files == "quarantine" else "copied",
         bytes_before=done.before,
         bytes_after=done.after,
     )
+
+
+def _read_data_section(verb: Callable[..., Any], settings: Settings | None, sections: Mapping[str, Any]) -> DataSection:
+    """Return the settings of the section data, as a function is given them."""
+    given = settings_alone(read_settings(verb, settings, sections))
+    return resolve(DataConfig, [given]).config.data

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vitrail.api.options import (
     OF_WEIGHTS,
-    Device,
-    Precision,
     path_or_none,
     read_settings,
     require_at_least,
@@ -21,6 +19,7 @@ from vitrail.api.options import (
     with_recipe,
 )
 from vitrail.api.results import Result, ResultList, Table
+from vitrail.choices import Device, ExportFormat, Precision, QuantizedFormat
 from vitrail.config.commands import ConvertConfig, PredictConfig
 from vitrail.config.resolve import Layer, resolve
 from vitrail.display import Display
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from vitrail.deploy.quantize import Speed, Trial
     from vitrail.weights.opened import Opened
 
-ExportFormat = Literal["onnx", "openvino", "pt2", "torchscript", "mindir"]
 Project = Literal["official", "timm", "mmpretrain", "mindcv", "zoo", "vitrail"]
 SHOWN_LAYERS = 10
 """Layers of a quantized model that are shown, the most sensitive ones."""
@@ -423,7 +421,7 @@ def quantize(
     checkpoint: str | Path,
     settings: Settings | None = None,
     *,
-    format: Literal["onnx", "openvino"],
+    format: QuantizedFormat,
     max_drop: float = 1.0,
     output: str | Path | None = None,
     rounds: int = 5,

@@ -7,17 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitrail.api.options import (
-    Engine,
-    Precision,
-    path_or_none,
-    read_settings,
-    shown,
-    tell_remarks,
-    with_recipe,
-    write_json,
-)
+from vitrail.api.options import path_or_none, read_settings, shown, tell_remarks, with_recipe, write_json
 from vitrail.api.results import Result, ResultList, Table
+from vitrail.choices import Engine, Precision
 from vitrail.config.resolve import Layer
 from vitrail.display import Display
 from vitrail.distributed.launch import is_main_process

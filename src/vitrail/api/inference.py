@@ -12,9 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vitrail.api.options import (
     OF_WEIGHTS,
-    Device,
-    Engine,
-    Precision,
     path_or_none,
     read_settings,
     require_at_least,
@@ -24,6 +21,7 @@ from vitrail.api.options import (
     write_json,
 )
 from vitrail.api.results import Result, ResultList, Table, first_rows, rows_left_out
+from vitrail.choices import Device, Engine, Precision
 from vitrail.config.commands import DataConfig, PredictConfig
 from vitrail.config.resolve import Layer, resolve
 from vitrail.config.sections import DataSection
@@ -153,10 +151,6 @@ class Latencies(ResultList[Any]):
         title = f"{self.items[0].runs} runs of each, in {self.rounds} alternating rounds"
         return [Table(title, columns, tuple(rows))]
 
-    def records(self) -> Sequence[dict[str, Any]]:
-        """Return one row for each model or file and batch size."""
-        return [asdict(one) for one in self.items]
-
 
 @dataclass(frozen=True)
 class FileChecks(ResultList[Any]):
@@ -173,10 +167,6 @@ class FileChecks(ResultList[Any]):
         """Return one row a file."""
         rows = tuple((one.path, one.kind, one.verdict, one.by) for one in self.items)
         return [Table("", ("file", "what", "is", "by"), rows)]
-
-    def records(self) -> Sequence[dict[str, Any]]:
-        """Return one row a file."""
-        return [asdict(one) for one in self.items]
 
 
 def predict(

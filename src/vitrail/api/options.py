@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vitrail.config.commands import TrainConfig
 from vitrail.config.resolve import Layer
@@ -21,12 +21,6 @@ from vitrail.migrate.given import Given, Settings, read_given
 from vitrail.migrate.recipes import read_part
 from vitrail.migrate.rules import Say
 
-Engine = Literal["torch", "onnxruntime", "openvino", "aotinductor", "torchscript", "mindspore"]
-"""Runtime of an exported file."""
-Precision = Literal["float32", "bfloat16", "float16"]
-"""Precision of matrix products."""
-Device = Literal["auto", "cpu"]
-"""Device that computes: a GPU where there is one, or the CPU."""
 OF_WEIGHTS = ("weights", "preprocess")
 """Sections that say how a weight file and images are read."""
 SECTIONS = (*(section.name for section in fields(TrainConfig)), "evaluate")

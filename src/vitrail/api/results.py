@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
 from io import StringIO
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, cast, overload
 
 from rich import box
 from rich.console import Console
@@ -111,9 +111,13 @@ class Result:
 
 @dataclass(frozen=True)
 class ResultList(Result, Sequence[T], Generic[T]):
-    """A result of several parts, which is used as a list of them."""
+    """A result of several parts, dataclasses of plain values, which is used as a list of them."""
 
     items: tuple[T, ...]
+
+    def records(self) -> Sequence[dict[str, Any]]:
+        """Return one row a part."""
+        return [asdict(cast(Any, one)) for one in self.items]
 
     def __len__(self) -> int:
         return len(self.items)

@@ -7,7 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitrail.api.options import Device, Engine, Precision, path_or_none, read_settings, settings_alone, shown
+from vitrail.api.options import path_or_none, read_settings, settings_alone, shown
+from vitrail.choices import Device, Engine, Precision
 from vitrail.config.commands import PredictConfig
 from vitrail.config.resolve import Layer, resolve
 from vitrail.display import Display

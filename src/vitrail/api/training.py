@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from json import dumps
 from pathlib import Path
 from typing import Any
@@ -121,10 +121,6 @@ class MachineChecks(ResultList[MachineCheck]):
         """Return one row for each thing that was looked at."""
         rows = tuple((check.name, check.found, check.fix or "good") for check in self.items)
         return [Table("", ("what", "found", "to do"), rows)]
-
-    def records(self) -> Sequence[dict[str, Any]]:
-        """Return one row for each thing that was looked at."""
-        return [asdict(check) for check in self.items]
 
 
 @dataclass(frozen=True)

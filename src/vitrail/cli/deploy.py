@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from vitrail import choices
 from vitrail.cli.options import FileSettings, ModelRecipe, Settings, Weights, read_whole_number
 from vitrail.cli.tables import show_line, show_result
 from vitrail.errors import command
@@ -48,14 +49,14 @@ def export(
     checkpoint: Weights,
     *settings: FileSettings,
     format: Annotated[
-        list[Literal["onnx", "openvino", "pt2", "torchscript", "mindir"]],
+        list[choices.ExportFormat],
         Parameter(help="What to write; may be given several times. mindir is for MindSpore and MindSpore Lite."),
     ],
     output: Annotated[
         Path | None, Parameter(help="File to write, or for several a folder; beside the checkpoint by default.")
     ] = None,
     precision: Annotated[
-        Literal["float32", "bfloat16", "float16"],
+        choices.Precision,
         Parameter(help="What the file computes in; images and logits are float32."),
     ] = "float32",
     images: Annotated[
@@ -78,7 +79,7 @@ def export(
         ),
     ] = None,
     config: ModelRecipe = None,
-    device: Annotated[Literal["auto", "cpu"], Parameter(help="What a pt2 is compiled for.")] = "auto",
+    device: Annotated[choices.Device, Parameter(help="What a pt2 is compiled for.")] = "auto",
     mindir_version: Annotated[
         Literal[1, 3] | None,
         Parameter(
@@ -145,7 +146,7 @@ def _next_command(one: ExportedFile, exports: Exports, checkpoint: Path, *, with
 def quantize(
     checkpoint: Weights,
     *settings: Settings,
-    format: Annotated[Literal["onnx", "openvino"], Parameter(help="What to write.")],
+    format: Annotated[choices.QuantizedFormat, Parameter(help="What to write.")],
     max_drop: Annotated[float, Parameter(help="Points of top-1, or of mAP, that may be lost.")] = 1.0,
     output: Annotated[
         Path | None, Parameter(help="File to write; NAME.int8.onnx or NAME.int8.xml beside the checkpoint by default.")

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from vitrail import choices
 from vitrail.cli.channel import outlive_output
 from vitrail.cli.options import (
     Checkpoint,
     Device,
     Engine,
-    EngineName,
     FileSettings,
     JsonFile,
     ModelRecipe,
@@ -43,7 +43,7 @@ def evaluate(
     json_file: JsonFile = None,
     engine: Engine = None,
     precision: Annotated[
-        Literal["float32", "bfloat16", "float16"] | None,
+        choices.Precision | None,
         Parameter(help="Precision of the computation, as evaluate.precision; an exported file's own by default."),
     ] = None,
     against: Annotated[
@@ -111,8 +111,8 @@ def _sweep(
     settings: Sequence[str],
     config: str | None,
     json_file: Path | None,
-    engine: EngineName | None,
-    precision: Literal["float32", "bfloat16", "float16"] | None,
+    engine: choices.Engine | None,
+    precision: choices.Precision | None,
 ) -> int:
     """Try every usual way of reading images, and say how to type the best."""
     from vitrail.api import evaluation as api
@@ -267,7 +267,7 @@ def bench(
     ] = None,
     timm: Annotated[bool, Parameter(help="Measure timm's model beside each, where it has one.")] = False,
     engine: Annotated[
-        list[EngineName] | None,
+        list[choices.Engine] | None,
         Parameter(help="What runs the exported files; may be given several times."),
     ] = None,
     precision: Precision = None,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter, Token
 
+from vitrail import choices
 from vitrail.errors import ConfigError
 
 
@@ -57,12 +58,9 @@ Checkpoint = Annotated[Path, Parameter(help="A weight file of any project, or wh
 Weights = Annotated[Path, Parameter(help="A weight file of any project.")]
 ModelRecipe = Annotated[str | None, Parameter(help="A recipe's name or file, for the model and how images are read.")]
 JsonFile = Annotated[Path | None, Parameter(name="--json", help="Also write the numbers to this file.")]
-EngineName = Literal["torch", "onnxruntime", "openvino", "aotinductor", "torchscript", "mindspore"]
-Engine = Annotated[EngineName | None, Parameter(help="What runs an exported file, where two can, as .onnx.")]
+Engine = Annotated[choices.Engine | None, Parameter(help="What runs an exported file, where two can, as .onnx.")]
 Precision = Annotated[
-    Literal["float32", "bfloat16", "float16"] | None,
+    choices.Precision | None,
     Parameter(help="Precision of the computation; an exported file's own by default."),
 ]
-Device = Annotated[
-    Literal["auto", "cpu"], Parameter(help="auto takes the accelerator, where there is one; cpu never does.")
-]
+Device = Annotated[choices.Device, Parameter(help="auto takes the accelerator, where there is one; cpu never does.")]

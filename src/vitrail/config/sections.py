@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from vitrail.choices import Device, Precision
 from vitrail.config.ranges import find_not_positive, find_out_of_range
 
 MIN_STD = 1e-6
@@ -265,10 +266,10 @@ class EvaluateSection:
     and used."""
     batch_size: int = 64
     """Number of images in a batch."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Precision = "float32"
     """Precision that matrix products of weight files and of OpenVINO are computed in; another
     exported file computes in the precision that it was exported with."""
-    device: Literal["auto", "cpu"] = "auto"
+    device: Device = "auto"
     """Device to compute on; auto takes an accelerator (GPU) where there is one."""
     guard_csv: bool = True
     """In CSV files, write names that a spreadsheet would compute, as they begin with = + - or @, with an apostrophe in

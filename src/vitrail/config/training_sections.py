@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from vitrail.choices import Device
 from vitrail.config.ranges import find_not_positive, find_out_of_range
 
 
@@ -301,7 +302,7 @@ class TrainSection:
     """Precision of matrix products; weights stay float32. float16 scales the loss dynamically and
     needs CUDA; mixed is bfloat16 where the device has it, float16 elsewhere. MindSpore's O0 is
     float32, O1 to O3 are mixed."""
-    device: Literal["auto", "cpu"] = "auto"
+    device: Device = "auto"
     """Device to train on; auto takes an accelerator (GPU) where there is one."""
     compile: bool = False
     """Compile the model with torch.compile; the first steps take a minute."""

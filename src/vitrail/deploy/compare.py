@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitrail.devices import Precision
+from vitrail.choices import Precision
 from vitrail.errors import DataError
 from vitrail.images.decoding import decode, read_image
 from vitrail.images.pixels import Pixels, UnreadableImage, to_pixel_format

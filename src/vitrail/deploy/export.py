@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import torch
 
+from vitrail.choices import ExportFormat, Precision
 from vitrail.deploy.compare import SampleImages, Verdict, compare_logits, compare_probabilities
-from vitrail.deploy.formats import FORMATS, Files, FormatName, Plan
-from vitrail.devices import Precision
+from vitrail.deploy.formats import FORMATS, Files, Plan
 from vitrail.errors import ConfigError, MissingExtra
 from vitrail.files import files_of, refusal_told, refuse_output, remove, remove_leftovers, temporary_name
 from vitrail.inference.engines import has_mindspore
@@ -35,7 +35,7 @@ REJECTED = ".rejected"
 class Exported:
     """One exported file, and how it compares with PyTorch."""
 
-    format: FormatName
+    format: ExportFormat
     path: Path
     """The file; its name ends in .rejected where the verdict is bad."""
     bytes: int
@@ -53,13 +53,13 @@ class Exported:
         return self.verdict is None or self.verdict.is_good
 
 
-def find_outputs(formats: Sequence[FormatName], checkpoint: Path, output: Path | None) -> dict[FormatName, Path]:
+def find_outputs(formats: Sequence[ExportFormat], checkpoint: Path, output: Path | None) -> dict[ExportFormat, Path]:
     """Return the file of each format: beside the weight file, or what `output` names, for several formats a folder.
 
     Raises:
         ConfigError: An output that cannot be.
     """
-    paths: dict[FormatName, Path]
+    paths: dict[ExportFormat, Path]
     if output is None:
         paths = {name: checkpoint.with_suffix(FORMATS[name].suffix) for name in formats}
     elif len(formats) == 1:
@@ -79,7 +79,7 @@ def find_outputs(formats: Sequence[FormatName], checkpoint: Path, output: Path |
 
 
 def check_request(
-    formats: Sequence[FormatName], precision: Precision, batch_size: int | None, with_preprocess: bool
+    formats: Sequence[ExportFormat], precision: Precision, batch_size: int | None, with_preprocess: bool
 ) -> None:
     """Refuse what cannot be exported, before anything is.
 
@@ -105,7 +105,7 @@ def check_request(
 
 def export(
     opened: Opened,
-    outputs: Mapping[FormatName, Path],
+    outputs: Mapping[ExportFormat, Path],
     sample: SampleImages,
     *,
     precision: Precision = "float32",
@@ -171,7 +171,7 @@ def export(
         yield _export_one(name, plan, path, sample if name in compared else None)
 
 
-def _export_one(name: FormatName, plan: Plan, path: Path, sample: SampleImages | None) -> Exported:
+def _export_one(name: ExportFormat, plan: Plan, path: Path, sample: SampleImages | None) -> Exported:
     """Write one format, compare it unless there is no sample, and give it the name that it has earned."""
     started = time.perf_counter()
     files = FORMATS[name].write(plan)

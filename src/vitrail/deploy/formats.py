@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from vitrail.choices import ExportFormat, Precision
 from vitrail.deploy.int8 import PRODUCTS, Int8, find_quantizable, quantize_onnx, quantize_openvino
 from vitrail.deploy.mindir import CHECK_SCRIPT, to_mindir
 from vitrail.deploy.onnx_preprocess import add_preprocess
-from vitrail.devices import DTYPES, Precision
+from vitrail.devices import DTYPES
 from vitrail.errors import ExportError
 from vitrail.files import Buffer
 from vitrail.inference.engines import cpu
@@ -37,7 +38,6 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 """Metadata of a node in which PyTorch's exporter says which modules it is of."""
 OPSET = 20
 """Version of ONNX's operators: the first that has GELU."""
-FormatName = Literal["onnx", "openvino", "pt2", "torchscript", "mindir"]
 Files = Mapping[str, Sequence[Buffer]]
 """Contents of the files of one format by their endings; the file that the others are found from comes last."""
 
@@ -262,7 +262,7 @@ def _write_mindir(plan: Plan) -> Files:
 
 
 ANY: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
-FORMATS: Mapping[FormatName, Format] = {
+FORMATS: Mapping[ExportFormat, Format] = {
     # no CPU has kernels for ONNX in bfloat16
     "onnx": Format(".onnx", _write_onnx, ("float32", "float16"), ("onnx", "onnxscript", "onnxruntime")),
     "openvino": Format(".xml", _write_openvino, ANY, ("onnx", "onnxscript", "openvino"), (".bin",)),

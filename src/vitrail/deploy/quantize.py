@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitrail.choices import Precision, QuantizedFormat
 from vitrail.config.commands import EvaluateConfig
 from vitrail.config.resolve import Layer
 from vitrail.data.loader import build_eval_loader
@@ -22,7 +23,6 @@ from vitrail.data.sources import Source
 from vitrail.deploy.export import ADVICE, REJECTED, find_outputs, staged_files
 from vitrail.deploy.formats import FORMATS, Plan
 from vitrail.deploy.int8 import Int8, find_quantizable, measure_sensitivities
-from vitrail.devices import Precision
 from vitrail.display import Display, Quiet
 from vitrail.errors import ConfigError, DataError, MissingExtra
 from vitrail.evaluation.evaluate import Evaluation, evaluate
@@ -47,8 +47,7 @@ SLOWER = 1.05
 """Latencies whose ratio is below this count as equal."""
 MOST_KEPT = 0.5
 """Share of the layers that may stay in float; beyond it, little would be gained."""
-Quantizable = Literal["onnx", "openvino"]
-SUFFIXES: Mapping[Quantizable, str] = {"onnx": ".int8.onnx", "openvino": ".int8.xml"}
+SUFFIXES: Mapping[QuantizedFormat, str] = {"onnx": ".int8.onnx", "openvino": ".int8.xml"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +105,7 @@ class Quantized:
 
 def quantize(
     checkpoint: Path,
-    format: Quantizable,
+    format: QuantizedFormat,
     settings: Sequence[Layer] = (),
     *,
     output: Path | None = None,
@@ -213,7 +212,7 @@ class _Job:
 
     source: Path
     """The weight file."""
-    format: Quantizable
+    format: QuantizedFormat
     path: Path
     """The file that is wanted."""
     settings: Sequence[Layer]
@@ -291,7 +290,7 @@ class _Candidate:
     """Precision to run it in; None is the file's own."""
 
 
-def _check_packages(format: Quantizable) -> None:
+def _check_packages(format: QuantizedFormat) -> None:
     packages = [*FORMATS[format].packages]
     if format == "openvino":
         packages.append("nncf")
@@ -301,7 +300,7 @@ def _check_packages(format: Quantizable) -> None:
 
 
 def _prepare(
-    checkpoint: Path, format: Quantizable, settings: Sequence[Layer], output: Path | None, display: Display
+    checkpoint: Path, format: QuantizedFormat, settings: Sequence[Layer], output: Path | None, display: Display
 ) -> _Job:
     """Open the weights, evaluate them, read images for calibration, and rank the layers by sensitivity."""
     opened = open_model(checkpoint, resolve_request(settings))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,8 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch._C._distributed_c10d import Store
 
-from vitrail.devices import Precision, keep_freed_memory, pick_device
+from vitrail.choices import Device, Precision
+from vitrail.devices import keep_freed_memory, pick_device
 from vitrail.distributed.launch import understand_launch
 from vitrail.distributed.rendezvous import join
 from vitrail.errors import ConfigError, LostProcess
@@ -29,7 +30,7 @@ from vitrail.errors import ConfigError, LostProcess
 @contextmanager
 def processes(
     precision: Precision,
-    device: Literal["auto", "cpu"],
+    device: Device,
     timeout_minutes: float = 10.0,
     meet_minutes: float = 10.0,
 ) -> Iterator[Accelerator]:
@@ -91,7 +92,7 @@ def leave_processes() -> None:
         dist.destroy_process_group()
 
 
-def choose_precision(wanted: str, device: Literal["auto", "cpu"]) -> Precision:
+def choose_precision(wanted: str, device: Device) -> Precision:
     """Return the precision that `train.precision` means on this device."""
     if wanted == "O0":
         return "float32"

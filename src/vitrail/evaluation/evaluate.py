@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from accelerate import Accelerator
 
+from vitrail.choices import Precision
 from vitrail.classes.matching import read_class_names
 from vitrail.config.commands import EvaluateConfig
 from vitrail.config.resolve import Layer, to_dict
@@ -18,7 +19,6 @@ from vitrail.data.loader import ImageLoader, build_eval_loader
 from vitrail.data.opening import list_files_read, open_split
 from vitrail.data.sources import Source
 from vitrail.data.tables.hub import pin_revision
-from vitrail.devices import Precision
 from vitrail.display import Display, Quiet
 from vitrail.distributed.processes import processes, share
 from vitrail.errors import CheckpointError, ConfigError, DataError

@@ -10,8 +10,9 @@ from functools import cached_property
 import torch
 from accelerate import Accelerator
 
+from vitrail.choices import Precision
 from vitrail.data.loader import Batch, ImageLoader
-from vitrail.devices import Precision, autocast
+from vitrail.devices import autocast
 from vitrail.distributed.processes import gather_texts
 from vitrail.errors import DataError
 from vitrail.evaluation.answers import Gathered

@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitrail.devices import Precision, pick_device
+from vitrail.choices import Device, Precision
+from vitrail.devices import pick_device
 from vitrail.display import Display
 from vitrail.errors import ConfigError, VitrailError, suggest
 from vitrail.inference.engines import ENGINES, about, start_module
@@ -52,7 +53,7 @@ class Subject:
     """Engine of an exported file; None is the usual one."""
     precision: Precision | None = None
     """Precision of the computation; None is an exported file's own, and float32 for models."""
-    device: Literal["auto", "cpu"] = "auto"
+    device: Device = "auto"
     threads: int | None = None
 
 

@@ -17,18 +17,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitrail.devices import Precision, autocast, keep_freed_memory
+from vitrail.choices import Engine, Precision
+from vitrail.devices import autocast, keep_freed_memory
 from vitrail.errors import CheckpointError, ConfigError, MissingExtra
 from vitrail.inference.exported import Making, check_beside
 from vitrail.weights.opened import Opened
 
-Engine = Literal["torch", "onnxruntime", "openvino", "aotinductor", "torchscript", "mindspore"]
 ENGINES: Mapping[str, tuple[Engine, ...]] = {
     ".onnx": ("onnxruntime", "openvino"),
     ".xml": ("openvino",),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
 
-from vitrail.devices import Precision
+from vitrail.choices import Precision
 from vitrail.errors import CheckpointError, command
 from vitrail.weights.checkpoint import KEY, Record, hash_file, parse_record
 from vitrail.weights.description import MAX_TEXT

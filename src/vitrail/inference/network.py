@@ -16,10 +16,10 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from vitrail.devices import Precision
+from vitrail.choices import Engine, Precision
 from vitrail.display import Display
 from vitrail.errors import CheckpointError, ConfigError, MissingExtra, VitrailError
-from vitrail.inference.engines import ENGINES, EXTRAS, STARTS, TITLES, Engine, Run, Start, about
+from vitrail.inference.engines import ENGINES, EXTRAS, STARTS, TITLES, Run, Start, about
 from vitrail.inference.exported import READERS, Making, Stored, describe
 from vitrail.weights.checkpoint import Record
 from vitrail.weights.loading import open_model

@@ -15,14 +15,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from vitrail.choices import Device, Precision
 from vitrail.config.commands import PredictConfig
 from vitrail.config.resolve import Layer, resolve
-from vitrail.devices import Precision, pick_device
+from vitrail.devices import pick_device
 from vitrail.display import Display, Quiet
 from vitrail.errors import ConfigError, printable
 from vitrail.files import no_file
@@ -171,7 +171,7 @@ def open_predictor(
     settings: Sequence[Layer] = (),
     *,
     engine: str | None = None,
-    device: Literal["auto", "cpu"] = "auto",
+    device: Device = "auto",
     precision: Precision | None = None,
     topk: int | None = None,
     default_topk: int = 1,

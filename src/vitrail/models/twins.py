@@ -71,7 +71,7 @@ class TwinsConfig(ModelConfig):
     """Side of the windows of every even block, in tokens; None attends to the reduced map in every block (PCPVT)."""
     norm_eps: float = 1e-6
     embed_norm_eps: float = 1e-5
-    """Of the norms in patch embeddings and after reduction."""
+    """Epsilon of the norms in patch embeddings and after reduction."""
 
     def __post_init__(self) -> None:
         for name in ("embed_dims", "depths", "num_heads", "mlp_ratios", "sr_ratios", "patch_sizes"):

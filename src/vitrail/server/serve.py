@@ -9,7 +9,7 @@ from contextlib import closing
 
 import torch
 
-from vitrail.devices import Precision
+from vitrail.choices import Precision
 from vitrail.inference.predictor import Predictor, UnstartedPredictor
 from vitrail.server.app import Served, build_app
 from vitrail.server.connections import format_url, listen, run

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from timm.utils.model_ema import ModelEmaV3
 
+from vitrail.choices import Precision
 from vitrail.classes.names import tell_look_alikes
 from vitrail.config.commands import TrainConfig
 from vitrail.data.audit.findings import find_alarms, mark_held_out, refuse_unreadable
@@ -28,7 +29,6 @@ from vitrail.data.sampling import BatchSampler, ClassDraw, EpochOrder, Shuffle, 
 from vitrail.data.sources import Source, count_by_class, fingerprint
 from vitrail.data.tables.hub import pin_revision
 from vitrail.data.tables.rows import find_storage_groups
-from vitrail.devices import Precision
 from vitrail.display import Display
 from vitrail.distributed.processes import share
 from vitrail.distributed.sharding import shard

@@ -1,0 +1,16 @@
+"""Choices shared by settings, functions and commands: precision, device, engine and format of files. No torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Precision = Literal["float32", "bfloat16", "float16"]
+"""Precision of matrix products."""
+Device = Literal["auto", "cpu"]
+"""Device that computes: the accelerator where there is one, or the CPU."""
+Engine = Literal["torch", "onnxruntime", "openvino", "aotinductor", "torchscript", "mindspore"]
+"""Runtime of an exported file."""
+ExportFormat = Literal["onnx", "openvino", "pt2", "torchscript", "mindir"]
+"""Kind of file that a model is exported to."""
+QuantizedFormat = Literal["onnx", "openvino"]
+"""Kind of file that a model in 8 bits is written to."""
