@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from vitrail.api.inference import predict as predict
     from vitrail.api.inference import verify as verify
     from vitrail.api.inference import write_inputs as write_inputs
+    from vitrail.api.models import create_model as create_model
+    from vitrail.api.models import list_models as list_models
+    from vitrail.api.models import load_model as load_model
     from vitrail.api.serving import serve as serve
     from vitrail.api.training import bench_data as bench_data
     from vitrail.api.training import doctor as doctor
     from vitrail.api.training import show_config as show_config
     from vitrail.api.training import train as train
     from vitrail.errors import VitrailError as VitrailError
-    from vitrail.models.registry import create_model as create_model
-    from vitrail.models.registry import list_models as list_models
-    from vitrail.weights.loading import load_model as load_model
 
 # loaded on first use: `import torch` takes seconds, and `vitrail --help` needs none of it
 _PUBLIC = {
@@ -35,12 +35,12 @@ _PUBLIC = {
     "bench_data": "vitrail.api.training",
     "check_data": "vitrail.api.data",
     "convert": "vitrail.api.deploy",
-    "create_model": "vitrail.models.registry",
+    "create_model": "vitrail.api.models",
     "doctor": "vitrail.api.training",
     "evaluate": "vitrail.api.evaluation",
     "export": "vitrail.api.deploy",
-    "list_models": "vitrail.models.registry",
-    "load_model": "vitrail.weights.loading",
+    "list_models": "vitrail.api.models",
+    "load_model": "vitrail.api.models",
     "pack": "vitrail.api.data",
     "predict": "vitrail.api.inference",
     "quantize": "vitrail.api.deploy",
@@ -79,7 +79,11 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
-        raise AttributeError(f"module 'vitrail' has no attribute {name!r}")
+        from vitrail.errors import suggest
+
+        # programs that look for a special name, such as __wrapped__, need no advice
+        near = "" if name.startswith("_") else suggest(name, _PUBLIC)
+        raise AttributeError(f"module 'vitrail' has no attribute {name!r}{near}", name=name)
     return getattr(import_module(_PUBLIC[name]), name)
 
 

@@ -11,7 +11,7 @@ from datetime import timedelta
 from html import escape
 from io import StringIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
@@ -46,6 +46,7 @@ def headline_metric(row: Mapping[str, Any]) -> tuple[str, str]:
     return ("map", "mAP") if "val_map" in row else ("top1", "Top-1")
 
 
+@runtime_checkable
 class Display(Protocol):
     """Receiver of the progress of long work."""
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -84,6 +86,45 @@ def escape_text(text: object) -> str:
         is_harmless = character.isprintable() or category(character) == "Zs"
         characters.append(character if is_harmless else ascii(character)[1:-1])
     return "".join(characters)
+
+
+_names_flags: ContextVar[bool] = ContextVar("names_flags", default=False)
+
+
+@contextmanager
+def naming_flags(wanted: bool = True) -> Iterator[None]:
+    """Let messages name options by the flags of the command line; elsewhere they have the arguments of Python.
+
+    Args:
+        wanted: Whether it was the command line that was called, such as by the process that started this one.
+    """
+    token = _names_flags.set(wanted)
+    try:
+        yield
+    finally:
+        _names_flags.reset(token)
+
+
+def names_flags() -> bool:
+    """Say whether messages are read by someone who typed flags."""
+    return _names_flags.get()
+
+
+def name_option(name: str) -> str:
+    """Return the name of an option for whoever gave it: --batch-size in the shell, batch_size in Python."""
+    return f"--{name.replace('_', '-')}" if names_flags() else name
+
+
+def write_option(name: str, value: object = "") -> str:
+    """Return an option as it was given, or has to be: --format onnx in the shell, format=onnx in Python.
+
+    Args:
+        name: Name of the argument in Python.
+        value: What it is set to; nothing leaves that open, and True is a flag that stands alone.
+    """
+    if not names_flags():
+        return f"{name}={value}"
+    return name_option(name) if value is True or value == "" else f"{name_option(name)} {value}"
 
 
 def command(*words: object) -> str:

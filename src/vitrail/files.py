@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from io import BufferedReader
 from pathlib import Path
 
-from vitrail.errors import CheckpointError, ConfigError
+from vitrail.errors import CheckpointError, ConfigError, write_option
 
 FREE_SPACE = "free space or choose another output.root"
 """Advice where a file of a run cannot be written."""
@@ -196,11 +196,11 @@ def _host() -> str:
     return f"{zlib.crc32(platform.node().encode()):08x}"
 
 
-def refuse_output(flag: str, path: Path, inputs: Iterable[str | Path] = ()) -> None:
+def refuse_output(option: str, path: Path, inputs: Iterable[str | Path] = ()) -> None:
     """Refuse a file that cannot be written, or that is one of those that are read, before any work is done for it.
 
     Args:
-        flag: Option that names the file.
+        option: Option that names the file, as Python has it.
         path: The file to be written.
         inputs: Files that are read; those that are not there do not count.
 
@@ -208,11 +208,13 @@ def refuse_output(flag: str, path: Path, inputs: Iterable[str | Path] = ()) -> N
         ConfigError: With what to change.
     """
     if path.is_dir():
-        raise ConfigError(f"{flag} {path}: cannot be written (is a folder); choose another file")
+        where = write_option(option, path)
+        raise ConfigError(f"{where}: cannot be written (is a folder); choose another file")
     target, temporary = staging(path)
     folder = target.parent if path.is_symlink() else path.parent
     if not folder.is_dir():
-        raise ConfigError(f"{flag} {path}: there is no folder {folder}; create or choose another")
+        where = write_option(option, path)
+        raise ConfigError(f"{where}: there is no folder {folder}; create or choose another")
     # a new file takes the place of the older one, unless that is a device or a pipe
     needed: list[Path] = []
     if target != temporary:
@@ -220,11 +222,12 @@ def refuse_output(flag: str, path: Path, inputs: Iterable[str | Path] = ()) -> N
     if target.exists():
         needed.append(target)
     if not all(os.access(place, os.W_OK, effective_ids=os.access in os.supports_effective_ids) for place in needed):
-        raise ConfigError(f"{flag} {path}: cannot be written (Permission denied); choose another file")
-    refuse_replacing(flag, path, inputs)
+        where = write_option(option, path)
+        raise ConfigError(f"{where}: cannot be written (Permission denied); choose another file")
+    refuse_replacing(option, path, inputs)
 
 
-def refuse_replacing(flag: str, path: Path, inputs: Iterable[str | Path]) -> None:
+def refuse_replacing(option: str, path: Path, inputs: Iterable[str | Path]) -> None:
     """Refuse to write over a file that is read, by whatever name or link.
 
     Raises:
@@ -237,17 +240,21 @@ def refuse_replacing(flag: str, path: Path, inputs: Iterable[str | Path]) -> Non
     for given in inputs:
         if _identity_if_there(given) == output:
             also = "" if str(given) == str(path) else f" is {given}, which"
-            raise ConfigError(f"{flag} {path}:{also} is read, and would be replaced; choose another file")
+            where = write_option(option, path)
+            raise ConfigError(f"{where}:{also} is read, and would be replaced; choose another file")
 
 
-def refuse_within(flag: str, path: Path, other: str, folder: Path) -> None:
+def refuse_within(option: str, path: Path, other: str, folder: Path) -> None:
     """Refuse to write into a folder of which every file means something to whoever reads it.
 
     Raises:
         ConfigError: With what to change.
     """
     if path.resolve().is_relative_to(folder.resolve()):
-        raise ConfigError(f"{flag} {path}: lies in {other} {folder}, which holds answers alone; choose another place")
+        where = write_option(option, path)
+        raise ConfigError(
+            f"{where}: lies in {write_option(other, folder)}, which holds answers alone; choose another place"
+        )
 
 
 def read_regular(path: str | Path, most: int) -> bytes:

@@ -180,12 +180,12 @@ def test_a_display_that_is_given_is_told_all(tiny_checkpoint: Path, image_folder
         (lambda: vitrail.check_data({3: 4}), "settings: 3 is no key; write 'section.key', such as 'optim.lr'"),
         (lambda: vitrail.check_data(["nonsense"]), "command line: 'nonsense' is not a setting"),
         (lambda: vitrail.predict("gone.safetensors", []), "predict needs images"),
-        (lambda: vitrail.predict("gone.safetensors", "a.jpg", topk=0), "--topk is 0; it must be at least 1"),
+        (lambda: vitrail.predict("gone.safetensors", "a.jpg", topk=0), "topk is 0; it must be at least 1"),
         (lambda: vitrail.evaluate("gone.safetensors"), "gone.safetensors: is missing, not a weight file"),
         (lambda: vitrail.export("gone.safetensors", format="onix"), "format is 'onix'; it must be one of onnx, "),
         (lambda: vitrail.bench([]), "bench needs models or files"),
         (lambda: vitrail.verify(), "verify needs files"),
-        (lambda: vitrail.serve("gone.safetensors", port=-1), "--port is -1; it must be 1 to 65535"),
+        (lambda: vitrail.serve("gone.safetensors", port=-1), "port is -1; it must be 1 to 65535"),
     ],
 )
 def test_a_mistake_is_an_error_of_one_line(

@@ -445,7 +445,7 @@ def test_a_full_disk_leaves_nothing(
     with largest_file(10_000), pytest.raises(CheckpointError) as caught:
         packed(image_folder, tmp_path / "shards", check=False)
     assert str(caught.value) == (
-        f"{tmp_path / 'shards'}: cannot be written (File too large); free space or choose another folder with --output"
+        f"{tmp_path / 'shards'}: cannot be written (File too large); free space or choose another folder with output="
     )
     assert sorted(tmp_path.iterdir()) == before
 

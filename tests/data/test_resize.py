@@ -326,7 +326,7 @@ def test_a_full_disk_is_one_line_and_what_is_there_is_gone_on_with(
     with largest_file(20_000), pytest.raises(CheckpointError) as caught:
         resized(image_folder, tmp_path / "new", 280)
     assert str(caught.value) == (
-        f"{tmp_path / 'new'}: cannot be written (File too large); free space or choose another folder with --output; "
+        f"{tmp_path / 'new'}: cannot be written (File too large); free space or choose another folder with output=; "
         "the same command goes on where it was"
     )
     assert not (tmp_path / "new").exists()

@@ -133,7 +133,7 @@ def test_weights_of_half_precision_are_widened(tmp_path: Path) -> None:
 def test_the_weights_are_never_replaced_by_what_is_made_of_them(tmp_path: Path) -> None:
     for name, form in (("pytorch_model.bin", "openvino"), ("net.onnx", "onnx"), ("net.check.npz", "mindir")):
         (tmp_path / name).write_bytes(b"weights")
-        with pytest.raises(ConfigError, match=f"--output .*{name}: is read, and would be replaced; choose another"):
+        with pytest.raises(ConfigError, match=f"output=.*{name}: is read, and would be replaced; choose another"):
             find_outputs([form], tmp_path / name, tmp_path / "net.mindir" if form == "mindir" else None)
     assert find_outputs(["onnx"], tmp_path / "pytorch_model.bin", None) == {"onnx": tmp_path / "pytorch_model.onnx"}
 
@@ -350,4 +350,4 @@ def test_sixteen_bits_are_not_prepared_within_a_file(tmp_path: Path) -> None:
     checkpoint = save(tmp_path / "deep.safetensors", "tnt_ti_patch16_224", preprocess=deep, in_channels=1)
     with pytest.raises(ConfigError) as caught:
         export_one(checkpoint, "onnx", with_preprocess=True)
-    assert str(caught.value) == "--with-preprocess takes images of 8 bits, and this model reads 16; leave it out"
+    assert str(caught.value) == "with_preprocess takes images of 8 bits, and this model reads 16; leave it out"

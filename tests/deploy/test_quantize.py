@@ -246,7 +246,7 @@ def test_what_is_slower_than_float_is_said_to_be() -> None:
 
 def test_what_cannot_be_is_refused(tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = save(tmp_path / "best.safetensors")
-    with pytest.raises(ConfigError, match="--max-drop is -1; it must be at least 0 points"):
+    with pytest.raises(ConfigError, match="max_drop is -1; it must be at least 0 points"):
         made(checkpoint, image_folder, max_drop=-1)
     with pytest.raises(ConfigError, match=r"best\.bin: must end in \.onnx"):
         made(checkpoint, image_folder, output=tmp_path / "best.bin")

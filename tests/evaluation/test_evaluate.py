@@ -338,7 +338,7 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_evaluation(
     (image_folder.parent / "file").write_text("")
     shutil.rmtree(image_folder)
     folder = report_folder(image_folder.parent / "file" / "x")
-    with pytest.raises(CheckpointError, match=r"x: cannot be written \(Not a directory\).*--report"):
+    with pytest.raises(CheckpointError, match=r"x: cannot be written \(Not a directory\).*report="):
         evaluate(tiny_checkpoint, layers(image_folder), report=folder)
 
 
@@ -390,7 +390,7 @@ def test_what_is_evaluated_is_never_replaced(
     assert not (tmp_path / "report").exists()
     for path in photo.parent.glob("red_*"):
         path.unlink()
-    with pytest.raises(ConfigError, match=r"--report .*/red/confusion\.png: is read, and would be replaced"):
+    with pytest.raises(ConfigError, match=r"report=.*/red/confusion\.png: is read, and would be replaced"):
         evaluate(tiny_checkpoint, layers(image_folder), report=report_folder(photo.parent))
 
 

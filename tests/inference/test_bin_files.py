@@ -166,10 +166,10 @@ def test_answers_that_do_not_fit_the_images_are_refused(
     first = answers / "blue_0_0.bin"
     whole = first.read_bytes()
     first.write_bytes(whole[:6])
-    assert refusal() == f"--answers {answers}: blue_0_0.bin has 6 bytes; the logits of 3 classes in float32 are 12"
+    assert refusal() == f"answers={answers}: blue_0_0.bin has 6 bytes; the logits of 3 classes in float32 are 12"
     first.unlink()
     assert refusal() == (
-        f"--answers {answers}: has no blue_0_0.bin for {image_folder / 'val' / 'blue' / 'blue_0.jpg'}; 1 of 12 answers "
+        f"answers={answers}: has no blue_0_0.bin for {image_folder / 'val' / 'blue' / 'blue_0.jpg'}; 1 of 12 answers "
         "are missing"
     )
     first.write_bytes(whole)
@@ -205,7 +205,7 @@ def test_lines_of_the_zoo_are_for_one_class_an_image(tmp_path: Path, image_folde
     from vitrail.evaluation.multi_label_metrics import compute_multi_label_metrics
 
     found = compute_multi_label_metrics(np.zeros((4, 2), np.float32), np.eye(2, dtype=bool)[[0, 1, 0, 1]], (0.5, 0.5))
-    with pytest.raises(ConfigError, match="--acc-log: the model zoo's lines are for one class an image"):
+    with pytest.raises(ConfigError, match="acc_log: the model zoo's lines are for one class an image"):
         found.acc_log()
 
 

@@ -336,7 +336,7 @@ def test_an_engine_that_is_not_installed_is_named_with_what_to_type(
 @EXPORTER
 def test_openvino_takes_the_precision_that_is_asked_for_or_refuses_it(exported: Path) -> None:
     if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        with pytest.raises(ConfigError, match="--precision bfloat16: OpenVINO cannot compute so on this CPU"):
+        with pytest.raises(ConfigError, match="precision=bfloat16: OpenVINO cannot compute so on this CPU"):
             open_artifact(exported / "best.xml", precision="bfloat16")
         return
     network = open_artifact(exported / "best.xml", precision="bfloat16")

@@ -396,7 +396,7 @@ def test_an_output_without_permission_is_known_before_the_work() -> None:
         try:
             for name in ("p.json", "new.json"):
                 with pytest.raises(ConfigError, match=rf"{name}: cannot be written \(Permission denied\); choose"):
-                    refuse_output("--output", Path(folder, name))
+                    refuse_output("output", Path(folder, name))
         finally:
             if is_root:
                 os.seteuid(0)

@@ -48,12 +48,12 @@ def test_the_number_of_classes_is_asked_for_or_the_default(
 def test_more_classes_than_there_are_is_warned_of_where_it_is_no_limit(tmp_path: Path) -> None:
     told = Notebook()
     assert open_predictor(save_tiny(tmp_path), topk=9, device="cpu", display=told).topk == 3
-    assert told.warnings == ["--topk is 9 but the model has 3 classes; all are given"]
+    assert told.warnings == ["topk is 9 but the model has 3 classes; all are given"]
     path = save_tiny(tmp_path, thresholds=(0.5, 0.4, 0.3))
     predictor = open_predictor(path, topk=9, device="cpu", display=told)
     assert (predictor.topk, predictor.is_multi_label) == (3, True)
     assert len(told.warnings) == 1
-    with pytest.raises(ConfigError, match="--topk is 0; it must be at least 1"):
+    with pytest.raises(ConfigError, match="topk is 0; it must be at least 1"):
         open_predictor(path, topk=0)
 
 

@@ -250,7 +250,7 @@ def test_any_name_may_be_allowed_and_what_is_bound_is() -> None:
     assert not Serving(host="0.0.0.0").accepts_host("box.lan")
     assert Serving(host="0.0.0.0").accepts_host("10.0.0.7:8000")
     for wrong in ("example.org:80", "https://example.org", "*.example.org", ""):
-        with pytest.raises(ConfigError, match=f"--host-name {wrong.replace('*', '.')}: is no host name"):
+        with pytest.raises(ConfigError, match=f"host_name={wrong.replace('*', '.')}: is no host name"):
             Serving(host_names=(wrong,))
 
 

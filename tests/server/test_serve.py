@@ -489,14 +489,14 @@ def test_without_cors_no_origin_is_allowed(server: Server, photos: list[bytes]) 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"max_batch": 0}, "--max-batch is 0; it must be at least 1"),
-        ({"max_wait_ms": -1}, "--max-wait-ms is -1; it must be at least 0"),
-        ({"max_wait_ms": float("nan")}, "--max-wait-ms is nan"),
-        ({"topk": 0, "port": 70_000}, "--topk is 0; it must be at least 1; --port is 70000; it must be 1 to 65535, or"),
-        ({"limits": Limits(timeout_s=0)}, "--timeout-s is 0; it must be above 0"),
-        ({"limits": Limits(queue=0)}, "--queue is 0"),
-        ({"limits": Limits(decode_s=float("nan"))}, "--max-decode-s is nan; it must be above 0"),
-        ({"cors": ("*",)}, r"--cors \*: is no origin; write it as https://example.org"),
+        ({"max_batch": 0}, "max_batch is 0; it must be at least 1"),
+        ({"max_wait_ms": -1}, "max_wait_ms is -1; it must be at least 0"),
+        ({"max_wait_ms": float("nan")}, "max_wait_ms is nan"),
+        ({"topk": 0, "port": 70_000}, "topk is 0; it must be at least 1; port is 70000; it must be 1 to 65535, or"),
+        ({"limits": Limits(timeout_s=0)}, "timeout_s is 0; it must be above 0"),
+        ({"limits": Limits(queue=0)}, "queue is 0"),
+        ({"limits": Limits(decode_s=float("nan"))}, "max_decode_s is nan; it must be above 0"),
+        ({"cors": ("*",)}, r"cors=\*: is no origin; write it as https://example.org"),
         ({"cors": ("https://example.org/",)}, "is no origin"),
     ],
 )
@@ -520,11 +520,11 @@ def test_a_server_that_anyone_may_ask_is_known(tmp_path: Path, monkeypatch: pyte
         (tmp_path / "key").write_bytes(content)
         with pytest.raises(ConfigError, match="holds no key"):
             read_key(tmp_path / "key")
-    with pytest.raises(ConfigError, match=r"--api-key-file .*: cannot be read \(No such file or directory\)"):
+    with pytest.raises(ConfigError, match=r"api_key_file=.*: cannot be read \(No such file or directory\)"):
         read_key(tmp_path / "gone")
     os.mkfifo(tmp_path / "pipe")
     for endless in (tmp_path / "pipe", Path("/dev/zero")):
-        with pytest.raises(ConfigError, match=r"--api-key-file .*: cannot be read \(is a device or a pipe, no regular"):
+        with pytest.raises(ConfigError, match=r"api_key_file=.*: cannot be read \(is a device or a pipe, no regular"):
             read_key(endless)
     (tmp_path / "large").write_bytes(b"a" * 70_000)
     with pytest.raises(ConfigError, match=r"cannot be read \(has 70,000 bytes, and 65,536 are the most\)"):

@@ -56,7 +56,7 @@ def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(tmp_
 
 def test_an_asked_name_that_is_taken_is_refused_with_the_way_on(tmp_path: Path) -> None:
     (create_run(tmp_path, "mine", "tiny") / "config.yaml").write_text("")
-    with pytest.raises(ConfigError, match=r"^output\.name: \S+/mine exists; choose another, or go on with --resume"):
+    with pytest.raises(ConfigError, match=r"^output\.name: \S+/mine exists; choose another, or go on with resume="):
         create_run(tmp_path, "mine", "tiny")
 
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitrail.api.arguments import checked
 from vitrail.api.options import read_settings, require_at_least, settings_alone, shown
 from vitrail.api.results import Result, Table
 from vitrail.config.commands import CheckConfig, DataConfig
 from vitrail.config.resolve import resolve
 from vitrail.config.sections import DataSection
 from vitrail.display import Display
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, name_option
 from vitrail.migrate.given import Settings
 
 
@@ -128,6 +129,7 @@ class ResizedData(Result):
         return [size, head, *(f"  {name}: {reason}" for name, reason in self.bad_files)]
 
 
+@checked
 def check_data(
     settings: Settings | None = None,
     *,
@@ -163,7 +165,8 @@ def check_data(
     with shown(display, progress) as display:
         if imagenet_devkit is not None:
             if config.data.root is None or config.data.val_split is None:
-                raise ConfigError("--imagenet-devkit needs data.root, the folder with val/")
+                where = name_option("imagenet_devkit")
+                raise ConfigError(f"{where} needs data.root, the folder with val/")
             val = Path(config.data.root).expanduser() / config.data.val_split
             done = prepare_imagenet_val(val, Path(imagenet_devkit))
             display.note(f"{done.moved:,} images moved into class folders, {done.there:,} were there")
@@ -188,6 +191,7 @@ def check_data(
     )
 
 
+@checked
 def pack(
     settings: Settings | None = None,
     *,
@@ -235,6 +239,7 @@ def pack(
     )
 
 
+@checked
 def resize_data(
     settings: Settings | None = None,
     *,
@@ -268,7 +273,8 @@ def resize_data(
     section = _read_data_section(resize_data, settings, sections)
     require_at_least(1, short_side=short_side)
     if not 1 <= quality <= 100:
-        raise ConfigError(f"--quality is {quality}; it must be from 1 to 100")
+        where = name_option("quality")
+        raise ConfigError(f"{where} is {quality}; it must be from 1 to 100")
 
     from vitrail.data.resize import resize_data as run
 

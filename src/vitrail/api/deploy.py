@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from vitrail.api.arguments import checked
 from vitrail.api.options import (
     OF_WEIGHTS,
     path_or_none,
@@ -23,7 +24,7 @@ from vitrail.choices import Device, ExportFormat, Precision, QuantizedFormat
 from vitrail.config.commands import ConvertConfig, PredictConfig
 from vitrail.config.resolve import Layer, resolve
 from vitrail.display import Display
-from vitrail.errors import ConfigError, ExportError
+from vitrail.errors import ConfigError, ExportError, name_option, write_option
 from vitrail.files import files_of, refuse_output, staging, write_whole
 from vitrail.migrate.given import Settings
 
@@ -219,6 +220,7 @@ class Rejected(ExportError):
         self.result = result
 
 
+@checked
 def convert(
     source: str | Path,
     target: str | Path,
@@ -257,8 +259,9 @@ def convert(
     target, report_file = Path(target), path_or_none(report)
     if report_file is not None:
         if staging(report_file)[0] == staging(target)[0]:
-            raise ConfigError(f"--report {report}: is the file that the weights are written to; choose another")
-        refuse_output("--report", report_file, [*files_of(source), *files_of(target)])
+            where = write_option("report", report)
+            raise ConfigError(f"{where}: is the file that the weights are written to; choose another")
+        refuse_output("report", report_file, [*files_of(source), *files_of(target)])
     is_replaced = target.exists()
     with shown(display, progress) as display:
         done = run(source, target, to, make_request(config.weights))
@@ -285,6 +288,7 @@ def convert(
     )
 
 
+@checked
 def export(
     checkpoint: str | Path,
     settings: Settings | None = None,
@@ -346,7 +350,8 @@ def export(
         opened = _open_with_preprocess(checkpoint, layers, display)
         num_classes = opened.record.options["num_classes"]
         if topk is not None and num_classes and not 1 <= topk <= num_classes:
-            raise ConfigError(f"--topk is {topk}; it must be 1 to {num_classes}, the model's classes")
+            where = name_option("topk")
+            raise ConfigError(f"{where} is {topk}; it must be 1 to {num_classes}, the model's classes")
 
         # Where to, and what to compare on
         source, target = Path(opened.account.path), path_or_none(output)
@@ -398,25 +403,30 @@ def _open_with_preprocess(checkpoint: str | Path, layers: Sequence[Layer], displ
 
 
 def _check_formats(formats: Sequence[str], topk: int | None, with_preprocess: bool, mindir_version: int | None) -> None:
-    """Refuse unknown formats, and options that none of the formats has a use for."""
-    known = get_args(ExportFormat)
-    for name in formats:
-        if name not in known:  # which the command line refuses itself
-            raise ConfigError(f"format is {name!r}; it must be one of {', '.join(known)}")
+    """Refuse to export to no format, and options that none of the formats has a use for."""
+    if not formats:
+        raise ConfigError(
+            f"export needs {name_option('format')}: one of {', '.join(get_args(ExportFormat))}, or several"
+        )
     if topk is not None and not with_preprocess:
-        raise ConfigError(f"--topk {topk}: goes with --with-preprocess; without it a file yields logits")
+        where = write_option("topk", topk)
+        raise ConfigError(
+            f"{where}: goes with {write_option('with_preprocess', True)}; without it a file yields logits"
+        )
     if mindir_version is not None and "mindir" not in formats:
-        raise ConfigError(f"--mindir-version {mindir_version}: goes with --format mindir")
+        where = write_option("mindir_version", mindir_version)
+        raise ConfigError(f"{where}: goes with {write_option('format', 'mindir')}")
 
 
 def _refuse_rejected(result: Exports) -> None:
     """Raise with the files whose answers were too far from PyTorch's, if there are any."""
     if result.rejected:
         names = ", ".join(str(one.path) for one in result.rejected)
-        reason = "answers otherwise than PyTorch, by more than is allowed; try another --precision"
+        reason = f"answers otherwise than PyTorch, by more than is allowed; try another {write_option('precision')}"
         raise Rejected(f"{names}: {reason}", result)
 
 
+@checked
 def quantize(
     checkpoint: str | Path,
     settings: Settings | None = None,
@@ -475,7 +485,8 @@ def quantize(
         last = result.trials[-1]
         raise Rejected(
             f"{result.path}: loses {last.drop:.2f} points of {result.measured_by} with {len(last.kept)} of "
-            f"{result.layers} layers in float, and {max_drop:g} are allowed; use float, or allow more with --max-drop",
+            f"{result.layers} layers in float, and {max_drop:g} are allowed; use float, or "
+            f"allow more with {write_option('max_drop')}",
             result,
         )
     return result

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitrail.api.arguments import checked
 from vitrail.api.options import path_or_none, read_settings, shown, tell_remarks, with_recipe, write_json
 from vitrail.api.results import Result, ResultList, Table
 from vitrail.choices import Engine, Precision
 from vitrail.config.resolve import Layer
 from vitrail.display import Display
 from vitrail.distributed.launch import is_main_process
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, write_option
 from vitrail.files import files_of, refuse_output, refuse_within, write_whole
 from vitrail.migrate.given import Given, Settings
 from vitrail.migrate.rules import Say
@@ -103,6 +104,7 @@ class Sweep(ResultList[Evaluation]):
         return [{**read, **evaluation.records()[0]} for evaluation, read in pairs]
 
 
+@checked
 def evaluate(
     checkpoint: str | Path,
     settings: Settings | None = None,
@@ -149,7 +151,7 @@ def evaluate(
     checkpoint, against_path, answers_path = Path(checkpoint), path_or_none(against), path_or_none(answers)
     read = [*files_of(checkpoint), *(() if against_path is None else files_of(against_path)), config or ""]
     json_file, acc_file = path_or_none(json), path_or_none(acc_log)
-    outputs = [(name, path) for name, path in (("--json", json_file), ("--acc-log", acc_file)) if path is not None]
+    outputs = [(name, path) for name, path in (("json", json_file), ("acc_log", acc_file)) if path is not None]
     for name, path in outputs:
         refuse_output(name, path, read)
     if answers_path is not None:
@@ -164,7 +166,7 @@ def evaluate(
         if report is not False:
             folder = Path("evaluations", report_name(checkpoint)) if report is True else Path(report)
             if answers_path is not None:
-                refuse_within("--report", folder, "--answers", answers_path)
+                refuse_within("report", folder, "answers", answers_path)
             whole = report_folder(folder, never_replace=report is True)
         measured = run(
             checkpoint,
@@ -173,7 +175,7 @@ def evaluate(
             against=against_path,
             answers=answers_path,
             report=whole,
-            written=[(name, path) for name, path in outputs if name == "--json"],
+            written=[(name, path) for name, path in outputs if name == "json"],
             display=display,
         )
         result = _evaluation(checkpoint, measured)
@@ -185,11 +187,16 @@ def evaluate(
             if json_file is not None:
                 write_json(json_file, {"checkpoint": result.checkpoint, **result.numbers}, display)
             if acc_file is not None:
-                write_whole(acc_file, measured.accuracy.acc_log().encode(), "choose another file with --acc-log")
+                write_whole(
+                    acc_file,
+                    measured.accuracy.acc_log().encode(),
+                    f"choose another file with {write_option('acc_log')}",
+                )
                 display.note(f"as the model zoo: {acc_file}")
     return result
 
 
+@checked
 def sweep_preprocess(
     checkpoint: str | Path,
     settings: Settings | None = None,
@@ -227,11 +234,11 @@ def sweep_preprocess(
     layers, remarks = _evaluate_layers(given, config, precision)
     checkpoint, json_file = Path(checkpoint), path_or_none(json)
     if json_file is not None:
-        refuse_output("--json", json_file, [*files_of(checkpoint), config or ""])
+        refuse_output("json", json_file, [*files_of(checkpoint), config or ""])
 
     from vitrail.evaluation.evaluate import sweep
 
-    written = [] if json_file is None else [("--json", json_file)]
+    written = [] if json_file is None else [("json", json_file)]
     with shown(display, progress) as display:
         tell_remarks(display, remarks)
         tried = sweep(checkpoint, layers, engine=engine, written=written, display=display)
@@ -265,10 +272,11 @@ def _refuse_with_answers(
         ConfigError: There is such an option.
     """
     for name, path in outputs:
-        refuse_within(name, path, "--answers", answers)
-    for name, value in (("--engine", engine), ("--precision", precision)):
+        refuse_within(name, path, "answers", answers)
+    for name, value in (("engine", engine), ("precision", precision)):
         if value is not None:
-            raise ConfigError(f"{name} {value}: with --answers nothing is computed; leave one of them out")
+            where, other = write_option(name, value), write_option("answers")
+            raise ConfigError(f"{where}: with {other} nothing is computed; leave one of them out")
 
 
 def _evaluation(checkpoint: Path, measured: Measured) -> Evaluation:

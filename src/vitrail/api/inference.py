@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vitrail.api.arguments import checked
 from vitrail.api.options import (
     OF_WEIGHTS,
     path_or_none,
@@ -26,7 +27,7 @@ from vitrail.config.commands import DataConfig, PredictConfig
 from vitrail.config.resolve import Layer, resolve
 from vitrail.config.sections import DataSection
 from vitrail.display import Display
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, name_option, write_option
 from vitrail.files import files_of, refuse_output
 from vitrail.migrate.given import Given, Settings
 from vitrail.migrate.rules import Say
@@ -169,6 +170,7 @@ class FileChecks(ResultList[Any]):
         return [Table("", ("file", "what", "is", "by"), rows)]
 
 
+@checked
 def predict(
     checkpoint: str | Path,
     images: str | Path | Iterable[str | Path],
@@ -238,6 +240,7 @@ def predict(
         return Predictions(tuple(rows), path_or_none(output))
 
 
+@checked
 def iterate_predictions(
     checkpoint: str | Path,
     images: str | Path | Iterable[str | Path],
@@ -307,7 +310,7 @@ def _predict_each(
     output = options.output
     if output is not None:
         read = chain(files_of(checkpoint), inputs.given, [options.config or ""], inputs.find(lambda _: None))
-        refuse_output("--output", output, read)
+        refuse_output("output", output, read)
     with shown(display, progress) as display:
         tell_remarks(display, remarks)
         predictor = open_predictor(
@@ -410,6 +413,7 @@ def _read_list_settings(data: Mapping[str, Any] | None, origin: str, images: Seq
     return section.root, section.path_column
 
 
+@checked
 def write_inputs(
     checkpoint: str | Path,
     images: str | Path | Iterable[str | Path],
@@ -470,6 +474,7 @@ def write_inputs(
     return WrittenInputs(done.folder / INPUTS, done.images, shape, tuple(done.bad), done.replaced)
 
 
+@checked
 def bench(
     names: str | Path | Iterable[str | Path],
     *,
@@ -510,10 +515,12 @@ def bench(
     sizes = [batch_size] if isinstance(batch_size, int) else sorted(set(batch_size))
     if not named:
         raise ConfigError("bench needs models or files; `vitrail models` shows the models")
+    if not sizes:
+        raise ConfigError(f"bench needs {name_option('batch_size')}: one number, or several")
     require_at_least(1, batch_size=sizes[0], rounds=rounds, threads=threads)
     json_file = path_or_none(json)
     if json_file is not None:
-        refuse_output("--json", json_file, [file for name in named for file in files_of(name)])
+        refuse_output("json", json_file, [file for name in named for file in files_of(name)])
 
     from vitrail.inference.bench import bench as run
     from vitrail.inference.bench import beside_timm, find_subjects
@@ -529,13 +536,14 @@ def bench(
             more, lacking = beside_timm(subjects, **options)
             subjects += more
             for name in lacking:
-                display.warn(f"--timm: it has no {name} of that size; left out")
+                display.warn(f"{write_option('timm', True)}: it has no {name} of that size; left out")
         results = run(subjects, sizes, rounds, display)
         if json_file is not None:
             write_json(json_file, [asdict(one) for one in results], display)
     return Latencies(tuple(results), rounds)
 
 
+@checked
 def verify(*files: str | Path) -> FileChecks:
     """Say whether files are as they were written, without running anything that is in them.
 

@@ -15,7 +15,7 @@ from vitrail.config.commands import TrainConfig
 from vitrail.config.resolve import Layer
 from vitrail.display import Display, Quiet, Terminal
 from vitrail.distributed.launch import is_main_process
-from vitrail.errors import ConfigError, suggest
+from vitrail.errors import ConfigError, name_option, suggest, write_option
 from vitrail.files import write_whole
 from vitrail.migrate.given import Given, Settings, read_given
 from vitrail.migrate.recipes import read_part
@@ -49,7 +49,7 @@ def read_settings(verb: Callable[..., Any], settings: Settings | None, sections:
             f"{verb.__name__} has no option {name!r}{near}; settings are given as a mapping such as "
             "{'train.epochs': 3}, or by section as train={'epochs': 3}"
         )
-    given = read_given(settings or {})
+    given = read_given({} if settings is None else settings)
     if not sections:
         return given
     values = {**given.layer.values}
@@ -123,19 +123,20 @@ def tell_remarks(display: Display, remarks: Sequence[tuple[Say, str]]) -> None:
 def write_json(path: Path, values: Any, display: Display) -> None:
     """Write numbers to a file that was named for them."""
     text = json_text.dumps(values, indent=1) + "\n"
-    write_whole(path, text.encode(), "choose another file with --json")
+    write_whole(path, text.encode(), f"choose another file with {write_option('json')}")
     display.note(f"numbers: {path}")
 
 
 def require_at_least(least: int, **options: float | None) -> None:
-    """Refuse options that are too small, by the names that the command line has for them.
+    """Refuse options that are too small.
 
     Raises:
         ConfigError: The first that is.
     """
     for name, value in options.items():
         if value is not None and value < least:
-            raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
+            where = name_option(name)
+            raise ConfigError(f"{where} is {value}; it must be at least {least}")
 
 
 def path_or_none(path: str | Path | None) -> Path | None:

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitrail.api.arguments import checked
 from vitrail.api.options import path_or_none, read_settings, settings_alone, shown
 from vitrail.choices import Device, Engine, Precision
 from vitrail.config.commands import PredictConfig
@@ -22,6 +23,7 @@ SERVE_NEEDS = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 """Packages of the server."""
 
 
+@checked
 def serve(
     artifact: str | Path,
     settings: Settings | None = None,

@@ -8,12 +8,13 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
+from vitrail.api.arguments import checked
 from vitrail.api.options import path_or_none, read_settings, shown, tell_remarks, write_json
 from vitrail.api.results import Picture, Result, ResultList, Table
 from vitrail.config.commands import TrainConfig
 from vitrail.config.resolve import flatten, resolve
 from vitrail.display import Display
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, name_option
 from vitrail.files import refuse_output
 from vitrail.migrate.given import Settings
 from vitrail.migrate.recipes import open_recipe
@@ -196,6 +197,7 @@ class ShownConfig(Result):
         ]
 
 
+@checked
 def train(
     recipe: str | Path | None = None,
     settings: Settings | None = None,
@@ -242,6 +244,7 @@ def train(
     return TrainResult(**{field.name: getattr(done, field.name) for field in fields(TrainResult)})
 
 
+@checked
 def doctor(*, output: str | Path = "runs") -> MachineChecks:
     """Look whether this machine is fit to train on, and say how to mend what is not.
 
@@ -256,6 +259,7 @@ def doctor(*, output: str | Path = "runs") -> MachineChecks:
     return MachineChecks(tuple(MachineCheck(check.name, check.found, check.fix) for check in checks))
 
 
+@checked
 def bench_data(
     recipe: str | Path | None = None,
     settings: Settings | None = None,
@@ -287,11 +291,12 @@ def bench_data(
     given = read_settings(bench_data, settings, sections)
     start = begin(None if recipe is None else str(recipe), given)
     if not seconds > 0:
-        raise ConfigError(f"--seconds is {seconds}; it must be above 0")
+        where = name_option("seconds")
+        raise ConfigError(f"{where} is {seconds}; it must be above 0")
     json_file = path_or_none(json)
-    written = [] if json_file is None else [("--json", json_file)]
+    written = [] if json_file is None else [("json", json_file)]
     if json_file is not None:
-        refuse_output("--json", json_file, [recipe or ""])
+        refuse_output("json", json_file, [recipe or ""])
 
     from vitrail.training.bench_data import bench_data as run
 
@@ -314,6 +319,7 @@ def bench_data(
     )
 
 
+@checked
 def show_config(recipe: str | Path | None = None, settings: Settings | None = None, **sections: Any) -> ShownConfig:
     """Return a recipe's settings and where each comes from; a file of another project is translated first.
 

@@ -29,6 +29,7 @@ from vitrail.errors import (
     TrainingError,
     VitrailError,
     escape_text,
+    naming_flags,
 )
 
 SPEAK_AFTER_S = 3.0
@@ -70,7 +71,12 @@ for one in COMMANDS:
 
 def main(tokens: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0, or 2 with one line for what the user can mend."""
-    arguments = list(sys.argv[1:] if tokens is None else tokens)
+    with naming_flags():
+        _run(list(sys.argv[1:] if tokens is None else tokens))
+
+
+def _run(arguments: list[str]) -> NoReturn:
+    """Run a command, and exit as `main` says."""
     debug = "--debug" in arguments
     arguments = [token for token in arguments if token != "--debug"]
     try:

@@ -170,7 +170,7 @@ def read_yaml(path: Path, origin: str | None = None) -> Layer:
     # PyYAML lets a bad date through as ValueError
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
-    excess = _find_excess(content)
+    excess = find_excess(content)
     if excess:
         raise ConfigError(f"{path}: {excess}, which no setting is")
     if content is None:
@@ -180,7 +180,7 @@ def read_yaml(path: Path, origin: str | None = None) -> Layer:
     return Layer(origin or str(path), content)
 
 
-def _find_excess(content: Any) -> str:
+def find_excess(content: Any) -> str:
     """Say what no settings have: a circle, too many values, or a number without end; nothing where there is none.
 
     Values that a file writes once and names often are counted as often as they are named.

@@ -94,12 +94,12 @@ def _convert(value: Any, kind: Any) -> Any:
         raise ValueError(type_name(kind))
     if kind is int and abs(value) > MAX_WHOLE:
         raise ValueError("a whole number below 2^63")
-    if isinstance(value, str) and not _is_plain(value):
+    if isinstance(value, str) and not is_plain(value):
         raise ValueError("text without characters that no name or path has")
     return value
 
 
-def _is_plain(text: str) -> bool:
+def is_plain(text: str) -> bool:
     """Tell whether a name or path can be made of a text: no byte 0, which ends it, and no halves of letters."""
     try:
         os.fsencode(text)

@@ -15,7 +15,7 @@ from vitrail.classes.names import ClassOrder, canonical, explain_look_alikes, qu
 from vitrail.data.paths import Paths
 from vitrail.data.shards import INDEX
 from vitrail.data.sources import FileSource
-from vitrail.errors import ConfigError, DataError, list_some, printable, suggest
+from vitrail.errors import ConfigError, DataError, list_some, printable, suggest, write_option
 from vitrail.files import NOWHERE, Identity, identity, no_file
 from vitrail.images.formats import ENDINGS, NOT_READ
 
@@ -123,7 +123,8 @@ def refuse_inside(root: Path, output: Path) -> None:
     existing = next(folder for folder in (place, *place.parents) if folder.exists())
     # compared by identity, as a link, or another case, may spell the root otherwise
     if root.exists() and identity(root) in list_enclosing(existing):
-        raise ConfigError(f"--output {output}: lies in data.root {root}, among the images; choose a folder beside it")
+        where = write_option("output", output)
+        raise ConfigError(f"{where}: lies in data.root {root}, among the images; choose a folder beside it")
 
 
 def is_hidden(name: str) -> bool:

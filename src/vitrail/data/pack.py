@@ -23,7 +23,7 @@ from vitrail.data.opening import open_manifest
 from vitrail.data.shards import INDEX, Places, Shard
 from vitrail.data.sources import TRAIN, VAL
 from vitrail.display import Display
-from vitrail.errors import CheckpointError, ConfigError, DataError, list_some
+from vitrail.errors import CheckpointError, ConfigError, DataError, list_some, write_option
 from vitrail.images.formats import ENDINGS
 from vitrail.whole_folder import WholeFolder, recover
 
@@ -72,7 +72,7 @@ def pack(section: DataSection, output: Path, shard_bytes: int, display: Display)
     if section.check:
         look = partial(check_images, display=display, workers=section.workers)
     earlier = _list_earlier_files(output, root)
-    folder = WholeFolder(output, earlier, "free space or choose another folder with --output")
+    folder = WholeFolder(output, earlier, f"free space or choose another folder with {write_option('output')}")
     with folder.staged() as staging:
         manifest, problems = open_manifest(section, look)
         if problems:
@@ -109,7 +109,8 @@ def _list_earlier_files(output: Path, root: Path) -> Collection[str]:
         return ()
     if index.root != root.resolve():
         raise CheckpointError(
-            f"{output}: holds shards of {index.root}, and is not replaced; choose another folder with --output"
+            f"{output}: holds shards of {index.root}, and is not replaced; "
+            f"choose another folder with {write_option('output')}"
         )
     shards = index.packed.shards if index.packed is not None else ()
     return {INDEX, *(shard.name for shard in shards)}

@@ -34,7 +34,7 @@ from vitrail.data.lost_workers import until_lost
 from vitrail.data.manifest import Manifest, list_images
 from vitrail.data.shards import has_shards
 from vitrail.display import Display
-from vitrail.errors import CheckpointError, ConfigError, DataError, Interrupted, printable
+from vitrail.errors import CheckpointError, ConfigError, DataError, Interrupted, printable, write_option
 from vitrail.files import write_whole
 from vitrail.images.decoding import Header, decode_quietly, fast_decoders, read_header
 from vitrail.images.pixels import RGB, PixelFormat, UnreadableImage
@@ -112,7 +112,7 @@ def resize_data(section: DataSection, output: Path, short_side: int, quality: in
         "vitrail": version("vitrail"),
     }
     mark = {"changes": [*read_changes(root), change]}
-    again = "free space or choose another folder with --output; the same command goes on where it was"
+    again = f"free space or choose another folder with {write_option('output')}; the same command goes on where it was"
     done = Resized(output)
     try:
         _begin(partial, {**mark, "images": manifest.hash}, display)
@@ -159,11 +159,13 @@ def _check(section: DataSection, output: Path) -> Path:
     # the partial folder is removed where it was begun with other settings
     if root.resolve().is_relative_to(_partial_folder(output).resolve()):
         raise ConfigError(
-            f"data.root {root}: lies where --output {output} is begun, and would be removed; rename it, or choose "
-            "another folder with --output"
+            f"data.root {root}: lies where {write_option('output', output)} is begun, and would be removed; "
+            f"rename it, or choose another folder with {write_option('output')}"
         )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise CheckpointError(f"{output}: is there already, and is not replaced; choose another folder with --output")
+        raise CheckpointError(
+            f"{output}: is there already, and is not replaced; choose another folder with {write_option('output')}"
+        )
     return root
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitrail.choices import Precision
-from vitrail.errors import DataError
+from vitrail.errors import DataError, name_option
 from vitrail.images.decoding import decode, read_image
 from vitrail.images.pixels import Pixels, UnreadableImage, to_pixel_format
 from vitrail.images.preprocess import Preprocess
@@ -67,7 +67,8 @@ class SampleImages:
             return decode(read_image(source), self.preprocess.pixels)
         except (UnreadableImage, OSError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise DataError(f"--images: {source} cannot be read ({reason}); repair or remove it") from error
+            where = name_option("images")
+            raise DataError(f"{where}: {source} cannot be read ({reason}); repair or remove it") from error
 
     @cached_property
     def images(self) -> Float[Tensor, "n c h w"]:

@@ -17,7 +17,7 @@ import torch
 from vitrail.choices import ExportFormat, Precision
 from vitrail.deploy.compare import SampleImages, Verdict, compare_logits, compare_probabilities
 from vitrail.deploy.formats import FORMATS, Files, Plan
-from vitrail.errors import ConfigError, MissingExtra
+from vitrail.errors import ConfigError, MissingExtra, name_option, write_option
 from vitrail.files import files_of, refusal_told, refuse_output, remove, remove_leftovers, temporary_name
 from vitrail.inference.engines import has_mindspore
 from vitrail.inference.exported import Making
@@ -25,7 +25,6 @@ from vitrail.inference.network import read_artifact, require_classes
 from vitrail.weights.checkpoint import hash_file
 from vitrail.weights.opened import Opened
 
-ADVICE = "free space or choose another --output"
 """What to do where a file cannot be written."""
 REJECTED = ".rejected"
 """Ending of the name of a file whose answers are too far off."""
@@ -53,6 +52,11 @@ class Exported:
         return self.verdict is None or self.verdict.is_good
 
 
+def advise_elsewhere() -> str:
+    """Return what to do where a file cannot be written."""
+    return f"free space or choose another {write_option('output')}"
+
+
 def find_outputs(formats: Sequence[ExportFormat], checkpoint: Path, output: Path | None) -> dict[ExportFormat, Path]:
     """Return the file of each format: beside the weight file, or what `output` names, for several formats a folder.
 
@@ -67,14 +71,16 @@ def find_outputs(formats: Sequence[ExportFormat], checkpoint: Path, output: Path
     elif output.is_dir():
         paths = {name: (output / checkpoint.name).with_suffix(FORMATS[name].suffix) for name in formats}
     else:
-        raise ConfigError(f"--output {output}: must be a folder that is there, as {len(formats)} formats are wanted")
+        where = write_option("output", output)
+        raise ConfigError(f"{where}: must be a folder that is there, as {len(formats)} formats are wanted")
 
     for name, path in paths.items():
         suffix = FORMATS[name].suffix
         if path.suffix != suffix:
-            raise ConfigError(f"--output {path}: must end in {suffix}, by which it is known where it is loaded")
+            where = write_option("output", path)
+            raise ConfigError(f"{where}: must end in {suffix}, by which it is known where it is loaded")
         for one in (suffix, *FORMATS[name].beside):
-            refuse_output("--output", path.with_suffix(one), files_of(checkpoint))
+            refuse_output("output", path.with_suffix(one), files_of(checkpoint))
     return paths
 
 
@@ -88,19 +94,28 @@ def check_request(
         MissingExtra: A package that a format needs is not installed.
     """
     if batch_size is not None and batch_size < 1:
-        raise ConfigError(f"--batch-size is {batch_size}; it must be at least 1")
+        where = name_option("batch_size")
+        raise ConfigError(f"{where} is {batch_size}; it must be at least 1")
     if with_preprocess and set(formats) != {"onnx"}:
-        raise ConfigError("--with-preprocess is for --format onnx; other runtimes scale images otherwise, or cannot")
+        where = name_option("with_preprocess")
+        raise ConfigError(
+            f"{where} is for {write_option('format', 'onnx')}; other runtimes scale images otherwise, or cannot"
+        )
     if with_preprocess and batch_size is not None:
-        raise ConfigError("--batch-size: with --with-preprocess a file takes one image, of any size; leave it out")
+        where = name_option("batch_size")
+        raise ConfigError(
+            f"{where}: with {write_option('with_preprocess', True)} a file takes one image, of any size; leave it out"
+        )
     for name in formats:
         if precision not in FORMATS[name].precisions:
             able = " and ".join(other for other in FORMATS if precision in FORMATS[other].precisions)
             allowed = f"{able} can" if able else f"it must be one of {', '.join(FORMATS[name].precisions)}"
-            raise ConfigError(f"--precision {precision}: {name} cannot be had so; {allowed}")
+            where = write_option("precision", precision)
+            raise ConfigError(f"{where}: {name} cannot be had so; {allowed}")
         for package in FORMATS[name].packages:
             if find_spec(package) is None:
-                raise MissingExtra(f"--format {name}: needs {package}; run: pip install 'vitrail[{name}]'")
+                where = write_option("format", name)
+                raise MissingExtra(f"{where}: needs {package}; run: pip install 'vitrail[{name}]'")
 
 
 def export(
@@ -137,7 +152,8 @@ def export(
     if with_preprocess:
         require_classes(opened.record, opened.account.path)
     if with_preprocess and opened.record.preprocess.bits != 8:
-        raise ConfigError("--with-preprocess takes images of 8 bits, and this model reads 16; leave it out")
+        where = name_option("with_preprocess")
+        raise ConfigError(f"{where} takes images of 8 bits, and this model reads 16; leave it out")
     model = opened.build().float()
     source = Path(opened.account.path)
     sha256 = hash_file(source)
@@ -206,14 +222,14 @@ def staged_files(path: Path, files: Files) -> Iterator[Path]:
     Raises:
         CheckpointError: The disk is full or the folder cannot be written.
     """
-    with refusal_told(path, path.parent / "none", ADVICE):
+    with refusal_told(path, path.parent / "none", advise_elsewhere()):
         remove_leftovers(path)
         folder = temporary_name(path)
         shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed and had the same number
         folder.mkdir()
     try:
         staged = folder / path.name
-        with refusal_told(path, staged, ADVICE):
+        with refusal_told(path, staged, advise_elsewhere()):
             for suffix, parts in files.items():
                 with staged.with_suffix(suffix).open("wb") as file:
                     file.writelines(parts)

@@ -26,7 +26,7 @@ from vitrail.deploy.int8 import PRODUCTS, Int8, find_quantizable, quantize_onnx,
 from vitrail.deploy.mindir import CHECK_SCRIPT, to_mindir
 from vitrail.deploy.onnx_preprocess import add_preprocess
 from vitrail.devices import DTYPES
-from vitrail.errors import ExportError
+from vitrail.errors import ExportError, write_option
 from vitrail.files import Buffer
 from vitrail.inference.engines import cpu
 from vitrail.inference.exported import EXTRA, Making, with_making
@@ -228,9 +228,8 @@ def _write_pt2(plan: Plan) -> Files:
             aoti_compile_and_package(plan.program(plan.device), package_path=str(path))
         except (InvalidCxxCompiler, InductorError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise ExportError(
-                f"--format pt2: cannot be compiled ({reason}); it takes a C++ compiler such as g++"
-            ) from error
+            where = write_option("format", "pt2")
+            raise ExportError(f"{where}: cannot be compiled ({reason}); it takes a C++ compiler such as g++") from error
         with zipfile.ZipFile(path, "a") as archive:
             root = archive.namelist()[0].partition("/")[0]
             archive.writestr(f"{root}/{EXTRA}", texts[KEY])

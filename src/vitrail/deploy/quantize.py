@@ -20,11 +20,11 @@ from vitrail.config.resolve import Layer
 from vitrail.data.loader import build_eval_loader
 from vitrail.data.opening import open_split
 from vitrail.data.sources import Source
-from vitrail.deploy.export import ADVICE, REJECTED, find_outputs, staged_files
+from vitrail.deploy.export import REJECTED, advise_elsewhere, find_outputs, staged_files
 from vitrail.deploy.formats import FORMATS, Plan
 from vitrail.deploy.int8 import Int8, find_quantizable, measure_sensitivities
 from vitrail.display import Display, Quiet
-from vitrail.errors import ConfigError, DataError, MissingExtra
+from vitrail.errors import ConfigError, DataError, MissingExtra, name_option, write_option
 from vitrail.evaluation.evaluate import Evaluation, evaluate
 from vitrail.evaluation.settings import resolve_for
 from vitrail.files import write_whole
@@ -135,7 +135,8 @@ def quantize(
     """
     display = display or Quiet()
     if not max_drop >= 0:
-        raise ConfigError(f"--max-drop is {max_drop:g}; it must be at least 0 points")
+        where = name_option("max_drop")
+        raise ConfigError(f"{where} is {max_drop:g}; it must be at least 0 points")
     _check_packages(format)
 
     job = _prepare(checkpoint, format, settings, output, display)
@@ -163,7 +164,7 @@ def quantize(
         speeds=speeds,
     )
     content = json.dumps(asdict(result), indent=1, default=str) + "\n"
-    write_whole(result.numbers, content.encode(), ADVICE)
+    write_whole(result.numbers, content.encode(), advise_elsewhere())
     return result
 
 
@@ -296,7 +297,8 @@ def _check_packages(format: QuantizedFormat) -> None:
         packages.append("nncf")
     for package in packages:
         if find_spec(package) is None:
-            raise MissingExtra(f"--format {format}: needs {package}; run: pip install 'vitrail[{format},int8]'")
+            where = write_option("format", format)
+            raise MissingExtra(f"{where}: needs {package}; run: pip install 'vitrail[{format},int8]'")
 
 
 def _prepare(

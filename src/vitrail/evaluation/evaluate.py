@@ -21,7 +21,7 @@ from vitrail.data.sources import Source
 from vitrail.data.tables.hub import pin_revision
 from vitrail.display import Display, Quiet
 from vitrail.distributed.processes import processes, share
-from vitrail.errors import CheckpointError, ConfigError, DataError
+from vitrail.errors import CheckpointError, ConfigError, DataError, write_option
 from vitrail.evaluation.match import check_pixels, check_task, find_trained_images, match_classes
 from vitrail.evaluation.measure import Measured, measure
 from vitrail.evaluation.report import FILES, PAGE, Subject
@@ -186,7 +186,7 @@ def report_folder(folder: Path, *, never_replace: bool = False) -> WholeFolder:
         folder: The folder; an earlier report there is replaced, anything else is not.
         never_replace: Take the next number that is free instead: digits, digits-2, digits-3.
     """
-    advice = "free space or choose another folder with --report"
+    advice = f"free space or choose another folder with {write_option('report')}"
     return WholeFolder(folder, FILES, advice, never_replace=never_replace)
 
 
@@ -258,7 +258,8 @@ def _same_model(artifact: Artifact, against: Path) -> Artifact:
     other = read_artifact(against)
     for what in ("model", "options", "classes"):
         if getattr(other.record, what) != getattr(artifact.record, what):
-            raise ConfigError(f"--against {against}: has other {what} than {artifact.path}; give what it was made from")
+            where = write_option("against", against)
+            raise ConfigError(f"{where}: has other {what} than {artifact.path}; give what it was made from")
     return other
 
 
@@ -354,7 +355,7 @@ def _started(files: _Files, report: WholeFolder | None, written: Sequence[tuple[
             source, notes = open_split(data, config.evaluate.split)
         outputs = [*written]
         if report is not None:
-            outputs += [("--report", file) for file in report.earlier_files()]
+            outputs += [("report", file) for file in report.earlier_files()]
         for flag, file in outputs:
             refuse_replacing(flag, file, list_files_read(data, source))
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, name_option
 from vitrail.evaluation.class_scores import ClassScores, ranking
 from vitrail.inference.decision import probabilities
 
@@ -77,7 +77,8 @@ class MultiLabelMetrics:
         Raises:
             ConfigError: Always.
         """
-        raise ConfigError("--acc-log: the model zoo's lines are for one class an image; leave it out")
+        where = name_option("acc_log")
+        raise ConfigError(f"{where}: the model zoo's lines are for one class an image; leave it out")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from vitrail.classes.matching import match_by_name
 from vitrail.classes.names import canonical
 from vitrail.data.loader import Batch
 from vitrail.data.sources import Source
-from vitrail.errors import DataError, printable
+from vitrail.errors import DataError, names_flags, printable, write_option
 from vitrail.images.decoding import decode_quietly, read_image
 from vitrail.images.pixels import PixelFormat, UnreadableImage
 from vitrail.images.preprocess import Preprocess, normalise
@@ -36,7 +36,6 @@ NAMES = "names.json"
 """File with the path of each image."""
 LABELS = "labels.json"
 """File with the class of each image, where all lie in folders that are called as classes."""
-ADVICE = "free space, or choose another folder with --write-inputs"
 ANSWER = "_0.bin"
 """Ending of the file with an image's first output, behind the image's name."""
 AT_ONCE = 64
@@ -106,7 +105,9 @@ def write_inputs(
         DataError: An image is given twice.
     """
     names = unique_names(paths)
-    whole = WholeFolder(folder, (INPUTS, NAMES, LABELS), ADVICE)
+    option = "write_inputs" if names_flags() else "folder"
+    advice = f"free space, or choose another folder with {write_option(option)}"
+    whole = WholeFolder(folder, (INPUTS, NAMES, LABELS), advice)
     read = partial(_read, preprocess=preprocess)
     bad: list[tuple[str, str]] = []
     with whole.staged() as staging, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -206,7 +207,7 @@ def find_logits(folder: Path, source: Source, num_classes: int, wanted: PixelFor
     Raises:
         DataError: A file is missing, surplus, or of another size; or two images are one.
     """
-    where = f"--answers {printable(folder)}"
+    where = write_option("answers", printable(folder))
     try:
         sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder)}
     except OSError as error:

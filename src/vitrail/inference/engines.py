@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from vitrail.choices import Engine, Precision
 from vitrail.devices import autocast, keep_freed_memory
-from vitrail.errors import CheckpointError, ConfigError, MissingExtra
+from vitrail.errors import CheckpointError, ConfigError, MissingExtra, write_option
 from vitrail.inference.exported import Making, check_beside
 from vitrail.weights.opened import Opened
 
@@ -119,7 +119,8 @@ def start_module(model: nn.Module, device: torch.device, precision: Precision, t
         ConfigError: float16 on a CPU.
     """
     if precision == "float16" and device.type == "cpu":
-        raise ConfigError("--precision float16: PyTorch computes so on GPUs; use bfloat16 or float32 on this CPU")
+        where = write_option("precision", "float16")
+        raise ConfigError(f"{where}: PyTorch computes so on GPUs; use bfloat16 or float32 on this CPU")
     if device.type == "cpu":
         torch.set_num_threads(threads)
         keep_freed_memory()
@@ -175,9 +176,8 @@ def _start_openvino(start: Start) -> Started:
     known = openvino_capabilities()
     if capability not in known:
         able = [name for name, (_, word) in HINTS.items() if word in known]
-        raise ConfigError(
-            f"--precision {start.precision}: OpenVINO cannot compute so on this CPU; it can in {' and '.join(able)}"
-        )
+        where = write_option("precision", start.precision)
+        raise ConfigError(f"{where}: OpenVINO cannot compute so on this CPU; it can in {' and '.join(able)}")
     mode = "ACCURACY" if start.precision == "float32" else "PERFORMANCE"
     settings = {
         "INFERENCE_PRECISION_HINT": hint,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vitrail.choices import Engine, Precision
 from vitrail.display import Display
-from vitrail.errors import CheckpointError, ConfigError, MissingExtra, VitrailError
+from vitrail.errors import CheckpointError, ConfigError, MissingExtra, VitrailError, write_option
 from vitrail.inference.engines import ENGINES, EXTRAS, STARTS, TITLES, Run, Start, about
 from vitrail.inference.exported import READERS, Making, Stored, describe
 from vitrail.weights.checkpoint import Record
@@ -109,8 +109,9 @@ class Artifact:
         """
         own = self.stored_precision
         if self.engine not in ("torch", "openvino") and precision not in (None, own):
+            where = write_option("precision", precision)
             raise ConfigError(
-                f"--precision {precision}: {self.path} computes in {own}, as it was exported; leave it out, or export "
+                f"{where}: {self.path} computes in {own}, as it was exported; leave it out, or export "
                 "the weight file anew"
             )
         if self.engine in EXTRAS and find_spec(self.engine) is None:
@@ -173,7 +174,8 @@ def read_artifact(
         check_described(described.record, asked, str(path), exported=True)
     if described.making.input == "image" and not whole:
         raise ConfigError(
-            f"{path}: reads whole images itself (--with-preprocess), one at a time; give the file exported without"
+            f"{path}: reads whole images itself ({write_option('with_preprocess', True)}), one at a time; "
+            "give the file exported without"
         )
     return Artifact(path=str(path), record=described.record, engine=chosen, making=described.making)
 
@@ -187,8 +189,10 @@ def _choose_engine(path: Path | str, engine: str | None) -> Engine:
         if engine == name:
             return name
     if engine not in get_args(Engine):
-        raise ConfigError(f"--engine {engine}: unknown; there are {', '.join(get_args(Engine))}")
-    raise ConfigError(f"--engine {engine}: cannot run {path}; what can is {' or '.join(able)}")
+        where = write_option("engine", engine)
+        raise ConfigError(f"{where}: unknown; there are {', '.join(get_args(Engine))}")
+    where = write_option("engine", engine)
+    raise ConfigError(f"{where}: cannot run {path}; what can is {' or '.join(able)}")
 
 
 def open_artifact(

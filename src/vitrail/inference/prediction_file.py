@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, TextIO, get_args
 from vitrail.cells import write_rows
 from vitrail.classes.names import BETWEEN
 from vitrail.data.lists import LABELS
-from vitrail.errors import CheckpointError
+from vitrail.errors import CheckpointError, write_option
 from vitrail.files import remove_leftovers, staging
 from vitrail.inference.predictor import Prediction
 
@@ -80,7 +80,7 @@ def _refusal_told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = f"{path}: cannot be written ({error.strerror}); choose another file with --output"
+        reason = f"{path}: cannot be written ({error.strerror}); choose another file with {write_option('output')}"
         raise CheckpointError(reason) from error
 
 

@@ -24,7 +24,7 @@ from vitrail.config.commands import PredictConfig
 from vitrail.config.resolve import Layer, resolve
 from vitrail.devices import pick_device
 from vitrail.display import Display, Quiet
-from vitrail.errors import ConfigError, printable
+from vitrail.errors import ConfigError, name_option, printable
 from vitrail.files import no_file
 from vitrail.images.decoding import decode, read_image
 from vitrail.images.pixels import UnreadableImage
@@ -219,7 +219,8 @@ def read_predictor(
     """
     display = display or Quiet()
     if topk is not None and topk < 1:
-        raise ConfigError(f"--topk is {topk}; it must be at least 1")
+        where = name_option("topk")
+        raise ConfigError(f"{where} is {topk}; it must be at least 1")
     overrides = resolve(PredictConfig, settings).config.preprocess
     artifact = read_artifact(path, engine, resolve_request(settings))
     record = artifact.record
@@ -236,13 +237,13 @@ def read_predictor(
 def _choose_rule(
     record: Record, num_classes: int, topk: int | None, default_topk: int, display: Display
 ) -> DecisionRule:
-    """Return how a model gives classes to an image; warn of a --topk that it cannot fulfil."""
+    """Return how a model gives classes to an image; warn of a topk that it cannot fulfil."""
     if record.thresholds is not None:
-        # --topk is only a limit here, so a large one is nothing to warn of
+        # topk is only a limit here, so a large one is nothing to warn of
         most = num_classes if topk is None else min(topk, num_classes)
         return ReachedThresholds(record.thresholds, most)
     if topk is not None and topk > num_classes:
-        display.warn(f"--topk is {topk} but the model has {num_classes} classes; all are given")
+        display.warn(f"{name_option('topk')} is {topk} but the model has {num_classes} classes; all are given")
     return TopClasses(min(topk or default_topk, num_classes))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
-from vitrail.config.resolve import Layer, parse_command_line
+from vitrail.config.resolve import Layer, find_excess, parse_command_line
 from vitrail.config.values import Text
 from vitrail.errors import ConfigError, shorten
 from vitrail.migrate.recipes import split_keys
@@ -34,6 +34,8 @@ def read_given(settings: Settings) -> Given:
     Raises:
         ConfigError: They are neither words nor a mapping, or set the same key twice.
     """
+    if excess := find_excess(settings):
+        raise ConfigError(f"settings: {excess}, which no setting is")
     if isinstance(settings, Mapping):
         return _read_mapping(settings)
     if isinstance(settings, str | bytes) or not isinstance(settings, Sequence):
@@ -41,6 +43,11 @@ def read_given(settings: Settings) -> Given:
             f"settings are {shorten(settings)}; they must be a mapping such as {{'train.epochs': 3}}, or a list of "
             "section.key=value texts"
         )
+    for word in settings:
+        if not isinstance(word, str):
+            raise ConfigError(
+                f"settings: {shorten(word)} is no text; write 'section.key=value', such as 'optim.lr=1e-3'"
+            )
     keys, tokens = split_keys(settings)
     return Given(parse_command_line(tokens), keys)
 

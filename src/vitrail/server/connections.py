@@ -16,7 +16,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, write_option
 from vitrail.server.settings import Serving
 
 BACKLOG = 2048
@@ -52,12 +52,15 @@ def listen(serving: Serving) -> socket.socket:
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
     except PermissionError as error:
-        raise ConfigError(f"--port {serving.port}: needs root; choose one above 1023") from error
+        where = write_option("port", serving.port)
+        raise ConfigError(f"{where}: needs root; choose one above 1023") from error
     except (OSError, UnicodeError) as error:
         if getattr(error, "errno", None) == errno.EADDRINUSE:
-            raise ConfigError(f"--port {serving.port}: is taken on {serving.host}; choose another, or 0") from error
+            where = write_option("port", serving.port)
+            raise ConfigError(f"{where}: is taken on {serving.host}; choose another, or 0") from error
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"--host {serving.host} --port {serving.port}: cannot listen there ({reason})") from error
+        where = f"{write_option('host', serving.host)} {write_option('port', serving.port)}"
+        raise ConfigError(f"{where}: cannot listen there ({reason})") from error
 
 
 def format_url(listening: socket.socket) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from vitrail.errors import write_option
 from vitrail.server.settings import Serving
 
 SHOWN_NAME = 100
@@ -24,6 +25,6 @@ def find_fault(headers: Iterable[tuple[bytes, bytes]], http_version: str, servin
     if host and not serving.accepts_host(host):
         return 421, (
             f"this server was not told that it is called {host[:SHOWN_NAME]!r}; "
-            "ask it by its address, or start it with --host-name NAME"
+            f"ask it by its address, or start it with {write_option('host_name', 'NAME')}"
         )
     return None

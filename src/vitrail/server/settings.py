@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, name_option, write_option
 from vitrail.files import read_regular
 
 MAX_KEY_FILE = 2**16
@@ -92,26 +92,26 @@ class Serving:
         limits = self.limits
         topk = 1 if self.topk is None else self.topk
         at_least: dict[str, tuple[float, int]] = {
-            "--max-batch": (self.max_batch, 1),
-            "--max-wait-ms": (self.max_wait_ms, 0),
-            "--topk": (topk, 1),
-            "--max-bytes": (limits.max_bytes, 1),
-            "--max-files": (limits.max_files, 1),
-            "--max-pixels": (limits.max_pixels, 1),
-            "--queue": (limits.queue, 1),
+            "max_batch": (self.max_batch, 1),
+            "max_wait_ms": (self.max_wait_ms, 0),
+            "topk": (topk, 1),
+            "max_bytes": (limits.max_bytes, 1),
+            "max_files": (limits.max_files, 1),
+            "max_pixels": (limits.max_pixels, 1),
+            "queue": (limits.queue, 1),
         }
-        seconds = {"--timeout-s": limits.timeout_s, "--max-decode-s": limits.decode_s}
+        seconds = {"timeout_s": limits.timeout_s, "max_decode_s": limits.decode_s}
 
         # written so that NaN is refused too
         problems = []
         for name, (value, least) in at_least.items():
             if not least <= value < math.inf:
-                problems.append(f"{name} is {value:g}; it must be at least {least}")
+                problems.append(f"{name_option(name)} is {value:g}; it must be at least {least}")
         for name, value in seconds.items():
             if not 0 < value < math.inf:
-                problems.append(f"{name} is {value:g}; it must be above 0")
+                problems.append(f"{name_option(name)} is {value:g}; it must be above 0")
         if not 0 <= self.port <= 65535:
-            problems.append(f"--port is {self.port}; it must be 1 to 65535, or 0 for a free one")
+            problems.append(f"{name_option('port')} is {self.port}; it must be 1 to 65535, or 0 for a free one")
         return problems
 
     def _find_bad_origins(self) -> list[str]:
@@ -119,15 +119,17 @@ class Serving:
         for origin in self.cors:
             scheme, _, rest = origin.partition("://")
             if scheme not in ("http", "https") or not rest or "/" in rest or "*" in rest:
-                problems.append(f"--cors {origin}: is no origin; write it as https://example.org or http://host:3000")
+                where = write_option("cors", origin)
+                problems.append(f"{where}: is no origin; write it as https://example.org or http://host:3000")
         return problems
 
     def _find_bad_host_names(self) -> list[str]:
-        return [
-            f"--host-name {name}: is no host name; write it as example.org, without port, or * for any"
-            for name in self.host_names
-            if name != ANY_NAME and NAME.fullmatch(name) is None
-        ]
+        problems = []
+        for name in self.host_names:
+            if name != ANY_NAME and NAME.fullmatch(name) is None:
+                where = write_option("host_name", name)
+                problems.append(f"{where}: is no host name; write it as example.org, without port, or * for any")
+        return problems
 
     def accepts_host(self, header: str) -> bool:
         """Say whether a request may come with this header `Host`, of which the port does not matter.
@@ -171,7 +173,7 @@ def read_key(file: Path | None) -> str | None:
         where = KEY_VARIABLE
         key = os.environ.get(KEY_VARIABLE)
     else:
-        where = f"--api-key-file {file}"
+        where = write_option("api_key_file", file)
         key = _read_key_file(file, where)
     if key is None:
         return None

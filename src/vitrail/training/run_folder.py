@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.display import headline_metric
-from vitrail.errors import CheckpointError, ConfigError, escape_text
+from vitrail.errors import CheckpointError, ConfigError, escape_text, write_option
 from vitrail.files import GrowingFile, is_abandoned, is_temporary, remove, write_whole
 from vitrail.training.start import is_unbegun
 from vitrail.training.trackers import Trackers
@@ -39,7 +39,8 @@ def create_run(root: Path, name: str | None, default_name: str) -> Path:
     except FileExistsError as error:
         problem = f"output.root: {root} is a file; choose another with output.root=FOLDER"
         if name is not None:
-            problem = f"output.name: {root / name} exists; choose another, or go on with --resume {root / name}"
+            resume = write_option("resume", root / name)
+            problem = f"output.name: {root / name} exists; choose another, or go on with {resume}"
         raise ConfigError(problem) from error
     except OSError as error:
         raise ConfigError(

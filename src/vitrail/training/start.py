@@ -12,7 +12,7 @@ from typing import Any
 from vitrail.config.commands import TrainConfig
 from vitrail.config.recipes import RECIPES
 from vitrail.config.resolve import Layer, flatten, read_yaml, resolve
-from vitrail.errors import ConfigError, command
+from vitrail.errors import ConfigError, command, name_option, write_option
 from vitrail.files import is_temporary
 from vitrail.migrate.given import Given, Settings, read_given
 from vitrail.migrate.recipes import OpenedRecipe, open_recipe
@@ -70,8 +70,8 @@ def begin(
     Raises:
         ConfigError: Two verbs at once, a folder that is no run, or settings that the verb does not allow.
     """
-    folders = {"--resume": resume, "--extend": extend, "--fork": fork}
-    verbs = [option for option, folder in folders.items() if folder]
+    folders = {"resume": resume, "extend": extend, "fork": fork}
+    verbs = [name_option(option) for option, folder in folders.items() if folder]
     if len(verbs) > 1:
         raise ConfigError(f"{' and '.join(verbs)} are both given; choose one")
     given = settings if isinstance(settings, Given) else read_given(settings)
@@ -81,8 +81,8 @@ def begin(
         return _resume(resume, written, layer)
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
         raise ConfigError(
-            "torchrun restarted a command that would begin a new run each time; name the folder with --resume "
-            "runs/NAME, which begins the run or goes on with it"
+            "torchrun restarted a command that would begin a new run each time; name the folder with "
+            f"{write_option('resume', 'runs/NAME')}, which begins the run or goes on with it"
         )
     if extend is not None:
         return _extend(extend, written, layer)
@@ -118,7 +118,7 @@ def _resume(folder: Path, recipe: OpenedRecipe | None, given: Layer) -> Start:
     """Go on with a run, or begin it where nothing of it is there yet and a recipe says how."""
     if is_unbegun(folder) and recipe is not None:
         _refuse_other_folder("resume", folder, given)
-        where = Layer("--resume", {"output": {"root": str(folder.parent), "name": folder.name}})
+        where = Layer(write_option("resume"), {"output": {"root": str(folder.parent), "name": folder.name}})
         return _new(recipe, given, where=[where])
     stored = _settings_of(folder, "resume")
     _refuse_other_folder("resume", folder, given)
@@ -129,11 +129,12 @@ def _resume(folder: Path, recipe: OpenedRecipe | None, given: Layer) -> Start:
     if config.data.name == before.data.name and config.data.revision is None:
         config = replace(config, data=replace(config.data, revision=before.data.revision))
     if changed := _changes(stored, config, FREE):
-        advice = f"drop them, or begin a new run from its weights with --fork {folder}"
+        advice = f"drop them, or begin a new run from its weights with {write_option('fork', folder)}"
         if set(changed) <= set(LENGTH):
-            advice += f", or lengthen it with --extend {folder}"
+            advice += f", or lengthen it with {write_option('extend', folder)}"
+        where = write_option("resume", folder)
         raise ConfigError(
-            f"--resume {folder}: goes on with the run's own settings, but {describe_differences(changed)}; {advice}"
+            f"{where}: goes on with the run's own settings, but {describe_differences(changed)}; {advice}"
         )
     return Start(config, folder.name, resume=folder)
 
@@ -141,19 +142,22 @@ def _resume(folder: Path, recipe: OpenedRecipe | None, given: Layer) -> Start:
 def _extend(folder: Path, recipe: OpenedRecipe | None, given: Layer) -> Start:
     """Lengthen a run."""
     if recipe is not None:
-        raise ConfigError(f"--extend {folder} goes on with that run's own settings; drop {recipe.name}")
+        where = write_option("extend", folder)
+        raise ConfigError(f"{where} goes on with that run's own settings; drop {recipe.name}")
     stored = _settings_of(folder, "extend")
     _refuse_other_folder("extend", folder, given)
     config = _in_folder(resolve(TrainConfig, [stored, given]).config, folder)
     if changed := _changes(stored, config, (*FREE, *LENGTH)):
+        where = write_option("extend", folder)
         raise ConfigError(
-            f"--extend {folder}: changes the length of a run only, but {describe_differences(changed)}; begin a new "
-            f"run from its weights with --fork {folder}"
+            f"{where}: changes the length of a run only, but {describe_differences(changed)}; begin a new "
+            f"run from its weights with {write_option('fork', folder)}"
         )
     before = resolve(TrainConfig, [stored]).config
     if not _is_longer(before, config):
+        where = write_option("extend", folder)
         raise ConfigError(
-            f"--extend {folder}: has {before.train.epochs} epochs; say how many it shall have in all, such as "
+            f"{where}: has {before.train.epochs} epochs; say how many it shall have in all, such as "
             f"train.epochs={2 * before.train.epochs}"
         )
     return Start(config, folder.name, resume=folder)
@@ -180,7 +184,8 @@ def _fork(folder: Path, recipe: OpenedRecipe | None, given: Layer) -> Start:
         recipe = OpenedRecipe(folder.name, str(folder), Layer(stored.origin, values))
     start = _new(recipe, given, fork=folder)
     if (weights := start.config.model.weights) is not None:
-        raise ConfigError(f"--fork {folder}: begins with that run's weights; drop model.weights={weights}")
+        where = write_option("fork", folder)
+        raise ConfigError(f"{where}: begins with that run's weights; drop model.weights={weights}")
     return start
 
 
@@ -208,10 +213,10 @@ def _settings_of(folder: Path, verb: str) -> Layer:
     if not (folder / "config.yaml").is_file():
         hint = ""
         if verb == "resume" and is_unbegun(folder):
-            hint = "; with a recipe's name, --resume begins the run"
+            hint = f"; with a recipe's name, {write_option('resume')} begins the run"
+        where = write_option(verb, folder)
         raise ConfigError(
-            f"--{verb} {folder}: holds no config.yaml, so it is no run; give the folder that `{command('train')}` "
-            f"made{hint}"
+            f"{where}: holds no config.yaml, so it is no run; give the folder that `{command('train')}` made{hint}"
         )
     return read_yaml(folder / "config.yaml")
 
@@ -219,7 +224,8 @@ def _settings_of(folder: Path, verb: str) -> Layer:
 def _refuse_other_folder(verb: str, folder: Path, given: Layer) -> None:
     """Refuse settings that name another folder than the option does."""
     if named := sorted({"root", "name"} & given.values.get("output", {}).keys()):
-        raise ConfigError(f"--{verb} {folder} names the run's folder; drop output.{named[0]}")
+        where = write_option(verb, folder)
+        raise ConfigError(f"{where} names the run's folder; drop output.{named[0]}")
 
 
 def _keep_recorded_settings(stored: TrainConfig, config: TrainConfig) -> TrainConfig:

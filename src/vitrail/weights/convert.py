@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.errors import CheckpointError, format_choices
+from vitrail.errors import CheckpointError, format_choices, write_option
 from vitrail.files import Buffer, files_of, refuse_output, refuse_replacing, write_whole
 from vitrail.images.preprocess import fit_statistics
 from vitrail.models.dialects import Dialect, write_names
@@ -109,7 +109,8 @@ def find_dialect(to: str, record: Record) -> Dialect:
     """
     if to not in PROJECTS:
         every = format_choices(to, (*PROJECTS, OURS), "known are")
-        raise CheckpointError(f"--to {to}: is no project that is known here{every}")
+        where = write_option("to", to)
+        raise CheckpointError(f"{where}: is no project that is known here{every}")
     family = record.family
     of_family = [dialect for dialect in family.dialects if to in dialect.projects]
     if not of_family:
@@ -117,12 +118,14 @@ def find_dialect(to: str, record: Record) -> Dialect:
         advice = f"known for it are {', '.join(others)}"
         if to == "timm":
             advice = "convert it to official, which timm reads after `import vitrail.timm`"
-        raise CheckpointError(f"--to {to}: {to} has no {family.title}; {advice}")
+        where = write_option("to", to)
+        raise CheckpointError(f"{where}: {to} has no {family.title}; {advice}")
     for dialect in of_family:
         if not _differing_fields(record, dialect).keys() - _zero_additions(record, dialect).keys():
             return dialect
     has = " and ".join(f"{name}={value}" for name, value in _differing_fields(record, of_family[0]).items())
-    raise CheckpointError(f"--to {to}: its {family.title} has {has}, and {record.model} has not")
+    where = write_option("to", to)
+    raise CheckpointError(f"{where}: its {family.title} has {has}, and {record.model} has not")
 
 
 def to_dialect(weights: Mapping[str, Tensor], dialect: Dialect, where: str, to: str) -> dict[str, Tensor]:
@@ -182,7 +185,9 @@ def _zero_additions(record: Record, dialect: Dialect) -> dict[str, Any]:
 def _check_suffix(target: Path, to: str, allowed: Iterable[str]) -> None:
     if target.suffix not in allowed:
         folder = ", or a folder's name" if to == "timm" else ""
-        raise CheckpointError(f"{target}: --to {to} writes files that end in {', '.join(allowed)}{folder}")
+        raise CheckpointError(
+            f"{target}: {write_option('to', to)} writes files that end in {', '.join(allowed)}{folder}"
+        )
 
 
 def _encode(theirs: dict[str, Tensor], target: Path, entry: str, mindspore: bool) -> Buffer | Iterable[Buffer]:

@@ -26,7 +26,7 @@ from vitrail.data.audit.scan import check_images
 from vitrail.data.manifest import Manifest
 from vitrail.data.opening import open_manifest
 from vitrail.display import Display
-from vitrail.errors import ConfigError, DataError
+from vitrail.errors import ConfigError, DataError, write_option
 from vitrail.files import refuse_replacing
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.images.decoding import decode_quietly
@@ -68,10 +68,10 @@ def check_data(config: CheckConfig, output: Path, display: Display) -> Checked:
             "set, training and evaluation count and name what cannot be read"
         )
     preprocess = _choose_preprocess(config)
-    folder = WholeFolder(output, FILES, "choose another folder with --output")
+    folder = WholeFolder(output, FILES, f"choose another folder with {write_option('output')}")
     inputs = [file for file in (config.data.list, config.data.manifest) if file]
     for file in folder.earlier_files():
-        refuse_replacing("--output", file, inputs)
+        refuse_replacing("output", file, inputs)
     look = partial(check_images, display=display, workers=config.data.workers)
     with folder.staged():
         manifest, structure = open_manifest(config.data, look)
