@@ -10,8 +10,8 @@ docstring and comments included; nested functions count as functions of their ow
 
 from __future__ import annotations
 
+import argparse
 import ast
-import sys
 import tokenize
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -149,10 +149,20 @@ def measure(package: Path) -> Mapping[str, str]:
     }
 
 
+def read_package(text: str) -> Path:
+    """Return the folder of a package; argparse tells what is none."""
+    folder = Path(text).resolve()
+    if not any(folder.rglob("*.py")):
+        raise argparse.ArgumentTypeError(f"{text} holds no Python files")
+    return folder
+
+
 def main() -> None:
     """Print the table of the packages named on the command line."""
     here = Path(__file__).resolve().parents[1] / "src" / "vitrail"
-    packages = [Path(argument).resolve() for argument in sys.argv[1:]] or [here]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("packages", nargs="*", type=read_package, default=[here], help="folders of packages")
+    packages: list[Path] = parser.parse_args().packages
     columns = [measure(package) for package in packages]
     print("| | " + " | ".join(package.name for package in packages) + " |")
     print("|-" * (len(packages) + 1) + "|")

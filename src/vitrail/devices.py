@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from vitrail.choices import Device, Precision
+from vitrail.errors import ConfigError, shorten
 
 # numbers of mallopt's parameters, from glibc's malloc.h
 M_TRIM_THRESHOLD = -1
@@ -23,6 +24,23 @@ def pick_device(device: Device) -> torch.device:
         return torch.device("cpu")
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return accelerator or torch.device("cpu")
+
+
+def read_device(device: str | torch.device) -> torch.device:
+    """Return a device of PyTorch by its name, such as cuda:1, where tensors can be put on it.
+
+    Raises:
+        ConfigError: There is none of that name here.
+    """
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError, NotImplementedError, UnicodeError) as error:
+        here = ["cpu"]
+        if (accelerator := torch.accelerator.current_accelerator(check_available=True)) is not None:
+            here += [f"{accelerator.type}:{number}" for number in range(torch.accelerator.device_count())]
+        raise ConfigError(f"device is {shorten(str(device))}; it must be one of {', '.join(here)}") from error
+    return target
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:

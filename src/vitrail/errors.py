@@ -172,8 +172,10 @@ def shorten(value: object, most: int = 80) -> str:
         if isinstance(value, list | tuple | dict):
             value = _cut(value, 4)
         shown = ascii(value)
-    except (ValueError, RecursionError):
+    except Exception:  # an object of whatever class may do anything where it is shown
         return f"a {type(value).__name__}"
+    if "\n" in shown:  # as in an array
+        shown = " ".join(shown.split())
     if len(shown) > most:
         return f"{shown[:most]}..."
     return shown

@@ -83,6 +83,7 @@ from vitrail.errors import ConfigError
         ("train.log_every=0", "train.log_every is 0; it must be at least 1"),
         ("train.accumulate=3", "train.batch_size 1024 cannot be cut into accumulate=3 equal parts"),
         ("output.keep_best=0", "output.keep_best is 0; it must be at least 1"),
+        ("output.name=a\udcff", "output.name is 'a\\udcff'; it must be text, without bytes that are none"),
     ],
 )
 def test_value_out_of_range_says_what_is_allowed(token: str, expected: str) -> None:

@@ -46,6 +46,42 @@ def test_default_output_is_path_to_class_and_one_line_an_image(
     assert capsys.readouterr().out.splitlines() == [f"{path} (class: {index})" for path, index in found.items()]
 
 
+def test_a_file_that_nobody_named_replaces_nothing(
+    tiny_checkpoint: Path,
+    image_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("predictions.json").write_text("kept")
+    for expected in ("predictions-2.json", "predictions-3.json"):
+        assert run(tiny_checkpoint, image_folder / "val" / "red", "--device", "cpu") == 0
+        assert len(json.loads(Path(expected).read_text())) == 4
+        assert f": {expected}\n" in capsys.readouterr().err
+    assert Path("predictions.json").read_text() == "kept"
+    # one that was named is replaced, and that is said
+    named = ("--output", "predictions.json", "--device", "cpu")
+    assert run(tiny_checkpoint, image_folder / "val" / "red", *named) == 0
+    assert ": predictions.json (replaced)\n" in capsys.readouterr().err
+
+
+def test_the_ending_of_the_output_is_its_format(
+    tiny_checkpoint: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    image = next(image_folder.rglob("*.jpg"))
+    assert run(tiny_checkpoint, image, "--output", tmp_path / "x.txt") == 2
+    assert capsys.readouterr().err == (
+        f"error: --output {tmp_path / 'x.txt'}: must end in .json, .jsonl, .csv, or in nothing for json; or choose its "
+        "format with --format\n"
+    )
+    assert not (tmp_path / "x.txt").exists()
+    assert run(tiny_checkpoint, image, "--output", tmp_path / "x.txt", "--format", "csv") == 0
+    assert (tmp_path / "x.txt").read_text().startswith("path,class,")
+    assert run(tiny_checkpoint, image, "--output", tmp_path / "x") == 0
+    assert list(json.loads((tmp_path / "x").read_text())) == [str(image)]
+
+
 @pytest.mark.parametrize("batch_size", [1, 5, 100])
 def test_rows_keep_their_order_and_values_for_any_batch_size(
     tiny_checkpoint: Path, image_folder: Path, batch_size: int
@@ -404,6 +440,9 @@ def test_an_output_without_permission_is_known_before_the_work() -> None:
 
 
 def test_the_format_is_that_of_the_outputs_name() -> None:
-    names = {"a.csv": "csv", "A.JSONL": "jsonl", "a.json": "json", "a.txt": "json", "csv": "json"}
+    names = {"a.csv": "csv", "A.JSONL": "jsonl", "a.json": "json", "csv": "json", "/dev/stdout": "json"}
     assert {name: format_of(Path(name)) for name in names} == names
-    assert format_of(None) == "json"
+    with pytest.raises(
+        ConfigError, match=r"^output=a\.txt: must end in \.json, \.jsonl, \.csv, or in nothing for json; or"
+    ):
+        format_of(Path("a.txt"))

@@ -64,6 +64,11 @@ def test_it_is_refused_where_it_would_measure_nothing(
 ) -> None:
     assert run(["bench-data", "digits", "--seconds", "0"]) == 2
     assert "--seconds is 0.0; it must be above 0" in capsys.readouterr().err
+    assert run(["bench-data", "digits", "--seconds", "x"]) == 2
+    assert capsys.readouterr().err == (
+        'error: Invalid value for --seconds: unable to convert "x" into float; `vitrail bench-data --help` shows its '
+        "options\n"
+    )
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run(["bench-data", "digits"]) == 2
     assert "bench-data measures one process; start it without torchrun" in capsys.readouterr().err

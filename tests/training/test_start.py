@@ -112,8 +112,8 @@ def test_fork_takes_any_settings_for_a_new_run(folder: Path) -> None:
 
 @pytest.mark.parametrize("verb", ["resume", "extend", "fork"])
 def test_a_folder_that_is_no_run_is_refused(verb: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"--{verb} {tmp_path}: holds no config\.yaml, so it is no run; give the"):
     with pytest.raises(ConfigError, match=rf"{verb}={tmp_path}: holds no config\.yaml, so it is no run; give the"):
+        begin(None, [], **{verb: tmp_path})
 
 
 def test_a_missing_run_says_that_a_recipe_would_begin_it(tmp_path: Path) -> None:

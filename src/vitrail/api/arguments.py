@@ -6,7 +6,6 @@ import inspect
 import os
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any, Literal, NoReturn, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -152,13 +151,11 @@ def _read_one(value: Any, kind: Any) -> Any:
         return _read_several(value, get_args(kind)[0])
     if kind is Path:
         return _read_path(value)
-    if kind is float and isinstance(value, str):  # which a setting may be written as
-        raise ValueError(WORDS[float])
     if origin is Literal:
         return _read_choice(value, get_args(kind))
-    if kind is bool and not isinstance(value, bool):
-        raise ValueError(WORDS[bool])
     if kind in (int, float, bool, str):
+        if not isinstance(value, kind if kind in (bool, str) else int | float):  # a setting may be a name that is 5
+            raise ValueError(WORDS[kind])
         return read_value(value, kind)
     is_fitting = callable(value) if origin is Callable else isinstance(value, kind)
     if not is_fitting:
@@ -207,7 +204,6 @@ def _describe(kind: Any, kinds: Sequence[Any]) -> str:
 def _show(value: Any) -> str:
     """Return a refused value in a few characters; an object that is no plain value by its type."""
     if value is None or isinstance(value, str | bytes | int | float | list | tuple | dict | Path):
-        with suppress(Exception):  # of an object within, which may do anything where it is shown
-            return shorten(value)
+        return shorten(value)
     name = f"{type(value).__module__}.{type(value).__qualname__}"
     return f"of type {name.removeprefix('builtins.')}"

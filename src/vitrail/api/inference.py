@@ -83,6 +83,8 @@ class Predictions(ResultList[Prediction]):
 
     output: Path | None
     """File that they were written to, where one was asked for."""
+    replaced: bool = False
+    """Whether an earlier file of that name was replaced."""
 
     @property
     def bad_files(self) -> list[Prediction]:
@@ -99,8 +101,11 @@ class Predictions(ResultList[Prediction]):
         return [Table("", ("image", "class", "probability", "error"), tuple(rows))]
 
     def lines(self) -> Sequence[str]:
-        """Say how many images are not shown."""
-        return rows_left_out(len(self.items))
+        """Say how many images are not shown, and where all of them were written."""
+        lines = rows_left_out(len(self.items))
+        if self.output is not None:
+            lines.append(f"written: {self.output}{' (replaced)' if self.replaced else ''}")
+        return lines
 
     def records(self) -> Sequence[dict[str, Any]]:
         """Return one row an image, and further classes in columns of their own."""
@@ -202,7 +207,7 @@ def predict(
             data.root and data.path_column.
         config: Name or file of a recipe, for the model and how images are read.
         output: File to write.
-        format: Kind of that file; None is the one that `output` ends in, or json.
+        format: Kind of that file; None is the one that `output` ends in, and json where it has no ending.
         topk: Classes to give for each image, 1 by default; of a multi-label model, the most of those that reach their
             thresholds, all by default.
         batch_size: Images that are computed together.
@@ -236,8 +241,10 @@ def predict(
         display=display,
         progress=progress,
     )
+    output_file = path_or_none(output)
+    is_replaced = output_file is not None and output_file.is_file()
     with closing(rows):
-        return Predictions(tuple(rows), path_or_none(output))
+        return Predictions(tuple(rows), output_file, is_replaced)
 
 
 @checked
@@ -311,6 +318,9 @@ def _predict_each(
     if output is not None:
         read = chain(files_of(checkpoint), inputs.given, [options.config or ""], inputs.find(lambda _: None))
         refuse_output("output", output, read)
+    form = options.format or "json"
+    if output is not None and options.format is None:
+        form = format_of(output)
     with shown(display, progress) as display:
         tell_remarks(display, remarks)
         predictor = open_predictor(
@@ -323,14 +333,14 @@ def _predict_each(
             display=display,
         )
         total = bad = 0
-        replaced = " (replaced)" if output is not None and output.exists() else ""
+        replaced = " (replaced)" if output is not None and output.is_file() else ""
         with ExitStack() as exits:
             file = None
             if output is not None:
                 file = exits.enter_context(
                     open_output(
                         output,
-                        options.format or format_of(output),
+                        form,
                         predictor.classes,
                         predictor.topk,
                         is_multi_label=predictor.is_multi_label,

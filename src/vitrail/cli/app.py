@@ -28,6 +28,7 @@ from vitrail.errors import (
     Stopped,
     TrainingError,
     VitrailError,
+    command,
     escape_text,
     naming_flags,
 )
@@ -106,7 +107,11 @@ def _run(arguments: list[str]) -> NoReturn:
             status=status,
         )
     except CycloptsError as error:
-        _fail(f"{error}; `vitrail --help` shows the commands", restart=False)
+        problem = str(error).rstrip(".")
+        shown = f"`{command(arguments[0], '--help')}` shows its options"
+        if arguments[0] not in app:
+            shown = f"`{command('--help')}` shows the commands"
+        _fail(f"{problem}; {shown}", restart=False)
     except OSError as error:  # a path that may not be looked at, or is too long to be one
         if debug or error.filename is None:
             raise

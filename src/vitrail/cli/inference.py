@@ -143,13 +143,14 @@ def predict(
     ],
     config: ModelRecipe = None,
     output: Annotated[
-        Path | None, Parameter(help="File to write; predictions.json, .jsonl or .csv by default.")
+        Path | None,
+        Parameter(help="File to write; predictions.json, .jsonl or .csv by default, with a free number."),
     ] = None,
     format: Annotated[
         Literal["json", "jsonl", "csv"] | None,
         Parameter(
             help="json maps each path to its class; the others have names and probabilities. By default the one that "
-            "--output ends in, or json."
+            "--output ends in; json where it has no ending."
         ),
     ] = None,
     topk: Annotated[
@@ -204,7 +205,7 @@ def predict(
             images,
             settings,
             config=config,
-            output=output or Path(f"predictions.{format or 'json'}"),
+            output=output or _find_free_output(format),
             format=format,
             topk=topk,
             batch_size=batch_size,
@@ -219,6 +220,13 @@ def predict(
             else:
                 bad += 1
     return int(bad > 0)
+
+
+def _find_free_output(format: str | None) -> Path:
+    """Return a name for the file of predictions that nobody named, so that it replaces nothing."""
+    from vitrail.inference.prediction_file import find_free_name
+
+    return find_free_name(Path(f"predictions.{format or 'json'}"))
 
 
 def _split_images(inputs: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from vitrail.choices import Device
 from vitrail.config.ranges import find_not_positive, find_out_of_range
+from vitrail.errors import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -400,8 +401,7 @@ class OutputSection:
     """Number of saves kept to resume from, for the case that the last one is damaged."""
     trackers: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = ("tensorboard",)
     """Trackers that are given the metrics of each epoch, beside metrics.jsonl; tensorboard those of
-    tensorboard those of steps.jsonl
-    too."""
+    steps.jsonl too."""
     guard_csv: bool = True
     """In the report's CSV files, write names that a spreadsheet would compute, as they begin with = + - or @, with an
     apostrophe in front."""
@@ -409,4 +409,7 @@ class OutputSection:
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""
         problems = find_out_of_range(self, keep_best=(1, None), save_every_updates=(1, None), keep_last=(1, None))
+        # the name is written into files that hold text alone
+        if self.name is not None and printable(self.name) != self.name:
+            problems.append(f"name is {self.name!a}; it must be text, without bytes that are none")
         return problems + find_not_positive(self, "save_every_minutes")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import statistics
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -26,6 +27,9 @@ from vitrail.distributed.launch import understand_launch
 from vitrail.distributed.rendezvous import join
 from vitrail.errors import ConfigError, LostProcess
 
+_AT_WORK = threading.Lock()
+"""Held by the thread that has joined the processes: Accelerate and torch have one state for all threads."""
+
 
 @contextmanager
 def processes(
@@ -43,11 +47,27 @@ def processes(
         meet_minutes: How long it waits for them to start.
 
     Raises:
-        ConfigError: float16 without CUDA, or processes on a device that has no way to join them.
+        ConfigError: float16 without CUDA, processes on a device that has no way to join them, or another thread of
+            this process that is at work.
         LostProcess: Another process has ended.
     """
     if precision == "float16" and (device == "cpu" or not torch.cuda.is_available()):
         raise ConfigError("train.precision is float16, which needs a CUDA device; use bfloat16 or float32 here")
+    if not _AT_WORK.acquire(blocking=False):
+        raise ConfigError(
+            "another thread of this process trains or evaluates, and both would change one state of torch; wait for "
+            "its end, or begin this in a process of its own"
+        )
+    try:
+        with _joined(precision, device, timeout_minutes, meet_minutes) as accelerator:
+            yield accelerator
+    finally:
+        _AT_WORK.release()
+
+
+@contextmanager
+def _joined(precision: Precision, device: Device, timeout_minutes: float, meet_minutes: float) -> Iterator[Accelerator]:
+    """Join the processes that torchrun started, or be the only one, in the one thread that may."""
     understand_launch(os.environ, "")
     names = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
     try:

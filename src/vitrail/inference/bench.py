@@ -7,7 +7,10 @@ busy machine slows all alike.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
@@ -25,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vitrail.choices import Device, Precision
 from vitrail.devices import pick_device
 from vitrail.display import Display
-from vitrail.errors import ConfigError, VitrailError, suggest
+from vitrail.errors import ConfigError, VitrailError, names_flags, naming_flags, suggest
 from vitrail.inference.engines import ENGINES, about, start_module
 from vitrail.inference.network import open_artifact, read_artifact
 from vitrail.models.family import ModelConfig
@@ -158,11 +161,10 @@ class Worker:
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, subject), daemon=True)
-        self._process.start()
+        self._connection, theirs = multiprocessing.Pipe()
+        self._process = _start_answering(theirs)
         theirs.close()
+        self._connection.send(subject)
         self._seconds: dict[int, list[float]] = {}
         self._peak_mib: dict[int, float] = {}
         self.about, self.params, self.macs = self._receive()
@@ -195,18 +197,18 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         self._connection.close()
-        self._process.join(10)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(10)
         self._process.kill()
+        self._process.wait()
 
     def _receive(self) -> Any:
         try:
             answer = self._connection.recv()
         except (EOFError, ConnectionError) as error:
-            self._process.join()
-            status = self._process.exitcode
+            status = self._process.wait()
             raise VitrailError(
-                f"{self.subject.name}: its process ended with status {status}; -9 is a system's that is short of "
-                "memory; in a script, call vitrail.bench below if __name__ == '__main__'"
+                f"{self.subject.name}: its process ended with status {status}; -9 is a system's that is short of memory"
             ) from error
         if isinstance(answer, VitrailError):
             self.close()
@@ -214,12 +216,38 @@ class Worker:
         return answer
 
 
-def _work(connection: Connection, subject: Subject) -> None:
-    """Answer each batch size with the seconds of a few runs, and the peak of memory in MiB so far."""
+def _start_answering(connection: Connection) -> subprocess.Popen[bytes]:
+    """Start a process that answers at the other end of a connection.
+
+    It imports this module alone: multiprocessing would run the script again that calls `vitrail.bench`, and with it
+    that call.
+    """
+    number = connection.fileno()
+    program = f"from vitrail.inference.bench import answer; answer({number}, flags={names_flags()})"
+    # it finds the modules that this process would find, and not those of the folder that it happens to be in
+    places = [place or str(Path.cwd()) for place in sys.path]
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", program],
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
+        pass_fds=[number],
+    )
+
+
+def answer(number: int, *, flags: bool) -> None:
+    """Be the process of one subject: answer each batch size with the seconds of a few runs and the peak of memory.
+
+    Args:
+        number: File descriptor of the connection, on which the subject comes first.
+        flags: Whether messages name options by the flags of the command line.
+    """
     # Ctrl-C is for the process that asks
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    connection = Connection(number)
+    subject: Subject = connection.recv()
     try:
-        run, said = _open(subject)
+        with naming_flags(flags):
+            run, said = _open(subject)
     except VitrailError as error:
         connection.send(error)
         return

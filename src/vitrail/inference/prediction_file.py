@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -12,21 +13,39 @@ from typing import Any, ClassVar, Literal, TextIO, get_args
 from vitrail.cells import write_rows
 from vitrail.classes.names import BETWEEN
 from vitrail.data.lists import LABELS
-from vitrail.errors import CheckpointError, write_option
+from vitrail.errors import CheckpointError, ConfigError, write_option
 from vitrail.files import remove_leftovers, staging
 from vitrail.inference.predictor import Prediction
 
 Format = Literal["json", "jsonl", "csv"]
 
 
-def format_of(path: Path | None) -> Format:
-    """Return the format that the name of a file of predictions ends in; json where it ends otherwise."""
-    if path is not None:
-        formats: tuple[Format, ...] = get_args(Format)
-        for name in formats:
-            if path.suffix.lower() == f".{name}":
-                return name
+def format_of(path: Path) -> Format:
+    """Return the format that the name of a file of predictions ends in; json where it has no ending.
+
+    Raises:
+        ConfigError: It ends otherwise.
+    """
+    formats: tuple[Format, ...] = get_args(Format)
+    for name in formats:
+        if path.suffix.lower() == f".{name}":
+            return name
+    if path.suffix:
+        endings = ", ".join(f".{name}" for name in formats)
+        raise ConfigError(
+            f"{write_option('output', path)}: must end in {endings}, or in nothing for json; or choose its format "
+            f"with {write_option('format')}"
+        )
     return "json"
+
+
+def find_free_name(path: Path) -> Path:
+    """Return a name for a file of predictions under which nothing is there: name.json, name-2.json, name-3.json."""
+    free, number = path, 1
+    while os.path.lexists(free):
+        number += 1
+        free = path.with_stem(f"{path.stem}-{number}")
+    return free
 
 
 @contextmanager

@@ -87,7 +87,7 @@ class ModelConfig:
             if not 0 <= (rate := getattr(self, name)) < 1:
                 problems.append(f"{name} is {rate}; it must be from 0 to below 1")
         if self.gelu not in ("erf", "tanh"):
-            problems.append(f"gelu is {self.gelu!r}; it must be 'erf' or 'tanh'")
+            problems.append(f"gelu is {shorten(self.gelu)}; it must be 'erf' or 'tanh'")
         if self.norm_eps <= 0 or (self.final_norm_eps is not None and self.final_norm_eps <= 0):
             problems.append("norm_eps and final_norm_eps must be positive")
         return problems

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from fnmatch import fnmatch
 from typing import Any
 
-from vitrail.errors import ConfigError, format_choices, suggest
+from vitrail.errors import ConfigError, format_choices, shorten, suggest
 from vitrail.models import t2t_vit, tnt, twins
 from vitrail.models.family import Family, ModelConfig, Variant, VisionModel
 
@@ -30,7 +30,8 @@ def canonical_name(name: str) -> str:
         if name in family.variants:
             return name
         if name in family.aliases:
-            warnings.warn(f"model {name!r} is called {family.aliases[name]!r} here", stacklevel=3)
+            # past the check of arguments, to whoever calls vitrail.create_model
+            warnings.warn(f"model {name!r} is called {family.aliases[name]!r} here", stacklevel=4)
             return family.aliases[name]
     known = list_models()
     for family in FAMILIES:
@@ -73,7 +74,7 @@ def _find_wrong_type(published: ModelConfig, overrides: Mapping[str, Any]) -> st
         try:
             replace(published, **{key: value})
         except TypeError:
-            return f"{key} is {value!r}; it must be like {getattr(published, key)!r}"
+            return f"{key} is {shorten(value)}; it must be like {getattr(published, key)!r}"
         except ValueError:
             continue
     return ""

@@ -40,6 +40,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from vitrail.errors import shorten
 from vitrail.models.dialects import HEAD, ZOO_PREFIX, Dialect, Row
 from vitrail.models.family import (
     Family,
@@ -86,18 +87,18 @@ class T2TViTConfig(ModelConfig):
 
     def problems(self) -> list[str]:
         """Say what is wrong with this configuration, each as one clause."""
-        found = super().problems()
-        if not found:
-            found += check_multiple(self.size, STRIDE)
-        found += check_depth("depth", self.depth)
-        found += check_heads("embed_dim", self.embed_dim, "num_heads", self.num_heads)
+        problems = super().problems()
+        if not problems:
+            problems += check_multiple(self.size, STRIDE)
+        problems += check_depth("depth", self.depth)
+        problems += check_heads("embed_dim", self.embed_dim, "num_heads", self.num_heads)
         if self.embed_dim % 2:
-            found.append(f"embed_dim is {self.embed_dim}; the sinusoid needs an even number")
+            problems.append(f"embed_dim is {self.embed_dim}; the sinusoid needs an even number")
         if self.depth < 1 or self.mlp_ratio <= 0:
-            found.append("depth and mlp_ratio must be positive")
+            problems.append("depth and mlp_ratio must be positive")
         if self.tokens_type not in ("performer", "transformer"):
-            found.append(f"tokens_type is {self.tokens_type!r}; it must be 'performer' or 'transformer'")
-        return found
+            problems.append(f"tokens_type is {shorten(self.tokens_type)}; it must be 'performer' or 'transformer'")
+        return problems
 
 
 def soft_split(maps: Float[Tensor, "b c h w"], side: int, stride: int) -> Float[Tensor, "b n i"]:

@@ -36,6 +36,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from vitrail.errors import shorten
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.models.dialects import HEAD, JOINED, SPLIT, WORDS, ZOO_PREFIX, Dialect, Row
 from vitrail.models.family import (
@@ -96,23 +97,23 @@ class TNTConfig(ModelConfig):
 
     def problems(self) -> list[str]:
         """Say what is wrong with this configuration, each as one clause."""
-        found = super().problems()
+        problems = super().problems()
         if min(self.patch_size, self.inner_stride, self.depth) < 1 or self.mlp_ratio <= 0:
-            found.append("patch_size, inner_stride, depth and mlp_ratio must be positive")
+            problems.append("patch_size, inner_stride, depth and mlp_ratio must be positive")
         elif self.patch_size % self.inner_stride:
-            found.append(f"patch_size {self.patch_size} is not a multiple of inner_stride {self.inner_stride}")
-        elif not found:
-            found += check_multiple(self.size, self.patch_size)
-        found += check_depth("depth", self.depth)
-        found += check_heads("embed_dim", self.embed_dim, "num_heads", self.num_heads)
-        found += check_heads("inner_dim", self.inner_dim, "inner_num_heads", self.inner_num_heads)
+            problems.append(f"patch_size {self.patch_size} is not a multiple of inner_stride {self.inner_stride}")
+        elif not problems:
+            problems += check_multiple(self.size, self.patch_size)
+        problems += check_depth("depth", self.depth)
+        problems += check_heads("embed_dim", self.embed_dim, "num_heads", self.num_heads)
+        problems += check_heads("inner_dim", self.inner_dim, "inner_num_heads", self.inner_num_heads)
         if self.stem not in ("patch", "image"):
-            found.append(f"stem is {self.stem!r}; it must be 'patch' or 'image'")
+            problems.append(f"stem is {shorten(self.stem)}; it must be 'patch' or 'image'")
         if self.fold not in ("sentence", "word"):
-            found.append(f"fold is {self.fold!r}; it must be 'sentence' or 'word'")
+            problems.append(f"fold is {shorten(self.fold)}; it must be 'sentence' or 'word'")
         if self.biases not in ("all", "zoo"):
-            found.append(f"biases is {self.biases!r}; it must be 'all' or 'zoo'")
-        return found
+            problems.append(f"biases is {shorten(self.biases)}; it must be 'all' or 'zoo'")
+        return problems
 
 
 class Attention(nn.Module):

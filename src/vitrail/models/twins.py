@@ -80,13 +80,13 @@ class TwinsConfig(ModelConfig):
 
     def problems(self) -> list[str]:
         """Say what is wrong with this configuration, each as one clause."""
-        found = super().problems()
+        problems = super().problems()
         lengths = {
             len(t)
             for t in (self.embed_dims, self.depths, self.num_heads, self.mlp_ratios, self.sr_ratios, self.patch_sizes)
         }
         if len(lengths) != 1:
-            found.append(
+            problems.append(
                 "embed_dims, depths, num_heads, mlp_ratios, sr_ratios and patch_sizes need one entry a stage each"
             )
         elif (
@@ -94,20 +94,20 @@ class TwinsConfig(ModelConfig):
             or min(self.mlp_ratios) <= 0
             or self.embed_norm_eps <= 0
         ):
-            found.append("depths, mlp_ratios, sr_ratios, patch_sizes and embed_norm_eps must be positive")
-        elif not found and min(self.size) < (smallest := self.smallest_size()):
+            problems.append("depths, mlp_ratios, sr_ratios, patch_sizes and embed_norm_eps must be positive")
+        elif not problems and min(self.size) < (smallest := self.smallest_size()):
             nearest = "x".join(str(max(n, smallest)) for n in self.size)
-            found.append(
+            problems.append(
                 f"image_size {self.size[0]}x{self.size[1]} is below {smallest} pixels; the nearest size is {nearest}"
             )
-        found += check_depth("depths", sum(self.depths))
+        problems += check_depth("depths", sum(self.depths))
         if self.window_size is not None and self.window_size < 1:
-            found.append(f"window_size is {self.window_size}; it must be positive, or none for PCPVT")
+            problems.append(f"window_size is {self.window_size}; it must be positive, or none for PCPVT")
         elif self.window_size is not None and self.window_size > max(self.size):  # the rest of which is only padding
-            found.append(f"window_size is {self.window_size}; it must be at most the {max(self.size)} of the images")
+            problems.append(f"window_size is {self.window_size}; it must be at most the {max(self.size)} of the images")
         for dim, heads in zip(self.embed_dims, self.num_heads, strict=False):
-            found += check_heads("embed_dims", dim, "num_heads", heads)
-        return found
+            problems += check_heads("embed_dims", dim, "num_heads", heads)
+        return problems
 
     def smallest_size(self) -> int:
         """Return the least height and width whose every stage keeps one cell of its reduced map."""
@@ -388,26 +388,28 @@ def _number_stages(weights: Mapping[str, Tensor]) -> dict[str, str]:
     if not any(name.startswith("patch_embeds.") and name.endswith(".gamma") for name in weights):
         return {}
     blocks: dict[str, dict[str, str]] = {}
-    found = {}
+    names = {}
     for name in weights:
         block = _BLOCK.fullmatch(name)
         if block is None or name.startswith("patch_embeds."):
-            found[name] = name
+            names[name] = name
         else:
             blocks.setdefault(block[1], {})[block[2]] = name
-    widths = {
-        place: len(weights[leaves[leaf]]) for place, leaves in blocks.items() for leaf in _WIDTH if leaf in leaves
-    }
+    widths = {}
+    for place, leaves in blocks.items():
+        for leaf in _WIDTH:
+            if leaf in leaves:
+                widths[place] = len(weights[leaves[leaf]])
     stages = sorted(set(widths.values()))
     for stage, width in enumerate(stages):
         places = [place for place in blocks if widths.get(place) == width]
         encodings = [place for place in places if _POSITION in blocks[place]]
         for place in encodings:
-            found |= {name: f"pos_block.{stage}.{leaf}" for leaf, name in blocks[place].items()}
+            names |= {name: f"pos_block.{stage}.{leaf}" for leaf, name in blocks[place].items()}
         for number, place in enumerate(place for place in places if place not in encodings):
             at = number + 1 if number else 0
-            found |= {name: f"merge_blocks.{stage}.{at}.{leaf}" for leaf, name in blocks[place].items()}
-    return found
+            names |= {name: f"merge_blocks.{stage}.{at}.{leaf}" for leaf, name in blocks[place].items()}
+    return names
 
 
 def _implied(shapes: Shapes) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from vitrail.config.sections import PreprocessSection
+from vitrail.devices import read_device
 from vitrail.display import Display
 from vitrail.errors import CheckpointError
 from vitrail.images.preprocess import Preprocess
@@ -96,8 +97,9 @@ def load_model(
 
     Raises:
         CheckpointError: No such file, damaged, not understood or in two ways, or not all weights are accounted for.
-        ConfigError: An unknown model or option.
+        ConfigError: An unknown model, option or device.
     """
+    target = read_device(device)  # before a file is read that may be large
     request = LoadRequest(
         dialect=dialect,
         model=model,
@@ -111,8 +113,8 @@ def load_model(
     )
     opened = open_model(path, request)
     for doubt in opened.account.doubts:
-        warnings.warn(doubt, stacklevel=2)
-    return opened.build(device)
+        warnings.warn(doubt, stacklevel=3)  # past the check of arguments, to whoever calls vitrail.load_model
+    return opened.build(target)
 
 
 def override_preprocess(stored: Preprocess, settings: PreprocessSection, display: Display) -> Preprocess:
