@@ -118,11 +118,11 @@ def _filter(name: str, weights: Mapping[str, Tensor], model: VisionModel) -> dic
             stacklevel=2,
         )
     target = replace(model.config, num_classes=reading.config.num_classes)
-    found, _ = adapt(
+    adapted, _ = adapt(
         translate(weights, reading), reading.config, target, "the weight file", family=reading.family, old_classes=(),
         new_classes=(),
     )  # fmt: skip
-    return found
+    return adapted
 
 
 def _num_maps(name: str) -> int:

@@ -19,7 +19,8 @@ from support.random_weights import randomised
 from vitrail.cli.app import main
 from vitrail.config.resolve import parse_command_line
 from vitrail.deploy.int8 import find_quantizable, measure_sensitivities
-from vitrail.deploy.quantize import Quantized, Speed, find_drawbacks, quantize
+from vitrail.deploy.quantize import find_drawbacks, quantize
+from vitrail.deploy.quantized import Quantized, Speed
 from vitrail.display import Quiet
 from vitrail.errors import CheckpointError, ConfigError, MissingExtra
 from vitrail.evaluation.evaluate import evaluate

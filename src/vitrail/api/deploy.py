@@ -23,6 +23,7 @@ from vitrail.api.results import Result, ResultList, Table
 from vitrail.choices import Device, ExportFormat, Precision, QuantizedFormat
 from vitrail.config.commands import ConvertConfig, PredictConfig
 from vitrail.config.resolve import Layer, resolve
+from vitrail.deploy.quantized import Quantized, Speed
 from vitrail.display import Display
 from vitrail.errors import ConfigError, ExportError, name_option, write_option
 from vitrail.files import files_of, refuse_output, staging, write_whole
@@ -31,7 +32,6 @@ from vitrail.migrate.given import Settings
 if TYPE_CHECKING:
     from vitrail.deploy.compare import Verdict
     from vitrail.deploy.export import Exported
-    from vitrail.deploy.quantize import Speed, Trial
     from vitrail.weights.opened import Opened
 
 Project = Literal["official", "timm", "mmpretrain", "mindcv", "zoo", "vitrail"]
@@ -149,34 +149,9 @@ def _verdict_row(one: ExportedFile) -> tuple[str, ...]:
     return (one.path.name, verdict.about, f"{verdict.difference:.1e}", share, agree, *times)
 
 
-@dataclass(frozen=True)
-class Quantization(Result):
+@dataclass(frozen=True, kw_only=True)
+class Quantization(Quantized, Result):
     """A model in 8 bits: what was tried, and how accurate, large and fast it is."""
-
-    path: Path
-    """The file; it ends in .rejected where no trial was accurate enough."""
-    is_good: bool
-    """Whether the allowed drop was kept."""
-    numbers: Path
-    """File with all of these numbers."""
-    measured_by: str
-    """top-1, or mAP of a multi-label model."""
-    exact: float
-    """The measure of the weights, percent."""
-    max_drop: float
-    """Points of the measure that may be lost."""
-    images: int
-    """Labelled images that it was measured on."""
-    calibrated_on: str
-    """Images that the ranges of inputs were found on."""
-    layers: int
-    """Layers that could be in 8 bits."""
-    trials: tuple[Trial, ...]
-    """Files that were tried."""
-    sensitivities: dict[str, float]
-    """How far logits move with each layer alone in 8 bits, the most sensitive first."""
-    speeds: tuple[Speed, ...]
-    """Accuracy, size and latency of the alternatives."""
 
     def tables(self) -> Sequence[Table]:
         """Return the most sensitive layers, the trials, and the alternatives."""
@@ -349,9 +324,7 @@ def export(
         tell_remarks(display, remarks)
         opened = _open_with_preprocess(checkpoint, layers, display)
         num_classes = opened.record.options["num_classes"]
-        if topk is not None and num_classes and not 1 <= topk <= num_classes:
-            where = name_option("topk")
-            raise ConfigError(f"{where} is {topk}; it must be 1 to {num_classes}, the model's classes")
+        _check_topk(topk, num_classes)
 
         # Where to, and what to compare on
         source, target = Path(opened.account.path), path_or_none(output)
@@ -416,6 +389,13 @@ def _check_formats(formats: Sequence[str], topk: int | None, with_preprocess: bo
     if mindir_version is not None and "mindir" not in formats:
         where = write_option("mindir_version", mindir_version)
         raise ConfigError(f"{where}: goes with {write_option('format', 'mindir')}")
+
+
+def _check_topk(topk: int | None, num_classes: int) -> None:
+    """Refuse to yield more classes than a model has."""
+    if topk is not None and num_classes and not 1 <= topk <= num_classes:
+        where = name_option("topk")
+        raise ConfigError(f"{where} is {topk}; it must be 1 to {num_classes}, the model's classes")
 
 
 def _refuse_rejected(result: Exports) -> None:

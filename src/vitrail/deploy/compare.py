@@ -21,6 +21,7 @@ from vitrail.images.decoding import decode, read_image
 from vitrail.images.pixels import Pixels, UnreadableImage, to_pixel_format
 from vitrail.images.preprocess import Preprocess
 from vitrail.images.synthetic import draw_photo
+from vitrail.inference.decision import to_probabilities
 from vitrail.inference.find_images import find_images
 from vitrail.inference.network import Network
 from vitrail.models.family import VisionModel
@@ -129,7 +130,7 @@ def gather_sample(record: Record, folder: Path | None, note: Callable[[str], Non
         what=what,
         sources=sources,
         preprocess=record.preprocess,
-        is_multi_label=record.thresholds is not None,
+        is_multi_label=record.is_multi_label,
     )
 
 
@@ -182,7 +183,7 @@ def compare_probabilities(network: Network, model: VisionModel, sample: SampleIm
     def run_model(pixels: Tensor) -> Tensor:
         with torch.inference_mode():
             logits = model(sample.preprocess(pixels)[None])
-            return logits.sigmoid() if sample.is_multi_label else logits.softmax(1)
+            return to_probabilities(logits, is_multi_label=sample.is_multi_label)
 
     answers = []
     expected = []

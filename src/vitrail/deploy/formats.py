@@ -131,7 +131,7 @@ def _write_onnx(plan: Plan) -> Files:
             plan.record.preprocess,
             plan.model.config.num_classes,
             plan.topk,
-            is_multi_label=plan.record.thresholds is not None,
+            is_multi_label=plan.record.is_multi_label,
         )
     for key, text in plan.sealed_metadata(opset=str(OPSET)).items():
         entry = model.metadata_props.add()

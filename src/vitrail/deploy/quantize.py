@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from vitrail.data.sources import Source
 from vitrail.deploy.export import REJECTED, advise_elsewhere, find_outputs, staged_files
 from vitrail.deploy.formats import FORMATS, Plan
 from vitrail.deploy.int8 import Int8, find_quantizable, measure_sensitivities
+from vitrail.deploy.quantized import Quantized, Speed, Trial
 from vitrail.display import Display, Quiet
 from vitrail.errors import ConfigError, DataError, MissingExtra, name_option, write_option
 from vitrail.evaluation.evaluate import Evaluation, evaluate
@@ -48,59 +49,6 @@ SLOWER = 1.05
 MOST_KEPT = 0.5
 """Share of the layers that may stay in float; beyond it, little would be gained."""
 SUFFIXES: Mapping[QuantizedFormat, str] = {"onnx": ".int8.onnx", "openvino": ".int8.xml"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One 8-bit file that was tried: its layers in float, its accuracy and its size."""
-
-    kept: tuple[str, ...]
-    """Layers that stay in float, the most sensitive first."""
-    measure: float
-    """Top-1 of a single-label model, mAP of a multi-label one; percent."""
-    drop: float
-    """Points of the measure lost against the weights."""
-    bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Speed:
-    """The latency, accuracy and size of one file: the weights, a float export, or the 8-bit file."""
-
-    what: str
-    about: str
-    """Engine, precision and threads."""
-    measure: float
-    """Top-1 of a single-label model, mAP of a multi-label one; percent."""
-    bytes: int
-    ms: dict[int, float]
-    """Latency of a batch by its size: medians of alternating rounds, each file in a process of its own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantized:
-    """The result of `quantize`: file, trials, accuracy and latency."""
-
-    path: Path
-    """The 8-bit file; its name ends in .rejected where no trial passed."""
-    is_good: bool
-    numbers: Path
-    """JSON file with all of these values."""
-    measured_by: Literal["top-1", "mAP"]
-    exact: float
-    """The measure of the weights, percent."""
-    max_drop: float
-    """Points of the measure that may be lost."""
-    images: int
-    """Number of labelled images that accuracy was measured on."""
-    calibrated_on: str
-    layers: int
-    """Number of layers that could be in 8 bits."""
-    trials: tuple[Trial, ...]
-    sensitivities: dict[str, float]
-    """Result of `measure_sensitivities` by layer, the most sensitive first."""
-    speeds: tuple[Speed, ...]
-    """Alternatives, and the 8-bit file last; empty where no trial passed."""
 
 
 def quantize(

@@ -81,12 +81,12 @@ def check_task(record: Record, source: Source, path: Path) -> None:
     Raises:
         DataError: The model is single-label and the images are multi-label, or the reverse.
     """
-    if record.thresholds is None and source.label_sets is not None:
+    if not record.is_multi_label and source.label_sets is not None:
         raise DataError(
             f"{path}: gives one class an image, and those of {source.description} have any number; evaluate a model "
             "that was trained on such images"
         )
-    if record.thresholds is not None and source.label_sets is None:
+    if record.is_multi_label and source.label_sets is None:
         raise DataError(
             f"{path}: gives any number of classes an image, and those of {source.description} have one each; give a "
             "list with data.list, see docs/multi_label.md"

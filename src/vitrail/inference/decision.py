@@ -49,7 +49,7 @@ class TopClasses:
 
     def choose(self, logits: Float[Tensor, "n k"]) -> list[Choices]:
         """Return the most probable classes of each image by softmax."""
-        best = logits.softmax(dim=1).topk(min(self.topk, logits.shape[1]))
+        best = to_probabilities(logits, is_multi_label=False).topk(min(self.topk, logits.shape[1]))
         return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
 
@@ -69,6 +69,11 @@ class ReachedThresholds:
             chosen = reached[: self.topk]
             choices.append((chosen, [float(row[index]) for index in chosen]))
         return choices
+
+
+def to_probabilities(logits: Float[Tensor, "n k"], *, is_multi_label: bool) -> Float[Tensor, "n k"]:
+    """Return the probability of each class, by the softmax or, of a multi-label model, the sigmoid of its logits."""
+    return logits.sigmoid() if is_multi_label else logits.softmax(dim=1)
 
 
 def probabilities(logits: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:

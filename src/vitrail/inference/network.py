@@ -245,7 +245,7 @@ def require_classes(record: Record, path: Path | str) -> None:
             f"{path}: has no head, so it gives features and no classes; give a file with its head, or take the "
             f"features in Python with vitrail.load_model({str(path)!r})"
         )
-    if count == 1 and record.thresholds is None:
+    if count == 1 and not record.is_multi_label:
         raise ConfigError(
             f"{path}: has one output, whose softmax is 1 for every image; drop weights.options.num_classes, or export "
             "the weight file anew, for two classes by its sigmoid"

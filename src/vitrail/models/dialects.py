@@ -189,10 +189,10 @@ def _pair(
         if name not in left:
             continue  # joined with one before it
         for sources, targets, how in rows:
-            found = _match(sources[0], name)
-            group = tuple(_fill(source, found) for source in sources) if found is not None else ()
-            if found is not None and all(member in left for member in group):
-                pairs.append((group, tuple(_fill(target, found) for target in targets), how))
+            match = _match(sources[0], name)
+            group = tuple(_fill(source, match) for source in sources) if match is not None else ()
+            if match is not None and all(member in left for member in group):
+                pairs.append((group, tuple(_fill(target, match) for target in targets), how))
                 break
         else:
             group = (name,)
@@ -246,6 +246,6 @@ def _from_gamma(name: str) -> str:
 
 
 def _theirs(name: str, dialect: Dialect) -> str:
-    found = _NORM.fullmatch(name) if dialect.mindspore else None
-    name = f"{found[1]}.{_LEAF[found[2]]}" if found else name
+    match = _NORM.fullmatch(name) if dialect.mindspore else None
+    name = f"{match[1]}.{_LEAF[match[2]]}" if match else name
     return name if _is_one_of(name, dialect.bare) else dialect.prefix + name

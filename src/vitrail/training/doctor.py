@@ -85,14 +85,14 @@ def _cores(accelerator: Accelerator) -> Check:
     threads = torch.get_num_threads()
     ranks = count_local_processes()
     on_cpu = accelerator.device.type == "cpu"
-    found = f"{cores} usable, {threads} threads a process"
+    usable = f"{cores} usable, {threads} threads a process"
     crowd, advice = find_crowding(ranks, on_cpu)
     if crowd:
-        return Check("cores", f"{found}, {crowd}", advice)
+        return Check("cores", f"{usable}, {crowd}", advice)
     fix = ""
     if on_cpu and threads * ranks < cores:
         fix = f"{ranks} processes of {threads} threads leave cores idle; set OMP_NUM_THREADS={cores // ranks}"
-    return Check("cores", found, fix)
+    return Check("cores", usable, fix)
 
 
 def _shared_memory() -> Check:

@@ -81,8 +81,8 @@ def seal(parts: Iterable[Buffer]) -> Buffer:
     """Return the file that parts make, with each BLANK in it replaced by the digest of all of it."""
     data = bytearray().join(parts)
     digest = _joined([memoryview(data)], b"").encode()
-    for found in list(re.finditer(BLANK.encode(), data)):
-        data[found.end() - DIGITS : found.end()] = digest
+    for mark in list(re.finditer(BLANK.encode(), data)):
+        data[mark.end() - DIGITS : mark.end()] = digest
     return data
 
 
@@ -107,7 +107,7 @@ def check_sealed(path: Path) -> bool:
             return False
         if begun > MARKS:
             raise CheckpointError(f"{path}: {_DAMAGED}")
-        kept = [(found.span(1), found[1].decode()) for found in _MARKED.finditer(data)]
+        kept = [(mark.span(1), mark[1].decode()) for mark in _MARKED.finditer(data)]
         for (begin, end), _ in kept:  # in this process alone
             data[begin:end] = b"0" * DIGITS
         with memoryview(data) as whole:

@@ -204,7 +204,7 @@ def _read_pickles(reopen: Callable[[], IO[bytes]], *, within: bool = False) -> C
 
 def _places(file: IO[bytes], keys: list[Any], types: Mapping[str, torch.dtype]) -> dict[str, tuple[int, int]]:
     """Return where each storage begins, and its bytes."""
-    found = {}
+    spans = {}
     at = file.tell()
     file.seek(0, 2)
     end = file.tell()
@@ -215,9 +215,9 @@ def _places(file: IO[bytes], keys: list[Any], types: Mapping[str, torch.dtype]) 
         at += 8
         if len(head) < 8 or at + size > end:
             raise UnreadablePickle(CUT_OFF)
-        found[key] = (at, size)
+        spans[key] = (at, size)
         at += size
-    return found
+    return spans
 
 
 def _read_nested(data: Any) -> Any:

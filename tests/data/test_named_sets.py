@@ -1,0 +1,105 @@
+"""Named sets of images: read from the files that they are downloaded as."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from support.image_folders import message, names, open_data, open_split, write_images
+from vitrail.errors import ConfigError
+from vitrail.images.pixels import RGB
+
+
+def test_digits_need_no_folder_and_are_divided(tmp_path):
+    data = open_data("digits", None)
+    assert (len(data.train), len(data.val)) == (1438, 359)
+    assert data.classes == tuple("0123456789")
+    assert data.val.description == "digits, held-out part"
+    assert data.train.name(1) == "digits/00001"
+    image = data.train.image(0, RGB)
+    assert image.shape == (3, 8, 8)
+    assert image.max() == 239
+    assert torch.equal(image[0], image[2])
+    source, notes = open_split("digits", None, "val")
+    assert names(source) == names(data.val)
+    assert notes == data.notes
+    assert len(open_split("digits", None, "all")[0]) == 1797
+    with Image.open(data.train.example(tmp_path)) as example:
+        assert example.size == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("root", "name", "said"),
+    [
+        (None, None, "data.root is not set; give the folder with your images, or data.name=digits"),
+        (
+            None,
+            "cifr10",
+            "data.name 'cifr10': unknown; did you mean 'cifar10'?; known sets: digits, cifar10, cifar100, "
+            "fashion-mnist, oxford-pets, flowers102, and hf:OWNER/NAME",
+        ),
+        (
+            Path("x"),
+            "digits",
+            "data.root x: data.name is digits, which comes with scikit-learn and has no folder; for your own images "
+            "add data.name=null, or name another recipe",
+        ),
+        (
+            None,
+            "cifar10",
+            "data.root is not set; give the folder where cifar10 lies or, with data.download=true, will lie",
+        ),
+    ],
+)
+def test_settings_of_named_sets(root, name, said):
+    assert message(root, name) == said
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion-mnist", "oxford-pets", "flowers102"])
+def test_a_set_that_is_not_there_names_the_setting_that_fetches_it(name, tmp_path, monkeypatch):
+    text = message(tmp_path, name)
+    assert text.startswith(f"data.root {tmp_path}: {name} is not there or not whole (")
+    assert text.endswith("; pass data.download=true")
+    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # nobody listens: no network, wherever this runs
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    text = message(tmp_path, name, download=True)
+    assert text.startswith(f"data.download: {name} could not be fetched into {tmp_path} (")
+
+
+def test_fashion_mnist_files_are_read(tmp_path):
+    raw = tmp_path / "FashionMNIST/raw"
+    raw.mkdir(parents=True)
+    for part, n in (("train", 6), ("t10k", 3)):
+        pixels = np.arange(n * 28 * 28, dtype=np.uint32).astype(np.uint8)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, n, 28, 28) + pixels.tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, n) + bytes(range(n)))
+    data = open_data("fashion-mnist", tmp_path)
+    assert (len(data.train), len(data.val)) == (6, 3)
+    assert data.classes[0] == "T-shirt/top"
+    assert data.train.labels.tolist() == [0, 1, 2, 3, 4, 5]
+    assert data.val.name(2) == "fashion-mnist/test/00002"
+    assert data.train.image(0, RGB)[:, 0, 5].tolist() == [5, 5, 5]
+    with pytest.raises(
+        ConfigError, match=r"^evaluate.split all: fashion-mnist has a training and a test part; choose train or val$"
+    ):
+        open_split("fashion-mnist", tmp_path, "all")
+
+
+def test_oxford_pets_files_are_read(tmp_path):
+    root = tmp_path / "oxford-iiit-pet"
+    write_images(root / "images", "Abyssinian_1.jpg", "beagle_2.jpg", "beagle_3.jpg")
+    (root / "annotations").mkdir()
+    (root / "annotations/trainval.txt").write_text("Abyssinian_1 1 1 1\nbeagle_2 2 2 1\n")
+    (root / "annotations/test.txt").write_text("Abyssinian_1 1 1 1\nbeagle_3 2 2 1\n")
+    data = open_data("oxford-pets", str(tmp_path))
+    assert data.classes == ("Abyssinian", "Beagle")
+    assert data.val.labels.tolist() == [0, 1]
+    assert data.val.name(1) == f"{root}/images/beagle_3.jpg"
+    assert data.val.image(1, RGB).shape == (3, 10, 14)
