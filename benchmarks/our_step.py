@@ -15,7 +15,7 @@ from vitrail.data.loader import Batch
 from vitrail.training.class_balance import Balance
 from vitrail.training.initial_model import build_model, build_preprocess
 from vitrail.training.losses import SingleLabelLoss
-from vitrail.training.optim import build_optimizer, set_learning_rate
+from vitrail.training.optim.optimizers import build_optimizer, set_learning_rate
 from vitrail.training.step import StepContext, train_step
 from vitrail.training.stopwatch import Stopwatch
 

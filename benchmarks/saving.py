@@ -18,8 +18,8 @@ from timm.utils.model_ema import ModelEmaV3
 from vitrail.config.training_sections import OutputSection
 from vitrail.distributed.processes import processes
 from vitrail.models.registry import create_model
-from vitrail.training.nonfinite import Guard
-from vitrail.training.state import SUMS, TrainState, list_states, load_last_state, save_state
+from vitrail.training.optim.nonfinite import Guard
+from vitrail.training.run.state import SUMS, TrainState, list_states, load_last_state, save_state
 
 
 def main(*names: str, rounds: int = 5, folder: Path | None = None) -> None:

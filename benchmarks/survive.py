@@ -28,7 +28,7 @@ import torch
 from safetensors.torch import load_file
 from side_by_side import publish, train_command
 
-from vitrail.training.state import list_states, load_last_state
+from vitrail.training.run.state import list_states, load_last_state
 from vitrail.weights.checkpoint import read_metrics
 
 SETTINGS = [

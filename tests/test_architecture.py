@@ -151,20 +151,20 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
                 "evaluation.measure",
                 "evaluation.task",
                 "distributed.votes",
-                "training.nonfinite",
-                "training.open_run",
-                "training.resume",
+                "training.optim.nonfinite",
+                "training.run.open_run",
+                "training.run.resume",
                 "training.setup",
-                "training.state",
+                "training.run.state",
                 "training.step",
-                "training.trackers",
+                "training.run.trackers",
             },
         ),  # all but the first only name the type
         ("cyclopts", {"cli.app", *(f"cli.{name}" for name in ("options", "training", "data", "inference", "deploy"))}),
         ("rich", {"display", "api.results"}),
         ("pandas", {"api.results"}),
         ("safetensors", {"weights.checkpoint", "weights.formats.weight_file", "data.manifest"}),
-        ("matplotlib", {"training.run_folder"}),
+        ("matplotlib", {"training.run.folder"}),
         ("jinja2", {"pages.render"}),
         ("torchvision", {"data.named_sets", "images.train_view"}),
         ("torchcodec", {"images.decoding"}),
@@ -178,7 +178,7 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
                 "imagenet",
                 "timm",
                 "images.train_view",
-                "training.state",
+                "training.run.state",
                 "training.setup",
                 "models.layers",
             },
@@ -215,7 +215,7 @@ def calls(tree: ast.Module, name: str) -> bool:
     [
         ("print", {"cli.app", "cli.tables", "cli.training", "cli.data"}),
         ("sys.exit", {"cli.app"}),
-        ("torch.load", {"training.state"}),
+        ("torch.load", {"training.run.state"}),
         ("safe_open", {"weights.formats.weight_file", "data.manifest"}),
         ("Image.open", {"images.decoding"}),
         ("dist.all_gather_object", {"distributed.processes"}),
@@ -230,7 +230,7 @@ def test_an_effect_has_one_owner(function: str, owners: set[str]) -> None:
 def test_states_are_read_without_unrestricted_pickle() -> None:
     loads = [
         node
-        for node in ast.walk(MODULES["training.state"])
+        for node in ast.walk(MODULES["training.run.state"])
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
     ]
     assert loads

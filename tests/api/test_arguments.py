@@ -252,9 +252,9 @@ def test_the_shell_is_told_of_flags_and_python_of_arguments(
 
 def test_a_name_that_is_nearly_one_of_ours_is_answered_with_it() -> None:
     with pytest.raises(
-        AttributeError, match=r"^module 'vitrail' has no attribute 'evalute'; did you mean 'evaluate'\?$"
+        AttributeError, match=r"^module 'vitrail' has no attribute 'evaluat'; did you mean 'evaluate'\?$"
     ):
-        vitrail.evalute  # noqa: B018  # pyright: ignore
+        vitrail.evaluat  # noqa: B018  # pyright: ignore
     assert not hasattr(vitrail, "__wrapped__")
 
 

@@ -29,8 +29,8 @@ from vitrail.errors import CheckpointError, DataError, Interrupted
 from vitrail.evaluation.evaluate import evaluate
 from vitrail.images.decoding import decode, read_header
 from vitrail.images.pixels import PixelFormat
+from vitrail.training.run.stop import Stop
 from vitrail.training.setup import build_job
-from vitrail.training.stop import Stop
 
 SIDE = 24
 

@@ -18,8 +18,8 @@ from support.forked import TORCHRUN
 from vitrail.config.commands import TrainConfig
 from vitrail.config.resolve import parse_command_line, read_yaml, resolve
 from vitrail.display import Quiet
-from vitrail.training.state import load_last_state
-from vitrail.training.trackers import TensorBoard, Tracker
+from vitrail.training.run.state import load_last_state
+from vitrail.training.run.trackers import TensorBoard, Tracker
 from vitrail.training.train import TrainResult, train
 
 TINY = Path(__file__).parent / "tiny.yaml"

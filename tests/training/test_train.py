@@ -40,8 +40,8 @@ from vitrail.errors import CheckpointError, ConfigError, DataError, Interrupted,
 from vitrail.evaluation.evaluate import evaluate
 from vitrail.models.dialects import write_names
 from vitrail.models.registry import create_model, find_variant
+from vitrail.training.run.state import list_states, save_state
 from vitrail.training.start import begin
-from vitrail.training.state import list_states, save_state
 from vitrail.training.train import due, is_better, train
 from vitrail.weights.convert import convert
 from vitrail.weights.formats.mindspore_ckpt import encode_ckpt, read_ckpt
@@ -394,7 +394,7 @@ def test_a_report_that_cannot_be_written_does_not_fail_a_finished_run(image_fold
 def test_a_run_whose_best_weights_are_gone_ends_without_a_report(
     image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitrail.training.best_files.save_model", lambda *rest: None)
+    monkeypatch.setattr("vitrail.training.run.best_files.save_model", lambda *rest: None)
     display = Notebook()
     assert run(image_folder, "train.epochs=1", "schedule.warmup_epochs=0", display=display).report is None
     assert "best.safetensors: is missing" in display.warnings[-1]
@@ -880,7 +880,7 @@ def test_weights_that_are_not_finite_are_not_saved(image_folder: Path) -> None:
 def test_a_tracker_that_is_not_installed_is_refused_before_training(
     image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitrail.training.trackers.find_spec", lambda name: None)
+    monkeypatch.setattr("vitrail.training.run.trackers.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"^output\.trackers has wandb, which is not installed; run: pip inst"):
         run(image_folder, "output.trackers=[tensorboard, wandb]")
 

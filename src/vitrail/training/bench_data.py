@@ -25,10 +25,10 @@ from vitrail.images.decoding import decode, decoder_name
 from vitrail.images.pixels import UnreadableImage
 from vitrail.images.train_view import sample_key
 from vitrail.models.family import VisionModel
-from vitrail.training.optim import set_learning_rate
+from vitrail.training.optim.optimizers import set_learning_rate
+from vitrail.training.run.stop import Stop
 from vitrail.training.setup import Job, build_job, build_state
 from vitrail.training.step import mixing_keys, train_step
-from vitrail.training.stop import Stop
 from vitrail.training.stopwatch import Stopwatch
 
 STAGES = {

@@ -13,9 +13,9 @@ from torch import Tensor
 from vitrail.devices import autocast
 from vitrail.distributed.processes import gather_texts
 from vitrail.errors import TrainingError
-from vitrail.training.nonfinite import first_nonfinite
+from vitrail.training.optim.nonfinite import first_nonfinite
+from vitrail.training.run.state import TrainState
 from vitrail.training.setup import Job
-from vitrail.training.state import TrainState
 from vitrail.training.step import mixing_keys, prepare, seed_dropout
 
 

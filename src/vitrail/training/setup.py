@@ -47,12 +47,12 @@ from vitrail.training.initial_model import (
     tell_statistics,
 )
 from vitrail.training.losses import check_loss_settings, choose_loss
-from vitrail.training.nonfinite import Guard
-from vitrail.training.optim import build_optimizer
-from vitrail.training.schedule import learning_rate
-from vitrail.training.state import TrainState, new_sums
+from vitrail.training.optim.nonfinite import Guard
+from vitrail.training.optim.optimizers import build_optimizer
+from vitrail.training.optim.schedule import learning_rate
+from vitrail.training.run.state import TrainState, new_sums
+from vitrail.training.run.stop import Stop
 from vitrail.training.step import StepContext
-from vitrail.training.stop import Stop
 
 EVAL_BATCH = 128
 """Images of a validation batch, the same for any number of ranks, unless a rank trains on fewer at once."""

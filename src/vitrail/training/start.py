@@ -18,7 +18,7 @@ from vitrail.migrate.given import Given, Settings, read_given
 from vitrail.migrate.recipes import OpenedRecipe, open_recipe
 from vitrail.migrate.rules import Say
 from vitrail.training.idle_settings import idle_settings
-from vitrail.training.run_lock import LOCK
+from vitrail.training.run.lock import LOCK
 
 FREE = (
     "data.root",

@@ -22,7 +22,7 @@ from vitrail.images.batch_augment import erase, mix
 from vitrail.images.preprocess import Preprocess, normalise
 from vitrail.images.train_view import sample_key
 from vitrail.training.losses import Objective
-from vitrail.training.state import new_sums
+from vitrail.training.run.state import new_sums
 from vitrail.training.stopwatch import Stopwatch
 
 

@@ -32,19 +32,19 @@ from vitrail.evaluation.task import task_of
 from vitrail.images.input_check import ENOUGH
 from vitrail.images.preprocess import normalise
 from vitrail.training.diagnosis import diagnose, name_anomalies
-from vitrail.training.nonfinite import has_finite_weights
-from vitrail.training.open_run import Run, RunFiles, claim, open_run
-from vitrail.training.optim import set_learning_rate
-from vitrail.training.progress import Progress, Speedometer, latest_rate, log_step, read_progress, show_progress
-from vitrail.training.resume import has_save, is_save_due, load_fork, restore, roll_back, save, stop_or_save
-from vitrail.training.run_folder import plot_curves
-from vitrail.training.run_report import has_report, report_on
+from vitrail.training.optim.nonfinite import has_finite_weights
+from vitrail.training.optim.optimizers import set_learning_rate
+from vitrail.training.run.folder import plot_curves
+from vitrail.training.run.open_run import Run, RunFiles, claim, open_run
+from vitrail.training.run.progress import Progress, Speedometer, latest_rate, log_step, read_progress, show_progress
+from vitrail.training.run.report import has_report, report_on
+from vitrail.training.run.resume import has_save, is_save_due, load_fork, restore, roll_back, save, stop_or_save
+from vitrail.training.run.state import TrainState
+from vitrail.training.run.stop import Stop, interruptible
+from vitrail.training.run.trackers import check_trackers
 from vitrail.training.setup import Job, build_job, build_state
-from vitrail.training.state import TrainState
 from vitrail.training.step import mixing_keys, seed_dropout, train_step
-from vitrail.training.stop import Stop, interruptible
 from vitrail.training.stopwatch import Stopwatch
-from vitrail.training.trackers import check_trackers
 from vitrail.weights.checkpoint import Record, model_options, provenance
 
 DATA_BOUND = 0.2

@@ -25,10 +25,10 @@ from vitrail.images.preprocess import normalise
 from vitrail.models.family import VisionModel
 from vitrail.pages.charts import Chart, line_chart
 from vitrail.pages.render import picture
-from vitrail.training.open_run import Run
+from vitrail.training.run.open_run import Run
+from vitrail.training.run.state import TrainState
+from vitrail.training.run.stop import interruptible
 from vitrail.training.setup import Job
-from vitrail.training.state import TrainState
-from vitrail.training.stop import interruptible
 from vitrail.weights.loading import open_model
 from vitrail.weights.opened import Opened
 

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from vitrail.models.family import VisionModel
 from vitrail.models.registry import FAMILIES, create_model
-from vitrail.training.optim import build_optimizer, parameter_groups, set_learning_rate
+from vitrail.training.optim.optimizers import build_optimizer, parameter_groups, set_learning_rate
 
 SETTINGS: dict[str, Any] = {
     "lr": 1e-2,

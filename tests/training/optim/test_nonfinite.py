@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from vitrail.models.registry import FAMILIES, create_model
-from vitrail.training.nonfinite import Guard, first_nonfinite
+from vitrail.training.optim.nonfinite import Guard, first_nonfinite
 
 
 def test_counts_are_of_the_epoch_the_row_and_the_first() -> None:

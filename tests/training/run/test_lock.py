@@ -10,7 +10,7 @@ import pytest
 
 from support.forked import SERVER
 from vitrail.errors import CheckpointError, TrainingError
-from vitrail.training.run_lock import LOCK, held
+from vitrail.training.run.lock import LOCK, held
 
 
 def hold(folder: Path, child: bool) -> None:

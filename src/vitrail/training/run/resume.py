@@ -15,12 +15,12 @@ from vitrail.distributed.processes import gather_texts, share
 from vitrail.errors import CheckpointError, DataError, Stopped, TrainingError, command
 from vitrail.models.family import VisionModel
 from vitrail.models.registry import build_config
-from vitrail.training.best_files import BestFiles
-from vitrail.training.nonfinite import has_finite_weights
-from vitrail.training.open_run import Run
+from vitrail.training.optim.nonfinite import has_finite_weights
+from vitrail.training.run.best_files import BestFiles
+from vitrail.training.run.open_run import Run
+from vitrail.training.run.state import TrainState, list_states, load_last_state, save_state
 from vitrail.training.setup import Job
 from vitrail.training.start import FREE, LENGTH, describe_differences, differences
-from vitrail.training.state import TrainState, list_states, load_last_state, save_state
 from vitrail.training.stopwatch import Stopwatch
 from vitrail.weights.checkpoint import load_weights, model_options
 

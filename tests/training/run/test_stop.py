@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from vitrail.training import stop as module
-from vitrail.training.stop import Stop
+from vitrail.training.run import stop as module
+from vitrail.training.run.stop import Stop
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -13,8 +13,8 @@ from typing import Any
 from vitrail.display import headline_metric
 from vitrail.errors import CheckpointError, ConfigError, escape_text, write_option
 from vitrail.files import GrowingFile, is_abandoned, is_temporary, remove, write_whole
+from vitrail.training.run.trackers import Trackers
 from vitrail.training.start import is_unbegun
-from vitrail.training.trackers import Trackers
 from vitrail.whole_folder import numbered
 
 OWN = re.compile(r"\.(config\.yaml|metrics\.jsonl|curves\.png|best(-\d+)?\.safetensors)\.")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from support.forked import SERVER
 from vitrail.errors import CheckpointError
 from vitrail.images.preprocess import Preprocess
-from vitrail.training.best_files import BestFiles
+from vitrail.training.run.best_files import BestFiles
 from vitrail.weights.checkpoint import Record, read_metrics
 
 KEEP = 3

@@ -12,8 +12,8 @@ from vitrail.distributed.processes import processes
 from vitrail.errors import CheckpointError
 from vitrail.models.family import VisionModel
 from vitrail.models.registry import create_model
-from vitrail.training.nonfinite import Guard
-from vitrail.training.state import TrainState, list_states, load_last_state, save_state
+from vitrail.training.optim.nonfinite import Guard
+from vitrail.training.run.state import TrainState, list_states, load_last_state, save_state
 
 TINY = {"image_size": 32, "embed_dim": 24, "inner_dim": 8, "depth": 1, "num_heads": 2, "inner_num_heads": 2}
 

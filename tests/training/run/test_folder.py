@@ -16,8 +16,8 @@ from PIL import Image
 from support.runs import events, tensorboard
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.files import temporary_name
-from vitrail.training.run_folder import Outbox, RunLog, StepLog, create_run, plot_curves, tidy_run
-from vitrail.training.trackers import TensorBoard, Trackers
+from vitrail.training.run.folder import Outbox, RunLog, StepLog, create_run, plot_curves, tidy_run
+from vitrail.training.run.trackers import TensorBoard, Trackers
 
 LargestFile = Callable[[int], AbstractContextManager[None]]
 

@@ -15,7 +15,7 @@ from timm.scheduler.step_lr import StepLRScheduler
 from vitrail.config.commands import TrainConfig
 from vitrail.config.sections import DataSection
 from vitrail.config.training_sections import OptimSection, ScheduleSection, TrainSection
-from vitrail.training.schedule import learning_rate
+from vitrail.training.optim.schedule import learning_rate
 from vitrail.training.setup import build_schedule
 
 DEFAULTS: dict[str, Any] = {

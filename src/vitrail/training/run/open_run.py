@@ -17,12 +17,12 @@ from vitrail.distributed.watchdog import Watchdog
 from vitrail.errors import CheckpointError, TrainingError, VitrailError
 from vitrail.files import write_whole
 from vitrail.images.input_check import InputCheck
-from vitrail.training.best_files import BestFiles
-from vitrail.training.run_folder import Outbox, RunLog, StepLog, create_run, tidy_run
-from vitrail.training.run_lock import held
+from vitrail.training.run.best_files import BestFiles
+from vitrail.training.run.folder import Outbox, RunLog, StepLog, create_run, tidy_run
+from vitrail.training.run.lock import held
+from vitrail.training.run.state import TrainState
+from vitrail.training.run.trackers import epoch_trackers, step_trackers
 from vitrail.training.setup import Job
-from vitrail.training.state import TrainState
-from vitrail.training.trackers import epoch_trackers, step_trackers
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from vitrail.distributed.sharding import gather_full, shard_like
 from vitrail.errors import CheckpointError
 from vitrail.files import refusal_told, temporary_name
 from vitrail.models.family import VisionModel
-from vitrail.training.nonfinite import Guard
+from vitrail.training.optim.nonfinite import Guard
 
 NAME = re.compile(r"update-(\d{8,})\.([0-9a-f]{16})\.pt")
 """Name of a saved state: updates made, and the beginning of the file's SHA-256."""

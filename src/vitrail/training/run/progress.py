@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from vitrail.distributed.processes import sum_over_processes
-from vitrail.training.open_run import Run
+from vitrail.training.run.open_run import Run
+from vitrail.training.run.state import TrainState
 from vitrail.training.setup import Job
-from vitrail.training.state import TrainState
 
 
 @dataclass(frozen=True)
