@@ -217,9 +217,12 @@ def _settings_of(folder: Path, verb: str) -> Layer:
 
 
 def _refuse_other_folder(verb: str, folder: Path, given: Layer) -> None:
-    """Refuse settings that name another folder than the option does."""
-    if named := sorted({"root", "name"} & given.values.get("output", {}).keys()):
-        raise ConfigError(f"--{verb} {folder} names the run's folder; drop output.{named[0]}")
+    """Refuse settings that name another folder than the option does; a script may name the same one twice."""
+    output = given.values.get("output", {})
+    if "name" in output and str(output["name"]) != folder.name:
+        raise ConfigError(f"--{verb} {folder} names the run's folder; drop output.name")
+    if "root" in output and os.path.realpath(str(output["root"])) != os.path.realpath(folder.parent):
+        raise ConfigError(f"--{verb} {folder} names the run's folder; drop output.root")
 
 
 def _keep_recorded_settings(stored: TrainConfig, config: TrainConfig) -> TrainConfig:
