@@ -182,7 +182,8 @@ class Api:
         except TimeoutError as error:
             if has_arrived:
                 raise HTTPException(503, f"the request could not be answered in {timeout_s:g} s") from error
-            raise HTTPException(408, f"the request did not arrive in {timeout_s:g} s") from error
+            late = f"the request did not arrive in {timeout_s:g} s"
+            raise HTTPException(408, late, headers={"Connection": "close"}) from error
         finally:
             files.clear()  # decoders hold the list, and must not decode for nobody
             request.scope["state"] |= {"images": share.images, "bytes": share.bytes}
