@@ -586,6 +586,30 @@ def test_bytes_of_all_requests_together_are_bounded() -> None:
     assert room.bytes == 0
 
 
+def test_who_holds_the_most_of_a_full_room_gives_some_up() -> None:
+    room = Room(Limits(queue=4))
+    much = [room.share("much") for _ in range(4)]
+    little, other = room.share("little"), room.share("other")
+    given_up: list[int] = []
+    for number, share in enumerate(much):
+        share.on_given_up = lambda number=number: given_up.append(number)
+        share.take(images=1)
+    little.take(images=1)
+    assert (given_up, room.images) == ([3], 4), "the last that came"
+    with pytest.raises(Refused, match="too many images are waiting"):
+        much[3].take(size=1)
+    with pytest.raises(Refused, match="too many images are waiting"):
+        room.share("much").take(images=1)
+    other.take(images=1)
+    assert (given_up, room.images) == ([3, 2], 4)
+    with pytest.raises(Refused, match="too many images are waiting"):
+        room.share("other").take(images=1)  # which would hold as many as the others then
+    for share in (*much, little, other):
+        with share:
+            pass
+    assert room.images == room.bytes == 0
+
+
 def batched(work: Any, most: int = 4, wait_s: float = 0.01) -> Any:
     """Return what runs a test with a batcher whose batches are noted."""
     seen: list[list[int]] = []

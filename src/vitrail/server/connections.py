@@ -17,7 +17,7 @@ from typing import Any
 import uvicorn
 
 from vitrail.errors import ConfigError
-from vitrail.server.idle import IdleConnections
+from vitrail.server.idle import TELL_EVERY_S, IdleConnections
 from vitrail.server.log import FIELDS
 from vitrail.server.protocol import FAULT, KEEP_ALIVE_S, Connection
 from vitrail.server.settings import Serving
@@ -134,9 +134,11 @@ class _Server(uvicorn.Server):
 
     _told_by: str | None = None
     """Name of the last signal."""
+    _tell_trouble_at = 0.0
+    """Time from which trouble is logged again."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        asyncio.get_running_loop().set_exception_handler(_log_trouble)
+        asyncio.get_running_loop().set_exception_handler(self._log_trouble)
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -158,11 +160,12 @@ class _Server(uvicorn.Server):
         config: Any = self.config
         return config.http_protocol_class(config, self.server_state, self.lifespan.state)
 
-
-def _log_trouble(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log in a line what the system refuses, such as one more open file, and the rest as usual."""
-    error = context.get("exception")
-    if isinstance(error, OSError):
-        log.error(context["message"], extra={FIELDS: {"reason": str(error)}})
-    else:
-        loop.default_exception_handler(context)
+    def _log_trouble(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log in a line, once a minute, what the system refuses, such as one more open file; the rest as usual."""
+        error = context.get("exception")
+        if isinstance(error, OSError):
+            if loop.time() > self._tell_trouble_at:  # asyncio tries again as often as there may be connections
+                self._tell_trouble_at = loop.time() + TELL_EVERY_S
+                log.error(context["message"], extra={FIELDS: {"reason": str(error)}})
+        elif not (self.should_exit and isinstance(error, ValueError)):  # or to listen again at a port that is closed
+            loop.default_exception_handler(context)
