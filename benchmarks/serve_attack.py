@@ -128,7 +128,7 @@ def ask(place: tuple[str, int], source: str, photo: bytes, until: float) -> tupl
     seconds: list[float] = []
     statuses: Counter[int] = Counter()
     connection = HTTPConnection(*place, timeout=60, source_address=(source, 0))
-    while time.monotonic() < until:
+    while not seconds or time.monotonic() < until:
         began = time.perf_counter()
         connection.request("POST", "/predict", photo)
         answer = connection.getresponse()
