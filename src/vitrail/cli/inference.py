@@ -364,7 +364,8 @@ def serve(
 ) -> int:
     """Answer HTTP requests with a model, and show a page to try it on.
 
-    SIGTERM and Ctrl-C end it once the requests that it has begun are answered. The log goes to standard error as JSON.
+    SIGTERM, Ctrl-C and a terminal that goes away end it once the requests that it has begun are answered. The log goes
+    to standard error as JSON.
 
     ```
     vitrail serve runs/digits/best.safetensors
