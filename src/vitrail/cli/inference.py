@@ -364,8 +364,7 @@ def serve(
 ) -> int:
     """Answer HTTP requests with a model, and show a page to try it on.
 
-    SIGTERM, Ctrl-C and a terminal that goes away end it once the requests that it has begun are answered. The log goes
-    to standard error as JSON.
+    SIGTERM, SIGHUP and Ctrl-C end it once all requests that it has begun are answered. The log on stderr is JSON.
 
     ```
     vitrail serve runs/digits/best.safetensors
