@@ -134,6 +134,9 @@ EVERYTHING = (
     "train.log_every=2",
 )  # fmt: skip
 
+WILD = ("optim.lr=1e30", "schedule.warmup_epochs=0", "schedule.name=constant")
+"""Settings whose loss is soon NaN or Inf."""
+
 
 def has_saved(folder: Path, updates: int) -> Callable[[], bool]:
     return lambda: any(int(path.name[7:15]) >= updates for path in folder.glob("last/update-*.pt"))
