@@ -10,6 +10,7 @@ clients that keep their connections ask until an answer says that it is the last
 from __future__ import annotations
 
 import io
+import os
 import socket
 import sys
 import tempfile
@@ -93,6 +94,7 @@ def attacks() -> dict[str, tuple[bytes, bytes]]:
             b"",
             b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + b"a: b\r\n" * 2000 + b"\r\n",
         ),
+        "HTTPS": (b"", b"\x16\x03\x01\0\xf5\1\0\0\xf1\3\3" + bytes(240)),
         "requests one after another": (b"", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200),
         "bodies that never end": (HEAD + b"Content-Length: 1000\r\n\r\nabc", b""),
     }
@@ -126,7 +128,7 @@ def ask(place: tuple[str, int], source: str, photo: bytes, until: float) -> tupl
     seconds: list[float] = []
     statuses: Counter[int] = Counter()
     connection = HTTPConnection(*place, timeout=60, source_address=(source, 0))
-    while time.monotonic() < until:
+    while not seconds or time.monotonic() < until:
         began = time.perf_counter()
         connection.request("POST", "/predict", photo)
         answer = connection.getresponse()
@@ -203,6 +205,7 @@ def main(
 ) -> None:
     """Measure, and write a page beside this file, or with --no-page print the rows alone."""
     with tempfile.TemporaryDirectory() as folder:
+        load = os.getloadavg()[0]
         path = artifact or write_weights(Path(folder), name)
         rows: list[list[str]] = []
         resident: list[float] = []
@@ -217,7 +220,7 @@ def main(
     answered, lost = (sum(counts) for counts in zip(*told, strict=True)) if told else (0, 0)
     notes = [
         about,
-        f"{attackers} connections of an attacker for {seconds:g} s each",
+        f"{attackers} connections of an attacker for {seconds:g} s each; the machine's load before was {load:.1f}",
         f"MiB resident after the first and the last attack, and at most: {resident[0]:.0f}, {resident[-1]:.0f}, "
         f"{max(resident):.0f}",
         f"{ends} ends by SIGTERM with {CLIENTS} kept connections each: {answered:,} requests answered, {lost} lost",

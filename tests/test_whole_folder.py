@@ -58,8 +58,18 @@ def test_an_empty_folder_is_taken_and_a_file_is_not(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     assert make(tmp_path / "x") == (tmp_path / "x", False)
     (tmp_path / "y").write_text("")
-    with pytest.raises(CheckpointError, match=r"y: cannot be written \(Not a directory\); choose another"):
+    with pytest.raises(CheckpointError, match=r"y: is a file, no folder; choose another"):
         make(tmp_path / "y")
+
+
+def test_what_is_no_folder_is_called_by_its_kind(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("nowhere")
+    for name, kind in (("pipe", "a pipe"), ("link", "a broken link")):
+        folder = WholeFolder(tmp_path / name, ["a"], "free space or choose another")
+        refused = pytest.raises(CheckpointError, match=rf"{name}: is {kind}, no folder; choose another$")
+        with refused, folder.staged():
+            pass
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(unprivileged: Path) -> None:

@@ -10,8 +10,8 @@ import threading
 from contextlib import suppress
 from typing import NoReturn
 
-from vitrail.cli.app import main
 from vitrail.cli.channel import open_channels
+from vitrail.cli.signals import listen, tell_interrupted
 from vitrail.errors import OutputLost
 
 COLLECT_AFTER = 50_000
@@ -20,12 +20,18 @@ COLLECT_AFTER = 50_000
 
 def run() -> NoReturn:
     """Run the command line and leave; an error that is no user's mistake keeps its traceback."""
+    command = "".join(sys.argv[1:2])
+    listen(command)
     open_channels()
     gc.set_threshold(COLLECT_AFTER)
     try:
+        from vitrail.cli.app import main
+
         main()
     except SystemExit as end:
         _leave(int(end.code or 0))
+    except KeyboardInterrupt as error:  # before there was a command line, or as it said something else
+        _leave(tell_interrupted(error, command)[0])
 
 
 def _leave(status: int) -> NoReturn:

@@ -1,10 +1,12 @@
-"""Devices and precision: the accelerator or the CPU, autocast, and memory that glibc keeps for reuse."""
+"""Devices and precision: the accelerator or the CPU, autocast, the memory there is, and what glibc keeps of it."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,3 +61,29 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, 2**30)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def count_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Return the bytes of memory that this process may take: the machine's, or fewer in a container or a job.
+
+    Args:
+        groups: Where Linux shows its control groups, of version 1 or 2.
+        own: File with the groups of this process.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError):
+        for line in own.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "":
+                top, name = groups, "memory.max"
+            elif controllers == "memory":
+                top, name = groups / "memory", "memory.limit_in_bytes"
+            else:
+                continue
+            # each group above limits it too; a container may see its own as the top one, whatever its path outside
+            inner = top / path.lstrip("/")
+            for group in (inner, *inner.parents):
+                with suppress(OSError, ValueError):  # not there, or "max"
+                    if group.is_relative_to(top):
+                        memory = min(memory, int((group / name).read_text()))
+    return memory

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -70,6 +71,19 @@ class Interrupted(VitrailError):
 
 class Stopped(VitrailError):
     """Saved and stopped because it was told to, with what to type to go on; a scheduler may start it again."""
+
+
+class Ended(KeyboardInterrupt):
+    """Told to end by a signal of the system, as a terminal tells it by Ctrl-C.
+
+    Args:
+        number: The signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.status = 128 + number
+        """The exit status that shells give to what a signal has ended."""
 
 
 def escape_text(text: object) -> str:

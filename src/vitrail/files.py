@@ -41,7 +41,7 @@ def write_whole(path: Path, data: Buffer | Iterable[Buffer], advice: str = FREE_
     parts = [data] if isinstance(data, bytes | bytearray | memoryview) else data
     with refusal_told(path, temporary, advice):
         if temporary == target:
-            with target.open("wb") as stream:
+            with open(target, "wb", opener=opener) as stream:
                 stream.writelines(parts)
             return
         remove_leftovers(target)
@@ -76,7 +76,7 @@ class GrowingFile:
         Raises:
             CheckpointError: The disk is full or the folder cannot be written; the lines wait on.
         """
-        with refusal_told(self.path, None, self._advice), self.path.open("ab") as file:
+        with refusal_told(self.path, None, self._advice), open(self.path, "ab", opener=opener) as file:
             # half a line, of a time when the disk was full
             if file.tell() > self._size:
                 file.truncate(self._size)
@@ -145,6 +145,22 @@ def staging(path: Path) -> tuple[Path, Path]:
     return target, temporary_name(target)
 
 
+def opener(path: str, flags: int) -> int:
+    """Open a file to be written, as the opener of Python's `open`: a pipe without a reader is not waited for.
+
+    Raises:
+        OSError: It is such a pipe, or cannot be opened.
+    """
+    try:
+        number = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
+    except OSError as error:
+        if error.errno == errno.ENXIO and Path(path).is_fifo():
+            raise OSError(errno.ENXIO, "a pipe that no process reads", path) from error
+        raise
+    os.set_blocking(number, True)
+    return number
+
+
 def temporary_name(target: Path) -> Path:
     """Return where this process writes a file or a folder until it is whole: beside its place, hidden."""
     return target.with_name(f".{target.name}.{_host()}-{os.getpid()}.tmp")
@@ -194,6 +210,26 @@ def remove(path: Path) -> None:
 def _host() -> str:
     """Return eight digits for the name of this machine: other machines see the same folders, with other processes."""
     return f"{zlib.crc32(platform.node().encode()):08x}"
+
+
+MISSING = "is missing"
+"""What `describe_absent` says where there is nothing."""
+
+
+def describe_absent(path: str | Path) -> str:
+    """Say why there is neither a file nor a folder: nothing is there, or a broken link, a pipe or a device.
+
+    Nothing is said of what may not be looked at.
+    """
+    try:
+        odd = no_file(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return MISSING
+    except OSError:
+        return ""
+    except ValueError:  # raised for a zero byte alone
+        return "is no path, as it holds a zero byte"
+    return f"is {odd}, no regular file" if odd else ""
 
 
 def refuse_output(option: str, path: Path, inputs: Iterable[str | Path] = ()) -> None:
@@ -250,7 +286,8 @@ def refuse_within(option: str, path: Path, other: str, folder: Path) -> None:
     Raises:
         ConfigError: With what to change.
     """
-    if path.resolve().is_relative_to(folder.resolve()):
+    # Path.resolve raises for a link to itself
+    if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         where = write_option(option, path)
         raise ConfigError(
             f"{where}: lies in {write_option(other, folder)}, which holds answers alone; choose another place"
@@ -351,4 +388,4 @@ def no_file(path: str | Path) -> str:
         return "a broken link"
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
         return ""
-    return NO_FILES.get(stat.S_IFMT(mode), "no regular file")
+    return NO_FILES.get(stat.S_IFMT(mode), "something of another kind")

@@ -6,13 +6,14 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 
 from vitrail.errors import CheckpointError
-from vitrail.files import leftovers, remove, temporary_name
+from vitrail.files import leftovers, no_file, remove, temporary_name
 
 TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 """What the system says of a name that something else has."""
@@ -58,6 +59,7 @@ class WholeFolder:
     def __init__(self, folder: Path, own: Collection[str], advice: str, *, never_replace: bool = False) -> None:
         self._folder, self._own, self._advice, self._never_replace = folder, own, advice, never_replace
         self._staging = temporary_name(folder.absolute())
+        self._choose_another = re.sub("^free space,? or ", "", advice)  # where it is not space that lacks
 
     @contextlib.contextmanager
     def staged(self) -> Iterator[Path]:
@@ -133,15 +135,24 @@ class WholeFolder:
         """Say whether the folder is there already, and refuse one that holds something else."""
         try:
             names = os.listdir(self._folder)
-        except FileNotFoundError:
-            return False
         except OSError as error:
+            if odd := self._other_kind():
+                raise CheckpointError(f"{self._folder}: is {odd}, no folder; {self._choose_another}") from error
+            if isinstance(error, FileNotFoundError):
+                return False
             raise self._error(error) from error
         if others := sorted(set(names) - set(self._own)):
             raise CheckpointError(
                 f"{self._folder}: holds other files, such as {others[0]}, and is not replaced; {self._advice}"
             )
         return bool(names)
+
+    def _other_kind(self) -> str:
+        """Say what has the name of the folder and is none; nothing where it is one, or nothing is there."""
+        try:
+            return "a file" if self._folder.is_file() else no_file(self._folder)
+        except OSError:
+            return ""
 
     @contextlib.contextmanager
     def refusal_told(self) -> Iterator[None]:

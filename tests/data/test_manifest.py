@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -298,6 +299,22 @@ def test_groups_stay_together_and_classes_keep_their_share(tmp_path: Path) -> No
     patients = {name.split("patient")[1].split("_")[0] for name in chosen}
     assert chosen == {name for name in names if name.split("patient")[1].split("_")[0] in patients}
     assert [sum(name.startswith(c) for name in chosen) for c in "ab"] == [20, 20]
+
+
+def test_a_pattern_that_takes_for_ever_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitrail.data.splits.SEARCH_S", 0.2)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            (tmp_path / name / f"{'x' * 60}{number}.png").write_bytes(b"")
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(
+        ConfigError,
+        match=r"^data.group_regex '\(x\+\)\+y': takes more than 0.201 s to look for groups in 6 names; write it",
+    ):
+        open_data(DataSection(root=str(tmp_path), group_regex="(x+)+y", check=False))
+    assert signal.getsignal(signal.SIGALRM) == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 def test_a_division_far_from_what_was_asked_for_is_told(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,22 +15,26 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
+from xml.sax.saxutils import quoteattr
 
 import numpy as np
 import pytest
 import torch
 
+from support.forked import SERVER
 from support.random_weights import randomised
 from vitrail.choices import ExportFormat
 from vitrail.cli.app import main
 from vitrail.deploy.compare import gather_sample
-from vitrail.deploy.export import Exported, export, find_outputs
+from vitrail.deploy.export import Exported, export, find_outputs, publish, staged_files
 from vitrail.deploy.mindir import CHECK_SCRIPT
 from vitrail.errors import ConfigError
 from vitrail.images.preprocess import Preprocess
+from vitrail.inference.exported import Making, with_making
 from vitrail.inference.network import open_artifact
+from vitrail.inference.verify import verify
 from vitrail.models.registry import create_model, find_variant
-from vitrail.weights.checkpoint import KEY, Record, model_options, save_model
+from vitrail.weights.checkpoint import KEY, Record, model_options, save_model, to_metadata
 from vitrail.weights.loading import load_model, open_model
 
 pytestmark = pytest.mark.usefixtures("without_shape_checks")
@@ -75,6 +81,52 @@ def save(
 
 
 @pytest.mark.parametrize("outputs", [0, 1])
+def _openvino_pair(weights: bytes, record: Record) -> dict[str, list[bytes]]:
+    """Return the two files of an OpenVINO model without layers, which say what belongs to them."""
+    details = {"bin": hashlib.sha256(weights).hexdigest(), "opset": "20", "openvino": "0", "vitrail": "0", "torch": "0"}
+    making = Making(format="openvino", source="x.safetensors", sha256="0" * 64, details=details)
+    texts = to_metadata(with_making(record, making))
+    entries = "".join(f"<{name} value={quoteattr(text)}/>" for name, text in texts.items())
+    return {".bin": [weights], ".xml": [f"<net><rt_info>{entries}</rt_info></net>".encode()]}
+
+
+def _export_and_die(path: Path, files: dict[str, list[bytes]], renames: int) -> None:
+    def audit(event: str, rest: tuple[Any, ...]) -> None:
+        nonlocal renames
+        if event == "os.rename":
+            if renames == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            renames -= 1
+
+    sys.addaudithook(audit)
+    with staged_files(path, files) as staged:
+        publish(staged, path)
+
+
+def test_files_that_a_kill_left_together_are_known_not_to_belong_together(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    record = open_model(tiny_checkpoint).record
+    path = tmp_path / "net.xml"
+    old, new = (_openvino_pair(weights, record) for weights in (b"old weights", b"new weights"))
+    for renames, outcome in ((0, "as written"), (1, "refused")):
+        with staged_files(path, old) as staged:
+            publish(staged, path)
+        assert verify(path).verdict == "as written", verify(path).by
+        process = SERVER.Process(target=_export_and_die, args=(path, new, renames))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert verify(path).verdict == outcome, verify(path).by
+    assert verify(path).by == (
+        "net.bin beside it is damaged, or belongs to another file; copy both files, or export again"
+    )
+    with staged_files(path, new) as staged:
+        publish(staged, path)
+    assert verify(path).verdict == "as written"
+    assert {one.name for one in tmp_path.iterdir() if "net" in one.name} == {"net.bin", "net.xml"}
+
+
 def test_what_follows_a_model_without_classes_can_be_done(
     outputs: int, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -298,6 +350,19 @@ nn = types.SimpleNamespace(GraphCell=lambda network: lambda images: logits)
 """
     )
     assert checked(sys.executable, tmp_path / "net.check.py") == (status, text)
+
+
+def test_the_check_names_a_file_that_it_was_not_written_with(tmp_path: Path) -> None:
+    (tmp_path / "net.mindir").write_bytes(b"another")
+    (tmp_path / "net.check.py").write_text(CHECK_SCRIPT)
+    np.savez(tmp_path / "net.check.npz", images=[0], logits=[0], sha256="0" * 64)
+    (tmp_path / "mindspore.py").touch()
+    program = [sys.executable, str(tmp_path / "net.check.py")]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()) == (
+        1,
+        [f"{tmp_path}/net.mindir is not the file that was written with net.check.npz; copy or export all three again"],
+    )
 
 
 @pytest.mark.skipif(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from vitrail.cli.app import main
 from vitrail.config.resolve import parse_command_line
 from vitrail.errors import DataError
 from vitrail.evaluation.evaluate import Evaluation, evaluate
-from vitrail.inference.bin_files import unique_names
+from vitrail.inference.bin_files import LogitFiles, unique_names
 from vitrail.weights.loading import load_model
 
 
@@ -131,6 +132,23 @@ def test_a_file_of_names_stands_for_the_model(answers: Path, tiny_checkpoint: Pa
         run("evaluate", names, f"data.root={image_folder}", "--answers", answers, "--report", answers.parent / "r") == 0
     )
     assert "blue" in (answers.parent / "r" / "report.html").read_text()
+
+
+def test_answers_are_files_of_the_size_that_was_found(answers: Path, tiny_checkpoint: Path, image_folder: Path) -> None:
+    first = min(answers.iterdir())
+    found = LogitFiles(answers, (first.name.removesuffix("_0.bin"),), 3, {})
+    assert found.read(torch.tensor([0])).shape == (1, 3)
+    for size in (8, 16, 10**6):
+        with first.open("wb") as file:
+            file.truncate(size)
+        with pytest.raises(DataError, match=r"_0\.bin: has changed while the answers were read; begin again when all"):
+            found.read(torch.tensor([0]))
+    first.unlink()
+    os.mkfifo(first)
+    with pytest.raises(DataError, match=r"cannot be read \(is a device or a pipe, no regular file\)"):
+        found.read(torch.tensor([0]))
+    with pytest.raises(DataError, match=rf"cannot be read \({first.name} is no regular file\); give the folder"):
+        evaluate(tiny_checkpoint, layers(image_folder), answers=answers)
 
 
 def test_nothing_is_written_among_the_answers(

@@ -257,7 +257,7 @@ def test_processes_share_the_images_of_an_exported_file(weights: Path, image_fol
         (["small.onnx", "--precision", "bfloat16"], "computes in float32, as it was exported; leave it out, or export"),
         (["best.safetensors", "--precision", "float16"], "PyTorch computes so on GPUs; use bfloat16 or float32"),
         (["small.onnx", "weights.average=false"], "small.onnx: settings of `weights` are for weight files; give them"),
-        (["gone.onnx"], "gone.onnx: is missing, or no file; give one that `vitrail export` wrote"),
+        (["gone.onnx"], "gone.onnx: is missing; give a file that `vitrail export` wrote"),
         (["plain.onnx"], "plain.onnx: does not say which classes and preprocessing it has, as it was not written by"),
         (["plain.torchscript"], "plain.torchscript: does not say which classes and preprocessing it has"),
         (["cut.onnx"], "cut.onnx: is damaged, or no file of .onnx (ends within a field of"),

@@ -16,6 +16,7 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
+from support.commands import refused
 from vitrail.cli.app import main
 from vitrail.errors import CheckpointError
 from vitrail.inference.verify import read_parts, verify
@@ -217,3 +218,16 @@ def test_nothing_is_run(tmp_path: Path) -> None:
     found = verify(tmp_path / "a.pth")  # which would end this process
     assert found.is_whole is False
     assert "exit" in found.by
+
+
+def test_what_is_not_there_or_no_file_is_not_called_damaged(
+    tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
+    os.mkfifo(pipe := tmp_path / "a.onnx")
+    gone = tmp_path / "gone.pth"
+    assert (verify(gone).by, verify(gone).kind) == ("is missing; give the file itself", "no file")
+    assert verify(pipe).by == "is a pipe, no regular file; give the file itself"
+    said = refused(capsys, "verify", tiny_checkpoint, gone, pipe)
+    assert (
+        said == f"error: 2 of 3 files are not there, or no files, the first is {gone}: is missing; give the file itself"
+    )

@@ -1,6 +1,7 @@
 """The estimate of what decoding costs, beside what it takes in truth."""
 
 import io
+import time
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,15 @@ def test_what_takes_long_costs_much() -> None:
     assert (
         estimate_cost(b"BM" + bytes(8) + b"\0\0\0\0(\0\0\0" + b"\x40\x1f\0\0" * 2 + b"\1\0\x04\0\2\0\0\0").seconds > 1
     )
+
+
+def test_no_header_takes_long_to_look_at() -> None:
+    gif = photo("GIF", mode="P")
+    colours = 13 + 3 * 2 ** (1 + (gif[10] & 7))
+    many = gif[:colours] + b"!\xfe" + b"\x01a" * 10**7 + b"\0" + gif[colours:]
+    began = time.process_time()
+    assert estimate_cost(many).pixels == SIDE * SIDE
+    assert time.process_time() - began < 0.15  # all ten million pieces took 0.3 s
 
 
 MAGICS = [magic for _, mark, _ in FORMATS for magic in (mark if isinstance(mark, tuple) else (mark,))]

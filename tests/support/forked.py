@@ -67,6 +67,11 @@ class Python:
         """What it has printed so far."""
         return self._printed[0].read_text() if self._printed[0].exists() else ""
 
+    @property
+    def err(self) -> str:
+        """What it has printed so far on standard error."""
+        return self._printed[1].read_text() if self._printed[1].exists() else ""
+
     def poll(self) -> int | None:
         return self._process.exitcode
 

@@ -54,6 +54,16 @@ class Server:
         connection.sendall(text)
         return connection
 
+    def exchange(self, text: bytes, *, is_done: bool = False) -> bytes:
+        """Send this, and then perhaps say that it was all; return what comes until the server closes."""
+        with self.connect(text) as connection:
+            if is_done:
+                connection.shutdown(socket.SHUT_WR)
+            parts = []
+            while part := connection.recv(65536):
+                parts.append(part)
+            return b"".join(parts)
+
     def measure(self, name: str) -> float:
         lines = self.ask("GET", "/metrics")[1]["text"].splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(name))

@@ -139,6 +139,13 @@ def test_a_run_that_goes_on_stays_in_its_folder(folder: Path) -> None:
         begin(None, ["output.name=x"], resume=folder)
     with pytest.raises(ConfigError, match=r"^extend=\S+first names the run's folder; drop output\.root$"):
         begin(None, ["output.root=x", "train.epochs=9"], extend=folder)
+    # a script that names the same folder twice means it
+    named = [f"output.root={folder.parent}/./", f"output.name={folder.name}"]
+    start = begin(None, named, resume=folder)
+    assert (Path(start.config.output.root), start.config.output.name) == (folder.parent, folder.name)
+    assert begin(None, [*named, "train.epochs=9"], extend=folder).config.train.epochs == 9
+    new = folder.with_name("new")
+    assert begin(str(TINY), [named[0]], resume=new).config.output.name == "new"
 
 
 @pytest.mark.parametrize(

@@ -932,7 +932,7 @@ def test_file_of_more_tensors_than_any_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_no_file_is_said(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="/dev/null: is no regular file"):
+    with pytest.raises(CheckpointError, match="/dev/null: is a device, no regular file"):
         open_model("/dev/null")
     with pytest.raises(CheckpointError, match="File name too long; choose another path"):
         open_model("a" * 5000)

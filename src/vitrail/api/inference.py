@@ -166,8 +166,15 @@ class FileChecks(ResultList[Any]):
 
     @property
     def damaged(self) -> list[Verified]:
-        """The files that are damaged, or of no known kind."""
+        """The files that are damaged, of no known kind, or not there."""
         return [one for one in self.items if one.is_whole is False]
+
+    @property
+    def absent(self) -> list[Verified]:
+        """Those of them that are not there, or are no files."""
+        from vitrail.inference.verify import ABSENT
+
+        return [one for one in self.items if one.kind == ABSENT]
 
     def tables(self) -> Sequence[Table]:
         """Return one row a file."""

@@ -17,6 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 from vitrail.cli.data import check_data, pack, resize_data
 from vitrail.cli.deploy import convert, export, quantize
 from vitrail.cli.inference import bench, evaluate, predict, serve, verify
+from vitrail.cli.signals import tell_interrupted
 from vitrail.cli.training import bench_data, config, doctor, models, train
 from vitrail.distributed.launch import is_main_process, is_said_by_first_process, understand_launch, without_local_rank
 from vitrail.errors import (
@@ -39,6 +40,8 @@ ENDED_AFTER_S = 12.0
 """Until a process that torchrun was told to end ends by itself."""
 ASK_AGAIN_S = 2.0
 """Until torchrun is told once more to end, as it loses a signal that comes within a destructor or a lock's callback."""
+LONGEST_WORD, SHOWN_OF_WORD = 1_000, 200
+"""Characters of a word, such as a path, from which on an error shows no more than its beginning, and how many then."""
 COMMANDS = (
     train,
     evaluate,
@@ -90,8 +93,9 @@ def _run(arguments: list[str]) -> NoReturn:
         status = app(arguments, exit_on_error=False, print_error=False)
         sys.stdout.flush()  # what cannot be shown is found here, while it can be said
     except (Interrupted, KeyboardInterrupt) as error:
-        print(escape_text(error) or "stopped", file=sys.stderr)
-        status = 130
+        status, line = tell_interrupted(error, arguments[0] if arguments else "")
+        if status == os.EX_TEMPFAIL:
+            _tell_torchrun(line, restart=False)
     except Stopped as error:
         if is_main_process():
             print(escape_text(error), file=sys.stderr)
@@ -133,8 +137,10 @@ def understood(tokens: Sequence[str]) -> tuple[list[str], list[str]]:
 def _fail(message: str, restart: bool = True, status: int = 2) -> NoReturn:
     """Say what is wrong in one line and exit; without `restart` it would be wrong the next time too."""
     who = "error" if is_main_process() else f"error in process {os.environ['RANK']}"
-    line = escape_text(" ".join(message.split()))  # a file's name may hold what a terminal obeys
+    words = [word if len(word) <= LONGEST_WORD else f"{word[:SHOWN_OF_WORD]}..." for word in message.split()]
+    line = escape_text(" ".join(words))  # a file's name may hold what a terminal obeys
     if os.environ.get("LOCAL_RANK", "0") != "0" and is_said_by_first_process(line, os.environ, SPEAK_AFTER_S):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(ENDED_AFTER_S)  # torchrun ends it before
         sys.exit(status)
     print(f"{who}: {line}", file=sys.stderr)

@@ -364,7 +364,7 @@ def serve(
 ) -> int:
     """Answer HTTP requests with a model, and show a page to try it on.
 
-    SIGTERM and Ctrl-C end it once the requests that it has begun are answered. The log goes to standard error as JSON.
+    SIGTERM, SIGHUP and Ctrl-C end it once all requests that it has begun are answered. The log on stderr is JSON.
 
     ```
     vitrail serve runs/digits/best.safetensors
@@ -415,7 +415,7 @@ def verify(
     """Say whether files are as they were written, without running anything that is in them.
 
     Files of vitrail have a digest, archives of PyTorch have checksums, and some names hold a hash. The status is 2
-    where a file is damaged, or is none of these.
+    where a file is damaged, is none of these, or is not there.
 
     ```
     vitrail verify runs/digits/best.safetensors runs/digits/best.onnx
@@ -426,9 +426,12 @@ def verify(
 
     checks = api.verify(*files)
     show_result(checks)
-    if damaged := checks.damaged:
-        raise CheckpointError(
-            f"{len(damaged)} of {len(checks)} files are damaged, or nothing that is known here, the first is "
-            f"{damaged[0].path}: {damaged[0].by}"
-        )
+    for wrong, what in (
+        (checks.absent, "are not there, or no files"),
+        (checks.damaged, "are damaged, or nothing that is known here"),
+    ):
+        if wrong:
+            raise CheckpointError(
+                f"{len(wrong)} of {len(checks)} files {what}, the first is {wrong[0].path}: {wrong[0].by}"
+            )
     return 0

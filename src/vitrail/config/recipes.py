@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vitrail.config.resolve import Layer, read_yaml
 from vitrail.errors import ConfigError, suggest
+from vitrail.files import MISSING, describe_absent
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -34,6 +35,8 @@ def find_recipe(name: str) -> tuple[str, Path]:
     Raises:
         ConfigError: Neither a recipe of the package nor a file.
     """
+    if not name:  # a shell's variable that is not set; as a path it would be the folder here
+        raise ConfigError("'' names no recipe; `vitrail config` lists the recipes")
     known = list_recipes()
     if name in known:
         return name, RECIPES / f"{name}.yaml"
@@ -47,6 +50,11 @@ def find_recipe(name: str) -> tuple[str, Path]:
         return path.stem, path
     if path.is_dir():
         raise ConfigError(f"{name} is a folder, not a recipe; to train on its images, write data.root={name}")
+    absent = describe_absent(path)
+    if absent and absent != MISSING:
+        raise ConfigError(
+            f"{name}: {absent}; give a recipe's name or its YAML file, `vitrail config` lists the recipes"
+        )
     hint = suggest(name, known) or ";"
     raise ConfigError(
         f"unknown recipe {name!r}{hint} `vitrail config` lists all {len(known)}; a path to a YAML file works too"

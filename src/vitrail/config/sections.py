@@ -131,7 +131,8 @@ class DataSection:
     """Cross-validation: number of the fold that is held out, from 0 to folds - 1."""
     group_regex: str | None = None
     """Pattern in a file's name, such as 'patient-([0-9]+)'; images for which it matches the same
-    text stay in the same split."""
+    text stay in the same split. It is stopped where it takes more than 10 seconds and a little for
+    each image."""
     manifest: str | None = None
     """File that lists the images, written by `vitrail check-data`; without `root` it is taken as it
     is, with `root` it is brought up to date. null keeps the list in the user's cache."""

@@ -95,8 +95,9 @@ def visible_folders(root: Path) -> list[str]:
         advice = suggest(root.name, beside, alike=0.75) or "; set it to the folder with your images"
         raise DataError(f"data.root {root}: no such folder{advice}") from None
     except NotADirectoryError:
+        what = no_file(root) or "a file"
         raise DataError(
-            f"data.root {root}: is a file; give a folder with train/<class>/ and val/<class>/, unpacked if it is an "
+            f"data.root {root}: is {what}; give a folder with train/<class>/ and val/<class>/, unpacked if it is an "
             "archive"
         ) from None
     except OSError as error:

@@ -157,7 +157,7 @@ def _check(section: DataSection, output: Path) -> Path:
         raise ConfigError(f"data.root {root}: holds shards; resize the folder they were packed from, and pack that")
     refuse_inside(root, output)
     # the partial folder is removed where it was begun with other settings
-    if root.resolve().is_relative_to(_partial_folder(output).resolve()):
+    if Path(os.path.realpath(root)).is_relative_to(os.path.realpath(_partial_folder(output))):
         raise ConfigError(
             f"data.root {root}: lies where {write_option('output', output)} is begun, and would be removed; "
             f"rename it, or choose another folder with {write_option('output')}"

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +22,9 @@ UNASSIGNED = -1
 """The fold of an image that has none yet."""
 NEAR = 0.05
 """Share of all images by which a split may miss the size that was asked for, before the user is told."""
+
+SEARCH_S, SEARCH_EACH_S = 10.0, 1e-4
+"""Seconds that looking for groups may take, and more for each name; a usual pattern takes a millionth for one."""
 
 
 @dataclass(frozen=True)
@@ -129,20 +137,58 @@ def _first_with_room(labels: Sequence[int], need: Sequence[list[int]]) -> int:
 
 def _group_images(source: Source, division: Division) -> dict[bytes, list[int]]:
     """Return the images that must stay together, by what their names have in common."""
-    groups: dict[bytes, list[int]] = {}
     pattern = _compile_pattern(division.group_regex)
+    if pattern is None:
+        return _group_by(lambda index, name: name, source)
+
+    def find(index: int, name: bytes) -> bytes:
+        match = pattern.search(name)
+        if match is None:
+            raise ConfigError(
+                f"data.group_regex {division.group_regex!r}: does not fit {source.name(index)}; it must find the "
+                "group in every name below data.root; data.group_regex=null drops it"
+            )
+        return b"\0".join(match.groups(b"")) if match.groups() else match.group()
+
+    # the pattern may have come with a weight file, and take longer than anyone lives
+    seconds = SEARCH_S + SEARCH_EACH_S * len(source)
+    try:
+        with _within(seconds):
+            return _group_by(find, source)
+    except TimeoutError:
+        raise ConfigError(
+            f"data.group_regex {division.group_regex!r}: takes more than {seconds:.3g} s to look for groups in "
+            f"{len(source):,} names; write it without repetitions within repetitions; data.group_regex=null drops it"
+        ) from None
+
+
+def _group_by(key: Callable[[int, bytes], bytes], source: Source) -> dict[bytes, list[int]]:
+    groups: dict[bytes, list[int]] = {}
     for index, name in enumerate(source.identities()):
-        group = name
-        if pattern is not None:
-            match = pattern.search(name)
-            if match is None:
-                raise ConfigError(
-                    f"data.group_regex {division.group_regex!r}: does not fit {source.name(index)}; it must find the "
-                    "group in every name below data.root; data.group_regex=null drops it"
-                )
-            group = b"\0".join(match.groups(b"")) if match.groups() else match.group()
-        groups.setdefault(group, []).append(index)
+        groups.setdefault(key(index, name), []).append(index)
     return groups
+
+
+@contextmanager
+def _within(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError where this takes longer, even within a search, which Python stops for a signal.
+
+    Only the first thread hears signals, so in others there is no limit.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _compile_pattern(group_regex: str | None) -> re.Pattern[bytes] | None:

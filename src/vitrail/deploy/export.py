@@ -195,9 +195,8 @@ def _export_one(name: ExportFormat, plan: Plan, path: Path, sample: SampleImages
     with staged_files(path, files) as staged:
         verdict = None if sample is None else _compare(staged, plan, sample)
         ending = "" if verdict is None or verdict.is_good else REJECTED
+        publish(staged, path, ending)
         written = {suffix: path.with_suffix(suffix + ending) for suffix in files}
-        for suffix, final in written.items():
-            staged.with_suffix(suffix).replace(final)
     return Exported(
         format=name,
         path=written[path.suffix],
@@ -213,6 +212,16 @@ def _compare(file: Path, plan: Plan, sample: SampleImages) -> Verdict:
     network = read_artifact(file, whole=is_whole).start(plan.device)
     compare = compare_probabilities if is_whole else compare_logits
     return compare(network, plan.model, sample)
+
+
+def publish(staged: Path, path: Path, ending: str = "") -> None:
+    """Give a staged file, and those beside it, their names, of which `ending` is added to each.
+
+    The file that the others are found from comes last. It says which they have to be, so what a kill in between leaves
+    together is refused by whoever reads it.
+    """
+    for part in sorted(staged.parent.iterdir(), key=lambda part: part.name == staged.name):
+        part.replace(path.with_name(part.name + ending))
 
 
 @contextmanager

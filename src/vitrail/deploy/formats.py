@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import hashlib
 import io
 import logging
 import tempfile
@@ -250,13 +251,14 @@ def _write_mindir(plan: Plan) -> Files:
     images = plan.images()
     with torch.no_grad():
         logits = plan.model(images)
+    network = seal(to_mindir(plan.program(), plan.mindir_version, plan.sealed_metadata()))
     answers = io.BytesIO()
-    np.savez(answers, images=images.numpy(), logits=logits.numpy())
-    pieces = to_mindir(plan.program(), plan.mindir_version, plan.sealed_metadata())
+    sha256 = hashlib.sha256(network).hexdigest()  # of the file that the answers are of
+    np.savez(answers, images=images.numpy(), logits=logits.numpy(), sha256=sha256)
     return {
         ".check.npz": [answers.getvalue()],
         ".check.py": [CHECK_SCRIPT.encode()],
-        ".mindir": [seal(pieces)],
+        ".mindir": [network],
     }
 
 

@@ -45,6 +45,7 @@ CHECK_SCRIPT = '''"""Compare the .mindir file of this script's name with the log
     pip install mindspore==2.10.0 'numpy<2'
 """
 
+import hashlib
 import sys
 from pathlib import Path
 
@@ -52,9 +53,12 @@ import mindspore as ms
 import numpy as np
 
 script = Path(__file__)
+file = script.with_suffix("").with_suffix(".mindir")
 stored = np.load(script.with_suffix(".npz"))
+if "sha256" in stored and hashlib.sha256(file.read_bytes()).hexdigest() != str(stored["sha256"]):
+    sys.exit(f"{file} is not the file that was written with {script.stem}.npz; copy or export all three again")
 ms.set_context(mode=ms.GRAPH_MODE)
-network = ms.nn.GraphCell(ms.load(str(script.with_suffix("").with_suffix(".mindir"))))
+network = ms.nn.GraphCell(ms.load(str(file)))
 logits = network(ms.Tensor(stored["images"])).asnumpy()
 difference = np.abs(logits - stored["logits"]).max()
 good = bool(difference <= 1e-4)

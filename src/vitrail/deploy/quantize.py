@@ -20,7 +20,7 @@ from vitrail.config.resolve import Layer
 from vitrail.data.loader import build_eval_loader
 from vitrail.data.opening import open_split
 from vitrail.data.sources import Source
-from vitrail.deploy.export import REJECTED, advise_elsewhere, find_outputs, staged_files
+from vitrail.deploy.export import REJECTED, advise_elsewhere, find_outputs, publish, staged_files
 from vitrail.deploy.formats import FORMATS, Plan
 from vitrail.deploy.int8 import Int8, find_quantizable, measure_sensitivities
 from vitrail.deploy.quantized import Quantized, Speed, Trial
@@ -94,7 +94,9 @@ def quantize(
         speeds: tuple[Speed, ...] = ()
         if is_good:
             speeds = _time_alternatives(job, last, rounds, exits)
-        path = _publish(last.file, job.path, is_good)
+        ending = "" if is_good else REJECTED
+        publish(last.file, job.path, ending)
+        path = job.path.with_name(job.path.name + ending)
 
     accuracy = job.exact.accuracy
     result = Quantized(
@@ -363,14 +365,6 @@ def _time_alternatives(job: _Job, ours: _Candidate, rounds: int, exits: ExitStac
             )
         )
     return tuple(speeds)
-
-
-def _publish(file: Path, path: Path, is_good: bool) -> Path:
-    """Move a file and those beside it to where they are wanted, under a name that says whether it passed."""
-    ending = "" if is_good else REJECTED
-    for part in _list_parts(file):
-        part.replace(path.with_name(part.name + ending))
-    return path.with_name(path.name + ending)
 
 
 def _list_parts(file: Path) -> list[Path]:

@@ -14,7 +14,6 @@ Differences from timm
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral
@@ -28,6 +27,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from vitrail.config.sections import MIN_STD, find_wrong_scale
+from vitrail.devices import count_memory
 from vitrail.errors import ConfigError, DataError, shorten, suggest
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.images.decoding import decode, read_image, to_pixels
@@ -182,12 +182,12 @@ class Preprocess:
             ConfigError: One batch of them takes more than an eighth of it.
         """
         needed = 4 * batch_size * self.channels * math.prod(self.size)
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        memory = count_memory()
         if needed > memory / MEMORY_SHARE:
             height, width = self.size
             raise ConfigError(
                 f"preprocess.size is {height}x{width}, of which {batch_size} images take {needed / 1e9:.3g} GB and "
-                f"this machine has {memory / 1e9:.3g}; lower the batch size, or give a smaller image_size"
+                f"there are {memory / 1e9:.3g} here; lower the batch size, or give a smaller image_size"
             )
 
     @property

@@ -5,6 +5,7 @@ Ascend's programs read each image from a file of normalised float32 and write it
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from pathlib import Path, PurePath
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vitrail.classes.matching import match_by_name
@@ -25,6 +27,7 @@ from vitrail.classes.names import canonical
 from vitrail.data.loader import Batch
 from vitrail.data.sources import Source
 from vitrail.errors import DataError, names_flags, printable, write_option
+from vitrail.files import open_regular
 from vitrail.images.decoding import decode_quietly, read_image
 from vitrail.images.pixels import PixelFormat, UnreadableImage
 from vitrail.images.preprocess import Preprocess, normalise
@@ -177,9 +180,25 @@ class LogitFiles:
         return f"answers in {printable(self.folder)}"
 
     def read(self, indices: Int64[Tensor, " b"]) -> Float[Tensor, "b k"]:
-        """Return the logits of some images."""
-        rows = [np.fromfile(self.folder / f"{self.names[index]}{ANSWER}", "<f4") for index in indices.tolist()]
+        """Return the logits of some images.
+
+        Raises:
+            DataError: A file has changed since they were found.
+        """
+        rows = [self._read_one(self.folder / f"{self.names[index]}{ANSWER}") for index in indices.tolist()]
         return torch.from_numpy(np.array(rows, np.float32).reshape(-1, self.num_classes))
+
+    def _read_one(self, path: Path) -> NDArray[np.float32]:
+        size = 4 * self.num_classes
+        where = write_option("answers", printable(path))
+        try:
+            with open_regular(path) as file:
+                logits = file.read(size + 1)
+        except OSError as error:
+            raise DataError(f"{where}: cannot be read ({error.strerror})") from error
+        if len(logits) != size:
+            raise DataError(f"{where}: has changed while the answers were read; begin again when all are there")
+        return np.frombuffer(logits, "<f4")
 
     def batches(self, source: Source, rank: int, world: int) -> list[Batch]:
         """Return one process's share of the images, by number and without their pixels."""
@@ -209,7 +228,8 @@ def find_logits(folder: Path, source: Source, num_classes: int, wanted: PixelFor
     """
     where = write_option("answers", printable(folder))
     try:
-        sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder)}
+        with os.scandir(folder) as entries:
+            sizes = {entry.name: _size_of_file(entry) for entry in entries}
     except OSError as error:
         raise DataError(f"{where}: cannot be read ({error.strerror}); give the folder of NAME{ANSWER} files") from error
     names = unique_names([source.name(index) for index in range(len(source))])
@@ -237,6 +257,17 @@ def find_logits(folder: Path, source: Source, num_classes: int, wanted: PixelFor
                 f"{4 * num_classes:,}"
             )
     return LogitFiles(folder, tuple(names), num_classes, bad)
+
+
+def _size_of_file(entry: os.DirEntry[str]) -> int:
+    """Return the size of a file.
+
+    Raises:
+        OSError: It is a pipe, a device or a folder, or a link that leads nowhere.
+    """
+    if not entry.is_file():
+        raise OSError(errno.EINVAL, f"{printable(entry.name)} is no regular file", entry.path)
+    return entry.stat().st_size
 
 
 def _why_unreadable(source: Source, index: int, wanted: PixelFormat) -> str | None:

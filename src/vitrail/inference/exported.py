@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 
 from vitrail.choices import Precision
 from vitrail.errors import CheckpointError, command
+from vitrail.files import describe_absent
 from vitrail.weights.checkpoint import KEY, Record, hash_file, parse_record
 from vitrail.weights.description import MAX_TEXT
 from vitrail.weights.digest import check_archive, check_sealed
@@ -82,8 +83,9 @@ def check_whole(path: Path) -> str:
     Raises:
         CheckpointError: It is missing or damaged.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: is missing, or no file; give one that `vitrail export` wrote")
+    absent = "is a folder, no regular file" if path.is_dir() else describe_absent(path)
+    if absent:
+        raise CheckpointError(f"{path}: {absent}; give a file that `vitrail export` wrote")
     if (size := path.stat().st_size) > MAX_BYTES:
         raise CheckpointError(f"{path}: has {size:,} bytes, and no model that is exported here has over {MAX_BYTES:,}")
     with _damage_told(path):
@@ -155,7 +157,7 @@ def check_beside(path: Path, making: Making) -> None:
         raise CheckpointError(f"{path}: its weights, {weights.name}, are not beside it; copy both files")
     if making.details.get("bin") != hash_file(weights):
         raise CheckpointError(
-            f"{path}: {weights.name} beside it is damaged, or belongs to another file; copy both files"
+            f"{path}: {weights.name} beside it is damaged, or belongs to another file; copy both files, or export again"
         )
 
 

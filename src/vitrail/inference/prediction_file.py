@@ -14,7 +14,7 @@ from vitrail.cells import write_rows
 from vitrail.classes.names import BETWEEN
 from vitrail.data.lists import LABELS
 from vitrail.errors import CheckpointError, ConfigError, write_option
-from vitrail.files import remove_leftovers, staging
+from vitrail.files import opener, remove_leftovers, staging
 from vitrail.inference.predictor import Prediction
 
 Format = Literal["json", "jsonl", "csv"]
@@ -75,7 +75,7 @@ def open_output(
     remove_leftovers(target)
     try:
         with _refusal_told(path):
-            stream = temporary.open("w", encoding="utf-8", newline="")
+            stream = open(temporary, "w", encoding="utf-8", newline="", opener=opener)  # noqa: SIM115
         try:
             output = FILES[form](stream, path, tuple(classes), topk, is_multi_label, guard_csv)
             output.begin()

@@ -14,7 +14,7 @@ from typing import Any
 from vitrail.data.manifest import load_manifest
 from vitrail.data.shards import INDEX
 from vitrail.errors import CheckpointError, VitrailError
-from vitrail.files import read_regular
+from vitrail.files import describe_absent, read_regular
 from vitrail.inference.exported import READERS, check_beside, check_whole, describe, read_texts
 from vitrail.weights.checkpoint import KEY, hash_file
 from vitrail.weights.digest import check_archive
@@ -29,13 +29,17 @@ NAMED = re.compile(r".*[-.]([0-9a-f]{8,64})\.\w+(\.tar)?")
 """A name that ends in the beginning of its file's SHA-256: PyTorch's, mmpretrain's, and our saves'."""
 
 
+ABSENT = "no file"
+"""Kind of what is not there, or is a pipe, a device, a socket or a broken link."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verified:
     """The outcome of verifying a file."""
 
     path: str
     kind: str
-    """Kind of file: its ending without a dot, weights, shards or parts."""
+    """Kind of file: its ending without a dot, weights, shards or parts; or ABSENT."""
     by: str
     """The digest, checksums or name that it was compared with, or what is wrong with it."""
     is_whole: bool | None
@@ -55,6 +59,8 @@ def verify(path: Path) -> Verified:
     Args:
         path: A weight file, an exported file, a list of the parts of a model, a save of a run, or the index of shards.
     """
+    if absent := describe_absent(path):
+        return Verified(path=str(path), kind=ABSENT, by=f"{absent}; give the file itself", is_whole=False)
     kind, check = _kind(path)
     try:
         content, name = check(path), _check_name(path)

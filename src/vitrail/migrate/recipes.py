@@ -14,7 +14,7 @@ import yaml
 from vitrail.config.commands import TrainConfig
 from vitrail.config.recipes import Recipe, find_recipe, read_recipe
 from vitrail.config.resolve import Layer, read_yaml
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, shorten
 from vitrail.migrate.official import PROGRAMS, find_program
 from vitrail.migrate.rules import NO_DEFAULT, Case, format_value
 from vitrail.migrate.translate import PROJECTS, Translation, find_key, find_project, translate
@@ -64,7 +64,7 @@ def open_recipe(recipe: str | None, keys: Mapping[str, Any]) -> OpenedRecipe:
         translation = translate({}, "flags", keys, processes=_world_size())
         return OpenedRecipe(Path(model).stem, "flags", translation.layer, translation)
 
-    opened = read_recipe(recipe or "digits")
+    opened = read_recipe("digits" if recipe is None else recipe)
     if is_foreign(opened.layer.values):
         translation = translate(opened.layer.values, opened.name, keys, processes=_world_size())
         return OpenedRecipe(opened.name, opened.path, translation.layer, translation)
@@ -96,7 +96,10 @@ def read_part(config: str | None, keys: Mapping[str, Any], sections: Sequence[st
     values = dict(recipe.layer.values)
     if recipe.translation is not None:
         values["evaluate"] = _evaluation_like(values.get("train", {}))
-    model = dict(values.get("model", {}))
+    model = values.get("model", {})
+    if not isinstance(model, Mapping):
+        raise ConfigError(f"{recipe.name}: model is a section, and is {shorten(model)} there; give a file of settings")
+    model = dict(model)
     if not names_model:
         model.pop("name", None)
     part = {name: content for name, content in values.items() if name in sections}

@@ -34,7 +34,7 @@ from vitrail.server.metrics import CONTENT_TYPE, Metrics
 from vitrail.server.middleware import Middleware
 from vitrail.server.schema import BODY, FAILURES, Choice, Result, Results, State
 from vitrail.server.settings import Serving
-from vitrail.server.upload import Refused, Room, read_files
+from vitrail.server.upload import FULL, Refused, Room, read_files
 
 Done = TypeVar("Done")
 Client = tuple[str, str]
@@ -168,21 +168,26 @@ class Api:
     async def predict(self, request: Request, response: Response) -> Results:
         """Classify the images of a form, or one image that is the whole body."""
         began = time.perf_counter()
-        share = self._room.share()
+        client = _identify_client(request)
+        share = self._room.share(client[0])
         timeout_s = self._limits.timeout_s
         files: list[bytearray] = []
         has_arrived = False
         try:
             with share:
-                async with asyncio.timeout(timeout_s):
+                async with asyncio.timeout(timeout_s) as deadline:
+                    share.on_given_up = lambda: deadline.expired() or deadline.reschedule(0)
                     files = await read_files(request.headers, request.stream(), self._limits, share)
                     has_arrived = True
-                    work = self._classify_files(files, _identify_client(request))
+                    work = self._classify_files(files, client)
                     results = await _while_connected(request, work)
         except TimeoutError as error:
+            if share.is_given_up:
+                raise Refused(429, FULL) from error
             if has_arrived:
                 raise HTTPException(503, f"the request could not be answered in {timeout_s:g} s") from error
-            raise HTTPException(408, f"the request did not arrive in {timeout_s:g} s") from error
+            late = f"the request did not arrive in {timeout_s:g} s"
+            raise HTTPException(408, late, headers={"Connection": "close"}) from error
         finally:
             files.clear()  # decoders hold the list, and must not decode for nobody
             request.scope["state"] |= {"images": share.images, "bytes": share.bytes}

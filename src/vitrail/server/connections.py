@@ -1,40 +1,37 @@
-"""The HTTP server: timeouts for slow clients, limits on tiny chunks and headers, and graceful shutdown."""
+"""The HTTP server: where it listens, how many connections it keeps, and graceful shutdown."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import errno
+import logging
 import math
 import resource
 import signal
 import socket
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vitrail.errors import ConfigError, write_option
+from vitrail.server.idle import TELL_EVERY_S, IdleConnections
+from vitrail.server.log import FIELDS
+from vitrail.server.protocol import FAULT, KEEP_ALIVE_S, Connection
 from vitrail.server.settings import Serving
 
 BACKLOG = 2048
 """Connections that the system holds until the server takes them."""
-KEEP_ALIVE_S = 5
-"""Seconds that a connection is kept for another request; after the signal to end, that it may still bring one."""
-READ_SIZE = 2**16
-"""Bytes that are taken of a connection before it is the turn of others."""
-MOST_HEADERS = 100
-"""Headers of a request."""
-FREE_CHUNKS = 64
-"""Chunks of a body that may be of any size."""
-LEAST_CHUNK = 512
-"""Bytes that the other chunks of a body must have on average."""
 CLOSE = (b"connection", b"close")
 """The header that tells a client that the connection ends with this answer."""
 OTHER_FILES = 64
 """Files that the process opens beside its connections."""
+ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that end the server; the last is sent when its terminal goes away."""
+
+log = logging.getLogger(__name__)
 
 
 def listen(serving: Serving) -> socket.socket:
@@ -72,7 +69,7 @@ def format_url(listening: socket.socket) -> str:
 
 
 def run(app: Any, serving: Serving, listening: socket.socket, on_ready: Callable[[], None]) -> None:
-    """Answer until SIGTERM or Ctrl-C; then refuse new connections, finish with those that there are, and return.
+    """Answer until a signal of ENDS; then refuse new connections, finish with those that there are, and return.
 
     Args:
         app: The ASGI application that answers.
@@ -82,15 +79,18 @@ def run(app: Any, serving: Serving, listening: socket.socket, on_ready: Callable
     """
     limits = serving.limits
 
-    class Connection(_Connection):
+    class LimitedConnection(Connection):
         timeout_s = limits.timeout_s
+        most = _allow_connections(limits.connections)
+        idle = IdleConnections()
 
         def is_ending(self) -> bool:
             return server.should_exit
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         async def send_and_close_at_end(message: Any) -> None:
-            if message["type"] == "http.response.start" and server.should_exit:
+            is_last = server.should_exit or FAULT in scope["state"]
+            if is_last and message["type"] == "http.response.start" and CLOSE not in message["headers"]:
                 message["headers"] = [*message["headers"], CLOSE]
             await send(message)
 
@@ -98,7 +98,7 @@ def run(app: Any, serving: Serving, listening: socket.socket, on_ready: Callable
 
     config = uvicorn.Config(
         answer,
-        http=Connection,
+        http=LimitedConnection,
         ws="none",
         loop="asyncio",
         lifespan="on",
@@ -108,13 +108,14 @@ def run(app: Any, serving: Serving, listening: socket.socket, on_ready: Callable
         server_header=False,
         backlog=BACKLOG,
         timeout_keep_alive=min(KEEP_ALIVE_S, math.ceil(limits.timeout_s)),
-        limit_concurrency=_allow_connections(limits.connections),
         timeout_graceful_shutdown=int(limits.timeout_s) + 1,
     )
     server = _Server(config)
     # uvicorn raises the signal again when it has ended, which would be the end by a signal instead of status 0
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, server.handle_exit)
+    for number in ENDS:
+        # nohup has a process ignore that its terminal is gone
+        if signal.getsignal(number) is not signal.SIG_IGN or number is not signal.SIGHUP:
+            signal.signal(number, server.handle_exit)
     on_ready()
     server.run(sockets=[listening])
 
@@ -122,18 +123,33 @@ def run(app: Any, serving: Serving, listening: socket.socket, on_ready: Callable
 def _allow_connections(wanted: int) -> int:
     """Raise the number of files that the process may open, as far as the system lets it; return the connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = wanted + OTHER_FILES
+    others = OTHER_FILES + BACKLOG  # as many may be taken at once, before any of them is closed
+    files = wanted + others
     if hard != resource.RLIM_INFINITY:
         files = min(files, hard)
     if soft != resource.RLIM_INFINITY and soft < files:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
-    return files - OTHER_FILES
+    return max(files - others, (files - OTHER_FILES) // 2)
 
 
 class _Server(uvicorn.Server):
     """Takes what has connected before it closes the port: the system would reset what is not taken yet."""
 
+    _told_by: str | None = None
+    """Name of the last signal."""
+    _tell_trouble_at = 0.0
+    """Time from which trouble is logged again."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(self._log_trouble)
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        self._told_by = signal.Signals(sig).name  # to be logged later: a signal may come amid a line of the log
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        log.info("the server ends", extra={FIELDS: {"by": self._told_by}})
         loop = asyncio.get_running_loop()
         for listening in sockets or []:
             with contextlib.suppress(OSError):  # until there is none any more
@@ -147,115 +163,12 @@ class _Server(uvicorn.Server):
         config: Any = self.config
         return config.http_protocol_class(config, self.server_state, self.lifespan.state)
 
-
-class _Messages(h11.Connection):
-    """Refuses headers and chunks that are so small and so many that taking them apart would hold up all others."""
-
-    fault: str | None = None
-    """Why the request was refused."""
-    _chunks = 0
-    """Chunks of the body so far."""
-    _size = 0
-    """Bytes of the body so far."""
-
-    def next_event(self) -> Any:
-        event = super().next_event()
-        if isinstance(event, h11.Request):
-            self._chunks = 0
-            self._size = 0
-            if len(event.headers) > MOST_HEADERS:
-                self._refuse(f"the request has more than {MOST_HEADERS} headers")
-        elif isinstance(event, h11.Data):
-            self._chunks += event.chunk_start
-            self._size += len(event.data)
-            if self._chunks > FREE_CHUNKS + self._size // LEAST_CHUNK:
-                self._refuse(f"the body comes in chunks of under {LEAST_CHUNK} bytes; send larger ones")
-        return event
-
-    def _refuse(self, fault: str) -> None:
-        self.fault = fault
-        raise h11.RemoteProtocolError(fault)
-
-
-class _Connection(H11Protocol):
-    """Ends when a request's header does not arrive in time, or when nobody reads the answer.
-
-    A client that has sent all that it wants to, and says so, gets its answers. When the server is about to end, one
-    that has not heard so yet has KEEP_ALIVE_S to ask, and its answer tells it.
-    """
-
-    timeout_s: float
-    """Seconds that a request's header, or the reading of an answer, may take."""
-    _has_sent_all: bool = False
-    """Whether the client will send nothing more."""
-    _unsent: asyncio.TimerHandle | None = None
-    """Aborts the connection unless a request's header, or the rest of a body that was refused, comes in time."""
-    _unread: asyncio.TimerHandle | None = None
-    """Aborts the connection unless the answer is read in time."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.conn: _Messages = _Messages(h11.SERVER)
-        transport.max_size = READ_SIZE  # type: ignore[attr-defined]
-        self._watch_for_request()
-        if self.is_ending():
-            self.shutdown()
-
-    def is_ending(self) -> bool:
-        """Say whether the server was told to end."""
-        raise NotImplementedError
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._watch_for_request()
-
-    def _watch_for_request(self) -> None:
-        """Start the timer for the next request's header, or stop it as soon as the header is there."""
-        is_idle = self.cycle is None or self.cycle.response_complete
-        if is_idle and self._unsent is None:
-            self._unsent = self.loop.call_later(self.timeout_s, self.transport.abort)
-        elif not is_idle and self._unsent is not None:
-            self._unsent.cancel()
-            self._unsent = None
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._unread = self.loop.call_later(self.timeout_s, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
-
-    def timeout_keep_alive_handler(self) -> None:
-        super().timeout_keep_alive_handler()  # which closes it when all is read
-        if self._unsent is None:
-            self._unsent = self.loop.call_later(self.timeout_s, self.transport.abort)
-
-    def send_400_response(self, msg: str) -> None:
-        super().send_400_response(self.conn.fault or msg)
-
-    def eof_received(self) -> bool:  # type: ignore[override]
-        """Say whether the connection is kept, because of answers that are still to be given."""
-        if self.cycle is None or self.cycle.response_complete or self.cycle.more_body:
-            return False
-        self._has_sent_all = True
-        return True
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()  # which begins with the next request, if it is there
-        if self._has_sent_all and self.cycle.response_complete:
-            self.transport.close()
-
-    def shutdown(self) -> None:
-        """Give an idle connection a little time for another request, as the server is about to end."""
-        if self.cycle is None or self.cycle.response_complete:
-            self._unset_keepalive_if_required()
-            self.timeout_keep_alive_task = self.loop.call_later(KEEP_ALIVE_S, self.timeout_keep_alive_handler)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        for timer in (self._unsent, self._unread):
-            if timer is not None:
-                timer.cancel()
+    def _log_trouble(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log in a line, once a minute, what the system refuses, such as one more open file; the rest as usual."""
+        error = context.get("exception")
+        if isinstance(error, OSError):
+            if loop.time() > self._tell_trouble_at:  # asyncio tries again as often as there may be connections
+                self._tell_trouble_at = loop.time() + TELL_EVERY_S
+                log.error(context["message"], extra={FIELDS: {"reason": str(error)}})
+        elif not (self.should_exit and isinstance(error, ValueError)):  # or to listen again at a port that is closed
+            loop.default_exception_handler(context)

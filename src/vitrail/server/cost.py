@@ -37,6 +37,8 @@ SEGMENT_NS = 4000
 """Nanoseconds of each segment of a header that Pillow reads in Python, such as a comment."""
 MOST_SEGMENTS = 2000
 """Segments of a header that are counted; where there are more, the whole file is taken for header."""
+MOST_PIECES = 50_000
+"""Pieces of a GIF's extensions that are looked at; there may be ten million, of which no more is to be learnt."""
 MOST_TAGS = 100
 """Tags of a TIFF that are looked at."""
 
@@ -159,12 +161,16 @@ def _read_gif(file: File) -> Cost:
     offset = 13
     if file[10] & 0x80:  # colours of all images
         offset += 3 * 2 ** (1 + (file[10] & 7))
+    pieces = 0
     for _segment in range(MOST_SEGMENTS):
         if file[offset] != 0x21:  # an image, not an extension
             break
         offset += 2
-        while size := file[offset]:
+        while pieces < MOST_PIECES and (size := file[offset]):
             offset += 1 + size
+            pieces += 1
+        if pieces == MOST_PIECES:
+            break
         offset += 1
     else:
         return _count_segments(len(file) // 4)

@@ -272,7 +272,7 @@ def _exit_after(work: Callable[[], None]) -> NoReturn:
 def _take_orders(orders: socket.socket, work: Work, warm_up: Callable[[], None]) -> None:
     """Fork and end workers until the server is gone."""
     # a terminal sends these to all processes; the server ends its workers when it can
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     warm_up()
     gc.freeze()  # what no collection touches stays shared

@@ -21,10 +21,13 @@ def find_fault(headers: Iterable[tuple[bytes, bytes]], http_version: str, servin
     values = {name.lower(): value for name, value in headers}
     if b"transfer-encoding" in values and (b"content-length" in values or http_version == "1.0"):
         return 400, "the request has a Transfer-Encoding beside a Content-Length, or in HTTP/1.0; send one of the two"
-    host = values.get(b"host", b"").decode("latin-1")
-    if host and not serving.accepts_host(host):
+    host = values.get(b"host")
+    if host is None:  # which HTTP/1.0 does without
+        return None
+    name = host.decode("latin-1")
+    if not serving.accepts_host(name):
         return 421, (
-            f"this server was not told that it is called {host[:SHOWN_NAME]!r}; "
+            f"this server was not told that it is called {name[:SHOWN_NAME]!r}; "
             f"ask it by its address, or start it with {write_option('host_name', 'NAME')}"
         )
     return None

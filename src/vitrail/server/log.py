@@ -34,6 +34,8 @@ def write_json_lines() -> None:
     handler.setFormatter(JsonLines())
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     logging.captureWarnings(True)
+    # it logs what it refuses of a form, up to once a chunk; the answer says so, and the request has a line of its own
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 
 class LogDisplay(Quiet):

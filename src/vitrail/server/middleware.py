@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import time
@@ -13,7 +14,9 @@ from starlette.responses import JSONResponse
 from vitrail.server.headers import find_fault
 from vitrail.server.log import FIELDS
 from vitrail.server.metrics import Metrics
+from vitrail.server.protocol import FAULT
 from vitrail.server.settings import Serving
+from vitrail.server.upload import Refused
 
 Message = MutableMapping[str, Any]
 """A message of ASGI."""
@@ -57,20 +60,33 @@ class Middleware:
                 message["headers"] = [*message["headers"], *own_headers]
             await send(message)
 
+        async def receive_or_refuse() -> Message:
+            message = await receive()
+            fault = scope["state"].get(FAULT)
+            if fault is not None:
+                raise Refused(fault.status, fault.reason)
+            return message
+
+        async def fail(code: int, reason: str) -> None:
+            nonlocal status
+            if not status:  # nothing of an answer is sent yet
+                await JSONResponse({"error": reason}, code)(scope, receive, send_and_note_status)
+            status = code
+
         app = self._choose_app(scope)
         try:
-            await app(scope, receive, send_and_note_status)
+            await app(scope, receive_or_refuse, send_and_note_status)
+        except asyncio.CancelledError:
+            await fail(503, "the server ends, and has no time left for this request; try again")
         except Exception:
             log.exception("a request failed", extra={FIELDS: {"id": request_id}})
-            if not status:  # nothing of an answer is sent yet
-                failure = JSONResponse({"error": f"an error of the server; its log has {request_id}"}, 500)
-                await failure(scope, receive, send_and_note_status)
-            status = 500
+            await fail(500, f"an error of the server; its log has {request_id}")
         self._record(scope, request_id, status, time.perf_counter() - began)
 
     def _choose_app(self, scope: Message) -> Any:
-        """Return the application, or the refusal of a request with faulty headers."""
-        fault = find_fault(scope["headers"], scope["http_version"], self._serving)
+        """Return the application, or the refusal of what is no request, or of one with faulty headers."""
+        fault = scope["state"].get(FAULT)
+        fault = fault or find_fault(scope["headers"], scope["http_version"], self._serving)
         if fault is None:
             return self._app
         status, reason = fault
@@ -89,4 +105,6 @@ class Middleware:
             "ms": round(1000 * seconds, 1),
             **scope["state"],
         }
+        if FAULT in fields:
+            fields[FAULT] = fields[FAULT].reason
         log.info("request", extra={FIELDS: fields})

@@ -16,6 +16,7 @@ MULTIPART = b"multipart/form-data"
 HOW = "send multipart/form-data (curl -F files=@IMAGE), or the bytes of one image as application/octet-stream"
 NAMES_FILE = re.compile(rb";\s*filename\*?=", re.IGNORECASE)
 """The part of a field's Content-Disposition by which the field is a file."""
+FULL = "too many images are waiting; try again later"
 SHOWN_TYPE = 100
 """Letters of a wrong content type that are shown."""
 
@@ -30,7 +31,9 @@ class Refused(Exception):
 
 
 class Room:
-    """How many images, and bytes of their files, are held for all requests together.
+    """How many images, and bytes of their files, are held for all requests together, and by which address.
+
+    Where it is full, who holds less takes from who holds the most: the last request of that address is given up.
 
     Args:
         limits: Limits of requests, of which the queue and the bytes held matter here.
@@ -38,40 +41,75 @@ class Room:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._shares: dict[Share, None] = {}
         self.images = self.bytes = 0
 
-    def share(self) -> Share:
-        """Return the share of a new request, empty so far."""
-        return Share(self)
+    def share(self, address: str = "") -> Share:
+        """Return the share of a new request of a client, empty so far."""
+        return Share(self, address)
 
-    def take(self, images: int, size: int) -> None:
-        """Hold more images and bytes.
+    def take(self, share: Share, images: int, size: int) -> None:
+        """Hold more images and bytes for a request.
 
         Raises:
-            Refused: The room is full.
+            Refused: The room is full, and no other address holds more than this one.
         """
-        if self.images + images > self._limits.queue or self.bytes + size > self._limits.held_bytes:
-            raise Refused(429, "too many images are waiting; try again later")
+        while self.images + images > self._limits.queue or self.bytes + size > self._limits.held_bytes:
+            self._give_up_another(share, self._weigh(images, size))
+        self._shares[share] = None
         self.images += images
         self.bytes += size
+
+    def give_back(self, share: Share) -> None:
+        """Hold nothing for a request any more."""
+        self._shares.pop(share, None)
+        self.images -= share.images
+        self.bytes -= share.bytes
+
+    def _give_up_another(self, share: Share, wanted: float) -> None:
+        held: dict[str, float] = {share.address: wanted}
+        for other in self._shares:
+            held[other.address] = held.get(other.address, 0) + self._weigh(other.images, other.bytes)
+        address = max(held, key=lambda one: held[one])
+        if held[address] <= held[share.address]:
+            raise Refused(429, FULL)
+        next(other for other in reversed(self._shares) if other.address == address).give_up()
+
+    def _weigh(self, images: int, size: int) -> float:
+        """Return the part of the room that these take."""
+        return max(images / self._limits.queue, size / self._limits.held_bytes)
 
 
 class Share:
     """What one request holds of the room; it is given back at the end of a `with` block."""
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: Room, address: str) -> None:
         self._room = room
+        self.address = address
         self.images = self.bytes = 0
+        self.is_given_up = False
+        """Whether the room was wanted by another, and the request is not to be answered any more."""
+        self.on_given_up: Callable[[], object] = lambda: None
+        """Called when it is."""
 
     def take(self, *, images: int = 0, size: int = 0) -> None:
         """Hold more images and bytes.
 
         Raises:
-            Refused: The room is full.
+            Refused: The room is full, or was wanted by another.
         """
-        self._room.take(images, size)
+        if self.is_given_up:
+            raise Refused(429, FULL)
+        self._room.take(self, images, size)
         self.images += images
         self.bytes += size
+
+    def give_up(self) -> None:
+        """Give it back before the request is answered."""
+        self._room.give_back(self)
+        self.images = self.bytes = 0
+        self.is_given_up = True
+        self.on_given_up()
 
     def __enter__(self) -> Self:
         return self
@@ -79,8 +117,7 @@ class Share:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._room.images -= self.images
-        self._room.bytes -= self.bytes
+        self._room.give_back(self)
 
 
 async def read_files(

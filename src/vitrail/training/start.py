@@ -222,10 +222,13 @@ def _settings_of(folder: Path, verb: str) -> Layer:
 
 
 def _refuse_other_folder(verb: str, folder: Path, given: Layer) -> None:
-    """Refuse settings that name another folder than the option does."""
-    if named := sorted({"root", "name"} & given.values.get("output", {}).keys()):
-        where = write_option(verb, folder)
-        raise ConfigError(f"{where} names the run's folder; drop output.{named[0]}")
+    """Refuse settings that name another folder than the option does; a script may name the same one twice."""
+    output = given.values.get("output", {})
+    where = write_option(verb, folder)
+    if "name" in output and str(output["name"]) != folder.name:
+        raise ConfigError(f"{where} names the run's folder; drop output.name")
+    if "root" in output and os.path.realpath(str(output["root"])) != os.path.realpath(folder.parent):
+        raise ConfigError(f"{where} names the run's folder; drop output.root")
 
 
 def _keep_recorded_settings(stored: TrainConfig, config: TrainConfig) -> TrainConfig:

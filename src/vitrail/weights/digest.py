@@ -39,10 +39,9 @@ CHUNK = 16 * 2**20
 GROWTH = 32
 """Times its size that an archive may hold: TorchScript's keeps weights as they are and packs only its code."""
 _MARKED = re.compile(MARK.encode() + rb"([0-9a-f]{%d})" % DIGITS)
-_DAMAGED = (
-    "is damaged: it is not what its digest was made of; copy it again, or make it anew (a program that changes such a "
-    f"file on purpose has to leave out {' and '.join(DIGESTS)})"
-)
+_DAMAGED = "is damaged: it is not what its digest was made of; copy it again, or make it anew"
+_CHANGED = f"{_DAMAGED} (a program that changes weights on purpose has to leave out {' and '.join(DIGESTS)})"
+_CHANGED_EXPORT = f"{_DAMAGED} (docs/export.md says how to change one on purpose)"
 
 
 def digest_weights(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
@@ -73,7 +72,7 @@ def check_weights(path: Path | str, tensors: Mapping[str, Tensor], metadata: Map
         return False
     ours = {name: metadata[name] for name in (described, "format") if name in metadata}
     if len(kept) < len(DIGESTS) or {*kept} != {digest_weights(tensors, ours)}:
-        raise CheckpointError(f"{path}: {_DAMAGED}")
+        raise CheckpointError(f"{path}: {_CHANGED}")
     return True
 
 
@@ -106,14 +105,14 @@ def check_sealed(path: Path) -> bool:
         if not begun:
             return False
         if begun > MARKS:
-            raise CheckpointError(f"{path}: {_DAMAGED}")
+            raise CheckpointError(f"{path}: {_CHANGED_EXPORT}")
         kept = [(mark.span(1), mark[1].decode()) for mark in _MARKED.finditer(data)]
         for (begin, end), _ in kept:  # in this process alone
             data[begin:end] = b"0" * DIGITS
         with memoryview(data) as whole:
             digest = _joined([whole], b"")
     if [digest] * begun != [one for _, one in kept]:
-        raise CheckpointError(f"{path}: {_DAMAGED}")
+        raise CheckpointError(f"{path}: {_CHANGED_EXPORT}")
     return True
 
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vitrail.errors import CheckpointError
-from vitrail.files import read_regular
+from vitrail.files import MISSING, describe_absent, read_regular
 from vitrail.weights.formats.file_kinds import HEAD, READABLE, explain_other_kind, is_safetensors, is_torch
 from vitrail.weights.formats.mindspore_ckpt import CIPHERS, read_ckpt
 from vitrail.weights.formats.pickled import USUAL, Held, Inert, UnreadablePickle, as_tensor
@@ -152,12 +152,9 @@ def _locate(given: Path | str) -> tuple[Path, Mapping[str, Any]]:
         return _download(str(given).removeprefix(HUB))
     path = Path(given)
     if not path.is_dir():
-        if path.exists() and not path.is_file():
-            raise CheckpointError(f"{path}: is no regular file; give a weight file")
-        if not path.is_file():
-            raise CheckpointError(
-                f"{path}: is missing, not a weight file; give one such as runs/digits/best.safetensors"
-            )
+        if absent := describe_absent(path):
+            what = f"{absent}, not a weight file" if absent == MISSING else absent
+            raise CheckpointError(f"{path}: {what}; give one such as runs/digits/best.safetensors")
         return path, {}
     for name in FOLDER_FILES:
         if (path / name).is_file() and (path / "config.json").is_file():
