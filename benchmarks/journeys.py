@@ -98,11 +98,10 @@ def make_images(root: Path) -> None:
 
 def run_command(*words: object) -> None:
     """Run a command in this process."""
-    modules = ("vitrail.cli.app", "vitrail.cli")
-    for module in modules:
-        with contextlib.suppress(ImportError):
-            main = __import__(module, fromlist=["main"]).main
-            break
+    try:
+        from vitrail.cli.app import main
+    except ImportError:  # before there were rooms
+        from vitrail.cli import main  # pyright: ignore[reportAttributeAccessIssue]
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(StringIO()):
         main([str(word) for word in words])
 
@@ -113,7 +112,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         make_images(root / "images")
-        shape = {"embed_dim": 48, "depth": 2, "num_heads": 4}
+        shape: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 4}
         tiny = ("model.name=t2t_vit_7", "model.image_size=32", "train.batch_size=8", "train.device=cpu")
         data = (f"data.root={root / 'images'}", "data.name=null", "data.workers=0", "data.check=false")
         settings = (

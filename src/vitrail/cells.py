@@ -32,4 +32,9 @@ def write_rows(stream: TextIO, rows: Iterable[Sequence[Any]], *, guarded: bool) 
     """
     writer = csv.writer(stream, lineterminator="\n")
     for row in rows:
-        writer.writerow([guard(cell) if guarded and isinstance(cell, str) else cell for cell in row])
+        cells = list(row)
+        if guarded:
+            for place, cell in enumerate(cells):
+                if isinstance(cell, str):
+                    cells[place] = guard(cell)
+        writer.writerow(cells)

@@ -15,6 +15,8 @@ from vitrail.models.registry import create_model, find_variant
 from vitrail.weights.loading import open_model
 from vitrail.weights.request import LoadRequest
 
+SHARED = Path(__file__).parents[3] / "shared" / "golden"
+"""Files of other projects that lie beside the repository, where they do."""
 MINDSPORE_TINY = {
     "image_size": 32, "patch_size": 16, "embed_dim": 48, "inner_dim": 12, "depth": 2, "num_heads": 3,
     "inner_num_heads": 2,

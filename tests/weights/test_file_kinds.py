@@ -16,7 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from support.weight_files import opened, save, tiny
+from support.weight_files import opened, tiny
 from vitrail.errors import CheckpointError
 from vitrail.weights.formats.file_kinds import explain_other_kind
 from vitrail.weights.loading import open_model
@@ -56,9 +56,9 @@ def array() -> bytes:
     return file.getvalue()
 
 
-def of_torch() -> bytes:
+def of_torch(*, zipped: bool = True) -> bytes:
     file = io.BytesIO()
-    torch.save({"norm.bias": torch.zeros(10_000)}, file)
+    torch.save({"norm.bias": torch.zeros(10_000)}, file, _use_new_zipfile_serialization=zipped)
     return file.getvalue()
 
 
@@ -99,6 +99,11 @@ KINDS = {
         zipped(**{"tnt/tnt_s.pth": b"a", "README": b"b"}),
         "a.pth",
         "is a zip archive that holds tnt/tnt_s.pth; u",
+    ),
+    "zip of a whole one": (
+        zipped(**{"a.pth": of_torch()}),
+        "b.pth",
+        r"is a zip archive that holds a\.pth; unpack it and give that file",
     ),
     "zip of two": (
         zipped(**{"a.pth": b"a", "b.ckpt": b"b"}),
@@ -151,6 +156,11 @@ KINDS = {
         "a.pth",
         "is cut off: its end, with the list of its contents, is missing; copy or",
     ),
+    "cut legacy": (
+        of_torch(zipped=False)[:-4],
+        "a.pth",
+        "is cut off: it ends before its tensors do; copy or download it again",
+    ),
     "cut pickle": (
         pickle.dumps({"a": np.ones(100)})[:100],
         "a.pkl",
@@ -177,14 +187,6 @@ def test_what_a_file_is_instead_is_said(kind: str, tmp_path: Path) -> None:
     assert str(caught.value).isprintable()
 
 
-def test_legacy_file_that_is_cut_says_so(tmp_path: Path) -> None:
-    path = tmp_path / "a.pth"
-    torch.save({"norm.bias": torch.zeros(10_000)}, path, _use_new_zipfile_serialization=False)
-    path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(CheckpointError, match="is cut off: it ends before its tensors do; copy or download it again"):
-        open_model(path)
-
-
 def test_checkpoint_of_many_processes_is_to_be_joined(tmp_path: Path) -> None:
     (tmp_path / "__0_0.distcp").write_bytes(b"a")
     with pytest.raises(CheckpointError, match=r"is a checkpoint of many processes; .* dcp_to_torch .* weights\.pth"):
@@ -205,11 +207,3 @@ def test_safetensors_whose_first_bytes_are_of_gzip_are_read(tmp_path: Path) -> N
     path.write_bytes(wanted.to_bytes(8, "little") + header + data[8 + length :])
     assert explain_other_kind(path, path.read_bytes()[:512]) is not None
     assert opened(path, "twins_svt_small").weights.keys() == weights.keys()
-
-
-def test_weights_in_one_npy_and_a_zip_are_not_taken_for_torch(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.pth", {"norm.bias": torch.zeros(10)})
-    with zipfile.ZipFile(tmp_path / "b.pth", "w") as archive:
-        archive.write(path, "a.pth")
-    with pytest.raises(CheckpointError, match=r"is a zip archive that holds a\.pth; unpack it and give that file"):
-        open_model(tmp_path / "b.pth")

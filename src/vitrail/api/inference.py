@@ -528,7 +528,8 @@ def bench(
         CheckpointError: A file cannot be read.
         ConfigError: A name of nothing, an option that is wrong, or an engine that cannot run a file.
     """
-    named = [os.fspath(name) for name in ((names,) if isinstance(names, str | Path) else names)]
+    given = (names,) if isinstance(names, str | Path) else names
+    named = [os.fspath(name) for name in given]
     sizes = [batch_size] if isinstance(batch_size, int) else sorted(set(batch_size))
     if not named:
         raise ConfigError("bench needs models or files; `vitrail models` shows the models")

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from html import escape
 from io import StringIO
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast, overload
+from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 from rich import box
 from rich.console import Console
@@ -30,8 +30,12 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
+    def side_of(self, number: int) -> Literal["left", "right"]:
+        """Return the side that a column is aligned on: numbers on the right."""
+        return "right" if self.is_numeric(number) else "left"
+
     def is_numeric(self, number: int) -> bool:
-        """Say whether a column holds numbers, which are aligned on the right."""
+        """Say whether a column holds numbers."""
         texts = [row[number] for row in self.rows if row[number]]
         digits = [text.replace(",", "").replace(".", "").replace("-", "") for text in texts]
         return bool(self.rows) and all(text.isdigit() for text in digits)
@@ -41,15 +45,14 @@ class Table:
         title = escape_text(self.title) or None
         table = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD)
         for number, column in enumerate(self.columns):
-            justify = "right" if self.is_numeric(number) else "left"
-            table.add_column(escape_text(column), justify=justify, overflow="fold")
+            table.add_column(escape_text(column), justify=self.side_of(number), overflow="fold")
         for row in self.rows:
             table.add_row(*map(escape_text, row))
         console.print(table)
 
     def to_html(self) -> str:
         """Return the table as HTML."""
-        aligned = ["right" if self.is_numeric(number) else "left" for number in range(len(self.columns))]
+        aligned = list(map(self.side_of, range(len(self.columns))))
         head = _html_row("th", self.columns, aligned)
         body = "".join(_html_row("td", row, aligned) for row in self.rows)
         title = f"<caption>{escape(escape_text(self.title))}</caption>" if self.title else ""

@@ -180,9 +180,10 @@ def sort_classes(names: Sequence[str], class_order: ClassOrder | None = None) ->
 
 def natural_key(name: str) -> list[Any]:
     """Return the key that timm sorts class folders by: digits in a name are numbers, and case counts nothing."""
-    parts = re.split(r"(\d+)", name.lower())
+    parts: list[Any] = re.split(r"(\d+)", name.lower())
     # every second part is what the parentheses matched
-    return [_number_key(part) if index % 2 else part for index, part in enumerate(parts)]
+    parts[1::2] = map(_number_key, parts[1::2])
+    return parts
 
 
 def _number_key(digits: str) -> tuple[int, str]:

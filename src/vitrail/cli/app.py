@@ -137,7 +137,10 @@ def understood(tokens: Sequence[str]) -> tuple[list[str], list[str]]:
 def _fail(message: str, restart: bool = True, status: int = 2) -> NoReturn:
     """Say what is wrong in one line and exit; without `restart` it would be wrong the next time too."""
     who = "error" if is_main_process() else f"error in process {os.environ['RANK']}"
-    words = [word if len(word) <= LONGEST_WORD else f"{word[:SHOWN_OF_WORD]}..." for word in message.split()]
+    words = message.split()
+    for place, word in enumerate(words):
+        if len(word) > LONGEST_WORD:
+            words[place] = f"{word[:SHOWN_OF_WORD]}..."
     line = escape_text(" ".join(words))  # a file's name may hold what a terminal obeys
     if os.environ.get("LOCAL_RANK", "0") != "0" and is_said_by_first_process(line, os.environ, SPEAK_AFTER_S):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
