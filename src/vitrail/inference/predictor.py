@@ -221,7 +221,7 @@ def read_predictor(
     if topk is not None and topk < 1:
         raise ConfigError(f"--topk is {topk}; it must be at least 1")
     overrides = resolve(PredictConfig, settings).config.preprocess
-    artifact = read_artifact(path, engine, resolve_request(settings))
+    artifact = read_artifact(path, engine, resolve_request(settings), display=display)
     record = artifact.record
     require_classes(record, path)
     if artifact.weights is not None:
