@@ -72,7 +72,7 @@ def _recognise(file: WeightFile, name: str | None) -> tuple[Published, str]:
         raise CheckpointError(f"--name {name}: no published weights are called so; `vitrail weights` lists all")
     if len(hashed) == 1 and wanted in (None, hashed[0]):
         return hashed[0], f"its SHA-256, which begins with {hashed[0].hash_prefix}"
-    fitting = [row for row in ROWS if not row.hash_prefix and _fits(row, file)]
+    fitting = _find_fitting(file)
     if wanted is not None:
         if wanted.hash_prefix:
             raise CheckpointError(
@@ -81,7 +81,9 @@ def _recognise(file: WeightFile, name: str | None) -> tuple[Published, str]:
             )
         if wanted not in fitting:
             also = f"it fits {_list(fitting)}" if fitting else "it fits nothing that is published"
-            raise CheckpointError(f"{file.path}: is not {wanted.name} by the names and shapes of its weights; {also}")
+            raise CheckpointError(
+                f"{file.path}: is not {wanted.name} by its kind and by the names and shapes of its weights; {also}"
+            )
         return wanted, "the name that was given, which its weights fit"
     if not fitting:
         raise CheckpointError(
@@ -97,18 +99,27 @@ def _recognise(file: WeightFile, name: str | None) -> tuple[Published, str]:
     return fitting[0], "the names and shapes of its weights, as its hash was not published"
 
 
-def _fits(row: Published, file: WeightFile) -> bool:
-    """Say whether the weights of a file have the names and shapes of published ones."""
+def _find_fitting(file: WeightFile) -> list[Published]:
+    """Return the published weights that a file may hold, by its kind and by the names and shapes in it.
+
+    Those whose hash is known are not among them.
+    """
     try:
-        found = find_weights(file, LoadRequest(model=row.model, dialect=row.dialect, two_logits=False))
+        readings = find_weights(file, LoadRequest(two_logits=False)).readings
     except CheckpointError:
-        return False
-    for reading in found.readings:
-        config = reading.config
-        same = (config.num_classes, config.size) == (row.num_classes, (row.image_size, row.image_size))
-        if reading.is_whole and reading.model == row.model and same:
-            return True
-    return False
+        return []
+    fitting = []
+    for row in ROWS:
+        if row.hash_prefix or row.kind != file.kind:
+            continue
+        for reading in readings:
+            config = reading.config
+            is_of_size = (config.num_classes, config.size) == (row.num_classes, (row.image_size, row.image_size))
+            is_of_project = row.dialect in reading.dialect.projects
+            if reading.is_whole and reading.model == row.model and is_of_size and is_of_project:
+                fitting.append(row)
+                break
+    return fitting
 
 
 def _list(rows: Sequence[Published]) -> str:

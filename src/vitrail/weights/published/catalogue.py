@@ -74,6 +74,13 @@ class Published:
         return self.address.removeprefix(HUB) if self.address.startswith(HUB) else None
 
     @property
+    def kind(self) -> str:
+        """The format of the file, as `WeightFile.kind` has it."""
+        if self.repository is not None:
+            return "safetensors"
+        return "MindSpore" if self.file.endswith(".ckpt") else "PyTorch"
+
+    @property
     def page(self) -> str:
         """Where a browser finds it."""
         if self.repository is None:
