@@ -4,6 +4,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -46,6 +47,23 @@ def test_cut_connection_is_gone_on_with_where_it_stopped(server: Server, tmp_pat
     assert (tmp_path / "w.part").read_bytes() == DATA
     assert server.asked("/w.pth") == ["", "bytes=1000000-", "bytes=1700000-"]
     assert told.notes[0] == "w: the connection was cut after 1,000,000 of 3,200,000 bytes; trying again"
+
+
+def test_progress_counts_megabytes_and_begins_where_it_stopped(server: Server, tmp_path: Path) -> None:
+    class Counting(Quiet):
+        shown: ClassVar[list[tuple[str, int | None, int]]] = []
+
+        def begin(self, label: str, total: int | None, done: int = 0) -> None:
+            self.shown.append((label, total, done))
+
+        def advance(self, steps: int = 1, **values: str) -> None:
+            label, total, done = self.shown.pop()
+            self.shown.append((label, total, done + steps))
+            assert values["speed"].endswith(" MB/s")
+
+    server.files["/w.pth"].answers = ["cut 1500000"]
+    download(f"{server.url}/w.pth", tmp_path / "w.part", label="w", display=Counting(), limits=QUICK)
+    assert Counting.shown == [("fetch w, MB", 3, 1), ("fetch w, MB", 3, 3)]
 
 
 def test_later_process_goes_on_with_what_an_earlier_one_left(server: Server, tmp_path: Path) -> None:
