@@ -336,6 +336,28 @@ def test_weights_of_the_hub_are_fetched_once_at_a_commit_that_is_kept(
     assert hub.requests[-1][1] == f"/timm/twins_svt_small.in1k/resolve/{COMMIT}/model.safetensors"
 
 
+def test_hub_is_where_its_own_variables_say(hub: Server, cache: Path, tmp_path: Path) -> None:
+    code = "import vitrail; print(*(one.path for one in vitrail.fetch_weights('twins_svt_small', progress=False)))"
+    environ = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, check=True, capture_output=True, text=True)
+    folder = tmp_path / "home/hub/models--timm--twins_svt_small.in1k/snapshots"
+    assert done.stdout == f"{folder / COMMIT / 'model.safetensors'}\n"
+    assert done.stderr == ""
+
+
+def test_no_network_is_told_at_once(hub: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://nowhere.invalid")
+    assert "cannot be fetched from hf-hub:timm/twins_svt_small.in1k (nowhere.invalid: " in refusal("twins_svt_small")
+
+
+def test_what_the_library_of_the_hub_logs_is_shown(hub: Server, twins: bytes) -> None:
+    path = "/timm/twins_svt_small.in1k/resolve/main/model.safetensors"
+    hub.files[path].answers = ["cut 1000000"]
+    told = Notebook()
+    fetch(row_of("twins_svt_small"), told)
+    assert any(note.startswith("twins_svt_small:timm: Error while downloading from http://127.") for note in told.notes)
+
+
 def test_damaged_file_of_the_hub_is_not_kept(hub: Server, twins: bytes) -> None:
     for path, served in hub.files.items():
         if path.endswith(".safetensors"):
@@ -356,12 +378,18 @@ def test_repository_that_is_gone_is_one_line(hub: Server, cache: Path) -> None:
     assert "hf-hub:timm/gone: cannot be downloaded (" in refusal("hf-hub:timm/gone")
 
 
-def test_any_repository_is_taken_at_a_revision(hub: Server) -> None:
+def test_any_repository_is_taken_at_a_revision(hub: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     word = f"hf-hub:timm/twins_svt_small.in1k@{COMMIT}"
     opened = open_model(word)
     assert opened.account.origin == {"address": word, "revision": COMMIT}
     assert opened.account.dialect == "official"
     assert find_origin(word) == opened.account.origin
+    # what is here needs no network
+    open_model("hf-hub:timm/twins_svt_small.in1k")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://nowhere.invalid")
+    assert open_model(word).account.origin == opened.account.origin
+    assert open_model("hf-hub:timm/twins_svt_small.in1k").account.origin["revision"] == COMMIT
+    assert "hf-hub:///: cannot be downloaded (" in refusal("hf-hub:///")
 
 
 def test_cut_connection_to_the_hub_is_gone_on_with(hub: Server, twins: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

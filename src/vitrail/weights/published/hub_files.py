@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import huggingface_hub
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     EntryNotFoundError,
     FileMetadataError,
@@ -35,9 +42,7 @@ def find_in_cache(repository: str, revision: str | None = None) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def fetch_file(
-    repository: str, file: str, revision: str | None, *, label: str, display: Display, offline: bool = False
-) -> Path:
+def fetch_file(repository: str, file: str, revision: str | None, *, label: str, display: Display) -> Path:
     """Fetch a file of a repository, unless the Hub's cache has it, and return where it is.
 
     A fetch that is cut is gone on with by this process; the next one begins anew.
@@ -48,17 +53,18 @@ def fetch_file(
         revision: Commit, branch or tag; None is the main branch.
         label: What is fetched, for the live line.
         display: Where progress is shown.
-        offline: Take it from the cache alone.
 
     Raises:
         EntryNotFoundError: The repository has no such file.
         NotDownloaded: It cannot be had.
     """
     try:
+        cached = huggingface_hub.try_to_load_from_cache(repository, file, revision=revision)
+        if not isinstance(cached, str):  # what is here is taken without a network too
+            _require_host()
         bar: Any = _make_bar(label, display)
-        path = huggingface_hub.hf_hub_download(
-            repository, file, revision=revision, tqdm_class=bar, local_files_only=offline
-        )
+        with _log_shown(label, display):
+            path = huggingface_hub.hf_hub_download(repository, file, revision=revision, tqdm_class=bar)
     except LocalEntryNotFoundError as error:  # which is an EntryNotFoundError too, and means no network
         raise NotDownloaded(_explain(error)) from error
     except EntryNotFoundError:
@@ -91,6 +97,38 @@ def fetch_folder(name: str, display: Display) -> Path:
             continue
         return config.parent
     raise NotDownloaded(f"it has neither {' nor '.join(FOLDER_FILES)}")
+
+
+def _require_host() -> None:
+    """Refuse at once where no network leads to the Hub, whose library would try for half a minute.
+
+    Raises:
+        NotDownloaded: Its name is not known.
+    """
+    host = urlsplit(constants.ENDPOINT).hostname
+    if constants.HF_HUB_OFFLINE or getproxies() or host is None:  # a proxy knows names that this machine does not
+        return
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        raise NotDownloaded(f"{host}: {error.strerror}") from error
+
+
+@contextmanager
+def _log_shown(label: str, display: Display) -> Iterator[None]:
+    """Show on the display what the Hub's library logs, such as that it tries again."""
+
+    class Shown(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            display.note(f"{label}: {' '.join(record.getMessage().split())}")
+
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.handlers
+    logger.handlers = [Shown()]
+    try:
+        yield
+    finally:
+        logger.handlers = before
 
 
 def _make_bar(label: str, display: Display) -> type[tqdm]:
