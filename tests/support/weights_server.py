@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -132,7 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Connection", "close")
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(body[: int(amount)] if verb == "cut" else body)
+            with suppress(ConnectionError):  # of a client that has had enough
+                self.wfile.write(body[: int(amount)] if verb == "cut" else body)
         if verb == "cut" or not served.says_length or served.claimed:
             self.close_connection = True
 

@@ -1,12 +1,13 @@
 """The catalogue: its rows agree with the models and with what is read from files, and words find the right one."""
 
 import re
+from pathlib import Path
 
 import pytest
 
 from vitrail.errors import CheckpointError
 from vitrail.models.registry import find_variant, list_models
-from vitrail.weights.published.catalogue import ROWS, find_row, is_published, list_rows
+from vitrail.weights.published.catalogue import ROWS, choose_namesake, find_row, is_published, list_rows
 
 
 def test_names_and_files_are_each_there_once() -> None:
@@ -103,6 +104,21 @@ def test_what_is_not_published_is_one_line_with_what_is(word: str, model: str | 
     assert message in str(caught.value)
     assert "`vitrail weights` lists all that there are" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "file", "namesake"),
+    [
+        ("runs/best.safetensors", "runs/best.safetensors", "runs/best.safetensors"),
+        ("timm/tnt", "timm/tnt/model.safetensors", "timm/tnt/model.safetensors"),
+        ("t2t_vit_7", "/cache/71.7.pth", "t2t_vit_7"),
+        ("tnt_s:mindcv", "/cache/tnt.ckpt", "tnt_s-mindcv"),
+        ("pretrained:t2t_vit_14_384", "/cache/83.3.pth", "t2t_vit_14_384"),
+        ("hf-hub:timm/tnt_s", "/cache/snapshots/0/model.safetensors", "tnt_s"),
+    ],
+)
+def test_files_made_of_weights_are_named_after_them_and_not_into_the_cache(word: str, file: str, namesake: str) -> None:
+    assert choose_namesake(word, file) == Path(namesake)
 
 
 def test_a_pattern_is_of_names_with_or_without_origin() -> None:

@@ -275,6 +275,16 @@ def test_file_of_that_name_counts_and_that_is_said(
     assert open_model("pretrained:t2t_vit_7").account.origin
 
 
+def test_folder_of_that_name_without_weights_does_not_count(
+    mirror: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("t2t_vit_7").mkdir()
+    assert open_model("t2t_vit_7").account.origin["name"] == "t2t_vit_7:official"
+    Path("results").mkdir()
+    assert "results: is a folder, not a weight file" in refusal("results")
+
+
 def test_weights_of_another_model_are_refused(mirror: Server) -> None:
     assert refusal("pretrained:t2t_vit_7", model="tnt_s_patch16_224") == (
         "pretrained:t2t_vit_7: is a t2t_vit_7, not a tnt_s_patch16_224; for that, write pretrained:tnt_s_patch16_224, "

@@ -70,8 +70,17 @@ def find_here(row: Published) -> Path | None:
     return find_in_cache(row.repository, None if known is None else known.revision)
 
 
-def examine(row: Published, path: Path, *, source: str = "", revision: str | None = None) -> Fetched:
+def examine(
+    row: Published, path: Path, *, source: str = "", revision: str | None = None, is_kept: bool = True
+) -> Fetched:
     """Compare a file with the hash that its project or the Hub gives it, and return what is to be recorded of it.
+
+    Args:
+        row: What it is to be.
+        path: The file.
+        source: Where it came from.
+        revision: Commit on the Hugging Face Hub.
+        is_kept: Whether it stays where it is, if it is another; what was only just fetched does not.
 
     Raises:
         CheckpointError: It is another file, or damaged.
@@ -81,9 +90,10 @@ def examine(row: Published, path: Path, *, source: str = "", revision: str | Non
     blob = Path(os.path.realpath(path)).name  # the Hub's cache names a file by its hash
     expected = blob if re.fullmatch("[0-9a-f]{64}", blob) else row.hash_prefix
     if not sha256.startswith(expected):
+        where, advice = (str(path), "delete it, and fetch it again") if is_kept else (source, "fetch it again")
         raise CheckpointError(
-            f"{row.name}: {path} is damaged or another file, as its SHA-256 begins with {sha256[:8]} and not with "
-            f"{expected[:8]}; delete it, and fetch it again: {command('weights', 'fetch', row.name)}"
+            f"{row.name}: {where} is damaged or another file, as its SHA-256 begins with {sha256[:8]} and not with "
+            f"{expected[:8]}; {advice}: {command('weights', 'fetch', row.name)}"
         )
     return Fetched(sha256=sha256, size=status.st_size, changed_ns=status.st_mtime_ns, source=source, revision=revision)
 

@@ -6,7 +6,6 @@ one that `pretrained` stands for: a safetensors file on the Hugging Face Hub, th
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -303,7 +302,7 @@ def choose_namesake(word: str | Path, file: str) -> Path:
         word: What the weights were asked for by.
         file: The file that they were read from, which for published ones is in a cache.
     """
-    if os.path.lexists(word):
+    if Path(file).is_relative_to(word):  # the file itself, or a folder that it is in
         return Path(file)
     return Path(Path(word).name.removeprefix(f"{WORD}:").replace(":", "-"))
 

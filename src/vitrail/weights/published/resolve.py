@@ -99,7 +99,7 @@ def resolve_weights(text: str | Path, *, model: str | None = None, display: Disp
 def locate_weights(text: str | Path, *, model: str | None = None, display: Display | None = None) -> Located:
     """Return where the weights that a word stands for are, fetched if need be, and what is known of them.
 
-    A file or folder that has such a name is taken before anything published, and that is said.
+    A weight file or folder that has such a name is taken before anything published, and that is said.
 
     Arguments and errors are those of `resolve_weights`.
     """
@@ -108,11 +108,12 @@ def locate_weights(text: str | Path, *, model: str | None = None, display: Displ
     if word.startswith(HUB):
         return _locate_on_hub(word, display)
     path = Path(text)
-    if os.path.lexists(path):
+    is_there = os.path.lexists(path)
+    if is_there and not _is_folder_without_weights(path):
         return Located(path=path, notes=_note_same_name(word))
     row = find_row(word, model)
     if row is None:
-        if path.name == word and (near := suggest_row(word)):
+        if path.name == word and not is_there and (near := suggest_row(word)):
             raise CheckpointError(f"{word}: is no file, and no published weights are called so{near}")
         return Located(path=path)
     found = fetch(row, display)
@@ -179,7 +180,7 @@ def _fetch_from_hub(row: Published, display: Display) -> Path:
     except EntryNotFoundError as error:
         raise NotDownloaded(f"it has no {FOLDER_FILES[0]}") from error
     try:
-        fetched = examine(row, path, source=row.address, revision=path.parent.name)
+        fetched = examine(row, path, source=row.address, revision=path.parent.name, is_kept=False)
     except CheckpointError:
         Path(os.path.realpath(path)).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
@@ -192,7 +193,7 @@ def _fetch_from_address(row: Published, address: str, display: Display) -> Path:
     part, place = part_of(row), place_of(row)
     source = download(address, part, label=row.name, display=display)
     try:
-        fetched = examine(row, part, source=source)
+        fetched = examine(row, part, source=source, is_kept=False)
         with part.open("rb") as file:
             head = file.read(HEAD)
         is_weights = is_safetensors(head) or is_torch(head)
@@ -233,6 +234,10 @@ def _locate_on_hub(word: str, display: Display) -> Located:
             f"{word}: cannot be downloaded ({error}); give a file, or a folder that was downloaded elsewhere"
         ) from error
     return Located(path=folder, origin={"address": word, "revision": folder.name})
+
+
+def _is_folder_without_weights(path: Path) -> bool:
+    return path.is_dir() and not any((path / name).exists() for name in FOLDER_FILES)
 
 
 def _note_same_name(word: str) -> tuple[str, ...]:
