@@ -26,11 +26,15 @@ if TYPE_CHECKING:
     from vitrail.api.training import doctor as doctor
     from vitrail.api.training import show_config as show_config
     from vitrail.api.training import train as train
+    from vitrail.api.weights import add_weights as add_weights
+    from vitrail.api.weights import fetch_weights as fetch_weights
+    from vitrail.api.weights import list_weights as list_weights
     from vitrail.errors import VitrailError as VitrailError
 
 # loaded on first use: `import torch` takes seconds, and `vitrail --help` needs none of it
 _PUBLIC = {
     "VitrailError": "vitrail.errors",
+    "add_weights": "vitrail.api.weights",
     "bench": "vitrail.api.inference",
     "bench_data": "vitrail.api.training",
     "check_data": "vitrail.api.data",
@@ -39,7 +43,9 @@ _PUBLIC = {
     "doctor": "vitrail.api.training",
     "evaluate": "vitrail.api.evaluation",
     "export": "vitrail.api.deploy",
+    "fetch_weights": "vitrail.api.weights",
     "list_models": "vitrail.api.models",
+    "list_weights": "vitrail.api.weights",
     "load_model": "vitrail.api.models",
     "pack": "vitrail.api.data",
     "predict": "vitrail.api.inference",
@@ -54,6 +60,7 @@ _PUBLIC = {
 }
 __all__ = [
     "VitrailError",
+    "add_weights",
     "bench",
     "bench_data",
     "check_data",
@@ -62,7 +69,9 @@ __all__ = [
     "doctor",
     "evaluate",
     "export",
+    "fetch_weights",
     "list_models",
+    "list_weights",
     "load_model",
     "pack",
     "predict",

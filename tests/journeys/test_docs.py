@@ -59,6 +59,9 @@ def test_documents_have_every_command() -> None:
 def test_a_documented_command_is_understood(arguments: list[str]) -> None:
     arguments, _ = understood(arguments)
     command, bound, _ = app.parse_args(arguments, exit_on_error=False, print_error=False)
+    if arguments[0] == "weights":  # which has commands of its own, and takes no settings
+        assert command.__module__ == "vitrail.cli.weights"
+        return
     assert command.__name__.replace("_", "-") == arguments[0]
     given = [value for value in bound.args if isinstance(value, str)]
     settings = [text for text in given if re.match(r"[a-z]+\.[a-z_0-9]+=", text)]

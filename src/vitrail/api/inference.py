@@ -475,7 +475,7 @@ def write_inputs(
 
     with shown(display, progress) as display:
         tell_remarks(display, remarks)
-        artifact = read_artifact(checkpoint, None, resolve_request(layers))
+        artifact = read_artifact(checkpoint, None, resolve_request(layers), display=display)
         if artifact.weights is not None:
             show_account(artifact.weights, display)
         preprocess = override_preprocess(artifact.record.preprocess, overrides, display)
@@ -546,7 +546,7 @@ def bench(
     engines = (engine,) if isinstance(engine, str) else tuple(engine)
     options = {"precision": precision, "device": device, "threads": threads}
     with shown(display, progress) as display:
-        subjects = find_subjects(named, engines, **options)
+        subjects = find_subjects(named, engines, display, **options)
         for name in named:
             tell_program(name, display)
         if timm:
@@ -561,13 +561,15 @@ def bench(
 
 
 @checked
-def verify(*files: str | Path) -> FileChecks:
+def verify(*files: str | Path, display: Display | None = None, progress: bool = True) -> FileChecks:
     """Say whether files are as they were written, without running anything that is in them.
 
     `vitrail.verify("best.safetensors", "best.onnx")` does what `vitrail verify best.safetensors best.onnx` does.
 
     Args:
-        files: Weight files, exported files, saves, lists of parts, or indexes of shards.
+        files: Weight files, exported files, saves, lists of parts, indexes of shards, or names of published weights.
+        display: Where the progress of a download is shown; None is the terminal or notebook.
+        progress: Whether it is shown in a terminal or notebook.
 
     Raises:
         ConfigError: No file is given.
@@ -577,4 +579,5 @@ def verify(*files: str | Path) -> FileChecks:
 
     from vitrail.inference.verify import verify as run
 
-    return FileChecks(tuple(run(Path(file)) for file in files))
+    with shown(display, progress) as display:
+        return FileChecks(tuple(run(Path(file), display) for file in files))

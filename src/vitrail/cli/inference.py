@@ -264,7 +264,10 @@ def _write_inputs(
 
 
 def bench(
-    *names: Annotated[str, Parameter(help="Models, which get fresh weights, weight files, and exported files.")],
+    *names: Annotated[
+        str,
+        Parameter(help="Models, which get fresh weights, weight files, names of published ones, and exported files."),
+    ],
     batch_size: Annotated[
         list[int] | None,
         Parameter(
@@ -409,7 +412,10 @@ def serve(
 
 def verify(
     *files: Annotated[
-        Path, Parameter(help="Weight files, exported files, saves, lists of parts, or indexes of shards.")
+        Path,
+        Parameter(
+            help="Weight files, exported files, saves, lists of parts, indexes of shards, names of published weights."
+        ),
     ],
 ) -> int:
     """Say whether files are as they were written, without running anything that is in them.
@@ -423,8 +429,10 @@ def verify(
     ```
     """
     from vitrail.api import inference as api
+    from vitrail.cli.terminal import open_terminal
 
-    checks = api.verify(*files)
+    with open_terminal() as display:
+        checks = api.verify(*files, display=display)
     show_result(checks)
     for wrong, what in (
         (checks.absent, "are not there, or no files"),

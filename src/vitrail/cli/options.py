@@ -54,8 +54,13 @@ RecipeAndSettings = Annotated[
 FileSettings = Annotated[
     str, Parameter(show_default=False, help="How the file is read: weights.key=value and preprocess.key=value.")
 ]
-Checkpoint = Annotated[Path, Parameter(help="A weight file of any project, or what `vitrail export` made of one.")]
-Weights = Annotated[Path, Parameter(help="A weight file of any project.")]
+Checkpoint = Annotated[
+    Path,
+    Parameter(
+        help="A weight file of any project, what `vitrail export` made of one, or a name that `vitrail weights` lists."
+    ),
+]
+Weights = Annotated[Path, Parameter(help="A weight file of any project, or a name that `vitrail weights` lists.")]
 ModelRecipe = Annotated[str | None, Parameter(help="A recipe's name or file, for the model and how images are read.")]
 JsonFile = Annotated[Path | None, Parameter(name="--json", help="Also write the numbers to this file.")]
 Engine = Annotated[choices.Engine | None, Parameter(help="What runs an exported file, where two can, as .onnx.")]
