@@ -151,6 +151,7 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
                 "evaluation.evaluate",
                 "evaluation.measure",
                 "evaluation.task",
+                "embedding.embed",
                 "embedding.extract",
                 "embedding.store",
                 "distributed.votes",
@@ -163,7 +164,13 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
                 "training.trackers",
             },
         ),  # all but the first only name the type
-        ("cyclopts", {"cli.app", *(f"cli.{name}" for name in ("options", "training", "data", "inference", "deploy"))}),
+        (
+            "cyclopts",
+            {
+                "cli.app",
+                *(f"cli.{name}" for name in ("options", "training", "data", "inference", "embedding", "deploy")),
+            },
+        ),
         ("rich", {"display", "api.results"}),
         ("pandas", {"api.results"}),
         ("safetensors", {"weights.checkpoint", "weights.formats.weight_file", "data.manifest"}),
@@ -188,7 +195,8 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
         ),
         ("huggingface_hub", {"weights.hub", "weights.formats.weight_file"}),
         ("datasets", {"data.tables.hub"}),
-        ("pyarrow", {"data.tables.hub", "data.tables.parquet"}),
+        ("pyarrow", {"data.tables.hub", "data.tables.parquet", "embedding.files"}),
+        ("umap", {"embedding.map"}),
         ("mindspore", set()),
         ("onnxruntime", {"inference.engines", "deploy.int8"}),
         ("nncf", {"deploy.int8"}),
@@ -201,7 +209,7 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
         ("python_multipart", {"server.upload"}),
         ("prometheus_client", {"server.metrics"}),
         ("pickle", set()),
-        ("sklearn", {"data.named_sets", "embedding.probe"}),
+        ("sklearn", {"data.named_sets", "embedding.map", "embedding.probe"}),
     ],
 )
 def test_a_library_has_few_owners(library: str, owners: set[str]) -> None:
@@ -264,8 +272,8 @@ def test_every_file_is_ascii() -> None:
 
 def test_public_names_resolve_and_are_documented() -> None:
     assert set(vitrail.__all__) == set(dir(vitrail)) == {
-        "VitrailError", "bench", "bench_data", "check_data", "convert", "create_model", "doctor", "evaluate", "export",
-        "list_models", "load_model", "pack", "predict", "quantize", "resize_data", "serve", "show_config",
+        "VitrailError", "bench", "bench_data", "check_data", "convert", "create_model", "doctor", "embed", "evaluate",
+        "export", "list_models", "load_model", "pack", "predict", "quantize", "resize_data", "serve", "show_config",
         "sweep_preprocess", "train", "verify", "write_inputs",
     }  # fmt: skip
     for name in vitrail.__all__:
@@ -288,6 +296,7 @@ def test_public_names_resolve_and_are_documented() -> None:
                 "api.training",
                 "api.data",
                 "api.inference",
+                "api.embedding",
                 "api.deploy",
             )
         ),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vitrail.api.deploy import convert as convert
     from vitrail.api.deploy import export as export
     from vitrail.api.deploy import quantize as quantize
+    from vitrail.api.embedding import embed as embed
     from vitrail.api.evaluation import evaluate as evaluate
     from vitrail.api.evaluation import sweep_preprocess as sweep_preprocess
     from vitrail.api.inference import bench as bench
@@ -37,6 +38,7 @@ _PUBLIC = {
     "convert": "vitrail.api.deploy",
     "create_model": "vitrail.models.registry",
     "doctor": "vitrail.api.training",
+    "embed": "vitrail.api.embedding",
     "evaluate": "vitrail.api.evaluation",
     "export": "vitrail.api.deploy",
     "list_models": "vitrail.models.registry",
@@ -60,6 +62,7 @@ __all__ = [
     "convert",
     "create_model",
     "doctor",
+    "embed",
     "evaluate",
     "export",
     "list_models",

@@ -16,6 +16,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from vitrail.cli.data import check_data, pack, resize_data
 from vitrail.cli.deploy import convert, export, quantize
+from vitrail.cli.embedding import embed
 from vitrail.cli.inference import bench, evaluate, predict, serve, verify
 from vitrail.cli.training import bench_data, config, doctor, models, train
 from vitrail.distributed.launch import is_main_process, is_said_by_first_process, understand_launch, without_local_rank
@@ -41,6 +42,7 @@ COMMANDS = (
     train,
     evaluate,
     predict,
+    embed,
     convert,
     export,
     quantize,

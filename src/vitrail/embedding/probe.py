@@ -115,9 +115,15 @@ def find_neighbours(features: Features, asked: Features, k: int) -> tuple[NDArra
     """Return the cosines (m, k) of the k images nearest to each that is asked for, and their indices, nearest first."""
     from sklearn.neighbors import NearestNeighbors
 
-    search = NearestNeighbors(n_neighbors=k, metric="euclidean", algorithm="brute").fit(_unit(features))
-    distances, found = search.kneighbors(_unit(asked))
+    search = NearestNeighbors(n_neighbors=k, metric="euclidean", algorithm="brute").fit(scale_to_unit(features))
+    distances, found = search.kneighbors(scale_to_unit(asked))
     return 1 - np.square(distances, dtype=np.float64) / 2, found
+
+
+def scale_to_unit(features: Features) -> NDArray[np.float32]:
+    """Return features scaled to length 1, whose products are cosines; those of length 0 stay as they are."""
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    return (features / np.maximum(lengths, 1e-12)).astype(np.float32)
 
 
 def linear_probe(
@@ -375,11 +381,6 @@ def _require_classes(labels: Labels) -> None:
         raise DataError(
             f"all {len(labels):,} images have the same class, so nothing can be told apart; give images of two classes"
         )
-
-
-def _unit(features: Features) -> NDArray[np.float32]:
-    lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    return (features / np.maximum(lengths, 1e-12)).astype(np.float32)
 
 
 def _evenly(n: int, most: int) -> NDArray[np.int64]:
