@@ -22,6 +22,7 @@ ROOMS = [
     {"hub", "data", "timm"},
     {"inference"},
     {"evaluation", "server"},
+    {"embedding"},
     {"training", "deploy"},
     {"api"},
     {"cli"},
@@ -150,6 +151,9 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
                 "evaluation.evaluate",
                 "evaluation.measure",
                 "evaluation.task",
+                "embedding.embed",
+                "embedding.extract",
+                "embedding.store",
                 "distributed.votes",
                 "training.optim.nonfinite",
                 "training.run.open_run",
@@ -162,7 +166,13 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
         ),  # all but the first only name the type
         (
             "cyclopts",
-            {"cli.app", *(f"cli.{name}" for name in ("options", "training", "data", "inference", "deploy", "weights"))},
+            {
+                "cli.app",
+                *(
+                    f"cli.{name}"
+                    for name in ("options", "training", "data", "inference", "embedding", "deploy", "weights")
+                ),
+            },
         ),
         ("rich", {"display", "api.results"}),
         ("pandas", {"api.results"}),
@@ -193,7 +203,8 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
         ("filelock", {"data.tables.parquet", "weights.published.cache"}),
         ("urllib", {"weights.published.download", "weights.published.hub_files"}),
         ("datasets", {"data.tables.hub"}),
-        ("pyarrow", {"data.tables.hub", "data.tables.parquet"}),
+        ("pyarrow", {"data.tables.hub", "data.tables.parquet", "embedding.files"}),
+        ("umap", {"embedding.map"}),
         ("mindspore", set()),
         ("onnxruntime", {"inference.engines", "deploy.int8"}),
         ("nncf", {"deploy.int8"}),
@@ -207,7 +218,7 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
         ("python_multipart", {"server.upload"}),
         ("prometheus_client", {"server.metrics"}),
         ("pickle", set()),
-        ("sklearn", {"data.named_sets"}),
+        ("sklearn", {"data.named_sets", "embedding.map", "embedding.probe"}),
     ],
 )
 def test_a_library_has_few_owners(library: str, owners: set[str]) -> None:
@@ -271,8 +282,9 @@ def test_every_file_is_ascii() -> None:
 def test_public_names_resolve_and_are_documented() -> None:
     assert set(vitrail.__all__) == set(dir(vitrail)) == {
         "VitrailError", "add_weights", "bench", "bench_data", "check_data", "convert", "create_model", "doctor",
-        "evaluate", "export", "fetch_weights", "list_models", "list_weights", "load_model", "pack", "predict",
-        "quantize", "resize_data", "serve", "show_config", "sweep_preprocess", "train", "verify", "write_inputs",
+        "embed", "evaluate", "export", "fetch_weights", "list_models", "list_weights", "load_model", "pack",
+        "predict", "quantize", "resize_data", "serve", "show_config", "sweep_preprocess", "train", "verify",
+        "write_inputs",
     }  # fmt: skip
     for name in vitrail.__all__:
         assert getattr(vitrail, name).__doc__
@@ -294,6 +306,7 @@ def test_public_names_resolve_and_are_documented() -> None:
                 "api.training",
                 "api.data",
                 "api.inference",
+                "api.embedding",
                 "api.deploy",
             )
         ),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vitrail.api.deploy import convert as convert
     from vitrail.api.deploy import export as export
     from vitrail.api.deploy import quantize as quantize
+    from vitrail.api.embedding import embed as embed
     from vitrail.api.evaluation import evaluate as evaluate
     from vitrail.api.evaluation import sweep_preprocess as sweep_preprocess
     from vitrail.api.inference import bench as bench
@@ -41,6 +42,7 @@ _PUBLIC = {
     "convert": "vitrail.api.deploy",
     "create_model": "vitrail.api.models",
     "doctor": "vitrail.api.training",
+    "embed": "vitrail.api.embedding",
     "evaluate": "vitrail.api.evaluation",
     "export": "vitrail.api.deploy",
     "fetch_weights": "vitrail.api.weights",
@@ -67,6 +69,7 @@ __all__ = [
     "convert",
     "create_model",
     "doctor",
+    "embed",
     "evaluate",
     "export",
     "fetch_weights",

@@ -11,7 +11,15 @@ from PIL import Image
 
 from support.forked import python
 from vitrail.cli.app import app, understood
-from vitrail.config.commands import CheckConfig, ConvertConfig, DataConfig, EvaluateConfig, PredictConfig, TrainConfig
+from vitrail.config.commands import (
+    CheckConfig,
+    ConvertConfig,
+    DataConfig,
+    EmbedConfig,
+    EvaluateConfig,
+    PredictConfig,
+    TrainConfig,
+)
 from vitrail.config.recipes import find_recipe, list_recipes
 from vitrail.config.resolve import parse_command_line, read_yaml, resolve
 from vitrail.models.registry import create_model
@@ -74,13 +82,18 @@ def test_a_documented_command_is_understood(arguments: list[str]) -> None:
         "evaluate": EvaluateConfig,
         "quantize": EvaluateConfig,
         "predict": PredictConfig,
+        "embed": EmbedConfig,
     }
     schema |= {"check-data": CheckConfig, **dict.fromkeys(("convert", "export", "serve"), ConvertConfig)}
     schema |= dict.fromkeys(("pack", "resize-data"), DataConfig)
     if schema[arguments[0]] is TrainConfig:
         layers = [read_yaml(find_recipe(recipes[0] if recipes else "digits")[1])]
     else:  # what the weight file would say
-        layers = [parse_command_line(["data.root=trained/on"] if schema[arguments[0]] is EvaluateConfig else [])]
+        layers = [
+            parse_command_line(
+                ["data.root=trained/on"] if schema[arguments[0]] in (EvaluateConfig, EmbedConfig) else []
+            )
+        ]
     resolve(schema[arguments[0]], [*layers, parse_command_line(settings)])
 
 

@@ -277,7 +277,7 @@ def iterate_predictions(
     Arguments and errors are those of `predict`. Its file is whole once all rows were taken.
     """
     given = settings if isinstance(settings, Given) else read_settings(predict, settings, {})
-    inputs = _Inputs.read(images, given)
+    inputs = Inputs.read(images, given)
     layers, remarks = with_recipe(config, inputs.settings, OF_WEIGHTS)
     resolve(PredictConfig, layers)  # a wrong setting is told before all else
     require_at_least(1, topk=topk, batch_size=batch_size)
@@ -310,7 +310,7 @@ class _Classifying:
 
 def _predict_each(
     checkpoint: Path,
-    inputs: _Inputs,
+    inputs: Inputs,
     layers: Sequence[Layer],
     remarks: Sequence[tuple[Say, str]],
     options: _Classifying,
@@ -376,7 +376,7 @@ def _named(chosen: predicting.Prediction, classes: Sequence[str], *, multi_label
 
 
 @dataclass(frozen=True)
-class _Inputs:
+class Inputs:
     """Images as they are named, and settings less those that say how lists of images are read."""
 
     given: tuple[str, ...]
@@ -387,7 +387,7 @@ class _Inputs:
     """Column of such lists that has the paths."""
 
     @classmethod
-    def read(cls, images: str | Path | Iterable[str | Path], settings: Given) -> _Inputs:
+    def read(cls, images: str | Path | Iterable[str | Path], settings: Given) -> Inputs:
         """Check what is given, and tell the settings of lists from those of the model.
 
         Raises:
@@ -462,7 +462,7 @@ def write_inputs(
         ConfigError: A setting is wrong.
         DataError: There is no such image, or a list is wrong.
     """
-    inputs = _Inputs.read(images, read_settings(write_inputs, settings, sections))
+    inputs = Inputs.read(images, read_settings(write_inputs, settings, sections))
     layers, remarks = with_recipe(config, inputs.settings, OF_WEIGHTS)
     overrides = resolve(PredictConfig, layers).config.preprocess
 

@@ -11,7 +11,7 @@ from vitrail.api.arguments import checked
 from vitrail.api.options import shown
 from vitrail.api.results import ResultList, Table
 from vitrail.display import Display
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, write_option
 
 if TYPE_CHECKING:
     from vitrail.weights.published.catalogue import Published
@@ -169,7 +169,9 @@ def add_weights(
     if not given:
         raise ConfigError("add needs a file, such as one that was downloaded with a browser")
     if name is not None and len(given) > 1:
-        raise ConfigError(f"--name {name}: is of one file, and {len(given)} are given; add them one by one")
+        raise ConfigError(
+            f"{write_option('name', name)}: is of one file, and {len(given)} are given; add them one by one"
+        )
     with shown(display, progress) as display:
         added = [add_file(Path(file), display, name) for file in given]
     return FetchedWeights(tuple(_describe(one.row) for one in added), tuple(one.by for one in added))

@@ -16,6 +16,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from vitrail.cli.data import check_data, pack, resize_data
 from vitrail.cli.deploy import convert, export, quantize
+from vitrail.cli.embedding import embed
 from vitrail.cli.inference import bench, evaluate, predict, serve, verify
 from vitrail.cli.signals import tell_interrupted
 from vitrail.cli.training import bench_data, config, doctor, models, train
@@ -47,6 +48,7 @@ COMMANDS = (
     train,
     evaluate,
     predict,
+    embed,
     convert,
     export,
     quantize,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitrail.display import Display
-from vitrail.errors import CheckpointError, command
+from vitrail.errors import CheckpointError, command, write_option
 from vitrail.files import open_regular, write_whole
 from vitrail.weights.checkpoint import KEY, hash_file
 from vitrail.weights.formats.weight_file import WeightFile, open_weights
@@ -69,7 +69,9 @@ def _recognise(file: WeightFile, name: str | None) -> tuple[Published, str]:
     hashed = [row for row in ROWS if row.hash_prefix and sha256.startswith(row.hash_prefix)]
     wanted = None if name is None else find_row(name)
     if name is not None and wanted is None:
-        raise CheckpointError(f"--name {name}: no published weights are called so; `vitrail weights` lists all")
+        raise CheckpointError(
+            f"{write_option('name', name)}: no published weights are called so; `vitrail weights` lists all"
+        )
     if len(hashed) == 1 and wanted in (None, hashed[0]):
         return hashed[0], f"its SHA-256, which begins with {hashed[0].hash_prefix}"
     fitting = _find_fitting(file)
