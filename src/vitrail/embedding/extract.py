@@ -59,8 +59,9 @@ class Extractor:
     def __post_init__(self) -> None:
         n = len(self.model.feature_levels)
         if not -n <= self.level < n:
+            where = write_option("level", self.level)
             raise ConfigError(
-                f"{write_option('level', self.level)}: the model has levels 0 to {n - 1}, or {-n} to -1 from the end; give one of them"
+                f"{where}: the model has levels 0 to {n - 1}, or {-n} to -1 from the end; give one of them"
             )
         if self.pooling not in self.model.poolings:
             has = ", ".join(self.model.poolings)
