@@ -1,6 +1,7 @@
 """Who may import whom, who alone may do what, and that the public names are few and documented."""
 
 import ast
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -323,6 +324,27 @@ def test_prediction_imports_no_more_than_it_needs() -> None:
     code = f"import sys, {modules}; print(*{needless} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
     assert not done.stdout.split()
+
+
+FLAG = re.compile(r"(?:^|[\s(])--[a-z]")
+OF_OTHER_PROGRAMS = ("--shm-size", "--nproc-per-node", "--format openvino --precision bfloat16", "--local-rank")
+"""Flags that are not ours, or part of a whole command."""
+
+
+@pytest.mark.parametrize(
+    "name", sorted(name for name in MODULES if room(name) not in ("cli", "migrate") and name != "distributed.launch")
+)
+def test_messages_name_options_as_their_caller_gave_them(name: str) -> None:
+    tree = MODULES[name]
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    commands = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "command"]
+    in_commands = {id(node) for call in commands for node in ast.walk(call)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings | in_commands:
+            text = re.sub(r"`[^`]*`", "", node.value)  # a whole command
+            for flag in OF_OTHER_PROGRAMS:
+                text = text.replace(flag, "")
+            assert not FLAG.search(text), f"{name}: {node.value!r}; errors.write_option and name_option write it"
 
 
 def functions(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
