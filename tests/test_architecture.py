@@ -23,6 +23,7 @@ ROOMS = [
     {"hub", "data", "timm"},
     {"inference"},
     {"evaluation", "server"},
+    {"embedding"},
     {"training", "deploy"},
     {"api"},
     {"cli"},
@@ -151,6 +152,9 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
                 "evaluation.evaluate",
                 "evaluation.measure",
                 "evaluation.task",
+                "embedding.embed",
+                "embedding.extract",
+                "embedding.store",
                 "distributed.votes",
                 "training.optim.nonfinite",
                 "training.run.open_run",
@@ -161,7 +165,16 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
                 "training.run.trackers",
             },
         ),  # all but the first only name the type
-        ("cyclopts", {"cli.app", *(f"cli.{name}" for name in ("options", "training", "data", "inference", "deploy"))}),
+        (
+            "cyclopts",
+            {
+                "cli.app",
+                *(
+                    f"cli.{name}"
+                    for name in ("options", "training", "data", "inference", "embedding", "deploy", "weights")
+                ),
+            },
+        ),
         ("rich", {"display", "api.results"}),
         ("pandas", {"api.results"}),
         ("safetensors", {"weights.checkpoint", "weights.formats.weight_file", "data.manifest"}),
@@ -184,9 +197,15 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
                 "models.layers",
             },
         ),
-        ("huggingface_hub", {"weights.hub", "weights.formats.weight_file"}),
+        (
+            "huggingface_hub",
+            {"weights.hub", "weights.published.hub_files", "weights.published.resolve"},
+        ),  # the last names the error of a file that is not there
+        ("filelock", {"data.tables.parquet", "weights.published.cache"}),
+        ("urllib", {"weights.published.download", "weights.published.hub_files"}),
         ("datasets", {"data.tables.hub"}),
-        ("pyarrow", {"data.tables.hub", "data.tables.parquet"}),
+        ("pyarrow", {"data.tables.hub", "data.tables.parquet", "embedding.files"}),
+        ("umap", {"embedding.map"}),
         ("mindspore", set()),
         ("onnxruntime", {"inference.engines", "deploy.int8"}),
         ("nncf", {"deploy.int8"}),
@@ -200,7 +219,7 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
         ("python_multipart", {"server.upload"}),
         ("prometheus_client", {"server.metrics"}),
         ("pickle", set()),
-        ("sklearn", {"data.named_sets"}),
+        ("sklearn", {"data.named_sets", "embedding.map", "embedding.probe"}),
     ],
 )
 def test_a_library_has_few_owners(library: str, owners: set[str]) -> None:
@@ -263,9 +282,10 @@ def test_every_file_is_ascii() -> None:
 
 def test_public_names_resolve_and_are_documented() -> None:
     assert set(vitrail.__all__) == set(dir(vitrail)) == {
-        "VitrailError", "bench", "bench_data", "check_data", "convert", "create_model", "doctor", "evaluate", "export",
-        "list_models", "load_model", "pack", "predict", "quantize", "resize_data", "serve", "show_config",
-        "sweep_preprocess", "train", "verify", "write_inputs",
+        "VitrailError", "add_weights", "bench", "bench_data", "check_data", "convert", "create_model", "doctor",
+        "embed", "evaluate", "export", "fetch_weights", "list_models", "list_weights", "load_model", "pack",
+        "predict", "quantize", "resize_data", "serve", "show_config", "sweep_preprocess", "train", "verify",
+        "write_inputs",
     }  # fmt: skip
     for name in vitrail.__all__:
         assert getattr(vitrail, name).__doc__
@@ -287,6 +307,7 @@ def test_public_names_resolve_and_are_documented() -> None:
                 "api.training",
                 "api.data",
                 "api.inference",
+                "api.embedding",
                 "api.deploy",
             )
         ),

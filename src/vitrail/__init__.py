@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vitrail.api.deploy import convert as convert
     from vitrail.api.deploy import export as export
     from vitrail.api.deploy import quantize as quantize
+    from vitrail.api.embedding import embed as embed
     from vitrail.api.evaluation import evaluate as evaluate
     from vitrail.api.evaluation import sweep_preprocess as sweep_preprocess
     from vitrail.api.inference import bench as bench
@@ -26,20 +27,27 @@ if TYPE_CHECKING:
     from vitrail.api.training import doctor as doctor
     from vitrail.api.training import show_config as show_config
     from vitrail.api.training import train as train
+    from vitrail.api.weights import add_weights as add_weights
+    from vitrail.api.weights import fetch_weights as fetch_weights
+    from vitrail.api.weights import list_weights as list_weights
     from vitrail.errors import VitrailError as VitrailError
 
 # loaded on first use: `import torch` takes seconds, and `vitrail --help` needs none of it
 _PUBLIC = {
     "VitrailError": "vitrail.errors",
+    "add_weights": "vitrail.api.weights",
     "bench": "vitrail.api.inference",
     "bench_data": "vitrail.api.training",
     "check_data": "vitrail.api.data",
     "convert": "vitrail.api.deploy",
     "create_model": "vitrail.api.models",
     "doctor": "vitrail.api.training",
+    "embed": "vitrail.api.embedding",
     "evaluate": "vitrail.api.evaluation",
     "export": "vitrail.api.deploy",
+    "fetch_weights": "vitrail.api.weights",
     "list_models": "vitrail.api.models",
+    "list_weights": "vitrail.api.weights",
     "load_model": "vitrail.api.models",
     "pack": "vitrail.api.data",
     "predict": "vitrail.api.inference",
@@ -54,15 +62,19 @@ _PUBLIC = {
 }
 __all__ = [
     "VitrailError",
+    "add_weights",
     "bench",
     "bench_data",
     "check_data",
     "convert",
     "create_model",
     "doctor",
+    "embed",
     "evaluate",
     "export",
+    "fetch_weights",
     "list_models",
+    "list_weights",
     "load_model",
     "pack",
     "predict",

@@ -6,12 +6,21 @@ import pytest
 
 from vitrail.cli.app import app
 
-COMMANDS = [name for name in app if not name.startswith("-")]
+COMMANDS = [(name,) for name in app if not name.startswith("-")]
+COMMANDS += [("weights", name) for name in app["weights"] if not name.startswith("-")]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_option_has_a_text_that_stands_alone(name: str) -> None:
-    arguments: Any = app[name].assemble_argument_collection()
+def found(words: tuple[str, ...]) -> Any:
+    """Return a command, which may be one of another's."""
+    command = app
+    for word in words:
+        command = command[word]
+    return command
+
+
+@pytest.mark.parametrize("name", COMMANDS, ids=" ".join)
+def test_every_option_has_a_text_that_stands_alone(name: tuple[str, ...]) -> None:
+    arguments: Any = found(name).assemble_argument_collection()
     assert len(arguments) > 0
     for argument in arguments:
         text = (argument.parameter.help or "").strip()
@@ -23,7 +32,7 @@ def test_every_option_has_a_text_that_stands_alone(name: str) -> None:
         assert not text.startswith("The same"), f"{where}: {text}"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_says_what_it_does_in_one_line(name: str) -> None:
-    first = app[name].help.splitlines()[0]
+@pytest.mark.parametrize("name", COMMANDS, ids=" ".join)
+def test_every_command_says_what_it_does_in_one_line(name: tuple[str, ...]) -> None:
+    first = found(name).help.splitlines()[0]
     assert first.endswith((".", ";")), f"{name}: {first}"

@@ -94,10 +94,24 @@ def test_an_export_without_a_format_is_what_their_program_writes(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
+    ("typed", "checkpoint"),
+    [
+        ("evaluate -c f.yaml --pretrained", "pretrained:mindcv"),
+        ("evaluate /data --model tnt_s_patch16_224 --pretrained", "pretrained"),
+        ("evaluate /data --pretrained --pretrain_path w.pth", "w.pth"),
+        ("evaluate /data --pretrain_path w.pth --pretrained", "w.pth"),
+        ("predict --pretrained true --arch t2t_vit_14 seven.png", "pretrained"),
+    ],
+)
+def test_the_flag_pretrained_means_published_weights(typed: str, checkpoint: str) -> None:
+    assert translate_flags(typed.split(), {})[0][1] == checkpoint
+
+
+@pytest.mark.parametrize(
     ("typed", "message"),
     [
         ("train --data_dri /d", "--data_dri: unknown option; did you mean '--data_dir'?"),
-        ("evaluate -c f.yaml --pretrained", "--pretrained: nothing is downloaded here; fetch the file and write"),
+        ("evaluate -c f.yaml --ckpt_path", "--ckpt_path: names no file; write --ckpt_path FILE"),
         (
             "export --checkpoint w --file_format AIR",
             "--file_format says AIR, which Ascend 910 alone can write; it can",

@@ -266,7 +266,7 @@ def test_all_that_is_wrong_comes_in_one_line() -> None:
         ("tnt_s_gpu", {"scheduler": "multi_step_decay"}, "it can be cosine_decay, warmup_cosine_decay, step_decay"),
         ("tnt_s_gpu", {"re_value": 127}, "re_value is 127; it can be random, noise for every pixel, or 0, the mean of"),
         ("tnt_s_gpu", {"num_samples": "few"}, "num_samples is few; it must be a number"),
-        ("tnt_s_gpu", {"pretrained": True}, "nothing is downloaded here; fetch the file and name it as model.weights"),
+        ("tnt_s_gpu", {"pretrained": "maybe"}, "pretrained is maybe; it must be true or false"),
         ("tnt_s_gpu", {"distribute": "maybe"}, "distribute is maybe; it must be a number"),
         ("tnt_s_gpu", {"ema": "maybe"}, "ema is maybe; it must be true or false"),
         ("tnt_s_gpu", {"dataset": "mnist"}, "dataset is mnist; it can be imagenet, cifar10, cifar100"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitrail.api.arguments import checked
 from vitrail.api.options import read_settings, require_at_least, settings_alone, shown
@@ -16,6 +17,10 @@ from vitrail.config.sections import DataSection
 from vitrail.display import Display
 from vitrail.errors import ConfigError, name_option
 from vitrail.migrate.given import Settings
+
+if TYPE_CHECKING:
+    from vitrail.data.audit.suspects import Suspect
+    from vitrail.data.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,19 @@ class DataProblem:
 
 
 @dataclass(frozen=True)
+class SuspectLabel:
+    """An image whose label looks wrong."""
+
+    path: str
+    label: str
+    """The class that it has."""
+    likelier: str
+    """The class that it looks like."""
+    loss: float
+    """Cross-entropy of its label, by a layer that was fitted without it."""
+
+
+@dataclass(frozen=True)
 class DataCheck(Result):
     """What was found in a data set, and where the page about it is."""
 
@@ -51,6 +69,8 @@ class DataCheck(Result):
     """Whether an image may have several classes."""
     is_picture: bool
     """Whether the images have three channels of 8 bits."""
+    suspects: tuple[SuspectLabel, ...] | None = None
+    """Images whose label looks wrong, the most suspect first; None where none were searched for."""
 
     @property
     def has_errors(self) -> bool:
@@ -70,8 +90,11 @@ class DataCheck(Result):
         return [Table(title, ("", "found", "to do"), tuple(rows))]
 
     def lines(self) -> Sequence[str]:
-        """Say where the page is."""
-        return [f"page: {self.page}{' (replaced)' if self.replaced else ''}"]
+        """Say how many labels look wrong, and where the page is."""
+        lines = []
+        if self.suspects is not None:
+            lines.append(f"{len(self.suspects):,} labels look wrong: {self.page.with_name('suspects.csv')}")
+        return [*lines, f"page: {self.page}{' (replaced)' if self.replaced else ''}"]
 
     def records(self) -> Sequence[dict[str, Any]]:
         """Return one row a problem."""
@@ -135,6 +158,7 @@ def check_data(
     *,
     output: str | Path = "data-check",
     imagenet_devkit: str | Path | None = None,
+    suspects: str | Path | None = None,
     display: Display | None = None,
     progress: bool = True,
     **sections: Any,
@@ -147,6 +171,8 @@ def check_data(
         settings: Settings of the sections data and preprocess, such as {"data.root": FOLDER}.
         output: Folder for the page, and the same as JSON.
         imagenet_devkit: Archive by which ImageNet's validation images are brought into class folders first.
+        suspects: Weight file by whose features labels are found that look wrong; the page shows them, suspects.csv
+            has all.
         display: Where progress is shown; None is the terminal or notebook.
         progress: Whether progress is shown in a terminal or notebook.
         sections: Settings by section, such as data={"root": FOLDER}.
@@ -172,7 +198,12 @@ def check_data(
             display.note(f"{done.moved:,} images moved into class folders, {done.there:,} were there")
             if done.absent:
                 display.warn(f"{done.absent:,} of ImageNet's validation images are not there")
-        checked = run(config, Path(output), display)
+        suspect = None
+        if suspects is not None:
+            from vitrail.embedding.suspects import find_suspects
+
+            suspect = partial(find_suspects, Path(suspects), config.data, display=display)
+        checked = run(config, Path(output), display, suspect)
         for note in checked.manifest.notes:
             display.note(note)
     manifest, findings = checked.manifest, checked.findings
@@ -188,6 +219,16 @@ def check_data(
         replaced=checked.replaced,
         multi_label=manifest.label_sets is not None,
         is_picture=manifest.pixels.is_picture,
+        suspects=_name_suspects(manifest, checked.suspects),
+    )
+
+
+def _name_suspects(manifest: Manifest, suspects: Sequence[Suspect] | None) -> tuple[SuspectLabel, ...] | None:
+    if suspects is None:
+        return None
+    return tuple(
+        SuspectLabel(manifest.name(one.index), manifest.label_name(one.index), manifest.classes[one.likelier], one.loss)
+        for one in suspects
     )
 
 

@@ -239,7 +239,7 @@ def convert(
         refuse_output("report", report_file, [*files_of(source), *files_of(target)])
     is_replaced = target.exists()
     with shown(display, progress) as display:
-        done = run(source, target, to, make_request(config.weights))
+        done = run(source, target, to, make_request(config.weights), display)
         for note in done.read.notes:
             display.note(note)
         for doubt in (*done.read.doubts, *done.doubts):
@@ -311,13 +311,14 @@ def export(
         Rejected: The logits of a file are too far off; it is kept as FILE.rejected.
     """
     layers, remarks = with_recipe(config, read_settings(export, settings, sections), OF_WEIGHTS)
-    formats: list[ExportFormat] = list(dict.fromkeys([format] if isinstance(format, str) else format))
+    formats: list[ExportFormat] = [*dict.fromkeys([format] if isinstance(format, str) else format)]
     _check_formats(formats, topk, with_preprocess, mindir_version)
 
     from vitrail.deploy.compare import gather_sample
     from vitrail.deploy.export import check_request, find_outputs
     from vitrail.deploy.export import export as run
     from vitrail.devices import pick_device
+    from vitrail.weights.published.catalogue import choose_namesake
 
     check_request(formats, precision, batch_size, with_preprocess)
     with shown(display, progress) as display:
@@ -327,9 +328,9 @@ def export(
         _check_topk(topk, num_classes)
 
         # Where to, and what to compare on
-        source, target = Path(opened.account.path), path_or_none(output)
-        if with_preprocess and target is None:  # not the name of the file that takes what is resized
-            target = source.with_suffix(".image.onnx")
+        source, target = choose_namesake(checkpoint, opened.account.path), path_or_none(output)
+        if with_preprocess:  # not the name of the file that takes what is resized
+            target = target or source.with_suffix(".image.onnx")
         outputs = find_outputs(formats, source, target)
         sample = gather_sample(opened.record, path_or_none(images), display.note)
 
@@ -369,7 +370,7 @@ def _open_with_preprocess(checkpoint: str | Path, layers: Sequence[Layer], displ
     from vitrail.weights.request import resolve_request
 
     asked = resolve(PredictConfig, layers).config
-    opened = open_model(checkpoint, resolve_request(layers))
+    opened = open_model(checkpoint, resolve_request(layers), display)
     show_account(opened, display)
     preprocess = override_preprocess(opened.record.preprocess, asked.preprocess, display)
     return replace(opened, record=replace(opened.record, preprocess=preprocess))

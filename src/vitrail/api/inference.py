@@ -277,7 +277,7 @@ def iterate_predictions(
     Arguments and errors are those of `predict`. Its file is whole once all rows were taken.
     """
     given = settings if isinstance(settings, Given) else read_settings(predict, settings, {})
-    inputs = _Inputs.read(images, given)
+    inputs = Inputs.read(images, given)
     layers, remarks = with_recipe(config, inputs.settings, OF_WEIGHTS)
     resolve(PredictConfig, layers)  # a wrong setting is told before all else
     require_at_least(1, topk=topk, batch_size=batch_size)
@@ -310,7 +310,7 @@ class _Classifying:
 
 def _predict_each(
     checkpoint: Path,
-    inputs: _Inputs,
+    inputs: Inputs,
     layers: Sequence[Layer],
     remarks: Sequence[tuple[Say, str]],
     options: _Classifying,
@@ -376,7 +376,7 @@ def _named(chosen: predicting.Prediction, classes: Sequence[str], *, multi_label
 
 
 @dataclass(frozen=True)
-class _Inputs:
+class Inputs:
     """Images as they are named, and settings less those that say how lists of images are read."""
 
     given: tuple[str, ...]
@@ -387,7 +387,7 @@ class _Inputs:
     """Column of such lists that has the paths."""
 
     @classmethod
-    def read(cls, images: str | Path | Iterable[str | Path], settings: Given) -> _Inputs:
+    def read(cls, images: str | Path | Iterable[str | Path], settings: Given) -> Inputs:
         """Check what is given, and tell the settings of lists from those of the model.
 
         Raises:
@@ -462,7 +462,7 @@ def write_inputs(
         ConfigError: A setting is wrong.
         DataError: There is no such image, or a list is wrong.
     """
-    inputs = _Inputs.read(images, read_settings(write_inputs, settings, sections))
+    inputs = Inputs.read(images, read_settings(write_inputs, settings, sections))
     layers, remarks = with_recipe(config, inputs.settings, OF_WEIGHTS)
     overrides = resolve(PredictConfig, layers).config.preprocess
 
@@ -475,7 +475,7 @@ def write_inputs(
 
     with shown(display, progress) as display:
         tell_remarks(display, remarks)
-        artifact = read_artifact(checkpoint, None, resolve_request(layers))
+        artifact = read_artifact(checkpoint, None, resolve_request(layers), display=display)
         if artifact.weights is not None:
             show_account(artifact.weights, display)
         preprocess = override_preprocess(artifact.record.preprocess, overrides, display)
@@ -547,7 +547,7 @@ def bench(
     engines = (engine,) if isinstance(engine, str) else tuple(engine)
     options = {"precision": precision, "device": device, "threads": threads}
     with shown(display, progress) as display:
-        subjects = find_subjects(named, engines, **options)
+        subjects = find_subjects(named, engines, display, **options)
         for name in named:
             tell_program(name, display)
         if timm:
@@ -562,13 +562,15 @@ def bench(
 
 
 @checked
-def verify(*files: str | Path) -> FileChecks:
+def verify(*files: str | Path, display: Display | None = None, progress: bool = True) -> FileChecks:
     """Say whether files are as they were written, without running anything that is in them.
 
     `vitrail.verify("best.safetensors", "best.onnx")` does what `vitrail verify best.safetensors best.onnx` does.
 
     Args:
-        files: Weight files, exported files, saves, lists of parts, or indexes of shards.
+        files: Weight files, exported files, saves, lists of parts, indexes of shards, or names of published weights.
+        display: Where the progress of a download is shown; None is the terminal or notebook.
+        progress: Whether it is shown in a terminal or notebook.
 
     Raises:
         ConfigError: No file is given.
@@ -578,4 +580,5 @@ def verify(*files: str | Path) -> FileChecks:
 
     from vitrail.inference.verify import verify as run
 
-    return FileChecks(tuple(run(Path(file)) for file in files))
+    with shown(display, progress) as display:
+        return FileChecks(tuple(run(Path(file), display) for file in files))

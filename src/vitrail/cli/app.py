@@ -16,9 +16,11 @@ from cyclopts import App, CycloptsError, Parameter
 
 from vitrail.cli.data import check_data, pack, resize_data
 from vitrail.cli.deploy import convert, export, quantize
+from vitrail.cli.embedding import embed
 from vitrail.cli.inference import bench, evaluate, predict, serve, verify
 from vitrail.cli.signals import tell_interrupted
 from vitrail.cli.training import bench_data, config, doctor, models, train
+from vitrail.cli.weights import weights
 from vitrail.distributed.launch import is_main_process, is_said_by_first_process, understand_launch, without_local_rank
 from vitrail.errors import (
     ConfigError,
@@ -46,12 +48,14 @@ COMMANDS = (
     train,
     evaluate,
     predict,
+    embed,
     convert,
     export,
     quantize,
     bench,
     serve,
     models,
+    weights,
     config,
     check_data,
     bench_data,

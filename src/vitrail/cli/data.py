@@ -26,6 +26,10 @@ def check_data(
     imagenet_devkit: Annotated[
         Path | None, Parameter(help="First bring ImageNet's validation images into class folders, by this kit.")
     ] = None,
+    suspects: Annotated[
+        Path | None,
+        Parameter(help="Weight file by whose features labels are found that look wrong; suspects.csv has all of them."),
+    ] = None,
 ) -> int:
     """Look at every image of a folder, and say what is wrong with them; status 1 if anything is.
 
@@ -33,6 +37,7 @@ def check_data(
 
     ```
     vitrail check-data data.root=/data/pets
+    vitrail check-data data.root=/data/pets --suspects best.safetensors
     vitrail check-data data.root=/data/imagenet data.manifest=imagenet.manifest
     vitrail check-data data.root=/data/imagenet --imagenet-devkit ILSVRC2012_devkit_t12.tar.gz
     ```
@@ -41,7 +46,9 @@ def check_data(
     from vitrail.cli.terminal import open_terminal
 
     with open_terminal() as display:
-        check = api.check_data(settings, output=output, imagenet_devkit=imagenet_devkit, display=display)
+        check = api.check_data(
+            settings, output=output, imagenet_devkit=imagenet_devkit, suspects=suspects, display=display
+        )
     show_result(check)
     if check.has_errors:
         print("mend what is wrong first")

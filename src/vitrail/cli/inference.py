@@ -14,6 +14,7 @@ from vitrail import choices
 from vitrail.cli.channel import outlive_output
 from vitrail.cli.options import (
     Checkpoint,
+    CsvAsIs,
     Device,
     Engine,
     FileSettings,
@@ -23,6 +24,7 @@ from vitrail.cli.options import (
     Settings,
     read_whole_number,
     read_whole_numbers,
+    split_images,
 )
 from vitrail.cli.tables import show_line, show_result
 from vitrail.distributed.launch import is_main_process
@@ -165,13 +167,7 @@ def predict(
     device: Device = "auto",
     engine: Engine = None,
     precision: Precision = None,
-    csv_as_is: Annotated[
-        bool,
-        Parameter(
-            help="Put no apostrophe before the paths and names in CSV that a spreadsheet would compute, as they begin "
-            "with = + - or @."
-        ),
-    ] = False,
+    csv_as_is: CsvAsIs = False,
     write_inputs: Annotated[
         Path | None,
         Parameter(
@@ -192,7 +188,7 @@ def predict(
     from vitrail.api import inference as api
     from vitrail.cli.terminal import open_terminal
 
-    images, settings = _split_images(inputs)
+    images, settings = split_images(inputs)
     if write_inputs is not None:
         for name, value in (("--output", output), ("--topk", topk), ("--engine", engine), ("--precision", precision)):
             if value is not None:
@@ -229,18 +225,6 @@ def _find_free_output(format: str | None) -> Path:
     return find_free_name(Path(f"predictions.{format or 'json'}"))
 
 
-def _split_images(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Tell the names of images from settings among them, of other projects too."""
-    from vitrail.migrate.translate import KEYS
-
-    images, settings = [], []
-    for text in inputs:
-        is_ours = text.startswith(("data.", "preprocess.", "weights.")) and "=" in text
-        is_theirs = "=" in text and text.partition("=")[0] in KEYS and not Path(text).exists()
-        (settings if is_ours or is_theirs else images).append(text)
-    return images, settings
-
-
 def _line_of(prediction: Prediction) -> str:
     """Return what is printed of an image: its class by number, or all that reach their thresholds by name."""
     if not prediction.multi_label:
@@ -264,7 +248,10 @@ def _write_inputs(
 
 
 def bench(
-    *names: Annotated[str, Parameter(help="Models, which get fresh weights, weight files, and exported files.")],
+    *names: Annotated[
+        str,
+        Parameter(help="Models, which get fresh weights, weight files, names of published ones, and exported files."),
+    ],
     batch_size: Annotated[
         list[int] | None,
         Parameter(
@@ -409,7 +396,10 @@ def serve(
 
 def verify(
     *files: Annotated[
-        Path, Parameter(help="Weight files, exported files, saves, lists of parts, or indexes of shards.")
+        Path,
+        Parameter(
+            help="Weight files, exported files, saves, lists of parts, indexes of shards, names of published weights."
+        ),
     ],
 ) -> int:
     """Say whether files are as they were written, without running anything that is in them.
@@ -423,8 +413,10 @@ def verify(
     ```
     """
     from vitrail.api import inference as api
+    from vitrail.cli.terminal import open_terminal
 
-    checks = api.verify(*files)
+    with open_terminal() as display:
+        checks = api.verify(*files, display=display)
     show_result(checks)
     for wrong, what in (
         (checks.absent, "are not there, or no files"),

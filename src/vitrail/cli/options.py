@@ -42,6 +42,20 @@ def split_recipe(tokens: Sequence[str], config: str | None) -> tuple[str | None,
     return (recipes[0] if recipes else None), settings
 
 
+def split_images(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Tell the names of images from settings among them, of other projects too."""
+    from vitrail.api.options import SECTIONS
+    from vitrail.migrate.translate import KEYS
+
+    images, settings = [], []
+    for text in inputs:
+        section, _, rest = text.partition(".")
+        is_ours = section in SECTIONS and "=" in rest and not Path(text).exists()
+        is_theirs = "=" in text and text.partition("=")[0] in KEYS and not Path(text).exists()
+        (settings if is_ours or is_theirs else images).append(text)
+    return images, settings
+
+
 Settings = Annotated[
     str,
     Parameter(
@@ -54,8 +68,13 @@ RecipeAndSettings = Annotated[
 FileSettings = Annotated[
     str, Parameter(show_default=False, help="How the file is read: weights.key=value and preprocess.key=value.")
 ]
-Checkpoint = Annotated[Path, Parameter(help="A weight file of any project, or what `vitrail export` made of one.")]
-Weights = Annotated[Path, Parameter(help="A weight file of any project.")]
+Checkpoint = Annotated[
+    Path,
+    Parameter(
+        help="A weight file of any project, what `vitrail export` made of one, or a name that `vitrail weights` lists."
+    ),
+]
+Weights = Annotated[Path, Parameter(help="A weight file of any project, or a name that `vitrail weights` lists.")]
 ModelRecipe = Annotated[str | None, Parameter(help="A recipe's name or file, for the model and how images are read.")]
 JsonFile = Annotated[Path | None, Parameter(name="--json", help="Also write the numbers to this file.")]
 Engine = Annotated[choices.Engine | None, Parameter(help="What runs an exported file, where two can, as .onnx.")]
@@ -64,3 +83,10 @@ Precision = Annotated[
     Parameter(help="Precision of the computation; an exported file's own by default."),
 ]
 Device = Annotated[choices.Device, Parameter(help="auto takes the accelerator, where there is one; cpu never does.")]
+CsvAsIs = Annotated[
+    bool,
+    Parameter(
+        help="Put no apostrophe before the paths and names in CSV that a spreadsheet would compute, as they begin with "
+        "= + - or @."
+    ),
+]

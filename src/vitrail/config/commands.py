@@ -133,6 +133,15 @@ class PredictConfig(_IndependentSections):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EmbedConfig(_IndependentSections):
+    """All settings of `vitrail embed`."""
+
+    weights: WeightsSection = field(default_factory=WeightsSection)
+    data: DataSection = field(default_factory=DataSection)
+    preprocess: PreprocessSection = field(default_factory=PreprocessSection)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckConfig(_IndependentSections):
     """Settings of `vitrail check-data`."""
 

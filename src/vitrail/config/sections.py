@@ -34,8 +34,9 @@ class ModelSection:
     options: dict[str, Any] = field(default_factory=dict)
     """Any other field of the model's configuration, such as `depth` or `gelu`."""
     weights: str | None = None
-    """Weight file to start from, of any project that `vitrail convert --help` lists; null starts
-    with fresh weights."""
+    """Weights to start from: a file of any project that `vitrail convert --help` lists, `pretrained`
+    for the best published ones of the model, `pretrained:NAME` for others that `vitrail weights`
+    lists, or `hf-hub:OWNER/NAME`; null starts with fresh weights."""
 
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""

@@ -36,6 +36,7 @@ from vitrail.inference.exported import Making
 from vitrail.models.family import VisionModel
 from vitrail.weights.checkpoint import Record, hash_file
 from vitrail.weights.loading import open_model, override_preprocess
+from vitrail.weights.published.catalogue import choose_namesake
 from vitrail.weights.request import resolve_request
 
 CALIBRATION_IMAGES = 128
@@ -255,9 +256,9 @@ def _prepare(
     checkpoint: Path, format: QuantizedFormat, settings: Sequence[Layer], output: Path | None, display: Display
 ) -> _Job:
     """Open the weights, evaluate them, read images for calibration, and rank the layers by sensitivity."""
-    opened = open_model(checkpoint, resolve_request(settings))
+    opened = open_model(checkpoint, resolve_request(settings), display)
     source = Path(opened.account.path)
-    wanted = output or source.with_suffix(SUFFIXES[format])
+    wanted = output or choose_namesake(checkpoint, opened.account.path).with_suffix(SUFFIXES[format])
     path = find_outputs([format], source, wanted)[format]
     with staged_files(path, {path.suffix: [b""]}):  # whether it can be written, before it takes long
         pass

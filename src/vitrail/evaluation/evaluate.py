@@ -191,10 +191,13 @@ def report_folder(folder: Path, *, never_replace: bool = False) -> WholeFolder:
 
 
 def report_name(path: Path) -> str:
-    """Return the name of a report on a weight file: that of the run whose best weights it holds, or else the file's."""
+    """Return the name of a report on a weight file: that of the run whose best weights it holds, or else the file's.
+
+    Colons, which names of published weights have, are none that every file system takes.
+    """
     path = path.absolute()
     is_best_of_a_run = path.name.startswith("best") and path.suffix == ".safetensors"
-    return path.parent.name if is_best_of_a_run else path.stem
+    return (path.parent.name if is_best_of_a_run else path.stem).replace(":", "-")
 
 
 @dataclass(frozen=True)
@@ -225,8 +228,8 @@ def _open_files(
     if answers is not None and path.suffix.lower() in (".txt", ".json"):
         artifact = _read_names(path)
     else:
-        artifact = read_artifact(path, engine, resolve_request(settings))
-    other = None if against is None else _same_model(artifact, against)
+        artifact = read_artifact(path, engine, resolve_request(settings), display=display)
+    other = None if against is None else _same_model(artifact, against, display)
     require_classes(artifact.record, path)
     for opened in (artifact, other):
         if opened is not None and opened.weights is not None:
@@ -249,13 +252,13 @@ def _read_names(path: Path) -> Artifact:
     return Artifact(path=str(path), record=record, engine="torch")
 
 
-def _same_model(artifact: Artifact, against: Path) -> Artifact:
+def _same_model(artifact: Artifact, against: Path, display: Display) -> Artifact:
     """Open a file whose answers are to be compared.
 
     Raises:
         ConfigError: The file is of another model, or of other classes.
     """
-    other = read_artifact(against)
+    other = read_artifact(against, display=display)
     for what in ("model", "options", "classes"):
         if getattr(other.record, what) != getattr(artifact.record, what):
             where = write_option("against", against)

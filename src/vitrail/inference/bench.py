@@ -34,6 +34,7 @@ from vitrail.inference.network import open_artifact, read_artifact
 from vitrail.models.family import ModelConfig
 from vitrail.models.registry import build_config, create_model, find_variant, list_models
 from vitrail.weights.checkpoint import config_of
+from vitrail.weights.published.catalogue import is_published
 
 RUNS = 5
 """Timed runs of one subject, before it is another's turn."""
@@ -83,11 +84,20 @@ class Measured:
     """Timed runs."""
 
 
-def find_subjects(names: Sequence[str], engines: Sequence[str] = (), **options: Any) -> list[Subject]:
+def find_subjects(
+    names: Sequence[str], engines: Sequence[str] = (), display: Display | None = None, **options: Any
+) -> list[Subject]:
     """Return the subjects that names stand for: models with fresh weights, or files, exported ones in each engine.
 
+    Args:
+        names: Of models, whose weights say nothing about their speed and are fresh; of other published weights, which
+            are fetched; or paths.
+        engines: Engines that run exported files.
+        display: Where the progress of a download is shown.
+        options: Further fields of the subjects.
+
     Raises:
-        CheckpointError: A file cannot be read.
+        CheckpointError: A file cannot be read, or published weights cannot be had.
         ConfigError: A name is neither a model nor a file, or an engine cannot run a file.
     """
     subjects: list[Subject] = []
@@ -95,11 +105,11 @@ def find_subjects(names: Sequence[str], engines: Sequence[str] = (), **options: 
         if name in list_models():
             build = partial(create_model, name)
             subjects.append(Subject(name=name, model=name, config=build_config(name), build=build, **options))
-        elif Path(name).exists():
+        elif Path(name).exists() or is_published(name):
             is_exported = Path(name).suffix in ENGINES
             wanted: Sequence[str | None] = engines if is_exported and engines else [None]
             for engine in wanted:
-                record = read_artifact(name, engine).record
+                record = read_artifact(name, engine, display=display).record
                 config = config_of(record, name)
                 subjects.append(Subject(name=name, model=record.model, config=config, engine=engine, **options))
         else:

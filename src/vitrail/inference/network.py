@@ -149,15 +149,21 @@ class Artifact:
 
 
 def read_artifact(
-    path: Path | str, engine: str | None = None, asked: LoadRequest | None = None, *, whole: bool = False
+    path: Path | str,
+    engine: str | None = None,
+    asked: LoadRequest | None = None,
+    *,
+    whole: bool = False,
+    display: Display | None = None,
 ) -> Artifact:
     """Read a weight file, or what an exported file says of itself, without running anything.
 
     Args:
-        path: The file; its ending says what it is.
+        path: The file, whose ending says what it is, or a name of published weights, which are fetched.
         engine: Engine that is to run it; None is the usual one.
         asked: How a weight file is to be read.
         whole: Take a file that preprocesses whole images itself, whose network has no logits but a `run`.
+        display: Where the progress of a download is shown.
 
     Raises:
         CheckpointError: The file is missing or damaged, or says nothing of its classes and preprocessing.
@@ -165,7 +171,7 @@ def read_artifact(
     """
     chosen = _choose_engine(path, engine)
     if Path(path).suffix not in READERS:
-        opened = open_model(path, asked)
+        opened = open_model(path, asked, display)
         return Artifact(path=opened.account.path, record=opened.record, engine=chosen, weights=opened)
     if asked is not None and replace(asked, described=None) != LoadRequest():
         raise ConfigError(f"{path}: settings of `weights` are for weight files; give them when you export it")

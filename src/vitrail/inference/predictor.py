@@ -222,7 +222,7 @@ def read_predictor(
         where = name_option("topk")
         raise ConfigError(f"{where} is {topk}; it must be at least 1")
     overrides = resolve(PredictConfig, settings).config.preprocess
-    artifact = read_artifact(path, engine, resolve_request(settings))
+    artifact = read_artifact(path, engine, resolve_request(settings), display=display)
     record = artifact.record
     require_classes(record, path)
     if artifact.weights is not None:

@@ -7,19 +7,21 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vitrail.data.manifest import load_manifest
 from vitrail.data.shards import INDEX
+from vitrail.display import Display
 from vitrail.errors import CheckpointError, VitrailError
 from vitrail.files import describe_absent, read_regular
 from vitrail.inference.exported import READERS, check_beside, check_whole, describe, read_texts
 from vitrail.weights.checkpoint import KEY, hash_file
 from vitrail.weights.digest import check_archive
-from vitrail.weights.formats.weight_file import open_weights
+from vitrail.weights.formats.weight_file import FOLDER_FILES, open_weights
 from vitrail.weights.loading import check_digest
+from vitrail.weights.published.resolve import Located, locate_weights
 
 PARTS = ".index.json"
 """Ending of a list that says in which file each weight of a large model is."""
@@ -53,12 +55,21 @@ class Verified:
         return "as written" if self.is_whole else "refused"
 
 
-def verify(path: Path) -> Verified:
+def verify(path: Path, display: Display | None = None) -> Verified:
     """Compare a file with every digest, checksum and hash that it and its name hold.
 
     Args:
-        path: A weight file, an exported file, a list of the parts of a model, a save of a run, or the index of shards.
+        path: A weight file, an exported file, a list of the parts of a model, a save of a run, or the index of shards;
+            or the name of published weights, which are fetched if they are not here.
+        display: Where the progress of a download is shown.
     """
+    try:
+        located = locate_weights(path, display=display)
+    except VitrailError as error:
+        wrong = str(error).removeprefix(f"{path}: ")
+        return Verified(path=str(path), kind="weights", by=wrong, is_whole=False)
+    if located.origin:
+        return _verify_published(located, str(path))
     if absent := describe_absent(path):
         return Verified(path=str(path), kind=ABSENT, by=f"{absent}; give the file itself", is_whole=False)
     kind, check = _kind(path)
@@ -81,6 +92,24 @@ def verify(path: Path) -> Verified:
         by = "its structure is whole, and it has neither digest nor checksums"
         return Verified(path=str(path), kind=kind, by=by, is_whole=None)
     return Verified(path=str(path), kind=kind, by="; ".join(said), is_whole=True)
+
+
+def _verify_published(located: Located, word: str) -> Verified:
+    """Compare a file of published weights with the hash that was recorded when it was fetched, or the Hub's own."""
+    path = located.path
+    if located.row is None:
+        path = next(path / name for name in FOLDER_FILES if (path / name).is_file())
+    outcome = verify(path)
+    recorded = located.origin.get("sha256")
+    if recorded is None or outcome.is_whole is False:
+        return replace(outcome, path=word)
+    if hash_file(path) != recorded:
+        wrong = f"{path} has another SHA-256 than when it was fetched; delete it and fetch it again"
+        return Verified(path=word, kind="weights", by=wrong, is_whole=False)
+    said = "the SHA-256 that was recorded when it came here"
+    if outcome.is_whole:
+        said = f"{outcome.by}; {said}"
+    return Verified(path=word, kind="weights", by=said, is_whole=True)
 
 
 def _kind(path: Path) -> tuple[str, Callable[[Path], str]]:

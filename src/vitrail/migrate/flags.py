@@ -116,8 +116,13 @@ def _add_flag(ours: _Rewritten, name: str, value: str, has_file: bool) -> None:
     if name in FILES:
         ours.config = value
     elif name in WEIGHTS and uses_weights:
+        if name == "pretrained" and value.lower() in ("true", "false"):
+            if value.lower() == "true" and ours.checkpoint is None:
+                # with a file of settings it is a flag of MindCV, which means MindCV's own weights
+                ours.checkpoint = "pretrained:mindcv" if has_file else "pretrained"
+            return
         if value == "true":
-            raise ConfigError(f"--{name}: nothing is downloaded here; fetch the file and write --{name} FILE")
+            raise ConfigError(f"--{name}: names no file; write --{name} FILE")
         ours.checkpoint = value
     elif name in FORMATS and command == "export":
         ours.flags += ["--format", _find_format_name(f"--{name}", value)]

@@ -41,11 +41,11 @@ from vitrail.migrate.shared_rules import (
     TWINS_NAMES,
     check_processes,
     leave_card_to_driver,
-    refuse_download,
     set_color_jitter,
     set_device,
     set_epoch_images,
     set_global_batch,
+    start_from_published,
     start_from_weights,
 )
 
@@ -285,7 +285,7 @@ MINDCV = Project(
         "model": Key(_set_model, "mobilenet_v2_035_224"),
         "num_classes": Key(COUNTED, None),
         "in_channels": Key(set_to("data.channels"), 3),
-        "pretrained": Key(refuse_download, False),
+        "pretrained": Key(start_from_published("pretrained:mindcv"), False),
         "ckpt_path": Key(start_from_weights, ""),
         "resume_opt": Key(accept_only(False, why="`vitrail train --resume RUN` goes on with a run"), False),
         "keep_checkpoint_max": Key(_set_saves_kept),

@@ -33,9 +33,9 @@ from vitrail.migrate.shared_rules import (
     NOTED,
     TWINS_NAMES,
     make_erasing_keys,
-    refuse_download,
     set_color_jitter,
     set_global_batch,
+    start_from_published,
     start_from_weights,
 )
 
@@ -212,7 +212,7 @@ _TIMM_KEYS = {
     "amp": Key(set_to("train.precision", read=_read_amp), False),
     "channels_last": Key(set_to("train.channels_last", read=read_switch), False),
     "output": Key(_set_output_root, ""),
-    "pretrained": Key(refuse_download, False),
+    "pretrained": Key(start_from_published(), False),
     "pretrain_path": Key(start_from_weights, None),
     "no_resume_opt": Key(ignore_switch("`vitrail train --fork RUN` begins with a run's weights alone")),
     "eval_metric": Key(ignore("train.monitor chooses the best epoch")),
@@ -315,7 +315,7 @@ TRANSFER = Project(
         "drop_block": Key(NO_DROP_BLOCK, None),
         "gp": Key(accept_only(None, why="the models pool as their papers do")),
         **dict.fromkeys(("bn_tf", "bn_momentum", "bn_eps"), Key(NO_BATCH_NORM)),
-        "pretrained": Key(refuse_download, False),
+        "pretrained": Key(start_from_published(), False),
         "transfer_learning": Key(ignore("with transfer_model"), False),
         "transfer_model": Key(start_from_weights, None),
         "transfer_ratio": Key(ignore("with lr"), 0.01),

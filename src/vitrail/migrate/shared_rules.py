@@ -10,6 +10,7 @@ from vitrail.migrate.rules import (
     Outcome,
     Rule,
     accept_only,
+    are_same,
     choose,
     follow_if_positive,
     ignore,
@@ -24,19 +25,34 @@ from vitrail.migrate.rules import (
 # Weights, devices and processes
 
 
+WEIGHT_FILES = ("pretrain_path", "transfer_model", "ckpt_path")
+"""Keys that name a weight file, in programs where `pretrained` is a switch."""
+
+
 def start_from_weights(value: Any, case: Case) -> Outcome:
     """Start from the weights of a file; nothing else is read from it."""
     path = read_text(value)
     if path is None:
-        return Outcome({"model.weights": None})
+        is_pretrained = are_same(case.values.get("pretrained"), True)
+        return Outcome() if is_pretrained else Outcome({"model.weights": None})
     return Outcome({"model.weights": path}, "weights alone: epochs and rates begin anew")
 
 
-def refuse_download(value: Any, case: Case) -> Outcome:
-    """Refuse to download weights."""
-    if read_switch(value):
-        raise ValueError("nothing is downloaded here; fetch the file and name it as model.weights=FILE")
-    return Outcome()
+def start_from_published(weights: str = "pretrained") -> Rule:
+    """Start from published weights of the model, which are fetched where they are not here.
+
+    Args:
+        weights: Which: the best, or those of an origin.
+    """
+
+    def rule(value: Any, case: Case) -> Outcome:
+        if not read_switch(value):
+            return Outcome()
+        if any(read_text(case.values.get(name)) is not None for name in WEIGHT_FILES):
+            return Outcome(note="the weight file that is named counts")
+        return Outcome({"model.weights": weights}, "fetched once; `vitrail weights` lists them and others", "note")
+
+    return rule
 
 
 def set_device(value: Any, case: Case) -> Outcome:

@@ -75,14 +75,19 @@ def data_uri(content: bytes, kind: str = "image/png") -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def picture(pixels: Pixels) -> str:
-    """Return a thumbnail of an image as a `data:` URI, in the channels and levels that `pictured` tells of."""
+def picture(pixels: Pixels, largest: int = LARGEST) -> str:
+    """Return a thumbnail of an image as a `data:` URI, in the channels and levels that `pictured` tells of.
+
+    Args:
+        pixels: The image.
+        largest: Longer side in pixels, at most.
+    """
     shown = pixels[:3] if len(pixels) > 2 else pixels[:1]
     if shown.dtype == torch.uint16:
         shown = _stretch_levels(shown)
     array = shown.permute(1, 2, 0).contiguous().numpy()
     image = Image.fromarray(array[:, :, 0] if len(shown) == 1 else array)
-    image.thumbnail((LARGEST, LARGEST))
+    image.thumbnail((largest, largest))
 
     buffer = io.BytesIO()
     if max(image.size) <= LOSSLESS:

@@ -54,7 +54,7 @@ def open_initial_weights(config: TrainConfig, name: str, classes: Sequence[str],
         classes=classes,
         by_order=config.data.match_classes == "by-order",
     )
-    opened = open_model(config.model.weights, request)
+    opened = open_model(config.model.weights, request, display)
     show_account(opened, display)
     if opened.order_is_assumed and (doubt := find_order_doubt(classes, config.data.class_order)):
         display.warn(f"{opened.account.path}: {doubt}")

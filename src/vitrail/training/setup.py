@@ -53,6 +53,7 @@ from vitrail.training.optim.schedule import learning_rate
 from vitrail.training.run.state import TrainState, new_sums
 from vitrail.training.run.stop import Stop
 from vitrail.training.step import StepContext
+from vitrail.weights.published.resolve import ORIGIN, find_origin
 
 EVAL_BATCH = 128
 """Images of a validation batch, the same for any number of ranks, unless a rank trains on fewer at once."""
@@ -87,6 +88,9 @@ class Job(StepContext):
             origin["manifest"] = self.data.manifest.hash
         if changed := [note for note in self.data.notes if note.startswith(CHANGED)]:
             origin["pixels"] = "; ".join(changed)
+        weights = self.config.model.weights
+        if weights is not None and (published := find_origin(weights, self.model_name)):
+            origin[ORIGIN] = published
         return {**origin, **self.fingerprints, "training_counts": self.training_counts.tolist()}
 
     @property

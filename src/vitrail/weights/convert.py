@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitrail.display import Display
 from vitrail.errors import CheckpointError, format_choices, write_option
 from vitrail.files import Buffer, files_of, refuse_output, refuse_replacing, write_whole
 from vitrail.images.preprocess import fit_statistics
@@ -50,7 +51,9 @@ class Conversion:
         return asdict(self)
 
 
-def convert(source: Path | str, target: Path, to: str, asked: LoadRequest | None = None) -> Conversion:
+def convert(
+    source: Path | str, target: Path, to: str, asked: LoadRequest | None = None, display: Display | None = None
+) -> Conversion:
     """Read a weight file and write it for another project, then read that back and compare.
 
     Args:
@@ -58,6 +61,7 @@ def convert(source: Path | str, target: Path, to: str, asked: LoadRequest | None
         target: File to write; its ending says of which kind, and for timm none makes a folder.
         to: Name of the project.
         asked: How the source is to be read.
+        display: Where the progress of a download is shown.
 
     Raises:
         CheckpointError: It cannot be read or written, or the project has no place for such weights.
@@ -65,7 +69,7 @@ def convert(source: Path | str, target: Path, to: str, asked: LoadRequest | None
     """
     _refuse_target(source, target, to)
     request = replace(asked or LoadRequest(), two_logits=False)
-    opened = open_model(source, request)
+    opened = open_model(source, request, display)
     if to == OURS:
         return _convert_to_ours(opened, target)
 

@@ -13,7 +13,7 @@ import torch
 
 from vitrail.config.sections import PreprocessSection
 from vitrail.devices import read_device
-from vitrail.display import Display
+from vitrail.display import Display, Quiet, Terminal
 from vitrail.errors import CheckpointError
 from vitrail.images.preprocess import Preprocess
 from vitrail.models.family import VisionModel
@@ -26,6 +26,7 @@ from vitrail.weights.digest import DIGESTS, check_weights
 from vitrail.weights.foreign import Remarks, describe_model, numerics_of_config, recognise_model, rename_weights
 from vitrail.weights.formats.weight_file import WeightFile, open_weights
 from vitrail.weights.opened import OURS, Opened
+from vitrail.weights.published.resolve import locate_weights
 from vitrail.weights.request import LoadRequest, Positions, check_described
 from vitrail.weights.search.find import find_weights
 
@@ -33,18 +34,27 @@ MAX_BYTES = 4 * 2**30
 """Bytes of the weights of one model; the largest here has 400 million."""
 
 
-def open_model(path: Path | str, request: LoadRequest | None = None) -> Opened:
+def open_model(path: Path | str, request: LoadRequest | None = None, display: Display | None = None) -> Opened:
     """Read the weights of a model, from a file of this or another project, and adapt them to what is asked for.
 
-    A file of another project is read, the weights are found in it, recognised as a model of a project, renamed, and
-    described; a file of ours describes itself. Either is then adapted.
+    A word that stands for published weights is resolved first, and they are fetched if need be. A file of another
+    project is read, the weights are found in it, recognised as a model of a project, renamed, and described; a file of
+    ours describes itself. Either is then adapted.
+
+    Args:
+        path: A file, a folder of timm's, hf-hub:OWNER/NAME, or a name of published weights.
+        request: How it is to be read, where it leaves a choice.
+        display: Where the progress of a download is shown.
 
     Raises:
-        CheckpointError: No such file, damaged, not understood or in two ways, or not all weights are accounted for.
+        CheckpointError: No such file, damaged, not understood or in two ways, or not all weights are accounted for;
+            or published weights cannot be had.
         ConfigError: What is asked for is no model.
     """
     request = request or LoadRequest()
-    file = _read_file(path, request)
+    located = locate_weights(path, model=request.with_description().model, display=display or Quiet())
+    request = located.fill(request, str(path))
+    file = _read_file(located.path, request)
     if KEY in file.metadata and request.dialect in (None, OURS):
         opened = _open_own_file(file, request)
     else:
@@ -54,7 +64,7 @@ def open_model(path: Path | str, request: LoadRequest | None = None) -> Opened:
         weights = rename_weights(file, found, reading, remarks)
         opened = describe_model(file, found, reading, weights, request, remarks)
     check_described(opened.record, request, opened.account.path)
-    return adapt_model(opened, request)
+    return adapt_model(located.describe(opened), request)
 
 
 def load_model(
@@ -78,11 +88,14 @@ def load_model(
         logits = model(model.preprocess("seven.png").unsqueeze(0))
         print(model.classes[logits.argmax()])
 
+    Published weights have names: `vitrail.load_model("twins_svt_small")` fetches them once, and `vitrail weights` lists
+    all that there are.
+
     A multi-label model has `thresholds`: an image has the classes whose sigmoid reaches theirs.
 
     Args:
-        path: A file of vitrail, of the official projects, timm, mmpretrain or MindSpore; a folder of timm's, or
-            `hf-hub:OWNER/NAME`.
+        path: A file of vitrail, of the official projects, timm, mmpretrain or MindSpore; a folder of timm's; the name
+            of published weights, such as t2t_vit_14_384 or tnt_s:mindcv; or hf-hub:OWNER/NAME.
         device: Device that the model is put on.
         dialect: Name of the project whose names the file uses, where two would fit.
         model: Name of the model, where the shapes fit two or are of no published one.
@@ -96,7 +109,8 @@ def load_model(
         options: Fields of the model's configuration, such as image_size, in_channels or num_classes.
 
     Raises:
-        CheckpointError: No such file, damaged, not understood or in two ways, or not all weights are accounted for.
+        CheckpointError: No such file, damaged, not understood or in two ways, or not all weights are accounted for;
+            or published weights cannot be had.
         ConfigError: An unknown model, option or device.
     """
     target = read_device(device)  # before a file is read that may be large
@@ -111,7 +125,8 @@ def load_model(
         classes=classes,
         two_logits=False,
     )
-    opened = open_model(path, request)
+    terminal = Terminal()
+    opened = open_model(path, request, terminal if terminal.is_seen else None)
     for doubt in opened.account.doubts:
         warnings.warn(doubt, stacklevel=3)  # past the check of arguments, to whoever calls vitrail.load_model
     return opened.build(target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from vitrail.data.audit.findings import (
     mark_held_out,
 )
 from vitrail.data.audit.scan import check_images
+from vitrail.data.audit.suspects import SHOWN, Suspect, write_suspects
 from vitrail.data.manifest import Manifest
 from vitrail.data.opening import open_manifest
 from vitrail.display import Display
@@ -38,7 +40,7 @@ SIZE = (224, 224)
 """Image size that most of the models read."""
 MEASURED = 200
 """Most images from which mean and std are computed."""
-FILES = ("check.html", "check.json")
+FILES = ("check.html", "check.json", "suspects.csv")
 """Files of a report."""
 
 
@@ -52,10 +54,23 @@ class Checked:
     """Folder of the report."""
     replaced: bool
     """Whether an earlier report was replaced."""
+    suspects: tuple[Suspect, ...] | None = None
+    """Labels that look wrong, the most suspect first; None where none were searched for."""
 
 
-def check_data(config: CheckConfig, output: Path, display: Display) -> Checked:
+def check_data(
+    config: CheckConfig,
+    output: Path,
+    display: Display,
+    suspect: Callable[[Manifest], Sequence[Suspect]] | None = None,
+) -> Checked:
     """Inspect every image of a data set that is new or changed, and write a report of its problems to a folder.
+
+    Args:
+        config: The settings.
+        output: The folder.
+        display: Shows progress.
+        suspect: Finds labels that look wrong; None does not search for them.
 
     Raises:
         ConfigError: The data is a named set, which needs no check.
@@ -85,11 +100,17 @@ def check_data(config: CheckConfig, output: Path, display: Display) -> Checked:
         findings.statistics["pixels"] = measure_pixels(manifest, held_out)
         numbers = {"root": str(manifest.root), "manifest": manifest.hash, **findings.to_dict(manifest)}
         where = config.data.list or str(manifest.root)
-        page = render("check_data.html", root=where, **_fill_page(manifest, findings, held_out, preprocess))
-        place, replaced = folder.publish(
-            {"check.html": page, "check.json": (json.dumps(numbers, indent=1) + "\n").encode()}
-        )
-    return Checked(manifest, findings, place, replaced)
+        suspects = None if suspect is None else tuple(suspect(manifest))
+        values = _fill_page(manifest, findings, held_out, preprocess)
+        values["suspects"] = _show_suspects(manifest, suspects, held_out, preprocess)
+        files = {
+            "check.html": render("check_data.html", root=where, **values),
+            "check.json": (json.dumps(numbers, indent=1) + "\n").encode(),
+        }
+        if suspects is not None:
+            files["suspects.csv"] = write_suspects(manifest, suspects)
+        place, replaced = folder.publish(files)
+    return Checked(manifest, findings, place, replaced, suspects)
 
 
 def _choose_preprocess(config: CheckConfig) -> Preprocess:
@@ -164,6 +185,20 @@ def _make_thumbnail(manifest: Manifest, index: int, split: str, lost: float, pre
         aspect=width / height,
         crop=crop,
     )
+
+
+def _show_suspects(
+    manifest: Manifest, suspects: Sequence[Suspect] | None, held_out: NDArray[np.bool_], preprocess: Preprocess
+) -> dict[str, Any] | None:
+    """Return the values of the page's section of suspects; None where none were searched for."""
+    if suspects is None:
+        return None
+    shown = []
+    for one in suspects[:SHOWN]:
+        split = "validation" if held_out[one.index] else "training"
+        image = _make_thumbnail(manifest, one.index, split, 0.0, preprocess)
+        shown.append({"image": image, "likelier": manifest.classes[one.likelier], "loss": one.loss})
+    return {"count": len(suspects), "shown": shown}
 
 
 def _fill_page(

@@ -9,9 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import torch
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -22,7 +20,6 @@ from vitrail.weights.formats.mindspore_ckpt import CIPHERS, read_ckpt
 from vitrail.weights.formats.pickled import USUAL, Held, Inert, UnreadablePickle, as_tensor
 from vitrail.weights.formats.torch_file import explain_error, read_torch
 
-HUB = "hf-hub:"
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of the weight file in a folder of timm's or of the Hugging Face hub, beside config.json."""
 MAX_WEIGHTS = 20_000
@@ -112,7 +109,7 @@ class WeightFile:
 
 
 def open_weights(given: Path | str) -> WeightFile:
-    """Open a weight file, a folder of timm's or the hub's, or `hf-hub:OWNER/NAME`.
+    """Open a weight file, or a folder of timm's or the hub's.
 
     Raises:
         CheckpointError: There is none, it is damaged, or it is something other than a weight file.
@@ -147,9 +144,7 @@ def _in_memory(tensor: Tensor) -> Held:
 
 
 def _locate(given: Path | str) -> tuple[Path, Mapping[str, Any]]:
-    """Return the weight file that a path, a folder or an address names, and the config.json beside it."""
-    if str(given).startswith(HUB):
-        return _download(str(given).removeprefix(HUB))
+    """Return the weight file that a path or a folder names, and the config.json beside it."""
     path = Path(given)
     if not path.is_dir():
         if absent := describe_absent(path):
@@ -168,20 +163,6 @@ def _locate(given: Path | str) -> tuple[Path, Mapping[str, Any]]:
     inside = sorted(path.glob("*.safetensors"), key=lambda file: (len(file.name), file.name))
     advice = f"did you mean {inside[0]}?" if inside else "give one such as runs/digits/best.safetensors"
     raise CheckpointError(f"{path}: is a folder, not a weight file; {advice}")
-
-
-def _download(name: str) -> tuple[Path, Mapping[str, Any]]:
-    try:
-        config = _read_config(Path(huggingface_hub.hf_hub_download(name, "config.json")))
-        for file in FOLDER_FILES:
-            if huggingface_hub.file_exists(name, file):
-                return Path(huggingface_hub.hf_hub_download(name, file)), config
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"{HUB}{name}: cannot be downloaded ({reason}); give a file, or a folder that was downloaded elsewhere"
-        ) from error
-    raise CheckpointError(f"{HUB}{name}: has neither {' nor '.join(FOLDER_FILES)}")
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:

@@ -1,0 +1,243 @@
+"""Embed from Python: features of images, written to a file, probed, searched and drawn."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vitrail.api.arguments import checked
+from vitrail.api.inference import Inputs
+from vitrail.api.options import (
+    OF_WEIGHTS,
+    path_or_none,
+    read_settings,
+    require_at_least,
+    settings_alone,
+    shown,
+    with_recipe,
+)
+from vitrail.api.results import Result, Table
+from vitrail.choices import Device, Precision
+from vitrail.config.commands import EmbedConfig, PredictConfig
+from vitrail.config.resolve import Layer, resolve
+from vitrail.display import Display
+from vitrail.errors import ConfigError, name_option, write_option
+from vitrail.files import files_of, refuse_output, write_whole
+from vitrail.migrate.given import Given, Settings
+
+if TYPE_CHECKING:
+    from vitrail.embedding.embed import Embedded
+    from vitrail.embedding.probe import Score
+    from vitrail.embedding.search import Neighbour
+
+
+@dataclass(frozen=True)
+class Embedding(Result):
+    """What came of embedding images."""
+
+    checkpoint: str
+    output: Path | None
+    """File of features; None where none was written."""
+    images: int
+    """Rows, those of images that could not be read among them."""
+    num_features: int
+    """Numbers of a row."""
+    bad_files: tuple[tuple[str, str], ...]
+    """Name and reason of each image that could not be read; their rows are NaN."""
+    knn: Score | None
+    """How often the nearest images have the right class; None where it was not asked for."""
+    probe: Score | None
+    """How well a linear layer tells the classes apart; None where it was not asked for."""
+    neighbours: tuple[Neighbour, ...]
+    """The images nearest to the one that was searched for."""
+    pages: tuple[Path, ...]
+    """Pages that were written."""
+    notes: tuple[str, ...]
+    """What is said of the pages."""
+
+    def tables(self) -> Sequence[Table]:
+        """Return the nearest images."""
+        if not self.neighbours:
+            return []
+        rows = [
+            (str(number), f"{one.cosine:.3f}", one.class_name, one.split, one.name)
+            for number, one in enumerate(self.neighbours, 1)
+        ]
+        return [Table("nearest images", ("", "cosine", "class", "split", "image"), tuple(rows))]
+
+    def lines(self) -> Sequence[str]:
+        """Say what was embedded, and how well its classes are told apart."""
+        where = "" if self.output is None else f"{self.output}: "
+        lines = [f"{where}{self.images:,} images, {self.num_features:,} features each"]
+        if self.bad_files:
+            lines.append(f"{len(self.bad_files):,} images could not be read; their rows are NaN")
+        if self.knn is not None:
+            lines.append(f"k-NN: {self.knn}")
+        if self.probe is not None:
+            lines.append(f"linear probe: {self.probe}")
+        lines += self.notes
+        return [*lines, *(f"page: {page}" for page in self.pages)]
+
+    def records(self) -> Sequence[dict[str, Any]]:
+        """Return the nearest images, or without a search the numbers as one row."""
+        if self.neighbours:
+            return [dict(vars(one)) for one in self.neighbours]
+        row: dict[str, Any] = {"checkpoint": self.checkpoint, "images": self.images, "unreadable": len(self.bad_files)}
+        for name, score in (("knn", self.knn), ("probe", self.probe)):
+            if score is not None:
+                row[f"{name}_{score.metric}"] = score.value
+        return [row]
+
+
+@checked
+def embed(
+    checkpoint: str | Path,
+    images: str | Path | Iterable[str | Path] | None = None,
+    settings: Settings | None = None,
+    *,
+    output: str | Path | None = None,
+    level: int = -1,
+    pool: Literal["head", "cls", "mean", "max"] = "head",
+    split: Literal["all", "train", "val"] = "all",
+    batch_size: int = 32,
+    device: Device = "auto",
+    precision: Precision = "float32",
+    knn: bool = False,
+    probe: bool = False,
+    search: str | Path | None = None,
+    topk: int = 10,
+    report: str | Path | None = None,
+    map: str | Path | None = None,
+    csv_as_is: bool = False,
+    display: Display | None = None,
+    progress: bool = True,
+    **sections: Any,
+) -> Embedding:
+    """Compute the features of images, once for all calls: written, probed, searched and drawn.
+
+    `vitrail.embed("best.safetensors", settings={"data.root": FOLDER}, output="birds.npy", knn=True)` does what
+    `vitrail embed best.safetensors data.root=FOLDER --output birds.npy --knn` does. Without images and settings, of the
+    images that the weights were trained with. What was stopped goes on when it is called again.
+
+    Args:
+        checkpoint: The weight file, of any project.
+        images: An image, a folder, a glob, a list of paths in a file, or several of these; None takes a data set.
+        settings: Settings of the sections weights, data and preprocess.
+        output: File to write, .npy with an index and a description beside it, or .parquet; None keeps the features in
+            the user's cache.
+        level: Level of the model's `feature_levels`; a negative one counts from the end.
+        pool: How the tokens of an image become one vector: as the head reads them, the class token, or their mean or
+            maximum.
+        split: Split of the data set.
+        batch_size: Images that are computed together.
+        device: auto takes the accelerator, where there is one.
+        precision: Precision of the computation.
+        knn: Ask the nearest images for the classes.
+        probe: Ask a linear layer for the classes.
+        search: Image whose nearest ones are found.
+        topk: How many of them.
+        report: Page with these images.
+        map: Page with all images in two dimensions, near where their features are alike.
+        csv_as_is: Put no apostrophe before texts in CSV that a spreadsheet would compute.
+        display: Where progress is shown; None is the terminal or notebook.
+        progress: Whether progress is shown in a terminal or notebook.
+        sections: Settings by section, such as data={"root": FOLDER}.
+
+    Raises:
+        CheckpointError: The file is not one, or damaged; or the output cannot be written.
+        ConfigError: A setting or an option is wrong, or the file is an exported one.
+        DataError: There are no images, or no classes that are needed.
+    """
+    inputs, layers = _read_inputs(images, read_settings(embed, settings, sections))
+    require_at_least(1, batch_size=batch_size, topk=topk)
+    checkpoint, output, report, page = Path(checkpoint), path_or_none(output), path_or_none(report), path_or_none(map)
+    if report is not None and search is None:
+        where = write_option("report", report)
+        raise ConfigError(f"{where}: shows the images that {name_option('search')} finds; give an image to search for")
+    read = [*files_of(checkpoint), *([] if search is None else [search])]
+    for option, file in (("report", report), ("map", page)):
+        if file is not None:
+            refuse_output(option, file, read)
+
+    from vitrail.embedding.embed import EmbedOptions
+    from vitrail.embedding.embed import embed as run
+
+    options = EmbedOptions(
+        level=level,
+        pooling=pool,
+        split=split,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        knn=knn,
+        probe=probe,
+    )
+    with shown(display, progress) as display:
+        paths = None if inputs is None else [os.fspath(path) for path in inputs.find(display.note)]
+        embedded = run(checkpoint, layers, options, display, images=paths, output=output, guard_csv=not csv_as_is)
+        result = None
+        if embedded is not None:
+            result = _finish(embedded, display, checkpoint, output, search, topk, report, page)
+    return result or Embedding(str(checkpoint), output, 0, 0, (), None, None, (), (), ())
+
+
+def _read_inputs(images: str | Path | Iterable[str | Path] | None, given: Given) -> tuple[Inputs | None, list[Layer]]:
+    """Return the images, None for those of a data set, and the settings; a wrong one is told before all else."""
+    if images is None:
+        layer = settings_alone(given)
+        if layer.values.get("data"):
+            resolve(EmbedConfig, [layer])
+        return None, [layer]
+    inputs = Inputs.read(images, given)
+    layers, _ = with_recipe(None, inputs.settings, OF_WEIGHTS)
+    resolve(PredictConfig, layers)
+    return inputs, layers
+
+
+def _finish(
+    embedded: Embedded,
+    display: Display,
+    checkpoint: Path,
+    output: Path | None,
+    search: str | Path | None,
+    topk: int,
+    report: Path | None,
+    page: Path | None,
+) -> Embedding:
+    """Search and draw, where that is wanted, and return all that was found."""
+    from vitrail.embedding.map import render_map
+    from vitrail.embedding.search import render_search
+    from vitrail.embedding.search import search as find
+
+    for name, reason in embedded.bad_files:
+        display.warn(f"{name}: {reason}; its row is NaN")
+    found, pages, notes = (), [], []
+    if search is not None:
+        found = find(embedded, Path(search), topk)
+        if report is not None:
+            write_whole(
+                report,
+                render_search(embedded, Path(search), found),
+                f"choose another file with {name_option('report')}",
+            )
+            pages.append(report)
+    if page is not None:
+        drawn, note = render_map(embedded)
+        write_whole(page, drawn, f"choose another file with {name_option('map')}")
+        pages.append(page)
+        notes.append(note)
+    return Embedding(
+        checkpoint=str(checkpoint),
+        output=output,
+        images=embedded.description["rows"],
+        num_features=embedded.description["num_features"],
+        bad_files=embedded.bad_files,
+        knn=embedded.scores.get("knn"),
+        probe=embedded.scores.get("probe"),
+        neighbours=found,
+        pages=tuple(pages),
+        notes=tuple(notes),
+    )
