@@ -18,8 +18,9 @@ from support.runs import TINY
 from vitrail.api.results import Result, Table
 from vitrail.cli.app import app
 
-VERBS = {name.replace("-", "_") for name in app if not name.startswith("-")} - {"models", "config"}
-"""Commands; `models` is vitrail.list_models, and `config` would be hidden by the room of that name."""
+VERBS = {name.replace("-", "_") for name in app if not name.startswith("-")} - {"models", "config", "weights"}
+"""Commands; `models` is vitrail.list_models, `config` would be hidden by the room of that name, and `weights` is three
+functions, such as vitrail.list_weights."""
 
 
 def test_every_command_is_a_function() -> None:

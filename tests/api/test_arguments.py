@@ -105,6 +105,10 @@ def given(tiny_checkpoint: Path, image_folder: Path, tmp_path: Path, monkeypatch
         "resize_data": {"settings": {"data.root": image_folder}, "output": tmp_path / "small", "short_side": 8},
         "create_model": {"name": "tnt_ti_patch16_224"},
         "list_models": {},
+        "list_weights": {},
+        "fetch_weights": {"names": "gone"},
+        "add_weights": {"files": "gone"},
+        "embed": {"checkpoint": "gone", "images": image},
         "load_model": {"path": tiny_checkpoint},
     }
 

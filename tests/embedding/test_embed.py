@@ -258,7 +258,7 @@ def test_weights_that_give_no_numbers_are_told(image_folder: Path, tiny_checkpoi
     weights["norm.weight"].fill_(3e38)  # finite in the file, and beyond float32 in the features
     save_model(tmp_path / "huge.safetensors", weights, opened.record)
     data = {"data.root": str(image_folder)}
-    with pytest.raises(DataError, match="--map: none of the images has features that are finite; give other weights"):
+    with pytest.raises(DataError, match="map: none of the images has features that are finite; give other weights"):
         vitrail.embed(tmp_path / "huge.safetensors", settings=data, map=tmp_path / "map.html")
     with pytest.raises(DataError, match="none of the images has features"):
         vitrail.embed(tmp_path / "huge.safetensors", settings=data, knn=True)

@@ -170,9 +170,9 @@ def test_the_cache_answers_until_an_image_or_a_setting_changes(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"level": 2}, "--level 2: the model has levels 0 to 1, or -2 to -1 from the end; give one of them"),
-        ({"level": -3}, "--level -3: the model has levels 0 to 1"),
-        ({"pooling": "median"}, "--pool median: the model has head, mean, max, cls; give one of them"),
+        ({"level": 2}, "level=2: the model has levels 0 to 1, or -2 to -1 from the end; give one of them"),
+        ({"level": -3}, "level=-3: the model has levels 0 to 1"),
+        ({"pooling": "median"}, "pool=median: the model has head, mean, max, cls; give one of them"),
     ],
 )
 def test_levels_and_poolings_that_a_model_has_not_are_named(tiny_checkpoint: Path, options: dict, message: str) -> None:

@@ -28,9 +28,9 @@ WORDS = {
 ADVICE = {
     "images": "an image in memory goes through the model of vitrail.load_model(FILE) itself, as "
     "model(model.preprocess(image).unsqueeze(0))",
-    "files": "several are given one by one, as verify(*files)",
+    "verify.files": "several are given one by one, as verify(*files)",
 }
-"""What to do instead, by the name of the argument that was given something else than a path."""
+"""What to do instead, by the argument that was given something else than a path, of one function or of any."""
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
@@ -91,8 +91,9 @@ def _read(function: str, name: str, value: Any, kind: Any, signature: inspect.Si
         advice = ""
         if isinstance(value, Mapping) and "settings" in signature.parameters:
             advice = "; settings are given as settings={'section.key': value}"
-        elif name in ADVICE and not isinstance(value, str | bytes | int | float | None):
-            advice = f"; {ADVICE[name]}"
+        elif not isinstance(value, str | bytes | int | float | None):
+            known = ADVICE.get(f"{function}.{name}") or ADVICE.get(name)
+            advice = f"; {known}" if known else ""
         raise ConfigError(f"{where} is {_show(value)}; it must be {error}{advice}") from None
 
 

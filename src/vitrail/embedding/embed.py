@@ -25,7 +25,7 @@ from vitrail.embedding.files import check_output, write_features
 from vitrail.embedding.images import Part, take_files, take_splits
 from vitrail.embedding.probe import Score, knn_accuracy, linear_probe
 from vitrail.embedding.store import Features, cached_features, describe, embed_source
-from vitrail.errors import ConfigError, DataError, name_option
+from vitrail.errors import ConfigError, DataError, name_option, write_option
 from vitrail.evaluation.match import check_pixels
 from vitrail.evaluation.settings import inherited_data
 from vitrail.files import remove
@@ -230,7 +230,7 @@ def _embed_part(
         about,
         workers=workers,
         advance=display.advance,
-        advice="free space, or choose another file with --output",
+        advice=f"free space, or choose another file with {write_option('output')}",
     )
 
 

@@ -24,7 +24,11 @@ COLUMNS = ("path", "class", "split", "error")
 KINDS = (".npy", ".parquet")
 CHUNK = 4096
 """Rows that are copied at a time, and rows of a row group of Parquet."""
-ADVICE = "choose another file with --output"
+
+
+def _advise() -> str:
+    """Return what to do where a file cannot be written."""
+    return f"choose another file with {write_option('output')}"
 
 
 def check_output(output: Path) -> None:
@@ -80,14 +84,14 @@ def write_features(
         _write_parquet(output, parts, features, text)
         return
     index, about, _ = files_of(output)
-    write_whole(index, _csv_lines(parts, features, guard_csv), ADVICE)
-    write_whole(about, text.encode(), ADVICE)
+    write_whole(index, _csv_lines(parts, features, guard_csv), _advise())
+    write_whole(about, text.encode(), _advise())
     # its name says that all of them are there
     shape = (sum(len(one.values) for one in features), features[0].values.shape[1])
     head = io.BytesIO()
     layout = {"descr": "<f4", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(head, layout)
-    write_whole(output, _joined(head.getvalue(), features), ADVICE)
+    write_whole(output, _joined(head.getvalue(), features), _advise())
 
 
 def _joined(head: bytes, features: Sequence[Features]) -> Iterator[bytes]:
@@ -126,7 +130,7 @@ def _write_parquet(output: Path, parts: Sequence[Part], features: Sequence[Featu
     schema = pyarrow.schema(fields, metadata={"vitrail": description})
     target, temporary = staging(output)
     rows = _rows(parts, features)
-    with refusal_told(output, temporary, ADVICE):
+    with refusal_told(output, temporary, _advise()):
         with parquet.ParquetWriter(temporary, schema) as writer:
             for one in features:
                 for values in _chunks(one.values):
