@@ -180,6 +180,7 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
                 "images.train_view",
                 "training.run.state",
                 "training.setup",
+                "training.optim.optimizers",
                 "models.layers",
             },
         ),

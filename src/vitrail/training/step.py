@@ -22,6 +22,8 @@ from vitrail.images.batch_augment import erase, mix
 from vitrail.images.preprocess import Preprocess, normalise
 from vitrail.images.train_view import sample_key
 from vitrail.training.losses import Objective
+from vitrail.training.optim.optimizers import can_skip
+from vitrail.training.optim.sharpness import ascend
 from vitrail.training.run.state import new_sums
 from vitrail.training.stopwatch import Stopwatch
 
@@ -49,7 +51,7 @@ def train_step(
 
     Every image weighs 1 / batch_size times what its class does, so an unreadable one changes the weight of no other.
     For a micro-batch without any, a black image is passed through and left out: other ranks wait for its gradients.
-    Nothing waits for the device.
+    Nothing waits for the device, unless the optimizer cannot leave an update out by itself.
 
     Args:
         context: Settings, processes, preprocessing and loss.
@@ -65,6 +67,10 @@ def train_step(
     """
     with watch.phase("forward_backward_s"):
         sums = _accumulate_gradients(context, model, micro_batches, keys)
+        if context.config.optim.sam_rho is not None:
+            with ascend(model, context.config.optim.sam_rho):
+                optimizer.zero_grad()
+                _accumulate_gradients(context, model, micro_batches, keys)
     with watch.phase("optimizer_s"):
         context.accelerator.unscale_gradients()
         norm = _clip_gradients(model, context.config.optim.clip_norm)
@@ -107,13 +113,13 @@ def _clip_gradients(model: nn.Module, clip_norm: float | None) -> Tensor:
 
 def _update_weights(context: StepContext, optimizer: Any, is_skipped: Tensor) -> None:
     """Let the optimizer make its update, unless it is skipped, and clear the gradients."""
-    if context.config.train.shard:
-        # waits for the device, as the kernels for sharded parameters cannot skip an update themselves
-        if not is_skipped:
-            optimizer.step()
-    else:
-        if context.accelerator.scaler is None:
-            optimizer.optimizer.found_inf = is_skipped.float()  # the fused kernels change nothing where it is 1
+    if context.accelerator.scaler is not None:
+        optimizer.step()  # which the scaler leaves out where a gradient is not finite
+    elif can_skip(optimizer.optimizer) and not context.config.train.shard:
+        optimizer.optimizer.found_inf = is_skipped.float()  # the fused kernels change nothing where it is 1
+        optimizer.step()
+    elif not is_skipped:
+        # waits for the device: other kernels, and those for sharded parameters, cannot skip an update themselves
         optimizer.step()
     optimizer.zero_grad()
 

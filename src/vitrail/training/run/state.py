@@ -141,7 +141,7 @@ class TrainState:
         }
         groups = [
             # the kernel is this run's, which may be sharded where the saved one was not
-            {**group, "fused": own["fused"]}
+            {**group, **{name: own[name] for name in ("fused",) if name in own}}
             for group, own in zip(saved["param_groups"], self.optimizer.param_groups, strict=True)
         ]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
