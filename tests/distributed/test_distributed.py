@@ -119,6 +119,22 @@ for name in {names}:
 
 
 @pytest.mark.thorough
+def test_two_processes_make_the_updates_of_one_while_parts_are_frozen_and_after(image_folder: Path) -> None:
+    runs = image_folder.parent / "runs"
+    run(image_folder, "train.epochs=1", "schedule.warmup_epochs=0", "output.name=pretrained")
+    more = (
+        f"model.weights={runs / 'pretrained' / 'best.safetensors'}", "train.epochs=2", "train.accumulate=2",
+        "schedule.warmup_epochs=0", "ema.decay=0.9", "freeze.until=head", "freeze.epochs=1",
+    )  # fmt: skip
+    run(image_folder, *more, "output.name=alone")
+    program = script(image_folder.parent, "vitrail.training.train.train(config)")
+    done = python(*torchrun(2, str(program), *settings(image_folder, *more, "output.name=pair")))
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    assert_close_run(runs / "alone", runs / "pair")
+
+
+@pytest.mark.thorough
 def test_two_processes_make_the_updates_of_one_with_drawn_and_weighted_classes(tmp_path: Path) -> None:
     images = long_tailed(tmp_path / "images", (24, 6, 2))
     more = (*ALL, "train.epochs=2", "augment.scale=[0.9, 1.0]", "augment.repeats=2", "train.accumulate=2")

@@ -10,6 +10,7 @@ from vitrail.config.training_sections import (
     AugmentSection,
     BalanceSection,
     EmaSection,
+    FreezeSection,
     MultiLabelSection,
     OptimSection,
     OutputSection,
@@ -31,6 +32,7 @@ class TrainConfig:
     balance: BalanceSection = field(default_factory=BalanceSection)
     multi_label: MultiLabelSection = field(default_factory=MultiLabelSection)
     optim: OptimSection = field(default_factory=OptimSection)
+    freeze: FreezeSection = field(default_factory=FreezeSection)
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
     ema: EmaSection = field(default_factory=EmaSection)
     train: TrainSection = field(default_factory=TrainSection)
@@ -41,6 +43,8 @@ class TrainConfig:
         problems += self._channel_problems()
         problems += self._rate_problems()
         problems += self._sampling_problems()
+        if self.freeze.until is not None and self.train.shard:
+            problems.append("freeze.until does not go with train.shard, which shards what is trained; drop one")
         if self.schedule.warmup_epochs > self.train.epochs:
             problems.append(
                 f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} is more than train.epochs "

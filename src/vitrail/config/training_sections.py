@@ -253,6 +253,23 @@ class OptimSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FreezeSection:
+    """Freezing, for fine-tuning: the parts of the network that keep the weights they begin with."""
+
+    until: str | None = None
+    """First part that is trained, all before it being frozen: the number of a layer, a block or a
+    stage such as blocks.6, norm, or head for the head alone; null freezes nothing. Frozen parts
+    have no dropout or drop path, and their activations are not kept."""
+    epochs: int | None = None
+    """Number of epochs after which the frozen parts are trained too, such as 1 with until=head for
+    a warm-up of the head; null keeps them frozen to the end."""
+
+    def problems(self) -> list[str]:
+        """Say what is wrong, each as one clause."""
+        return find_out_of_range(self, epochs=(1, None))
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScheduleSection:
     """The schedule: the learning rate over time."""
 

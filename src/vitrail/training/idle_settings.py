@@ -121,6 +121,7 @@ RULES = (
     ),
     Rule(("optim.betas",), lambda config: not _has_moment(config, "betas"), "optim.name is {config.optim.name}"),
     Rule(("optim.eps",), lambda config: not _has_moment(config, "eps"), "optim.name is {config.optim.name}"),
+    Rule(("freeze.epochs",), lambda config: config.freeze.until is None, "freeze.until is null"),
     Rule(
         ("schedule.warmup_lr", "schedule.warmup_prefix"),
         lambda config: config.schedule.warmup_epochs <= 0,

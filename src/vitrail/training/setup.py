@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -47,6 +47,7 @@ from vitrail.training.initial_model import (
     tell_statistics,
 )
 from vitrail.training.losses import check_loss_settings, choose_loss
+from vitrail.training.optim.freezing import Freeze
 from vitrail.training.optim.nonfinite import Guard
 from vitrail.training.optim.optimizers import build_optimizer
 from vitrail.training.optim.schedule import learning_rate
@@ -139,6 +140,8 @@ def build_job(
     check_monitor(monitor, counts, count_by_class(data.val))
 
     # Model and preprocessing
+    if is_new:
+        refuse_frozen_noise(config)
     model_name = canonical_name(config.model.name)
     if is_new and config.model.weights is not None:
         opened = open_initial_weights(config, model_name, data.classes, display)
@@ -172,6 +175,19 @@ def build_job(
         rate=build_schedule(config, sampler.steps),
     )
     return job, model
+
+
+def refuse_frozen_noise(config: TrainConfig) -> None:
+    """Refuse to keep weights that nothing has trained.
+
+    Raises:
+        ConfigError: Parts are to be frozen in a model that begins with random weights.
+    """
+    if config.freeze.until is not None and config.model.weights is None:
+        raise ConfigError(
+            f"freeze.until={config.freeze.until} keeps the weights of all before it, which would be random; give "
+            "weights to begin with, model.weights=FILE or --fork RUN"
+        )
 
 
 def open_training_data(config: TrainConfig, accelerator: Accelerator, display: Display) -> tuple[TrainConfig, Data]:
@@ -308,13 +324,24 @@ def build_state(job: Job, model: VisionModel) -> TrainState:
         ema = ModelEmaV3(model, decay=decay)
     if settings.shard:
         shard_over_ranks(job, model, ema)
+    freeze, late = None, []
+    if job.config.freeze.until is not None:
+        freeze = Freeze(model, job.config.freeze.until)
+        if job.config.freeze.epochs is None:
+            freeze.begin()  # before the optimizer is built, which so never knows of these weights
+        else:
+            late = freeze.parameters
+    optimizer = optimizer_of_settings(job.config, model, late)
+    if freeze is not None:
+        freeze.begin()
     return TrainState(
         model=model,
-        optimizer=optimizer_of_settings(job.config, model),
+        optimizer=optimizer,
         ema=ema,
         scaler=None,
         sums=new_sums(device),
         guard=Guard(device),
+        freeze=freeze,
     )
 
 
@@ -343,8 +370,10 @@ def shard_over_ranks(job: Job, model: VisionModel, ema: ModelEmaV3 | None) -> No
         shard(ema.module, job.accelerator.device)
 
 
-def optimizer_of_settings(config: TrainConfig, model: VisionModel) -> torch.optim.Optimizer:
-    """Return the optimizer that the settings ask for."""
+def optimizer_of_settings(
+    config: TrainConfig, model: VisionModel, late: Collection[torch.nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """Return the optimizer that the settings ask for; some parameters may be trained only later."""
     optim = config.optim
     return build_optimizer(
         model,
@@ -359,6 +388,7 @@ def optimizer_of_settings(config: TrainConfig, model: VisionModel) -> torch.opti
         decay_on=optim.decay_on,
         backbone_scale=optim.backbone_scale,
         shard=config.train.shard,
+        late=late,
     )
 
 

@@ -33,7 +33,7 @@ from vitrail.images.input_check import ENOUGH
 from vitrail.images.preprocess import normalise
 from vitrail.training.diagnosis import diagnose, name_anomalies
 from vitrail.training.optim.nonfinite import has_finite_weights
-from vitrail.training.optim.optimizers import set_learning_rate
+from vitrail.training.optim.optimizers import restart_counts, set_learning_rate
 from vitrail.training.run.folder import plot_curves
 from vitrail.training.run.open_run import Run, RunFiles, claim, open_run
 from vitrail.training.run.progress import Progress, Speedometer, latest_rate, log_step, read_progress, show_progress
@@ -166,6 +166,8 @@ def train_to_end(job: Job, state: TrainState, run: Run, wrapped: nn.Module, opti
     job.display.begin("train", job.total_updates, job.updates(state))
     with interruptible(run.folder), name_anomalies(job.config.train.detect_anomaly):
         while not job.is_finished(state):
+            if is_thawing(job, state):
+                wrapped = thaw(job, state)
             if train_epoch(job, state, run, wrapped, optimizer):
                 finish_epoch(job, state, run)
     job.display.end()
@@ -173,6 +175,23 @@ def train_to_end(job: Job, state: TrainState, run: Run, wrapped: nn.Module, opti
         job.display.note(f"stopped early: no better {job.monitor} for {job.config.train.patience} epochs")
     if state.epoch > first_epoch:
         save(job, state, run, must=True)
+
+
+def is_thawing(job: Job, state: TrainState) -> bool:
+    """Say whether what is frozen is trained too from this epoch on, in which a resumed run may have begun."""
+    epochs = job.config.freeze.epochs
+    return state.freeze is not None and epochs is not None and state.epoch >= epochs
+
+
+def thaw(job: Job, state: TrainState) -> nn.Module:
+    """Train from here on what was frozen; return the model as Accelerate prepares it for that."""
+    assert state.freeze is not None
+    state.freeze.end()
+    if (state.epoch, state.step) == (job.config.freeze.epochs, 0):
+        restart_counts(state.optimizer, state.freeze.parameters)
+    state.freeze = None
+    # DDP sums the gradients of those weights that asked for one when it was built
+    return job.accelerator.prepare_model(state.model)
 
 
 def train_epoch(job: Job, state: TrainState, run: Run, wrapped: nn.Module, optimizer: Any) -> bool:
@@ -187,6 +206,8 @@ def train_epoch(job: Job, state: TrainState, run: Run, wrapped: nn.Module, optim
     sampler.epoch, sampler.first_step = epoch, state.step
     speedometer = Speedometer(state.step, config.train.batch_size)
     wrapped.train()
+    if state.freeze is not None:
+        state.freeze.still()
     batches = iter(job.loader)
     for step in range(state.step, sampler.steps):
         begun = time.perf_counter()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import torch
@@ -24,15 +24,18 @@ def parameter_groups(
     layer_decay: float | None,
     decay_on: DecayOn = "paper",
     backbone_scale: float = 1.0,
+    late: Collection[torch.nn.Parameter] = (),
 ) -> list[dict[str, Any]]:
     """Group the trainable parameters by weight decay and learning-rate scale.
 
     Biases, one-dimensional parameters and those of `model.no_weight_decay()` do not decay, unless `decay_on` says that
     the last, or all three, do. With `layer_decay`, a parameter of layer i learns at layer_decay ** (num_layers - i)
     times the rate (`lr_scale` of its group), and with `backbone_scale` at so much of that unless it is the head's.
+    Those that are trained only later (`late`) have groups of their own.
     """
+    late_ones = set(late)
     exempt = model.no_weight_decay() if decay_on == "paper" else set()
-    groups: dict[tuple[int, float, bool], dict[str, Any]] = {}
+    groups: dict[tuple[int, float, bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -41,7 +44,7 @@ def parameter_groups(
         layer = model.num_layers if layer_decay is None else model.layer_of(name)
         scale = 1.0 if name.startswith("head.") else backbone_scale
         group = groups.setdefault(
-            (layer, scale, decays),
+            (layer, scale, decays, parameter in late_ones),
             {
                 "params": [],
                 "weight_decay": weight_decay if decays else 0.0,
@@ -66,13 +69,14 @@ def build_optimizer(
     decay_on: DecayOn = "paper",
     backbone_scale: float = 1.0,
     shard: bool = False,
+    late: Collection[torch.nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
     """Build an optimizer; moments that are None are its own (`OPTIMIZERS`).
 
     AdamW and SGD are one fused kernel, which leaves an update out where `found_inf` says so. The fused SGD cannot
     update a model that is sharded over ranks (`shard`), which takes torch's other kernels.
     """
-    groups = parameter_groups(model, weight_decay, layer_decay, decay_on, backbone_scale)
+    groups = parameter_groups(model, weight_decay, layer_decay, decay_on, backbone_scale, late)
     given = {"betas": betas, "eps": eps, "momentum": momentum}
     moments = {key: default if given[key] is None else given[key] for key, default in OPTIMIZERS[name].items()}
     if name == "adamw":
@@ -125,6 +129,18 @@ def _split_for_muon(model: VisionModel, groups: list[dict[str, Any]]) -> list[di
 def can_skip(optimizer: torch.optim.Optimizer) -> bool:
     """Say whether an optimizer reads `found_inf`, and changes nothing where it is 1, as torch's fused kernels do."""
     return getattr(optimizer, "_step_supports_amp_scaling", False)
+
+
+def restart_counts(optimizer: torch.optim.Optimizer, parameters: Collection[torch.nn.Parameter]) -> None:
+    """Let the groups of parameters that are trained from now on count their updates from here.
+
+    Some optimizers count for a whole group, whether its parameters have gradients or not, and correct young moments
+    by that count.
+    """
+    begun = set(parameters)
+    for group in optimizer.param_groups:
+        if begun.issuperset(group["params"]):
+            group.pop("step", None)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

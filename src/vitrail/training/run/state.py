@@ -22,6 +22,7 @@ from vitrail.distributed.sharding import gather_full, shard_like
 from vitrail.errors import CheckpointError
 from vitrail.files import refusal_told, temporary_name
 from vitrail.models.family import VisionModel
+from vitrail.training.optim.freezing import Freeze
 from vitrail.training.optim.nonfinite import Guard
 
 NAME = re.compile(r"update-(\d{8,})\.([0-9a-f]{16})\.pt")
@@ -41,6 +42,8 @@ class TrainState:
     sums: torch.Tensor
     """Loss, right answers and images of this rank, summed over the epoch so far."""
     guard: Guard
+    freeze: Freeze | None = None
+    """The parts that are frozen, for as long as they are."""
     logged: tuple[float, float] = (0.0, 0.0)
     """Loss and images of all ranks, summed over the epoch up to the last row of steps.jsonl."""
     epoch: int = 0
