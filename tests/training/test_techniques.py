@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import get_args
 
@@ -11,8 +12,15 @@ from safetensors.torch import load_file
 
 from support.runs import EVERYTHING, Signals, assert_same_run, last_state, run
 from vitrail.choices import OptimizerName
+from vitrail.config.commands import TrainConfig
+from vitrail.config.resolve import parse_command_line, resolve
 from vitrail.errors import ConfigError, Stopped
+from vitrail.evaluation.evaluate import evaluate
+from vitrail.models.registry import FAMILIES
 from vitrail.training.run.state import list_states
+from vitrail.training.train import train
+from vitrail.weights.checkpoint import read_metrics
+from vitrail.weights.loading import load_model
 
 
 def assert_goes_on(images: Path, *settings: str, stops: tuple[int, ...] = (4,)) -> Path:
@@ -89,7 +97,7 @@ def test_noise_is_not_frozen(image_folder: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         run(image_folder, "freeze.until=head")
     assert str(caught.value) == (
-        "freeze.until=head keeps the weights of all before it, which would be random; give weights to begin with, "
+        "freeze.until=head keeps weights as they are, which would be random; give weights to begin with, "
         "model.weights=FILE or --fork RUN"
     )
     folder = run(image_folder, "train.epochs=1", "schedule.warmup_epochs=0").folder
@@ -103,3 +111,72 @@ def test_a_part_that_the_model_lacks_is_refused_before_anything_is_written(image
     with pytest.raises(ConfigError, match=r"^freeze\.until is blocks\.7; it must be a layer from 1 to 2, a part from"):
         run(image_folder, weights, "freeze.until=blocks.7", "output.name=refused")
     assert not (image_folder.parent / "runs" / "refused").exists()
+
+
+@pytest.mark.parametrize("average", ["null", "0.5"])
+def test_a_run_with_adapters_keeps_the_merged_weights_and_goes_on_to_the_last_bit(
+    image_folder: Path, average: str
+) -> None:
+    weights = pretrained(image_folder)
+    more = (
+        "train.epochs=3", "lora.rank=4", "lora.dropout=0.1", f"ema.decay={average}", "train.accumulate=2",
+        "optim.lr=1e-2", "output.keep_best=2",
+    )  # fmt: skip
+    folder = assert_goes_on(image_folder, weights, *more)
+    first, best = folder.with_name("pretrained") / "best.safetensors", folder / "best.safetensors"
+    adapted = ("blocks.0.inner_attn.", "blocks.0.inner_mlp.", "blocks.0.outer_attn.", "blocks.0.outer_mlp.", "head.")
+    before, after = load_file(first), load_file(best)
+    assert before.keys() == after.keys()
+    for name in before:
+        is_changed = name.startswith(adapted) and (name.endswith(".weight") or name.startswith("head."))
+        assert torch.equal(before[name], after[name]) is not is_changed, name
+
+    # every verb takes the file, and finds what the run has measured
+    row = read_metrics(best)
+    assert row is not None
+    metrics = evaluate(best, [parse_command_line([f"data.root={image_folder}"])]).accuracy.numbers()
+    assert metrics["top1"] == row["val_top1"]
+    assert metrics["loss"] == pytest.approx(row["val_loss"], abs=1e-5)
+
+    # a fork begins with the merged weights, with adapters of its own or without
+    for setting in ("lora.rank=2", "lora.rank=null"):
+        run(image_folder, "train.epochs=1", "schedule.warmup_epochs=0", "optim.lr=1e-5", "schedule.min_lr=0", setting,
+            "output.name=forked", fork=folder)  # fmt: skip
+        state = last_state(folder.with_name("forked"))
+        assert any("lora_A" in name for name in state["model"]) is (setting == "lora.rank=2")
+        shutil.rmtree(folder.with_name("forked"))
+
+
+@pytest.mark.parametrize("name", ["tnt_ti_patch16_224", "t2t_vit_7", "twins_svt_small"])
+def test_every_family_is_fine_tuned_at_a_larger_size_of_images(image_folder: Path, name: str) -> None:
+    family = next(family for family in FAMILIES if name in family.variants)
+    shape = {key: list(value) if isinstance(value, tuple) else value for key, value in family.tiny.items()}
+    small, larger = shape.pop("image_size"), [96, 128]
+    del shape["num_classes"]
+    options = [f"model.options.{key}={value}" for key, value in shape.items()]
+    common = (
+        f"data.root={image_folder}", "data.workers=0", "data.check=false", f"model.name={name}", *options,
+        f"output.root={image_folder.parent / 'runs'}", "model.drop_path_rate=0.1",
+        "train.epochs=1", "schedule.warmup_epochs=0", "train.batch_size=8", "train.device=cpu",
+    )  # fmt: skip
+
+    def tune(*settings: str) -> Path:
+        return train(resolve(TrainConfig, [parse_command_line([*common, *settings])]).config).folder
+
+    first = tune(f"model.image_size={small}", "output.name=small") / "best.safetensors"
+    more = (f"model.weights={first}", f"model.image_size={larger}", "optim.layer_decay=0.75", "freeze.until=norm")
+    folder = tune(*more, "output.name=large")
+    before, after = load_file(first), load_file(folder / "best.safetensors")
+    assert before.keys() == after.keys()
+    others = {key for key in before if before[key].shape != after[key].shape}
+    assert others == {key for key in before if key in (*family.positions, *family.unread)}
+    for key in before.keys() - others:
+        assert torch.equal(before[key], after[key]) is not key.startswith(("norm.", "head.")), key
+    for key in family.positions:
+        assert after[key].shape[1] == 1 + (96 // 16) * (128 // 16)
+    model = load_model(folder / "best.safetensors")
+    assert model.config.image_size == (96, 128)
+    image = next(path for path in image_folder.rglob("*") if path.is_file())
+    assert model.preprocess is not None
+    assert model(model.preprocess(image).unsqueeze(0)).isfinite().all()
+    assert evaluate(folder / "best.safetensors", [parse_command_line([f"data.root={image_folder}"])]).accuracy.n == 12

@@ -11,6 +11,7 @@ from vitrail.config.training_sections import (
     BalanceSection,
     EmaSection,
     FreezeSection,
+    LoraSection,
     MultiLabelSection,
     OptimSection,
     OutputSection,
@@ -33,6 +34,7 @@ class TrainConfig:
     multi_label: MultiLabelSection = field(default_factory=MultiLabelSection)
     optim: OptimSection = field(default_factory=OptimSection)
     freeze: FreezeSection = field(default_factory=FreezeSection)
+    lora: LoraSection = field(default_factory=LoraSection)
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
     ema: EmaSection = field(default_factory=EmaSection)
     train: TrainSection = field(default_factory=TrainSection)
@@ -43,8 +45,9 @@ class TrainConfig:
         problems += self._channel_problems()
         problems += self._rate_problems()
         problems += self._sampling_problems()
-        if self.freeze.until is not None and self.train.shard:
-            problems.append("freeze.until does not go with train.shard, which shards what is trained; drop one")
+        for name, value in (("freeze.until", self.freeze.until), ("lora.rank", self.lora.rank)):
+            if value is not None and self.train.shard:
+                problems.append(f"{name} does not go with train.shard, which is for training all weights; drop one")
         if self.schedule.warmup_epochs > self.train.epochs:
             problems.append(
                 f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} is more than train.epochs "

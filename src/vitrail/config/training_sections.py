@@ -270,6 +270,37 @@ class FreezeSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraSection:
+    """LoRA, for fine-tuning: small low-rank adapters are trained beside the layers, which stay as they are."""
+
+    rank: int | None = None
+    """Rank of the adapters, such as 8; only they and the head are trained, and the weights that are
+    kept have them merged in; null is off."""
+    alpha: float | None = None
+    """Strength of the adapters: what they add is multiplied by alpha / rank; null takes twice the
+    rank."""
+    dropout: float = 0.0
+    """Dropout of what enters the adapters; 0 is off."""
+    targets: tuple[Literal["attention", "mlp"], ...] = ("attention", "mlp")
+    """Linear layers that have adapters: those of attention, of MLPs, or both."""
+
+    @property
+    def scale(self) -> float:
+        """Factor on what the adapters add."""
+        assert self.rank is not None
+        return 2.0 if self.alpha is None else self.alpha / self.rank
+
+    def problems(self) -> list[str]:
+        """Say what is wrong, each as one clause."""
+        problems = find_out_of_range(self, rank=(1, None)) + find_not_positive(self, "alpha")
+        if not 0 <= self.dropout < 1:
+            problems.append(f"dropout is {self.dropout}; it must be from 0 to below 1")
+        if not self.targets:
+            problems.append("targets is empty; it must have attention, mlp or both")
+        return problems
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScheduleSection:
     """The schedule: the learning rate over time."""
 
@@ -324,6 +355,10 @@ class EmaSection:
 
     decay: float | None = None
     """Share of the average that is kept at each update, such as 0.99996; null is off."""
+    warmup: bool | None = None
+    """Let the decay follow the number n of updates made, as (1 + n) / (10 + n), until it reaches
+    `decay`, so that the average soon forgets the initial weights; null does so where a run is too
+    short for `decay`."""
 
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""
@@ -395,6 +430,9 @@ class TrainSection:
     patience: int | None = None
     """Early stopping: number of epochs without a better one after which the run ends; null never
     ends it early."""
+    min_delta: float = 0.0
+    """Early stopping: least gain of `monitor`, in its own unit, for which an epoch counts as
+    better."""
     max_hours: float | None = None
     """Number of hours after which the run is saved and stopped with status 75, to be resumed; null
     is no limit."""
@@ -421,6 +459,7 @@ class TrainSection:
             eval_every=(1, None),
             log_every=(1, None),
             patience=(1, None),
+            min_delta=(0, None),
             skip_limit=(1, None),
             rollbacks=(0, None),
         )

@@ -121,6 +121,9 @@ RULES = (
     ),
     Rule(("optim.betas",), lambda config: not _has_moment(config, "betas"), "optim.name is {config.optim.name}"),
     Rule(("optim.eps",), lambda config: not _has_moment(config, "eps"), "optim.name is {config.optim.name}"),
+    Rule(("lora.alpha", "lora.dropout", "lora.targets"), lambda config: config.lora.rank is None, "lora.rank is null"),
+    Rule(("ema.warmup",), lambda config: config.ema.decay is None, "ema.decay is null"),
+    Rule(("train.min_delta",), lambda config: config.train.patience is None, "train.patience is null"),
     Rule(("freeze.epochs",), lambda config: config.freeze.until is None, "freeze.until is null"),
     Rule(
         ("schedule.warmup_lr", "schedule.warmup_prefix"),

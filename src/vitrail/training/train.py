@@ -32,6 +32,7 @@ from vitrail.evaluation.task import task_of
 from vitrail.images.input_check import ENOUGH
 from vitrail.images.preprocess import normalise
 from vitrail.training.diagnosis import diagnose, name_anomalies
+from vitrail.training.optim.lora import merge_adapters
 from vitrail.training.optim.nonfinite import has_finite_weights
 from vitrail.training.optim.optimizers import restart_counts, set_learning_rate
 from vitrail.training.run.folder import plot_curves
@@ -42,7 +43,7 @@ from vitrail.training.run.resume import has_save, is_save_due, load_fork, restor
 from vitrail.training.run.state import TrainState
 from vitrail.training.run.stop import Stop, interruptible
 from vitrail.training.run.trackers import check_trackers
-from vitrail.training.setup import Job, build_job, build_state
+from vitrail.training.setup import Job, build_job, build_state, tell_of_slow_average
 from vitrail.training.step import mixing_keys, seed_dropout, train_step
 from vitrail.training.stopwatch import Stopwatch
 from vitrail.weights.checkpoint import Record, model_options, provenance
@@ -128,6 +129,7 @@ def train(
         if job.is_finished(state):
             tell_how_to_lengthen(job, state, run)
         elif not is_restored:
+            tell_of_slow_average(job)
             for warning in job.objective.warnings(config, job.training_counts, job.data.classes):
                 display.warn(warning)
             save(job, state, run, must=True)  # from here on there is always something to go back to
@@ -229,6 +231,7 @@ def train_epoch(job: Job, state: TrainState, run: Run, wrapped: nn.Module, optim
         state.sums += sums
         state.guard.record(is_skipped, update)
         if state.ema:
+            state.ema.decay = job.average_decay(update)
             state.ema.update(state.model)
         state.step = step + 1
         job.display.advance()
@@ -326,9 +329,13 @@ def finish_epoch(job: Job, state: TrainState, run: Run) -> None:
 
     # Best weights
     weights = None
+    if "val_loss" in row and is_better(row, state.gained, job.monitor, job.config.train.min_delta):
+        state.gained = row
     if "val_loss" in row and is_better(row, state.best, job.monitor):
         state.bests = [row, *state.bests][: job.config.output.keep_best]
         weights = gather_full(evaluated_model(state).state_dict())
+        if job.config.lora.rank is not None:
+            weights = merge_adapters(weights, job.config.lora.scale)
     if run.files is not None:
         run.files.log.add(row)
         run.outbox.put("metrics.jsonl", run.files.log.write)
@@ -483,11 +490,16 @@ def finish_run(job: Job, state: TrainState, run: Run) -> TrainResult:
     )
 
 
-def is_better(row: dict[str, Any], best: dict[str, Any], monitor: str) -> bool:
-    """Say whether an evaluated epoch beats the best one; of two as accurate, that of lower loss does."""
+def is_better(row: dict[str, Any], best: dict[str, Any], monitor: str, least: float = 0.0) -> bool:
+    """Say whether an evaluated epoch beats the best one, by more than `least`.
+
+    Where any gain counts, of two as accurate that of lower loss is the better.
+    """
     if row[monitor] is None or not best:
         return row[monitor] is not None
     sign = -1 if monitor.endswith("loss") else 1
+    if least > 0:
+        return sign * (row[monitor] - best[monitor]) > least
     return (sign * row[monitor], -row["val_loss"]) > (sign * best[monitor], -best["val_loss"])
 
 

@@ -53,6 +53,8 @@ class TrainState:
     rows: list[dict[str, Any]] = field(default_factory=list)
     bests: list[dict[str, Any]] = field(default_factory=list)
     """Rows of the epochs whose weights are kept, the best first; each beat the one after it."""
+    gained: dict[str, Any] = field(default_factory=dict)
+    """Row of the last epoch that was better by as much as early stopping asks for."""
     bad_files: set[tuple[str, str]] = field(default_factory=set)
     """Name and reason of the images that could not be read, in whole epochs."""
     unread: set[tuple[str, str]] = field(default_factory=set)
@@ -87,6 +89,7 @@ class TrainState:
             "step": self.step,
             "rows": self.rows,
             "bests": self.bests,
+            "gained": self.gained,
             "bad_files": sorted(self.bad_files),
             "rollbacks": self.rollbacks,
             "seconds": dict(self.seconds),
@@ -109,6 +112,7 @@ class TrainState:
             self.bests = list(saved["bests"])
         else:  # earlier versions saved the best alone; which of the others are kept, the files tell
             self.bests = [row for row in (saved["best"], *reversed(self.rows)) if row]
+        self.gained = saved.get("gained", self.best)
         self.bad_files = {(name, reason) for name, reason in saved["bad_files"]}
         # on one rank, as they are gathered from all of them
         self.unread = {(name, reason) for name, reason in saved["unread"]} if rank == 0 else set()
