@@ -34,10 +34,12 @@ every_optimizer = pytest.mark.parametrize("name", get_args(OptimizerName))
 class Bench:
     """A tiny model with its optimizer, as a run prepares them, and images that come again."""
 
-    def __init__(self, *settings: str) -> None:
+    def __init__(self, *settings: str, scaler: torch.amp.GradScaler | None = None) -> None:
         given = parse_command_line([f"train.batch_size={BATCH}", *settings])
         self.config = config = resolve(TrainConfig, [read_yaml(TINY), given]).config
         accelerator = Accelerator(cpu=True)
+        # what Accelerate does with float16 on a GPU, here with the products in float32
+        accelerator.scaler, accelerator.native_amp = scaler, scaler is not None
         torch.manual_seed(0)
         self.model: VisionModel = build_model(config, config.model.name, CLASSES)
         self.context = StepContext(
@@ -93,6 +95,29 @@ def test_an_update_whose_gradient_is_not_a_number_changes_nothing(name: str, mad
         bench.step()
         spared.step()
     assert_same(bench.state(), spared.state())
+
+
+@every_optimizer
+@pytest.mark.parametrize("sam", ["null", "0.05"])
+def test_a_loss_scale_that_overflows_is_lowered_and_nothing_else_changes(
+    name: str, sam: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = (f"optim.name={name}", f"optim.sam_rho={sam}", "optim.clip_norm=1")
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    scaled, plain = Bench(*settings, scaler=scaler), Bench(*settings)
+    monkeypatch.setattr(scaled.context.accelerator.state, "_mixed_precision", "fp16")
+    before = scaled.state()
+    poison = scaled.model.head.weight.register_hook(lambda gradient: gradient * torch.inf)
+    assert scaled.step()[1]
+    poison.remove()
+    assert_same(scaled.state()[0], before[0])
+    assert scaler.get_scale() == 2.0**9
+    for _ in range(2):
+        assert not scaled.step()[1]
+    monkeypatch.undo()
+    for _ in range(2):
+        plain.step()
+    assert_same(scaled.state(), plain.state())  # as the scale is a power of two
 
 
 @every_optimizer
