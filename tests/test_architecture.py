@@ -163,6 +163,7 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
         ("cyclopts", {"cli.app", *(f"cli.{name}" for name in ("options", "training", "data", "inference", "deploy"))}),
         ("rich", {"display", "api.results"}),
         ("pandas", {"api.results"}),
+        ("peft", {"training.optim.lora"}),
         ("safetensors", {"weights.checkpoint", "weights.formats.weight_file", "data.manifest"}),
         ("matplotlib", {"training.run.folder"}),
         ("jinja2", {"pages.render"}),

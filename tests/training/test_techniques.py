@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from support.runs import EVERYTHING, Signals, assert_same_run, last_state, run
+from support.runs import EVERYTHING, Notebook, Signals, assert_same_run, assert_same_weights, last_state, run
 from vitrail.choices import OptimizerName
 from vitrail.config.commands import TrainConfig
 from vitrail.config.resolve import parse_command_line, resolve
@@ -180,3 +180,56 @@ def test_every_family_is_fine_tuned_at_a_larger_size_of_images(image_folder: Pat
     assert model.preprocess is not None
     assert model(model.preprocess(image).unsqueeze(0)).isfinite().all()
     assert evaluate(folder / "best.safetensors", [parse_command_line([f"data.root={image_folder}"])]).accuracy.n == 12
+
+
+def test_the_best_weights_are_averaged_at_the_end_and_again_when_the_run_is_longer(image_folder: Path) -> None:
+    more = ("optim.lr=1e-3", "train.monitor=val_loss", "output.keep_best=3", "output.average_best=true")
+    display = Notebook()
+    result = run(image_folder, *more, display=display)
+    path = result.folder / "average.safetensors"
+    best = {name: load_file(result.folder / f"{name}.safetensors") for name in ("best", "best-2", "best-3")}
+    for name, tensor in load_file(path).items():
+        expected = torch.stack([weights[name].double() for weights in best.values()]).mean(0)
+        torch.testing.assert_close(tensor.double(), expected, rtol=1e-6, atol=1e-7)
+    row = read_metrics(path)
+    assert row is not None
+    assert row["epochs"] == [4, 3, 2]
+    found = evaluate(path, [parse_command_line([f"data.root={image_folder}"])]).accuracy.numbers()
+    assert found["loss"] == pytest.approx(row["val_loss"], abs=1e-6)
+    assert display.notes[-1] == (
+        f"{path}: the average of 3 epochs has val_loss {row['val_loss']:.4g}, best.safetensors "
+        f"{result.best['val_loss']:.4g}"
+    )
+
+    # one that is lost is made again, one that is there is not, and a longer run has another
+    kept = path.rename(path.with_suffix(".kept"))
+    run(image_folder, *more, resume=result.folder)
+    assert_same_weights(path, kept)
+    assert read_metrics(path) == row
+    before = path.stat().st_mtime_ns
+    run(image_folder, *more, resume=result.folder)
+    assert path.stat().st_mtime_ns == before
+    run(image_folder, *more, "train.epochs=6", resume=result.folder)
+    longer = read_metrics(path)
+    assert longer is not None
+    assert longer["epochs"] == [6, 5, 4]
+
+
+def test_a_single_best_epoch_is_not_averaged(image_folder: Path) -> None:
+    display = Notebook()
+    more = ("train.epochs=1", "schedule.warmup_epochs=0", "output.keep_best=3", "output.average_best=true")
+    folder = run(image_folder, *more, display=display).folder
+    assert not (folder / "average.safetensors").exists()
+    assert "output.average_best: one epoch alone was the best so far, so there is nothing to average" in display.notes
+
+
+def test_an_average_of_files_that_are_gone_does_not_fail_a_finished_run(image_folder: Path) -> None:
+    more = ("optim.lr=1e-3", "train.monitor=val_loss", "output.keep_best=3")
+    folder = run(image_folder, *more).folder
+    (folder / "best-2.safetensors").unlink()
+    display = Notebook()
+    run(image_folder, *more, "output.average_best=true", resume=folder, display=display)
+    assert not (folder / "average.safetensors").exists()
+    (warning,) = display.warnings
+    assert "best-2.safetensors" in warning
+    assert warning.endswith("; the run is finished, but the average of its best weights is left out")

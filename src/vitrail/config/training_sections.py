@@ -481,6 +481,9 @@ class OutputSection:
     free."""
     keep_best: int = 1
     """Number of best weights kept: best.safetensors, best-2.safetensors, ..."""
+    average_best: bool = False
+    """At the end, average the best weights that are kept, evaluate that and write it to
+    average.safetensors; best.safetensors stays as it is."""
     save_every_minutes: float = 5.0
     """Minutes from one save of all that a resume needs to the next; so much is lost when a machine
     dies."""
@@ -499,4 +502,6 @@ class OutputSection:
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""
         problems = find_out_of_range(self, keep_best=(1, None), save_every_updates=(1, None), keep_last=(1, None))
+        if self.average_best and self.keep_best < 2:
+            problems.append("average_best needs several best weights; set keep_best to 2 or more")
         return problems + find_not_positive(self, "save_every_minutes")

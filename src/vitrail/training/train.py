@@ -35,6 +35,7 @@ from vitrail.training.diagnosis import diagnose, name_anomalies
 from vitrail.training.optim.lora import merge_adapters
 from vitrail.training.optim.nonfinite import has_finite_weights
 from vitrail.training.optim.optimizers import restart_counts, set_learning_rate
+from vitrail.training.run.average import average_best, lacks_average
 from vitrail.training.run.folder import plot_curves
 from vitrail.training.run.open_run import Run, RunFiles, claim, open_run
 from vitrail.training.run.progress import Progress, Speedometer, latest_rate, log_step, read_progress, show_progress
@@ -466,6 +467,8 @@ def finish_run(job: Job, state: TrainState, run: Run) -> TrainResult:
         CheckpointError: Numbers or weights that wait for a disk that is full still cannot be written.
     """
     run.outbox.finish()
+    if lacks_average(job, state, run.folder):
+        average_best(job, state, run)
     # of a run that was killed between its last save and its report, or whose report was lost
     lacks_report = share(job.accelerator, not has_report(run.folder, job.updates(state)))
     report = report_on(job, state, run) if lacks_report and state.best else None
