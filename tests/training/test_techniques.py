@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import vitrail.training.step
 from support.runs import EVERYTHING, Notebook, Signals, assert_same_run, assert_same_weights, last_state, run
 from vitrail.choices import OptimizerName
 from vitrail.config.commands import TrainConfig
 from vitrail.config.resolve import parse_command_line, resolve
-from vitrail.errors import ConfigError, Stopped
+from vitrail.errors import ConfigError, Stopped, TrainingError
 from vitrail.evaluation.evaluate import evaluate
 from vitrail.models.registry import FAMILIES
 from vitrail.training.run.state import list_states
+from vitrail.training.step import StepContext
 from vitrail.training.train import train
 from vitrail.weights.checkpoint import read_metrics
 from vitrail.weights.loading import load_model
@@ -233,3 +235,45 @@ def test_an_average_of_files_that_are_gone_does_not_fail_a_finished_run(image_fo
     (warning,) = display.warnings
     assert "best-2.safetensors" in warning
     assert warning.endswith("; the run is finished, but the average of its best weights is left out")
+
+
+def test_a_run_that_was_cut_into_parts_is_cut_so_when_it_goes_on(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accumulate, calls = vitrail.training.step._accumulate_gradients, 0
+
+    def short_once(context: StepContext, *rest: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise torch.OutOfMemoryError("out of memory, as a GPU says it")
+        return accumulate(context, *rest)
+
+    monkeypatch.setattr("vitrail.training.step._accumulate_gradients", short_once)
+    more = ("train.epochs=3", "model.drop_path_rate=0.2", "augment.mixup=0.8", "ema.decay=0.9")
+    display = Notebook()
+    whole = run(image_folder, *more, "output.name=whole", display=display).folder
+    assert display.warnings == [
+        "memory is short: from update 4 on, each micro-batch is computed in 2 parts, which makes the same updates; "
+        "train.accumulate=2 takes as little memory from the start"
+    ]
+    calls = 0
+    stopped = whole.with_name("stopped")
+    with pytest.raises(Stopped):
+        run(image_folder, *more, "output.name=stopped", display=Signals(5))
+    calls = 100
+    run(image_folder, *more, "output.name=stopped", resume=stopped)
+    assert_same_run(stopped, whole)
+
+
+def test_a_single_image_that_does_not_fit_is_an_error(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*arguments: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("out of memory, as a GPU says it")
+
+    monkeypatch.setattr("vitrail.training.step._accumulate_gradients", short)
+    with pytest.raises(TrainingError) as caught:
+        run(image_folder, "train.batch_size=4", "train.accumulate=2")
+    assert str(caught.value) == (
+        "memory is too short for update 1, even with each micro-batch in 2 parts; take a smaller model.image_size or "
+        "model, train.grad_checkpointing=true, or freeze.until"
+    )

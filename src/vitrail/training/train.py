@@ -202,7 +202,7 @@ def train_epoch(job: Job, state: TrainState, run: Run, wrapped: nn.Module, optim
 
     Raises:
         Stopped: The run was told to stop, and is saved.
-        TrainingError: See `roll_back`.
+        TrainingError: See `roll_back`; or memory is too short.
     """
     config, sampler, epoch = job.config, job.sampler, state.epoch
     watch = Stopwatch(job.accelerator.device, state.seconds)
@@ -228,7 +228,13 @@ def train_epoch(job: Job, state: TrainState, run: Run, wrapped: nn.Module, optim
         run.watchdog.move(f"computing update {update + 1:,}")
         check_inputs(job, run, micro_batches, is_last=step + 1 == sampler.steps)
         keys = mixing_keys(config, sampler, epoch, step)
-        sums, is_skipped, norm = train_step(job, wrapped, optimizer, micro_batches, keys, watch)
+        parts = job.memory.parts
+        try:
+            sums, is_skipped, norm = train_step(job, wrapped, optimizer, micro_batches, keys, watch)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(why_memory_is_too_short(job, update)) from error
+        if job.memory.parts > parts:
+            tell_of_short_memory(job, update)
         state.sums += sums
         state.guard.record(is_skipped, update)
         if state.ema:
@@ -274,6 +280,29 @@ def go_on_after_skips(job: Job, state: TrainState, run: Run, progress: Progress)
         return False
     job.display.warn(reason)
     return True
+
+
+def why_memory_is_too_short(job: Job, update: int) -> str:
+    """Say that an update cannot be computed for lack of memory, and what takes less."""
+    short = f"memory is too short for update {update + 1:,}"
+    advice = "take a smaller model.image_size or model, train.grad_checkpointing=true, or freeze.until"
+    if job.accelerator.num_processes > 1:
+        return (
+            f"{short} in process {job.accelerator.process_index}; begin a new run with train.accumulate="
+            f"{2 * job.config.train.accumulate}, or {advice}"
+        )
+    if job.memory.parts > 1:
+        short += f", even with each micro-batch in {job.memory.parts} parts"
+    return f"{short}; {advice}"
+
+
+def tell_of_short_memory(job: Job, update: int) -> None:
+    """Say that micro-batches are computed in parts from now on, and what avoids that."""
+    parts = job.memory.parts
+    job.display.warn(
+        f"memory is short: from update {update + 1:,} on, each micro-batch is computed in {parts} parts, which makes the "
+        f"same updates; train.accumulate={parts * job.config.train.accumulate} takes as little memory from the start"
+    )
 
 
 def check_inputs(job: Job, run: Run, micro_batches: Sequence[Batch], *, is_last: bool) -> None:

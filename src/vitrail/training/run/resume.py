@@ -48,6 +48,8 @@ def restore(job: Job, state: TrainState, folder: Path) -> bool:
     _note_other_world(job, saved["world"], folder)
     validation = validation_changes(job, saved, folder)
     state.restore(saved, job.accelerator.process_index, job.accelerator.num_processes)
+    if job.accelerator.num_processes == 1:
+        job.memory.parts = saved.get("parts", 1)
     if not job.is_finished(state):
         settle_best_files(job, state, folder)
     if validation is not None and validation.rewritten:
@@ -208,6 +210,7 @@ def save(job: Job, state: TrainState, run: Run, *, must: bool = False) -> bool:
             "images": job.fingerprints["images"]["train"],
             "validation": validation,
             "world": job.accelerator.num_processes,
+            "parts": job.memory.parts,
         }
         if job.is_main:
             try:
