@@ -300,8 +300,9 @@ def tell_of_short_memory(job: Job, update: int) -> None:
     """Say that micro-batches are computed in parts from now on, and what avoids that."""
     parts = job.memory.parts
     job.display.warn(
-        f"memory is short: from update {update + 1:,} on, each micro-batch is computed in {parts} parts, which makes the "
-        f"same updates; train.accumulate={parts * job.config.train.accumulate} takes as little memory from the start"
+        f"memory is short: from update {update + 1:,} on, each micro-batch is computed in {parts} parts, which makes "
+        f"the same updates; train.accumulate={parts * job.config.train.accumulate} takes as little memory from the "
+        "start"
     )
 
 
