@@ -113,7 +113,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         make_images(root / "images")
-        shape = {"embed_dim": 48, "depth": 2, "num_heads": 4}
+        shape: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 4}
         tiny = ("model.name=t2t_vit_7", "model.image_size=32", "train.batch_size=8", "train.device=cpu")
         data = (f"data.root={root / 'images'}", "data.name=null", "data.workers=0", "data.check=false")
         settings = (
