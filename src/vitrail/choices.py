@@ -1,4 +1,4 @@
-"""Choices shared by settings, functions and commands: precision, device, engine and format of files. No torch."""
+"""Choices shared by settings, functions and commands: precision, device, optimizer, engine and format. No torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ Precision = Literal["float32", "bfloat16", "float16"]
 """Precision of matrix products."""
 Device = Literal["auto", "cpu"]
 """Device that computes: the accelerator where there is one, or the CPU."""
+OptimizerName = Literal["adamw", "sgd", "lamb", "lion", "adan", "muon"]
+"""Optimizer of a training."""
 Engine = Literal["torch", "onnxruntime", "openvino", "aotinductor", "torchscript", "mindspore"]
 """Runtime of an exported file."""
 ExportFormat = Literal["onnx", "openvino", "pt2", "torchscript", "mindir"]

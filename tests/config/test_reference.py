@@ -47,9 +47,9 @@ def test_every_section_of_every_command_is_described() -> None:
     [
         (TrainSection, "epochs", "a whole number", "300"),
         (OptimSection, "lr", "a number", "0.001"),
-        (OptimSection, "eps", "a number", "1.0e-08"),
-        (OptimSection, "betas", "a list of 2 numbers", "[0.9, 0.999]"),
-        (OptimSection, "name", "one of adamw, sgd", "adamw"),
+        (OptimSection, "eps", "a number, or null", "1.0e-08"),
+        (OptimSection, "betas", "a list of numbers, or null", "[0.9, 0.999]"),
+        (OptimSection, "name", "one of adamw, sgd, lamb, lion, adan, muon", "adamw"),
         (OptimSection, "nesterov", "true or false", "false"),
         (OptimSection, "clip_norm", "a number, or null", "null"),
         (OutputSection, "root", "text", "runs"),
@@ -70,8 +70,8 @@ def test_described_defaults_are_what_the_command_line_would_read(section: type) 
 
 def test_a_docstring_is_the_description_of_the_field_above_it() -> None:
     docs = {key: doc for key, *_, doc in describe_section(OptimSection)}
-    assert docs["momentum"] == "Momentum of SGD."
-    assert docs["betas"] == "Decay rates of AdamW's first and second moments."
+    assert docs["momentum"] == "Momentum of sgd and muon; null takes 0.9 for sgd and 0.95 for muon."
+    assert docs["lr_base_batch"].startswith("Batch size that `lr` is meant for: ")
 
 
 def test_config_imports_no_torch() -> None:

@@ -65,8 +65,17 @@ from vitrail.errors import ConfigError
         ("optim.weight_decay=-1", "optim.weight_decay is -1.0; it must be at least 0"),
         ("optim.momentum=1.5", "optim.momentum is 1.5; it must be from 0 to 1"),
         ("optim.betas=[0.9, 1]", "optim.betas are (0.9, 1.0); each must be from 0 to below 1"),
+        ("optim.betas=[0.9, 0.9, 0.9]", "optim.betas are (0.9, 0.9, 0.9); adamw takes 2; null takes its own"),
+        ("output.average_best=true", "output.average_best needs several best weights; set keep_best to 2 or more"),
+        ("freeze.epochs=0", "freeze.epochs is 0; it must be at least 1"),
+        ("lora.rank=0", "lora.rank is 0; it must be at least 1"),
+        ("lora.alpha=0", "lora.alpha is 0.0; it must be above 0"),
+        ("lora.dropout=1", "lora.dropout is 1.0; it must be from 0 to below 1"),
+        ("lora.targets=[]", "lora.targets is empty; it must have attention, mlp or both"),
+        ("train.min_delta=-1", "train.min_delta is -1.0; it must be at least 0"),
+        ("optim.sam_rho=0", "optim.sam_rho is 0.0; it must be above 0"),
         ("optim.betas=[-0.9, 0.9]", "optim.betas are (-0.9, 0.9); each must be from 0 to below 1"),
-        ("optim.nesterov=true", "optim.nesterov needs name=sgd and a momentum above 0"),
+        ("optim.nesterov=true", "optim.nesterov needs name=sgd or name=muon, and a momentum above 0"),
         ("schedule.warmup_epochs=-1", "schedule.warmup_epochs is -1.0; it must be at least 0"),
         ("schedule.warmup_lr=-1", "schedule.warmup_lr is -1.0; it must be at least 0"),
         ("schedule.min_lr=-1", "schedule.min_lr is -1.0; it must be at least 0"),
@@ -143,6 +152,26 @@ def test_a_rectangle_drawn_by_its_sides_has_no_alpha_beside_it() -> None:
     assert settings("augment.cutmix_minmax=[0.2, 0.8]", "augment.cutmix=1").augment.cutmix_minmax == (0.2, 0.8)
     message = "augment.cutmix is 0.5, but cutmix_minmax draws the rectangle instead; set one of them"
     assert problem("augment.cutmix_minmax=[0.2, 0.8]", "augment.cutmix=0.5") == message
+
+
+@pytest.mark.parametrize("token", ["freeze.until=head", "lora.rank=8"])
+def test_what_trains_a_part_is_not_sharded(token: str) -> None:
+    name = token.partition("=")[0]
+    expected = f"{name} does not go with train.shard, which is for training all weights; drop one"
+    assert problem(token, "train.shard=true") == expected
+
+
+def test_nesterov_is_accepted_with_muon_too() -> None:
+    assert settings("optim.name=muon", "optim.nesterov=true").optim.momentum == 0.95
+
+
+def test_moments_that_are_null_are_those_of_the_optimizer() -> None:
+    assert settings("optim.name=lion").optim.betas == (0.9, 0.99)
+    assert settings("optim.name=adan").optim.betas == (0.98, 0.92, 0.99)
+    assert (settings("optim.name=lamb").optim.eps, settings().optim.eps) == (1e-6, 1e-8)
+    assert settings("optim.name=adan", "optim.betas=[0.9, 0.8, 0.7]").optim.betas == (0.9, 0.8, 0.7)
+    expected = "optim.betas are (0.9, 0.8); adan takes 3; null takes its own"
+    assert problem("optim.name=adan", "optim.betas=[0.9, 0.8]") == expected
 
 
 def test_nesterov_is_accepted_with_sgd_and_momentum() -> None:

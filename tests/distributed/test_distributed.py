@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 import pytest
@@ -19,6 +19,7 @@ import yaml
 from support.forked import TORCHRUN, Python, python, wait_until
 from support.long_tailed import ALL, long_tailed
 from support.runs import EVERYTHING, TINY, Signals, assert_same_run, has_saved, rows, run, steps, torchrun
+from vitrail.choices import OptimizerName
 from vitrail.config.commands import TrainConfig
 from vitrail.config.recipes import find_recipe
 from vitrail.config.resolve import parse_command_line, read_yaml, resolve
@@ -91,6 +92,49 @@ assert "goes on with 2 instead of 1 processes: the same images in the same order
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize("shard", ["false", "true"])
+def test_two_processes_make_the_updates_of_one_with_every_optimizer(image_folder: Path, shard: str) -> None:
+    more = (
+        "train.epochs=2", "train.accumulate=2", "optim.clip_norm=1", "optim.layer_decay=0.7", "optim.sam_rho=0.05",
+        "schedule.warmup_epochs=0", "optim.lr=1e-3",
+    )  # fmt: skip
+    names = get_args(OptimizerName)
+    for name in names:
+        run(image_folder, *more, f"optim.name={name}", f"output.name=alone-{name}")
+    program = script(
+        image_folder.parent,
+        f"""
+from dataclasses import replace
+for name in {names}:
+    chosen = replace(config.optim, name=name, betas=None, eps=None, momentum=None)
+    output = replace(config.output, name=f"pair-{{name}}")
+    vitrail.training.train.train(replace(config, optim=chosen, output=output))
+""",
+    )
+    done = python(*torchrun(2, str(program), *settings(image_folder, *more, f"train.shard={shard}")))
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    for name in names:
+        assert_close_run(image_folder.parent / "runs" / f"alone-{name}", image_folder.parent / "runs" / f"pair-{name}")
+
+
+@pytest.mark.thorough
+def test_two_processes_make_the_updates_of_one_while_parts_are_frozen_and_after(image_folder: Path) -> None:
+    runs = image_folder.parent / "runs"
+    run(image_folder, "train.epochs=1", "schedule.warmup_epochs=0", "output.name=pretrained")
+    more = (
+        f"model.weights={runs / 'pretrained' / 'best.safetensors'}", "train.epochs=2", "train.accumulate=2",
+        "schedule.warmup_epochs=0", "ema.decay=0.9", "freeze.until=head", "freeze.epochs=1",
+    )  # fmt: skip
+    run(image_folder, *more, "output.name=alone")
+    program = script(image_folder.parent, "vitrail.training.train.train(config)")
+    done = python(*torchrun(2, str(program), *settings(image_folder, *more, "output.name=pair")))
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    assert_close_run(runs / "alone", runs / "pair")
+
+
+@pytest.mark.thorough
 def test_two_processes_make_the_updates_of_one_with_drawn_and_weighted_classes(tmp_path: Path) -> None:
     images = long_tailed(tmp_path / "images", (24, 6, 2))
     more = (*ALL, "train.epochs=2", "augment.scale=[0.9, 1.0]", "augment.repeats=2", "train.accumulate=2")
@@ -127,7 +171,7 @@ vitrail.training.train.train(config, display=Sleeper())
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", get_args(OptimizerName))
 def test_a_shared_out_model_makes_the_updates_of_a_whole_one_and_its_saves_fit_both(
     image_folder: Path, optimizer: str
 ) -> None:

@@ -1,5 +1,6 @@
 """A training run as a whole: what it learns, what its settings do, and what it leaves behind."""
 
+import itertools
 import json
 import math
 import os
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 import vitrail.training.train
@@ -24,10 +26,15 @@ from support.runs import (
     last_state,
     rows,
     run,
+    settle,
 )
 from vitrail.config.commands import TrainConfig
 from vitrail.config.resolve import read_yaml, resolve
+from vitrail.display import Quiet
 from vitrail.errors import ConfigError, MissingExtra, Stopped, TrainingError
+from vitrail.training.run.state import list_states
+from vitrail.training.run.stop import Stop
+from vitrail.training.setup import build_job
 from vitrail.training.train import due, is_better, train
 from vitrail.weights.loading import open_model
 
@@ -89,6 +96,29 @@ def test_a_run_ends_early_when_nothing_gets_better(image_folder: Path) -> None:
     again = Notebook()
     assert len(run(image_folder, *settings, resume=result.folder, display=again).rows) == 3
     assert "is finished, with 3 epochs" in again.notes[0]
+
+
+def test_a_gain_below_the_least_one_does_not_keep_a_run_going(image_folder: Path) -> None:
+    more = ("train.epochs=12", "optim.lr=1e-3", "train.patience=2", "train.monitor=val_loss")
+    patient = run(image_folder, *more, "output.name=patient")
+    assert len(patient.rows) == 12
+    losses = [row["val_loss"] for row in patient.rows]
+    assert losses == sorted(losses, reverse=True)
+    # gains of less than this end the run two epochs after the last larger one, the best weights being the last
+    least = 1.5 * max(a - b for a, b in itertools.pairwise(losses[:4]))
+    settings = (*more, f"train.min_delta={least}", "output.name=strict")
+    with pytest.raises(Stopped):
+        run(image_folder, *settings, display=Signals(5))
+    folder = image_folder.parent / "runs" / "strict"
+    strict = run(image_folder, *settings, resume=folder)
+    reference, ends = 0, None
+    for epoch in range(1, 12):
+        if losses[reference] - losses[epoch] > least:
+            reference = epoch
+        if ends is None and epoch - reference >= 2:
+            ends = epoch + 1
+    assert len(strict.rows) == ends
+    assert strict.best["epoch"] == ends
 
 
 def test_the_best_epoch_is_that_of_the_monitored_number(image_folder: Path) -> None:
@@ -164,11 +194,57 @@ def test_anomaly_detection_names_the_operation(image_folder: Path) -> None:
 
 def test_an_average_that_is_too_slow_for_the_run_is_told(image_folder: Path) -> None:
     display = Notebook()
-    run(image_folder, "train.epochs=1", "schedule.warmup_epochs=0", "ema.decay=0.9999", display=display)
+    short = ("train.epochs=1", "schedule.warmup_epochs=0", "ema.decay=0.9999")
+    run(image_folder, *short, "ema.warmup=false", display=display)
     assert display.warnings == [
         "ema.decay 0.9999 is slow for 3 updates: 100% of the weights that are evaluated and saved will be the initial "
         "ones; lower it, or set ema.decay=null"
     ]
+
+
+def test_an_average_that_is_too_slow_for_the_run_follows_its_updates(image_folder: Path) -> None:
+    display = Notebook()
+    more = ("train.epochs=4", "optim.lr=1e-2", "ema.decay=0.99996")
+    result = run(image_folder, *more, "output.name=follows", display=display)
+    assert not display.warnings
+    assert display.notes == [
+        "ema.decay 0.99996 is slow for 12 updates, so it follows their number, as (1 + n) / (10 + n); ema.warmup=false "
+        "keeps it as it is"
+    ]
+    kept = run(image_folder, *more, "ema.warmup=false", "output.name=kept")
+    chance = 100 / 3
+    assert result.best["val_top1"] > 1.5 * chance
+    assert result.best["val_loss"] < kept.best["val_loss"]
+
+    # by hand: from the weights of every update
+    state, average = run(image_folder, *more, "output.save_every_updates=1", "output.keep_last=99"), {}
+    for path in reversed(list_states(state.folder / "last")):
+        saved = torch.load(path, weights_only=True)
+        made = 3 * saved["epoch"] + saved["step"]
+        decay = min(0.99996, made / (9 + made))
+        average = {
+            name: decay * average.get(name, tensor) + (1 - decay) * tensor for name, tensor in saved["model"].items()
+        }
+    for name, tensor in last_state(state.folder)["ema"].items():
+        torch.testing.assert_close(tensor, average[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "decays"),
+    [
+        (("ema.decay=0.9",), [0.1, 2 / 11, 0.9]),  # 0.9 ** 12 of the initial weights would be left
+        (("ema.decay=0.5",), [0.5, 0.5, 0.5]),
+        (("ema.decay=0.5", "ema.warmup=true"), [0.1, 2 / 11, 0.5]),
+        (("ema.decay=0.9", "ema.warmup=false"), [0.9, 0.9, 0.9]),
+    ],
+)
+def test_the_decay_of_an_average_follows_the_updates_up_to_its_setting(
+    image_folder: Path, settings: tuple[str, ...], decays: list[float]
+) -> None:
+    config = settle(image_folder, *settings)
+    accelerator = Accelerator(cpu=True)
+    job, _ = build_job(config, accelerator, "float32", Quiet(), Stop(None))
+    assert [job.average_decay(update) for update in (0, 1, 999)] == pytest.approx(decays)
 
 
 def test_the_last_best_weights_are_kept_when_asked(image_folder: Path) -> None:

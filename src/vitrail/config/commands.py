@@ -10,6 +10,8 @@ from vitrail.config.training_sections import (
     AugmentSection,
     BalanceSection,
     EmaSection,
+    FreezeSection,
+    LoraSection,
     MultiLabelSection,
     OptimSection,
     OutputSection,
@@ -31,6 +33,8 @@ class TrainConfig:
     balance: BalanceSection = field(default_factory=BalanceSection)
     multi_label: MultiLabelSection = field(default_factory=MultiLabelSection)
     optim: OptimSection = field(default_factory=OptimSection)
+    freeze: FreezeSection = field(default_factory=FreezeSection)
+    lora: LoraSection = field(default_factory=LoraSection)
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
     ema: EmaSection = field(default_factory=EmaSection)
     train: TrainSection = field(default_factory=TrainSection)
@@ -41,6 +45,9 @@ class TrainConfig:
         problems += self._channel_problems()
         problems += self._rate_problems()
         problems += self._sampling_problems()
+        for name, value in (("freeze.until", self.freeze.until), ("lora.rank", self.lora.rank)):
+            if value is not None and self.train.shard:
+                problems.append(f"{name} does not go with train.shard, which is for training all weights; drop one")
         if self.schedule.warmup_epochs > self.train.epochs:
             problems.append(
                 f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} is more than train.epochs "

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from vitrail.choices import Device
+from vitrail.choices import Device, OptimizerName
 from vitrail.config.ranges import find_not_positive, find_out_of_range
 from vitrail.errors import printable
 
@@ -172,12 +173,27 @@ class MultiLabelSection:
         return problems
 
 
+OPTIMIZERS: Mapping[OptimizerName, Mapping[str, Any]] = {
+    "adamw": {"betas": (0.9, 0.999), "eps": 1e-8},
+    "sgd": {"momentum": 0.9},
+    "lamb": {"betas": (0.9, 0.999), "eps": 1e-6},
+    "lion": {"betas": (0.9, 0.99)},
+    "adan": {"betas": (0.98, 0.92, 0.99), "eps": 1e-8},
+    "muon": {"betas": (0.9, 0.95), "eps": 1e-7, "momentum": 0.95},
+}
+"""Settings of moments that each optimizer reads, with what they are where they are null, as its paper has them."""
+UNREAD_MOMENTS = {"betas": (0.9, 0.999), "eps": 1e-8, "momentum": 0.9}
+"""What these settings are where they are null and the optimizer does not read them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimSection:
     """The optimizer: its learning rate, weight decay and moments."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
-    """Optimizer: AdamW, or SGD with momentum."""
+    name: OptimizerName = "adamw"
+    """Optimizer: adamw; sgd with momentum; lamb, for large batches; lion, at a third to a tenth of
+    AdamW's rate; adan; or muon, for the matrices of the blocks, with AdamW for all else, at AdamW's
+    rate."""
     lr: float = 1e-3
     """Peak learning rate, for the global batch of `train.batch_size` unless `lr_base_batch` is
     set."""
@@ -190,32 +206,98 @@ class OptimSection:
     decay_on: Literal["paper", "matrices", "all"] = "paper"
     """Parameters that decay: all but biases, norms and what the model's paper exempts (paper), all
     but biases and norms (matrices), or all."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay rates of AdamW's first and second moments."""
-    eps: float = 1e-8
-    """Number that AdamW adds to the root of the second moment, so that it never divides by zero."""
-    momentum: float = 0.9
-    """Momentum of SGD."""
+    betas: tuple[float, ...] | None = None
+    """Decay rates of the first and second moments, and in adan of the gradient's change between
+    them; null takes 0.9 and 0.999 for adamw and lamb, 0.9 and 0.99 for lion, 0.98, 0.92 and 0.99
+    for adan, 0.9 and 0.95 for muon's AdamW."""
+    eps: float | None = None
+    """Number that is added to the root of the second moment, so that nothing is divided by zero;
+    null takes 1e-8 for adamw and adan, 1e-6 for lamb, 1e-7 for muon."""
+    momentum: float | None = None
+    """Momentum of sgd and muon; null takes 0.9 for sgd and 0.95 for muon."""
     nesterov: bool = False
-    """Nesterov momentum in SGD."""
+    """Nesterov momentum in sgd and muon."""
     clip_norm: float | None = None
     """Gradient clipping: largest norm of the whole gradient; null does not clip."""
     layer_decay: float | None = None
     """Layer-wise learning rate decay: factor from the rate of each layer to that of the layer
     before it; null is none."""
     backbone_scale: float = 1.0
-    """Factor on the learning rate of all parameters but the head's, for fine-tuning."""
+    """Factor on the learning rate of all parameters but the head's, so that a new head learns
+    faster than pretrained weights."""
+    sam_rho: float | None = None
+    """Sharpness-aware minimization (SAM): distance from the weights, along the gradient, at which
+    the gradient of the update is computed, such as 0.05; it takes a second pass, twice the time;
+    null is off."""
+
+    def __post_init__(self) -> None:
+        # what is null is written into the run's settings as the number that it stands for
+        for name, value in {**UNREAD_MOMENTS, **OPTIMIZERS.get(self.name, {})}.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
 
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""
         problems = find_out_of_range(self, weight_decay=(0, None), momentum=(0, 1), lr_base_batch=(1, None))
-        problems += find_not_positive(self, "lr", "eps", "clip_norm", "layer_decay", "backbone_scale")
+        problems += find_not_positive(self, "lr", "eps", "clip_norm", "layer_decay", "backbone_scale", "sam_rho")
         if self.layer_decay is not None and self.layer_decay > 1:
             problems.append(f"layer_decay is {self.layer_decay}; it must be at most 1")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            problems.append(f"betas are {self.betas}; each must be from 0 to below 1")
-        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
-            problems.append("nesterov needs name=sgd and a momentum above 0")
+        if self.betas is not None:
+            wanted = len(OPTIMIZERS[self.name].get("betas", self.betas))
+            if not all(0 <= beta < 1 for beta in self.betas):
+                problems.append(f"betas are {self.betas}; each must be from 0 to below 1")
+            elif len(self.betas) != wanted:
+                problems.append(f"betas are {self.betas}; {self.name} takes {wanted}; null takes its own")
+        if self.nesterov and ("momentum" not in OPTIMIZERS[self.name] or self.momentum == 0):
+            problems.append("nesterov needs name=sgd or name=muon, and a momentum above 0")
+        return problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreezeSection:
+    """Freezing, for fine-tuning: the parts of the network that keep the weights they begin with."""
+
+    until: str | None = None
+    """First part that is trained, all before it being frozen: the number of a layer, a block or a
+    stage such as blocks.6, norm, or head for the head alone; null freezes nothing. Frozen parts
+    have no dropout or drop path, and their activations are not kept."""
+    epochs: int | None = None
+    """Number of epochs after which the frozen parts are trained too, such as 1 with until=head for
+    a warm-up of the head; null keeps them frozen to the end."""
+
+    def problems(self) -> list[str]:
+        """Say what is wrong, each as one clause."""
+        return find_out_of_range(self, epochs=(1, None))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSection:
+    """LoRA, for fine-tuning: small low-rank adapters are trained beside the layers, which stay as they are."""
+
+    rank: int | None = None
+    """Rank of the adapters, such as 8; only they and the head are trained, and the weights that are
+    kept have them merged in; null is off."""
+    alpha: float | None = None
+    """Strength of the adapters: what they add is multiplied by alpha / rank; null takes twice the
+    rank."""
+    dropout: float = 0.0
+    """Dropout of what enters the adapters; 0 is off."""
+    targets: tuple[Literal["attention", "mlp"], ...] = ("attention", "mlp")
+    """Linear layers that have adapters: those of attention, of MLPs, or both."""
+
+    @property
+    def scale(self) -> float:
+        """Factor on what the adapters add."""
+        assert self.rank is not None
+        return 2.0 if self.alpha is None else self.alpha / self.rank
+
+    def problems(self) -> list[str]:
+        """Say what is wrong, each as one clause."""
+        problems = find_out_of_range(self, rank=(1, None)) + find_not_positive(self, "alpha")
+        if not 0 <= self.dropout < 1:
+            problems.append(f"dropout is {self.dropout}; it must be from 0 to below 1")
+        if not self.targets:
+            problems.append("targets is empty; it must have attention, mlp or both")
         return problems
 
 
@@ -274,6 +356,10 @@ class EmaSection:
 
     decay: float | None = None
     """Share of the average that is kept at each update, such as 0.99996; null is off."""
+    warmup: bool | None = None
+    """Let the decay follow the number n of updates made, as (1 + n) / (10 + n), until it reaches
+    `decay`, so that the average soon forgets the initial weights; null does so where a run is too
+    short for `decay`."""
 
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""
@@ -345,6 +431,9 @@ class TrainSection:
     patience: int | None = None
     """Early stopping: number of epochs without a better one after which the run ends; null never
     ends it early."""
+    min_delta: float = 0.0
+    """Early stopping: least gain of `monitor`, in its own unit, for which an epoch counts as
+    better."""
     max_hours: float | None = None
     """Number of hours after which the run is saved and stopped with status 75, to be resumed; null
     is no limit."""
@@ -371,6 +460,7 @@ class TrainSection:
             eval_every=(1, None),
             log_every=(1, None),
             patience=(1, None),
+            min_delta=(0, None),
             skip_limit=(1, None),
             rollbacks=(0, None),
         )
@@ -392,6 +482,9 @@ class OutputSection:
     free."""
     keep_best: int = 1
     """Number of best weights kept: best.safetensors, best-2.safetensors, ..."""
+    average_best: bool = False
+    """At the end, average the best weights that are kept, evaluate that and write it to
+    average.safetensors; best.safetensors stays as it is."""
     save_every_minutes: float = 5.0
     """Minutes from one save of all that a resume needs to the next; so much is lost when a machine
     dies."""
@@ -412,4 +505,6 @@ class OutputSection:
         # the name is written into files that hold text alone
         if self.name is not None and printable(self.name) != self.name:
             problems.append(f"name is {self.name!a}; it must be text, without bytes that are none")
+        if self.average_best and self.keep_best < 2:
+            problems.append("average_best needs several best weights; set keep_best to 2 or more")
         return problems + find_not_positive(self, "save_every_minutes")

@@ -178,7 +178,7 @@ def type_name(kind: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
     if origin is tuple and args[-1] is Ellipsis:
-        return f"a list of {type_name(args[0])}"
+        return "a list of numbers" if args[0] in (int, float) else f"a list of {type_name(args[0])}"
     if origin is tuple:
         return f"a list of {len(args)} numbers"
     if origin is dict:

@@ -289,7 +289,7 @@ class T2TViT(VisionModel[T2TViTConfig]):
             )
         x = self.tokens_to_token(images)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
-        return drop(x, self.config.drop_rate, self.training)
+        return drop(x, self.config.drop_rate, self.tokens_to_token.training)
 
     def levels(self, images: Float[Tensor, "b c h w"]) -> Iterator[tuple[Float[Tensor, "b s d"], tuple[int, int]]]:
         x = self.embed(images)

@@ -254,7 +254,7 @@ class TNT(VisionModel[TNTConfig]):
         words = self.patch_embed(images) + self.inner_pos
         sentences = self.proj_norm2(self.proj(self.proj_norm1(words.reshape(b, -1, words.shape[1] * words.shape[2]))))
         sentences = torch.cat([self.cls_token.expand(b, -1, -1), sentences], dim=1) + self.outer_pos
-        return words, drop(sentences, self.config.drop_rate, self.training)
+        return words, drop(sentences, self.config.drop_rate, self.patch_embed.training)
 
     def levels(self, images: Float[Tensor, "b c h w"]) -> Iterator[tuple[Float[Tensor, "b s d"], tuple[int, int]]]:
         words, sentences = self.embed(images)

@@ -246,7 +246,7 @@ class Twins(VisionModel[TwinsConfig]):
         maps = images
         for patch_embed, blocks, pos_block in zip(self.patch_embeds, self.blocks, self.pos_block, strict=True):
             x, height, width = patch_embed(maps)
-            x = drop(x, self.config.drop_rate, self.training)
+            x = drop(x, self.config.drop_rate, patch_embed.training)
             for index, block in enumerate(blocks):  # pyright: ignore[reportArgumentType]
                 x = self.run(block, x, height, width)
                 if index == 0:

@@ -8,6 +8,7 @@ from typing import Any
 
 from vitrail.config.commands import TrainConfig
 from vitrail.config.sections import WeightsSection
+from vitrail.config.training_sections import OPTIMIZERS
 from vitrail.migrate.rules import format_value
 
 
@@ -60,6 +61,11 @@ def _epochs(config: TrainConfig) -> int:
     return config.train.epochs + config.schedule.cooldown_epochs
 
 
+def _has_moment(config: TrainConfig, name: str) -> bool:
+    """Say whether the optimizer reads a setting of moments."""
+    return name in OPTIMIZERS[config.optim.name]
+
+
 def _pastes(config: TrainConfig) -> bool:
     """Say whether CutMix is on."""
     return config.augment.cutmix > 0 or config.augment.cutmix_minmax is not None
@@ -110,12 +116,15 @@ RULES = (
     ),
     Rule(
         ("optim.momentum",),
-        lambda config: config.optim.name != "sgd",
+        lambda config: not _has_moment(config, "momentum"),
         "it is for optim.name=sgd, and that is {config.optim.name}",
     ),
-    Rule(
-        ("optim.betas", "optim.eps"), lambda config: config.optim.name != "adamw", "optim.name is {config.optim.name}"
-    ),
+    Rule(("optim.betas",), lambda config: not _has_moment(config, "betas"), "optim.name is {config.optim.name}"),
+    Rule(("optim.eps",), lambda config: not _has_moment(config, "eps"), "optim.name is {config.optim.name}"),
+    Rule(("lora.alpha", "lora.dropout", "lora.targets"), lambda config: config.lora.rank is None, "lora.rank is null"),
+    Rule(("ema.warmup",), lambda config: config.ema.decay is None, "ema.decay is null"),
+    Rule(("train.min_delta",), lambda config: config.train.patience is None, "train.patience is null"),
+    Rule(("freeze.epochs",), lambda config: config.freeze.until is None, "freeze.until is null"),
     Rule(
         ("schedule.warmup_lr", "schedule.warmup_prefix"),
         lambda config: config.schedule.warmup_epochs <= 0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -47,6 +47,8 @@ from vitrail.training.initial_model import (
     tell_statistics,
 )
 from vitrail.training.losses import check_loss_settings, choose_loss
+from vitrail.training.optim.freezing import Freeze
+from vitrail.training.optim.lora import add_adapters
 from vitrail.training.optim.nonfinite import Guard
 from vitrail.training.optim.optimizers import build_optimizer
 from vitrail.training.optim.schedule import learning_rate
@@ -55,6 +57,8 @@ from vitrail.training.run.stop import Stop
 from vitrail.training.step import StepContext
 from vitrail.weights.published.resolve import ORIGIN, find_origin
 
+SLOW_AVERAGE = 0.01
+"""Share of the initial weights in their average at the end of a run from which on the decay is slow for the run."""
 EVAL_BATCH = 128
 """Images of a validation batch, the same for any number of ranks, unless a rank trains on fewer at once."""
 
@@ -117,12 +121,24 @@ class Job(StepContext):
         """Return how many updates were made."""
         return state.epoch * self.sampler.steps + state.step
 
+    def average_decay(self, update: int) -> float:
+        """Return the share of the average of the weights that is kept at update number `update`, counted from 0."""
+        ema = self.config.ema
+        assert ema.decay is not None
+        follows = is_slow(ema.decay, self.total_updates) if ema.warmup is None else ema.warmup
+        return min(ema.decay, (1 + update) / (10 + update)) if follows else ema.decay
+
     def is_finished(self, state: TrainState) -> bool:
         """Say whether all epochs are done, or as many without a better one as the settings allow."""
         if state.epoch >= self.total_epochs:
             return True
         patience = self.config.train.patience
-        return patience is not None and bool(state.best) and state.epoch - state.best["epoch"] >= patience
+        return patience is not None and bool(state.gained) and state.epoch - state.gained["epoch"] >= patience
+
+
+def is_slow(decay: float, updates: int) -> bool:
+    """Say whether an average of the weights is still partly that of the initial ones after so many updates."""
+    return decay**updates > SLOW_AVERAGE
 
 
 def build_job(
@@ -143,6 +159,8 @@ def build_job(
     check_monitor(monitor, counts, count_by_class(data.val))
 
     # Model and preprocessing
+    if is_new:
+        refuse_frozen_noise(config)
     model_name = canonical_name(config.model.name)
     if is_new and config.model.weights is not None:
         opened = open_initial_weights(config, model_name, data.classes, display)
@@ -176,6 +194,22 @@ def build_job(
         rate=build_schedule(config, sampler.steps),
     )
     return job, model
+
+
+def refuse_frozen_noise(config: TrainConfig) -> None:
+    """Refuse to keep weights that nothing has trained.
+
+    Raises:
+        ConfigError: Parts are to be frozen in a model that begins with random weights.
+    """
+    if config.model.weights is not None:
+        return
+    for name, value in (("freeze.until", config.freeze.until), ("lora.rank", config.lora.rank)):
+        if value is not None:
+            raise ConfigError(
+                f"{name}={value} keeps weights as they are, which would be random; give weights to begin with, "
+                "model.weights=FILE or --fork RUN"
+            )
 
 
 def open_training_data(config: TrainConfig, accelerator: Accelerator, display: Display) -> tuple[TrainConfig, Data]:
@@ -303,32 +337,52 @@ def check_monitor(monitor: str, training_counts: NDArray[np.int64], val_counts: 
 def build_state(job: Job, model: VisionModel) -> TrainState:
     """Return the state before the first update."""
     settings, decay, device = job.config.train, job.config.ema.decay, job.accelerator.device
+    if job.config.lora.rank is not None:
+        add_adapters(model, job.config.lora)
+        model.to(device)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     model.set_grad_checkpointing(settings.grad_checkpointing)
     ema = None
     if decay:
-        warn_of_slow_average(job, decay)
         ema = ModelEmaV3(model, decay=decay)
     if settings.shard:
         shard_over_ranks(job, model, ema)
+    freeze, late = None, []
+    if job.config.freeze.until is not None:
+        freeze = Freeze(model, job.config.freeze.until)
+        if job.config.freeze.epochs is None:
+            freeze.begin()  # before the optimizer is built, which so never knows of these weights
+        else:
+            late = freeze.parameters
+    optimizer = optimizer_of_settings(job.config, model, late)
+    if freeze is not None:
+        freeze.begin()
     return TrainState(
         model=model,
-        optimizer=optimizer_of_settings(job.config, model),
+        optimizer=optimizer,
         ema=ema,
         scaler=None,
         sums=new_sums(device),
         guard=Guard(device),
+        freeze=freeze,
     )
 
 
-def warn_of_slow_average(job: Job, decay: float) -> None:
-    """Warn where the average of the weights is, at the end of the run, still partly that of the initial ones."""
-    share_left = decay**job.total_updates
-    if share_left > 0.01:
+def tell_of_slow_average(job: Job) -> None:
+    """Say what becomes of an average that would, at the end of the run, still be partly that of the initial weights."""
+    decay = job.config.ema.decay
+    if decay is None or job.config.ema.warmup or not is_slow(decay, job.total_updates):
+        return
+    slow = f"ema.decay {decay} is slow for {job.total_updates:,} updates"
+    if job.config.ema.warmup is None:
+        job.display.note(
+            f"{slow}, so it follows their number, as (1 + n) / (10 + n); ema.warmup=false keeps it as it is"
+        )
+    else:
         job.display.warn(
-            f"ema.decay {decay} is slow for {job.total_updates:,} updates: {share_left:.0%} of the weights that are "
-            "evaluated and saved will be the initial ones; lower it, or set ema.decay=null"
+            f"{slow}: {decay**job.total_updates:.0%} of the weights that are evaluated and saved will be the initial "
+            "ones; lower it, or set ema.decay=null"
         )
 
 
@@ -347,8 +401,10 @@ def shard_over_ranks(job: Job, model: VisionModel, ema: ModelEmaV3 | None) -> No
         shard(ema.module, job.accelerator.device)
 
 
-def optimizer_of_settings(config: TrainConfig, model: VisionModel) -> torch.optim.Optimizer:
-    """Return the optimizer that the settings ask for."""
+def optimizer_of_settings(
+    config: TrainConfig, model: VisionModel, late: Collection[torch.nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """Return the optimizer that the settings ask for; some parameters may be trained only later."""
     optim = config.optim
     return build_optimizer(
         model,
@@ -363,6 +419,7 @@ def optimizer_of_settings(config: TrainConfig, model: VisionModel) -> torch.opti
         decay_on=optim.decay_on,
         backbone_scale=optim.backbone_scale,
         shard=config.train.shard,
+        late=late,
     )
 
 

@@ -36,7 +36,7 @@ FREE = (
     "train.dist_timeout_minutes",
 )
 """Beginnings of the settings that change where and how fast a run is made, not what it makes."""
-LENGTH = ("train.epochs", "schedule.cooldown_epochs", "train.patience")
+LENGTH = ("train.epochs", "schedule.cooldown_epochs", "train.patience", "train.min_delta")
 """Settings that change how long a run is."""
 
 

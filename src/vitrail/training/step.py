@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -22,8 +22,17 @@ from vitrail.images.batch_augment import erase, mix
 from vitrail.images.preprocess import Preprocess, normalise
 from vitrail.images.train_view import sample_key
 from vitrail.training.losses import Objective
+from vitrail.training.optim.optimizers import can_skip
+from vitrail.training.optim.sharpness import ascend
 from vitrail.training.run.state import new_sums
 from vitrail.training.stopwatch import Stopwatch
+
+
+@dataclass
+class Memory:
+    """Into how many parts a micro-batch is cut, so that its activations fit into the device's memory."""
+
+    parts: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +44,7 @@ class StepContext:
     preprocess: Preprocess
     objective: Objective
     """The training loss, which makes targets of labels too."""
+    memory: Memory = field(default_factory=Memory)
 
 
 def train_step(
@@ -49,7 +59,7 @@ def train_step(
 
     Every image weighs 1 / batch_size times what its class does, so an unreadable one changes the weight of no other.
     For a micro-batch without any, a black image is passed through and left out: other ranks wait for its gradients.
-    Nothing waits for the device.
+    Nothing waits for the device, unless the optimizer cannot leave an update out by itself.
 
     Args:
         context: Settings, processes, preprocessing and loss.
@@ -64,7 +74,7 @@ def train_step(
         in all ranks alike; and the norm of the gradient before it is clipped.
     """
     with watch.phase("forward_backward_s"):
-        sums = _accumulate_gradients(context, model, micro_batches, keys)
+        sums = _compute_in_memory(context, model, optimizer, micro_batches, keys)
     with watch.phase("optimizer_s"):
         context.accelerator.unscale_gradients()
         norm = _clip_gradients(model, context.config.optim.clip_norm)
@@ -72,6 +82,50 @@ def train_step(
         is_skipped = any_process(context.accelerator, ~(norm.isfinite() & sums[0].isfinite()))
         _update_weights(context, optimizer, is_skipped)
     return torch.where(is_skipped, torch.zeros_like(sums), sums), is_skipped, norm
+
+
+def _compute_in_memory(
+    context: StepContext, model: nn.Module, optimizer: Any, micro_batches: Sequence[Batch], keys: Sequence[int | None]
+) -> Tensor:
+    """Compute the gradients of the update, in smaller parts where memory is short; return the sums.
+
+    The parts are of images that are mixed already, so it is the same update. Several ranks wait for each other's
+    gradients, so one of them cannot begin again alone.
+
+    Raises:
+        OutOfMemoryError: A single image does not fit, or there are several ranks.
+    """
+    while True:
+        try:
+            return _compute_gradients(context, model, optimizer, micro_batches, keys)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            largest = max(len(micro_batch.labels) for micro_batch in micro_batches)
+            if context.accelerator.num_processes > 1 or context.memory.parts >= largest:
+                raise torch.OutOfMemoryError(str(error)) from error
+        # outside of the handler, which holds on to the activations
+        optimizer.zero_grad()
+        context.memory.parts *= 2
+        if context.accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Say whether an error of torch is that memory is short, the device's or that of the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def _compute_gradients(
+    context: StepContext, model: nn.Module, optimizer: Any, micro_batches: Sequence[Batch], keys: Sequence[int | None]
+) -> Tensor:
+    """Compute the gradients at the weights, or with SAM uphill of them; return the sums at the weights."""
+    sums = _accumulate_gradients(context, model, micro_batches, keys)
+    if context.config.optim.sam_rho is not None:
+        with ascend(model, context.config.optim.sam_rho):
+            optimizer.zero_grad()
+            _accumulate_gradients(context, model, micro_batches, keys)
+    return sums
 
 
 def _accumulate_gradients(
@@ -83,16 +137,18 @@ def _accumulate_gradients(
     sums = new_sums(accelerator.device)
     for number, (micro_batch, key) in enumerate(zip(micro_batches, keys, strict=True), start=1):
         images, targets = prepare(context, micro_batch, key)
-        is_last = number == len(micro_batches)
-        # gradients are summed over the ranks once, with those of the last micro-batch
-        synchronization = nullcontext() if is_last else accelerator.no_sync(model)
-        with synchronization:
-            logits = model(images).float()[: len(micro_batch.labels)]
-            loss = context.objective.loss(logits, targets)
-            accelerator.backward(loss / images_per_rank)
-        right = (logits.argmax(1) == targets.argmax(1)).sum()
-        counted = torch.full_like(right, len(micro_batch.labels))
-        sums += torch.stack([loss.detach(), right, counted]).to(sums.dtype)
+        parts = list(zip(images.chunk(context.memory.parts), targets.chunk(context.memory.parts), strict=True))
+        for part, (part_images, part_targets) in enumerate(parts, start=1):
+            is_last = number == len(micro_batches) and part == len(parts)
+            # gradients are summed over the ranks once, with those of the last micro-batch
+            synchronization = nullcontext() if is_last else accelerator.no_sync(model)
+            with synchronization:
+                logits = model(part_images).float()[: len(part_targets)]
+                loss = context.objective.loss(logits, part_targets)
+                accelerator.backward(loss / images_per_rank)
+            right = (logits.argmax(1) == part_targets.argmax(1)).sum()
+            counted = torch.full_like(right, len(part_targets))
+            sums += torch.stack([loss.detach(), right, counted]).to(sums.dtype)
     return sums
 
 
@@ -107,13 +163,13 @@ def _clip_gradients(model: nn.Module, clip_norm: float | None) -> Tensor:
 
 def _update_weights(context: StepContext, optimizer: Any, is_skipped: Tensor) -> None:
     """Let the optimizer make its update, unless it is skipped, and clear the gradients."""
-    if context.config.train.shard:
-        # waits for the device, as the kernels for sharded parameters cannot skip an update themselves
-        if not is_skipped:
-            optimizer.step()
-    else:
-        if context.accelerator.scaler is None:
-            optimizer.optimizer.found_inf = is_skipped.float()  # the fused kernels change nothing where it is 1
+    if context.accelerator.scaler is not None:
+        optimizer.step()  # which the scaler leaves out where a gradient is not finite
+    elif can_skip(optimizer.optimizer) and not context.config.train.shard:
+        optimizer.optimizer.found_inf = is_skipped.float()  # the fused kernels change nothing where it is 1
+        optimizer.step()
+    elif not is_skipped:
+        # waits for the device: other kernels, and those for sharded parameters, cannot skip an update themselves
         optimizer.step()
     optimizer.zero_grad()
 

@@ -32,8 +32,10 @@ from vitrail.evaluation.task import task_of
 from vitrail.images.input_check import ENOUGH
 from vitrail.images.preprocess import normalise
 from vitrail.training.diagnosis import diagnose, name_anomalies
+from vitrail.training.optim.lora import merge_adapters
 from vitrail.training.optim.nonfinite import has_finite_weights
-from vitrail.training.optim.optimizers import set_learning_rate
+from vitrail.training.optim.optimizers import restart_counts, set_learning_rate
+from vitrail.training.run.average import average_best, lacks_average
 from vitrail.training.run.folder import plot_curves
 from vitrail.training.run.open_run import Run, RunFiles, claim, open_run
 from vitrail.training.run.progress import Progress, Speedometer, latest_rate, log_step, read_progress, show_progress
@@ -42,7 +44,7 @@ from vitrail.training.run.resume import has_save, is_save_due, load_fork, restor
 from vitrail.training.run.state import TrainState
 from vitrail.training.run.stop import Stop, interruptible
 from vitrail.training.run.trackers import check_trackers
-from vitrail.training.setup import Job, build_job, build_state
+from vitrail.training.setup import Job, build_job, build_state, tell_of_slow_average
 from vitrail.training.step import mixing_keys, seed_dropout, train_step
 from vitrail.training.stopwatch import Stopwatch
 from vitrail.weights.checkpoint import Record, model_options, provenance
@@ -128,6 +130,7 @@ def train(
         if job.is_finished(state):
             tell_how_to_lengthen(job, state, run)
         elif not is_restored:
+            tell_of_slow_average(job)
             for warning in job.objective.warnings(config, job.training_counts, job.data.classes):
                 display.warn(warning)
             save(job, state, run, must=True)  # from here on there is always something to go back to
@@ -166,6 +169,8 @@ def train_to_end(job: Job, state: TrainState, run: Run, wrapped: nn.Module, opti
     job.display.begin("train", job.total_updates, job.updates(state))
     with interruptible(run.folder), name_anomalies(job.config.train.detect_anomaly):
         while not job.is_finished(state):
+            if is_thawing(job, state):
+                wrapped = thaw(job, state)
             if train_epoch(job, state, run, wrapped, optimizer):
                 finish_epoch(job, state, run)
     job.display.end()
@@ -175,18 +180,37 @@ def train_to_end(job: Job, state: TrainState, run: Run, wrapped: nn.Module, opti
         save(job, state, run, must=True)
 
 
+def is_thawing(job: Job, state: TrainState) -> bool:
+    """Say whether what is frozen is trained too from this epoch on, in which a resumed run may have begun."""
+    epochs = job.config.freeze.epochs
+    return state.freeze is not None and epochs is not None and state.epoch >= epochs
+
+
+def thaw(job: Job, state: TrainState) -> nn.Module:
+    """Train from here on what was frozen; return the model as Accelerate prepares it for that."""
+    assert state.freeze is not None
+    state.freeze.end()
+    if (state.epoch, state.step) == (job.config.freeze.epochs, 0):
+        restart_counts(state.optimizer, state.freeze.parameters)
+    state.freeze = None
+    # DDP sums the gradients of those weights that asked for one when it was built
+    return job.accelerator.prepare_model(state.model)
+
+
 def train_epoch(job: Job, state: TrainState, run: Run, wrapped: nn.Module, optimizer: Any) -> bool:
     """Make the updates of an epoch from where the state stands; False if the run had to go back instead.
 
     Raises:
         Stopped: The run was told to stop, and is saved.
-        TrainingError: See `roll_back`.
+        TrainingError: See `roll_back`; or memory is too short.
     """
     config, sampler, epoch = job.config, job.sampler, state.epoch
     watch = Stopwatch(job.accelerator.device, state.seconds)
     sampler.epoch, sampler.first_step = epoch, state.step
     speedometer = Speedometer(state.step, config.train.batch_size)
     wrapped.train()
+    if state.freeze is not None:
+        state.freeze.still()
     batches = iter(job.loader)
     for step in range(state.step, sampler.steps):
         begun = time.perf_counter()
@@ -204,10 +228,17 @@ def train_epoch(job: Job, state: TrainState, run: Run, wrapped: nn.Module, optim
         run.watchdog.move(f"computing update {update + 1:,}")
         check_inputs(job, run, micro_batches, is_last=step + 1 == sampler.steps)
         keys = mixing_keys(config, sampler, epoch, step)
-        sums, is_skipped, norm = train_step(job, wrapped, optimizer, micro_batches, keys, watch)
+        parts = job.memory.parts
+        try:
+            sums, is_skipped, norm = train_step(job, wrapped, optimizer, micro_batches, keys, watch)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(why_memory_is_too_short(job, update)) from error
+        if job.memory.parts > parts:
+            tell_of_short_memory(job, update)
         state.sums += sums
         state.guard.record(is_skipped, update)
         if state.ema:
+            state.ema.decay = job.average_decay(update)
             state.ema.update(state.model)
         state.step = step + 1
         job.display.advance()
@@ -249,6 +280,30 @@ def go_on_after_skips(job: Job, state: TrainState, run: Run, progress: Progress)
         return False
     job.display.warn(reason)
     return True
+
+
+def why_memory_is_too_short(job: Job, update: int) -> str:
+    """Say that an update cannot be computed for lack of memory, and what takes less."""
+    short = f"memory is too short for update {update + 1:,}"
+    advice = "take a smaller model.image_size or model, train.grad_checkpointing=true, or freeze.until"
+    if job.accelerator.num_processes > 1:
+        return (
+            f"{short} in process {job.accelerator.process_index}; begin a new run with train.accumulate="
+            f"{2 * job.config.train.accumulate}, or {advice}"
+        )
+    if job.memory.parts > 1:
+        short += f", even with each micro-batch in {job.memory.parts} parts"
+    return f"{short}; {advice}"
+
+
+def tell_of_short_memory(job: Job, update: int) -> None:
+    """Say that micro-batches are computed in parts from now on, and what avoids that."""
+    parts = job.memory.parts
+    job.display.warn(
+        f"memory is short: from update {update + 1:,} on, each micro-batch is computed in {parts} parts, which makes "
+        f"the same updates; train.accumulate={parts * job.config.train.accumulate} takes as little memory from the "
+        "start"
+    )
 
 
 def check_inputs(job: Job, run: Run, micro_batches: Sequence[Batch], *, is_last: bool) -> None:
@@ -305,9 +360,13 @@ def finish_epoch(job: Job, state: TrainState, run: Run) -> None:
 
     # Best weights
     weights = None
+    if "val_loss" in row and is_better(row, state.gained, job.monitor, job.config.train.min_delta):
+        state.gained = row
     if "val_loss" in row and is_better(row, state.best, job.monitor):
         state.bests = [row, *state.bests][: job.config.output.keep_best]
         weights = gather_full(evaluated_model(state).state_dict())
+        if job.config.lora.rank is not None:
+            weights = merge_adapters(weights, job.config.lora.scale)
     if run.files is not None:
         run.files.log.add(row)
         run.outbox.put("metrics.jsonl", run.files.log.write)
@@ -438,6 +497,8 @@ def finish_run(job: Job, state: TrainState, run: Run) -> TrainResult:
         CheckpointError: Numbers or weights that wait for a disk that is full still cannot be written.
     """
     run.outbox.finish()
+    if lacks_average(job, state, run.folder):
+        average_best(job, state, run)
     # of a run that was killed between its last save and its report, or whose report was lost
     lacks_report = share(job.accelerator, not has_report(run.folder, job.updates(state)))
     report = report_on(job, state, run) if lacks_report and state.best else None
@@ -462,11 +523,16 @@ def finish_run(job: Job, state: TrainState, run: Run) -> TrainResult:
     )
 
 
-def is_better(row: dict[str, Any], best: dict[str, Any], monitor: str) -> bool:
-    """Say whether an evaluated epoch beats the best one; of two as accurate, that of lower loss does."""
+def is_better(row: dict[str, Any], best: dict[str, Any], monitor: str, least: float = 0.0) -> bool:
+    """Say whether an evaluated epoch beats the best one, by more than `least`.
+
+    Where any gain counts, of two as accurate that of lower loss is the better.
+    """
     if row[monitor] is None or not best:
         return row[monitor] is not None
     sign = -1 if monitor.endswith("loss") else 1
+    if least > 0:
+        return sign * (row[monitor] - best[monitor]) > least
     return (sign * row[monitor], -row["val_loss"]) > (sign * best[monitor], -best["val_loss"])
 
 

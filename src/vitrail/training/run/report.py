@@ -86,10 +86,10 @@ def write_run_report(
     """
     # Evaluation
     path = folder / "best.safetensors"
-    opened = _open_on_first_rank(job, path)
+    opened = open_on_first_rank(job, path)
     task = task_of(job.data.val, training_counts=job.training_counts, thresholds=opened.record.thresholds)
     measured = measure(
-        _place_like_training(job, opened),
+        place_like_training(job, opened),
         job.val_loader,
         task,
         job.preprocess,
@@ -127,7 +127,7 @@ def write_run_report(
         return report.publish(files)[0] / PAGE
 
 
-def _open_on_first_rank(job: Job, path: Path) -> Opened:
+def open_on_first_rank(job: Job, path: Path) -> Opened:
     """Read a weight file on the first rank, for all of them."""
     opened: Opened | CheckpointError | None = None
     if job.is_main:
@@ -142,7 +142,7 @@ def _open_on_first_rank(job: Job, path: Path) -> Opened:
     return opened
 
 
-def _place_like_training(job: Job, opened: Opened) -> VisionModel:
+def place_like_training(job: Job, opened: Opened) -> VisionModel:
     """Return an opened model in the memory layout of training, and sharded like it."""
     model = opened.build(job.accelerator.device)
     if job.config.train.channels_last:

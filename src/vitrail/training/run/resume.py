@@ -10,11 +10,13 @@ from accelerate import Accelerator
 
 from vitrail.classes.matching import check_classes
 from vitrail.config.resolve import flatten
+from vitrail.config.training_sections import LoraSection
 from vitrail.data.roster import Changes, Roster, compare
 from vitrail.distributed.processes import gather_texts, share
 from vitrail.errors import CheckpointError, DataError, Stopped, TrainingError, command
 from vitrail.models.family import VisionModel
 from vitrail.models.registry import build_config
+from vitrail.training.optim.lora import merge_adapters
 from vitrail.training.optim.nonfinite import has_finite_weights
 from vitrail.training.run.best_files import BestFiles
 from vitrail.training.run.open_run import Run
@@ -46,6 +48,8 @@ def restore(job: Job, state: TrainState, folder: Path) -> bool:
     _note_other_world(job, saved["world"], folder)
     validation = validation_changes(job, saved, folder)
     state.restore(saved, job.accelerator.process_index, job.accelerator.num_processes)
+    if job.accelerator.num_processes == 1:
+        job.memory.parts = saved.get("parts", 1)
     if not job.is_finished(state):
         settle_best_files(job, state, folder)
     if validation is not None and validation.rewritten:
@@ -54,7 +58,7 @@ def restore(job: Job, state: TrainState, folder: Path) -> bool:
             job.display.warn(warning)
         else:
             job.display.warn(f"{warning}, so the best epoch is looked for anew")
-            state.bests = []
+            state.bests, state.gained = [], {}
     if not job.is_finished(state):
         job.display.note(f"{folder}: goes on after update {job.updates(state):,} of {job.total_updates:,}")
     return True
@@ -106,6 +110,8 @@ def settle_best_files(job: Job, state: TrainState, folder: Path) -> None:
     files = BestFiles(folder, job.config.output.keep_best, known)
     there = files.settle(known) if job.is_main else None
     state.bests = share(job.accelerator, there)
+    if not state.bests:
+        state.gained = {}
     if known and state.bests[:1] != known[:1]:
         instead = "they are looked for anew"
         if state.best:
@@ -154,10 +160,19 @@ def load_fork(job: Job, model: VisionModel, folder: Path) -> None:
     saved = load_shared_state(job, folder)
     check_classes(saved["classes"], job.data.classes, folder)
     try:
-        load_weights(model, saved["ema"] or saved["model"], folder)
+        load_weights(model, merged_weights(saved), folder)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; a fork keeps the run's model, so leave out what changes model.*") from error
     model.to(job.accelerator.device)
+
+
+def merged_weights(saved: dict[str, Any]) -> dict[str, Any]:
+    """Return the weights of a save, averaged where the run averages, with adapters merged in where it has them."""
+    weights, settings = saved["ema"] or saved["model"], saved["settings"]
+    if settings.get("lora.rank") is None:
+        return weights
+    lora = LoraSection(rank=settings["lora.rank"], alpha=settings["lora.alpha"])
+    return merge_adapters(weights, lora.scale)
 
 
 def is_save_due(job: Job, state: TrainState, run: Run) -> bool:
@@ -195,6 +210,7 @@ def save(job: Job, state: TrainState, run: Run, *, must: bool = False) -> bool:
             "images": job.fingerprints["images"]["train"],
             "validation": validation,
             "world": job.accelerator.num_processes,
+            "parts": job.memory.parts,
         }
         if job.is_main:
             try:
@@ -256,11 +272,12 @@ def roll_back(job: Job, state: TrainState, run: Run, reason: str) -> None:
         raise TrainingError(_why_given_up(state, run, reason))
     updates_before = job.updates(state)
     rollbacks = state.rollbacks + 1
-    bests = state.bests  # of the weights that lie there, even if their epochs are now undone
+    # of the weights that lie there, even if their epochs are now undone
+    bests, gained = state.bests, state.gained
     saved = load_shared_state(job, run.folder)
     state.restore(saved, job.accelerator.process_index, job.accelerator.num_processes)
     state.rollbacks = rollbacks
-    state.bests = bests
+    state.bests, state.gained = bests, gained
     if run.files is not None:
         run.files.log.rewind(state.rows)
         run.outbox.put("metrics.jsonl", run.files.log.write)

@@ -22,6 +22,7 @@ from vitrail.distributed.sharding import gather_full, shard_like
 from vitrail.errors import CheckpointError
 from vitrail.files import refusal_told, temporary_name
 from vitrail.models.family import VisionModel
+from vitrail.training.optim.freezing import Freeze
 from vitrail.training.optim.nonfinite import Guard
 
 NAME = re.compile(r"update-(\d{8,})\.([0-9a-f]{16})\.pt")
@@ -41,6 +42,8 @@ class TrainState:
     sums: torch.Tensor
     """Loss, right answers and images of this rank, summed over the epoch so far."""
     guard: Guard
+    freeze: Freeze | None = None
+    """The parts that are frozen, for as long as they are."""
     logged: tuple[float, float] = (0.0, 0.0)
     """Loss and images of all ranks, summed over the epoch up to the last row of steps.jsonl."""
     epoch: int = 0
@@ -50,6 +53,8 @@ class TrainState:
     rows: list[dict[str, Any]] = field(default_factory=list)
     bests: list[dict[str, Any]] = field(default_factory=list)
     """Rows of the epochs whose weights are kept, the best first; each beat the one after it."""
+    gained: dict[str, Any] = field(default_factory=dict)
+    """Row of the last epoch that was better by as much as early stopping asks for."""
     bad_files: set[tuple[str, str]] = field(default_factory=set)
     """Name and reason of the images that could not be read, in whole epochs."""
     unread: set[tuple[str, str]] = field(default_factory=set)
@@ -84,6 +89,7 @@ class TrainState:
             "step": self.step,
             "rows": self.rows,
             "bests": self.bests,
+            "gained": self.gained,
             "bad_files": sorted(self.bad_files),
             "rollbacks": self.rollbacks,
             "seconds": dict(self.seconds),
@@ -106,6 +112,7 @@ class TrainState:
             self.bests = list(saved["bests"])
         else:  # earlier versions saved the best alone; which of the others are kept, the files tell
             self.bests = [row for row in (saved["best"], *reversed(self.rows)) if row]
+        self.gained = saved.get("gained", self.best)
         self.bad_files = {(name, reason) for name, reason in saved["bad_files"]}
         # on one rank, as they are gathered from all of them
         self.unread = {(name, reason) for name, reason in saved["unread"]} if rank == 0 else set()
@@ -141,7 +148,7 @@ class TrainState:
         }
         groups = [
             # the kernel is this run's, which may be sharded where the saved one was not
-            {**group, "fused": own["fused"]}
+            {**group, **{name: own[name] for name in ("fused",) if name in own}}
             for group, own in zip(saved["param_groups"], self.optimizer.param_groups, strict=True)
         ]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
