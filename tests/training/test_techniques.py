@@ -100,7 +100,7 @@ def test_noise_is_not_frozen(image_folder: Path) -> None:
         run(image_folder, "freeze.until=head")
     assert str(caught.value) == (
         "freeze.until=head keeps weights as they are, which would be random; give weights to begin with, "
-        "model.weights=FILE or --fork RUN"
+        "model.weights=FILE or fork=RUN"
     )
     folder = run(image_folder, "train.epochs=1", "schedule.warmup_epochs=0").folder
     forked = run(image_folder, "train.epochs=1", "schedule.warmup_epochs=0", "freeze.until=head", "output.name=fork",

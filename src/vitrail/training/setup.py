@@ -32,7 +32,7 @@ from vitrail.data.tables.rows import find_storage_groups
 from vitrail.display import Display
 from vitrail.distributed.processes import share
 from vitrail.distributed.sharding import shard
-from vitrail.errors import ConfigError, command
+from vitrail.errors import ConfigError, command, write_option
 from vitrail.evaluation.single_label_metrics import SHOTS, shot_groups
 from vitrail.images.preprocess import Preprocess
 from vitrail.images.train_view import TrainView
@@ -208,7 +208,7 @@ def refuse_frozen_noise(config: TrainConfig) -> None:
         if value is not None:
             raise ConfigError(
                 f"{name}={value} keeps weights as they are, which would be random; give weights to begin with, "
-                "model.weights=FILE or --fork RUN"
+                f"model.weights=FILE or {write_option('fork', 'RUN')}"
             )
 
 
