@@ -317,6 +317,9 @@ class TrainSection:
     third more time."""
     eval_every: int = 1
     """Number of epochs from one evaluation to the next; the last epoch is always evaluated."""
+    eval_first: bool = False
+    """Evaluate the initial weights before the first update, as epoch 0; they are the best weights until an epoch is
+    better, so that a run from good weights never ends with worse ones."""
     log_every: int = 20
     """Number of updates from one row of steps.jsonl to the next: loss since the row before,
     learning rate, norm of the gradient; reading them waits for the device."""
