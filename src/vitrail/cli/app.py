@@ -16,6 +16,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from vitrail.cli.data import check_data, pack, resize_data
 from vitrail.cli.deploy import convert, export, quantize
+from vitrail.cli.finetuning import finetune
 from vitrail.cli.inference import bench, evaluate, predict, serve, verify
 from vitrail.cli.training import bench_data, config, doctor, models, train
 from vitrail.distributed.launch import is_main_process, is_said_by_first_process, understand_launch, without_local_rank
@@ -39,6 +40,7 @@ ASK_AGAIN_S = 2.0
 """Until torchrun is told once more to end, as it loses a signal that comes within a destructor or a lock's callback."""
 COMMANDS = (
     train,
+    finetune,
     evaluate,
     predict,
     convert,

@@ -1,0 +1,169 @@
+"""The floor of a fine-tuning: what the features of given weights reach without training, by k-NN and a linear probe.
+
+The probe's layer becomes the head that training begins with, so that training begins where the probe ends (Kumar et al.
+2022, Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import nn
+
+from vitrail.data.opening import Data
+from vitrail.data.sources import Source
+from vitrail.display import Display
+from vitrail.embedding.extract import Extractor, extract_features
+from vitrail.embedding.probe import Score, fit_ridge, fit_temperature, knn_accuracy, score_answers
+from vitrail.evaluation.multi_label_metrics import compute_multi_label_metrics
+from vitrail.images.preprocess import Preprocess
+from vitrail.models.family import VisionModel
+from vitrail.weights.checkpoint import Record, provenance, save_model
+
+MOST_EMBEDDED = 50_000
+"""Training images that the floor is measured with, at most; of more, evenly spaced ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Floor:
+    """What the features of given weights reach on the validation images, without any training of the network."""
+
+    neighbours: Score
+    """Answers by the nearest training images."""
+    probe: Score
+    """Answers of one linear layer on the features."""
+    seconds: float
+    """Time that features and both took."""
+
+    @property
+    def metric(self) -> str:
+        """Which number both are: top1 or map."""
+        return self.probe.metric
+
+    def lines(self) -> list[str]:
+        """Say what was reached, and by what."""
+        return [
+            f"without training, in {self.seconds:.0f} s: k-NN {self.neighbours}",
+            f"linear probe {self.probe}: training begins with it, and never ends below it",
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Features and labels of the images of both splits, without those that cannot be read."""
+
+    train: NDArray[np.float32]
+    train_labels: NDArray[Any]
+    """(n,) numbers of classes, or for multi-label data (n, k) booleans."""
+    val: NDArray[np.float32]
+    val_labels: NDArray[Any]
+
+
+def embed_data(
+    model: VisionModel,
+    preprocess: Preprocess,
+    data: Data,
+    accelerator: Accelerator,
+    display: Display,
+    *,
+    workers: int | None,
+) -> Features:
+    """Compute the features that the head of a model reads, of the images of both splits, each once."""
+    extractor = Extractor(model=model, preprocess=preprocess)
+    train = _take_evenly(data.train, MOST_EMBEDDED)
+    display.begin("features of all images", len(train) + len(data.val))
+    columns = []
+    for source in (train, data.val):
+        rows = extract_features(extractor, source, accelerator, workers=workers, advance=display.advance)
+        columns.append(np.concatenate([part.values for part in rows]))
+    display.end()
+    readable, val_readable = (np.isfinite(column).all(axis=1) for column in columns)
+    return Features(
+        train=columns[0][readable],
+        train_labels=read_labels(train)[readable],
+        val=columns[1][val_readable],
+        val_labels=read_labels(data.val)[val_readable],
+    )
+
+
+def read_labels(source: Source) -> NDArray[Any]:
+    """Return the class (n,) of each image, or in multi-label data (n, k) which classes it has."""
+    if source.label_sets is None:
+        return np.asarray(source.labels, np.int64)
+    return source.label_sets[source.labels]
+
+
+def measure_floor(features: Features, model: VisionModel, begun: float) -> Floor:
+    """Measure what features reach without training, and give the model the better head: its own, or the probe's.
+
+    Args:
+        features: Features of both splits.
+        model: The network that they are of.
+        begun: When the computation of the features began, by `time.perf_counter`.
+
+    Raises:
+        DataError: The images are all of one class, or none can be read.
+    """
+    neighbours = knn_accuracy(features.train, features.train_labels, features.val, features.val_labels)
+    weight, bias = fit_head(features.train, features.train_labels, has_bias=model.config.head_bias)
+    probe = score_answers(features.val @ weight.T + bias, features.val_labels, "ridge regression")
+    head = model.head
+    assert isinstance(head, nn.Linear)
+    with torch.no_grad():
+        own = head(torch.from_numpy(features.val).to(head.weight.device)).cpu().numpy()
+        # weights that were trained on these classes may know better than a linear layer that was fitted anew
+        if score_answers(own, features.val_labels, "").value < probe.value:
+            head.weight.copy_(torch.from_numpy(weight))
+            if head.bias is not None:
+                head.bias.copy_(torch.from_numpy(bias))
+    return Floor(neighbours=neighbours, probe=probe, seconds=time.perf_counter() - begun)
+
+
+def fit_head(
+    features: NDArray[np.float32], labels: NDArray[Any], *, has_bias: bool
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return weights (k, d) and biases (k,) of a linear probe, whose outputs are logits that fit how sure it can be."""
+    score = fit_ridge(features, labels)
+    bias = score(np.zeros((1, features.shape[1]), np.float32))
+    weight = score(np.eye(features.shape[1], dtype=np.float32)) - bias  # it is linear
+    if not has_bias:
+        bias = np.zeros_like(bias)
+    temperature = fit_temperature(features, labels)
+    return (weight.T / temperature).astype(np.float32), (bias[0] / temperature).astype(np.float32)
+
+
+def save_probe(path: Path, model: VisionModel, record: Record, floor: Floor, features: Features) -> None:
+    """Write a model whose head is a linear probe.
+
+    Raises:
+        CheckpointError: The disk is full or the folder cannot be written.
+    """
+    thresholds = None
+    if features.val_labels.ndim == 2:
+        with torch.no_grad():
+            logits = model.head(torch.from_numpy(features.val).to(model.head.weight.device)).cpu().numpy()
+        thresholds = compute_multi_label_metrics(logits, features.val_labels).thresholds
+    path.parent.mkdir(parents=True, exist_ok=True)
+    described = replace(
+        record,
+        metrics={f"val_{floor.metric}": floor.probe.value},
+        thresholds=thresholds,
+        provenance={**record.provenance, **provenance(), "head": "linear probe"},
+    )
+    save_model(path, {name: tensor.cpu() for name, tensor in model.state_dict().items()}, described)
+
+
+def _take_evenly(source: Source, most: int) -> Source:
+    """Return a source of at most so many images, at even distances."""
+    if len(source) <= most:
+        return source
+    chosen = np.zeros(len(source), np.bool_)
+    chosen[np.linspace(0, len(source) - 1, most).astype(np.int64)] = True
+    return source.take(chosen, source.description, source.notes)
