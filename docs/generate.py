@@ -33,6 +33,7 @@ ROOMS = (
     "distributed",
     "inference",
     "evaluation",
+    "embedding",
     "training",
     "deploy",
     "server",

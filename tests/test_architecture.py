@@ -22,6 +22,7 @@ ROOMS = [
     {"hub", "data", "timm"},
     {"inference"},
     {"evaluation", "server"},
+    {"embedding"},
     {"training", "deploy"},
     {"api"},
     {"cli"},
@@ -150,6 +151,8 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
                 "evaluation.evaluate",
                 "evaluation.measure",
                 "evaluation.task",
+                "embedding.extract",
+                "embedding.store",
                 "distributed.votes",
                 "training.optim.nonfinite",
                 "training.run.open_run",
@@ -198,7 +201,7 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
         ("python_multipart", {"server.upload"}),
         ("prometheus_client", {"server.metrics"}),
         ("pickle", set()),
-        ("sklearn", {"data.named_sets"}),
+        ("sklearn", {"data.named_sets", "embedding.probe"}),
     ],
 )
 def test_a_library_has_few_owners(library: str, owners: set[str]) -> None:

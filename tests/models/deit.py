@@ -100,6 +100,8 @@ class Block(nn.Module):
 class DeiT(VisionModel[DeiTConfig]):
     """DeiT, classifying by the class token."""
 
+    num_class_tokens = 1
+
     def __init__(self, config: DeiTConfig) -> None:
         super().__init__()
         self.config = config

@@ -243,6 +243,24 @@ def test_last_intermediate_map_with_norm_is_forward_features(family: Family[Any]
 
 
 @every_tiny
+def test_vectors_are_what_the_head_reads_or_pooled_over_the_map(family: Family[Any], config: ModelConfig) -> None:
+    model, n = build(family, config), len(build(family, config).feature_levels)
+    images = random_images(model)
+    with torch.no_grad():
+        assert_close(model.forward_vectors(images), model.forward_head(model.forward_features(images), pre_logits=True))
+        for level in (0, n - 1):
+            (found,), (before,) = model.forward_maps(images, [level], norm=True)[1:]
+            assert before.shape[1] == model.num_class_tokens
+            assert_close(model.forward_vectors(images, level, "mean"), found.mean((2, 3)))
+            assert_close(model.forward_vectors(images, level - n, "max"), found.amax((2, 3)))
+            if model.num_class_tokens:
+                assert_close(model.forward_vectors(images, level, "cls"), before[:, 0])
+    if not model.num_class_tokens:
+        with pytest.raises(ValueError, match="pooling is 'cls'; this model has head, mean, max"):
+            model.forward_vectors(images, pooling="cls")
+
+
+@every_tiny
 def test_intermediate_levels_are_chosen_by_list_or_count(family: Family[Any], config: ModelConfig) -> None:
     model = build(family, config)
     images, n = random_images(model), len(model.feature_levels)

@@ -240,10 +240,22 @@ def build_eval_loader(
     workers: int | None = None,
     bad_files: BadFiles = "skip",
     pin_memory: bool = False,
+    first: int = 0,
 ) -> ImageLoader:
     """Load every image once, in order, whole batches dealt out to the ranks in turn: no padding.
 
     The batches are the same for any number of ranks, so what is computed from them is too.
+
+    Args:
+        source: The images.
+        preprocess: How each is read.
+        batch_size: Images that are stacked together.
+        rank: Number of this process.
+        world: Number of processes.
+        workers: Number of worker processes; None is `choose_workers`.
+        bad_files: Whether an unreadable image is reported with its batch, or raises DataError.
+        pin_memory: Whether batches are copied to pinned memory, for a CUDA device.
+        first: Number of the batch to begin with, where those before it are done.
 
     Raises:
         ConfigError: Batches of such images have no place in memory.
@@ -255,7 +267,7 @@ def build_eval_loader(
         EvalImages(source, preprocess),
         bad_files=bad_files,
         workers=workers,
-        batch_sampler=batches[rank::world],
+        batch_sampler=batches[first:][rank::world],
         collate_fn=_Collate(preprocess.size, preprocess.pixels),
         pin_memory=pin_memory,
     )

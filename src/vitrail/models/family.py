@@ -19,6 +19,8 @@ from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.models.dialects import Dialect
 from vitrail.models.kernels import Linear
 
+Pooling = Literal["head", "cls", "mean", "max"]
+"""How the tokens of an image become one vector: as the head reads them, the class token, or over the map."""
 MAX_SIDE = 4096
 """Pixels of height or width that a model takes: one such image, normalised, is 200 MB."""
 MAX_CHANNELS = 1000
@@ -245,6 +247,8 @@ class VisionModel(nn.Module, ABC, Generic[C]):
     feature_levels: tuple[FeatureLevel, ...]
     num_layers: int
     """The largest value of `layer_of`."""
+    num_class_tokens: int = 0
+    """Tokens that stand before those of the map, such as a class token."""
     norm: nn.Module
     """The final norm, before the head."""
     head: nn.Module
@@ -325,6 +329,39 @@ class VisionModel(nn.Module, ABC, Generic[C]):
         """Return tokens of a level after the final norm, which in a pyramid is for the last level alone."""
         level, last = self.feature_levels[index], self.feature_levels[-1]
         return self.norm(tokens) if level.reduction == last.reduction else tokens
+
+    @property
+    def poolings(self) -> tuple[Pooling, ...]:
+        """The ways in which `forward_vectors` makes one vector of an image's tokens."""
+        of_map: tuple[Pooling, ...] = ("head", "mean", "max")
+        return (*of_map, "cls") if self.num_class_tokens else of_map
+
+    def forward_vectors(
+        self, images: Float[Tensor, "b c h w"], level: int = -1, pooling: Pooling = "head"
+    ) -> Float[Tensor, "b d"]:
+        """Return one vector an image from a level, after the final norm, and compute nothing behind that level.
+
+        In a pyramid the final norm is for the last level alone.
+
+        Args:
+            images: Normalised images.
+            level: Index in `feature_levels`; a negative one counts from the end.
+            pooling: What is made of the tokens: `head` is what the head reads, `cls` the class token, `mean` and `max`
+                are over the map.
+
+        Raises:
+            ValueError: There is no such level, or no class token.
+        """
+        if pooling not in self.poolings:
+            raise ValueError(f"pooling is {pooling!r}; this model has {', '.join(self.poolings)}")
+        (index,) = self.level_indices([level])
+        tokens, _, _ = self.forward_maps(images, [index], stop_early=True)
+        if pooling == "head":
+            return self.pool(tokens)
+        if pooling == "cls":
+            return tokens[:, 0]
+        of_map = tokens[:, self.num_class_tokens :]
+        return of_map.mean(dim=1) if pooling == "mean" else of_map.amax(dim=1)
 
     def forward_head(self, tokens: Float[Tensor, "b n d"], pre_logits: bool = False) -> Float[Tensor, "b k"]:
         """Return logits (b, num_classes), or with `pre_logits` the features that enter the head (b, d)."""

@@ -257,6 +257,7 @@ class T2TViT(VisionModel[T2TViTConfig]):
     """Tokens-to-Token ViT, classifying by the class token."""
 
     in_float = (TokenPerformer,)
+    num_class_tokens = 1
 
     def __init__(self, config: T2TViTConfig) -> None:
         super().__init__()

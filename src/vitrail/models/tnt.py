@@ -202,6 +202,8 @@ class Block(nn.Module):
 class TNT(VisionModel[TNTConfig]):
     """Transformer in Transformer, classifying by the class token."""
 
+    num_class_tokens = 1
+
     def __init__(self, config: TNTConfig) -> None:
         super().__init__()
         self.config = config
