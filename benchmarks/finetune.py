@@ -3,10 +3,10 @@
 uv run python benchmarks/finetune.py ../shared/data/cifar10.tar.xz --work /tmp/finetune             # hours
 uv run python benchmarks/finetune.py ../shared/data/cifar10.tar.xz --work /tmp/finetune --sizes 50 --seeds 1
 
-Both models are first trained on airplane, bird, deer, frog and ship, then fine-tuned on automobile, cat, dog, horse and
-truck with 50, 500 and 4,900 images of each, and 100 to validate with; what is reported is top-1 on CIFAR-10's 1,000 test
-images of each, which no run sees. All methods begin with the same weights and have the same time for their updates. What
-was done is kept in the work folder, so that the command goes on where it was stopped.
+Both models are first trained on airplane, bird, deer, frog and ship, then fine-tuned on automobile, cat, dog, horse
+and truck with 50, 500 and 4,900 images of each, and 100 to validate with; what is reported is top-1 on CIFAR-10's
+1,000 test images of each, which no run sees. All methods begin with the same weights and have the same time for their
+updates. What was done is kept in the work folder, so that the command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -177,28 +177,35 @@ def report(
     rows: list[dict[str, Any]], work: Path, models: tuple[str, ...], sizes: tuple[int, ...], methods: list[str]
 ) -> None:
     """Publish mean and spread of each method, and draw them over the images of a class."""
-    notes, table = [], []
+    times = ", ".join(f"{SECONDS[n]} s for {n:,} images of a class" for n in sizes)
+    notes = [f"top-1 on 5,000 test images, %: mean and standard deviation over the seeds; updates of {times}"]
+    table: list[str] = []
+    floors = {"k-NN, on the validation images": "knn", "linear probe, on the validation images": "probe"}
     for model in models:
         begun = pretrain(work, model)
-        notes.append(f"{model}: {begun['top1']:.1f} % on the classes it was trained on, {begun['images_per_s']:,.0f} images/s")
+        speed = f"{begun['images_per_s']:,.0f} images/s"
+        notes.append(f"{model}: {begun['top1']:.1f} % on the classes it was trained on, {speed}")
         table += [f"## {model}", "", "| method | " + " | ".join(f"{n:,} a class" for n in sizes) + " |"]
         table.append("|-|" + "-:|" * len(sizes))
-        for key, title in (("knn", "k-NN, on the validation images"), ("probe", "linear probe, on the validation images")):
-            cells = [cell([row[key] for row in rows if row["model"] == model and row["n"] == n and key in row]) for n in sizes]
-            table.append(f"| {title} | " + " | ".join(cells) + " |")
+        for title, key in floors.items():
+            table.append(line(title, [[row[key] for row in select(rows, model, n=n) if key in row] for n in sizes]))
         for method in methods:
-            cells = []
-            for n in sizes:
-                chosen = [row for row in rows if (row["model"], row["method"], row["n"]) == (model, method, n)]
-                cells.append(cell([row["top1"] for row in chosen]))
-            table.append(f"| {method} | " + " | ".join(cells) + " |")
+            table.append(line(method, [[row["top1"] for row in select(rows, model, method, n)] for n in sizes]))
         table.append("")
     picture = Path(__file__).with_name("finetune.png")
     draw(rows, models, sizes, methods, picture)
     table.append(f"![top-1 over images of a class]({picture.name})")
-    times = ", ".join(f"{SECONDS[n]} s for {n:,} images of a class" for n in sizes)
-    notes.append(f"top-1 on 5,000 test images, %: mean and standard deviation over the seeds; updates of {times}")
     publish("finetune", "Fine-tuning on five new classes", notes, table)
+
+
+def select(rows: list[dict[str, Any]], model: str, method: str | None = None, n: int = 0) -> list[dict[str, Any]]:
+    """Return the rows of a model, a method and a size."""
+    return [row for row in rows if row["model"] == model and row["n"] == n and method in (None, row["method"])]
+
+
+def line(title: str, columns: list[list[float]]) -> str:
+    """Return a row of the table."""
+    return f"| {title} | " + " | ".join(map(cell, columns)) + " |"
 
 
 def cell(values: list[float]) -> str:
@@ -220,7 +227,7 @@ def draw(
         for method in methods:
             points = []
             for n in sizes:
-                values = [row["top1"] for row in rows if (row["model"], row["method"], row["n"]) == (model, method, n)]
+                values = [row["top1"] for row in select(rows, model, method, n)]
                 if values:
                     points.append((n, statistics.mean(values)))
             is_ours = method == "vitrail finetune"

@@ -24,6 +24,7 @@ ROOMS = [
     {"evaluation", "server"},
     {"embedding"},
     {"training", "deploy"},
+    {"transfer"},
     {"api"},
     {"cli"},
 ]
@@ -161,9 +162,18 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
                 "training.run.state",
                 "training.step",
                 "training.run.trackers",
+                "transfer.budget",
+                "transfer.floor",
+                "transfer.plan",
             },
         ),  # all but the first only name the type
-        ("cyclopts", {"cli.app", *(f"cli.{name}" for name in ("options", "training", "data", "inference", "deploy"))}),
+        (
+            "cyclopts",
+            {
+                "cli.app",
+                *(f"cli.{name}" for name in ("options", "training", "finetuning", "data", "inference", "deploy")),
+            },
+        ),
         ("rich", {"display", "api.results"}),
         ("pandas", {"api.results"}),
         ("safetensors", {"weights.checkpoint", "weights.formats.weight_file", "data.manifest"}),
@@ -265,7 +275,7 @@ def test_every_file_is_ascii() -> None:
 def test_public_names_resolve_and_are_documented() -> None:
     assert set(vitrail.__all__) == set(dir(vitrail)) == {
         "VitrailError", "bench", "bench_data", "check_data", "convert", "create_model", "doctor", "evaluate", "export",
-        "list_models", "load_model", "pack", "predict", "quantize", "resize_data", "serve", "show_config",
+        "finetune", "list_models", "load_model", "pack", "predict", "quantize", "resize_data", "serve", "show_config",
         "sweep_preprocess", "train", "verify", "write_inputs",
     }  # fmt: skip
     for name in vitrail.__all__:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vitrail.api.deploy import quantize as quantize
     from vitrail.api.evaluation import evaluate as evaluate
     from vitrail.api.evaluation import sweep_preprocess as sweep_preprocess
+    from vitrail.api.finetuning import finetune as finetune
     from vitrail.api.inference import bench as bench
     from vitrail.api.inference import predict as predict
     from vitrail.api.inference import verify as verify
@@ -39,6 +40,7 @@ _PUBLIC = {
     "doctor": "vitrail.api.training",
     "evaluate": "vitrail.api.evaluation",
     "export": "vitrail.api.deploy",
+    "finetune": "vitrail.api.finetuning",
     "list_models": "vitrail.models.registry",
     "load_model": "vitrail.weights.loading",
     "pack": "vitrail.api.data",
@@ -62,6 +64,7 @@ __all__ = [
     "doctor",
     "evaluate",
     "export",
+    "finetune",
     "list_models",
     "load_model",
     "pack",

@@ -9,9 +9,10 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vitrail.api import training as api
 from vitrail.api.options import read_settings, settings_alone, shown
 from vitrail.api.results import Result, Table
-from vitrail.api.training import TrainResult, train
+from vitrail.api.training import TrainResult
 from vitrail.config.resolve import Layer
 from vitrail.display import Display
 from vitrail.errors import ConfigError, command
@@ -116,7 +117,7 @@ def finetune(
         chosen = {choice.key: choice.reason for choice in plan.choices}
         rows = [(choice.key, choice.value, "auto", choice.reason) for choice in plan.choices]
         rows += [(key, value, "given", "") for key, value in plan.given.items() if key not in chosen]
-        training = None if dry_run else train(plan.recipe, display=display)
+        training = None if dry_run else api.train(plan.recipe, display=display)
     return Finetuning(
         recipe=plan.recipe,
         data=tuple(plan.survey.lines()),

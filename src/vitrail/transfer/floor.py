@@ -21,7 +21,7 @@ from vitrail.data.opening import Data
 from vitrail.data.sources import Source
 from vitrail.display import Display
 from vitrail.embedding.extract import Extractor, extract_features
-from vitrail.embedding.probe import Score, fit_ridge, fit_temperature, knn_accuracy, score_answers
+from vitrail.embedding.probe import Score, fit_head, knn_accuracy, score_answers
 from vitrail.evaluation.multi_label_metrics import compute_multi_label_metrics
 from vitrail.images.preprocess import Preprocess
 from vitrail.models.family import VisionModel
@@ -112,31 +112,21 @@ def measure_floor(features: Features, model: VisionModel, begun: float) -> Floor
         DataError: The images are all of one class, or none can be read.
     """
     neighbours = knn_accuracy(features.train, features.train_labels, features.val, features.val_labels)
-    weight, bias = fit_head(features.train, features.train_labels, has_bias=model.config.head_bias)
-    probe = score_answers(features.val @ weight.T + bias, features.val_labels, "ridge regression")
     head = model.head
     assert isinstance(head, nn.Linear)
+    weight, bias = fit_head(features.train, features.train_labels, head.out_features)
+    if head.bias is None:
+        bias = np.zeros_like(bias)
+    how = f"ridge regression on {len(features.train):,}"
+    probe = score_answers(features.val @ weight.T + bias, features.val_labels, how)
     with torch.no_grad():
         own = head(torch.from_numpy(features.val).to(head.weight.device)).cpu().numpy()
         # weights that were trained on these classes may know better than a linear layer that was fitted anew
         if score_answers(own, features.val_labels, "").value < probe.value:
-            head.weight.copy_(torch.from_numpy(weight))
+            head.weight.copy_(torch.from_numpy(weight))  # as float32
             if head.bias is not None:
                 head.bias.copy_(torch.from_numpy(bias))
     return Floor(neighbours=neighbours, probe=probe, seconds=time.perf_counter() - begun)
-
-
-def fit_head(
-    features: NDArray[np.float32], labels: NDArray[Any], *, has_bias: bool
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return weights (k, d) and biases (k,) of a linear probe, whose outputs are logits that fit how sure it can be."""
-    score = fit_ridge(features, labels)
-    bias = score(np.zeros((1, features.shape[1]), np.float32))
-    weight = score(np.eye(features.shape[1], dtype=np.float32)) - bias  # it is linear
-    if not has_bias:
-        bias = np.zeros_like(bias)
-    temperature = fit_temperature(features, labels)
-    return (weight.T / temperature).astype(np.float32), (bias[0] / temperature).astype(np.float32)
 
 
 def save_probe(path: Path, model: VisionModel, record: Record, floor: Floor, features: Features) -> None:
@@ -147,8 +137,9 @@ def save_probe(path: Path, model: VisionModel, record: Record, floor: Floor, fea
     """
     thresholds = None
     if features.val_labels.ndim == 2:
+        device = next(model.parameters()).device
         with torch.no_grad():
-            logits = model.head(torch.from_numpy(features.val).to(model.head.weight.device)).cpu().numpy()
+            logits = model.head(torch.from_numpy(features.val).to(device)).cpu().numpy()
         thresholds = compute_multi_label_metrics(logits, features.val_labels).thresholds
     path.parent.mkdir(parents=True, exist_ok=True)
     described = replace(

@@ -25,7 +25,7 @@ from vitrail.data.opening import Data
 from vitrail.display import Display
 from vitrail.distributed.processes import choose_precision, processes
 from vitrail.files import write_whole
-from vitrail.training.initial_model import adopt_recorded_settings, build_preprocess, open_initial_weights
+from vitrail.training.initial_model import adopt_recorded_settings, build_model, build_preprocess, open_initial_weights
 from vitrail.training.setup import open_training_data
 from vitrail.transfer.budget import Speed, fit_epochs, measure_speed
 from vitrail.transfer.floor import Floor, embed_data, measure_floor, save_probe
@@ -93,14 +93,17 @@ def make_plan(given: Layer, *, name: str, size: Size, budget_s: float | None, di
         begun = resolve(TrainConfig, [given, _as_layer(start)]).config
         if begun.model.weights is not None:
             probe = folder / f"{name}-probe.safetensors"
-            floor = probe_weights(begun, data, accelerator, probe, display)
+            floor, num_features = probe_weights(begun, data, accelerator, probe, display)
             reason = f"{begun.model.weights} with a linear probe of these images as the head"
             start = [one for one in start if one.key != "model.weights"]
             start.append(Choice("model.weights", str(probe), reason))
+        else:
+            with torch.device("meta"):
+                num_features = build_model(begun, begun.model.name, len(data.classes)).num_features
 
         # Settings
         known = Circumstances(
-            model=begun.model.name,
+            num_features=num_features,
             has_weights=floor is not None,
             on_cpu=accelerator.device.type == "cpu",
             has_bfloat16=accelerator.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
@@ -152,8 +155,13 @@ def choose_start(settings: TrainConfig, given: Mapping[str, Any], size: Size) ->
     return choices
 
 
-def probe_weights(settings: TrainConfig, data: Data, accelerator: Accelerator, path: Path, display: Display) -> Floor:
+def probe_weights(
+    settings: TrainConfig, data: Data, accelerator: Accelerator, path: Path, display: Display
+) -> tuple[Floor, int]:
     """Measure what the features of the given weights reach, and write them with the probe as their head.
+
+    Returns:
+        What they reach, and how many features an image has.
 
     Raises:
         CheckpointError: The weights cannot be read, or the file cannot be written.
@@ -169,7 +177,7 @@ def probe_weights(settings: TrainConfig, data: Data, accelerator: Accelerator, p
         display.note(line)
     record = replace(opened.record, options=model_options(model), classes=data.classes, preprocess=preprocess)
     save_probe(path, model, record, floor, features)
-    return floor
+    return floor, model.num_features
 
 
 def find_free_name(folder: Path, name: str) -> str:

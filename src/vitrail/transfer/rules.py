@@ -22,11 +22,10 @@ UPDATES_AN_EPOCH = 16
 FEW = 250
 """Images of the data set that the rule for epochs begins with."""
 EPOCHS_OF_FEW = 60
-RATE = 1e-3
-"""Peak learning rate of a trained network with a fitted head."""
-RATE_FROM_NOTHING = 1e-3
+RATE = 1.2e-3
+"""Peak learning rate of AdamW, for updates of `RATE_BATCH` images and networks of `RATE_WIDTH` features."""
 RATE_BATCH = 64
-"""Images of an update that both rates are for."""
+RATE_WIDTH = 128
 EVALUATIONS = 20
 """Evaluations of a run, at most."""
 MANY_A_CLASS = 1_000
@@ -48,7 +47,8 @@ class Choice:
 class Circumstances:
     """What the rules know beside the images."""
 
-    model: str
+    num_features: int
+    """Features that the network gives an image."""
     has_weights: bool
     """Whether training begins with weights that were trained before, and a linear probe of these images."""
     on_cpu: bool
@@ -121,9 +121,9 @@ def choose_epochs(images: int, *, has_weights: bool) -> int:
 def _choose_optimizer(choices: _Choices, images: Survey, known: Circumstances) -> None:
     """Choose the optimizer, its rate and its schedule."""
     choices.choose("optim.name", "adamw", "the optimizer that these models were trained with")
-    rate = choose_rate(int(choices.value("train.batch_size")), has_weights=known.has_weights)
-    reason = "a trained network is changed in small steps" if known.has_weights else "the network starts from nothing"
-    choices.choose("optim.lr", rate, f"{reason}; by the square root of the batch")
+    batch = int(choices.value("train.batch_size"))
+    reason = f"for updates of {batch:,} images and a network of {known.num_features:,} features"
+    choices.choose("optim.lr", choose_rate(batch, known.num_features), reason)
     choices.choose("optim.weight_decay", 0.05, "as in the papers of all three families")
     choices.choose("optim.clip_norm", 1.0, "a single odd batch cannot undo what was learnt")
     epochs = int(choices.value("train.epochs"))
@@ -133,10 +133,14 @@ def _choose_optimizer(choices: _Choices, images: Survey, known: Circumstances) -
     choices.choose("schedule.min_lr", peak / 100, "a hundredth of the peak")
 
 
-def choose_rate(batch: int, *, has_weights: bool) -> float:
-    """Return the peak learning rate of AdamW: of 64 images, times the square root of what the batch is more."""
-    rate = RATE if has_weights else RATE_FROM_NOTHING
-    return float(f"{rate * (batch / RATE_BATCH) ** 0.5:.2g}")
+def choose_rate(batch: int, num_features: int) -> float:
+    """Return the peak learning rate of AdamW: in proportion to the batch, and less for wider networks.
+
+    Small batches go with few images, which are soon learnt by heart. A change of all weights of a wide layer changes its output more (Yang et al. 2022, Tensor Programs V), so that what
+    was measured on narrow networks holds for wide ones too.
+    """
+    rate = RATE * batch / RATE_BATCH * RATE_WIDTH / num_features
+    return float(f"{rate:.2g}")
 
 
 def _choose_augmentation(choices: _Choices, images: Survey, known: Circumstances) -> None:
@@ -144,8 +148,8 @@ def _choose_augmentation(choices: _Choices, images: Survey, known: Circumstances
     a_class = images.images_a_class
     choices.choose("augment.scale", (0.5, 1.0), "crops of half an image or more, so that what it shows stays in it")
     choices.choose("augment.hflip", 0.5, "mirrored images are seen as often; 0 where left and right have a meaning")
-    if not known.has_weights:
-        choices.choose("augment.label_smoothing", 0.1, "keeps a network that starts from nothing from being too sure")
+    if not images.is_multi_label:
+        choices.choose("augment.label_smoothing", 0.1, "keeps a network from being too sure of what it has seen often")
     if a_class >= MANY_A_CLASS and images.is_picture:
         choices.choose("augment.mixup", 0.2, f"{a_class:,} images of a class are enough to learn from mixed ones")
         choices.choose("augment.cutmix", 1.0, f"{a_class:,} images of a class are enough to learn from mixed ones")

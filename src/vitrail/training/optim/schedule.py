@@ -1,4 +1,4 @@
-"""Learning-rate schedules (cosine, linear, step, exponential, constant, with warm-up), as a function of the update's number."""
+"""Learning-rate schedules: cosine, linear, step, exponential, constant, with warm-up, by the number of the update."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def learning_rate(
 
     The warm-up replaces the beginning of the main curve, as timm's schedulers have it by default; with `warmup_prefix`
     it comes before it. A cosine takes `cosine_updates`, or what there is until `total_updates`, and stays at `floor`
-    from then on; a line ends at `total_updates`. With `clip` a cosine falls to zero instead, and no rate, the warm-up's included, is below `floor`.
+    from then on; a line ends at `total_updates`. With `clip` a cosine falls to zero instead, and no rate, the warm-up's
+    included, is below `floor`.
     """
     if update < warmup_updates:
         rate = warmup_start + (peak - warmup_start) * update / warmup_updates
