@@ -223,7 +223,8 @@ def draw(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), dpi=130, layout="constrained")
-    for axes, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
+    panels = figure.subplots(1, len(models), squeeze=False)[0]
+    for axes, model in zip(panels, models, strict=True):
         for method in methods:
             points = []
             for n in sizes:
@@ -233,7 +234,7 @@ def draw(
             is_ours = method == "vitrail finetune"
             axes.plot(*zip(*points, strict=True), marker="o", label=method, linewidth=3 if is_ours else 1)
         axes.set(xscale="log", xlabel="images of a class", title=f"{model}: top-1, %")
-    axes.legend(frameon=False, fontsize=8)
+    panels[-1].legend(frameon=False, fontsize=8)
     figure.savefig(path)
 
 

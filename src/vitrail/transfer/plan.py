@@ -35,6 +35,10 @@ from vitrail.weights.checkpoint import model_options
 from vitrail.weights.loading import open_model
 from vitrail.weights.request import make_request
 
+ENOUGH_FOR_SCRATCH = 100_000
+"""Images from which on a training without trained weights may do well; these models were published for 1.28 million."""
+UNDECIDED = Layer("auto", {"schedule": {"warmup_epochs": 0.0, "warmup_lr": 0.0, "min_lr": 0.0}})
+"""Settings that go with any others, in the place of those that are chosen later."""
 PRETRAINED = "pretrained"
 """Word for the published weights of a model, by the best origin."""
 
@@ -75,7 +79,7 @@ def make_plan(given: Layer, *, name: str, size: Size, budget_s: float | None, di
         DataError: The images are not there, or not as they should be.
         CheckpointError: The weights cannot be read, or the plan cannot be written.
     """
-    settings = resolve(TrainConfig, [given]).config
+    settings = resolve(TrainConfig, [UNDECIDED, given]).config
     given_values = read_given_values(given, settings)
     precision = choose_precision(settings.train.precision, settings.train.device)
     with processes(precision, settings.train.device) as accelerator:
@@ -90,7 +94,7 @@ def make_plan(given: Layer, *, name: str, size: Size, budget_s: float | None, di
         folder = Path(settings.output.root).expanduser()
         name = find_free_name(folder, settings.output.name or name)
         floor, probe = None, None
-        begun = resolve(TrainConfig, [given, _as_layer(start)]).config
+        begun = resolve(TrainConfig, [UNDECIDED, given, _as_layer(start)]).config
         if begun.model.weights is not None:
             probe = folder / f"{name}-probe.safetensors"
             floor, num_features = probe_weights(begun, data, accelerator, probe, display)
@@ -98,6 +102,7 @@ def make_plan(given: Layer, *, name: str, size: Size, budget_s: float | None, di
             start = [one for one in start if one.key != "model.weights"]
             start.append(Choice("model.weights", str(probe), reason))
         else:
+            display.warn(tell_scratch(images))
             with torch.device("meta"):
                 num_features = build_model(begun, begun.model.name, len(data.classes)).num_features
 
@@ -153,6 +158,16 @@ def choose_start(settings: TrainConfig, given: Mapping[str, Any], size: Size) ->
     if "model.weights" not in given:
         choices.append(Choice("model.weights", PRETRAINED, f"published weights of {name}"))
     return choices
+
+
+def tell_scratch(images: Survey) -> str:
+    """Say what a training without trained weights means."""
+    if images.train_images >= ENOUGH_FOR_SCRATCH:
+        return f"model.weights is null: {images.train_images:,} images are trained on from nothing, which takes long"
+    return (
+        f"model.weights is null: {images.train_images:,} images are few to train a network on from nothing; leave it "
+        "out for published weights, which know most of what images have in common"
+    )
 
 
 def probe_weights(

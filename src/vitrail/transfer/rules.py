@@ -26,8 +26,12 @@ RATE = 1.2e-3
 """Peak learning rate of AdamW, for updates of `RATE_BATCH` images and networks of `RATE_WIDTH` features."""
 RATE_BATCH = 64
 RATE_WIDTH = 128
+ENOUGH_TO_AVERAGE = 200
+"""Updates from which on the average of the last ones is evaluated."""
 EVALUATIONS = 20
 """Evaluations of a run, at most."""
+POLICY = "rand-m7-mstd0.5-inc1"
+"""RandAugment, a little weaker than the papers', which train from nothing."""
 MANY_A_CLASS = 1_000
 """Images of a class from which on mixing images helps more than it delays."""
 
@@ -136,8 +140,9 @@ def _choose_optimizer(choices: _Choices, images: Survey, known: Circumstances) -
 def choose_rate(batch: int, num_features: int) -> float:
     """Return the peak learning rate of AdamW: in proportion to the batch, and less for wider networks.
 
-    Small batches go with few images, which are soon learnt by heart. A change of all weights of a wide layer changes its output more (Yang et al. 2022, Tensor Programs V), so that what
-    was measured on narrow networks holds for wide ones too.
+    Small batches go with few images, which are soon learnt by heart. A change of all weights of a wide layer changes
+    its output more (Yang et al. 2022, Tensor Programs V), so that what was measured on narrow networks may hold for
+    wide ones too.
     """
     rate = RATE * batch / RATE_BATCH * RATE_WIDTH / num_features
     return float(f"{rate:.2g}")
@@ -147,6 +152,9 @@ def _choose_augmentation(choices: _Choices, images: Survey, known: Circumstances
     """Choose how training images are varied: the more there are of a class, the more."""
     a_class = images.images_a_class
     choices.choose("augment.scale", (0.5, 1.0), "crops of half an image or more, so that what it shows stays in it")
+    if images.is_picture:
+        reason = "colours and shapes vary at random, which matters most where a class has few images"
+        choices.choose("augment.auto_augment", POLICY, reason)
     choices.choose("augment.hflip", 0.5, "mirrored images are seen as often; 0 where left and right have a meaning")
     if not images.is_multi_label:
         choices.choose("augment.label_smoothing", 0.1, "keeps a network from being too sure of what it has seen often")
@@ -159,7 +167,9 @@ def _choose_augmentation(choices: _Choices, images: Survey, known: Circumstances
 def _choose_average(choices: _Choices, images: Survey) -> None:
     """Choose an average of the weights that is as long as the run allows."""
     updates = choose_updates(images.train_images, choices)
-    horizon = max(10.0, updates / 20)
+    if updates < ENOUGH_TO_AVERAGE:
+        return
+    horizon = updates / 20
     decay = round(1 - 1 / horizon, 5)
     choices.choose("ema.decay", decay, f"averages the last {horizon:,.0f} of {updates:,} updates")
 
