@@ -101,6 +101,19 @@ def test_a_budget_is_turned_into_epochs(image_folder: Path, tiny_checkpoint: Pat
     assert reason.startswith("what 0.5 minutes allow at ")
 
 
+def test_a_budget_too_small_leaves_the_probe(
+    image_folder: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = image_folder.parent / "runs"
+    line = refused(
+        capsys, "finetune", image_folder, "--weights", tiny_checkpoint, "--budget", "0.001s", f"output.root={folder}",
+        "data.workers=0", "train.device=cpu",
+    )  # fmt: skip
+    assert "is too small for one epoch" in line
+    assert str(folder / "images-probe.safetensors") in line
+    assert (folder / "images-probe.safetensors").exists()
+
+
 def test_training_from_scratch_is_told_what_it_means(image_folder: Path, capsys: pytest.CaptureFixture) -> None:
     tiny = "model.options={embed_dim: 24, inner_dim: 8, depth: 1, num_heads: 2, inner_num_heads: 2}"
     status = run(

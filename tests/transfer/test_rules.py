@@ -9,6 +9,7 @@ import pytest
 
 from vitrail.config.commands import TrainConfig
 from vitrail.config.resolve import Layer, resolve
+from vitrail.errors import ConfigError
 from vitrail.transfer.rules import (
     Circumstances,
     choose_batch,
@@ -98,3 +99,25 @@ def test_fewer_epochs_have_a_shorter_warm_up() -> None:
     limited = {one.key: one.value for one in limit_warmup(choose_settings(FEW, TRAINED), 4)}
     assert limited["schedule.warmup_epochs"] == pytest.approx(0.8)
     assert limited["train.eval_every"] == 1
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"augment.color_jitter": 0.4},
+        {"balance.sampler": "balanced"},
+        {"train.accumulate": 3},
+        {"schedule.name": "constant"},
+        {"optim.name": "sgd", "optim.lr": 0.01},
+        {"augment.cutmix_minmax": (0.2, 0.8)},
+        {"train.precision": "bfloat16"},
+    ],
+)
+@pytest.mark.parametrize("images", [FEW, replace(FEW, train_images=25_000, counts=(24_000, 250, 250, 250, 250))])
+def test_choices_go_with_what_is_given(given: dict[str, Any], images: Survey) -> None:
+    settle({**given, **chosen(images, replace(TRAINED, given=given))})
+
+
+def test_the_rate_of_another_optimizer_is_asked_for() -> None:
+    with pytest.raises(ConfigError, match=r"^optim.name is sgd, and the learning rate .* give optim.lr too$"):
+        chosen(FEW, replace(TRAINED, given={"optim.name": "sgd"}))

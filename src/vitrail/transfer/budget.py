@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from accelerate import Accelerator
 
@@ -14,7 +15,7 @@ from vitrail.errors import ConfigError
 from vitrail.training.bench_data import time_loader, time_model
 from vitrail.training.run.stop import Stop
 from vitrail.training.setup import build_job
-from vitrail.transfer.rules import Choice, Circumstances, limit_warmup
+from vitrail.transfer.rules import Choice, limit_warmup
 
 MEASURED_S = 4.0
 """Seconds for which the loader is timed, and again the model."""
@@ -51,21 +52,20 @@ def measure_speed(config: TrainConfig, accelerator: Accelerator, precision: Prec
     return Speed(images_per_s, epoch_s)
 
 
-def fit_epochs(choices: Sequence[Choice], known: Circumstances, speed: Speed, budget_s: float) -> list[Choice]:
+def fit_epochs(choices: Sequence[Choice], speed: Speed, budget_s: float, probe: Path | None) -> list[Choice]:
     """Put as many epochs as the budget allows in place of the rule's.
 
     Raises:
-        ConfigError: Not even one epoch fits, or epochs are given beside the budget.
+        ConfigError: Not even one epoch fits; the linear probe, where there is one, is then what the time allows.
     """
-    if "train.epochs" in known.given:
-        raise ConfigError("--budget and train.epochs both say how long to train; give one of them")
     epochs = int(RESERVE * budget_s / speed.epoch_s)
     where = f"{speed.images_per_s:,.0f} images/s on this machine"
     if epochs < 1:
+        ready = "" if probe is None else f"; {probe} has the linear probe, which is a model already"
         raise ConfigError(
-            f"--budget of {budget_s / 60:g} minutes is too small for one epoch, which takes {speed.epoch_s / 60:.1f} "
-            f"minutes at {where}; give more time, a smaller model.image_size, or train.epoch_images"
+            f"--budget of {budget_s / 60:.2g} minutes is too small for one epoch, which takes {speed.epoch_s / 60:.2g} "
+            f"minutes at {where}: give more time, a smaller model.image_size, or train.epoch_images{ready}"
         )
-    reason = f"what {budget_s / 60:g} minutes allow at {where}"
+    reason = f"what {budget_s / 60:.3g} minutes allow at {where}"
     fitted = [replace(one, value=epochs, reason=reason) if one.key == "train.epochs" else one for one in choices]
     return limit_warmup(fitted, epochs)

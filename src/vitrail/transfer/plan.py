@@ -24,6 +24,7 @@ from vitrail.config.values import to_plain
 from vitrail.data.opening import Data
 from vitrail.display import Display
 from vitrail.distributed.processes import choose_precision, processes
+from vitrail.errors import ConfigError
 from vitrail.files import write_whole
 from vitrail.training.initial_model import adopt_recorded_settings, build_model, build_preprocess, open_initial_weights
 from vitrail.training.setup import open_training_data
@@ -80,6 +81,8 @@ def make_plan(given: Layer, *, name: str, size: Size, budget_s: float | None, di
         CheckpointError: The weights cannot be read, or the plan cannot be written.
     """
     settings = resolve(TrainConfig, [UNDECIDED, given]).config
+    if budget_s is not None and "epochs" in given.values.get("train", {}):
+        raise ConfigError("--budget and train.epochs both say how long to train; give one of them")
     given_values = read_given_values(given, settings)
     precision = choose_precision(settings.train.precision, settings.train.device)
     with processes(precision, settings.train.device) as accelerator:
@@ -120,7 +123,7 @@ def make_plan(given: Layer, *, name: str, size: Size, budget_s: float | None, di
         if budget_s is not None:
             config = resolve(TrainConfig, [_as_layer(kept), _as_layer(choices)]).config
             speed = measure_speed(config, accelerator, precision, display)
-            choices = fit_epochs(choices, known, speed, budget_s)
+            choices = fit_epochs(choices, speed, budget_s, probe)
 
     # Recipe
     recipe = folder / f"{name}.yaml"

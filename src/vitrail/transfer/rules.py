@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from vitrail.errors import ConfigError
 from vitrail.transfer.survey import UNBALANCED, Survey
 
 Size = Literal["small", "base"]
@@ -82,7 +83,16 @@ class _Choices:
 
 
 def choose_settings(images: Survey, known: Circumstances) -> list[Choice]:
-    """Return the settings that fit and were not given, in the order in which they are shown."""
+    """Return the settings that fit and were not given, in the order in which they are shown.
+
+    Raises:
+        ConfigError: Another optimizer than AdamW is given, whose rate no rule knows.
+    """
+    if known.given.get("optim.name", "adamw") != "adamw" and "optim.lr" not in known.given:
+        raise ConfigError(
+            f"optim.name is {known.given['optim.name']}, and the learning rate is chosen for adamw alone; give "
+            "optim.lr too"
+        )
     choices = _Choices(known.given)
     _choose_length(choices, images, known)
     _choose_optimizer(choices, images, known)
@@ -98,6 +108,8 @@ def _choose_length(choices: _Choices, images: Survey, known: Circumstances) -> N
     """Choose the batch and the epochs: the fewer images, the more often each is seen."""
     n = images.train_images
     batch = choose_batch(n, on_cpu=known.on_cpu)
+    parts = int(known.given.get("train.accumulate", 1))
+    batch = max(parts, batch // parts * parts)
     choices.choose("train.batch_size", batch, f"{max(1, n // batch):,} updates an epoch of {n:,} images")
     epochs = choose_epochs(n, has_weights=known.has_weights)
     reason = f"{n:,} images, each seen {epochs:,} times"
@@ -152,7 +164,7 @@ def _choose_augmentation(choices: _Choices, images: Survey, known: Circumstances
     """Choose how training images are varied: the more there are of a class, the more."""
     a_class = images.images_a_class
     choices.choose("augment.scale", (0.5, 1.0), "crops of half an image or more, so that what it shows stays in it")
-    if images.is_picture:
+    if images.is_picture and not known.given.get("augment.color_jitter"):
         reason = "colours and shapes vary at random, which matters most where a class has few images"
         choices.choose("augment.auto_augment", POLICY, reason)
     choices.choose("augment.hflip", 0.5, "mirrored images are seen as often; 0 where left and right have a meaning")
@@ -188,7 +200,8 @@ def _choose_evaluation(choices: _Choices, images: Survey, known: Circumstances) 
     choices.choose("train.eval_every", every, f"at most {EVALUATIONS + 1} evaluations in {epochs} epochs")
     if images.imbalance >= UNBALANCED and not images.is_multi_label:
         reason = f"the largest class has {images.imbalance:.0f} times the images of the smallest"
-        choices.choose("balance.logit_adjust", 1.0, f"{reason}, so classes count by their share")
+        if not any(key.startswith("balance.") for key in known.given):
+            choices.choose("balance.logit_adjust", 1.0, f"{reason}, so that the network does not learn their shares")
         choices.choose("train.monitor", "val_balanced_accuracy", f"{reason}, so each class counts alike")
 
 
