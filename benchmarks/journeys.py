@@ -18,6 +18,8 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from types import FrameType
@@ -98,11 +100,8 @@ def make_images(root: Path) -> None:
 
 def run_command(*words: object) -> None:
     """Run a command in this process."""
-    modules = ("vitrail.cli.app", "vitrail.cli")
-    for module in modules:
-        with contextlib.suppress(ImportError):
-            main = __import__(module, fromlist=["main"]).main
-            break
+    name = "vitrail.cli.app" if find_spec("vitrail.cli.app") else "vitrail.cli"  # as it was called before
+    main = import_module(name).main
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(StringIO()):
         main([str(word) for word in words])
 
