@@ -35,6 +35,7 @@ ROOMS = (
     "evaluation",
     "embedding",
     "training",
+    "transfer",
     "deploy",
     "server",
     "pages",

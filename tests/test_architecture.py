@@ -25,6 +25,7 @@ ROOMS = [
     {"evaluation", "server"},
     {"embedding"},
     {"training", "deploy"},
+    {"transfer"},
     {"api"},
     {"cli"},
 ]
@@ -163,6 +164,9 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
                 "training.run.state",
                 "training.step",
                 "training.run.trackers",
+                "transfer.budget",
+                "transfer.floor",
+                "transfer.plan",
             },
         ),  # all but the first only name the type
         (
@@ -171,7 +175,16 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
                 "cli.app",
                 *(
                     f"cli.{name}"
-                    for name in ("options", "training", "data", "inference", "embedding", "deploy", "weights")
+                    for name in (
+                        "options",
+                        "training",
+                        "finetuning",
+                        "data",
+                        "inference",
+                        "embedding",
+                        "deploy",
+                        "weights",
+                    )
                 ),
             },
         ),
@@ -285,8 +298,8 @@ def test_every_file_is_ascii() -> None:
 def test_public_names_resolve_and_are_documented() -> None:
     assert set(vitrail.__all__) == set(dir(vitrail)) == {
         "VitrailError", "add_weights", "bench", "bench_data", "check_data", "convert", "create_model", "doctor",
-        "embed", "evaluate", "export", "fetch_weights", "list_models", "list_weights", "load_model", "pack",
-        "predict", "quantize", "resize_data", "serve", "show_config", "sweep_preprocess", "train", "verify",
+        "embed", "evaluate", "export", "fetch_weights", "finetune", "list_models", "list_weights", "load_model",
+        "pack", "predict", "quantize", "resize_data", "serve", "show_config", "sweep_preprocess", "train", "verify",
         "write_inputs",
     }  # fmt: skip
     for name in vitrail.__all__:

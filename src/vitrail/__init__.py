@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vitrail.api.embedding import embed as embed
     from vitrail.api.evaluation import evaluate as evaluate
     from vitrail.api.evaluation import sweep_preprocess as sweep_preprocess
+    from vitrail.api.finetuning import finetune as finetune
     from vitrail.api.inference import bench as bench
     from vitrail.api.inference import predict as predict
     from vitrail.api.inference import verify as verify
@@ -46,6 +47,7 @@ _PUBLIC = {
     "evaluate": "vitrail.api.evaluation",
     "export": "vitrail.api.deploy",
     "fetch_weights": "vitrail.api.weights",
+    "finetune": "vitrail.api.finetuning",
     "list_models": "vitrail.api.models",
     "list_weights": "vitrail.api.weights",
     "load_model": "vitrail.api.models",
@@ -73,6 +75,7 @@ __all__ = [
     "evaluate",
     "export",
     "fetch_weights",
+    "finetune",
     "list_models",
     "list_weights",
     "load_model",

@@ -175,7 +175,8 @@ class Terminal:
             title = title.replace("Top", "top")
             parts.append(f"val loss {values['val_loss']:.4f}")
             parts.append(f"{title} {values[f'val_{name}']:6.2f} %")
-        parts.append(f"{values['images_per_s']:,.0f} images/s")
+        if "images_per_s" in values:  # of the initial weights there is none
+            parts.append(f"{values['images_per_s']:,.0f} images/s")
         phases = [f"{label} {values[name]:.1f}" for name, label in PHASES.items() if values.get(name)]
         if phases:
             parts.append(f"seconds: {', '.join(phases)}")

@@ -17,6 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 from vitrail.cli.data import check_data, pack, resize_data
 from vitrail.cli.deploy import convert, export, quantize
 from vitrail.cli.embedding import embed
+from vitrail.cli.finetuning import finetune
 from vitrail.cli.inference import bench, evaluate, predict, serve, verify
 from vitrail.cli.signals import tell_interrupted
 from vitrail.cli.training import bench_data, config, doctor, models, train
@@ -46,6 +47,7 @@ LONGEST_WORD, SHOWN_OF_WORD = 1_000, 200
 """Characters of a word, such as a path, from which on an error shows no more than its beginning, and how many then."""
 COMMANDS = (
     train,
+    finetune,
     evaluate,
     predict,
     embed,

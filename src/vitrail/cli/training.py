@@ -17,6 +17,7 @@ from vitrail.errors import ConfigError, command
 
 if TYPE_CHECKING:
     from vitrail.api.training import TrainResult
+    from vitrail.display import Terminal
 
 
 def train(
@@ -48,14 +49,19 @@ def train(
     with open_terminal() as display:
         result = api.train(recipe, tokens, resume=resume, extend=extend, fork=fork, display=display)
         if is_main_process():
-            _show_training(result)
-            with redirect_stdout(StringIO()) as shown:
-                _show_training(result)
-            display.record(shown.getvalue())
+            show_training(result, display)
     return 0
 
 
-def _show_training(result: TrainResult) -> None:
+def show_training(result: TrainResult, display: Terminal) -> None:
+    """Show the end of a run on the terminal and in its log."""
+    _print_training(result)
+    with redirect_stdout(StringIO()) as shown:
+        _print_training(result)
+    display.record(shown.getvalue())
+
+
+def _print_training(result: TrainResult) -> None:
     """Print the numbers of a run, where its files are, and what to type next."""
     show_result(result)
     if result.weights.exists():

@@ -28,6 +28,8 @@ MOST_SETTINGS = 2**20
 """Largest size of a file of settings in bytes; the largest recipe has a few thousand."""
 MOST_VALUES = 20_000
 """Largest number of values of a file of settings."""
+CHOSEN = "auto"
+"""Entry of a recipe with the settings that were chosen automatically, beside its sections."""
 MOST_NESTED = 16
 """Largest depth of values within values of a file of settings."""
 
@@ -55,6 +57,15 @@ class Layer:
     model: Mapping[str, Any] = field(default_factory=dict)
     """Section `model` of a file whose other settings are taken for weights that exist: these have
     to bear it out."""
+    chosen: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Settings that `vitrail finetune` chose, by their dotted keys, each with its `value` and the `reason` for it."""
+
+    def origin_of(self, key: str, value: Any) -> str:
+        """Return where a setting comes from: `auto` and the reason, where it has the value that was chosen for it."""
+        choice = self.chosen.get(key)
+        if choice is not None and choice["value"] == value:
+            return f"auto: {choice['reason']}"
+        return self.origin
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,9 @@ def resolve(cls: type[T], layers: Iterable[Layer]) -> Resolved[T]:
             problems += [f"{layer.origin}: {problem}" for problem in refused]
             if accepted:
                 _merge(values.setdefault(section, {}), accepted)
-            origins |= {f"{section}.{key}": layer.origin for key in accepted}
+            for key in accepted:
+                dotted = f"{section}.{key}"
+                origins[dotted] = layer.origin_of(dotted, content[key])
     built = {name: section(**values.get(name, {})) for name, section in sections.items()}
     if problems:
         # ranges of what could be read are said too, so that all is mended at once
@@ -179,7 +192,18 @@ def read_yaml(path: Path, origin: str | None = None) -> Layer:
         content = {}
     if not isinstance(content, Mapping):
         raise ConfigError(f"{path}: holds a {type(content).__name__}, not sections such as model, data and train")
-    return Layer(origin or str(path), content)
+    chosen = content.get(CHOSEN, {})
+    if not _are_choices(chosen):
+        return Layer(origin or str(path), content)
+    settings = {name: section for name, section in content.items() if name != CHOSEN}
+    return Layer(origin or str(path), settings, chosen=chosen)
+
+
+def _are_choices(chosen: Any) -> bool:
+    """Say whether an entry holds what `vitrail finetune` notes of its choices, and not another project's setting."""
+    return isinstance(chosen, Mapping) and all(
+        isinstance(choice, Mapping) and choice.keys() == {"value", "reason"} for choice in chosen.values()
+    )
 
 
 def find_excess(content: Any) -> str:

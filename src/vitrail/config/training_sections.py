@@ -305,9 +305,9 @@ class LoraSection:
 class ScheduleSection:
     """The schedule: the learning rate over time."""
 
-    name: Literal["cosine", "step", "exponential", "constant"] = "cosine"
-    """Curve of the learning rate: a cosine, a fall by `decay_rate` at every period (step) or
-    smoothly (exponential), or none (constant)."""
+    name: Literal["cosine", "linear", "step", "exponential", "constant"] = "cosine"
+    """Curve of the learning rate: a cosine or a straight line down to `min_lr`, a fall by `decay_rate` at every period
+    (step) or smoothly (exponential), or none (constant)."""
     step: Literal["update", "epoch"] = "update"
     """When the learning rate is set anew: before every update, or once an epoch, as in the official
     training runs and by timm's default."""
@@ -320,7 +320,7 @@ class ScheduleSection:
     warmup_lr: float = 1e-6
     """Learning rate at which the warm-up begins."""
     min_lr: float = 1e-5
-    """Learning rate at which a cosine ends, and below which step and exponential do not fall."""
+    """Learning rate at which a cosine or a line ends, and below which step and exponential do not fall."""
     clip_to_min_lr: bool = False
     """Let a cosine fall to zero, with no rate below `min_lr`, the warm-up's included; false ends it
     at `min_lr`."""
@@ -328,7 +328,7 @@ class ScheduleSection:
     """Length of a cosine in epochs, from its own beginning, after which it stays at `min_lr`; null
     ends it with train.epochs."""
     cooldown_epochs: int = 0
-    """Number of epochs after `train.epochs`, in which a cosine stays at `min_lr` and the other
+    """Number of epochs after `train.epochs`, in which a cosine and a line stay at `min_lr` and the other
     curves go on."""
     decay_epochs: float = 30.0
     """Period of step and exponential in epochs."""
@@ -404,6 +404,9 @@ class TrainSection:
     third more time."""
     eval_every: int = 1
     """Number of epochs from one evaluation to the next; the last epoch is always evaluated."""
+    eval_first: bool = False
+    """Evaluate the initial weights before the first update, as epoch 0; they are the best weights until an epoch is
+    better, so that a run from good weights never ends with worse ones."""
     log_every: int = 20
     """Number of updates from one row of steps.jsonl to the next: loss since the row before,
     learning rate, norm of the gradient; reading them waits for the device."""

@@ -233,6 +233,37 @@ def out_of_fold_losses(
     return losses, winners
 
 
+def fit_head(features: Features, labels: Labels, num_classes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return weights (k, d) and biases (k,) of a linear probe as the head of a network: its outputs are logits.
+
+    The scores of ridge regression are divided by one temperature for all, with which those of images left out have the
+    smallest mean cross-entropy, so that probabilities say how sure the probe can be.
+
+    Args:
+        features: (n, d), without NaN.
+        labels: Their labels.
+        num_classes: Number of logits.
+
+    Raises:
+        DataError: Fewer than two classes.
+    """
+    _require_classes(labels)
+    score = fit_ridge(features, labels, num_classes)
+    size = features.shape[1]
+    bias = score(np.zeros((1, size)))
+    weight = score(np.eye(size)) - bias  # of a linear layer, the scores of unit vectors are the weights
+    fitted = _fit_folds(features, labels, assign_folds(labels))
+    temperature = _fit_temperature(fitted, features, labels)
+    return weight.T / temperature, bias[0] / temperature
+
+
+def score_answers(scores: NDArray[np.floating[Any]], labels: Labels, how: str) -> Score:
+    """Measure scores (n, k) of images against their labels; `how` says in words where they are from."""
+    if labels.ndim == 2:
+        return _mean_precision(scores.astype(np.float64), labels, how)
+    return _top1(scores.argmax(axis=1), labels, how)
+
+
 def assign_folds(
     labels: Labels, keys: Sequence[bytes] | None = None, groups: NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:
@@ -324,8 +355,11 @@ def _parts(n: int) -> Iterator[slice]:
 
 
 def _cross_entropy(scores: NDArray[np.float64], labels: Labels) -> NDArray[np.float64]:
+    """Return the cross-entropy (n,) of each image, in multi-label data the mean over its classes."""
     from scipy.special import log_softmax
 
+    if labels.ndim == 2:
+        return np.logaddexp(0, np.where(labels, -scores, scores)).mean(axis=1)
     return -log_softmax(scores, axis=1)[np.arange(len(labels)), labels]
 
 

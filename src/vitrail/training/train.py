@@ -134,6 +134,8 @@ def train(
             for warning in job.objective.warnings(config, job.training_counts, job.data.classes):
                 display.warn(warning)
             save(job, state, run, must=True)  # from here on there is always something to go back to
+        if settings.eval_first and not state.rows and not job.updates(state):
+            evaluate_initial_weights(job, state, run)
 
         # Loop, then the report
         train_to_end(job, state, run, wrapped, optimizer)
@@ -337,7 +339,7 @@ def finish_epoch(job: Job, state: TrainState, run: Run) -> None:
     # Evaluation
     unread, thresholds = set(state.unread), None
     if due(state.epoch, job.config.train.eval_every, job.total_epochs):
-        measured = evaluate_epoch(job, state, run)
+        measured = evaluate_epoch(job, state, run, f"epoch {state.epoch + 1}")
         thresholds = measured.metrics.thresholds
         unread.update(measured.bad_files)
         row |= {f"val_{name}": value for name, value in measured.metrics.numbers().items()}
@@ -355,10 +357,35 @@ def finish_epoch(job: Job, state: TrainState, run: Run) -> None:
         warn_of_waiting(job, state, run)
         threads = torch.get_num_threads() if on_cpu(job) else 1
         warn_of_load(job, run, tasks=job.loader.num_workers + threads)
+    keep_row(job, state, run, row, thresholds)
+
+    # Next epoch
+    state.epoch += 1
+    state.begin_epoch()
+
+
+def evaluate_initial_weights(job: Job, state: TrainState, run: Run) -> None:
+    """Evaluate the weights that a run begins with as those of epoch 0, the best until an epoch is better; and save.
+
+    Raises:
+        Stopped: The run was told to stop, and is saved; they are evaluated when it goes on.
+    """
+    job.display.begin("evaluate the initial weights", len(job.val_loader))
+    measured = evaluate_epoch(job, state, run, "the initial weights")
+    job.display.end()
+    row: dict[str, Any] = {"epoch": 0, "updates": 0, "lr": job.rate(0), "train_loss": None}
+    row |= {f"val_{name}": value for name, value in measured.metrics.numbers().items()}
+    warn_of_unread(job, state, measured.bad_files)
+    row["n_bad"] = len(state.bad_files)
+    keep_row(job, state, run, row, measured.metrics.thresholds)
+    state.begin_epoch()
+    save(job, state, run, must=True)  # a run that goes back to here knows what it began with
+
+
+def keep_row(job: Job, state: TrainState, run: Run, row: dict[str, Any], thresholds: tuple[float, ...] | None) -> None:
+    """Show and write the numbers of an epoch, and its weights where they are the best so far. Collective."""
     job.display.row(row)
     state.rows.append(row)
-
-    # Best weights
     weights = None
     if "val_loss" in row and is_better(row, state.gained, job.monitor, job.config.train.min_delta):
         state.gained = row
@@ -372,10 +399,6 @@ def finish_epoch(job: Job, state: TrainState, run: Run) -> None:
         run.outbox.put("metrics.jsonl", run.files.log.write)
         if weights is not None:
             write_best(job, state, run, run.files, weights, thresholds)
-
-    # Next epoch
-    state.epoch += 1
-    state.begin_epoch()
 
 
 def sum_up_training(job: Job, state: TrainState) -> dict[str, Any]:
@@ -403,8 +426,8 @@ def sum_up_training(job: Job, state: TrainState) -> dict[str, Any]:
     return row
 
 
-def evaluate_epoch(job: Job, state: TrainState, run: Run) -> Measured:
-    """Evaluate the weights of an epoch, or their average, on the validation images.
+def evaluate_epoch(job: Job, state: TrainState, run: Run, what: str) -> Measured:
+    """Evaluate the weights, or their average, on the validation images; `what` names them where a rank hangs.
 
     Raises:
         Stopped: The run was told to stop, and is saved.
@@ -414,7 +437,7 @@ def evaluate_epoch(job: Job, state: TrainState, run: Run) -> Measured:
         run.watchdog.stir()
         stop_or_save(job, state, run, saving=False)
 
-    run.watchdog.move(f"evaluating epoch {state.epoch + 1}")
+    run.watchdog.move(f"evaluating {what}")
     with Stopwatch(job.accelerator.device, state.seconds).waiting("eval_s"):
         return measure(
             evaluated_model(state),

@@ -80,6 +80,20 @@ def test_step_equals_timms(decay: float, warmup: int, rate: float) -> None:
     assert ours == pytest.approx(theirs, rel=1e-12)
 
 
+@pytest.mark.parametrize("prefix", [True, False])
+def test_a_line_is_that_of_torch(prefix: bool) -> None:
+    ours = rates(120, name="linear", floor=0.0, warmup_prefix=prefix)
+    begin = 20 if prefix else 0
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    line = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=120 - begin)
+    for update in range(begin, 120):
+        if update >= 20:
+            assert ours[update] == pytest.approx(line.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        line.step()
+    assert rates(150, name="linear")[120:] == [1e-5] * 30
+
+
 def test_exponential_falls_by_one_factor_each_update() -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5 ** (1 / 30))
@@ -105,7 +119,7 @@ def test_constant_stays_at_its_peak_after_the_warm_up() -> None:
     assert found[0] == 1e-6
 
 
-@pytest.mark.parametrize("name", ["cosine", "step", "exponential", "constant"])
+@pytest.mark.parametrize("name", ["cosine", "linear", "step", "exponential", "constant"])
 def test_warm_up_is_a_straight_climb_from_its_start(name: str) -> None:
     found = rates(name=name)[:20]
     assert found[0] == 1e-6
@@ -113,12 +127,12 @@ def test_warm_up_is_a_straight_climb_from_its_start(name: str) -> None:
     assert steps == pytest.approx([(1e-3 - 1e-6) / 20] * 19, rel=1e-9)
 
 
-@pytest.mark.parametrize("name", ["cosine", "step", "exponential", "constant"])
+@pytest.mark.parametrize("name", ["cosine", "linear", "step", "exponential", "constant"])
 def test_without_warm_up_the_first_update_is_at_the_peak(name: str) -> None:
     assert rates(1, name=name, warmup_updates=0) == [1e-3]
 
 
-@pytest.mark.parametrize("name", ["cosine", "step", "exponential"])
+@pytest.mark.parametrize("name", ["cosine", "linear", "step", "exponential"])
 def test_rate_never_rises_after_the_warm_up_and_ends_at_the_floor(name: str) -> None:
     found = rates(400, name=name)[20:]
     assert all(b <= a for a, b in itertools.pairwise(found))

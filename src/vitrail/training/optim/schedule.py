@@ -1,4 +1,4 @@
-"""Learning-rate schedules (cosine, step, exponential, constant, with warm-up), as a function of the update's number."""
+"""Learning-rate schedules: cosine, linear, step, exponential, constant, with warm-up, by the number of the update."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 def learning_rate(
     update: int,
     *,
-    name: Literal["cosine", "step", "exponential", "constant"],
+    name: Literal["cosine", "linear", "step", "exponential", "constant"],
     peak: float,
     warmup_start: float,
     floor: float,
@@ -25,7 +25,8 @@ def learning_rate(
 
     The warm-up replaces the beginning of the main curve, as timm's schedulers have it by default; with `warmup_prefix`
     it comes before it. A cosine takes `cosine_updates`, or what there is until `total_updates`, and stays at `floor`
-    from then on. With `clip` it falls to zero instead, and no rate, the warm-up's included, is below `floor`.
+    from then on; a line ends at `total_updates`. With `clip` a cosine falls to zero instead, and no rate, the warm-up's
+    included, is below `floor`.
     """
     if update < warmup_updates:
         rate = warmup_start + (peak - warmup_start) * update / warmup_updates
@@ -40,6 +41,9 @@ def learning_rate(
         if clip:
             return max(peak * share, floor)
         return floor + (peak - floor) * share
+    if name == "linear":
+        progress = min((update - before) / max(total_updates - before, 1), 1.0)
+        return floor + (peak - floor) * (1 - progress)
     if name == "constant":
         return peak
     periods = (update - before) / decay_updates

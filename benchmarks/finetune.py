@@ -1,0 +1,242 @@
+"""Fine-tune small models on five classes of CIFAR-10 they have not seen: vitrail finetune beside other tools' defaults.
+
+uv run python benchmarks/finetune.py ../shared/data/cifar10.tar.xz --work /tmp/finetune             # hours
+uv run python benchmarks/finetune.py ../shared/data/cifar10.tar.xz --work /tmp/finetune --sizes 50 --seeds 1
+
+Both models are first trained on airplane, bird, deer, frog and ship, then fine-tuned on automobile, cat, dog, horse
+and truck with 50, 500 and 4,900 images of each, and 100 to validate with; what is reported is top-1 on CIFAR-10's
+1,000 test images of each, which no run sees. All methods begin with the same weights and have the same time for their
+updates. What was done is kept in the work folder, so that the command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import tarfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cyclopts
+from side_by_side import publish
+
+import vitrail
+from vitrail.config.commands import TrainConfig
+from vitrail.config.recipes import find_recipe
+from vitrail.config.resolve import read_yaml, resolve, to_yaml
+
+KNOWN = ("airplane", "bird", "deer", "frog", "ship")
+"""Classes that the weights are trained on."""
+NEW = ("automobile", "cat", "dog", "horse", "truck")
+VAL_A_CLASS = 100
+MODELS = {"Twins": "cifar10_twins", "TNT": "cifar10_tnt"}
+SECONDS = {50: 20, 500: 60, 4900: 150}
+"""Time for the updates of each method, by the images of a class."""
+CROPS = {"augment.scale": [0.5, 1.0], "augment.hflip": 0.5}
+LINE = {"schedule.name": "linear", "schedule.warmup_prefix": True, "schedule.min_lr": 0.0, "schedule.warmup_lr": 0.0}
+METHODS: dict[str, Mapping[str, Any]] = {
+    "head only": {"freeze.until": "head", "optim.lr": 1e-2, "train.batch_size": 64, **CROPS},
+    "LoRA, rank 8": {"lora.rank": 8, "optim.lr": 1e-3, "train.batch_size": 64, **CROPS},
+    "AdamW 1e-3, all layers alike": {"optim.lr": 1e-3, "train.batch_size": 64, **CROPS},
+    "from scratch": {"model.weights": None, "optim.lr": 1e-3, "train.batch_size": 64, **CROPS},
+    # transformers' and AutoTrain's defaults of image classification: 3 epochs of 8 images, a line, no decay
+    "AutoTrain's defaults, longer": {
+        "optim.lr": 5e-5, "train.batch_size": 8, "optim.weight_decay": 0.0, "optim.clip_norm": 1.0, **CROPS, **LINE,
+    },
+    "AutoTrain's defaults, 3 epochs": {
+        "optim.lr": 5e-5, "train.batch_size": 8, "optim.weight_decay": 0.0, "optim.clip_norm": 1.0, **CROPS, **LINE,
+        "train.epochs": 3,
+    },
+    # ultralytics' classify with optimizer=auto: AdamW at 0.002 * 5 / (4 + classes), RandAugment, erasing 0.4
+    "ultralytics' defaults": {
+        "optim.lr": 1.1e-3, "train.batch_size": 16, "optim.weight_decay": 5e-4, "optim.betas": [0.9, 0.999], **LINE,
+        "augment.scale": [0.5, 1.0], "augment.hflip": 0.5, "augment.auto_augment": "rand-m9-mstd0.5-inc1",
+        "augment.erase_prob": 0.4, "schedule.min_lr": 1.1e-5,
+    },
+    # T2T-ViT's transfer_learning.py
+    "T2T-ViT's SGD script": {
+        "optim.name": "sgd", "optim.lr": 0.05, "optim.backbone_scale": 0.01, "optim.weight_decay": 5e-4,
+        "optim.decay_on": "all", "schedule.step": "epoch", "schedule.min_lr": 2e-4, "train.batch_size": 64,
+        "augment.scale": [0.766, 1.0], "augment.ratio": [1.0, 1.0], "augment.hflip": 0.5,
+    },
+}  # fmt: skip
+"""Settings of each method but ours; what they leave open is vitrail's default, or below."""
+COMMON = {"schedule.warmup_epochs": 0, "schedule.min_lr": 1e-6, "preprocess.crop": 1.0, "data.workers": 0}
+
+
+def prepare(archive: Path, work: Path, seeds: int) -> None:
+    """Lay out the images: the known classes whole, the new ones in sets of each size and seed."""
+    if (work / "test").exists():
+        return
+    raw = work / "raw"
+    with tarfile.open(archive) as tar:
+        tar.extractall(raw, filter="data")
+    for name in KNOWN:
+        link(sorted((raw / "train" / name).iterdir()), work / "known" / "train" / name)
+        link(sorted((raw / "test" / name).iterdir()), work / "known" / "val" / name)
+    for name in NEW:
+        images = sorted((raw / "train" / name).iterdir())
+        for seed in range(seeds):
+            random.Random(f"{seed} {name}").shuffle(images)
+            for n in SECONDS:
+                folder = work / f"new-{n}-{seed}"
+                link(images[:VAL_A_CLASS], folder / "val" / name)
+                link(images[VAL_A_CLASS : VAL_A_CLASS + n], folder / "train" / name)
+        link(sorted((raw / "test" / name).iterdir()), work / "test" / name)
+
+
+def link(images: list[Path], folder: Path) -> None:
+    """Put images into a folder without copying them."""
+    folder.mkdir(parents=True)
+    for image in images:
+        (folder / image.name).hardlink_to(image)
+
+
+def pretrain(work: Path, model: str) -> dict[str, Any]:
+    """Train a model on the known classes, and return its weights, its accuracy and its speed."""
+    note = work / f"{model}.json"
+    if not note.exists():
+        settings = {"data.name": None, "data.root": work / "known", "train.epochs": 14, "data.workers": 0}
+        run = vitrail.train(MODELS[model], settings, output={"root": work, "name": model})
+        last = run.rows[-1]
+        speed = 25_000 / last["train_s"]
+        note.write_text(json.dumps({"weights": str(run.weights), "top1": last["val_top1"], "images_per_s": speed}))
+    return json.loads(note.read_text())
+
+
+def measure(work: Path, model: str, method: str, n: int, seed: int) -> dict[str, Any]:
+    """Fine-tune by one method, and return what it reached on the test images."""
+    begun = pretrain(work, model)
+    where = {"data.root": work / f"new-{n}-{seed}", "output.root": work / "runs", "train.seed": seed}
+    started = time.perf_counter()
+    floor = None
+    if method == "vitrail finetune":
+        done = vitrail.finetune(
+            settings={**where, "data.workers": 0, "train.seed": seed},
+            weights=begun["weights"],
+            budget=f"{SECONDS[n]}s",
+        )
+        run, floor = done.training, done.floor
+    else:
+        settings = {"optim.weight_decay": 0.05, "optim.lr": 1e-3, **COMMON, **METHODS[method]}
+        passes = SECONDS[n] * begun["images_per_s"]
+        epochs = settings.get("train.epochs", max(1, round(passes / (n * len(NEW)))))
+        every = {"train.epochs": epochs, "train.eval_every": max(1, epochs // 20)}
+        recipe = write_model_recipe(work, model)
+        run = vitrail.train(recipe, {"model.weights": begun["weights"], **settings, **every, **where})
+    assert run is not None
+    seconds = time.perf_counter() - started
+    tested = vitrail.evaluate(run.weights, {"data.root": work / "test", "evaluate.split": "all", "data.workers": 0})
+    row = {"top1": tested.numbers["top1"], "seconds": seconds, "epochs": run.rows[-1]["epoch"]}
+    if floor is not None:
+        row |= {"knn": floor.neighbours.value, "probe": floor.probe.value}
+    return row
+
+
+def write_model_recipe(work: Path, model: str) -> Path:
+    """Write the model of a recipe as a recipe of its own, which leaves everything else open."""
+    path = work / f"{model}-model.yaml"
+    config = resolve(TrainConfig, [read_yaml(find_recipe(MODELS[model])[1])]).config
+    path.write_text(to_yaml(TrainConfig(model=config.model)).split("\n\n")[0] + "\n")
+    return path
+
+
+def main(
+    archive: Path,
+    *,
+    work: Path,
+    models: tuple[str, ...] = tuple(MODELS),
+    sizes: tuple[int, ...] = tuple(SECONDS),
+    seeds: int = 3,
+) -> None:
+    """Measure every method on every size and seed, and publish a table and a plot."""
+    work.mkdir(parents=True, exist_ok=True)
+    prepare(archive, work, max(seeds, 3))
+    results = work / "results.jsonl"
+    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    keys = {(row["model"], row["method"], row["n"], row["seed"]) for row in rows}
+    methods = ["vitrail finetune", *METHODS]
+    for n in sizes:
+        for model in models:
+            for seed in range(seeds):
+                for method in methods:
+                    if (model, method, n, seed) in keys:
+                        continue
+                    row = {"model": model, "method": method, "n": n, "seed": seed}
+                    row |= measure(work, model, method, n, seed)
+                    with results.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+                    rows.append(row)
+    report(rows, work, models, sizes, methods)
+
+
+def report(
+    rows: list[dict[str, Any]], work: Path, models: tuple[str, ...], sizes: tuple[int, ...], methods: list[str]
+) -> None:
+    """Publish mean and spread of each method, and draw them over the images of a class."""
+    times = ", ".join(f"{SECONDS[n]} s for {n:,} images of a class" for n in sizes)
+    notes = [f"top-1 on 5,000 test images, %: mean and standard deviation over the seeds; updates of {times}"]
+    table: list[str] = []
+    floors = {"k-NN, on the validation images": "knn", "linear probe, on the validation images": "probe"}
+    for model in models:
+        begun = pretrain(work, model)
+        speed = f"{begun['images_per_s']:,.0f} images/s"
+        notes.append(f"{model}: {begun['top1']:.1f} % on the classes it was trained on, {speed}")
+        table += [f"## {model}", "", "| method | " + " | ".join(f"{n:,} a class" for n in sizes) + " |"]
+        table.append("|-|" + "-:|" * len(sizes))
+        for title, key in floors.items():
+            table.append(line(title, [[row[key] for row in select(rows, model, n=n) if key in row] for n in sizes]))
+        for method in methods:
+            table.append(line(method, [[row["top1"] for row in select(rows, model, method, n)] for n in sizes]))
+        table.append("")
+    picture = Path(__file__).with_name("finetune.png")
+    draw(rows, models, sizes, methods, picture)
+    table.append(f"![top-1 over images of a class]({picture.name})")
+    publish("finetune", "Fine-tuning on five new classes", notes, table)
+
+
+def select(rows: list[dict[str, Any]], model: str, method: str | None = None, n: int = 0) -> list[dict[str, Any]]:
+    """Return the rows of a model, a method and a size."""
+    return [row for row in rows if row["model"] == model and row["n"] == n and method in (None, row["method"])]
+
+
+def line(title: str, columns: list[list[float]]) -> str:
+    """Return a row of the table."""
+    return f"| {title} | " + " | ".join(map(cell, columns)) + " |"
+
+
+def cell(values: list[float]) -> str:
+    """Return mean and standard deviation."""
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
+def draw(
+    rows: list[dict[str, Any]], models: tuple[str, ...], sizes: tuple[int, ...], methods: list[str], path: Path
+) -> None:
+    """Draw the mean of each method over the images of a class."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), dpi=130, layout="constrained")
+    panels = figure.subplots(1, len(models), squeeze=False)[0]
+    for axes, model in zip(panels, models, strict=True):
+        for method in methods:
+            points = []
+            for n in sizes:
+                values = [row["top1"] for row in select(rows, model, method, n)]
+                if values:
+                    points.append((n, statistics.mean(values)))
+            is_ours = method == "vitrail finetune"
+            axes.plot(*zip(*points, strict=True), marker="o", label=method, linewidth=3 if is_ours else 1)
+        axes.set(xscale="log", xlabel="images of a class", title=f"{model}: top-1, %")
+    panels[-1].legend(frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    cyclopts.run(main)

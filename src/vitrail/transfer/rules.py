@@ -1,0 +1,217 @@
+"""Which settings fit a fine-tuning: documented rules from images, classes, weights and device, each with its reason.
+
+The numbers were measured on small models and CIFAR-10's classes (benchmarks/finetune.py); see docs/finetuning.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from vitrail.errors import ConfigError
+from vitrail.transfer.survey import UNBALANCED, Survey
+
+Size = Literal["small", "base"]
+MODELS: dict[Size, str] = {"small": "twins_svt_small", "base": "twins_svt_base"}
+"""Models where none is named: of their size those of the highest published accuracy, for images of any size."""
+MOST_BATCH_ON_CPU = 128
+MOST_BATCH = 256
+LEAST_BATCH = 16
+UPDATES_AN_EPOCH = 16
+"""Updates that an epoch should have at least, where the batch is not the smallest already."""
+FEW = 250
+"""Images of the data set that the rule for epochs begins with."""
+EPOCHS_OF_FEW = 60
+RATE = 1.2e-3
+"""Peak learning rate of AdamW, for updates of `RATE_BATCH` images and networks of `RATE_WIDTH` features."""
+RATE_BATCH = 64
+RATE_WIDTH = 128
+ENOUGH_TO_AVERAGE = 200
+"""Updates from which on the average of the last ones is evaluated."""
+EVALUATIONS = 20
+"""Evaluations of a run, at most."""
+POLICY = "rand-m7-mstd0.5-inc1"
+"""RandAugment, a little weaker than the papers', which train from nothing."""
+MANY_A_CLASS = 1_000
+"""Images of a class from which on mixing images helps more than it delays."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting that was chosen, and why."""
+
+    key: str
+    """The setting as section.key."""
+    value: Any
+    reason: str
+    """The reason, in words that stand alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circumstances:
+    """What the rules know beside the images."""
+
+    num_features: int
+    """Features that the network gives an image."""
+    has_weights: bool
+    """Whether training begins with weights that were trained before, and a linear probe of these images."""
+    on_cpu: bool
+    has_bfloat16: bool = False
+    """Whether the device computes matrix products in bfloat16 faster than in float32."""
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that the user gave, by their dotted keys."""
+
+
+class _Choices:
+    """Settings as they are chosen, one after the other; those that were given are left as they are."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self._given = given
+        self.made: list[Choice] = []
+
+    def choose(self, key: str, value: Any, reason: str) -> None:
+        """Choose a setting, unless it is given."""
+        if key not in self._given:
+            self.made.append(Choice(key, value, reason))
+
+    def value(self, key: str) -> Any:
+        """Return what a setting is, given or chosen before."""
+        if key in self._given:
+            return self._given[key]
+        return next(one.value for one in self.made if one.key == key)
+
+
+def choose_settings(images: Survey, known: Circumstances) -> list[Choice]:
+    """Return the settings that fit and were not given, in the order in which they are shown.
+
+    Raises:
+        ConfigError: Another optimizer than AdamW is given, whose rate no rule knows.
+    """
+    if known.given.get("optim.name", "adamw") != "adamw" and "optim.lr" not in known.given:
+        raise ConfigError(
+            f"optim.name is {known.given['optim.name']}, and the learning rate is chosen for adamw alone; give "
+            "optim.lr too"
+        )
+    choices = _Choices(known.given)
+    _choose_length(choices, images, known)
+    _choose_optimizer(choices, images, known)
+    _choose_augmentation(choices, images, known)
+    _choose_average(choices, images)
+    _choose_evaluation(choices, images, known)
+    if known.has_bfloat16:
+        choices.choose("train.precision", "bfloat16", "this device computes it several times as fast as float32")
+    return limit_warmup(choices.made, int(choices.value("train.epochs")))
+
+
+def _choose_length(choices: _Choices, images: Survey, known: Circumstances) -> None:
+    """Choose the batch and the epochs: the fewer images, the more often each is seen."""
+    n = images.train_images
+    batch = choose_batch(n, on_cpu=known.on_cpu)
+    parts = int(known.given.get("train.accumulate", 1))
+    batch = max(parts, batch // parts * parts)
+    choices.choose("train.batch_size", batch, f"{max(1, n // batch):,} updates an epoch of {n:,} images")
+    epochs = choose_epochs(n, has_weights=known.has_weights)
+    reason = f"{n:,} images, each seen {epochs:,} times"
+    if not known.has_weights:
+        reason += ", as nothing was learnt before"
+    choices.choose("train.epochs", epochs, reason)
+
+
+def choose_batch(images: int, *, on_cpu: bool) -> int:
+    """Return the images of an update: a power of two that leaves an epoch enough updates, or all images of a few."""
+    most = MOST_BATCH_ON_CPU if on_cpu else MOST_BATCH
+    wanted = max(1, images // UPDATES_AN_EPOCH)
+    power = 2 ** (wanted.bit_length() - 1)
+    return min(max(power, LEAST_BATCH), most, max(images, 1))
+
+
+def choose_epochs(images: int, *, has_weights: bool) -> int:
+    """Return how often each image is seen: 60 times of 250, and less by the cube root of what there are more."""
+    epochs = EPOCHS_OF_FEW * (FEW / max(images, 1)) ** (1 / 3)
+    if not has_weights:
+        epochs *= 5
+    return min(max(round(epochs), 5), 300)
+
+
+def _choose_optimizer(choices: _Choices, images: Survey, known: Circumstances) -> None:
+    """Choose the optimizer, its rate and its schedule."""
+    choices.choose("optim.name", "adamw", "the optimizer that these models were trained with")
+    batch = int(choices.value("train.batch_size"))
+    reason = f"for updates of {batch:,} images and a network of {known.num_features:,} features"
+    choices.choose("optim.lr", choose_rate(batch, known.num_features), reason)
+    choices.choose("optim.weight_decay", 0.05, "as in the papers of all three families")
+    choices.choose("optim.clip_norm", 1.0, "a single odd batch cannot undo what was learnt")
+    epochs = int(choices.value("train.epochs"))
+    choices.choose("schedule.warmup_epochs", max(1.0, epochs / 20), "moments settle before the rate is at its peak")
+    peak = float(choices.value("optim.lr"))
+    choices.choose("schedule.warmup_lr", peak / 100, "a hundredth of the peak")
+    choices.choose("schedule.min_lr", peak / 100, "a hundredth of the peak")
+
+
+def choose_rate(batch: int, num_features: int) -> float:
+    """Return the peak learning rate of AdamW: in proportion to the batch, and less for wider networks.
+
+    Small batches go with few images, which are soon learnt by heart. A change of all weights of a wide layer changes
+    its output more (Yang et al. 2022, Tensor Programs V), so that what was measured on narrow networks may hold for
+    wide ones too.
+    """
+    rate = RATE * batch / RATE_BATCH * RATE_WIDTH / num_features
+    return float(f"{rate:.2g}")
+
+
+def _choose_augmentation(choices: _Choices, images: Survey, known: Circumstances) -> None:
+    """Choose how training images are varied: the more there are of a class, the more."""
+    a_class = images.images_a_class
+    choices.choose("augment.scale", (0.5, 1.0), "crops of half an image or more, so that what it shows stays in it")
+    if images.is_picture and not known.given.get("augment.color_jitter"):
+        reason = "colours and shapes vary at random, which matters most where a class has few images"
+        choices.choose("augment.auto_augment", POLICY, reason)
+    choices.choose("augment.hflip", 0.5, "mirrored images are seen as often; 0 where left and right have a meaning")
+    if not images.is_multi_label:
+        choices.choose("augment.label_smoothing", 0.1, "keeps a network from being too sure of what it has seen often")
+    if a_class >= MANY_A_CLASS and images.is_picture:
+        choices.choose("augment.mixup", 0.2, f"{a_class:,} images of a class are enough to learn from mixed ones")
+        choices.choose("augment.cutmix", 1.0, f"{a_class:,} images of a class are enough to learn from mixed ones")
+    choices.choose("model.drop_path_rate", 0.1, "blocks are left out at random, as in the papers")
+
+
+def _choose_average(choices: _Choices, images: Survey) -> None:
+    """Choose an average of the weights that is as long as the run allows."""
+    updates = choose_updates(images.train_images, choices)
+    if updates < ENOUGH_TO_AVERAGE:
+        return
+    horizon = updates / 20
+    decay = round(1 - 1 / horizon, 5)
+    choices.choose("ema.decay", decay, f"averages the last {horizon:,.0f} of {updates:,} updates")
+
+
+def choose_updates(images: int, choices: _Choices) -> int:
+    """Return the updates of the whole run."""
+    return int(choices.value("train.epochs")) * max(1, images // int(choices.value("train.batch_size")))
+
+
+def _choose_evaluation(choices: _Choices, images: Survey, known: Circumstances) -> None:
+    """Choose what is measured when, and which epoch is the best."""
+    if known.has_weights:
+        choices.choose("train.eval_first", True, "the linear probe is the best until an epoch is better")
+    epochs = int(choices.value("train.epochs"))
+    every = max(1, epochs // EVALUATIONS)
+    choices.choose("train.eval_every", every, f"at most {EVALUATIONS + 1} evaluations in {epochs} epochs")
+    if images.imbalance >= UNBALANCED and not images.is_multi_label:
+        reason = f"the largest class has {images.imbalance:.0f} times the images of the smallest"
+        if not any(key.startswith("balance.") for key in known.given):
+            choices.choose("balance.logit_adjust", 1.0, f"{reason}, so that the network does not learn their shares")
+        choices.choose("train.monitor", "val_balanced_accuracy", f"{reason}, so each class counts alike")
+
+
+def limit_warmup(choices: Sequence[Choice], epochs: int) -> list[Choice]:
+    """Return the choices with a warm-up of at most a fifth of the epochs, and evaluations as often as they allow."""
+    limited = []
+    for one in choices:
+        if one.key == "schedule.warmup_epochs":
+            one = replace(one, value=min(one.value, epochs / 5))
+        if one.key == "train.eval_every":
+            one = replace(one, value=max(1, epochs // EVALUATIONS))
+        limited.append(one)
+    return limited

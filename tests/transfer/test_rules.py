@@ -1,0 +1,123 @@
+"""Which settings a fine-tuning chooses, and that it never chooses what was given."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from vitrail.config.commands import TrainConfig
+from vitrail.config.resolve import Layer, resolve
+from vitrail.errors import ConfigError
+from vitrail.transfer.rules import (
+    Circumstances,
+    choose_batch,
+    choose_epochs,
+    choose_rate,
+    choose_settings,
+    limit_warmup,
+)
+from vitrail.transfer.survey import Survey
+
+FEW = Survey(train_images=250, val_images=50, counts=(50,) * 5, is_multi_label=False, channels=3, bits=8)
+MANY = replace(FEW, train_images=2_000_000, val_images=50_000, counts=(200,) * 10_000)
+TRAINED = Circumstances(num_features=512, has_weights=True, on_cpu=True)
+
+
+def chosen(images: Survey, known: Circumstances = TRAINED) -> dict[str, Any]:
+    return {one.key: one.value for one in choose_settings(images, known)}
+
+
+def settle(values: dict[str, Any]) -> TrainConfig:
+    """Resolve settings, which fails where they do not fit together."""
+    sections: dict[str, dict[str, Any]] = {}
+    for dotted, value in values.items():
+        section, key = dotted.split(".")
+        sections.setdefault(section, {})[key] = value
+    sections.setdefault("data", {})["root"] = "images"
+    return resolve(TrainConfig, [Layer("test", sections)]).config
+
+
+@pytest.mark.parametrize("images", [1, 2, 20, 250, 2_500, 25_000, 1_300_000])
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_a_batch_is_no_larger_than_the_images_and_leaves_an_epoch_updates(images: int, on_cpu: bool) -> None:
+    batch = choose_batch(images, on_cpu=on_cpu)
+    assert 1 <= batch <= images
+    assert batch <= (128 if on_cpu else 256)
+    assert batch == images or batch == 16 or images // batch >= 16
+
+
+def test_many_images_are_seen_less_often_than_few() -> None:
+    epochs = [choose_epochs(images, has_weights=True) for images in (20, 250, 2_500, 25_000, 1_300_000)]
+    assert epochs == sorted(epochs, reverse=True)
+    assert epochs[1] == 60
+    assert epochs[-1] == 5
+    assert choose_epochs(250, has_weights=False) == 300
+
+
+def test_the_rate_falls_with_the_width_and_grows_with_the_batch() -> None:
+    assert choose_rate(64, 128) == 1.2e-3
+    assert choose_rate(16, 128) == 3e-4
+    assert choose_rate(64, 512) == 3e-4
+
+
+@pytest.mark.parametrize("images", [FEW, MANY, replace(FEW, is_multi_label=True), replace(FEW, channels=1)])
+@pytest.mark.parametrize("has_weights", [True, False])
+def test_what_is_chosen_fits_together_and_has_a_reason(images: Survey, has_weights: bool) -> None:
+    known = replace(TRAINED, has_weights=has_weights)
+    for one in choose_settings(images, known):
+        assert one.reason, one.key
+    config = settle({"data.channels": images.channels, **chosen(images, known)})
+    assert config.train.eval_first == has_weights
+    assert config.schedule.warmup_epochs <= config.train.epochs / 5
+
+
+def test_what_is_given_is_not_chosen_and_others_follow_it() -> None:
+    given = {"optim.lr": 1e-6, "train.epochs": 2, "train.batch_size": 8}
+    choices = chosen(FEW, replace(TRAINED, given=given))
+    assert not given.keys() & choices.keys()
+    config = settle({**given, **choices})  # no rate of the schedule is above the given one
+    assert config.schedule.min_lr == pytest.approx(1e-8)
+    assert config.schedule.warmup_epochs <= 0.4
+    assert config.ema.decay is None  # 62 updates are too few to average
+
+
+def test_classes_of_unequal_size_count_alike() -> None:
+    choices = chosen(replace(FEW, counts=(200, 20, 10, 10, 10)))
+    assert choices["balance.logit_adjust"] == 1.0
+    assert choices["train.monitor"] == "val_balanced_accuracy"
+    assert "balance.logit_adjust" not in chosen(FEW)
+
+
+def test_images_are_mixed_where_a_class_has_many() -> None:
+    assert "augment.mixup" not in chosen(FEW)
+    assert chosen(replace(FEW, train_images=25_000, counts=(5_000,) * 5))["augment.mixup"] == 0.2
+
+
+def test_fewer_epochs_have_a_shorter_warm_up() -> None:
+    limited = {one.key: one.value for one in limit_warmup(choose_settings(FEW, TRAINED), 4)}
+    assert limited["schedule.warmup_epochs"] == pytest.approx(0.8)
+    assert limited["train.eval_every"] == 1
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"augment.color_jitter": 0.4},
+        {"balance.sampler": "balanced"},
+        {"train.accumulate": 3},
+        {"schedule.name": "constant"},
+        {"optim.name": "sgd", "optim.lr": 0.01},
+        {"augment.cutmix_minmax": (0.2, 0.8)},
+        {"train.precision": "bfloat16"},
+    ],
+)
+@pytest.mark.parametrize("images", [FEW, replace(FEW, train_images=25_000, counts=(24_000, 250, 250, 250, 250))])
+def test_choices_go_with_what_is_given(given: dict[str, Any], images: Survey) -> None:
+    settle({**given, **chosen(images, replace(TRAINED, given=given))})
+
+
+def test_the_rate_of_another_optimizer_is_asked_for() -> None:
+    with pytest.raises(ConfigError, match=r"^optim.name is sgd, and the learning rate .* give optim.lr too$"):
+        chosen(FEW, replace(TRAINED, given={"optim.name": "sgd"}))
