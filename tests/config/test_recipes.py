@@ -16,8 +16,8 @@ from vitrail.models.registry import FAMILIES, build_config, create_model, find_v
 from vitrail.training.setup import build_schedule
 
 SECTIONS = [
-    "model", "weights", "data", "preprocess", "augment", "balance", "multi_label", "optim", "freeze", "lora", "schedule", "ema", "train",
-    "output",
+    "model", "weights", "data", "preprocess", "augment", "balance", "multi_label", "optim", "freeze", "lora",
+    "schedule", "ema", "train", "output",
 ]  # fmt: skip
 PUBLISHED = re.compile(r"^# Published: ([\d.]+)(?: / ([\d.]+))? \(top-1.*\)\.$", re.MULTILINE)
 IMAGENET = [name for name in list_recipes() if "imagenet" in name]
