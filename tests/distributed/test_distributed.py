@@ -206,16 +206,18 @@ vitrail.training.train.train(back, resume=Path(config.output.root) / "back")
     assert "Warning" not in done.stderr
     assert len(rows(runs / "there")) == 2
     run(image_folder, *common, "output.name=there", resume=runs / "there")
+    # Muon multiplies in bfloat16, sharded and whole matrices in another order
+    tolerance = 1e-3 if optimizer == "muon" else 1e-4
     for name in ("there", "back"):
         assert len(rows(runs / name)) == 4
-        assert_close_run(runs / "plain", runs / name)
+        assert_close_run(runs / "plain", runs / name, tolerance)
 
 
-def assert_close_run(a: Path, b: Path) -> None:
+def assert_close_run(a: Path, b: Path, tolerance: float = 1e-4) -> None:
     """Compare what two runs found, up to the order of summation."""
     for first, second in zip(rows(a), rows(b), strict=True):
-        assert math.isclose(first["train_loss"], second["train_loss"], rel_tol=1e-4)
-        assert math.isclose(first["val_loss"], second["val_loss"], rel_tol=1e-4)
+        assert math.isclose(first["train_loss"], second["train_loss"], rel_tol=tolerance)
+        assert math.isclose(first["val_loss"], second["val_loss"], rel_tol=tolerance)
         for name in ("val_n", "val_top1", "val_balanced_accuracy", "val_macro_f1", "val_tail_top1"):
             assert first[name] == second[name]
 

@@ -275,5 +275,5 @@ def test_a_single_image_that_does_not_fit_is_an_error(image_folder: Path, monkey
         run(image_folder, "train.batch_size=4", "train.accumulate=2")
     assert str(caught.value) == (
         "memory is too short for update 1, even with each micro-batch in 2 parts; take a smaller model.image_size or "
-        "model, train.grad_checkpointing=true, or freeze.until"
+        "model, train.grad_checkpointing=true, or freeze.until ('out of memory, as a GPU says it')"
     )

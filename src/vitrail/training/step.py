@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -26,6 +27,9 @@ from vitrail.training.optim.optimizers import can_skip
 from vitrail.training.optim.sharpness import ascend
 from vitrail.training.run.state import new_sums
 from vitrail.training.stopwatch import Stopwatch
+
+SHORT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "could not create a primitive", "std::bad_alloc")
+"""What torch, oneDNN and C++ say on the CPU where memory is short."""
 
 
 @dataclass
@@ -107,13 +111,14 @@ def _compute_in_memory(
         # outside of the handler, which holds on to the activations
         optimizer.zero_grad()
         context.memory.parts *= 2
+        gc.collect()  # cycles keep activations too
         if context.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Say whether an error of torch is that memory is short, the device's or that of the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in SHORT_OF_MEMORY)
 
 
 def _compute_gradients(

@@ -26,7 +26,7 @@ from vitrail.distributed.processes import (
     sum_over_processes,
 )
 from vitrail.distributed.sharding import gather_full
-from vitrail.errors import TrainingError, command
+from vitrail.errors import TrainingError, command, shorten
 from vitrail.evaluation.measure import Measured, measure
 from vitrail.evaluation.task import task_of
 from vitrail.images.input_check import ENOUGH
@@ -234,7 +234,7 @@ def train_epoch(job: Job, state: TrainState, run: Run, wrapped: nn.Module, optim
         try:
             sums, is_skipped, norm = train_step(job, wrapped, optimizer, micro_batches, keys, watch)
         except torch.OutOfMemoryError as error:
-            raise TrainingError(why_memory_is_too_short(job, update)) from error
+            raise TrainingError(f"{why_memory_is_too_short(job, update)} ({shorten(str(error))})") from error
         if job.memory.parts > parts:
             tell_of_short_memory(job, update)
         state.sums += sums

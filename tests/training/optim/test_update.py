@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import copy
-import os
-import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -16,8 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.testing import assert_close
 
-from support.forked import python
-from support.runs import TINY, assert_same, rows
+from support.runs import TINY, assert_same
 from vitrail.choices import OptimizerName
 from vitrail.config.commands import TrainConfig
 from vitrail.config.resolve import parse_command_line, read_yaml, resolve
@@ -31,7 +26,6 @@ from vitrail.training.optim.sharpness import ascend
 from vitrail.training.setup import optimizer_of_settings
 from vitrail.training.step import StepContext, prepare, train_step
 from vitrail.training.stopwatch import Stopwatch
-from vitrail.training.train import train
 
 CLASSES, BATCH = 3, 8
 every_optimizer = pytest.mark.parametrize("name", get_args(OptimizerName))
@@ -244,59 +238,3 @@ def test_a_micro_batch_in_parts_makes_the_same_update(parts: int) -> None:
         assert_close(second[2], first[2], rtol=1e-5, atol=0)
     for found, expected in zip(cut.model.parameters(), whole.model.parameters(), strict=True):
         assert_close(found, expected, rtol=1e-5, atol=1e-6)
-
-
-SHORT = """
-import resource
-import torch
-from support.runs import TINY, Notebook
-from vitrail.config.commands import TrainConfig
-from vitrail.config.resolve import parse_command_line, read_yaml, resolve
-import sys
-from pathlib import Path
-from vitrail.training.train import train
-import vitrail.training.step as step
-
-torch.set_num_threads(1)
-config = resolve(TrainConfig, [read_yaml(TINY), parse_command_line(sys.argv[1:])]).config
-begin = step.train_step
-
-def limited(*arguments):
-    # from here on, so that what is loaded before is not counted
-    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + 200 * 2**20, resource.RLIM_INFINITY))
-    return begin(*arguments)
-
-import vitrail.training.train
-vitrail.training.train.train_step = limited
-display = Notebook()
-result = train(config, name="short", display=display)
-resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-print(display.warnings)
-"""
-
-
-@pytest.mark.thorough
-def test_a_run_whose_memory_is_short_goes_on_in_smaller_parts(image_folder: Path, tmp_path: Path) -> None:
-    settings = (
-        f"data.root={image_folder}", f"output.root={tmp_path}", "model.image_size=448", "train.batch_size=24",
-        "train.epochs=2", "schedule.warmup_epochs=0", "optim.lr=1e-4", "output.trackers=[]",
-    )  # fmt: skip
-    program = tmp_path / "short.py"
-    program.write_text(SHORT)
-    done = python(program, *settings, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
-    assert done.returncode == 0, done.stderr
-    (warning,) = ast.literal_eval(done.stdout)
-    found = re.fullmatch(
-        r"memory is short: from update 1 on, each micro-batch is computed in (\d) parts, which makes the same updates; "
-        r"train\.accumulate=(\d) takes as little memory from the start",
-        warning,
-    )
-    assert found
-    assert found[1] == found[2]
-    layers = [read_yaml(TINY), parse_command_line([*settings, "output.name=roomy"])]
-    train(resolve(TrainConfig, layers).config)
-    for first, second in zip(rows(tmp_path / "roomy"), rows(tmp_path / "short"), strict=True):
-        assert first["train_loss"] == pytest.approx(second["train_loss"], rel=1e-4)
-        assert first["val_loss"] == pytest.approx(second["val_loss"], rel=1e-3)
