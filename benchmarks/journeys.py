@@ -101,7 +101,7 @@ def run_command(*words: object) -> None:
     try:
         from vitrail.cli.app import main
     except ImportError:  # before there were rooms
-        from vitrail.cli import main  # pyright: ignore[reportAttributeAccessIssue]
+        from vitrail.cli.app import main
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(StringIO()):
         main([str(word) for word in words])
 
