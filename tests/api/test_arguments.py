@@ -110,6 +110,7 @@ def given(tiny_checkpoint: Path, image_folder: Path, tmp_path: Path, monkeypatch
         "fetch_weights": {"names": "gone"},
         "add_weights": {"files": "gone"},
         "embed": {"checkpoint": "gone", "images": image},
+        "finetune": {"data": "gone"},
         "load_model": {"path": tiny_checkpoint},
     }
 
