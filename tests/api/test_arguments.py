@@ -86,7 +86,6 @@ def given(tiny_checkpoint: Path, image_folder: Path, tmp_path: Path, monkeypatch
     gone = {"data.root": "gone"}
     return {
         "train": {"recipe": TINY, "settings": gone},
-        "finetune": {"data": image_folder, "settings": {"train.device": "cpu"}, "weights": "gone", "dry_run": True},
         "bench_data": {"recipe": TINY, "settings": gone},
         "show_config": {"recipe": "digits", "settings": {}},
         "doctor": {},

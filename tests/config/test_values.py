@@ -31,7 +31,7 @@ from support.settings import problem, settings
         ("optim.name=adam", "'adam'; it must be one of adamw, sgd, lamb, lion, adan, muon; did you mean 'adamw'?"),
         ("optim.name=7", "'7'; it must be one of adamw, sgd, lamb, lion, adan, muon"),
         ("data.bits=10bit", "'10bit'; it must be one of 8, 16"),
-        ("schedule.name=zzz", "'zzz'; it must be one of cosine, step, exponential, constant"),
+        ("schedule.name=zzz", "'zzz'; it must be one of cosine, linear, step, exponential, constant"),
         ("preprocess.exif=rotate", "'rotate'; it must be one of ignore, apply, or null"),
         ("augment.scale=0.9", "'0.9'; it must be a list of 2 numbers such as [0.5, 0.5]"),
         ("augment.scale=[0.9]", "'[0.9]'; it must be a list of 2 numbers such as [0.5, 0.5]"),

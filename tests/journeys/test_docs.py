@@ -78,6 +78,7 @@ def test_a_documented_command_is_understood(arguments: list[str]) -> None:
         return
     schema = {
         "train": TrainConfig,
+        "finetune": TrainConfig,
         "bench-data": TrainConfig,
         "evaluate": EvaluateConfig,
         "quantize": EvaluateConfig,

@@ -166,7 +166,7 @@ def test_several_processes_are_told_to_train_by_a_plan(
     image_folder: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="--dry-run, then give it to torchrun"):
+    with pytest.raises(ConfigError, match="make the recipe with dry_run=True, then give it to torchrun"):
         finetune(image_folder, tiny_checkpoint)
 
 
