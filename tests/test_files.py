@@ -97,7 +97,7 @@ def test_a_pipe_that_no_process_reads_is_refused_and_not_waited_for(tmp_path: Pa
     line = r"pipe\.json: cannot be written \(a pipe that no process reads\).*; choose another$"
     with pytest.raises(CheckpointError, match=line):
         write_whole(pipe, b"1", "choose another")
-    line_of_predict = line.replace("choose another", "choose another file with --output")
+    line_of_predict = line.replace("choose another", "choose another file with output=")
     with pytest.raises(CheckpointError, match=line_of_predict), open_output(pipe, "json", ["a"], 1):
         pass
     log = GrowingFile(pipe, "choose another")
@@ -141,9 +141,9 @@ def test_what_is_no_file_is_said_in_a_clause(tmp_path: Path) -> None:
 
 def test_a_folder_is_compared_by_where_it_leads_even_if_nowhere(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
-    refuse_within("--report", tmp_path / "loop", "--answers", tmp_path / "answers")
-    with pytest.raises(ConfigError, match=r"^--report \S+loop: lies in --answers"):
-        refuse_within("--report", tmp_path / "loop", "--answers", tmp_path)
+    refuse_within("report", tmp_path / "loop", "answers", tmp_path / "answers")
+    with pytest.raises(ConfigError, match=r"^report=\S+loop: lies in answers="):
+        refuse_within("report", tmp_path / "loop", "answers", tmp_path)
 
 
 def test_a_link_is_removed_and_what_it_leads_to_is_not(tmp_path: Path) -> None:

@@ -80,7 +80,6 @@ def save(
     return path
 
 
-@pytest.mark.parametrize("outputs", [0, 1])
 def _openvino_pair(weights: bytes, record: Record) -> dict[str, list[bytes]]:
     """Return the two files of an OpenVINO model without layers, which say what belongs to them."""
     details = {"bin": hashlib.sha256(weights).hexdigest(), "opset": "20", "openvino": "0", "vitrail": "0", "torch": "0"}
@@ -127,6 +126,7 @@ def test_files_that_a_kill_left_together_are_known_not_to_belong_together(
     assert {one.name for one in tmp_path.iterdir() if "net" in one.name} == {"net.bin", "net.xml"}
 
 
+@pytest.mark.parametrize("outputs", [0, 1])
 def test_what_follows_a_model_without_classes_can_be_done(
     outputs: int, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

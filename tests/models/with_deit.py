@@ -51,7 +51,7 @@ def main(folder: Path) -> None:
     assert convert(folder / "theirs.pth", folder / "official.pth", "official").difference == 0
     assert convert(folder / "official.pth", folder / "ours.safetensors", "vitrail").difference == 0
     for project, advice in (("timm", "convert it to official"), ("zoo", "known for it are official")):
-        with pytest.raises(CheckpointError, match=f"--to {project}: {project} has no deit; {advice}"):
+        with pytest.raises(CheckpointError, match=f"to={project}: {project} has no deit; {advice}"):
             convert(folder / "ours.safetensors", folder / "t", project)
     with torch.inference_mode():
         assert torch.equal(load_model(folder / "ours.safetensors")(images), model(images))

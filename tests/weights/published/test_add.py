@@ -120,7 +120,7 @@ def test_what_is_not_published_is_refused(cache: Path, downloads: Path, tiny_che
         "that is published"
     )
     assert "is not t2t_vit_t_14:mmpretrain, as its SHA-256 begins with " in refusal(file, "t2t_vit_t_14:mmpretrain")
-    assert f"--name {file.stem}: no published weights are called so; `vitrail weights`" in refusal(file, "own")
+    assert f"name={file.stem}: no published weights are called so; `vitrail weights`" in refusal(file, "own")
     assert "was written by vitrail, and is used by its path" in refusal(tiny_checkpoint)
     assert "is missing, not a weight file" in refusal(downloads / "gone.pth")
     (downloads / "page.pth").write_text("<html>")
@@ -129,7 +129,7 @@ def test_what_is_not_published_is_refused(cache: Path, downloads: Path, tiny_che
 
 
 def test_one_name_is_of_one_file(downloads: Path) -> None:
-    with pytest.raises(ConfigError, match="--name t2t_vit_7: is of one file, and 2 are given; add them one by one"):
+    with pytest.raises(ConfigError, match="name=t2t_vit_7: is of one file, and 2 are given; add them one by one"):
         vitrail.add_weights([downloads / "a", downloads / "b"], name="t2t_vit_7")
     with pytest.raises(ConfigError, match="add needs a file"):
         vitrail.add_weights([])
