@@ -15,7 +15,8 @@ from vitrail.cli.signals import listen, tell_interrupted
 from vitrail.errors import OutputLost
 
 COLLECT_AFTER = 50_000
-"""New objects between two looks for garbage: at Python's 700, importing torch is looked through 1,400 times."""
+"""New objects between two looks for garbage: at Python's 700, importing torch is looked through
+1,400 times."""
 
 
 def run() -> NoReturn:
@@ -30,7 +31,9 @@ def run() -> NoReturn:
         main()
     except SystemExit as end:
         _leave(int(end.code or 0))
-    except KeyboardInterrupt as error:  # before there was a command line, or as it said something else
+    except (
+        KeyboardInterrupt
+    ) as error:  # before there was a command line, or as it said something else
         _leave(tell_interrupted(error, command)[0])
 
 

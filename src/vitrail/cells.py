@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 COMPUTED = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
-"""How a text begins that a spreadsheet computes, those of East Asian keyboards too; or one that was guarded before."""
+"""How a text begins that a spreadsheet computes, those of East Asian keyboards too; or one that was
+guarded before."""
 GUARD = "'"
 
 
@@ -28,7 +29,8 @@ def write_rows(stream: TextIO, rows: Iterable[Sequence[Any]], *, guarded: bool) 
     Args:
         stream: Opened with newline="".
         rows: Of numbers, which are never guarded, and of texts.
-        guarded: Whether texts that a spreadsheet would compute are written with an apostrophe in front.
+        guarded: Whether texts that a spreadsheet would compute are written with an apostrophe in
+            front.
     """
     writer = csv.writer(stream, lineterminator="\n")
     for row in rows:

@@ -40,8 +40,12 @@ def read_device(device: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError, UnicodeError) as error:
         here = ["cpu"]
         if (accelerator := torch.accelerator.current_accelerator(check_available=True)) is not None:
-            here += [f"{accelerator.type}:{number}" for number in range(torch.accelerator.device_count())]
-        raise ConfigError(f"device is {shorten(str(device))}; it must be one of {', '.join(here)}") from error
+            here += [
+                f"{accelerator.type}:{number}" for number in range(torch.accelerator.device_count())
+            ]
+        raise ConfigError(
+            f"device is {shorten(str(device))}; it must be one of {', '.join(here)}"
+        ) from error
     return target
 
 
@@ -55,7 +59,8 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 def keep_freed_memory() -> None:
     """Let the C library reuse the large blocks that torch frees, for this process.
 
-    glibc gives each back to the system and then pays for its pages anew, in every step and for every batch.
+    glibc gives each back to the system and then pays for its pages anew, in every step and for
+    every batch.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -63,7 +68,9 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def count_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+def count_memory(
+    groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> int:
     """Return the bytes of memory that this process may take: the machine's, or fewer in a container or a job.
 
     Args:
@@ -80,7 +87,8 @@ def count_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/
                 top, name = groups / "memory", "memory.limit_in_bytes"
             else:
                 continue
-            # each group above limits it too; a container may see its own as the top one, whatever its path outside
+            # each group above limits it too; a container may see its own as the top one, whatever
+            # its path outside
             inner = top / path.lstrip("/")
             for group in (inner, *inner.parents):
                 with suppress(OSError, ValueError):  # not there, or "max"

@@ -88,7 +88,9 @@ class Terminal:
     """Progress on standard error, so that standard output stays clean for results; a file gets it as plain text."""
 
     def __init__(self, *, silent: bool = False, line_every_s: float = 60) -> None:
-        self.console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=silent)
+        self.console = Console(
+            stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=silent
+        )
         self._progress: Progress | None = None
         self._cell: _NotebookLine | None = None
         self._line_every_s = line_every_s
@@ -127,7 +129,9 @@ class Terminal:
         except CheckpointError as error:
             if not self._refused:
                 self._refused = True
-                self.console.print(escape_text(f"warning: {error}; tried again with each line"), style="yellow")
+                self.console.print(
+                    escape_text(f"warning: {error}; tried again with each line"), style="yellow"
+                )
 
     def _show(self, text: str, style: str | None = None) -> None:
         """Show a text on the terminal, and write it to the file."""
@@ -152,7 +156,9 @@ class Terminal:
         assert self._progress is not None
         task = self._progress.tasks[0]
         if values:
-            shown = [escape_text(f"{name.replace('_', ' ')} {text}") for name, text in values.items()]
+            shown = [
+                escape_text(f"{name.replace('_', ' ')} {text}") for name, text in values.items()
+            ]
             self._progress.update(task.id, values=shown)
             if time.monotonic() - self._line_shown >= self._line_every_s:
                 self._line_shown = time.monotonic()
@@ -177,7 +183,9 @@ class Terminal:
             parts.append(f"{title} {values[f'val_{name}']:6.2f} %")
         if "images_per_s" in values:  # of the initial weights there is none
             parts.append(f"{values['images_per_s']:,.0f} images/s")
-        phases = [f"{label} {values[name]:.1f}" for name, label in PHASES.items() if values.get(name)]
+        phases = [
+            f"{label} {values[name]:.1f}" for name, label in PHASES.items() if values.get(name)
+        ]
         if phases:
             parts.append(f"seconds: {', '.join(phases)}")
         self._show("  ".join(parts))
@@ -203,10 +211,17 @@ class _Line(ProgressColumn):
         values = task.fields["values"]
         elapsed = _clock(task.finished_time if task.finished else task.elapsed)
         if task.total is None:
-            return Text(f"{task.description} {done}  {'  '.join([*values, elapsed])} elapsed", no_wrap=True)
-        heads = [f"{task.description} {done}/{task.total:,.0f}", f"{task.completed / max(task.total, 1):.0%}"]
+            return Text(
+                f"{task.description} {done}  {'  '.join([*values, elapsed])} elapsed", no_wrap=True
+            )
+        heads = [
+            f"{task.description} {done}/{task.total:,.0f}",
+            f"{task.completed / max(task.total, 1):.0%}",
+        ]
         left = _clock(task.time_remaining)
-        before, after, bar_width = fit_live_line(heads, values, elapsed, left, self._console.width - 1)
+        before, after, bar_width = fit_live_line(
+            heads, values, elapsed, left, self._console.width - 1
+        )
         cells: list[RenderableType] = [before, Text(after, no_wrap=True)]
         if bar_width:
             cells.insert(1, ProgressBar(task.total, task.completed, bar_width))
@@ -256,7 +271,8 @@ def fit_live_line(
         width: Characters of the row.
 
     Returns:
-        The text before the bar, the text behind it, and the length of the bar, 0 where there is no room for one.
+        The text before the bar, the text behind it, and the length of the bar, 0 where there is no
+        room for one.
     """
     # from all of the values to the essential ones
     tails = [[*values, f"{elapsed} elapsed, {left} left"]]

@@ -89,8 +89,8 @@ class Ended(KeyboardInterrupt):
 def escape_text(text: object) -> str:
     """Return a text as it may be shown: one line, with escapes for all that a terminal, a log or a reader would obey.
 
-    Those are control characters, line ends, the marks that turn the direction of writing, those that look like nothing,
-    and bytes that are no text. Blanks of any width are shown as they are.
+    Those are control characters, line ends, the marks that turn the direction of writing, those
+    that look like nothing, and bytes that are no text. Blanks of any width are shown as they are.
     """
     shown = str(text)
     if shown.isascii() and shown.isprintable():
@@ -110,7 +110,8 @@ def naming_flags(wanted: bool = True) -> Iterator[None]:
     """Let messages name options by the flags of the command line; elsewhere they have the arguments of Python.
 
     Args:
-        wanted: Whether it was the command line that was called, such as by the process that started this one.
+        wanted: Whether it was the command line that was called, such as by the process that started
+            this one.
     """
     token = _names_flags.set(wanted)
     try:

@@ -23,7 +23,8 @@ Buffer = bytes | bytearray | memoryview
 Identity = tuple[int, int]
 """Device and inode of a file, which are the same by whatever name it is reached."""
 TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)\.tmp(?:\.old)?")
-"""Name of a file or folder that is not whole yet: hidden, with the machine and the process that write it."""
+"""Name of a file or folder that is not whole yet: hidden, with the machine and the process that
+write it."""
 
 
 def write_whole(path: Path, data: Buffer | Iterable[Buffer], advice: str = FREE_SPACE) -> None:
@@ -35,7 +36,8 @@ def write_whole(path: Path, data: Buffer | Iterable[Buffer], advice: str = FREE_
         advice: What the user can do where it cannot be written.
 
     Raises:
-        CheckpointError: The disk is full or the folder cannot be written; an older file stays as it was.
+        CheckpointError: The disk is full or the folder cannot be written; an older file stays as it
+            was.
     """
     target, temporary = staging(path)
     parts = [data] if isinstance(data, bytes | bytearray | memoryview) else data
@@ -76,7 +78,10 @@ class GrowingFile:
         Raises:
             CheckpointError: The disk is full or the folder cannot be written; the lines wait on.
         """
-        with refusal_told(self.path, None, self._advice), open(self.path, "ab", opener=opener) as file:
+        with (
+            refusal_told(self.path, None, self._advice),
+            open(self.path, "ab", opener=opener) as file,
+        ):
             # half a line, of a time when the disk was full
             if file.tell() > self._size:
                 file.truncate(self._size)
@@ -121,16 +126,20 @@ def refusal_told(path: Path, temporary: Path | None, advice: str = FREE_SPACE) -
     try:
         yield
     except (OSError, RuntimeError) as error:
-        reason = error if isinstance(error, OSError) else error.__context__  # torch.save raises its own over it
+        # torch.save raises its own over it
+        reason = error if isinstance(error, OSError) else error.__context__
         if not isinstance(reason, OSError):
             raise
         with contextlib.suppress(OSError):
-            if temporary is not None and temporary.is_file():  # not a device or a pipe, which is written to as it is
+            # not a device or a pipe, which is written to as it is
+            if temporary is not None and temporary.is_file():
                 temporary.unlink()
         kept = ""
         if temporary is not None and os.access(path, os.F_OK):
             kept = "; the file of that name is as it was"
-        raise CheckpointError(f"{path}: cannot be written ({reason.strerror}){kept}; {advice}") from error
+        raise CheckpointError(
+            f"{path}: cannot be written ({reason.strerror}){kept}; {advice}"
+        ) from error
 
 
 def staging(path: Path) -> tuple[Path, Path]:
@@ -187,7 +196,8 @@ def is_abandoned(path: Path) -> bool:
 
 def leftovers(target: Path) -> list[Path]:
     """Return what ended processes of this machine left beside a file or folder that they did not finish."""
-    names = glob.glob(f".{glob.escape(target.name)}.*.tmp*", root_dir=target.parent)  # none where it may not look
+    # none where it may not look
+    names = glob.glob(f".{glob.escape(target.name)}.*.tmp*", root_dir=target.parent)
     temporaries = [target.parent / name for name in sorted(names)]
     return [path for path in temporaries if is_abandoned(path)]
 
@@ -257,7 +267,10 @@ def refuse_output(option: str, path: Path, inputs: Iterable[str | Path] = ()) ->
         needed.append(target.parent)
     if target.exists():
         needed.append(target)
-    if not all(os.access(place, os.W_OK, effective_ids=os.access in os.supports_effective_ids) for place in needed):
+    if not all(
+        os.access(place, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+        for place in needed
+    ):
         where = write_option(option, path)
         raise ConfigError(f"{where}: cannot be written (Permission denied); choose another file")
     refuse_replacing(option, path, inputs)
@@ -290,7 +303,8 @@ def refuse_within(option: str, path: Path, other: str, folder: Path) -> None:
     if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         where = write_option(option, path)
         raise ConfigError(
-            f"{where}: lies in {write_option(other, folder)}, which holds answers alone; choose another place"
+            f"{where}: lies in {write_option(other, folder)}, which holds answers alone; choose "
+            "another place"
         )
 
 

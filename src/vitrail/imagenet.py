@@ -18,7 +18,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 @cache
 def list_wordnet_ids() -> tuple[str, ...]:
     """Return the WordNet ids, which are also the folders' names."""
-    from timm.data.imagenet_info import ImageNetInfo  # importing timm takes seconds, and few files need it
+    # importing timm takes seconds, and few files need it
+    from timm.data.imagenet_info import ImageNetInfo
 
     return tuple(ImageNetInfo("imagenet-1k").label_names())
 

@@ -37,7 +37,10 @@ class _AsTimm:
     @property
     def feature_info(self) -> list[dict[str, Any]]:
         levels = self.feature_levels  # type: ignore[attr-defined]
-        return [{"num_chs": n.num_channels, "reduction": n.reduction, "module": n.module} for n in levels]
+        return [
+            {"num_chs": n.num_channels, "reduction": n.reduction, "module": n.module}
+            for n in levels
+        ]
 
     def get_classifier(self) -> nn.Module:
         return self.head
@@ -64,12 +67,16 @@ class _AsTimm:
         tokens, maps, prefixes = self.forward_maps(  # type: ignore[attr-defined]
             x, indices, norm=norm, stop_early=stop_early or intermediates_only
         )
-        if return_prefix_tokens and all(prefix.shape[1] for prefix in prefixes):  # a pyramid has none
+        # a pyramid has none
+        if return_prefix_tokens and all(prefix.shape[1] for prefix in prefixes):
             maps = list(zip(maps, prefixes, strict=True))
         return maps if intermediates_only else (tokens, maps)
 
     def prune_intermediate_layers(
-        self, indices: int | Sequence[int] | None = None, prune_norm: bool = False, prune_head: bool = True
+        self,
+        indices: int | Sequence[int] | None = None,
+        prune_norm: bool = False,
+        prune_head: bool = True,
     ) -> list[int]:
         """Drop what the chosen maps do not need, and return their numbers."""
         model = cast(VisionModel, self)
@@ -78,7 +85,8 @@ class _AsTimm:
         for name, child in model.named_children():
             if isinstance(child, nn.ModuleList) and len(child) == len(levels):
                 setattr(model, name, child[:kept])
-        if prune_norm or levels[kept - 1].reduction != levels[-1].reduction:  # a pyramid's norm is for its last map
+        # a pyramid's norm is for its last map
+        if prune_norm or levels[kept - 1].reduction != levels[-1].reduction:
             model.norm = nn.Identity()
         if prune_head:
             model.reset_classifier(0)
@@ -93,7 +101,9 @@ def _build(name: str, **arguments: Any) -> VisionModel:
         if arguments.pop(key, 0):
             raise ConfigError(f"{name} has no {key}; leave it at 0")
     ours = {"img_size": "image_size", "in_chans": "in_channels"}
-    config = build_config(name, **{ours.get(key, key): _plain(value) for key, value in arguments.items()})
+    config = build_config(
+        name, **{ours.get(key, key): _plain(value) for key, value in arguments.items()}
+    )
     return _CLASSES[find_variant(name)[0].name](config)
 
 
@@ -103,18 +113,29 @@ def _plain(value: Any) -> Any:
 
 def _refuse_pool(global_pool: str | None) -> None:
     if global_pool:
-        raise ConfigError(f"global_pool is {global_pool!r}; these models pool as their papers do, so leave it out")
+        raise ConfigError(
+            f"global_pool is {global_pool!r}; these models pool as their papers do, so leave it out"
+        )
 
 
 def _filter(name: str, weights: Mapping[str, Tensor], model: VisionModel) -> dict[str, Tensor]:
     """Bring weights of any dialect to a model's names, image size and channels; timm sees to the classes."""
-    built = {key: value for key, value in vars(model.config).items() if key not in (*ADAPTABLE, *NUMERICS)}
+    built = {
+        key: value
+        for key, value in vars(model.config).items()
+        if key not in (*ADAPTABLE, *NUMERICS)
+    }
     reading = recognise(weights, "the weight file", dialect=None, model=name, options=built)[0]
-    expected = {key: value for key, value in reading.dialect.options.items() if getattr(model.config, key) != value}
+    expected = {
+        key: value
+        for key, value in reading.dialect.options.items()
+        if getattr(model.config, key) != value
+    }
     if expected:
         arguments = ", ".join(f"{key}={value!r}" for key, value in expected.items())
         warnings.warn(
-            f"these weights, of {reading.dialect.name}, were trained with {arguments}; give that to timm.create_model",
+            f"these weights, of {reading.dialect.name}, were trained with {arguments}; give that "
+            "to timm.create_model",
             stacklevel=2,
         )
     target = replace(model.config, num_classes=reading.config.num_classes)
@@ -148,7 +169,8 @@ def _register(name: str, public: str) -> None:
 
 
 _CLASSES: dict[str, Any] = {
-    family.name: type(f"{family.name}_for_timm", (_AsTimm, cast(type, family.model)), {}) for family in FAMILIES
+    family.name: type(f"{family.name}_for_timm", (_AsTimm, cast(type, family.model)), {})
+    for family in FAMILIES
 }
 _NAMES = {name: name_in_timm(name) for family in FAMILIES for name in family.variants}
 default_cfgs = generate_default_cfgs(

@@ -40,26 +40,39 @@ def recover(folder: Path) -> None:
 def swap(one: Path, other: Path) -> bool:
     """Let two names change places at once; False where the system or the file system cannot, as NFS."""
     exchange = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
-    return exchange is not None and exchange(HERE, os.fsencode(one), HERE, os.fsencode(other), SWAP) == 0
+    return (
+        exchange is not None
+        and exchange(HERE, os.fsencode(one), HERE, os.fsencode(other), SWAP) == 0
+    )
 
 
 class WholeFolder:
     """A folder in the making.
 
-    An earlier one changes places with it at once. Where the file system cannot do that, there is none for a moment, and
-    what is killed in it is put right by `recover` when the folder is written the next time.
+    An earlier one changes places with it at once. Where the file system cannot do that, there is
+    none for a moment, and what is killed in it is put right by `recover` when the folder is written
+    the next time.
 
     Args:
         folder: Where it is wanted.
-        own: Names of its files. A folder that holds nothing but these is an earlier one, and may be replaced.
+        own: Names of its files. A folder that holds nothing but these is an earlier one, and may be
+            replaced.
         advice: What the user can do where it cannot be written.
         never_replace: Take the next number that is free instead.
     """
 
-    def __init__(self, folder: Path, own: Collection[str], advice: str, *, never_replace: bool = False) -> None:
-        self._folder, self._own, self._advice, self._never_replace = folder, own, advice, never_replace
+    def __init__(
+        self, folder: Path, own: Collection[str], advice: str, *, never_replace: bool = False
+    ) -> None:
+        self._folder, self._own, self._advice, self._never_replace = (
+            folder,
+            own,
+            advice,
+            never_replace,
+        )
         self._staging = temporary_name(folder.absolute())
-        self._choose_another = re.sub("^free space,? or ", "", advice)  # where it is not space that lacks
+        # where it is not space that lacks
+        self._choose_another = re.sub("^free space,? or ", "", advice)
 
     @contextlib.contextmanager
     def staged(self) -> Iterator[Path]:
@@ -73,7 +86,8 @@ class WholeFolder:
         recover(self._folder)
         if not self._never_replace:
             self._earlier()
-        shutil.rmtree(self._staging, ignore_errors=True)  # of a process that was killed and had the same number
+        # of a process that was killed and had the same number
+        shutil.rmtree(self._staging, ignore_errors=True)
         try:
             with self.refusal_told():
                 self._staging.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +106,8 @@ class WholeFolder:
         """Write all files and give the folder its name; return it, and whether an earlier one was replaced.
 
         Raises:
-            CheckpointError: The disk is full, or the folder cannot be written; an earlier one stays as it was.
+            CheckpointError: The disk is full, or the folder cannot be written; an earlier one stays
+                as it was.
         """
         with self.refusal_told():
             for name, content in files.items():
@@ -137,13 +152,16 @@ class WholeFolder:
             names = os.listdir(self._folder)
         except OSError as error:
             if odd := self._other_kind():
-                raise CheckpointError(f"{self._folder}: is {odd}, no folder; {self._choose_another}") from error
+                raise CheckpointError(
+                    f"{self._folder}: is {odd}, no folder; {self._choose_another}"
+                ) from error
             if isinstance(error, FileNotFoundError):
                 return False
             raise self._error(error) from error
         if others := sorted(set(names) - set(self._own)):
             raise CheckpointError(
-                f"{self._folder}: holds other files, such as {others[0]}, and is not replaced; {self._advice}"
+                f"{self._folder}: holds other files, such as {others[0]}, and is not replaced; "
+                f"{self._advice}"
             )
         return bool(names)
 
@@ -167,4 +185,6 @@ class WholeFolder:
             raise self._error(error) from error
 
     def _error(self, error: OSError) -> CheckpointError:
-        return CheckpointError(f"{self._folder}: cannot be written ({error.strerror}); {self._advice}")
+        return CheckpointError(
+            f"{self._folder}: cannot be written ({error.strerror}); {self._advice}"
+        )

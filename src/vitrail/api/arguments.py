@@ -8,7 +8,17 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any, Literal, NoReturn, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    Literal,
+    NoReturn,
+    ParamSpec,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from vitrail.config.values import is_plain, read_value
 from vitrail.display import Display
@@ -30,7 +40,8 @@ ADVICE = {
     "model(model.preprocess(image).unsqueeze(0))",
     "verify.files": "several are given one by one, as verify(*files)",
 }
-"""What to do instead, by the argument that was given something else than a path, of one function or of any."""
+"""What to do instead, by the argument that was given something else than a path, of one function or
+of any."""
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
@@ -39,8 +50,9 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     A number of numpy is taken as one of Python, and any iterable where several values are taken.
 
     Raises:
-        ConfigError: By the function that is returned, for an argument that is unknown, missing or of the wrong kind;
-            one line with the function, the argument, what it is and what it must be.
+        ConfigError: By the function that is returned, for an argument that is unknown, missing or
+            of the wrong kind; one line with the function, the argument, what it is and what it must
+            be.
     """
     signature = inspect.signature(function)
 
@@ -57,10 +69,14 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         for name, value in bound.arguments.items():
             parameter = signature.parameters[name]
             if parameter.kind is parameter.VAR_POSITIONAL:
-                each = [_read(function.__name__, name, one, kinds()[name], signature) for one in value]
+                each = [
+                    _read(function.__name__, name, one, kinds()[name], signature) for one in value
+                ]
                 bound.arguments[name] = tuple(each)
             elif parameter.kind is not parameter.VAR_KEYWORD and value is not parameter.default:
-                bound.arguments[name] = _read(function.__name__, name, value, kinds()[name], signature)
+                bound.arguments[name] = _read(
+                    function.__name__, name, value, kinds()[name], signature
+                )
         return function(*bound.args, **bound.kwargs)
 
     return call
@@ -75,7 +91,9 @@ def _refuse_call(
         known = [name for name, one in parameters.items() if one.kind is not one.VAR_KEYWORD]
         near = suggest(unknown[0], known) or f"; it has {', '.join(known)}"
         raise ConfigError(f"{function} has no argument {unknown[0]!r}{near}") from error
-    raise ConfigError(f"{function}: {error}; help(vitrail.{function}) shows its arguments") from error
+    raise ConfigError(
+        f"{function}: {error}; help(vitrail.{function}) shows its arguments"
+    ) from error
 
 
 def _read(function: str, name: str, value: Any, kind: Any, signature: inspect.Signature) -> Any:
@@ -102,13 +120,15 @@ def read_argument(value: Any, kind: Any) -> Any:
 
     Args:
         value: Anything.
-        kind: An annotation: a type, a Literal, an iterable of one kind, a function, or several of these.
+        kind: An annotation: a type, a Literal, an iterable of one kind, a function, or several of
+            these.
 
     Raises:
         ValueError: The value is none of them; the message says what it must be.
     """
     kinds, is_optional = _alternatives(kind)
-    if any(get_origin(one) is Mapping for one in kinds):  # settings have a reader of their own, which says more
+    # settings have a reader of their own, which says more
+    if any(get_origin(one) is Mapping for one in kinds):
         return value
     if value is None and is_optional:
         return None
@@ -155,7 +175,8 @@ def _read_one(value: Any, kind: Any) -> Any:
     if origin is Literal:
         return _read_choice(value, get_args(kind))
     if kind in (int, float, bool, str):
-        if not isinstance(value, kind if kind in (bool, str) else int | float):  # a setting may be a name that is 5
+        # a setting may be a name that is 5
+        if not isinstance(value, kind if kind in (bool, str) else int | float):
             raise ValueError(WORDS[kind])
         return read_value(value, kind)
     is_fitting = callable(value) if origin is Callable else isinstance(value, kind)
@@ -180,7 +201,8 @@ def _read_several(value: Any, kind: Any) -> tuple[Any, ...]:
     items = []
     for item in value:
         is_empty_path = item == "" and Path in get_args(kind)
-        # whoever looks for the images says more of a name that is empty, as of a shell's variable that is not set
+        # whoever looks for the images says more of a name that is empty, as of a shell's variable
+        # that is not set
         items.append(item if is_empty_path else read_argument(item, kind))
     return tuple(items)
 

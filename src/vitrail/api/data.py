@@ -93,7 +93,9 @@ class DataCheck(Result):
         """Say how many labels look wrong, and where the page is."""
         lines = []
         if self.suspects is not None:
-            lines.append(f"{len(self.suspects):,} labels look wrong: {self.page.with_name('suspects.csv')}")
+            lines.append(
+                f"{len(self.suspects):,} labels look wrong: {self.page.with_name('suspects.csv')}"
+            )
         return [*lines, f"page: {self.page}{' (replaced)' if self.replaced else ''}"]
 
     def records(self) -> Sequence[dict[str, Any]]:
@@ -118,7 +120,8 @@ class PackedData(Result):
     def lines(self) -> Sequence[str]:
         """Say what was packed."""
         return [
-            f"{self.folder}: {self.images:,} images of {self.classes:,} classes in {self.shards:,} shards, "
+            f"{self.folder}: {self.images:,} images of {self.classes:,} classes in {self.shards:,} "
+            "shards, "
             f"{self.bytes / 1e9:,.3f} GB{' (replaced)' if self.replaced else ''}"
         ]
 
@@ -165,14 +168,16 @@ def check_data(
 ) -> DataCheck:
     """Look at every image of a data set, and say what is wrong with them.
 
-    `vitrail.check_data({"data.root": "/data/pets"})` does what `vitrail check-data data.root=/data/pets` does.
+    `vitrail.check_data({"data.root": "/data/pets"})` does what `vitrail check-data
+    data.root=/data/pets` does.
 
     Args:
         settings: Settings of the sections data and preprocess, such as {"data.root": FOLDER}.
         output: Folder for the page, and the same as JSON.
-        imagenet_devkit: Archive by which ImageNet's validation images are brought into class folders first.
-        suspects: Weight file by whose features labels are found that look wrong; the page shows them, suspects.csv
-            has all.
+        imagenet_devkit: Archive by which ImageNet's validation images are brought into class
+            folders first.
+        suspects: Weight file by whose features labels are found that look wrong; the page shows
+            them, suspects.csv has all.
         display: Where progress is shown; None is the terminal or notebook.
         progress: Whether progress is shown in a terminal or notebook.
         sections: Settings by section, such as data={"root": FOLDER}.
@@ -195,7 +200,9 @@ def check_data(
                 raise ConfigError(f"{where} needs data.root, the folder with val/")
             val = Path(config.data.root).expanduser() / config.data.val_split
             done = prepare_imagenet_val(val, Path(imagenet_devkit))
-            display.note(f"{done.moved:,} images moved into class folders, {done.there:,} were there")
+            display.note(
+                f"{done.moved:,} images moved into class folders, {done.there:,} were there"
+            )
             if done.absent:
                 display.warn(f"{done.absent:,} of ImageNet's validation images are not there")
         suspect = None
@@ -210,7 +217,9 @@ def check_data(
     problems = []
     for problem in findings.problems:
         examples = tuple(tuple(manifest.name(index) for index in group) for group in problem.images)
-        problems.append(DataProblem(problem.severity, problem.what, problem.advice, problem.count, examples))
+        problems.append(
+            DataProblem(problem.severity, problem.what, problem.advice, problem.count, examples)
+        )
     return DataCheck(
         where=config.data.list or str(manifest.root),
         problems=tuple(problems),
@@ -223,11 +232,18 @@ def check_data(
     )
 
 
-def _name_suspects(manifest: Manifest, suspects: Sequence[Suspect] | None) -> tuple[SuspectLabel, ...] | None:
+def _name_suspects(
+    manifest: Manifest, suspects: Sequence[Suspect] | None
+) -> tuple[SuspectLabel, ...] | None:
     if suspects is None:
         return None
     return tuple(
-        SuspectLabel(manifest.name(one.index), manifest.label_name(one.index), manifest.classes[one.likelier], one.loss)
+        SuspectLabel(
+            manifest.name(one.index),
+            manifest.label_name(one.index),
+            manifest.classes[one.likelier],
+            one.loss,
+        )
         for one in suspects
     )
 
@@ -244,8 +260,8 @@ def pack(
 ) -> PackedData:
     """Pack a folder of images into tar shards, for disks that are slow with many small files.
 
-    `vitrail.pack({"data.root": FOLDER}, output="shards")` does what `vitrail pack data.root=FOLDER --output shards`
-    does.
+    `vitrail.pack({"data.root": FOLDER}, output="shards")` does what `vitrail pack data.root=FOLDER
+    --output shards` does.
 
     Args:
         settings: Settings of the section data, such as {"data.root": FOLDER}.
@@ -294,8 +310,8 @@ def resize_data(
     """Write a folder of images anew with fewer pixels, to be read and decoded in less time.
 
     `vitrail.resize_data({"data.root": FOLDER}, output="small", short_side=256)` does what
-    `vitrail resize-data data.root=FOLDER --output small --short-side 256` does. What was stopped goes on when it is
-    called again.
+    `vitrail resize-data data.root=FOLDER --output small --short-side 256` does. What was stopped
+    goes on when it is called again.
 
     Args:
         settings: Settings of the section data, such as {"data.root": FOLDER}.
@@ -332,7 +348,9 @@ def resize_data(
     )
 
 
-def _read_data_section(verb: Callable[..., Any], settings: Settings | None, sections: Mapping[str, Any]) -> DataSection:
+def _read_data_section(
+    verb: Callable[..., Any], settings: Settings | None, sections: Mapping[str, Any]
+) -> DataSection:
     """Return the settings of the section data, as a function is given them."""
     given = settings_alone(read_settings(verb, settings, sections))
     return resolve(DataConfig, [given]).config.data

@@ -59,26 +59,39 @@ class Conversion(Result):
     doubts: tuple[str, ...]
     """Where the other project computes or reads images otherwise."""
     image_size: str
-    """Setting by which vitrail reads the target, where nothing in it tells the size of its images."""
+    """Setting by which vitrail reads the target, where nothing in it tells the size of its
+    images."""
     replaced: bool
     """Whether an earlier target was replaced."""
 
     def tables(self) -> Sequence[Table]:
         """Return what became of the weights."""
-        rows = tuple((what, f"{count:,}", ", ".join(examples)) for what, count, examples in self.weights)
-        return [Table(f"{self.source}: {self.dialect} {self.model}", ("weights", "number", "such as"), rows)]
+        rows = tuple(
+            (what, f"{count:,}", ", ".join(examples)) for what, count, examples in self.weights
+        )
+        return [
+            Table(
+                f"{self.source}: {self.dialect} {self.model}",
+                ("weights", "number", "such as"),
+                rows,
+            )
+        ]
 
     def lines(self) -> Sequence[str]:
         """Say how the logits compare, and what was written."""
         end = " (replaced)" if self.replaced else ""
         return [
-            f"logits differ by {self.difference:.1e} at most, of a standard deviation of {self.scale:.1e}",
+            f"logits differ by {self.difference:.1e} at most, of a standard deviation of "
+            f"{self.scale:.1e}",
             f"written and read back, every weight equal: {', '.join(self.written)}{end}",
         ]
 
     def records(self) -> Sequence[dict[str, Any]]:
         """Return one row for each thing that became of weights."""
-        return [{"weights": what, "number": count, "examples": examples} for what, count, examples in self.weights]
+        return [
+            {"weights": what, "number": count, "examples": examples}
+            for what, count, examples in self.weights
+        ]
 
 
 @dataclass(frozen=True)
@@ -95,7 +108,8 @@ class ExportedFile:
     is_good: bool
     """Whether its answers are close enough, or could not be compared here."""
     verdict: Verdict | None
-    """How it compares: difference, share of the same answers, times; None where its runtime is not here."""
+    """How it compares: difference, share of the same answers, times; None where its runtime is not
+    here."""
     script: Path | None
     """Program that compares it where MindSpore is."""
 
@@ -124,14 +138,20 @@ class Exports(ResultList[ExportedFile]):
         columns = (
             "file", "run by", f"{of} differ by", "of the largest", "same top-1", "batch 1, ms", "batch 8, ms",
         )  # fmt: skip
-        title = f"compared with PyTorch in float32 on {self.sample}; times are the file's / PyTorch's"
+        title = (
+            f"compared with PyTorch in float32 on {self.sample}; times are the file's / PyTorch's"
+        )
         return [Table(title, columns, tuple(_verdict_row(one) for one in self.items))]
 
     def records(self) -> Sequence[dict[str, Any]]:
         """Return one row a file."""
         rows = []
         for one in self.items:
-            row = {field.name: getattr(one, field.name) for field in fields(one) if field.name != "verdict"}
+            row = {
+                field.name: getattr(one, field.name)
+                for field in fields(one)
+                if field.name != "verdict"
+            }
             rows.append(row if one.verdict is None else {**row, **asdict(one.verdict)})
         return rows
 
@@ -158,14 +178,18 @@ class Quantization(Quantized, Result):
         worst = list(self.sensitivities.items())[:SHOWN_LAYERS]
         title = f"the {len(worst)} most sensitive of {self.layers} layers, {self.calibrated_on}"
         columns = ("layer in 8 bits alone", "logits move by, % of their spread")
-        tables = [Table(title, columns, tuple((name, f"{100 * moved:.2f}") for name, moved in worst))]
+        tables = [
+            Table(title, columns, tuple((name, f"{100 * moved:.2f}") for name, moved in worst))
+        ]
         measured = f"{self.measured_by}, %"
         rows = []
         for trial in self.trials:
             size = f"{trial.bytes / 2**20:.1f}"
             rows.append((str(len(trial.kept)), f"{trial.measure:.2f}", f"{trial.drop:.2f}", size))
         title = f"on {self.images:,} labelled images, where the weights have {self.exact:.2f}"
-        tables.append(Table(title, ("layers in float", measured, "drop, points", "MiB"), tuple(rows)))
+        tables.append(
+            Table(title, ("layers in float", measured, "drop, points", "MiB"), tuple(rows))
+        )
         if self.speeds:
             rows = [_speed_row(one) for one in self.speeds]
             columns = ("file", "run by", measured, "MiB", "batch 1, ms", "batch 8, ms")
@@ -209,7 +233,8 @@ def convert(
 ) -> Conversion:
     """Write a weight file for another project, with an account of every weight; read it back and compare.
 
-    `vitrail.convert("tnt_s.ckpt", "tnt_s/", to="timm")` does what `vitrail convert tnt_s.ckpt tnt_s/ --to timm` does.
+    `vitrail.convert("tnt_s.ckpt", "tnt_s/", to="timm")` does what `vitrail convert tnt_s.ckpt
+    tnt_s/ --to timm` does.
 
     Args:
         source: A weight file, a folder of timm's or the hub's, or hf-hub:OWNER/NAME.
@@ -235,7 +260,9 @@ def convert(
     if report_file is not None:
         if staging(report_file)[0] == staging(target)[0]:
             where = write_option("report", report)
-            raise ConfigError(f"{where}: is the file that the weights are written to; choose another")
+            raise ConfigError(
+                f"{where}: is the file that the weights are written to; choose another"
+            )
         refuse_output("report", report_file, [*files_of(source), *files_of(target)])
     is_replaced = target.exists()
     with shown(display, progress) as display:
@@ -247,7 +274,9 @@ def convert(
         if report_file is not None:
             text = json.dumps(done.to_dict(), indent=1) + "\n"
             write_whole(report_file, text.encode(), "choose another file")
-    weights = tuple((what, count, tuple(examples)) for what, count, examples in done.read.summarised())
+    weights = tuple(
+        (what, count, tuple(examples)) for what, count, examples in done.read.summarised()
+    )
     return Conversion(
         source=str(source),
         target=target,
@@ -299,7 +328,8 @@ def export(
         topk: Likeliest classes that it then yields too, 5 by default.
         config: Name or file of a recipe, for the model and how images are read.
         device: What a pt2 is compiled for.
-        mindir_version: Version of a mindir: 1, the default, is read by MindSpore 2.0 and newer, 3 by newer ones.
+        mindir_version: Version of a mindir: 1, the default, is read by MindSpore 2.0 and newer, 3
+            by newer ones.
         display: Where progress is shown; None is the terminal or notebook.
         progress: Whether progress is shown in a terminal or notebook.
         sections: Settings by section, such as preprocess={"crop": 1.0}.
@@ -351,7 +381,9 @@ def export(
             exported.append(_describe_exported(file, display))
         display.end()
     has_data = bool(opened.record.recipe.get("data"))
-    result = Exports(tuple(exported), sample.what, num_classes, opened.record.is_multi_label, has_data)
+    result = Exports(
+        tuple(exported), sample.what, num_classes, opened.record.is_multi_label, has_data
+    )
     _refuse_rejected(result)
     return result
 
@@ -363,7 +395,9 @@ def _describe_exported(file: Exported, display: Display) -> ExportedFile:
     return ExportedFile(**{field.name: getattr(file, field.name) for field in fields(ExportedFile)})
 
 
-def _open_with_preprocess(checkpoint: str | Path, layers: Sequence[Layer], display: Display) -> Opened:
+def _open_with_preprocess(
+    checkpoint: str | Path, layers: Sequence[Layer], display: Display
+) -> Opened:
     """Open a weight file, with the preprocessing that the settings ask for."""
     from vitrail.weights.loading import open_model, override_preprocess
     from vitrail.weights.opened import show_account
@@ -376,16 +410,20 @@ def _open_with_preprocess(checkpoint: str | Path, layers: Sequence[Layer], displ
     return replace(opened, record=replace(opened.record, preprocess=preprocess))
 
 
-def _check_formats(formats: Sequence[str], topk: int | None, with_preprocess: bool, mindir_version: int | None) -> None:
+def _check_formats(
+    formats: Sequence[str], topk: int | None, with_preprocess: bool, mindir_version: int | None
+) -> None:
     """Refuse to export to no format, and options that none of the formats has a use for."""
     if not formats:
         raise ConfigError(
-            f"export needs {name_option('format')}: one of {', '.join(get_args(ExportFormat))}, or several"
+            f"export needs {name_option('format')}: one of {', '.join(get_args(ExportFormat))}, or "
+            "several"
         )
     if topk is not None and not with_preprocess:
         where = write_option("topk", topk)
         raise ConfigError(
-            f"{where}: goes with {write_option('with_preprocess', True)}; without it a file yields logits"
+            f"{where}: goes with {write_option('with_preprocess', True)}; without it a file yields "
+            "logits"
         )
     if mindir_version is not None and "mindir" not in formats:
         where = write_option("mindir_version", mindir_version)
@@ -422,12 +460,14 @@ def quantize(
 ) -> Quantization:
     """Write a trained model in 8 bits, if it stays accurate on labelled images.
 
-    `vitrail.quantize("best.safetensors", format="onnx")` does what `vitrail quantize best.safetensors --format onnx`
-    does. The 1, 2, 4, ... layers that suffer most stay in float until the drop is allowed.
+    `vitrail.quantize("best.safetensors", format="onnx")` does what `vitrail quantize
+    best.safetensors --format onnx` does. The 1, 2, 4, ... layers that suffer most stay in float
+    until the drop is allowed.
 
     Args:
         checkpoint: The weight file.
-        settings: Settings of the sections weights, data, preprocess and evaluate, such as {"data.root": FOLDER}.
+        settings: Settings of the sections weights, data, preprocess and evaluate, such as
+            {"data.root": FOLDER}.
         format: Kind of file.
         max_drop: Points of top-1, or of mAP, that may be lost.
         output: File to write; NAME.int8.onnx or NAME.int8.xml beside the checkpoint by default.
@@ -440,7 +480,8 @@ def quantize(
         CheckpointError: The weight file is not one, or the disk is full.
         ConfigError: A setting is wrong, or the model is no case for 8 bits.
         DataError: The images are not there, or their classes are not the model's.
-        Rejected: More than half of the layers would have to stay in float; the file is kept as FILE.rejected.
+        Rejected: More than half of the layers would have to stay in float; the file is kept as
+            FILE.rejected.
     """
     layer = settings_alone(read_settings(quantize, settings, sections))
     require_at_least(1, rounds=rounds)
@@ -461,11 +502,14 @@ def quantize(
         display.note(f"numbers: {done.numbers}")
         for line in find_drawbacks(done):
             display.warn(line)
-    result = Quantization(**{field.name: getattr(done, field.name) for field in fields(Quantization)})
+    result = Quantization(
+        **{field.name: getattr(done, field.name) for field in fields(Quantization)}
+    )
     if not result.is_good:
         last = result.trials[-1]
         raise Rejected(
-            f"{result.path}: loses {last.drop:.2f} points of {result.measured_by} with {len(last.kept)} of "
+            f"{result.path}: loses {last.drop:.2f} points of {result.measured_by} with "
+            f"{len(last.kept)} of "
             f"{result.layers} layers in float, and {max_drop:g} are allowed; use float, or "
             f"allow more with {write_option('max_drop')}",
             result,

@@ -85,7 +85,11 @@ class Embedding(Result):
         """Return the nearest images, or without a search the numbers as one row."""
         if self.neighbours:
             return [dict(vars(one)) for one in self.neighbours]
-        row: dict[str, Any] = {"checkpoint": self.checkpoint, "images": self.images, "unreadable": len(self.bad_files)}
+        row: dict[str, Any] = {
+            "checkpoint": self.checkpoint,
+            "images": self.images,
+            "unreadable": len(self.bad_files),
+        }
         for name, score in (("knn", self.knn), ("probe", self.probe)):
             if score is not None:
                 row[f"{name}_{score.metric}"] = score.value
@@ -118,19 +122,21 @@ def embed(
 ) -> Embedding:
     """Compute the features of images, once for all calls: written, probed, searched and drawn.
 
-    `vitrail.embed("best.safetensors", settings={"data.root": FOLDER}, output="birds.npy", knn=True)` does what
-    `vitrail embed best.safetensors data.root=FOLDER --output birds.npy --knn` does. Without images and settings, of the
-    images that the weights were trained with. What was stopped goes on when it is called again.
+    `vitrail.embed("best.safetensors", settings={"data.root": FOLDER}, output="birds.npy",
+    knn=True)` does what `vitrail embed best.safetensors data.root=FOLDER --output birds.npy --knn`
+    does. Without images and settings, of the images that the weights were trained with. What was
+    stopped goes on when it is called again.
 
     Args:
         checkpoint: The weight file, of any project.
-        images: An image, a folder, a glob, a list of paths in a file, or several of these; None takes a data set.
+        images: An image, a folder, a glob, a list of paths in a file, or several of these; None
+            takes a data set.
         settings: Settings of the sections weights, data and preprocess.
-        output: File to write, .npy with an index and a description beside it, or .parquet; None keeps the features in
-            the user's cache.
+        output: File to write, .npy with an index and a description beside it, or .parquet; None
+            keeps the features in the user's cache.
         level: Level of the model's `feature_levels`; a negative one counts from the end.
-        pool: How the tokens of an image become one vector: as the head reads them, the class token, or their mean or
-            maximum.
+        pool: How the tokens of an image become one vector: as the head reads them, the class token,
+            or their mean or maximum.
         split: Split of the data set.
         batch_size: Images that are computed together.
         device: auto takes the accelerator, where there is one.
@@ -153,10 +159,18 @@ def embed(
     """
     inputs, layers = _read_inputs(images, read_settings(embed, settings, sections))
     require_at_least(1, batch_size=batch_size, topk=topk)
-    checkpoint, output, report, page = Path(checkpoint), path_or_none(output), path_or_none(report), path_or_none(map)
+    checkpoint, output, report, page = (
+        Path(checkpoint),
+        path_or_none(output),
+        path_or_none(report),
+        path_or_none(map),
+    )
     if report is not None and search is None:
         where = write_option("report", report)
-        raise ConfigError(f"{where}: shows the images that {name_option('search')} finds; give an image to search for")
+        raise ConfigError(
+            f"{where}: shows the images that {name_option('search')} finds; give an image to "
+            "search for"
+        )
     read = [*files_of(checkpoint), *([] if search is None else [search])]
     for option, file in (("report", report), ("map", page)):
         if file is not None:
@@ -177,14 +191,24 @@ def embed(
     )
     with shown(display, progress) as display:
         paths = None if inputs is None else [os.fspath(path) for path in inputs.find(display.note)]
-        embedded = run(checkpoint, layers, options, display, images=paths, output=output, guard_csv=not csv_as_is)
+        embedded = run(
+            checkpoint,
+            layers,
+            options,
+            display,
+            images=paths,
+            output=output,
+            guard_csv=not csv_as_is,
+        )
         result = None
         if embedded is not None:
             result = _finish(embedded, display, checkpoint, output, search, topk, report, page)
     return result or Embedding(str(checkpoint), output, 0, 0, (), None, None, (), (), ())
 
 
-def _read_inputs(images: str | Path | Iterable[str | Path] | None, given: Given) -> tuple[Inputs | None, list[Layer]]:
+def _read_inputs(
+    images: str | Path | Iterable[str | Path] | None, given: Given
+) -> tuple[Inputs | None, list[Layer]]:
     """Return the images, None for those of a data set, and the settings; a wrong one is told before all else."""
     if images is None:
         layer = settings_alone(given)

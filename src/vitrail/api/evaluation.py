@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.api.arguments import checked
-from vitrail.api.options import path_or_none, read_settings, shown, tell_remarks, with_recipe, write_json
+from vitrail.api.options import (
+    path_or_none,
+    read_settings,
+    shown,
+    tell_remarks,
+    with_recipe,
+    write_json,
+)
 from vitrail.api.results import Result, ResultList, Table
 from vitrail.choices import Engine, Precision
 from vitrail.config.resolve import Layer
@@ -54,7 +61,11 @@ class Evaluation(Result):
     def tables(self) -> Sequence[Table]:
         """Return the numbers as one row."""
         row = (f"{self.images:,}", f"{len(self.bad_files):,}", *self.shown.values())
-        return [Table(f"{self.checkpoint} on {self.data}", ("images", "unreadable", *self.shown), (row,))]
+        return [
+            Table(
+                f"{self.checkpoint} on {self.data}", ("images", "unreadable", *self.shown), (row,)
+            )
+        ]
 
     def lines(self) -> Sequence[str]:
         """Say how another file compares, and where the report is."""
@@ -62,7 +73,8 @@ class Evaluation(Result):
         if (other := self.agreement) is not None:
             numbers = ", ".join(f"{name} {value}" for name, value in other.shown.items())
             lines.append(
-                f"same answer as {other.path}: {other.equal:,} of {other.n:,}; scores differ by {other.difference:.1e} "
+                f"same answer as {other.path}: {other.equal:,} of {other.n:,}; scores differ by "
+                f"{other.difference:.1e} "
                 f"at most; its numbers: {numbers}"
             )
         if self.report is not None:
@@ -71,7 +83,11 @@ class Evaluation(Result):
 
     def records(self) -> Sequence[dict[str, Any]]:
         """Return the single numbers as one row."""
-        single = {name: value for name, value in self.numbers.items() if isinstance(value, int | float | str)}
+        single = {
+            name: value
+            for name, value in self.numbers.items()
+            if isinstance(value, int | float | str)
+        }
         return [{"checkpoint": self.checkpoint, **single}]
 
 
@@ -86,13 +102,20 @@ class Sweep(ResultList[Evaluation]):
     def best_settings(self) -> dict[str, Any]:
         """The settings that fit the weights best, as `evaluate` and `predict` take them."""
         best = self.preprocess[0]
-        return {f"preprocess.{name}": best[name] for name in ("mean", "std", "crop", "interpolation")}
+        return {
+            f"preprocess.{name}": best[name] for name in ("mean", "std", "crop", "interpolation")
+        }
 
     def tables(self) -> Sequence[Table]:
         """Return one row for each way of reading images."""
         rows = []
         for evaluation, read in zip(self.items, self.preprocess, strict=True):
-            ways = (str(list(read["mean"])), str(list(read["std"])), f"{read['crop']:g}", read["interpolation"])
+            ways = (
+                str(list(read["mean"])),
+                str(list(read["std"])),
+                f"{read['crop']:g}",
+                read["interpolation"],
+            )
             rows.append((*ways, *evaluation.shown.values()))
         best = self.items[0]
         title = f"{best.checkpoint} on {best.images:,} images of {best.data}, the best first"
@@ -124,18 +147,22 @@ def evaluate(
     """Measure the accuracy of a trained model, or of what `export` made of it.
 
     `vitrail.evaluate("best.safetensors", {"data.root": FOLDER}, report=True)` does what
-    `vitrail evaluate best.safetensors data.root=FOLDER` does. Without settings, on the images it was validated with.
+    `vitrail evaluate best.safetensors data.root=FOLDER` does. Without settings, on the images it
+    was validated with.
 
     Args:
         checkpoint: The weight file, of any project, or an exported file.
         settings: Settings of the sections weights, data, preprocess and evaluate.
         config: Name or file of a recipe, for the images and the model.
-        report: Folder of the report, whose earlier report is replaced; True is a new folder in evaluations/.
+        report: Folder of the report, whose earlier report is replaced; True is a new folder in
+            evaluations/.
         json: File that the numbers are also written to.
         engine: What runs an exported file, where two can, as .onnx.
-        precision: Precision of the computation; None is evaluate.precision, or an exported file's own.
+        precision: Precision of the computation; None is evaluate.precision, or an exported file's
+            own.
         against: Another file of the model, whose answers to the same images are compared.
-        answers: Folder with NAME_0.bin for each image, logits of another program, which are counted instead.
+        answers: Folder with NAME_0.bin for each image, logits of another program, which are counted
+            instead.
         acc_log: File that the two lines of the model zoo's acc.log are also written to.
         display: Where progress is shown; None is the terminal or notebook.
         progress: Whether progress is shown in a terminal or notebook.
@@ -148,10 +175,22 @@ def evaluate(
     """
     given = read_settings(evaluate, settings, sections)
     layers, remarks = _evaluate_layers(given, config, precision)
-    checkpoint, against_path, answers_path = Path(checkpoint), path_or_none(against), path_or_none(answers)
-    read = [*files_of(checkpoint), *(() if against_path is None else files_of(against_path)), config or ""]
+    checkpoint, against_path, answers_path = (
+        Path(checkpoint),
+        path_or_none(against),
+        path_or_none(answers),
+    )
+    read = [
+        *files_of(checkpoint),
+        *(() if against_path is None else files_of(against_path)),
+        config or "",
+    ]
     json_file, acc_file = path_or_none(json), path_or_none(acc_log)
-    outputs = [(name, path) for name, path in (("json", json_file), ("acc_log", acc_file)) if path is not None]
+    outputs = [
+        (name, path)
+        for name, path in (("json", json_file), ("acc_log", acc_file))
+        if path is not None
+    ]
     for name, path in outputs:
         refuse_output(name, path, read)
     if answers_path is not None:
@@ -164,7 +203,9 @@ def evaluate(
         tell_remarks(display, remarks)
         whole = None
         if report is not False:
-            folder = Path("evaluations", report_name(checkpoint)) if report is True else Path(report)
+            folder = (
+                Path("evaluations", report_name(checkpoint)) if report is True else Path(report)
+            )
             if answers_path is not None:
                 refuse_within("report", folder, "answers", answers_path)
             whole = report_folder(folder, never_replace=report is True)
@@ -220,7 +261,8 @@ def sweep_preprocess(
         config: Name or file of a recipe, for the images and the model.
         json: File that the numbers are also written to.
         engine: What runs an exported file, where two can, as .onnx.
-        precision: Precision of the computation; None is evaluate.precision, or an exported file's own.
+        precision: Precision of the computation; None is evaluate.precision, or an exported file's
+            own.
         display: Where progress is shown; None is the terminal or notebook.
         progress: Whether progress is shown in a terminal or notebook.
         sections: Settings by section, such as data={"root": FOLDER}.
@@ -264,7 +306,10 @@ def _evaluate_layers(
 
 
 def _refuse_with_answers(
-    answers: Path, outputs: Sequence[tuple[str, Path]], engine: Engine | None, precision: Precision | None
+    answers: Path,
+    outputs: Sequence[tuple[str, Path]],
+    engine: Engine | None,
+    precision: Precision | None,
 ) -> None:
     """Refuse what has no meaning where nothing is computed, and files among the answers.
 

@@ -35,11 +35,13 @@ class Finetuning(Result):
     data: tuple[str, ...]
     """What the data set is, in a few lines."""
     floor: Floor | None
-    """Accuracies that the given weights reach without training; None for a training from scratch."""
+    """Accuracies that the given weights reach without training; None for a training from
+    scratch."""
     probe: Path | None
     """The given weights with a linear probe as their head: a model that can be used as it is."""
     settings: tuple[tuple[str, Any, str, str], ...]
-    """Each setting that is no default: its name, its value, `auto` or `given`, and the reason of what is automatic."""
+    """Each setting that is no default: its name, its value, `auto` or `given`, and the reason of
+    what is automatic."""
     training: TrainResult | None
     """The finished run; None for a plan alone."""
 
@@ -48,11 +50,16 @@ class Finetuning(Result):
         tables = []
         if self.floor is not None:
             rows = []
-            for name, score in (("k-NN", self.floor.neighbours), ("linear probe", self.floor.probe)):
+            for name, score in (
+                ("k-NN", self.floor.neighbours),
+                ("linear probe", self.floor.probe),
+            ):
                 rows.append((name, f"{score.value:.2f}", score.how))
             title = {"top1": "top-1, %", "map": "mAP, %"}[self.floor.metric]
             tables.append(Table("without training", ("", title, "how"), tuple(rows)))
-        rows = [(name, dumps(value), origin, reason) for name, value, origin, reason in self.settings]
+        rows = [
+            (name, dumps(value), origin, reason) for name, value, origin, reason in self.settings
+        ]
         tables.append(Table(str(self.recipe), ("setting", "value", "from", "reason"), tuple(rows)))
         if self.training is not None:
             tables += self.training.tables()
@@ -88,12 +95,15 @@ def finetune(
 ) -> Finetuning:
     """Fine-tune a model on your images: look at them, measure what is reached without training, choose settings, train.
 
-    `vitrail.finetune("photos", budget="10m")` does what `vitrail finetune photos --budget 10m` does.
+    `vitrail.finetune("photos", budget="10m")` does what `vitrail finetune photos --budget 10m`
+    does.
 
     Args:
         data: Folder or list of images; None where the settings name the data.
-        settings: Settings that are taken as they are, such as {"optim.lr": 1e-4}; all others are chosen.
-        weights: Weight file to begin with; None takes published ones. {"model.weights": None} trains from scratch.
+        settings: Settings that are taken as they are, such as {"optim.lr": 1e-4}; all others are
+            chosen.
+        weights: Weight file to begin with; None takes published ones. {"model.weights": None}
+            trains from scratch.
         size: Size of the model, where neither a model nor weights are given.
         budget: Time that training may take, as 10m, 90s, 2h, or in minutes.
         dry_run: Stop at the recipe.
@@ -102,7 +112,8 @@ def finetune(
         sections: Settings by section, such as optim={"lr": 1e-4}.
 
     Raises:
-        ConfigError: Settings that do not fit together or the data, or a budget too small for one epoch.
+        ConfigError: Settings that do not fit together or the data, or a budget too small for one
+            epoch.
         DataError: The images are not there, or not as they should be.
         CheckpointError: The weights cannot be had or read, or a file cannot be written.
         Stopped: A signal said so; everything is saved.
@@ -116,10 +127,14 @@ def finetune(
     from vitrail.transfer.plan import make_plan
 
     with shown(display, progress) as display:
-        plan = make_plan(given, name=name, size=size, budget_s=read_seconds(budget), display=display)
+        plan = make_plan(
+            given, name=name, size=size, budget_s=read_seconds(budget), display=display
+        )
         chosen = {choice.key: choice.reason for choice in plan.choices}
         rows = [(choice.key, choice.value, "auto", choice.reason) for choice in plan.choices]
-        rows += [(key, value, "given", "") for key, value in plan.given.items() if key not in chosen]
+        rows += [
+            (key, value, "given", "") for key, value in plan.given.items() if key not in chosen
+        ]
         training = None if dry_run else api.train(plan.recipe, display=display)
     return Finetuning(
         recipe=plan.recipe,
@@ -142,7 +157,9 @@ def read_seconds(budget: str | float | None) -> float | None:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", str(budget).strip())
     seconds = float(match[1]) * UNITS[match[2] or "m"] if match else 0.0
     if not seconds > 0:
-        raise ConfigError(f"{name_option('budget')} is {budget}; it must be a time such as 90s, 10m or 2h")
+        raise ConfigError(
+            f"{name_option('budget')} is {budget}; it must be a time such as 90s, 10m or 2h"
+        )
     return seconds
 
 
@@ -154,16 +171,24 @@ def _with_data(given: Layer, data: str | Path | None) -> tuple[Layer, str]:
     """
     section = given.values.get("data", {})
     if data is None:
-        named = [str(section[key]) for key in ("name", "list", "root", "manifest") if section.get(key) is not None]
+        named = [
+            str(section[key])
+            for key in ("name", "list", "root", "manifest")
+            if section.get(key) is not None
+        ]
         if not named:
             raise ConfigError(
-                f"finetune needs images; give their folder: {command('finetune', 'FOLDER')}, or data.list or data.name"
+                f"finetune needs images; give their folder: {command('finetune', 'FOLDER')}, or "
+                "data.list or data.name"
             )
         return given, Path(named[0].rsplit(":", 1)[-1]).stem
     path = Path(data).expanduser()
     key = "list" if path.is_file() else "root"
     if not path.exists():
-        raise ConfigError(f"{path}: is not there; give a folder of images, with a folder for each class, or a list")
+        raise ConfigError(
+            f"{path}: is not there; give a folder of images, with a folder for each class, or a "
+            "list"
+        )
     return _put(given, "data", key, str(path), str(data)), path.resolve().stem
 
 
@@ -188,6 +213,7 @@ def _refuse_processes(given: Layer) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         first = write_option("dry_run", True)
         raise ConfigError(
-            f"finetune plans in one process; make the recipe with {first}, then give it to torchrun: "
+            f"finetune plans in one process; make the recipe with {first}, then give it to "
+            "torchrun: "
             "torchrun --nproc-per-node N -m vitrail train RECIPE"
         )

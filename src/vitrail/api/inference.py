@@ -55,7 +55,8 @@ class Prediction:
 
     path: str
     topk: tuple[Choice, ...]
-    """The classes, the most probable first; of a multi-label model all that reach their thresholds."""
+    """The classes, the most probable first; of a multi-label model all that reach their
+    thresholds."""
     error: str | None
     """Why the image could not be read; None where it was."""
     multi_label: bool
@@ -111,7 +112,11 @@ class Predictions(ResultList[Prediction]):
         """Return one row an image, and further classes in columns of their own."""
         rows = []
         for one in self.items:
-            row: dict[str, Any] = {"path": one.path, "name": one.name, "probability": one.probability}
+            row: dict[str, Any] = {
+                "path": one.path,
+                "name": one.name,
+                "probability": one.probability,
+            }
             for place, choice in enumerate(one.topk[1:], 2):
                 row |= {f"name_{place}": choice.name, f"probability_{place}": choice.probability}
             rows.append({**row, "error": one.error})
@@ -153,7 +158,17 @@ class Latencies(ResultList[Any]):
             times = (f"{one.p50_ms:.1f}", f"{one.p99_ms:.1f}", f"{one.images_per_s:.1f}")
             sizes = (f"{one.peak_mib:,.0f}", f"{one.params / 1e6:.2f}", f"{one.macs / 1e9:.3f}")
             rows.append((one.name, one.about, str(one.batch_size), *times, *sizes))
-        columns = ("what", "run by", "batch", "p50, ms", "p99, ms", "images/s", "peak, MiB", "params, M", "MACs, G")
+        columns = (
+            "what",
+            "run by",
+            "batch",
+            "p50, ms",
+            "p99, ms",
+            "images/s",
+            "peak, MiB",
+            "params, M",
+            "MACs, G",
+        )
         title = f"{self.items[0].runs} runs of each, in {self.rounds} alternating rounds"
         return [Table(title, columns, tuple(rows))]
 
@@ -204,19 +219,21 @@ def predict(
     """Classify images, and return a row for each, in the order given; a file is written only if `output` names one.
 
     `vitrail.predict("best.safetensors", "photos/", output="photos.csv", topk=5)` does what
-    `vitrail predict best.safetensors photos/ --output photos.csv --topk 5` does. `iterate_predictions` of
-    vitrail.api.inference yields the rows one by one, for images without number.
+    `vitrail predict best.safetensors photos/ --output photos.csv --topk 5` does.
+    `iterate_predictions` of vitrail.api.inference yields the rows one by one, for images without
+    number.
 
     Args:
         checkpoint: The weight file, of any project, or an exported file.
         images: An image, a folder, a glob, a list of paths in a file, or several of these.
-        settings: How the file and images are read, of the sections weights and preprocess; for lists with columns,
-            data.root and data.path_column.
+        settings: How the file and images are read, of the sections weights and preprocess; for
+            lists with columns, data.root and data.path_column.
         config: Name or file of a recipe, for the model and how images are read.
         output: File to write.
-        format: Kind of that file; None is the one that `output` ends in, and json where it has no ending.
-        topk: Classes to give for each image, 1 by default; of a multi-label model, the most of those that reach their
-            thresholds, all by default.
+        format: Kind of that file; None is the one that `output` ends in, and json where it has no
+            ending.
+        topk: Classes to give for each image, 1 by default; of a multi-label model, the most of
+            those that reach their thresholds, all by default.
         batch_size: Images that are computed together.
         device: auto takes the accelerator, where there is one.
         engine: What runs an exported file, where two can, as .onnx.
@@ -287,7 +304,9 @@ def iterate_predictions(
         inputs,
         layers,
         remarks,
-        _Classifying(config, output_path, format, topk, batch_size, device, engine, precision, csv_as_is),
+        _Classifying(
+            config, output_path, format, topk, batch_size, device, engine, precision, csv_as_is
+        ),
         display,
         progress,
     )
@@ -323,7 +342,9 @@ def _predict_each(
 
     output = options.output
     if output is not None:
-        read = chain(files_of(checkpoint), inputs.given, [options.config or ""], inputs.find(lambda _: None))
+        read = chain(
+            files_of(checkpoint), inputs.given, [options.config or ""], inputs.find(lambda _: None)
+        )
         refuse_output("output", output, read)
     form = options.format or "json"
     if output is not None and options.format is None:
@@ -355,7 +376,9 @@ def _predict_each(
                     )
                 )
             display.begin("predict", None)
-            for chosen in predictor.predict(inputs.find(display.note), batch_size=options.batch_size):
+            for chosen in predictor.predict(
+                inputs.find(display.note), batch_size=options.batch_size
+            ):
                 if file is not None:
                     file.write(chosen)
                 total += 1
@@ -369,7 +392,9 @@ def _predict_each(
         display.note(f"{total:,} images, {bad:,} unreadable{written}")
 
 
-def _named(chosen: predicting.Prediction, classes: Sequence[str], *, multi_label: bool) -> Prediction:
+def _named(
+    chosen: predicting.Prediction, classes: Sequence[str], *, multi_label: bool
+) -> Prediction:
     pairs = zip(chosen.choices, chosen.probabilities, strict=True)
     topk = tuple(Choice(index, classes[index], probability) for index, probability in pairs)
     return Prediction(chosen.path, topk, chosen.error, multi_label)
@@ -396,10 +421,16 @@ class Inputs:
         names = (images,) if isinstance(images, str | Path) else tuple(images)
         given = tuple(os.fspath(name) for name in names)
         if not given:
-            raise ConfigError("predict needs images: a file, a folder, a quoted glob, or a list of paths")
+            raise ConfigError(
+                "predict needs images: a file, a folder, a quoted glob, or a list of paths"
+            )
         values = dict(settings.layer.values)
-        root, path_column = _read_list_settings(values.pop("data", None), settings.layer.origin, given)
-        return cls(given, Given(Layer(settings.layer.origin, values), settings.keys), root, path_column)
+        root, path_column = _read_list_settings(
+            values.pop("data", None), settings.layer.origin, given
+        )
+        return cls(
+            given, Given(Layer(settings.layer.origin, values), settings.keys), root, path_column
+        )
 
     def find(self, note: Callable[[str], None]) -> Iterator[str]:
         """Yield the paths of the images."""
@@ -408,7 +439,9 @@ class Inputs:
         return find_images(self.given, note, root=self.root, path_column=self.path_column)
 
 
-def _read_list_settings(data: Mapping[str, Any] | None, origin: str, images: Sequence[str]) -> tuple[str | None, str]:
+def _read_list_settings(
+    data: Mapping[str, Any] | None, origin: str, images: Sequence[str]
+) -> tuple[str | None, str]:
     """Return where the paths of lists with columns begin, and their column."""
     if not data:
         return None, "path"
@@ -419,14 +452,18 @@ def _read_list_settings(data: Mapping[str, Any] | None, origin: str, images: Seq
     if not lists:
         key, value = next(iter(data.items()))
         raise ConfigError(
-            f"data.{key}={value}: is for lists that end in .csv, .tsv, .jsonl or .ndjson, and none is given"
+            f"data.{key}={value}: is for lists that end in .csv, .tsv, .jsonl or .ndjson, and none "
+            "is given"
         )
     listed = Layer("predict", {"data": {"list": lists[0]}})
     section = resolve(DataConfig, [listed, Layer(origin, {"data": data})]).config.data
     used = {"root": section.root, "path_column": section.path_column, "list": lists[0]}
     for key, value in vars(section).items():
         if value != used.get(key, getattr(DataSection, key)):
-            raise ConfigError(f"data.{key} is {value}: has no meaning here; used are data.root and data.path_column")
+            raise ConfigError(
+                f"data.{key} is {value}: has no meaning here; used are data.root and "
+                "data.path_column"
+            )
     return section.root, section.path_column
 
 
@@ -486,7 +523,10 @@ def write_inputs(
         for path, reason in done.bad:
             display.warn(f"{path}: {reason}; there is no file for it")
         if not done.has_labels:
-            display.note(f"{LABELS}: not written, as not all images lie in folders called as classes of the model")
+            display.note(
+                f"{LABELS}: not written, as not all images lie in folders called as classes of the "
+                "model"
+            )
     shape = (preprocess.channels, *preprocess.size)
     return WrittenInputs(done.folder / INPUTS, done.images, shape, tuple(done.bad), done.replaced)
 
@@ -526,7 +566,8 @@ def bench(
 
     Raises:
         CheckpointError: A file cannot be read.
-        ConfigError: A name of nothing, an option that is wrong, or an engine that cannot run a file.
+        ConfigError: A name of nothing, an option that is wrong, or an engine that cannot run a
+            file.
     """
     given = (names,) if isinstance(names, str | Path) else names
     named = [os.fspath(name) for name in given]
@@ -554,7 +595,9 @@ def bench(
             more, lacking = beside_timm(subjects, **options)
             subjects += more
             for name in lacking:
-                display.warn(f"{write_option('timm', True)}: it has no {name} of that size; left out")
+                display.warn(
+                    f"{write_option('timm', True)}: it has no {name} of that size; left out"
+                )
         results = run(subjects, sizes, rounds, display)
         if json_file is not None:
             write_json(json_file, [asdict(one) for one in results], display)
@@ -565,10 +608,12 @@ def bench(
 def verify(*files: str | Path, display: Display | None = None, progress: bool = True) -> FileChecks:
     """Say whether files are as they were written, without running anything that is in them.
 
-    `vitrail.verify("best.safetensors", "best.onnx")` does what `vitrail verify best.safetensors best.onnx` does.
+    `vitrail.verify("best.safetensors", "best.onnx")` does what `vitrail verify best.safetensors
+    best.onnx` does.
 
     Args:
-        files: Weight files, exported files, saves, lists of parts, indexes of shards, or names of published weights.
+        files: Weight files, exported files, saves, lists of parts, indexes of shards, or names of
+            published weights.
         display: Where the progress of a download is shown; None is the terminal or notebook.
         progress: Whether it is shown in a terminal or notebook.
 

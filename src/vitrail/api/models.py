@@ -20,18 +20,20 @@ def create_model(name: str, *, pretrained: bool | str = False, **overrides: Any)
 
         backbone = vitrail.create_model("twins_svt_small", pretrained=True, num_classes=0)
 
-    With published weights, a head of another size is fresh, and positions and first layer are fitted to the image size
-    and channels that are asked for. The model has their `preprocess`, and is in training mode, as a fresh one is.
+    With published weights, a head of another size is fresh, and positions and first layer are
+    fitted to the image size and channels that are asked for. The model has their `preprocess`, and
+    is in training mode, as a fresh one is.
 
     Args:
         name: A name of `list_models`, or one that another project uses for the same model.
-        pretrained: Whether it begins with the best published weights of the model, or the origin or name of others,
-            such as "mindcv" or "t2t_vit_14_384".
-        overrides: Fields of the family's configuration, such as `num_classes`, `image_size` (pixels, or height and
-            width), `in_channels`, `drop_path_rate` and `drop_rate`.
+        pretrained: Whether it begins with the best published weights of the model, or the origin or
+            name of others, such as "mindcv" or "t2t_vit_14_384".
+        overrides: Fields of the family's configuration, such as `num_classes`, `image_size`
+            (pixels, or height and width), `in_channels`, `drop_path_rate` and `drop_rate`.
 
     Raises:
-        CheckpointError: There are no such weights, or they cannot be had; the message says how to get them.
+        CheckpointError: There are no such weights, or they cannot be had; the message says how to
+            get them.
         ConfigError: An unknown name or field, or a value that the architecture does not allow.
     """
     if pretrained is False:

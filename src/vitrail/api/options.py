@@ -27,7 +27,9 @@ SECTIONS = (*(section.name for section in fields(TrainConfig)), "evaluate")
 """Names that a keyword with settings may have."""
 
 
-def read_settings(verb: Callable[..., Any], settings: Settings | None, sections: Mapping[str, Any]) -> Given:
+def read_settings(
+    verb: Callable[..., Any], settings: Settings | None, sections: Mapping[str, Any]
+) -> Given:
     """Read a function's settings and its keywords that are sections.
 
     Args:
@@ -43,10 +45,15 @@ def read_settings(verb: Callable[..., Any], settings: Settings | None, sections:
             continue
         if name in SECTIONS:
             raise ConfigError(f"{name} is a section; write {name}={{'key': value}}, a mapping")
-        options = [option for option, one in inspect.signature(verb).parameters.items() if one.kind != one.VAR_KEYWORD]
+        options = [
+            option
+            for option, one in inspect.signature(verb).parameters.items()
+            if one.kind != one.VAR_KEYWORD
+        ]
         near = suggest(name, [*options, *SECTIONS])
         raise ConfigError(
-            f"{verb.__name__} has no option {name!r}{near}; settings are given as a mapping such as "
+            f"{verb.__name__} has no option {name!r}{near}; settings are given as a mapping such "
+            "as "
             "{'train.epochs': 3}, or by section as train={'epochs': 3}"
         )
     given = read_given({} if settings is None else settings)
@@ -69,7 +76,8 @@ def settings_alone(given: Given) -> Layer:
     """
     for key, value in given.keys.items():
         raise ConfigError(
-            f"{given.layer.origin}: '{key}={value}' is not a setting; write section.key=value, such as optim.lr=1e-3"
+            f"{given.layer.origin}: '{key}={value}' is not a setting; write section.key=value, "
+            "such as optim.lr=1e-3"
         )
     return given.layer
 

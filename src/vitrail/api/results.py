@@ -109,7 +109,9 @@ class Result:
 
     def _repr_html_(self) -> str:
         tables = [table.to_html() for table in self.tables()]
-        return "".join([*tables, *(f"<div>{escape(escape_text(line))}</div>" for line in self.lines())])
+        return "".join(
+            [*tables, *(f"<div>{escape(escape_text(line))}</div>" for line in self.lines())]
+        )
 
 
 @dataclass(frozen=True)

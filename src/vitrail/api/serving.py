@@ -52,7 +52,8 @@ def serve(
 ) -> None:
     """Answer HTTP requests with a model, and show a page to try it on, until SIGTERM or Ctrl-C.
 
-    `vitrail.serve("best.safetensors", port=8080)` does what `vitrail serve best.safetensors --port 8080` does.
+    `vitrail.serve("best.safetensors", port=8080)` does what `vitrail serve best.safetensors --port
+    8080` does.
 
     Args:
         artifact: The weight file, of any project, or an exported file.
@@ -61,10 +62,12 @@ def serve(
         port: Port to listen at; 0 takes a free one.
         max_batch: Images that are computed together.
         max_wait_ms: Milliseconds that an image waits for others to be computed with.
-        topk: Classes of each answer, 5 by default; of a multi-label model at most so many that reach their thresholds.
+        topk: Classes of each answer, 5 by default; of a multi-label model at most so many that
+            reach their thresholds.
         api_key_file: File with the key that requests must bring; or it is given in VITRAIL_API_KEY.
         cors: Origins whose pages may ask.
-        host_name: Names that clients call the server by, beside its addresses, localhost and `host`; * is any.
+        host_name: Names that clients call the server by, beside its addresses, localhost and
+            `host`; * is any.
         max_bytes: Largest size of one uploaded file in bytes.
         max_files: Files of one request.
         max_pixels: Pixels of one image.
@@ -74,7 +77,8 @@ def serve(
         device: auto takes the accelerator, where there is one.
         engine: What runs an exported file, where two can, as .onnx.
         precision: Precision of the computation; None is an exported file's own.
-        on_ready: Told in a line where the server is and what runs the model, once it answers; None shows that line.
+        on_ready: Told in a line where the server is and what runs the model, once it answers; None
+            shows that line.
         display: Where notes are shown; None is the terminal or notebook.
         progress: Whether notes are shown in a terminal or notebook.
         sections: Settings by section, such as preprocess={"crop": 1.0}.
@@ -111,7 +115,9 @@ def serve(
     _require_packages()
 
     with shown(display, progress) as display:
-        _answer(artifact, layer, serving, display, engine, device, precision, on_ready or display.note)
+        _answer(
+            artifact, layer, serving, display, engine, device, precision, on_ready or display.note
+        )
 
 
 def _answer(
@@ -131,7 +137,12 @@ def _answer(
     from vitrail.server.serve import serve as run
 
     predictor = read_predictor(
-        artifact, [layer], engine=engine, topk=serving.topk, default_topk=DEFAULT_TOPK, display=display
+        artifact,
+        [layer],
+        engine=engine,
+        topk=serving.topk,
+        default_topk=DEFAULT_TOPK,
+        display=display,
     )
 
     def tell_address(address: str, about: str) -> None:

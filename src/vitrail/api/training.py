@@ -68,13 +68,21 @@ class TrainResult(Result):
         last = self.rows[-1]
         columns = {"train_loss": "train loss", "val_loss": "val loss"}
         if "val_map" in last:
-            columns |= {"val_map": "mAP, %", "val_macro_f1": "macro F1, %", "val_micro_f1": "micro F1, %"}
+            columns |= {
+                "val_map": "mAP, %",
+                "val_macro_f1": "macro F1, %",
+                "val_micro_f1": "micro F1, %",
+            }
         else:
             columns |= {"val_top1": "top-1, %", "val_top5": "top-5, %"}
         groups = {f"val_{name}_top1": f"{name}, %" for name in GROUPS}
         present = {key: title for key, title in groups.items() if last.get(key) is not None}
         if len(present) > 1:  # where all classes are of one group, these say little more than top-1
-            columns |= {"val_balanced_accuracy": "balanced, %", "val_macro_f1": "macro F1, %", **present}
+            columns |= {
+                "val_balanced_accuracy": "balanced, %",
+                "val_macro_f1": "macro F1, %",
+                **present,
+            }
         columns.setdefault(self.monitor, self.monitor)
         return columns
 
@@ -185,7 +193,10 @@ class ShownConfig(Result):
 
     def tables(self) -> Sequence[Table]:
         """Return one row a setting."""
-        rows = [(key, dumps(value), self.origins.get(key, "default")) for key, value in self.values.items()]
+        rows = [
+            (key, dumps(value), self.origins.get(key, "default"))
+            for key, value in self.values.items()
+        ]
         table = Table(self.recipe, ("setting", "value", "from"), tuple(rows))
         return [table] if self.translated is None else [self.translated, table]
 
@@ -215,8 +226,10 @@ def train(
     `vitrail train digits train.epochs=3 output.root=runs` does.
 
     Args:
-        recipe: Name or file of a recipe, of other projects too; None is a small TNT on scikit-learn's digits.
-        settings: Settings that go before the recipe's, such as {"optim.lr": 1e-3} or {"optim": {"lr": 1e-3}}.
+        recipe: Name or file of a recipe, of other projects too; None is a small TNT on
+            scikit-learn's digits.
+        settings: Settings that go before the recipe's, such as {"optim.lr": 1e-3} or {"optim":
+            {"lr": 1e-3}}.
         resume: Run folder to go on with; with a recipe, begun if it is not there yet.
         extend: Run folder to lengthen, with train.epochs.
         fork: Run folder whose weights a new run begins with.
@@ -225,7 +238,8 @@ def train(
         sections: Settings by section, such as optim={"lr": 1e-3}.
 
     Raises:
-        ConfigError: Settings that are unknown, out of range, or do not fit together, the model or the data.
+        ConfigError: Settings that are unknown, out of range, or do not fit together, the model or
+            the data.
         DataError: The images are not there, or not as they should be.
         CheckpointError: A file of the run cannot be read or written.
         TrainingError: The loss is no longer finite, and going back did not help.
@@ -233,14 +247,20 @@ def train(
     """
     given = read_settings(train, settings, sections)
     name = None if recipe is None else str(recipe)
-    paths = {"resume": path_or_none(resume), "extend": path_or_none(extend), "fork": path_or_none(fork)}
+    paths = {
+        "resume": path_or_none(resume),
+        "extend": path_or_none(extend),
+        "fork": path_or_none(fork),
+    }
     start = begin(name, given, **paths)
 
     from vitrail.training.train import train as run
 
     with shown(display, progress) as display:
         tell_remarks(display, start.remarks)
-        done = run(start.config, name=start.name, resume=start.resume, fork=start.fork, display=display)
+        done = run(
+            start.config, name=start.name, resume=start.resume, fork=start.fork, display=display
+        )
     return TrainResult(**{field.name: getattr(done, field.name) for field in fields(TrainResult)})
 
 
@@ -256,7 +276,9 @@ def doctor(*, output: str | Path = "runs") -> MachineChecks:
     from vitrail.training.doctor import examine
 
     checks = examine(Path(output))
-    return MachineChecks(tuple(MachineCheck(check.name, check.found, check.fix) for check in checks))
+    return MachineChecks(
+        tuple(MachineCheck(check.name, check.found, check.fix) for check in checks)
+    )
 
 
 @checked
@@ -306,7 +328,10 @@ def bench_data(
         if json_file is not None:
             write_json(json_file, speed.to_dict(), display)
         if speed.unreadable:
-            display.warn(f"{speed.unreadable:,} images of the sample cannot be read; `vitrail check-data` names them")
+            display.warn(
+                f"{speed.unreadable:,} images of the sample cannot be read; `vitrail check-data` "
+                "names them"
+            )
     return LoadingSpeed(
         stages=speed.seconds,
         workers=speed.workers,
@@ -320,10 +345,13 @@ def bench_data(
 
 
 @checked
-def show_config(recipe: str | Path | None = None, settings: Settings | None = None, **sections: Any) -> ShownConfig:
+def show_config(
+    recipe: str | Path | None = None, settings: Settings | None = None, **sections: Any
+) -> ShownConfig:
     """Return a recipe's settings and where each comes from; a file of another project is translated first.
 
-    `vitrail.show_config("digits", {"optim.lr": 1e-3})` does what `vitrail config digits optim.lr=1e-3` does.
+    `vitrail.show_config("digits", {"optim.lr": 1e-3})` does what `vitrail config digits
+    optim.lr=1e-3` does.
 
     Args:
         recipe: Name or file of a recipe; None is digits.

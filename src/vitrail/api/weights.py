@@ -55,16 +55,31 @@ class WeightsList(ResultList[PublishedWeights]):
         rows = []
         for one in self.items:
             size = "" if one.bytes is None else f"{one.bytes / 1e6:,.1f}"
-            accuracy = (_percent(one.published_top1), _percent(one.published_top5), one.published_by)
+            accuracy = (
+                _percent(one.published_top1),
+                _percent(one.published_top5),
+                one.published_by,
+            )
             images = f"{one.image_size} px, {one.num_classes} classes"
-            rows.append((one.name, one.model, one.origin, *accuracy, images, "here" if one.path else "", size))
+            rows.append(
+                (
+                    one.name,
+                    one.model,
+                    one.origin,
+                    *accuracy,
+                    images,
+                    "here" if one.path else "",
+                    size,
+                )
+            )
         columns = ("name", "model", "origin", "published top-1", "top-5", "by", "of", "here", "MB")
         return [Table("", columns, tuple(rows))]
 
     def lines(self) -> Sequence[str]:
         """Say what to type next."""
         return [
-            f"`vitrail weights fetch NAME` brings one here; files from elsewhere: `vitrail weights add FILE`, or "
+            "`vitrail weights fetch NAME` brings one here; files from elsewhere: `vitrail weights "
+            "add FILE`, or "
             f"put them into {self.folder}"
         ]
 
@@ -112,7 +127,8 @@ def fetch_weights(
 ) -> FetchedWeights:
     """Bring published weights onto this machine, such as before it goes offline; those that are here stay.
 
-    `vitrail.fetch_weights("twins_svt_small")` does what `vitrail weights fetch twins_svt_small` does.
+    `vitrail.fetch_weights("twins_svt_small")` does what `vitrail weights fetch twins_svt_small`
+    does.
 
     Args:
         names: One name or several, or hf-hub:OWNER/NAME.
@@ -120,14 +136,17 @@ def fetch_weights(
         progress: Whether progress is shown in a terminal or notebook.
 
     Raises:
-        CheckpointError: There are none of that name, or they cannot be had; the message says how to get them.
+        CheckpointError: There are none of that name, or they cannot be had; the message says how to
+            get them.
         ConfigError: No name is given.
     """
     from vitrail.weights.published.resolve import locate_weights
 
     wanted = (names,) if isinstance(names, str) else tuple(names)
     if not wanted:
-        raise ConfigError("fetch needs names, such as twins_svt_small; `vitrail weights` lists them")
+        raise ConfigError(
+            "fetch needs names, such as twins_svt_small; `vitrail weights` lists them"
+        )
     fetched = []
     with shown(display, progress) as display:
         for name in wanted:
@@ -137,7 +156,9 @@ def fetch_weights(
             elif located.origin:
                 fetched.append(_describe_other(name, located.path))
             else:
-                raise ConfigError(f"{name}: is no name of published weights; `vitrail weights` lists them")
+                raise ConfigError(
+                    f"{name}: is no name of published weights; `vitrail weights` lists them"
+                )
     return FetchedWeights(tuple(fetched))
 
 
@@ -151,7 +172,8 @@ def add_weights(
 ) -> FetchedWeights:
     """Copy files that were downloaded elsewhere to where published weights are looked for, known by what is in them.
 
-    `vitrail.add_weights("downloads/model.pth")` does what `vitrail weights add downloads/model.pth` does.
+    `vitrail.add_weights("downloads/model.pth")` does what `vitrail weights add downloads/model.pth`
+    does.
 
     Args:
         files: One file or several, whatever they are called.
@@ -170,11 +192,14 @@ def add_weights(
         raise ConfigError("add needs a file, such as one that was downloaded with a browser")
     if name is not None and len(given) > 1:
         raise ConfigError(
-            f"{write_option('name', name)}: is of one file, and {len(given)} are given; add them one by one"
+            f"{write_option('name', name)}: is of one file, and {len(given)} are given; add them "
+            "one by one"
         )
     with shown(display, progress) as display:
         added = [add_file(Path(file), display, name) for file in given]
-    return FetchedWeights(tuple(_describe(one.row) for one in added), tuple(one.by for one in added))
+    return FetchedWeights(
+        tuple(_describe(one.row) for one in added), tuple(one.by for one in added)
+    )
 
 
 def _describe(row: Published) -> PublishedWeights:
@@ -200,7 +225,9 @@ def _describe(row: Published) -> PublishedWeights:
 
 def _describe_other(name: str, path: Path) -> PublishedWeights:
     """Return what is known of a repository of the Hugging Face Hub that is not in the catalogue."""
-    size = sum(file.stat().st_size for file in path.iterdir() if file.suffix in (".safetensors", ".bin"))
+    size = sum(
+        file.stat().st_size for file in path.iterdir() if file.suffix in (".safetensors", ".bin")
+    )
     return PublishedWeights(
         name=name,
         model="",

@@ -9,7 +9,13 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, get_args
 
-from vitrail.classes.names import ClassOrder, canonical, explain_look_alikes, find_order_difference, sort_classes
+from vitrail.classes.names import (
+    ClassOrder,
+    canonical,
+    explain_look_alikes,
+    find_order_difference,
+    sort_classes,
+)
 from vitrail.errors import ConfigError, DataError, list_some, printable, shorten
 from vitrail.files import no_file
 from vitrail.imagenet import index_by_name, normalise_name
@@ -36,7 +42,9 @@ def check_classes(
     data = [canonical(name) for name in data_classes]
     if model == data:
         return
-    orders = {kind: [data[index] for index in sort_classes(data, kind)] for kind in get_args(ClassOrder)}
+    orders = {
+        kind: [data[index] for index in sort_classes(data, kind)] for kind in get_args(ClassOrder)
+    }
     # data in neither order has one that somebody has declared, and keeps it
     if data in orders.values():
         for kind, names in orders.items():
@@ -47,23 +55,29 @@ def check_classes(
         if ours != theirs:
             rows.append(f"{index}: {ours} / {theirs}")
     raise DataError(
-        f"the classes of {path} ({len(model)}) are not those of the data ({len(data)}); differences, "
-        f"as index: model / data = {'; '.join(rows[:3])}{explain_look_alikes(model, data)}; {advice}"
+        f"the classes of {path} ({len(model)}) are not those of the data ({len(data)}); "
+        "differences, "
+        f"as index: model / data = {'; '.join(rows[:3])}{explain_look_alikes(model, data)}; "
+        f"{advice}"
     )
 
 
-def match_by_name(model_classes: Sequence[str], data_classes: Sequence[str], path: Path | str) -> list[int]:
+def match_by_name(
+    model_classes: Sequence[str], data_classes: Sequence[str], path: Path | str
+) -> list[int]:
     """Return the index in the model of each class of the data.
 
-    The data may have some of the model's classes, in any order. ImageNet's classes go by their WordNet id, such as
-    n01440764, or by an English name, such as tench, on either side.
+    The data may have some of the model's classes, in any order. ImageNet's classes go by their
+    WordNet id, such as n01440764, or by an English name, such as tench, on either side.
 
     Raises:
-        DataError: The model names no classes, lacks some of the data, or two of one side are one of the other.
+        DataError: The model names no classes, lacks some of the data, or two of one side are one of
+            the other.
     """
     if not model_classes:
         raise DataError(
-            f"{path}: names no classes, so none can be matched by name; name them with weights.classes=FILE, or leave "
+            f"{path}: names no classes, so none can be matched by name; name them with "
+            "weights.classes=FILE, or leave "
             "data.match_classes=exact and give data whose folders are in the order of its outputs"
         )
     indices = _index_classes(model_classes, path)
@@ -73,7 +87,8 @@ def match_by_name(model_classes: Sequence[str], data_classes: Sequence[str], pat
     missing = [name for name in data_classes if name not in indices]
     if missing:
         raise DataError(
-            f"{path} lacks {len(missing)} of the {len(data_classes)} classes of the data: {list_some(missing, 10)}"
+            f"{path} lacks {len(missing)} of the {len(data_classes)} classes of the data: "
+            f"{list_some(missing, 10)}"
             f"{explain_look_alikes(model_classes, missing)}; rename or remove them there"
         )
     matched = [indices[name] for name in data_classes]
@@ -81,7 +96,8 @@ def match_by_name(model_classes: Sequence[str], data_classes: Sequence[str], pat
         first = matched.index(index)
         if first < number:
             raise DataError(
-                f"the classes {data_classes[first]} and {data_classes[number]} of the data are both "
+                f"the classes {data_classes[first]} and {data_classes[number]} of the data are "
+                "both "
                 f"{model_classes[index]} of {path}; put their images into one folder"
             )
     return matched
@@ -93,7 +109,8 @@ def _index_classes(model_classes: Sequence[str], path: Path | str) -> dict[str, 
     for index, name in enumerate(map(canonical, model_classes)):
         if name in indices:
             raise DataError(
-                f"{path}: two of its classes are {name}, in two forms of Unicode, so none of the data can be matched "
+                f"{path}: two of its classes are {name}, in two forms of Unicode, so none of the "
+                "data can be matched "
                 "with them by name"
             )
         indices[name] = index
@@ -126,7 +143,8 @@ def match_by_order(
     """
     if len(data_classes) != num_classes:
         raise DataError(
-            f"data.match_classes=by-order: {path} has {num_classes} classes and the data {len(data_classes)}; give as "
+            f"data.match_classes=by-order: {path} has {num_classes} classes and the data "
+            f"{len(data_classes)}; give as "
             "many, or names that data.match_classes=by-name finds"
         )
     model = [canonical(name) for name in model_classes]
@@ -135,7 +153,8 @@ def match_by_order(
     for index, name in enumerate(data):
         if places.get(name, index) != index:
             raise DataError(
-                f"data.match_classes=by-order: {printable(name)} is index {index} of the data and {places[name]} of "
+                f"data.match_classes=by-order: {printable(name)} is index {index} of the data and "
+                f"{places[name]} of "
                 f"{path}; set data.match_classes=by-name"
             )
     # a model without names has none to differ
@@ -154,7 +173,8 @@ def match_by_order(
 def find_order_doubt(data_classes: Sequence[str], class_order: ClassOrder | None) -> str:
     """Say why the order of the data's classes cannot stand for that of a model without names, or nothing if it can.
 
-    torchvision and MindSpore number folders in the order of text, timm in natural order; no weight file tells which.
+    torchvision and MindSpore number folders in the order of text, timm in natural order; no weight
+    file tells which.
     """
     if class_order is not None:
         return ""
@@ -163,8 +183,10 @@ def find_order_doubt(data_classes: Sequence[str], class_order: ClassOrder | None
         return ""
     index, text, natural = difference
     return (
-        f"index {index} is {printable(text)} in the order of text, which is torchvision's and MindSpore's, and "
-        f"{printable(natural)} in timm's natural order; say which it is with data.class_order=text or natural, or name "
+        f"index {index} is {printable(text)} in the order of text, which is torchvision's and "
+        "MindSpore's, and "
+        f"{printable(natural)} in timm's natural order; say which it is with data.class_order=text "
+        "or natural, or name "
         "the classes with weights.classes=FILE"
     )
 
@@ -192,12 +214,21 @@ def read_class_names(file: str | Path, what: str = "weights.classes") -> tuple[s
     seen: dict[str, int] = {}
     for number, name in enumerate(names):
         if not name or not name.isprintable():
-            raise ConfigError(f"{where}: class {number} is {shorten(name)}; a name has characters that can be printed")
+            raise ConfigError(
+                f"{where}: class {number} is {shorten(name)}; a name has characters that can be "
+                "printed"
+            )
         if len(name) > MAX_NAME:
-            raise ConfigError(f"{where}: class {number} has {len(name):,} letters; a name has {MAX_NAME:,} at most")
+            raise ConfigError(
+                f"{where}: class {number} has {len(name):,} letters; a name has {MAX_NAME:,} at "
+                "most"
+            )
         first = seen.setdefault(name, number)
         if first < number:
-            raise ConfigError(f"{where}: classes {first} and {number} are both {name}; each name stands for one output")
+            raise ConfigError(
+                f"{where}: classes {first} and {number} are both {name}; each name stands for one "
+                "output"
+            )
     return tuple(names)
 
 
@@ -213,7 +244,9 @@ def _read_text(path: Path, where: str) -> str:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{where}: is not UTF-8; save the file as UTF-8") from error
     except OSError as error:
-        raise ConfigError(f"{where}: cannot be read ({error.strerror}); give a text file with a name a line") from error
+        raise ConfigError(
+            f"{where}: cannot be read ({error.strerror}); give a text file with a name a line"
+        ) from error
     if len(content) > MOST_BYTES:
         raise ConfigError(f"{where}: has over {MOST_BYTES >> 20} MiB, so it is no file of names")
     return text

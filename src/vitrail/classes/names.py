@@ -25,7 +25,8 @@ def check_name(value: Any, where: str) -> str:
     """Return the name of a class, without blanks around it and in Unicode's composed form.
 
     Raises:
-        DataError: It is neither text nor a whole number, is empty, or has a character that a name cannot have.
+        DataError: It is neither text nor a whole number, is empty, or has a character that a name
+            cannot have.
     """
     name = _read_name(value)
     if name == "":
@@ -34,13 +35,15 @@ def check_name(value: Any, where: str) -> str:
         raise DataError(f"{where}: has the label {value!r}; it must be text")
     if len(name) > LONGEST:
         raise DataError(
-            f"{where}: has a label of {len(name):,} characters, {name[:20]!r} and so on; at most {LONGEST:,} are taken"
+            f"{where}: has a label of {len(name):,} characters, {name[:20]!r} and so on; at most "
+            f"{LONGEST:,} are taken"
         )
     if not name.isprintable():
         raise DataError(f"{where}: the label {name!r} holds a character that cannot be printed")
     if BETWEEN in name:
         raise DataError(
-            f"{where}: the label {name!r} holds {BETWEEN!r}, which stands between classes where an image has several "
+            f"{where}: the label {name!r} holds {BETWEEN!r}, which stands between classes where an "
+            "image has several "
             "(data.labels_column=COLUMN)"
         )
     return name
@@ -92,7 +95,8 @@ def tell_look_alikes(names: Iterable[str]) -> str:
         return ""
     examples = ", ".join(" and ".join(map(quote_name, group)) for group in groups[:3])
     return (
-        f"{len(groups)} classes have names that look alike, and are different classes all the same: {examples}; if "
+        f"{len(groups)} classes have names that look alike, and are different classes all the "
+        f"same: {examples}; if "
         "they are meant to be one, give them one name"
     )
 
@@ -167,7 +171,8 @@ def sort_classes(names: Sequence[str], class_order: ClassOrder | None = None) ->
 
     Args:
         names: Names of the classes.
-        class_order: Order to sort by; None sorts whole numbers as numbers, where all are, and others as text.
+        class_order: Order to sort by; None sorts whole numbers as numbers, where all are, and
+            others as text.
     """
     keys: Sequence[Any] = names
     if class_order == "natural":
@@ -196,8 +201,8 @@ def _number_key(digits: str) -> tuple[int, str]:
 def find_order_difference(names: Sequence[str]) -> tuple[int, str, str] | None:
     """Return the first index at which text and natural order have different classes, and these; None where none does.
 
-    Names that are the numbers of their own places leave no doubt, and neither do those that are in neither order, which
-    somebody has declared.
+    Names that are the numbers of their own places leave no doubt, and neither do those that are in
+    neither order, which somebody has declared.
     """
     text = list(map(names.__getitem__, sort_classes(names, "text").tolist()))
     natural = list(map(names.__getitem__, sort_classes(names, "natural").tolist()))

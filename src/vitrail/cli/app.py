@@ -22,7 +22,12 @@ from vitrail.cli.inference import bench, evaluate, predict, serve, verify
 from vitrail.cli.signals import tell_interrupted
 from vitrail.cli.training import bench_data, config, doctor, models, train
 from vitrail.cli.weights import weights
-from vitrail.distributed.launch import is_main_process, is_said_by_first_process, understand_launch, without_local_rank
+from vitrail.distributed.launch import (
+    is_main_process,
+    is_said_by_first_process,
+    understand_launch,
+    without_local_rank,
+)
 from vitrail.errors import (
     ConfigError,
     Interrupted,
@@ -38,13 +43,16 @@ from vitrail.errors import (
 )
 
 SPEAK_AFTER_S = 3.0
-"""Until a process that is not the first of its machine says what is wrong, where the first does not say the same."""
+"""Until a process that is not the first of its machine says what is wrong, where the first does not
+say the same."""
 ENDED_AFTER_S = 12.0
 """Until a process that torchrun was told to end ends by itself."""
 ASK_AGAIN_S = 2.0
-"""Until torchrun is told once more to end, as it loses a signal that comes within a destructor or a lock's callback."""
+"""Until torchrun is told once more to end, as it loses a signal that comes within a destructor or a
+lock's callback."""
 LONGEST_WORD, SHOWN_OF_WORD = 1_000, 200
-"""Characters of a word, such as a path, from which on an error shows no more than its beginning, and how many then."""
+"""Characters of a word, such as a path, from which on an error shows no more than its beginning,
+and how many then."""
 COMMANDS = (
     train,
     finetune,
@@ -135,8 +143,14 @@ def understood(tokens: Sequence[str]) -> tuple[list[str], list[str]]:
 
     if not tokens or tokens[0] not in COMMANDS:
         return list(tokens), []
-    arguments = app[tokens[0]].assemble_argument_collection() if tokens[0] in app else []  # export is to come
-    own = {name: one.hint is not bool for one in arguments for name in one.names if name.startswith("--")}
+    # export is to come
+    arguments = app[tokens[0]].assemble_argument_collection() if tokens[0] in app else []
+    own = {
+        name: one.hint is not bool
+        for one in arguments
+        for name in one.names
+        if name.startswith("--")
+    }
     return translate_flags(tokens, {"--help": False, "--version": False, **own})
 
 
@@ -148,7 +162,9 @@ def _fail(message: str, restart: bool = True, status: int = 2) -> NoReturn:
         if len(word) > LONGEST_WORD:
             words[place] = f"{word[:SHOWN_OF_WORD]}..."
     line = escape_text(" ".join(words))  # a file's name may hold what a terminal obeys
-    if os.environ.get("LOCAL_RANK", "0") != "0" and is_said_by_first_process(line, os.environ, SPEAK_AFTER_S):
+    if os.environ.get("LOCAL_RANK", "0") != "0" and is_said_by_first_process(
+        line, os.environ, SPEAK_AFTER_S
+    ):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(ENDED_AFTER_S)  # torchrun ends it before
         sys.exit(status)
@@ -160,14 +176,24 @@ def _fail(message: str, restart: bool = True, status: int = 2) -> NoReturn:
 def _tell_torchrun(line: str, restart: bool) -> None:
     """Let torchrun say in its own report why a process ended, and keep it from starting all of them again.
 
-    It restarts whatever failed as long as it may; only a signal ends it before, which one process of a machine sends.
+    It restarts whatever failed as long as it may; only a signal ends it before, which one process
+    of a machine sends.
     """
     if (report := os.environ.get("TORCHELASTIC_ERROR_FILE")) is not None:
-        # as torch.distributed.elastic writes it, whose import takes a second; a traceback would be shown instead
-        told = {"message": {"message": line, "extraInfo": {"py_callstack": line, "timestamp": str(int(time.time()))}}}
+        # as torch.distributed.elastic writes it, whose import takes a second; a traceback would be
+        # shown instead
+        told = {
+            "message": {
+                "message": line,
+                "extraInfo": {"py_callstack": line, "timestamp": str(int(time.time()))},
+            }
+        }
         with suppress(OSError):  # the line itself was printed
             Path(report).write_text(json.dumps(told))
-    left = [int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("MAX_RESTARTS", "RESTART_COUNT")]
+    left = [
+        int(os.environ.get(f"TORCHELASTIC_{name}", "0"))
+        for name in ("MAX_RESTARTS", "RESTART_COUNT")
+    ]
     if not restart and left[0] > left[1] and os.environ["LOCAL_RANK"] == "0":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         # were this process gone before the signal is heard, all would be started again

@@ -32,7 +32,8 @@ class Channel(io.FileIO):
             if self.needed:
                 self.needed = False
                 raise OutputLost(
-                    f"standard output: cannot be written ({error.strerror}), so not all results were shown; files were "
+                    f"standard output: cannot be written ({error.strerror}), so not all results "
+                    "were shown; files were "
                     "written whole or not at all"
                 ) from error
             return len(data)
@@ -42,9 +43,11 @@ class Channel(io.FileIO):
 def open_channels() -> None:
     """Let this program write by channels; a stream that was closed for it leads nowhere.
 
-    Everything that prints is caught so: the live line's thread, warnings, other libraries, and what is left at the end.
+    Everything that prints is caught so: the live line's thread, warnings, other libraries, and what
+    is left at the end.
     """
-    while (number := os.open(os.devnull, os.O_RDWR)) < 3:  # or the next file that is opened would be standard output
+    # or the next file that is opened would be standard output
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:
         os.set_inheritable(number, True)
     os.close(number)
     sys.stdout = _open(sys.stdout, 1, needed=True)
@@ -64,4 +67,6 @@ def _open(before: TextIO | None, number: int, *, needed: bool) -> TextIO:
         lines = before.line_buffering or before.write_through
         options = {"encoding": before.encoding, "line_buffering": lines}
     # a name that the terminal has no letters for is no reason to end either
-    return io.TextIOWrapper(io.BufferedWriter(Channel(number, needed=needed)), errors="backslashreplace", **options)
+    return io.TextIOWrapper(
+        io.BufferedWriter(Channel(number, needed=needed)), errors="backslashreplace", **options
+    )

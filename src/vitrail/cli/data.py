@@ -22,13 +22,18 @@ OF_LISTS = ("list", "path_column", "label_column", "labels_column", "train_split
 
 def check_data(
     *settings: Settings,
-    output: Annotated[Path, Parameter(help="Folder for the page and the same as JSON.")] = Path("data-check"),
+    output: Annotated[Path, Parameter(help="Folder for the page and the same as JSON.")] = Path(
+        "data-check"
+    ),
     imagenet_devkit: Annotated[
-        Path | None, Parameter(help="First bring ImageNet's validation images into class folders, by this kit.")
+        Path | None,
+        Parameter(help="First bring ImageNet's validation images into class folders, by this kit."),
     ] = None,
     suspects: Annotated[
         Path | None,
-        Parameter(help="Weight file by whose features labels are found that look wrong; suspects.csv has all of them."),
+        Parameter(
+            help="Weight file by whose features labels are found that look wrong; suspects.csv has all of them."
+        ),
     ] = None,
 ) -> int:
     """Look at every image of a folder, and say what is wrong with them; status 1 if anything is.
@@ -47,7 +52,11 @@ def check_data(
 
     with open_terminal() as display:
         check = api.check_data(
-            settings, output=output, imagenet_devkit=imagenet_devkit, suspects=suspects, display=display
+            settings,
+            output=output,
+            imagenet_devkit=imagenet_devkit,
+            suspects=suspects,
+            display=display,
         )
     show_result(check)
     if check.has_errors:
@@ -80,12 +89,16 @@ def pack(
     output: Annotated[Path, Parameter(help="Folder for the shards and their index.")],
     shard_mb: Annotated[
         int,
-        Parameter(converter=read_whole_number, help="Megabytes that a shard has at most, in millions of bytes."),
+        Parameter(
+            converter=read_whole_number,
+            help="Megabytes that a shard has at most, in millions of bytes.",
+        ),
     ] = 512,
 ) -> int:
     """Pack a folder of images into tar shards, for disks that are slow with many small files.
 
-    The files are copied as they are. Training and evaluation give the same numbers on the shards as on the folder.
+    The files are copied as they are. Training and evaluation give the same numbers on the shards as
+    on the folder.
 
     ```
     vitrail pack data.root=/data/imagenet --output /fast/imagenet
@@ -100,7 +113,9 @@ def pack(
     show_result(packed)
     is_list = any(text.startswith("data.list=") and text != "data.list=null" for text in settings)
     here = _with_root(settings, packed.folder, OF_LISTS if is_list else ())
-    show_line(f"next: {command('train', 'tnt_s_imagenet', *here, *_for_labels(packed.multi_label))}")
+    show_line(
+        f"next: {command('train', 'tnt_s_imagenet', *here, *_for_labels(packed.multi_label))}"
+    )
     show_line(f"      {command('check-data', *here)}  # also verifies the shards")
     return 0
 
@@ -111,17 +126,21 @@ def resize_data(
     short_side: Annotated[
         int,
         Parameter(
-            converter=read_whole_number, help="Pixels of the shorter side of the new images; smaller ones are copied."
+            converter=read_whole_number,
+            help="Pixels of the shorter side of the new images; smaller ones are copied.",
         ),
     ],
     quality: Annotated[
-        int, Parameter(converter=read_whole_number, help="Quality of JPEG and lossy WebP, from 1 to 100.")
+        int,
+        Parameter(
+            converter=read_whole_number, help="Quality of JPEG and lossy WebP, from 1 to 100."
+        ),
     ] = 95,
 ) -> int:
     """Write a folder of images anew with fewer pixels, to be read and decoded in less time.
 
-    The new folder says that its pixels were changed, and so do the weights trained on it. What was stopped goes on when
-    it is called again.
+    The new folder says that its pixels were changed, and so do the weights trained on it. What was
+    stopped goes on when it is called again.
 
     ```
     vitrail resize-data data.root=/data/imagenet --output /data/imagenet-256 --short-side 256
@@ -131,7 +150,9 @@ def resize_data(
     from vitrail.cli.terminal import open_terminal
 
     with open_terminal() as display:
-        resized = api.resize_data(settings, output=output, short_side=short_side, quality=quality, display=display)
+        resized = api.resize_data(
+            settings, output=output, short_side=short_side, quality=quality, display=display
+        )
     show_result(resized)
     show_line(f"next: {command('train', 'tnt_s_imagenet', *_with_root(settings, resized.folder))}")
     show_line(f"      {command('pack', f'data.root={resized.folder}', '--output', 'SHARDS')}")

@@ -18,14 +18,25 @@ if TYPE_CHECKING:
 
 
 def convert(
-    source: Annotated[str, Parameter(help="A weight file, a folder of timm's or the hub's, or hf-hub:OWNER/NAME.")],
-    target: Annotated[Path, Parameter(help="File to write; its ending says of which kind. For timm, also a folder.")],
-    *settings: Annotated[str, Parameter(show_default=False, help="How the source is read: weights.key=value.")],
+    source: Annotated[
+        str, Parameter(help="A weight file, a folder of timm's or the hub's, or hf-hub:OWNER/NAME.")
+    ],
+    target: Annotated[
+        Path,
+        Parameter(help="File to write; its ending says of which kind. For timm, also a folder."),
+    ],
+    *settings: Annotated[
+        str, Parameter(show_default=False, help="How the source is read: weights.key=value.")
+    ],
     to: Annotated[
         Literal["official", "timm", "mmpretrain", "mindcv", "zoo", "vitrail"],
-        Parameter(help="The project that is to read it: the paper's own, timm, mmpretrain, MindCV, MindSpore's zoo."),
+        Parameter(
+            help="The project that is to read it: the paper's own, timm, mmpretrain, MindCV, MindSpore's zoo."
+        ),
     ],
-    report: Annotated[Path | None, Parameter(help="Also write what became of each weight to this JSON file.")] = None,
+    report: Annotated[
+        Path | None, Parameter(help="Also write what became of each weight to this JSON file.")
+    ] = None,
 ) -> int:
     """Write a weight file for another project, with an account of every weight; read it back and compare.
 
@@ -50,22 +61,27 @@ def export(
     *settings: FileSettings,
     format: Annotated[
         list[choices.ExportFormat],
-        Parameter(help="What to write; may be given several times. mindir is for MindSpore and MindSpore Lite."),
+        Parameter(
+            help="What to write; may be given several times. mindir is for MindSpore and MindSpore Lite."
+        ),
     ],
     output: Annotated[
-        Path | None, Parameter(help="File to write, or for several a folder; beside the checkpoint by default.")
+        Path | None,
+        Parameter(help="File to write, or for several a folder; beside the checkpoint by default."),
     ] = None,
     precision: Annotated[
         choices.Precision,
         Parameter(help="What the file computes in; images and logits are float32."),
     ] = "float32",
     images: Annotated[
-        Path | None, Parameter(help="Folder of images to compare answers on; pictures are drawn by default.")
+        Path | None,
+        Parameter(help="Folder of images to compare answers on; pictures are drawn by default."),
     ] = None,
     batch_size: Annotated[
         int | None,
         Parameter(
-            converter=read_whole_number, help="Images that the file takes at once; any number, and 1 for mindir."
+            converter=read_whole_number,
+            help="Images that the file takes at once; any number, and 1 for mindir.",
         ),
     ] = None,
     with_preprocess: Annotated[
@@ -123,21 +139,28 @@ def export(
         raise
     show_result(exports)
     for one in exports:
-        show_line(f"next: {_next_command(one, exports, checkpoint, with_preprocess=with_preprocess)}")
+        show_line(
+            f"next: {_next_command(one, exports, checkpoint, with_preprocess=with_preprocess)}"
+        )
     return 0
 
 
-def _next_command(one: ExportedFile, exports: Exports, checkpoint: Path, *, with_preprocess: bool) -> str:
+def _next_command(
+    one: ExportedFile, exports: Exports, checkpoint: Path, *, with_preprocess: bool
+) -> str:
     """Return what to type to try an exported file."""
     if one.script is not None:
         return f"{shlex.join(['python', str(one.script)])}  # where MindSpore is"
     if with_preprocess:
         code = (
-            "import numpy, onnxruntime, PIL.Image; image = numpy.array(PIL.Image.open('IMAGE').convert('RGB')); "
-            f"print(onnxruntime.InferenceSession({str(one.path)!r}).run(None, {{'image': image[None]}})[1:])"
+            "import numpy, onnxruntime, PIL.Image; image = "
+            "numpy.array(PIL.Image.open('IMAGE').convert('RGB')); "
+            f"print(onnxruntime.InferenceSession({str(one.path)!r}).run(None, {{'image': "
+            f"image[None]}})[1:])"
         )
         return shlex.join(["python", "-c", code])
-    if exports.num_classes < 2 and not exports.multi_label:  # `evaluate` and `predict` have no use for it
+    # `evaluate` and `predict` have no use for it
+    if exports.num_classes < 2 and not exports.multi_label:
         return command("bench", one.path)
     data = [] if exports.has_data else ["data.root=FOLDER"]
     return command("evaluate", one.path, *data, "--against", checkpoint)
@@ -147,19 +170,29 @@ def quantize(
     checkpoint: Weights,
     *settings: Settings,
     format: Annotated[choices.QuantizedFormat, Parameter(help="What to write.")],
-    max_drop: Annotated[float, Parameter(help="Points of top-1, or of mAP, that may be lost.")] = 1.0,
+    max_drop: Annotated[
+        float, Parameter(help="Points of top-1, or of mAP, that may be lost.")
+    ] = 1.0,
     output: Annotated[
-        Path | None, Parameter(help="File to write; NAME.int8.onnx or NAME.int8.xml beside the checkpoint by default.")
+        Path | None,
+        Parameter(
+            help="File to write; NAME.int8.onnx or NAME.int8.xml beside the checkpoint by default."
+        ),
     ] = None,
     rounds: Annotated[
-        int, Parameter(converter=read_whole_number, help="Rounds in which all files are timed, each with 5 runs.")
+        int,
+        Parameter(
+            converter=read_whole_number,
+            help="Rounds in which all files are timed, each with 5 runs.",
+        ),
     ] = 5,
 ) -> int:
     """Write a trained model in 8 bits, if it stays accurate on labelled images.
 
-    Accuracy is measured on the images the weights were validated with, or on those that data.* names; ranges of inputs
-    are found on 128 images of the training. The 1, 2, 4, ... layers that suffer most stay in float until the drop is
-    allowed; if that takes more than half of them, the file is kept as FILE.rejected, and the status is 2.
+    Accuracy is measured on the images the weights were validated with, or on those that data.*
+    names; ranges of inputs are found on 128 images of the training. The 1, 2, 4, ... layers that
+    suffer most stay in float until the drop is allowed; if that takes more than half of them, the
+    file is kept as FILE.rejected, and the status is 2.
 
     ```
     vitrail quantize runs/digits/best.safetensors --format onnx

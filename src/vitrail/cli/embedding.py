@@ -20,7 +20,8 @@ def embed(
         str,
         Parameter(
             help="Images, folders, quoted globs or lists of paths, which have no classes; or a data set, as "
-            "data.root=FOLDER, data.list=FILE or data.name=NAME; and preprocess.key=value or weights.key=value. "
+            "data.root=FOLDER, data.list=FILE or data.name=NAME; and preprocess.key=value or "
+            "weights.key=value. "
             "Nothing is the data set that the weights were trained with."
         ),
     ],
@@ -40,22 +41,37 @@ def embed(
     ] = -1,
     pool: Annotated[
         Literal["head", "cls", "mean", "max"],
-        Parameter(help="How tokens become one vector: as the head reads them, the class token, or over the map."),
+        Parameter(
+            help="How tokens become one vector: as the head reads them, the class token, or over the map."
+        ),
     ] = "head",
     split: Annotated[
-        Literal["all", "train", "val"], Parameter(help="Split of the data set; all is train and then val.")
+        Literal["all", "train", "val"],
+        Parameter(help="Split of the data set; all is train and then val."),
     ] = "all",
-    batch_size: Annotated[int, Parameter(converter=read_whole_number, help="Images that are computed together.")] = 32,
+    batch_size: Annotated[
+        int, Parameter(converter=read_whole_number, help="Images that are computed together.")
+    ] = 32,
     device: Device = "auto",
-    precision: Annotated[choices.Precision, Parameter(help="Precision of the computation.")] = "float32",
-    knn: Annotated[bool, Parameter(help="Say how often the nearest images have the right class.")] = False,
-    probe: Annotated[bool, Parameter(help="Say how well one linear layer tells the classes apart.")] = False,
+    precision: Annotated[
+        choices.Precision, Parameter(help="Precision of the computation.")
+    ] = "float32",
+    knn: Annotated[
+        bool, Parameter(help="Say how often the nearest images have the right class.")
+    ] = False,
+    probe: Annotated[
+        bool, Parameter(help="Say how well one linear layer tells the classes apart.")
+    ] = False,
     search: Annotated[Path | None, Parameter(help="Image whose nearest ones are found.")] = None,
     topk: Annotated[int, Parameter(converter=read_whole_number, help="How many of them.")] = 10,
-    report: Annotated[Path | None, Parameter(help="Page to write with the images that --search finds.")] = None,
+    report: Annotated[
+        Path | None, Parameter(help="Page to write with the images that --search finds.")
+    ] = None,
     map: Annotated[
         Path | None,
-        Parameter(help="Page to write with all images in two dimensions, near where their features are alike."),
+        Parameter(
+            help="Page to write with all images in two dimensions, near where their features are alike."
+        ),
     ] = None,
     csv_as_is: CsvAsIs = False,
 ) -> int:
@@ -100,5 +116,7 @@ def embed(
     if is_main_process():
         show_result(result)
         if output is not None and not images and not (knn or probe):
-            show_line(f"next: {command('embed', checkpoint, *settings, '--knn', '--probe', '--map', 'map.html')}")
+            show_line(
+                f"next: {command('embed', checkpoint, *settings, '--knn', '--probe', '--map', 'map.html')}"
+            )
     return int(bool(result.bad_files))

@@ -13,16 +13,27 @@ from vitrail.cli.tables import show_result
 
 def finetune(
     *data: Annotated[
-        str, Parameter(show_default=False, help="Folder or list of images, and settings as section.key=value.")
+        str,
+        Parameter(
+            show_default=False, help="Folder or list of images, and settings as section.key=value."
+        ),
     ],
     weights: Annotated[
-        str | None, Parameter(help="Weights to begin with: a file, or a name of `vitrail weights`; published ones.")
+        str | None,
+        Parameter(
+            help="Weights to begin with: a file, or a name of `vitrail weights`; published ones."
+        ),
     ] = None,
     size: Annotated[
-        Literal["small", "base"], Parameter(help="Size of the model, where neither a model nor weights are given.")
+        Literal["small", "base"],
+        Parameter(help="Size of the model, where neither a model nor weights are given."),
     ] = "small",
-    budget: Annotated[str | None, Parameter(help="Time that training may take: 90s, 10m, 2h.")] = None,
-    dry_run: Annotated[bool, Parameter(help="Stop at the recipe, which has every choice and its reason.")] = False,
+    budget: Annotated[
+        str | None, Parameter(help="Time that training may take: 90s, 10m, 2h.")
+    ] = None,
+    dry_run: Annotated[
+        bool, Parameter(help="Stop at the recipe, which has every choice and its reason.")
+    ] = False,
 ) -> int:
     """Fine-tune a model on your images: every setting that is not given is chosen, with its reason, and shown.
 
@@ -43,7 +54,9 @@ def finetune(
     folder, tokens = split_recipe(data, None)
     outlive_output()  # log.txt has what was to be shown
     with open_terminal() as display:
-        plan = api.finetune(folder, tokens, weights=weights, size=size, budget=budget, dry_run=True, display=display)
+        plan = api.finetune(
+            folder, tokens, weights=weights, size=size, budget=budget, dry_run=True, display=display
+        )
         show_result(plan)
         if not dry_run:
             show_training(training.train(plan.recipe, display=display), display)

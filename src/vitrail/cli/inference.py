@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 def evaluate(
     checkpoint: Checkpoint,
     *settings: Settings,
-    config: Annotated[str | None, Parameter(help="A recipe's name or file, for the images and the model.")] = None,
+    config: Annotated[
+        str | None, Parameter(help="A recipe's name or file, for the images and the model.")
+    ] = None,
     report: Annotated[
         Path | None,
         Parameter(help="Folder of the report; evaluations/NAME by default, with a free number."),
@@ -46,23 +48,31 @@ def evaluate(
     engine: Engine = None,
     precision: Annotated[
         choices.Precision | None,
-        Parameter(help="Precision of the computation, as evaluate.precision; an exported file's own by default."),
+        Parameter(
+            help="Precision of the computation, as evaluate.precision; an exported file's own by default."
+        ),
     ] = None,
     against: Annotated[
-        Path | None, Parameter(help="Another file of the model, whose answers to the same images are compared.")
+        Path | None,
+        Parameter(help="Another file of the model, whose answers to the same images are compared."),
     ] = None,
     answers: Annotated[
         Path | None,
         Parameter(
             help="Folder with NAME_0.bin for each image, the logits that another program answered with the inputs of "
-            "predict --write-inputs; they are counted, and the file is not run. A file of class names will do then."
+            "predict --write-inputs; they are counted, and the file is not run. A file of class "
+            "names will do then."
         ),
     ] = None,
     acc_log: Annotated[
-        Path | None, Parameter(help="Also write the two lines of the model zoo's acc.log to this file.")
+        Path | None,
+        Parameter(help="Also write the two lines of the model zoo's acc.log to this file."),
     ] = None,
     sweep_preprocess: Annotated[
-        bool, Parameter(help="Try the usual means, crops and filters instead, and say which fits the weights.")
+        bool,
+        Parameter(
+            help="Try the usual means, crops and filters instead, and say which fits the weights."
+        ),
     ] = False,
 ) -> int:
     """Measure the accuracy of a trained model, or of what `vitrail export` made of it.
@@ -122,7 +132,13 @@ def _sweep(
 
     with open_terminal() as display:
         sweep = api.sweep_preprocess(
-            checkpoint, settings, config=config, json=json_file, engine=engine, precision=precision, display=display
+            checkpoint,
+            settings,
+            config=config,
+            json=json_file,
+            engine=engine,
+            precision=precision,
+            display=display,
         )
     if is_main_process():
         show_result(sweep)
@@ -140,13 +156,16 @@ def predict(
         str,
         Parameter(
             help="Images, folders, quoted globs, .txt lists of paths, .csv, .tsv and .jsonl lists with "
-            "data.root=FOLDER and data.path_column=COLUMN; and preprocess.key=value or weights.key=value."
+            "data.root=FOLDER and data.path_column=COLUMN; and preprocess.key=value or "
+            "weights.key=value."
         ),
     ],
     config: ModelRecipe = None,
     output: Annotated[
         Path | None,
-        Parameter(help="File to write; predictions.json, .jsonl or .csv by default, with a free number."),
+        Parameter(
+            help="File to write; predictions.json, .jsonl or .csv by default, with a free number."
+        ),
     ] = None,
     format: Annotated[
         Literal["json", "jsonl", "csv"] | None,
@@ -163,7 +182,9 @@ def predict(
             "reach their thresholds, all by default.",
         ),
     ] = None,
-    batch_size: Annotated[int, Parameter(converter=read_whole_number, help="Images that are computed together.")] = 32,
+    batch_size: Annotated[
+        int, Parameter(converter=read_whole_number, help="Images that are computed together.")
+    ] = 32,
     device: Device = "auto",
     engine: Engine = None,
     precision: Precision = None,
@@ -172,7 +193,8 @@ def predict(
         Path | None,
         Parameter(
             help="Folder for what the model would see of each image, as float32 files for an inference program "
-            "elsewhere; nothing is classified. `vitrail evaluate --answers` reads what that program answers."
+            "elsewhere; nothing is classified. `vitrail evaluate --answers` reads what that "
+            "program answers."
         ),
     ] = None,
 ) -> int:
@@ -190,9 +212,17 @@ def predict(
 
     images, settings = split_images(inputs)
     if write_inputs is not None:
-        for name, value in (("--output", output), ("--topk", topk), ("--engine", engine), ("--precision", precision)):
+        for name, value in (
+            ("--output", output),
+            ("--topk", topk),
+            ("--engine", engine),
+            ("--precision", precision),
+        ):
             if value is not None:
-                raise ConfigError(f"{name} {value}: with --write-inputs nothing is classified; leave one of them out")
+                raise ConfigError(
+                    f"{name} {value}: with --write-inputs nothing is classified; leave one of them "
+                    "out"
+                )
         return _write_inputs(checkpoint, images, settings, write_inputs, config)
     bad = 0
     with open_terminal() as display:
@@ -234,23 +264,33 @@ def _line_of(prediction: Prediction) -> str:
 
 
 def _write_inputs(
-    checkpoint: Path, images: Sequence[str], settings: Sequence[str], folder: Path, config: str | None
+    checkpoint: Path,
+    images: Sequence[str],
+    settings: Sequence[str],
+    folder: Path,
+    config: str | None,
 ) -> int:
     """Write what a model would see of images."""
     from vitrail.api import inference as api
     from vitrail.cli.terminal import open_terminal
 
     with open_terminal() as display:
-        written = api.write_inputs(checkpoint, images, settings, folder=folder, config=config, display=display)
+        written = api.write_inputs(
+            checkpoint, images, settings, folder=folder, config=config, display=display
+        )
     show_result(written)
-    show_line(f"next: {command('evaluate', checkpoint, 'data.root=FOLDER', '--answers', 'FOLDER_OF_NAME_0.bin')}")
+    show_line(
+        f"next: {command('evaluate', checkpoint, 'data.root=FOLDER', '--answers', 'FOLDER_OF_NAME_0.bin')}"
+    )
     return int(bool(written.bad_files))
 
 
 def bench(
     *names: Annotated[
         str,
-        Parameter(help="Models, which get fresh weights, weight files, names of published ones, and exported files."),
+        Parameter(
+            help="Models, which get fresh weights, weight files, names of published ones, and exported files."
+        ),
     ],
     batch_size: Annotated[
         list[int] | None,
@@ -260,7 +300,9 @@ def bench(
             help="Images that are computed together, one number or several; 1 and 8 by default.",
         ),
     ] = None,
-    timm: Annotated[bool, Parameter(help="Measure timm's model beside each, where it has one.")] = False,
+    timm: Annotated[
+        bool, Parameter(help="Measure timm's model beside each, where it has one.")
+    ] = False,
     engine: Annotated[
         list[choices.Engine] | None,
         Parameter(help="What runs the exported files; may be given several times."),
@@ -268,10 +310,14 @@ def bench(
     precision: Precision = None,
     device: Device = "auto",
     threads: Annotated[
-        int | None, Parameter(converter=read_whole_number, help="Threads on the CPU; all cores by default.")
+        int | None,
+        Parameter(converter=read_whole_number, help="Threads on the CPU; all cores by default."),
     ] = None,
     rounds: Annotated[
-        int, Parameter(converter=read_whole_number, help="Rounds in which all take turns, each with 5 runs.")
+        int,
+        Parameter(
+            converter=read_whole_number, help="Rounds in which all take turns, each with 5 runs."
+        ),
     ] = 10,
     json_file: JsonFile = None,
 ) -> int:
@@ -305,9 +351,15 @@ def bench(
 def serve(
     artifact: Checkpoint,
     *settings: FileSettings,
-    host: Annotated[str, Parameter(help="Address to listen at; 0.0.0.0 is every one of this machine.")] = "127.0.0.1",
-    port: Annotated[int, Parameter(converter=read_whole_number, help="Port to listen at; 0 takes a free one.")] = 8000,
-    max_batch: Annotated[int, Parameter(converter=read_whole_number, help="Images that are computed together.")] = 16,
+    host: Annotated[
+        str, Parameter(help="Address to listen at; 0.0.0.0 is every one of this machine.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, Parameter(converter=read_whole_number, help="Port to listen at; 0 takes a free one.")
+    ] = 8000,
+    max_batch: Annotated[
+        int, Parameter(converter=read_whole_number, help="Images that are computed together.")
+    ] = 16,
     max_wait_ms: Annotated[
         float, Parameter(help="Milliseconds that an image waits for others to be computed with.")
     ] = 5.0,
@@ -321,9 +373,13 @@ def serve(
     ] = None,
     api_key_file: Annotated[
         Path | None,
-        Parameter(help="File with the key that requests must bring; or give the key in VITRAIL_API_KEY."),
+        Parameter(
+            help="File with the key that requests must bring; or give the key in VITRAIL_API_KEY."
+        ),
     ] = None,
-    cors: Annotated[list[str] | None, Parameter(help="Origin whose pages may ask; may be given several times.")] = None,
+    cors: Annotated[
+        list[str] | None, Parameter(help="Origin whose pages may ask; may be given several times.")
+    ] = None,
     host_name: Annotated[
         list[str] | None,
         Parameter(
@@ -332,7 +388,8 @@ def serve(
         ),
     ] = None,
     max_bytes: Annotated[
-        int, Parameter(converter=read_whole_number, help="Largest size of one uploaded file in bytes.")
+        int,
+        Parameter(converter=read_whole_number, help="Largest size of one uploaded file in bytes."),
     ] = 20 * 2**20,
     max_files: Annotated[
         int, Parameter(converter=read_whole_number, help="Largest number of files in one request.")
@@ -340,18 +397,26 @@ def serve(
     max_pixels: Annotated[
         int, Parameter(converter=read_whole_number, help="Largest number of pixels in one image.")
     ] = 50_000_000,
-    max_decode_s: Annotated[float, Parameter(help="Most seconds of a processor's time for decoding one image.")] = 5.0,
+    max_decode_s: Annotated[
+        float, Parameter(help="Most seconds of a processor's time for decoding one image.")
+    ] = 5.0,
     queue: Annotated[
-        int, Parameter(converter=read_whole_number, help="Images held at a time; more are told to come again.")
+        int,
+        Parameter(
+            converter=read_whole_number, help="Images held at a time; more are told to come again."
+        ),
     ] = 256,
-    timeout_s: Annotated[float, Parameter(help="Seconds from a request's first byte to its answer.")] = 30.0,
+    timeout_s: Annotated[
+        float, Parameter(help="Seconds from a request's first byte to its answer.")
+    ] = 30.0,
     device: Device = "auto",
     engine: Engine = None,
     precision: Precision = None,
 ) -> int:
     """Answer HTTP requests with a model, and show a page to try it on.
 
-    SIGTERM, SIGHUP and Ctrl-C end it once all requests that it has begun are answered. The log on stderr is JSON.
+    SIGTERM, SIGHUP and Ctrl-C end it once all requests that it has begun are answered. The log on
+    stderr is JSON.
 
     ```
     vitrail serve runs/digits/best.safetensors
@@ -404,8 +469,8 @@ def verify(
 ) -> int:
     """Say whether files are as they were written, without running anything that is in them.
 
-    Files of vitrail have a digest, archives of PyTorch have checksums, and some names hold a hash. The status is 2
-    where a file is damaged, is none of these, or is not there.
+    Files of vitrail have a digest, archives of PyTorch have checksums, and some names hold a hash.
+    The status is 2 where a file is damaged, is none of these, or is not there.
 
     ```
     vitrail verify runs/digits/best.safetensors runs/digits/best.onnx
@@ -424,6 +489,7 @@ def verify(
     ):
         if wrong:
             raise CheckpointError(
-                f"{len(wrong)} of {len(checks)} files {what}, the first is {wrong[0].path}: {wrong[0].by}"
+                f"{len(wrong)} of {len(checks)} files {what}, the first is {wrong[0].path}: "
+                f"{wrong[0].by}"
             )
     return 0

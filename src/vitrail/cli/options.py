@@ -17,7 +17,9 @@ def read_whole_number(_: type, tokens: Sequence[Token]) -> int:
     try:
         return int(tokens[0].value)
     except ValueError:
-        raise ConfigError(f"{tokens[0].keyword} is {tokens[0].value!r}; it must be a whole number") from None
+        raise ConfigError(
+            f"{tokens[0].keyword} is {tokens[0].value!r}; it must be a whole number"
+        ) from None
 
 
 def read_whole_numbers(kind: type, tokens: Sequence[Token]) -> list[int]:
@@ -36,7 +38,8 @@ def split_recipe(tokens: Sequence[str], config: str | None) -> tuple[str | None,
         recipes.append(config)
     if len(recipes) > 1:
         raise ConfigError(
-            f"two recipes are given, {recipes[0]} and {recipes[1]}; settings are written section.key=value"
+            f"two recipes are given, {recipes[0]} and {recipes[1]}; settings are written "
+            "section.key=value"
         )
     settings = [token for token in tokens if "=" in token]
     return (recipes[0] if recipes else None), settings
@@ -59,14 +62,21 @@ def split_images(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
 Settings = Annotated[
     str,
     Parameter(
-        show_default=False, help="Settings as section.key=value; docs/config.md and `vitrail config digits` show them."
+        show_default=False,
+        help="Settings as section.key=value; docs/config.md and `vitrail config digits` show them.",
     ),
 ]
 RecipeAndSettings = Annotated[
-    str, Parameter(show_default=False, help="A recipe's name or file, and settings as section.key=value.")
+    str,
+    Parameter(
+        show_default=False, help="A recipe's name or file, and settings as section.key=value."
+    ),
 ]
 FileSettings = Annotated[
-    str, Parameter(show_default=False, help="How the file is read: weights.key=value and preprocess.key=value.")
+    str,
+    Parameter(
+        show_default=False, help="How the file is read: weights.key=value and preprocess.key=value."
+    ),
 ]
 Checkpoint = Annotated[
     Path,
@@ -74,15 +84,26 @@ Checkpoint = Annotated[
         help="A weight file of any project, what `vitrail export` made of one, or a name that `vitrail weights` lists."
     ),
 ]
-Weights = Annotated[Path, Parameter(help="A weight file of any project, or a name that `vitrail weights` lists.")]
-ModelRecipe = Annotated[str | None, Parameter(help="A recipe's name or file, for the model and how images are read.")]
-JsonFile = Annotated[Path | None, Parameter(name="--json", help="Also write the numbers to this file.")]
-Engine = Annotated[choices.Engine | None, Parameter(help="What runs an exported file, where two can, as .onnx.")]
+Weights = Annotated[
+    Path, Parameter(help="A weight file of any project, or a name that `vitrail weights` lists.")
+]
+ModelRecipe = Annotated[
+    str | None, Parameter(help="A recipe's name or file, for the model and how images are read.")
+]
+JsonFile = Annotated[
+    Path | None, Parameter(name="--json", help="Also write the numbers to this file.")
+]
+Engine = Annotated[
+    choices.Engine | None, Parameter(help="What runs an exported file, where two can, as .onnx.")
+]
 Precision = Annotated[
     choices.Precision | None,
     Parameter(help="Precision of the computation; an exported file's own by default."),
 ]
-Device = Annotated[choices.Device, Parameter(help="auto takes the accelerator, where there is one; cpu never does.")]
+Device = Annotated[
+    choices.Device,
+    Parameter(help="auto takes the accelerator, where there is one; cpu never does."),
+]
 CsvAsIs = Annotated[
     bool,
     Parameter(

@@ -11,13 +11,15 @@ from vitrail.distributed.launch import is_main_process
 from vitrail.errors import Ended, escape_text
 
 GRACE_S = 10
-"""Until the program ends without having tidied up, as Python drops what a signal raises within a destructor."""
+"""Until the program ends without having tidied up, as Python drops what a signal raises within a
+destructor."""
 
 
 def listen(command: str) -> None:
     """Raise Ended in the first thread where the system tells this program to end, unless its parent has that ignored.
 
-    A training ignores SIGHUP, as it does once it has begun: the terminal that is gone is not needed.
+    A training ignores SIGHUP, as it does once it has begun: the terminal that is gone is not
+    needed.
 
     Args:
         command: The command of this process.
@@ -54,7 +56,10 @@ def tell_interrupted(error: BaseException, command: str) -> tuple[int, str]:
     if ended is not None:
         status = ended.status
         if command == "train":  # it hears signals itself as long as there is something to save
-            status, line = os.EX_TEMPFAIL, f"{line} before the first update; start the same command again"
+            status, line = (
+                os.EX_TEMPFAIL,
+                f"{line} before the first update; start the same command again",
+            )
     if is_main_process():
         sys.stderr.write(f"{line}\n")
     return status, line

@@ -22,16 +22,20 @@ if TYPE_CHECKING:
 
 def train(
     *settings: RecipeAndSettings,
-    config: Annotated[str | None, Parameter(help="A recipe's name or file, of MindSpore's projects too.")] = None,
+    config: Annotated[
+        str | None, Parameter(help="A recipe's name or file, of MindSpore's projects too.")
+    ] = None,
     resume: Annotated[
-        Path | None, Parameter(help="Run to go on with; with a recipe, begun if it is not there yet.")
+        Path | None,
+        Parameter(help="Run to go on with; with a recipe, begun if it is not there yet."),
     ] = None,
     extend: Annotated[Path | None, Parameter(help="Run to lengthen, with train.epochs=N.")] = None,
     fork: Annotated[Path | None, Parameter(help="Run whose weights a new run begins with.")] = None,
 ) -> int:
     """Train a model; without arguments, a small TNT on scikit-learn's digits.
 
-    Status 75 says that the run was stopped and saved, and that the same command with --resume goes on.
+    Status 75 says that the run was stopped and saved, and that the same command with --resume goes
+    on.
 
     ```
     vitrail train
@@ -93,7 +97,9 @@ def config(
     if recipe is None:
         rows = [(name, _first_comment(find_recipe(name)[1])) for name in list_recipes()]
         show_table("recipes", ("name", "what"), rows)
-        print("`vitrail config NAME` shows one, `vitrail config --markdown` explains every setting.")
+        print(
+            "`vitrail config NAME` shows one, `vitrail config --markdown` explains every setting."
+        )
         return 0
     name, tokens = split_recipe([recipe, *settings], None)
     show_result(api.show_config(name, tokens))
@@ -129,7 +135,12 @@ def models(
     return 0
 
 
-def doctor(*, output: Annotated[Path, Parameter(help="Folder that runs are to be written to.")] = Path("runs")) -> int:
+def doctor(
+    *,
+    output: Annotated[Path, Parameter(help="Folder that runs are to be written to.")] = Path(
+        "runs"
+    ),
+) -> int:
     """Look whether this machine is fit to train on, and say how to mend what is not; status 1 if anything is not.
 
     ```
@@ -147,7 +158,9 @@ def doctor(*, output: Annotated[Path, Parameter(help="Folder that runs are to be
 
 def bench_data(
     *settings: RecipeAndSettings,
-    seconds: Annotated[float, Parameter(help="Seconds to measure the loader for, and again the model.")] = 10.0,
+    seconds: Annotated[
+        float, Parameter(help="Seconds to measure the loader for, and again the model.")
+    ] = 10.0,
     json_file: JsonFile = None,
 ) -> int:
     """Measure how fast training images are read, decoded and varied here, against how fast the model takes them.

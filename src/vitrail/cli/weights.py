@@ -18,7 +18,9 @@ weights = App(
 
 @weights.default
 def list_published(
-    pattern: Annotated[str, Parameter(help="A shell pattern of names: a star stands for any letters.")] = "*",
+    pattern: Annotated[
+        str, Parameter(help="A shell pattern of names: a star stands for any letters.")
+    ] = "*",
 ) -> int:
     """List the weights that are published and have a name; wherever a weight file goes, such a name will do.
 
@@ -36,11 +38,15 @@ def list_published(
 
 
 @weights.command
-def fetch(*names: Annotated[str, Parameter(help="Names that `vitrail weights` lists, or hf-hub:OWNER/NAME.")]) -> int:
+def fetch(
+    *names: Annotated[
+        str, Parameter(help="Names that `vitrail weights` lists, or hf-hub:OWNER/NAME.")
+    ],
+) -> int:
     """Download published weights, such as before a machine goes offline; what is here already stays.
 
-    A download that was cut goes on where it stopped. VITRAIL_WEIGHTS_MIRROR names a server that has all the files,
-    HF_ENDPOINT one that has the Hub's.
+    A download that was cut goes on where it stopped. VITRAIL_WEIGHTS_MIRROR names a server that has
+    all the files, HF_ENDPOINT one that has the Hub's.
 
     ```
     vitrail weights fetch twins_svt_small t2t_vit_14_384
@@ -56,14 +62,20 @@ def fetch(*names: Annotated[str, Parameter(help="Names that `vitrail weights` li
 
 @weights.command
 def add(
-    *files: Annotated[Path, Parameter(help="Files that were downloaded elsewhere, whatever they are called.")],
+    *files: Annotated[
+        Path, Parameter(help="Files that were downloaded elsewhere, whatever they are called.")
+    ],
     name: Annotated[
-        str | None, Parameter(help="Which published weights the file holds, where its content leaves that open.")
+        str | None,
+        Parameter(
+            help="Which published weights the file holds, where its content leaves that open."
+        ),
     ] = None,
 ) -> int:
     """Copy a file that was downloaded by hand to where published weights are looked for.
 
-    It is known by its hash where that was published, and by the names and shapes of its weights elsewhere.
+    It is known by its hash where that was published, and by the names and shapes of its weights
+    elsewhere.
 
     ```
     vitrail weights add ~/Downloads/tnt_s_81.5.pth.tar

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from vitrail.config.sections import DataSection, EvaluateSection, ModelSection, PreprocessSection, WeightsSection
+from vitrail.config.sections import (
+    DataSection,
+    EvaluateSection,
+    ModelSection,
+    PreprocessSection,
+    WeightsSection,
+)
 from vitrail.config.training_sections import (
     AugmentSection,
     BalanceSection,
@@ -47,7 +53,10 @@ class TrainConfig:
         problems += self._sampling_problems()
         for name, value in (("freeze.until", self.freeze.until), ("lora.rank", self.lora.rank)):
             if value is not None and self.train.shard:
-                problems.append(f"{name} does not go with train.shard, which is for training all weights; drop one")
+                problems.append(
+                    f"{name} does not go with train.shard, which is for training all weights; drop "
+                    "one"
+                )
         if self.schedule.warmup_epochs > self.train.epochs:
             problems.append(
                 f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} is more than train.epochs "
@@ -64,7 +73,8 @@ class TrainConfig:
             values = getattr(self.preprocess, name)
             if values is not None and len(values) != data.channels:
                 problems.append(
-                    f"preprocess.{name} is {values}; it must have a number for each of data.channels={data.channels}"
+                    f"preprocess.{name} is {values}; it must have a number for each of "
+                    f"data.channels={data.channels}"
                 )
         if (data.channels, data.bits) == (3, 8):
             return problems
@@ -72,7 +82,8 @@ class TrainConfig:
             value = getattr(self.augment, name)
             if value:
                 problems.append(
-                    f"augment.{name}={value} knows only RGB of 8 bits; set it to null, or leave out "
+                    f"augment.{name}={value} knows only RGB of 8 bits; set it to null, or leave "
+                    "out "
                     f"data.channels={data.channels} and data.bits={data.bits}"
                 )
         return problems
@@ -106,7 +117,8 @@ class TrainConfig:
             )
         if self.data.streaming:
             problems.append(
-                f"balance.sampler is {sampler}, which draws from all over the set; data.streaming reads "
+                f"balance.sampler is {sampler}, which draws from all over the set; data.streaming "
+                "reads "
                 "it in windows; set one of them to its default"
             )
         return problems

@@ -49,15 +49,19 @@ def find_recipe(name: str) -> tuple[str, Path]:
     if path.is_file():
         return path.stem, path
     if path.is_dir():
-        raise ConfigError(f"{name} is a folder, not a recipe; to train on its images, write data.root={name}")
+        raise ConfigError(
+            f"{name} is a folder, not a recipe; to train on its images, write data.root={name}"
+        )
     absent = describe_absent(path)
     if absent and absent != MISSING:
         raise ConfigError(
-            f"{name}: {absent}; give a recipe's name or its YAML file, `vitrail config` lists the recipes"
+            f"{name}: {absent}; give a recipe's name or its YAML file, `vitrail config` lists the "
+            "recipes"
         )
     hint = suggest(name, known) or ";"
     raise ConfigError(
-        f"unknown recipe {name!r}{hint} `vitrail config` lists all {len(known)}; a path to a YAML file works too"
+        f"unknown recipe {name!r}{hint} `vitrail config` lists all {len(known)}; a path to a YAML "
+        "file works too"
     )
 
 

@@ -58,7 +58,8 @@ class Layer:
     """Section `model` of a file whose other settings are taken for weights that exist: these have
     to bear it out."""
     chosen: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Settings that `vitrail finetune` chose, by their dotted keys, each with its `value` and the `reason` for it."""
+    """Settings that `vitrail finetune` chose, by their dotted keys, each with its `value` and the
+    `reason` for it."""
 
     def origin_of(self, key: str, value: Any) -> str:
         """Return where a setting comes from: `auto` and the reason, where it has the value that was chosen for it."""
@@ -155,14 +156,16 @@ def parse_command_line(tokens: Sequence[str]) -> Layer:
         *path, key = dotted.split(".")
         if not equals or not path or not all(re.fullmatch(r"\w+", part) for part in (*path, key)):
             raise ConfigError(
-                f"command line: {token!r} is not a setting; write section.key=value, such as optim.lr=1e-3"
+                f"command line: {token!r} is not a setting; write section.key=value, such as "
+                "optim.lr=1e-3"
             )
         target = values
         for part in path:
             target = target.setdefault(part, {})
             if not isinstance(target, dict):
                 raise ConfigError(
-                    f"command line: {token!r} sets a part of what another setting sets whole; give one of them"
+                    f"command line: {token!r} sets a part of what another setting sets whole; give "
+                    "one of them"
                 )
         target[key] = Text(text)
     return Layer("command line", values)
@@ -181,7 +184,9 @@ def read_yaml(path: Path, origin: str | None = None) -> Layer:
     try:
         content = yaml.load(read_regular(path, MOST_SETTINGS).decode("utf-8"), _UniqueKeyLoader)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); `vitrail config` lists the recipes") from error
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); `vitrail config` lists the recipes"
+        ) from error
     # PyYAML lets a bad date through as ValueError
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
@@ -191,7 +196,9 @@ def read_yaml(path: Path, origin: str | None = None) -> Layer:
     if content is None:
         content = {}
     if not isinstance(content, Mapping):
-        raise ConfigError(f"{path}: holds a {type(content).__name__}, not sections such as model, data and train")
+        raise ConfigError(
+            f"{path}: holds a {type(content).__name__}, not sections such as model, data and train"
+        )
     chosen = content.get(CHOSEN, {})
     if not _are_choices(chosen):
         return Layer(origin or str(path), content)
@@ -202,7 +209,8 @@ def read_yaml(path: Path, origin: str | None = None) -> Layer:
 def _are_choices(chosen: Any) -> bool:
     """Say whether an entry holds what `vitrail finetune` notes of its choices, and not another project's setting."""
     return isinstance(chosen, Mapping) and all(
-        isinstance(choice, Mapping) and choice.keys() == {"value", "reason"} for choice in chosen.values()
+        isinstance(choice, Mapping) and choice.keys() == {"value", "reason"}
+        for choice in chosen.values()
     )
 
 
@@ -255,7 +263,9 @@ def to_yaml(config: TrainConfig, header: str = "") -> str:
     """Return a configuration as YAML, one section a paragraph, with `header` as a comment above."""
     comment = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
     sections = to_dict(config).items()
-    return comment + "\n".join(yaml.safe_dump({name: section}, sort_keys=False) for name, section in sections)
+    return comment + "\n".join(
+        yaml.safe_dump({name: section}, sort_keys=False) for name, section in sections
+    )
 
 
 def flatten(config: Any) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from vitrail.choices import Device, Precision
 from vitrail.config.ranges import find_not_positive, find_out_of_range
 
 MIN_STD = 1e-6
-"""Smallest standard deviation, for pixels from 0 to 1; below it, pixels that are the same in 16 bits would be apart by
-more than a network can take."""
+"""Smallest standard deviation, for pixels from 0 to 1; below it, pixels that are the same in 16
+bits would be apart by more than a network can take."""
 MAX_WORKERS = 1024
 """Largest number of loader processes; no machine has more cores for one training process."""
 
@@ -34,14 +34,18 @@ class ModelSection:
     options: dict[str, Any] = field(default_factory=dict)
     """Any other field of the model's configuration, such as `depth` or `gelu`."""
     weights: str | None = None
-    """Weights to start from: a file of any project that `vitrail convert --help` lists, `pretrained`
-    for the best published ones of the model, `pretrained:NAME` for others that `vitrail weights`
-    lists, or `hf-hub:OWNER/NAME`; null starts with fresh weights."""
+    """Weights to start from: a file of any project that `vitrail convert --help` lists,
+    `pretrained` for the best published ones of the model, `pretrained:NAME` for others that
+    `vitrail weights` lists, or `hf-hub:OWNER/NAME`; null starts with fresh weights."""
 
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""
         rates = {"drop_path_rate": self.drop_path_rate, "drop_rate": self.drop_rate}
-        return [f"{name} is {rate}; it must be from 0 to below 1" for name, rate in rates.items() if not 0 <= rate < 1]
+        return [
+            f"{name} is {rate}; it must be from 0 to below 1"
+            for name, rate in rates.items()
+            if not 0 <= rate < 1
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +182,9 @@ class DataSection:
             problems.append(f"val_fraction is {self.val_fraction}; it must be above 0 and below 1")
         problems += self._column_problems()
         if self.name is None and self.root is None and self.manifest is None and self.list is None:
-            problems.append("root is not set; give the folder with your images, or data.name=digits")
+            problems.append(
+                "root is not set; give the folder with your images, or data.name=digits"
+            )
         return problems
 
     def _fold_problems(self) -> Sequence[str]:
@@ -195,15 +201,23 @@ class DataSection:
             for name in ("subset", "revision", "image_column", "streaming"):
                 value = getattr(self, name)
                 if value:
-                    problems.append(f"{name} is {value}; it is for data sets whose name begins with hf:")
+                    problems.append(
+                        f"{name} is {value}; it is for data sets whose name begins with hf:"
+                    )
             for name in ("label_column", "labels_column"):
                 value = getattr(self, name)
                 if value is not None and self.list is None:
-                    problems.append(f"{name} is {value}; it is for data.list and sets whose name begins with hf:")
+                    problems.append(
+                        f"{name} is {value}; it is for data.list and sets whose name begins with "
+                        "hf:"
+                    )
         if self.list is None and self.path_column != "path":
             problems.append(f"path_column is {self.path_column}; it is for data.list")
         if self.label_column is not None and self.labels_column is not None:
-            problems.append("label_column and labels_column are both set; an image has one class or several: drop one")
+            problems.append(
+                "label_column and labels_column are both set; an image has one class or several: "
+                "drop one"
+            )
         return problems
 
 
@@ -274,8 +288,8 @@ class EvaluateSection:
     device: Device = "auto"
     """Device to compute on; auto takes an accelerator (GPU) where there is one."""
     guard_csv: bool = True
-    """In CSV files, write names that a spreadsheet would compute, as they begin with = + - or @, with an apostrophe in
-    front."""
+    """In CSV files, write names that a spreadsheet would compute, as they begin with = + - or @,
+    with an apostrophe in front."""
 
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""

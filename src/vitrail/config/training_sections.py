@@ -80,11 +80,14 @@ class AugmentSection:
         )
         problems += self._cutmix_problems()
         if not 0 <= self.label_smoothing < 1:
-            problems.append(f"label_smoothing is {self.label_smoothing}; it must be from 0 to below 1")
+            problems.append(
+                f"label_smoothing is {self.label_smoothing}; it must be from 0 to below 1"
+            )
         # timm applies colour jitter beside the policy 3a and drops it beside all others
         if self.color_jitter and self.auto_augment is not None and "3a" not in self.auto_augment:
             problems.append(
-                f"color_jitter is not applied beside auto_augment={self.auto_augment}; set one of them to null"
+                f"color_jitter is not applied beside auto_augment={self.auto_augment}; set one of "
+                "them to null"
             )
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             problems.append(f"scale is {self.scale}; it must rise within 0 to 1")
@@ -101,7 +104,10 @@ class AugmentSection:
             problems.append(f"cutmix_minmax is {self.cutmix_minmax}; it must rise within 0 to 1")
         # timm's programs take an alpha of 1 beside the bounds, so 1 is what translated files hold
         if self.cutmix not in (0, 1):
-            problems.append(f"cutmix is {self.cutmix}, but cutmix_minmax draws the rectangle instead; set one of them")
+            problems.append(
+                f"cutmix is {self.cutmix}, but cutmix_minmax draws the rectangle instead; set one "
+                "of them"
+            )
         return problems
 
 
@@ -126,10 +132,13 @@ class BalanceSection:
         """Say what is wrong, each as one clause."""
         problems = find_not_positive(self, "logit_adjust")
         if not 0 <= self.effective_beta < 1:
-            problems.append(f"effective_beta is {self.effective_beta}; it must be from 0 to below 1")
+            problems.append(
+                f"effective_beta is {self.effective_beta}; it must be from 0 to below 1"
+            )
         if self.sampler == "balanced" and self.logit_adjust is not None:
             problems.append(
-                "logit_adjust does nothing beside sampler=balanced, which shows all classes equally often; drop one"
+                "logit_adjust does nothing beside sampler=balanced, which shows all classes "
+                "equally often; drop one"
             )
         return problems
 
@@ -167,7 +176,9 @@ class MultiLabelSection:
             gamma = getattr(self, name)
             # the derivative of p**gamma is infinite at p = 0 for a gamma between 0 and 1
             if gamma != 0 and gamma < 1:
-                problems.append(f"{name} is {gamma}; it must be 0, or at least 1 for its gradient to be finite")
+                problems.append(
+                    f"{name} is {gamma}; it must be 0, or at least 1 for its gradient to be finite"
+                )
         if not 0 <= self.clip < 1:
             problems.append(f"clip is {self.clip}; it must be from 0 to below 1")
         return problems
@@ -181,7 +192,8 @@ OPTIMIZERS: Mapping[OptimizerName, Mapping[str, Any]] = {
     "adan": {"betas": (0.98, 0.92, 0.99), "eps": 1e-8},
     "muon": {"betas": (0.9, 0.95), "eps": 1e-7, "momentum": 0.95},
 }
-"""Settings of moments that each optimizer reads, with what they are where they are null, as its paper has them."""
+"""Settings of moments that each optimizer reads, with what they are where they are null, as its
+paper has them."""
 UNREAD_MOMENTS = {"betas": (0.9, 0.999), "eps": 1e-8, "momentum": 0.9}
 """What these settings are where they are null and the optimizer does not read them."""
 
@@ -238,8 +250,12 @@ class OptimSection:
 
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""
-        problems = find_out_of_range(self, weight_decay=(0, None), momentum=(0, 1), lr_base_batch=(1, None))
-        problems += find_not_positive(self, "lr", "eps", "clip_norm", "layer_decay", "backbone_scale", "sam_rho")
+        problems = find_out_of_range(
+            self, weight_decay=(0, None), momentum=(0, 1), lr_base_batch=(1, None)
+        )
+        problems += find_not_positive(
+            self, "lr", "eps", "clip_norm", "layer_decay", "backbone_scale", "sam_rho"
+        )
         if self.layer_decay is not None and self.layer_decay > 1:
             problems.append(f"layer_decay is {self.layer_decay}; it must be at most 1")
         if self.betas is not None:
@@ -247,7 +263,9 @@ class OptimSection:
             if not all(0 <= beta < 1 for beta in self.betas):
                 problems.append(f"betas are {self.betas}; each must be from 0 to below 1")
             elif len(self.betas) != wanted:
-                problems.append(f"betas are {self.betas}; {self.name} takes {wanted}; null takes its own")
+                problems.append(
+                    f"betas are {self.betas}; {self.name} takes {wanted}; null takes its own"
+                )
         if self.nesterov and ("momentum" not in OPTIMIZERS[self.name] or self.momentum == 0):
             problems.append("nesterov needs name=sgd or name=muon, and a momentum above 0")
         return problems
@@ -306,8 +324,8 @@ class ScheduleSection:
     """The schedule: the learning rate over time."""
 
     name: Literal["cosine", "linear", "step", "exponential", "constant"] = "cosine"
-    """Curve of the learning rate: a cosine or a straight line down to `min_lr`, a fall by `decay_rate` at every period
-    (step) or smoothly (exponential), or none (constant)."""
+    """Curve of the learning rate: a cosine or a straight line down to `min_lr`, a fall by
+    `decay_rate` at every period (step) or smoothly (exponential), or none (constant)."""
     step: Literal["update", "epoch"] = "update"
     """When the learning rate is set anew: before every update, or once an epoch, as in the official
     training runs and by timm's default."""
@@ -320,7 +338,8 @@ class ScheduleSection:
     warmup_lr: float = 1e-6
     """Learning rate at which the warm-up begins."""
     min_lr: float = 1e-5
-    """Learning rate at which a cosine or a line ends, and below which step and exponential do not fall."""
+    """Learning rate at which a cosine or a line ends, and below which step and exponential do not
+    fall."""
     clip_to_min_lr: bool = False
     """Let a cosine fall to zero, with no rate below `min_lr`, the warm-up's included; false ends it
     at `min_lr`."""
@@ -328,8 +347,8 @@ class ScheduleSection:
     """Length of a cosine in epochs, from its own beginning, after which it stays at `min_lr`; null
     ends it with train.epochs."""
     cooldown_epochs: int = 0
-    """Number of epochs after `train.epochs`, in which a cosine and a line stay at `min_lr` and the other
-    curves go on."""
+    """Number of epochs after `train.epochs`, in which a cosine and a line stay at `min_lr` and the
+    other curves go on."""
     decay_epochs: float = 30.0
     """Period of step and exponential in epochs."""
     decay_rate: float = 0.1
@@ -385,7 +404,9 @@ class TrainSection:
     seed: int = 0
     """Seed that every random draw follows from: fresh weights, order, augmentation, mixing and
     dropout."""
-    precision: Literal["float32", "bfloat16", "float16", "mixed", "O0", "O1", "O2", "O3"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16", "mixed", "O0", "O1", "O2", "O3"] = (
+        "float32"
+    )
     """Precision of matrix products; weights stay float32. float16 scales the loss dynamically and
     needs CUDA; mixed is bfloat16 where the device has it, float16 elsewhere. MindSpore's O0 is
     float32, O1 to O3 are mixed."""
@@ -405,8 +426,8 @@ class TrainSection:
     eval_every: int = 1
     """Number of epochs from one evaluation to the next; the last epoch is always evaluated."""
     eval_first: bool = False
-    """Evaluate the initial weights before the first update, as epoch 0; they are the best weights until an epoch is
-    better, so that a run from good weights never ends with worse ones."""
+    """Evaluate the initial weights before the first update, as epoch 0; they are the best weights
+    until an epoch is better, so that a run from good weights never ends with worse ones."""
     log_every: int = 20
     """Number of updates from one row of steps.jsonl to the next: loss since the row before,
     learning rate, norm of the gradient; reading them waits for the device."""
@@ -470,7 +491,10 @@ class TrainSection:
         problems += find_not_positive(self, "max_hours", "dist_timeout_minutes")
         # divided only once both are known to be at least 1
         if not problems and self.batch_size % self.accumulate:
-            problems.append(f"batch_size {self.batch_size} cannot be cut into accumulate={self.accumulate} equal parts")
+            problems.append(
+                f"batch_size {self.batch_size} cannot be cut into accumulate={self.accumulate} "
+                "equal parts"
+            )
         return problems
 
 
@@ -499,12 +523,14 @@ class OutputSection:
     """Trackers that are given the metrics of each epoch, beside metrics.jsonl; tensorboard those of
     steps.jsonl too."""
     guard_csv: bool = True
-    """In the report's CSV files, write names that a spreadsheet would compute, as they begin with = + - or @, with an
-    apostrophe in front."""
+    """In the report's CSV files, write names that a spreadsheet would compute, as they begin with =
+    + - or @, with an apostrophe in front."""
 
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""
-        problems = find_out_of_range(self, keep_best=(1, None), save_every_updates=(1, None), keep_last=(1, None))
+        problems = find_out_of_range(
+            self, keep_best=(1, None), save_every_updates=(1, None), keep_last=(1, None)
+        )
         # the name is written into files that hold text alone
         if self.name is not None and printable(self.name) != self.name:
             problems.append(f"name is {self.name!a}; it must be text, without bytes that are none")

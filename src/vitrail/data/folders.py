@@ -11,7 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.classes.names import ClassOrder, canonical, explain_look_alikes, quote_name, sort_classes
+from vitrail.classes.names import (
+    ClassOrder,
+    canonical,
+    explain_look_alikes,
+    quote_name,
+    sort_classes,
+)
 from vitrail.data.paths import Paths
 from vitrail.data.shards import INDEX
 from vitrail.data.sources import FileSource
@@ -28,16 +34,18 @@ SYSTEM = frozenset(
         "@eadir", "#recycle", "#snapshot", "@tmp", "@sharebin",  # Synology's
         "@recycle", "@recently-snapshot", "@transcode",  # QNAP's
         "~snapshot",  # NetApp's
-        "$recycle.bin", "recycler", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini",  # Windows'
+        # Windows'
+        "$recycle.bin", "recycler", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini",
         "ehthumbs_vista.db", "$winreagent", "$extend", "wpsettings.dat", "indexervolumeguid",
         *(f"found.{number:03}" for number in range(100)),
-        "__macosx", "icon\r", "network trash folder", "temporary items", "thevolumesettingsfolder",  # macOS's
+        # macOS's
+        "__macosx", "icon\r", "network trash folder", "temporary items", "thevolumesettingsfolder",
         "lost+found", "aquota.user", "aquota.group",  # Linux's
         "__pycache__",
     )
 )  # fmt: skip
-"""Files and folders that systems and storage devices add to others' folders, in lower case; those that begin with a
-point, such as .@__thumb, .AppleDouble and ._0.jpg, need no name here."""
+"""Files and folders that systems and storage devices add to others' folders, in lower case; those
+that begin with a point, such as .@__thumb, .AppleDouble and ._0.jpg, need no name here."""
 IN_A_CIRCLE = "a link to a folder that contains it"
 FOLDER = "a folder"
 FILE = "a file"
@@ -49,7 +57,9 @@ UNREAD = "images of formats that are not read"
 """Words of a note about images that are not read."""
 
 
-def find_splits(root: Path, train_split: str, val_split: str | None) -> tuple[Path | None, Path | None]:
+def find_splits(
+    root: Path, train_split: str, val_split: str | None
+) -> tuple[Path | None, Path | None]:
     """Return the training and the validation folder; class folders directly in the root make it the training folder."""
     folders = visible_folders(root)
     train = root / train_split if train_split in folders else None
@@ -70,11 +80,18 @@ def find_splits(root: Path, train_split: str, val_split: str | None) -> tuple[Pa
 
 def _refuse_other_splits(root: Path, train_split: str, folders: Sequence[str]) -> None:
     """Refuse folders that look like splits under other names, and would be taken for classes."""
-    splits = [folder for folder in folders if folder.lower() in SPLIT_WORDS and visible_folders(root / folder)]
+    splits = [
+        folder
+        for folder in folders
+        if folder.lower() in SPLIT_WORDS and visible_folders(root / folder)
+    ]
     if splits:
-        settings = " ".join(f"data.{key}_split={name}" for key, name in zip(("train", "val"), splits, strict=False))
+        settings = " ".join(
+            f"data.{key}_split={name}" for key, name in zip(("train", "val"), splits, strict=False)
+        )
         raise DataError(
-            f"data.root {root}: has no {train_split}/, and {list_some(splits)} look like splits rather than "
+            f"data.root {root}: has no {train_split}/, and {list_some(splits)} look like splits "
+            "rather than "
             "classes; set "
             f"them, such as {settings}"
         )
@@ -87,7 +104,11 @@ def visible_folders(root: Path) -> list[str]:
         DataError: The root is not there, is a file, or cannot be read.
     """
     try:
-        return sorted(entry.name for entry in os.scandir(root) if not is_hidden(entry.name) and _kind(entry) == FOLDER)
+        return sorted(
+            entry.name
+            for entry in os.scandir(root)
+            if not is_hidden(entry.name) and _kind(entry) == FOLDER
+        )
     except FileNotFoundError:
         beside = []
         if root.parent.is_dir():
@@ -97,7 +118,8 @@ def visible_folders(root: Path) -> list[str]:
     except NotADirectoryError:
         what = no_file(root) or "a file"
         raise DataError(
-            f"data.root {root}: is {what}; give a folder with train/<class>/ and val/<class>/, unpacked if it is an "
+            f"data.root {root}: is {what}; give a folder with train/<class>/ and val/<class>/, "
+            "unpacked if it is an "
             "archive"
         ) from None
     except OSError as error:
@@ -111,7 +133,9 @@ def note_left_out(root: Path, splits: Collection[str]) -> tuple[str, ...]:
     others = [name for name in visible_folders(root) if name not in splits]
     if not others:
         return ()
-    return (f"{root}: left out {list_some(others, 10)}, beside {' and '.join(dict.fromkeys(splits))}",)
+    return (
+        f"{root}: left out {list_some(others, 10)}, beside {' and '.join(dict.fromkeys(splits))}",
+    )
 
 
 def refuse_inside(root: Path, output: Path) -> None:
@@ -125,7 +149,9 @@ def refuse_inside(root: Path, output: Path) -> None:
     # compared by identity, as a link, or another case, may spell the root otherwise
     if root.exists() and identity(root) in list_enclosing(existing):
         where = write_option("output", output)
-        raise ConfigError(f"{where}: lies in data.root {root}, among the images; choose a folder beside it")
+        raise ConfigError(
+            f"{where}: lies in data.root {root}, among the images; choose a folder beside it"
+        )
 
 
 def is_hidden(name: str) -> bool:
@@ -158,7 +184,8 @@ def walk(
         folder: Where the search begins.
         relative: The folder below it whose images are yielded; empty for the folder itself.
         ignored: Collects what is passed over.
-        inside: The folders that are being searched, and those that they lie in; found where it is not given.
+        inside: The folders that are being searched, and those that they lie in; found where it is
+            not given.
         takes: Says by its name whether a file is yielded.
 
     Raises:
@@ -229,30 +256,42 @@ class Ignored:
         notes = []
         if self.hidden:
             notes.append(
-                f"{where}: ignored {len(self.hidden)} hidden or system files or folders: {list_some(self.hidden, 10)}"
+                f"{where}: ignored {len(self.hidden)} hidden or system files or folders: "
+                f"{list_some(self.hidden, 10)}"
             )
         if self.odd:
-            notes.append(f"{where}: ignored {len(self.odd)} that are no regular files: {list_some(self.odd, 10)}")
+            notes.append(
+                f"{where}: ignored {len(self.odd)} that are no regular files: "
+                f"{list_some(self.odd, 10)}"
+            )
         unread = self._unread
         if unread:
             endings = ", ".join(sorted({name[name.rfind(".") :].lower() for name in unread}))
             notes.append(
-                f"{where}: left out {len(unread)} {UNREAD} ({endings}): {list_some(unread)}; convert them to JPEG "
+                f"{where}: left out {len(unread)} {UNREAD} ({endings}): {list_some(unread)}; "
+                "convert them to JPEG "
                 "or PNG"
             )
         others = [name for name in self.others if not is_unread_image(name)]
         if others:
-            notes.append(f"{where}: ignored {len(others)} files that are not images: {list_some(others)}")
+            notes.append(
+                f"{where}: ignored {len(others)} files that are not images: {list_some(others)}"
+            )
         if self.loose:
             notes.append(
-                f"{where}: ignored {len(self.loose)} images outside the class folders: {list_some(self.loose)}"
+                f"{where}: ignored {len(self.loose)} images outside the class folders: "
+                f"{list_some(self.loose)}"
             )
         return tuple(notes)
 
     def hint(self) -> str:
         """Return the end of an error about missing images: those that are there, but of formats that are not read."""
         unread = self._unread
-        return f"; {len(unread)} {UNREAD} were left out ({list_some(unread)}), convert them" if unread else ""
+        return (
+            f"; {len(unread)} {UNREAD} were left out ({list_some(unread)}), convert them"
+            if unread
+            else ""
+        )
 
     @property
     def _unread(self) -> list[str]:
@@ -273,7 +312,9 @@ class Listing:
     """Whether a list named the images, so that both splits have one folder."""
 
 
-def list_folder(root: Path, train_split: str, val_split: str | None, class_order: ClassOrder | None = None) -> Listing:
+def list_folder(
+    root: Path, train_split: str, val_split: str | None, class_order: ClassOrder | None = None
+) -> Listing:
     """List the images of a root's training and validation folders.
 
     Raises:
@@ -282,7 +323,8 @@ def list_folder(root: Path, train_split: str, val_split: str | None, class_order
     train_folder, val_folder = find_splits(root, train_split, val_split)
     if train_folder is None:
         raise DataError(
-            f"data.root {root}: has {val_split}/ but no {train_split}/ to train on; set data.train_split to one of its "
+            f"data.root {root}: has {val_split}/ but no {train_split}/ to train on; set "
+            "data.train_split to one of its "
             f"folders: {list_some(visible_folders(root))}"
         )
     problems: list[str] = []
@@ -305,15 +347,19 @@ def list_folder(root: Path, train_split: str, val_split: str | None, class_order
         differences.append(f"only in {val_split}/: {list_some(extra)}")
     if differences:
         problems.append(
-            f"data.root {root}: {val_split}/ has other classes than {train_split}/ ({'; '.join(differences)})"
-            f"{explain_look_alikes(missing, extra)}; give both the same class folders, or set data.val_split=null "
+            f"data.root {root}: {val_split}/ has other classes than {train_split}/ "
+            f"({'; '.join(differences)})"
+            f"{explain_look_alikes(missing, extra)}; give both the same class folders, or set "
+            "data.val_split=null "
             "to hold out a "
             "part of the training images"
         )
     return Listing(root, train, val, tuple(problems))
 
 
-def scan(folder: Path, problems: list[str] | None = None, class_order: ClassOrder | None = None) -> FileSource:
+def scan(
+    folder: Path, problems: list[str] | None = None, class_order: ClassOrder | None = None
+) -> FileSource:
     """List the images of each class folder, deep folders included, in the order of their names.
 
     Folders whose names are one in two forms of Unicode are one class.
@@ -324,7 +370,8 @@ def scan(folder: Path, problems: list[str] | None = None, class_order: ClassOrde
         class_order: Order of the classes; None is the order of text.
 
     Raises:
-        DataError: It holds no image in a class folder; or there is a problem, and no list to collect it.
+        DataError: It holds no image in a class folder; or there is a problem, and no list to
+            collect it.
     """
     ignored = Ignored()
     try:
@@ -333,7 +380,11 @@ def scan(folder: Path, problems: list[str] | None = None, class_order: ClassOrde
         inside = list_enclosing(folder)
         paths_of = []
         for folders in folders_of.values():
-            paths = [os.fsencode(path) for name in folders for path in walk(folder, name, ignored, inside)]
+            paths = [
+                os.fsencode(path)
+                for name in folders
+                for path in walk(folder, name, ignored, inside)
+            ]
             paths_of.append(paths)
         changed = read_changes(folder)
     except OSError as error:
@@ -344,7 +395,8 @@ def scan(folder: Path, problems: list[str] | None = None, class_order: ClassOrde
         raise DataError(_explain_no_images(folder, class_folders, loose, ignored))
     if empty:
         problem = (
-            f"data.root {folder}: {len(empty)} of {len(folders_of)} class folders have no images ({list_some(empty)}); "
+            f"data.root {folder}: {len(empty)} of {len(folders_of)} class folders have no images "
+            f"({list_some(empty)}); "
             f"add images to them, or remove them{ignored.hint()}"
         )
         if problems is None:
@@ -401,7 +453,8 @@ def _note_joined_folders(folder: Path, folders_of: Mapping[str, Sequence[str]]) 
     for name, folders in folders_of.items():
         if len(folders) > 1:
             notes.append(
-                f"{printable(folder)}: {len(folders)} folders are one class, {printable(name)}, as their names are one "
+                f"{printable(folder)}: {len(folders)} folders are one class, {printable(name)}, as "
+                "their names are one "
                 f"in two forms of Unicode: {' and '.join(map(quote_name, folders))}"
             )
     return notes
@@ -421,7 +474,8 @@ def read_changes(folder: Path) -> list[dict[str, Any]]:
                 _describe_changes(changed)  # which fails where something is missing
             except (KeyError, TypeError, ValueError) as error:
                 raise DataError(
-                    f"{place / MARK}: is damaged, and it cannot be told how the images were changed; resize them anew"
+                    f"{place / MARK}: is damaged, and it cannot be told how the images were "
+                    "changed; resize them anew"
                 ) from error
             return changed
     return []
@@ -429,7 +483,8 @@ def read_changes(folder: Path) -> list[dict[str, Any]]:
 
 def _describe_changes(changed: list[dict[str, Any]]) -> str:
     return CHANGED + ", then ".join(
-        f"resized to a short side of {one['short_side']} ({one['filter']}, quality {one['quality']}) by `vitrail "
+        f"resized to a short side of {one['short_side']} ({one['filter']}, quality "
+        f"{one['quality']}) by `vitrail "
         f"resize-data` from {one['from']}"
         for one in changed
     )
@@ -460,7 +515,8 @@ def _explain_no_images(folder: Path, classes: list[str], loose: list[str], ignor
     where = f"data.root {folder}"
     if loose:
         return (
-            f"{where}: its {len(loose)} images lie in no class folder ({list_some(loose)}); move each into a folder "
+            f"{where}: its {len(loose)} images lie in no class folder ({list_some(loose)}); move "
+            "each into a folder "
             "with "
             "the name of its class"
         )
@@ -471,14 +527,16 @@ def _explain_no_images(folder: Path, classes: list[str], loose: list[str], ignor
     tars = [name for name in ignored.others if name.endswith(".tar")]
     if tars:
         return (
-            f"{where}: holds tar files ({list_some(tars)}) and no {INDEX}, so it cannot be told what is in them; "
+            f"{where}: holds tar files ({list_some(tars)}) and no {INDEX}, so it cannot be told "
+            "what is in them; "
             "unpack them "
             "into a folder for each class, which `vitrail pack` makes shards of"
         )
     passed_over = ignored.hidden + ignored.odd + ignored.others
     if passed_over:
         return (
-            f"{where}: has no class folders, only hidden or system files or files that are no images "
+            f"{where}: has no class folders, only hidden or system files or files that are no "
+            "images "
             f"({list_some(passed_over)})"
         )
     return f"{where}: is empty; it should hold a folder of images for each class"

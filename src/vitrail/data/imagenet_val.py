@@ -40,7 +40,9 @@ def prepare_imagenet_val(folder: Path, devkit: Path) -> Prepared:
     """
     numbers, wnids = read_devkit(devkit)
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; give the one with ILSVRC2012_val_00000001.JPEG and so on")
+        raise DataError(
+            f"{folder}: no such folder; give the one with ILSVRC2012_val_00000001.JPEG and so on"
+        )
     moved = there = 0
     for index, number in enumerate(numbers, 1):
         name = f"ILSVRC2012_val_{index:08d}.JPEG"
@@ -55,7 +57,9 @@ def prepare_imagenet_val(folder: Path, devkit: Path) -> Prepared:
         elif target.is_file():
             there += 1
     if not moved + there:
-        raise DataError(f"{folder}: holds no ILSVRC2012_val_00000001.JPEG and so on, neither flat nor by class")
+        raise DataError(
+            f"{folder}: holds no ILSVRC2012_val_00000001.JPEG and so on, neither flat nor by class"
+        )
     return Prepared(moved, there, len(numbers) - moved - there)
 
 
@@ -73,7 +77,11 @@ def read_devkit(devkit: Path) -> tuple[list[int], dict[int, str]]:
         numbers = [int(line) for line in truth.decode().split()]
         rows = loadmat(io.BytesIO(synsets), squeeze_me=True)["synsets"]
         # inner nodes of WordNet's tree are no classes
-        wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows if int(row["num_children"]) == 0}
+        wnids = {
+            int(row["ILSVRC2012_ID"]): str(row["WNID"])
+            for row in rows
+            if int(row["num_children"]) == 0
+        }
         unknown = sorted(set(numbers) - wnids.keys())
         wrong = [wnid for wnid in wnids.values() if re.fullmatch(r"n\d{8}", wnid) is None]
         if unknown or wrong or not numbers:
@@ -81,7 +89,8 @@ def read_devkit(devkit: Path) -> tuple[list[int], dict[int, str]]:
     except (OSError, KeyError, ValueError, TypeError, IndexError, tarfile.TarError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
-            f"{devkit}: is not ImageNet's development kit ({reason}); give ILSVRC2012_devkit_t12.tar.gz, or its folder"
+            f"{devkit}: is not ImageNet's development kit ({reason}); give "
+            "ILSVRC2012_devkit_t12.tar.gz, or its folder"
         ) from error
     return numbers, wnids
 

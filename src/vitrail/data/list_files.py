@@ -31,7 +31,8 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-"""Encoding of a text file by its first bytes; the longer of two marks that begin alike comes first."""
+"""Encoding of a text file by its first bytes; the longer of two marks that begin alike comes
+first."""
 NO_TEXT = {
     b"PK\3\4": "a workbook of Excel or LibreOffice, or another ZIP archive",
     b"\xd0\xcf\x11\xe0": "a workbook of an old Excel",
@@ -53,7 +54,9 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in (*CSV, *JSON_LINES)
 
 
-def read_rows(path: Path, called: str, path_column: str, notes: list[str]) -> tuple[Row, Iterator[Row]]:
+def read_rows(
+    path: Path, called: str, path_column: str, notes: list[str]
+) -> tuple[Row, Iterator[Row]]:
     """Return the first row of a list, and an iterator over the others.
 
     Args:
@@ -80,7 +83,8 @@ def require_column(called: str, name: str, setting: str, cells: dict[str, Any]) 
     """Refuse a list without a column that a setting names."""
     if name not in cells:
         raise DataError(
-            f"{called}: has no column {name!r}{format_choices(name, list(cells), 'its columns are')}; name it with "
+            f"{called}: has no column "
+            f"{name!r}{format_choices(name, list(cells), 'its columns are')}; name it with "
             f"data.{setting}=COLUMN"
         )
 
@@ -92,7 +96,9 @@ def read_cell(cells: dict[str, Any], name: str, where: str) -> Any:
     return cells[name]
 
 
-def read_lines(path: Path, called: str, notes: list[str], *, any_bytes: bool = False) -> Iterator[str]:
+def read_lines(
+    path: Path, called: str, notes: list[str], *, any_bytes: bool = False
+) -> Iterator[str]:
     """Yield the lines of a text file with their ends, in whatever encoding it is written.
 
     Args:
@@ -120,7 +126,9 @@ def read_lines(path: Path, called: str, notes: list[str], *, any_bytes: bool = F
                 yield line
                 number += 1
     except UnicodeError as error:
-        raise DataError(f"{path} line {number}: is damaged {encoding.upper()}; save the file as UTF-8") from error
+        raise DataError(
+            f"{path} line {number}: is damaged {encoding.upper()}; save the file as UTF-8"
+        ) from error
     except OSError as error:
         raise DataError(f"{called}: cannot be read ({error.strerror})") from error
 
@@ -140,7 +148,9 @@ def _find_encoding(path: Path, called: str) -> str:
 
 def _check_line(line: str, where: str, encoding: str, any_bytes: bool) -> None:
     if "\0" in line:
-        raise DataError(f"{where}: holds a zero byte, as UTF-16 without its mark does; save the file as UTF-8")
+        raise DataError(
+            f"{where}: holds a zero byte, as UTF-16 without its mark does; save the file as UTF-8"
+        )
     if len(line) >= LONGEST:
         raise DataError(f"{where}: has over {LONGEST:,} characters; this is no list of images")
     if any_bytes or line.isascii():
@@ -148,17 +158,23 @@ def _check_line(line: str, where: str, encoding: str, any_bytes: bool) -> None:
     wrong = re.search("[\udc80-\udcff]", line)
     if wrong:
         name = encoding.upper().removesuffix("-SIG")
-        raise DataError(f"{where}: is not {name} (byte 0x{ord(wrong[0]) - 0xDC00:02x}); save the file as UTF-8")
+        raise DataError(
+            f"{where}: is not {name} (byte 0x{ord(wrong[0]) - 0xDC00:02x}); save the file as UTF-8"
+        )
 
 
-def _read_csv_rows(path: Path, called: str, lines: Iterator[str], path_column: str, notes: list[str]) -> Iterator[Row]:
+def _read_csv_rows(
+    path: Path, called: str, lines: Iterator[str], path_column: str, notes: list[str]
+) -> Iterator[Row]:
     """Yield the rows of a CSV file; its header may have empty lines, or Excel's sep=, above it."""
     before, header, delimiter = _find_header(called, lines)
     _refuse_image(f"{path} line {before + 1}", header, path_column)
     if delimiter is None:
         delimiter = _find_delimiter(header, path_column)
     if delimiter != ",":
-        notes.append(f"{path}: its columns are separated by {DELIMITERS.get(delimiter, repr(delimiter))}")
+        notes.append(
+            f"{path}: its columns are separated by {DELIMITERS.get(delimiter, repr(delimiter))}"
+        )
     reader = csv.reader(chain([header], lines), delimiter=delimiter, strict=True)
     guarded = 0
     try:
@@ -172,7 +188,8 @@ def _read_csv_rows(path: Path, called: str, lines: Iterator[str], path_column: s
                 continue
             if len(cells) != len(names):
                 raise DataError(
-                    f"{path} line {line}: has {len(cells)} cells, the header {len(names)}; a cell that holds "
+                    f"{path} line {line}: has {len(cells)} cells, the header {len(names)}; a cell "
+                    "that holds "
                     f"{delimiter!r} is quoted"
                 )
             plain = [unguard(cell) for cell in cells]
@@ -182,7 +199,8 @@ def _read_csv_rows(path: Path, called: str, lines: Iterator[str], path_column: s
         raise DataError(f"{path} line {before + reader.line_num}: is no CSV ({error})") from error
     if guarded:
         notes.append(
-            f"{path}: {guarded:,} lines have an apostrophe before = + - or @, as vitrail writes them for spreadsheets; "
+            f"{path}: {guarded:,} lines have an apostrophe before = + - or @, as vitrail writes "
+            "them for spreadsheets; "
             "they are read without it"
         )
     if not all(names):
@@ -193,7 +211,8 @@ def _find_header(called: str, lines: Iterator[str]) -> tuple[int, str, str | Non
     """Return the number of lines above the header, the header, and the separator where a line above names it."""
     delimiter = None
     for before, line in enumerate(lines):
-        declared = re.fullmatch(r'"?sep=(.)"?', line.strip("\r\n"), re.IGNORECASE)  # as Excel writes and reads
+        # as Excel writes and reads
+        declared = re.fullmatch(r'"?sep=(.)"?', line.strip("\r\n"), re.IGNORECASE)
         if declared:
             delimiter = declared[1]
         elif line.strip():
@@ -227,7 +246,8 @@ def _refuse_image(where: str, header: str, path_column: str) -> None:
     images = list(filter(is_image, cells))
     if path_column not in cells and images:
         raise DataError(
-            f"{where}: names an image, {printable(images[0])}, and no columns; put a line above it that names them, "
+            f"{where}: names an image, {printable(images[0])}, and no columns; put a line above it "
+            "that names them, "
             "such as path,label"
         )
 
@@ -241,10 +261,14 @@ def _read_json_rows(path: Path, lines: Iterator[str]) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path} line {number}: is no JSON ({error})") from error
         if not isinstance(cells, dict):
-            raise DataError(f'{path} line {number}: is no JSON object such as {{"path": "a.jpg", "label": "cat"}}')
+            raise DataError(
+                f'{path} line {number}: is no JSON object such as {{"path": "a.jpg", "label": "cat"}}'
+            )
         named = {canonical(name): value for name, value in cells.items()}
         if len(named) < len(cells):
-            raise DataError(f"{path} line {number}: has a key twice, in two forms of Unicode; rename one")
+            raise DataError(
+                f"{path} line {number}: has a key twice, in two forms of Unicode; rename one"
+            )
         yield number, named
 
 

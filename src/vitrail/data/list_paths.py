@@ -49,7 +49,8 @@ def find_top(path: Path, given: str | None) -> tuple[Path, str]:
     root = path.parent if given is None else Path(given).expanduser()
     if not root.is_dir():
         raise DataError(
-            f"data.root {printable(root)}: is no folder; give the one that the paths of {path} begin in, or null for "
+            f"data.root {printable(root)}: is no folder; give the one that the paths of {path} "
+            "begin in, or null for "
             "its own"
         )
     return root, os.path.join(os.path.normpath(root.absolute()), "")
@@ -121,7 +122,8 @@ class Spelling:
         full = os.path.normpath(os.path.join(self._top, spelt))
         if not full.startswith(self._top):
             raise DataError(
-                f"{where}: {printable(spelt)} lies outside {printable(self._top)}; set data.root to a folder that "
+                f"{where}: {printable(spelt)} lies outside {printable(self._top)}; set data.root "
+                "to a folder that "
                 "holds them all"
             )
         try:
@@ -134,7 +136,10 @@ class Spelling:
         if not self._changed:
             return []
         given, spelt = map(printable, self._example)
-        return [f"{self._path}: {self._changed:,} paths are not spelt as the files are; {given} is read as {spelt}"]
+        return [
+            f"{self._path}: {self._changed:,} paths are not spelt as the files are; {given} is "
+            f"read as {spelt}"
+        ]
 
 
 def refuse_missing(path: Path, root: Path, top: str, paths: Paths, lines: Sequence[int]) -> None:
@@ -154,14 +159,18 @@ def refuse_missing(path: Path, root: Path, top: str, paths: Paths, lines: Sequen
         name = paths.name(missing[0])
         advice = "set data.root to the folder that the paths begin in, or correct them"
         if "\\" in name:
-            advice += "; they are written as on Windows: write them as they are below data.root, with /"
+            advice += (
+                "; they are written as on Windows: write them as they are below data.root, with /"
+            )
         raise DataError(
-            f"{path}: {len(missing):,} of its {len(paths):,} images are not below {printable(root)}, the first is "
+            f"{path}: {len(missing):,} of its {len(paths):,} images are not below "
+            f"{printable(root)}, the first is "
             f"{printable(name)} in line {lines[missing[0]]}; {advice}"
         )
     if no_files:
         name = paths.name(no_files[0])
         raise DataError(
-            f"{path} line {lines[no_files[0]]}: {printable(name)} is {no_file(top + name) or 'a folder'}, no image "
+            f"{path} line {lines[no_files[0]]}: {printable(name)} is "
+            f"{no_file(top + name) or 'a folder'}, no image "
             "file; remove the row"
         )

@@ -25,7 +25,15 @@ from vitrail.classes.names import (
 )
 from vitrail.config.sections import DataSection
 from vitrail.data.folders import SPLIT_WORDS, Listing
-from vitrail.data.list_files import CSV, JSON_LINES, Row, is_table, read_cell, read_rows, require_column
+from vitrail.data.list_files import (
+    CSV,
+    JSON_LINES,
+    Row,
+    is_table,
+    read_cell,
+    read_rows,
+    require_column,
+)
 from vitrail.data.list_paths import GatheredPaths, Spelling, find_top, refuse_missing
 from vitrail.data.paths import Paths
 from vitrail.data.sources import TRAIN, VAL, FileSource, count_by_class
@@ -87,7 +95,9 @@ class _Labels:
         else:
             self._numbers.append(self._sets.setdefault(tuple(sorted(codes)), len(self._sets)))
 
-    def finish(self, places: NDArray[np.int64], num_classes: int) -> tuple[NDArray[np.int32], NDArray[np.bool_] | None]:
+    def finish(
+        self, places: NDArray[np.int64], num_classes: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.bool_] | None]:
         """Return the labels and, for multi-label data, which classes each label stands for: (m, k).
 
         Args:
@@ -125,7 +135,9 @@ def read_list(section: DataSection) -> Listed:
     assert section.list is not None
     path = Path(section.list).expanduser()
     if not is_table(path):
-        raise DataError(f"data.list {path}: must end in {', '.join((*CSV, *JSON_LINES))}, by which it is known")
+        raise DataError(
+            f"data.list {path}: must end in {', '.join((*CSV, *JSON_LINES))}, by which it is known"
+        )
     root, top = find_top(path, section.root)
     notes: list[str] = []
     spelling = Spelling(path, top)
@@ -137,7 +149,9 @@ def read_list(section: DataSection) -> Listed:
     images = _gather_images(path, chain([first], rows), columns, section, spelling, is_divided)
     notes += spelling.notes()
     if images.left_out:
-        numbers = ", ".join(f"{count:,} of {name!r}" for name, count in sorted(images.left_out.items()))
+        numbers = ", ".join(
+            f"{count:,} of {name!r}" for name, count in sorted(images.left_out.items())
+        )
         notes.append(f"{path}: leaves out its rows of other parts: {numbers}")
     _refuse_empty(path, images)
     paths = images.paths.finish()
@@ -191,12 +205,17 @@ def _gather_images(
     for line, cells in rows:
         where = f"{path} line {line}"
         if SPLIT in cells and not is_divided:
-            raise DataError(f"{where}: has a {SPLIT!r}, which the first line has not; give all lines one, or none")
+            raise DataError(
+                f"{where}: has a {SPLIT!r}, which the first line has not; give all lines one, or "
+                "none"
+            )
         split = _read_split(cells, section, where) if is_divided else TRAIN
         if isinstance(split, str):
             images.left_out[split] += 1
             continue
-        images.paths.add(spelling.resolve(read_cell(cells, section.path_column, where), where), line)
+        images.paths.add(
+            spelling.resolve(read_cell(cells, section.path_column, where), where), line
+        )
         images.labels.add(_read_classes(cells, columns, where))
         images.splits.append(split)
     return images
@@ -223,7 +242,8 @@ def _refuse_empty(path: Path, images: _Images) -> None:
     labels = images.labels
     if not len(labels):
         raise DataError(
-            f"data.list {path}: has rows of {list_some([*images.left_out])} only; set data.train_split or "
+            f"data.list {path}: has rows of {list_some([*images.left_out])} only; set "
+            "data.train_split or "
             "data.val_split to "
             "one of them"
         )
@@ -249,7 +269,8 @@ def _order_classes(
         # 1.0 and 1 are one class
         pointed = next(name for name in names if "." in name)
         notes.append(
-            f"{path}: its labels are whole numbers written with a point, such as {pointed}, which is read as "
+            f"{path}: its labels are whole numbers written with a point, such as {pointed}, which "
+            "is read as "
             f"{whole_numbers[pointed]}"
         )
         written = names
@@ -258,13 +279,15 @@ def _order_classes(
     comma = find_decimal_comma(names)
     if comma:
         notes.append(
-            f"{path}: its labels are numbers written with a decimal comma, such as {comma!r}; each is the name of a "
+            f"{path}: its labels are numbers written with a decimal comma, such as {comma!r}; each "
+            "is the name of a "
             "class as it stands; write whole numbers without a fraction if they are meant"
         )
     joined = [name for name in names if "," in name or ";" in name]
     if columns.kind == "several" and joined:
         notes.append(
-            f"{path}: {len(joined)} of its {len(names)} classes hold a comma or semicolon, such as {joined[0]!r}; each "
+            f"{path}: {len(joined)} of its {len(names)} classes hold a comma or semicolon, such as "
+            f"{joined[0]!r}; each "
             f"is one class, as {BETWEEN!r} stands between classes"
         )
     sequence = sort_classes(names, section.class_order)
@@ -278,17 +301,21 @@ def list_rows(section: DataSection) -> Listing:
     """Return the listing of `data.list`, with problems that forbid to train on it.
 
     Raises:
-        DataError: As `read_list` does; or there are no images to train on, or none of the validation split.
+        DataError: As `read_list` does; or there are no images to train on, or none of the
+            validation split.
     """
     listed = read_list(section)
     where = f"data.list {section.list}"
     train, val = listed.train, listed.val
     rest = f", only {list_some(listed.others)}" if listed.others else ""
     if train is None:
-        raise DataError(f"{where}: has no row whose split is data.train_split {section.train_split!r}{rest}")
+        raise DataError(
+            f"{where}: has no row whose split is data.train_split {section.train_split!r}{rest}"
+        )
     if listed.is_divided and val is None and section.val_split is not None:
         raise DataError(
-            f"{where}: has no row whose split is data.val_split {section.val_split!r}{rest}; set data.val_split to "
+            f"{where}: has no row whose split is data.val_split {section.val_split!r}{rest}; set "
+            "data.val_split to "
             "another, or to null to hold out data.val_fraction of the training rows"
         )
     problems = []
@@ -302,7 +329,8 @@ def list_rows(section: DataSection) -> Listing:
         extra = [train.classes[index] for index in only_validated]
         if extra:
             problems.append(
-                f"{where}: {len(extra)} classes have validation rows but no training row: {list_some(extra)}"
+                f"{where}: {len(extra)} classes have validation rows but no training row: "
+                f"{list_some(extra)}"
                 f"{explain_look_alikes(extra, trained)}; add some"
             )
     return Listing(train.folder, train, val, tuple(problems), is_list=True)
@@ -324,7 +352,8 @@ def _find_columns(path: Path, first: Row, section: DataSection) -> _Columns:
         return _Columns("several", (section.labels_column,))
     if LABEL in cells and LABELS in cells:
         raise DataError(
-            f"data.list {path}: has a column {LABEL!r} and a column {LABELS!r}; choose with data.label_column={LABEL} "
+            f"data.list {path}: has a column {LABEL!r} and a column {LABELS!r}; choose with "
+            f"data.label_column={LABEL} "
             f"(one class an image) or data.labels_column={LABELS} (several)"
         )
     if LABEL in cells:
@@ -344,7 +373,8 @@ def _find_class_columns(path: Path, first: Row, section: DataSection) -> _Column
         raise DataError(
             f"data.list {path}: has no column {LABEL!r} or "
             f"{LABELS!r}{format_choices(LABEL, list(cells), 'its columns are')}; "
-            "name it with data.label_column=COLUMN (one class an image) or data.labels_column=COLUMN (several); "
+            "name it with data.label_column=COLUMN (one class an image) or "
+            "data.labels_column=COLUMN (several); "
             f"without it, two or more other columns must hold 0 or 1, each for a class{why}"
         )
     for name in others:
@@ -365,7 +395,8 @@ def _read_split(cells: dict[str, Any], section: DataSection, where: str) -> int 
         if section.val_split:
             known.append(section.val_split)
         raise DataError(
-            f"{where}: its split is {name!r}{format_choices(str(name), known, 'known are')} (data.train_split, "
+            f"{where}: its split is {name!r}{format_choices(str(name), known, 'known are')} "
+            "(data.train_split, "
             "data.val_split), "
             "and words such as 'test', whose rows are left out"
         )
@@ -381,7 +412,10 @@ def _read_classes(cells: dict[str, Any], columns: _Columns, where: str) -> Seque
     if columns.kind == "several":
         return _read_class_list(value, column, where)
     if isinstance(value, list):
-        raise DataError(f"{where}: {column!r} is a list; for several classes an image, set data.labels_column={column}")
+        raise DataError(
+            f"{where}: {column!r} is a list; for several classes an image, set "
+            f"data.labels_column={column}"
+        )
     return [check_name(value, where)]
 
 
@@ -390,7 +424,9 @@ def _read_class_list(value: Any, column: str, where: str) -> Sequence[str]:
     if isinstance(value, str):
         value = value.split(BETWEEN) if value.strip() else []
     if not isinstance(value, list):
-        raise DataError(f"{where}: {column!r} is {value!r}; it must be a list of classes, which may be empty")
+        raise DataError(
+            f"{where}: {column!r} is {value!r}; it must be a list of classes, which may be empty"
+        )
     names = [check_name(name, where) for name in value]
     if len(set(names)) < len(names):
         raise DataError(f"{where}: names a class twice: {BETWEEN.join(names)}")
@@ -408,7 +444,9 @@ def _read_bits(cells: dict[str, Any], columns: _Columns, where: str) -> Sequence
             classes.append(name)
     extra = [name for name in cells if name not in columns.names and _bit(cells[name]) is not None]
     if extra:
-        raise DataError(f"{where}: has {extra[0]!r}, which the first line has not; name all classes there")
+        raise DataError(
+            f"{where}: has {extra[0]!r}, which the first line has not; name all classes there"
+        )
     return classes
 
 
@@ -432,6 +470,8 @@ def _refuse_twice(path: Path, paths: Paths, gathered: GatheredPaths) -> None:
     for first, second in pairs:
         if paths[first] == paths[second]:
             raise DataError(
-                f"{path} line {lines[second]}: {printable(paths.name(second))} stands in line {lines[first]} already; "
-                f"each image has one row, several classes go into a column {LABELS!r}, with {BETWEEN!r} between them"
+                f"{path} line {lines[second]}: {printable(paths.name(second))} stands in line "
+                f"{lines[first]} already; "
+                f"each image has one row, several classes go into a column {LABELS!r}, with "
+                f"{BETWEEN!r} between them"
             )

@@ -24,7 +24,8 @@ from vitrail.images.preprocess import Preprocess
 from vitrail.images.train_view import TrainView, sample_key
 
 MAX_WORKERS = 8
-"""Most loader workers of a rank by default: beyond, decoding on one machine gains little and memory is lost."""
+"""Most loader workers of a rank by default: beyond, decoding on one machine gains little and memory
+is lost."""
 IN_MEMORY_IMAGES = 10_000
 """Most images in memory that a rank loads without workers."""
 
@@ -59,14 +60,18 @@ class Batch(NamedTuple):
     """Name of each unreadable image, and the reason."""
 
 
-def _read(source: Source, index: int, key: int, wanted: PixelFormat, view: Callable[[Tensor], Tensor]) -> Sample:
+def _read(
+    source: Source, index: int, key: int, wanted: PixelFormat, view: Callable[[Tensor], Tensor]
+) -> Sample:
     label = int(source.labels[index])
     try:
         return Sample(view(source.image(index, wanted)), label, index, key, None)
     except UnreadableImage as error:
         return Sample(None, label, index, key, (source.name(index), str(error)))
     except OSError as error:
-        return Sample(None, label, index, key, (source.name(index), error.strerror or type(error).__name__))
+        return Sample(
+            None, label, index, key, (source.name(index), error.strerror or type(error).__name__)
+        )
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,9 @@ class TrainImages(Dataset[Sample]):
 
     def __getitem__(self, item: SampleKey) -> Sample:
         key = sample_key(self.seed, *item)
-        return _read(self.source, item[1], key, self.wanted, lambda image: self.view.view(image, key))
+        return _read(
+            self.source, item[1], key, self.wanted, lambda image: self.view.view(image, key)
+        )
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,12 @@ class ImageLoader(DataLoader[Any]):
     """A DataLoader of `Batch` that stops at unreadable images, or leaves them in `bad`, as it is told."""
 
     def __init__(
-        self, dataset: TrainImages | EvalImages, *, bad_files: BadFiles, workers: int | None, **options: Any
+        self,
+        dataset: TrainImages | EvalImages,
+        *,
+        bad_files: BadFiles,
+        workers: int | None,
+        **options: Any,
     ) -> None:
         workers = choose_workers(dataset.source) if workers is None else workers
         if workers > 0:
@@ -135,14 +147,15 @@ class ImageLoader(DataLoader[Any]):
             num_workers=workers,
             persistent_workers=workers > 0,
             worker_init_fn=ignore_signals,
-            # its own generator: otherwise each epoch takes a number from the global state, and a resumed run differs
+            # its own generator: otherwise each epoch takes a number from the global state, and a
+            # resumed run differs
             generator=torch.Generator(),
             **options,
         )
         self.bad_files = bad_files
         self.on_lost: Callable[[str], None] | None = None
-        """Called when a worker was killed, with the cause; the images still asked for are then read in this process.
-        Without it, LostWorker is raised."""
+        """Called when a worker was killed, with the cause; the images still asked for are then read
+        in this process. Without it, LostWorker is raised."""
 
     def read(self, keys: Sequence[Any]) -> Batch:
         """Load one batch here and now."""
@@ -154,8 +167,8 @@ class ImageLoader(DataLoader[Any]):
         """Yield batches.
 
         Raises:
-            DataError: An image cannot be read and bad_files is not "skip". It is raised here, in the training process:
-                what a worker raises arrives wrapped in its traceback.
+            DataError: An image cannot be read and bad_files is not "skip". It is raised here, in
+                the training process: what a worker raises arrives wrapped in its traceback.
         """
         for batch in self._batches():
             if batch.bad and self.bad_files != "skip":
@@ -170,9 +183,11 @@ class ImageLoader(DataLoader[Any]):
                 yield batch
             return
         except DataError as error:
-            # it concerns the whole source; from a worker it comes with a traceback, its own words last
+            # it concerns the whole source; from a worker it comes with a traceback, its own words
+            # last
             message = str(error).rpartition("DataError: ")[2].strip()
-            # without its frames: in torch's they hold the iterator in a circle, and its workers would not be ended
+            # without its frames: in torch's they hold the iterator in a circle, and its workers
+            # would not be ended
             raise DataError(message) from error.with_traceback(None)
         except LostWorker as error:
             self._iterator = None  # which ends the others, and frees their memory
@@ -189,7 +204,8 @@ def _describe_bad(bad: list[tuple[str, str]]) -> str:
     name, reason = bad[0]
     more = f" (and {len(bad) - 1} more in this batch)" if len(bad) > 1 else ""
     return (
-        f"{name}: cannot be read, {reason}{more}; repair or remove it, or set data.bad_files=skip to leave such images "
+        f"{name}: cannot be read, {reason}{more}; repair or remove it, or set data.bad_files=skip "
+        "to leave such images "
         "out"
     )
 
@@ -207,7 +223,8 @@ def build_train_loader(
 ) -> ImageLoader:
     """Load random views in the sampler's order; the same batches for any number of workers.
 
-    An unreadable image is left out of its batch, never replaced, so a batch may be smaller or empty.
+    An unreadable image is left out of its batch, never replaced, so a batch may be smaller or
+    empty.
 
     Args:
         source: The images.
@@ -302,7 +319,8 @@ def count_local_processes() -> int:
 def find_crowding(own: float, on_cpu: bool) -> tuple[str, str]:
     """Return what is wrong and what to do, where other work alone would fill this machine's cores; else empty texts.
 
-    The load average counts the tasks of the whole machine, so it is compared with all cores, not with the usable ones.
+    The load average counts the tasks of the whole machine, so it is compared with all cores, not
+    with the usable ones.
 
     Args:
         own: Tasks of this run that the load average counts too.
@@ -315,5 +333,13 @@ def find_crowding(own: float, on_cpu: bool) -> tuple[str, str]:
     what = f"load average {load:.1f} on {cores} cores, which other work takes"
     threads = torch.get_num_threads()
     if on_cpu and threads > 1:
-        return what, f"{threads} threads that wait for each other take many times as long; set OMP_NUM_THREADS=1"
-    return what, "training waits for its share; run less beside it, or lower data.workers where that is above 1"
+        return (
+            what,
+            f"{threads} threads that wait for each other take many times as long; set "
+            "OMP_NUM_THREADS=1",
+        )
+    return (
+        what,
+        "training waits for its share; run less beside it, or lower data.workers where that is "
+        "above 1",
+    )

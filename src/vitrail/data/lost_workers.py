@@ -43,7 +43,8 @@ def until_lost(start: Callable[[], Iterator[Any]], workers: int) -> Iterator[Any
                 batch = next(batches)
         except StopIteration:
             return
-        # torch's own, with the traceback of whatever it interrupted, and those of a connection whose other end died
+        # torch's own, with the traceback of whatever it interrupted, and those of a connection
+        # whose other end died
         except (RuntimeError, MemoryError, OSError, EOFError) as error:
             patience_s = ENDING_S if isinstance(error, OSError | EOFError) else 0.0
             status = _first_status(patience_s)
@@ -76,15 +77,18 @@ def _explain(status: int, workers: int) -> LostWorker | DataError:
     end = signal.Signals(-status).name if status < 0 else f"status {status}"
     if status in (-signal.SIGKILL, -signal.SIGTERM):
         return LostWorker(
-            f"{end} of a loader worker, most often because memory ran out (fewer data.workers than {workers} take less)"
+            f"{end} of a loader worker, most often because memory ran out (fewer data.workers than "
+            f"{workers} take less)"
         )
     if status == -signal.SIGBUS:
         return DataError(
-            f"a loader worker ended with {end}, as /dev/shm is full; make it larger (docker run --shm-size), or set "
+            f"a loader worker ended with {end}, as /dev/shm is full; make it larger (docker run "
+            "--shm-size), or set "
             f"fewer than {workers} data.workers"
         )
     return DataError(
-        f"a loader worker ended with {end}, as by an image that its decoder falls over; data.workers=0 reads in the "
+        f"a loader worker ended with {end}, as by an image that its decoder falls over; "
+        "data.workers=0 reads in the "
         "process itself, and `vitrail check-data` looks at every image"
     )
 
@@ -106,7 +110,8 @@ def _tell_of_deaths_while_waiting() -> None:
     Elsewhere nothing is lost by not raising: who waits for a worker that is dead looks for it.
     """
     theirs = signal.getsignal(signal.SIGCHLD)
-    if not callable(theirs) or getattr(theirs, "waits", False):  # another thread than the first has none
+    # another thread than the first has none
+    if not callable(theirs) or getattr(theirs, "waits", False):
         return
 
     def hear(number: int, frame: FrameType | None) -> None:

@@ -1,7 +1,7 @@
 """The manifest of a data set: names, labels, splits and inspection of its images, kept in one file for all runs.
 
-A manifest is one safetensors file of columns, an entry an image. It is mapped, not read: processes share its pages, and
-workers that fork copy nothing.
+A manifest is one safetensors file of columns, an entry an image. It is mapped, not read: processes
+share its pages, and workers that fork copy nothing.
 """
 
 from __future__ import annotations
@@ -70,11 +70,14 @@ class Manifest:
     notes: tuple[str, ...] = ()
     """Messages for the user about how the images were listed."""
     division: str = ""
-    """Settings by which images were split, where there is no folder for validation; see `Division.key`."""
+    """Settings by which images were split, where there is no folder for validation; see
+    `Division.key`."""
     called: tuple[str, str] | None = None
-    """Names of the training and the validation images in messages, where these are not their folders."""
+    """Names of the training and the validation images in messages, where these are not their
+    folders."""
     label_sets: NDArray[np.bool_] | None = None
-    """For multi-label data, (m, k): which of k classes each of m labels stands for; None for single-label data."""
+    """For multi-label data, (m, k): which of k classes each of m labels stands for; None for
+    single-label data."""
     reasons: tuple[str, ...] = ()
     """Reasons why images cannot be read, by their number in the column `reason`."""
     pixels: PixelFormat = RGB
@@ -84,7 +87,8 @@ class Manifest:
     paths: Paths
     """Path of each image, relative to the folder of its split."""
     part: NDArray[np.uint8]
-    """Split of each image by its folder, TRAIN or VAL; all are TRAIN where there is no folder for validation."""
+    """Split of each image by its folder, TRAIN or VAL; all are TRAIN where there is no folder for
+    validation."""
     fold: NDArray[np.int16]
     """Fold of each image, where there is no folder for validation; -1 for none."""
     label: NDArray[np.int32]
@@ -129,7 +133,15 @@ class Manifest:
     def hash(self) -> str:
         """Return 16 hexadecimal digits that change with any name, label, split, content or class."""
         digest = hashlib.blake2b("\n".join(self.classes).encode(), digest_size=8)
-        for column in (self.paths.text, self.paths.ends, self.part, self.fold, self.label, self.bytes, self.content):
+        for column in (
+            self.paths.text,
+            self.paths.ends,
+            self.part,
+            self.fold,
+            self.label,
+            self.bytes,
+            self.content,
+        ):
             digest.update(np.ascontiguousarray(column).data)
         if self.label_sets is not None:
             digest.update(np.ascontiguousarray(self.label_sets).data)
@@ -142,12 +154,16 @@ class Manifest:
         if self.folders == other.folders and all(map(np.array_equal, mine, others)):
             return np.arange(len(self))
         place = {name: index for index, name in enumerate(self.names())}
-        return np.fromiter((place.get(name, -1) for name in other.names()), dtype=np.int64, count=len(other))
+        return np.fromiter(
+            (place.get(name, -1) for name in other.names()), dtype=np.int64, count=len(other)
+        )
 
     def names(self) -> Iterator[bytes]:
         """Yield the path of each image below the root."""
         prefixes = [os.fsencode(f"{folder}/").removeprefix(b"/") for folder in self.folders]
-        return (prefixes[part] + name for part, name in zip(self.part.tolist(), self.paths, strict=True))
+        return (
+            prefixes[part] + name for part, name in zip(self.part.tolist(), self.paths, strict=True)
+        )
 
     def path(self, index: int) -> Path:
         """Return the path of an image; images in shards are named as if their folder lay beside the shards."""
@@ -167,7 +183,9 @@ class Manifest:
         """Return the images of one split, TRAIN or VAL, as they were listed."""
         folder = self.root / self.folders[part]
         description = self.called[part] if self.called else printable(folder)
-        source = FileSource(folder, self.paths, self.label, self.classes, description, self.notes, self.label_sets)
+        source = FileSource(
+            folder, self.paths, self.label, self.classes, description, self.notes, self.label_sets
+        )
         if self.packed is not None:
             source = ShardSource(**vars(source), root=self.root, places=self.packed)
         chosen = self.part == part
@@ -192,7 +210,9 @@ class Manifest:
         """Return the manifest of the chosen images, with a note about those that are left out."""
         columns = {name: getattr(self, name)[chosen] for name in COLUMNS}
         packed = None if self.packed is None else self.packed.take(chosen)
-        return replace(self, paths=self.paths.take(chosen), packed=packed, notes=(*self.notes, note), **columns)
+        return replace(
+            self, paths=self.paths.take(chosen), packed=packed, notes=(*self.notes, note), **columns
+        )
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all.
@@ -235,7 +255,11 @@ def load_manifest(path: Path) -> Manifest:
     Raises:
         DataError: It is not there, no manifest, or damaged.
     """
-    how = "pack data.root=FOLDER" if path.name == INDEX else "check-data data.root=FOLDER data.manifest=FILE"
+    how = (
+        "pack data.root=FOLDER"
+        if path.name == INDEX
+        else "check-data data.root=FOLDER data.manifest=FILE"
+    )
     advice = f"make it anew with `vitrail {how}`"
     if not path.is_file():
         raise DataError(f"{path}: there is no such manifest; {advice}")
@@ -243,7 +267,8 @@ def load_manifest(path: Path) -> Manifest:
         about, columns = _read_columns(path)
         manifest = _rebuild(about, columns)
         _check_columns(manifest)
-        if tuple(about["formats"]) != FORMATS[: len(about["formats"])]:  # later ones are added at the end
+        # later ones are added at the end
+        if tuple(about["formats"]) != FORMATS[: len(about["formats"])]:
             raise ValueError("its formats are others")
     except (
         OSError,
@@ -257,7 +282,9 @@ def load_manifest(path: Path) -> Manifest:
         IndexError,
         SafetensorError,
     ) as error:
-        raise DataError(f"{path}: is no manifest, or damaged ({' '.join(str(error).split())}); {advice}") from error
+        raise DataError(
+            f"{path}: is no manifest, or damaged ({' '.join(str(error).split())}); {advice}"
+        ) from error
     return manifest
 
 
@@ -277,7 +304,9 @@ def _read_columns(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
 
 def _rebuild(about: Mapping[str, Any], columns: dict[str, Any]) -> Manifest:
     paths = Paths(columns.pop("text"), columns.pop("ends"))
-    shards = tuple(Shard(str(name), int(size), str(sha256)) for name, size, sha256 in about.get("shards", ()))
+    shards = tuple(
+        Shard(str(name), int(size), str(sha256)) for name, size, sha256 in about.get("shards", ())
+    )
     packed = None
     if shards:
         packed = Places(shards, columns.pop("shard"), columns.pop("offset"), columns["bytes"])
@@ -309,19 +338,32 @@ def open_shards(root: Path, known: Manifest | None, pixels: PixelFormat = RGB) -
     """
     index = load_manifest(root / INDEX)
     if index.packed is None:
-        raise DataError(f"{root / INDEX}: lists images in folders, not in shards; pack the folder anew")
+        raise DataError(
+            f"{root / INDEX}: lists images in folders, not in shards; pack the folder anew"
+        )
     index.packed.check_sizes(root)
-    if known is not None and known.packed is not None and known.packed.shards == index.packed.shards:
+    if (
+        known is not None
+        and known.packed is not None
+        and known.packed.shards == index.packed.shards
+    ):
         inspection = {name: getattr(known, name) for name in FOUND}
-        index = replace(index, reasons=known.reasons, pixels=known.pixels, rules=known.rules, **inspection)
+        index = replace(
+            index, reasons=known.reasons, pixels=known.pixels, rules=known.rules, **inspection
+        )
     if (index.pixels, index.rules) != (pixels, RULES):
         # all images are to be inspected anew
         unknown = {name: np.zeros_like(getattr(index, name)) for name in ("inspected", "findings")}
-        index = replace(index, pixels=pixels, rules=RULES, reason=np.full_like(index.reason, -1), **unknown)
+        index = replace(
+            index, pixels=pixels, rules=RULES, reason=np.full_like(index.reason, -1), **unknown
+        )
     called = None
     if index.called is not None:
         train, val = index.called
-        called = (f"{printable(root)}, packed from {train}", f"{printable(root)}, packed from {val}")
+        called = (
+            f"{printable(root)}, packed from {train}",
+            f"{printable(root)}, packed from {val}",
+        )
     return replace(index, root=root, called=called)
 
 
@@ -343,7 +385,9 @@ def _check_columns(manifest: Manifest) -> None:
     if n and (ends[0] < 0 or (np.diff(ends) < 0).any() or ends[-1] > len(manifest.paths.text)):
         raise ValueError("its names overlap")
     sets = manifest.label_sets
-    if sets is not None and (sets.dtype != np.bool_ or sets.ndim != 2 or sets.shape[1] != len(manifest.classes)):
+    if sets is not None and (
+        sets.dtype != np.bool_ or sets.ndim != 2 or sets.shape[1] != len(manifest.classes)
+    ):
         raise ValueError(f"its column {LABEL_SETS} does not fit")
     labels = len(manifest.classes) if sets is None else len(sets)
     ranges = (
@@ -386,7 +430,10 @@ def list_images(listing: Listing, known: Manifest | None, pixels: PixelFormat = 
     if listing.val is not None:
         sources.append(listing.val)
     classes = tuple(dict.fromkeys(name for source in sources for name in source.classes))
-    train, val = ("/".join(source.folder.relative_to(listing.root).parts) for source in (sources[0], sources[-1]))
+    train, val = (
+        "/".join(source.folder.relative_to(listing.root).parts)
+        for source in (sources[0], sources[-1])
+    )
     called = None
     if listing.is_list:
         called = (sources[0].description, sources[-1].description)
@@ -395,7 +442,8 @@ def list_images(listing: Listing, known: Manifest | None, pixels: PixelFormat = 
         folders=(train, val),
         classes=classes,
         called=called,
-        label_sets=listing.train.label_sets,  # in a list, both splits have the same classes and label sets
+        # in a list, both splits have the same classes and label sets
+        label_sets=listing.train.label_sets,
         notes=tuple(dict.fromkeys(note for source in sources for note in source.notes)),
         paths=Paths.of(name for source in sources for name in source.paths),
         pixels=pixels,
@@ -423,7 +471,8 @@ def _make_columns(sources: Sequence[FileSource], classes: tuple[str, ...]) -> di
             renumbered = np.array([number[name] for name in source.classes], np.int32)
             columns["label"][begin:end] = renumbered[source.labels]
         for index in range(len(source)):
-            with contextlib.suppress(OSError):  # what is gone since it was listed is found when it is read
+            # what is gone since it was listed is found when it is read
+            with contextlib.suppress(OSError):
                 status = source.path(index).stat()
                 columns["bytes"][begin + index] = status.st_size
                 columns["mtime_ns"][begin + index] = status.st_mtime_ns

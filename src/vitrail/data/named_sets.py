@@ -29,9 +29,12 @@ def open_named(name: str, root: Path | None, download: bool) -> tuple[Source, So
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         if download:
-            raise DataError(f"data.download: {name} could not be fetched into {root} ({reason})") from error
+            raise DataError(
+                f"data.download: {name} could not be fetched into {root} ({reason})"
+            ) from error
         raise DataError(
-            f"data.root {root}: {name} is not there or not whole ({reason}); pass data.download=true"
+            f"data.root {root}: {name} is not there or not whole ({reason}); pass "
+            "data.download=true"
         ) from error
 
 
@@ -41,7 +44,9 @@ def _open_digits(name: str) -> PixelSource:
     digits: Any = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     classes = tuple(str(digit) for digit in digits.target_names)
-    return PixelSource(name, pixels, digits.target.astype(np.int32), classes, _number_names(name, len(pixels)))
+    return PixelSource(
+        name, pixels, digits.target.astype(np.int32), classes, _number_names(name, len(pixels))
+    )
 
 
 def _open_pixels(name: str, root: Path, download: bool) -> tuple[Source, Source]:
@@ -63,7 +68,9 @@ def _to_pixels(set_name: str, dataset: Any) -> PixelSource:
     samples = [dataset[index] for index in range(len(dataset))]
     pixels = np.stack([np.asarray(image) for image, _ in samples])
     labels = np.array([label for _, label in samples], dtype=np.int32)
-    return PixelSource(set_name, pixels, labels, tuple(dataset.classes), _number_names(set_name, len(pixels)))
+    return PixelSource(
+        set_name, pixels, labels, tuple(dataset.classes), _number_names(set_name, len(pixels))
+    )
 
 
 def _number_names(set_name: str, n: int) -> NDArray[Any]:
@@ -91,14 +98,19 @@ def _open_flowers(name: str, root: Path, download: bool) -> tuple[Source, Source
 
     folder = root / "flowers-102"
     parts = []
-    for splits in (("train", "val"), ("test",)):  # papers train on both halves of the 2,040 training images
+    # papers train on both halves of the 2,040 training images
+    for splits in (("train", "val"), ("test",)):
         samples = []
         for split in splits:
             dataset = datasets.Flowers102(root, split=split, download=download, loader=os.fsencode)
             samples += [dataset[index] for index in range(len(dataset))]
         paths = Paths.of(os.path.relpath(path, os.fsencode(folder)) for path, _ in samples)
         labels = np.array([label for _, label in samples], dtype=np.int32)
-        parts.append(FileSource(folder, paths, labels, tuple(datasets.Flowers102.classes), f"{name}/{splits[-1]}"))
+        parts.append(
+            FileSource(
+                folder, paths, labels, tuple(datasets.Flowers102.classes), f"{name}/{splits[-1]}"
+            )
+        )
     return parts[0], parts[1]
 
 
@@ -110,4 +122,5 @@ NAMED_SETS: dict[str, Callable[[str, Path, bool], tuple[Source, Source]] | Any] 
     "oxford-pets": _open_pets,
     "flowers102": _open_flowers,
 }
-"""The function that opens each set; digits, which has no folder and no test split, is opened apart."""
+"""The function that opens each set; digits, which has no folder and no test split, is opened
+apart."""

@@ -1,7 +1,7 @@
 """Open a data set by the settings of the section data: folders, lists, shards, named sets, tables, and their splits.
 
-Whatever is passed over (hidden folders, files that are no images) or decided for the user (held-out images) is told:
-every source carries notes for the caller to show.
+Whatever is passed over (hidden folders, files that are no images) or decided for the user (held-out
+images) is told: every source carries notes for the caller to show.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ class Data:
             # images that are stored in groups would each take much to read
             is_quick = find_storage_groups(self.val) is None
             return Roster.of(self.val, read=is_quick)
-        return Roster.of(self.val, self.manifest.content[self.validation], self.manifest.bytes[self.validation])
+        return Roster.of(
+            self.val, self.manifest.content[self.validation], self.manifest.bytes[self.validation]
+        )
 
 
 def open_data(section: DataSection, look: Look | None = None) -> Data:
@@ -82,7 +84,8 @@ def open_data(section: DataSection, look: Look | None = None) -> Data:
 
     Raises:
         ConfigError: Unknown name, or settings at odds.
-        DataError: Folders that are not as they should be; a set that is missing or cannot be fetched.
+        DataError: Folders that are not as they should be; a set that is missing or cannot be
+            fetched.
     """
     data = _open(section, look)
     check_order(section, data.train)
@@ -103,11 +106,15 @@ def _open(section: DataSection, look: Look | None = None) -> Data:
     manifest, problems = _list_images(section, look)
     if problems:
         raise DataError(problems[0])
-    train, val, chosen = _split_manifest(manifest, _division(section), section.bad_files == "quarantine")
+    train, val, chosen = _split_manifest(
+        manifest, _division(section), section.bad_files == "quarantine"
+    )
     return Data(train, val, manifest, is_divided=not manifest.has_val, validation=chosen)
 
 
-def open_manifest(section: DataSection, look: Look | None = None) -> tuple[Manifest, tuple[str, ...]]:
+def open_manifest(
+    section: DataSection, look: Look | None = None
+) -> tuple[Manifest, tuple[str, ...]]:
     """List the images of a root or a list, with what is known of them already, or take a manifest as it is.
 
     Returns:
@@ -124,7 +131,9 @@ def open_manifest(section: DataSection, look: Look | None = None) -> tuple[Manif
     return manifest, problems
 
 
-def _list_images(section: DataSection, look: Look | None = None) -> tuple[Manifest, tuple[str, ...]]:
+def _list_images(
+    section: DataSection, look: Look | None = None
+) -> tuple[Manifest, tuple[str, ...]]:
     """Return the manifest of a root, a list or a manifest file, and error messages that forbid to train on it."""
     root = _root(section)
     file = None
@@ -196,7 +205,8 @@ def _refuse_other(file: Path, known: Manifest, manifest: Manifest, listed: Path)
     """Refuse to replace a manifest of other images."""
     if known.packed is not None:
         raise DataError(
-            f"data.manifest {file}: is the index of shards, which nothing else can stand in; name another file, or "
+            f"data.manifest {file}: is the index of shards, which nothing else can stand in; name "
+            "another file, or "
             f"read the shards with data.root={printable(file.parent)}"
         )
     there = known.places(manifest)
@@ -205,7 +215,8 @@ def _refuse_other(file: Path, known: Manifest, manifest: Manifest, listed: Path)
         same[same] = known.bytes[there[same]] == manifest.bytes[same]
     if not same.any():
         raise DataError(
-            f"data.manifest {file}: lists {len(known):,} images of {printable(known.root)}, none of which is in "
+            f"data.manifest {file}: lists {len(known):,} images of {printable(known.root)}, none "
+            "of which is in "
             f"{printable(listed)}; name another file for these, or delete it"
         )
 
@@ -236,8 +247,8 @@ def _save_folds(manifest: Manifest, place: Path) -> Manifest:
 def open_split(section: DataSection, split: Split) -> tuple[Source, tuple[str, ...]]:
     """Find one split of a folder, of shards, of a list or of a named set, with its notes: the images of `open_data`.
 
-    Settings of how images are split are no error here where there are validation images, but a note: they may come from
-    a weight file that was trained on other images.
+    Settings of how images are split are no error here where there are validation images, but a
+    note: they may come from a weight file that was trained on other images.
 
     Args:
         section: Which images; a root that has `val_split` alone will do for split "val".
@@ -295,7 +306,10 @@ def _open_split_of_set(section: DataSection, split: Split) -> tuple[Source, bool
     train, val = _open_set(section, needs_train=split != "val")
     if split == "all":
         if val is not None:
-            raise ConfigError(f"evaluate.split all: {section.name} has a training and a test part; choose train or val")
+            raise ConfigError(
+                f"evaluate.split all: {section.name} has a training and a test part; choose train "
+                "or val"
+            )
         assert train is not None
         return train, False
     is_divided = False
@@ -334,7 +348,8 @@ def _open_split_of_folder(section: DataSection, root: Path, split: Split) -> Sou
         return note_hidden(root, scan(folder, class_order=section.class_order))
     if train is None:
         raise DataError(
-            f"data.root {root}: has no {section.train_split}/; its folders: {list_some(visible_folders(root))}"
+            f"data.root {root}: has no {section.train_split}/; its folders: "
+            f"{list_some(visible_folders(root))}"
         )
     return None
 
@@ -354,7 +369,9 @@ def _refuse_all(where: object) -> ConfigError:
     return ConfigError(f"evaluate.split all: {where} is divided into splits; choose train or val")
 
 
-def _open_set(section: DataSection, needs_train: bool = True) -> tuple[Source | None, Source | None]:
+def _open_set(
+    section: DataSection, needs_train: bool = True
+) -> tuple[Source | None, Source | None]:
     """Return the training and the validation images of a named set or table, None for a split that it has not."""
     assert section.name is not None
     if is_hf(section.name):
@@ -378,7 +395,8 @@ def _split_manifest(
     else:
         if manifest.division != division.key:
             raise ConfigError(
-                f"data.manifest: its images are divided by {manifest.division}, the settings say {division.key}; give "
+                f"data.manifest: its images are divided by {manifest.division}, the settings say "
+                f"{division.key}; give "
                 "data.root or data.list too, to divide them anew"
             )
         is_val = manifest.fold == division.fold
@@ -390,7 +408,9 @@ def _split_manifest(
     return train, val, np.flatnonzero(is_val)
 
 
-def _leave_out_unreadable(manifest: Manifest, source: Source, chosen: NDArray[np.bool_] | None = None) -> Source:
+def _leave_out_unreadable(
+    manifest: Manifest, source: Source, chosen: NDArray[np.bool_] | None = None
+) -> Source:
     """Return a source without its unreadable images.
 
     Args:
@@ -405,7 +425,10 @@ def _leave_out_unreadable(manifest: Manifest, source: Source, chosen: NDArray[np
     notes = source.notes
     if bad.any():
         first = manifest.name(int(indices[np.argmax(bad)]))
-        notes += (f"{source.description}: {bad.sum()} images that cannot be read are left out, the first is {first}",)
+        notes += (
+            f"{source.description}: {bad.sum()} images that cannot be read are left out, the first "
+            f"is {first}",
+        )
     return source.take(~bad, source.description, notes)
 
 

@@ -13,8 +13,8 @@ from vitrail.images.pixels import RGB, UnreadableImage
 SIZE = 1000
 """Most images of a sketch."""
 DIGITS = 12
-"""Hexadecimal digits of a name's hash: a million images agree by chance with one of a thousand once in 300,000
-evaluations."""
+"""Hexadecimal digits of a name's hash: a million images agree by chance with one of a thousand once
+in 300,000 evaluations."""
 UNREAD = "unread"
 """Stands for the content of an image that cannot be read."""
 
@@ -37,8 +37,8 @@ def hash_sample(source: Source) -> dict[int, bytes]:
 def count_overlap(source: Source, known: str) -> tuple[int, bool]:
     """Return how many images are among those that a sketch was made of, and whether that is exact.
 
-    Two images are the same where their names and their bytes are. Where the sketch is a sample, the number is estimated
-    from the images that are in it.
+    Two images are the same where their names and their bytes are. Where the sketch is a sample, the
+    number is estimated from the images that are in it.
     """
     contents = {entry[:DIGITS]: entry[DIGITS:] for entry in known.split()}
     common = 0
@@ -54,7 +54,9 @@ def count_overlap(source: Source, known: str) -> tuple[int, bool]:
 
 
 def _hash_names(source: Source) -> Iterator[str]:
-    return (hashlib.blake2b(name, digest_size=DIGITS // 2).hexdigest() for name in source.identities())
+    return (
+        hashlib.blake2b(name, digest_size=DIGITS // 2).hexdigest() for name in source.identities()
+    )
 
 
 def _sample(source: Source) -> list[tuple[str, int]]:

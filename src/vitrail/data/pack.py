@@ -51,7 +51,8 @@ def pack(section: DataSection, output: Path, shard_bytes: int, display: Display)
     """Copy the image files of a data set into tar shards, in the order of training, and write an index of them.
 
     Args:
-        section: Which images. Unreadable ones are packed as well, unless data.bad_files is error or quarantine.
+        section: Which images. Unreadable ones are packed as well, unless data.bad_files is error or
+            quarantine.
         output: Folder to write; an earlier one from the same images is replaced.
         shard_bytes: Most bytes of a shard, unless a single image exceeds it.
         display: Shows the progress.
@@ -63,7 +64,8 @@ def pack(section: DataSection, output: Path, shard_bytes: int, display: Display)
     """
     if section.name is not None:
         raise ConfigError(
-            f"data.name is {section.name}, which has files of its own; set data.root or data.list to pack image files"
+            f"data.name is {section.name}, which has files of its own; set data.root or data.list "
+            "to pack image files"
         )
     root = _find_root(section)
     refuse_inside(root, output)
@@ -72,7 +74,9 @@ def pack(section: DataSection, output: Path, shard_bytes: int, display: Display)
     if section.check:
         look = partial(check_images, display=display, workers=section.workers)
     earlier = _list_earlier_files(output, root)
-    folder = WholeFolder(output, earlier, f"free space or choose another folder with {write_option('output')}")
+    folder = WholeFolder(
+        output, earlier, f"free space or choose another folder with {write_option('output')}"
+    )
     with folder.staged() as staging:
         manifest, problems = open_manifest(section, look)
         if problems:
@@ -130,7 +134,8 @@ def _choose_images(manifest: Manifest, section: DataSection, display: Display) -
         refuse_unreadable(manifest)
     if section.bad_files == "skip":
         display.warn(
-            f"{len(names)} images that cannot be read are packed as they are: {list_some(names)}; training reads "
+            f"{len(names)} images that cannot be read are packed as they are: {list_some(names)}; "
+            "training reads "
             "past and "
             "counts them, data.bad_files=quarantine leaves them out of the shards"
         )
@@ -138,11 +143,16 @@ def _choose_images(manifest: Manifest, section: DataSection, display: Display) -
     for part, folder in enumerate(manifest.folders):
         chosen = manifest.part == part
         if chosen.any() and bad[chosen].all():
-            raise DataError(f"{manifest.root / folder}: none of its {chosen.sum()} images can be read")
-    note = f"{len(names)} images that cannot be read were left out of the shards: {list_some(names)}"
+            raise DataError(
+                f"{manifest.root / folder}: none of its {chosen.sum()} images can be read"
+            )
+    note = (
+        f"{len(names)} images that cannot be read were left out of the shards: {list_some(names)}"
+    )
     if manifest.division:
         display.warn(
-            f"the shards keep the division by {manifest.division}; any other is made without the images left out, and "
+            f"the shards keep the division by {manifest.division}; any other is made without the "
+            "images left out, and "
             "holds out others than in the folder"
         )
     return manifest.take(~bad, note)
@@ -201,8 +211,9 @@ def _divide_into_shards(manifest: Manifest, shard_bytes: int) -> Iterator[tuple[
 def _make_blocks(manifest: Manifest, index: int) -> list[bytes]:
     """Return an image and its label as they stand in a tar file: header, content and padding of each.
 
-    Their names are numbers: WebDataset takes a name to end at its first point, and two files may differ behind it. The
-    label is the number of the class, or for multi-label data a JSON list of them.
+    Their names are numbers: WebDataset takes a name to end at its first point, and two files may
+    differ behind it. The label is the number of the class, or for multi-label data a JSON list of
+    them.
     """
     label = int(manifest.label[index])
     if manifest.label_sets is None:
@@ -227,10 +238,15 @@ def _read(manifest: Manifest, index: int) -> bytes:
     try:
         data = manifest.read(index)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); mend or remove it, and pack again") from error
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); mend or remove it, and pack again"
+        ) from error
     has_changed = len(data) != manifest.bytes[index]
     if manifest.inspected[index] and not has_changed:
         has_changed = hash_content(data) != manifest.content[index].tobytes()
     if has_changed:
-        raise DataError(f"{path}: has changed since it was listed; `touch` it if that is meant to be, and pack again")
+        raise DataError(
+            f"{path}: has changed since it was listed; `touch` it if that is meant to be, and pack "
+            "again"
+        )
     return data

@@ -34,7 +34,14 @@ from vitrail.data.lost_workers import until_lost
 from vitrail.data.manifest import Manifest, list_images
 from vitrail.data.shards import has_shards
 from vitrail.display import Display
-from vitrail.errors import CheckpointError, ConfigError, DataError, Interrupted, printable, write_option
+from vitrail.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    Interrupted,
+    printable,
+    write_option,
+)
 from vitrail.files import write_whole
 from vitrail.images.decoding import Header, decode_quietly, fast_decoders, read_header
 from vitrail.images.pixels import RGB, PixelFormat, UnreadableImage
@@ -43,7 +50,8 @@ from vitrail.images.tiff_tags import ORIENTATION
 USED = ("root", "train_split", "val_split", "channels", "bits", "workers", "bad_files")
 """Settings of the section data that have a meaning here."""
 WRITTEN = {"JPEG": "JPEG", "MPO": "JPEG", "PNG": "PNG", "WEBP": "WEBP", "BMP": "BMP", "PPM": "PPM"}
-"""Formats that are resized, and the formats they are written in; the first picture of an MPO is the image."""
+"""Formats that are resized, and the formats they are written in; the first picture of an MPO is the
+image."""
 BATCH = 32
 """Images that a worker resizes at a time."""
 
@@ -83,13 +91,16 @@ class _Done:
     """Bytes of the image that was written."""
 
 
-def resize_data(section: DataSection, output: Path, short_side: int, quality: int, display: Display) -> Resized:
+def resize_data(
+    section: DataSection, output: Path, short_side: int, quality: int, display: Display
+) -> Resized:
     """Write a folder's images anew, with a short side of at most so many pixels, under the same names.
 
     An interrupted call is continued by the next. The files are the same for any number of workers.
 
     Args:
-        section: Which folder; data.bad_files=skip copies unreadable files as they are, quarantine leaves them out.
+        section: Which folder; data.bad_files=skip copies unreadable files as they are, quarantine
+            leaves them out.
         output: Folder to write, which must not be there yet.
         short_side: Pixels of the short side; smaller images are copied.
         quality: Quality of JPEG and lossy WebP, up to 100.
@@ -133,7 +144,9 @@ def resize_data(section: DataSection, output: Path, short_side: int, quality: in
     return done
 
 
-def _write_bad_files(manifest: Manifest, partial: Path, section: DataSection, done: Resized) -> None:
+def _write_bad_files(
+    manifest: Manifest, partial: Path, section: DataSection, done: Resized
+) -> None:
     """Copy unreadable files if they are to be kept, and remove what was written while they could be read."""
     for index, _, _ in done.bad:
         target = _target(manifest, index, partial)
@@ -150,21 +163,28 @@ def _check(section: DataSection, output: Path) -> Path:
             advice = ""
             if key == "list":
                 advice = "; resize the folder of its images by data.root, and give the list with the new data.root"
-            raise ConfigError(f"data.{key} is {value}: has no meaning here; used are {', '.join(USED)}{advice}")
+            raise ConfigError(
+                f"data.{key} is {value}: has no meaning here; used are {', '.join(USED)}{advice}"
+            )
     assert section.root is not None
     root = Path(section.root).expanduser()
     if has_shards(root):
-        raise ConfigError(f"data.root {root}: holds shards; resize the folder they were packed from, and pack that")
+        raise ConfigError(
+            f"data.root {root}: holds shards; resize the folder they were packed from, and pack "
+            "that"
+        )
     refuse_inside(root, output)
     # the partial folder is removed where it was begun with other settings
     if Path(os.path.realpath(root)).is_relative_to(os.path.realpath(_partial_folder(output))):
         raise ConfigError(
-            f"data.root {root}: lies where {write_option('output', output)} is begun, and would be removed; "
+            f"data.root {root}: lies where {write_option('output', output)} is begun, and would be "
+            "removed; "
             f"rename it, or choose another folder with {write_option('output')}"
         )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise CheckpointError(
-            f"{output}: is there already, and is not replaced; choose another folder with {write_option('output')}"
+            f"{output}: is there already, and is not replaced; choose another folder with "
+            f"{write_option('output')}"
         )
     return root
 
@@ -211,7 +231,9 @@ def _resize_all(images: _Images, section: DataSection, done: Resized, display: D
         workers = 0
     if workers > 0:
         fast_decoders()  # imported once, before workers are forked, and not by each of them
-    loader = DataLoader(images, BATCH, num_workers=workers, collate_fn=list, worker_init_fn=ignore_signals)
+    loader = DataLoader(
+        images, BATCH, num_workers=workers, collate_fn=list, worker_init_fn=ignore_signals
+    )
     display.begin("resize", total)
     for batch in until_lost(loader.__iter__, loader.num_workers):
         for one in batch:
@@ -236,7 +258,8 @@ def _add_result(one: _Done, manifest: Manifest, section: DataSection, done: Resi
         done.resized += 1
     elif section.bad_files == "error":
         raise DataError(
-            f"{manifest.path(one.index)}: cannot be read, {one.bad}; repair or remove it, or set data.bad_files=skip "
+            f"{manifest.path(one.index)}: cannot be read, {one.bad}; repair or remove it, or set "
+            "data.bad_files=skip "
             "to copy such files as they are, or quarantine to leave them out"
         )
     else:
@@ -304,7 +327,8 @@ def find_reason_to_copy(header: Header, data: bytes, short_side: int) -> str:
 def shrink(pixels: Tensor, header: Header, data: bytes, short_side: int, quality: int) -> bytes:
     """Return a smaller image file of the same format, with its EXIF orientation and colour profile as only metadata.
 
-    JPEGs have their colours at full resolution (4:4:4): at half of it, quality 95 is no nearer to the pixels than 90.
+    JPEGs have their colours at full resolution (4:4:4): at half of it, quality 95 is no nearer to
+    the pixels than 90.
     """
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     if header.mode == "L":
@@ -361,6 +385,7 @@ def _read_bad(manifest: Manifest, index: int) -> bytes:
         return manifest.read(index)
     except OSError as error:
         raise DataError(
-            f"{manifest.path(index)}: cannot be copied ({error.strerror}); remove it, or leave such files out with "
+            f"{manifest.path(index)}: cannot be copied ({error.strerror}); remove it, or leave "
+            "such files out with "
             "data.bad_files=quarantine"
         ) from error

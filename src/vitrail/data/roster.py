@@ -51,9 +51,13 @@ class Roster:
         labels = source.labels.astype(np.int64)
         if source.label_sets is not None:
             # a hash of each set of classes, as the number of a set depends on the order of the list
-            digests = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in source.label_sets]
+            digests = [
+                hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in source.label_sets
+            ]
             labels = np.frombuffer(b"".join(digests), np.int64)[labels]
-        known = np.zeros((n, 2), np.int64) if contents is None else np.array(contents).view(np.int64)
+        known = (
+            np.zeros((n, 2), np.int64) if contents is None else np.array(contents).view(np.int64)
+        )
         if read and not known.any(1).all():
             for index, content in hash_sample(source).items():
                 known[index] = np.frombuffer(content, np.int64)
@@ -104,7 +108,9 @@ class Changes:
             "have another class": self.relabelled,
             "have another content": self.rewritten,
         }
-        return ", ".join(f"{len(names):,} {what} ({list_some(names)})" for what, names in kinds.items() if names)
+        return ", ".join(
+            f"{len(names):,} {what} ({list_some(names)})" for what, names in kinds.items() if names
+        )
 
 
 def compare(before: Roster, now: Roster) -> Changes:

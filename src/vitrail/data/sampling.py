@@ -26,8 +26,8 @@ def shuffle_epoch(n: int, seed: int, epoch: int, repeats: int = 1) -> NDArray[np
         n: Number of images.
         seed: Seed of the run.
         epoch: Number of the epoch, from 0.
-        repeats: Copies of each image in a row (repeated augmentation, Hoffer et al. 2020). The epoch is cut to n
-            samples, so that it stays as long and sees n / repeats of the images.
+        repeats: Copies of each image in a row (repeated augmentation, Hoffer et al. 2020). The
+            epoch is cut to n samples, so that it stays as long and sees n / repeats of the images.
     """
     images = np.argsort(_random_numbers(n, seed, epoch), kind="stable")[: -(-n // repeats)]
     return _repeat(images, np.zeros_like(images), repeats)[:n]
@@ -38,8 +38,9 @@ def shuffle_in_windows(
 ) -> NDArray[np.int64]:
     """Return (index, copy) of each of the n samples of an epoch in which images stored together come near each other.
 
-    The groups are put in a random row, and each image then moves back by a random number of places below `window`. So
-    each comes once, and at any time those that are read are of groups that lie within one window.
+    The groups are put in a random row, and each image then moves back by a random number of places
+    below `window`. So each comes once, and at any time those that are read are of groups that lie
+    within one window.
 
     Args:
         groups: The group that each image is stored in.
@@ -63,7 +64,9 @@ def shuffle_in_windows(
     return _repeat(images, np.zeros_like(images), repeats)[:n]
 
 
-def compute_class_shares(counts: NDArray[np.int64], sampler: Literal["natural", "balanced", "sqrt"]) -> list[int]:
+def compute_class_shares(
+    counts: NDArray[np.int64], sampler: Literal["natural", "balanced", "sqrt"]
+) -> list[int]:
     """Return how often each class is drawn, as whole numbers in that proportion.
 
     Args:
@@ -83,11 +86,12 @@ def draw_by_class(
 ) -> NDArray[np.int64]:
     """Return (index, copy) of each of the n samples of an epoch in which classes are drawn by their shares.
 
-    Each class has its images in an endless row, pass after pass, each pass in an order of its own, and an epoch takes
-    the next piece of it. So over a run the images of a class are drawn equally often, where independent draws would
-    show one twice as often as another; and how often a class is drawn in an epoch is its share rounded down or up
-    (systematic sampling, Madow 1949). What is left to chance is which way it is rounded, and the order. A piece begins
-    where that of the epoch before ends but for this rounding, so each epoch follows from its number alone.
+    Each class has its images in an endless row, pass after pass, each pass in an order of its own,
+    and an epoch takes the next piece of it. So over a run the images of a class are drawn equally
+    often, where independent draws would show one twice as often as another; and how often a class
+    is drawn in an epoch is its share rounded down or up (systematic sampling, Madow 1949). What is
+    left to chance is which way it is rounded, and the order. A piece begins where that of the epoch
+    before ends but for this rounding, so each epoch follows from its number alone.
 
     Args:
         labels: Label of each image; every class has some.
@@ -103,16 +107,20 @@ def draw_by_class(
     first = begins // counts
     passes = -(-(begins + quotas) // counts) - first
 
-    # the images of every pass that the epoch touches, class by class, each pass in an order of its own
+    # the images of every pass that the epoch touches, class by class, each pass in an order of its
+    # own
     pass_class = np.repeat(np.arange(len(shares)), passes)
-    pass_key = _scramble(_count_on(first, passes).astype(np.uint64) * GOLDEN + np.uint64(seed & MASK))
+    pass_key = _scramble(
+        _count_on(first, passes).astype(np.uint64) * GOLDEN + np.uint64(seed & MASK)
+    )
     lengths = counts[pass_class]
     class_begins = np.cumsum(counts) - counts
     images = np.argsort(labels, kind="stable")[_count_on(class_begins[pass_class], lengths)]
     image_key = _scramble(np.repeat(pass_key, lengths) + images.astype(np.uint64) * GOLDEN)
     images = images[np.lexsort((image_key, np.repeat(np.arange(len(lengths)), lengths)))]
 
-    # the piece of each class, and of which pass each image is: an image's next draw is in the next pass
+    # the piece of each class, and of which pass each image is: an image's next draw is in the next
+    # pass
     skipped = begins - first * counts
     block = np.cumsum(passes * counts) - passes * counts
     taken = images[_count_on(block + skipped, quotas)]
@@ -158,7 +166,9 @@ def _count_on(begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[
     return np.repeat(begins - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
 
 
-def _repeat(images: NDArray[np.int64], copies: NDArray[np.int64], repeats: int) -> NDArray[np.int64]:
+def _repeat(
+    images: NDArray[np.int64], copies: NDArray[np.int64], repeats: int
+) -> NDArray[np.int64]:
     """Return (index, copy) with each image `repeats` times in a row, each time with a copy number of its own."""
     numbers = np.repeat(copies * repeats, repeats) + np.tile(np.arange(repeats), len(images))
     return np.stack([np.repeat(images, repeats), numbers], axis=1)
@@ -242,9 +252,10 @@ class ClassDraw:
 class BatchSampler:
     """The training samples of one rank, batch by batch; a pure function of its settings, `epoch` and `first_step`.
 
-    The global batch of a step is a slice of the epoch's order, whatever the number of ranks. It is cut into
-    `accumulate` micro-batches, and each of those is dealt out to the ranks in turn, so that copies of an image are
-    separated. Samples at the end of an epoch that fill no global batch are left out; the next epoch's order is another.
+    The global batch of a step is a slice of the epoch's order, whatever the number of ranks. It is
+    cut into `accumulate` micro-batches, and each of those is dealt out to the ranks in turn, so
+    that copies of an image are separated. Samples at the end of an epoch that fill no global batch
+    are left out; the next epoch's order is another.
 
     Args:
         order: The samples of each epoch.
@@ -268,7 +279,8 @@ class BatchSampler:
         _check_batch_size(order.n, batch_size, world, accumulate)
         if epoch_samples is not None and not batch_size <= epoch_samples <= order.n:
             raise ConfigError(
-                f"train.epoch_images is {epoch_samples}; it must be from train.batch_size {batch_size} to the "
+                f"train.epoch_images is {epoch_samples}; it must be from train.batch_size "
+                f"{batch_size} to the "
                 f"{order.n} training images"
             )
         self.order = order
@@ -314,7 +326,8 @@ def _check_batch_size(n: int, batch_size: int, world: int, accumulate: int) -> N
         above = -(-max(batch_size, 1) // parts) * parts
         nearest = " or ".join(str(size) for size in sorted({below, above} - {0}))
         raise ConfigError(
-            f"train.batch_size {batch_size} cannot be split over {world} processes x {accumulate} micro batches; "
+            f"train.batch_size {batch_size} cannot be split over {world} processes x {accumulate} "
+            "micro batches; "
             f"nearest: {nearest}"
         )
     if n < batch_size:

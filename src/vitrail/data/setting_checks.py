@@ -18,7 +18,9 @@ def find_dividing_settings(section: DataSection) -> list[str]:
     """Return the settings of how images are split that are not the usual ones."""
     usual = DataSection()
     given = {name: getattr(section, name) for name in DIVISION}
-    return [f"data.{name}={value}" for name, value in given.items() if value != getattr(usual, name)]
+    return [
+        f"data.{name}={value}" for name, value in given.items() if value != getattr(usual, name)
+    ]
 
 
 def refuse_division(section: DataSection, val: str, is_packed: bool) -> None:
@@ -27,7 +29,8 @@ def refuse_division(section: DataSection, val: str, is_packed: bool) -> None:
     if given:
         how = "pack the training folder alone" if is_packed else "set data.val_split=null"
         raise ConfigError(
-            f"{' '.join(given)}: there is a part to validate with, {val}, so that nothing is divided; {how} to divide "
+            f"{' '.join(given)}: there is a part to validate with, {val}, so that nothing is "
+            f"divided; {how} to divide "
             "the training images, or drop it"
         )
 
@@ -40,7 +43,8 @@ def check_order(section: DataSection, source: Source) -> None:
     for index, (own, other) in enumerate(zip(source.classes, wanted, strict=True)):
         if own != other:
             raise ConfigError(
-                f"data.class_order {section.class_order}: {source.description} has an order of its own, in which index "
+                f"data.class_order {section.class_order}: {source.description} has an order of its "
+                "own, in which index "
                 f"{index} is {printable(own)} and not {printable(other)}; set data.class_order=null"
             )
 
@@ -49,7 +53,8 @@ def check_packed(section: DataSection, manifest: Manifest) -> None:
     """Refuse settings that shards cannot follow, as what is in them was settled when they were packed."""
     if section.manifest is not None and section.root is not None:
         raise ConfigError(
-            f"data.manifest {section.manifest}: {manifest.root} holds shards, which have a list of their own; drop it"
+            f"data.manifest {section.manifest}: {manifest.root} holds shards, which have a list of "
+            "their own; drop it"
         )
     train, val = manifest.folders
     if train:  # it is empty where class folders lie at the top
@@ -65,7 +70,8 @@ def _check_packed_split(manifest: Manifest, key: str, given: str | None, folder:
         return
     packed = f"with {folder}" if folder else "without one"
     raise ConfigError(
-        f"data.{key} is {given or 'null'}, and the shards of {manifest.root} were packed {packed}; drop it, or pack "
+        f"data.{key} is {given or 'null'}, and the shards of {manifest.root} were packed {packed}; "
+        "drop it, or pack "
         "the folder anew"
     )
 
@@ -76,27 +82,37 @@ def check_settings(section: DataSection) -> None:
     if name is not None and not is_hf(name) and name not in NAMED_SETS:
         known = ", ".join(NAMED_SETS)
         raise ConfigError(
-            f"data.name {name!r}: unknown{suggest(name, NAMED_SETS)}; known sets: {known}, and hf:OWNER/NAME"
+            f"data.name {name!r}: unknown{suggest(name, NAMED_SETS)}; known sets: {known}, and "
+            "hf:OWNER/NAME"
         )
     if name == "digits" and root is not None:
         raise ConfigError(
-            f"data.root {root}: data.name is digits, which comes with scikit-learn and has no folder; for your own "
+            f"data.root {root}: data.name is digits, which comes with scikit-learn and has no "
+            "folder; for your own "
             "images add data.name=null, or name another recipe"
         )
     if name is not None and section.bad_files == "quarantine":
         raise ConfigError(
-            f"data.bad_files=quarantine: leaves out what the check has found, and data.name {name} is not checked; set "
+            f"data.bad_files=quarantine: leaves out what the check has found, and data.name {name} "
+            "is not checked; set "
             "skip, which counts and names what cannot be read, or error"
         )
     if name is not None and section.manifest is not None:
         raise ConfigError(
-            f"data.manifest {section.manifest}: is for images in folders, lists and shards; data.name is {name}"
+            f"data.manifest {section.manifest}: is for images in folders, lists and shards; "
+            f"data.name is {name}"
         )
     if name is not None and section.list is not None:
-        raise ConfigError(f"data.list {section.list}: is for images in files; data.name is {name}; add data.name=null")
+        raise ConfigError(
+            f"data.list {section.list}: is for images in files; data.name is {name}; add "
+            "data.name=null"
+        )
     if name is None and root is None and section.manifest is None and section.list is None:
-        raise ConfigError("data.root is not set; give the folder with your images, or data.name=digits")
+        raise ConfigError(
+            "data.root is not set; give the folder with your images, or data.name=digits"
+        )
     if name not in (None, "digits") and not is_hf(name) and root is None:
         raise ConfigError(
-            f"data.root is not set; give the folder where {name} lies or, with data.download=true, will lie"
+            f"data.root is not set; give the folder where {name} lies or, with data.download=true, "
+            "will lie"
         )

@@ -64,7 +64,9 @@ class Places:
         shard = self.shards[self.shard[index]]
         size = int(self.bytes[index])
         try:
-            data = os.pread(_opened(root / shard.name, shard.sha256).number, size, int(self.offset[index]))
+            data = os.pread(
+                _opened(root / shard.name, shard.sha256).number, size, int(self.offset[index])
+            )
         except OSError as error:
             raise UnreadableImage(f"its shard {shard.name}: {error.strerror}") from error
         if len(data) < size:
@@ -90,7 +92,9 @@ class Places:
                 if size == shard.bytes:
                     continue
                 wrong = f"has {size:,} bytes, where {INDEX} says {shard.bytes:,}"
-            raise DataError(f"{root / shard.name}: {wrong}; copy the shards again, or pack the folder anew")
+            raise DataError(
+                f"{root / shard.name}: {wrong}; copy the shards again, or pack the folder anew"
+            )
 
     def verify(self, root: Path, advance: Callable[[], None]) -> Iterator[str]:
         """Read all shards, and yield a line for each whose checksum is wrong; call `advance` after each."""

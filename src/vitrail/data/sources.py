@@ -117,7 +117,11 @@ class FileSource:
     def take(self, chosen: NDArray[np.bool_], description: str, notes: tuple[str, ...]) -> Self:
         """Return the chosen images as a source of their own."""
         return replace(
-            self, paths=self.paths.take(chosen), labels=self.labels[chosen], description=description, notes=notes
+            self,
+            paths=self.paths.take(chosen),
+            labels=self.labels[chosen],
+            description=description,
+            notes=notes,
         )
 
     def example(self, folder: Path) -> str:
@@ -160,10 +164,17 @@ class PixelSource:
         """Yield the name of each image."""
         return (name.encode() for name in self.names.tolist())
 
-    def take(self, chosen: NDArray[np.bool_], description: str, notes: tuple[str, ...]) -> PixelSource:
+    def take(
+        self, chosen: NDArray[np.bool_], description: str, notes: tuple[str, ...]
+    ) -> PixelSource:
         """Return the chosen images as a source of their own."""
         return PixelSource(
-            description, self.images[chosen], self.labels[chosen], self.classes, self.names[chosen], notes
+            description,
+            self.images[chosen],
+            self.labels[chosen],
+            self.classes,
+            self.names[chosen],
+            notes,
         )
 
     def example(self, folder: Path) -> str:

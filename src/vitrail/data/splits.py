@@ -21,10 +21,12 @@ from vitrail.errors import ConfigError, DataError, list_some
 UNASSIGNED = -1
 """The fold of an image that has none yet."""
 NEAR = 0.05
-"""Share of all images by which a split may miss the size that was asked for, before the user is told."""
+"""Share of all images by which a split may miss the size that was asked for, before the user is
+told."""
 
 SEARCH_S, SEARCH_EACH_S = 10.0, 1e-4
-"""Seconds that looking for groups may take, and more for each name; a usual pattern takes a millionth for one."""
+"""Seconds that looking for groups may take, and more for each name; a usual pattern takes a
+millionth for one."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,11 @@ class Division:
     folds: int | None = None
     """Number of equal folds, of which one is held out; None holds out `fraction`."""
     fold: int = 0
-    """Number of the fold that is held out, from 0; the fraction that is held out is fold 0 of two."""
+    """Number of the fold that is held out, from 0; the fraction that is held out is fold 0 of
+    two."""
     group_regex: str | None = None
-    """Pattern of a name's group, such as a patient's number, whose images stay in one fold; all brackets count."""
+    """Pattern of a name's group, such as a patient's number, whose images stay in one fold; all
+    brackets count."""
 
     @property
     def key(self) -> str:
@@ -58,7 +62,9 @@ class Division:
         return [hold_out, count - hold_out]
 
 
-def assign_splits(source: Source, division: Division, fixed: NDArray[np.int16] | None = None) -> NDArray[np.int16]:
+def assign_splits(
+    source: Source, division: Division, fixed: NDArray[np.int16] | None = None
+) -> NDArray[np.int16]:
     """Return the fold of each image; the place of the set and the order of its images do not matter.
 
     Args:
@@ -97,12 +103,14 @@ def _check_folds(source: Source, division: Division, folds: NDArray[np.int16]) -
     is_held_out = folds == division.fold
     if division.folds and not is_held_out.any():
         raise DataError(
-            f"{source.description}: fold {division.fold} of {division.folds} has none of the {len(source)} images; "
+            f"{source.description}: fold {division.fold} of {division.folds} has none of the "
+            f"{len(source)} images; "
             "lower data.folds, or let data.group_regex find more groups"
         )
     if not is_held_out.any() or is_held_out.all():
         raise DataError(
-            f"{source.description}: {len(source)} images of {len(source.classes)} classes are too few to hold some out "
+            f"{source.description}: {len(source)} images of {len(source.classes)} classes are too "
+            "few to hold some out "
             "for validation; add images, or give a folder for validation with data.val_split"
         )
 
@@ -145,7 +153,8 @@ def _group_images(source: Source, division: Division) -> dict[bytes, list[int]]:
         match = pattern.search(name)
         if match is None:
             raise ConfigError(
-                f"data.group_regex {division.group_regex!r}: does not fit {source.name(index)}; it must find the "
+                f"data.group_regex {division.group_regex!r}: does not fit {source.name(index)}; it "
+                "must find the "
                 "group in every name below data.root; data.group_regex=null drops it"
             )
         return b"\0".join(match.groups(b"")) if match.groups() else match.group()
@@ -157,8 +166,10 @@ def _group_images(source: Source, division: Division) -> dict[bytes, list[int]]:
             return _group_by(find, source)
     except TimeoutError:
         raise ConfigError(
-            f"data.group_regex {division.group_regex!r}: takes more than {seconds:.3g} s to look for groups in "
-            f"{len(source):,} names; write it without repetitions within repetitions; data.group_regex=null drops it"
+            f"data.group_regex {division.group_regex!r}: takes more than {seconds:.3g} s to look "
+            "for groups in "
+            f"{len(source):,} names; write it without repetitions within repetitions; "
+            "data.group_regex=null drops it"
         ) from None
 
 
@@ -197,7 +208,9 @@ def _compile_pattern(group_regex: str | None) -> re.Pattern[bytes] | None:
     try:
         return re.compile(group_regex.encode())
     except re.error as error:
-        raise ConfigError(f"data.group_regex {group_regex!r}: is no regular expression ({error})") from error
+        raise ConfigError(
+            f"data.group_regex {group_regex!r}: is no regular expression ({error})"
+        ) from error
 
 
 def hold_out(source: Source, division: Division, folds: NDArray[np.int16]) -> tuple[Source, Source]:
@@ -206,7 +219,10 @@ def hold_out(source: Source, division: Division, folds: NDArray[np.int16]) -> tu
     notes = (*source.notes, _describe_split(division, is_held_out))
     single = [source.classes[label] for label in np.flatnonzero(count_by_class(source) == 1)]
     if single and source.label_sets is None:
-        notes += (f"{len(single)} classes have one image, which is trained on and not validated: {list_some(single)}",)
+        notes += (
+            f"{len(single)} classes have one image, which is trained on and not validated: "
+            f"{list_some(single)}",
+        )
     return (
         source.take(~is_held_out, f"{source.description}, all but the held-out part", notes),
         source.take(is_held_out, f"{source.description}, held-out part", notes),

@@ -30,7 +30,8 @@ from vitrail.weights.checkpoint import Record
 TOLERANCES: Mapping[Precision, float] = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 """How far a logit may be off, as a share of the largest one, by the precision of the file."""
 PROBABILITY_TOLERANCE = 0.02
-"""How far a probability may be off where the file scales the image itself: levels of colour then differ by 1 or 2."""
+"""How far a probability may be off where the file scales the image itself: levels of colour then
+differ by 1 or 2."""
 COMPARED_BATCH_SIZES = (1, 3, 8)
 """Batch sizes at which logits are compared."""
 TIMED_BATCH_SIZES = (1, 8)
@@ -63,13 +64,17 @@ class SampleImages:
         """
         source = self.sources[number]
         if isinstance(source, int):
-            return to_pixel_format(draw_photo(source, self.preprocess.channels), self.preprocess.pixels)
+            return to_pixel_format(
+                draw_photo(source, self.preprocess.channels), self.preprocess.pixels
+            )
         try:
             return decode(read_image(source), self.preprocess.pixels)
         except (UnreadableImage, OSError) as error:
             reason = getattr(error, "strerror", None) or error
             where = name_option("images")
-            raise DataError(f"{where}: {source} cannot be read ({reason}); repair or remove it") from error
+            raise DataError(
+                f"{where}: {source} cannot be read ({reason}); repair or remove it"
+            ) from error
 
     @cached_property
     def images(self) -> Float[Tensor, "n c h w"]:
@@ -88,9 +93,11 @@ class Verdict:
     """Number of images compared."""
     of: Literal["logits", "probabilities"]
     difference: float
-    """Largest difference of any logit, at batches of 1, 3 and 8, or of any probability; NaN where one is NaN."""
+    """Largest difference of any logit, at batches of 1, 3 and 8, or of any probability; NaN where
+    one is NaN."""
     relative: float
-    """Largest difference as a share of the largest logit; of probabilities, the difference itself."""
+    """Largest difference as a share of the largest logit; of probabilities, the difference
+    itself."""
     tolerance: float
     """Largest `relative` that passes."""
     agree: int
@@ -104,7 +111,9 @@ class Verdict:
         return self.relative <= self.tolerance
 
 
-def gather_sample(record: Record, folder: Path | None, note: Callable[[str], None] = warnings.warn) -> SampleImages:
+def gather_sample(
+    record: Record, folder: Path | None, note: Callable[[str], None] = warnings.warn
+) -> SampleImages:
     """Choose images evenly spaced from a folder, or synthetic ones where there is no folder.
 
     Args:
@@ -148,7 +157,8 @@ def compare_logits(network: Network, model: VisionModel, sample: SampleImages) -
     answers = torch.cat([network(batch) for batch in batches])
     differences = [(answers - expected).abs().max()]
 
-    # the first images again, in batches of each size; the folder may hold fewer than the largest takes
+    # the first images again, in batches of each size; the folder may hold fewer than the largest
+    # takes
     repeats = -(-max(COMPARED_BATCH_SIZES) // len(images))
     first_images = images.repeat(repeats, 1, 1, 1)
     first_expected = expected.repeat(repeats, 1)
@@ -161,7 +171,8 @@ def compare_logits(network: Network, model: VisionModel, sample: SampleImages) -
         batch = first_images[:size]
         seconds[size] = _time_in_turns(partial(network, batch), partial(run_model, batch))
 
-    difference = float(torch.stack(differences).max())  # not max() of Python, which would lose a NaN
+    # not max() of Python, which would lose a NaN
+    difference = float(torch.stack(differences).max())
     return Verdict(
         about=network.about,
         images=len(images),

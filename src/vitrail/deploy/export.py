@@ -18,7 +18,14 @@ from vitrail.choices import ExportFormat, Precision
 from vitrail.deploy.compare import SampleImages, Verdict, compare_logits, compare_probabilities
 from vitrail.deploy.formats import FORMATS, Files, Plan
 from vitrail.errors import ConfigError, MissingExtra, name_option, write_option
-from vitrail.files import files_of, refusal_told, refuse_output, remove, remove_leftovers, temporary_name
+from vitrail.files import (
+    files_of,
+    refusal_told,
+    refuse_output,
+    remove,
+    remove_leftovers,
+    temporary_name,
+)
 from vitrail.inference.engines import has_mindspore
 from vitrail.inference.exported import Making
 from vitrail.inference.network import read_artifact, require_classes
@@ -57,7 +64,9 @@ def advise_elsewhere() -> str:
     return f"free space or choose another {write_option('output')}"
 
 
-def find_outputs(formats: Sequence[ExportFormat], checkpoint: Path, output: Path | None) -> dict[ExportFormat, Path]:
+def find_outputs(
+    formats: Sequence[ExportFormat], checkpoint: Path, output: Path | None
+) -> dict[ExportFormat, Path]:
     """Return the file of each format: beside the weight file, or what `output` names, for several formats a folder.
 
     Raises:
@@ -69,28 +78,38 @@ def find_outputs(formats: Sequence[ExportFormat], checkpoint: Path, output: Path
     elif len(formats) == 1:
         paths = {formats[0]: output}
     elif output.is_dir():
-        paths = {name: (output / checkpoint.name).with_suffix(FORMATS[name].suffix) for name in formats}
+        paths = {
+            name: (output / checkpoint.name).with_suffix(FORMATS[name].suffix) for name in formats
+        }
     else:
         where = write_option("output", output)
-        raise ConfigError(f"{where}: must be a folder that is there, as {len(formats)} formats are wanted")
+        raise ConfigError(
+            f"{where}: must be a folder that is there, as {len(formats)} formats are wanted"
+        )
 
     for name, path in paths.items():
         suffix = FORMATS[name].suffix
         if path.suffix != suffix:
             where = write_option("output", path)
-            raise ConfigError(f"{where}: must end in {suffix}, by which it is known where it is loaded")
+            raise ConfigError(
+                f"{where}: must end in {suffix}, by which it is known where it is loaded"
+            )
         for one in (suffix, *FORMATS[name].beside):
             refuse_output("output", path.with_suffix(one), files_of(checkpoint))
     return paths
 
 
 def check_request(
-    formats: Sequence[ExportFormat], precision: Precision, batch_size: int | None, with_preprocess: bool
+    formats: Sequence[ExportFormat],
+    precision: Precision,
+    batch_size: int | None,
+    with_preprocess: bool,
 ) -> None:
     """Refuse what cannot be exported, before anything is.
 
     Raises:
-        ConfigError: A format in a precision that it does not have, a batch of nothing, or preprocessing elsewhere.
+        ConfigError: A format in a precision that it does not have, a batch of nothing, or
+            preprocessing elsewhere.
         MissingExtra: A package that a format needs is not installed.
     """
     if batch_size is not None and batch_size < 1:
@@ -99,17 +118,25 @@ def check_request(
     if with_preprocess and set(formats) != {"onnx"}:
         where = name_option("with_preprocess")
         raise ConfigError(
-            f"{where} is for {write_option('format', 'onnx')}; other runtimes scale images otherwise, or cannot"
+            f"{where} is for {write_option('format', 'onnx')}; other runtimes scale images "
+            "otherwise, or cannot"
         )
     if with_preprocess and batch_size is not None:
         where = name_option("batch_size")
         raise ConfigError(
-            f"{where}: with {write_option('with_preprocess', True)} a file takes one image, of any size; leave it out"
+            f"{where}: with {write_option('with_preprocess', True)} a file takes one image, of any "
+            "size; leave it out"
         )
     for name in formats:
         if precision not in FORMATS[name].precisions:
-            able = " and ".join(other for other in FORMATS if precision in FORMATS[other].precisions)
-            allowed = f"{able} can" if able else f"it must be one of {', '.join(FORMATS[name].precisions)}"
+            able = " and ".join(
+                other for other in FORMATS if precision in FORMATS[other].precisions
+            )
+            allowed = (
+                f"{able} can"
+                if able
+                else f"it must be one of {', '.join(FORMATS[name].precisions)}"
+            )
             where = write_option("precision", precision)
             raise ConfigError(f"{where}: {name} cannot be had so; {allowed}")
         for package in FORMATS[name].packages:
@@ -137,17 +164,21 @@ def export(
         outputs: Files from `find_outputs`.
         sample: Images on which each file is compared with PyTorch.
         precision: Precision that the file computes in; images and logits are float32 in any case.
-        batch_size: Images that a file takes at once; None lets it take any number, but MindIR, which takes one.
-        with_preprocess: Let the file, of ONNX, take one whole image of uint8 instead, and yield probabilities.
+        batch_size: Images that a file takes at once; None lets it take any number, but MindIR,
+            which takes one.
+        with_preprocess: Let the file, of ONNX, take one whole image of uint8 instead, and yield
+            probabilities.
         topk: Most probable classes that a file with preprocessing yields too.
         device: Device that a .pt2 is compiled for.
         mindir_version: Version of MindIR, as in `to_mindir`.
 
     Raises:
         CheckpointError: The weights do not fit, or the disk is full; no file is left half written.
-        ConfigError: The preprocessing is to be put into the file, and is of 16 bits or without classes behind it.
+        ConfigError: The preprocessing is to be put into the file, and is of 16 bits or without
+            classes behind it.
         DataError: An image of the sample cannot be read.
-        ExportError: An operation of the model has no counterpart in the format, or a compiler is missing.
+        ExportError: An operation of the model has no counterpart in the format, or a compiler is
+            missing.
     """
     if with_preprocess:
         require_classes(opened.record, opened.account.path)
@@ -187,7 +218,9 @@ def export(
         yield _export_one(name, plan, path, sample if name in compared else None)
 
 
-def _export_one(name: ExportFormat, plan: Plan, path: Path, sample: SampleImages | None) -> Exported:
+def _export_one(
+    name: ExportFormat, plan: Plan, path: Path, sample: SampleImages | None
+) -> Exported:
     """Write one format, compare it unless there is no sample, and give it the name that it has earned."""
     started = time.perf_counter()
     files = FORMATS[name].write(plan)
@@ -217,8 +250,8 @@ def _compare(file: Path, plan: Plan, sample: SampleImages) -> Verdict:
 def publish(staged: Path, path: Path, ending: str = "") -> None:
     """Give a staged file, and those beside it, their names, of which `ending` is added to each.
 
-    The file that the others are found from comes last. It says which they have to be, so what a kill in between leaves
-    together is refused by whoever reads it.
+    The file that the others are found from comes last. It says which they have to be, so what a
+    kill in between leaves together is refused by whoever reads it.
     """
     for part in sorted(staged.parent.iterdir(), key=lambda part: part.name == staged.name):
         part.replace(path.with_name(part.name + ending))
@@ -234,7 +267,8 @@ def staged_files(path: Path, files: Files) -> Iterator[Path]:
     with refusal_told(path, path.parent / "none", advise_elsewhere()):
         remove_leftovers(path)
         folder = temporary_name(path)
-        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed and had the same number
+        # of a process that was killed and had the same number
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
     try:
         staged = folder / path.name

@@ -40,7 +40,8 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 OPSET = 20
 """Version of ONNX's operators: the first that has GELU."""
 Files = Mapping[str, Sequence[Buffer]]
-"""Contents of the files of one format by their endings; the file that the others are found from comes last."""
+"""Contents of the files of one format by their endings; the file that the others are found from
+comes last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,9 @@ class Plan:
             shapes = ({0: Dim.DYNAMIC},) if batch_size is None else None
             with torch.no_grad():
                 images = self.images().to(device)
-                self.cache[key] = torch.export.export(self.network(device), (images,), dynamic_shapes=shapes)
+                self.cache[key] = torch.export.export(
+                    self.network(device), (images,), dynamic_shapes=shapes
+                )
         return self.cache[key]
 
 
@@ -143,7 +146,9 @@ def _write_onnx(plan: Plan) -> Files:
 def _export_onnx(plan: Plan) -> Any:
     """Return the model as ONNX's protobuf, without anything that tells of this machine."""
     if "onnx" not in plan.cache:
-        program = plan.program().run_decompositions({torch.ops.aten.unfold.default: _unfold_by_slices})
+        program = plan.program().run_decompositions(
+            {torch.ops.aten.unfold.default: _unfold_by_slices}
+        )
         exported = torch.onnx.export(
             program,
             dynamo=True,
@@ -191,7 +196,14 @@ def _name_layers(nodes: Iterable[Any], layers: AbstractSet[str]) -> None:
 
 def _remove_traces(graph: Any) -> None:
     """Remove the lines of code that the exporter notes, with their paths on this machine."""
-    for part in (graph, *graph.input, *graph.output, *graph.value_info, *graph.node, *graph.initializer):
+    for part in (
+        graph,
+        *graph.input,
+        *graph.output,
+        *graph.value_info,
+        *graph.node,
+        *graph.initializer,
+    ):
         part.ClearField("metadata_props")
 
 
@@ -221,7 +233,8 @@ def _write_pt2(plan: Plan) -> Files:
     from torch._inductor import aoti_compile_and_package
     from torch._inductor.exc import InductorError, InvalidCxxCompiler
 
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it tells that there is no CUDA
+    # it tells that there is no CUDA
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     texts = plan.metadata(device=plan.device.type, cpu=cpu())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.pt2")
@@ -230,7 +243,9 @@ def _write_pt2(plan: Plan) -> Files:
         except (InvalidCxxCompiler, InductorError) as error:
             reason = str(error).strip().splitlines()[0]
             where = write_option("format", "pt2")
-            raise ExportError(f"{where}: cannot be compiled ({reason}); it takes a C++ compiler such as g++") from error
+            raise ExportError(
+                f"{where}: cannot be compiled ({reason}); it takes a C++ compiler such as g++"
+            ) from error
         with zipfile.ZipFile(path, "a") as archive:
             root = archive.namelist()[0].partition("/")[0]
             archive.writestr(f"{root}/{EXTRA}", texts[KEY])
@@ -240,7 +255,8 @@ def _write_pt2(plan: Plan) -> Files:
 def _write_torchscript(plan: Plan) -> Files:
     buffer = io.BytesIO()
     with torch.no_grad(), warnings.catch_warnings():
-        # TorchScript warns that it has successors, and that sizes were compared with those of the model
+        # TorchScript warns that it has successors, and that sizes were compared with those of the
+        # model
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(plan.network(), plan.images(), check_trace=False)
         torch.jit.save(traced, buffer, _extra_files=plan.metadata())
@@ -265,7 +281,9 @@ def _write_mindir(plan: Plan) -> Files:
 ANY: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
 FORMATS: Mapping[ExportFormat, Format] = {
     # no CPU has kernels for ONNX in bfloat16
-    "onnx": Format(".onnx", _write_onnx, ("float32", "float16"), ("onnx", "onnxscript", "onnxruntime")),
+    "onnx": Format(
+        ".onnx", _write_onnx, ("float32", "float16"), ("onnx", "onnxscript", "onnxruntime")
+    ),
     "openvino": Format(".xml", _write_openvino, ANY, ("onnx", "onnxscript", "openvino"), (".bin",)),
     "pt2": Format(".pt2", _write_pt2, ANY),
     "torchscript": Format(".torchscript", _write_torchscript, ANY),

@@ -1,9 +1,10 @@
 """8-bit weights and inputs of linear layers and convolutions: which layers, how sensitive each is, and the conversion.
 
-Weights have a scale for each output channel, and inputs one for all, from their ranges on calibration images: the
-answer to an image never depends on the others of its batch. Weights take 7 of the 8 bits, as processors that lack VNNI
-overflow otherwise. All else stays in float: norms, softmax, GELU, the products within attention, and the performer of
-T2T-ViT, whose exponentials would magnify rounding errors.
+Weights have a scale for each output channel, and inputs one for all, from their ranges on
+calibration images: the answer to an image never depends on the others of its batch. Weights take 7
+of the 8 bits, as processors that lack VNNI overflow otherwise. All else stays in float: norms,
+softmax, GELU, the products within attention, and the performer of T2T-ViT, whose exponentials would
+magnify rounding errors.
 """
 
 from __future__ import annotations
@@ -62,7 +63,10 @@ def find_quantizable(model: VisionModel) -> tuple[str, ...]:
 
 @torch.inference_mode()
 def measure_sensitivities(
-    model: VisionModel, layers: Sequence[str], images: Float[Tensor, "n c h w"], advance: Callable[[], None]
+    model: VisionModel,
+    layers: Sequence[str],
+    images: Float[Tensor, "n c h w"],
+    advance: Callable[[], None],
 ) -> dict[str, float]:
     """Return how far logits move where one layer alone is rounded to 8 bits, as a share of how far they spread.
 
@@ -93,14 +97,19 @@ def _observe_inputs(
         # 8 bits must have a value for 0 exactly, which padding is made of
         ranges[name] = min(low, 0.0), max(high, 0.0)
 
-    hooks = [model.get_submodule(name).register_forward_pre_hook(partial(observe, name)) for name in layers]
+    hooks = [
+        model.get_submodule(name).register_forward_pre_hook(partial(observe, name))
+        for name in layers
+    ]
     logits = model(images)
     for hook in hooks:
         hook.remove()
     return logits, ranges
 
 
-def _run_with_one_rounded(model: VisionModel, name: str, input_range: tuple[float, float], images: Tensor) -> Tensor:
+def _run_with_one_rounded(
+    model: VisionModel, name: str, input_range: tuple[float, float], images: Tensor
+) -> Tensor:
     """Return the logits of a model with the weight and the inputs of one layer rounded to 8 bits."""
     low, high = input_range
     scale = max(high - low, 1e-12) / INPUT_LEVELS
@@ -114,7 +123,9 @@ def _run_with_one_rounded(model: VisionModel, name: str, input_range: tuple[floa
     weight = layer.get_parameter("weight")
     scales = weight.flatten(1).abs().amax(1).clamp(min=1e-12) / WEIGHT_LEVELS
     zeros = torch.zeros(len(scales), dtype=torch.int32)
-    rounded = torch.fake_quantize_per_channel_affine(weight, scales, zeros, 0, -WEIGHT_LEVELS, WEIGHT_LEVELS)
+    rounded = torch.fake_quantize_per_channel_affine(
+        weight, scales, zeros, 0, -WEIGHT_LEVELS, WEIGHT_LEVELS
+    )
     hook = layer.register_forward_pre_hook(round_input)
     logits = functional_call(model, {f"{name}.weight": rounded}, images)
     hook.remove()
@@ -128,7 +139,12 @@ def _root_mean_square(values: Tensor) -> float:
 def quantize_onnx(model: Any, wanted: Int8) -> Any:
     """Return an ONNX model with some layers in 8 bits; the nodes of their products must bear the layers' names."""
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
@@ -185,7 +201,9 @@ def quantize_openvino(model: Any, wanted: Int8) -> Any:
             model_type=nncf.ModelType.TRANSFORMER,
             preset=nncf.QuantizationPreset.MIXED,
             ignored_scope=nncf.IgnoredScope(names=sorted(names - products), validate=False),
-            advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                overflow_fix=nncf.OverflowFix.ENABLE
+            ),
         )
 
 

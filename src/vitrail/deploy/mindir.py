@@ -1,14 +1,17 @@
 """Write a program of `torch.export` as MindIR: a network that MindSpore loads without knowing its code.
 
-A MindIR file is one protobuf message: parameters, and nodes in the order of execution, each with the shape of what it
-yields. Every ATen operation of the program becomes one or a few of MindSpore's primitives, in a function of its own;
-OPERATIONS is the table of them. Sizes are those that the program was exported with, and numbers are float32.
+A MindIR file is one protobuf message: parameters, and nodes in the order of execution, each with
+the shape of what it yields. Every ATen operation of the program becomes one or a few of MindSpore's
+primitives, in a function of its own; OPERATIONS is the table of them. Sizes are those that the
+program was exported with, and numbers are float32.
 
-Version 1 keeps what configures a primitive, such as an axis, in attributes of the node; MindSpore 2.0 and newer read
-it, and MindSpore Lite. Version 3 hands most of that over as constant inputs and lists the primitives apart, as
-MindSpore 2.10 does itself; only what was loaded from such a file can MindSpore export again.
+Version 1 keeps what configures a primitive, such as an axis, in attributes of the node; MindSpore
+2.0 and newer read it, and MindSpore Lite. Version 3 hands most of that over as constant inputs and
+lists the primitives apart, as MindSpore 2.10 does itself; only what was loaded from such a file can
+MindSpore export again.
 
-Source: MindSpore's mind_ir.proto, whose fields are given here by their numbers, and what its `export` writes.
+Source: MindSpore's mind_ir.proto, whose fields are given here by their numbers, and what its
+`export` writes.
 """
 
 from __future__ import annotations
@@ -65,7 +68,8 @@ good = bool(difference <= 1e-4)
 print(f"MindSpore {ms.__version__}: logits differ by at most {difference:.2g};", "good" if good else "above 1e-4")
 sys.exit(not good)
 '''
-"""A program that is written beside the file, for MindSpore 2.0 and newer; it needs neither PyTorch nor this package."""
+"""A program that is written beside the file, for MindSpore 2.0 and newer; it needs neither PyTorch
+nor this package."""
 
 
 CONV2D_DEFAULTS: tuple[Any, ...] = ((1, 1), (0, 0), (1, 1), 1)
@@ -85,7 +89,8 @@ def to_mindir(
         info: Texts to be kept in the file beside the network, which MindSpore passes over.
 
     Raises:
-        ExportError: An operation without a mapping, or weights of another type; the message names all of them.
+        ExportError: An operation without a mapping, or weights of another type; the message names
+            all of them.
     """
     _refuse_unmapped(program)
     graph = Graph(version)
@@ -116,7 +121,9 @@ def to_mindir(
     return [before, header(7, sum(map(len, pieces))), *pieces, after]
 
 
-def _write_placeholders(program: ExportedProgram) -> tuple[dict[Node, Any], list[Value], list[Buffer]]:
+def _write_placeholders(
+    program: ExportedProgram,
+) -> tuple[dict[Node, Any], list[Value], list[Buffer]]:
     """Return the value of each placeholder, those that are inputs of the network, and the pieces of the parameters."""
     tensors: dict[Any, Any] = {**program.state_dict, **program.constants}
     values: dict[Node, Any] = {}
@@ -153,7 +160,9 @@ def _read_shape(node: Node) -> Shape | list[Shape]:
     return [tuple(tensor.shape) for tensor in result or ()]
 
 
-def _check_arguments(write: Callable[..., Any], node: Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def _check_arguments(
+    write: Callable[..., Any], node: Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> None:
     """Refuse a call with arguments that are not among the parameters of its writer, which cannot write them."""
     try:
         inspect.signature(write).bind(*args, **kwargs)
@@ -174,7 +183,8 @@ def _refuse_unmapped(program: ExportedProgram) -> None:
 
 def _refuse(operations: Sequence[str]) -> NoReturn:
     raise ExportError(
-        f"MindIR has no counterpart here for {', '.join(operations)}; use other operations, or add to OPERATIONS in "
+        f"MindIR has no counterpart here for {', '.join(operations)}; use other operations, or add "
+        "to OPERATIONS in "
         "vitrail/deploy/mindir.py what they are in MindSpore"
     )
 
@@ -187,8 +197,10 @@ def _describe_place(node: Node) -> str:
     return f"{node.target} in {modules[-1]}"
 
 
-# What follows writes one ATen operation each: given the graph, the shape of the result and the operands, it appends
-# nodes and returns their result. An argument that is not among the parameters of the function is refused.
+# What follows writes one ATen operation each: given the graph, the shape of the result and the
+# operands, it appends
+# nodes and returns their result. An argument that is not among the parameters of the function is
+# refused.
 
 
 def _reshape(graph: Graph, shape: Shape, x: Value, *_: Any) -> Value:
@@ -259,12 +271,20 @@ def _cut(graph: Graph, x: Value, dim: int, start: int, stop: int, step: int = 1)
     if shape == x.shape:
         return x
     begin, end, strides = zip(*limits, strict=True)
-    masks = dict.fromkeys(("begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask", "shrink_axis_mask"), 0)
+    masks = dict.fromkeys(
+        ("begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask", "shrink_axis_mask"), 0
+    )
     return graph.add("StridedSlice", shape, x, begin, end, strides, **masks)
 
 
 def _slices(
-    graph: Graph, shape: Shape, x: Value, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+    graph: Graph,
+    shape: Shape,
+    x: Value,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
 ) -> Value:
     return _cut(graph, x, dim, *slice(start, end, step).indices(x.shape[dim]))
 
@@ -314,7 +334,9 @@ def _pad(graph: Graph, shape: Shape, x: Value, margins: Sequence[int]) -> Value:
     return graph.add("Pad", shape, x, paddings=tuple(reversed(pairs)))
 
 
-def _linear(graph: Graph, shape: Shape, x: Value, weight: Value, bias: Value | None = None) -> Value:
+def _linear(
+    graph: Graph, shape: Shape, x: Value, weight: Value, bias: Value | None = None
+) -> Value:
     """Multiply two-dimensional matrices, the only ones that MatMul takes."""
     rows = math.prod(shape[:-1])
     x = _reshape(graph, (rows, x.shape[-1]), x)
@@ -342,7 +364,9 @@ def _product(graph: Graph, primitive: str, a: Value, b: Value, transposed: bool 
     return graph.add(primitive, shape, a, b, transpose_a=False, transpose_b=transposed)
 
 
-def _attention(graph: Graph, shape: Shape, q: Value, k: Value, v: Value, *, scale: float | None = None) -> Value:
+def _attention(
+    graph: Graph, shape: Shape, q: Value, k: Value, v: Value, *, scale: float | None = None
+) -> Value:
     """Write softmax(scale q k^T) v, of full attention without a mask."""
     if scale is None:
         scale = q.shape[-1] ** -0.5
@@ -352,7 +376,9 @@ def _attention(graph: Graph, shape: Shape, q: Value, k: Value, v: Value, *, scal
     return _product(graph, "BatchMatMul", weights, v)
 
 
-def _conv2d(graph: Graph, shape: Shape, x: Value, weight: Value, bias: Value | None = None, *geometry: Any) -> Value:
+def _conv2d(
+    graph: Graph, shape: Shape, x: Value, weight: Value, bias: Value | None = None, *geometry: Any
+) -> Value:
     """Write a convolution, whose geometry is stride, padding, dilation and groups, as far as they are given."""
     stride, padding, dilation, groups = (*geometry, *CONV2D_DEFAULTS[len(geometry) :])
     top, left = padding
@@ -378,7 +404,14 @@ def _conv2d(graph: Graph, shape: Shape, x: Value, weight: Value, bias: Value | N
 
 
 def _layer_norm(
-    graph: Graph, shape: Shape, x: Value, dims: Sequence[int], weight: Value, bias: Value, eps: float, _: bool = True
+    graph: Graph,
+    shape: Shape,
+    x: Value,
+    dims: Sequence[int],
+    weight: Value,
+    bias: Value,
+    eps: float,
+    _: bool = True,
 ) -> Value:
     """Write the norm, which yields mean and variance too, and take its first result."""
     first = len(shape) - len(dims)
@@ -407,7 +440,9 @@ def _gelu(graph: Graph, shape: Shape, x: Value, *, approximate: str = "none") ->
     return graph.add("Mul", shape, half, y)
 
 
-def _clamp(graph: Graph, shape: Shape, x: Value, low: float | None = None, high: float | None = None) -> Value:
+def _clamp(
+    graph: Graph, shape: Shape, x: Value, low: float | None = None, high: float | None = None
+) -> Value:
     for primitive, limit in (("Maximum", low), ("Minimum", high)):
         if limit is not None:
             x = graph.add(primitive, shape, x, torch.tensor(float(limit)))
@@ -429,7 +464,9 @@ def _elementwise(primitive: str) -> Callable[..., Value]:
 def _reduction(primitive: str, **configuration: Any) -> Callable[..., Value]:
     """Return the writer of an operation that reduces some dimensions to one entry."""
 
-    def write(graph: Graph, shape: Shape, x: Value, dims: Sequence[int], keepdim: bool = False) -> Value:
+    def write(
+        graph: Graph, shape: Shape, x: Value, dims: Sequence[int], keepdim: bool = False
+    ) -> Value:
         axis = tuple(n % len(x.shape) for n in dims)
         return graph.add(primitive, shape, x, axis, keep_dims=keepdim, **configuration)
 

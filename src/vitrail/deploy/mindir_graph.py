@@ -1,6 +1,7 @@
 """Nodes, constants and parameters of a MindIR file, written as protobuf messages.
 
-The numbers are those that MindSpore's mind_ir.proto gives to the fields of its messages, which are named beside them.
+The numbers are those that MindSpore's mind_ir.proto gives to the fields of its messages, which are
+named beside them.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class Graph:
     """The nodes of a graph, in the order of execution.
 
     Args:
-        version: Version of the format: in 1, what configures a primitive is in attributes, in 3 mostly in inputs.
+        version: Version of the format: in 1, what configures a primitive is in attributes, in 3
+            mostly in inputs.
     """
 
     def __init__(self, version: Literal[1, 3]) -> None:
@@ -61,14 +63,17 @@ class Graph:
         self.primitives: dict[bytes, str] = {}
         """Names of primitives by their content, which version 3 lists apart."""
 
-    def add(self, primitive: str, shape: Shape | list[Shape], *inputs: Any, **configuration: Any) -> Value:
+    def add(
+        self, primitive: str, shape: Shape | list[Shape], *inputs: Any, **configuration: Any
+    ) -> Value:
         """Append a node, and return its result.
 
         Args:
             primitive: MindSpore's name of the operation.
             shape: Shape of the result; a list of shapes where it is a tuple.
             inputs: Values; a number, a tuple or a tensor becomes a constant.
-            configuration: What else the primitive is told, in the order of its definition in MindSpore.
+            configuration: What else the primitive is told, in the order of its definition in
+                MindSpore.
         """
         attributes = []
         operands = list(inputs)
@@ -101,13 +106,16 @@ class Graph:
 
     def _list_primitive(self, primitive: str, attributes: Sequence[bytes]) -> str:
         """Return the name of a primitive in the list that version 3 keeps of them."""
-        kind = 1 if primitive in ATTRIBUTES_ONLY else 2  # a primitive, or a function of inputs alone
+        # a primitive, or a function of inputs alone
+        kind = 1 if primitive in ATTRIBUTES_ONLY else 2
         content = block(2, primitive)  # op_type
         content += _write_blocks(3, attributes)  # attribute
         content += integer(5, kind)  # prim_type
         return self.primitives.setdefault(content, f"{primitive}:{len(self.primitives)}")
 
-    def _append(self, name: str, operation: str, inputs: Sequence[str], attributes: Sequence[bytes]) -> None:
+    def _append(
+        self, name: str, operation: str, inputs: Sequence[str], attributes: Sequence[bytes]
+    ) -> None:
         """Append a node, which yields one value of the same name."""
         message = _write_blocks(1, inputs)  # input
         message += block(2, name)  # output
@@ -121,7 +129,8 @@ def write_parameter(name: str, tensor: Tensor) -> list[Buffer]:
     """Return the field `parameter` of a graph in two pieces, of which the second is a view of the tensor."""
     if tensor.dtype != torch.float32:
         raise ExportError(
-            f"{name.removeprefix(f'{GRAPH}:')}: is {tensor.dtype}, and MindIR is written in float32; convert the model "
+            f"{name.removeprefix(f'{GRAPH}:')}: is {tensor.dtype}, and MindIR is written in "
+            "float32; convert the model "
             "with float() first"
         )
     content = _view_bytes(tensor)
@@ -150,9 +159,12 @@ def _write_attribute(value: Any) -> bytes:
         case str():
             return block(5, value) + integer(16, STRING)
         case tuple():
-            return _write_blocks(17, [_write_member(member) for member in value]) + integer(16, TUPLE)
+            return _write_blocks(17, [_write_member(member) for member in value]) + integer(
+                16, TUPLE
+            )
         case Tensor():
-            tensor = _write_tensor(value.shape, value.dtype) + block(9, _view_bytes(value))  # raw_data
+            # raw_data
+            tensor = _write_tensor(value.shape, value.dtype) + block(9, _view_bytes(value))
             return block(12, tensor) + integer(16, TENSORS)
     raise NoCounterpart(f"given {value!r}")
 
@@ -173,7 +185,9 @@ def _write_shape(shape: Shape | list[Shape]) -> bytes:
     return block(12, _write_tensor(shape)) + integer(16, TENSORS)
 
 
-def _write_tensor(shape: Sequence[int], dtype: torch.dtype = torch.float32, name: str = "") -> bytes:
+def _write_tensor(
+    shape: Sequence[int], dtype: torch.dtype = torch.float32, name: str = ""
+) -> bytes:
     """Return a TensorProto, but for its content."""
     message = b"".join(integer(1, size) for size in shape)  # dims
     message += integer(2, TENSOR_TYPES[dtype])  # data_type

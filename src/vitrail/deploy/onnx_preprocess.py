@@ -1,8 +1,8 @@
 """Wrap an exported ONNX model with its image preprocessing and a softmax or sigmoid.
 
-The wrapped model takes the pixels of one image of any size. The sizes follow from the image by the arithmetic of
-`Preprocess.view`, to the last bit. The scaling is the runtime's own, with the same filters; its levels of colour may be
-2 off PyTorch's, which rounds otherwise between its passes.
+The wrapped model takes the pixels of one image of any size. The sizes follow from the image by the
+arithmetic of `Preprocess.view`, to the last bit. The scaling is the runtime's own, with the same
+filters; its levels of colour may be 2 off PyTorch's, which rounds otherwise between its passes.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ FILTERS = {
     "bicubic": 'mode = "cubic", cubic_coeff_a = -0.5, exclude_outside = 1',
     "bilinear": 'mode = "linear"',
 }
-"""Attributes of ONNX's Resize for each interpolation, which make it the filter of Pillow and torchvision."""
+"""Attributes of ONNX's Resize for each interpolation, which make it the filter of Pillow and
+torchvision."""
 
 
 def add_preprocess(
@@ -103,7 +104,8 @@ def add_preprocess(
 
     Args:
         network: An ONNX model that takes `images` and yields `logits`.
-        preprocess: The preprocessing of the model; EXIF orientation is for whoever decodes the file.
+        preprocess: The preprocessing of the model; EXIF orientation is for whoever decodes the
+            file.
         classes: Number of classes of the model.
         topk: Number of largest probabilities; at most all classes are yielded.
         is_multi_label: Whether each class has a probability of its own, from a sigmoid.
@@ -120,7 +122,9 @@ def add_preprocess(
     opset = network.opset_import[0].version
     before = parse_graph(_write_preprocess(preprocess, opset), "preprocess/")
     activation = "Sigmoid" if is_multi_label else "Softmax <axis = 1>"
-    text = PROBABILITIES.format(opset=opset, activation=activation, classes=classes, topk=min(topk, classes))
+    text = PROBABILITIES.format(
+        opset=opset, activation=activation, classes=classes, topk=min(topk, classes)
+    )
     after = parse_graph(text, "answer/")
     model = compose.merge_models(before, network, [("images", "images")])
     return compose.merge_models(model, after, [("logits", "logits")], producer_name="vitrail")

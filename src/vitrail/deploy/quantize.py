@@ -64,8 +64,8 @@ def quantize(
 ) -> Quantized:
     """Write a trained model in 8 bits, with as few layers left in float as the allowed drop of accuracy takes.
 
-    All layers are tried in 8 bits first, then with the 1, 2, 4, ... most sensitive in float; the first file that passes
-    is kept. Labelled images and their settings are those of `evaluate`.
+    All layers are tried in 8 bits first, then with the 1, 2, 4, ... most sensitive in float; the
+    first file that passes is kept. Labelled images and their settings are those of `evaluate`.
 
     Args:
         checkpoint: The weight file.
@@ -125,7 +125,8 @@ def find_drawbacks(result: Quantized) -> list[str]:
     points_an_image = 100 / result.images
     if result.measured_by == "top-1" and points_an_image > result.max_drop:
         drawbacks.append(
-            f"each of the {result.images:,} labelled images counts {points_an_image:.2g} points, more than may be "
+            f"each of the {result.images:,} labelled images counts {points_an_image:.2g} points, "
+            "more than may be "
             "lost; measure on more"
         )
     if not result.speeds:
@@ -137,7 +138,8 @@ def find_drawbacks(result: Quantized) -> list[str]:
             drawbacks.append(_describe_slower(ours, other))
     if ours.what.endswith(".onnx") and torch.cpu.get_capabilities().get("amx_bf16"):
         drawbacks.append(
-            "this processor has AMX, where bfloat16 in OpenVINO was faster and closer than 8 bits in our measurements: "
+            "this processor has AMX, where bfloat16 in OpenVINO was faster and closer than 8 bits "
+            "in our measurements: "
             "vitrail export CKPT --format openvino --precision bfloat16"
         )
     return drawbacks
@@ -148,7 +150,8 @@ def _describe_slower(ours: Speed, other: Speed) -> str:
     if other.measure < ours.measure:
         accuracy = f"{ours.measure - other.measure:.2f} points below"
     return (
-        f"{ours.what} is slower here than {other.what} ({ours.ms[8]:.1f} ms and {other.ms[8]:.1f} ms a batch "
+        f"{ours.what} is slower here than {other.what} ({ours.ms[8]:.1f} ms and {other.ms[8]:.1f} "
+        "ms a batch "
         f"of 8), which is {accuracy}; 8 bits save size alone"
     )
 
@@ -224,7 +227,9 @@ class _Job:
         # how weights are read is settled in the file, and would be refused beside it
         layers = []
         for layer in self.settings:
-            values = {section: value for section, value in layer.values.items() if section != "weights"}
+            values = {
+                section: value for section, value in layer.values.items() if section != "weights"
+            }
             layers.append(Layer(layer.origin, values))
         layers.append(Layer("quantize", {"evaluate": evaluation}))
         return evaluate(file, layers, display=_ProgressOnly(self.display))
@@ -249,18 +254,27 @@ def _check_packages(format: QuantizedFormat) -> None:
     for package in packages:
         if find_spec(package) is None:
             where = write_option("format", format)
-            raise MissingExtra(f"{where}: needs {package}; run: pip install 'vitrail[{format},int8]'")
+            raise MissingExtra(
+                f"{where}: needs {package}; run: pip install 'vitrail[{format},int8]'"
+            )
 
 
 def _prepare(
-    checkpoint: Path, format: QuantizedFormat, settings: Sequence[Layer], output: Path | None, display: Display
+    checkpoint: Path,
+    format: QuantizedFormat,
+    settings: Sequence[Layer],
+    output: Path | None,
+    display: Display,
 ) -> _Job:
     """Open the weights, evaluate them, read images for calibration, and rank the layers by sensitivity."""
     opened = open_model(checkpoint, resolve_request(settings), display)
     source = Path(opened.account.path)
-    wanted = output or choose_namesake(checkpoint, opened.account.path).with_suffix(SUFFIXES[format])
+    wanted = output or choose_namesake(checkpoint, opened.account.path).with_suffix(
+        SUFFIXES[format]
+    )
     path = find_outputs([format], source, wanted)[format]
-    with staged_files(path, {path.suffix: [b""]}):  # whether it can be written, before it takes long
+    # whether it can be written, before it takes long
+    with staged_files(path, {path.suffix: [b""]}):
         pass
     config = resolve_for(opened.record, settings).config
     preprocess = override_preprocess(opened.record.preprocess, config.preprocess, Quiet())
@@ -324,10 +338,16 @@ def _list_counts(layers: int) -> Iterator[int]:
         count *= 2
 
 
-def _time_alternatives(job: _Job, ours: _Candidate, rounds: int, exits: ExitStack) -> tuple[Speed, ...]:
+def _time_alternatives(
+    job: _Job, ours: _Candidate, rounds: int, exits: ExitStack
+) -> tuple[Speed, ...]:
     """Measure the 8-bit file beside the weights and the same format in float; ours comes last."""
-    weights = _Candidate(what=job.source.name, file=job.source, bytes=job.source.stat().st_size, evaluation=job.exact)
-    in_float = exits.enter_context(job.write(job.path.with_suffix(f".float{job.path.suffix}"), None))
+    weights = _Candidate(
+        what=job.source.name, file=job.source, bytes=job.source.stat().st_size, evaluation=job.exact
+    )
+    in_float = exits.enter_context(
+        job.write(job.path.with_suffix(f".float{job.path.suffix}"), None)
+    )
     float32 = _Candidate(
         what=f"float32 {job.format}",
         file=in_float,
@@ -377,13 +397,17 @@ def _measure_size(file: Path) -> int:
     return sum(part.stat().st_size for part in _list_parts(file))
 
 
-def _read_calibration_images(config: EvaluateConfig, preprocess: Preprocess, display: Display) -> tuple[Tensor, str]:
+def _read_calibration_images(
+    config: EvaluateConfig, preprocess: Preprocess, display: Display
+) -> tuple[Tensor, str]:
     """Return normalised images evenly spaced over the training split, or the evaluated one where there is none."""
     evaluated = config.evaluate.split
     try:
         source, _ = open_split(config.data, "train" if evaluated == "val" else evaluated)
     except DataError as error:
-        display.warn(f"calibrated on the images it is evaluated on, as there are no others ({error})")
+        display.warn(
+            f"calibrated on the images it is evaluated on, as there are no others ({error})"
+        )
         source, _ = open_split(config.data, evaluated)
 
     chosen = _take_evenly(source, CALIBRATION_IMAGES)
@@ -394,10 +418,17 @@ def _read_calibration_images(config: EvaluateConfig, preprocess: Preprocess, dis
         workers=0,
         bad_files=config.data.bad_files,
     )
-    images = torch.cat([normalise(batch.images, preprocess.mean, preprocess.std) for batch in loader])
+    images = torch.cat(
+        [normalise(batch.images, preprocess.mean, preprocess.std) for batch in loader]
+    )
     if not len(images):
-        raise DataError(f"{source.description}: none of {len(chosen)} images to calibrate on could be read")
-    return images, f"calibrated on {len(images)} of the {len(source):,} images of {source.description}"
+        raise DataError(
+            f"{source.description}: none of {len(chosen)} images to calibrate on could be read"
+        )
+    return (
+        images,
+        f"calibrated on {len(images)} of the {len(source):,} images of {source.description}",
+    )
 
 
 def _take_evenly(source: Source, most: int) -> Source:

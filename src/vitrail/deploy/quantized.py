@@ -31,7 +31,8 @@ class Speed:
     """Top-1 of a single-label model, mAP of a multi-label one; percent."""
     bytes: int
     ms: dict[int, float]
-    """Latency of a batch by its size: medians of alternating rounds, each file in a process of its own."""
+    """Latency of a batch by its size: medians of alternating rounds, each file in a process of its
+    own."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,8 +32,8 @@ class Launcher:
     local_world: str
     """Variable with the number of processes on this machine."""
     job: tuple[str, ...]
-    """Variables that are equal in all processes of one start, and differ between starts; without any, the parent's
-    process id is taken."""
+    """Variables that are equal in all processes of one start, and differ between starts; without
+    any, the parent's process id is taken."""
 
 
 LAUNCHERS = (
@@ -81,13 +81,26 @@ def understand_launch(environ: MutableMapping[str, str], command: str) -> None:
         command: The command of this process; most commands are for one process.
 
     Raises:
-        ConfigError: The launcher does not say what is needed, or several processes would write the same file.
+        ConfigError: The launcher does not say what is needed, or several processes would write the
+            same file.
     """
-    if not {"RANK", "WORLD_SIZE"} <= environ.keys() and (launcher := _launcher(environ)) is not None:
+    if (
+        not {"RANK", "WORLD_SIZE"} <= environ.keys()
+        and (launcher := _launcher(environ)) is not None
+    ):
         environ.update(_as_torchrun(launcher, environ))
     world = environ.get("WORLD_SIZE", "1")
-    if world != "1" and "RANK" in environ and command and command not in SEVERAL and not command.startswith("-"):
-        raise ConfigError(f"{world} processes were started, and each would do the whole `vitrail {command}`; start one")
+    if (
+        world != "1"
+        and "RANK" in environ
+        and command
+        and command not in SEVERAL
+        and not command.startswith("-")
+    ):
+        raise ConfigError(
+            f"{world} processes were started, and each would do the whole `vitrail {command}`; "
+            "start one"
+        )
 
 
 def is_main_process() -> bool:
@@ -106,7 +119,9 @@ def without_local_rank(tokens: Sequence[str], environ: MutableMapping[str, str])
         if value is None:
             value = rest.pop(place + 1) if place + 1 < len(rest) else ""
         if not value.isdecimal():
-            raise ConfigError(f"{token} {value}: it must be a whole number, as torch.distributed.launch gives it")
+            raise ConfigError(
+                f"{token} {value}: it must be a whole number, as torch.distributed.launch gives it"
+            )
         del rest[place]
         environ.setdefault("LOCAL_RANK", value)
         return rest
@@ -124,7 +139,8 @@ def _launcher(environ: Mapping[str, str]) -> Launcher | None:
         return launcher if world is not None and _number(environ, world) > 1 else None
     if "PMIX_RANK" in environ:
         raise ConfigError(
-            "PMIX_RANK is set, so a launcher started this process, but not how many there are; start them with: "
+            "PMIX_RANK is set, so a launcher started this process, but not how many there are; "
+            "start them with: "
             "torchrun --nproc-per-node N -m vitrail ..."
         )
     return None
@@ -139,7 +155,9 @@ def _as_torchrun(launcher: Launcher, environ: Mapping[str, str]) -> dict[str, st
     """Return what torchrun would set."""
     rank = _number(environ, launcher.rank)
     world = _number(environ, _first(environ, launcher.world) or "")
-    local_world = _tasks_here(environ, world) if launcher is SRUN else _number(environ, launcher.local_world)
+    local_world = (
+        _tasks_here(environ, world) if launcher is SRUN else _number(environ, launcher.local_world)
+    )
     has_own_card = launcher is SRUN and _has_own_card(environ)
     local_rank = 0 if has_own_card else _number(environ, launcher.local_rank)
     alone = local_world == world
@@ -159,11 +177,15 @@ def _first_host(launcher: Launcher, environ: Mapping[str, str], *, alone: bool) 
         return "127.0.0.1"
     hosts = _first(environ, ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST"))
     if launcher is SRUN and hosts is not None:
-        if parts := re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", environ[hosts]):  # gpu[03-07,11],big1
+        # gpu[03-07,11],big1
+        if parts := re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", environ[hosts]):
             return "".join(part for part in parts.groups() if part)
-        raise ConfigError(f"{hosts} is {environ[hosts]!r}, which names no host; set MASTER_ADDR to the first one")
+        raise ConfigError(
+            f"{hosts} is {environ[hosts]!r}, which names no host; set MASTER_ADDR to the first one"
+        )
     raise ConfigError(
-        f"{launcher.name} started processes on several machines and does not say on which the first one is; set "
+        f"{launcher.name} started processes on several machines and does not say on which the "
+        "first one is; set "
         "MASTER_ADDR to its name and MASTER_PORT to a free port for all of them, or use torchrun"
     )
 
@@ -172,7 +194,10 @@ def _port(launcher: Launcher, environ: Mapping[str, str], *, alone: bool) -> str
     """Return a port that all processes of this start choose alike."""
     job = [environ[name] for name in launcher.job if name in environ]
     if not job and not alone:
-        raise ConfigError(f"{launcher.name} gives processes no name in common; set MASTER_PORT to a free port, for all")
+        raise ConfigError(
+            f"{launcher.name} gives processes no name in common; set MASTER_PORT to a free port, "
+            "for all"
+        )
     return str(PORTS[zlib.crc32(" ".join(job or [str(os.getppid())]).encode()) % len(PORTS)])
 
 
@@ -193,7 +218,10 @@ def _tasks_here(environ: Mapping[str, str], world: int) -> int:
             counts += [int(count[1])] * int(count[2] or 1)
     node = _number(environ, "SLURM_NODEID")
     if node >= len(counts):
-        raise ConfigError(f"{name} is {environ.get(name)!r}, which has no node {node}; start processes with torchrun")
+        raise ConfigError(
+            f"{name} is {environ.get(name)!r}, which has no node {node}; start processes with "
+            "torchrun"
+        )
     return counts[node]
 
 
@@ -209,7 +237,10 @@ def _number(environ: Mapping[str, str], name: str, absent: int | None = None) ->
         return absent
     if not text.isdecimal():
         what = f"{name} is {text!r}" if text else f"{name or 'the number of processes'} is not set"
-        raise ConfigError(f"{what}, by which processes of one run know each other; start them with torchrun instead")
+        raise ConfigError(
+            f"{what}, by which processes of one run know each other; start them with torchrun "
+            "instead"
+        )
     return int(text)
 
 
@@ -219,7 +250,8 @@ def is_said_by_first_process(line: str, environ: Mapping[str, str], patience_s: 
     Args:
         line: The error of this process.
         environ: The variables of this process, by which torchrun names the file for its report.
-        patience_s: Seconds to wait; without torchrun they are waited too, as the launcher may end this process.
+        patience_s: Seconds to wait; without torchrun they are waited too, as the launcher may end
+            this process.
     """
     own_report = environ.get("TORCHELASTIC_ERROR_FILE")
     deadline = time.monotonic() + patience_s

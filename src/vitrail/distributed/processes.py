@@ -28,7 +28,8 @@ from vitrail.distributed.rendezvous import join
 from vitrail.errors import ConfigError, LostProcess
 
 _AT_WORK = threading.Lock()
-"""Held by the thread that has joined the processes: Accelerate and torch have one state for all threads."""
+"""Held by the thread that has joined the processes: Accelerate and torch have one state for all
+threads."""
 
 
 @contextmanager
@@ -47,15 +48,18 @@ def processes(
         meet_minutes: How long it waits for them to start.
 
     Raises:
-        ConfigError: float16 without CUDA, processes on a device that has no way to join them, or another thread of
-            this process that is at work.
+        ConfigError: float16 without CUDA, processes on a device that has no way to join them, or
+            another thread of this process that is at work.
         LostProcess: Another process has ended.
     """
     if precision == "float16" and (device == "cpu" or not torch.cuda.is_available()):
-        raise ConfigError("train.precision is float16, which needs a CUDA device; use bfloat16 or float32 here")
+        raise ConfigError(
+            "train.precision is float16, which needs a CUDA device; use bfloat16 or float32 here"
+        )
     if not _AT_WORK.acquire(blocking=False):
         raise ConfigError(
-            "another thread of this process trains or evaluates, and both would change one state of torch; wait for "
+            "another thread of this process trains or evaluates, and both would change one state "
+            "of torch; wait for "
             "its end, or begin this in a process of its own"
         )
     try:
@@ -66,7 +70,9 @@ def processes(
 
 
 @contextmanager
-def _joined(precision: Precision, device: Device, timeout_minutes: float, meet_minutes: float) -> Iterator[Accelerator]:
+def _joined(
+    precision: Precision, device: Device, timeout_minutes: float, meet_minutes: float
+) -> Iterator[Accelerator]:
     """Join the processes that torchrun started, or be the only one, in the one thread that may."""
     understand_launch(os.environ, "")
     names = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
@@ -78,10 +84,13 @@ def _joined(precision: Precision, device: Device, timeout_minutes: float, meet_m
             join(target, 60 * timeout_minutes, 60 * meet_minutes)
         # Accelerate joins processes on a CPU only where it is told that it is one
         on_cpu = target.type == "cpu"
-        accelerator = Accelerator(mixed_precision=names[precision], cpu=on_cpu, kwargs_handlers=[patience])
+        accelerator = Accelerator(
+            mixed_precision=names[precision], cpu=on_cpu, kwargs_handlers=[patience]
+        )
         if accelerator.num_processes != started:
             raise ConfigError(
-                f"torchrun started {started} processes, which cannot work together on {accelerator.device.type}; start "
+                f"torchrun started {started} processes, which cannot work together on "
+                f"{accelerator.device.type}; start "
                 "one, or add train.device=cpu"
             )
         if accelerator.num_processes > 1:
@@ -97,11 +106,13 @@ def _joined(precision: Precision, device: Device, timeout_minutes: float, meet_m
             raise
         reason = str(error).strip().splitlines()[0].split(". ")[0]
         raise LostProcess(
-            f"lost the other processes ({reason}); the first of them that ended says why, or was killed, as a system "
+            f"lost the other processes ({reason}); the first of them that ended says why, or was "
+            "killed, as a system "
             "does that is short of memory"
         ) from error
     finally:
-        # Accelerate keeps these for the life of the process; a second run may want another precision. The connections
+        # Accelerate keeps these for the life of the process; a second run may want another
+        # precision. The connections
         # stay, as torchrun's store joins the same processes only once.
         AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -117,14 +128,18 @@ def choose_precision(wanted: str, device: Device) -> Precision:
     if wanted == "O0":
         return "float32"
     if wanted in ("mixed", "O1", "O2", "O3"):
-        old_card = pick_device(device).type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+        old_card = pick_device(device).type == "cuda" and not torch.cuda.is_bf16_supported(
+            including_emulation=False
+        )
         return "float16" if old_card else "bfloat16"
     return cast(Precision, wanted)
 
 
 def keep_compiled_code() -> str:
     """Let torch.compile keep what it compiles where a restart does not delete it, and return the folder."""
-    return os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path("~/.cache/vitrail/inductor").expanduser()))
+    return os.environ.setdefault(
+        "TORCHINDUCTOR_CACHE_DIR", str(Path("~/.cache/vitrail/inductor").expanduser())
+    )
 
 
 def sum_over_processes(accelerator: Accelerator, *tensors: Tensor) -> list[Tensor]:

@@ -22,7 +22,8 @@ ROUND = "vitrail/round"
 LOOK_S = 0.05
 """Seconds between two looks into the store."""
 CONNECT_S = 60.0
-"""Seconds to connect to torchrun's store, which is there before a process is started: one that is silent is gone."""
+"""Seconds to connect to torchrun's store, which is there before a process is started: one that is
+silent is gone."""
 PARENT_DEATH_SIGNAL = 1
 """Option PR_SET_PDEATHSIG of Linux's prctl."""
 
@@ -31,8 +32,9 @@ def join(device: torch.device, timeout_s: float, meet_s: float) -> None:
     """Connect the processes that torchrun started, unless they are connected.
 
     torchrun keeps one store over its restarts, and its agents count these apart
-    (https://github.com/pytorch/pytorch/issues/135712), so a process may find the addresses of some that have ended.
-    Here each start writes below a name of its own, once all processes have agreed on it.
+    (https://github.com/pytorch/pytorch/issues/135712), so a process may find the addresses of some
+    that have ended. Here each start writes below a name of its own, once all processes have agreed
+    on it.
 
     Args:
         device: Device that this process computes on.
@@ -56,7 +58,8 @@ def join(device: torch.device, timeout_s: float, meet_s: float) -> None:
         who = "torchrun" if of_torchrun else "another process of the run"
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise LostProcess(
-            f"{who} did not answer at {place} within {connect_s:.0f} s; it has ended or was killed, or no network "
+            f"{who} did not answer at {place} within {connect_s:.0f} s; it has ended or was "
+            "killed, or no network "
             "leads there; look at its own output"
         ) from error
     store.set_timeout(timedelta(seconds=meet_s))
@@ -85,7 +88,8 @@ def announce_start(store: Store, world: int, timeout_s: float) -> str:
     while absent := [rank for rank in range(1, world) if not store.check([f"{name}/here/{rank}"])]:
         if time.monotonic() > deadline:
             raise LostProcess(
-                f"process {', '.join(map(str, absent))} of {world} did not start within {timeout_s / 60:g} minutes; "
+                f"process {', '.join(map(str, absent))} of {world} did not start within "
+                f"{timeout_s / 60:g} minutes; "
                 "look at its own output"
             )
         time.sleep(LOOK_S)
@@ -109,5 +113,7 @@ def answer_start(store: Store, rank: int, timeout_s: float) -> str:
         if store.check([f"{name}/go/{rank}/{nonce}"]):
             return name
         if time.monotonic() > deadline:
-            raise LostProcess(f"process 0 did not start within {timeout_s / 60:g} minutes; look at its own output")
+            raise LostProcess(
+                f"process 0 did not start within {timeout_s / 60:g} minutes; look at its own output"
+            )
         time.sleep(LOOK_S)

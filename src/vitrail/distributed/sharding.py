@@ -20,7 +20,8 @@ def shard(model: nn.Module, device: torch.device) -> None:
             for block in parent:
                 if not isinstance(block, nn.ModuleList):
                     fully_shard(block, mesh=mesh)
-    # FSDP warns of a model that returns a view, as logits are that a convolution computes (models/kernels.py)
+    # FSDP warns of a model that returns a view, as logits are that a convolution computes
+    # (models/kernels.py)
     model.register_forward_hook(lambda module, inputs, logits: logits.clone())
     fully_shard(model, mesh=mesh)
 
@@ -42,5 +43,7 @@ def local_shard(tensor: Tensor) -> Tensor:
 def shard_like(value: Any, like: Tensor) -> Any:
     """Return this rank's shard of a full tensor, where `like` is sharded and of its shape."""
     if isinstance(like, DTensor) and isinstance(value, Tensor) and value.shape == like.shape:
-        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+        return distribute_tensor(
+            value.to(like.device), like.device_mesh, like.placements, src_data_rank=None
+        )
     return value

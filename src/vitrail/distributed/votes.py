@@ -13,13 +13,16 @@ from torch import Tensor
 class Votes:
     """Lets all ranks act at the same update on what one of them wants.
 
-    The votes of an update travel between the hosts while the next one is computed, so nobody waits for them.
+    The votes of an update travel between the hosts while the next one is computed, so nobody waits
+    for them.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._alone = accelerator.num_processes == 1
         # NCCL carries no tensors of the host
-        self._group = None if self._alone else cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+        self._group = (
+            None if self._alone else cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+        )
         self._sent: tuple[Tensor, Any] | None = None
 
     def exchange(self, *wishes: bool) -> list[bool]:
@@ -28,7 +31,10 @@ class Votes:
             return list(wishes)
         before = self._sent
         votes = torch.tensor(wishes, dtype=torch.int32)
-        self._sent = votes, dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._sent = (
+            votes,
+            dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self._group, async_op=True),
+        )
         if before is None:
             return [False] * len(wishes)
         result, work = before

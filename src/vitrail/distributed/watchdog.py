@@ -18,13 +18,15 @@ from torch.distributed import DistError
 LOOKS = 20
 """Looks at the other ranks within a timeout."""
 COLLECTIVES = ("torch/distributed/", "torch/autograd/graph.py")
-"""Files in which a rank is that waits for the others: a collective call, or the gradients of the backward pass."""
+"""Files in which a rank is that waits for the others: a collective call, or the gradients of the
+backward pass."""
 
 
 class Watchdog:
     """Watches, from a thread of each rank, that all of them move on.
 
-    All ranks make the same moves, so the one that has made the fewest is the one that is waited for.
+    All ranks make the same moves, so the one that has made the fewest is the one that is waited
+    for.
 
     Args:
         store: Key-value store of all ranks, or None where there is one rank and nothing to watch.
@@ -54,12 +56,17 @@ class Watchdog:
 
     def __enter__(self) -> Self:
         if self._store is not None:
-            self._thread = threading.Thread(target=self._watch, args=(self._store.clone(),), daemon=True)
+            self._thread = threading.Thread(
+                target=self._watch, args=(self._store.clone(),), daemon=True
+            )
             self._thread.start()
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._over.set()
         if self._store is not None:
@@ -95,10 +102,14 @@ class Watchdog:
 
     def _end(self, reports: list[dict[str, Any]], pause_s: float) -> None:
         """End this process; of the ranks that still report, the first says who is waited for."""
-        first = min(report["rank"] for report in reports if report["told"] > time.time() - 3 * pause_s)
+        first = min(
+            report["rank"] for report in reports if report["told"] > time.time() - 3 * pause_s
+        )
         if self._rank == first:
             # not by way of the command line, whose thread is the one that hangs
-            sys.stderr.write(f"error: {describe(reports, time.time())}; see train.dist_timeout_minutes\n")
+            sys.stderr.write(
+                f"error: {describe(reports, time.time())}; see train.dist_timeout_minutes\n"
+            )
             sys.stderr.flush()
         else:
             time.sleep(pause_s)  # until that is written, as the end of any process ends the others
@@ -107,7 +118,11 @@ class Watchdog:
     def _call(self) -> str:
         """Return where the main thread is: file, line and function."""
         frames = traceback.extract_stack(sys._current_frames()[self._main])
-        return f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else "nowhere"
+        return (
+            f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}"
+            if frames
+            else "nowhere"
+        )
 
 
 def describe(reports: list[dict[str, Any]], now: float) -> str:
@@ -117,7 +132,8 @@ def describe(reports: list[dict[str, Any]], now: float) -> str:
     # of those, the ones in the midst of a collective call wait as well
     behind = [report for report in slowest if not _is_in_collective(report)] or slowest
     named = "; ".join(
-        f"process {report['rank']} ({report['host']}, pid {report['pid']}) has been {report['doing']} for "
+        f"process {report['rank']} ({report['host']}, pid {report['pid']}) has been "
+        f"{report['doing']} for "
         f"{report['still_s'] + now - report['told']:.0f} s, at {report['call']}"
         for report in behind
     )

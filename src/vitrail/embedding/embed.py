@@ -104,7 +104,8 @@ def embed(
         settings: Layers of settings of the sections weights, data and preprocess.
         options: How features are made.
         display: Shows progress, notes and warnings.
-        images: Paths of images; None takes the data set of the settings, or that of the weight file.
+        images: Paths of images; None takes the data set of the settings, or that of the weight
+            file.
         output: File of features to write; None keeps them in the cache.
         guard_csv: Put an apostrophe before texts in CSV that a spreadsheet would compute.
 
@@ -119,7 +120,8 @@ def embed(
         check_output(output)
     if images is not None and options.needs_labels:
         raise ConfigError(
-            f"{options.needs_labels} needs the classes of images, and files have none; give data.root=FOLDER, "
+            f"{options.needs_labels} needs the classes of images, and files have none; give "
+            "data.root=FOLDER, "
             "data.list or data.name instead of them"
         )
     with processes("float32", options.device) as accelerator:
@@ -137,11 +139,19 @@ def embed(
         display.begin("embed", sum(len(part.source) for part in parts))
         features = []
         for number, part in enumerate(parts):
-            features.append(_embed_part(extractor, part, number, accelerator, output, workers, display))
+            features.append(
+                _embed_part(extractor, part, number, accelerator, output, workers, display)
+            )
         display.end()
-        embedded = _finish(path, opened, extractor, parts, features, options) if None not in features else None
+        embedded = (
+            _finish(path, opened, extractor, parts, features, options)
+            if None not in features
+            else None
+        )
         if embedded is not None and output is not None:
-            write_features(output, parts, embedded.features, embedded.description, guard_csv=guard_csv)
+            write_features(
+                output, parts, embedded.features, embedded.description, guard_csv=guard_csv
+            )
             remove(_staging(output))
         return embedded
 
@@ -156,7 +166,8 @@ def open_weights_for_features(path: Path, settings: Sequence[Layer], display: Di
     artifact = read_artifact(path, None, resolve_request(settings))
     if artifact.weights is None:
         raise ConfigError(
-            f"{path}: is an exported file, which gives logits alone; give the weight file that it was made from"
+            f"{path}: is an exported file, which gives logits alone; give the weight file that it "
+            "was made from"
         )
     show_account(artifact.weights, display)
     return artifact.weights
@@ -198,7 +209,8 @@ def _require_labels(parts: Sequence[Part], options: EmbedOptions) -> None:
     labels = np.concatenate([part.labels for part in parts])
     if (labels == labels[:1]).all():
         raise DataError(
-            f"{options.needs_labels}: all {len(labels):,} images of {parts[0].source.description} have the same class, "
+            f"{options.needs_labels}: all {len(labels):,} images of {parts[0].source.description} "
+            "have the same class, "
             "so nothing can be told apart; give images of two classes"
         )
 
@@ -219,7 +231,12 @@ def _embed_part(
 ) -> Features | None:
     if output is None:
         return cached_features(
-            extractor, part.source, accelerator, files=part.files, workers=workers, advance=display.advance
+            extractor,
+            part.source,
+            accelerator,
+            files=part.files,
+            workers=workers,
+            advance=display.advance,
         )
     about = describe(extractor, part.source, part.files)
     return embed_source(

@@ -61,11 +61,14 @@ class Extractor:
         if not -n <= self.level < n:
             where = write_option("level", self.level)
             raise ConfigError(
-                f"{where}: the model has levels 0 to {n - 1}, or {-n} to -1 from the end; give one of them"
+                f"{where}: the model has levels 0 to {n - 1}, or {-n} to -1 from the end; give one "
+                "of them"
             )
         if self.pooling not in self.model.poolings:
             has = ", ".join(self.model.poolings)
-            raise ConfigError(f"{write_option('pool', self.pooling)}: the model has {has}; give one of them")
+            raise ConfigError(
+                f"{write_option('pool', self.pooling)}: the model has {has}; give one of them"
+            )
 
     @property
     def num_features(self) -> int:
@@ -79,7 +82,9 @@ class Extractor:
         Two extractors with equal descriptions give the same features on the same kind of device.
         """
         return {
-            "weights": digest_weights(self.model.state_dict(), {"config": repr(self.model.config)})[:32],
+            "weights": digest_weights(self.model.state_dict(), {"config": repr(self.model.config)})[
+                :32
+            ],
             "preprocess": self.preprocess.to_dict(),
             "level": self.level % len(self.model.feature_levels),
             "pooling": self.pooling,
@@ -91,8 +96,8 @@ class Extractor:
     def compute(self, batch: Batch, places: range, device: torch.device) -> Rows:
         """Return the features of one batch.
 
-        It is filled up to `batch_size` with black images, where images are missing: kernels differ by the size of a
-        batch, and so would the last digits of the others' features.
+        It is filled up to `batch_size` with black images, where images are missing: kernels differ
+        by the size of a batch, and so would the last digits of the others' features.
 
         Args:
             batch: The images that can be read.
@@ -100,7 +105,9 @@ class Extractor:
             device: Device of the network.
         """
         at = batch.indices - places.start
-        images = normalise(batch.images.to(device, non_blocking=True), self.preprocess.mean, self.preprocess.std)
+        images = normalise(
+            batch.images.to(device, non_blocking=True), self.preprocess.mean, self.preprocess.std
+        )
         filled = images.new_zeros(self.batch_size, *images.shape[1:])
         filled[at.to(device)] = images
         with torch.inference_mode(), autocast(device, self.precision):
@@ -124,8 +131,9 @@ def extract_features(
 ) -> Iterator[Rows]:
     """Yield the features of all images in order, on the first process; memory does not grow with their number.
 
-    Collective: every process takes all that comes, which is nothing but on the first. A batch is computed by one
-    process, so a row does not depend on how many there are, or on where an earlier call was stopped.
+    Collective: every process takes all that comes, which is nothing but on the first. A batch is
+    computed by one process, so a row does not depend on how many there are, or on where an earlier
+    call was stopped.
 
     Args:
         extractor: The network, and how it is used.
@@ -133,7 +141,8 @@ def extract_features(
         accelerator: The processes.
         workers: Number of loader processes for each process; None chooses by the cores.
         first: Index of the image to begin with, a multiple of the extractor's `batch_size`.
-        advance: Called with the number of images of each round, in which every process computes one batch.
+        advance: Called with the number of images of each round, in which every process computes one
+            batch.
     """
     size, world, n = extractor.batch_size, accelerator.num_processes, len(source)
     if first == n:

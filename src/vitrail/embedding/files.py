@@ -40,12 +40,14 @@ def check_output(output: Path) -> None:
     """
     if output.suffix.lower() not in KINDS:
         raise ConfigError(
-            f"{write_option('output', output)}: is of an unknown kind; let it end in {' or '.join(KINDS)}"
+            f"{write_option('output', output)}: is of an unknown kind; let it end in "
+            f"{' or '.join(KINDS)}"
         )
     for file in files_of(output):
         if os.path.lexists(file):
             raise ConfigError(
-                f"{write_option('output', output)}: {file} is there already; remove it, or choose another name"
+                f"{write_option('output', output)}: {file} is there already; remove it, or choose "
+                "another name"
             )
         refuse_output("output", file)
     if output.suffix.lower() == ".parquet":
@@ -104,13 +106,22 @@ def _chunks(values: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
     return (values[begin : begin + CHUNK] for begin in range(0, len(values), CHUNK))
 
 
-def _rows(parts: Sequence[Part], features: Sequence[Features]) -> Iterator[tuple[str, str, str, str]]:
+def _rows(
+    parts: Sequence[Part], features: Sequence[Features]
+) -> Iterator[tuple[str, str, str, str]]:
     for part, one in zip(parts, features, strict=True):
         for index in range(len(part.source)):
-            yield part.source.name(index), part.class_name(index), part.split, one.bad.get(index, "")
+            yield (
+                part.source.name(index),
+                part.class_name(index),
+                part.split,
+                one.bad.get(index, ""),
+            )
 
 
-def _csv_lines(parts: Sequence[Part], features: Sequence[Features], guarded: bool) -> Iterator[bytes]:
+def _csv_lines(
+    parts: Sequence[Part], features: Sequence[Features], guarded: bool
+) -> Iterator[bytes]:
     stream = io.StringIO(newline="")
     csv.writer(stream, lineterminator="\n").writerow(COLUMNS)
     for row in _rows(parts, features):
@@ -121,7 +132,9 @@ def _csv_lines(parts: Sequence[Part], features: Sequence[Features], guarded: boo
     yield stream.getvalue().encode()
 
 
-def _write_parquet(output: Path, parts: Sequence[Part], features: Sequence[Features], description: str) -> None:
+def _write_parquet(
+    output: Path, parts: Sequence[Part], features: Sequence[Features], description: str
+) -> None:
     """Write row groups of the columns of the index and `features`; the description is in the file's metadata."""
     pyarrow, parquet = _import_parquet(output)
     width = features[0].values.shape[1]
@@ -136,7 +149,10 @@ def _write_parquet(output: Path, parts: Sequence[Part], features: Sequence[Featu
                 for values in _chunks(one.values):
                     texts = list(zip(*(next(rows) for _ in range(len(values))), strict=True))
                     flat = pyarrow.array(np.ascontiguousarray(values).reshape(-1))
-                    columns = [*map(pyarrow.array, texts), pyarrow.FixedSizeListArray.from_arrays(flat, width)]
+                    columns = [
+                        *map(pyarrow.array, texts),
+                        pyarrow.FixedSizeListArray.from_arrays(flat, width),
+                    ]
                     writer.write_table(pyarrow.table(columns, schema=schema), row_group_size=CHUNK)
         if temporary != target:
             with temporary.open("rb") as file:
@@ -151,7 +167,8 @@ def _import_parquet(output: Path) -> tuple[Any, Any]:
     except ImportError as error:
         where = write_option("output", output)
         raise MissingExtra(
-            f"{where}: Parquet needs pyarrow, which is not installed; run: pip install 'vitrail[datasets]', "
+            f"{where}: Parquet needs pyarrow, which is not installed; run: pip install "
+            "'vitrail[datasets]', "
             "or let it end in .npy"
         ) from error
     return pyarrow, pyarrow.parquet

@@ -49,7 +49,9 @@ class Part:
         label = int(source.labels[index])
         if source.label_sets is None:
             return source.classes[label]
-        return BETWEEN.join(source.classes[number] for number in np.flatnonzero(source.label_sets[label]).tolist())
+        return BETWEEN.join(
+            source.classes[number] for number in np.flatnonzero(source.label_sets[label]).tolist()
+        )
 
 
 def take_files(paths: Iterable[str]) -> Part:
@@ -85,4 +87,7 @@ def take_splits(section: DataSection, split: Split, display: Display) -> list[Pa
                 raise
     for note in notes:
         display.note(note)
-    return [Part(name, source, tuple(list_files_read(section, source))) for name, source in sources.items()]
+    return [
+        Part(name, source, tuple(list_files_read(section, source)))
+        for name, source in sources.items()
+    ]

@@ -57,7 +57,9 @@ def _project_by_umap(directions: NDArray[np.float32]) -> NDArray[np.float64]:
         warnings.simplefilter("ignore")
         from umap import UMAP  # pyright: ignore[reportMissingImports]
 
-        places = UMAP(n_neighbors=min(15, len(directions) - 1), random_state=SEED).fit_transform(directions)
+        places = UMAP(n_neighbors=min(15, len(directions) - 1), random_state=SEED).fit_transform(
+            directions
+        )
     return np.asarray(places, np.float64)
 
 
@@ -67,9 +69,16 @@ def render_map(embedded: Embedded) -> tuple[bytes, str]:
     Raises:
         DataError: No image has features, as the weights give none that are finite.
     """
-    places = [(part, index) for part, one in enumerate(embedded.features) for index in _find_finite(one.values)]
+    places = [
+        (part, index)
+        for part, one in enumerate(embedded.features)
+        for index in _find_finite(one.values)
+    ]
     if not places:
-        raise DataError(f"{name_option('map')}: none of the images has features that are finite; give other weights")
+        raise DataError(
+            f"{name_option('map')}: none of the images has features that are finite; give other "
+            "weights"
+        )
     chosen = np.linspace(0, len(places) - 1, min(len(places), MOST_SHOWN)).astype(np.int64)
     shown = [places[at] for at in chosen.tolist()]
     features = np.stack([embedded.features[part].values[index] for part, index in shown])
@@ -81,7 +90,10 @@ def render_map(embedded: Embedded) -> tuple[bytes, str]:
     page = render(
         "map.html",
         points=_describe_points(embedded, shown, _fit(points), names),
-        classes=[{"name": name or "no class", "colour": choose_colour(number)} for number, name in enumerate(names)],
+        classes=[
+            {"name": name or "no class", "colour": choose_colour(number)}
+            for number, name in enumerate(names)
+        ],
         side=SIDE,
         note=note,
         about=describe_features(embedded),

@@ -1,8 +1,9 @@
 """Probe features: how well the nearest images, or one linear layer, tell the classes apart.
 
-Everything is a search or a closed form on arrays, and takes seconds for 5,000 images. Labels are (n,) numbers of
-classes, or for multi-label data (n, k) booleans, whose score is the mean average precision. A row of features with NaN,
-which stands for an image that could not be read, is left out.
+Everything is a search or a closed form on arrays, and takes seconds for 5,000 images. Labels are
+(n,) numbers of classes, or for multi-label data (n, k) booleans, whose score is the mean average
+precision. A row of features with NaN, which stands for an image that could not be read, is left
+out.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class Score:
     """How well features tell classes apart."""
 
     value: float
-    """Percent of the images whose class is found (top-1), or the mean average precision in percent."""
+    """Percent of the images whose class is found (top-1), or the mean average precision in
+    percent."""
     metric: Literal["top1", "map"]
     """Which of the two: `map` for multi-label data."""
     images: int
@@ -75,7 +77,8 @@ def knn_accuracy(
     Args:
         features: Features of the images that are known.
         labels: Their labels.
-        val_features: Features of the images that are asked for; None asks for each known one among all the others.
+        val_features: Features of the images that are asked for; None asks for each known one among
+            all the others.
         val_labels: Their labels.
         k: Neighbours that vote; None is `choose_neighbours`.
 
@@ -111,11 +114,15 @@ def choose_neighbours(labels: Labels) -> int:
     return int(np.clip(np.median(counts[counts > 0]) - 1, 1, MOST_NEIGHBOURS))
 
 
-def find_neighbours(features: Features, asked: Features, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def find_neighbours(
+    features: Features, asked: Features, k: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return the cosines (m, k) of the k images nearest to each that is asked for, and their indices, nearest first."""
     from sklearn.neighbors import NearestNeighbors
 
-    search = NearestNeighbors(n_neighbors=k, metric="euclidean", algorithm="brute").fit(scale_to_unit(features))
+    search = NearestNeighbors(n_neighbors=k, metric="euclidean", algorithm="brute").fit(
+        scale_to_unit(features)
+    )
     distances, found = search.kneighbors(scale_to_unit(asked))
     return 1 - np.square(distances, dtype=np.float64) / 2, found
 
@@ -137,7 +144,8 @@ def linear_probe(
     Args:
         features: Features of the images that it is fitted to.
         labels: Their labels.
-        val_features: Features of the images that are asked for; None holds out each fold of the others once.
+        val_features: Features of the images that are asked for; None holds out each fold of the
+            others once.
         val_labels: Their labels.
 
     Raises:
@@ -146,7 +154,9 @@ def linear_probe(
     features, labels = _readable(features, labels)
     _require_classes(labels)
     if val_features is None or val_labels is None:
-        scored = _score_folds(_fit_folds(features, labels, assign_folds(labels)), features, np.arange(len(labels)))
+        scored = _score_folds(
+            _fit_folds(features, labels, assign_folds(labels)), features, np.arange(len(labels))
+        )
         how = f"ridge regression, {FOLDS} folds"
         val_labels = labels
     else:
@@ -169,10 +179,10 @@ def linear_probe(
 def fit_ridge(features: Features, labels: Labels, num_classes: int) -> Scorer:
     """Fit one linear layer by ridge regression, and return what it makes of features.
 
-    Its targets are 1 for the classes of an image and -1 for the others; each feature is brought to mean 0 and standard
-    deviation 1. The strength of regularisation is the one of ALPHAS with the smallest error on a fifth of the images,
-    held out for that: scikit-learn's RidgeCV, which leaves out each image once, decomposes all images for it, and takes
-    many times as long.
+    Its targets are 1 for the classes of an image and -1 for the others; each feature is brought to
+    mean 0 and standard deviation 1. The strength of regularisation is the one of ALPHAS with the
+    smallest error on a fifth of the images, held out for that: scikit-learn's RidgeCV, which leaves
+    out each image once, decomposes all images for it, and takes many times as long.
 
     Args:
         features: (n, d), without NaN.
@@ -188,7 +198,9 @@ def fit_ridge(features: Features, labels: Labels, num_classes: int) -> Scorer:
         return np.asarray(scaler.transform(some.astype(np.float64)))
 
     inputs = scale(features[chosen])
-    indicators = labels[chosen] if labels.ndim == 2 else labels[chosen][:, None] == np.arange(num_classes)
+    indicators = (
+        labels[chosen] if labels.ndim == 2 else labels[chosen][:, None] == np.arange(num_classes)
+    )
     targets = np.where(indicators, 1.0, -1.0)
 
     held_out = assign_folds(labels[chosen]) == 0
@@ -197,7 +209,11 @@ def fit_ridge(features: Features, labels: Labels, num_classes: int) -> Scorer:
         for alpha in ALPHAS:
             predicted = _fit_layer(inputs[~held_out], targets[~held_out], alpha)(inputs[held_out])
             errors[alpha] = float(np.square(predicted - targets[held_out]).mean())
-    layer = _fit_layer(inputs, targets, min(errors, key=lambda alpha: errors[alpha], default=ALPHAS[len(ALPHAS) // 2]))
+    layer = _fit_layer(
+        inputs,
+        targets,
+        min(errors, key=lambda alpha: errors[alpha], default=ALPHAS[len(ALPHAS) // 2]),
+    )
     return lambda asked: layer(scale(asked))
 
 
@@ -213,12 +229,14 @@ def out_of_fold_losses(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return the cross-entropy of each image's label by a linear layer that has not seen it, and the likeliest class.
 
-    Scores become probabilities by one temperature for all, the one with the smallest mean cross-entropy.
+    Scores become probabilities by one temperature for all, the one with the smallest mean
+    cross-entropy.
 
     Args:
         features: (n, d), without NaN.
         labels: (n,) numbers of classes.
-        folds: (n,) fold of each image; images that must not be told apart, such as copies, share one.
+        folds: (n,) fold of each image; images that must not be told apart, such as copies, share
+            one.
 
     Raises:
         DataError: Fewer than two classes.
@@ -233,11 +251,14 @@ def out_of_fold_losses(
     return losses, winners
 
 
-def fit_head(features: Features, labels: Labels, num_classes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def fit_head(
+    features: Features, labels: Labels, num_classes: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return weights (k, d) and biases (k,) of a linear probe as the head of a network: its outputs are logits.
 
-    The scores of ridge regression are divided by one temperature for all, with which those of images left out have the
-    smallest mean cross-entropy, so that probabilities say how sure the probe can be.
+    The scores of ridge regression are divided by one temperature for all, with which those of
+    images left out have the smallest mean cross-entropy, so that probabilities say how sure the
+    probe can be.
 
     Args:
         features: (n, d), without NaN.
@@ -251,7 +272,8 @@ def fit_head(features: Features, labels: Labels, num_classes: int) -> tuple[NDAr
     score = fit_ridge(features, labels, num_classes)
     size = features.shape[1]
     bias = score(np.zeros((1, size)))
-    weight = score(np.eye(size)) - bias  # of a linear layer, the scores of unit vectors are the weights
+    # of a linear layer, the scores of unit vectors are the weights
+    weight = score(np.eye(size)) - bias
     fitted = _fit_folds(features, labels, assign_folds(labels))
     temperature = _fit_temperature(fitted, features, labels)
     return weight.T / temperature, bias[0] / temperature
@@ -271,8 +293,8 @@ def assign_folds(
 
     Args:
         labels: The labels; a multi-label image counts for its rarest class.
-        keys: A name of each image; images keep their folds as long as their names and groups are the same. None takes
-            their numbers.
+        keys: A name of each image; images keep their folds as long as their names and groups are
+            the same. None takes their numbers.
         groups: (n,) equal numbers for images that must share a fold, such as copies; None is none.
     """
     n = len(labels)
@@ -283,7 +305,8 @@ def assign_folds(
     for index, group in enumerate(range(n) if groups is None else groups.tolist()):
         members.setdefault(group, []).append(index)
 
-    # groups take their turn in the order of their hashes, each the fold that has fewest of its class
+    # groups take their turn in the order of their hashes, each the fold that has fewest of its
+    # class
     folds = np.empty(n, np.int64)
     filled = np.zeros((int(strata.max(initial=0)) + 1, FOLDS), np.int64)
     for group in sorted(members.values(), key=lambda group: min(hashes[index] for index in group)):
@@ -333,10 +356,14 @@ def _fit_temperature(fitted: _FoldScorers, features: Features, labels: Labels) -
 
     # one number needs no more images than a chunk
     sample = _evenly(len(labels), CHUNK)
-    pairs = [(scores, labels[indices]) for indices, scores in _score_folds(fitted, features, sample)]
+    pairs = [
+        (scores, labels[indices]) for indices, scores in _score_folds(fitted, features, sample)
+    ]
 
     def mean_loss(log_temperature: float) -> float:
-        losses = [_cross_entropy(scores / math.exp(log_temperature), truth) for scores, truth in pairs]
+        losses = [
+            _cross_entropy(scores / math.exp(log_temperature), truth) for scores, truth in pairs
+        ]
         return float(np.concatenate(losses).mean())
 
     return math.exp(minimize_scalar(mean_loss, bounds=(-5, 3), method="bounded").x)
@@ -369,9 +396,14 @@ def _top1(winners: NDArray[np.int64], labels: Labels, how: str) -> Score:
 
 def _mean_precision(scores: NDArray[np.float64], labels: Labels, how: str) -> Score:
     """Return the mean of the classes' average precision, of those that have an image."""
-    precisions = [ranking(scores[:, index], labels[:, index])[1] for index in np.flatnonzero(labels.any(axis=0))]
+    precisions = [
+        ranking(scores[:, index], labels[:, index])[1]
+        for index in np.flatnonzero(labels.any(axis=0))
+    ]
     if not precisions:
-        raise DataError("none of the images that are asked for has a class; give images with labels")
+        raise DataError(
+            "none of the images that are asked for has a class; give images with labels"
+        )
     return Score(100 * math.fsum(precisions) / len(precisions), "map", len(labels), how)
 
 
@@ -413,7 +445,8 @@ def _require_classes(labels: Labels) -> None:
     first = labels[:1]
     if (labels == first).all():
         raise DataError(
-            f"all {len(labels):,} images have the same class, so nothing can be told apart; give images of two classes"
+            f"all {len(labels):,} images have the same class, so nothing can be told apart; give "
+            "images of two classes"
         )
 
 

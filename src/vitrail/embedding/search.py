@@ -57,7 +57,9 @@ def search(embedded: Embedded, image: Path, topk: int) -> tuple[Neighbour, ...]:
             best += [(float(cosines[at]), number, begin + int(known[at])) for at in nearest]
         # of equal cosines the first image comes first
         best = sorted(best, key=lambda found: (-found[0], found[1:]))[:topk]
-    return tuple(_describe(embedded.parts[number], number, index, cosine) for cosine, number, index in best)
+    return tuple(
+        _describe(embedded.parts[number], number, index, cosine) for cosine, number, index in best
+    )
 
 
 def embed_image(extractor: Extractor, path: Path) -> NDArray[np.float32]:
@@ -68,7 +70,9 @@ def embed_image(extractor: Extractor, path: Path) -> NDArray[np.float32]:
     """
     where = write_option("search", printable(path))
     try:
-        view = extractor.preprocess.view(decode_quietly(read_image(path), extractor.preprocess.pixels))
+        view = extractor.preprocess.view(
+            decode_quietly(read_image(path), extractor.preprocess.pixels)
+        )
     except OSError as error:
         raise DataError(f"{where}: cannot be read ({error.strerror}); give an image") from error
     except UnreadableImage as error:
@@ -111,4 +115,6 @@ def describe_features(embedded: Embedded) -> str:
 
 
 def _describe(part: Part, number: int, index: int, cosine: float) -> Neighbour:
-    return Neighbour(part.source.name(index), part.class_name(index), part.split, cosine, number, index)
+    return Neighbour(
+        part.source.name(index), part.class_name(index), part.split, cosine, number, index
+    )

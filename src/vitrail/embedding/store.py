@@ -65,7 +65,8 @@ def embed_source(
         source: The images.
         accelerator: The processes.
         folder: The folder, for this alone.
-        about: All that decides the features, as plain values; what is there of other values is replaced.
+        about: All that decides the features, as plain values; what is there of other values is
+            replaced.
         workers: Number of loader processes for each process; None chooses by the cores.
         advance: Called with numbers of images that are done, those of an earlier process first.
         advice: What the user can do where the folder cannot be written.
@@ -83,7 +84,9 @@ def embed_source(
         done = share(accelerator, None if store is None else store.done)
         advance(done)
         # a part that is done is not computed again, but for the batch that the kill may have cut
-        for rows in extract_features(extractor, source, accelerator, workers=workers, first=done, advance=advance):
+        for rows in extract_features(
+            extractor, source, accelerator, workers=workers, first=done, advance=advance
+        ):
             assert store is not None
             store.add(rows)
         if store is None:
@@ -92,7 +95,8 @@ def embed_source(
     if len(features.bad) == len(source):
         index, reason = next(iter(features.bad.items()))
         raise DataError(
-            f"none of the {len(source):,} images could be read; the first is {source.name(index)} ({reason})"
+            f"none of the {len(source):,} images could be read; the first is {source.name(index)} "
+            f"({reason})"
         )
     return features
 
@@ -100,30 +104,40 @@ def embed_source(
 class _Store:
     """A folder that features are brought to, by one process at a time."""
 
-    def __init__(self, folder: Path, about: Mapping[str, Any], shape: tuple[int, int], advice: str) -> None:
+    def __init__(
+        self, folder: Path, about: Mapping[str, Any], shape: tuple[int, int], advice: str
+    ) -> None:
         self._folder, self._about, self._shape, self._advice = folder, dict(about), shape, advice
         self.done, self._bad = self._read_state()
         is_new = self.done == 0
         with self._refusal_told():
             mode = "w+" if is_new else "r+"
             self._values = np.lib.format.open_memmap(
-                folder / VALUES, mode, np.dtype("<f4") if is_new else None, shape if is_new else None
+                folder / VALUES,
+                mode,
+                np.dtype("<f4") if is_new else None,
+                shape if is_new else None,
             )
             if is_new:
-                # a full disk is met here, and not while the mapped file is written, which would end the process
+                # a full disk is met here, and not while the mapped file is written, which would end
+                # the process
                 _reserve(folder / VALUES)
         self._saved = time.monotonic()
 
     @classmethod
     @contextlib.contextmanager
-    def opened(cls, folder: Path, about: Mapping[str, Any], shape: tuple[int, int], advice: str) -> Iterator[_Store]:
+    def opened(
+        cls, folder: Path, about: Mapping[str, Any], shape: tuple[int, int], advice: str
+    ) -> Iterator[_Store]:
         """Open a store, new or with what an earlier process has brought there."""
         with refusal_told(folder, None, advice):
             folder.mkdir(parents=True, exist_ok=True)
             lock = (folder / LOCK).open("ab")
         with lock:
             if not _is_locked(lock.fileno()):
-                raise ConfigError(f"{folder}: another process brings features there; wait for its end, or end it")
+                raise ConfigError(
+                    f"{folder}: another process brings features there; wait for its end, or end it"
+                )
             yield cls(folder, about, shape, advice)
 
     def add(self, rows: Rows) -> None:
@@ -201,8 +215,8 @@ def cached_features(
 ) -> Features | None:
     """Return the features of all images on the first process, computed once for all calls on this machine. Collective.
 
-    They are kept in the user's cache, by all that decides them: weights, preprocessing, level and pooling, and the
-    images by name, label, and size and time of their files.
+    They are kept in the user's cache, by all that decides them: weights, preprocessing, level and
+    pooling, and the images by name, label, and size and time of their files.
 
     Args:
         extractor: The network, and how it is used.
@@ -221,7 +235,16 @@ def cached_features(
     digest = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=16).hexdigest()
     folder = locate_cache() / digest
     advice = f"free space, or delete {folder.parent}"
-    return embed_source(extractor, source, accelerator, folder, about, workers=workers, advance=advance, advice=advice)
+    return embed_source(
+        extractor,
+        source,
+        accelerator,
+        folder,
+        about,
+        workers=workers,
+        advance=advance,
+        advice=advice,
+    )
 
 
 def locate_cache() -> Path:
@@ -232,7 +255,11 @@ def locate_cache() -> Path:
 
 def describe(extractor: Extractor, source: Source, files: Iterable[Path]) -> dict[str, Any]:
     """Return all that decides the features of images, as plain values for JSON."""
-    return {**extractor.description, "images": fingerprint(source), "contents": fingerprint_contents(source, files)}
+    return {
+        **extractor.description,
+        "images": fingerprint(source),
+        "contents": fingerprint_contents(source, files),
+    }
 
 
 def fingerprint_contents(source: Source, files: Iterable[Path]) -> str:

@@ -25,7 +25,9 @@ from vitrail.errors import ConfigError, DataError, write_option
 from vitrail.evaluation.match import check_pixels
 
 
-def find_suspects(weights: Path, section: DataSection, manifest: Manifest, display: Display) -> list[Suspect]:
+def find_suspects(
+    weights: Path, section: DataSection, manifest: Manifest, display: Display
+) -> list[Suspect]:
     """Return the images whose label another class is likelier than, those with the largest loss first.
 
     Copies and near copies of an image are in one fold, so that none vouches for another's label.
@@ -38,21 +40,27 @@ def find_suspects(weights: Path, section: DataSection, manifest: Manifest, displ
 
     Raises:
         CheckpointError: The weight file is damaged or of no known kind.
-        ConfigError: It is an exported file, or reads images otherwise; or images have several classes.
+        ConfigError: It is an exported file, or reads images otherwise; or images have several
+            classes.
         DataError: All images have one class, or none can be read.
     """
     where = write_option("suspects", weights)
     if manifest.label_sets is not None:
-        raise ConfigError(f"{where}: is for one class an image, and these have any number; leave it out for them")
+        raise ConfigError(
+            f"{where}: is for one class an image, and these have any number; leave it out for them"
+        )
     if len(np.unique(manifest.label)) < 2:
         raise DataError(
-            f"{where}: all {len(manifest):,} images have the same class, so no label can look wrong; leave it out"
+            f"{where}: all {len(manifest):,} images have the same class, so no label can look "
+            "wrong; leave it out"
         )
     opened = open_weights_for_features(weights, [], display)
     check_pixels(opened.record, section, weights)
     values = []
     with processes("float32", "auto") as accelerator:
-        extractor = Extractor(model=opened.build(accelerator.device), preprocess=opened.record.preprocess)
+        extractor = Extractor(
+            model=opened.build(accelerator.device), preprocess=opened.record.preprocess
+        )
         display.begin("embed", len(manifest))
         for part in (TRAIN, VAL):
             if not (manifest.part == part).any():
@@ -60,7 +68,12 @@ def find_suspects(weights: Path, section: DataSection, manifest: Manifest, displ
             source = manifest.source(part)
             files = list_files_read(section, source)
             features = cached_features(
-                extractor, source, accelerator, files=files, workers=section.workers, advance=display.advance
+                extractor,
+                source,
+                accelerator,
+                files=files,
+                workers=section.workers,
+                advance=display.advance,
             )
             assert features is not None
             values.append(features.values)
@@ -80,7 +93,9 @@ def rank_suspects(features: NDArray[np.float32], manifest: Manifest) -> list[Sus
     labels = manifest.label[known].astype(np.int64)
     names = list(manifest.names())
     keys = [names[index] for index in known.tolist()]
-    folds = assign_folds(labels, keys, group_copies(manifest.content[known], manifest.picture[known]))
+    folds = assign_folds(
+        labels, keys, group_copies(manifest.content[known], manifest.picture[known])
+    )
     losses, likelier = out_of_fold_losses(features[known], labels, folds)
     doubtful = np.flatnonzero(likelier != labels)
     order = doubtful[np.argsort(-losses[doubtful], kind="stable")]

@@ -25,8 +25,8 @@ class Gathered:
     choices: NDArray[np.int64]
     """(n, up to CHOICES) classes, the likeliest first; (n, 0) in multi-label evaluations."""
     scores: NDArray[np.float32]
-    """(n, k) logarithms of probabilities, which rank answers that differ less than probabilities near 1 can; in
-    multi-label evaluations logits."""
+    """(n, k) logarithms of probabilities, which rank answers that differ less than probabilities
+    near 1 can; in multi-label evaluations logits."""
 
 
 class Answers:
@@ -41,7 +41,9 @@ class Answers:
         multi_label: Keep logits instead of logarithms of probabilities, and no choices.
     """
 
-    def __init__(self, num_classes: int, images: int, device: torch.device, *, multi_label: bool = False) -> None:
+    def __init__(
+        self, num_classes: int, images: int, device: torch.device, *, multi_label: bool = False
+    ) -> None:
         # scores are computed in float64, which mps does not have
         if device.type == "mps":
             device = torch.device("cpu")

@@ -33,7 +33,8 @@ class ClassScores:
     precision: Float[np.ndarray, " k"]
     """Share of the class's images among those called so; NaN where none was."""
     recall: Float[np.ndarray, " k"]
-    """Share of the class's images that were called so: the accuracy on the class. NaN where it has none."""
+    """Share of the class's images that were called so: the accuracy on the class. NaN where it has
+    none."""
     f1: Float[np.ndarray, " k"]
     auroc: Float[np.ndarray, " k"]
     """Area under the ROC curve of the class against the rest."""
@@ -55,7 +56,9 @@ class ClassScores:
 
 
 def class_scores(
-    confusion: Int[np.ndarray, "k k"], labels: Int[np.ndarray, " n"], scores: Float[np.ndarray, "n k"]
+    confusion: Int[np.ndarray, "k k"],
+    labels: Int[np.ndarray, " n"],
+    scores: Float[np.ndarray, "n k"],
 ) -> ClassScores:
     """Score each class.
 
@@ -81,15 +84,19 @@ def rankings(
     labels: Int[np.ndarray, " n"], scores: Float[np.ndarray, "n k"]
 ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
     """Return the area under the ROC curve, and the average precision, of each class against the rest."""
-    pairs = np.array([ranking(scores[:, label], labels == label) for label in range(scores.shape[1])])
+    pairs = np.array(
+        [ranking(scores[:, label], labels == label) for label in range(scores.shape[1])]
+    )
     return pairs[:, 0], pairs[:, 1]
 
 
-def ranking(scores: Float[np.ndarray, " n"], is_positive: Bool[np.ndarray, " n"]) -> tuple[float, float]:
+def ranking(
+    scores: Float[np.ndarray, " n"], is_positive: Bool[np.ndarray, " n"]
+) -> tuple[float, float]:
     """Return the area under the ROC curve, and the average precision, of one class; NaN where it is not defined.
 
-    Equal scores count as scikit-learn counts them. One sort, where scikit-learn's two functions take three and more, so
-    that 1,000 classes take seconds.
+    Equal scores count as scikit-learn counts them. One sort, where scikit-learn's two functions
+    take three and more, so that 1,000 classes take seconds.
     """
     column = np.ascontiguousarray(scores)
     positives = np.sort(column[is_positive])
@@ -104,7 +111,9 @@ def ranking(scores: Float[np.ndarray, " n"], is_positive: Bool[np.ndarray, " n"]
     if count == n:
         return math.nan, ap
     # negatives of a score up to that of each positive; those of an equal score count half
-    up_to = np.searchsorted(everyone, positives, "right") - np.searchsorted(positives, positives, "right")
+    up_to = np.searchsorted(everyone, positives, "right") - np.searchsorted(
+        positives, positives, "right"
+    )
     auroc = float(np.mean(below - positives_below + up_to) / 2 / (n - count))
     return auroc, ap
 
@@ -126,10 +135,14 @@ class Calibration:
         filled = self.n > 0
         if not filled.any():
             return math.nan
-        return float(np.abs(self.accuracy - self.confidence)[filled] @ self.n[filled] / self.n.sum())
+        return float(
+            np.abs(self.accuracy - self.confidence)[filled] @ self.n[filled] / self.n.sum()
+        )
 
 
-def calibration(probabilities: Float[np.ndarray, " n"], right: Bool[np.ndarray, " n"]) -> Calibration:
+def calibration(
+    probabilities: Float[np.ndarray, " n"], right: Bool[np.ndarray, " n"]
+) -> Calibration:
     """Sort answers into BINS of equal width by their probability; one that is not a number is left out."""
     known = ~np.isnan(probabilities)
     probabilities, right = probabilities[known], right[known]

@@ -67,7 +67,12 @@ def draw_confusion(confusion: Int[np.ndarray, "k k"], classes: Sequence[str]) ->
     draw.text((left, 8), "answer", INK, font)
     draw.text((8, top), "true", INK, font)
     every = "" if step == 1 else f"; one class in {step} is named"
-    draw.text((8, top + side + 12), f"blue right, red wrong; stronger is a larger share of the row{every}", INK, small)
+    draw.text(
+        (8, top + side + 12),
+        f"blue right, red wrong; stronger is a larger share of the row{every}",
+        INK,
+        small,
+    )
     buffer = io.BytesIO()
     image.quantize(256, dither=Image.Dither.NONE).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
@@ -93,7 +98,11 @@ def _magnified(cells: NDArray[np.float32], cell: int) -> NDArray[np.float32]:
 
 
 def _write_counts(
-    draw: ImageDraw.ImageDraw, confusion: Int[np.ndarray, "k k"], cell: int, corner: tuple[int, int], font: Font
+    draw: ImageDraw.ImageDraw,
+    confusion: Int[np.ndarray, "k k"],
+    cell: int,
+    corner: tuple[int, int],
+    font: Font,
 ) -> None:
     """Write the number of images into each cell that has any and has room for it."""
     left, top = corner

@@ -32,7 +32,13 @@ from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.images.input_check import InputCheck
 from vitrail.images.preprocess import Preprocess, fit_statistics
 from vitrail.inference.bin_files import LogitFiles, find_logits
-from vitrail.inference.network import Artifact, Network, read_artifact, require_classes, tell_program
+from vitrail.inference.network import (
+    Artifact,
+    Network,
+    read_artifact,
+    require_classes,
+    tell_program,
+)
 from vitrail.weights.checkpoint import Record
 from vitrail.weights.loading import override_preprocess
 from vitrail.weights.opened import show_account
@@ -56,9 +62,11 @@ class Comparison:
     n: int
     """Images that both answered."""
     equal: int
-    """Images with the same answer: the likeliest class, or in multi-label models all that reach their thresholds."""
+    """Images with the same answer: the likeliest class, or in multi-label models all that reach
+    their thresholds."""
     difference: float
-    """Largest difference of any logarithm of a probability, or in multi-label models of any logit."""
+    """Largest difference of any logarithm of a probability, or in multi-label models of any
+    logit."""
     numbers: dict[str, Any]
     """The other file's metrics."""
     shown: dict[str, str]
@@ -78,7 +86,8 @@ class Evaluation:
     accuracy: Metrics
     """The numbers."""
     bad_files: tuple[tuple[str, str], ...]
-    """Name and reason of each image that could not be read; none of them is counted as right or wrong."""
+    """Name and reason of each image that could not be read; none of them is counted as right or
+    wrong."""
     data: str
     """Description of the images."""
     preprocess: Preprocess
@@ -123,13 +132,16 @@ def evaluate(
     """Evaluate a weight file or an exported file on the images that `settings` name, or on those it was validated with.
 
     Args:
-        path: The weight file, of any project, or what `vitrail export` wrote; with `answers` a file of names will do.
+        path: The weight file, of any project, or what `vitrail export` wrote; with `answers` a file
+            of names will do.
         settings: Settings of the sections weights, data, preprocess and evaluate.
         engine: Engine that is to run an exported file; None is the usual one.
         against: Another file of the same model, whose answers to the same images are compared.
-        answers: Folder with the logits of each image, NAME_0.bin, which are counted instead of running the file.
+        answers: Folder with the logits of each image, NAME_0.bin, which are counted instead of
+            running the file.
         report: Folder of the report, see `report_folder`; None writes none.
-        written: Files that are written afterwards, by the option that names each; none may be one of the images.
+        written: Files that are written afterwards, by the option that names each; none may be one
+            of the images.
         display: Shows progress, notes and warnings.
 
     Raises:
@@ -148,7 +160,9 @@ def evaluate(
         measured = job.measure(loader, job.preprocess, keep_answers, inputs)
         if doubt := inputs.doubt(job.preprocess.mean, job.preprocess.std):
             display.warn(doubt)
-        agreement = _compare(job, files.other, loader, measured) if files.other is not None else None
+        agreement = (
+            _compare(job, files.other, loader, measured) if files.other is not None else None
+        )
         page = _publish(job, report, measured) if report is not None else None
         display.end()
         return job.result(measured, job.preprocess, page, agreement)
@@ -168,7 +182,9 @@ def sweep(
     """
     files = _open_files(path, settings, engine, None, None, display or Quiet())
     with _started(files, None, written) as job:
-        loaders = [(preprocess, job.build_loader(preprocess)) for preprocess in _usual_ways(job.preprocess)]
+        loaders = [
+            (preprocess, job.build_loader(preprocess)) for preprocess in _usual_ways(job.preprocess)
+        ]
         job.display.begin("evaluate", sum(len(loader) for _, loader in loaders))
         results = []
         for preprocess, loader in loaders:
@@ -240,7 +256,9 @@ def _open_files(
         tell_program(against, display)
     resolved = resolve_for(artifact.record, settings)
     check_pixels(artifact.record, resolved.config.data, path)
-    precision = resolved.config.evaluate.precision if "evaluate.precision" in resolved.origins else None
+    precision = (
+        resolved.config.evaluate.precision if "evaluate.precision" in resolved.origins else None
+    )
     return _Files(path, artifact, other, answers, resolved.config, precision, display)
 
 
@@ -248,7 +266,9 @@ def _read_names(path: Path) -> Artifact:
     """Read a file of class names, which describes a model that gave its answers elsewhere."""
     classes = read_class_names(path, "names of classes")
     options = {"num_classes": len(classes), "in_channels": 3}
-    record = Record(model="not named", options=options, classes=classes, preprocess=Preprocess(size=(224, 224)))
+    record = Record(
+        model="not named", options=options, classes=classes, preprocess=Preprocess(size=(224, 224))
+    )
     return Artifact(path=str(path), record=record, engine="torch")
 
 
@@ -262,7 +282,9 @@ def _same_model(artifact: Artifact, against: Path, display: Display) -> Artifact
     for what in ("model", "options", "classes"):
         if getattr(other.record, what) != getattr(artifact.record, what):
             where = write_option("against", against)
-            raise ConfigError(f"{where}: has other {what} than {artifact.path}; give what it was made from")
+            raise ConfigError(
+                f"{where}: has other {what} than {artifact.path}; give what it was made from"
+            )
     return other
 
 
@@ -288,7 +310,9 @@ class _Job:
     def task(self) -> Task:
         counts = self.record.provenance.get("training_counts")
         training_counts = None if counts is None else np.array(counts)
-        return task_of(self.source, training_counts=training_counts, thresholds=self.record.thresholds)
+        return task_of(
+            self.source, training_counts=training_counts, thresholds=self.record.thresholds
+        )
 
     def build_loader(self, preprocess: Preprocess) -> ImageLoader:
         """Return a loader of this process's share of the images."""
@@ -315,7 +339,9 @@ class _Job:
         network = other or self.network
         batches = loader
         if isinstance(network, LogitFiles):
-            batches = network.batches(self.source, self.accelerator.process_index, self.accelerator.num_processes)
+            batches = network.batches(
+                self.source, self.accelerator.process_index, self.accelerator.num_processes
+            )
         return measure(
             network,
             batches,
@@ -347,7 +373,9 @@ class _Job:
 
 
 @contextmanager
-def _started(files: _Files, report: WholeFolder | None, written: Sequence[tuple[str, Path]]) -> Iterator[_Job]:
+def _started(
+    files: _Files, report: WholeFolder | None, written: Sequence[tuple[str, Path]]
+) -> Iterator[_Job]:
     """Join the processes, bring model and images together, and start the network."""
     path, config, display = files.path, files.config, files.display
     with processes("float32", config.evaluate.device) as accelerator, _staged(report, accelerator):
@@ -402,12 +430,15 @@ def _read_logits(folder: Path, source: Source, record: Record, bad_files: str) -
     if logits.bad and bad_files != "skip":
         index, reason = next(iter(logits.bad.items()))
         raise DataError(
-            f"{source.name(index)}: cannot be read, {reason}; repair or remove it, or set data.bad_files=skip"
+            f"{source.name(index)}: cannot be read, {reason}; repair or remove it, or set "
+            "data.bad_files=skip"
         )
     return logits
 
 
-def _compare(job: _Job, other: Artifact, loader: ImageLoader, measured: Measured) -> Comparison | None:
+def _compare(
+    job: _Job, other: Artifact, loader: ImageLoader, measured: Measured
+) -> Comparison | None:
     """Evaluate another file on the same images, and compare the answers on the first process."""
     network = other.start(job.accelerator.device)
     theirs = job.measure(loader, job.preprocess, keep_answers=True, inputs=None, other=network)
@@ -446,7 +477,9 @@ def _publish(job: _Job, report: WholeFolder, measured: Measured) -> Path | None:
         folder, replaced = report.publish(files)
     except CheckpointError as error:
         # the work may have taken an hour, so its outcome is told all the same
-        raise CheckpointError(f"{error}; the evaluation itself found {_in_words(measured.metrics)}") from error
+        raise CheckpointError(
+            f"{error}; the evaluation itself found {_in_words(measured.metrics)}"
+        ) from error
     if replaced:
         job.display.note(f"{folder}: held an earlier report, which is replaced")
     return folder / PAGE

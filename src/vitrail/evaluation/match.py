@@ -21,8 +21,10 @@ from vitrail.errors import ConfigError, DataError, printable
 from vitrail.weights.checkpoint import Record
 
 OTHER_CLASSES = (
-    "rename the classes of the data, or evaluate on the data it was trained on; if the data has a part of the classes, "
-    "or another order, data.match_classes=by-name; if it has all of them by other names, data.match_classes=by-order"
+    "rename the classes of the data, or evaluate on the data it was trained on; if the data has a "
+    "part of the classes, "
+    "or another order, data.match_classes=by-name; if it has all of them by other names, "
+    "data.match_classes=by-order"
 )
 
 HOW_READ = ("workers", "download", "check", "match_classes")
@@ -46,7 +48,8 @@ def match_classes(
         source = reorder_labels(record.classes, source, path)
         if lacking and source.label_sets is not None:
             display.warn(
-                f"{source.description}: has no images of {lacking} of the {len(record.classes)} classes; where the "
+                f"{source.description}: has no images of {lacking} of the {len(record.classes)} "
+                "classes; where the "
                 "model gives an image one of these, that counts as wrong"
             )
         return record, source
@@ -55,8 +58,10 @@ def match_classes(
         return record, source
     if data.match_classes == "exact" and count != len(source.classes):
         raise DataError(
-            f"{path}: has {count} outputs and names no classes, and the data has {len(source.classes)}; name them with "
-            "weights.classes=FILE, and where the data has a part of them add data.match_classes=by-name"
+            f"{path}: has {count} outputs and names no classes, and the data has "
+            f"{len(source.classes)}; name them with "
+            "weights.classes=FILE, and where the data has a part of them add "
+            "data.match_classes=by-name"
         )
 
     # By order: the model names no classes, or other names than the data.
@@ -67,7 +72,9 @@ def match_classes(
             nameless = "" if record.classes else "names no classes, and "
             raise DataError(f"{path}: {nameless}{doubt}")
         first, last = printable(source.classes[0]), printable(source.classes[-1])
-        taken = f"those of the data are taken, in their order, from 0, {first}, to {count - 1}, {last}"
+        taken = (
+            f"those of the data are taken, in their order, from 0, {first}, to {count - 1}, {last}"
+        )
         display.warn(renamed or f"{path}: names no classes; {taken}")
     if not record.classes:
         return replace(record, classes=source.classes), source
@@ -83,12 +90,14 @@ def check_task(record: Record, source: Source, path: Path) -> None:
     """
     if not record.is_multi_label and source.label_sets is not None:
         raise DataError(
-            f"{path}: gives one class an image, and those of {source.description} have any number; evaluate a model "
+            f"{path}: gives one class an image, and those of {source.description} have any number; "
+            "evaluate a model "
             "that was trained on such images"
         )
     if record.is_multi_label and source.label_sets is None:
         raise DataError(
-            f"{path}: gives any number of classes an image, and those of {source.description} have one each; give a "
+            f"{path}: gives any number of classes an image, and those of {source.description} have "
+            "one each; give a "
             "list with data.list, see docs/multi_label.md"
         )
 
@@ -104,11 +113,16 @@ def find_trained_images(record: Record, config: EvaluateConfig, source: Source) 
         if n:
             about = "" if is_exact else "about "
             return (
-                f"{source.description}: {about}{n:,} of its {len(source):,} images were trained on, by name and "
+                f"{source.description}: {about}{n:,} of its {len(source):,} images were trained "
+                "on, by name and "
                 "content, and count as if they were new; to leave them out, divide as in training"
             )
     named = record.recipe.get("data", {})
-    same = all(named.get(name) == value for name, value in to_dict(config.data).items() if name not in HOW_READ)
+    same = all(
+        named.get(name) == value
+        for name, value in to_dict(config.data).items()
+        if name not in HOW_READ
+    )
     if same and split in trained:
         return f"{source.description}: its images are not those of the training: files were added, removed or renamed"
     return ""
@@ -123,7 +137,8 @@ def check_pixels(record: Record, data: DataSection, path: Path | str) -> None:
     needs = record.preprocess
     if (data.channels, data.bits) != (needs.channels, needs.bits):
         raise ConfigError(
-            f"{path}: reads images of {needs.channels} channels and {needs.bits} bits, the settings say "
+            f"{path}: reads images of {needs.channels} channels and {needs.bits} bits, the "
+            "settings say "
             f"data.channels={data.channels} data.bits={data.bits}; drop them"
         )
 

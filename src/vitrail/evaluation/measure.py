@@ -71,7 +71,9 @@ def measure(
         bad = _answer_all(answering, batches, collector, accelerator, advance)
     metrics, answers = collector.finish(accelerator)
     if metrics.n == 0:
-        raise DataError(f"none of the {len(bad)} images could be read; the first is {bad[0][0]} ({bad[0][1]})")
+        raise DataError(
+            f"none of the {len(bad)} images could be read; the first is {bad[0][0]} ({bad[0][1]})"
+        )
     return Measured(metrics, bad, answers)
 
 

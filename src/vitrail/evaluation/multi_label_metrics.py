@@ -36,7 +36,8 @@ class MultiLabelMetrics:
     macro_f1_at_half: float
     """Mean of F1 over the classes where each is an answer from probability 0.5, percent."""
     micro_f1_at_half: float
-    """F1 of all pairs of image and class where each class is an answer from probability 0.5, percent."""
+    """F1 of all pairs of image and class where each class is an answer from probability 0.5,
+    percent."""
     loss: float
     """Mean over images and classes of the binary cross-entropy."""
     thresholds: tuple[float, ...]
@@ -65,7 +66,11 @@ class MultiLabelMetrics:
 
     def numbers(self) -> dict[str, Any]:
         """Return the row of numbers."""
-        return {name: value for name, value in vars(self).items() if name not in ("thresholds", "warnings")}
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("thresholds", "warnings")
+        }
 
     def numbers_of_all_images(self, unreadable: int) -> dict[str, Any]:
         """Return nothing: an image that was not read is in no ranking."""
@@ -78,7 +83,9 @@ class MultiLabelMetrics:
             ConfigError: Always.
         """
         where = name_option("acc_log")
-        raise ConfigError(f"{where}: the model zoo's lines are for one class an image; leave it out")
+        raise ConfigError(
+            f"{where}: the model zoo's lines are for one class an image; leave it out"
+        )
 
 
 @dataclass(frozen=True)
@@ -161,24 +168,30 @@ def label_scores(
     logits: Float[np.ndarray, "n k"], truth: Bool[np.ndarray, "n k"], thresholds: tuple[float, ...]
 ) -> ClassScores:
     """Score each class: rates at its threshold, and rankings."""
-    precision, recall, f1 = Decisions.of(probabilities(logits) >= np.array(thresholds), truth).rates()
+    precision, recall, f1 = Decisions.of(
+        probabilities(logits) >= np.array(thresholds), truth
+    ).rates()
     auroc, ap = label_rankings(logits, truth)
-    return ClassScores(n=truth.sum(0), precision=precision, recall=recall, f1=f1, auroc=auroc, ap=ap)
+    return ClassScores(
+        n=truth.sum(0), precision=precision, recall=recall, f1=f1, auroc=auroc, ap=ap
+    )
 
 
 def label_rankings(
     logits: Float[np.ndarray, "n k"], truth: Bool[np.ndarray, "n k"]
 ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
     """Return the area under the ROC curve, and the average precision, of each class."""
-    pairs = np.array([ranking(logits[:, label], truth[:, label]) for label in range(logits.shape[1])])
+    pairs = np.array(
+        [ranking(logits[:, label], truth[:, label]) for label in range(logits.shape[1])]
+    )
     return pairs[:, 0], pairs[:, 1]
 
 
 def tuned(shares: Float[np.ndarray, " n"], is_positive: Bool[np.ndarray, " n"]) -> float:
     """Return the threshold of the largest F1; of several, the one with the fewest answers.
 
-    It lies halfway between the least probability that it lets through and the next below, or 0 where there is none.
-    A class without images, or without numbers for probabilities, has HALF.
+    It lies halfway between the least probability that it lets through and the next below, or 0
+    where there is none. A class without images, or without numbers for probabilities, has HALF.
     """
     if not is_positive.any() or np.isnan(shares).any():
         return HALF

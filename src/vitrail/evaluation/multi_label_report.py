@@ -99,7 +99,9 @@ def multi_label_report_files(
     }
 
 
-def _bring_together(subject: Subject, answers: Gathered, thresholds: tuple[float, ...]) -> _Answered:
+def _bring_together(
+    subject: Subject, answers: Gathered, thresholds: tuple[float, ...]
+) -> _Answered:
     """Compare the answers with the classes of the images."""
     is_true = label_sets_of(subject.source, answers)
     shares = probabilities(answers.scores)
@@ -151,14 +153,18 @@ def _precision_recall(answered: _Answered) -> list[dict[str, Any]]:
     for average in ("macro", "micro"):
         for at, decisions in (("thresholds", at_thresholds), ("0.5", at_half)):
             precision, recall, f1 = map(_mean, decisions.rates(micro=average == "micro"))
-            rows.append({"average": average, "at": at, "precision": precision, "recall": recall, "f1": f1})
+            rows.append(
+                {"average": average, "at": at, "precision": precision, "recall": recall, "f1": f1}
+            )
     return rows
 
 
 def _per_class(answered: _Answered) -> list[dict[str, Any]]:
     """Return the scores and the threshold of each class."""
     columns = zip(answered.classes, answered.scores.rows(), answered.thresholds, strict=True)
-    return [{"class": name, **scores, "threshold": threshold} for name, scores, threshold in columns]
+    return [
+        {"class": name, **scores, "threshold": threshold} for name, scores, threshold in columns
+    ]
 
 
 def _mistake(answered: _Answered, image: int, label: int) -> dict[str, Any]:

@@ -86,7 +86,9 @@ def origin(subject: Subject, images: NDArray[np.int64]) -> dict[str, Any]:
             "model": record.model,
             "options": dict(record.options),
             "classes_hash": hash_classes(record.classes),
-            "written_by": {key: value for key, value in record.provenance.items() if key != "sketch"},
+            "written_by": {
+                key: value for key, value in record.provenance.items() if key != "sketch"
+            },
         },
         "data": {
             "description": source.description,
@@ -115,7 +117,9 @@ def thumbnails(subject: Subject, answers: Gathered, images: Iterable[int]) -> di
 def _thumbnail(subject: Subject, index: int) -> str | None:
     """Return an image as the model saw it, read once more; None where that is no longer possible."""
     try:
-        return picture(subject.preprocess.view(subject.source.image(index, subject.preprocess.pixels)))
+        return picture(
+            subject.preprocess.view(subject.source.image(index, subject.preprocess.pixels))
+        )
     except (OSError, UnreadableImage):
         return None
 
@@ -124,7 +128,12 @@ def versions(device: torch.device) -> dict[str, str]:
     """Return the versions of the software, and the device, that computed the numbers."""
     programs = {name: value for name, value in provenance().items() if name != "written"}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {**programs, "python": platform.python_version(), "numpy": np.__version__, "device": name}
+    return {
+        **programs,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "device": name,
+    }
 
 
 def plain(value: Any) -> Any:

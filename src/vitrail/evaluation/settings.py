@@ -47,7 +47,8 @@ def inherited_data(record: Record, settings: Sequence[Layer]) -> list[Layer]:
         # the same set, and said to be wanted
         del given["name"]
 
-    # Another root of a named set holds the same set; another name, or another folder, is divided in its own way.
+    # Another root of a named set holds the same set; another name, or another folder, is divided in
+    # its own way.
     changed = {key for key in ("root", "list") if key in given and given[key] != data.get(key)}
     is_here = data.get("name") is None or is_hf(data["name"])
     if "name" in given or "list" in changed or (changed and is_here):
@@ -60,8 +61,10 @@ def inherited_data(record: Record, settings: Sequence[Layer]) -> list[Layer]:
         data = {key: data[key] for key in kept if key in data}
     if not is_named and is_on_hub(data.get("name")):
         raise ConfigError(
-            f"the weight file names {data['name']}, a data set of the Hugging Face Hub, and nothing is downloaded "
-            f"because a file says so; if you trust it, write data.name={data['name']}, or give other images with "
+            f"the weight file names {data['name']}, a data set of the Hugging Face Hub, and "
+            "nothing is downloaded "
+            f"because a file says so; if you trust it, write data.name={data['name']}, or give "
+            "other images with "
             "data.root=FOLDER"
         )
     if not data:

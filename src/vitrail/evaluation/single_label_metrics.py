@@ -15,14 +15,16 @@ from torch.nn.functional import cross_entropy
 LOSS_UNITS = 2**30
 """Parts of a unit that the loss is counted in; the sum over 2**33 / loss images fits 63 bits."""
 SHOTS = {"head": "more than 100", "medium": "20 to 100", "tail": "fewer than 20"}
-"""Groups of classes by their training images: the usual division of long-tailed sets (Liu et al. 2019)."""
+"""Groups of classes by their training images: the usual division of long-tailed sets (Liu et al.
+2019)."""
 
 
 class Counter:
     """Count right answers batch by batch; integers, so that the order and the split over processes cannot matter.
 
     Attributes:
-        totals: Images, right at first choice, right within five, without a finite loss, as int64 (4,).
+        totals: Images, right at first choice, right within five, without a finite loss, as int64
+            (4,).
         loss: Sum of the finite cross-entropies in units of 1 / LOSS_UNITS, int64 ().
         confusion: Images by (label, prediction), int64 (k, k).
     """
@@ -40,11 +42,15 @@ class Counter:
         logits = logits.float()
         best = logits.topk(min(5, k)).indices
         hits = best == labels[:, None]
-        losses = cross_entropy(logits.to(self.loss.device).double(), labels.to(self.loss.device), reduction="none")
+        losses = cross_entropy(
+            logits.to(self.loss.device).double(), labels.to(self.loss.device), reduction="none"
+        )
         finite = losses.isfinite()
         self.loss += (torch.where(finite, losses, 0) * LOSS_UNITS).round().long().sum()
         n = torch.tensor(len(labels), device=hits.device)
-        self.totals += torch.stack([n, hits[:, 0].sum(), hits.sum(), (~finite).sum().to(hits.device)])
+        self.totals += torch.stack(
+            [n, hits[:, 0].sum(), hits.sum(), (~finite).sum().to(hits.device)]
+        )
         self.confusion += torch.bincount(labels * k + best[:, 0], minlength=k * k)
 
 
@@ -57,7 +63,8 @@ class SingleLabelMetrics:
     top1: float
     """Images whose first choice is right, percent."""
     top5: float
-    """Images of which one of five choices is right, percent; one of all classes where these are fewer than five."""
+    """Images of which one of five choices is right, percent; one of all classes where these are
+    fewer than five."""
     loss: float
     """Mean cross-entropy."""
     balanced_accuracy: float
@@ -65,7 +72,8 @@ class SingleLabelMetrics:
     macro_f1: float
     """Mean over the classes of F1, percent."""
     head_top1: float | None = None
-    """Balanced accuracy of the classes with more than 100 training images; None where there are none to count."""
+    """Balanced accuracy of the classes with more than 100 training images; None where there are
+    none to count."""
     medium_top1: float | None = None
     """Balanced accuracy of the classes with 20 to 100 training images."""
     tail_top1: float | None = None
@@ -80,7 +88,11 @@ class SingleLabelMetrics:
     @property
     def shown(self) -> dict[str, str]:
         """The numbers that a table shows, by their titles."""
-        return {"loss": f"{self.loss:.4f}", "top-1, %": f"{self.top1:.2f}", "top-5, %": f"{self.top5:.2f}"}
+        return {
+            "loss": f"{self.loss:.4f}",
+            "top-1, %": f"{self.top1:.2f}",
+            "top-5, %": f"{self.top5:.2f}",
+        }
 
     @property
     def thresholds(self) -> None:
@@ -189,7 +201,8 @@ def _lost(without_loss: int, n: int) -> tuple[str, ...]:
     if not without_loss:
         return ()
     return (
-        f"{without_loss:,} of {n:,} images have no finite loss: their logits are NaN or infinite, and their answers "
+        f"{without_loss:,} of {n:,} images have no finite loss: their logits are NaN or infinite, "
+        "and their answers "
         "mean nothing",
     )
 
@@ -197,11 +210,14 @@ def _lost(without_loss: int, n: int) -> tuple[str, ...]:
 def suspicions(n: int, right: int, loss: float, confusion: Int[Tensor, "k k"]) -> tuple[str, ...]:
     """Return warnings where the numbers are those of right predictions under wrong labels.
 
-    Two signs: accuracy at chance (within three standard deviations) beside a loss far below ln(classes), which a model
-    that is this often wrong hardly has; and one renumbering of the classes that makes most answers right, more than
-    the best of all renumberings does by luck.
+    Two signs: accuracy at chance (within three standard deviations) beside a loss far below
+    ln(classes), which a model that is this often wrong hardly has; and one renumbering of the
+    classes that makes most answers right, more than the best of all renumberings does by luck.
     """
-    warnings = (_suspect_chance(n, right, loss, len(confusion)), _suspect_permutation(n, right, confusion))
+    warnings = (
+        _suspect_chance(n, right, loss, len(confusion)),
+        _suspect_permutation(n, right, confusion),
+    )
     return tuple(warning for warning in warnings if warning)
 
 
@@ -209,12 +225,14 @@ def _suspect_chance(n: int, right: int, loss: float, k: int) -> str:
     """Return a warning where the accuracy is at chance and the loss is far better."""
     chance = 1 / k
     at_chance = right / n <= chance + 3 * math.sqrt(chance * (1 - chance) / n)
-    # a model that believes its probabilities is right at least exp(-loss) of the time (Jensen's inequality)
+    # a model that believes its probabilities is right at least exp(-loss) of the time (Jensen's
+    # inequality)
     implied = math.exp(-loss)
     below = right / n < implied - 3 * math.sqrt(implied * (1 - implied) / n)
     if k > 1 and at_chance and below and loss < 0.7 * math.log(k):
         return (
-            f"accuracy {100 * right / n:.1f} % is at chance for {k} classes but the loss {loss:.2f} is far below "
+            f"accuracy {100 * right / n:.1f} % is at chance for {k} classes but the loss "
+            f"{loss:.2f} is far below "
             f"ln({k}) = {math.log(k):.2f}; the labels are probably wrong"
         )
     return ""
@@ -235,11 +253,17 @@ def _suspect_permutation(n: int, right: int, confusion: Int[Tensor, "k k"]) -> s
     expected = float(table.sum(1)[rows] @ table.sum(0)[columns]) / n
     if matched < n / 2 or matched < 2 * right or not is_beyond_luck(matched, n, expected / n, k):
         return ""
-    moved = [(int(label), int(answer)) for label, answer in zip(rows, columns, strict=True) if label != answer]
+    moved = [
+        (int(label), int(answer))
+        for label, answer in zip(rows, columns, strict=True)
+        if label != answer
+    ]
     example = ", ".join(f"{label} is answered as {answer}" for label, answer in moved[:3])
     return (
-        f"the labels look permuted: renumbering the classes would make {100 * matched / n:.1f} % right "
-        f"instead of {100 * right / n:.1f} % (label {example}); compare the class order of data and model"
+        f"the labels look permuted: renumbering the classes would make {100 * matched / n:.1f} % "
+        "right "
+        f"instead of {100 * right / n:.1f} % (label {example}); compare the class order of data "
+        "and model"
     )
 
 

@@ -102,7 +102,10 @@ def single_label_report_files(
     numbers = plain(_numbers(answered, accuracy, bad_files))
     image = draw_confusion(answered.confusion, answered.classes)
     per_class = [list(row.values()) for row in numbers["per_class"]]
-    confusion = [[name, *row] for name, row in zip(answered.classes, answered.confusion.tolist(), strict=True)]
+    confusion = [
+        [name, *row]
+        for name, row in zip(answered.classes, answered.confusion.tolist(), strict=True)
+    ]
     return {
         NUMBERS: to_json(numbers, training),
         "per_class.csv": to_csv(CLASS_COLUMNS, per_class, subject),
@@ -129,7 +132,9 @@ def _bring_together(subject: Subject, answers: Gathered) -> _Answered:
     )
 
 
-def _numbers(answered: _Answered, accuracy: SingleLabelMetrics, bad_files: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _numbers(
+    answered: _Answered, accuracy: SingleLabelMetrics, bad_files: Sequence[tuple[str, str]]
+) -> dict[str, Any]:
     """Return the numbers of report.json, in their order there."""
     classes, scores = answered.classes, answered.scores
     bins = calibration(answered.probabilities, answered.is_right)
@@ -145,7 +150,9 @@ def _numbers(answered: _Answered, accuracy: SingleLabelMetrics, bad_files: Seque
         "per_class": _per_class(classes, scores),
         "classes_without_images": [classes[label] for label in np.flatnonzero(scores.n == 0)],
         "most_confused": _confused_pairs(answered),
-        "most_confident_mistakes": [_mistake(answered, image) for image in answered.mistakes[:MISTAKES]],
+        "most_confident_mistakes": [
+            _mistake(answered, image) for image in answered.mistakes[:MISTAKES]
+        ],
         "bad_files": unreadable_images(bad_files),
         "warnings": list(accuracy.warnings),
         **origin(answered.subject, scores.n),
@@ -194,7 +201,9 @@ def _per_class(classes: tuple[str, ...], scores: ClassScores) -> list[dict[str, 
     rows = []
     for name, score in zip(classes, scores.rows(), strict=True):
         # the accuracy on a class is its recall, in percent as accuracies are
-        rows.append({"class": name, "n": score.pop("n"), "accuracy": 100 * score["recall"], **score})
+        rows.append(
+            {"class": name, "n": score.pop("n"), "accuracy": 100 * score["recall"], **score}
+        )
     return rows
 
 
@@ -217,7 +226,9 @@ def _mistake(answered: _Answered, image: int) -> dict[str, Any]:
     }
 
 
-def _page(answered: _Answered, numbers: Mapping[str, Any], image: bytes, training: Training | None) -> bytes:
+def _page(
+    answered: _Answered, numbers: Mapping[str, Any], image: bytes, training: Training | None
+) -> bytes:
     subject = answered.subject
     shown = answered.mistakes[:MISTAKES]
     of_pairs = _images_of_pairs(answered)
@@ -228,7 +239,9 @@ def _page(answered: _Answered, numbers: Mapping[str, Any], image: bytes, trainin
         shading = shades(answered.confusion).round(2).tolist()
     pictures_of_pairs = []
     for images in of_pairs:
-        pictures_of_pairs.append([(pictures[image], float(answered.probabilities[image])) for image in images])
+        pictures_of_pairs.append(
+            [(pictures[image], float(answered.probabilities[image])) for image in images]
+        )
     return render(
         PAGE,
         name=subject.name,

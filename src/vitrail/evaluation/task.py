@@ -19,7 +19,11 @@ from vitrail.evaluation.answers import Answers, Gathered
 from vitrail.evaluation.multi_label_metrics import MultiLabelMetrics, compute_multi_label_metrics
 from vitrail.evaluation.multi_label_report import label_sets_of, multi_label_report_files
 from vitrail.evaluation.report import Subject, Training
-from vitrail.evaluation.single_label_metrics import Counter, SingleLabelMetrics, compute_single_label_metrics
+from vitrail.evaluation.single_label_metrics import (
+    Counter,
+    SingleLabelMetrics,
+    compute_single_label_metrics,
+)
 from vitrail.evaluation.single_label_report import single_label_report_files
 from vitrail.inference.decision import probabilities
 
@@ -77,7 +81,9 @@ class SingleLabel:
         answers = Answers(num_classes, len(self.source), device) if keep_answers else None
         return _SingleLabelCollector(Counter(num_classes, device), answers, self.training_counts)
 
-    def same_answers(self, ours: Gathered, theirs: Gathered, metrics: SingleLabelMetrics) -> NDArray[np.bool_]:
+    def same_answers(
+        self, ours: Gathered, theirs: Gathered, metrics: SingleLabelMetrics
+    ) -> NDArray[np.bool_]:
         """Return (n,), whether the likeliest classes are equal."""
         return ours.choices[:, 0] == theirs.choices[:, 0]
 
@@ -99,14 +105,17 @@ class MultiLabel:
 
     source: Source
     thresholds: tuple[float, ...] | None = None
-    """Probability from which each class is an answer; None tunes them on the images of the evaluation."""
+    """Probability from which each class is an answer; None tunes them on the images of the
+    evaluation."""
 
     def collect(self, num_classes: int, device: torch.device, *, keep_answers: bool) -> Collector:
         """Begin an evaluation, which keeps the answers of all images, since they are ranked."""
         answers = Answers(num_classes, len(self.source), device, multi_label=True)
         return _MultiLabelCollector(self, answers, keep_answers)
 
-    def same_answers(self, ours: Gathered, theirs: Gathered, metrics: MultiLabelMetrics) -> NDArray[np.bool_]:
+    def same_answers(
+        self, ours: Gathered, theirs: Gathered, metrics: MultiLabelMetrics
+    ) -> NDArray[np.bool_]:
         """Return (n,), whether the same classes reach their thresholds."""
         our_classes = probabilities(ours.scores) >= metrics.thresholds
         their_classes = probabilities(theirs.scores) >= metrics.thresholds
@@ -135,7 +144,8 @@ def task_of(
     Args:
         source: The labelled images.
         training_counts: Training images of each class, which single-label metrics group classes by.
-        thresholds: Probability from which each class is an answer, in multi-label tasks; None tunes them.
+        thresholds: Probability from which each class is an answer, in multi-label tasks; None tunes
+            them.
     """
     if source.label_sets is None:
         return SingleLabel(source, training_counts)

@@ -14,7 +14,8 @@ from vitrail.images.pixels import AS_INTEGERS, UnreadableImage, check_size
 
 NPY = npy.MAGIC_PREFIX
 NPY_VERSIONS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-"""Readers of the header by version. The third version is for types with names, which are no pixels."""
+"""Readers of the header by version. The third version is for types with names, which are no
+pixels."""
 
 
 def read_npy(data: bytes, channels: int) -> NDArray[np.uint8 | np.uint16]:
@@ -32,7 +33,9 @@ def read_npy(data: bytes, channels: int) -> NDArray[np.uint8 | np.uint16]:
         raise UnreadableImage(f"is {dtype.name}; {AS_INTEGERS}")
     channels_come_first = len(shape) == 3 and shape[0] == channels != shape[-1]
     if len(shape) not in (2, 3) or min(shape) < 1 or channels_come_first:
-        raise UnreadableImage(f"is of shape {shape}; save it as (height, width) or (height, width, channels)")
+        raise UnreadableImage(
+            f"is of shape {shape}; save it as (height, width) or (height, width, channels)"
+        )
     check_size(*shape)
     available = len(data) - begin
     needed = math.prod(shape) * dtype.itemsize
@@ -56,5 +59,7 @@ def read_npy_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], 
     try:  # NumPy refuses headers above 10,000 characters
         shape, by_columns, dtype = NPY_VERSIONS[npy.read_magic(file)](file)
     except Exception as error:  # as many kinds as text can be wrong in
-        raise UnreadableImage("its .npy header is damaged, or of a kind that holds no image") from error
+        raise UnreadableImage(
+            "its .npy header is damaged, or of a kind that holds no image"
+        ) from error
     return shape, by_columns, dtype, file.tell()

@@ -41,13 +41,16 @@ def erase(
         images: Normalised, so that noise of unit variance looks like them and 0 is their mean.
         keys: Seed of each image, from which its training view was drawn.
         probability: Probability that an image is erased.
-        mode: Noise for each pixel, one random value for each channel of a rectangle (rand), or 0 (const).
-        count: Most rectangles of an image; it gets one to `count`, which together have the area of one.
+        mode: Noise for each pixel, one random value for each channel of a rectangle (rand), or 0
+            (const).
+        count: Most rectangles of an image; it gets one to `count`, which together have the area of
+            one.
     """
     channels, height, width = images.shape[1:]
     noise = torch.Generator(images.device)
     for image, key in zip(images, keys.tolist(), strict=True):
-        # the view was drawn from random.Random(key): the same draws again would tie the erasing to the crop
+        # the view was drawn from random.Random(key): the same draws again would tie the erasing to
+        # the crop
         boxes = _erased_boxes(random.Random(f"erase {key}"), height, width, probability, count)
         if boxes:
             noise.manual_seed(key)
@@ -64,7 +67,9 @@ def erase(
     return images
 
 
-def _erased_boxes(rng: random.Random, height: int, width: int, probability: float, count: int) -> list[Box]:
+def _erased_boxes(
+    rng: random.Random, height: int, width: int, probability: float, count: int
+) -> list[Box]:
     """Draw the rectangles of an image; one that does not fit within ten tries is left out."""
     if rng.random() >= probability:
         return []
@@ -83,7 +88,9 @@ def _erased_boxes(rng: random.Random, height: int, width: int, probability: floa
     return boxes
 
 
-def make_soft_targets(labels: Int[Tensor, " b"], num_classes: int, smoothing: float = 0.0) -> Float[Tensor, "b k"]:
+def make_soft_targets(
+    labels: Int[Tensor, " b"], num_classes: int, smoothing: float = 0.0
+) -> Float[Tensor, "b k"]:
     """Return one-hot targets with label smoothing: `smoothing` is spread evenly over all classes."""
     off = smoothing / num_classes
     targets = torch.full((len(labels), num_classes), off, device=labels.device)
@@ -112,8 +119,10 @@ def mix(
         probability: Probability that the batch, pair or image is mixed at all.
         switch_probability: Probability of CutMix, where both are on.
         key: Seed of the batch on this rank.
-        mode: Whether the draws are made once for the batch, for each pair of partners, or for each image (elem).
-        minmax: Smallest and largest share of each side that CutMix takes, which turns CutMix on; None draws its area.
+        mode: Whether the draws are made once for the batch, for each pair of partners, or for each
+            image (elem).
+        minmax: Smallest and largest share of each side that CutMix takes, which turns CutMix on;
+            None draws its area.
     """
     rng = np.random.default_rng(key)
     if minmax is not None:
@@ -122,7 +131,9 @@ def mix(
         return images, targets
     if mode != "batch":
         drawn = len(images) // 2 if mode == "pair" else len(images)
-        by_paste, shares = _draw_each(drawn, mixup_alpha, cutmix_alpha, probability, switch_probability, rng)
+        by_paste, shares = _draw_each(
+            drawn, mixup_alpha, cutmix_alpha, probability, switch_probability, rng
+        )
         return _mix_each(images, targets, by_paste, shares, minmax, rng)
     if rng.random() >= probability:
         return images, targets
@@ -190,7 +201,10 @@ def _mix_each(
 
 
 def _pasted_box(
-    images: Tensor, share: float | np.float32, minmax: tuple[float, float] | None, rng: np.random.Generator
+    images: Tensor,
+    share: float | np.float32,
+    minmax: tuple[float, float] | None,
+    rng: np.random.Generator,
 ) -> tuple[Box, float]:
     """Draw a rectangle of about 1 - share of the area, or of sides within `minmax`, and return the share it leaves."""
     height, width = images.shape[-2:]

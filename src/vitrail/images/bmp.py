@@ -16,7 +16,8 @@ CODEC = "bmp_rle"
 LINE_ENDS = 0
 IMAGE_ENDS = 1
 JUMP = 2
-"""The values that are commands, where they follow a count of 0; larger ones are numbers of single pixels."""
+"""The values that are commands, where they follow a count of 0; larger ones are numbers of single
+pixels."""
 
 
 def is_run_length(image: ImageFile.ImageFile) -> bool:

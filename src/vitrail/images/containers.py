@@ -83,10 +83,13 @@ def webp_is_whole(data: bytes) -> bool:
 def seems_turned(data: bytes) -> bool:
     """Say whether torchcodec may turn a JPEG by its EXIF orientation.
 
-    It ignores types and counts of EXIF entries, and so turns images that Pillow finds to be upright.
+    It ignores types and counts of EXIF entries, and so turns images that Pillow finds to be
+    upright.
     """
     heads = takewhile(lambda segment: segment[0] != SCAN, _jpeg_segments(data))
-    return any(_entry_turns(data[begin + len(EXIF) : end]) for kind, begin, end in heads if kind == APP1)
+    return any(
+        _entry_turns(data[begin + len(EXIF) : end]) for kind, begin, end in heads if kind == APP1
+    )
 
 
 def _entry_turns(exif: bytes) -> bool:
@@ -94,9 +97,12 @@ def _entry_turns(exif: bytes) -> bool:
     order: Literal["little", "big"] = "little" if exif.startswith(b"II") else "big"
     begin = int.from_bytes(exif[4:8], order)
     count = int.from_bytes(exif[begin : begin + 2], order)
-    entries = (exif[at : at + 12] for at in range(begin + 2, min(begin + 2 + 12 * count, len(exif)), 12))
+    entries = (
+        exif[at : at + 12] for at in range(begin + 2, min(begin + 2 + 12 * count, len(exif)), 12)
+    )
     return any(
-        int.from_bytes(entry[:2], order) == ORIENTATION and int.from_bytes(entry[8:10], order) in TURNED
+        int.from_bytes(entry[:2], order) == ORIENTATION
+        and int.from_bytes(entry[8:10], order) in TURNED
         for entry in entries
     )
 
@@ -126,7 +132,8 @@ def is_last_block_rich(data: bytes, pixels: Pixels) -> bool:
     levels = pixels[:, top:, left:].numpy().astype(np.float64)
     if pixels.element_size() > 1:
         levels /= 257
-    # colours are stored coarsely, and those of the block before may reach into this one; brightness does not
+    # colours are stored coarsely, and those of the block before may reach into this one; brightness
+    # does not
     brightness = np.tensordot(LUMA, levels, 1) if len(levels) == len(LUMA) else levels.mean(0)
     return bool(np.ptp(brightness) > RICH)
 

@@ -52,9 +52,10 @@ DEEP_GRAY_WITH_ALPHA = b"\x10\x04"
 MAX_FILE = 2**31
 """Most bytes of an image's file; as many pixels as are read, in 16 bits, take no more."""
 MAX_SCANS = 100
-"""Most scans of a JPEG. Each goes over the whole image, so a small file with thousands of them would take hours; usual
-are 10."""
-# Pillow warns of odd metadata that does not touch the pixels. `catch_warnings` swaps global state, which two threads of
+"""Most scans of a JPEG. Each goes over the whole image, so a small file with thousands of them
+would take hours; usual are 10."""
+# Pillow warns of odd metadata that does not touch the pixels. `catch_warnings` swaps global state,
+# which two threads of
 # a server may not do at once; header reading is short, and torchcodec decodes outside.
 _PILLOW = threading.RLock()
 
@@ -63,7 +64,8 @@ _PILLOW = threading.RLock()
 def fast_decoders() -> dict[str | None, Callable[..., Any]]:
     """Return torchcodec's decoders for JPEG, and for whole PNG and WebP; none where it is not installed.
 
-    Importing torchcodec takes longer than decoding an image, so a process that forks others to decode calls this first.
+    Importing torchcodec takes longer than decoding an image, so a process that forks others to
+    decode calls this first.
     """
     try:
         from torchcodec.decoders import decode_jpeg, decode_png, decode_webp  # type: ignore[reportPrivateImportUsage]
@@ -119,10 +121,12 @@ def decode(data: bytes, wanted: PixelFormat = RGB) -> Pixels:
 
     Args:
         data: The file's bytes; the format is found from them.
-        wanted: Channels, bits and whether EXIF turns the image; `pixels.to_pixel_format` has the rules.
+        wanted: Channels, bits and whether EXIF turns the image; `pixels.to_pixel_format` has the
+            rules.
 
     Raises:
-        UnreadableImage: Broken, truncated, no image, larger than MAX_PIXELS, or not convertible to `wanted`.
+        UnreadableImage: Broken, truncated, no image, larger than MAX_PIXELS, or not convertible to
+            `wanted`.
     """
     if not data:
         raise UnreadableImage("the file is empty")
@@ -141,7 +145,11 @@ def decode(data: bytes, wanted: PixelFormat = RGB) -> Pixels:
             colours = _deep_colours(image, data)
             return to_pixel_format(colours, wanted, has_alpha=colours.shape[2] in (2, 4))
         decoder = fast_decoders().get(image.format)
-        if decoder is None or wanted.channels not in (1, 3) or not _is_safe_for_torchcodec(image, data, wanted.exif):
+        if (
+            decoder is None
+            or wanted.channels not in (1, 3)
+            or not _is_safe_for_torchcodec(image, data, wanted.exif)
+        ):
             if image.format == "PNG" and data[24:26] == DEEP_GRAY_WITH_ALPHA:
                 return to_pixels(image.convert("LA"), wanted)
             return to_pixels(image, wanted)
@@ -196,7 +204,9 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     except UnidentifiedImageError as error:
         name = recognise_other_format(data)
         if name is not None:
-            raise UnreadableImage(f"holds {name}, which is not read; save it as one of {READ}") from error
+            raise UnreadableImage(
+                f"holds {name}, which is not read; save it as one of {READ}"
+            ) from error
         raise UnreadableImage(f"not an image of a known format; read are {READ}") from error
 
 
@@ -213,7 +223,8 @@ class Header(NamedTuple):
     """Bits of a channel in the file."""
     frames: int
     orientation: int
-    """EXIF orientation from 1 to 8; 1 is upright, and 0 stands for EXIF that is too broken to say."""
+    """EXIF orientation from 1 to 8; 1 is upright, and 0 stands for EXIF that is too broken to
+    say."""
     has_alpha: bool
     profile: bytes | None
     """ICC colour profile."""
@@ -280,7 +291,8 @@ def _is_safe_for_torchcodec(image: Image.Image, data: bytes, exif: Exif) -> bool
     if getattr(image, "n_frames", 1) != 1:
         return False
     if image.format == "PNG":
-        # byte 24 is the bit depth; Pillow would decode the whole file to look for EXIF, so its mere presence must do
+        # byte 24 is the bit depth; Pillow would decode the whole file to look for EXIF, so its mere
+        # presence must do
         return data[24] <= 8 and exif == "ignore" and b"eXIf" not in data and png_is_whole(data)
     if image.format == "WEBP" and not webp_is_whole(data):
         return False
@@ -312,7 +324,10 @@ def _bits(image: Image.Image, data: bytes) -> int:
 
 def _has_8_bits(image: Image.Image, data: bytes) -> bool:
     """Say whether Pillow loses nothing of an image's colours; of formats that are not known here, nobody knows."""
-    return image.format in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "PPM") and _bits(image, data) <= 8
+    return (
+        image.format in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "PPM")
+        and _bits(image, data) <= 8
+    )
 
 
 def _deep_colours(image: Image.Image, data: bytes) -> NDArray[np.uint16]:
@@ -326,11 +341,14 @@ def _deep_colours(image: Image.Image, data: bytes) -> NDArray[np.uint16]:
         what = "has colours of 16 bits beside several frames"
     if what:
         raise UnreadableImage(
-            f"{what}, which data.bits=16 cannot read; save it as plain PNG, TIFF or .npy, or read all with data.bits=8"
+            f"{what}, which data.bits=16 cannot read; save it as plain PNG, TIFF or .npy, or read "
+            "all with data.bits=8"
         )
     decoder = fast_decoders().get("PNG")
     if decoder is None:
-        raise UnreadableImage("has colours of 16 bits, which need torchcodec (pip install torchcodec)")
+        raise UnreadableImage(
+            "has colours of 16 bits, which need torchcodec (pip install torchcodec)"
+        )
     image.load()  # Pillow has the last word here, too
     raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     return decoder(raw, mode="UNCHANGED", output_dtype=torch.uint16).permute(1, 2, 0).numpy()
@@ -340,9 +358,13 @@ def to_pixels(image: Image.Image, wanted: PixelFormat = RGB) -> Pixels:
     """Convert a Pillow image of any mode to pixels; of several frames, the first is taken."""
     with _silent_pillow():
         # Pillow scales PPM to 16 bits
-        is_deep_gray = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+        is_deep_gray = image.mode.startswith("I;16") or (
+            image.mode == "I" and image.format == "PPM"
+        )
         if image.mode in ("I", "F") and not is_deep_gray:
-            raise UnreadableImage("its 32-bit pixels have no fixed range; save it with 8 or 16 bits")
+            raise UnreadableImage(
+                "its 32-bit pixels have no fixed range; save it with 8 or 16 bits"
+            )
         if wanted.exif == "apply" and 2 <= _orientation(image) <= 8:
             image = ImageOps.exif_transpose(image)
         if is_deep_gray:
@@ -370,7 +392,8 @@ def _with_all_channels(image: Image.Image) -> Image.Image:
 def ends_early(data: bytes, pixels: Pixels, wanted: PixelFormat = RGB) -> bool:
     """Say whether a JPEG is truncated: libjpeg makes up the pixels that are missing, mostly gray.
 
-    Made-up pixels change with the bytes that are appended to the code; those of a whole image do not.
+    Made-up pixels change with the bytes that are appended to the code; those of a whole image do
+    not.
 
     Args:
         data: The file.
@@ -407,4 +430,6 @@ def check_picture(data: bytes, max_pixels: int) -> None:
             if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
                 raise UnreadableImage(f"has more than {MAX_SCANS} scans; save it as a plain JPEG")
         if width * height > max_pixels:
-            raise UnreadableImage(f"has {width} x {height} pixels; at most {max_pixels:,} are taken")
+            raise UnreadableImage(
+                f"has {width} x {height} pixels; at most {max_pixels:,} are taken"
+            )

@@ -1,7 +1,8 @@
 """Fast shear and translation for timm's augmentation policies, equal to Pillow's to one level; and posterize.
 
-A shear or translation moves a row, or a column, as a whole, so that its pixels share one place between two of the old
-ones: a filter of 2 or 4 taps along the row, where Pillow's affine transform weighs 4 or 16 pixels anew for each.
+A shear or translation moves a row, or a column, as a whole, so that its pixels share one place
+between two of the old ones: a filter of 2 or 4 taps along the row, where Pillow's affine transform
+weighs 4 or 16 pixels anew for each.
 
 Shapes
     h rows, w columns
@@ -33,7 +34,10 @@ def speed_up_policy(policy: Any) -> None:
 
 
 def shift_rows(
-    picture: NDArray[np.uint8], shifts: NDArray[np.float64], fill: tuple[int, int, int], resample: Image.Resampling
+    picture: NDArray[np.uint8],
+    shifts: NDArray[np.float64],
+    fill: tuple[int, int, int],
+    resample: Image.Resampling,
 ) -> NDArray[np.uint8]:
     """Shift each row of a picture to the left by its own number of pixels, to one level as Pillow's `transform` does.
 

@@ -14,9 +14,11 @@ ENDINGS = {
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
     "NPY": (".npy",),
 }
-"""File extensions of each format that is read. The format itself is found from the bytes, whatever the file's name."""
+"""File extensions of each format that is read. The format itself is found from the bytes, whatever
+the file's name."""
 OPENED = tuple(form for form in ENDINGS if form not in ("MPO", "NPY"))
-"""Formats that Pillow is asked to open. It knows more, and starts other programs for some of them."""
+"""Formats that Pillow is asked to open. It knows more, and starts other programs for some of
+them."""
 READ = "JPEG, PNG, WebP, AVIF, GIF, BMP, TIFF, PPM and .npy"
 """The formats that are read, in words."""
 NOT_READ = (
@@ -45,7 +47,8 @@ SIGNATURES = (
     (b"<html", "HTML"),
     (b"version https://git-lfs", "a pointer of Git LFS"),
 )
-"""First bytes of files that are often found in the place of images, and the format they stand for."""
+"""First bytes of files that are often found in the place of images, and the format they stand
+for."""
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 """Brands behind the `ftyp` of a HEIC file."""
 TGA_FOOTER = b"TRUEVISION-XFILE.\0"

@@ -11,12 +11,13 @@ from torch import Tensor
 ENOUGH = 64
 """Images of a training, in random order, after which the check gives its verdict."""
 CONSTANT = 0.05
-"""Standard deviation below which hardly anything is to be seen. Paper of which a hundredth is ink has 0.1 even where it
-is divided by 1, photographs have about 1; a mean and std for pixels up to 255 leave 0.009 at most, as pixels from 0 to
-1 deviate by no more than 0.5."""
+"""Standard deviation below which hardly anything is to be seen. Paper of which a hundredth is ink
+has 0.1 even where it is divided by 1, photographs have about 1; a mean and std for pixels up to 255
+leave 0.009 at most, as pixels from 0 to 1 deviate by no more than 0.5."""
 FAR = 3.0
-"""Mean, or standard deviation, beyond which the normalisation was meant for other pixels: with the mean and std of
-ImageNet, CIFAR or 0.5, pixels lie within -2.5 and 2.8, so that no image of any kind reaches it."""
+"""Mean, or standard deviation, beyond which the normalisation was meant for other pixels: with the
+mean and std of ImageNet, CIFAR or 0.5, pixels lie within -2.5 and 2.8, so that no image of any kind
+reaches it."""
 
 
 class InputCheck:
@@ -55,9 +56,12 @@ class InputCheck:
         else:
             return None
         return (
-            f"{self.images:,} images {what} once they are normalised: their mean is {_few(means.tolist())}, their "
-            f"standard deviation {_few(deviations.tolist())}; preprocess.mean is {_few(mean)} and preprocess.std "
-            f"{_few(std)}, for pixels from 0 to 1; `vitrail check-data` measures those of your images"
+            f"{self.images:,} images {what} once they are normalised: their mean is "
+            f"{_few(means.tolist())}, their "
+            f"standard deviation {_few(deviations.tolist())}; preprocess.mean is {_few(mean)} and "
+            "preprocess.std "
+            f"{_few(std)}, for pixels from 0 to 1; `vitrail check-data` measures those of your "
+            "images"
         )
 
 

@@ -38,8 +38,8 @@ class PixelFormat:
     bits: Bits = 8
     """Bits of a channel: pixels are uint8 or uint16."""
     exif: Exif = "ignore"
-    """Whether EXIF orientation turns the image. Published accuracies were measured without. (A TIFF is turned either
-    way: there, orientation is part of the format.)"""
+    """Whether EXIF orientation turns the image. Published accuracies were measured without. (A TIFF
+    is turned either way: there, orientation is part of the format.)"""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -55,12 +55,14 @@ class PixelFormat:
 RGB = PixelFormat()
 
 
-def to_pixel_format(array: NDArray[np.uint8 | np.uint16], wanted: PixelFormat, *, has_alpha: bool = False) -> Pixels:
+def to_pixel_format(
+    array: NDArray[np.uint8 | np.uint16], wanted: PixelFormat, *, has_alpha: bool = False
+) -> Pixels:
     """Convert an array (h, w, channels) to a pixel format, first in bits, then in channels.
 
-    16 bits become 8 by their high byte, 8 become 16 times 257. One channel becomes three equal ones; three are red,
-    green and blue and become one as Pillow's mode L. Nothing else changes the number of channels, but that alpha is
-    dropped where one or three are wanted.
+    16 bits become 8 by their high byte, 8 become 16 times 257. One channel becomes three equal
+    ones; three are red, green and blue and become one as Pillow's mode L. Nothing else changes the
+    number of channels, but that alpha is dropped where one or three are wanted.
 
     Args:
         array: The values as they were stored.
@@ -85,7 +87,9 @@ def to_pixel_format(array: NDArray[np.uint8 | np.uint16], wanted: PixelFormat, *
         luma = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
         array = luma.astype(array.dtype)[:, :, None]
     elif array.shape[2] != wanted.channels:
-        raise UnreadableImage(f"has {describe_channels(stored)}, and {wanted.channels} are wanted (data.channels)")
+        raise UnreadableImage(
+            f"has {describe_channels(stored)}, and {wanted.channels} are wanted (data.channels)"
+        )
     return torch.from_numpy(array).permute(2, 0, 1)
 
 

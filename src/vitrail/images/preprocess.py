@@ -35,8 +35,8 @@ from vitrail.images.pixels import Bits, Exif, PixelFormat, Pixels, UnreadableIma
 from vitrail.models.family import MAX_CHANNELS, MAX_SIDE
 
 MAX_ASPECT = 10
-"""Longest side of an image, in multiples of the side its view needs, that is resized whole. A 20000x20 image resized
-whole to 224 rows would be 224,000 columns wide."""
+"""Longest side of an image, in multiples of the side its view needs, that is resized whole. A
+20000x20 image resized whole to 224 rows would be 224,000 columns wide."""
 MAX_COVER = 8192
 """Most pixels of the side to which an image is scaled before its centre is cropped."""
 MAX_NUMBER = 1e6
@@ -83,7 +83,8 @@ def _show(values: Sequence[float]) -> str:
 
 def resize_pixels(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
     """Resize one image (c, h, w) with antialiasing; the result keeps the dtype, and lies in memory as (h, w, c)."""
-    # torch's uint8 kernel is fastest on (h, w, c) memory, and answers in kind, so nothing is repacked for Pillow or
+    # torch's uint8 kernel is fastest on (h, w, c) memory, and answers in kind, so nothing is
+    # repacked for Pillow or
     # the batch; it tells that memory by the strides, which image[None] does not keep
     pixels = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
     if tuple(image.shape[1:]) == size:
@@ -106,7 +107,9 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
+    )
 
 
 def _are_numbers(values: Any, count: int) -> bool:
@@ -120,7 +123,8 @@ class Preprocess:
     size: tuple[int, int]
     """Height and width in pixels."""
     crop: float = 0.9
-    """The image is scaled until it just covers size / crop, rounded down; then the middle is cut out."""
+    """The image is scaled until it just covers size / crop, rounded down; then the middle is cut
+    out."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """Filter of the resizing, always antialiased."""
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -143,7 +147,10 @@ class Preprocess:
         """Return what is wrong, each as one clause; values may come from a file and be anything."""
         problems = self._problems_of_size()
         if self.interpolation not in ("bicubic", "bilinear"):
-            problems.append(f"interpolation is {shorten(self.interpolation)}; it must be 'bicubic' or 'bilinear'")
+            problems.append(
+                f"interpolation is {shorten(self.interpolation)}; it must be 'bicubic' or "
+                "'bilinear'"
+            )
         problems += self._problems_of_statistics()
         if self.bits not in (8, 16) or not _is_whole(self.bits):
             problems.append(f"bits is {shorten(self.bits)}; it must be 8 or 16")
@@ -154,20 +161,31 @@ class Preprocess:
     def _problems_of_size(self) -> list[str]:
         problems = []
         size, crop = self.size, self.crop
-        if not (isinstance(size, tuple) and len(size) == 2 and all(map(_is_whole, size)) and min(size) > 0):
+        if not (
+            isinstance(size, tuple)
+            and len(size) == 2
+            and all(map(_is_whole, size))
+            and min(size) > 0
+        ):
             problems.append(f"size is {shorten(size)}; it must be a positive height and width")
         elif max(size) > MAX_SIDE:
             problems.append(f"size is {shorten(size)}; it must be at most {MAX_SIDE} pixels a side")
         if not (_is_number(crop) and 0 < crop <= 1):
             problems.append(f"crop is {shorten(crop)}; it must be above 0 and at most 1")
         elif not problems and max(size) / crop > MAX_COVER:
-            problems.append(f"crop is {crop}; images of {max(size)} / {crop} pixels are too large, at most {MAX_COVER}")
+            problems.append(
+                f"crop is {crop}; images of {max(size)} / {crop} pixels are too large, at most "
+                f"{MAX_COVER}"
+            )
         return problems
 
     def _problems_of_statistics(self) -> list[str]:
         if not (_is_whole(self.channels) and 1 <= self.channels <= MAX_CHANNELS):
             return [f"channels is {shorten(self.channels)}; it must be 1 to {MAX_CHANNELS}"]
-        if not all(_are_numbers(values, self.channels) for values in (self.mean, self.std)) or min(self.std) <= 0:
+        if (
+            not all(_are_numbers(values, self.channels) for values in (self.mean, self.std))
+            or min(self.std) <= 0
+        ):
             wanted = f"{self.channels} numbers, one a channel"
             given = f"mean is {shorten(self.mean)} and std is {shorten(self.std)}"
             return [f"{given}; each must have {wanted}, std above 0"]
@@ -186,8 +204,10 @@ class Preprocess:
         if needed > memory / MEMORY_SHARE:
             height, width = self.size
             raise ConfigError(
-                f"preprocess.size is {height}x{width}, of which {batch_size} images take {needed / 1e9:.3g} GB and "
-                f"there are {memory / 1e9:.3g} here; lower the batch size, or give a smaller image_size"
+                f"preprocess.size is {height}x{width}, of which {batch_size} images take "
+                f"{needed / 1e9:.3g} GB and "
+                f"there are {memory / 1e9:.3g} here; lower the batch size, or give a smaller "
+                "image_size"
             )
 
     @property
@@ -211,7 +231,8 @@ class Preprocess:
         for name, value in values.items():
             if name not in known:
                 raise ConfigError(
-                    f"preprocess.{shorten(name)[1:-1]}: unknown key{suggest(name, known)}; known keys: "
+                    f"preprocess.{shorten(name)[1:-1]}: unknown key{suggest(name, known)}; known "
+                    "keys: "
                     f"{', '.join(known)}"
                 )
             arguments[name] = tuple(value) if isinstance(value, list) else value
@@ -238,7 +259,9 @@ class Preprocess:
             scaled = (round(height / ratio), round(width / ratio))
         return _center_crop(resize_pixels(image, scaled, self.interpolation), self.size)
 
-    def __call__(self, image: str | Path | bytes | Image.Image | Tensor) -> Float[Tensor, "c out_h out_w"]:
+    def __call__(
+        self, image: str | Path | bytes | Image.Image | Tensor
+    ) -> Float[Tensor, "c out_h out_w"]:
         """Read, resize, crop and normalise one image: a file's path or bytes, a Pillow image, or pixels (c, h, w)."""
         return normalise(self.view(self._read(image))[None], self.mean, self.std)[0]
 
@@ -262,5 +285,6 @@ class Preprocess:
         has_shape = image.ndim == 3 and image.shape[0] == channels and image.numel() > 0
         if image.dtype != dtype or not has_shape:
             raise DataError(
-                f"image is {image.dtype} of shape {tuple(image.shape)}; give {dtype} of shape ({channels}, h, w)"
+                f"image is {image.dtype} of shape {tuple(image.shape)}; give {dtype} of shape "
+                f"({channels}, h, w)"
             )

@@ -14,8 +14,8 @@ STDERR = 2
 def nothing_printed() -> Iterator[None]:
     """Drop what libjpeg and libpng print of damaged images meanwhile: it names no file, and tears a live line.
 
-    Whatever else is printed to the process's standard error is dropped too, so it is for as long as one image takes.
-    Any number of threads may do so at once.
+    Whatever else is printed to the process's standard error is dropped too, so it is for as long as
+    one image takes. Any number of threads may do so at once.
     """
     if not _PRINTING.enter():
         yield

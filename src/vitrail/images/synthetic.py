@@ -25,4 +25,6 @@ def draw_photo(number: int, channels: int = 3) -> NDArray[np.uint8]:
         top, left = generator.integers(0, (height, width))
         bottom, right = generator.integers((top, left), (height, width)) + 1
         clouds[:, top:bottom, left:right] += generator.normal(0, 1.5, (channels, 1, 1))
-    return np.ascontiguousarray(np.clip(128 + 40 * clouds, 0, 255).astype(np.uint8).transpose(1, 2, 0))
+    return np.ascontiguousarray(
+        np.clip(128 + 40 * clouds, 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    )

@@ -1,8 +1,9 @@
 """Decode TIFF pages with tifffile, to the whole range of uint8 or uint16.
 
-Samples of 1 to 16 bits become 16 by their own range, `round(value * 65535 / (2**bits - 1))`, and 8 by the high byte of
-that, so that no number of bits makes an image darker. Packed samples begin with the highest bit, whatever the byte
-order, as TIFF defines it. Associated alpha is divided out, inks become RGB as in Pillow, palettes their colours.
+Samples of 1 to 16 bits become 16 by their own range, `round(value * 65535 / (2**bits - 1))`, and 8
+by the high byte of that, so that no number of bits makes an image darker. Packed samples begin with
+the highest bit, whatever the byte order, as TIFF defines it. Associated alpha is divided out, inks
+become RGB as in Pillow, palettes their colours.
 """
 
 from __future__ import annotations
@@ -65,7 +66,11 @@ def _read_channels(file: Any, tags: Tags, data: bytes, channels: int) -> Array:
     has_other_sizes = False
     for number in range(channels):
         page = file.pages.get(number)
-        if page.photometric != tags.photometric or page.bitspersample != tags.bits or page.samplesperpixel != 1:
+        if (
+            page.photometric != tags.photometric
+            or page.bitspersample != tags.bits
+            or page.samplesperpixel != 1
+        ):
             raise UnreadableImage(f"has {channels} pages of different kinds")
         if (page.imagelength, page.imagewidth) != (tags.height, tags.width):
             has_other_sizes = True
@@ -80,7 +85,9 @@ def _open_tiff(data: bytes) -> Any:
     try:
         import tifffile  # few need it
     except ImportError as error:
-        raise UnreadableImage("is a TIFF of a kind that needs tifffile (pip install tifffile)") from error
+        raise UnreadableImage(
+            "is a TIFF of a kind that needs tifffile (pip install tifffile)"
+        ) from error
 
     _quiet_tifffile_log()
     return tifffile.TiffFile(io.BytesIO(data))
@@ -94,7 +101,12 @@ def _quiet_tifffile_log() -> None:
 
 def _read_page(page: Any, tags: Tags, data: bytes) -> Array:
     """Return the samples of a page as (h, w, samples), turned upright, with the values as they are stored."""
-    as_tifffile_reads = (page.imagelength, page.imagewidth, page.samplesperpixel, page.bitspersample)
+    as_tifffile_reads = (
+        page.imagelength,
+        page.imagewidth,
+        page.samplesperpixel,
+        page.bitspersample,
+    )
     if as_tifffile_reads != (tags.height, tags.width, tags.samples, tags.bits):
         raise UnreadableImage("its TIFF tags can be read in two ways")
     _check_whole(page, data)
@@ -102,7 +114,8 @@ def _read_page(page: Any, tags: Tags, data: bytes) -> Array:
         array = _unpack_bits(page, tags, data)
     elif page.dtype in (np.uint8, np.uint16):
         if tags.compression == STORED:
-            page.predictor = 1  # only packed samples are differences; libtiff knows it, tifffile does not
+            # only packed samples are differences; libtiff knows it, tifffile does not
+            page.predictor = 1
         array = page.asarray(maxworkers=1)
         if tags.planar:
             array = array.reshape(tags.samples, tags.height, tags.width).transpose(1, 2, 0)
@@ -127,15 +140,23 @@ def _check_whole(page: Any, data: bytes) -> None:
         for at, size in pieces:
             if len(zlib.decompressobj().decompress(data[at : at + size], most + 1)) > most:
                 raise UnreadableImage("unpacks to more than its size")
-    if page.compression not in (STORED, PACKBITS, *DEFLATE) and importlib.util.find_spec("imagecodecs") is None:
+    if (
+        page.compression not in (STORED, PACKBITS, *DEFLATE)
+        and importlib.util.find_spec("imagecodecs") is None
+    ):
         packed = getattr(page.compression, "name", page.compression)
-        raise UnreadableImage(f"is packed by {packed}, which needs imagecodecs (pip install imagecodecs)")
+        raise UnreadableImage(
+            f"is packed by {packed}, which needs imagecodecs (pip install imagecodecs)"
+        )
 
 
 def _unpack_bits(page: Any, tags: Tags, data: bytes) -> Array:
     """Read samples that are no whole bytes; they begin with their highest bit, and each row begins a new byte."""
     if tags.compression not in PLAIN or tags.predictor != 1:
-        raise UnreadableImage(f"packs samples of {tags.bits} bits in a way that is not read; save it with 8 or 16 bits")
+        raise UnreadableImage(
+            f"packs samples of {tags.bits} bits in a way that is not read; save it with 8 or 16 "
+            "bits"
+        )
     from tifffile import TIFF  # which is there, as it opened the file
 
     # a page is cut into tiles or strips, row after row, and each plane on its own
@@ -153,7 +174,9 @@ def _unpack_bits(page: Any, tags: Tags, data: bytes) -> Array:
         size = page.databytecounts[number]
         piece: Any = data[begin : begin + size]
         if tags.fill_order == 2:
-            piece = np.packbits(np.unpackbits(np.frombuffer(piece, np.uint8), bitorder="little")).tobytes()
+            piece = np.packbits(
+                np.unpackbits(np.frombuffer(piece, np.uint8), bitorder="little")
+            ).tobytes()
         if tags.compression != STORED:
             piece = TIFF.DECOMPRESSORS[tags.compression](piece, out=rows * row_bytes)
         # the last strip of a page may be short, a tile never is
@@ -163,7 +186,9 @@ def _unpack_bits(page: Any, tags: Tags, data: bytes) -> Array:
         stored_rows = rows if page.is_tiled else min(rows, tags.height - top)
         if len(piece) < stored_rows * row_bytes:
             raise UnreadableImage("is cut off, or has pieces that were never written")
-        packed = np.frombuffer(piece, np.uint8, stored_rows * row_bytes).reshape(stored_rows, row_bytes)
+        packed = np.frombuffer(piece, np.uint8, stored_rows * row_bytes).reshape(
+            stored_rows, row_bytes
+        )
         bits = np.unpackbits(packed, axis=1)[:, : columns * samples * tags.bits]
         values = bits.reshape(stored_rows, columns, samples, tags.bits) @ weights
         channels = slice(plane, plane + 1) if tags.planar else slice(None)

@@ -1,7 +1,7 @@
 """Read the tags of TIFF files, refuse kinds with no known scale, and choose who decodes the pixels.
 
-Everything follows from the tags, never from what is installed: a kind that only a library can read names it where it is
-missing.
+Everything follows from the tags, never from what is installed: a kind that only a library can read
+names it where it is missing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,13 @@ from typing import Literal
 
 from PIL.TiffImagePlugin import COMPRESSION_INFO, PREFIXES, ImageFileDirectory_v2
 
-from vitrail.images.pixels import AS_INTEGERS, PixelFormat, UnreadableImage, check_size, describe_channels
+from vitrail.images.pixels import (
+    AS_INTEGERS,
+    PixelFormat,
+    UnreadableImage,
+    check_size,
+    describe_channels,
+)
 
 TIFF_BEGINS = tuple(PREFIXES)
 """First bytes of TIFF and BigTIFF, in both byte orders."""
@@ -172,7 +178,9 @@ def read_tags(data: bytes, count: int = 1) -> Tags:
     if first is None:
         raise UnreadableImage("is a TIFF without an image")
     if data[8:10] == CANON_RAW or DNG in first or _number(first, SUBFILE_TYPE, 0) & REDUCED:
-        raise UnreadableImage("begins with a preview, as cameras' raw files do; save it as a plain TIFF")
+        raise UnreadableImage(
+            "begins with a preview, as cameras' raw files do; save it as a plain TIFF"
+        )
     compression = _number(first, COMPRESSION, STORED)
     photometric = _number(first, PHOTOMETRIC)
     if compression == OLD_JPEG and photometric == COLOURS:
@@ -252,7 +260,9 @@ def _directories(data: bytes) -> Iterator[ImageFileDirectory_v2]:
         yield directory
 
 
-def _numbers(directory: ImageFileDirectory_v2, tag: int, otherwise: tuple[int, ...] | None = None) -> tuple[int, ...]:
+def _numbers(
+    directory: ImageFileDirectory_v2, tag: int, otherwise: tuple[int, ...] | None = None
+) -> tuple[int, ...]:
     value = directory.get(tag, otherwise)
     if value is None:
         raise UnreadableImage(f"its TIFF tag {tag} is missing")
@@ -272,7 +282,9 @@ def _number(directory: ImageFileDirectory_v2, tag: int, otherwise: int | None = 
 
 def _only_value(values: tuple[int, ...], what: str) -> int:
     if len(set(values)) != 1:
-        raise UnreadableImage(f"has channels of different {what} ({', '.join(map(str, values[:9]))})")
+        raise UnreadableImage(
+            f"has channels of different {what} ({', '.join(map(str, values[:9]))})"
+        )
     return values[0]
 
 
@@ -287,23 +299,37 @@ def _refuse_unknown(tags: Tags) -> None:
     if base is None:
         colours = COLOUR_NAMES.get(tags.photometric, f"kind {tags.photometric}")
         raise UnreadableImage(f"holds its colours as {colours}; save it as gray or RGB")
-    is_gray_jpeg = tags.compression in (OLD_JPEG, JPEG) and tags.photometric == YCBCR and tags.samples == 1
+    is_gray_jpeg = (
+        tags.compression in (OLD_JPEG, JPEG) and tags.photometric == YCBCR and tags.samples == 1
+    )
     if tags.samples < base and not is_gray_jpeg:
-        raise UnreadableImage(f"has {describe_channels(tags.samples)} where its colours have {base}")
-    if tags.photometric == YCBCR and (tags.bits != 8 or tags.planar or tags.extra or tags.compression == STORED):
-        raise UnreadableImage("holds its colours as YCbCr of a kind that is not read; save it as gray or RGB")
+        raise UnreadableImage(
+            f"has {describe_channels(tags.samples)} where its colours have {base}"
+        )
+    if tags.photometric == YCBCR and (
+        tags.bits != 8 or tags.planar or tags.extra or tags.compression == STORED
+    ):
+        raise UnreadableImage(
+            "holds its colours as YCbCr of a kind that is not read; save it as gray or RGB"
+        )
     # tifffile adds them up, libtiff does not
     if tags.compression == PACKBITS and tags.predictor != 1:
-        raise UnreadableImage("holds differences packed by PackBits, which programs read in two ways; save it as LZW")
+        raise UnreadableImage(
+            "holds differences packed by PackBits, which programs read in two ways; save it as LZW"
+        )
     if tags.photometric == INKS and tags.ink_set != CMYK:
-        raise UnreadableImage("holds other inks than cyan, magenta, yellow and black; save it as gray or RGB")
+        raise UnreadableImage(
+            "holds other inks than cyan, magenta, yellow and black; save it as gray or RGB"
+        )
     beside = ""
     if tags.photometric == PALETTE and tags.extra:
         beside = "palette"
     elif tags.photometric == INKS and tags.extra not in ONE_EXTRA:
         beside = "inks"
     if beside:
-        raise UnreadableImage(f"has {describe_channels(len(tags.extra))} beside its {beside}; save it as gray or RGB")
+        raise UnreadableImage(
+            f"has {describe_channels(len(tags.extra))} beside its {beside}; save it as gray or RGB"
+        )
 
 
 def _is_read_by_pillow(tags: Tags, wanted: PixelFormat) -> bool:

@@ -1,6 +1,7 @@
 """Training augmentation of one image: random resized crop, flip, and timm's AutoAugment policies or colour jitter.
 
-Every draw follows from a seed of the sample (`sample_key`), whichever process, worker or machine draws it.
+Every draw follows from a seed of the sample (`sample_key`), whichever process, worker or machine
+draws it.
 """
 
 from __future__ import annotations
@@ -53,25 +54,38 @@ class TrainView:
     auto_augment: str | None = None
     """A policy in timm's notation, such as rand-m9-mstd0.5-inc1."""
     color_jitter: float | None = None
-    """Strength of brightness, contrast and saturation; as in timm, unused beside an auto_augment other than 3a."""
+    """Strength of brightness, contrast and saturation; as in timm, unused beside an auto_augment
+    other than 3a."""
     mean: tuple[float, ...] = IMAGENET_MEAN
-    """Mean of each channel, from 0 to 1: the colour that the policy fills uncovered corners with."""
+    """Mean of each channel, from 0 to 1: the colour that the policy fills uncovered corners
+    with."""
 
     def __post_init__(self) -> None:
         if self.auto_augment is not None and AUTO_AUGMENT.fullmatch(self.auto_augment) is None:
             forms = "rand-m9-mstd0.5-inc1, augmix-m3-w3, original-mstd0.5, originalr, v0, v0r, 3a"
             raise ConfigError(
-                f"augment.auto_augment {self.auto_augment!r}: not a policy of timm; forms are {forms}, or null"
+                f"augment.auto_augment {self.auto_augment!r}: not a policy of timm; forms are "
+                f"{forms}, or null"
             )
 
     @cached_property
     def _policy(self) -> Callable[[Image.Image], Image.Image]:
-        from timm.data.transforms_factory import create_transform  # takes seconds to import, and only training needs it
+        # takes seconds to import, and only training needs it
+        from timm.data.transforms_factory import create_transform
 
-        # timm builds crop and flip, the policy, and normalisation; its colour jitter draws from torch's global state
-        only_policy: dict[str, Any] = {"separate": True, "color_jitter": None, "auto_augment": self.auto_augment}
+        # timm builds crop and flip, the policy, and normalisation; its colour jitter draws from
+        # torch's global state
+        only_policy: dict[str, Any] = {
+            "separate": True,
+            "color_jitter": None,
+            "auto_augment": self.auto_augment,
+        }
         parts: Any = create_transform(
-            self.size, is_training=True, interpolation=self.interpolation, mean=self.mean, **only_policy
+            self.size,
+            is_training=True,
+            interpolation=self.interpolation,
+            mean=self.mean,
+            **only_policy,
         )
         speed_up_policy(parts[1])
         return parts[1]
@@ -83,29 +97,45 @@ class TrainView:
             interpolation: str = self.interpolation
             if interpolation == "random":
                 interpolation = random.choice(("bilinear", "bicubic"))
-            view = resize_pixels(image[:, top : top + height, left : left + width], self.size, interpolation)
+            view = resize_pixels(
+                image[:, top : top + height, left : left + width], self.size, interpolation
+            )
             if random.random() < self.hflip:
                 view = view.flip(-1)
             if self.auto_augment is not None:
                 augmented = self._policy(Image.fromarray(view.permute(1, 2, 0).numpy()))
                 view = torch.from_numpy(np.array(augmented)).permute(2, 0, 1)
-            if self.color_jitter is not None and (self.auto_augment is None or "3a" in self.auto_augment):
+            if self.color_jitter is not None and (
+                self.auto_augment is None or "3a" in self.auto_augment
+            ):
                 view = _jitter(view, self.color_jitter)
         return view
 
     def _box(self, image: Tensor) -> tuple[int, int, int, int]:
         from timm.data.transforms import RandomResizedCropAndInterpolation
 
-        top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, self.scale, self.ratio)
+        top, left, height, width = RandomResizedCropAndInterpolation.get_params(
+            image, self.scale, self.ratio
+        )
         # in images of a few pixels a side may round to nothing
-        return min(top, image.shape[1] - 1), min(left, image.shape[2] - 1), max(height, 1), max(width, 1)
+        return (
+            min(top, image.shape[1] - 1),
+            min(left, image.shape[2] - 1),
+            max(height, 1),
+            max(width, 1),
+        )
 
 
 def _jitter(view: Tensor, strength: float) -> Tensor:
     from torchvision.transforms.v2 import functional
 
-    # torchvision's ColorJitter draws from torch's global state, which belongs to the training process
-    adjustments = [functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation]
+    # torchvision's ColorJitter draws from torch's global state, which belongs to the training
+    # process
+    adjustments = [
+        functional.adjust_brightness,
+        functional.adjust_contrast,
+        functional.adjust_saturation,
+    ]
     random.shuffle(adjustments)
     for adjust in adjustments:
         view = adjust(view, random.uniform(max(0.0, 1 - strength), 1 + strength))
@@ -134,7 +164,8 @@ def _seeded(key: int, *, also_numpy: bool) -> Iterator[None]:
 def sample_key(seed: int, epoch: int, index: int, copy: int = 0) -> int:
     """Return the seed of a sample's random draws, hashed from the run's seed, the epoch, the image and its copy.
 
-    It is equal on every machine, version and process, and has 63 bits, so that an int64 tensor holds it.
+    It is equal on every machine, version and process, and has 63 bits, so that an int64 tensor
+    holds it.
     """
     digest = hashlib.blake2b(struct.pack("<4q", seed, epoch, index, copy), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -1,7 +1,7 @@
 """Benchmark of inference: latency, throughput, memory and cost of models and exported files, side by side.
 
-Each has a process of its own: in one, the threads of engines would wait for each other. They take turns, so that a
-busy machine slows all alike.
+Each has a process of its own: in one, the threads of engines would wait for each other. They take
+turns, so that a busy machine slows all alike.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ class Measured:
     images_per_s: float
     """Images of a batch by the median time."""
     peak_mib: float
-    """Peak memory of its process, PyTorch included, or of the GPU; from the start on, smaller batches included."""
+    """Peak memory of its process, PyTorch included, or of the GPU; from the start on, smaller
+    batches included."""
     params: int
     macs: int
     """Multiply-adds of one image."""
@@ -85,13 +86,16 @@ class Measured:
 
 
 def find_subjects(
-    names: Sequence[str], engines: Sequence[str] = (), display: Display | None = None, **options: Any
+    names: Sequence[str],
+    engines: Sequence[str] = (),
+    display: Display | None = None,
+    **options: Any,
 ) -> list[Subject]:
     """Return the subjects that names stand for: models with fresh weights, or files, exported ones in each engine.
 
     Args:
-        names: Of models, whose weights say nothing about their speed and are fresh; of other published weights, which
-            are fetched; or paths.
+        names: Of models, whose weights say nothing about their speed and are fresh; of other
+            published weights, which are fetched; or paths.
         engines: Engines that run exported files.
         display: Where the progress of a download is shown.
         options: Further fields of the subjects.
@@ -104,16 +108,22 @@ def find_subjects(
     for name in names:
         if name in list_models():
             build = partial(create_model, name)
-            subjects.append(Subject(name=name, model=name, config=build_config(name), build=build, **options))
+            subjects.append(
+                Subject(name=name, model=name, config=build_config(name), build=build, **options)
+            )
         elif Path(name).exists() or is_published(name):
             is_exported = Path(name).suffix in ENGINES
             wanted: Sequence[str | None] = engines if is_exported and engines else [None]
             for engine in wanted:
                 record = read_artifact(name, engine, display=display).record
                 config = config_of(record, name)
-                subjects.append(Subject(name=name, model=record.model, config=config, engine=engine, **options))
+                subjects.append(
+                    Subject(name=name, model=record.model, config=config, engine=engine, **options)
+                )
         else:
-            raise ConfigError(f"{name}: is no file, and no model{suggest(name, list_models()) or ''}")
+            raise ConfigError(
+                f"{name}: is no file, and no model{suggest(name, list_models()) or ''}"
+            )
     return subjects
 
 
@@ -125,7 +135,9 @@ def beside_timm(subjects: Sequence[Subject], **options: Any) -> tuple[list[Subje
     lacking: list[str] = []
     for name, config in {subject.model: subject.config for subject in subjects}.items():
         # our models are timm's too once vitrail.timm is imported
-        is_theirs = timm.is_model(name) and timm.model_entrypoint(name).__module__.startswith("timm.")
+        is_theirs = timm.is_model(name) and timm.model_entrypoint(name).__module__.startswith(
+            "timm."
+        )
         if not is_theirs or config.size != (224, 224):
             lacking.append(name)
             continue
@@ -135,7 +147,9 @@ def beside_timm(subjects: Sequence[Subject], **options: Any) -> tuple[list[Subje
     return counterparts, lacking
 
 
-def bench(subjects: Sequence[Subject], batch_sizes: Sequence[int], rounds: int, display: Display) -> list[Measured]:
+def bench(
+    subjects: Sequence[Subject], batch_sizes: Sequence[int], rounds: int, display: Display
+) -> list[Measured]:
     """Measure all subjects at all batch sizes, in alternating rounds.
 
     Raises:
@@ -218,7 +232,8 @@ class Worker:
         except (EOFError, ConnectionError) as error:
             status = self._process.wait()
             raise VitrailError(
-                f"{self.subject.name}: its process ended with status {status}; -9 is a system's that is short of memory"
+                f"{self.subject.name}: its process ended with status {status}; -9 is a system's "
+                "that is short of memory"
             ) from error
         if isinstance(answer, VitrailError):
             self.close()
@@ -229,12 +244,13 @@ class Worker:
 def _start_answering(connection: Connection) -> subprocess.Popen[bytes]:
     """Start a process that answers at the other end of a connection.
 
-    It imports this module alone: multiprocessing would run the script again that calls `vitrail.bench`, and with it
-    that call.
+    It imports this module alone: multiprocessing would run the script again that calls
+    `vitrail.bench`, and with it that call.
     """
     number = connection.fileno()
     program = f"from vitrail.inference.bench import answer; answer({number}, flags={names_flags()})"
-    # it finds the modules that this process would find, and not those of the folder that it happens to be in
+    # it finds the modules that this process would find, and not those of the folder that it happens
+    # to be in
     places = [place or str(Path.cwd()) for place in sys.path]
     return subprocess.Popen(
         [sys.executable, "-P", "-c", program],
@@ -285,7 +301,11 @@ def _open(subject: Subject) -> tuple[Callable[[Tensor], Tensor], str]:
     device = pick_device(subject.device)
     if subject.build is None:
         network = open_artifact(
-            subject.name, subject.engine, precision=subject.precision, threads=subject.threads, device=device
+            subject.name,
+            subject.engine,
+            precision=subject.precision,
+            threads=subject.threads,
+            device=device,
         )
         return network, network.about
     precision, threads = subject.precision or "float32", subject.threads or torch.get_num_threads()
@@ -299,7 +319,9 @@ def _costs(subject: Subject) -> tuple[int, int]:
     with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model = find_variant(subject.model)[0].model(subject.config).eval()
         model(torch.empty(1, subject.config.in_channels, *subject.config.size))
-    return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2
+    return sum(
+        parameter.numel() for parameter in model.parameters()
+    ), counter.get_total_flops() // 2
 
 
 def _peak_mib() -> float:

@@ -1,6 +1,7 @@
 """Images as raw numbers for an inference program elsewhere, and the logits that it answers with.
 
-Ascend's programs read each image from a file of normalised float32 and write its logits to another, named after it.
+Ascend's programs read each image from a file of normalised float32 and write its logits to another,
+named after it.
 """
 
 from __future__ import annotations
@@ -79,7 +80,9 @@ def unique_names(paths: Sequence[str]) -> list[str]:
                 return names
     # joined by _, all parts of two paths may be equal: a_b/c and a/b_c
     top = os.path.commonpath(whole)
-    digests = [hashlib.blake2b(bytes(path.relative_to(top)), digest_size=8).hexdigest() for path in whole]
+    digests = [
+        hashlib.blake2b(bytes(path.relative_to(top)), digest_size=8).hexdigest() for path in whole
+    ]
     return [f"{path.stem}-{digest}" for path, digest in zip(whole, digests, strict=True)]
 
 
@@ -118,18 +121,26 @@ def write_inputs(
             (staging / INPUTS).mkdir()
         for begin in range(0, len(paths), AT_ONCE):
             part = slice(begin, begin + AT_ONCE)
-            for name, path, view in zip(names[part], paths[part], pool.map(read, paths[part]), strict=True):
+            for name, path, view in zip(
+                names[part], paths[part], pool.map(read, paths[part]), strict=True
+            ):
                 if isinstance(view, str):
                     bad.append((printable(path), view))
                 else:
                     values = normalise(view[None], preprocess.mean, preprocess.std)[0]
                     with whole.refusal_told():
-                        (staging / INPUTS / f"{name}.bin").write_bytes(values.numpy().astype("<f4").tobytes())
+                        (staging / INPUTS / f"{name}.bin").write_bytes(
+                            values.numpy().astype("<f4").tobytes()
+                        )
                 on_image()
 
         # Names and labels, of the images that have a file.
         unread = {path for path, _ in bad}
-        kept = {name: path for name, path in zip(names, paths, strict=True) if printable(path) not in unread}
+        kept = {
+            name: path
+            for name, path in zip(names, paths, strict=True)
+            if printable(path) not in unread
+        }
         files = {NAMES: _to_json({name: printable(path) for name, path in kept.items()})}
         labels = _labels(list(kept.values()), classes)
         if labels is not None:
@@ -185,7 +196,10 @@ class LogitFiles:
         Raises:
             DataError: A file has changed since they were found.
         """
-        rows = [self._read_one(self.folder / f"{self.names[index]}{ANSWER}") for index in indices.tolist()]
+        rows = [
+            self._read_one(self.folder / f"{self.names[index]}{ANSWER}")
+            for index in indices.tolist()
+        ]
         return torch.from_numpy(np.array(rows, np.float32).reshape(-1, self.num_classes))
 
     def _read_one(self, path: Path) -> NDArray[np.float32]:
@@ -197,7 +211,9 @@ class LogitFiles:
         except OSError as error:
             raise DataError(f"{where}: cannot be read ({error.strerror})") from error
         if len(logits) != size:
-            raise DataError(f"{where}: has changed while the answers were read; begin again when all are there")
+            raise DataError(
+                f"{where}: has changed while the answers were read; begin again when all are there"
+            )
         return np.frombuffer(logits, "<f4")
 
     def batches(self, source: Source, rank: int, world: int) -> list[Batch]:
@@ -207,7 +223,9 @@ class LogitFiles:
         batches = []
         for begin in range(0, len(mine), AT_ONCE):
             part = mine[begin : begin + AT_ONCE]
-            indices = torch.tensor([index for index in part if index not in self.bad], dtype=torch.int64)
+            indices = torch.tensor(
+                [index for index in part if index not in self.bad], dtype=torch.int64
+            )
             labels = torch.tensor(source.labels[indices.numpy()], dtype=torch.int64)
             bad = [(source.name(index), self.bad[index]) for index in part if index in self.bad]
             batches.append(Batch(nothing, labels, indices, torch.zeros_like(indices), bad))
@@ -231,14 +249,18 @@ def find_logits(folder: Path, source: Source, num_classes: int, wanted: PixelFor
         with os.scandir(folder) as entries:
             sizes = {entry.name: _size_of_file(entry) for entry in entries}
     except OSError as error:
-        raise DataError(f"{where}: cannot be read ({error.strerror}); give the folder of NAME{ANSWER} files") from error
+        raise DataError(
+            f"{where}: cannot be read ({error.strerror}); give the folder of NAME{ANSWER} files"
+        ) from error
     names = unique_names([source.name(index) for index in range(len(source))])
     expected = {f"{name}{ANSWER}": index for index, name in enumerate(names)}
     surplus = sorted(sizes.keys() - expected.keys())
     if surplus:
         raise DataError(
-            f"{where}: {len(surplus):,} of its files answer no image of {source.description}, the first is "
-            f"{printable(surplus[0])}; name the data that the inputs were written from, and remove other files"
+            f"{where}: {len(surplus):,} of its files answer no image of {source.description}, the "
+            "first is "
+            f"{printable(surplus[0])}; name the data that the inputs were written from, and remove "
+            "other files"
         )
     missing = [index for file, index in expected.items() if file not in sizes]
     bad: dict[int, str] = {}
@@ -246,14 +268,16 @@ def find_logits(folder: Path, source: Source, num_classes: int, wanted: PixelFor
         reason = _why_unreadable(source, index, wanted)
         if reason is None:
             raise DataError(
-                f"{where}: has no {names[index]}{ANSWER} for {source.name(index)}; {len(missing):,} of {len(names):,} "
+                f"{where}: has no {names[index]}{ANSWER} for {source.name(index)}; "
+                f"{len(missing):,} of {len(names):,} "
                 "answers are missing"
             )
         bad[index] = reason
     for file, size in sizes.items():
         if size != 4 * num_classes:
             raise DataError(
-                f"{where}: {printable(file)} has {size:,} bytes; the logits of {num_classes:,} classes in float32 are "
+                f"{where}: {printable(file)} has {size:,} bytes; the logits of {num_classes:,} "
+                "classes in float32 are "
                 f"{4 * num_classes:,}"
             )
     return LogitFiles(folder, tuple(names), num_classes, bad)

@@ -1,7 +1,8 @@
 """Decision rules: which classes an image is given, from the logits of a model.
 
-A single-label model gives its most probable classes, by the softmax of its logits. A multi-label model gives all
-classes whose probability, the sigmoid of the logit, reaches the threshold of the class.
+A single-label model gives its most probable classes, by the softmax of its logits. A multi-label
+model gives all classes whose probability, the sigmoid of the logit, reaches the threshold of the
+class.
 """
 
 from __future__ import annotations

@@ -36,7 +36,8 @@ ENGINES: Mapping[str, tuple[Engine, ...]] = {
     ".torchscript": ("torchscript",),
     ".mindir": ("mindspore",),
 }
-"""Engines that can run a file, by its ending, the usual one first; any other file is taken for weights, for torch."""
+"""Engines that can run a file, by its ending, the usual one first; any other file is taken for
+weights, for torch."""
 TITLES: Mapping[Engine, str] = {
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
@@ -48,7 +49,8 @@ TITLES: Mapping[Engine, str] = {
 EXTRAS: Mapping[Engine, str] = {"onnxruntime": "onnx", "openvino": "openvino"}
 """The extra of this package that installs an engine."""
 MINDSPORE_PYTHON = "VITRAIL_MINDSPORE_PYTHON"
-"""Environment variable with the Python of an environment that has MindSpore, which needs another NumPy than vitrail."""
+"""Environment variable with the Python of an environment that has MindSpore, which needs another
+NumPy than vitrail."""
 MINDSPORE_SCRIPT = """
 import io, os, sys
 import numpy as np
@@ -68,13 +70,15 @@ while size := sys.stdin.buffer.readline():
     answers.write(b"%d\\n" % stored.tell() + stored.getvalue())
     answers.flush()
 """
-"""Program that answers each array of images with one of logits; a line with its size comes before each array."""
+"""Program that answers each array of images with one of logits; a line with its size comes before
+each array."""
 HINTS: Mapping[Precision, tuple[str, str]] = {
     "float32": ("f32", "FP32"),
     "bfloat16": ("bf16", "BF16"),
     "float16": ("f16", "FP16"),
 }
-"""OpenVINO's two words for each precision: where it is asked for, and where a device says what it can do."""
+"""OpenVINO's two words for each precision: where it is asked for, and where a device says what it
+can do."""
 CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")
 """PyTorch's names for the instructions of a CPU; each includes all of those before it."""
 
@@ -120,7 +124,9 @@ def start_module(model: nn.Module, device: torch.device, precision: Precision, t
     """
     if precision == "float16" and device.type == "cpu":
         where = write_option("precision", "float16")
-        raise ConfigError(f"{where}: PyTorch computes so on GPUs; use bfloat16 or float32 on this CPU")
+        raise ConfigError(
+            f"{where}: PyTorch computes so on GPUs; use bfloat16 or float32 on this CPU"
+        )
     if device.type == "cpu":
         torch.set_num_threads(threads)
         keep_freed_memory()
@@ -177,7 +183,9 @@ def _start_openvino(start: Start) -> Started:
     if capability not in known:
         able = [name for name, (_, word) in HINTS.items() if word in known]
         where = write_option("precision", start.precision)
-        raise ConfigError(f"{where}: OpenVINO cannot compute so on this CPU; it can in {' and '.join(able)}")
+        raise ConfigError(
+            f"{where}: OpenVINO cannot compute so on this CPU; it can in {' and '.join(able)}"
+        )
     mode = "ACCURACY" if start.precision == "float32" else "PERFORMANCE"
     settings = {
         "INFERENCE_PRECISION_HINT": hint,
@@ -200,11 +208,15 @@ def _start_aotinductor(start: Start) -> Started:
     if device.type != details["device"]:
         device = torch.device(details["device"])
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"{start.path}: was compiled for CUDA, which is not here; export it again on this machine")
+        raise ConfigError(
+            f"{start.path}: was compiled for CUDA, which is not here; export it again on this "
+            "machine"
+        )
     if device.type == "cpu":
         if details["cpu"] not in _cpus_within(cpu()):
             raise ConfigError(
-                f"{start.path}: was compiled for {details['cpu']}, and this machine is {cpu()}; export it again here"
+                f"{start.path}: was compiled for {details['cpu']}, and this machine is {cpu()}; "
+                "export it again here"
             )
         torch.set_num_threads(start.threads)
     # PyTorch would warn that there is no CUDA
@@ -242,12 +254,16 @@ def _start_mindspore(start: Start) -> Started:
     path, python = start.path, _mindspore_python()
     if python is None:
         raise MissingExtra(
-            f"{path}: needs MindSpore; install it in an environment of its own (pip install mindspore==2.10.0 "
+            f"{path}: needs MindSpore; install it in an environment of its own (pip install "
+            "mindspore==2.10.0 "
             f"'numpy<2') and give the path of its python in {MINDSPORE_PYTHON}"
         )
     environment = {**os.environ, "OMP_NUM_THREADS": str(start.threads), "GLOG_v": "3"}
     process = subprocess.Popen(
-        [python, "-c", MINDSPORE_SCRIPT, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        [python, "-c", MINDSPORE_SCRIPT, path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
     )
     stdin, stdout = process.stdin, process.stdout
     assert stdin is not None

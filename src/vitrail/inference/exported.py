@@ -1,7 +1,8 @@
 """Exported files: the record that each carries, read without its runtime and without running anything in it.
 
-Each format keeps the record of the model where it has a place for such texts: ONNX in metadata_props, MindIR in
-user_info, OpenVINO in rt_info, and the archives of PyTorch in a file extra/vitrail.
+Each format keeps the record of the model where it has a place for such texts: ONNX in
+metadata_props, MindIR in user_info, OpenVINO in rt_info, and the archives of PyTorch in a file
+extra/vitrail.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from vitrail.weights.formats.protobuf import read_fields
 from vitrail.weights.formats.torch_file import check_directory
 
 Stored = Precision | Literal["int8"]
-"""Precision that a file computes in; with int8, the layers that are not quantized are in float32."""
+"""Precision that a file computes in; with int8, the layers that are not quantized are in
+float32."""
 MAX_BYTES = 4 * 2**30
 """Largest exported file that is opened; the largest model here takes 400 million bytes."""
 EXTRA = f"extra/{KEY}"
@@ -51,9 +53,11 @@ class Making:
     batch_size: int | None = None
     """Images that it takes at once; None takes any number."""
     input: Literal["normalised", "image"] = "normalised"
-    """float32 images as the model reads them, or one image of uint8 and any size that the file preprocesses itself."""
+    """float32 images as the model reads them, or one image of uint8 and any size that the file
+    preprocesses itself."""
     details: Mapping[str, str]
-    """Versions, opset, and the CPU or GPU that the file was compiled for, which matter where it is loaded."""
+    """Versions, opset, and the CPU or GPU that the file was compiled for, which matter where it is
+    loaded."""
 
     @property
     def record_entry(self) -> dict[str, Any]:
@@ -87,7 +91,9 @@ def check_whole(path: Path) -> str:
     if absent:
         raise CheckpointError(f"{path}: {absent}; give a file that `vitrail export` wrote")
     if (size := path.stat().st_size) > MAX_BYTES:
-        raise CheckpointError(f"{path}: has {size:,} bytes, and no model that is exported here has over {MAX_BYTES:,}")
+        raise CheckpointError(
+            f"{path}: has {size:,} bytes, and no model that is exported here has over {MAX_BYTES:,}"
+        )
     with _damage_told(path):
         if check_sealed(path):
             return "its digest"
@@ -118,7 +124,8 @@ def _damage_told(path: Path) -> Iterator[None]:
     except Exception as error:  # as many kinds as a file can be damaged in
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(
-            f"{path}: is damaged, or no file of {path.suffix} ({reason[:200]}); copy or export it again"
+            f"{path}: is damaged, or no file of {path.suffix} ({reason[:200]}); copy or export it "
+            "again"
         ) from error
 
 
@@ -131,18 +138,25 @@ def describe(path: Path) -> Described:
     check_whole(path)
     texts = read_texts(path)
     if KEY not in texts:
-        again = command("export", "CHECKPOINT", "--format", path.suffix[1:].replace("xml", "openvino"))
+        again = command(
+            "export", "CHECKPOINT", "--format", path.suffix[1:].replace("xml", "openvino")
+        )
         raise CheckpointError(
-            f"{path}: does not say which classes and preprocessing it has, as it was not written by vitrail; write it "
+            f"{path}: does not say which classes and preprocessing it has, as it was not written "
+            "by vitrail; write it "
             f"from the weight file: {again}"
         )
     record = parse_record(texts, path)
     try:
         making = Making(**record.provenance["exported"])
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: does not say how it was exported; export it again") from error
+        raise CheckpointError(
+            f"{path}: does not say how it was exported; export it again"
+        ) from error
     if making.format != (form := path.suffix[1:].replace("xml", "openvino")):
-        raise CheckpointError(f"{path}: says that it is {making.format}, and it is {form}; use the original")
+        raise CheckpointError(
+            f"{path}: says that it is {making.format}, and it is {form}; use the original"
+        )
     return Described(record=record, making=making)
 
 
@@ -154,10 +168,13 @@ def check_beside(path: Path, making: Making) -> None:
     """
     weights = path.with_suffix(".bin")
     if not weights.is_file():
-        raise CheckpointError(f"{path}: its weights, {weights.name}, are not beside it; copy both files")
+        raise CheckpointError(
+            f"{path}: its weights, {weights.name}, are not beside it; copy both files"
+        )
     if making.details.get("bin") != hash_file(weights):
         raise CheckpointError(
-            f"{path}: {weights.name} beside it is damaged, or belongs to another file; copy both files, or export again"
+            f"{path}: {weights.name} beside it is damaged, or belongs to another file; copy both "
+            "files, or export again"
         )
 
 
@@ -200,12 +217,16 @@ def _xml_texts(path: Path) -> dict[str, str]:
 def _archive_texts(path: Path) -> dict[str, str]:
     check_directory(path)
     with zipfile.ZipFile(path) as archive:
-        entries = [entry for entry in archive.infolist() if entry.filename.partition("/")[2] == EXTRA]
+        entries = [
+            entry for entry in archive.infolist() if entry.filename.partition("/")[2] == EXTRA
+        ]
         if not entries:
             return {}
         # it is never compressed, so that the text is no longer than the file
         if entries[0].compress_type or entries[0].file_size > 4 * MAX_TEXT:
-            raise ValueError(f"{EXTRA} has {entries[0].file_size:,} bytes, or is compressed, which it never is")
+            raise ValueError(
+                f"{EXTRA} has {entries[0].file_size:,} bytes, or is compressed, which it never is"
+            )
         return {KEY: archive.read(entries[0]).decode()}
 
 

@@ -8,7 +8,15 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-from vitrail.data.folders import IN_A_CIRCLE, Ignored, is_hidden, is_image, is_unread_image, lies_in_a_circle, walk
+from vitrail.data.folders import (
+    IN_A_CIRCLE,
+    Ignored,
+    is_hidden,
+    is_image,
+    is_unread_image,
+    lies_in_a_circle,
+    walk,
+)
 from vitrail.data.list_files import is_table, read_lines
 from vitrail.data.list_paths import Spelling, read_paths
 from vitrail.errors import DataError, printable
@@ -19,17 +27,22 @@ GIVE = "give an image, a folder, a quoted glob, a .txt list of paths, or a .csv,
 
 
 def find_images(
-    inputs: Iterable[str], note: Callable[[str], None], *, root: str | None = None, path_column: str = "path"
+    inputs: Iterable[str],
+    note: Callable[[str], None],
+    *,
+    root: str | None = None,
+    path_column: str = "path",
 ) -> Iterator[str]:
     """Yield image paths from files, folders (searched deeply), globs, text files with one path a line, and lists.
 
-    Memory does not grow with their number, but for the paths of lists with columns. A path in a text file is yielded as
-    it stands, so a missing one becomes a row.
+    Memory does not grow with their number, but for the paths of lists with columns. A path in a
+    text file is yielded as it stands, so a missing one becomes a row.
 
     Args:
         inputs: Files, folders, globs and lists as the user gave them.
         note: Told of files that are passed over, or read otherwise than they are written.
-        root: Folder that the paths of lists with columns begin in, as `data.root`; None is each list's own.
+        root: Folder that the paths of lists with columns begin in, as `data.root`; None is each
+            list's own.
         path_column: Column of paths in such lists, as `data.path_column`.
 
     Raises:
@@ -44,7 +57,9 @@ def find_images(
         yield from paths
 
 
-def _in_input(given: str, note: Callable[[str], None], root: str | None, path_column: str) -> Iterator[str]:
+def _in_input(
+    given: str, note: Callable[[str], None], root: str | None, path_column: str
+) -> Iterator[str]:
     """Yield the image paths of one input.
 
     Raises:
@@ -72,10 +87,14 @@ def _in_folder(folder: Path, note: Callable[[str], None]) -> Iterator[str]:
     ignored = Ignored()
     try:
         # an image of a format that is not read becomes a row with the reason
-        for path in walk(folder, "", ignored, takes=lambda name: is_image(name) or is_unread_image(name)):
+        for path in walk(
+            folder, "", ignored, takes=lambda name: is_image(name) or is_unread_image(name)
+        ):
             yield os.path.join(folder, path)
     except OSError as error:
-        raise DataError(f"{printable(error.filename or folder)}: cannot be read ({error.strerror})") from error
+        raise DataError(
+            f"{printable(error.filename or folder)}: cannot be read ({error.strerror})"
+        ) from error
     for remark in ignored.notes(folder):
         note(remark)
 
@@ -83,7 +102,8 @@ def _in_folder(folder: Path, note: Callable[[str], None]) -> Iterator[str]:
 def _in_glob(pattern: str, note: Callable[[str], None]) -> Iterator[str]:
     """Yield the files that match, but for hidden and system files, unless the pattern names them."""
     ignored, named = Ignored(), Path(pattern).parts
-    # a pattern with ** goes round a circle of links until the system stops it; folders are asked for once each
+    # a pattern with ** goes round a circle of links until the system stops it; folders are asked
+    # for once each
     is_circle = cache(lies_in_a_circle)
     for match in glob.iglob(pattern, recursive=True):
         path = Path(match)
@@ -110,7 +130,9 @@ def _in_text(path: Path, note: Callable[[str], None]) -> Iterator[str]:
         note(remark)
 
 
-def _in_table(path: Path, root: str | None, column: str, note: Callable[[str], None]) -> Iterator[str]:
+def _in_table(
+    path: Path, root: str | None, column: str, note: Callable[[str], None]
+) -> Iterator[str]:
     before, paths, notes = read_paths(path, root, column)
     for remark in notes:
         note(remark)

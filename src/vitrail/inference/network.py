@@ -1,7 +1,7 @@
 """Networks: a weight file or an exported file opened in its engine, which turns normalised images into logits.
 
-Opening a .pt2 loads machine code from it, and a .torchscript is a program: open only files that you wrote yourself.
-The other files hold data alone.
+Opening a .pt2 loads machine code from it, and a .torchscript is a program: open only files that you
+wrote yourself. The other files hold data alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from vitrail.weights.request import LoadRequest, check_described
 PROGRAMS = (".pt2", ".torchscript")
 """Endings of files that their engines run code from; the other files hold data alone."""
 REASON = 300
-"""Most characters to repeat of a runtime's complaint about a file, which may quote all of the file."""
+"""Most characters to repeat of a runtime's complaint about a file, which may quote all of the
+file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,8 @@ class Network:
     about: str
     """Engine, its version, precision and device, in a few words."""
     batch_size: int | None
-    """Images that the file takes at once; None takes any number. Calls may have any number all the same."""
+    """Images that the file takes at once; None takes any number. Calls may have any number all the
+    same."""
     run: Run
 
     @property
@@ -58,12 +60,14 @@ class Network:
         """Turn normalised float32 images (b, c, h, w) into float32 logits (b, k) on the images' own device.
 
         Raises:
-            ValueError: The images are of another type or size; some runtimes would answer them with nonsense.
+            ValueError: The images are of another type or size; some runtimes would answer them with
+                nonsense.
         """
         wanted = (self.record.options["in_channels"], *self.record.preprocess.size)
         if images.dtype != torch.float32 or tuple(images.shape[1:]) != wanted:
             raise ValueError(
-                f"images are {images.dtype} of {tuple(images.shape)}; {self.path} takes float32 (b, {wanted})"
+                f"images are {images.dtype} of {tuple(images.shape)}; {self.path} takes float32 "
+                f"(b, {wanted})"
             )
         if len(images) == 0:
             return images.new_empty(0, self.num_classes)
@@ -94,12 +98,15 @@ class Artifact:
         """The precision that the file itself computes in: float32 for a weight file."""
         return "float32" if self.making is None else self.making.precision
 
-    def start(self, device: torch.device, precision: Precision | None = None, threads: int | None = None) -> Network:
+    def start(
+        self, device: torch.device, precision: Precision | None = None, threads: int | None = None
+    ) -> Network:
         """Load the file into its engine.
 
         Args:
             device: Device that is wanted; an engine that cannot compute there takes the CPU.
-            precision: Precision of the computation; None is the file's own, which only torch and OpenVINO can change.
+            precision: Precision of the computation; None is the file's own, which only torch and
+                OpenVINO can change.
             threads: Threads on the CPU; None is PyTorch's number.
 
         Raises:
@@ -111,7 +118,8 @@ class Artifact:
         if self.engine not in ("torch", "openvino") and precision not in (None, own):
             where = write_option("precision", precision)
             raise ConfigError(
-                f"{where}: {self.path} computes in {own}, as it was exported; leave it out, or export "
+                f"{where}: {self.path} computes in {own}, as it was exported; leave it out, or "
+                "export "
                 "the weight file anew"
             )
         if self.engine in EXTRAS and find_spec(self.engine) is None:
@@ -142,7 +150,9 @@ class Artifact:
             engine=self.engine,
             precision=start.precision,
             device=started.device,
-            about=about(f"{self.engine} {started.version}", computes_in, started.device, start.threads),
+            about=about(
+                f"{self.engine} {started.version}", computes_in, started.device, start.threads
+            ),
             batch_size=None if self.making is None else self.making.batch_size,
             run=run,
         )
@@ -159,28 +169,36 @@ def read_artifact(
     """Read a weight file, or what an exported file says of itself, without running anything.
 
     Args:
-        path: The file, whose ending says what it is, or a name of published weights, which are fetched.
+        path: The file, whose ending says what it is, or a name of published weights, which are
+            fetched.
         engine: Engine that is to run it; None is the usual one.
         asked: How a weight file is to be read.
-        whole: Take a file that preprocesses whole images itself, whose network has no logits but a `run`.
+        whole: Take a file that preprocesses whole images itself, whose network has no logits but a
+            `run`.
         display: Where the progress of a download is shown.
 
     Raises:
-        CheckpointError: The file is missing or damaged, or says nothing of its classes and preprocessing.
+        CheckpointError: The file is missing or damaged, or says nothing of its classes and
+            preprocessing.
         ConfigError: The engine cannot run the file, or a setting is not for such files.
     """
     chosen = _choose_engine(path, engine)
     if Path(path).suffix not in READERS:
         opened = open_model(path, asked, display)
-        return Artifact(path=opened.account.path, record=opened.record, engine=chosen, weights=opened)
+        return Artifact(
+            path=opened.account.path, record=opened.record, engine=chosen, weights=opened
+        )
     if asked is not None and replace(asked, described=None) != LoadRequest():
-        raise ConfigError(f"{path}: settings of `weights` are for weight files; give them when you export it")
+        raise ConfigError(
+            f"{path}: settings of `weights` are for weight files; give them when you export it"
+        )
     described = describe(Path(path))
     if asked is not None:
         check_described(described.record, asked, str(path), exported=True)
     if described.making.input == "image" and not whole:
         raise ConfigError(
-            f"{path}: reads whole images itself ({write_option('with_preprocess', True)}), one at a time; "
+            f"{path}: reads whole images itself ({write_option('with_preprocess', True)}), one at "
+            "a time; "
             "give the file exported without"
         )
     return Artifact(path=str(path), record=described.record, engine=chosen, making=described.making)
@@ -224,7 +242,8 @@ def open_artifact(
         asked: How a weight file is to be read.
 
     Raises:
-        CheckpointError: The file is missing or damaged, or says nothing of its classes and preprocessing.
+        CheckpointError: The file is missing or damaged, or says nothing of its classes and
+            preprocessing.
         ConfigError: The engine cannot run it, or not so.
         MissingExtra: The engine is not installed.
     """
@@ -235,7 +254,8 @@ def tell_program(path: Path | str, display: Display) -> None:
     """Say of a file that holds code, before any of it runs, that opening it runs that code."""
     if Path(path).suffix in PROGRAMS:
         display.note(
-            f"{path}: is a program, which runs with all your rights; open such files only from somebody you trust"
+            f"{path}: is a program, which runs with all your rights; open such files only from "
+            "somebody you trust"
         )
 
 
@@ -248,12 +268,14 @@ def require_classes(record: Record, path: Path | str) -> None:
     count = record.options["num_classes"]
     if count == 0:
         raise ConfigError(
-            f"{path}: has no head, so it gives features and no classes; give a file with its head, or take the "
+            f"{path}: has no head, so it gives features and no classes; give a file with its head, "
+            "or take the "
             f"features in Python with vitrail.load_model({str(path)!r})"
         )
     if count == 1 and not record.is_multi_label:
         raise ConfigError(
-            f"{path}: has one output, whose softmax is 1 for every image; drop weights.options.num_classes, or export "
+            f"{path}: has one output, whose softmax is 1 for every image; drop "
+            "weights.options.num_classes, or export "
             "the weight file anew, for two classes by its sigmoid"
         )
 
@@ -291,7 +313,8 @@ def _checked(artifact: Artifact, run: Run) -> Run:
             width = logits.shape[-1] if count == 0 and logits.ndim == 2 else count
             if tuple(logits.shape) != (len(images), width) or not logits.is_floating_point():
                 raise CheckpointError(
-                    f"{path}: gives {logits.dtype} of shape {tuple(logits.shape)} for {len(images)} images, and no "
+                    f"{path}: gives {logits.dtype} of shape {tuple(logits.shape)} for "
+                    f"{len(images)} images, and no "
                     f"logits of {count} classes; export it again"
                 )
             return logits.float()

@@ -33,7 +33,8 @@ def format_of(path: Path) -> Format:
     if path.suffix:
         endings = ", ".join(f".{name}" for name in formats)
         raise ConfigError(
-            f"{write_option('output', path)}: must end in {endings}, or in nothing for json; or choose its format "
+            f"{write_option('output', path)}: must end in {endings}, or in nothing for json; or "
+            "choose its format "
             f"with {write_option('format')}"
         )
     return "json"
@@ -64,12 +65,14 @@ def open_output(
         path: The file.
         form: Format of its content.
         classes: Class names in the order of the logits.
-        topk: The most classes that an image is given; in CSV of a single-label model, the number of their columns.
+        topk: The most classes that an image is given; in CSV of a single-label model, the number of
+            their columns.
         is_multi_label: Write the classes of an image as a list of any length.
         guard_csv: Put an apostrophe before texts in CSV that a spreadsheet would compute.
 
     Raises:
-        CheckpointError: The folder cannot be written, or the disk is full; an older file stays as it was.
+        CheckpointError: The folder cannot be written, or the disk is full; an older file stays as
+            it was.
     """
     target, temporary = staging(path)
     remove_leftovers(target)
@@ -166,7 +169,9 @@ class JsonLinesFile(PredictionFile):
             return {"path": prediction.path, "error": prediction.error}
         choices = [
             {"class": choice, "name": self.classes[choice], "probability": probability}
-            for choice, probability in zip(prediction.choices, prediction.probabilities, strict=True)
+            for choice, probability in zip(
+                prediction.choices, prediction.probabilities, strict=True
+            )
         ]
         if self.is_multi_label:
             return {"path": prediction.path, LABELS: choices}
@@ -212,5 +217,9 @@ class CsvFile(PredictionFile):
             write_rows(self.stream, [cells], guarded=self.guard_csv)
 
 
-FILES: Mapping[Format, type[PredictionFile]] = {"json": JsonFile, "jsonl": JsonLinesFile, "csv": CsvFile}
+FILES: Mapping[Format, type[PredictionFile]] = {
+    "json": JsonFile,
+    "jsonl": JsonLinesFile,
+    "csv": CsvFile,
+}
 """The kind of file for each format."""

@@ -31,7 +31,13 @@ from vitrail.images.pixels import UnreadableImage
 from vitrail.images.preprocess import Preprocess, normalise
 from vitrail.images.silence import nothing_printed
 from vitrail.inference.decision import Choices, DecisionRule, ReachedThresholds, TopClasses
-from vitrail.inference.network import Artifact, Network, read_artifact, require_classes, tell_program
+from vitrail.inference.network import (
+    Artifact,
+    Network,
+    read_artifact,
+    require_classes,
+    tell_program,
+)
 from vitrail.weights.checkpoint import Record
 from vitrail.weights.loading import override_preprocess
 from vitrail.weights.opened import show_account
@@ -93,7 +99,8 @@ class Predictor:
     def predict(self, paths: Iterable[str | Path], *, batch_size: int = 32) -> Iterator[Prediction]:
         """Yield one prediction for each path, in order; an unreadable image gives its error.
 
-        Threads decode the next batch while the model computes this one; memory does not grow with the number of paths.
+        Threads decode the next batch while the model computes this one; memory does not grow with
+        the number of paths.
 
         Args:
             paths: Paths of images.
@@ -113,7 +120,9 @@ class Predictor:
             coming = submit()
             while coming:
                 current, coming = coming, submit()
-                yield from self._predict_batch([(path, future.result()) for path, future in current])
+                yield from self._predict_batch(
+                    [(path, future.result()) for path, future in current]
+                )
 
     def _predict_batch(self, images: Sequence[tuple[str, Tensor | str]]) -> Iterator[Prediction]:
         """Yield the predictions of one batch: of each path, the image or why it cannot be read."""
@@ -181,21 +190,28 @@ def open_predictor(
 
     Args:
         path: The file; its ending says what it is.
-        settings: Layers of settings in the sections `weights` and `preprocess`, the later ones winning.
+        settings: Layers of settings in the sections `weights` and `preprocess`, the later ones
+            winning.
         engine: Engine that is to run an exported file; None is the usual one.
         device: "auto" takes the accelerator, where there is one and the engine can use it.
         precision: Precision of the computation; None is the file's own, float32 for weight files.
-        topk: Classes to give for each image; for a multi-label model, the most of those that reach their thresholds.
-        default_topk: Classes that a single-label model gives where `topk` is None; a multi-label model gives all.
+        topk: Classes to give for each image; for a multi-label model, the most of those that reach
+            their thresholds.
+        default_topk: Classes that a single-label model gives where `topk` is None; a multi-label
+            model gives all.
         display: Told what the user should know of the file, and of settings that differ from it.
 
     Raises:
-        CheckpointError: The file is missing or damaged, or says nothing of its classes and preprocessing.
-        ConfigError: A setting is wrong, the model tells no classes apart, or the engine cannot run it so.
+        CheckpointError: The file is missing or damaged, or says nothing of its classes and
+            preprocessing.
+        ConfigError: A setting is wrong, the model tells no classes apart, or the engine cannot run
+            it so.
         MissingExtra: The engine is not installed.
     """
     display = display or Quiet()
-    unstarted = read_predictor(path, settings, engine=engine, topk=topk, default_topk=default_topk, display=display)
+    unstarted = read_predictor(
+        path, settings, engine=engine, topk=topk, default_topk=default_topk, display=display
+    )
     predictor = unstarted.start(pick_device(device), precision)
     if unstarted.is_exported:
         display.note(f"{path}: run by {predictor.network.about}")
@@ -214,8 +230,10 @@ def read_predictor(
     """Read and check a file for classifying images, and start no engine; arguments are those of `open_predictor`.
 
     Raises:
-        CheckpointError: The file is missing or damaged, or says nothing of its classes and preprocessing.
-        ConfigError: A setting is wrong, the model tells no classes apart, or the engine cannot run it.
+        CheckpointError: The file is missing or damaged, or says nothing of its classes and
+            preprocessing.
+        ConfigError: A setting is wrong, the model tells no classes apart, or the engine cannot run
+            it.
     """
     display = display or Quiet()
     if topk is not None and topk < 1:
@@ -243,7 +261,10 @@ def _choose_rule(
         most = num_classes if topk is None else min(topk, num_classes)
         return ReachedThresholds(record.thresholds, most)
     if topk is not None and topk > num_classes:
-        display.warn(f"{name_option('topk')} is {topk} but the model has {num_classes} classes; all are given")
+        display.warn(
+            f"{name_option('topk')} is {topk} but the model has {num_classes} classes; all are "
+            "given"
+        )
     return TopClasses(min(topk or default_topk, num_classes))
 
 

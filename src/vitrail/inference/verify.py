@@ -28,7 +28,8 @@ PARTS = ".index.json"
 MOST_PARTS = 16 * 2**20
 """Largest list of parts that is read, in bytes."""
 NAMED = re.compile(r".*[-.]([0-9a-f]{8,64})\.\w+(\.tar)?")
-"""A name that ends in the beginning of its file's SHA-256: PyTorch's, mmpretrain's, and our saves'."""
+"""A name that ends in the beginning of its file's SHA-256: PyTorch's, mmpretrain's, and our
+saves'."""
 
 
 ABSENT = "no file"
@@ -59,8 +60,9 @@ def verify(path: Path, display: Display | None = None) -> Verified:
     """Compare a file with every digest, checksum and hash that it and its name hold.
 
     Args:
-        path: A weight file, an exported file, a list of the parts of a model, a save of a run, or the index of shards;
-            or the name of published weights, which are fetched if they are not here.
+        path: A weight file, an exported file, a list of the parts of a model, a save of a run, or
+            the index of shards; or the name of published weights, which are fetched if they are not
+            here.
         display: Where the progress of a download is shown.
     """
     try:
@@ -71,7 +73,9 @@ def verify(path: Path, display: Display | None = None) -> Verified:
     if located.origin:
         return _verify_published(located, str(path))
     if absent := describe_absent(path):
-        return Verified(path=str(path), kind=ABSENT, by=f"{absent}; give the file itself", is_whole=False)
+        return Verified(
+            path=str(path), kind=ABSENT, by=f"{absent}; give the file itself", is_whole=False
+        )
     kind, check = _kind(path)
     try:
         content, name = check(path), _check_name(path)
@@ -87,7 +91,11 @@ def verify(path: Path, display: Display | None = None) -> Verified:
             wrong = f"its SHA-256 does not begin with {name.hash}, as its name says; copy or download it again"
             return Verified(path=str(path), kind=kind, by=wrong, is_whole=False)
         # a name may hold digits of something else, such as a commit
-        said.append("the SHA-256 in its name" if name.fits else "its name holds another hash than its SHA-256")
+        said.append(
+            "the SHA-256 in its name"
+            if name.fits
+            else "its name holds another hash than its SHA-256"
+        )
     if not said:
         by = "its structure is whole, and it has neither digest nor checksums"
         return Verified(path=str(path), kind=kind, by=by, is_whole=None)
@@ -175,9 +183,13 @@ def _by_export(path: Path) -> str:
 def _by_shards(path: Path) -> str:
     packed = load_manifest(path).packed
     if packed is None:
-        raise CheckpointError(f"{path}: lists images in folders, not in shards; pack the folder anew")
+        raise CheckpointError(
+            f"{path}: lists images in folders, not in shards; pack the folder anew"
+        )
     if wrong := list(packed.verify(path.parent, lambda: None)):
-        raise CheckpointError(f"{path}: {len(wrong)} of {len(packed.shards)} shards, such as {wrong[0]}")
+        raise CheckpointError(
+            f"{path}: {len(wrong)} of {len(packed.shards)} shards, such as {wrong[0]}"
+        )
     return f"the SHA-256 of {len(packed.shards)} shards"
 
 
@@ -193,11 +205,14 @@ def _by_parts(path: Path) -> str:
         held = open_weights(path.parent / part).tensors.keys()
         missing = [name for name in claimed if name not in held]
         if missing:
-            raise CheckpointError(f"{path}: {part} lacks {len(missing)} of its weights, such as {missing[0]}")
+            raise CheckpointError(
+                f"{path}: {part} lacks {len(missing)} of its weights, such as {missing[0]}"
+            )
         more = [name for name in held if name not in claimed]
         if more:
             raise CheckpointError(
-                f"{path}: {part} holds {len(more)} weights that are said to be elsewhere, such as {more[0]}"
+                f"{path}: {part} holds {len(more)} weights that are said to be elsewhere, such as "
+                f"{more[0]}"
             )
         verified.append(verify(path.parent / part))
     for one in verified:
@@ -220,14 +235,23 @@ def read_parts(path: Path) -> Mapping[str, str]:
         if not isinstance(parts, dict) or not parts:
             raise ValueError("weight_map names no weight")
         for name, part in parts.items():
-            if not isinstance(part, str) or part in ("", ".", "..") or Path(part).name != part or "\\" in part:
-                raise ValueError(f"{name} is in {str(part)[:80]!r}, which is no name of a file beside the list")
+            if (
+                not isinstance(part, str)
+                or part in ("", ".", "..")
+                or Path(part).name != part
+                or "\\" in part
+            ):
+                raise ValueError(
+                    f"{name} is in {str(part)[:80]!r}, which is no name of a file beside the list"
+                )
             if not part.isprintable():
                 raise ValueError(f"{name} is in {part[:80]!a}, which no file is called")
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        reason = (
+            f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        )
         raise CheckpointError(
             f"{path}: is no list of the parts of a model ({reason[:200]}); use the original"
         ) from error

@@ -71,8 +71,8 @@ class _Rewritten:
 def translate_flags(tokens: Sequence[str], own: Mapping[str, bool]) -> tuple[list[str], list[str]]:
     """Rewrite the flags of other projects in a command into those that our command line reads.
 
-    `--data_dir X` becomes `data_dir=X`, a file becomes --config, and a weight file the first argument of the commands
-    that read one. Hyphens and underscores are alike.
+    `--data_dir X` becomes `data_dir=X`, a file becomes --config, and a weight file the first
+    argument of the commands that read one. Hyphens and underscores are alike.
 
     Args:
         tokens: One of COMMANDS and the arguments that follow it.
@@ -134,7 +134,10 @@ def _add_flag(ours: _Rewritten, name: str, value: str, has_file: bool) -> None:
     elif is_terse and name in OF_MODEL:
         ours.words.append(f"weights.{OF_MODEL[name]}={value}")
     elif is_terse:
-        ours.notes.append(f"--{name} {value}: not needed; the weight file says what `vitrail {command}` has to know")
+        ours.notes.append(
+            f"--{name} {value}: not needed; the weight file says what `vitrail {command}` has to "
+            "know"
+        )
     elif name != "extra":  # after which a shell script hands on what follows
         ours.words.append(f"{name}={value}")
 
@@ -160,7 +163,9 @@ def _sort_words_of_evaluate(ours: _Rewritten) -> None:
     ours.words = words
 
 
-def _parse(tokens: Sequence[str], own: Mapping[str, bool]) -> tuple[list[str], list[str], list[tuple[str, str]]]:
+def _parse(
+    tokens: Sequence[str], own: Mapping[str, bool]
+) -> tuple[list[str], list[str], list[tuple[str, str]]]:
     """Return words that are no flags, our own flags with their values, and (name, value) of theirs."""
     rest = list(tokens)
     words: list[str] = []
@@ -196,7 +201,9 @@ def _parse(tokens: Sequence[str], own: Mapping[str, bool]) -> tuple[list[str], l
 def _find_format_name(where: str, value: str) -> str:
     """Return our name of a format of exported files."""
     if value.upper() == "AIR":
-        raise ConfigError(f"{where} says AIR, which Ascend 910 alone can write; it can be MINDIR or ONNX")
+        raise ConfigError(
+            f"{where} says AIR, which Ascend 910 alone can write; it can be MINDIR or ONNX"
+        )
     return value.lower()
 
 

@@ -14,8 +14,8 @@ from vitrail.errors import ConfigError, shorten
 from vitrail.migrate.recipes import split_keys
 
 Settings = Mapping[str, Any] | Sequence[str]
-"""`section.key=value` words, or {"section.key": value, "section": {"key": value}}; keys of other projects without a
-section go with files of theirs."""
+"""`section.key=value` words, or {"section.key": value, "section": {"key": value}}; keys of other
+projects without a section go with files of theirs."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,15 @@ def read_given(settings: Settings) -> Given:
         return _read_mapping(settings)
     if isinstance(settings, str | bytes) or not isinstance(settings, Sequence):
         raise ConfigError(
-            f"settings are {shorten(settings)}; they must be a mapping such as {{'train.epochs': 3}}, or a list of "
+            f"settings are {shorten(settings)}; they must be a mapping such as {{'train.epochs': "
+            f"3}}, or a list of "
             "section.key=value texts"
         )
     for word in settings:
         if not isinstance(word, str):
             raise ConfigError(
-                f"settings: {shorten(word)} is no text; write 'section.key=value', such as 'optim.lr=1e-3'"
+                f"settings: {shorten(word)} is no text; write 'section.key=value', such as "
+                "'optim.lr=1e-3'"
             )
     keys, tokens = split_keys(settings)
     return Given(parse_command_line(tokens), keys)
@@ -58,7 +60,9 @@ def _read_mapping(settings: Mapping[str, Any]) -> Given:
     keys: dict[str, Any] = {}
     for name, value in settings.items():
         if not isinstance(name, str):
-            raise ConfigError(f"settings: {shorten(name)} is no key; write 'section.key', such as 'optim.lr'")
+            raise ConfigError(
+                f"settings: {shorten(name)} is no key; write 'section.key', such as 'optim.lr'"
+            )
         if isinstance(value, Mapping):
             _set_all(values, name, value)
         elif "." in name:
@@ -98,7 +102,9 @@ def _place(values: dict[str, Any], sections: Sequence[str], name: str) -> dict[s
     for section in sections:
         place = place.setdefault(section, {})
         if not isinstance(place, dict):
-            raise ConfigError(f"settings: {name} sets a part of what another setting sets whole; set one of them")
+            raise ConfigError(
+                f"settings: {name} sets a part of what another setting sets whole; set one of them"
+            )
     return place
 
 

@@ -86,7 +86,9 @@ def _set_train_split(value: Any, case: Case) -> Outcome:
     if not is_validation:
         return Outcome({"data.train_split": value}, of_training=True)
     usual = MINDCV.keys["train_split"].default
-    note = f"the run learns the images that it is validated with; train_split={usual} takes the others"
+    note = (
+        f"the run learns the images that it is validated with; train_split={usual} takes the others"
+    )
     return Outcome({"data.train_split": value}, note, "warning", of_training=True)
 
 
@@ -253,7 +255,9 @@ MINDCV = Project(
         "dataset_download": Key(set_to("data.download", read=read_switch), False),
         "num_samples": Key(set_epoch_images, None),
         "batch_size": Key(set_global_batch, 128),
-        "drop_remainder": Key(accept_only(True, why="an epoch leaves out what fills no batch"), True),
+        "drop_remainder": Key(
+            accept_only(True, why="an epoch leaves out what fills no batch"), True
+        ),
         "val_split": Key(set_to("data.val_split"), "val"),
         "train_split": Key(_set_train_split, "train"),
         "aug_repeats": Key(set_to("augment.repeats", read=_read_repeats), 0),
@@ -264,16 +268,28 @@ MINDCV = Project(
         "vflip": Key(accept_only(0, why="images are mirrored left and right alone"), 0.0),
         "color_jitter": Key(set_color_jitter("auto_augment"), 0.4),
         "auto_augment": Key(set_to("augment.auto_augment", read=_read_policy), None),
-        "interpolation": Key(set_to("augment.interpolation", "preprocess.interpolation"), "bilinear"),
+        "interpolation": Key(
+            set_to("augment.interpolation", "preprocess.interpolation"), "bilinear"
+        ),
         "re_prob": Key(set_to("augment.erase_prob"), 0.0),
         "re_value": Key(follow_if_positive("re_prob", _set_erase_mode), 0),
         "re_scale": Key(
-            accept_only([0.02, 0.33], why="areas from 0.02 to 1/3 are erased", where="re_prob"), [0.02, 0.33]
+            accept_only([0.02, 0.33], why="areas from 0.02 to 1/3 are erased", where="re_prob"),
+            [0.02, 0.33],
         ),
-        "re_ratio": Key(accept_only([0.3, 3.3], why="aspects from 0.3 to 3.3 are erased", where="re_prob"), [0.3, 3.3]),
-        "re_max_attempts": Key(accept_only(10, why="ten rectangles are tried", where="re_prob"), 10),
-        "mean": Key(set_to("preprocess.mean", read=_divide_by_255), [255 * mean for mean in IMAGENET_MEAN]),
-        "std": Key(set_to("preprocess.std", read=_divide_by_255), [255 * std for std in IMAGENET_STD]),
+        "re_ratio": Key(
+            accept_only([0.3, 3.3], why="aspects from 0.3 to 3.3 are erased", where="re_prob"),
+            [0.3, 3.3],
+        ),
+        "re_max_attempts": Key(
+            accept_only(10, why="ten rectangles are tried", where="re_prob"), 10
+        ),
+        "mean": Key(
+            set_to("preprocess.mean", read=_divide_by_255), [255 * mean for mean in IMAGENET_MEAN]
+        ),
+        "std": Key(
+            set_to("preprocess.std", read=_divide_by_255), [255 * std for std in IMAGENET_STD]
+        ),
         "crop_pct": Key(set_to("preprocess.crop"), 0.875),
         "cutmix": Key(set_to("augment.cutmix"), 0.0),
         "mixup": Key(set_to("augment.mixup"), 0.0),
@@ -281,13 +297,17 @@ MINDCV = Project(
         "mixup_prob": Key(ignore_unless_as_written(set_to("augment.mix_prob"), executed=1.0)),
         "mixup_mode": Key(ignore_unless_as_written(MIX_MODE, executed="batch")),
         "mixup_off_epoch": Key(ignore_unless_as_written(MIX_OFF, executed=0)),
-        "switch_prob": Key(ignore_unless_as_written(set_to("augment.mix_switch_prob"), executed=0.5)),
+        "switch_prob": Key(
+            ignore_unless_as_written(set_to("augment.mix_switch_prob"), executed=0.5)
+        ),
         "model": Key(_set_model, "mobilenet_v2_035_224"),
         "num_classes": Key(COUNTED, None),
         "in_channels": Key(set_to("data.channels"), 3),
         "pretrained": Key(start_from_published("pretrained:mindcv"), False),
         "ckpt_path": Key(start_from_weights, ""),
-        "resume_opt": Key(accept_only(False, why="`vitrail train --resume RUN` goes on with a run"), False),
+        "resume_opt": Key(
+            accept_only(False, why="`vitrail train --resume RUN` goes on with a run"), False
+        ),
         "keep_checkpoint_max": Key(_set_saves_kept),
         "keep_checkpoints_max": Key(ignore_unless_as_written(_set_saves_kept, executed=None)),
         "ckpt_save_dir": Key(set_to("output.root"), "./ckpt"),
@@ -300,7 +320,9 @@ MINDCV = Project(
         "loss_scale": Key(SCALED, 1.0),
         "loss_scale_type": Key(SCALED, "fixed"),
         "drop_overflow_update": Key(ignore("updates that overflow are always left out")),
-        "gradient_accumulation_steps": Key(accept_only(1, why="train.accumulate=N cuts an update into parts"), 1),
+        "gradient_accumulation_steps": Key(
+            accept_only(1, why="train.accumulate=N cuts an update into parts"), 1
+        ),
         "ema": Key(_ema, False),
         "ema_decay": Key(_ema_decay, 0.9999),
         "clip_grad": Key(_clip_grad, False),
@@ -322,7 +344,9 @@ MINDCV = Project(
         "decay_rate": Key(set_to("schedule.decay_rate"), 0.9),
         "num_cycles": Key(accept_only(1, why="a cosine falls once"), 1),
         "cycle_decay": Key(accept_only(1, why="a cosine falls once"), 1.0),
-        "multi_step_decay_milestones": Key(ignore("of multi_step_decay, which is not known here"), [30, 60, 90]),
+        "multi_step_decay_milestones": Key(
+            ignore("of multi_step_decay, which is not known here"), [30, 60, 90]
+        ),
         "opt": Key(_set_optimizer, "adam"),
         "momentum": Key(set_to("optim.momentum"), 0.9),
         "use_nesterov": Key(set_to("optim.nesterov", read=read_switch), False),

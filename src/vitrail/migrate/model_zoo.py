@@ -212,7 +212,9 @@ ZOO_ALIASES = {
     "device_ids": "device_id",
     "device": "device_id",
 }
-POLICY_FILTER = ignore("the policy resamples with augment.interpolation here; crops are bicubic in their code")
+POLICY_FILTER = ignore(
+    "the policy resamples with augment.interpolation here; crops are bicubic in their code"
+)
 ZOO_PUBLISHED = {
     "auto_augment": "rand-m9-mstd0.5-inc1",
     "re_prob": 0.25,
@@ -415,7 +417,9 @@ def _read_params(params: Any) -> dict[str, Any]:
         except ValueError as error:
             raise ValueError(f"it must be JSON ({error})") from None
     if not isinstance(arguments, Mapping):
-        raise ValueError('it must be a mapping, such as {"model": "alt_gvt_small", "drop_path_rate": 0.2}')
+        raise ValueError(
+            'it must be a mapping, such as {"model": "alt_gvt_small", "drop_path_rate": 0.2}'
+        )
     return dict(arguments)
 
 
@@ -424,9 +428,13 @@ def _set_params(value: Any, case: Case) -> Outcome:
     params = _read_params(value)
     for key in params:
         if key not in TWINS_PARAMS:
-            raise ValueError(f"{key} is unknown{format_choices(str(key), TWINS_PARAMS, 'known are')}")
+            raise ValueError(
+                f"{key} is unknown{format_choices(str(key), TWINS_PARAMS, 'known are')}"
+            )
     if not params:
-        return Outcome(note="their program does not run without; drop and drop_path are taken in its place")
+        return Outcome(
+            note="their program does not run without; drop and drop_path are taken in its place"
+        )
     settings = {
         "model.drop_rate": read_drop_rate(params.get("drop_rate")),
         "model.drop_path_rate": read_drop_rate(params.get("drop_path_rate")),
@@ -435,7 +443,9 @@ def _set_params(value: Any, case: Case) -> Outcome:
     if size is not None:
         image_size = case.values.get("image_size")
         if "image_size" in case.written and not are_same(size, image_size):
-            raise ValueError(f"img_size is {size}, but images have image_size {image_size}; write one")
+            raise ValueError(
+                f"img_size is {size}, but images have image_size {image_size}; write one"
+            )
         settings["model.image_size"] = size
     built = case.values.get("model")
     if "model" in params and _normalise_twins(params["model"]) != _normalise_twins(built):
@@ -469,7 +479,10 @@ def _set_without_params(setting: str) -> Rule:
 
 def _refuse_search(value: Any, case: Case) -> Outcome:
     """Refuse a space of values to search, since nothing searches here."""
-    raise ValueError("a space for tune_params.py to search; nothing searches here, so try values as flags and drop it")
+    raise ValueError(
+        "a space for tune_params.py to search; nothing searches here, so try values as flags and "
+        "drop it"
+    )
 
 
 def _note_unread_switch(value: Any, case: Case) -> Outcome:
@@ -480,7 +493,8 @@ def _note_unread_switch(value: Any, case: Case) -> Outcome:
 
 TWINS = Project(
     name="MindSpore's Twins",
-    aliases=ZOO_ALIASES | {"arch": "model", "re_prob": "reprob", "re_mode": "remode", "re_count": "recount"},
+    aliases=ZOO_ALIASES
+    | {"arch": "model", "re_prob": "reprob", "re_mode": "remode", "re_count": "recount"},
     fixed={**NORMALISATION, **BICUBIC, "preprocess.crop": 0.875, "optim.decay_on": "matrices"},
     file_wins=True,
     keys=ZOO_KEYS
@@ -506,11 +520,15 @@ TWINS = Project(
         "drop": Key(_set_without_params("model.drop_rate"), 0.0),
         "drop_path": Key(_set_without_params("model.drop_path_rate"), 0.1),
         "weight_decay": Key(set_to("optim.weight_decay"), 0.05),
-        **replace_defaults(make_erasing_keys("reprob", "remode", "recount"), reprob=0.25, remode="pixel", recount=1),
+        **replace_defaults(
+            make_erasing_keys("reprob", "remode", "recount"), reprob=0.25, remode="pixel", recount=1
+        ),
         "resplit": Key(NOTED, False),
         "mixup": Key(set_to("augment.mixup"), 0.8),
         "cutmix": Key(set_to("augment.cutmix"), 1.0),
-        "cutmix_minmax": Key(ignore_unless_as_written(set_to("augment.cutmix_minmax"), executed=None), None),
+        "cutmix_minmax": Key(
+            ignore_unless_as_written(set_to("augment.cutmix_minmax"), executed=None), None
+        ),
         "mixup_prob": Key(set_to("augment.mix_prob"), 1.0),
         "mixup_mode": Key(MIX_MODE, "batch"),
         "label_smoothing": Key(set_to("augment.label_smoothing"), 0.5),

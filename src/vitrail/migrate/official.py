@@ -40,7 +40,13 @@ from vitrail.migrate.shared_rules import (
 )
 
 NO_BATCH_NORM = ignore("there is no batch norm")
-FILLED = {"mixup": 0.8, "cutmix": 1.0, "aa": "rand-m9-mstd0.5-inc1", "reprob": 0.25, "remode": "pixel"}
+FILLED = {
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "aa": "rand-m9-mstd0.5-inc1",
+    "reprob": 0.25,
+    "remode": "pixel",
+}
 """Augmentation that the programs of T2T-ViT and Twins have by default, where timm's own varies
 nothing."""
 
@@ -115,7 +121,9 @@ def _make_augmentation_keys(**defaults: Any) -> dict[str, Key]:
     keys = {
         "color_jitter": Key(set_color_jitter("aa"), 0.4),
         "aa": Key(set_to("augment.auto_augment", read=read_text), None),
-        **replace_defaults(make_erasing_keys("reprob", "remode", "recount"), reprob=0.0, remode="const", recount=1),
+        **replace_defaults(
+            make_erasing_keys("reprob", "remode", "recount"), reprob=0.0, remode="const", recount=1
+        ),
         "resplit": Key(NOTED, False),
         "mixup": Key(set_to("augment.mixup"), 0.0),
         "cutmix": Key(_set_cutmix, 0.0),
@@ -184,7 +192,9 @@ _TIMM_KEYS = {
     "mean": Key(set_to("preprocess.mean")),
     "std": Key(set_to("preprocess.std")),
     "interpolation": Key(set_to("preprocess.interpolation")),
-    "validation_batch_size_multiplier": Key(ignore("memory alone depends on it; evaluate.batch_size of `evaluate`")),
+    "validation_batch_size_multiplier": Key(
+        ignore("memory alone depends on it; evaluate.batch_size of `evaluate`")
+    ),
     **_make_optimizer_keys(),
     "drop_connect": Key(accept_only(0, None, why="drop_path is its name")),
     "drop_block": Key(NO_DROP_BLOCK, None),
@@ -200,7 +210,9 @@ _TIMM_KEYS = {
     "aug_splits": Key(accept_only(0, why="a batch is one view of each image"), 0),
     "jsd": Key(accept_only(False, why="training minimises cross-entropy"), False),
     "no_prefetcher": Key(_set_erase, False),
-    **dict.fromkeys(("bn_tf", "bn_momentum", "bn_eps", "sync_bn", "dist_bn", "split_bn"), Key(NO_BATCH_NORM)),
+    **dict.fromkeys(
+        ("bn_tf", "bn_momentum", "bn_eps", "sync_bn", "dist_bn", "split_bn"), Key(NO_BATCH_NORM)
+    ),
     "model_ema": Key(_ema, False),
     "model_ema_decay": Key(_ema_decay, 0.9998),
     "model_ema_force_cpu": Key(ignore_switch("the average is kept beside the weights")),
@@ -214,7 +226,9 @@ _TIMM_KEYS = {
     "output": Key(_set_output_root, ""),
     "pretrained": Key(start_from_published(), False),
     "pretrain_path": Key(start_from_weights, None),
-    "no_resume_opt": Key(ignore_switch("`vitrail train --fork RUN` begins with a run's weights alone")),
+    "no_resume_opt": Key(
+        ignore_switch("`vitrail train --fork RUN` begins with a run's weights alone")
+    ),
     "eval_metric": Key(ignore("train.monitor chooses the best epoch")),
     "tta": Key(accept_only(0, why="an image is seen once")),
     "use_multi_epochs_loader": Key(ignore("loader processes live as long as the run")),
@@ -276,7 +290,8 @@ def _set_transfer_rate(value: Any, case: Case) -> Outcome:
         return Outcome({"optim.lr": value})
     settings = {"optim.lr": value, "optim.backbone_scale": case.number("transfer_ratio")}
     note = (
-        "theirs ends both rates at min_lr, ours the head's; theirs leaves the class token and the last norm as they are"
+        "theirs ends both rates at min_lr, ours the head's; theirs leaves the class token and the "
+        "last norm as they are"
     )
     return Outcome(settings, note, "note")
 
@@ -326,7 +341,8 @@ TRANSFER = Project(
 def _set_twins_lr(value: Any, case: Case) -> Outcome:
     """Set the peak rate, which is meant for a batch of 512 images."""
     note = (
-        f"multiplied by images an update / 512, here {case.batch} / 512; their rate moves one epoch late, ours in time"
+        f"multiplied by images an update / 512, here {case.batch} / 512; their rate moves one "
+        "epoch late, ours in time"
     )
     return Outcome({"optim.lr": value, "optim.lr_base_batch": 512}, note, "note")
 
@@ -347,7 +363,9 @@ def _set_twins_device(value: Any, case: Case) -> Outcome:
 def _refuse_finetune(value: Any, case: Case) -> Outcome:
     """Refuse `finetune`, by which their program reads no file, and trains without drop path."""
     if read_text(value):
-        raise ValueError(f"their program reads no weights by it; model.weights={value} begins with them")
+        raise ValueError(
+            f"their program reads no weights by it; model.weights={value} begins with them"
+        )
     return Outcome()
 
 

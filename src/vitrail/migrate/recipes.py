@@ -80,10 +80,13 @@ def open_recipe(recipe: str | None, keys: Mapping[str, Any]) -> OpenedRecipe:
     return OpenedRecipe(opened.name, opened.path, opened.layer)
 
 
-def read_part(config: str | None, keys: Mapping[str, Any], sections: Sequence[str]) -> OpenedRecipe | None:
+def read_part(
+    config: str | None, keys: Mapping[str, Any], sections: Sequence[str]
+) -> OpenedRecipe | None:
     """Read the settings that a command other than train takes from a recipe or flags: some sections, and the model.
 
-    `evaluate.batch_size` and `evaluate.device` follow from the settings that another project trains with.
+    `evaluate.batch_size` and `evaluate.device` follow from the settings that another project trains
+    with.
     """
     if config is None and not keys:
         return None
@@ -98,7 +101,10 @@ def read_part(config: str | None, keys: Mapping[str, Any], sections: Sequence[st
         values["evaluate"] = _evaluation_like(values.get("train", {}))
     model = values.get("model", {})
     if not isinstance(model, Mapping):
-        raise ConfigError(f"{recipe.name}: model is a section, and is {shorten(model)} there; give a file of settings")
+        raise ConfigError(
+            f"{recipe.name}: model is a section, and is {shorten(model)} there; give a file of "
+            "settings"
+        )
     model = dict(model)
     if not names_model:
         model.pop("name", None)

@@ -262,7 +262,9 @@ def set_model(*prefixes: str, **options: Any) -> Rule:
         if value is None:
             raise ValueError(f"name a model that begins with {beginnings}")
         if not str(value).startswith(prefixes):
-            raise ValueError(f"of {case.project.name}, models are known here that begin with {beginnings}")
+            raise ValueError(
+                f"of {case.project.name}, models are known here that begin with {beginnings}"
+            )
         settings = {f"model.options.{key}": option for key, option in options.items()}
         return Outcome({"model.name": str(value), **settings})
 

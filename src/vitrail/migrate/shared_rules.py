@@ -50,7 +50,11 @@ def start_from_published(weights: str = "pretrained") -> Rule:
             return Outcome()
         if any(read_text(case.values.get(name)) is not None for name in WEIGHT_FILES):
             return Outcome(note="the weight file that is named counts")
-        return Outcome({"model.weights": weights}, "fetched once; `vitrail weights` lists them and others", "note")
+        return Outcome(
+            {"model.weights": weights},
+            "fetched once; `vitrail weights` lists them and others",
+            "note",
+        )
 
     return rule
 
@@ -165,7 +169,9 @@ COUNTED = ignore("classes are counted in the data")
 # Keys that have no effect here
 
 SINK = ignore("feeds an Ascend or GPU from the graph; no counterpart")
-GRAPH = ignore_switch("without effect: PyTorch runs operation by operation; train.compile=true compiles")
+GRAPH = ignore_switch(
+    "without effect: PyTorch runs operation by operation; train.compile=true compiles"
+)
 MODELARTS = accept_only(False, why="there is no ModelArts")
 IN_ONE_FOLDER = ignore("a run is one folder, below output.root")
 NOTED = ignore_switch("without effect: there is no counterpart")

@@ -17,7 +17,9 @@ COMPAT = ("as_executed", "as_written")
 """Values of `compat`: do what their program does with a file, or what the file reads as."""
 PROJECTS = (MINDCV, ZOO_TNT, T2T, TWINS)
 """Projects whose files are read."""
-KEYS = frozenset({"compat"}).union(*({*project.keys, *project.aliases} for project in (*PROJECTS, *PROGRAMS)))
+KEYS = frozenset({"compat"}).union(
+    *({*project.keys, *project.aliases} for project in (*PROJECTS, *PROGRAMS))
+)
 """Every key that may be given on the command line."""
 
 
@@ -60,7 +62,8 @@ class Translation:
         remarks: list[tuple[Say, str]] = [
             (
                 "note",
-                f"{origin}: settings of {self.project}, {self.compat}; `vitrail config` shows each key",
+                f"{origin}: settings of {self.project}, {self.compat}; `vitrail config` shows each "
+                "key",
             )
         ]
         for row in self.rows:
@@ -108,14 +111,17 @@ def find_project(content: Mapping[str, Any], origin: str) -> Project:
     _refuse_flags_in_file(content, origin, best)
     if 2 * best < len(content):
         raise ConfigError(
-            f"{origin}: has neither our sections, such as model, data and train, nor the keys of a project that is "
+            f"{origin}: has neither our sections, such as model, data and train, nor the keys of a "
+            "project that is "
             f"known here: {', '.join(known)}; `vitrail config` lists the recipes to start from"
         )
     candidates = [project for project in PROJECTS if known[project.name] == best]
     if len(candidates) > 1:
         names = " and of ".join(project.name for project in candidates)
         examples = " or ".join(_find_own_key(project) for project in candidates)
-        raise ConfigError(f"{origin}: its keys are those of {names} alike; write more, such as {examples}")
+        raise ConfigError(
+            f"{origin}: its keys are those of {names} alike; write more, such as {examples}"
+        )
     return candidates[0]
 
 
@@ -141,7 +147,8 @@ def _refuse_flags_in_file(content: Mapping[str, Any], origin: str, best: int) ->
     if len(keys) > 3:
         flags.append("...")
     raise ConfigError(
-        f"{origin}: has the keys of official programs, here {program.name}, which are read as flags and from no "
+        f"{origin}: has the keys of official programs, here {program.name}, which are read as "
+        "flags and from no "
         f"file; leave the file out and write them behind the command: {' '.join(flags)}"
     )
 
@@ -156,14 +163,17 @@ def translate(
     """Translate a file of another project, with flags put over it, into our settings.
 
     Args:
-        content: Keys and values of the file; empty reads the flags as those of an official PyTorch program.
+        content: Keys and values of the file; empty reads the flags as those of an official PyTorch
+            program.
         origin: Name of the file, for messages.
-        flags: Keys and values of the command line, and `compat`: as_executed, the default, does what their program
-            does with the file, as_written what the file reads as.
-        processes: Number of processes of this run (world size), since their batches count one process.
+        flags: Keys and values of the command line, and `compat`: as_executed, the default, does
+            what their program does with the file, as_written what the file reads as.
+        processes: Number of processes of this run (world size), since their batches count one
+            process.
 
     Raises:
-        ConfigError: A file of no known project, unknown keys, and values that cannot be had, all in one message.
+        ConfigError: A file of no known project, unknown keys, and values that cannot be had, all in
+            one message.
     """
     flags = dict(flags or {})
     compat = str(flags.pop("compat", "as_executed"))
@@ -205,7 +215,9 @@ def find_key(key: Any, project: Project) -> str:
     return project.aliases.get(name, name)
 
 
-def _rename_keys(given: Mapping[str, Any], project: Project, where: str, problems: list[str]) -> dict[str, Any]:
+def _rename_keys(
+    given: Mapping[str, Any], project: Project, where: str, problems: list[str]
+) -> dict[str, Any]:
     """Return the values under the project's own names, and add the keys that it does not know to the problems."""
     values = {}
     for key, value in given.items():
@@ -275,7 +287,9 @@ def _translate_key(key: str, case: Case) -> Row:
     if key in project.published and not is_written and outcome.settings:
         note = f"taken as in the file of {project.name}, {format_value(value)}"
         outcome = replace(outcome, note=note, say="note")
-    return Row(key, value, is_written, outcome.settings, outcome.note, outcome.say, outcome.of_training)
+    return Row(
+        key, value, is_written, outcome.settings, outcome.note, outcome.say, outcome.of_training
+    )
 
 
 def _nest_settings(rows: Sequence[Row]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """How each project names the weights of these models, and lays them out, beside the official names that we use.
 
-A dialect is a table of rows, read from top to bottom in either direction; the first row that fits a name decides, and a
-name that no row fits is the same in both. In a pattern, {i} stands for a number, {i+1} for the number after it, and
-{rest} for the rest of a name. A row with several names joins or splits tensors.
+A dialect is a table of rows, read from top to bottom in either direction; the first row that fits a
+name decides, and a name that no row fits is the same in both. In a pattern, {i} stands for a
+number, {i+1} for the number after it, and {rest} for the rest of a name. A row with several names
+joins or splits tensors.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ def _to_grid(tensors: Sequence[Tensor]) -> list[Tensor]:
 HEAD = ("head.{rest}",)
 """What is outside of mmpretrain's backbones."""
 ZOO_PREFIX = "model."
-"""The zoo's programs put a net into another cell before they load. MindSpore takes a surplus prefix of a file off, so
-that bare nets load it too, but never one of the net."""
+"""The zoo's programs put a net into another cell before they load. MindSpore takes a surplus prefix
+of a file off, so that bare nets load it too, but never one of the net."""
 SAME = How("renamed", _keep, _keep)
 JOINED = How("joined", _join, _halve)
 """Two of theirs are one of ours, one below the other."""
@@ -89,9 +90,11 @@ class Dialect:
     """Other projects with the same names."""
     rows: tuple[Row, ...] = ()
     absent: tuple[str, ...] = ()
-    """Patterns of ours that the project does not have: zeros when read, and they must be zeros to be written."""
+    """Patterns of ours that the project does not have: zeros when read, and they must be zeros to
+    be written."""
     instead: str = ""
-    """Where they are not zeros: what a user can do to have weights that the project has a place for."""
+    """Where they are not zeros: what a user can do to have weights that the project has a place
+    for."""
     optional: tuple[str, ...] = ()
     """Patterns of ours that the project's files may lack: zeros then."""
     ignored: Mapping[str, str] = field(default_factory=dict)
@@ -101,7 +104,8 @@ class Dialect:
     bare: tuple[str, ...] = ()
     """Patterns of theirs that have no prefix."""
     entry: str = ""
-    """Where the project's programs look for the weights in a .pth file; elsewhere they stand alone in it."""
+    """Where the project's programs look for the weights in a .pth file; elsewhere they stand alone
+    in it."""
     mindspore: bool = False
     """Norms have gamma and beta, and files are .ckpt."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -113,7 +117,8 @@ class Dialect:
     only: Mapping[str, Any] = field(default_factory=dict)
     """Fields that a model must have to be one that the project knows, and why not."""
     lacks: tuple[str, ...] = ()
-    """Published models that the project does not have, though their shapes are those of one that it has."""
+    """Published models that the project does not have, though their shapes are those of one that it
+    has."""
     notes: tuple[str, ...] = ()
     """What a user of such a file should know."""
     doubts: tuple[str, ...] = ()
@@ -134,10 +139,13 @@ class Link:
     how: How
 
 
-def read_names(names: Iterable[str], dialect: Dialect) -> tuple[list[Link], dict[str, str], list[str]]:
+def read_names(
+    names: Iterable[str], dialect: Dialect
+) -> tuple[list[Link], dict[str, str], list[str]]:
     """Return which names of a project hold which of ours, those that hold no weights with what they are, and the rest.
 
-    The rest are names that the project does not use: they have another name there, or the weights are absent.
+    The rest are names that the project does not use: they have another name there, or the weights
+    are absent.
     """
     leaves, rest = {}, []
     for whole in names:
@@ -147,7 +155,10 @@ def read_names(names: Iterable[str], dialect: Dialect) -> tuple[list[Link], dict
         else:
             leaves[_from_gamma(name) if dialect.mindspore else name] = whole
     ignored = {
-        name: what for name in leaves for pattern, what in dialect.ignored.items() if _match(pattern, name) is not None
+        name: what
+        for name in leaves
+        for pattern, what in dialect.ignored.items()
+        if _match(pattern, name) is not None
     }
     rows = [(_names(row.theirs), _names(row.ours), row.how) for row in dialect.rows]
     foreign = [*dialect.absent, *(ours for _, group, _ in rows for ours in group)]
@@ -214,8 +225,13 @@ def _compile(pattern: str) -> re.Pattern[str]:
     text, end = "", 0
     for place in _PLACE.finditer(pattern):
         text += re.escape(pattern[end : place.start()])
-        # a number has a name of one letter; what is longer begins with a letter itself, so that 0.1 is no rest
-        text += rf"(?P<{place[1]}>\d{{1,6}})" if len(place[1]) == 1 else rf"(?P<{place[1]}>[a-z_][\w.]*)"
+        # a number has a name of one letter; what is longer begins with a letter itself, so that 0.1
+        # is no rest
+        text += (
+            rf"(?P<{place[1]}>\d{{1,6}})"
+            if len(place[1]) == 1
+            else rf"(?P<{place[1]}>[a-z_][\w.]*)"
+        )
         end = place.end()
     return re.compile(text + re.escape(pattern[end:]))
 
@@ -233,7 +249,9 @@ def _match(pattern: str, name: str) -> dict[str, str] | None:
 
 
 def _fill(pattern: str, values: Mapping[str, str]) -> str:
-    return _PLACE.sub(lambda place: str(int(values[place[1]]) + 1) if place[2] else values[place[1]], pattern)
+    return _PLACE.sub(
+        lambda place: str(int(values[place[1]]) + 1) if place[2] else values[place[1]], pattern
+    )
 
 
 _NORM = re.compile(r"(.*norm\w*)\.(gamma|beta|weight|bias)")

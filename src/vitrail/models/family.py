@@ -20,7 +20,8 @@ from vitrail.models.dialects import Dialect
 from vitrail.models.kernels import Linear
 
 Pooling = Literal["head", "cls", "mean", "max"]
-"""How the tokens of an image become one vector: as the head reads them, the class token, or over the map."""
+"""How the tokens of an image become one vector: as the head reads them, the class token, or over
+the map."""
 MAX_SIDE = 4096
 """Pixels of height or width that a model takes: one such image, normalised, is 200 MB."""
 MAX_CHANNELS = 1000
@@ -44,7 +45,8 @@ class ModelConfig:
     drop_path_rate: float = 0.0
     """Stochastic depth of the last block; earlier blocks grow linearly towards it."""
     drop_rate: float = 0.0
-    """Dropout rate of the tokens that enter the blocks, behind an attention, and behind both layers of an MLP."""
+    """Dropout rate of the tokens that enter the blocks, behind an attention, and behind both layers
+    of an MLP."""
     gelu: Literal["erf", "tanh"] = "erf"
     """`tanh` is MindSpore's default and what weights trained there expect."""
     norm_eps: float = 1e-5
@@ -60,7 +62,11 @@ class ModelConfig:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        return (
+            (self.image_size, self.image_size)
+            if isinstance(self.image_size, int)
+            else self.image_size
+        )
 
     @property
     def head_norm_eps(self) -> float:
@@ -76,15 +82,21 @@ class ModelConfig:
         """Say what is wrong with this configuration, each as one clause."""
         problems = []
         if not isinstance(self.image_size, int) and len(self.image_size) != 2:
-            problems.append(f"image_size has {len(self.image_size)} numbers; give one, or height and width")
+            problems.append(
+                f"image_size has {len(self.image_size)} numbers; give one, or height and width"
+            )
         elif min(self.size) < 1:
             problems.append(f"image_size is {self.image_size}; it must be positive")
         elif max(self.size) > MAX_SIDE:
-            problems.append(f"image_size is {self.image_size}; it must be at most {MAX_SIDE} pixels a side")
+            problems.append(
+                f"image_size is {self.image_size}; it must be at most {MAX_SIDE} pixels a side"
+            )
         if not 1 <= self.in_channels <= MAX_CHANNELS:
             problems.append(f"in_channels is {self.in_channels}; it must be 1 to {MAX_CHANNELS}")
         if self.num_classes < 0:
-            problems.append(f"num_classes is {self.num_classes}; it must be at least 1, or 0 for no head")
+            problems.append(
+                f"num_classes is {self.num_classes}; it must be at least 1, or 0 for no head"
+            )
         for name in ("drop_path_rate", "drop_rate"):
             if not 0 <= (rate := getattr(self, name)) < 1:
                 problems.append(f"{name} is {rate}; it must be from 0 to below 1")
@@ -112,7 +124,9 @@ def check_numbers(config: ModelConfig) -> list[str]:
         elif any(isinstance(n, bool) or not isinstance(n, Real) for n in entries):
             raise TypeError(f"{name} is {shorten(value)}; it takes numbers")
         elif not all(abs(n) <= MAX_REAL for n in entries):  # NaN is not
-            problems.append(f"{name} is {shorten(value)}; it must be a number of at most {MAX_REAL:,.0f}")
+            problems.append(
+                f"{name} is {shorten(value)}; it must be a number of at most {MAX_REAL:,.0f}"
+            )
         if len(entries) > MAX_BLOCKS:
             problems.append(f"{name} has {len(entries):,} entries; it may have {MAX_BLOCKS:,}")
     return problems
@@ -139,7 +153,10 @@ def check_multiple(size: tuple[int, int], multiple: int) -> list[str]:
     below = tuple(max(n // multiple, 1) * multiple for n in size)
     above = tuple(max(-(-n // multiple), 1) * multiple for n in size)
     nearest = " or ".join(f"{h}x{w}" for h, w in dict.fromkeys((below, above)))
-    return [f"image_size {size[0]}x{size[1]} is not a multiple of {multiple}; the nearest sizes are {nearest}"]
+    return [
+        f"image_size {size[0]}x{size[1]} is not a multiple of {multiple}; the nearest sizes are "
+        f"{nearest}"
+    ]
 
 
 C = TypeVar("C", bound=ModelConfig)
@@ -154,9 +171,11 @@ class Variant(Generic[C]):
     """All parameters, frozen ones included, as the official code counts with 1000 classes."""
     trainable: int
     macs: int
-    """Multiply-adds of one 224x224 image: convolutions, linear layers and attention products, as torch counts them."""
+    """Multiply-adds of one 224x224 image: convolutions, linear layers and attention products, as
+    torch counts them."""
     top1: float | None = None
-    """ImageNet-1k validation accuracy in percent, as published; None where nothing was published."""
+    """ImageNet-1k validation accuracy in percent, as published; None where nothing was
+    published."""
     top5: float | None = None
     source: str = ""
     """Publication or project that the accuracy is from."""
@@ -198,30 +217,37 @@ class Family(Generic[C]):
     model: Callable[[C], VisionModel[C]]
     variants: Mapping[str, Variant[C]]
     tiny: Mapping[str, Any]
-    """Overrides that shrink any variant to something that runs in milliseconds, for tests and trials."""
+    """Overrides that shrink any variant to something that runs in milliseconds, for tests and
+    trials."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Our names of models, by the names that other projects use."""
     dialects: tuple[Dialect, ...] = (Dialect(name="official"),)
     """How projects name the weights and what they compute with them, the official code's first."""
     implied: Callable[[Shapes], dict[str, Any]] = _read_classes
-    """Read fields of the configuration from the shapes of weights: `num_classes`, `in_channels` where it is told, and
-    `positions`, the rows of a table without those of extra tokens. A KeyError says that they are of another family."""
+    """Read fields of the configuration from the shapes of weights: `num_classes`, `in_channels`
+    where it is told, and `positions`, the rows of a table without those of extra tokens. A KeyError
+    says that they are of another family."""
     by_order: Callable[[Mapping[str, Tensor]], Mapping[str, str]] | None = None
-    """Match names in a file that no dialect has to names of one that has, by order and shapes; none for other files."""
+    """Match names in a file that no dialect has to names of one that has, by order and shapes; none
+    for other files."""
     by_entry: Mapping[tuple[str, int], Mapping[str, Any]] = field(default_factory=dict)
-    """How images were read for weights of so many classes that stand in a certain entry of a training file."""
+    """How images were read for weights of so many classes that stand in a certain entry of a
+    training file."""
     channels: Mapping[str, Literal["summed", "averaged"]] = field(default_factory=dict)
-    """Weights that change with the channels of images: layers that sum over all channels, side by side in the second
-    dimension, and norms over them, in the first. The first one named is the layer that reads images. Without any, a
-    model is not adapted to other channels."""
+    """Weights that change with the channels of images: layers that sum over all channels, side by
+    side in the second dimension, and norms over them, in the first. The first one named is the
+    layer that reads images. Without any, a model is not adapted to other channels."""
     positions: tuple[str, ...] = ()
     """Tables of positions (1, extra tokens and then the grid, d), resized to other image sizes."""
     fixed_positions: Callable[[int, int], Tensor] | None = None
-    """Compute a table of positions from its numbers of rows and channels, where it is not trained."""
+    """Compute a table of positions from its numbers of rows and channels, where it is not
+    trained."""
     unread: tuple[str, ...] = ()
-    """Parameters that nothing reads, kept for the official code's files; a model without a head has none of them."""
+    """Parameters that nothing reads, kept for the official code's files; a model without a head has
+    none of them."""
     additions: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the configuration, with values, that add weights to a model which compute nothing while they are 0."""
+    """Fields of the configuration, with values, that add weights to a model which compute nothing
+    while they are 0."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "title", self.title or self.name)
@@ -263,7 +289,9 @@ class VisionModel(nn.Module, ABC, Generic[C]):
     """Turn a path, bytes or image into an input (c, h, w), of loaded weights that say how."""
 
     @abstractmethod
-    def levels(self, images: Float[Tensor, "b c h w"]) -> Iterator[tuple[Float[Tensor, "b n d"], tuple[int, int]]]:
+    def levels(
+        self, images: Float[Tensor, "b c h w"]
+    ) -> Iterator[tuple[Float[Tensor, "b n d"], tuple[int, int]]]:
         """Yield what leaves each of `feature_levels`: extra tokens, then those of a map; and its height and width."""
 
     @abstractmethod
@@ -283,14 +311,18 @@ class VisionModel(nn.Module, ABC, Generic[C]):
         return self.forward_maps(images, [])[0]
 
     def forward_intermediates(
-        self, images: Float[Tensor, "b c h w"], indices: int | Sequence[int] | None = None, *, norm: bool = False
+        self,
+        images: Float[Tensor, "b c h w"],
+        indices: int | Sequence[int] | None = None,
+        *,
+        norm: bool = False,
     ) -> list[Float[Tensor, "b _ _ _"]]:
         """Return feature maps (NCHW), one for each chosen level of `feature_levels`, and compute nothing behind them.
 
         Args:
             images: Normalised images.
-            indices: Levels to return, always in the order of `feature_levels`; negative ones count from the end, a
-                single number n means the last n, None means all.
+            indices: Levels to return, always in the order of `feature_levels`; negative ones count
+                from the end, a single number n means the last n, None means all.
             norm: Apply the final norm to every map; in a pyramid, to the last one.
         """
         return self.forward_maps(images, indices, norm=norm, stop_early=True)[1]
@@ -302,7 +334,9 @@ class VisionModel(nn.Module, ABC, Generic[C]):
         *,
         norm: bool = False,
         stop_early: bool = False,
-    ) -> tuple[Float[Tensor, "b n d"], list[Float[Tensor, "b _ _ _"]], list[Float[Tensor, "b _ _"]]]:
+    ) -> tuple[
+        Float[Tensor, "b n d"], list[Float[Tensor, "b _ _ _"]], list[Float[Tensor, "b _ _"]]
+    ]:
         """Return the tokens after the final norm, the chosen maps, and what stands before each, of one pass.
 
         Before a map stands the class token, where a model has one.
@@ -346,8 +380,8 @@ class VisionModel(nn.Module, ABC, Generic[C]):
         Args:
             images: Normalised images.
             level: Index in `feature_levels`; a negative one counts from the end.
-            pooling: What is made of the tokens: `head` is what the head reads, `cls` the class token, `mean` and `max`
-                are over the map.
+            pooling: What is made of the tokens: `head` is what the head reads, `cls` the class
+                token, `mean` and `max` are over the map.
 
         Raises:
             ValueError: There is no such level, or no class token.
@@ -363,7 +397,9 @@ class VisionModel(nn.Module, ABC, Generic[C]):
         of_map = tokens[:, self.num_class_tokens :]
         return of_map.mean(dim=1) if pooling == "mean" else of_map.amax(dim=1)
 
-    def forward_head(self, tokens: Float[Tensor, "b n d"], pre_logits: bool = False) -> Float[Tensor, "b k"]:
+    def forward_head(
+        self, tokens: Float[Tensor, "b n d"], pre_logits: bool = False
+    ) -> Float[Tensor, "b k"]:
         """Return logits (b, num_classes), or with `pre_logits` the features that enter the head (b, d)."""
         features = self.pool(tokens)
         return features if pre_logits else self.head(features)
@@ -397,10 +433,16 @@ class VisionModel(nn.Module, ABC, Generic[C]):
             return set(range(n))
         if isinstance(indices, int):
             if not 1 <= indices <= n:
-                raise ValueError(f"indices is {indices}; as a single number it means the last ones, from 1 to all {n}")
+                raise ValueError(
+                    f"indices is {indices}; as a single number it means the last ones, from 1 to "
+                    f"all {n}"
+                )
             return set(range(n - indices, n))
         if outside := [i for i in indices if not -n <= i < n]:
-            raise ValueError(f"indices has {outside}; this model has levels 0 to {n - 1}, or {-n} to -1 from the end")
+            raise ValueError(
+                f"indices has {outside}; this model has levels 0 to {n - 1}, or {-n} to -1 from "
+                "the end"
+            )
         return {i % n for i in indices}
 
 
@@ -416,7 +458,8 @@ def build_head(num_features: int, num_classes: int, bias: bool = True) -> nn.Mod
 def init_linear(module: nn.Module) -> None:
     """Initialise a Linear or LayerNorm as all three papers do; leave anything else alone."""
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)  # cut at +-2 absolute, so in effect a plain normal
+        # cut at +-2 absolute, so in effect a plain normal
+        nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.LayerNorm):

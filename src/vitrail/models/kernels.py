@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear, scaled_dot_product_attention
 
 NARROW_HEAD = 16
-"""Channels of a head below which a CPU does better without PyTorch's fused attention, and in float32 at that."""
+"""Channels of a head below which a CPU does better without PyTorch's fused attention, and in
+float32 at that."""
 MAX_SCORES = 4
-"""How many times the memory of queries, keys and values the scores of unfused attention may take."""
+"""How many times the memory of queries, keys and values the scores of unfused attention may
+take."""
 
 
 class Linear(nn.Linear):
@@ -32,18 +34,22 @@ class Linear(nn.Linear):
         if not self.prefers_convolution or not _may_convolve(input):
             return linear(input, self.weight, self.bias)
         d = input.shape[-1]
-        rows = input.reshape(1, -1, 1, d).permute(0, 3, 1, 2)  # (1, d, rows, 1), with channels last in memory
+        # (1, d, rows, 1), with channels last in memory
+        rows = input.reshape(1, -1, 1, d).permute(0, 3, 1, 2)
         products = conv2d(rows, self.weight[:, :, None, None], self.bias)
         return products.permute(0, 2, 3, 1).reshape(*input.shape[:-1], self.out_features)
 
 
 def attend(
-    q: Float[Tensor, "b h n d"], k: Float[Tensor, "b h m d"], v: Float[Tensor, "b h m d"], scale: float | None = None
+    q: Float[Tensor, "b h n d"],
+    k: Float[Tensor, "b h m d"],
+    v: Float[Tensor, "b h m d"],
+    scale: float | None = None,
 ) -> Float[Tensor, "b h n d"]:
     """Return softmax(q k^T scale) v, where scale is 1 / sqrt(d) unless it is given.
 
-    On CPUs PyTorch's fused attention takes two to six times as long in bfloat16 as two products with a softmax between
-    them, and longer too for narrow heads.
+    On CPUs PyTorch's fused attention takes two to six times as long in bfloat16 as two products
+    with a softmax between them, and longer too for narrow heads.
     """
     (n, d), m = q.shape[-2:], k.shape[-2]
     may_differ = q.is_cpu and n * m <= MAX_SCORES * (n + 2 * m) * d and not is_recorded()
@@ -65,8 +71,8 @@ def is_recorded() -> bool:
 def is_convolution_faster() -> bool:
     """Say whether 1x1 convolutions are faster than linear layers in float32 on this machine's CPU.
 
-    PyTorch computes linear layers with MKL, which gives an AMD processor with AVX-512 what it gives one with AVX2;
-    oneDNN, which computes convolutions, does not.
+    PyTorch computes linear layers with MKL, which gives an AMD processor with AVX-512 what it gives
+    one with AVX2; oneDNN, which computes convolutions, does not.
     """
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
         return False

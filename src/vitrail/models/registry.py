@@ -37,7 +37,8 @@ def canonical_name(name: str) -> str:
     for family in FAMILIES:
         known += family.aliases
     raise ConfigError(
-        f"unknown model {name!r}{suggest(name, known) or ';'} `vitrail models` shows all {len(list_models())}"
+        f"unknown model {name!r}{suggest(name, known) or ';'} `vitrail models` shows all "
+        f"{len(list_models())}"
     )
 
 
@@ -57,7 +58,9 @@ def build_config(name: str, **overrides: Any) -> ModelConfig:
     known = [field.name for field in fields(variant.config)]
     for key in overrides:
         if key not in known:
-            raise ConfigError(f"{name} has no setting {key!r}{format_choices(key, known, 'it has')}")
+            raise ConfigError(
+                f"{name} has no setting {key!r}{format_choices(key, known, 'it has')}"
+            )
     try:
         return replace(variant.config, **overrides)
     except ValueError as error:
@@ -85,8 +88,8 @@ def create_model(name: str, **overrides: Any) -> VisionModel:
 
     Args:
         name: A name of `list_models`, or one that another project uses for the same model.
-        overrides: Fields of the family's configuration, such as `num_classes`, `image_size` (pixels, or height and
-            width), `in_channels`, `drop_path_rate` and `drop_rate`.
+        overrides: Fields of the family's configuration, such as `num_classes`, `image_size`
+            (pixels, or height and width), `in_channels`, `drop_path_rate` and `drop_rate`.
 
     Raises:
         ConfigError: An unknown name or field, or a value that the architecture does not allow.

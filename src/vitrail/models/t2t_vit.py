@@ -1,7 +1,7 @@
 """T2T-ViT: Tokens-to-Token ViT (Yuan et al. 2021, https://arxiv.org/abs/2101.11986).
 
-Overlapping neighbourhoods are joined into tokens three times (side 7, 3, 3; stride 4, 2, 2), with one narrow attention
-layer after each of the first two, before a deep and narrow transformer.
+Overlapping neighbourhoods are joined into tokens three times (side 7, 3, 3; stride 4, 2, 2), with
+one narrow attention layer after each of the first two, before a deep and narrow transformer.
 
 Official code: yitu-opensource/T2T-ViT. Weights use its parameter names.
 
@@ -97,7 +97,10 @@ class T2TViTConfig(ModelConfig):
         if self.depth < 1 or self.mlp_ratio <= 0:
             problems.append("depth and mlp_ratio must be positive")
         if self.tokens_type not in ("performer", "transformer"):
-            problems.append(f"tokens_type is {shorten(self.tokens_type)}; it must be 'performer' or 'transformer'")
+            problems.append(
+                f"tokens_type is {shorten(self.tokens_type)}; it must be 'performer' or "
+                "'transformer'"
+            )
         return problems
 
 
@@ -149,8 +152,9 @@ class TokenPerformer(nn.Module):
     ) -> Float[Tensor, "b n t"]:
         """Return phi(q) (phi(k)^T v) / (phi(q) sum(phi(k)) + eps), with every exponent at most 0.
 
-        The largest key exponent of each feature moves over to the queries, and the largest query exponent then
-        cancels between numerator and denominator, except in eps. Gradients need not flow through either.
+        The largest key exponent of each feature moves over to the queries, and the largest query
+        exponent then cancels between numerator and denominator, except in eps. Gradients need not
+        flow through either.
         """
         log_k, log_q = self.log_features(k), self.log_features(q)
         k_max = log_k.detach().amax(dim=1, keepdim=True)  # (b, 1, m)
@@ -232,7 +236,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
         b, s, d = x.shape
-        q, k, v = (t.reshape(b, s, self.num_heads, -1).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=2))
+        q, k, v = (
+            t.reshape(b, s, self.num_heads, -1).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=2)
+        )
         x = attend(q, k, v)
         return drop(self.proj(x.transpose(1, 2).reshape(b, s, d)), self.drop_rate, self.training)
 
@@ -266,12 +272,18 @@ class T2TViT(VisionModel[T2TViTConfig]):
         d = config.embed_dim
         self.num_features = d
         self.num_layers = config.depth + 1
-        self.feature_levels = tuple(FeatureLevel(d, STRIDE, f"blocks.{i}") for i in range(config.depth))
+        self.feature_levels = tuple(
+            FeatureLevel(d, STRIDE, f"blocks.{i}") for i in range(config.depth)
+        )
 
         self.tokens_to_token = TokensToToken(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, d))
-        self.pos_embed = nn.Parameter(torch.empty(1, config.grid[0] * config.grid[1] + 1, d), requires_grad=False)
-        self.blocks = nn.ModuleList(Block(config, r) for r in drop_path_rates(config.drop_path_rate, config.depth))
+        self.pos_embed = nn.Parameter(
+            torch.empty(1, config.grid[0] * config.grid[1] + 1, d), requires_grad=False
+        )
+        self.blocks = nn.ModuleList(
+            Block(config, r) for r in drop_path_rates(config.drop_path_rate, config.depth)
+        )
         self.norm = nn.LayerNorm(d, config.head_norm_eps)
         self.head = build_head(d, config.num_classes)
 
@@ -284,14 +296,17 @@ class T2TViT(VisionModel[T2TViTConfig]):
         """Return the tokens that enter the first block."""
         if images.shape[-2:] != self.config.size:
             raise ValueError(
-                f"images are {tuple(images.shape[-2:])} but this T2T-ViT was built for {self.config.size}; "
+                f"images are {tuple(images.shape[-2:])} but this T2T-ViT was built for "
+                f"{self.config.size}; "
                 "build it with image_size=(height, width)"
             )
         x = self.tokens_to_token(images)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
         return drop(x, self.config.drop_rate, self.tokens_to_token.training)
 
-    def levels(self, images: Float[Tensor, "b c h w"]) -> Iterator[tuple[Float[Tensor, "b s d"], tuple[int, int]]]:
+    def levels(
+        self, images: Float[Tensor, "b c h w"]
+    ) -> Iterator[tuple[Float[Tensor, "b s d"], tuple[int, int]]]:
         x = self.embed(images)
         for block in self.blocks:
             x = self.run(block, x)
@@ -329,11 +344,18 @@ _CIFAR = {
     "mean": (0.4914, 0.4822, 0.4465),
     "std": (0.2023, 0.1994, 0.2010),
 }
-"""What the official transfer to CIFAR-10 and CIFAR-100 reads images with, from files with an entry `net`."""
+"""What the official transfer to CIFAR-10 and CIFAR-100 reads images with, from files with an entry
+`net`."""
 _MMPRETRAIN = (
     Row("tokens_to_token.attention{n}.norm{i}.{rest}", "tokens_to_token.attention{n}.ln{i}.{rest}"),
-    Row("tokens_to_token.attention{n}.mlp.fc1.{rest}", "tokens_to_token.attention{n}.ffn.layers.0.0.{rest}"),
-    Row("tokens_to_token.attention{n}.mlp.fc2.{rest}", "tokens_to_token.attention{n}.ffn.layers.1.{rest}"),
+    Row(
+        "tokens_to_token.attention{n}.mlp.fc1.{rest}",
+        "tokens_to_token.attention{n}.ffn.layers.0.0.{rest}",
+    ),
+    Row(
+        "tokens_to_token.attention{n}.mlp.fc2.{rest}",
+        "tokens_to_token.attention{n}.ffn.layers.1.{rest}",
+    ),
     Row("blocks.{i}.norm{n}.{rest}", "encoder.{i}.ln{n}.{rest}"),
     Row("blocks.{i}.mlp.fc1.{rest}", "encoder.{i}.ffn.layers.0.0.{rest}"),
     Row("blocks.{i}.mlp.fc2.{rest}", "encoder.{i}.ffn.layers.1.{rest}"),
@@ -348,7 +370,9 @@ _ZOO = (
 )
 
 _ZOO_OPTIONS = {"gelu": "tanh", "norm_eps": 1e-7}
-_ZOO_REMEDY = "with `disable_approximate_gelu: True` in their YAML its programs compute with erf GELU"
+_ZOO_REMEDY = (
+    "with `disable_approximate_gelu: True` in their YAML its programs compute with erf GELU"
+)
 _ZOO_LACKS = ("t2t_vit_14_resnext",)
 _SPLITS = {"tokens_to_token.soft_split{n}.out": "a buffer of MindSpore's unfold"}
 
@@ -362,7 +386,8 @@ _DIALECTS = (
         bare=HEAD,
         only={"tokens_type": "transformer"},
         doubts=(
-            "mmpretrain's present code multiplies attention by 8 where the paper divides, so its own figures for these "
+            "mmpretrain's present code multiplies attention by 8 where the paper divides, so its "
+            "own figures for these "
             "weights cannot be had from it; here they compute what they were trained for",
         ),
     ),

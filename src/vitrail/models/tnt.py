@@ -1,9 +1,11 @@
 """TNT: Transformer in Transformer (Han et al. 2021, https://arxiv.org/abs/2103.00112).
 
-A patch is a sentence and the small cells inside it are its words. In every block an inner transformer attends among the
-words of each sentence; the words are then folded into their sentence, and an outer transformer attends among sentences.
+A patch is a sentence and the small cells inside it are its words. In every block an inner
+transformer attends among the words of each sentence; the words are then folded into their sentence,
+and an outer transformer attends among sentences.
 
-Official code: huawei-noah/Efficient-AI-Backbones, tnt_pytorch (June 2021). Weights use its parameter names.
+Official code: huawei-noah/Efficient-AI-Backbones, tnt_pytorch (June 2021). Weights use its
+parameter names.
 
 Shapes
     b images, c image channels, h and w pixels, n patches, s = n + 1 tokens (class token first), bn = b * n sentences,
@@ -75,10 +77,11 @@ class TNTConfig(ModelConfig):
     stem: Literal["patch", "image"] = "patch"
     """Convolve each patch alone, or the whole image."""
     fold: Literal["sentence", "word"] = "sentence"
-    """Norm before words are folded into their sentence: over the whole sentence, or over each word."""
+    """Norm before words are folded into their sentence: over the whole sentence, or over each
+    word."""
     biases: Literal["all", "zoo"] = "all"
-    """`zoo` leaves out what MindSpore's model zoo has not: biases of the stem, of the fold before the blocks, of the
-    head, and of the last layers of attention and MLPs."""
+    """`zoo` leaves out what MindSpore's model zoo has not: biases of the stem, of the fold before
+    the blocks, of the head, and of the last layers of attention and MLPs."""
 
     @property
     def head_bias(self) -> bool:
@@ -101,12 +104,17 @@ class TNTConfig(ModelConfig):
         if min(self.patch_size, self.inner_stride, self.depth) < 1 or self.mlp_ratio <= 0:
             problems.append("patch_size, inner_stride, depth and mlp_ratio must be positive")
         elif self.patch_size % self.inner_stride:
-            problems.append(f"patch_size {self.patch_size} is not a multiple of inner_stride {self.inner_stride}")
+            problems.append(
+                f"patch_size {self.patch_size} is not a multiple of inner_stride "
+                f"{self.inner_stride}"
+            )
         elif not problems:
             problems += check_multiple(self.size, self.patch_size)
         problems += check_depth("depth", self.depth)
         problems += check_heads("embed_dim", self.embed_dim, "num_heads", self.num_heads)
-        problems += check_heads("inner_dim", self.inner_dim, "inner_num_heads", self.inner_num_heads)
+        problems += check_heads(
+            "inner_dim", self.inner_dim, "inner_num_heads", self.inner_num_heads
+        )
         if self.stem not in ("patch", "image"):
             problems.append(f"stem is {shorten(self.stem)}; it must be 'patch' or 'image'")
         if self.fold not in ("sentence", "word"):
@@ -119,7 +127,9 @@ class TNTConfig(ModelConfig):
 class Attention(nn.Module):
     """Self-attention with queries and keys in one projection and values in another."""
 
-    def __init__(self, dim: int, num_heads: int, drop_rate: float = 0.0, *, last_bias: bool = True) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, drop_rate: float = 0.0, *, last_bias: bool = True
+    ) -> None:
         super().__init__()
         self.num_heads, self.drop_rate = num_heads, drop_rate
         self.qk = Linear(dim, 2 * dim, bias=False)
@@ -169,9 +179,13 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path_rate)
 
         self.inner_norm1 = nn.LayerNorm(e, config.norm_eps)
-        self.inner_attn = Attention(e, config.inner_num_heads, config.drop_rate, last_bias=last_bias)
+        self.inner_attn = Attention(
+            e, config.inner_num_heads, config.drop_rate, last_bias=last_bias
+        )
         self.inner_norm2 = nn.LayerNorm(e, config.norm_eps)
-        self.inner_mlp = Mlp(e, int(e * config.mlp_ratio), config.gelu, config.drop_rate, last_bias=last_bias)
+        self.inner_mlp = Mlp(
+            e, int(e * config.mlp_ratio), config.gelu, config.drop_rate, last_bias=last_bias
+        )
 
         normed = p * e if by_sentence else e
         self.proj_norm1 = nn.LayerNorm(normed, config.norm_eps)
@@ -181,7 +195,9 @@ class Block(nn.Module):
         self.outer_norm1 = nn.LayerNorm(d, config.norm_eps)
         self.outer_attn = Attention(d, config.num_heads, config.drop_rate, last_bias=last_bias)
         self.outer_norm2 = nn.LayerNorm(d, config.norm_eps)
-        self.outer_mlp = Mlp(d, int(d * config.mlp_ratio), config.gelu, config.drop_rate, last_bias=last_bias)
+        self.outer_mlp = Mlp(
+            d, int(d * config.mlp_ratio), config.gelu, config.drop_rate, last_bias=last_bias
+        )
 
     def forward(
         self, words: Float[Tensor, "bn p e"], sentences: Float[Tensor, "b s d"]
@@ -212,7 +228,9 @@ class TNT(VisionModel[TNTConfig]):
         n = config.grid[0] * config.grid[1]
         self.num_features = d
         self.num_layers = config.depth + 1
-        self.feature_levels = tuple(FeatureLevel(d, config.patch_size, f"blocks.{i}") for i in range(config.depth))
+        self.feature_levels = tuple(
+            FeatureLevel(d, config.patch_size, f"blocks.{i}") for i in range(config.depth)
+        )
 
         self.patch_embed = WordEmbed(config)
         self.proj_norm1 = nn.LayerNorm(p * e, config.norm_eps)
@@ -222,7 +240,9 @@ class TNT(VisionModel[TNTConfig]):
         self._hold_outer_tokens()
         self.outer_pos = nn.Parameter(torch.zeros(1, n + 1, d))
         self.inner_pos = nn.Parameter(torch.zeros(1, p, e))
-        self.blocks = nn.ModuleList(Block(config, r) for r in drop_path_rates(config.drop_path_rate, config.depth))
+        self.blocks = nn.ModuleList(
+            Block(config, r) for r in drop_path_rates(config.drop_path_rate, config.depth)
+        )
         self.norm = nn.LayerNorm(d, config.head_norm_eps)
         self.head = build_head(d, config.num_classes, config.head_bias)
 
@@ -243,20 +263,27 @@ class TNT(VisionModel[TNTConfig]):
         super().reset_classifier(num_classes)
         self._hold_outer_tokens()
 
-    def embed(self, images: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "bn p e"], Float[Tensor, "b s d"]]:
+    def embed(
+        self, images: Float[Tensor, "b c h w"]
+    ) -> tuple[Float[Tensor, "bn p e"], Float[Tensor, "b s d"]]:
         """Return the words and the sentences that enter the first block."""
         if images.shape[-2:] != self.config.size:
             raise ValueError(
-                f"images are {tuple(images.shape[-2:])} but this TNT was built for {self.config.size}; "
+                f"images are {tuple(images.shape[-2:])} but this TNT was built for "
+                f"{self.config.size}; "
                 "build it with image_size=(height, width)"
             )
         b = images.shape[0]
         words = self.patch_embed(images) + self.inner_pos
-        sentences = self.proj_norm2(self.proj(self.proj_norm1(words.reshape(b, -1, words.shape[1] * words.shape[2]))))
+        sentences = self.proj_norm2(
+            self.proj(self.proj_norm1(words.reshape(b, -1, words.shape[1] * words.shape[2])))
+        )
         sentences = torch.cat([self.cls_token.expand(b, -1, -1), sentences], dim=1) + self.outer_pos
         return words, drop(sentences, self.config.drop_rate, self.patch_embed.training)
 
-    def levels(self, images: Float[Tensor, "b c h w"]) -> Iterator[tuple[Float[Tensor, "b s d"], tuple[int, int]]]:
+    def levels(
+        self, images: Float[Tensor, "b c h w"]
+    ) -> Iterator[tuple[Float[Tensor, "b s d"], tuple[int, int]]]:
         words, sentences = self.embed(images)
         for block in self.blocks:
             words, sentences = self.run(block, words, sentences)
@@ -278,7 +305,9 @@ class TNT(VisionModel[TNTConfig]):
 _HALF = (0.5, 0.5, 0.5)
 _TI = TNTConfig(embed_dim=192, inner_dim=12, num_heads=3, inner_num_heads=2)
 _S = TNTConfig(embed_dim=384, inner_dim=24, num_heads=6, inner_num_heads=4)
-_S_LEGACY = TNTConfig(embed_dim=384, inner_dim=24, num_heads=6, inner_num_heads=4, stem="image", fold="word")
+_S_LEGACY = TNTConfig(
+    embed_dim=384, inner_dim=24, num_heads=6, inner_num_heads=4, stem="image", fold="word"
+)
 _B = TNTConfig(embed_dim=640, inner_dim=40, num_heads=10, inner_num_heads=4)
 
 _TIMM = (
@@ -304,7 +333,11 @@ def _mmpretrain_half(half: str) -> tuple[Row, ...]:
     ours, theirs = f"blocks.{{i}}.{half}", f"layers.{{i}}.{half}_block"
     return (
         Row(f"{ours}_norm1.{{rest}}", f"{theirs}.norm_attn.{{rest}}"),
-        Row((f"{ours}_attn.qk.weight", f"{ours}_attn.v.weight"), f"{theirs}.attn.attn.in_proj_weight", SPLIT),
+        Row(
+            (f"{ours}_attn.qk.weight", f"{ours}_attn.v.weight"),
+            f"{theirs}.attn.attn.in_proj_weight",
+            SPLIT,
+        ),
         Row(f"{ours}_attn.proj.{{rest}}", f"{theirs}.attn.attn.out_proj.{{rest}}"),
         Row(f"{ours}_norm2.{{rest}}", f"{theirs}.norm_ffn.{{rest}}"),
         Row(f"{ours}_mlp.fc1.{{rest}}", f"{theirs}.ffn.layers.0.0.{{rest}}"),
@@ -369,9 +402,12 @@ _DIALECTS = (
         preprocess=_IMAGENET,
         only={"fold": "sentence", "stem": "patch", "biases": "all"},
         doubts=(
-            "MindCV normalises with ImageNet's mean and std, which its own training used; weights that were converted "
-            "to it from the official ones expect 0.5 (preprocess.mean=[0.5,0.5,0.5] preprocess.std=[0.5,0.5,0.5]) and "
-            "erf GELU (weights.options.gelu=erf); `vitrail evaluate FILE --sweep-preprocess` tells which",
+            "MindCV normalises with ImageNet's mean and std, which its own training used; weights "
+            "that were converted "
+            "to it from the official ones expect 0.5 (preprocess.mean=[0.5,0.5,0.5] "
+            "preprocess.std=[0.5,0.5,0.5]) and "
+            "erf GELU (weights.options.gelu=erf); `vitrail evaluate FILE --sweep-preprocess` tells "
+            "which",
         ),
     ),
     Dialect(
@@ -395,7 +431,9 @@ def _implied(shapes: Shapes) -> dict[str, Any]:
         "inner_dim": inner,
         "depth": count_numbers(shapes, r"blocks\.(\d+)\."),
         "mlp_ratio": shapes["blocks.0.outer_mlp.fc1.weight"][0] / dim,
-        "fold": "word" if shapes["blocks.0.proj_norm1.weight"] == (inner,) and words > 1 else "sentence",
+        "fold": "word"
+        if shapes["blocks.0.proj_norm1.weight"] == (inner,) and words > 1
+        else "sentence",
         "in_channels": shapes["patch_embed.proj.weight"][1],
         "num_classes": count_classes(shapes),
         "positions": shapes["outer_pos"][1] - 1,

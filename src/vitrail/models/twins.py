@@ -1,7 +1,7 @@
 """Twins: PCPVT and SVT (Chu et al. 2021, https://arxiv.org/abs/2104.13840).
 
-Both are four-stage pyramids with a convolutional position encoding. PCPVT attends from every token to a reduced map;
-SVT alternates attention inside 7x7 windows with attention to the reduced map.
+Both are four-stage pyramids with a convolutional position encoding. PCPVT attends from every token
+to a reduced map; SVT alternates attention inside 7x7 windows with attention to the reduced map.
 
 Official code: Meituan-AutoML/Twins. Weights use its parameter names.
 
@@ -68,7 +68,8 @@ class TwinsConfig(ModelConfig):
     patch_sizes: tuple[int, ...] = (4, 2, 2, 2)
     """Side of the cells that become one token at the entry of a stage."""
     window_size: int | None = 7
-    """Side of the windows of every even block, in tokens; None attends to the reduced map in every block (PCPVT)."""
+    """Side of the windows of every even block, in tokens; None attends to the reduced map in every
+    block (PCPVT)."""
     norm_eps: float = 1e-6
     embed_norm_eps: float = 1e-5
     """Epsilon of the norms in patch embeddings and after reduction."""
@@ -83,28 +84,46 @@ class TwinsConfig(ModelConfig):
         problems = super().problems()
         lengths = {
             len(t)
-            for t in (self.embed_dims, self.depths, self.num_heads, self.mlp_ratios, self.sr_ratios, self.patch_sizes)
+            for t in (
+                self.embed_dims,
+                self.depths,
+                self.num_heads,
+                self.mlp_ratios,
+                self.sr_ratios,
+                self.patch_sizes,
+            )
         }
         if len(lengths) != 1:
             problems.append(
-                "embed_dims, depths, num_heads, mlp_ratios, sr_ratios and patch_sizes need one entry a stage each"
+                "embed_dims, depths, num_heads, mlp_ratios, sr_ratios and patch_sizes need one "
+                "entry a stage each"
             )
         elif (
             min(*self.depths, *self.sr_ratios, *self.patch_sizes) < 1
             or min(self.mlp_ratios) <= 0
             or self.embed_norm_eps <= 0
         ):
-            problems.append("depths, mlp_ratios, sr_ratios, patch_sizes and embed_norm_eps must be positive")
+            problems.append(
+                "depths, mlp_ratios, sr_ratios, patch_sizes and embed_norm_eps must be positive"
+            )
         elif not problems and min(self.size) < (smallest := self.smallest_size()):
             nearest = "x".join(str(max(n, smallest)) for n in self.size)
             problems.append(
-                f"image_size {self.size[0]}x{self.size[1]} is below {smallest} pixels; the nearest size is {nearest}"
+                f"image_size {self.size[0]}x{self.size[1]} is below {smallest} pixels; the nearest "
+                f"size is {nearest}"
             )
         problems += check_depth("depths", sum(self.depths))
         if self.window_size is not None and self.window_size < 1:
-            problems.append(f"window_size is {self.window_size}; it must be positive, or none for PCPVT")
-        elif self.window_size is not None and self.window_size > max(self.size):  # the rest of which is only padding
-            problems.append(f"window_size is {self.window_size}; it must be at most the {max(self.size)} of the images")
+            problems.append(
+                f"window_size is {self.window_size}; it must be positive, or none for PCPVT"
+            )
+        elif self.window_size is not None and self.window_size > max(
+            self.size
+        ):  # the rest of which is only padding
+            problems.append(
+                f"window_size is {self.window_size}; it must be at most the {max(self.size)} of "
+                "the images"
+            )
         for dim, heads in zip(self.embed_dims, self.num_heads, strict=False):
             problems += check_heads("embed_dims", dim, "num_heads", heads)
         return problems
@@ -129,7 +148,8 @@ class WindowAttention(nn.Module):
         g = self.window_size
         x = pad(x.reshape(b, height, width, d), (0, 0, 0, -width % g, 0, -height % g))
         rows, columns = x.shape[1] // g, x.shape[2] // g
-        x = x.reshape(b, rows, g, columns, g, d).transpose(2, 3).reshape(-1, g * g, d)  # (b * rows * columns, g * g, d)
+        # (b * rows * columns, g * g, d)
+        x = x.reshape(b, rows, g, columns, g, d).transpose(2, 3).reshape(-1, g * g, d)
         q, k, v = (
             t.reshape(-1, g * g, self.num_heads, d // self.num_heads).transpose(1, 2)
             for t in self.qkv(x).chunk(3, dim=2)
@@ -143,7 +163,9 @@ class WindowAttention(nn.Module):
 class ReducedAttention(nn.Module):
     """Attention from every token to a map reduced by a strided convolution ("GSA")."""
 
-    def __init__(self, dim: int, num_heads: int, sr_ratio: int, norm_eps: float, drop_rate: float = 0.0) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, sr_ratio: int, norm_eps: float, drop_rate: float = 0.0
+    ) -> None:
         super().__init__()
         self.num_heads, self.sr_ratio, self.drop_rate = num_heads, sr_ratio, drop_rate
         self.q = Linear(dim, dim)
@@ -159,7 +181,8 @@ class ReducedAttention(nn.Module):
         if self.sr_ratio > 1:
             x = self.norm(self.sr(to_map(x, height, width)).flatten(2).transpose(1, 2))  # (b, r, d)
         k, v = (
-            t.reshape(b, -1, self.num_heads, d // self.num_heads).transpose(1, 2) for t in self.kv(x).chunk(2, dim=2)
+            t.reshape(b, -1, self.num_heads, d // self.num_heads).transpose(1, 2)
+            for t in self.kv(x).chunk(2, dim=2)
         )
         x = attend(q, k, v)
         return drop(self.proj(x.transpose(1, 2).reshape(b, n, d)), self.drop_rate, self.training)
@@ -175,7 +198,9 @@ class Block(nn.Module):
         if config.window_size is not None and index % 2 == 0:
             self.attn = WindowAttention(d, heads, config.window_size, config.drop_rate)
         else:
-            self.attn = ReducedAttention(d, heads, config.sr_ratios[stage], config.embed_norm_eps, config.drop_rate)
+            self.attn = ReducedAttention(
+                d, heads, config.sr_ratios[stage], config.embed_norm_eps, config.drop_rate
+            )
         self.drop_path = DropPath(drop_path_rate)
         self.norm2 = nn.LayerNorm(d, config.norm_eps)
         self.mlp = Mlp(d, int(d * config.mlp_ratios[stage]), config.gelu, config.drop_rate)
@@ -226,7 +251,9 @@ class Twins(VisionModel[TwinsConfig]):
 
         self.patch_embeds = nn.ModuleList(
             PatchEmbed(before, dim, side, config.embed_norm_eps)
-            for before, dim, side in zip((config.in_channels, *dims[:-1]), dims, config.patch_sizes, strict=True)
+            for before, dim, side in zip(
+                (config.in_channels, *dims[:-1]), dims, config.patch_sizes, strict=True
+            )
         )
         rates = iter(drop_path_rates(config.drop_path_rate, sum(depths)))
         self.blocks = nn.ModuleList(
@@ -238,13 +265,18 @@ class Twins(VisionModel[TwinsConfig]):
         self.head = build_head(dims[-1], config.num_classes)
         self.apply(_init)
 
-    def levels(self, images: Float[Tensor, "b c h w"]) -> Iterator[tuple[Float[Tensor, "b n d"], tuple[int, int]]]:
+    def levels(
+        self, images: Float[Tensor, "b c h w"]
+    ) -> Iterator[tuple[Float[Tensor, "b n d"], tuple[int, int]]]:
         if min(images.shape[-2:]) < (smallest := self.config.smallest_size()):
             raise ValueError(
-                f"images are {tuple(images.shape[-2:])}; this Twins needs at least {smallest} pixels a side"
+                f"images are {tuple(images.shape[-2:])}; this Twins needs at least {smallest} "
+                "pixels a side"
             )
         maps = images
-        for patch_embed, blocks, pos_block in zip(self.patch_embeds, self.blocks, self.pos_block, strict=True):
+        for patch_embed, blocks, pos_block in zip(
+            self.patch_embeds, self.blocks, self.pos_block, strict=True
+        ):
             x, height, width = patch_embed(maps)
             x = drop(x, self.config.drop_rate, patch_embed.training)
             for index, block in enumerate(blocks):  # pyright: ignore[reportArgumentType]
@@ -268,13 +300,16 @@ class Twins(VisionModel[TwinsConfig]):
         first = sum(self.config.depths[:stage])
         if part == "blocks":
             return first + int(rest.split(".")[1]) + 1
-        return first + (1 if part == "pos_block" else 0)  # a patch embedding belongs to the last layer before it
+        # a patch embedding belongs to the last layer before it
+        return first + (1 if part == "pos_block" else 0)
 
 
 def _init(module: nn.Module) -> None:
     init_linear(module)
     if isinstance(module, nn.Conv2d):
-        fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+        fan_out = (
+            module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+        )
         nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
         if module.bias is not None:
             nn.init.zeros_(module.bias)
@@ -293,7 +328,9 @@ def _pcpvt(*depths: int) -> TwinsConfig:
 def _svt(width: int, heads: int, *depths: int) -> TwinsConfig:
     doubling = (1, 2, 4, 8)
     return TwinsConfig(
-        embed_dims=tuple(width * n for n in doubling), depths=depths, num_heads=tuple(heads * n for n in doubling)
+        embed_dims=tuple(width * n for n in doubling),
+        depths=depths,
+        num_heads=tuple(heads * n for n in doubling),
     )
 
 
@@ -356,7 +393,8 @@ _DIALECTS = (
         options=_MINDSPORE,
         preprocess={"crop": 0.9},
     ),
-    # the net within another cell: the position encodings are registered, and named, before the stages
+    # the net within another cell: the position encodings are registered, and named, before the
+    # stages
     Dialect(
         name="zoo",
         rows=_merged("{k}", "merge_blocks.{k}"),
@@ -382,8 +420,9 @@ _WIDTH = ("norm1.gamma", _POSITION)
 def _number_stages(weights: Mapping[str, Tensor]) -> dict[str, str]:
     """Return the zoo's names of MindSpore's weights by those in a file, from its order and shapes.
 
-    How MindSpore names what a stage holds differs from version to version; that a stage's blocks stand in the order
-    they run does not. A stage is known by its width, which grows with each, and a position encoding by its weights.
+    How MindSpore names what a stage holds differs from version to version; that a stage's blocks
+    stand in the order they run does not. A stage is known by its width, which grows with each, and
+    a position encoding by its weights.
     """
     if not any(name.startswith("patch_embeds.") and name.endswith(".gamma") for name in weights):
         return {}
@@ -408,7 +447,9 @@ def _number_stages(weights: Mapping[str, Tensor]) -> dict[str, str]:
             names |= {name: f"pos_block.{stage}.{leaf}" for leaf, name in blocks[place].items()}
         for number, place in enumerate(place for place in places if place not in encodings):
             at = number + 1 if number else 0
-            names |= {name: f"merge_blocks.{stage}.{at}.{leaf}" for leaf, name in blocks[place].items()}
+            names |= {
+                name: f"merge_blocks.{stage}.{at}.{leaf}" for leaf, name in blocks[place].items()
+            }
     return names
 
 

@@ -53,12 +53,15 @@ class _Frame:
         return self.place_x(point[0]), self.place_y(point[1])
 
 
-def line_chart(title: str, lines: Mapping[str, Sequence[Point]], marked_x: float | None = None) -> Chart | None:
+def line_chart(
+    title: str, lines: Mapping[str, Sequence[Point]], marked_x: float | None = None
+) -> Chart | None:
     """Draw named lines of (x, y) points, without those whose y is NaN or Inf; None where no point is left.
 
     Args:
         title: Names what y is.
-        lines: The points of each line by its name; the last line is the one that may have a marked point.
+        lines: The points of each line by its name; the last line is the one that may have a marked
+            point.
         marked_x: The x of the point to mark.
     """
     finite = {name: _drop_nonfinite(points) for name, points in lines.items()}

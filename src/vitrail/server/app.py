@@ -100,7 +100,9 @@ def _add_routes(app: FastAPI, api: Api, needs_key: list[Any]) -> None:
     unwell: dict[int | str, dict[str, Any]] = {503: {"model": State}}
     app.get("/health", responses=unwell)(api.health)
     app.get("/ready", responses=unwell)(api.ready)
-    app.get("/metrics", name="metrics", dependencies=needs_key, response_class=Response)(api.show_metrics)
+    app.get("/metrics", name="metrics", dependencies=needs_key, response_class=Response)(
+        api.show_metrics
+    )
     app.get("/", include_in_schema=False)(api.index)
 
     # load balancers ask with HEAD
@@ -154,14 +156,17 @@ class Api:
         batches.cancel()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def check_key(self, given: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> None:
+    def check_key(
+        self, given: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]
+    ) -> None:
         """Refuse a request that does not bring the API key."""
         how = "send it as Authorization: Bearer KEY"
         asks_for_key = {"WWW-Authenticate": "Bearer"}
         if given is None:
             raise HTTPException(401, f"needs the API key; {how}", headers=asks_for_key)
         key = self._serving.api_key or ""
-        # compared in the same time wherever they differ, which would tell how much of a guess is right
+        # compared in the same time wherever they differ, which would tell how much of a guess is
+        # right
         if not hmac.compare_digest(given.credentials.encode(), key.encode()):
             raise HTTPException(401, f"the API key is wrong; {how}", headers=asks_for_key)
 
@@ -185,7 +190,9 @@ class Api:
             if share.is_given_up:
                 raise Refused(429, FULL) from error
             if has_arrived:
-                raise HTTPException(503, f"the request could not be answered in {timeout_s:g} s") from error
+                raise HTTPException(
+                    503, f"the request could not be answered in {timeout_s:g} s"
+                ) from error
             late = f"the request did not arrive in {timeout_s:g} s"
             raise HTTPException(408, late, headers={"Connection": "close"}) from error
         finally:
@@ -205,7 +212,8 @@ class Api:
     async def _classify_file(self, files: list[bytearray], number: int, client: Client) -> Result:
         try:
             with self.metrics.decode_seconds.time():
-                # named by number, so that no bytes wait for a decoder on behalf of a client that is gone
+                # named by number, so that no bytes wait for a decoder on behalf of a client that is
+                # gone
                 view = await self._decoders.read(client, lambda: files[number])
         except UnreadableImage as error:
             self.metrics.images.labels("unreadable").inc()
@@ -317,5 +325,6 @@ def _write_content_policy(page: bytes) -> str:
     styles = " ".join(hashes[b"style"])
     return (
         f"default-src 'none'; script-src {scripts}; style-src {styles}; "
-        "img-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "img-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors "
+        "'none'"
     )

@@ -41,11 +41,16 @@ def listen(serving: Serving) -> socket.socket:
         ConfigError: It is taken, or there is no such host.
     """
     try:
-        addresses = socket.getaddrinfo(serving.host, serving.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        addresses = socket.getaddrinfo(
+            serving.host, serving.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
         family, _, _, _, address = addresses[0]
         takes_ipv4_too = serving.host == "::" and socket.has_dualstack_ipv6()
-        listening = socket.create_server(address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=takes_ipv4_too)
-        # connections inherit it; without, the second half of each answer would wait 40 ms for the client's word
+        listening = socket.create_server(
+            address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=takes_ipv4_too
+        )
+        # connections inherit it; without, the second half of each answer would wait 40 ms for the
+        # client's word
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
     except PermissionError as error:
@@ -54,7 +59,9 @@ def listen(serving: Serving) -> socket.socket:
     except (OSError, UnicodeError) as error:
         if getattr(error, "errno", None) == errno.EADDRINUSE:
             where = write_option("port", serving.port)
-            raise ConfigError(f"{where}: is taken on {serving.host}; choose another, or 0") from error
+            raise ConfigError(
+                f"{where}: is taken on {serving.host}; choose another, or 0"
+            ) from error
         reason = getattr(error, "strerror", None) or error
         where = f"{write_option('host', serving.host)} {write_option('port', serving.port)}"
         raise ConfigError(f"{where}: cannot listen there ({reason})") from error
@@ -90,7 +97,11 @@ def run(app: Any, serving: Serving, listening: socket.socket, on_ready: Callable
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         async def send_and_close_at_end(message: Any) -> None:
             is_last = server.should_exit or FAULT in scope["state"]
-            if is_last and message["type"] == "http.response.start" and CLOSE not in message["headers"]:
+            if (
+                is_last
+                and message["type"] == "http.response.start"
+                and CLOSE not in message["headers"]
+            ):
                 message["headers"] = [*message["headers"], CLOSE]
             await send(message)
 
@@ -111,7 +122,8 @@ def run(app: Any, serving: Serving, listening: socket.socket, on_ready: Callable
         timeout_graceful_shutdown=int(limits.timeout_s) + 1,
     )
     server = _Server(config)
-    # uvicorn raises the signal again when it has ended, which would be the end by a signal instead of status 0
+    # uvicorn raises the signal again when it has ended, which would be the end by a signal instead
+    # of status 0
     for number in ENDS:
         # nohup has a process ignore that its terminal is gone
         if signal.getsignal(number) is not signal.SIG_IGN or number is not signal.SIGHUP:
@@ -146,7 +158,8 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
-        self._told_by = signal.Signals(sig).name  # to be logged later: a signal may come amid a line of the log
+        # to be logged later: a signal may come amid a line of the log
+        self._told_by = signal.Signals(sig).name
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         log.info("the server ends", extra={FIELDS: {"by": self._told_by}})
@@ -167,8 +180,11 @@ class _Server(uvicorn.Server):
         """Log in a line, once a minute, what the system refuses, such as one more open file; the rest as usual."""
         error = context.get("exception")
         if isinstance(error, OSError):
-            if loop.time() > self._tell_trouble_at:  # asyncio tries again as often as there may be connections
+            # asyncio tries again as often as there may be connections
+            if loop.time() > self._tell_trouble_at:
                 self._tell_trouble_at = loop.time() + TELL_EVERY_S
                 log.error(context["message"], extra={FIELDS: {"reason": str(error)}})
-        elif not (self.should_exit and isinstance(error, ValueError)):  # or to listen again at a port that is closed
+        elif not (
+            self.should_exit and isinstance(error, ValueError)
+        ):  # or to listen again at a port that is closed
             loop.default_exception_handler(context)

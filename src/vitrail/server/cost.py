@@ -1,7 +1,7 @@
 """Estimate what decoding an image will cost from its header and its size alone, without Pillow.
 
-The rates are of one core of an AMD EPYC, rounded up; they need be right to a factor of a few only. A file that lies
-about itself is stopped when it has had its time.
+The rates are of one core of an AMD EPYC, rounded up; they need be right to a factor of a few only.
+A file that lies about itself is stopped when it has had its time.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ COMMENT_BYTE_NS = 250
 SEGMENT_NS = 4000
 """Nanoseconds of each segment of a header that Pillow reads in Python, such as a comment."""
 MOST_SEGMENTS = 2000
-"""Segments of a header that are counted; where there are more, the whole file is taken for header."""
+"""Segments of a header that are counted; where there are more, the whole file is taken for
+header."""
 MOST_PIECES = 50_000
-"""Pieces of a GIF's extensions that are looked at; there may be ten million, of which no more is to be learnt."""
+"""Pieces of a GIF's extensions that are looked at; there may be ten million, of which no more is to
+be learnt."""
 MOST_TAGS = 100
 """Tags of a TIFF that are looked at."""
 
@@ -59,7 +61,8 @@ class Cost(NamedTuple):
     seconds: float
     """Processor time."""
     pixels: int
-    """Pixels that the header speaks of; 0 where it is not understood, and the file's size alone is counted."""
+    """Pixels that the header speaks of; 0 where it is not understood, and the file's size alone is
+    counted."""
     reason: str
     """What takes so long, in a few words."""
 
@@ -70,7 +73,12 @@ def estimate_cost(file: File) -> Cost:
         if file.startswith(magic, offset):
             try:
                 cost = read_header(file)
-            except (struct.error, ValueError, IndexError, OverflowError):  # anything may be in a file
+            except (
+                struct.error,
+                ValueError,
+                IndexError,
+                OverflowError,
+            ):  # anything may be in a file
                 seconds = len(file) * COMMENT_BYTE_NS * NANO
                 cost = Cost(seconds, 0, f"{len(file):,} bytes with a broken header")
             return cost._replace(seconds=cost.seconds + len(file) * BYTE_S)

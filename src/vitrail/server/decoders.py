@@ -1,7 +1,7 @@
 """Decode images in worker processes, so that none holds another up: lanes by estimated cost, fair turns in each.
 
-Every lane has workers of its own and a thread for each, which waits for the worker's answer. An image that takes longer
-than its header promised goes on in the lane of the slowest.
+Every lane has workers of its own and a thread for each, which waits for the worker's answer. An
+image that takes longer than its header promised goes on in the lane of the slowest.
 """
 
 from __future__ import annotations
@@ -38,11 +38,13 @@ ADVICE = "save it as a plain JPEG or PNG"
 BASE64 = (b"/9j/", b"iVBORw0KGgo", b"R0lGOD", b"UklGR", b"SUkqA", b"TU0AK", b"data:image/")
 """JPEG, PNG, GIF, WebP and TIFF as base64 text, and what browsers write before it."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""Formats of which one image is decoded before workers are forked, so that Pillow's plugins are loaded."""
+"""Formats of which one image is decoded before workers are forked, so that Pillow's plugins are
+loaded."""
 LATE_IMPORTS = ("tifffile", "imagecodecs")
 """Packages that decoding imports where it first needs them, and no worker should have to."""
 VIEW, UNREADABLE, BROKEN = b"r", b"u", b"b"
-"""Letters of a worker's answer: what the model sees, why the image cannot be read, or the traceback of an error."""
+"""Letters of a worker's answer: what the model sees, why the image cannot be read, or the traceback
+of an error."""
 QUICK_S = 0.1
 """Estimated seconds that the first lane takes at most; a JPEG of 10 megapixels."""
 LONGER_S = 1.0
@@ -54,7 +56,8 @@ AT_LEAST_S = 0.03
 WALL = 10
 """How many times its processor time an image may take in all, on a machine with other work."""
 HELD_UP_S = 5.0
-"""Seconds in which no image may be done, beyond what is allowed, until the decoders count as wedged."""
+"""Seconds in which no image may be done, beyond what is allowed, until the decoders count as
+wedged."""
 LONG_FILE = 2**20
 """Bytes above which even the look at a header is left to another thread."""
 MOST_TOLD = 200
@@ -121,7 +124,9 @@ class Decoders:
         self._fork_server = ForkServer(self._decode, self._warm_up)
         for lane in self._lanes:
             for _ in range(lane.workers):
-                threading.Thread(target=self._run_lane, args=(lane,), name="decode", daemon=True).start()
+                threading.Thread(
+                    target=self._run_lane, args=(lane,), name="decode", daemon=True
+                ).start()
 
     @property
     def trouble(self) -> str | None:
@@ -137,7 +142,9 @@ class Decoders:
         _, wall_s = self._allow(lane, Cost(lane.most_s, 0, ""))
         return time.monotonic() - lane.moved > HELD_UP_S + wall_s
 
-    async def read(self, client: tuple[Hashable, ...], read_file: Callable[[], bytes | bytearray]) -> Tensor:
+    async def read(
+        self, client: tuple[Hashable, ...], read_file: Callable[[], bytes | bytearray]
+    ) -> Tensor:
         """Return what the model is to see of an image file.
 
         Args:
@@ -162,7 +169,9 @@ class Decoders:
     async def _estimate_cost(self, file: bytes | bytearray) -> Cost:
         """Return what decoding a file will cost; refuse one that is no image, or that would cost too much."""
         if file[:64].lstrip(b" \t\r\n\"'").startswith(BASE64):
-            raise UnreadableImage(f"is base64 text; decode it, and send the bytes of the image ({READ} are read)")
+            raise UnreadableImage(
+                f"is base64 text; decode it, and send the bytes of the image ({READ} are read)"
+            )
         if len(file) > LONG_FILE:
             cost = await asyncio.get_running_loop().run_in_executor(None, estimate_cost, file)
         else:
@@ -171,7 +180,8 @@ class Decoders:
             cost = Cost(len(file) * BYTE_S, 0, "")  # it is refused before anything is decoded
         if cost.seconds > self._limits.decode_s:
             raise UnreadableImage(
-                f"would take about {cost.seconds:.0f} s to decode, {cost.reason}; at most {self._limits.decode_s:g} s "
+                f"would take about {cost.seconds:.0f} s to decode, {cost.reason}; at most "
+                f"{self._limits.decode_s:g} s "
                 f"are taken; {ADVICE}"
             )
         return cost
@@ -240,7 +250,9 @@ class Decoders:
             file = job.read_file()
         except IndexError:  # the files of a request go when its client does
             return
-        answer = worker.run(file, processor_s=processor_s, wall_s=wall_s, is_wanted=lambda: job.is_wanted)
+        answer = worker.run(
+            file, processor_s=processor_s, wall_s=wall_s, is_wanted=lambda: job.is_wanted
+        )
         self._answer(job, answer)
 
     def _handle_lost_worker(self, lane: _Lane, job: _Job, lost: WorkerLost) -> None:
@@ -251,7 +263,9 @@ class Decoders:
             self._put(slowest, job)  # its header promised too much
         elif lost.is_late:
             processor_s, _ = self._allow(lane, job.cost)
-            self._fail(job, UnreadableImage(f"takes more than {processor_s:g} s to decode; {ADVICE}"))
+            self._fail(
+                job, UnreadableImage(f"takes more than {processor_s:g} s to decode; {ADVICE}")
+            )
         elif job.is_wanted and not job.is_second:
             job.is_second = True  # something else may have killed the worker
             self._put(lane, job)

@@ -1,8 +1,8 @@
 """A fork server: worker processes for work that may crash, hang or take too long, limited by the kernel and replaced.
 
-The HTTP server forks it before there is an engine or a connection, and it forks the workers from itself. So a worker is
-there in 20 ms, shares the memory of all that was imported, and holds no key, connection or request of others. Answers
-are bytes: nothing is unpickled.
+The HTTP server forks it before there is an engine or a connection, and it forks the workers from
+itself. So a worker is there in 20 ms, shares the memory of all that was imported, and holds no key,
+connection or request of others. Answers are bytes: nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -21,13 +21,17 @@ from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
 Work = Callable[[bytearray], tuple[bytes, bytes]]
-"""What workers do: takes a piece of work, returns a letter that says what the answer is, and the answer."""
+"""What workers do: takes a piece of work, returns a letter that says what the answer is, and the
+answer."""
 HEADER = struct.Struct("<cQd")
-"""What stands before work and answers: a letter, the number of bytes, and the processor's seconds that are allowed."""
+"""What stands before work and answers: a letter, the number of bytes, and the processor's seconds
+that are allowed."""
 ORDER = struct.Struct("<Ici")
-"""An order to the fork server, and its answer: the order's number, what is to be done or was, and a value."""
+"""An order to the fork server, and its answer: the order's number, what is to be done or was, and a
+value."""
 FORK, END, FAILED = b"f", b"k", b"e"
-"""What is to be done, or was: the value of FORK is a niceness, and then a process; that of FAILED is an errno."""
+"""What is to be done, or was: the value of FORK is a niceness, and then a process; that of FAILED
+is an errno."""
 ORDER_TIMEOUT_S = 30.0
 """Seconds for an order, which takes milliseconds unless the fork server is still warming up."""
 CHECK_EVERY_S = 0.25
@@ -149,14 +153,21 @@ class ForkServer:
 class Worker:
     """One worker process, to be used by one thread."""
 
-    def __init__(self, fork_server: ForkServer, pid: int, link: socket.socket, printed: int) -> None:
+    def __init__(
+        self, fork_server: ForkServer, pid: int, link: socket.socket, printed: int
+    ) -> None:
         self._fork_server = fork_server
         self._pid = pid
         self._link = link
         self._printed = printed
 
     def run(
-        self, data: bytes | bytearray, *, processor_s: float, wall_s: float, is_wanted: Callable[[], bool]
+        self,
+        data: bytes | bytearray,
+        *,
+        processor_s: float,
+        wall_s: float,
+        is_wanted: Callable[[], bool],
     ) -> Answer:
         """Return what the work made of `data`.
 
@@ -164,11 +175,13 @@ class Worker:
             data: A piece of work.
             processor_s: Seconds of processor time, after which the kernel ends the worker.
             wall_s: Seconds after which it is ended in any case.
-            is_wanted: Asked from time to time whether the answer is wanted; where it is not, the worker is ended.
+            is_wanted: Asked from time to time whether the answer is wanted; where it is not, the
+                worker is ended.
 
         Raises:
             WorkerLost: The worker crashed, or was ended. It is closed.
-            ForkServerGone: Neither is there an answer, nor can the worker's end be made sure of. It is closed.
+            ForkServerGone: Neither is there an answer, nor can the worker's end be made sure of. It
+                is closed.
         """
         began = time.monotonic()
         try:
@@ -205,7 +218,8 @@ class Worker:
         finally:
             self.close()
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-        if number not in (signal.SIGPROF, signal.SIGKILL):  # the first is the timer's, the second ours
+        # the first is the timer's, the second ours
+        if number not in (signal.SIGPROF, signal.SIGKILL):
             ended_by = signal.strsignal(number) if number else "itself"
             printed = f"{printed} ended by {ended_by}".strip()
         is_late = number == signal.SIGPROF or time.monotonic() >= late_at
@@ -283,7 +297,11 @@ def _take_orders(orders: socket.socket, work: Work, warm_up: Callable[[], None])
             return
         number, what, value = ORDER.unpack(order)
         try:
-            value = _end_worker(value, dying) if what == END else _fork_worker(orders, files, work, value)
+            value = (
+                _end_worker(value, dying)
+                if what == END
+                else _fork_worker(orders, files, work, value)
+            )
         except OSError as error:
             what = FAILED
             value = error.errno or 0
@@ -294,10 +312,12 @@ def _take_orders(orders: socket.socket, work: Work, warm_up: Callable[[], None])
 def _end_worker(pid: int, dying: list[int]) -> int:
     """Kill a process, and return how it ended, if it did so by itself just now.
 
-    A process of low priority may take long to be gone, which the next order does not wait for: it is added to `dying`.
+    A process of low priority may take long to be gone, which the next order does not wait for: it
+    is added to `dying`.
     """
     dying[:] = [one for one in dying if os.waitpid(one, os.WNOHANG)[0] == 0]
-    os.kill(pid, signal.SIGKILL)  # one that has ended by itself keeps its number until it is waited for
+    # one that has ended by itself keeps its number until it is waited for
+    os.kill(pid, signal.SIGKILL)
     for _ in range(END_CHECKS):
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
@@ -328,7 +348,8 @@ def _work(link: socket.socket, stderr: int, work: Work, niceness: int) -> None:
         while True:
             _, size, seconds = HEADER.unpack(_receive(link, HEADER.size, FOREVER))
             data = _receive(link, size, FOREVER)
-            signal.setitimer(signal.ITIMER_PROF, seconds)  # whose signal ends the process, whatever it is doing
+            # whose signal ends the process, whatever it is doing
+            signal.setitimer(signal.ITIMER_PROF, seconds)
             letter, answer = work(data)
             signal.setitimer(signal.ITIMER_PROF, 0)
             link.sendall(HEADER.pack(letter, len(answer), 0))

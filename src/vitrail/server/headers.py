@@ -11,16 +11,22 @@ SHOWN_NAME = 100
 """Letters of a wrong host name that are shown."""
 
 
-def find_fault(headers: Iterable[tuple[bytes, bytes]], http_version: str, serving: Serving) -> tuple[int, str] | None:
+def find_fault(
+    headers: Iterable[tuple[bytes, bytes]], http_version: str, serving: Serving
+) -> tuple[int, str] | None:
     """Return the status and the reason of a refusal, or None for headers that are in order.
 
-    A request whose length is told in two ways may be two requests to a proxy (request smuggling). One that calls the
-    server by a name which it was not told may come from a page of a stranger, whose name was made to lead here (DNS
-    rebinding).
+    A request whose length is told in two ways may be two requests to a proxy (request smuggling).
+    One that calls the server by a name which it was not told may come from a page of a stranger,
+    whose name was made to lead here (DNS rebinding).
     """
     values = {name.lower(): value for name, value in headers}
     if b"transfer-encoding" in values and (b"content-length" in values or http_version == "1.0"):
-        return 400, "the request has a Transfer-Encoding beside a Content-Length, or in HTTP/1.0; send one of the two"
+        return (
+            400,
+            "the request has a Transfer-Encoding beside a Content-Length, or in HTTP/1.0; send one "
+            "of the two",
+        )
     host = values.get(b"host")
     if host is None:  # which HTTP/1.0 does without
         return None

@@ -10,7 +10,8 @@ from typing import Any
 from vitrail.display import Quiet
 
 FIELDS = "fields"
-"""Key of `extra` under which a log call gives the fields of its line, beside time, level and event."""
+"""Key of `extra` under which a log call gives the fields of its line, beside time, level and
+event."""
 
 
 class JsonLines(logging.Formatter):
@@ -34,7 +35,8 @@ def write_json_lines() -> None:
     handler.setFormatter(JsonLines())
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     logging.captureWarnings(True)
-    # it logs what it refuses of a form, up to once a chunk; the answer says so, and the request has a line of its own
+    # it logs what it refuses of a form, up to once a chunk; the answer says so, and the request has
+    # a line of its own
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 

@@ -36,7 +36,9 @@ class Metrics:
         ours: dict[str, Any] = {"namespace": "vitrail", "registry": self._registry}
         timed: dict[str, Any] = {**ours, "buckets": SECONDS}
         self.requests = Counter("requests", "Answered requests.", ["path", "status"], **ours)
-        self.request_seconds = Histogram("request_seconds", "From a request's header to its answer.", ["path"], **timed)
+        self.request_seconds = Histogram(
+            "request_seconds", "From a request's header to its answer.", ["path"], **timed
+        )
         self.images = Counter("images", "Images by what became of them.", ["outcome"], **ours)
         self.decode_seconds = Histogram("decode_seconds", "To decode one image.", **timed)
         self.batch_seconds = Histogram("batch_seconds", "To run one batch in the engine.", **timed)

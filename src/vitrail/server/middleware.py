@@ -35,10 +35,13 @@ class Middleware:
         app: Answers requests whose headers are in order.
         paths: Paths that `app` has, by which requests are logged and counted.
         metrics: Counts and times of requests.
-        serving: Settings, of which the server's names are compared with those that requests call it by.
+        serving: Settings, of which the server's names are compared with those that requests call it
+            by.
     """
 
-    def __init__(self, app: Any, paths: Collection[str], metrics: Metrics, serving: Serving) -> None:
+    def __init__(
+        self, app: Any, paths: Collection[str], metrics: Metrics, serving: Serving
+    ) -> None:
         self._app = app
         self._paths = paths
         self._metrics = metrics

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from vitrail.server.idle import IdleConnections
 
 KEEP_ALIVE_S = 5
-"""Seconds that a connection is kept for another request; after the signal to end, that it may still bring one."""
+"""Seconds that a connection is kept for another request; after the signal to end, that it may still
+bring one."""
 LINGER_S = 2
 """Seconds that a client has to read its last answer, while what it still sends is dropped."""
 READ_SIZE = 2**16
@@ -49,7 +50,8 @@ class Fault(NamedTuple):
 class _Messages(h11.Connection):
     """Reads requests up to the first that has a fault; nothing after that is believed.
 
-    Headers and chunks that are so small and so many that taking them apart would hold up all others are faults too.
+    Headers and chunks that are so small and so many that taking them apart would hold up all others
+    are faults too.
     """
 
     fault: Fault | None = None
@@ -64,7 +66,9 @@ class _Messages(h11.Connection):
     def receive_data(self, data: bytes) -> None:
         if self.their_state is h11.IDLE and data.startswith(TLS):
             self.fault = Fault(
-                400, "this is HTTPS, and the server speaks HTTP; ask at http://, or put a proxy before it"
+                400,
+                "this is HTTPS, and the server speaks HTTP; ask at http://, or put a proxy before "
+                "it",
             )
         elif self.fault is None:
             super().receive_data(data)
@@ -85,14 +89,18 @@ class _Messages(h11.Connection):
             self._chunks = 0
             self._size = 0
             if not event.http_version.startswith(b"1."):
-                return Fault(505, f"HTTP/{event.http_version.decode()} is not spoken; ask in HTTP/1.1")
+                return Fault(
+                    505, f"HTTP/{event.http_version.decode()} is not spoken; ask in HTTP/1.1"
+                )
             if len(event.headers) > MOST_HEADERS:
                 return Fault(400, f"the request has more than {MOST_HEADERS} headers")
         elif isinstance(event, h11.Data):
             self._chunks += event.chunk_start
             self._size += len(event.data)
             if self._chunks > FREE_CHUNKS + self._size // LEAST_CHUNK:
-                return Fault(400, f"the body comes in chunks of under {LEAST_CHUNK} bytes; send larger ones")
+                return Fault(
+                    400, f"the body comes in chunks of under {LEAST_CHUNK} bytes; send larger ones"
+                )
         return None
 
 
@@ -101,7 +109,9 @@ def _explain(error: h11.RemoteProtocolError) -> Fault:
     if error.error_status_hint == 431:
         return Fault(431, f"the request's header has more than {LARGEST_HEADER:,} bytes")
     reason = QUOTED.sub("", str(error))
-    return Fault(error.error_status_hint, f"the request is no valid HTTP ({reason[:1].lower()}{reason[1:]})")
+    return Fault(
+        error.error_status_hint, f"the request is no valid HTTP ({reason[:1].lower()}{reason[1:]})"
+    )
 
 
 class _ClosedInTurn:
@@ -127,9 +137,10 @@ class _ClosedInTurn:
 class Connection(H11Protocol):
     """Ends when a request's header does not arrive in time, or when nobody reads the answer.
 
-    What is no request is answered as every other refusal, by the application, which finds the reason in the state of
-    the scope. A client that has sent all that it wants to, and says so, gets its answers. When the server is about to
-    end, one that has not heard so yet has KEEP_ALIVE_S to ask, and its answer tells it.
+    What is no request is answered as every other refusal, by the application, which finds the
+    reason in the state of the scope. A client that has sent all that it wants to, and says so, gets
+    its answers. When the server is about to end, one that has not heard so yet has KEEP_ALIVE_S to
+    ask, and its answer tells it.
     """
 
     timeout_s: float
@@ -143,7 +154,8 @@ class Connection(H11Protocol):
     _has_sent_all: bool = False
     """Whether the client will send nothing more."""
     _unsent: asyncio.TimerHandle | None = None
-    """Aborts the connection unless a request's header, or the rest of a body that was refused, comes in time."""
+    """Aborts the connection unless a request's header, or the rest of a body that was refused,
+    comes in time."""
     _unread: asyncio.TimerHandle | None = None
     """Aborts the connection unless the answer is read in time."""
     _lingering: asyncio.TimerHandle | None = None
@@ -287,7 +299,9 @@ class Connection(H11Protocol):
         """Give an idle connection a little time for another request, as the server is about to end."""
         if self.cycle is None or self.cycle.response_complete:
             self._unset_keepalive_if_required()
-            self.timeout_keep_alive_task = self.loop.call_later(KEEP_ALIVE_S, self.timeout_keep_alive_handler)
+            self.timeout_keep_alive_task = self.loop.call_later(
+                KEEP_ALIVE_S, self.timeout_keep_alive_handler
+            )
 
     def _linger(self) -> None:
         """Send what is to be sent, say that it was all, and wait for the client to close."""

@@ -67,9 +67,18 @@ FAILURES: dict[int | str, dict[str, Any]] = {
     408: {"model": Failure, "description": "The request took too long to arrive"},
     413: {"model": Failure, "description": "Too many bytes or files"},
     415: {"model": Failure, "description": "Neither a form nor an image"},
-    422: {"model": Results, "description": "No image of the request could be read; each result says why"},
-    429: {"model": Failure, "description": "Too many images are waiting; Retry-After says when to try again"},
+    422: {
+        "model": Results,
+        "description": "No image of the request could be read; each result says why",
+    },
+    429: {
+        "model": Failure,
+        "description": "Too many images are waiting; Retry-After says when to try again",
+    },
     421: {"model": Failure, "description": "The server was not told that it has the name in Host"},
-    503: {"model": Failure, "description": "The answer took too long, or the engine or the decoder failed"},
+    503: {
+        "model": Failure,
+        "description": "The answer took too long, or the engine or the decoder failed",
+    },
 }
 """The answers to a request for predictions that are no predictions, by their status."""

@@ -36,7 +36,8 @@ class Limits:
     max_pixels: int = 50_000_000
     """Pixels of one image; decoded, each takes three bytes for a moment."""
     decode_s: float = 5.0
-    """Seconds of processor time to decode one image, as estimated from its header and as measured."""
+    """Seconds of processor time to decode one image, as estimated from its header and as
+    measured."""
     queue: int = 256
     """Images that are being received, wait or are computed, of all requests together."""
     timeout_s: float = 30.0
@@ -76,7 +77,8 @@ class Serving:
     cors: tuple[str, ...] = ()
     """Origins whose pages may ask, such as https://example.org."""
     host_names: tuple[str, ...] = ()
-    """Names that requests may call the server by, beside its addresses, localhost and `host`; * is any."""
+    """Names that requests may call the server by, beside its addresses, localhost and `host`; * is
+    any."""
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
@@ -111,7 +113,9 @@ class Serving:
             if not 0 < value < math.inf:
                 problems.append(f"{name_option(name)} is {value:g}; it must be above 0")
         if not 0 <= self.port <= 65535:
-            problems.append(f"{name_option('port')} is {self.port}; it must be 1 to 65535, or 0 for a free one")
+            problems.append(
+                f"{name_option('port')} is {self.port}; it must be 1 to 65535, or 0 for a free one"
+            )
         return problems
 
     def _find_bad_origins(self) -> list[str]:
@@ -120,7 +124,9 @@ class Serving:
             scheme, _, rest = origin.partition("://")
             if scheme not in ("http", "https") or not rest or "/" in rest or "*" in rest:
                 where = write_option("cors", origin)
-                problems.append(f"{where}: is no origin; write it as https://example.org or http://host:3000")
+                problems.append(
+                    f"{where}: is no origin; write it as https://example.org or http://host:3000"
+                )
         return problems
 
     def _find_bad_host_names(self) -> list[str]:
@@ -128,13 +134,16 @@ class Serving:
         for name in self.host_names:
             if name != ANY_NAME and NAME.fullmatch(name) is None:
                 where = write_option("host_name", name)
-                problems.append(f"{where}: is no host name; write it as example.org, without port, or * for any")
+                problems.append(
+                    f"{where}: is no host name; write it as example.org, without port, or * for any"
+                )
         return problems
 
     def accepts_host(self, header: str) -> bool:
         """Say whether a request may come with this header `Host`, of which the port does not matter.
 
-        An address may always: a page that was loaded by a name that now leads here brings that name.
+        An address may always: a page that was loaded by a name that now leads here brings that
+        name.
         """
         if ANY_NAME in self.host_names:
             return True
@@ -179,7 +188,10 @@ def read_key(file: Path | None) -> str | None:
         return None
     key = key.strip()
     if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise ConfigError(f"{where}: holds no key; it must be one word of ASCII, such as `openssl rand -hex 32` prints")
+        raise ConfigError(
+            f"{where}: holds no key; it must be one word of ASCII, such as `openssl rand -hex 32` "
+            "prints"
+        )
     return key
 
 

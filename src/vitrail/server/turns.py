@@ -12,10 +12,10 @@ Item = TypeVar("Item")
 class Turns(Generic[Item]):
     """Waiting items, handed out by weighted fair queueing.
 
-    Every client has a clock, which moves on by the cost of what it is given; the next is the client whose clock would
-    show the least after its item. A newcomer's clock starts at the time that all would show had they been served at
-    once, each with an equal share. So who asks for little waits for little, and who asks for much is never put off for
-    ever.
+    Every client has a clock, which moves on by the cost of what it is given; the next is the client
+    whose clock would show the least after its item. A newcomer's clock starts at the time that all
+    would show had they been served at once, each with an equal share. So who asks for little waits
+    for little, and who asks for much is never put off for ever.
     """
 
     def __init__(self) -> None:
@@ -31,8 +31,8 @@ class Turns(Generic[Item]):
         """Let an item wait.
 
         Args:
-            client: Names the asker, such as (address, connection): addresses share equally, and so do the connections
-                of each.
+            client: Names the asker, such as (address, connection): addresses share equally, and so
+                do the connections of each.
             item: What is asked for.
             cost: What the item will take, in any unit.
         """
@@ -79,7 +79,9 @@ class Turns(Generic[Item]):
             return
         del self._lines[name]
         self._clocks = {
-            other: clock for other, clock in self._clocks.items() if other in self._lines or clock > self._now
+            other: clock
+            for other, clock in self._clocks.items()
+            if other in self._lines or clock > self._now
         }
 
 

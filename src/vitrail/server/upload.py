@@ -33,7 +33,8 @@ class Refused(Exception):
 class Room:
     """How many images, and bytes of their files, are held for all requests together, and by which address.
 
-    Where it is full, who holds less takes from who holds the most: the last request of that address is given up.
+    Where it is full, who holds less takes from who holds the most: the last request of that address
+    is given up.
 
     Args:
         limits: Limits of requests, of which the queue and the bytes held matter here.
@@ -54,7 +55,9 @@ class Room:
         Raises:
             Refused: The room is full, and no other address holds more than this one.
         """
-        while self.images + images > self._limits.queue or self.bytes + size > self._limits.held_bytes:
+        while (
+            self.images + images > self._limits.queue or self.bytes + size > self._limits.held_bytes
+        ):
             self._give_up_another(share, self._weigh(images, size))
         self._shares[share] = None
         self.images += images
@@ -69,7 +72,9 @@ class Room:
     def _give_up_another(self, share: Share, wanted: float) -> None:
         held: dict[str, float] = {share.address: wanted}
         for other in self._shares:
-            held[other.address] = held.get(other.address, 0) + self._weigh(other.images, other.bytes)
+            held[other.address] = held.get(other.address, 0) + self._weigh(
+                other.images, other.bytes
+            )
         address = max(held, key=lambda one: held[one])
         if held[address] <= held[share.address]:
             raise Refused(429, FULL)
@@ -88,7 +93,8 @@ class Share:
         self.address = address
         self.images = self.bytes = 0
         self.is_given_up = False
-        """Whether the room was wanted by another, and the request is not to be answered any more."""
+        """Whether the room was wanted by another, and the request is not to be answered any
+        more."""
         self.on_given_up: Callable[[], object] = lambda: None
         """Called when it is."""
 
@@ -115,7 +121,10 @@ class Share:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._room.give_back(self)
 
@@ -132,7 +141,9 @@ async def read_files(
         raise Refused(415, "the body is compressed; send it as it is")
     length = int(headers.get("content-length", "0"))  # h11 has made sure that it is a number
     if length > limits.request_bytes:
-        raise Refused(413, f"the request has {length:,} bytes; at most {limits.request_bytes:,} are taken")
+        raise Refused(
+            413, f"the request has {length:,} bytes; at most {limits.request_bytes:,} are taken"
+        )
     files = _Files(limits, share)
     write, finish = _choose_reader(headers.get("content-type", ""), files)
     size = 0
@@ -162,17 +173,25 @@ class _Files:
     def add(self, data: bytes) -> None:
         self._share.take(size=len(data))
         if len(self.contents[-1]) + len(data) > self._limits.max_bytes:
-            raise Refused(413, f"file {len(self.contents)} has more than {self._limits.max_bytes:,} bytes")
+            raise Refused(
+                413, f"file {len(self.contents)} has more than {self._limits.max_bytes:,} bytes"
+            )
         self.contents[-1] += data
 
 
-def _choose_reader(content_type: str, files: _Files) -> tuple[Callable[[bytes], object], Callable[[], None]]:
+def _choose_reader(
+    content_type: str, files: _Files
+) -> tuple[Callable[[bytes], object], Callable[[], None]]:
     """Return what takes the chunks of a body of this type, and what is to be called after the last."""
     kind, options = parse_options_header(content_type)
     if kind == MULTIPART:
         boundary = options.get(b"boundary")
         if not boundary:
-            raise Refused(400, "multipart/form-data comes without its boundary; let your library write this header")
+            raise Refused(
+                400,
+                "multipart/form-data comes without its boundary; let your library write this "
+                "header",
+            )
         form = _Form(boundary, files)
         return form.write, form.finish
     if kind and not kind.startswith(b"image/") and kind != b"application/octet-stream":

@@ -70,7 +70,11 @@ class DataSpeed:
         return {
             "ms_per_image": {stage: 1000 * value for stage, value in self.seconds.items()},
             "loader": {"workers": self.workers, "images_per_s": self.loader},
-            "model": {"device": self.device, "images_at_once": self.at_once, "images_per_s": self.model},
+            "model": {
+                "device": self.device,
+                "images_at_once": self.at_once,
+                "images_per_s": self.model,
+            },
             "unreadable": self.unreadable,
             "advice": self.advice,
         }
@@ -85,7 +89,8 @@ def bench_data(
         config: All settings of a training.
         seconds: Seconds to time the loader for, and the model too; the stages take about as long.
         display: Where progress is shown.
-        written: Files that are written afterwards, by the option that names each; none may be one of the images.
+        written: Files that are written afterwards, by the option that names each; none may be one
+            of the images.
 
     Raises:
         ConfigError: Several processes, or settings that do not fit.
@@ -140,17 +145,26 @@ def time_stages(job: Job) -> tuple[dict[str, float], int]:
     try:
         samples = [sample for key in keys if (sample := _prepared(dataset, key, timed)) is not None]
         if not samples:
-            raise DataError(f"{job.data.train.description}: none of {len(keys)} images could be read")
+            raise DataError(
+                f"{job.data.train.description}: none of {len(keys)} images could be read"
+            )
         for start in range(0, len(samples), AT_ONCE):
-            batch = timed("collate", lambda chunk=samples[start : start + AT_ONCE]: job.loader.collate_fn(chunk))
+            batch = timed(
+                "collate",
+                lambda chunk=samples[start : start + AT_ONCE]: job.loader.collate_fn(chunk),
+            )
             images = batch.images.pin_memory() if job.loader.pin_memory else batch.images
-            timed("copy", lambda images=images: images.to(job.accelerator.device).flatten()[-1].item())
+            timed(
+                "copy", lambda images=images: images.to(job.accelerator.device).flatten()[-1].item()
+            )
     finally:
         torch.set_num_threads(threads)
     return {stage: value / len(samples) for stage, value in spent.items()}, len(keys) - len(samples)
 
 
-def _prepared(dataset: TrainImages, key: SampleKey, timed: Callable[[str, Callable[[], Any]], Any]) -> Sample | None:
+def _prepared(
+    dataset: TrainImages, key: SampleKey, timed: Callable[[str, Callable[[], Any]], Any]
+) -> Sample | None:
     """Read, decode and vary one image as a worker does; None if it cannot be read."""
     source, index = dataset.source, key[1]
     try:
@@ -227,10 +241,16 @@ def advise(stages: dict[str, float], workers: int, cores: int, loader: float, mo
     beside = f"the loader prepares {rate(loader)} images/s and the model takes {rate(model)}"
     if loader >= ROOM * model:
         return f"{beside}: images are no bottleneck"
-    needed = math.ceil(ROOM * model * sum(stages[stage] for stage in ("read", "decode", "transform", "collate")))
+    needed = math.ceil(
+        ROOM * model * sum(stages[stage] for stage in ("read", "decode", "transform", "collate"))
+    )
     if max(workers, 1) < min(needed, cores):
         return f"{beside}: the model waits; this machine has {cores} cores, set data.workers={min(needed, cores)}"
-    decoding = "pip install torchcodec" if decoder_name() == "pillow" else "`vitrail resize-data` makes it quicker"
+    decoding = (
+        "pip install torchcodec"
+        if decoder_name() == "pillow"
+        else "`vitrail resize-data` makes it quicker"
+    )
     remedies = {
         "read": "reading takes longest: a faster disk, or `vitrail pack` for many small files",
         "decode": f"decoding takes longest: {decoding}",

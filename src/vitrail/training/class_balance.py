@@ -30,13 +30,16 @@ class Balance:
     """Number added to the logit of each class."""
 
 
-def build_balance(section: BalanceSection, counts: Int[np.ndarray, " k"], device: torch.device) -> Balance:
+def build_balance(
+    section: BalanceSection, counts: Int[np.ndarray, " k"], device: torch.device
+) -> Balance:
     """Return the class weights and the logit adjustment that the settings ask for.
 
     Args:
-        section: The settings; logit adjustment is the loss of Menon et al. 2021 (https://arxiv.org/abs/2007.07314),
-            with the prior of the images drawn.
-        counts: Training images of each class; where the settings make up for something, at least one.
+        section: The settings; logit adjustment is the loss of Menon et al. 2021
+            (https://arxiv.org/abs/2007.07314), with the prior of the images drawn.
+        counts: Training images of each class; where the settings make up for something, at least
+            one.
         device: Where the loss is computed.
     """
     weights = class_weights(section, counts)
@@ -50,13 +53,17 @@ def build_balance(section: BalanceSection, counts: Int[np.ndarray, " k"], device
     )
 
 
-def drawn_shares(section: BalanceSection, counts: Int[np.ndarray, " k"]) -> Float64[np.ndarray, " k"]:
+def drawn_shares(
+    section: BalanceSection, counts: Int[np.ndarray, " k"]
+) -> Float64[np.ndarray, " k"]:
     """Return the share of each class among the images that the sampler draws."""
     shares = compute_class_shares(counts, section.sampler)
     return np.array(shares, dtype=np.float64) / sum(shares)
 
 
-def class_weights(section: BalanceSection, counts: Int[np.ndarray, " k"]) -> Float64[np.ndarray, " k"]:
+def class_weights(
+    section: BalanceSection, counts: Int[np.ndarray, " k"]
+) -> Float64[np.ndarray, " k"]:
     """Return the weight of each class, 1 on average over the images drawn, so that a learning rate keeps its meaning.
 
     Args:
@@ -67,12 +74,18 @@ def class_weights(section: BalanceSection, counts: Int[np.ndarray, " k"]) -> Flo
     if section.class_weights is None:
         return np.ones(len(counts))
     beta = section.effective_beta
-    effective_counts = {"inverse": counts, "sqrt": np.sqrt(counts), "effective": (1 - beta**counts) / (1 - beta)}
+    effective_counts = {
+        "inverse": counts,
+        "sqrt": np.sqrt(counts),
+        "effective": (1 - beta**counts) / (1 - beta),
+    }
     weights = 1 / effective_counts[section.class_weights]
     return weights / (drawn_shares(section, counts) * weights).sum()
 
 
-def check_counts(section: BalanceSection, counts: Int[np.ndarray, " k"], classes: Sequence[str]) -> None:
+def check_counts(
+    section: BalanceSection, counts: Int[np.ndarray, " k"], classes: Sequence[str]
+) -> None:
     """Refuse to make up for a class that has no image.
 
     Raises:
@@ -80,12 +93,15 @@ def check_counts(section: BalanceSection, counts: Int[np.ndarray, " k"], classes
     """
     if section.active() and not counts.all():
         raise DataError(
-            f"{section.active()[0]}: class {classes[int(counts.argmin())]!r} has no training image; add some, or "
+            f"{section.active()[0]}: class {classes[int(counts.argmin())]!r} has no training "
+            "image; add some, or "
             "remove the class"
         )
 
 
-def imbalance_warnings(section: BalanceSection, counts: Int[np.ndarray, " k"], classes: Sequence[str]) -> list[str]:
+def imbalance_warnings(
+    section: BalanceSection, counts: Int[np.ndarray, " k"], classes: Sequence[str]
+) -> list[str]:
     """Warn where nothing makes up for an imbalance of the classes, or where settings make up for it twice.
 
     Args:
@@ -100,8 +116,10 @@ def imbalance_warnings(section: BalanceSection, counts: Int[np.ndarray, " k"], c
     active = section.active()
     if not active and counts[most] / counts[least] >= IMBALANCED:
         return [
-            f"the training images are imbalanced, {sizes}, and nothing makes up for it; try balance.logit_adjust=1, "
-            "balance.sampler=sqrt or balance.class_weights=sqrt, and train.monitor=val_balanced_accuracy"
+            f"the training images are imbalanced, {sizes}, and nothing makes up for it; try "
+            "balance.logit_adjust=1, "
+            "balance.sampler=sqrt or balance.class_weights=sqrt, and "
+            "train.monitor=val_balanced_accuracy"
         ]
     if len(active) < 2:
         return []
@@ -112,6 +130,7 @@ def imbalance_warnings(section: BalanceSection, counts: Int[np.ndarray, " k"], c
     if excess <= 1.01:
         return []
     return [
-        f"{' and '.join(active)} make up for the imbalance ({sizes}) more than once: {classes[least]!r} counts "
+        f"{' and '.join(active)} make up for the imbalance ({sizes}) more than once: "
+        f"{classes[least]!r} counts "
         f"{excess:.3g} times as much as {classes[most]!r}; drop one, unless that is meant"
     ]

@@ -37,7 +37,9 @@ def diagnose(job: Job, state: TrainState, update: int) -> str:
         seed_dropout(job.config, sampler, epoch, step)
         culprit = culprit or first_nonfinite(state.model, compute_loss)
     culprits = [text for text in gather_texts(job.accelerator, [culprit]) if text]
-    return culprits[0] if culprits else "only with the weights it had then, not with those it has now"
+    return (
+        culprits[0] if culprits else "only with the weights it had then, not with those it has now"
+    )
 
 
 @contextmanager
@@ -56,4 +58,6 @@ def name_anomalies(enabled: bool) -> Iterator[None]:
     except RuntimeError as error:
         if "nan values" not in str(error):
             raise
-        raise TrainingError(f"train.detect_anomaly: {error}; its forward call stands in the warning above") from error
+        raise TrainingError(
+            f"train.detect_anomaly: {error}; its forward call stands in the warning above"
+        ) from error

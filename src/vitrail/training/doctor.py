@@ -23,7 +23,8 @@ from vitrail.errors import command
 from vitrail.images.decoding import decode, decoder_name
 
 SHARED_GB = 1.0
-"""Shared memory for each training process: eight workers, two batches ahead, 64 images of 224 pixels, and air."""
+"""Shared memory for each training process: eight workers, two batches ahead, 64 images of 224
+pixels, and air."""
 DISK_MB_S = 50.0
 """Speed of writing from which on saves do not hold up a run."""
 DISK_FREE_GB = 5.0
@@ -71,7 +72,9 @@ def _device(accelerator: Accelerator) -> Check:
     if accelerator.device.type == "cuda":
         card = torch.cuda.get_device_properties(accelerator.device)
         count, fast = torch.cuda.device_count(), choose_precision("mixed", "auto")
-        return Check("device", f"{count} x {card.name}, {card.total_memory / 2**30:.0f} GiB, fast in {fast}")
+        return Check(
+            "device", f"{count} x {card.name}, {card.total_memory / 2**30:.0f} GiB, fast in {fast}"
+        )
     if accelerator.device.type == "cpu":
         fix = ""
         if shutil.which("nvidia-smi") is not None:
@@ -109,7 +112,9 @@ def _shared_memory() -> Check:
 def _decoder() -> Check:
     buffer = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
-    Image.fromarray(pixels).resize((500, 375), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    Image.fromarray(pixels).resize((500, 375), Image.Resampling.BICUBIC).save(
+        buffer, "JPEG", quality=90
+    )
     data = buffer.getvalue()
     count, started = 0, time.perf_counter()
     while time.perf_counter() - started < 0.5:
@@ -119,7 +124,9 @@ def _decoder() -> Check:
     fix = ""
     if decoder_name() != "torchcodec":
         fix = "a third slower than torchcodec; pip install 'vitrail[torchcodec]'"
-    return Check("decoder", f"{decoder_name()}, {speed:,.0f} images of 500 x 375 a second on one core", fix)
+    return Check(
+        "decoder", f"{decoder_name()}, {speed:,.0f} images of 500 x 375 a second on one core", fix
+    )
 
 
 def _open_files() -> Check:
@@ -148,7 +155,9 @@ def _disk(folder: Path) -> Check:
             os.fsync(file.fileno())
             speed = WRITTEN_MB / (time.perf_counter() - started)
     except OSError as error:
-        return Check(name, f"cannot be written ({error.strerror})", "choose another with output.root=FOLDER")
+        return Check(
+            name, f"cannot be written ({error.strerror})", "choose another with output.root=FOLDER"
+        )
     fix = ""
     if speed < DISK_MB_S:
         fix = "saves will take long; choose a local disk with output.root, or raise output.save_every_minutes"
@@ -167,5 +176,7 @@ def _collective(accelerator: Accelerator) -> Check:
     # what a ring sends and receives for each number
     speed = 4 * numbers * 2 * (world - 1) / world / seconds / 1e9
     return Check(
-        "network", f"{world} processes, all-reduce of 16 MiB in {1000 * seconds:.1f} ms, {speed:.2f} GB/s each"
+        "network",
+        f"{world} processes, all-reduce of 16 MiB in {1000 * seconds:.1f} ms, {speed:.2f} GB/s "
+        "each",
     )

@@ -20,7 +20,8 @@ class Rule:
     """Settings by their dotted keys."""
     is_idle: Callable[[TrainConfig], bool]
     reason: str
-    """Clause behind "since", in which {config.SECTION.KEY} stands for a setting and {epochs} for all epochs."""
+    """Clause behind "since", in which {config.SECTION.KEY} stands for a setting and {epochs} for
+    all epochs."""
 
 
 def idle_settings(config: TrainConfig, written: Mapping[str, Any]) -> list[str]:
@@ -28,7 +29,8 @@ def idle_settings(config: TrainConfig, written: Mapping[str, Any]) -> list[str]:
 
     Args:
         config: All settings.
-        written: Settings that someone chose for this run, by their dotted keys; the others are not named.
+        written: Settings that someone chose for this run, by their dotted keys; the others are not
+            named.
     """
     sentences: list[str] = []
     named: set[str] = set()
@@ -37,7 +39,9 @@ def idle_settings(config: TrainConfig, written: Mapping[str, Any]) -> list[str]:
         chosen = [name for name in candidates if not _is_default(config, name)]
         if chosen and rule.is_idle(config):
             named.update(chosen)
-            settings = " and ".join(f"{name}={format_value(_value(config, name))}" for name in chosen)
+            settings = " and ".join(
+                f"{name}={format_value(_value(config, name))}" for name in chosen
+            )
             verb = "does" if len(chosen) == 1 else "do"
             reason = rule.reason.format(config=config, epochs=_epochs(config))
             sentences.append(f"{settings}: {verb} nothing, since {reason}")
@@ -87,7 +91,12 @@ def _has_no_floor(config: TrainConfig) -> bool:
     return config.schedule.name == "constant" and not config.schedule.clip_to_min_lr
 
 
-MIXING = ("augment.mix_mode", "augment.mix_prob", "augment.mix_switch_prob", "augment.mix_off_epoch")
+MIXING = (
+    "augment.mix_mode",
+    "augment.mix_prob",
+    "augment.mix_switch_prob",
+    "augment.mix_off_epoch",
+)
 RULES = (
     Rule(
         tuple(f"weights.{field.name}" for field in fields(WeightsSection)),
@@ -101,9 +110,19 @@ RULES = (
     ),
     Rule(MIXING, lambda config: not _mixes(config), "augment.mixup and augment.cutmix are 0"),
     Rule(MIXING, lambda config: config.augment.mix_prob <= 0, "augment.mix_prob is 0"),
-    Rule(("augment.mix_switch_prob",), lambda config: not _pastes(config), "only augment.mixup is on"),
-    Rule(("augment.mix_switch_prob",), lambda config: config.augment.mixup <= 0, "only augment.cutmix is on"),
-    Rule(("augment.mix_off_epoch",), _never_stops_mixing, "the run has {epochs} epochs, all of which mix"),
+    Rule(
+        ("augment.mix_switch_prob",), lambda config: not _pastes(config), "only augment.mixup is on"
+    ),
+    Rule(
+        ("augment.mix_switch_prob",),
+        lambda config: config.augment.mixup <= 0,
+        "only augment.cutmix is on",
+    ),
+    Rule(
+        ("augment.mix_off_epoch",),
+        _never_stops_mixing,
+        "the run has {epochs} epochs, all of which mix",
+    ),
     Rule(
         ("balance.effective_beta",),
         lambda config: config.balance.class_weights != "effective",
@@ -119,11 +138,25 @@ RULES = (
         lambda config: not _has_moment(config, "momentum"),
         "it is for optim.name=sgd, and that is {config.optim.name}",
     ),
-    Rule(("optim.betas",), lambda config: not _has_moment(config, "betas"), "optim.name is {config.optim.name}"),
-    Rule(("optim.eps",), lambda config: not _has_moment(config, "eps"), "optim.name is {config.optim.name}"),
-    Rule(("lora.alpha", "lora.dropout", "lora.targets"), lambda config: config.lora.rank is None, "lora.rank is null"),
+    Rule(
+        ("optim.betas",),
+        lambda config: not _has_moment(config, "betas"),
+        "optim.name is {config.optim.name}",
+    ),
+    Rule(
+        ("optim.eps",),
+        lambda config: not _has_moment(config, "eps"),
+        "optim.name is {config.optim.name}",
+    ),
+    Rule(
+        ("lora.alpha", "lora.dropout", "lora.targets"),
+        lambda config: config.lora.rank is None,
+        "lora.rank is null",
+    ),
     Rule(("ema.warmup",), lambda config: config.ema.decay is None, "ema.decay is null"),
-    Rule(("train.min_delta",), lambda config: config.train.patience is None, "train.patience is null"),
+    Rule(
+        ("train.min_delta",), lambda config: config.train.patience is None, "train.patience is null"
+    ),
     Rule(("freeze.epochs",), lambda config: config.freeze.until is None, "freeze.until is null"),
     Rule(
         ("schedule.warmup_lr", "schedule.warmup_prefix"),

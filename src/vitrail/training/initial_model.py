@@ -37,14 +37,19 @@ def _model_options(config: TrainConfig, num_classes: int) -> dict[str, Any]:
         given["image_size"] = model.image_size
     if twice := sorted(given.keys() & model.options.keys()):
         raise ConfigError(
-            f"model.options.{twice[0]}: is not an option; num_classes follows the data, the others are model.{twice[0]}"
+            f"model.options.{twice[0]}: is not an option; num_classes follows the data, the others "
+            f"are model.{twice[0]}"
         )
     if "in_channels" in model.options:
-        raise ConfigError("model.options.in_channels: is not an option; it follows data.channels, so set that")
+        raise ConfigError(
+            "model.options.in_channels: is not an option; it follows data.channels, so set that"
+        )
     return {**given, "in_channels": config.data.channels, **model.options}
 
 
-def open_initial_weights(config: TrainConfig, name: str, classes: Sequence[str], display: Display) -> Opened:
+def open_initial_weights(
+    config: TrainConfig, name: str, classes: Sequence[str], display: Display
+) -> Opened:
     """Read the weights that a run begins with, for its classes and image size."""
     assert config.model.weights is not None
     request = make_request(
@@ -66,14 +71,19 @@ def _warn_of_other_settings(config: TrainConfig, opened: Opened, display: Displa
     """Warn where the settings say something else than what the weights were trained with."""
     numerics = opened.account.numerics
     preprocess = opened.record.preprocess
-    compared = [(key, value, numerics.get(key, value)) for key, value in config.model.options.items()]
+    compared = [
+        (key, value, numerics.get(key, value)) for key, value in config.model.options.items()
+    ]
     for key, value in vars(config.preprocess).items():
         if value is not None:
             compared.append((f"preprocess.{key}", value, getattr(preprocess, key)))
     compared.append(("data.bits", config.data.bits, preprocess.bits))
     for key, value, expected in compared:
         if value != expected:
-            display.warn(f"{opened.account.path}: expects {key}={expected}; the settings say {value}, which is taken")
+            display.warn(
+                f"{opened.account.path}: expects {key}={expected}; the settings say {value}, which "
+                "is taken"
+            )
 
 
 def adopt_recorded_settings(config: TrainConfig, record: Record, display: Display) -> TrainConfig:
@@ -82,19 +92,24 @@ def adopt_recorded_settings(config: TrainConfig, record: Record, display: Displa
     recorded_options = {
         key: value
         for key, value in record.options.items()
-        if value != vars(usual)[key] and key not in ("num_classes", "image_size", "in_channels", *RATES)
+        if value != vars(usual)[key]
+        and key not in ("num_classes", "image_size", "in_channels", *RATES)
     }
     image_size = config.model.image_size
     if image_size is None and record.options["image_size"] != usual.image_size:
         image_size = record.options["image_size"]
-    published = published_preprocess(record.model, record.preprocess.size, record.preprocess.channels)
+    published = published_preprocess(
+        record.model, record.preprocess.size, record.preprocess.channels
+    )
     recorded_preprocess = {
         key: getattr(record.preprocess, key)
         for key, value in vars(config.preprocess).items()
         if value is None and getattr(record.preprocess, key) != getattr(published, key)
     }
     adopted = [
-        f"model.options.{key}={value}" for key, value in recorded_options.items() if key not in config.model.options
+        f"model.options.{key}={value}"
+        for key, value in recorded_options.items()
+        if key not in config.model.options
     ]
     adopted += [f"preprocess.{key}={value}" for key, value in recorded_preprocess.items()]
     if adopted:

@@ -47,7 +47,9 @@ class Objective(Protocol):
     """The number that makes an epoch the best where train.monitor names none."""
 
     @classmethod
-    def build(cls, config: TrainConfig, source: Source, counts: NDArray[np.int64], device: torch.device) -> Self:
+    def build(
+        cls, config: TrainConfig, source: Source, counts: NDArray[np.int64], device: torch.device
+    ) -> Self:
         """Return the loss that the settings ask for.
 
         Args:
@@ -67,7 +69,9 @@ class Objective(Protocol):
         """Return the targets of labels that lie on the CPU; Mixup and CutMix may mix them before the loss."""
         ...
 
-    def loss(self, logits: Float[Tensor, "b k"], targets: Float[Tensor, "b k"]) -> Float[Tensor, ""]:
+    def loss(
+        self, logits: Float[Tensor, "b k"], targets: Float[Tensor, "b k"]
+    ) -> Float[Tensor, ""]:
         """Return the sum over the images."""
         ...
 
@@ -84,7 +88,9 @@ class Objective(Protocol):
         """Return what the live line shows of the same numbers."""
         ...
 
-    def warnings(self, config: TrainConfig, counts: NDArray[np.int64], classes: Sequence[str]) -> list[str]:
+    def warnings(
+        self, config: TrainConfig, counts: NDArray[np.int64], classes: Sequence[str]
+    ) -> list[str]:
         """Return what to warn of before the first update, for so many training images of each class."""
         ...
 
@@ -93,8 +99,9 @@ class Objective(Protocol):
 class SingleLabelLoss:
     """Cross-entropy with one class an image.
 
-    Without label smoothing these are the targets and weights of `cross_entropy(weight=...)`. With it, the share that is
-    given away keeps the weight of the image's own class: by the weights of the others, a rare class would take it all.
+    Without label smoothing these are the targets and weights of `cross_entropy(weight=...)`. With
+    it, the share that is given away keeps the weight of the image's own class: by the weights of
+    the others, a rare class would take it all.
     """
 
     labels_in_words: ClassVar[str] = "the images have one class each"
@@ -104,7 +111,9 @@ class SingleLabelLoss:
     smoothing: float
 
     @classmethod
-    def build(cls, config: TrainConfig, source: Source, counts: NDArray[np.int64], device: torch.device) -> Self:
+    def build(
+        cls, config: TrainConfig, source: Source, counts: NDArray[np.int64], device: torch.device
+    ) -> Self:
         """Return the loss with the settings' class weights, logit adjustment and label smoothing."""
         return cls(build_balance(config.balance, counts, device), config.augment.label_smoothing)
 
@@ -113,9 +122,13 @@ class SingleLabelLoss:
         """Return the settings that only multi-label training has."""
         problems = []
         if config.multi_label != MultiLabelSection():
-            problems.append("multi_label.*: is for images with any number of classes, see docs/multi_label.md")
+            problems.append(
+                "multi_label.*: is for images with any number of classes, see docs/multi_label.md"
+            )
         if config.train.monitor in MULTI_LABEL_MONITORS:
-            problems.append(f"train.monitor={config.train.monitor}: set it to val_top1 or val_macro_f1")
+            problems.append(
+                f"train.monitor={config.train.monitor}: set it to val_top1 or val_macro_f1"
+            )
         return problems
 
     def targets(self, labels: Int[Tensor, " b"], device: torch.device) -> Float[Tensor, "b k"]:
@@ -124,7 +137,9 @@ class SingleLabelLoss:
         weights = self.balance.weights
         return make_soft_targets(labels, len(weights), self.smoothing) * weights[labels][:, None]
 
-    def loss(self, logits: Float[Tensor, "b k"], targets: Float[Tensor, "b k"]) -> Float[Tensor, ""]:
+    def loss(
+        self, logits: Float[Tensor, "b k"], targets: Float[Tensor, "b k"]
+    ) -> Float[Tensor, ""]:
         """Return the sum over the images of the cross-entropy."""
         return cross_entropy(logits + self.balance.offsets, targets, reduction="sum")
 
@@ -138,7 +153,9 @@ class SingleLabelLoss:
         """Return the top-1 accuracy for the live line."""
         return {"top_1": f"{100 * correct / max(images, 1):.1f} %"}
 
-    def warnings(self, config: TrainConfig, counts: NDArray[np.int64], classes: Sequence[str]) -> list[str]:
+    def warnings(
+        self, config: TrainConfig, counts: NDArray[np.int64], classes: Sequence[str]
+    ) -> list[str]:
         """Return whether nothing makes up for an imbalance of the classes, or too much does."""
         return imbalance_warnings(config.balance, counts, classes)
 
@@ -154,7 +171,9 @@ class MultiLabelLoss:
     section: MultiLabelSection
 
     @classmethod
-    def build(cls, config: TrainConfig, source: Source, counts: NDArray[np.int64], device: torch.device) -> Self:
+    def build(
+        cls, config: TrainConfig, source: Source, counts: NDArray[np.int64], device: torch.device
+    ) -> Self:
         """Return the binary cross-entropy or asymmetric loss that the settings ask for."""
         assert source.label_sets is not None
         return cls(source.label_sets, config.multi_label)
@@ -162,29 +181,40 @@ class MultiLabelLoss:
     @classmethod
     def problems(cls, config: TrainConfig) -> list[str]:
         """Return the settings that only single-label training has."""
-        problems = [f"{setting}: makes up for classes of which an image has one" for setting in config.balance.active()]
+        problems = [
+            f"{setting}: makes up for classes of which an image has one"
+            for setting in config.balance.active()
+        ]
         if config.augment.label_smoothing:
             problems.append(
-                f"augment.label_smoothing={config.augment.label_smoothing:g}: shares an image out over the classes, of "
+                f"augment.label_smoothing={config.augment.label_smoothing:g}: shares an image out "
+                "over the classes, of "
                 "which each has a target of its own here; set it to 0"
             )
         if config.train.monitor in SINGLE_LABEL_MONITORS:
             problems.append(
-                f"train.monitor={config.train.monitor}: set it to val_map, val_macro_f1, val_micro_f1 or a loss"
+                f"train.monitor={config.train.monitor}: set it to val_map, val_macro_f1, "
+                "val_micro_f1 or a loss"
             )
         return problems
 
     def targets(self, labels: Int[Tensor, " b"], device: torch.device) -> Float[Tensor, "b k"]:
         """Return 1 for each class of an image, 0 for the others."""
-        return torch.from_numpy(self.label_sets[labels.numpy()]).to(device, torch.float32, non_blocking=True)
+        return torch.from_numpy(self.label_sets[labels.numpy()]).to(
+            device, torch.float32, non_blocking=True
+        )
 
-    def loss(self, logits: Float[Tensor, "b k"], targets: Float[Tensor, "b k"]) -> Float[Tensor, ""]:
+    def loss(
+        self, logits: Float[Tensor, "b k"], targets: Float[Tensor, "b k"]
+    ) -> Float[Tensor, ""]:
         """Return the sum over the images of the mean over the classes."""
         section = self.section
         if section.loss == "bce":
             losses = binary_cross_entropy_with_logits(logits, targets, reduction="none")
         else:
-            losses = asymmetric_loss(logits, targets, section.gamma_negative, section.gamma_positive, section.clip)
+            losses = asymmetric_loss(
+                logits, targets, section.gamma_negative, section.gamma_positive, section.clip
+            )
         return losses.mean(1).sum()
 
     def row_numbers(self, correct: float, images: float) -> Mapping[str, float | None]:
@@ -195,7 +225,9 @@ class MultiLabelLoss:
         """Return nothing: mAP and F1 need the answers to all images."""
         return {}
 
-    def warnings(self, config: TrainConfig, counts: NDArray[np.int64], classes: Sequence[str]) -> list[str]:
+    def warnings(
+        self, config: TrainConfig, counts: NDArray[np.int64], classes: Sequence[str]
+    ) -> list[str]:
         """Return nothing: what makes up for an imbalance is for single-label training."""
         return []
 

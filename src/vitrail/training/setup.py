@@ -25,7 +25,14 @@ from vitrail.data.manifest import Manifest
 from vitrail.data.opening import Data, open_data
 from vitrail.data.overlap import make_sketch
 from vitrail.data.roster import Roster
-from vitrail.data.sampling import BatchSampler, ClassDraw, EpochOrder, Shuffle, WindowShuffle, compute_class_shares
+from vitrail.data.sampling import (
+    BatchSampler,
+    ClassDraw,
+    EpochOrder,
+    Shuffle,
+    WindowShuffle,
+    compute_class_shares,
+)
 from vitrail.data.sources import Source, count_by_class, fingerprint
 from vitrail.data.tables.hub import pin_revision
 from vitrail.data.tables.rows import find_storage_groups
@@ -58,9 +65,11 @@ from vitrail.training.step import StepContext
 from vitrail.weights.published.resolve import ORIGIN, find_origin
 
 SLOW_AVERAGE = 0.01
-"""Share of the initial weights in their average at the end of a run from which on the decay is slow for the run."""
+"""Share of the initial weights in their average at the end of a run from which on the decay is slow
+for the run."""
 EVAL_BATCH = 128
-"""Images of a validation batch, the same for any number of ranks, unless a rank trains on fewer at once."""
+"""Images of a validation batch, the same for any number of ranks, unless a rank trains on fewer at
+once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +85,8 @@ class Job(StepContext):
     loader: ImageLoader
     val_loader: ImageLoader
     fingerprints: dict[str, Any]
-    """Fingerprints of the training and the validation images, and a sketch of the former, stored as provenance."""
+    """Fingerprints of the training and the validation images, and a sketch of the former, stored as
+    provenance."""
     roster: Roster | None
     """The validation images one by one, on the rank that saves them."""
     training_counts: NDArray[np.int64]
@@ -133,7 +143,11 @@ class Job(StepContext):
         if state.epoch >= self.total_epochs:
             return True
         patience = self.config.train.patience
-        return patience is not None and bool(state.gained) and state.epoch - state.gained["epoch"] >= patience
+        return (
+            patience is not None
+            and bool(state.gained)
+            and state.epoch - state.gained["epoch"] >= patience
+        )
 
 
 def is_slow(decay: float, updates: int) -> bool:
@@ -207,12 +221,15 @@ def refuse_frozen_noise(config: TrainConfig) -> None:
     for name, value in (("freeze.until", config.freeze.until), ("lora.rank", config.lora.rank)):
         if value is not None:
             raise ConfigError(
-                f"{name}={value} keeps weights as they are, which would be random; give weights to begin with, "
+                f"{name}={value} keeps weights as they are, which would be random; give weights to "
+                "begin with, "
                 f"model.weights=FILE or {write_option('fork', 'RUN')}"
             )
 
 
-def open_training_data(config: TrainConfig, accelerator: Accelerator, display: Display) -> tuple[TrainConfig, Data]:
+def open_training_data(
+    config: TrainConfig, accelerator: Accelerator, display: Display
+) -> tuple[TrainConfig, Data]:
     """Find the images, and refuse settings that do not fit their labels.
 
     Returns:
@@ -238,7 +255,9 @@ def open_training_data(config: TrainConfig, accelerator: Accelerator, display: D
     return config, data
 
 
-def build_sampler(config: TrainConfig, data: Data, counts: NDArray[np.int64], accelerator: Accelerator) -> BatchSampler:
+def build_sampler(
+    config: TrainConfig, data: Data, counts: NDArray[np.int64], accelerator: Accelerator
+) -> BatchSampler:
     """Return which images each update is made of, on this rank."""
     return BatchSampler(
         choose_order(config, data.train, counts),
@@ -263,7 +282,11 @@ def choose_order(config: TrainConfig, source: Source, counts: NDArray[np.int64])
 
 
 def build_loaders(
-    config: TrainConfig, data: Data, preprocess: Preprocess, sampler: BatchSampler, accelerator: Accelerator
+    config: TrainConfig,
+    data: Data,
+    preprocess: Preprocess,
+    sampler: BatchSampler,
+    accelerator: Accelerator,
 ) -> tuple[ImageLoader, ImageLoader]:
     """Return the loaders of this rank's training and validation images."""
     pin_memory = accelerator.device.type == "cuda"
@@ -296,7 +319,9 @@ def image_fingerprints(data: Data, is_main_process: bool) -> dict[str, Any]:
 
     By these an evaluation tells whether it is given images that were trained on.
     """
-    fingerprints: dict[str, Any] = {"images": {"train": fingerprint(data.train), "val": fingerprint(data.val)}}
+    fingerprints: dict[str, Any] = {
+        "images": {"train": fingerprint(data.train), "val": fingerprint(data.val)}
+    }
     # the images of a streamed table would all have to be read
     if is_main_process and find_storage_groups(data.train) is None:
         fingerprints["sketch"] = make_sketch(data.train)
@@ -320,7 +345,9 @@ def tell_alarms(manifest: Manifest, config: TrainConfig, display: Display) -> No
         display.note(f"to see them: {command('check-data', data)}")
 
 
-def check_monitor(monitor: str, training_counts: NDArray[np.int64], val_counts: NDArray[np.int64]) -> None:
+def check_monitor(
+    monitor: str, training_counts: NDArray[np.int64], val_counts: NDArray[np.int64]
+) -> None:
     """Refuse to choose the best epoch by classes that these images do not have.
 
     Raises:
@@ -329,8 +356,10 @@ def check_monitor(monitor: str, training_counts: NDArray[np.int64], val_counts: 
     for name, chosen in shot_groups(training_counts).items():
         if monitor == f"val_{name}_top1" and not val_counts[chosen].any():
             raise ConfigError(
-                f"train.monitor {monitor}: no class with validation images has {SHOTS[name]} training images; they "
-                f"have {training_counts.min():,} to {training_counts.max():,}; set train.monitor=val_balanced_accuracy"
+                f"train.monitor {monitor}: no class with validation images has {SHOTS[name]} "
+                "training images; they "
+                f"have {training_counts.min():,} to {training_counts.max():,}; set "
+                "train.monitor=val_balanced_accuracy"
             )
 
 
@@ -377,11 +406,13 @@ def tell_of_slow_average(job: Job) -> None:
     slow = f"ema.decay {decay} is slow for {job.total_updates:,} updates"
     if job.config.ema.warmup is None:
         job.display.note(
-            f"{slow}, so it follows their number, as (1 + n) / (10 + n); ema.warmup=false keeps it as it is"
+            f"{slow}, so it follows their number, as (1 + n) / (10 + n); ema.warmup=false keeps it "
+            "as it is"
         )
     else:
         job.display.warn(
-            f"{slow}: {decay**job.total_updates:.0%} of the weights that are evaluated and saved will be the initial "
+            f"{slow}: {decay**job.total_updates:.0%} of the weights that are evaluated and saved "
+            "will be the initial "
             "ones; lower it, or set ema.decay=null"
         )
 

@@ -52,7 +52,8 @@ class Start:
     fork: Path | None = None
     """Folder of a run whose weights a new run begins with."""
     remarks: tuple[tuple[Say, str], ...] = ()
-    """Notes and warnings about the settings, such as those of another project's file that was translated."""
+    """Notes and warnings about the settings, such as those of another project's file that was
+    translated."""
 
 
 def begin(
@@ -68,7 +69,8 @@ def begin(
     A file of another project is a recipe too, and takes the keys of that project as `key=value`.
 
     Raises:
-        ConfigError: Two verbs at once, a folder that is no run, or settings that the verb does not allow.
+        ConfigError: Two verbs at once, a folder that is no run, or settings that the verb does not
+            allow.
     """
     folders = {"resume": resume, "extend": extend, "fork": fork}
     verbs = [name_option(option) for option, folder in folders.items() if folder]
@@ -81,7 +83,8 @@ def begin(
         return _resume(resume, written, layer)
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
         raise ConfigError(
-            "torchrun restarted a command that would begin a new run each time; name the folder with "
+            "torchrun restarted a command that would begin a new run each time; name the folder "
+            "with "
             f"{write_option('resume', 'runs/NAME')}, which begins the run or goes on with it"
         )
     if extend is not None:
@@ -91,13 +94,16 @@ def begin(
     return _new(written or open_recipe("digits", {}), layer)
 
 
-def _new(recipe: OpenedRecipe, given: Layer, *, where: Sequence[Layer] = (), fork: Path | None = None) -> Start:
+def _new(
+    recipe: OpenedRecipe, given: Layer, *, where: Sequence[Layer] = (), fork: Path | None = None
+) -> Start:
     """Begin a run of a recipe."""
     resolved = resolve(TrainConfig, [recipe.layer, given, *where])
     remarks: list[tuple[Say, str]] = []
     if recipe.translation:
         remarks += recipe.translation.remarks()
-    # settings that do nothing are worth a warning where someone chose them for this run: a recipe of the package and
+    # settings that do nothing are worth a warning where someone chose them for this run: a recipe
+    # of the package and
     # a run's own settings are whole, and other projects' files name all that their programs know
     chosen_by = {given.origin}
     if _is_written_by_hand(recipe):
@@ -111,14 +117,21 @@ def _new(recipe: OpenedRecipe, given: Layer, *, where: Sequence[Layer] = (), for
 def _is_written_by_hand(recipe: OpenedRecipe) -> bool:
     """Say whether a recipe is a user's own file: none of the package, of a run, or of another project."""
     path = Path(recipe.path)
-    return recipe.translation is None and path.parent != RECIPES and path.name != "config.yaml" and not path.is_dir()
+    return (
+        recipe.translation is None
+        and path.parent != RECIPES
+        and path.name != "config.yaml"
+        and not path.is_dir()
+    )
 
 
 def _resume(folder: Path, recipe: OpenedRecipe | None, given: Layer) -> Start:
     """Go on with a run, or begin it where nothing of it is there yet and a recipe says how."""
     if is_unbegun(folder) and recipe is not None:
         _refuse_other_folder("resume", folder, given)
-        where = Layer(write_option("resume"), {"output": {"root": str(folder.parent), "name": folder.name}})
+        where = Layer(
+            write_option("resume"), {"output": {"root": str(folder.parent), "name": folder.name}}
+        )
         return _new(recipe, given, where=[where])
     stored = _settings_of(folder, "resume")
     _refuse_other_folder("resume", folder, given)
@@ -129,12 +142,15 @@ def _resume(folder: Path, recipe: OpenedRecipe | None, given: Layer) -> Start:
     if config.data.name == before.data.name and config.data.revision is None:
         config = replace(config, data=replace(config.data, revision=before.data.revision))
     if changed := _changes(stored, config, FREE):
-        advice = f"drop them, or begin a new run from its weights with {write_option('fork', folder)}"
+        advice = (
+            f"drop them, or begin a new run from its weights with {write_option('fork', folder)}"
+        )
         if set(changed) <= set(LENGTH):
             advice += f", or lengthen it with {write_option('extend', folder)}"
         where = write_option("resume", folder)
         raise ConfigError(
-            f"{where}: goes on with the run's own settings, but {describe_differences(changed)}; {advice}"
+            f"{where}: goes on with the run's own settings, but {describe_differences(changed)}; "
+            f"{advice}"
         )
     return Start(config, folder.name, resume=folder)
 
@@ -150,14 +166,16 @@ def _extend(folder: Path, recipe: OpenedRecipe | None, given: Layer) -> Start:
     if changed := _changes(stored, config, (*FREE, *LENGTH)):
         where = write_option("extend", folder)
         raise ConfigError(
-            f"{where}: changes the length of a run only, but {describe_differences(changed)}; begin a new "
+            f"{where}: changes the length of a run only, but {describe_differences(changed)}; "
+            "begin a new "
             f"run from its weights with {write_option('fork', folder)}"
         )
     before = resolve(TrainConfig, [stored]).config
     if not _is_longer(before, config):
         where = write_option("extend", folder)
         raise ConfigError(
-            f"{where}: has {before.train.epochs} epochs; say how many it shall have in all, such as "
+            f"{where}: has {before.train.epochs} epochs; say how many it shall have in all, such "
+            "as "
             f"train.epochs={2 * before.train.epochs}"
         )
     return Start(config, folder.name, resume=folder)
@@ -216,7 +234,8 @@ def _settings_of(folder: Path, verb: str) -> Layer:
             hint = f"; with a recipe's name, {write_option('resume')} begins the run"
         where = write_option(verb, folder)
         raise ConfigError(
-            f"{where}: holds no config.yaml, so it is no run; give the folder that `{command('train')}` made{hint}"
+            f"{where}: holds no config.yaml, so it is no run; give the folder that "
+            f"`{command('train')}` made{hint}"
         )
     return read_yaml(folder / "config.yaml")
 
@@ -227,7 +246,9 @@ def _refuse_other_folder(verb: str, folder: Path, given: Layer) -> None:
     where = write_option(verb, folder)
     if "name" in output and str(output["name"]) != folder.name:
         raise ConfigError(f"{where} names the run's folder; drop output.name")
-    if "root" in output and os.path.realpath(str(output["root"])) != os.path.realpath(folder.parent):
+    if "root" in output and os.path.realpath(str(output["root"])) != os.path.realpath(
+        folder.parent
+    ):
         raise ConfigError(f"{where} names the run's folder; drop output.root")
 
 
@@ -253,7 +274,9 @@ def _in_folder(config: TrainConfig, folder: Path) -> TrainConfig:
     return replace(config, output=replace(config.output, root=str(folder.parent), name=folder.name))
 
 
-def _changes(stored: Layer, config: TrainConfig, allowed: Iterable[str]) -> Mapping[str, tuple[Any, Any]]:
+def _changes(
+    stored: Layer, config: TrainConfig, allowed: Iterable[str]
+) -> Mapping[str, tuple[Any, Any]]:
     """Return {dotted key: (in the run, here)} of the settings that differ, less those that may."""
     return differences(flatten(resolve(TrainConfig, [stored]).config), flatten(config), allowed)
 

@@ -28,7 +28,11 @@ from vitrail.training.optim.sharpness import ascend
 from vitrail.training.run.state import new_sums
 from vitrail.training.stopwatch import Stopwatch
 
-SHORT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "could not create a primitive", "std::bad_alloc")
+SHORT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "could not create a primitive",
+    "std::bad_alloc",
+)
 """What torch, oneDNN and C++ say on the CPU where memory is short."""
 
 
@@ -61,9 +65,10 @@ def train_step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Make one update from the micro-batches of this rank, unless the loss or the gradient is NaN or Inf.
 
-    Every image weighs 1 / batch_size times what its class does, so an unreadable one changes the weight of no other.
-    For a micro-batch without any, a black image is passed through and left out: other ranks wait for its gradients.
-    Nothing waits for the device, unless the optimizer cannot leave an update out by itself.
+    Every image weighs 1 / batch_size times what its class does, so an unreadable one changes the
+    weight of no other. For a micro-batch without any, a black image is passed through and left out:
+    other ranks wait for its gradients. Nothing waits for the device, unless the optimizer cannot
+    leave an update out by itself.
 
     Args:
         context: Settings, processes, preprocessing and loss.
@@ -74,8 +79,9 @@ def train_step(
         watch: Times the phases.
 
     Returns:
-        (Summed loss, right answers, images) of this rank, zeros where the update was skipped; whether it was skipped,
-        in all ranks alike; and the norm of the gradient before it is clipped.
+        (Summed loss, right answers, images) of this rank, zeros where the update was skipped;
+        whether it was skipped, in all ranks alike; and the norm of the gradient before it is
+        clipped.
     """
     with watch.phase("forward_backward_s"):
         sums = _compute_in_memory(context, model, optimizer, micro_batches, keys)
@@ -89,12 +95,16 @@ def train_step(
 
 
 def _compute_in_memory(
-    context: StepContext, model: nn.Module, optimizer: Any, micro_batches: Sequence[Batch], keys: Sequence[int | None]
+    context: StepContext,
+    model: nn.Module,
+    optimizer: Any,
+    micro_batches: Sequence[Batch],
+    keys: Sequence[int | None],
 ) -> Tensor:
     """Compute the gradients of the update, in smaller parts where memory is short; return the sums.
 
-    The parts are of images that are mixed already, so it is the same update. Several ranks wait for each other's
-    gradients, so one of them cannot begin again alone.
+    The parts are of images that are mixed already, so it is the same update. Several ranks wait for
+    each other's gradients, so one of them cannot begin again alone.
 
     Raises:
         OutOfMemoryError: A single image does not fit, or there are several ranks.
@@ -118,11 +128,17 @@ def _compute_in_memory(
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Say whether an error of torch is that memory is short, the device's or that of the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in SHORT_OF_MEMORY)
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in str(error) for words in SHORT_OF_MEMORY
+    )
 
 
 def _compute_gradients(
-    context: StepContext, model: nn.Module, optimizer: Any, micro_batches: Sequence[Batch], keys: Sequence[int | None]
+    context: StepContext,
+    model: nn.Module,
+    optimizer: Any,
+    micro_batches: Sequence[Batch],
+    keys: Sequence[int | None],
 ) -> Tensor:
     """Compute the gradients at the weights, or with SAM uphill of them; return the sums at the weights."""
     sums = _accumulate_gradients(context, model, micro_batches, keys)
@@ -134,7 +150,10 @@ def _compute_gradients(
 
 
 def _accumulate_gradients(
-    context: StepContext, model: nn.Module, micro_batches: Sequence[Batch], keys: Sequence[int | None]
+    context: StepContext,
+    model: nn.Module,
+    micro_batches: Sequence[Batch],
+    keys: Sequence[int | None],
 ) -> Tensor:
     """Go forward and backward with each micro-batch; return (summed loss, right answers, images)."""
     accelerator = context.accelerator
@@ -142,7 +161,11 @@ def _accumulate_gradients(
     sums = new_sums(accelerator.device)
     for number, (micro_batch, key) in enumerate(zip(micro_batches, keys, strict=True), start=1):
         images, targets = prepare(context, micro_batch, key)
-        parts = list(zip(images.chunk(context.memory.parts), targets.chunk(context.memory.parts), strict=True))
+        parts = list(
+            zip(
+                images.chunk(context.memory.parts), targets.chunk(context.memory.parts), strict=True
+            )
+        )
         for part, (part_images, part_targets) in enumerate(parts, start=1):
             is_last = number == len(micro_batches) and part == len(parts)
             # gradients are summed over the ranks once, with those of the last micro-batch
@@ -160,7 +183,9 @@ def _accumulate_gradients(
 def _clip_gradients(model: nn.Module, clip_norm: float | None) -> Tensor:
     """Scale the gradients down to a norm, where one is given; return the norm that they had."""
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    shared_norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    shared_norm = get_total_norm(
+        [parameter.grad for parameter in parameters if parameter.grad is not None]
+    )
     if clip_norm is not None:
         clip_grads_with_norm_(parameters, clip_norm, shared_norm)
     return gather_full(shared_norm)
@@ -171,10 +196,12 @@ def _update_weights(context: StepContext, optimizer: Any, is_skipped: Tensor) ->
     if context.accelerator.scaler is not None:
         optimizer.step()  # which the scaler leaves out where a gradient is not finite
     elif can_skip(optimizer.optimizer) and not context.config.train.shard:
-        optimizer.optimizer.found_inf = is_skipped.float()  # the fused kernels change nothing where it is 1
+        # the fused kernels change nothing where it is 1
+        optimizer.optimizer.found_inf = is_skipped.float()
         optimizer.step()
     elif not is_skipped:
-        # waits for the device: other kernels, and those for sharded parameters, cannot skip an update themselves
+        # waits for the device: other kernels, and those for sharded parameters, cannot skip an
+        # update themselves
         optimizer.step()
     optimizer.zero_grad()
 
@@ -184,11 +211,17 @@ def prepare(context: StepContext, micro_batch: Batch, key: int | None) -> tuple[
 
     A micro-batch without images has no target, and a black image to pass through the model.
     """
-    device, preprocess, augment = context.accelerator.device, context.preprocess, context.config.augment
+    device, preprocess, augment = (
+        context.accelerator.device,
+        context.preprocess,
+        context.config.augment,
+    )
     targets = context.objective.targets(micro_batch.labels, device)
     if not len(micro_batch.labels):
         return torch.zeros(1, preprocess.channels, *preprocess.size, device=device), targets
-    images = normalise(micro_batch.images.to(device, non_blocking=True), preprocess.mean, preprocess.std)
+    images = normalise(
+        micro_batch.images.to(device, non_blocking=True), preprocess.mean, preprocess.std
+    )
     erase_images = partial(
         erase,
         keys=micro_batch.keys,
@@ -217,7 +250,9 @@ def prepare(context: StepContext, micro_batch: Batch, key: int | None) -> tuple[
     return images, targets
 
 
-def mixing_keys(config: TrainConfig, sampler: BatchSampler, epoch: int, step: int) -> list[int] | list[None]:
+def mixing_keys(
+    config: TrainConfig, sampler: BatchSampler, epoch: int, step: int
+) -> list[int] | list[None]:
     """Return the Mixup/CutMix seed of each micro-batch of an update on this rank; None once mixing has ended."""
     micro_batches = range(sampler.accumulate)
     end = config.augment.mix_off_epoch

@@ -13,7 +13,8 @@ import torch
 class Stopwatch:
     """Adds up the seconds of named phases.
 
-    A CUDA device works asynchronously: events are put into its queue, and read when it is waited for anyway.
+    A CUDA device works asynchronously: events are put into its queue, and read when it is waited
+    for anyway.
 
     Args:
         device: Device that does the work.

@@ -38,9 +38,24 @@ from vitrail.training.optim.optimizers import restart_counts, set_learning_rate
 from vitrail.training.run.average import average_best, lacks_average
 from vitrail.training.run.folder import plot_curves
 from vitrail.training.run.open_run import Run, RunFiles, claim, open_run
-from vitrail.training.run.progress import Progress, Speedometer, latest_rate, log_step, read_progress, show_progress
+from vitrail.training.run.progress import (
+    Progress,
+    Speedometer,
+    latest_rate,
+    log_step,
+    read_progress,
+    show_progress,
+)
 from vitrail.training.run.report import has_report, report_on
-from vitrail.training.run.resume import has_save, is_save_due, load_fork, restore, roll_back, save, stop_or_save
+from vitrail.training.run.resume import (
+    has_save,
+    is_save_due,
+    load_fork,
+    restore,
+    roll_back,
+    save,
+    stop_or_save,
+)
 from vitrail.training.run.state import TrainState
 from vitrail.training.run.stop import Stop, interruptible
 from vitrail.training.run.trackers import check_trackers
@@ -72,7 +87,8 @@ class TrainResult:
     example: str
     """Path of a validation image."""
     report: Path | None
-    """HTML report of the best weights; None where it could not be written, or nothing was trained."""
+    """HTML report of the best weights; None where it could not be written, or nothing was
+    trained."""
 
 
 def train(
@@ -88,7 +104,8 @@ def train(
     Args:
         config: All settings.
         name: Folder of the run where `output.name` does not say.
-        resume: Folder of a run to go on with, from its last save; `config` may differ in its length only.
+        resume: Folder of a run to go on with, from its last save; `config` may differ in its length
+            only.
         fork: Folder of a run whose weights, averaged where it averages, a new run begins with.
         display: Where progress is shown.
 
@@ -146,7 +163,10 @@ def prepare_for_training(job: Job, state: TrainState) -> tuple[nn.Module, Any]:
     """Return the model and the optimizer as Accelerate prepares them, compiled if the settings ask for it."""
     if job.config.train.compile:
         cache = keep_compiled_code()
-        job.display.note(f"compiling the model: the first updates take a minute, and less the next time ({cache})")
+        job.display.note(
+            "compiling the model: the first updates take a minute, and less the next time "
+            f"({cache})"
+        )
         state.model.compile()
     # a sharded model sums its gradients itself; evaluation_mode leaves DDP out
     wrapped = job.accelerator.prepare_model(state.model, evaluation_mode=job.config.train.shard)
@@ -160,7 +180,8 @@ def tell_how_to_lengthen(job: Job, state: TrainState, run: Run) -> None:
     longer = command("train", "--extend", run.folder, f"train.epochs={2 * job.config.train.epochs}")
     anew = command("train", "--fork", run.folder)
     job.display.note(
-        f"{run.folder} is finished, with {state.epoch} epochs; to lengthen it: {longer}; to begin a new run "
+        f"{run.folder} is finished, with {state.epoch} epochs; to lengthen it: {longer}; to begin "
+        "a new run "
         f"from its weights: {anew}"
     )
 
@@ -177,7 +198,9 @@ def train_to_end(job: Job, state: TrainState, run: Run, wrapped: nn.Module, opti
                 finish_epoch(job, state, run)
     job.display.end()
     if first_epoch < state.epoch < job.total_epochs:
-        job.display.note(f"stopped early: no better {job.monitor} for {job.config.train.patience} epochs")
+        job.display.note(
+            f"stopped early: no better {job.monitor} for {job.config.train.patience} epochs"
+        )
     if state.epoch > first_epoch:
         save(job, state, run, must=True)
 
@@ -234,7 +257,9 @@ def train_epoch(job: Job, state: TrainState, run: Run, wrapped: nn.Module, optim
         try:
             sums, is_skipped, norm = train_step(job, wrapped, optimizer, micro_batches, keys, watch)
         except torch.OutOfMemoryError as error:
-            raise TrainingError(f"{why_memory_is_too_short(job, update)} ({shorten(str(error))})") from error
+            raise TrainingError(
+                f"{why_memory_is_too_short(job, update)} ({shorten(str(error))})"
+            ) from error
         if job.memory.parts > parts:
             tell_of_short_memory(job, update)
         state.sums += sums
@@ -287,10 +312,13 @@ def go_on_after_skips(job: Job, state: TrainState, run: Run, progress: Progress)
 def why_memory_is_too_short(job: Job, update: int) -> str:
     """Say that an update cannot be computed for lack of memory, and what takes less."""
     short = f"memory is too short for update {update + 1:,}"
-    advice = "take a smaller model.image_size or model, train.grad_checkpointing=true, or freeze.until"
+    advice = (
+        "take a smaller model.image_size or model, train.grad_checkpointing=true, or freeze.until"
+    )
     if job.accelerator.num_processes > 1:
         return (
-            f"{short} in process {job.accelerator.process_index}; begin a new run with train.accumulate="
+            f"{short} in process {job.accelerator.process_index}; begin a new run with "
+            "train.accumulate="
             f"{2 * job.config.train.accumulate}, or {advice}"
         )
     if job.memory.parts > 1:
@@ -302,8 +330,10 @@ def tell_of_short_memory(job: Job, update: int) -> None:
     """Say that micro-batches are computed in parts from now on, and what avoids that."""
     parts = job.memory.parts
     job.display.warn(
-        f"memory is short: from update {update + 1:,} on, each micro-batch is computed in {parts} parts, which makes "
-        f"the same updates; train.accumulate={parts * job.config.train.accumulate} takes as little memory from the "
+        f"memory is short: from update {update + 1:,} on, each micro-batch is computed in {parts} "
+        "parts, which makes "
+        f"the same updates; train.accumulate={parts * job.config.train.accumulate} takes as little "
+        "memory from the "
         "start"
     )
 
@@ -326,14 +356,17 @@ def finish_epoch(job: Job, state: TrainState, run: Run) -> None:
     """Evaluate, write the row of numbers and the best weights, and begin the next epoch.
 
     Raises:
-        Stopped: The run was told to stop, and is saved; the evaluation is begun anew when it goes on.
+        Stopped: The run was told to stop, and is saved; the evaluation is begun anew when it goes
+            on.
         TrainingError: See `roll_back`, or no training image can be read.
     """
     # Training numbers
     run.watchdog.move(f"adding up epoch {state.epoch + 1}")
     row = sum_up_training(job, state)
     if not has_finite_weights(state.model, job.accelerator):
-        roll_back(job, state, run, f"the weights are not finite after update {job.updates(state):,}")
+        roll_back(
+            job, state, run, f"the weights are not finite after update {job.updates(state):,}"
+        )
         return
 
     # Evaluation
@@ -350,7 +383,9 @@ def finish_epoch(job: Job, state: TrainState, run: Run) -> None:
 
     # Unreadable images and time
     row["n_bad"] = len(state.bad_files)
-    row["images_per_s"] = round(job.sampler.steps * job.config.train.batch_size / state.seconds["train_s"], 1)
+    row["images_per_s"] = round(
+        job.sampler.steps * job.config.train.batch_size / state.seconds["train_s"], 1
+    )
     row |= {name: round(value, 3) for name, value in sorted(state.seconds.items())}
     row["elapsed_s"] = round(run.elapsed_s(), 1)
     if state.seconds["train_s"] > WORTH_A_WORD_S:
@@ -382,7 +417,9 @@ def evaluate_initial_weights(job: Job, state: TrainState, run: Run) -> None:
     save(job, state, run, must=True)  # a run that goes back to here knows what it began with
 
 
-def keep_row(job: Job, state: TrainState, run: Run, row: dict[str, Any], thresholds: tuple[float, ...] | None) -> None:
+def keep_row(
+    job: Job, state: TrainState, run: Run, row: dict[str, Any], thresholds: tuple[float, ...] | None
+) -> None:
     """Show and write the numbers of an epoch, and its weights where they are the best so far. Collective."""
     job.display.row(row)
     state.rows.append(row)
@@ -495,7 +532,8 @@ def warn_of_waiting(job: Job, state: TrainState, run: Run) -> None:
     run.told_of_data = True
     job.display.note(
         f"{waiting:.0%} of the epoch went by waiting for images: the loader's "
-        f"{job.loader.num_workers} processes are slower than the model; raise data.workers, or lighten "
+        f"{job.loader.num_workers} processes are slower than the model; raise data.workers, or "
+        "lighten "
         "augment.auto_augment"
     )
 
@@ -517,7 +555,8 @@ def finish_run(job: Job, state: TrainState, run: Run) -> TrainResult:
     """Write the report and the curves of a finished run, where they are not there yet.
 
     Raises:
-        CheckpointError: Numbers or weights that wait for a disk that is full still cannot be written.
+        CheckpointError: Numbers or weights that wait for a disk that is full still cannot be
+            written.
     """
     run.outbox.finish()
     if lacks_average(job, state, run.folder):
@@ -532,7 +571,8 @@ def finish_run(job: Job, state: TrainState, run: Run) -> TrainResult:
         if lacks_report or not curves.exists():
             title = f"{run.folder.name}: {job.model_name}, {len(job.data.train):,} images"
             plot_curves(state.rows, state.best, curves, title)
-        with suppress(OSError):  # the run is done and saved; without an example, the last line names none
+        # the run is done and saved; without an example, the last line names none
+        with suppress(OSError):
             example = job.data.val.example(run.folder)
     return TrainResult(
         folder=run.folder,

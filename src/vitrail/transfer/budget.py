@@ -22,7 +22,8 @@ MEASURED_S = 4.0
 EVALUATION_SHARE = 1 / 3
 """Time of an image in evaluation, as a share of its time in training, which has a backward pass."""
 RESERVE = 0.9
-"""Share of the budget that is planned; the rest is for the report, saves and what a machine does beside."""
+"""Share of the budget that is planned; the rest is for the report, saves and what a machine does
+beside."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ class Speed:
     """Seconds of an epoch with its evaluation."""
 
 
-def measure_speed(config: TrainConfig, accelerator: Accelerator, precision: Precision, display: Display) -> Speed:
+def measure_speed(
+    config: TrainConfig, accelerator: Accelerator, precision: Precision, display: Display
+) -> Speed:
     """Make a few updates, which change no file, and read some batches of images."""
     with Stop(None) as stop:
         display.begin("measure the speed of training", 2)
@@ -52,11 +55,14 @@ def measure_speed(config: TrainConfig, accelerator: Accelerator, precision: Prec
     return Speed(images_per_s, epoch_s)
 
 
-def fit_epochs(choices: Sequence[Choice], speed: Speed, budget_s: float, probe: Path | None) -> list[Choice]:
+def fit_epochs(
+    choices: Sequence[Choice], speed: Speed, budget_s: float, probe: Path | None
+) -> list[Choice]:
     """Put as many epochs as the budget allows in place of the rule's.
 
     Raises:
-        ConfigError: Not even one epoch fits; the linear probe, where there is one, is then what the time allows.
+        ConfigError: Not even one epoch fits; the linear probe, where there is one, is then what the
+            time allows.
     """
     epochs = int(RESERVE * budget_s / speed.epoch_s)
     where = f"{speed.images_per_s:,.0f} images/s on this machine"
@@ -64,9 +70,14 @@ def fit_epochs(choices: Sequence[Choice], speed: Speed, budget_s: float, probe: 
         ready = "" if probe is None else f"; {probe} has the linear probe, which is a model already"
         needed = f"{speed.epoch_s / 60:.2g}"
         raise ConfigError(
-            f"{name_option('budget')} of {budget_s / 60:.2g} minutes is too small for one epoch, which takes {needed} "
-            f"minutes at {where}: give more time, a smaller model.image_size, or train.epoch_images{ready}"
+            f"{name_option('budget')} of {budget_s / 60:.2g} minutes is too small for one epoch, "
+            f"which takes {needed} "
+            f"minutes at {where}: give more time, a smaller model.image_size, or "
+            f"train.epoch_images{ready}"
         )
     reason = f"what {budget_s / 60:.3g} minutes allow at {where}"
-    fitted = [replace(one, value=epochs, reason=reason) if one.key == "train.epochs" else one for one in choices]
+    fitted = [
+        replace(one, value=epochs, reason=reason) if one.key == "train.epochs" else one
+        for one in choices
+    ]
     return limit_warmup(fitted, epochs)

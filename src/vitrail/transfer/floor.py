@@ -1,7 +1,8 @@
 """The floor of a fine-tuning: what the features of given weights reach without training, by k-NN and a linear probe.
 
-The probe's layer becomes the head that training begins with, so that training begins where the probe ends (Kumar et al.
-2022, Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution).
+The probe's layer becomes the head that training begins with, so that training begins where the
+probe ends (Kumar et al. 2022, Fine-Tuning can Distort Pretrained Features and Underperform
+Out-of-Distribution).
 """
 
 from __future__ import annotations
@@ -84,7 +85,12 @@ def embed_data(
     for source in (train, data.val):
         files = list_files_read(section, source)
         found = cached_features(
-            extractor, source, accelerator, files=files, workers=section.workers, advance=display.advance
+            extractor,
+            source,
+            accelerator,
+            files=files,
+            workers=section.workers,
+            advance=display.advance,
         )
         assert found is not None  # on the first process
         columns.append(np.asarray(found.values))
@@ -116,7 +122,9 @@ def measure_floor(features: Features, model: VisionModel, begun: float) -> Floor
     Raises:
         DataError: The images are all of one class, or none can be read.
     """
-    neighbours = knn_accuracy(features.train, features.train_labels, features.val, features.val_labels)
+    neighbours = knn_accuracy(
+        features.train, features.train_labels, features.val, features.val_labels
+    )
     head = model.head
     assert isinstance(head, nn.Linear)
     weight, bias = fit_head(features.train, features.train_labels, head.out_features)
@@ -126,7 +134,8 @@ def measure_floor(features: Features, model: VisionModel, begun: float) -> Floor
     probe = score_answers(features.val @ weight.T + bias, features.val_labels, how)
     with torch.no_grad():
         own = head(torch.from_numpy(features.val).to(head.weight.device)).cpu().numpy()
-        # weights that were trained on these classes may know better than a linear layer that was fitted anew
+        # weights that were trained on these classes may know better than a linear layer that was
+        # fitted anew
         if score_answers(own, features.val_labels, "").value < probe.value:
             head.weight.copy_(torch.from_numpy(weight))  # as float32
             if head.bias is not None:
@@ -134,7 +143,9 @@ def measure_floor(features: Features, model: VisionModel, begun: float) -> Floor
     return Floor(neighbours=neighbours, probe=probe, seconds=time.perf_counter() - begun)
 
 
-def save_probe(path: Path, model: VisionModel, record: Record, floor: Floor, features: Features) -> None:
+def save_probe(
+    path: Path, model: VisionModel, record: Record, floor: Floor, features: Features
+) -> None:
     """Write a model whose head is a linear probe.
 
     Raises:

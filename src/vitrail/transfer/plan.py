@@ -1,8 +1,8 @@
 """Plan a fine-tuning: look at the data, measure the floor, choose what is left open, and write it as a recipe.
 
-A plan is two files: NAME.yaml, an ordinary recipe in which every automatic value stands beside its reason, and
-NAME-probe.safetensors, the given weights with a linear probe as their head, with which the recipe begins. The second is
-a model that can be used as it is.
+A plan is two files: NAME.yaml, an ordinary recipe in which every automatic value stands beside its
+reason, and NAME-probe.safetensors, the given weights with a linear probe as their head, with which
+the recipe begins. The second is a model that can be used as it is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ from vitrail.display import Display
 from vitrail.distributed.processes import choose_precision, processes
 from vitrail.errors import ConfigError, name_option
 from vitrail.files import write_whole
-from vitrail.training.initial_model import adopt_recorded_settings, build_model, build_preprocess, open_initial_weights
+from vitrail.training.initial_model import (
+    adopt_recorded_settings,
+    build_model,
+    build_preprocess,
+    open_initial_weights,
+)
 from vitrail.training.setup import open_training_data
 from vitrail.transfer.budget import Speed, fit_epochs, measure_speed
 from vitrail.transfer.floor import Floor, embed_data, measure_floor, save_probe
@@ -37,7 +42,8 @@ from vitrail.weights.loading import open_model
 from vitrail.weights.request import make_request
 
 ENOUGH_FOR_SCRATCH = 100_000
-"""Images from which on a training without trained weights may do well; these models were published for 1.28 million."""
+"""Images from which on a training without trained weights may do well; these models were published
+for 1.28 million."""
 UNDECIDED = Layer("auto", {"schedule": {"warmup_epochs": 0.0, "warmup_lr": 0.0, "min_lr": 0.0}})
 """Settings that go with any others, in the place of those that are chosen later."""
 PRETRAINED = "pretrained"
@@ -65,24 +71,30 @@ class Plan:
     """Speed of training on this machine, where a budget was given."""
 
 
-def make_plan(given: Layer, *, name: str, size: Size, budget_s: float | None, display: Display) -> Plan:
+def make_plan(
+    given: Layer, *, name: str, size: Size, budget_s: float | None, display: Display
+) -> Plan:
     """Look at the data, measure the floor, choose settings and write the recipe.
 
     Args:
         given: Settings that the user gave, which are never changed.
         name: Name of the recipe, where `output.name` gives none.
         size: Size of the model, where neither a model nor weights are given.
-        budget_s: Seconds that training may take, which epochs are counted for; None takes the rule's.
+        budget_s: Seconds that training may take, which epochs are counted for; None takes the
+            rule's.
         display: Where progress is shown.
 
     Raises:
-        ConfigError: Settings that do not fit together or the data, or a budget too small for one epoch.
+        ConfigError: Settings that do not fit together or the data, or a budget too small for one
+            epoch.
         DataError: The images are not there, or not as they should be.
         CheckpointError: The weights cannot be read, or the plan cannot be written.
     """
     settings = resolve(TrainConfig, [UNDECIDED, given]).config
     if budget_s is not None and "epochs" in given.values.get("train", {}):
-        raise ConfigError(f"{name_option('budget')} and train.epochs both say how long to train; give one of them")
+        raise ConfigError(
+            f"{name_option('budget')} and train.epochs both say how long to train; give one of them"
+        )
     given_values = read_given_values(given, settings)
     precision = choose_precision(settings.train.precision, settings.train.device)
     with processes(precision, settings.train.device) as accelerator:
@@ -114,11 +126,16 @@ def make_plan(given: Layer, *, name: str, size: Size, budget_s: float | None, di
             num_features=num_features,
             has_weights=floor is not None,
             on_cpu=accelerator.device.type == "cpu",
-            has_bfloat16=accelerator.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
+            has_bfloat16=accelerator.device.type == "cuda"
+            and torch.cuda.is_bf16_supported(including_emulation=False),
             given=given_values,
         )
         choices = [*start, *choose_settings(images, known)]
-        kept = {key: value for key, value in given_values.items() if floor is None or not _is_of_weights(key)}
+        kept = {
+            key: value
+            for key, value in given_values.items()
+            if floor is None or not _is_of_weights(key)
+        }
         speed = None
         if budget_s is not None:
             config = resolve(TrainConfig, [_as_layer(kept), _as_layer(choices)]).config
@@ -130,7 +147,9 @@ def make_plan(given: Layer, *, name: str, size: Size, budget_s: float | None, di
     values = {**kept, **{one.key: one.value for one in choices}, "output.name": name}
     resolve(TrainConfig, [_as_layer(values)])  # all of it fits together
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(recipe, write_recipe(values, choices).encode(), "choose another folder with output.root")
+    write_whole(
+        recipe, write_recipe(values, choices).encode(), "choose another folder with output.root"
+    )
     return Plan(
         name=name,
         recipe=recipe,
@@ -157,7 +176,9 @@ def choose_start(settings: TrainConfig, given: Mapping[str, Any], size: Size) ->
     name = settings.model.name
     if "model.name" not in given:
         name = MODELS[size]
-        choices.append(Choice("model.name", name, f"the {size} model of the highest published accuracy"))
+        choices.append(
+            Choice("model.name", name, f"the {size} model of the highest published accuracy")
+        )
     if "model.weights" not in given:
         choices.append(Choice("model.weights", PRETRAINED, f"published weights of {name}"))
     return choices
@@ -168,7 +189,8 @@ def tell_scratch(images: Survey) -> str:
     if images.train_images >= ENOUGH_FOR_SCRATCH:
         return f"model.weights is null: {images.train_images:,} images are trained on from nothing, which takes long"
     return (
-        f"model.weights is null: {images.train_images:,} images are few to train a network on from nothing; leave it "
+        f"model.weights is null: {images.train_images:,} images are few to train a network on from "
+        "nothing; leave it "
         "out for published weights, which know most of what images have in common"
     )
 
@@ -193,7 +215,9 @@ def probe_weights(
     floor = measure_floor(features, model, begun)
     for line in floor.lines():
         display.note(line)
-    record = replace(opened.record, options=model_options(model), classes=data.classes, preprocess=preprocess)
+    record = replace(
+        opened.record, options=model_options(model), classes=data.classes, preprocess=preprocess
+    )
     save_probe(path, model, record, floor, features)
     return floor, model.num_features
 

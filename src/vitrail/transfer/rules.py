@@ -1,6 +1,7 @@
 """Which settings fit a fine-tuning: documented rules from images, classes, weights and device, each with its reason.
 
-The numbers were measured on small models and CIFAR-10's classes (benchmarks/finetune.py); see docs/finetuning.md.
+The numbers were measured on small models and CIFAR-10's classes (benchmarks/finetune.py); see
+docs/finetuning.md.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from vitrail.transfer.survey import UNBALANCED, Survey
 
 Size = Literal["small", "base"]
 MODELS: dict[Size, str] = {"small": "twins_svt_small", "base": "twins_svt_base"}
-"""Models where none is named: of their size those of the highest published accuracy, for images of any size."""
+"""Models where none is named: of their size those of the highest published accuracy, for images of
+any size."""
 MOST_BATCH_ON_CPU = 128
 MOST_BATCH = 256
 LEAST_BATCH = 16
@@ -24,7 +26,8 @@ FEW = 250
 """Images of the data set that the rule for epochs begins with."""
 EPOCHS_OF_FEW = 60
 RATE = 1.2e-3
-"""Peak learning rate of AdamW, for updates of `RATE_BATCH` images and networks of `RATE_WIDTH` features."""
+"""Peak learning rate of AdamW, for updates of `RATE_BATCH` images and networks of `RATE_WIDTH`
+features."""
 RATE_BATCH = 64
 RATE_WIDTH = 128
 ENOUGH_TO_AVERAGE = 200
@@ -55,7 +58,8 @@ class Circumstances:
     num_features: int
     """Features that the network gives an image."""
     has_weights: bool
-    """Whether training begins with weights that were trained before, and a linear probe of these images."""
+    """Whether training begins with weights that were trained before, and a linear probe of these
+    images."""
     on_cpu: bool
     has_bfloat16: bool = False
     """Whether the device computes matrix products in bfloat16 faster than in float32."""
@@ -90,7 +94,8 @@ def choose_settings(images: Survey, known: Circumstances) -> list[Choice]:
     """
     if known.given.get("optim.name", "adamw") != "adamw" and "optim.lr" not in known.given:
         raise ConfigError(
-            f"optim.name is {known.given['optim.name']}, and the learning rate is chosen for adamw alone; give "
+            f"optim.name is {known.given['optim.name']}, and the learning rate is chosen for adamw "
+            "alone; give "
             "optim.lr too"
         )
     choices = _Choices(known.given)
@@ -100,7 +105,11 @@ def choose_settings(images: Survey, known: Circumstances) -> list[Choice]:
     _choose_average(choices, images)
     _choose_evaluation(choices, images, known)
     if known.has_bfloat16:
-        choices.choose("train.precision", "bfloat16", "this device computes it several times as fast as float32")
+        choices.choose(
+            "train.precision",
+            "bfloat16",
+            "this device computes it several times as fast as float32",
+        )
     return limit_warmup(choices.made, int(choices.value("train.epochs")))
 
 
@@ -110,7 +119,9 @@ def _choose_length(choices: _Choices, images: Survey, known: Circumstances) -> N
     batch = choose_batch(n, on_cpu=known.on_cpu)
     parts = int(known.given.get("train.accumulate", 1))
     batch = max(parts, batch // parts * parts)
-    choices.choose("train.batch_size", batch, f"{max(1, n // batch):,} updates an epoch of {n:,} images")
+    choices.choose(
+        "train.batch_size", batch, f"{max(1, n // batch):,} updates an epoch of {n:,} images"
+    )
     epochs = choose_epochs(n, has_weights=known.has_weights)
     reason = f"{n:,} images, each seen {epochs:,} times"
     if not known.has_weights:
@@ -143,7 +154,11 @@ def _choose_optimizer(choices: _Choices, images: Survey, known: Circumstances) -
     choices.choose("optim.weight_decay", 0.05, "as in the papers of all three families")
     choices.choose("optim.clip_norm", 1.0, "a single odd batch cannot undo what was learnt")
     epochs = int(choices.value("train.epochs"))
-    choices.choose("schedule.warmup_epochs", max(1.0, epochs / 20), "moments settle before the rate is at its peak")
+    choices.choose(
+        "schedule.warmup_epochs",
+        max(1.0, epochs / 20),
+        "moments settle before the rate is at its peak",
+    )
     peak = float(choices.value("optim.lr"))
     choices.choose("schedule.warmup_lr", peak / 100, "a hundredth of the peak")
     choices.choose("schedule.min_lr", peak / 100, "a hundredth of the peak")
@@ -152,9 +167,9 @@ def _choose_optimizer(choices: _Choices, images: Survey, known: Circumstances) -
 def choose_rate(batch: int, num_features: int) -> float:
     """Return the peak learning rate of AdamW: in proportion to the batch, and less for wider networks.
 
-    Small batches go with few images, which are soon learnt by heart. A change of all weights of a wide layer changes
-    its output more (Yang et al. 2022, Tensor Programs V), so that what was measured on narrow networks may hold for
-    wide ones too.
+    Small batches go with few images, which are soon learnt by heart. A change of all weights of a
+    wide layer changes its output more (Yang et al. 2022, Tensor Programs V), so that what was
+    measured on narrow networks may hold for wide ones too.
     """
     rate = RATE * batch / RATE_BATCH * RATE_WIDTH / num_features
     return float(f"{rate:.2g}")
@@ -163,16 +178,38 @@ def choose_rate(batch: int, num_features: int) -> float:
 def _choose_augmentation(choices: _Choices, images: Survey, known: Circumstances) -> None:
     """Choose how training images are varied: the more there are of a class, the more."""
     a_class = images.images_a_class
-    choices.choose("augment.scale", (0.5, 1.0), "crops of half an image or more, so that what it shows stays in it")
+    choices.choose(
+        "augment.scale",
+        (0.5, 1.0),
+        "crops of half an image or more, so that what it shows stays in it",
+    )
     if images.is_picture and not known.given.get("augment.color_jitter"):
-        reason = "colours and shapes vary at random, which matters most where a class has few images"
+        reason = (
+            "colours and shapes vary at random, which matters most where a class has few images"
+        )
         choices.choose("augment.auto_augment", POLICY, reason)
-    choices.choose("augment.hflip", 0.5, "mirrored images are seen as often; 0 where left and right have a meaning")
+    choices.choose(
+        "augment.hflip",
+        0.5,
+        "mirrored images are seen as often; 0 where left and right have a meaning",
+    )
     if not images.is_multi_label:
-        choices.choose("augment.label_smoothing", 0.1, "keeps a network from being too sure of what it has seen often")
+        choices.choose(
+            "augment.label_smoothing",
+            0.1,
+            "keeps a network from being too sure of what it has seen often",
+        )
     if a_class >= MANY_A_CLASS and images.is_picture:
-        choices.choose("augment.mixup", 0.2, f"{a_class:,} images of a class are enough to learn from mixed ones")
-        choices.choose("augment.cutmix", 1.0, f"{a_class:,} images of a class are enough to learn from mixed ones")
+        choices.choose(
+            "augment.mixup",
+            0.2,
+            f"{a_class:,} images of a class are enough to learn from mixed ones",
+        )
+        choices.choose(
+            "augment.cutmix",
+            1.0,
+            f"{a_class:,} images of a class are enough to learn from mixed ones",
+        )
     choices.choose("model.drop_path_rate", 0.1, "blocks are left out at random, as in the papers")
 
 
@@ -188,21 +225,33 @@ def _choose_average(choices: _Choices, images: Survey) -> None:
 
 def choose_updates(images: int, choices: _Choices) -> int:
     """Return the updates of the whole run."""
-    return int(choices.value("train.epochs")) * max(1, images // int(choices.value("train.batch_size")))
+    return int(choices.value("train.epochs")) * max(
+        1, images // int(choices.value("train.batch_size"))
+    )
 
 
 def _choose_evaluation(choices: _Choices, images: Survey, known: Circumstances) -> None:
     """Choose what is measured when, and which epoch is the best."""
     if known.has_weights:
-        choices.choose("train.eval_first", True, "the linear probe is the best until an epoch is better")
+        choices.choose(
+            "train.eval_first", True, "the linear probe is the best until an epoch is better"
+        )
     epochs = int(choices.value("train.epochs"))
     every = max(1, epochs // EVALUATIONS)
-    choices.choose("train.eval_every", every, f"at most {EVALUATIONS + 1} evaluations in {epochs} epochs")
+    choices.choose(
+        "train.eval_every", every, f"at most {EVALUATIONS + 1} evaluations in {epochs} epochs"
+    )
     if images.imbalance >= UNBALANCED and not images.is_multi_label:
         reason = f"the largest class has {images.imbalance:.0f} times the images of the smallest"
         if not any(key.startswith("balance.") for key in known.given):
-            choices.choose("balance.logit_adjust", 1.0, f"{reason}, so that the network does not learn their shares")
-        choices.choose("train.monitor", "val_balanced_accuracy", f"{reason}, so each class counts alike")
+            choices.choose(
+                "balance.logit_adjust",
+                1.0,
+                f"{reason}, so that the network does not learn their shares",
+            )
+        choices.choose(
+            "train.monitor", "val_balanced_accuracy", f"{reason}, so each class counts alike"
+        )
 
 
 def limit_warmup(choices: Sequence[Choice], epochs: int) -> list[Choice]:

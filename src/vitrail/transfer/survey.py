@@ -13,7 +13,8 @@ from vitrail.data.opening import Data
 from vitrail.data.sources import Source, count_labels
 
 UNBALANCED = 10
-"""Times as many images as the smallest class that the largest has, from which on a data set is called unbalanced."""
+"""Times as many images as the smallest class that the largest has, from which on a data set is
+called unbalanced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,8 @@ class Survey:
     train_images: int
     val_images: int
     counts: tuple[int, ...]
-    """Training images of each class; in multi-label data an image counts for each of its classes."""
+    """Training images of each class; in multi-label data an image counts for each of its
+    classes."""
     is_multi_label: bool
     channels: int
     bits: int
@@ -61,19 +63,28 @@ class Survey:
         kind = "multi-label, " if self.is_multi_label else ""
         lines = [
             f"{self.train_images:,} images to train on and {self.val_images:,} to validate with, "
-            f"{kind}{self.classes:,} classes of {min(self.counts):,} to {max(self.counts):,} training images"
+            f"{kind}{self.classes:,} classes of {min(self.counts):,} to {max(self.counts):,} "
+            "training images"
         ]
         if self.short_side is not None:
-            lines.append(f"half of the images have a shorter side of {self.short_side:,} pixels or less")
+            lines.append(
+                f"half of the images have a shorter side of {self.short_side:,} pixels or less"
+            )
         if self.unreadable:
-            lines.append(f"{self.unreadable:,} images cannot be read and are left out; `vitrail check-data` names them")
+            lines.append(
+                f"{self.unreadable:,} images cannot be read and are left out; `vitrail check-data` "
+                "names them"
+            )
         if self.copies_across:
             lines.append(
-                f"{self.copies_across:,} pairs of images that look alike have one image on each side of the split, "
+                f"{self.copies_across:,} pairs of images that look alike have one image on each "
+                "side of the split, "
                 "which makes accuracies too high; `vitrail check-data` shows them"
             )
         elif self.near_copies:
-            lines.append(f"{self.near_copies:,} pairs of images look alike; `vitrail check-data` shows them")
+            lines.append(
+                f"{self.near_copies:,} pairs of images look alike; `vitrail check-data` shows them"
+            )
         return lines
 
 

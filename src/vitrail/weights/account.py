@@ -40,7 +40,8 @@ class Account:
     numerics: Mapping[str, Any] = field(default_factory=dict)
     """GELU and epsilons that the weights expect, whatever is asked for."""
     origin: Mapping[str, Any] = field(default_factory=dict)
-    """Name, address, SHA-256 and revision of weights that somebody published; empty for other files."""
+    """Name, address, SHA-256 and revision of weights that somebody published; empty for other
+    files."""
     notes: tuple[str, ...] = ()
     """What the file does not say itself, and what was taken."""
     doubts: tuple[str, ...] = ()

@@ -38,14 +38,15 @@ def adapt(
     Args:
         weights: By official names.
         source: Configuration of the model that they fit.
-        target: Configuration of the model wanted; it differs in image_size, in_channels and num_classes at most, and in
-            what the family can add.
+        target: Configuration of the model wanted; it differs in image_size, in_channels and
+            num_classes at most, and in what the family can add.
         where: The file, for messages.
         family: Family of the model.
         old_classes: Names of the logits; empty where they are not known.
         new_classes: Names of the logits wanted; empty where they are not known.
         keep_head: Keep the head as it is, whatever the names of its logits.
-        positions: T2T-ViT's fixed table of positions: resized from the file's, or computed for the new size.
+        positions: T2T-ViT's fixed table of positions: resized from the file's, or computed for the
+            new size.
 
     Raises:
         CheckpointError: The channels cannot be adapted.
@@ -53,14 +54,20 @@ def adapt(
     weights, entries = dict(weights), []
     has_changed = source != target
     additions = family.additions
-    if added := {name: value for name, value in additions.items() if getattr(source, name) != getattr(target, name)}:
+    if added := {
+        name: value
+        for name, value in additions.items()
+        if getattr(source, name) != getattr(target, name)
+    }:
         source = replace(source, **added)
         entries += _add_zeros(weights, expected_shapes(family, source))
     if source.in_channels != target.in_channels:
         entries += _adapt_channels(weights, family, source.in_channels, target.in_channels, where)
     if source.size != target.size:
         entries += _adapt_positions(weights, family, source, target, positions)
-    if source.num_classes != target.num_classes or (not keep_head and tuple(old_classes) != tuple(new_classes)):
+    if source.num_classes != target.num_classes or (
+        not keep_head and tuple(old_classes) != tuple(new_classes)
+    ):
         entries += _adapt_head(weights, target, tuple(old_classes), tuple(new_classes))
     if family.unread and (has_changed or target.num_classes == 0):
         entries += _fit_unread(weights, family.unread, expected_shapes(family, target))
@@ -88,7 +95,9 @@ def _add_zeros(weights: dict[str, Tensor], expected: Mapping[str, tuple[int, ...
     weights.clear()
     for name, shape in expected.items():
         weights[name] = before[name] if name in before else torch.zeros(shape)
-    return [Entry("zero-filled", ours=(name,), note="the weights were made without") for name in added]
+    return [
+        Entry("zero-filled", ours=(name,), note="the weights were made without") for name in added
+    ]
 
 
 def _adapt_head(
@@ -106,7 +115,11 @@ def _adapt_head(
                 parameter[new_row] = before[f"head.{name}"][old_row]
             weights[f"head.{name}"] = parameter.detach()
     note = f"{len(shared)} of {target.num_classes} rows kept, by class name; the others are fresh"
-    return [Entry("new", tuple(before), tuple(f"head.{name}" for name, _ in head.named_parameters()), note)]
+    return [
+        Entry(
+            "new", tuple(before), tuple(f"head.{name}" for name, _ in head.named_parameters()), note
+        )
+    ]
 
 
 def as_two_logits(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Entry]:
@@ -119,11 +132,14 @@ def as_two_logits(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Ent
 def shared_rows(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:
     """Return (new index, old index) of each class that both have; ImageNet's are known by id and by English name.
 
-    Names that are not equal are the same where only their case differs, or what stands between their words, and no
-    other name on either side is then the same too.
+    Names that are not equal are the same where only their case differs, or what stands between
+    their words, and no other name on either side is then the same too.
     """
     same = {canonical(name): index for index, name in enumerate(old)}
-    old_keys, new_keys = [normalise_name(name) for name in old], [normalise_name(name) for name in new]
+    old_keys, new_keys = (
+        [normalise_name(name) for name in old],
+        [normalise_name(name) for name in new],
+    )
     old_counts, new_counts = Counter(old_keys), Counter(new_keys)
     alike = {key: index for index, key in enumerate(old_keys) if old_counts[key] == 1}
     if len(old) == NUM_CLASSES and tuple(old) == list_wordnet_ids():
@@ -141,7 +157,8 @@ def shared_rows(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]
 def _adapt_positions(
     weights: dict[str, Tensor], family: Family[Any], source: Any, target: Any, positions: Positions
 ) -> list[Entry]:
-    from timm.layers.pos_embed import resample_abs_pos_embed  # importing timm takes seconds, and few files need it
+    # importing timm takes seconds, and few files need it
+    from timm.layers.pos_embed import resample_abs_pos_embed
 
     sizes = f"from {'x'.join(map(str, source.size))} to {'x'.join(map(str, target.size))} pixels"
     entries = []
@@ -152,7 +169,14 @@ def _adapt_positions(
         kept = "; the class token's row is kept" if extra else ""
         if positions == "fresh" and family.fixed_positions:
             weights[name] = family.fixed_positions(after + extra, width)
-            entries.append(Entry("new", (name,), (name,), f"the sinusoid of {'x'.join(map(str, target.size))} pixels"))
+            entries.append(
+                Entry(
+                    "new",
+                    (name,),
+                    (name,),
+                    f"the sinusoid of {'x'.join(map(str, target.size))} pixels",
+                )
+            )
             continue
         weights[name] = resample_abs_pos_embed(
             weights[name], list(target.grid), list(source.grid), num_prefix_tokens=extra
@@ -161,13 +185,20 @@ def _adapt_positions(
     return entries
 
 
-def _adapt_channels(weights: dict[str, Tensor], family: Family[Any], old: int, new: int, where: str) -> list[Entry]:
+def _adapt_channels(
+    weights: dict[str, Tensor], family: Family[Any], old: int, new: int, where: str
+) -> list[Entry]:
     from timm.models._manipulate import adapt_input_conv
 
     if old != 3 or not family.channels:
-        limit = "only weights for 3 can be adapted" if family.channels else f"{family.title} is not adapted"
+        limit = (
+            "only weights for 3 can be adapted"
+            if family.channels
+            else f"{family.title} is not adapted"
+        )
         raise CheckpointError(
-            f"{where}: was made for {old} channels, and {limit} to other numbers; leave it at {old}, in training by "
+            f"{where}: was made for {old} channels, and {limit} to other numbers; leave it at "
+            f"{old}, in training by "
             f"data.channels={old}"
         )
     entries = []
@@ -177,7 +208,9 @@ def _adapt_channels(weights: dict[str, Tensor], family: Family[Any], old: int, n
         tensor = weights[name]
         if kind == "summed":
             cells = adapt_input_conv(new, tensor.reshape(len(tensor), old, -1, 1))
-            weights[name] = cells.reshape(len(tensor), new * tensor.shape[1] // old, *tensor.shape[2:])
+            weights[name] = cells.reshape(
+                len(tensor), new * tensor.shape[1] // old, *tensor.shape[2:]
+            )
             rule = "summed over the three" if new == 1 else f"repeated, times 3/{new}"
         else:
             channels = tensor.unflatten(0, (old, -1))

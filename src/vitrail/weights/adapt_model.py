@@ -54,7 +54,8 @@ def _with_two_logits(opened: Opened, request: LoadRequest) -> Opened:
     _check_weights(record, opened.weights, path)
     weights, entry = as_two_logits(opened.weights)
     note = (
-        f"{path}: has one output z, so two classes: probabilities are the sigmoid of z for class 1 and the rest for "
+        f"{path}: has one output z, so two classes: probabilities are the sigmoid of z for class 1 "
+        "and the rest for "
         "class 0, which is the answer below 0.5"
     )
     entries = merge_entries(opened.account.entries, [entry])
@@ -71,13 +72,15 @@ def _with_class_names(opened: Opened, request: LoadRequest) -> Opened:
     names, count = read_class_names(request.names), record.options["num_classes"]
     if len(names) != count:
         raise ConfigError(
-            f"weights.classes {request.names}: names {len(names)} classes, and {path} has {count} outputs"
+            f"weights.classes {request.names}: names {len(names)} classes, and {path} has {count} "
+            "outputs"
         )
     if record.classes and record.classes != names:
         pairs = enumerate(zip(record.classes, names, strict=True))
         index, (there, here) = next((index, pair) for index, pair in pairs if pair[0] != pair[1])
         raise ConfigError(
-            f"weights.classes {request.names}: {path} names its classes itself, and otherwise: index {index} is "
+            f"weights.classes {request.names}: {path} names its classes itself, and otherwise: "
+            f"index {index} is "
             f"{there} there and {here} here; drop the setting"
         )
     return replace(opened, record=replace(record, classes=names))
@@ -96,7 +99,9 @@ def _with_options(opened: Opened, request: LoadRequest) -> Opened:
     head = _plan_head(record, target.num_classes, classes, path, by_order=request.by_order)
 
     # the weights
-    changes = [name for name in (*ADAPTABLE, *added) if getattr(source, name) != getattr(target, name)]
+    changes = [
+        name for name in (*ADAPTABLE, *added) if getattr(source, name) != getattr(target, name)
+    ]
     if changes or classes != record.classes:
         _check_weights(record, opened.weights, path)
     weights, entries = adapt(
@@ -116,10 +121,17 @@ def _with_options(opened: Opened, request: LoadRequest) -> Opened:
     if thresholds is not None and not is_kept and not head.is_kept_in_order:
         known = dict(zip(record.classes, thresholds, strict=True))
         names = classes or [""] * target.num_classes
-        thresholds = tuple(known.get(name, 0.5) for name in names)  # those of new classes are still to be tuned
+        # those of new classes are still to be tuned
+        thresholds = tuple(known.get(name, 0.5) for name in names)
     preprocess, notes = _adapt_preprocess(record.preprocess, target, path)
     return Opened(
-        record=replace(record, options=asdict(target), classes=classes, preprocess=preprocess, thresholds=thresholds),
+        record=replace(
+            record,
+            options=asdict(target),
+            classes=classes,
+            preprocess=preprocess,
+            thresholds=thresholds,
+        ),
         weights=weights,
         account=replace(
             opened.account,
@@ -136,7 +148,9 @@ def _target_config(record: Record, source: ModelConfig, request: LoadRequest) ->
     if request.classes is not None:
         count = options.setdefault("num_classes", len(request.classes))
         if count != len(request.classes):
-            raise ConfigError(f"num_classes is {count}, but {len(request.classes)} classes are named")
+            raise ConfigError(
+                f"num_classes is {count}, but {len(request.classes)} classes are named"
+            )
     return build_config(record.model, **{**asdict(source), **options})
 
 
@@ -146,19 +160,24 @@ def _check_target(
     """Refuse what weights cannot be adapted to, and return the fields by which the model gets weights that are zeros.
 
     Raises:
-        ConfigError: The target has another architecture, or positions that its family does not compute.
+        ConfigError: The target has another architecture, or positions that its family does not
+            compute.
     """
     family = record.family
     if request.positions == "fresh" and not family.fixed_positions:
         titles = " and ".join(other.title for other in FAMILIES if other.fixed_positions)
-        raise ConfigError(f"{path}: positions=fresh is for {titles}; {record.model} learns its own or has none")
+        raise ConfigError(
+            f"{path}: positions=fresh is for {titles}; {record.model} learns its own or has none"
+        )
     added = set()
     for name, value in family.additions.items():
         if getattr(source, name) != getattr(target, name) == value:
             added.add(name)
     for name, value in read_architecture(source).items():
         if getattr(target, name) != value and name not in added:
-            raise ConfigError(f"{path}: was made with {name}={value}, which its weights cannot change")
+            raise ConfigError(
+                f"{path}: was made with {name}={value}, which its weights cannot change"
+            )
     return added
 
 
@@ -167,21 +186,29 @@ def _check_weights(record: Record, weights: Mapping[str, Tensor], path: str) -> 
     with torch.device("meta"):
         expected = build_model(record, path).state_dict()
     unused = record.family.unread
-    read = {name: value for name, value in weights.items() if name in expected or name not in unused}
+    read = {
+        name: value for name, value in weights.items() if name in expected or name not in unused
+    }
     check_fit(expected, read, path)
 
 
-def _adapt_preprocess(preprocess: Preprocess, target: ModelConfig, path: str) -> tuple[Preprocess, list[str]]:
+def _adapt_preprocess(
+    preprocess: Preprocess, target: ModelConfig, path: str
+) -> tuple[Preprocess, list[str]]:
     """Return the preprocessing for another image size and other channels, and what is to be said of it."""
     preprocess = replace(preprocess, size=target.size)
     channels = target.in_channels
     if channels == preprocess.channels:
         return preprocess, []
     mean, std = fit_statistics(channels, preprocess.mean, preprocess.std)
-    return replace(preprocess, channels=channels, mean=mean, std=std), [note_statistics(path, channels, mean, std)]
+    return replace(preprocess, channels=channels, mean=mean, std=std), [
+        note_statistics(path, channels, mean, std)
+    ]
 
 
-def _plan_head(record: Record, num_classes: int, classes: Sequence[str], path: str, *, by_order: bool) -> _Head:
+def _plan_head(
+    record: Record, num_classes: int, classes: Sequence[str], path: str, *, by_order: bool
+) -> _Head:
     """Return what happens to the head of a model for other classes.
 
     Args:
@@ -207,8 +234,10 @@ def _plan_head(record: Record, num_classes: int, classes: Sequence[str], path: s
         return _Head(notes=(f"{path}: has no head; that of {num_classes} classes is fresh",))
     if not old and num_classes == count:
         doubt = (
-            f"{path}: names no classes; its head is kept, and the order of its {count} outputs is taken for that of "
-            f"the classes wanted, of which {classes[0]} is the first; weights.classes=FILE names them"
+            f"{path}: names no classes; its head is kept, and the order of its {count} outputs is "
+            "taken for that of "
+            f"the classes wanted, of which {classes[0]} is the first; weights.classes=FILE names "
+            "them"
         )
         return _Head(doubts=(doubt,), is_kept_in_order=True)
     if rows := len(shared_rows(old, classes)):
@@ -217,7 +246,9 @@ def _plan_head(record: Record, num_classes: int, classes: Sequence[str], path: s
     return _Head(doubts=(_explain_dropped_head(count, old, num_classes, classes, path),))
 
 
-def _explain_dropped_head(count: int, old: Sequence[str], num_classes: int, classes: Sequence[str], path: str) -> str:
+def _explain_dropped_head(
+    count: int, old: Sequence[str], num_classes: int, classes: Sequence[str], path: str
+) -> str:
     if not classes:
         why = f"it has {count} classes, and {num_classes} are wanted that nothing names"
     elif not old:

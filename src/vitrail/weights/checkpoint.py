@@ -54,8 +54,8 @@ class Record:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     thresholds: tuple[float, ...] | None = None
-    """Probability of each class, the sigmoid of its logit, from which it is an answer, of a multi-label model; None
-    where an image has one class, and probabilities are the softmax."""
+    """Probability of each class, the sigmoid of its logit, from which it is an answer, of a
+    multi-label model; None where an image has one class, and probabilities are the softmax."""
 
     @property
     def is_multi_label(self) -> bool:
@@ -114,7 +114,8 @@ def save_model(path: Path, weights: Mapping[str, torch.Tensor], record: Record) 
         record: What the file says of itself.
 
     Raises:
-        CheckpointError: The disk is full or the folder cannot be written; an older file stays as it was.
+        CheckpointError: The disk is full or the folder cannot be written; an older file stays as it
+            was.
     """
     write_whole(path, encode_safetensors(weights, {**to_metadata(record), "format": "pt"}))
 
@@ -156,7 +157,9 @@ def to_metadata(record: Record) -> dict[str, str]:
     return {KEY: json.dumps(content)}
 
 
-def parse_record(metadata: Mapping[str, str], path: Path | str, shapes: Shapes | None = None) -> Record:
+def parse_record(
+    metadata: Mapping[str, str], path: Path | str, shapes: Shapes | None = None
+) -> Record:
     """Read what a weight file says of itself, and refuse what cannot be or what its tensors contradict.
 
     Args:
@@ -169,7 +172,8 @@ def parse_record(metadata: Mapping[str, str], path: Path | str, shapes: Shapes |
     """
     if KEY not in metadata:
         raise CheckpointError(
-            f"{path}: is without vitrail's description of model, classes and preprocessing; give a file that "
+            f"{path}: is without vitrail's description of model, classes and preprocessing; give a "
+            "file that "
             "vitrail wrote"
         )
     try:
@@ -178,7 +182,8 @@ def parse_record(metadata: Mapping[str, str], path: Path | str, shapes: Shapes |
             raise ValueError("format is missing")
         if (form := content["format"]) != FORMAT:
             raise CheckpointError(
-                f"{path}: is of format {shorten(form)}, this vitrail reads format {FORMAT}; upgrade vitrail"
+                f"{path}: is of format {shorten(form)}, this vitrail reads format {FORMAT}; "
+                "upgrade vitrail"
             )
         check(content)
         config = config_from(content)
@@ -191,12 +196,14 @@ def parse_record(metadata: Mapping[str, str], path: Path | str, shapes: Shapes |
     except (TypeError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split()).removesuffix(".")[:400]
         raise CheckpointError(
-            f"{path}: its description of model, classes and preprocessing cannot be followed ({reason}); use the "
+            f"{path}: its description of model, classes and preprocessing cannot be followed "
+            f"({reason}); use the "
             "original"
         ) from error
     if hash_classes(content["classes"]) != content["classes_hash"]:
         raise CheckpointError(
-            f"{path}: its class names do not match their hash, so the file was changed; use the original"
+            f"{path}: its class names do not match their hash, so the file was changed; use the "
+            "original"
         )
     thresholds = content.get("thresholds")
     if thresholds is not None:
@@ -222,7 +229,9 @@ def config_of(record: Record, path: Path | str = "record") -> ModelConfig:
     try:
         return type(record.variant.config)(**record.options)
     except (ConfigError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: describes a model that cannot be built ({error})") from error
+        raise CheckpointError(
+            f"{path}: describes a model that cannot be built ({error})"
+        ) from error
 
 
 def build_model(record: Record, path: Path | str = "record") -> VisionModel:
@@ -234,9 +243,16 @@ def build_model(record: Record, path: Path | str = "record") -> VisionModel:
     config = config_of(record, path)
     try:
         return record.family.model(config)
-    except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # sizes that no tensor can have
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        OverflowError,
+    ) as error:  # sizes that no tensor can have
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path}: describes a model that cannot be built ({reason})") from error
+        raise CheckpointError(
+            f"{path}: describes a model that cannot be built ({reason})"
+        ) from error
 
 
 def load_weights(model: VisionModel, weights: Mapping[str, torch.Tensor], path: Path | str) -> None:
@@ -252,7 +268,9 @@ def load_weights(model: VisionModel, weights: Mapping[str, torch.Tensor], path: 
         parameter.requires_grad_(name not in frozen)
 
 
-def check_fit(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], path: Path | str) -> None:
+def check_fit(
+    expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], path: Path | str
+) -> None:
     """Compare weights with those of a model.
 
     Raises:
@@ -260,7 +278,9 @@ def check_fit(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.
     """
     missing = [name for name in expected if name not in weights]
     unexpected = [name for name in weights if name not in expected]
-    shapes = [name for name in expected if name in weights and expected[name].shape != weights[name].shape]
+    shapes = [
+        name for name in expected if name in weights and expected[name].shape != weights[name].shape
+    ]
     if missing or unexpected or shapes:
         example = ""
         if names := [*missing[:2], *unexpected[:2]]:
@@ -269,12 +289,14 @@ def check_fit(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.
             there, here = weights[shapes[0]].shape, expected[shapes[0]].shape
             example += f"; {shapes[0]} is {tuple(there)} there, {tuple(here)} here"
         raise CheckpointError(
-            f"{path}: does not fit the model: {len(missing)} weights missing, {len(unexpected)} unexpected, "
+            f"{path}: does not fit the model: {len(missing)} weights missing, {len(unexpected)} "
+            "unexpected, "
             f"{len(shapes)} of another shape{example}"
         )
     for name, tensor in expected.items():
         if tensor.is_floating_point() != weights[name].is_floating_point():
             raise CheckpointError(
-                f"{path}: {name} is {weights[name].dtype} there, {tensor.dtype} here, so the file was changed; use the "
+                f"{path}: {name} is {weights[name].dtype} there, {tensor.dtype} here, so the file "
+                "was changed; use the "
                 "original"
             )

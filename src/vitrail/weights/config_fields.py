@@ -9,7 +9,8 @@ from typing import Any
 from vitrail.models.family import ModelConfig
 
 ADAPTABLE = ("image_size", "in_channels", "num_classes")
-"""Fields that may differ from the published model's without making it another one: weights are adapted to them."""
+"""Fields that may differ from the published model's without making it another one: weights are
+adapted to them."""
 NUMERICS = ("gelu", "norm_eps", "final_norm_eps", "embed_norm_eps")
 """Fields that change a model's output but no weight's shape."""
 RATES = ("drop_path_rate", "drop_rate")

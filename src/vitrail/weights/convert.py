@@ -40,7 +40,8 @@ class Conversion:
     doubts: tuple[str, ...]
     """Where the other project computes or reads images otherwise."""
     difference: float
-    """Largest difference of logits: the source's as it was read, and the target's as its project computes."""
+    """Largest difference of logits: the source's as it was read, and the target's as its project
+    computes."""
     scale: float
     """Standard deviation of those logits."""
     image_size: str = ""
@@ -52,7 +53,11 @@ class Conversion:
 
 
 def convert(
-    source: Path | str, target: Path, to: str, asked: LoadRequest | None = None, display: Display | None = None
+    source: Path | str,
+    target: Path,
+    to: str,
+    asked: LoadRequest | None = None,
+    display: Display | None = None,
 ) -> Conversion:
     """Read a weight file and write it for another project, then read that back and compare.
 
@@ -84,15 +89,23 @@ def convert(
         framework = "MindSpore" if dialect.mindspore else "PyTorch"
         _check_suffix(target, to, SUFFIXES[framework])
         entry = dialect.entry if to == dialect.name else ""
-        write_whole(target, _encode(theirs, target, entry, dialect.mindspore), f"choose another place than {target}")
+        write_whole(
+            target,
+            _encode(theirs, target, entry, dialect.mindspore),
+            f"choose another place than {target}",
+        )
         written = (str(target),)
 
     # read back
     config = config_of(opened.record)
     # no numerics: those of the project's own programs are to be compared with
-    options = {name: value for name, value in asdict(config).items() if name not in (*ADAPTABLE, *NUMERICS)}
+    options = {
+        name: value for name, value in asdict(config).items() if name not in (*ADAPTABLE, *NUMERICS)
+    }
     options["image_size"] = config.image_size
-    as_theirs = LoadRequest(dialect=to, model=opened.record.model, options=options, two_logits=False)
+    as_theirs = LoadRequest(
+        dialect=to, model=opened.record.model, options=options, two_logits=False
+    )
     again = _read_back(opened, target, as_theirs)
     difference, scale = _compare_logits(opened, again)
     return Conversion(
@@ -127,12 +140,16 @@ def find_dialect(to: str, record: Record) -> Dialect:
     for dialect in of_family:
         if not _differing_fields(record, dialect).keys() - _zero_additions(record, dialect).keys():
             return dialect
-    has = " and ".join(f"{name}={value}" for name, value in _differing_fields(record, of_family[0]).items())
+    has = " and ".join(
+        f"{name}={value}" for name, value in _differing_fields(record, of_family[0]).items()
+    )
     where = write_option("to", to)
     raise CheckpointError(f"{where}: its {family.title} has {has}, and {record.model} has not")
 
 
-def to_dialect(weights: Mapping[str, Tensor], dialect: Dialect, where: str, to: str) -> dict[str, Tensor]:
+def to_dialect(
+    weights: Mapping[str, Tensor], dialect: Dialect, where: str, to: str
+) -> dict[str, Tensor]:
     """Return weights under a project's names and in its layout.
 
     Raises:
@@ -141,8 +158,10 @@ def to_dialect(weights: Mapping[str, Tensor], dialect: Dialect, where: str, to: 
     links, dropped = write_names(weights, dialect)
     if lost := [name for name in dropped if weights[name].any()]:
         raise CheckpointError(
-            f"{where}: {to} has no place for {len(lost)} of its weights ({', '.join(lost[:3])}, ...), and they are not "
-            f"zero; without them it would be another model{dialect.instead and f'; {dialect.instead}'}"
+            f"{where}: {to} has no place for {len(lost)} of its weights ({', '.join(lost[:3])}, "
+            "...), and they are not "
+            "zero; without them it would be another "
+            f"model{dialect.instead and f'; {dialect.instead}'}"
         )
     theirs: dict[str, Tensor] = {}
     for link in links:
@@ -171,7 +190,9 @@ def _convert_to_ours(opened: Opened, target: Path) -> Conversion:
     save_model(target, opened.weights, replace(opened.record, provenance=made))
     again = _read_back(opened, target, LoadRequest(two_logits=False))
     difference, scale = _compare_logits(opened, again)
-    return Conversion(read=opened.account, written=(str(target),), doubts=(), difference=difference, scale=scale)
+    return Conversion(
+        read=opened.account, written=(str(target),), doubts=(), difference=difference, scale=scale
+    )
 
 
 def _differing_fields(record: Record, dialect: Dialect) -> dict[str, Any]:
@@ -183,18 +204,25 @@ def _differing_fields(record: Record, dialect: Dialect) -> dict[str, Any]:
 def _zero_additions(record: Record, dialect: Dialect) -> dict[str, Any]:
     """Return the differing fields that add nothing but weights of zeros."""
     additions = record.family.additions.items()
-    return {name: value for name, value in _differing_fields(record, dialect).items() if (name, value) in additions}
+    return {
+        name: value
+        for name, value in _differing_fields(record, dialect).items()
+        if (name, value) in additions
+    }
 
 
 def _check_suffix(target: Path, to: str, allowed: Iterable[str]) -> None:
     if target.suffix not in allowed:
         folder = ", or a folder's name" if to == "timm" else ""
         raise CheckpointError(
-            f"{target}: {write_option('to', to)} writes files that end in {', '.join(allowed)}{folder}"
+            f"{target}: {write_option('to', to)} writes files that end in "
+            f"{', '.join(allowed)}{folder}"
         )
 
 
-def _encode(theirs: dict[str, Tensor], target: Path, entry: str, mindspore: bool) -> Buffer | Iterable[Buffer]:
+def _encode(
+    theirs: dict[str, Tensor], target: Path, entry: str, mindspore: bool
+) -> Buffer | Iterable[Buffer]:
     if target.suffix == ".ckpt":
         return encode_ckpt(theirs)
     if target.suffix == ".safetensors":
@@ -209,16 +237,24 @@ def _encode(theirs: dict[str, Tensor], target: Path, entry: str, mindspore: bool
 def _size_setting(opened: Opened, again: Opened) -> str:
     """Return the setting that tells the size of the images, where a written file does not."""
     config, published = config_of(opened.record), opened.record.variant.config
-    if hasattr(config, "grid") or config.size == published.size or Path(again.account.path).is_dir():
+    if (
+        hasattr(config, "grid")
+        or config.size == published.size
+        or Path(again.account.path).is_dir()
+    ):
         return ""
     return f"weights.options.image_size={_short(config.image_size).replace(' ', '')}"
 
 
-def _list_doubts(opened: Opened, again: Opened, dialect: Dialect, to: str, difference: float) -> list[str]:
+def _list_doubts(
+    opened: Opened, again: Opened, dialect: Dialect, to: str, difference: float
+) -> list[str]:
     """Return where the other project computes or reads images otherwise, and what its files have no place for."""
     doubts = _doubt_labels(opened.record, again.record, to)
     if size := _size_setting(opened, again):
-        doubts.append(f"nothing in the file tells the size of its images: `vitrail` reads it with {size}")
+        doubts.append(
+            f"nothing in the file tells the size of its images: `vitrail` reads it with {size}"
+        )
     doubts += _doubt_numerics(opened, again, dialect, to, difference)
     doubts += _doubt_preprocess(opened.record, dialect, to)
     return doubts
@@ -232,7 +268,8 @@ def _doubt_labels(record: Record, written: Record, to: str) -> list[str]:
         if len(record.thresholds) > 10:
             listed += ", ..."
         doubts.append(
-            f"{to} has no place for the thresholds of a model that gives any number of classes: take the sigmoid of "
+            f"{to} has no place for the thresholds of a model that gives any number of classes: "
+            "take the sigmoid of "
             f"each logit, and as thresholds {listed}"
         )
     if record.classes and not written.classes:
@@ -240,13 +277,16 @@ def _doubt_labels(record: Record, written: Record, to: str) -> list[str]:
         if len(record.classes) > 3:
             listed += ", ..."
         doubts.append(
-            f"{to} has no place for the names of the {len(record.classes)} classes; weights.classes=FILE, with a name "
+            f"{to} has no place for the names of the {len(record.classes)} classes; "
+            "weights.classes=FILE, with a name "
             f"a line, gives them back: {listed}"
         )
     return doubts
 
 
-def _doubt_numerics(opened: Opened, again: Opened, dialect: Dialect, to: str, difference: float) -> list[str]:
+def _doubt_numerics(
+    opened: Opened, again: Opened, dialect: Dialect, to: str, difference: float
+) -> list[str]:
     """Return by how much the project's GELU and epsilons change the logits."""
     needed, given = read_numerics(config_of(opened.record)), read_numerics(config_of(again.record))
     differing = [name for name, value in needed.items() if given[name] != value]
@@ -257,10 +297,15 @@ def _doubt_numerics(opened: Opened, again: Opened, dialect: Dialect, to: str, di
     if to == "timm":
         arguments = ", ".join(f"{name}={needed[name]!r}" for name in differing)
         remedy = (
-            f"after `import vitrail.timm`, timm.create_model({name_in_timm(opened.record.model)!r}, pretrained=True, "
-            f"pretrained_cfg_overlay={{'file': {again.account.path!r}}}, {arguments}) computes as these weights expect"
+            "after `import vitrail.timm`, "
+            f"timm.create_model({name_in_timm(opened.record.model)!r}, pretrained=True, "
+            f"pretrained_cfg_overlay={{'file': {again.account.path!r}}}, {arguments}) computes as "
+            f"these weights expect"
         )
-    return [f"{to} computes with {instead}: logits differ by {difference:.1e} at most{remedy and f'; {remedy}'}"]
+    return [
+        f"{to} computes with {instead}: logits differ by {difference:.1e} at "
+        f"most{remedy and f'; {remedy}'}"
+    ]
 
 
 def _doubt_preprocess(record: Record, dialect: Dialect, to: str) -> list[str]:
@@ -274,13 +319,19 @@ def _doubt_preprocess(record: Record, dialect: Dialect, to: str) -> list[str]:
         "bits": 8,
         **dialect.preprocess,
     }
-    values["mean"], values["std"] = fit_statistics(preprocess.channels, values["mean"], values["std"])
+    values["mean"], values["std"] = fit_statistics(
+        preprocess.channels, values["mean"], values["std"]
+    )
     differing = []
     for name, value in values.items():
         own = getattr(preprocess, name)
         if own != value:
             differing.append(f"{name} {_short(value)} instead of {_short(own)}")
-    return [f"{to} reads images with {', '.join(differing)}, unless told otherwise"] if differing else []
+    return (
+        [f"{to} reads images with {', '.join(differing)}, unless told otherwise"]
+        if differing
+        else []
+    )
 
 
 def _short(value: Any) -> str:
@@ -290,16 +341,26 @@ def _short(value: Any) -> str:
 def _read_back(opened: Opened, target: Path, asked: LoadRequest) -> Opened:
     """Read the written file; its weights are those that were read, or else nothing is said to be converted."""
     again = open_model(target, asked)
-    changed = [name for name, tensor in opened.weights.items() if not torch.equal(tensor, again.weights[name])]
+    changed = [
+        name
+        for name, tensor in opened.weights.items()
+        if not torch.equal(tensor, again.weights[name])
+    ]
     if changed:
-        raise CheckpointError(f"{target}: reads back with other values ({changed[0]}); it is not to be used")
+        raise CheckpointError(
+            f"{target}: reads back with other values ({changed[0]}); it is not to be used"
+        )
     return again
 
 
 def _compare_logits(opened: Opened, again: Opened) -> tuple[float, float]:
     """Return the largest difference between logits of both, and their standard deviation."""
     config = config_of(opened.record)
-    images = torch.rand(2, config.in_channels, *config.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    images = (
+        torch.rand(2, config.in_channels, *config.size, generator=torch.Generator().manual_seed(0))
+        * 2
+        - 1
+    )
     with torch.inference_mode():
         ours = opened.build()(images)
         theirs = again.build()(images)

@@ -1,7 +1,8 @@
 """Check the description in a weight file against bounds and against its tensors, before anything follows it.
 
-A description is text that anyone can write. Each value that is used has to be of its kind and within reason; what the
-tensors tell too, such as the number of blocks, has to agree with them before a model is built of it.
+A description is text that anyone can write. Each value that is used has to be of its kind and
+within reason; what the tensors tell too, such as the number of blocks, has to agree with them
+before a model is built of it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from vitrail.models.family import ModelConfig, Shapes
 from vitrail.models.registry import FAMILIES, find_variant
 
 MAX_TEXT = 16 * 2**20
-"""Letters of a description; that of a model of 20,000 classes with counts and thresholds has 2 million."""
+"""Letters of a description; that of a model of 20,000 classes with counts and thresholds has 2
+million."""
 MAX_DIGITS = 40
 """Digits of a whole number; the hashes are text, and nothing else has so many."""
 MAX_NAME = 4096
@@ -37,7 +39,8 @@ NEEDED: Mapping[str, tuple[str, ...]] = {
 }
 """Formats of exported files, and the details without which the files of each cannot be run."""
 REQUIRED = ("size", "crop", "interpolation", "mean", "std")
-"""Fields of the preprocessing without which images would be read in another way than the model was trained on."""
+"""Fields of the preprocessing without which images would be read in another way than the model was
+trained on."""
 KINDS: Mapping[str, type] = {
     "model": str,
     "options": dict,
@@ -86,7 +89,9 @@ def check(content: Mapping[str, Any]) -> None:
     known = [name for family in FAMILIES for name in family.variants]
     if content["model"] not in known:
         name, near = content["model"], suggest(content["model"], known)
-        raise ValueError(f"unknown model {shorten(name)}{near or ';'} `vitrail models` shows all {len(known)}")
+        raise ValueError(
+            f"unknown model {shorten(name)}{near or ';'} `vitrail models` shows all {len(known)}"
+        )
     for name, test in TESTS.items():
         if problem := test(content.get(name)):
             raise ValueError(f"{name}{problem}")
@@ -123,11 +128,14 @@ def preprocess_from(content: Mapping[str, Any], config: ModelConfig) -> Preproce
     preprocess = Preprocess.from_dict(values)
     if preprocess.channels != config.in_channels:
         raise ValueError(
-            f"its model takes {config.in_channels} channels and its preprocessing gives {preprocess.channels}"
+            f"its model takes {config.in_channels} channels and its preprocessing gives "
+            f"{preprocess.channels}"
         )
     if preprocess.size != config.size:
         there, here = ("x".join(map(str, size)) for size in (config.size, preprocess.size))
-        raise ValueError(f"its model takes images of {there} pixels and its preprocessing gives {here}")
+        raise ValueError(
+            f"its model takes images of {there} pixels and its preprocessing gives {here}"
+        )
     return preprocess
 
 
@@ -145,7 +153,9 @@ def check_classes(content: Mapping[str, Any], config: ModelConfig) -> None:
         ("provenance.training_counts", content["provenance"].get("training_counts")),
     ):
         if values is not None and len(values) != count:
-            raise ValueError(f"{name} are {len(values):,} numbers, and its model has {count:,} outputs")
+            raise ValueError(
+                f"{name} are {len(values):,} numbers, and its model has {count:,} outputs"
+            )
 
 
 def check_tensors(model: str, config: ModelConfig, shapes: Shapes) -> None:
@@ -158,7 +168,9 @@ def check_tensors(model: str, config: ModelConfig, shapes: Shapes) -> None:
     try:
         told = family.implied(shapes)
     except (KeyError, IndexError, ValueError, ZeroDivisionError):
-        raise ValueError(f"it describes a {model}, and its tensors are not those of a {family.title}") from None
+        raise ValueError(
+            f"it describes a {model}, and its tensors are not those of a {family.title}"
+        ) from None
     for name, there in told.items():
         if name == "positions":
             here = math.prod(getattr(config, "grid", (there,)))
@@ -167,14 +179,20 @@ def check_tensors(model: str, config: ModelConfig, shapes: Shapes) -> None:
         else:
             continue  # a word is taken by what it makes of the shapes
         if not _agree(here, there):
-            raise ValueError(f"it says {name} {shorten(here)}, and its tensors are of {name} {shorten(there)}")
+            raise ValueError(
+                f"it says {name} {shorten(here)}, and its tensors are of {name} {shorten(there)}"
+            )
 
 
 def _agree(here: Any, there: Any) -> bool:
     """Say whether numbers are the same; a ratio is rounded down to whole channels, of which there are two at least."""
     if isinstance(here, tuple) and isinstance(there, tuple):
         return len(here) == len(there) and all(map(_agree, here, there))
-    return abs(here - there) < 0.5 if isinstance(there, float) and not isinstance(here, tuple) else here == there
+    return (
+        abs(here - there) < 0.5
+        if isinstance(there, float) and not isinstance(here, tuple)
+        else here == there
+    )
 
 
 def check_exported(said: Any) -> None:
@@ -187,23 +205,36 @@ def check_exported(said: Any) -> None:
         raise ValueError(f"provenance.exported is {shorten(said)}; it must be a mapping")
     for name in ("format", "source", "sha256"):
         if not isinstance(said.get(name), str):
-            raise ValueError(f"provenance.exported.{name} is {shorten(said.get(name))}; it must be text")
+            raise ValueError(
+                f"provenance.exported.{name} is {shorten(said.get(name))}; it must be text"
+            )
     for name, allowed in (
         ("precision", ("float32", "bfloat16", "float16", "int8")),
         ("input", ("normalised", "image")),
     ):
         if name in said and said[name] not in allowed:
-            raise ValueError(f"provenance.exported.{name} is {shorten(said[name])}; it must be {' or '.join(allowed)}")
+            raise ValueError(
+                f"provenance.exported.{name} is {shorten(said[name])}; it must be "
+                f"{' or '.join(allowed)}"
+            )
     if said["format"] not in NEEDED:
         raise ValueError(
-            f"provenance.exported.format is {shorten(said['format'])}; it must be one of {', '.join(NEEDED)}"
+            f"provenance.exported.format is {shorten(said['format'])}; it must be one of "
+            f"{', '.join(NEEDED)}"
         )
     batch = said.get("batch_size")
     if batch is not None and not (_is_whole(batch) and 1 <= batch <= MAX_BATCH):
-        raise ValueError(f"provenance.exported.batch_size is {shorten(batch)}; it must be 1 to {MAX_BATCH:,}, or null")
+        raise ValueError(
+            f"provenance.exported.batch_size is {shorten(batch)}; it must be 1 to {MAX_BATCH:,}, "
+            "or null"
+        )
     details = said.get("details")
-    if not isinstance(details, dict) or not all(isinstance(value, str) for value in details.values()):
-        raise ValueError(f"provenance.exported.details is {shorten(details)}; it must be texts by name")
+    if not isinstance(details, dict) or not all(
+        isinstance(value, str) for value in details.values()
+    ):
+        raise ValueError(
+            f"provenance.exported.details is {shorten(details)}; it must be texts by name"
+        )
     if missing := [name for name in NEEDED[said["format"]] if name not in details]:
         raise ValueError(f"provenance.exported.details.{missing[0]} is missing")
 
@@ -265,11 +296,15 @@ def _metrics(values: dict[str, Any]) -> str:
 def _provenance(values: dict[str, Any]) -> str:
     if "training_counts" in values:
         counts = values["training_counts"]
-        if not isinstance(counts, list) or not all(_is_whole(count) and 0 <= count < 2**53 for count in counts):
+        if not isinstance(counts, list) or not all(
+            _is_whole(count) and 0 <= count < 2**53 for count in counts
+        ):
             return f".training_counts is {shorten(counts)}; it must be a list of numbers of images"
     if "images" in values:
         images = values["images"]
-        if not isinstance(images, dict) or not all(isinstance(value, str) for value in images.values()):
+        if not isinstance(images, dict) or not all(
+            isinstance(value, str) for value in images.values()
+        ):
             return f".images is {shorten(images)}; it must be hashes by the names of splits"
     if "sketch" in values:
         known = values["sketch"]
@@ -292,4 +327,5 @@ TESTS: Mapping[str, Callable[[Any], str]] = {
     "provenance": _provenance,
     "recipe": _recipe,
 }
-"""Checks of parts that have parts themselves: each says as a clause what is wrong; empty where nothing is."""
+"""Checks of parts that have parts themselves: each says as a clause what is wrong; empty where
+nothing is."""

@@ -1,8 +1,9 @@
 """Digests by which a file is known to be as it was written, from its first bit to its last.
 
-A weight file keeps one of its tensors and its description, so that a program that only orders the file otherwise, or
-adds texts of its own, does no harm. An exported file keeps one of all its bytes, as its runtime reads more of it than
-we do. Either stands in the file twice: damage to the name of one must not make a file that has none.
+A weight file keeps one of its tensors and its description, so that a program that only orders the
+file otherwise, or adds texts of its own, does no harm. An exported file keeps one of all its bytes,
+as its runtime reads more of it than we do. Either stands in the file twice: damage to the name of
+one must not make a file that has none.
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ BLANK = MARK + "0" * DIGITS
 COMMENT = len(BLANK) * len(DIGESTS)
 """Bytes of the comment that holds the digest of a zip archive."""
 MARKS = 16
-"""Digests that are looked at in an exported file; each takes memory, and no file is written with more than two."""
+"""Digests that are looked at in an exported file; each takes memory, and no file is written with
+more than two."""
 CHUNK = 16 * 2**20
 """Bytes that a thread takes at once."""
 GROWTH = 32
-"""Times its size that an archive may hold: TorchScript's keeps weights as they are and packs only its code."""
+"""Times its size that an archive may hold: TorchScript's keeps weights as they are and packs only
+its code."""
 _MARKED = re.compile(MARK.encode() + rb"([0-9a-f]{%d})" % DIGITS)
 _DAMAGED = "is damaged: it is not what its digest was made of; copy it again, or make it anew"
 _CHANGED = f"{_DAMAGED} (a program that changes weights on purpose has to leave out {' and '.join(DIGESTS)})"
@@ -55,7 +58,9 @@ def digest_weights(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> s
     return _joined([_bytes_of(tensors[name]) for name in names], said)
 
 
-def check_weights(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], described: str) -> bool:
+def check_weights(
+    path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], described: str
+) -> bool:
     """Compare a weight file with its digest, and say whether it has one.
 
     Args:
@@ -128,14 +133,18 @@ def check_archive(path: Path) -> int:
         file.seek(max(file.seek(0, 2) - 22 - 0xFFFF, 0))
         end = file.read().rpartition(b"PK\x05\x06")[2]
     if int.from_bytes(end[16:18], "little") != len(end) - 18:  # which no reader of archives minds
-        raise CheckpointError(f"{path}: is damaged: it is cut off within its end; copy it again, or make it anew")
+        raise CheckpointError(
+            f"{path}: is damaged: it is cut off within its end; copy it again, or make it anew"
+        )
     with zipfile.ZipFile(path) as archive:
         grown = sum(entry.file_size for entry in archive.infolist())
         if grown > max(GROWTH * path.stat().st_size, CHUNK):
             raise CheckpointError(
-                f"{path}: is packed so that it grows to {grown:,} bytes, as PyTorch writes none; use the original"
+                f"{path}: is packed so that it grows to {grown:,} bytes, as PyTorch writes none; "
+                "use the original"
             )
-        entries = [entry for entry in archive.infolist() if entry.CRC]  # torch may be told to compute none
+        # torch may be told to compute none
+        entries = [entry for entry in archive.infolist() if entry.CRC]
         for entry in entries:
             try:
                 with archive.open(entry) as file:
@@ -143,7 +152,8 @@ def check_archive(path: Path) -> int:
                         pass
             except Exception as error:  # zlib and zipfile raise several kinds for damaged bytes
                 raise CheckpointError(
-                    f"{path}: is damaged: {entry.filename} does not have its checksum; copy it again, or make it anew"
+                    f"{path}: is damaged: {entry.filename} does not have its checksum; copy it "
+                    "again, or make it anew"
                 ) from error
     return len(entries)
 
@@ -157,7 +167,9 @@ def _joined(parts: list[memoryview], said: bytes) -> str:
     """Return the BLAKE2b digest of the digests of all chunks, which threads compute side by side."""
     chunks = [part[at : at + CHUNK] for part in parts for at in range(0, len(part), CHUNK)]
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-        digests = b"".join(pool.map(lambda chunk: hashlib.blake2b(chunk, digest_size=32).digest(), chunks))
+        digests = b"".join(
+            pool.map(lambda chunk: hashlib.blake2b(chunk, digest_size=32).digest(), chunks)
+        )
     for chunk in chunks:
         chunk.release()
     return hashlib.blake2b(digests + said, digest_size=32).hexdigest()

@@ -35,7 +35,9 @@ class Remarks:
     """What may be wrong all the same."""
 
 
-def recognise_model(file: WeightFile, found: FoundWeights, request: LoadRequest, remarks: Remarks) -> Reading:
+def recognise_model(
+    file: WeightFile, found: FoundWeights, request: LoadRequest, remarks: Remarks
+) -> Reading:
     """Return the one reading of the weights that were found: their project, their model and its configuration.
 
     Raises:
@@ -48,18 +50,23 @@ def recognise_model(file: WeightFile, found: FoundWeights, request: LoadRequest,
     return reading
 
 
-def rename_weights(file: WeightFile, found: FoundWeights, reading: Reading, remarks: Remarks) -> dict[str, Tensor]:
+def rename_weights(
+    file: WeightFile, found: FoundWeights, reading: Reading, remarks: Remarks
+) -> dict[str, Tensor]:
     """Read weights from the file and return them by official names, in float32; those that it lacks are fresh."""
     theirs = file.read(found.tree.names)
     weights = translate(theirs, reading)
     if not reading.is_whole:
         remarks.doubts.append(
-            f"{file.path}: {len(reading.missing)} weights are missing and fresh, {len(reading.misfits)} skipped"
+            f"{file.path}: {len(reading.missing)} weights are missing and fresh, "
+            f"{len(reading.misfits)} skipped"
         )
         weights = reading.family.model(reading.config).state_dict() | weights
     dtypes = {str(theirs[name].dtype) for link in reading.links for name in link.theirs}
     if converted := sorted(dtypes - {"torch.float32"}):
-        remarks.notes.append(f"{file.path}: holds {', '.join(converted)}, which became torch.float32")
+        remarks.notes.append(
+            f"{file.path}: holds {', '.join(converted)}, which became torch.float32"
+        )
     return weights
 
 
@@ -77,9 +84,12 @@ def describe_model(
         if len(file.passed_over) > 3:
             listed += ", ..."
         remarks.notes.append(
-            f"{file.path}: objects of {listed} are passed over or read as plain values; nothing of them is run"
+            f"{file.path}: objects of {listed} are passed over or read as plain values; nothing of "
+            "them is run"
         )
-    numerics = read_numerics(reading.variant.config, {**reading.dialect.options, **numerics_of_config(file)})
+    numerics = read_numerics(
+        reading.variant.config, {**reading.dialect.options, **numerics_of_config(file)}
+    )
     _note_described_numerics(file, reading, numerics, request, remarks)
     preprocess = _describe_images(file, reading, found, remarks)
     classes = _describe_classes(file, reading, remarks, is_named=request.names is not None)
@@ -112,14 +122,17 @@ def numerics_of_config(file: WeightFile) -> dict[str, Any]:
     """
     arguments = file.config.get("model_args") or {}
     if not isinstance(arguments, Mapping):
-        raise CheckpointError(f"{file.path}: the model_args of its config.json are no mapping; use the original")
+        raise CheckpointError(
+            f"{file.path}: the model_args of its config.json are no mapping; use the original"
+        )
     return {name: value for name, value in arguments.items() if name in NUMERICS}
 
 
 def note_statistics(where: str, channels: int, mean: Sequence[float], std: Sequence[float]) -> str:
     """Return the note on a mean and standard deviation that were made for other channels than the file's."""
     return (
-        f"{where}: for {describe_channels(channels)}, {describe_normalisation(mean, std)}, which it does not say; "
+        f"{where}: for {describe_channels(channels)}, {describe_normalisation(mean, std)}, which "
+        "it does not say; "
         "preprocess.mean and preprocess.std change that"
     )
 
@@ -130,8 +143,10 @@ def _choose_reading(file: WeightFile, readings: list[Reading], request: LoadRequ
     if not first.is_whole and not request.partial:
         listed = ", ".join(dict.fromkeys([*first.missing[:2], *first.misfits[:2]]))
         raise CheckpointError(
-            f"{file.path}: does not fit the model: {len(first.missing)} weights missing, {len(first.misfits)} "
-            f"unexpected or of another shape ({listed}); nearest is {first}. To take what fits, weights.partial=true; "
+            f"{file.path}: does not fit the model: {len(first.missing)} weights missing, "
+            f"{len(first.misfits)} "
+            f"unexpected or of another shape ({listed}); nearest is {first}. To take what fits, "
+            "weights.partial=true; "
             "for another size, weights.options.NAME=VALUE"
         )
     stated = _stated_model(file)
@@ -147,7 +162,9 @@ def _choose_reading(file: WeightFile, readings: list[Reading], request: LoadRequ
     if len(readings) == 1:
         return first
     models = sorted({reading.model for reading in readings})
-    setting = f"weights.model={models[0]}" if len(models) > 1 else f"weights.dialect={first.dialect.name}"
+    setting = (
+        f"weights.model={models[0]}" if len(models) > 1 else f"weights.dialect={first.dialect.name}"
+    )
     raise CheckpointError(f"{file.path}: fits {ways} equally; say which it is, such as {setting}")
 
 
@@ -172,7 +189,8 @@ def _with_image_size(file: WeightFile, reading: Reading, remarks: Remarks) -> Re
     except (TypeError, ValueError) as error:
         own = "x".join(map(str, reading.config.size))
         remarks.doubts.append(
-            f"{file.path}: the input_size of its config.json cannot be ({error}); the model's own {own} is taken, and "
+            f"{file.path}: the input_size of its config.json cannot be ({error}); the model's own "
+            f"{own} is taken, and "
             "weights.options.image_size sets another"
         )
         return reading
@@ -181,7 +199,8 @@ def _with_image_size(file: WeightFile, reading: Reading, remarks: Remarks) -> Re
 def _doubt_model_name(file: WeightFile, reading: Reading, remarks: Remarks) -> None:
     """Say it where a file, or config.json beside it, calls its weights another model than they are read as.
 
-    The options of a training script may call a model anything, so a name there that is unknown says nothing.
+    The options of a training script may call a model anything, so a name there that is unknown says
+    nothing.
     """
     stated, in_config = _stated_model(file), bool(file.config.get("architecture"))
     if not stated or stated in reading.model_names:
@@ -191,7 +210,8 @@ def _doubt_model_name(file: WeightFile, reading: Reading, remarks: Remarks) -> N
     who = "its config.json says" if in_config else "says"
     which = stated if _is_known(stated) else f"{stated[:60]}, which is no model here"
     remarks.doubts.append(
-        f"{file.path}: {who} that it is {which}, and it is read as {reading.model}, which its weights fit"
+        f"{file.path}: {who} that it is {which}, and it is read as {reading.model}, which its "
+        "weights fit"
     )
 
 
@@ -199,12 +219,18 @@ def _pretrained_config(file: WeightFile) -> Mapping[str, Any]:
     """Return what config.json says of the images, in timm's newer or older place."""
     config = file.config.get("pretrained_cfg", file.config)
     if not isinstance(config, Mapping):
-        raise CheckpointError(f"{file.path}: the pretrained_cfg of its config.json is no mapping; use the original")
+        raise CheckpointError(
+            f"{file.path}: the pretrained_cfg of its config.json is no mapping; use the original"
+        )
     return config
 
 
 def _note_described_numerics(
-    file: WeightFile, reading: Reading, numerics: Mapping[str, Any], request: LoadRequest, remarks: Remarks
+    file: WeightFile,
+    reading: Reading,
+    numerics: Mapping[str, Any],
+    request: LoadRequest,
+    remarks: Remarks,
 ) -> None:
     """Say where a settings file has other numerics than the files of the project."""
     if request.described is None:
@@ -212,12 +238,15 @@ def _note_described_numerics(
     for name, value in request.described.options.items():
         if name in numerics and value != numerics[name]:
             remarks.notes.append(
-                f"{file.path}: {name} is {value}, as {request.described.origin} has it; in {reading.dialect.name} "
+                f"{file.path}: {name} is {value}, as {request.described.origin} has it; in "
+                f"{reading.dialect.name} "
                 f"files it is {numerics[name]}, which weights.options.{name}={numerics[name]} takes"
             )
 
 
-def _describe_images(file: WeightFile, reading: Reading, found: FoundWeights, remarks: Remarks) -> Preprocess:
+def _describe_images(
+    file: WeightFile, reading: Reading, found: FoundWeights, remarks: Remarks
+) -> Preprocess:
     """Return how images were read: by config.json, or else the official transfer, the dialect, or the paper."""
     variant, config = reading.variant, reading.config
     values: dict[str, Any] = {
@@ -232,7 +261,8 @@ def _describe_images(file: WeightFile, reading: Reading, found: FoundWeights, re
         values |= transfer
         listed = ", ".join(f"{name} {value}" for name, value in transfer.items())
         remarks.notes.append(
-            f"{file.path}: its entry {entry} is that of the official transfer to {config.num_classes} classes, so "
+            f"{file.path}: its entry {entry} is that of the official transfer to "
+            f"{config.num_classes} classes, so "
             f"images are read as there: {listed}; preprocess.crop and its like change that"
         )
     stated, channels = _pretrained_config(file), config.in_channels
@@ -240,14 +270,20 @@ def _describe_images(file: WeightFile, reading: Reading, found: FoundWeights, re
         values["channels"] = channels
         values["mean"], values["std"] = fit_statistics(channels, values["mean"], values["std"])
         if "mean" not in stated or "std" not in stated:
-            remarks.notes.append(note_statistics(str(file.path), channels, values["mean"], values["std"]))
+            remarks.notes.append(
+                note_statistics(str(file.path), channels, values["mean"], values["std"])
+            )
     images = read_images(stated, values, channels)
     remarks.notes += [f"{file.path}: its config.json {note}" for note in images.notes]
     remarks.doubts += [f"{file.path}: its config.json {doubt}" for doubt in images.doubts]
-    return Preprocess.from_dict({**Preprocess(size=config.size).to_dict(), **values, **images.values})
+    return Preprocess.from_dict(
+        {**Preprocess(size=config.size).to_dict(), **values, **images.values}
+    )
 
 
-def _describe_classes(file: WeightFile, reading: Reading, remarks: Remarks, *, is_named: bool) -> tuple[str, ...]:
+def _describe_classes(
+    file: WeightFile, reading: Reading, remarks: Remarks, *, is_named: bool
+) -> tuple[str, ...]:
     """Return the names of the logits by config.json, or else ImageNet's for 1000 logits; empty where none are known.
 
     Args:
@@ -263,12 +299,15 @@ def _describe_classes(file: WeightFile, reading: Reading, remarks: Remarks, *, i
         return names
     if labels is not None:
         remarks.notes.append(
-            f"{file.path}: the class names of its config.json are not {count} different names, and left out"
+            f"{file.path}: the class names of its config.json are not {count} different names, and "
+            "left out"
         )
     if is_named or not count:
         return ()
     if count == NUM_CLASSES:
-        remarks.notes.append(f"{file.path}: its {count} classes are taken for ImageNet's, in their usual order")
+        remarks.notes.append(
+            f"{file.path}: its {count} classes are taken for ImageNet's, in their usual order"
+        )
         return list_wordnet_ids()
     remarks.notes.append(f"{file.path}: names none of its {count} classes; they go by number")
     return ()
@@ -284,7 +323,9 @@ def _list_entries(found: FoundWeights, reading: Reading) -> list[Entry]:
             what = "loaded"
         theirs = tuple(in_file.get(name, name) for name in link.theirs)
         entries.append(Entry(what, theirs, link.ours))
-    entries += [Entry("zero-filled", ours=(name,), note="the project has none") for name in reading.zeros]
+    entries += [
+        Entry("zero-filled", ours=(name,), note="the project has none") for name in reading.zeros
+    ]
     entries += [Entry("new", ours=(name,), note="missing in the file") for name in reading.missing]
     for name in reading.misfits:
         entries.append(Entry("skipped", theirs=(in_file.get(name, name),), note="not of the model"))

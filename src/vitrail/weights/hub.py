@@ -49,7 +49,8 @@ def save_pretrained(source: Path | str, folder: Path) -> tuple[str, ...]:
     if is_of_timm(opened.record.model) and (differing := other_numerics(opened.record)):
         given = ", ".join(f"{name} {value}" for name, value in differing.items())
         warnings.warn(
-            f"{folder}: these weights compute with {given}; vitrail reads that from the folder, timm's own models "
+            f"{folder}: these weights compute with {given}; vitrail reads that from the folder, "
+            "timm's own models "
             "cannot, and differ by about 1e-3 in the logits",
             stacklevel=2,
         )
@@ -95,7 +96,9 @@ def push_to_hub(source: Path | str, repository: str, folder: Path, *, private: b
         )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{repository}: cannot be uploaded ({reason}); the files are in {folder}") from error
+        raise CheckpointError(
+            f"{repository}: cannot be uploaded ({reason}); the files are in {folder}"
+        ) from error
     return str(address)
 
 
@@ -116,7 +119,9 @@ def save_folder(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
+        raise CheckpointError(
+            f"{folder}: cannot be made ({error.strerror}); choose another folder"
+        ) from error
     metadata = {"format": "pt"}
     if described:
         metadata |= to_metadata(record)
@@ -160,7 +165,8 @@ def _model_arguments(record: Record) -> dict[str, Any]:
         arguments["img_size"] = list(record.preprocess.size)
     if channels != 3:
         arguments["in_chans"] = channels
-    if not is_of_timm(record.model):  # then `vitrail.timm` builds it, of any size and with any numerics
+    # then `vitrail.timm` builds it, of any size and with any numerics
+    if not is_of_timm(record.model):
         for name, value in vars(config_of(record)).items():
             if name not in (*ADAPTABLE, "drop_path_rate") and value != getattr(published, name):
                 arguments[name] = value
@@ -185,12 +191,18 @@ def model_card(record: Record) -> str:
     size = "x".join(map(str, preprocess.size))
     read_as = ""
     if not preprocess.pixels.is_picture:
-        read_as = f" of {describe_channels(preprocess.channels)}, {preprocess.pixels.bits} bits each,"
+        read_as = (
+            f" of {describe_channels(preprocess.channels)}, {preprocess.pixels.bits} bits each,"
+        )
     numerics = ""
     if differing := other_numerics(record):
         listed = ", ".join(f"{name} {value}" for name, value in differing.items())
         numerics = f"These weights compute with {listed}, which timm's own models do not.\n\n"
-    shown = {key: value for key, value in record.provenance.items() if key not in ("training_counts", "sketch")}
+    shown = {
+        key: value
+        for key, value in record.provenance.items()
+        if key not in ("training_counts", "sketch")
+    }
     origin = "".join(f"- {key}: {value}\n" for key, value in shown.items())
     return f"""---
 library_name: timm
@@ -224,7 +236,9 @@ logits = model(model.preprocess("image.jpg").unsqueeze(0))
 
 def _accuracy_rows(record: Record) -> str:
     """Return the rows of a model card's table: each accuracy as published, and as these weights reach it."""
-    figures = {"map": "mAP, %"} if record.is_multi_label else {"top1": "top-1, %", "top5": "top-5, %"}
+    figures = (
+        {"map": "mAP, %"} if record.is_multi_label else {"top1": "top-1, %", "top5": "top-5, %"}
+    )
     published = {"top1": record.variant.top1, "top5": record.variant.top5}
     rows = []
     for key, title in figures.items():

@@ -21,7 +21,8 @@ class Images:
     values: Mapping[str, Any]
     """Fields of Preprocess that the file settles."""
     notes: tuple[str, ...] = ()
-    """What was understood otherwise than it stands there, as clauses that follow the file's name."""
+    """What was understood otherwise than it stands there, as clauses that follow the file's
+    name."""
     doubts: tuple[str, ...] = ()
     """What cannot be had, and what is taken instead."""
 
@@ -51,7 +52,10 @@ def read_images(said: Mapping[str, Any], own: Mapping[str, Any], channels: int) 
         if _is_number(crop) and 0 < crop <= 1:
             values["crop"] = float(crop)
         else:
-            doubts.append(_instead("crop_pct", crop, "crop", own) + "; timm itself takes 0.875" * (crop is None))
+            doubts.append(
+                _instead("crop_pct", crop, "crop", own)
+                + "; timm itself takes 0.875" * (crop is None)
+            )
     if "interpolation" in said:
         if said["interpolation"] in FILTERS:
             values["interpolation"] = said["interpolation"]
@@ -67,7 +71,9 @@ def read_labels(config: Mapping[str, Any]) -> list[Any] | None:
     if "label_names" in config:
         return config["label_names"] if isinstance(config["label_names"], list) else []
     numbered = config.get("id2label", _turned_round(config.get("label2id")))
-    if not isinstance(numbered, dict) or any(f"LABEL_{key}" == name for key, name in numbered.items()):
+    if not isinstance(numbered, dict) or any(
+        f"LABEL_{key}" == name for key, name in numbered.items()
+    ):
         return None  # what transformers writes where there are no names
     by_number = {str(key): name for key, name in numbered.items()}
     if by_number.keys() != {str(number) for number in range(len(by_number))}:
@@ -86,7 +92,9 @@ def _turned_round(numbers: Any) -> dict[str, Any] | None:
 def _numbers(value: Any, channels: int, above: float) -> tuple[float, ...] | None:
     """Return one number for each channel; one alone is for all."""
     listed = [value] if _is_number(value) else value
-    if not isinstance(listed, list) or not all(_is_number(number) and number > above for number in listed):
+    if not isinstance(listed, list) or not all(
+        _is_number(number) and number > above for number in listed
+    ):
         return None
     if len(listed) == 1:
         listed = listed * channels
@@ -107,19 +115,24 @@ def _to_unit_scale(values: dict[str, Any], notes: list[str], doubts: list[str]) 
     if larger == ["mean"] and "std" in values:
         if max(values["std"]) < 1:  # 1 is for such pixels too, left as they are
             doubts.append(
-                f"has mean for pixels from 0 to {most}, and std {_short(values['std'])} for pixels from 0 to 1"
+                f"has mean for pixels from 0 to {most}, and std {_short(values['std'])} for pixels "
+                "from 0 to 1"
             )
         else:
             larger = ["mean", "std"]
     for name in larger:
         values[name] = tuple(value / most for value in values[name])
-        notes.append(f"has {name} for pixels from 0 to {most}, which is {_short(values[name])} for pixels from 0 to 1")
+        notes.append(
+            f"has {name} for pixels from 0 to {most}, which is {_short(values[name])} for pixels "
+            "from 0 to 1"
+        )
 
 
 def _instead(theirs: str, value: Any, ours: str, own: Mapping[str, Any]) -> str:
     why = "is for training" if value == "random" else "cannot be had here"
     return (
-        f"has {theirs} {_short(value)}, which {why}; the model's own {_short(own[ours])} is taken, and "
+        f"has {theirs} {_short(value)}, which {why}; the model's own {_short(own[ours])} is taken, "
+        "and "
         f"preprocess.{ours} sets another"
     )
 

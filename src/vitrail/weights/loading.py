@@ -23,7 +23,13 @@ from vitrail.weights.adapt_model import adapt_model
 from vitrail.weights.checkpoint import KEY, config_of, parse_record
 from vitrail.weights.config_fields import read_numerics
 from vitrail.weights.digest import DIGESTS, check_weights
-from vitrail.weights.foreign import Remarks, describe_model, numerics_of_config, recognise_model, rename_weights
+from vitrail.weights.foreign import (
+    Remarks,
+    describe_model,
+    numerics_of_config,
+    recognise_model,
+    rename_weights,
+)
 from vitrail.weights.formats.weight_file import WeightFile, open_weights
 from vitrail.weights.opened import OURS, Opened
 from vitrail.weights.published.resolve import locate_weights
@@ -34,12 +40,14 @@ MAX_BYTES = 4 * 2**30
 """Bytes of the weights of one model; the largest here has 400 million."""
 
 
-def open_model(path: Path | str, request: LoadRequest | None = None, display: Display | None = None) -> Opened:
+def open_model(
+    path: Path | str, request: LoadRequest | None = None, display: Display | None = None
+) -> Opened:
     """Read the weights of a model, from a file of this or another project, and adapt them to what is asked for.
 
-    A word that stands for published weights is resolved first, and they are fetched if need be. A file of another
-    project is read, the weights are found in it, recognised as a model of a project, renamed, and described; a file of
-    ours describes itself. Either is then adapted.
+    A word that stands for published weights is resolved first, and they are fetched if need be. A
+    file of another project is read, the weights are found in it, recognised as a model of a
+    project, renamed, and described; a file of ours describes itself. Either is then adapted.
 
     Args:
         path: A file, a folder of timm's, hf-hub:OWNER/NAME, or a name of published weights.
@@ -47,12 +55,14 @@ def open_model(path: Path | str, request: LoadRequest | None = None, display: Di
         display: Where the progress of a download is shown.
 
     Raises:
-        CheckpointError: No such file, damaged, not understood or in two ways, or not all weights are accounted for;
-            or published weights cannot be had.
+        CheckpointError: No such file, damaged, not understood or in two ways, or not all weights
+            are accounted for; or published weights cannot be had.
         ConfigError: What is asked for is no model.
     """
     request = request or LoadRequest()
-    located = locate_weights(path, model=request.with_description().model, display=display or Quiet())
+    located = locate_weights(
+        path, model=request.with_description().model, display=display or Quiet()
+    )
     request = located.fill(request, str(path))
     file = _read_file(located.path, request)
     if KEY in file.metadata and request.dialect in (None, OURS):
@@ -82,35 +92,40 @@ def load_model(
 ) -> VisionModel:
     """Load a model from any weight file, ready for inference.
 
-    The model's `preprocess` turns a path, bytes or image into its input, and its `classes` name the logits:
+    The model's `preprocess` turns a path, bytes or image into its input, and its `classes` name the
+    logits:
 
         model = vitrail.load_model("runs/digits/best.safetensors")
         logits = model(model.preprocess("seven.png").unsqueeze(0))
         print(model.classes[logits.argmax()])
 
-    Published weights have names: `vitrail.load_model("twins_svt_small")` fetches them once, and `vitrail weights` lists
-    all that there are.
+    Published weights have names: `vitrail.load_model("twins_svt_small")` fetches them once, and
+    `vitrail weights` lists all that there are.
 
     A multi-label model has `thresholds`: an image has the classes whose sigmoid reaches theirs.
 
     Args:
-        path: A file of vitrail, of the official projects, timm, mmpretrain or MindSpore; a folder of timm's; the name
-            of published weights, such as t2t_vit_14_384 or tnt_s:mindcv; or hf-hub:OWNER/NAME.
+        path: A file of vitrail, of the official projects, timm, mmpretrain or MindSpore; a folder
+            of timm's; the name of published weights, such as t2t_vit_14_384 or tnt_s:mindcv; or
+            hf-hub:OWNER/NAME.
         device: Device that the model is put on.
         dialect: Name of the project whose names the file uses, where two would fit.
         model: Name of the model, where the shapes fit two or are of no published one.
-        entry: Where in the file the weights are, where that leaves a choice: an entry such as state_dict or ema.model,
-            or what stands before their names, such as net.
+        entry: Where in the file the weights are, where that leaves a choice: an entry such as
+            state_dict or ema.model, or what stands before their names, such as net.
         average: Take the moving average of the weights, where the file has one.
-        partial: Take a file that lacks weights, which are then fresh, or has others, which are then skipped.
-        positions: T2T-ViT's table of positions at another image size: resized from the file's, or fresh for it.
-        classes: Names that the logits are to have; rows of the head are kept for those that the file has too, and all
-            of them where the file names none and has as many.
-        options: Fields of the model's configuration, such as image_size, in_channels or num_classes.
+        partial: Take a file that lacks weights, which are then fresh, or has others, which are then
+            skipped.
+        positions: T2T-ViT's table of positions at another image size: resized from the file's, or
+            fresh for it.
+        classes: Names that the logits are to have; rows of the head are kept for those that the
+            file has too, and all of them where the file names none and has as many.
+        options: Fields of the model's configuration, such as image_size, in_channels or
+            num_classes.
 
     Raises:
-        CheckpointError: No such file, damaged, not understood or in two ways, or not all weights are accounted for;
-            or published weights cannot be had.
+        CheckpointError: No such file, damaged, not understood or in two ways, or not all weights
+            are accounted for; or published weights cannot be had.
         ConfigError: An unknown model, option or device.
     """
     target = read_device(device)  # before a file is read that may be large
@@ -128,18 +143,24 @@ def load_model(
     terminal = Terminal()
     opened = open_model(path, request, terminal if terminal.is_seen else None)
     for doubt in opened.account.doubts:
-        warnings.warn(doubt, stacklevel=3)  # past the check of arguments, to whoever calls vitrail.load_model
+        # past the check of arguments, to whoever calls vitrail.load_model
+        warnings.warn(doubt, stacklevel=3)
     return opened.build(target)
 
 
-def override_preprocess(stored: Preprocess, settings: PreprocessSection, display: Display) -> Preprocess:
+def override_preprocess(
+    stored: Preprocess, settings: PreprocessSection, display: Display
+) -> Preprocess:
     """Return the preprocessing of a file with explicit settings put over it, saying what they change."""
     changes = {
-        name: value for name, value in vars(settings).items() if value is not None and value != getattr(stored, name)
+        name: value
+        for name, value in vars(settings).items()
+        if value is not None and value != getattr(stored, name)
     }
     for name, value in changes.items():
         display.warn(
-            f"preprocess.{name} is {value} instead of {getattr(stored, name)}, which the weights were validated with"
+            f"preprocess.{name} is {value} instead of {getattr(stored, name)}, which the weights "
+            "were validated with"
         )
     return replace(stored, **changes)
 
@@ -155,8 +176,12 @@ def check_digest(file: WeightFile) -> bool:
     file.check(file.tensors)
     size = sum(held.dtype.itemsize * math.prod(held.shape) for held in file.tensors.values())
     if size > MAX_BYTES:
-        raise CheckpointError(f"{file.path}: holds {size:,} bytes of weights, and no model here has so many")
-    return check_weights(file.path, {name: file.load(name) for name in file.tensors}, file.metadata, KEY)
+        raise CheckpointError(
+            f"{file.path}: holds {size:,} bytes of weights, and no model here has so many"
+        )
+    return check_weights(
+        file.path, {name: file.load(name) for name in file.tensors}, file.metadata, KEY
+    )
 
 
 def _read_file(path: Path | str, request: LoadRequest) -> WeightFile:
@@ -165,9 +190,14 @@ def _read_file(path: Path | str, request: LoadRequest) -> WeightFile:
     check_digest(file)
     is_own = KEY in file.metadata
     if request.dialect == OURS and not is_own:
-        raise CheckpointError(f"{file.path}: was not written by vitrail; leave weights.dialect out to find its dialect")
+        raise CheckpointError(
+            f"{file.path}: was not written by vitrail; leave weights.dialect out to find its "
+            "dialect"
+        )
     if request.entry is not None and is_own:
-        raise CheckpointError(f"{file.path}: was written by vitrail and holds one model; leave weights.entry out")
+        raise CheckpointError(
+            f"{file.path}: was written by vitrail and holds one model; leave weights.entry out"
+        )
     return file
 
 

@@ -17,7 +17,11 @@ from vitrail.models.registry import FAMILIES, build_config, find_variant
 from vitrail.weights.account import UNUSED
 from vitrail.weights.config_fields import ADAPTABLE
 
-PROJECTS = tuple(dict.fromkeys(name for family in FAMILIES for dialect in family.dialects for name in dialect.projects))
+PROJECTS = tuple(
+    dict.fromkeys(
+        name for family in FAMILIES for dialect in family.dialects for name in dialect.projects
+    )
+)
 """All projects whose names are known."""
 
 
@@ -52,7 +56,10 @@ class Reading:
     @property
     def model_names(self) -> tuple[str, ...]:
         """All names of the model: ours, and those that other projects use."""
-        return (self.model, *(alias for alias, name in self.family.aliases.items() if name == self.model))
+        return (
+            self.model,
+            *(alias for alias, name in self.family.aliases.items() if name == self.model),
+        )
 
     def __str__(self) -> str:
         return f"{self.dialect.name} {self.model}"
@@ -73,7 +80,12 @@ class _Names:
 
 
 def recognise(
-    weights: Mapping[str, Tensor], where: str, *, dialect: str | None, model: str | None, options: Mapping[str, Any]
+    weights: Mapping[str, Tensor],
+    where: str,
+    *,
+    dialect: str | None,
+    model: str | None,
+    options: Mapping[str, Any],
 ) -> list[Reading]:
     """Return the ways to understand a file: all that account for every weight, or else the nearest one.
 
@@ -100,7 +112,9 @@ def recognise(
     for family in _candidate_families(model):
         if family.by_order and (names := family.by_order(weights)):
             in_order = {new: weights[old] for old, new in names.items()}
-            nearest, *_ = _recognise_by_name(in_order, where, dialect=dialect, model=model, options=options)
+            nearest, *_ = _recognise_by_name(
+                in_order, where, dialect=dialect, model=model, options=options
+            )
             if nearest.is_whole:
                 return [_restore_names(nearest, {new: old for old, new in names.items()})]
     if readings is None:
@@ -133,13 +147,23 @@ def _candidate_families(model: str | None) -> list[Family[Any]]:
 
 def _restore_names(reading: Reading, names: Mapping[str, str]) -> Reading:
     """Return a reading by order with the names that stand in the file, and a note that says so."""
-    links = tuple(replace(link, theirs=tuple(names[name] for name in link.theirs)) for link in reading.links)
-    notes = (*reading.dialect.notes, "its blocks were told apart by order and shape, not by their names")
+    links = tuple(
+        replace(link, theirs=tuple(names[name] for name in link.theirs)) for link in reading.links
+    )
+    notes = (
+        *reading.dialect.notes,
+        "its blocks were told apart by order and shape, not by their names",
+    )
     return replace(reading, links=links, dialect=replace(reading.dialect, notes=notes))
 
 
 def _recognise_by_name(
-    weights: Mapping[str, Tensor], where: str, *, dialect: str | None, model: str | None, options: Mapping[str, Any]
+    weights: Mapping[str, Tensor],
+    where: str,
+    *,
+    dialect: str | None,
+    model: str | None,
+    options: Mapping[str, Any],
 ) -> list[Reading]:
     families = _candidate_families(model)
     _check_dialect(dialect, families, where)
@@ -155,7 +179,11 @@ def _recognise_by_name(
             except (KeyError, IndexError, ZeroDivisionError):
                 continue  # not even the weights that tell its size
             told = told or implied
-            variants = [model] if model else [name for name in family.variants if name not in candidate.lacks]
+            variants = (
+                [model]
+                if model
+                else [name for name in family.variants if name not in candidate.lacks]
+            )
             for name in variants:
                 reading = _read_as(names, name, implied, options, is_named=model is not None)
                 if reading is not None:
@@ -173,38 +201,54 @@ def _check_dialect(dialect: str | None, families: list[Family[Any]], where: str)
     if not dialect:
         return
     if dialect not in PROJECTS:
-        raise ConfigError(f"dialect is {dialect!r}{format_choices(dialect, (*PROJECTS, 'vitrail'), 'known are')}")
-    if not any(dialect in candidate.projects for family in families for candidate in family.dialects):
-        raise CheckpointError(f"{where}: {dialect} has no {families[0].title}; leave weights.dialect out")
+        raise ConfigError(
+            f"dialect is {dialect!r}{format_choices(dialect, (*PROJECTS, 'vitrail'), 'known are')}"
+        )
+    if not any(
+        dialect in candidate.projects for family in families for candidate in family.dialects
+    ):
+        raise CheckpointError(
+            f"{where}: {dialect} has no {families[0].title}; leave weights.dialect out"
+        )
 
 
-def _refuse(weights: Mapping[str, Tensor], where: str, dialect: str | None, told: Mapping[str, Any]) -> CheckpointError:
+def _refuse(
+    weights: Mapping[str, Tensor], where: str, dialect: str | None, told: Mapping[str, Any]
+) -> CheckpointError:
     """Return why weights are those of no model: an image that is not square, an unpublished size, or other names."""
     positions = told.get("positions", 1)
     if positions != math.isqrt(positions) ** 2:
         return CheckpointError(
-            f"{where}: has a table of {positions} positions, which is no square; say the image size, "
+            f"{where}: has a table of {positions} positions, which is no square; say the image "
+            "size, "
             "height and width: weights.options.image_size=[H,W]"
         )
     if told:
         size = ", ".join(f"{name} {value}" for name, value in told.items() if name != "positions")
         return CheckpointError(
-            f"{where}: has the shapes of no published model ({size}); name the one it was made from, and its options: "
+            f"{where}: has the shapes of no published model ({size}); name the one it was made "
+            "from, and its options: "
             "weights.model=NAME weights.options.depth=N ..."
         )
     example = ", ".join(list(weights)[:3])
     whose = f"{dialect} names; leave weights.dialect out" if dialect else "any dialect here names"
     *titles, last = (family.title for family in FAMILIES)
-    return CheckpointError(f"{where}: holds weights ({example}, ...) of no {', '.join(titles)} or {last} that {whose}")
+    return CheckpointError(
+        f"{where}: holds weights ({example}, ...) of no {', '.join(titles)} or {last} that {whose}"
+    )
 
 
 def _read_names(weights: Mapping[str, Tensor], dialect: Dialect, family: Family[Any]) -> _Names:
     links, skipped, rest = read_names(weights, dialect)
     shapes = _official_shapes(weights, links)
-    return _Names(dialect=dialect, family=family, links=links, skipped=skipped, rest=rest, shapes=shapes)
+    return _Names(
+        dialect=dialect, family=family, links=links, skipped=skipped, rest=rest, shapes=shapes
+    )
 
 
-def _official_shapes(weights: Mapping[str, Tensor], links: list[Link]) -> dict[str, tuple[int, ...]]:
+def _official_shapes(
+    weights: Mapping[str, Tensor], links: list[Link]
+) -> dict[str, tuple[int, ...]]:
     """Return the shapes that the weights have under official names, without copying any."""
     shapes: dict[str, tuple[int, ...]] = {}
     for link in links:
@@ -215,12 +259,19 @@ def _official_shapes(weights: Mapping[str, Tensor], links: list[Link]) -> dict[s
             tensors = link.how.read([weights[name].to("meta") for name in link.theirs])
         except (RuntimeError, IndexError):  # of other dimensions than the project's
             tensors = [weights[link.theirs[0]].to("meta")] * len(link.ours)
-        shapes |= {name: tuple(tensor.shape) for name, tensor in zip(link.ours, tensors, strict=True)}
+        shapes |= {
+            name: tuple(tensor.shape) for name, tensor in zip(link.ours, tensors, strict=True)
+        }
     return shapes
 
 
 def _read_as(
-    names: _Names, model: str, implied: Mapping[str, Any], options: Mapping[str, Any], *, is_named: bool
+    names: _Names,
+    model: str,
+    implied: Mapping[str, Any],
+    options: Mapping[str, Any],
+    *,
+    is_named: bool,
 ) -> Reading | None:
     """Return how far a file's weights are those of a model, or None where they are of another.
 
@@ -229,7 +280,8 @@ def _read_as(
         model: Name of the model.
         implied: Fields of its configuration that the shapes tell.
         options: Fields that differ from the published model.
-        is_named: Whether the user has named the model, so that it may differ from the published one in size.
+        is_named: Whether the user has named the model, so that it may differ from the published one
+            in size.
     """
     config = _implied_config(names, model, implied, options, is_named=is_named)
     if config is None:
@@ -263,13 +315,22 @@ def _read_as(
 
 
 def _implied_config(
-    names: _Names, model: str, implied: Mapping[str, Any], options: Mapping[str, Any], *, is_named: bool
+    names: _Names,
+    model: str,
+    implied: Mapping[str, Any],
+    options: Mapping[str, Any],
+    *,
+    is_named: bool,
 ) -> ModelConfig | None:
     """Return the configuration that the file's shapes give a model, or None where it is another model."""
-    asked = {key: value for key, value in options.items() if key not in ("in_channels", "num_classes")}
+    asked = {
+        key: value for key, value in options.items() if key not in ("in_channels", "num_classes")
+    }
     config = build_config(model, **asked)
     sizes = {setting.name for setting in fields(config)} - {*ADAPTABLE}
-    if not is_named and any(getattr(config, key) != value for key, value in implied.items() if key in sizes):
+    if not is_named and any(
+        getattr(config, key) != value for key, value in implied.items() if key in sizes
+    ):
         return None
     for key, value in names.dialect.only.items():
         # a state dict of ours without what a family can add has official names all the same
@@ -299,8 +360,11 @@ def _image_size_of(positions: int, config: Any) -> int | tuple[int, int] | None:
 def _drop_synonyms(readings: list[Reading]) -> list[Reading]:
     """Leave out what is read the same way under another name: the same configuration from the same weights."""
     kept: list[Reading] = []
-    for reading in sorted(readings, key=_count_changes):  # the name of the model that needed the fewest options
-        if not any(other.config == reading.config and other.links == reading.links for other in kept):
+    # the name of the model that needed the fewest options
+    for reading in sorted(readings, key=_count_changes):
+        if not any(
+            other.config == reading.config and other.links == reading.links for other in kept
+        ):
             kept.append(reading)
     return kept
 
@@ -308,4 +372,8 @@ def _drop_synonyms(readings: list[Reading]) -> list[Reading]:
 def _count_changes(reading: Reading) -> int:
     """Return in how many fields, other than those that weights are adapted to, a reading differs from its variant."""
     published = vars(reading.variant.config)
-    return sum(value != published[name] for name, value in vars(reading.config).items() if name not in ADAPTABLE)
+    return sum(
+        value != published[name]
+        for name, value in vars(reading.config).items()
+        if name not in ADAPTABLE
+    )

@@ -37,28 +37,35 @@ class LoadRequest:
     """Name of the project whose names it uses."""
     model: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the model's configuration: of a size that was never published, or for other images or channels."""
+    """Fields of the model's configuration: of a size that was never published, or for other images
+    or channels."""
     entry: str | None = None
     """Where in the file the weights are: entries and prefixes, joined by dots."""
     average: bool = True
     """Take the moving average of the weights, where there is one."""
     partial: bool = False
-    """Take a file that lacks weights, which are then fresh, or has others, which are then skipped."""
+    """Take a file that lacks weights, which are then fresh, or has others, which are then
+    skipped."""
     positions: Positions = "resized"
     names: str | None = None
     """File that names the logits of a file without names."""
     classes: Sequence[str] | None = None
     """Names that the logits are to have; None leaves them as they are."""
     by_order: bool = False
-    """Let the order of `classes` decide which logit is whose, where the file names them otherwise."""
+    """Let the order of `classes` decide which logit is whose, where the file names them
+    otherwise."""
     two_logits: bool = True
-    """Let the one logit of a binary classifier become two, for the softmax that everything else takes."""
+    """Let the one logit of a binary classifier become two, for the softmax that everything else
+    takes."""
     described: ModelDescription | None = None
     """A description that counts only so far as the weights do not contradict it."""
 
     def __post_init__(self) -> None:
         if self.positions not in get_args(Positions):
-            raise ConfigError(f"positions is {self.positions!r}; it must be one of {', '.join(get_args(Positions))}")
+            raise ConfigError(
+                f"positions is {self.positions!r}; it must be one of "
+                f"{', '.join(get_args(Positions))}"
+            )
         if self.classes is None:
             return
         if isinstance(self.classes, str) or not all(isinstance(name, str) for name in self.classes):
@@ -72,7 +79,9 @@ class LoadRequest:
         described = self.described
         if described is None:
             return self
-        return replace(self, model=self.model or described.model, options={**described.options, **self.options})
+        return replace(
+            self, model=self.model or described.model, options={**described.options, **self.options}
+        )
 
 
 def make_request(section: WeightsSection, **given: Any) -> LoadRequest:
@@ -84,7 +93,11 @@ def make_request(section: WeightsSection, **given: Any) -> LoadRequest:
 
 def resolve_request(layers: Sequence[Layer]) -> LoadRequest:
     """Return the request of layers of settings, with the model that a settings file among them describes."""
-    of_weights = [Layer(one.origin, {"weights": one.values["weights"]}) for one in layers if "weights" in one.values]
+    of_weights = [
+        Layer(one.origin, {"weights": one.values["weights"]})
+        for one in layers
+        if "weights" in one.values
+    ]
     request = make_request(resolve(ConvertConfig, of_weights).config.weights)
     described = None
     for layer in layers:
@@ -106,7 +119,9 @@ def _read_description(layer: Layer, request: LoadRequest) -> ModelDescription:
     return ModelDescription(origin=layer.origin, model=name, options=options)
 
 
-def check_described(record: Record, request: LoadRequest, path: str, *, exported: bool = False) -> None:
+def check_described(
+    record: Record, request: LoadRequest, path: str, *, exported: bool = False
+) -> None:
     """Refuse weights, or what was exported of them, of which a settings file says something else than they do.
 
     Raises:
@@ -117,7 +132,8 @@ def check_described(record: Record, request: LoadRequest, path: str, *, exported
         return
     if described.model is not None and canonical_name(described.model) != record.model:
         raise ConfigError(
-            f"{described.origin}: is for {described.model}, and {path} holds a {record.model}; give the settings that "
+            f"{described.origin}: is for {described.model}, and {path} holds a {record.model}; "
+            "give the settings that "
             "it was made with, or leave them out"
         )
     made = config_of(record, path)
@@ -130,10 +146,16 @@ def check_described(record: Record, request: LoadRequest, path: str, *, exported
         if there == here:
             continue
         there, here = _as_typed(there), _as_typed(here)
-        advice = f"say which counts: weights.options.{name}={there} or weights.options.{name}={here}"
+        advice = (
+            f"say which counts: weights.options.{name}={there} or weights.options.{name}={here}"
+        )
         if exported:
-            advice = f"export it again with weights.options.{name}={here}, or leave the settings out"
-        raise ConfigError(f"{described.origin}: has {name} {here}, and {path} was made with {there}; {advice}")
+            advice = (
+                f"export it again with weights.options.{name}={here}, or leave the settings out"
+            )
+        raise ConfigError(
+            f"{described.origin}: has {name} {here}, and {path} was made with {there}; {advice}"
+        )
 
 
 def _as_typed(value: Any) -> str:

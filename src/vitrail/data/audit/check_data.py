@@ -79,7 +79,8 @@ def check_data(
     """
     if config.data.name is not None:
         raise ConfigError(
-            f"data.name is {config.data.name}: check-data looks at image files, by data.root or data.list; of such a "
+            f"data.name is {config.data.name}: check-data looks at image files, by data.root or "
+            "data.list; of such a "
             "set, training and evaluation count and name what cannot be read"
         )
     preprocess = _choose_preprocess(config)
@@ -98,7 +99,11 @@ def check_data(
         quarantine = config.data.bad_files == "quarantine"
         findings = find_problems(manifest, held_out, preprocess, structure, quarantine=quarantine)
         findings.statistics["pixels"] = measure_pixels(manifest, held_out)
-        numbers = {"root": str(manifest.root), "manifest": manifest.hash, **findings.to_dict(manifest)}
+        numbers = {
+            "root": str(manifest.root),
+            "manifest": manifest.hash,
+            **findings.to_dict(manifest),
+        }
         where = config.data.list or str(manifest.root)
         suspects = None if suspect is None else tuple(suspect(manifest))
         values = _fill_page(manifest, findings, held_out, preprocess)
@@ -155,7 +160,9 @@ class _Thumbnail:
     """Left, top, width and height of the crop; None where it is not worth showing."""
 
 
-def _make_thumbnail(manifest: Manifest, index: int, split: str, lost: float, preprocess: Preprocess) -> _Thumbnail:
+def _make_thumbnail(
+    manifest: Manifest, index: int, split: str, lost: float, preprocess: Preprocess
+) -> _Thumbnail:
     """Show an image of the manifest.
 
     Args:
@@ -188,7 +195,10 @@ def _make_thumbnail(manifest: Manifest, index: int, split: str, lost: float, pre
 
 
 def _show_suspects(
-    manifest: Manifest, suspects: Sequence[Suspect] | None, held_out: NDArray[np.bool_], preprocess: Preprocess
+    manifest: Manifest,
+    suspects: Sequence[Suspect] | None,
+    held_out: NDArray[np.bool_],
+    preprocess: Preprocess,
 ) -> dict[str, Any] | None:
     """Return the values of the page's section of suspects; None where none were searched for."""
     if suspects is None:
@@ -218,7 +228,9 @@ def _fill_page(
     statistics = findings.statistics
     training = statistics["training_images_by_class"]
     validation = statistics["validation_images_by_class"]
-    counts = sorted(zip(manifest.classes, training, validation, strict=True), key=lambda row: -row[1])
+    counts = sorted(
+        zip(manifest.classes, training, validation, strict=True), key=lambda row: -row[1]
+    )
     return {
         "hash": manifest.hash,
         "notes": manifest.notes,

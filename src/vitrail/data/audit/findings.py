@@ -28,14 +28,24 @@ IMBALANCED = 10
 """Warn when the largest class has at least this many times the training images of the smallest."""
 
 ODD: tuple[tuple[Finding, Severity, str, str], ...] = (
-    (Finding.WRONG_ENDING, "warning", "have the ending of another format", "harmless here; other programs may refuse"),
+    (
+        Finding.WRONG_ENDING,
+        "warning",
+        "have the ending of another format",
+        "harmless here; other programs may refuse",
+    ),
     (
         Finding.ENDS_EARLY,
         "warning",
         "are JPEGs that end too early",
         "the missing pixels are made up, mostly gray; get the files again",
     ),
-    (Finding.HUGE, "warning", "have over 50 million pixels", "vitrail resize-data makes them quick to read"),
+    (
+        Finding.HUGE,
+        "warning",
+        "have over 50 million pixels",
+        "vitrail resize-data makes them quick to read",
+    ),
     (Finding.CMYK, "note", "are CMYK", "they are converted to RGB without a colour profile"),
     (Finding.DEEP, "note", "have more than 8 bits a channel", "the lower bits are dropped"),
     (Finding.ANIMATED, "note", "have several frames", "the first is read"),
@@ -54,7 +64,8 @@ LACKING: tuple[tuple[Finding, str, str], ...] = (
     (Finding.DEEP, "have 8 bits a channel", "they are multiplied by 257, to fill data.bits=16"),
     (Finding.GRAY, "are in colour", "they become gray as in Pillow's mode L (data.channels=1)"),
 )
-"""Findings that the settings ask for, where images lack them: what is said of those images, and advice."""
+"""Findings that the settings ask for, where images lack them: what is said of those images, and
+advice."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +146,9 @@ def mark_held_out(manifest: Manifest, fold: int) -> NDArray[np.bool_]:
     return manifest.part == VAL
 
 
-def find_alarms(manifest: Manifest, held_out: NDArray[np.bool_], quarantine: bool = False) -> list[Problem]:
+def find_alarms(
+    manifest: Manifest, held_out: NDArray[np.bool_], quarantine: bool = False
+) -> list[Problem]:
     """Return the errors that a training reports when it begins, as far as they are found in seconds.
 
     Args:
@@ -157,7 +170,8 @@ def refuse_unreadable(manifest: Manifest) -> None:
     if len(bad):
         first = int(bad[0])
         raise DataError(
-            f"{manifest.path(first)}: cannot be read, {manifest.reason_of(first)}; so it is with {len(bad)} images in "
+            f"{manifest.path(first)}: cannot be read, {manifest.reason_of(first)}; so it is with "
+            f"{len(bad)} images in "
             "all; repair or remove them, or set data.bad_files=quarantine to leave them out"
         )
 
@@ -245,7 +259,9 @@ def _sort_duplicates(
     )
     for severity, members, where, advice in kinds:
         if members:
-            examples = tuple(tuple(int(index) for index in group[:4]) for group in members[:EXAMPLES])
+            examples = tuple(
+                tuple(int(index) for index in group[:4]) for group in members[:EXAMPLES]
+            )
             text = f"{len(members):,} {called} of images {where} are {what}"
             yield Problem(severity, text, advice, examples, len(members))
 
@@ -281,7 +297,8 @@ def _imbalance(manifest: Manifest, held_out: NDArray[np.bool_]) -> Iterator[Prob
     least = int(np.flatnonzero(counts == trained.min())[0])
     yield Problem(
         "warning",
-        f"{trained.max() / trained.min():,.0f} times as many training images of {names[most]!r} ({counts[most]:,}) "
+        f"{trained.max() / trained.min():,.0f} times as many training images of {names[most]!r} "
+        f"({counts[most]:,}) "
         f"as of {names[least]!r} ({counts[least]:,})",
         "judge by balanced accuracy",
         count=1,
@@ -307,7 +324,8 @@ def _order_of_classes(names: tuple[str, ...]) -> Iterator[Problem]:
         advice += "; a model trained on ImageNet's WNIDs numbers its classes in another order"
     yield Problem(
         severity,
-        f"{len(names):,} classes are in the order of text: index {index} is {text}, and {natural} in natural order",
+        f"{len(names):,} classes are in the order of text: index {index} is {text}, and {natural} "
+        "in natural order",
         advice,
         count=len(names),
     )
@@ -354,11 +372,15 @@ def _shapes(manifest: Manifest, preprocess: Preprocess) -> Iterator[Problem]:
     small = np.flatnonzero(known & (short < min(preprocess.size)))
     if len(small):
         size = " x ".join(map(str, preprocess.size))
-        yield _of_images("note", f"are smaller than the model's {size} pixels", "they are enlarged", small)
+        yield _of_images(
+            "note", f"are smaller than the model's {size} pixels", "they are enlarged", small
+        )
     cut = np.flatnonzero(known & (compute_cut_away(manifest, preprocess) > CUT_AWAY))
     if len(cut):
         what = f"lose over {CUT_AWAY:.0%} of their area to the evaluation's centre crop"
-        yield _of_images("note", what, "see that what counts is in the middle; preprocess.crop=1 cuts less", cut)
+        yield _of_images(
+            "note", what, "see that what counts is in the middle; preprocess.crop=1 cuts less", cut
+        )
 
 
 def compute_cut_away(manifest: Manifest, preprocess: Preprocess) -> NDArray[np.float64]:
@@ -370,7 +392,9 @@ def compute_cut_away(manifest: Manifest, preprocess: Preprocess) -> NDArray[np.f
 
 
 def compute_visible_share(
-    height: NDArray[np.float64] | np.float64, width: NDArray[np.float64] | np.float64, preprocess: Preprocess
+    height: NDArray[np.float64] | np.float64,
+    width: NDArray[np.float64] | np.float64,
+    preprocess: Preprocess,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the shares of images' heights and widths that their evaluation view shows."""
     cover_height, cover_width = (side / preprocess.crop for side in preprocess.size)
@@ -380,7 +404,9 @@ def compute_visible_share(
     return rows, columns
 
 
-def _statistics(manifest: Manifest, held_out: NDArray[np.bool_], preprocess: Preprocess) -> dict[str, Any]:
+def _statistics(
+    manifest: Manifest, held_out: NDArray[np.bool_], preprocess: Preprocess
+) -> dict[str, Any]:
     known = manifest.width > 0
     cut = compute_cut_away(manifest, preprocess)[known]
     formats = np.bincount(manifest.format[known], minlength=len(FORMATS))
@@ -391,7 +417,11 @@ def _statistics(manifest: Manifest, held_out: NDArray[np.bool_], preprocess: Pre
         "validation": int(held_out.sum()),
         "classes": len(manifest.classes),
         "bytes": int(manifest.bytes.sum()),
-        "formats": {name or "other": int(count) for name, count in zip(FORMATS, formats, strict=True) if count},
+        "formats": {
+            name or "other": int(count)
+            for name, count in zip(FORMATS, formats, strict=True)
+            if count
+        },
         "width": _spread(manifest.width[known]),
         "height": _spread(manifest.height[known]),
         "cut_away_by_centre_crop": _spread(cut),

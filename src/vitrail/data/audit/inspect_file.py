@@ -61,7 +61,8 @@ class Inspection:
     content: bytes
     """Hash of the file's bytes, 16 bytes."""
     picture: int
-    """Perceptual hash: 64 bits, few of which differ between versions of a picture; 0 for an image of one colour."""
+    """Perceptual hash: 64 bits, few of which differ between versions of a picture; 0 for an image
+    of one colour."""
 
 
 def inspect(name: str, data: bytes, wanted: PixelFormat = RGB) -> Inspection:
@@ -84,16 +85,23 @@ def inspect(name: str, data: bytes, wanted: PixelFormat = RGB) -> Inspection:
         if header.format in FORMATS:
             form = FORMATS.index(header.format)
         findings = _oddities(PurePath(name).suffix.lower(), header)
-        pages_are_channels = header.format == "TIFF" and header.frames == wanted.channels not in (1, 3)
+        pages_are_channels = header.format == "TIFF" and header.frames == wanted.channels not in (
+            1,
+            3,
+        )
         if pages_are_channels:
             findings &= ~Finding.ANIMATED
     try:
         pixels = decode_quietly(data, wanted)
     except UnreadableImage as error:
-        return Inspection(findings | Finding.UNREADABLE, str(error), form, width, height, content, 0)
+        return Inspection(
+            findings | Finding.UNREADABLE, str(error), form, width, height, content, 0
+        )
     if ends_early(data, pixels, wanted):
         findings |= Finding.ENDS_EARLY
-    return Inspection(findings, "", form, pixels.shape[2], pixels.shape[1], content, hash_picture(pixels))
+    return Inspection(
+        findings, "", form, pixels.shape[2], pixels.shape[1], content, hash_picture(pixels)
+    )
 
 
 def hash_content(data: bytes) -> bytes:
@@ -120,10 +128,11 @@ def _oddities(suffix: str, header: Header) -> Finding:
 def hash_picture(pixels: Pixels) -> int:
     """Return the perceptual hash of an image: the signs of the 64 lowest frequencies of its gray levels, as bits.
 
-    Scaled, recompressed or slightly brightened copies differ in few bits, other pictures in about 32
-    (C. Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010).
+    Scaled, recompressed or slightly brightened copies differ in few bits, other pictures in about
+    32 (C. Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010).
     """
-    from scipy.fft import dctn  # takes half a second to import, and only looking through data needs it
+    # takes half a second to import, and only looking through data needs it
+    from scipy.fft import dctn
 
     side = 4 * HASH_SIDE
     if pixels.dtype == torch.uint16:

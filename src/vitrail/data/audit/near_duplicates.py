@@ -33,7 +33,9 @@ def find_equal(keys: NDArray[Any]) -> list[NDArray[np.int64]]:
     lengths = np.diff(begins, append=len(rows))
     has_several = lengths > 1
     groups = []
-    for begin, length in zip(begins[has_several].tolist(), lengths[has_several].tolist(), strict=True):
+    for begin, length in zip(
+        begins[has_several].tolist(), lengths[has_several].tolist(), strict=True
+    ):
         groups.append(order[begin : begin + length])
     return groups
 
@@ -45,8 +47,8 @@ def find_near_pairs(hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], int]
         hashes: (n,); 0 stands for an image without one.
 
     Returns:
-        Pairs (m, 2), each once, the smaller index first; and how many images were in crowds, whose pairs were not
-        compared by that band.
+        Pairs (m, 2), each once, the smaller index first; and how many images were in crowds, whose
+        pairs were not compared by that band.
     """
     pairs: list[NDArray[np.int64]] = []
     crowded = np.zeros(len(hashes), dtype=bool)

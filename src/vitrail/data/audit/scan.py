@@ -46,12 +46,15 @@ class _Files(Dataset[tuple[int, Inspection]]):
         return index, Inspection(Finding.UNREADABLE, reason, 0, 0, 0, bytes(16), 0)
 
 
-def check_images(manifest: Manifest, file: Path, display: Display, workers: int | None = None) -> Manifest:
+def check_images(
+    manifest: Manifest, file: Path, display: Display, workers: int | None = None
+) -> Manifest:
     """Inspect the images that were not inspected yet, and save the manifest, also when it is interrupted.
 
     Args:
         manifest: The images as they were listed.
-        file: File to save the manifest to; where it cannot be written, a warning says so and only time is lost.
+        file: File to save the manifest to; where it cannot be written, a warning says so and only
+            time is lost.
         display: Shows the progress.
         workers: Number of worker processes; None takes as many as there are cores.
     """
@@ -72,7 +75,8 @@ def check_images(manifest: Manifest, file: Path, display: Display, workers: int 
         num_workers=workers,
         collate_fn=list,
         worker_init_fn=ignore_signals,
-        generator=torch.Generator(),  # or each pass takes a number from the global state, and a first run differs
+        # or each pass takes a number from the global state, and a first run differs
+        generator=torch.Generator(),
     )
 
     def save() -> Manifest:

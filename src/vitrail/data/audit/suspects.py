@@ -24,7 +24,8 @@ class Suspect:
     likelier: int
     """The class that seems likelier."""
     loss: float
-    """Cross-entropy of its label, by a layer that was fitted without it: 0 where that is sure of the label."""
+    """Cross-entropy of its label, by a layer that was fitted without it: 0 where that is sure of
+    the label."""
 
 
 def write_suspects(manifest: Manifest, suspects: Sequence[Suspect]) -> bytes:
@@ -32,7 +33,12 @@ def write_suspects(manifest: Manifest, suspects: Sequence[Suspect]) -> bytes:
     stream = io.StringIO(newline="")
     write_rows(stream, [COLUMNS], guarded=False)
     rows = [
-        (manifest.name(one.index), manifest.label_name(one.index), manifest.classes[one.likelier], f"{one.loss:.4f}")
+        (
+            manifest.name(one.index),
+            manifest.label_name(one.index),
+            manifest.classes[one.likelier],
+            f"{one.loss:.4f}",
+        )
         for one in suspects
     ]
     write_rows(stream, rows, guarded=True)

@@ -76,7 +76,10 @@ IMAGE_KINDS: list[IsKind] = [
 """Kinds of columns that may hold images, the surest first."""
 LABEL_KINDS: list[IsKind] = [lambda _, feature: _type(feature) == "ClassLabel", _is_label_by_name]
 """Kinds of columns that may hold one label an image, the surest first."""
-LIST_KINDS: list[IsKind] = [lambda _, feature: _type(item_type(feature)) == "ClassLabel", _is_label_list_by_name]
+LIST_KINDS: list[IsKind] = [
+    lambda _, feature: _type(item_type(feature)) == "ClassLabel",
+    _is_label_list_by_name,
+]
 """Kinds of columns that may hold lists of labels, the surest first."""
 
 
@@ -91,7 +94,9 @@ class _Columns:
 
     def __str__(self) -> str:
         """List the columns with their types."""
-        return ", ".join(f"{name} ({_describe(feature)})" for name, feature in self.features.items())
+        return ", ".join(
+            f"{name} ({_describe(feature)})" for name, feature in self.features.items()
+        )
 
     def find(self, what: str, setting: str, given: str | None, kinds: Sequence[IsKind]) -> str:
         """Return the column that is given, or the only one of the first kind that there is.
@@ -111,19 +116,23 @@ class _Columns:
                 return candidates[0]
             if candidates:
                 raise ConfigError(
-                    f"{self.where}: {' and '.join(candidates)} could all be the column of {what}; set data.{setting} "
+                    f"{self.where}: {' and '.join(candidates)} could all be the column of {what}; "
+                    f"set data.{setting} "
                     f"to one of them; its columns: {self}"
                 )
         advice = f"set data.{setting}"
         if setting == "label_column":
             advice += " (one class an image) or data.labels_column (lists of them), of text or whole numbers"
-        raise ConfigError(f"{self.where}: no column can be told to hold {what}; {advice}; its columns: {self}")
+        raise ConfigError(
+            f"{self.where}: no column can be told to hold {what}; {advice}; its columns: {self}"
+        )
 
     def _check_given(self, what: str, setting: str, given: str, kinds: Sequence[IsKind]) -> None:
         """Refuse a column that is given, where it is not there or of another kind."""
         if given not in self.features:
             raise ConfigError(
-                f"data.{setting} {given!r}: {self.where} has no such column{suggest(given, self.features) or ';'} "
+                f"data.{setting} {given!r}: {self.where} has no such "
+                f"column{suggest(given, self.features) or ';'} "
                 f"its columns: {self}"
             )
         feature = self.features[given]
@@ -134,17 +143,28 @@ class _Columns:
             hint = f"for several classes an image, set data.labels_column={given}; "
         elif setting != "image_column":
             hint = "labels are text or whole numbers; "
-        raise ConfigError(f"data.{setting} {given!r}: {self.where} has no {what} there; {hint}its columns: {self}")
+        raise ConfigError(
+            f"data.{setting} {given!r}: {self.where} has no {what} there; {hint}its columns: {self}"
+        )
 
     def refuse_both_kinds(self) -> None:
         """Refuse to choose between a column of labels and one of lists, both taken by their names."""
         features = self.features
-        one = [name for name in LABEL_NAMES if name in features and _is_label_by_name(name, features[name])]
-        lists = [name for name in LABEL_NAMES if name in features and _is_label_list_by_name(name, features[name])]
+        one = [
+            name
+            for name in LABEL_NAMES
+            if name in features and _is_label_by_name(name, features[name])
+        ]
+        lists = [
+            name
+            for name in LABEL_NAMES
+            if name in features and _is_label_list_by_name(name, features[name])
+        ]
         if one and lists:
             raise ConfigError(
                 f"{self.where}: has a column {one[0]!r} and lists in {lists[0]!r}; choose with "
-                f"data.label_column={one[0]} (one class an image) or data.labels_column={lists[0]} (several)"
+                f"data.label_column={one[0]} (one class an image) or data.labels_column={lists[0]} "
+                "(several)"
             )
 
 
@@ -155,7 +175,9 @@ def item_type(feature: Any) -> Any:
     return None
 
 
-def read_class_names(feature: Any, values: Any, where: str, class_order: ClassOrder | None = None) -> tuple[str, ...]:
+def read_class_names(
+    feature: Any, values: Any, where: str, class_order: ClassOrder | None = None
+) -> tuple[str, ...]:
     """Return the class names of a column of labels: the declared ones, or else its different values in order.
 
     Args:
@@ -165,7 +187,8 @@ def read_class_names(feature: Any, values: Any, where: str, class_order: ClassOr
         class_order: Order of names that are not declared.
 
     Raises:
-        DataError: A name is empty, or holds what no name may; or is declared twice, in two forms of Unicode.
+        DataError: A name is empty, or holds what no name may; or is declared twice, in two forms of
+            Unicode.
     """
     if _type(feature) == "ClassLabel":
         return _declared_names(feature, where)
@@ -183,12 +206,18 @@ def _declared_names(feature: Any, where: str) -> tuple[str, ...]:
     declared = tuple(map(canonical, feature.names))
     if len(set(declared)) < len(declared):
         twice = next(name for number, name in enumerate(declared) if name in declared[:number])
-        raise DataError(f"{where}: declares the class {twice!r} twice, in two forms of Unicode; rename one")
+        raise DataError(
+            f"{where}: declares the class {twice!r} twice, in two forms of Unicode; rename one"
+        )
     return declared
 
 
 def read_labels(
-    feature: Any, values: Any, classes: tuple[str, ...], where: str, unit: str = "rows have no label"
+    feature: Any,
+    values: Any,
+    classes: tuple[str, ...],
+    where: str,
+    unit: str = "rows have no label",
 ) -> NDArray[np.int32]:
     """Return each row's class.
 
@@ -222,15 +251,20 @@ def read_labels(
             strange.append(str(value))
     if strange:
         raise DataError(
-            f"{where}: has {len(strange)} labels that are no class of the training images: {list_some(strange)}"
+            f"{where}: has {len(strange)} labels that are no class of the training images: "
+            f"{list_some(strange)}"
             f"{explain_look_alikes(strange, classes)}"
         )
-    codes = [chunk.indices.fill_null(len(known)).to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
+    codes = [
+        chunk.indices.fill_null(len(known)).to_numpy(zero_copy_only=False)
+        for chunk in encoded.chunks
+    ]
     labels = label_of[np.concatenate(codes)] if codes else label_of[:0]
     missing = int((labels < 0).sum())
     if missing:
         raise DataError(
-            f"{where}: {missing:,} of {len(labels):,} {unit} (-1 or null), as test sets often do; name another split"
+            f"{where}: {missing:,} of {len(labels):,} {unit} (-1 or null), as test sets often do; "
+            "name another split"
         )
     return labels
 
@@ -252,7 +286,11 @@ def _label_of_name(value: str, numbers: Mapping[str, int], are_whole: bool) -> i
 
 
 def read_label_lists(
-    feature: Any, values: Any, lengths: NDArray[np.integer[Any]], classes: tuple[str, ...], where: str
+    feature: Any,
+    values: Any,
+    lengths: NDArray[np.integer[Any]],
+    classes: tuple[str, ...],
+    where: str,
 ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
     """Return each row's label, and which classes each label stands for: (m, k), for m labels and k classes.
 
@@ -264,18 +302,22 @@ def read_label_lists(
         where: Data set, split and column, for errors.
 
     Raises:
-        DataError: Rows have no list, which is not the same as an empty one, a class twice, or a label that is no class.
+        DataError: Rows have no list, which is not the same as an empty one, a class twice, or a
+            label that is no class.
     """
     missing = int((lengths < 0).sum())
     if missing:
-        raise DataError(f"{where}: {missing:,} of {len(lengths):,} rows have no list; an empty one is no class")
+        raise DataError(
+            f"{where}: {missing:,} of {len(lengths):,} rows have no list; an empty one is no class"
+        )
     labels = read_labels(feature, values, classes, where, "labels in its lists name no class")
     has = np.zeros((len(lengths), len(classes)), np.bool_)
     has[np.repeat(np.arange(len(lengths)), lengths), labels] = True
     twice = int((has.sum(1) < lengths).sum())
     if twice:
         raise DataError(
-            f"{where}: {twice:,} of {len(lengths):,} rows name a class twice, as 0 and 1 for each class would; a list "
+            f"{where}: {twice:,} of {len(lengths):,} rows name a class twice, as 0 and 1 for each "
+            "class would; a list "
             "has the classes of its image, each once"
         )
     sets, numbers = np.unique(has, axis=0, return_inverse=True)

@@ -40,7 +40,8 @@ HF = "hf:"
 PATHS = ("/", "./", "../", "~")
 """Beginnings of a path; anything else is a name on the Hub."""
 CACHE_BUILDER = "cache"
-"""Name of the builder that `datasets` falls back to, whatever the revision, where the Hub gives no answer."""
+"""Name of the builder that `datasets` falls back to, whatever the revision, where the Hub gives no
+answer."""
 COMMIT = re.compile("[0-9a-f]{40}")
 SILENT = 60
 """A level above all levels of logging, as errors come as exceptions, and are told once."""
@@ -104,7 +105,9 @@ def pin_revision(section: DataSection) -> DataSection:
         return replace(section, revision=_make_builder(section).hash)
 
 
-def open_hf(section: DataSection, needs_train: bool = True) -> tuple[RowSource | None, RowSource | None]:
+def open_hf(
+    section: DataSection, needs_train: bool = True
+) -> tuple[RowSource | None, RowSource | None]:
     """Return the training and the validation split, None for one that there is not.
 
     Args:
@@ -121,7 +124,11 @@ def open_hf(section: DataSection, needs_train: bool = True) -> tuple[RowSource |
         where = section.name or ""
         train, val = _choose_splits(section, opened.splits, needs_train)
         image, label = find_columns(
-            opened.features, where, section.image_column, section.label_column, section.labels_column
+            opened.features,
+            where,
+            section.image_column,
+            section.label_column,
+            section.labels_column,
         )
         tables = {split: opened.table(split) for split in (train, val) if split is not None}
         columns = {split: table.column(label) for split, table in tables.items()}
@@ -134,13 +141,18 @@ def open_hf(section: DataSection, needs_train: bool = True) -> tuple[RowSource |
             first = import_compute().list_flatten(first)
         classes = read_class_names(feature, first, f"{where}, column {label}", section.class_order)
         if len(classes) < 2:
-            raise DataError(f"{where}: column {label} has {len(classes)} classes; a classifier needs at least two")
+            raise DataError(
+                f"{where}: column {label} has {len(classes)} classes; a classifier needs at least "
+                "two"
+            )
         notes = (*opened.notes, *_note_labels(section, feature, first, classes))
 
         sources = {}
         for split, table in tables.items():
             name = f"{where} {split}"
-            labels, sets = _read_labels(feature, columns[split], classes, f"{name}, column {label}", items is not None)
+            labels, sets = _read_labels(
+                feature, columns[split], classes, f"{name}, column {label}", items is not None
+            )
             if not len(labels):
                 raise DataError(f"{name}: has no rows")
             paths, distinct = _read_paths(table, opened.features[image], image, len(labels))
@@ -161,7 +173,9 @@ def open_hf(section: DataSection, needs_train: bool = True) -> tuple[RowSource |
         return sources.get(train), sources.get(val)
 
 
-def _note_labels(section: DataSection, feature: Any, values: Any, classes: tuple[str, ...]) -> Iterator[str]:
+def _note_labels(
+    section: DataSection, feature: Any, values: Any, classes: tuple[str, ...]
+) -> Iterator[str]:
     """Yield notes about settings that are ignored, and labels that are numbers."""
     where = section.name
     if section.root is not None:
@@ -206,7 +220,8 @@ def _check_source(source: RowSource) -> RowSource:
         pass  # a row without an image is for data.bad_files to decide on
     except OSError as error:
         raise DataError(
-            f"{source.name(0)}: the row has the path of an image and not its bytes, and there is no such file; write "
+            f"{source.name(0)}: the row has the path of an image and not its bytes, and there is "
+            "no such file; write "
             "the set with the bytes in it, as push_to_hub and save_to_disk do"
         ) from error
     return source
@@ -216,7 +231,9 @@ def _read_paths(table: Table, feature: Any, image: str, rows: int) -> tuple[Path
     """Return the path that each row gives for its image, beside the bytes, and whether all paths are different."""
     import pyarrow as pa
 
-    has_paths = type(feature).__name__ == "Image" or (isinstance(feature, Mapping) and "path" in feature)
+    has_paths = type(feature).__name__ == "Image" or (
+        isinstance(feature, Mapping) and "path" in feature
+    )
     if not has_paths:
         return Paths(np.zeros(0, np.uint8), np.zeros(rows, np.int64)), False
     pc = import_compute()
@@ -235,7 +252,9 @@ def _read_paths(table: Table, feature: Any, image: str, rows: int) -> tuple[Path
     return Paths(whole, bounds[1:] - bounds[0]), pc.count_distinct(column).as_py() == rows
 
 
-def _choose_splits(section: DataSection, splits: list[str], needs_train: bool) -> tuple[str | None, str | None]:
+def _choose_splits(
+    section: DataSection, splits: list[str], needs_train: bool
+) -> tuple[str | None, str | None]:
     """Return the training and the validation split; no validation split holds out a part of the training split."""
     where = section.name
     known = ", ".join(splits)
@@ -249,26 +268,33 @@ def _choose_splits(section: DataSection, splits: list[str], needs_train: bool) -
         others = [split for split in splits if split != train]
         instead = f"data.val_split={others[0]}, or " if others else ""
         raise DataError(
-            f"{where}: has no split {wanted}; its splits: {known}; set {instead}data.val_split=null to hold out "
+            f"{where}: has no split {wanted}; its splits: {known}; set "
+            f"{instead}data.val_split=null to hold out "
             f"data.val_fraction of {section.train_split}"
         )
     if train is None and (needs_train or val is None):
         raise DataError(
-            f"{where}: has no split {section.train_split} to train on; its splits: {known}; set data.train_split"
+            f"{where}: has no split {section.train_split} to train on; its splits: {known}; set "
+            "data.train_split"
         )
     if train == val:
-        raise ConfigError(f"data.val_split {val}: is the split that is trained on; its splits: {known}")
+        raise ConfigError(
+            f"data.val_split {val}: is the split that is trained on; its splits: {known}"
+        )
     return train, val
 
 
 def _open(section: DataSection) -> _Opened:
     """Find the splits and the types of the columns."""
     place = _place(section)
-    is_saved = isinstance(place, Path) and any((place / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    is_saved = isinstance(place, Path) and any(
+        (place / name).is_file() for name in ("dataset_dict.json", "state.json")
+    )
     if is_saved:
         if section.streaming:
             raise ConfigError(
-                f"data.streaming: {section.name} was saved by datasets, which maps it as it is; drop this setting"
+                f"data.streaming: {section.name} was saved by datasets, which maps it as it is; "
+                "drop this setting"
             )
         datasets = _import_datasets()
         saved = datasets.load_from_disk(str(place))
@@ -278,7 +304,10 @@ def _open(section: DataSection) -> _Opened:
     builder = _make_builder(section)
     notes: tuple[str, ...] = ()
     if builder.name == CACHE_BUILDER:
-        notes = (f"{section.name}: the Hub cannot be reached; commit {builder.hash} is taken from the cache",)
+        notes = (
+            f"{section.name}: the Hub cannot be reached; commit {builder.hash} is taken from the "
+            "cache",
+        )
     if section.streaming:
         return _open_in_place(section, builder)
     builder.download_and_prepare()
@@ -294,23 +323,29 @@ def _open_mapped(splits: Mapping[Any, Any], notes: tuple[str, ...]) -> _Opened:
 def _open_in_place(section: DataSection, builder: Any) -> _Opened:
     """Return splits of Parquet files that stay where they are."""
     if builder.name == CACHE_BUILDER:
-        raise DataError(f"{section.name}: the Hub cannot be reached, which data.streaming reads from")
+        raise DataError(
+            f"{section.name}: the Hub cannot be reached, which data.streaming reads from"
+        )
     if builder.name != "parquet":
         raise ConfigError(
-            f"data.streaming: {section.name} is not in Parquet files but found by datasets as {builder.name}; set "
+            f"data.streaming: {section.name} is not in Parquet files but found by datasets as "
+            f"{builder.name}; set "
             "data.streaming=false"
         )
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     limit = int(section.cache_gb * 1e9)
     buffer = section.shuffle_buffer
-    files = {str(split): list(map(str, files)) for split, files in builder.config.data_files.items()}
+    files = {
+        str(split): list(map(str, files)) for split, files in builder.config.data_files.items()
+    }
 
     def open_table(split: str) -> ParquetTable:
         opened = ParquetTable.open(files[split], home / "vitrail" / "parquet", limit)
         needed = opened.window_bytes(buffer)
         if needed > limit:
             raise ConfigError(
-                f"data.cache_gb {section.cache_gb:g}: is too small to shuffle {buffer:,} images of {section.name} "
+                f"data.cache_gb {section.cache_gb:g}: is too small to shuffle {buffer:,} images of "
+                f"{section.name} "
                 f"{split}, which take {needed / 1e9:.3g}; raise it, or lower data.shuffle_buffer"
             )
         return opened
@@ -329,15 +364,20 @@ def _make_builder(section: DataSection) -> Any:
     subset = section.subset
     if not isinstance(place, Path):
         # without the scheme, a folder that happens to have the name would be taken
-        builder = datasets.load_dataset_builder(f"hf://datasets/{place}", subset, revision=section.revision)
+        builder = datasets.load_dataset_builder(
+            f"hf://datasets/{place}", subset, revision=section.revision
+        )
         if builder.name == CACHE_BUILDER and section.revision not in (None, builder.hash):
             raise DataError(
-                f"{section.name}: the Hub cannot be reached, and the newest commit in the cache is {builder.hash}, not "
+                f"{section.name}: the Hub cannot be reached, and the newest commit in the cache is "
+                f"{builder.hash}, not "
                 f"{section.revision}"
             )
         return builder
     if place.is_file():
-        return datasets.load_dataset_builder("parquet", data_files={section.train_split: str(place.resolve())})
+        return datasets.load_dataset_builder(
+            "parquet", data_files={section.train_split: str(place.resolve())}
+        )
     return datasets.load_dataset_builder(str(place.resolve()), subset)
 
 
@@ -353,16 +393,23 @@ def _place(section: DataSection) -> Path | str:
         return where
     if not where.startswith(PATHS):
         raise ConfigError(
-            f"data.name {section.name}: write hf:OWNER/NAME for a data set of the Hub, and hf:/FOLDER, hf:./FOLDER or "
+            f"data.name {section.name}: write hf:OWNER/NAME for a data set of the Hub, and "
+            "hf:/FOLDER, hf:./FOLDER or "
             "hf:~/FOLDER for Parquet files here"
         )
     path = Path(where).expanduser()
     if section.revision is not None:
-        raise ConfigError(f"data.revision {section.revision}: is for data sets of the Hub; {section.name} is a path")
+        raise ConfigError(
+            f"data.revision {section.revision}: is for data sets of the Hub; {section.name} is a "
+            "path"
+        )
     if not path.exists():
         raise DataError(f"data.name {section.name}: there is no such folder or file")
     if path.is_file() and path.suffix != ".parquet":
-        raise DataError(f"data.name {section.name}: is no .parquet file; give one, or the folder with all of them")
+        raise DataError(
+            f"data.name {section.name}: is no .parquet file; give one, or the folder with all of "
+            "them"
+        )
     return path
 
 
@@ -370,7 +417,8 @@ def _import_datasets() -> Any:
     if find_spec("datasets") is None:
         pip = "uv pip" if "UV" in os.environ else "pip"
         raise MissingExtra(
-            f"data.name begins with hf:, which needs a package that is missing; run: {pip} install datasets"
+            f"data.name begins with hf:, which needs a package that is missing; run: {pip} install "
+            "datasets"
         )
     import datasets  # takes seconds
 

@@ -1,8 +1,9 @@
 """Parquet files, here or on the Hub, read in place through a bounded cache on the disk.
 
-Row groups are read whole, each by the first process of a machine that needs one of its images, and kept as Arrow files,
-which the other processes map. So any row can be read at any time, and a machine fetches each group once for as long as
-it is kept: an order of images that stays within a window (`sampling.shuffle_in_windows`) reads the set once an epoch.
+Row groups are read whole, each by the first process of a machine that needs one of its images, and
+kept as Arrow files, which the other processes map. So any row can be read at any time, and a
+machine fetches each group once for as long as it is kept: an order of images that stays within a
+window (`sampling.shuffle_in_windows`) reads the set once an epoch.
 """
 
 from __future__ import annotations
@@ -119,7 +120,9 @@ class ParquetTable:
         """Return one column of a row group, mapped from the cache."""
         file, number = self.places[group].tolist()
         identity = "\0".join((self.files[file], self.versions[file], str(number), column))
-        place = self.cache / f"{hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()}.arrow"
+        place = (
+            self.cache / f"{hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()}.arrow"
+        )
         if place not in _MAPPED:
             # files that the cache has deleted are unmapped, so that the disk takes them back
             for gone in [other for other in _MAPPED if not other.exists()]:
@@ -145,7 +148,8 @@ class ParquetTable:
                     unfinished.replace(place)
                     self._make_room(place)
             return table
-        # pyarrow, fsspec, the Hub's client and the disk raise many kinds; no image is to be blamed for it
+        # pyarrow, fsspec, the Hub's client and the disk raise many kinds; no image is to be blamed
+        # for it
         except Exception as error:
             raise DataError(
                 f"{file}: its row group {number} could not be read and kept in {self.cache} "
@@ -194,7 +198,9 @@ def _fetch(file: str, number: int, column: str, place: Path) -> None:
 
     with _open(file) as opened, pa.OSFile(str(place), "wb") as sink:
         writer = None
-        for batch in opened.iter_batches(BATCH, row_groups=[number], columns=[column], use_threads=False):
+        for batch in opened.iter_batches(
+            BATCH, row_groups=[number], columns=[column], use_threads=False
+        ):
             writer = writer or pa.ipc.new_file(sink, batch.schema)
             writer.write_batch(batch)
         assert writer is not None

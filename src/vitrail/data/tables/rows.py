@@ -83,9 +83,13 @@ class RowSource:
         """Yield the path of each image, with the row's number where paths are not different."""
         if self.distinct:
             return iter(self.paths)
-        return (b"%s#%d" % (path, row) for path, row in zip(self.paths, self.rows.tolist(), strict=True))
+        return (
+            b"%s#%d" % (path, row) for path, row in zip(self.paths, self.rows.tolist(), strict=True)
+        )
 
-    def take(self, chosen: NDArray[np.bool_], description: str, notes: tuple[str, ...]) -> RowSource:
+    def take(
+        self, chosen: NDArray[np.bool_], description: str, notes: tuple[str, ...]
+    ) -> RowSource:
         """Return the chosen images as a source of their own."""
         return replace(
             self,

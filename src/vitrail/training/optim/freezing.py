@@ -15,8 +15,8 @@ BLOCK = re.compile(r"blocks(\.\d+)+")
 class Freeze:
     """The parts of a model that come before a point.
 
-    Autograd keeps no activations where neither the weights nor what goes in ask for a gradient. Dropout and drop path
-    are off there, so an image always leaves these parts in the same way.
+    Autograd keeps no activations where neither the weights nor what goes in ask for a gradient.
+    Dropout and drop path are off there, so an image always leaves these parts in the same way.
 
     Args:
         model: The model, whose trainable parameters are those that may be frozen.
@@ -34,9 +34,17 @@ class Freeze:
         else:
             depth = find_layer(model, until)
             before = {name for name in names if model.layer_of(name) < depth}
-        trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        trainable = [
+            (name, parameter)
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        ]
         self.parameters = [parameter for name, parameter in trainable if name in before]
-        self.modules = [module for name, module in model.named_modules() if name and _lies_in(name, module, before)]
+        self.modules = [
+            module
+            for name, module in model.named_modules()
+            if name and _lies_in(name, module, before)
+        ]
 
     def begin(self) -> None:
         """Freeze the weights."""
@@ -64,12 +72,17 @@ def find_layer(model: VisionModel, until: str) -> int:
         return model.num_layers
     blocks = [name for name, _ in model.named_modules() if BLOCK.fullmatch(name)]
     if until in blocks:
-        return min(model.layer_of(name) for name, _ in model.named_parameters() if name.startswith(f"{until}."))
+        return min(
+            model.layer_of(name)
+            for name, _ in model.named_parameters()
+            if name.startswith(f"{until}.")
+        )
     if until.isdecimal() and 1 <= int(until) <= model.num_layers:
         return int(until)
     hint = suggest(until, [*blocks, "norm", "head"])
     raise ConfigError(
-        f"freeze.until is {until}; it must be a layer from 1 to {model.num_layers}, a part from {blocks[0]} to "
+        f"freeze.until is {until}; it must be a layer from 1 to {model.num_layers}, a part from "
+        f"{blocks[0]} to "
         f"{blocks[-1]}, norm or head{hint}"
     )
 

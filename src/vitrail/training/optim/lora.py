@@ -24,11 +24,15 @@ def add_adapters(model: VisionModel, settings: LoraSection) -> None:
         MissingExtra: peft is not installed.
     """
     if find_spec("peft") is None:
-        raise MissingExtra(f"lora.rank={settings.rank}: needs peft; run: pip install 'vitrail[lora]'")
+        raise MissingExtra(
+            f"lora.rank={settings.rank}: needs peft; run: pip install 'vitrail[lora]'"
+        )
     from peft import LoraConfig, inject_adapter_in_model  # takes seconds
 
     assert settings.rank is not None
-    layers = [name for name, module in model.named_modules() if kind_of(name, module) in settings.targets]
+    layers = [
+        name for name, module in model.named_modules() if kind_of(name, module) in settings.targets
+    ]
     adapters = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.scale * settings.rank,  # pyright: ignore[reportArgumentType]
@@ -47,7 +51,9 @@ def kind_of(name: str, module: nn.Module) -> str | None:
     parts = name.split(".")[:-1]
     if any(part == "mlp" or part.endswith("_mlp") for part in parts):
         return "mlp"
-    if any(part == "attn" or part.endswith("_attn") or part.startswith("attention") for part in parts):
+    if any(
+        part == "attn" or part.endswith("_attn") or part.startswith("attention") for part in parts
+    ):
         return "attention"
     return None
 

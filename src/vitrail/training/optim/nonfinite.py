@@ -20,8 +20,8 @@ class Guard:
     The counts stay on the device until they are read with other numbers.
 
     Attributes:
-        counts: Updates skipped in this epoch, updates skipped in a row until now, and the number of the first one
-            skipped since `clear_first`, or -1; int64 (3,).
+        counts: Updates skipped in this epoch, updates skipped in a row until now, and the number of
+            the first one skipped since `clear_first`, or -1; int64 (3,).
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -30,7 +30,9 @@ class Guard:
     def record(self, bad: Tensor, update: int) -> None:
         """Count update number `update` if `bad`, a boolean (), says that it was skipped."""
         total, row, first = self.counts.unbind()
-        self.counts = torch.stack([total + bad, (row + bad) * bad, torch.where(bad & (first < 0), update, first)])
+        self.counts = torch.stack(
+            [total + bad, (row + bad) * bad, torch.where(bad & (first < 0), update, first)]
+        )
 
     def clear_total(self) -> None:
         """Begin an epoch, in which no update is skipped yet."""
@@ -43,7 +45,9 @@ class Guard:
 
 def has_finite_weights(model: nn.Module, accelerator: Accelerator) -> bool:
     """Say whether no weight is NaN or Inf, on all ranks. Collective."""
-    finite_here = torch.stack([local_shard(weights.detach()).isfinite().all() for weights in model.parameters()])
+    finite_here = torch.stack(
+        [local_shard(weights.detach()).isfinite().all() for weights in model.parameters()]
+    )
     return not any_process(accelerator, ~finite_here.all())
 
 
@@ -88,4 +92,8 @@ def first_nonfinite(model: nn.Module, forward: Callable[[], Tensor]) -> str | No
 def _is_finite(values: Any) -> bool:
     if isinstance(values, tuple | list):
         return all(_is_finite(value) for value in values)
-    return not isinstance(values, Tensor) or not values.is_floating_point() or bool(values.isfinite().all())
+    return (
+        not isinstance(values, Tensor)
+        or not values.is_floating_point()
+        or bool(values.isfinite().all())
+    )

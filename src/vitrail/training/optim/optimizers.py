@@ -28,10 +28,11 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Group the trainable parameters by weight decay and learning-rate scale.
 
-    Biases, one-dimensional parameters and those of `model.no_weight_decay()` do not decay, unless `decay_on` says that
-    the last, or all three, do. With `layer_decay`, a parameter of layer i learns at layer_decay ** (num_layers - i)
-    times the rate (`lr_scale` of its group), and with `backbone_scale` at so much of that unless it is the head's.
-    Those that are trained only later (`late`) have groups of their own.
+    Biases, one-dimensional parameters and those of `model.no_weight_decay()` do not decay, unless
+    `decay_on` says that the last, or all three, do. With `layer_decay`, a parameter of layer i
+    learns at layer_decay ** (num_layers - i) times the rate (`lr_scale` of its group), and with
+    `backbone_scale` at so much of that unless it is the head's. Those that are trained only later
+    (`late`) have groups of their own.
     """
     late_ones = set(late)
     exempt = model.no_weight_decay() if decay_on == "paper" else set()
@@ -73,12 +74,16 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Build an optimizer; moments that are None are its own (`OPTIMIZERS`).
 
-    AdamW and SGD are one fused kernel, which leaves an update out where `found_inf` says so. The fused SGD cannot
-    update a model that is sharded over ranks (`shard`), which takes torch's other kernels.
+    AdamW and SGD are one fused kernel, which leaves an update out where `found_inf` says so. The
+    fused SGD cannot update a model that is sharded over ranks (`shard`), which takes torch's other
+    kernels.
     """
     groups = parameter_groups(model, weight_decay, layer_decay, decay_on, backbone_scale, late)
     given = {"betas": betas, "eps": eps, "momentum": momentum}
-    moments = {key: default if given[key] is None else given[key] for key, default in OPTIMIZERS[name].items()}
+    moments = {
+        key: default if given[key] is None else given[key]
+        for key, default in OPTIMIZERS[name].items()
+    }
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, fused=True, **moments)
     if name == "sgd":
@@ -97,7 +102,8 @@ def _build_sgd(
 ) -> torch.optim.SGD:
     """Build SGD with momenta of zero.
 
-    Torch's kernel makes them with the first update, and leaves them unset where that update is skipped.
+    Torch's kernel makes them with the first update, and leaves them unset where that update is
+    skipped.
     """
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
     if momentum:
@@ -110,7 +116,8 @@ def _build_sgd(
 def _split_for_muon(model: VisionModel, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Split groups into matrices inside the network, for Muon, and all else, for AdamW.
 
-    What reads the images and what gives the logits is AdamW's, as Muon's author has it, and so are convolutions.
+    What reads the images and what gives the logits is AdamW's, as Muon's author has it, and so are
+    convolutions.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
 
@@ -121,7 +128,9 @@ def _split_for_muon(model: VisionModel, groups: list[dict[str, Any]]) -> list[di
     split = []
     for group in groups:
         for use_muon in (True, False):
-            if chosen := [parameter for parameter in group["params"] if is_inside(parameter) is use_muon]:
+            if chosen := [
+                parameter for parameter in group["params"] if is_inside(parameter) is use_muon
+            ]:
                 split.append({**group, "params": chosen, "use_muon": use_muon})
     return split
 
@@ -131,11 +140,13 @@ def can_skip(optimizer: torch.optim.Optimizer) -> bool:
     return getattr(optimizer, "_step_supports_amp_scaling", False)
 
 
-def restart_counts(optimizer: torch.optim.Optimizer, parameters: Collection[torch.nn.Parameter]) -> None:
+def restart_counts(
+    optimizer: torch.optim.Optimizer, parameters: Collection[torch.nn.Parameter]
+) -> None:
     """Let the groups of parameters that are trained from now on count their updates from here.
 
-    Some optimizers count for a whole group, whether its parameters have gradients or not, and correct young moments
-    by that count.
+    Some optimizers count for a whole group, whether its parameters have gradients or not, and
+    correct young moments by that count.
     """
     begun = set(parameters)
     for group in optimizer.param_groups:

@@ -23,10 +23,10 @@ def learning_rate(
 ) -> float:
     """Return the learning rate of update number `update`, counted from 0.
 
-    The warm-up replaces the beginning of the main curve, as timm's schedulers have it by default; with `warmup_prefix`
-    it comes before it. A cosine takes `cosine_updates`, or what there is until `total_updates`, and stays at `floor`
-    from then on; a line ends at `total_updates`. With `clip` a cosine falls to zero instead, and no rate, the warm-up's
-    included, is below `floor`.
+    The warm-up replaces the beginning of the main curve, as timm's schedulers have it by default;
+    with `warmup_prefix` it comes before it. A cosine takes `cosine_updates`, or what there is until
+    `total_updates`, and stays at `floor` from then on; a line ends at `total_updates`. With `clip`
+    a cosine falls to zero instead, and no rate, the warm-up's included, is below `floor`.
     """
     if update < warmup_updates:
         rate = warmup_start + (peak - warmup_start) * update / warmup_updates

@@ -17,8 +17,9 @@ SMALLEST_NORM = 1e-12
 def ascend(model: nn.Module, rho: float) -> Iterator[None]:
     """Move the weights by `rho` along their gradient, the whole of which has one norm, and back to the very bits.
 
-    The gradient is that of the whole batch, summed over micro-batches and ranks, so all ranks move alike. Where it is
-    not finite, neither are the weights in between, nor what is computed with them.
+    The gradient is that of the whole batch, summed over micro-batches and ranks, so all ranks move
+    alike. Where it is not finite, neither are the weights in between, nor what is computed with
+    them.
     """
     trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
     gradients = [parameter.grad for parameter in trained if parameter.grad is not None]

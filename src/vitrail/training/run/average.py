@@ -29,9 +29,15 @@ def average_best(job: Job, state: TrainState, run: Run) -> None:
     """
     epochs = [row["epoch"] for row in state.bests]
     if len(epochs) < 2:
-        job.display.note("output.average_best: one epoch alone was the best so far, so there is nothing to average")
+        job.display.note(
+            "output.average_best: one epoch alone was the best so far, so there is nothing to "
+            "average"
+        )
         return
-    names = ["best.safetensors", *(f"best-{number}.safetensors" for number in range(2, len(epochs) + 1))]
+    names = [
+        "best.safetensors",
+        *(f"best-{number}.safetensors" for number in range(2, len(epochs) + 1)),
+    ]
     run.watchdog.move("evaluating the average of the best weights")
     try:
         files = [open_on_first_rank(job, run.folder / name) for name in names]
@@ -51,11 +57,14 @@ def average_best(job: Job, state: TrainState, run: Run) -> None:
         if job.is_main:
             save_model(run.folder / AVERAGE, averaged.weights, record)
     except CheckpointError as error:
-        job.display.warn(f"{error}; the run is finished, but the average of its best weights is left out")
+        job.display.warn(
+            f"{error}; the run is finished, but the average of its best weights is left out"
+        )
         return
     name = job.monitor if job.monitor in row else "val_loss"
     job.display.note(
-        f"{run.folder / AVERAGE}: the average of {len(epochs)} epochs has {name} {row[name]:.4g}, best.safetensors "
+        f"{run.folder / AVERAGE}: the average of {len(epochs)} epochs has {name} {row[name]:.4g}, "
+        "best.safetensors "
         f"{state.best[name]:.4g}"
     )
 
@@ -75,6 +84,8 @@ def mean_weights(files: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Return the mean of each weight over several files, summed in float64."""
     first, count = files[0], len(files)
     return {
-        name: (sum((weights[name].double() for weights in files), torch.zeros(())) / count).to(tensor.dtype)
+        name: (sum((weights[name].double() for weights in files), torch.zeros(())) / count).to(
+            tensor.dtype
+        )
         for name, tensor in first.items()
     }

@@ -23,8 +23,9 @@ Row = Mapping[str, Any]
 class BestFiles:
     """best.safetensors, best-2.safetensors and so on, the best first.
 
-    A save knows which they are. What falls out of them before the next save is kept aside, as a run that goes on from
-    the save before needs it again. Every step leaves best.safetensors in place, and may be made twice.
+    A save knows which they are. What falls out of them before the next save is kept aside, as a run
+    that goes on from the save before needs it again. Every step leaves best.safetensors in place,
+    and may be made twice.
 
     Args:
         folder: Folder of the run.
@@ -38,7 +39,9 @@ class BestFiles:
         self._aside = folder / "last"
         self._saved = {_digest(row) for row in saved}
 
-    def put(self, weights: Mapping[str, torch.Tensor], record: Record, before: Sequence[Row]) -> None:
+    def put(
+        self, weights: Mapping[str, torch.Tensor], record: Record, before: Sequence[Row]
+    ) -> None:
         """Write the best weights so far, and move on those before them.
 
         Args:
@@ -47,7 +50,8 @@ class BestFiles:
             before: The rows that were the best before, the best first.
 
         Raises:
-            CheckpointError: The disk is full or the folder cannot be written; best.safetensors stays as it was.
+            CheckpointError: The disk is full or the folder cannot be written; best.safetensors
+                stays as it was.
         """
         first = self._names[0]
         with refusal_told(first, None):

@@ -44,13 +44,15 @@ def create_run(root: Path, name: str | None, default_name: str) -> Path:
         raise ConfigError(problem) from error
     except OSError as error:
         raise ConfigError(
-            f"output.root: {root} cannot be written ({error.strerror}); choose another with output.root=FOLDER"
+            f"output.root: {root} cannot be written ({error.strerror}); choose another with "
+            "output.root=FOLDER"
         ) from error
 
 
 def _take_folder(folder: Path) -> Path:
     """Make a folder that a run was given the name of, unless it holds anything."""
-    folder.mkdir(parents=True, exist_ok=True)  # a script may have made it, or a start that was killed
+    # a script may have made it, or a start that was killed
+    folder.mkdir(parents=True, exist_ok=True)
     if not is_unbegun(folder):
         raise FileExistsError
     (folder / "last").mkdir(exist_ok=True)
@@ -73,7 +75,9 @@ def tidy_run(folder: Path) -> None:
     Others may be writing a report or an exported file there; theirs go once they have ended.
     """
     for path in [*folder.glob(".*.tmp*"), *(folder / "last").glob(".*.tmp")]:
-        if is_temporary(path) and (OWN.match(path.name) or path.parent != folder or is_abandoned(path)):
+        if is_temporary(path) and (
+            OWN.match(path.name) or path.parent != folder or is_abandoned(path)
+        ):
             remove(path)
 
 
@@ -106,7 +110,8 @@ class RunLog:
         """Write metrics.jsonl, all of it, so that it never holds half a line.
 
         Raises:
-            CheckpointError: The disk is full or the folder cannot be written; the file is as it was.
+            CheckpointError: The disk is full or the folder cannot be written; the file is as it
+                was.
         """
         write_whole(self._path, "".join(json.dumps(row) + "\n" for row in self._rows).encode())
 
@@ -206,7 +211,9 @@ class Outbox:
             write()
 
 
-def plot_curves(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any], path: Path, title: str) -> None:
+def plot_curves(
+    rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any], path: Path, title: str
+) -> None:
     """Draw loss, accuracy or mAP, and learning rate over the epochs as a PNG, with a dot on the best one, if any."""
     import matplotlib  # a second, which only the first rank needs, once
     from matplotlib.figure import Figure
@@ -228,7 +235,9 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any], path
         if best:
             quality.plot(best["epoch"], best[f"val_{name}"], "o", color=BLUE)
             reached = f": best {best[f'val_{name}']:.2f} in epoch {best['epoch']}"
-        rate.plot([row["epoch"] for row in rows], [row["lr"] for row in rows], color=ORANGE, marker=marker)
+        rate.plot(
+            [row["epoch"] for row in rows], [row["lr"] for row in rows], color=ORANGE, marker=marker
+        )
         rate.yaxis.set_major_formatter("{x:g}")
 
         # Words
@@ -253,7 +262,11 @@ def _plot_splits(
     """Draw a number of the training and of the validation images over the epochs."""
     curves = (("train", "training", GRAY, rows), ("val", "validation", BLUE, evaluated))
     for prefix, label, color, chosen in curves:
-        points = [(row["epoch"], row[f"{prefix}_{key}"]) for row in chosen if row.get(f"{prefix}_{key}") is not None]
+        points = [
+            (row["epoch"], row[f"{prefix}_{key}"])
+            for row in chosen
+            if row.get(f"{prefix}_{key}") is not None
+        ]
         if points:
             axes.plot(*zip(*points, strict=True), color=color, marker=marker, label=label)
     axes.legend(frameon=False, labelcolor="linecolor")

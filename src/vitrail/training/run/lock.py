@@ -16,7 +16,8 @@ from vitrail.errors import TrainingError, command
 from vitrail.files import refusal_told
 
 LOCK = ".lock"
-"""Name of the lock file in last/; it is never removed, or two processes could hold two files of one name."""
+"""Name of the lock file in last/; it is never removed, or two processes could hold two files of one
+name."""
 LEASE_S = 120.0
 """Seconds that a file server may take to notice that a machine is gone."""
 LOOK_S = 1.0
@@ -29,8 +30,8 @@ BUSY = (BlockingIOError, PermissionError)
 def held(folder: Path, note: Callable[[str], None], lease_s: float = LEASE_S) -> Iterator[None]:
     """Lock a run folder; the system unlocks it when this process ends, however it ends.
 
-    The lock is of the kind that network file systems pass on to other machines, and that loader processes, which may
-    outlive this one for some seconds, do not inherit.
+    The lock is of the kind that network file systems pass on to other machines, and that loader
+    processes, which may outlive this one for some seconds, do not inherit.
 
     Args:
         folder: Folder of the run.
@@ -52,12 +53,16 @@ def held(folder: Path, note: Callable[[str], None], lease_s: float = LEASE_S) ->
             host, holder = _read_holder(file)
             if host == platform.node() or time.monotonic() > deadline:
                 raise TrainingError(
-                    f"{folder}: {holder} works on it; wait for its end or stop it, or begin another run with "
+                    f"{folder}: {holder} works on it; wait for its end or stop it, or begin "
+                    "another run with "
                     f"{command('train', '--fork', folder)}"
                 )
             if not is_waiting:
                 is_waiting = True
-                note(f"{folder}: {holder} worked on it; waiting up to {lease_s:.0f} s for its machine to let go")
+                note(
+                    f"{folder}: {holder} worked on it; waiting up to {lease_s:.0f} s for its "
+                    "machine to let go"
+                )
             time.sleep(LOOK_S)
         yield
 
@@ -69,7 +74,10 @@ def _take(file: IO[str], folder: Path, note: Callable[[str], None]) -> bool:
     except BUSY:
         return False
     except OSError as error:
-        note(f"{folder}: its file system has no locks ({error.strerror}), so see that no other process works on it")
+        note(
+            f"{folder}: its file system has no locks ({error.strerror}), so see that no other "
+            "process works on it"
+        )
         return True
     since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
     with refusal_told(Path(file.name), None):

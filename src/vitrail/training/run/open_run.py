@@ -133,7 +133,9 @@ def _open_files(job: Job, state: TrainState, folder: Path, outbox: Outbox) -> Ru
     """Write the settings of a run, and open its logs and the files of its best weights."""
     config, warn = job.config, job.display.warn
     tidy_run(folder)
-    write_whole(folder / "config.yaml", to_yaml(config, f"Settings of the run {folder.name}.").encode())
+    write_whole(
+        folder / "config.yaml", to_yaml(config, f"Settings of the run {folder.name}.").encode()
+    )
     job.display.keep(folder / "log.txt")
     log = RunLog(folder, state.rows, epoch_trackers(config, folder, warn))
     outbox.put("metrics.jsonl", log.write)

@@ -63,7 +63,9 @@ def read_progress(job: Job, state: TrainState, norm: Tensor) -> Progress:
     return Progress(loss, correct, images, int(skipped), int(in_a_row), int(first), grad_norm)
 
 
-def show_progress(job: Job, state: TrainState, progress: Progress, speed: float, step_s: float) -> None:
+def show_progress(
+    job: Job, state: TrainState, progress: Progress, speed: float, step_s: float
+) -> None:
     """Show the numbers of the epoch so far in the live line; `step_s` are the seconds of the latest update."""
     epoch_s = state.seconds.get("train_s", 0.0) + step_s
     job.display.advance(

@@ -57,10 +57,16 @@ def report_on(job: Job, state: TrainState, run: Run) -> Path | None:
             return write_run_report(job, state, run.folder, run.elapsed_s(), count_batch)
     except Interrupted:
         raise
-    except Exception as error:  # whatever it is, memory that is short too, all of the run is done and saved
+    except (
+        Exception
+    ) as error:  # whatever it is, memory that is short too, all of the run is done and saved
         reason = error if isinstance(error, VitrailError) else f"{type(error).__name__}: {error}"
-        later = command("evaluate", run.folder / "best.safetensors", "--report", run.folder / "report")
-        job.display.warn(f"{reason}; the run is finished, but its report is left out; to write it: {later}")
+        later = command(
+            "evaluate", run.folder / "best.safetensors", "--report", run.folder / "report"
+        )
+        job.display.warn(
+            f"{reason}; the run is finished, but its report is left out; to write it: {later}"
+        )
         return None
     finally:
         job.display.end()
@@ -76,7 +82,8 @@ def write_run_report(
         state: The state at the end of the run.
         folder: Folder of the run.
         seconds: Seconds that the run took.
-        advance: Called after each batch, equally often on all ranks; what it raises ends the evaluation.
+        advance: Called after each batch, equally often on all ranks; what it raises ends the
+            evaluation.
 
     Returns:
         The page, on the first rank.
@@ -87,7 +94,9 @@ def write_run_report(
     # Evaluation
     path = folder / "best.safetensors"
     opened = open_on_first_rank(job, path)
-    task = task_of(job.data.val, training_counts=job.training_counts, thresholds=opened.record.thresholds)
+    task = task_of(
+        job.data.val, training_counts=job.training_counts, thresholds=opened.record.thresholds
+    )
     measured = measure(
         place_like_training(job, opened),
         job.val_loader,
@@ -121,7 +130,9 @@ def write_run_report(
         seconds=seconds,
         updates=job.updates(state),
     )
-    files = task.report_files(subject, measured.answers, measured.metrics, measured.bad_files, training)
+    files = task.report_files(
+        subject, measured.answers, measured.metrics, measured.bad_files, training
+    )
     report = report_folder(folder / "report")
     with report.staged():
         return report.publish(files)[0] / PAGE
@@ -156,7 +167,8 @@ def has_report(folder: Path, updates: int) -> bool:
     """Say whether a run folder holds a report, and not one of the run before it was lengthened to so many updates."""
     try:
         report = json.loads((folder / "report" / NUMBERS).read_text())
-        return "training" not in report or report["training"]["updates"] == updates  # without, `evaluate` wrote it
+        # without, `evaluate` wrote it
+        return "training" not in report or report["training"]["updates"] == updates
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

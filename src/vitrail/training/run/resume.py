@@ -60,7 +60,9 @@ def restore(job: Job, state: TrainState, folder: Path) -> bool:
             job.display.warn(f"{warning}, so the best epoch is looked for anew")
             state.bests, state.gained = [], {}
     if not job.is_finished(state):
-        job.display.note(f"{folder}: goes on after update {job.updates(state):,} of {job.total_updates:,}")
+        job.display.note(
+            f"{folder}: goes on after update {job.updates(state):,} of {job.total_updates:,}"
+        )
     return True
 
 
@@ -70,7 +72,8 @@ def _refuse_lost_saves(job: Job, folder: Path) -> None:
     made = share(job.accelerator, [path.name for path in results if has_content(path)])
     if made:
         raise CheckpointError(
-            f"{folder / 'last'}: holds no save to go on from, though there is {made[0]}; put one back from a copy, "
+            f"{folder / 'last'}: holds no save to go on from, though there is {made[0]}; put one "
+            "back from a copy, "
             f"or move {folder} away to begin it anew"
         )
 
@@ -80,16 +83,20 @@ def _check_same_run(job: Job, state: TrainState, saved: dict[str, Any], folder: 
     check_classes(saved["classes"], job.data.classes, folder)
     # fields that are new since it was saved have their defaults
     if build_config(job.model_name, **saved["options"]) != state.model.config:
-        raise CheckpointError(f"{folder / 'config.yaml'}: was changed, and no longer describes the run's model")
+        raise CheckpointError(
+            f"{folder / 'config.yaml'}: was changed, and no longer describes the run's model"
+        )
     if saved["images"] != job.fingerprints["images"]["train"]:
         raise DataError(
-            f"{folder}: was trained on other images than those in data.root; give the folder it was trained on, or "
+            f"{folder}: was trained on other images than those in data.root; give the folder it "
+            "was trained on, or "
             f"begin a new run from its weights with {command('train', '--fork', folder)}"
         )
     if changed := differences(saved["settings"], flatten(job.config), (*FREE, *LENGTH)):
         raise CheckpointError(
             f"{folder / 'config.yaml'}: was changed, and no longer has the run's settings: "
-            f"{describe_differences(changed)}; put them back, or begin a new run from its weights with "
+            f"{describe_differences(changed)}; put them back, or begin a new run from its weights "
+            "with "
             f"{command('train', '--fork', folder)}"
         )
 
@@ -99,8 +106,10 @@ def _note_other_world(job: Job, saved_world: int, folder: Path) -> None:
     world = job.accelerator.num_processes
     if saved_world != world:
         job.display.note(
-            f"{folder}: goes on with {world} instead of {saved_world} processes: the same images in the same order; "
-            "sums differ in their last digits, and drop paths, dropouts and Mixup's partners are drawn anew"
+            f"{folder}: goes on with {world} instead of {saved_world} processes: the same images "
+            "in the same order; "
+            "sums differ in their last digits, and drop paths, dropouts and Mixup's partners are "
+            "drawn anew"
         )
 
 
@@ -117,7 +126,8 @@ def settle_best_files(job: Job, state: TrainState, folder: Path) -> None:
         if state.best:
             instead = f"those of epoch {state.best['epoch']} take their place"
         job.display.warn(
-            f"{folder}: the best weights, of epoch {known[0]['epoch']}, are not there or are damaged; {instead}"
+            f"{folder}: the best weights, of epoch {known[0]['epoch']}, are not there or are "
+            f"damaged; {instead}"
         )
 
 
@@ -125,11 +135,13 @@ def validation_changes(job: Job, saved: dict[str, Any], folder: Path) -> Changes
     """Return what became of the images that a run was validated with; None where its save does not say.
 
     Raises:
-        DataError: They are others, or have other labels, so that what was measured cannot be compared.
+        DataError: They are others, or have other labels, so that what was measured cannot be
+            compared.
     """
     if "validation" not in saved:
         job.display.note(
-            f"{folder}: was saved by an earlier vitrail, so it is not known whether its validation images are the same"
+            f"{folder}: was saved by an earlier vitrail, so it is not known whether its validation "
+            "images are the same"
         )
         return None
     compared = None
@@ -138,7 +150,8 @@ def validation_changes(job: Job, saved: dict[str, Any], folder: Path) -> Changes
     changes = share(job.accelerator, compared)
     if changes.are_others:
         raise DataError(
-            f"{folder}: was validated with other images than those in data.root: {changes}; put them back as they "
+            f"{folder}: was validated with other images than those in data.root: {changes}; put "
+            "them back as they "
             f"were, or begin a new run from its weights with {command('train', '--fork', folder)}"
         )
     return changes
@@ -162,7 +175,9 @@ def load_fork(job: Job, model: VisionModel, folder: Path) -> None:
     try:
         load_weights(model, merged_weights(saved), folder)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; a fork keeps the run's model, so leave out what changes model.*") from error
+        raise CheckpointError(
+            f"{error}; a fork keeps the run's model, so leave out what changes model.*"
+        ) from error
     model.to(job.accelerator.device)
 
 
@@ -178,7 +193,10 @@ def merged_weights(saved: dict[str, Any]) -> dict[str, Any]:
 def is_save_due(job: Job, state: TrainState, run: Run) -> bool:
     """Say whether this rank wants to save; the clock is the first rank's."""
     output = job.config.output
-    if output.save_every_updates is not None and job.updates(state) % output.save_every_updates == 0:
+    if (
+        output.save_every_updates is not None
+        and job.updates(state) % output.save_every_updates == 0
+    ):
         return True
     return job.is_main and time.monotonic() - run.saved >= 60 * output.save_every_minutes
 
@@ -193,7 +211,8 @@ def save(job: Job, state: TrainState, run: Run, *, must: bool = False) -> bool:
         must: Let a full disk end the run; otherwise it is warned of, and the next save is tried.
 
     Returns:
-        False while updates are skipped, or the weights are NaN or Inf: the save before is the good one, and stays.
+        False while updates are skipped, or the weights are NaN or Inf: the save before is the good
+        one, and stays.
     """
     run.saved = time.monotonic()
     is_skipping = int(state.guard.counts[1]) > 0
@@ -236,7 +255,8 @@ def stop_or_save(job: Job, state: TrainState, run: Run, *, saving: bool) -> None
     """Save and/or stop if any rank asks to. Collective: all ranks must call it the same number of times.
 
     Args:
-        job: The parts of the run that do not change; its `stop` says whether this rank asks to stop.
+        job: The parts of the run that do not change; its `stop` says whether this rank asks to
+            stop.
         state: The state that is saved.
         run: The run.
         saving: Whether this rank asks to save.
@@ -284,7 +304,8 @@ def roll_back(job: Job, state: TrainState, run: Run, reason: str) -> None:
         run.files.steps.rewind(job.updates(state))
     job.display.advance(job.updates(state) - updates_before)
     job.display.warn(
-        f"{reason}; went back to update {job.updates(state):,}, and on from there at {1 / 2**rollbacks:g} of the "
+        f"{reason}; went back to update {job.updates(state):,}, and on from there at "
+        f"{1 / 2**rollbacks:g} of the "
         "learning rate"
     )
 

@@ -82,7 +82,9 @@ class TrainState:
 
     def to_dict(self, accelerator: Accelerator) -> dict[str, Any]:
         """Return everything as tensors and plain values, gathered from all processes, which must all call this."""
-        gathered = gather_texts(accelerator, [(accelerator.process_index, self.sums.tolist(), sorted(self.unread))])
+        gathered = gather_texts(
+            accelerator, [(accelerator.process_index, self.sums.tolist(), sorted(self.unread))]
+        )
         gathered.sort()
         return {
             "epoch": self.epoch,
@@ -131,8 +133,8 @@ class TrainState:
     def _restore_sums(self, saved: dict[str, Any], rank: int, world: int) -> None:
         """Take over the sums of this rank.
 
-        They stay apart from those of the others, as the order of a sum decides its last digit; where the number of
-        ranks is another, they are dealt out.
+        They stay apart from those of the others, as the order of a sum decides its last digit;
+        where the number of ranks is another, they are dealt out.
         """
         own_sums = saved["sums"][rank::world] or [[0.0] * SUMS]
         self.sums.copy_(torch.tensor(own_sums, dtype=torch.float64).sum(0))
@@ -141,7 +143,9 @@ class TrainState:
 
     def _restore_optimizer(self, saved: dict[str, Any]) -> None:
         """Take over an optimizer's state, sharded like the parameters of this run."""
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        parameters = [
+            parameter for group in self.optimizer.param_groups for parameter in group["params"]
+        ]
         moments = {
             number: {name: shard_like(value, parameters[number]) for name, value in values.items()}
             for number, values in saved["state"].items()
@@ -170,7 +174,8 @@ def save_state(folder: Path, saved: dict[str, Any], update: int, keep: int) -> N
     """Write a state under a name that holds its checksum, then remove all but the newest `keep`.
 
     Raises:
-        CheckpointError: The disk is full or the folder cannot be written; the older files stay as they were.
+        CheckpointError: The disk is full or the folder cannot be written; the older files stay as
+            they were.
     """
     unfinished = folder / f"update-{update:08d}.pt"
     temporary = temporary_name(unfinished)
@@ -220,15 +225,20 @@ def load_last_state(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]
             damaged.append((path, error))
             continue
         for bad, error in damaged:
-            aside = bad.with_name(f"{bad.name}.damaged")  # or it would count as one of those that are kept
+            # or it would count as one of those that are kept
+            aside = bad.with_name(f"{bad.name}.damaged")
             with contextlib.suppress(OSError):
                 bad.replace(aside)
-            warn(f"{bad}: is damaged, so the save before it is used ({error}); renamed to {aside.name}")
+            warn(
+                f"{bad}: is damaged, so the save before it is used ({error}); renamed to "
+                f"{aside.name}"
+            )
         return saved
     if not paths:
         raise CheckpointError(f"{folder}: holds no save to go on from")
     raise CheckpointError(
-        f"{folder}: none of its {len(paths)} saves can be read; put one back from a copy, or move {folder.parent} away "
+        f"{folder}: none of its {len(paths)} saves can be read; put one back from a copy, or move "
+        f"{folder.parent} away "
         "to begin it anew"
     )
 
@@ -243,4 +253,6 @@ def _load_verified(path: Path) -> dict[str, Any]:
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for what is no state
-        raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}); use another save") from error
+        raise CheckpointError(
+            f"{path}: cannot be read ({type(error).__name__}); use another save"
+        ) from error

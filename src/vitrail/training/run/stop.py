@@ -14,14 +14,15 @@ from typing import Any, Self
 from vitrail.errors import Interrupted, command
 
 AGAIN_S = 1.0
-"""A second Ctrl-C counts after so long, as torchrun passes the first on to processes that had it from the terminal."""
+"""A second Ctrl-C counts after so long, as torchrun passes the first on to processes that had it
+from the terminal."""
 
 
 class Stop:
     """Remembers, between two updates, that the run is to be saved and left.
 
-    SIGTERM and the first SIGINT only set `reason`; a second SIGINT raises KeyboardInterrupt at once. SIGHUP is
-    ignored: what was begun in a terminal that is gone is ended without it.
+    SIGTERM and the first SIGINT only set `reason`; a second SIGINT raises KeyboardInterrupt at
+    once. SIGHUP is ignored: what was begun in a terminal that is gone is ended without it.
 
     Args:
         max_hours: Hours from now after which the run is to stop; None is no limit.
@@ -46,7 +47,8 @@ class Stop:
         self._told = self._told or reason
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # Python lets no other thread listen
+        # Python lets no other thread listen
+        if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._remember)
             if hasattr(signal, "SIGHUP"):  # Windows has none
@@ -54,7 +56,10 @@ class Stop:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
@@ -75,5 +80,6 @@ def interruptible(folder: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise Interrupted(
-            f"stopped at once; go on from the last save with: {command('train', '--resume', folder)}"
+            "stopped at once; go on from the last save with: "
+            f"{command('train', '--resume', folder)}"
         ) from None

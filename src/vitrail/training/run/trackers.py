@@ -36,7 +36,8 @@ class Tracker(Protocol):
 def _next_second(folder: Path) -> int:
     """Return the time for the name of a file of events, later than that of any other in the folder.
 
-    Readers order the files by name, so a run that goes on within a second would stand before what it replaces.
+    Readers order the files by name, so a run that goes on within a second would stand before what
+    it replaces.
     """
     stamps = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")]
     seconds = [int(stamp) + 1 for stamp in stamps if stamp.isdigit()]
@@ -46,7 +47,8 @@ def _next_second(folder: Path) -> int:
 class TensorBoard:
     """TensorBoard events in a folder, without those of epochs or updates that are made again.
 
-    Written here and now: the writers of torch and tensorboard have a thread, whose errors nobody can catch.
+    Written here and now: the writers of torch and tensorboard have a thread, whose errors nobody
+    can catch.
 
     Args:
         folder: Where the events are written; TensorBoard shows it as a run of its own.
@@ -72,7 +74,9 @@ class TensorBoard:
 
     def log(self, values: dict[str, Any], step: int | None) -> None:
         """Write the numbers of an epoch or update."""
-        numbers = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        numbers = [
+            self._summary.Value(tag=name, simple_value=value) for name, value in values.items()
+        ]
         self._write(step=step, summary=self._summary(value=numbers))
 
     def finish(self) -> None:
@@ -88,11 +92,14 @@ class Trackers:
     """The trackers of a run, opened with the first numbers; one that fails is given no more.
 
     Args:
-        openers: Functions that open a tracker, by its name, from the first epoch or update that it will be given.
+        openers: Functions that open a tracker, by its name, from the first epoch or update that it
+            will be given.
         warn: Told when a tracker fails; the run goes on without it.
     """
 
-    def __init__(self, openers: Mapping[str, Callable[[int], Tracker]], warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, openers: Mapping[str, Callable[[int], Tracker]], warn: Callable[[str], None]
+    ) -> None:
         self._openers, self._warn = openers, warn
         self._trackers: dict[str, Tracker] = {}
         self._unopened: dict[str, Callable[[int], Tracker]] = {}
@@ -108,7 +115,11 @@ class Trackers:
             with self._left_on_failure(name):
                 self._trackers[name] = opener(self._first)
         self._unopened.clear()
-        values = {name: value for name, value in row.items() if isinstance(value, int | float) and name != by}
+        values = {
+            name: value
+            for name, value in row.items()
+            if isinstance(value, int | float) and name != by
+        }
         for name, tracker in list(self._trackers.items()):
             with self._left_on_failure(name):
                 tracker.log(values, step=row[by])
@@ -126,7 +137,10 @@ class Trackers:
             yield
         except Exception as error:  # whatever a tracker does, it does not end a run
             self._trackers.pop(name, None)
-            self._warn(f"{name} is given no more numbers ({type(error).__name__}: {' '.join(str(error).split())})")
+            self._warn(
+                f"{name} is given no more numbers ({type(error).__name__}: "
+                f"{' '.join(str(error).split())})"
+            )
 
 
 def check_trackers(names: Iterable[str]) -> None:
@@ -138,7 +152,9 @@ def check_trackers(names: Iterable[str]) -> None:
     pip = "uv pip" if "UV" in os.environ else "pip"
     for name in names:
         if name != TENSORBOARD and find_spec(name) is None:
-            raise MissingExtra(f"output.trackers has {name}, which is not installed; run: {pip} install {name}")
+            raise MissingExtra(
+                f"output.trackers has {name}, which is not installed; run: {pip} install {name}"
+            )
 
 
 def open_tracker(name: str, folder: Path, settings: dict[str, Any]) -> GeneralTracker:
@@ -146,7 +162,13 @@ def open_tracker(name: str, folder: Path, settings: dict[str, Any]) -> GeneralTr
     identity = f"{folder.name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
     options: dict[str, dict[str, Any]] = {
         "trackio": {"run_name": "vitrail", "name": identity, "resume": "allow"},
-        "wandb": {"run_name": "vitrail", "name": folder.name, "id": identity, "resume": "allow", "dir": str(folder)},
+        "wandb": {
+            "run_name": "vitrail",
+            "name": folder.name,
+            "id": identity,
+            "resume": "allow",
+            "dir": str(folder),
+        },
         "mlflow": {"experiment_name": "vitrail", "run_name": identity},
     }
     tracker = LOGGER_TYPE_TO_CLASS[name](**options[name])

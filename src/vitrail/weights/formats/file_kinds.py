@@ -12,7 +12,11 @@ _UNPACK = "unpack it and give the file that is in it"
 _RUN = "evaluate, predict, bench and serve run exported files, by their ending"
 _OTHER = "only weights of PyTorch and MindSpore are read, in .pth, .safetensors or .ckpt"
 MAGIC = (
-    (0, b"version https://git-lfs", "is a pointer of Git LFS, not the file; fetch it with `git lfs pull`"),
+    (
+        0,
+        b"version https://git-lfs",
+        "is a pointer of Git LFS, not the file; fetch it with `git lfs pull`",
+    ),
     (0, b"\x1f\x8b", f"is packed with gzip; {_UNPACK}"),
     (0, b"\xfd7zXZ\x00", f"is packed with xz; {_UNPACK}"),
     (0, b"\x28\xb5\x2f\xfd", f"is packed with zstd; {_UNPACK}"),
@@ -20,12 +24,17 @@ MAGIC = (
     (0, b"\x04\x22\x4d\x18", f"is packed with lz4; {_UNPACK}"),
     (0, b"7z\xbc\xaf\x27\x1c", f"is a 7z archive; {_UNPACK}"),
     (0, b"Rar!", f"is a RAR archive; {_UNPACK}"),
-    (257, b"ustar", f"is a tar archive (a .pth.tar of torch.save is none, whatever its name); {_UNPACK}"),
+    (
+        257,
+        b"ustar",
+        f"is a tar archive (a .pth.tar of torch.save is none, whatever its name); {_UNPACK}",
+    ),
     (0, b"\x89HDF\r\n\x1a\n", f"is HDF5, as Keras writes it; {_OTHER}"),
     (
         0,
         b"\x93NUMPY",
-        "is one NumPy array (.npy); save the model's state_dict() with torch.save, or the arrays by name as tensors",
+        "is one NumPy array (.npy); save the model's state_dict() with torch.save, or the arrays "
+        "by name as tensors",
     ),
     (4, b"TFL3", f"is a model of TensorFlow Lite; {_OTHER}"),
     (0, b"GGUF", f"is GGUF, which holds language models; {_OTHER}"),
@@ -84,7 +93,9 @@ def _explain_text(path: Path, head: bytes) -> str:
     if begin.startswith(b"<"):
         return f"is XML, such as a server's refusal: {_DOWNLOAD}"
     if begin.startswith((b"{", b"[")) and path.name.endswith(".index.json"):
-        return "is a list of the parts that the weights were cut into; join them into one file first"
+        return (
+            "is a list of the parts that the weights were cut into; join them into one file first"
+        )
     if begin.startswith((b"{", b"[")):
         return f"is JSON, such as a server's refusal or a configuration, not weights; {READABLE}"
     shown = " ".join(head[:40].decode("utf-8", "replace").split())

@@ -1,8 +1,9 @@
 """MindSpore's .ckpt file, read and written without MindSpore.
 
-A file is one protobuf message, a list of values: a name and a tensor (its sizes, type and raw little-endian content),
-or a name and a hash table, which none of these models has. A tensor of more than SLICE bytes is cut into values that
-follow one another under the same name, each with the sizes of the whole. A checksum, where one was asked for, ends it.
+A file is one protobuf message, a list of values: a name and a tensor (its sizes, type and raw
+little-endian content), or a name and a hash table, which none of these models has. A tensor of more
+than SLICE bytes is cut into values that follow one another under the same name, each with the sizes
+of the whole. A checksum, where one was asked for, ends it.
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ def read_ckpt(path: Path) -> dict[str, Tensor | str]:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         advice = "" if ";" in str(error) else "; use the original"
-        raise CheckpointError(f"{path}: cannot be read as a MindSpore checkpoint: it {error}{advice}") from None
+        raise CheckpointError(
+            f"{path}: cannot be read as a MindSpore checkpoint: it {error}{advice}"
+        ) from None
 
 
 def encode_ckpt(values: Mapping[str, Tensor | str], checksum: bool = False) -> Iterator[Buffer]:
@@ -97,7 +100,8 @@ def encode_ckpt(values: Mapping[str, Tensor | str], checksum: bool = False) -> I
 def _read(data: memoryview) -> dict[str, Tensor | str]:
     if cipher := CIPHERS.get(int.from_bytes(data[:4], "little")):
         raise ValueError(
-            f"is encrypted ({cipher}); decrypt it with MindSpore (load_checkpoint with dec_key) and save it"
+            f"is encrypted ({cipher}); decrypt it with MindSpore (load_checkpoint with dec_key) "
+            "and save it"
         )
     end = len(data) - len(CHECKSUM) - CHECKSUM_DIGITS
     if end >= 0 and data[end : end + len(CHECKSUM)] == CHECKSUM:
@@ -187,7 +191,9 @@ def _encode(values: Mapping[str, Tensor | str]) -> Iterator[Buffer]:
         if isinstance(value, str):
             content, kind, sizes = memoryview(value.encode("utf-32-le")), "str", integer(1, 0)
         elif value.dtype not in names:
-            raise CheckpointError(f"{name} is {value.dtype}, which MindSpore cannot hold; convert it first")
+            raise CheckpointError(
+                f"{name} is {value.dtype}, which MindSpore cannot hold; convert it first"
+            )
         else:
             # a bool's bytes, or a bfloat16's, are not numpy's to see
             content = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data

@@ -1,8 +1,9 @@
 """Read a pickle as data: plain values, tensors still in their file, and inert stand-ins; nothing in it is run.
 
-Python's own pickle looks up and calls whatever a file names. Here the instructions are followed by hand: a class or a
-function is only a name, what it would have made is a stand-in that keeps its arguments, and no module is ever imported.
-Work and memory are bounded by the length of the pickle, since every instruction makes one small thing at most.
+Python's own pickle looks up and calls whatever a file names. Here the instructions are followed by
+hand: a class or a function is only a name, what it would have made is a stand-in that keeps its
+arguments, and no module is ever imported. Work and memory are bounded by the length of the pickle,
+since every instruction makes one small thing at most.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ MAX_DIMS = 16
 MAX_KEY = 4096
 """Letters or digits of a dictionary's key, of which the names behind it are made."""
 PLAIN_KEYS = (str, int, float, bool, bytes, type(None))
-"""Types of a dictionary's keys that are kept as they are: hashing a tuple of tuples could take for ever."""
+"""Types of a dictionary's keys that are kept as they are: hashing a tuple of tuples could take for
+ever."""
 DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 STORAGES = {
     "DoubleStorage": torch.float64,
@@ -51,7 +53,8 @@ HARMLESS = {
     "functools", "ipaddress", "itertools", "logging", "operator", "pathlib", "random", "re", "string", "threading",
     "time", "types", "typing", "uuid", "weakref", "zoneinfo",
 }  # fmt: skip
-"""Modules of Python's library whose objects lie beside weights: none for files, processes or code."""
+"""Modules of Python's library whose objects lie beside weights: none for files, processes or
+code."""
 BUILTINS = {
     "bool", "bytearray", "bytes", "complex", "dict", "enumerate", "filter", "float", "frozenset", "getattr", "int",
     "iter", "list", "map", "object", "range", "reversed", "set", "slice", "str", "tuple", "type", "unicode", "xrange",
@@ -142,7 +145,8 @@ class Pickle:
         """Return what the next pickle holds.
 
         Raises:
-            UnreadablePickle: It is none, cut off, too long, or names something that no weights need.
+            UnreadablePickle: It is none, cut off, too long, or names something that no weights
+                need.
         """
         self._stack, self._marks, self._memo = [], [], {}
         try:
@@ -160,7 +164,9 @@ class Pickle:
     def _spend(self, steps: int) -> None:
         self._steps += steps
         if self._steps > MAX_STEPS:
-            raise UnreadablePickle(f"has a description of more than {MAX_STEPS:,} parts; save its state_dict() alone")
+            raise UnreadablePickle(
+                f"has a description of more than {MAX_STEPS:,} parts; save its state_dict() alone"
+            )
 
     def _follow(self, name: str, argument: Any) -> None:
         stack = self._stack
@@ -228,7 +234,8 @@ class Pickle:
     def _protocol(self, version: int) -> None:
         if version > PROTOCOL:
             raise UnreadablePickle(
-                f"is a pickle of protocol {version}, newer than any known here; save it with protocol 2"
+                f"is a pickle of protocol {version}, newer than any known here; save it with "
+                "protocol 2"
             )
 
     def _outside(self, _: Any) -> None:
@@ -265,11 +272,18 @@ class Pickle:
             return self._storage_within(given[0])
         if name in _MAPPINGS:
             return self._mapping([item for item in given if isinstance(item, dict | list | tuple)])
-        if name in ("builtins.set", "builtins.frozenset", "builtins.list", "torch.Size", "builtins.tuple"):
+        if name in (
+            "builtins.set",
+            "builtins.frozenset",
+            "builtins.list",
+            "torch.Size",
+            "builtins.tuple",
+        ):
             return given[0] if given and isinstance(given[0], list | tuple) else []
         if _is_program(name):
             raise UnreadablePickle(
-                f"asks to run {name}, which is no tensor or plain value, so it is not opened; save its state_dict() "
+                f"asks to run {name}, which is no tensor or plain value, so it is not opened; save "
+                "its state_dict() "
                 "alone"
             )
         self.names[name] = self.names.get(name, 0) + 1
@@ -330,7 +344,9 @@ def _check_key(key: Any) -> Any:
     is_long_text = isinstance(key, str | bytes) and len(key) > MAX_KEY
     is_long_number = isinstance(key, int) and key.bit_length() > MAX_KEY
     if is_long_text or is_long_number:
-        raise UnreadablePickle(f"has a name of more than {MAX_KEY:,} letters; save its state_dict() alone")
+        raise UnreadablePickle(
+            f"has a name of more than {MAX_KEY:,} letters; save its state_dict() alone"
+        )
     return key
 
 
@@ -350,7 +366,9 @@ def _view(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Held:
     return _tensor(storage, offset, shape, stride, dtype)
 
 
-def _view_of_type(storage: Any, offset: Any, shape: Any, stride: Any, _: Any, __: Any, dtype: Any, *___: Any) -> Held:
+def _view_of_type(
+    storage: Any, offset: Any, shape: Any, stride: Any, _: Any, __: Any, dtype: Any, *___: Any
+) -> Held:
     return _tensor(storage, offset, shape, stride, DTYPES.get(getattr(dtype, "name", "")))
 
 
@@ -374,7 +392,11 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, dtype: torch.dty
         flat = storage.source(storage.key, dtype)
         if count and storage.start + last >= len(flat):
             raise UnreadablePickle("claims values that its file does not have; use the original")
-        return flat.as_strided(shape, stride, storage.start + offset) if count else flat.new_empty(shape)
+        return (
+            flat.as_strided(shape, stride, storage.start + offset)
+            if count
+            else flat.new_empty(shape)
+        )
 
     return Held(dtype, shape, read, fault)
 
@@ -386,16 +408,26 @@ def _keep(tensor: Any, *_: Any) -> Any:
 def _array(dtype: Any, shape: Any, data: Any, fortran: bool) -> Held | None:
     """Return a NumPy array of numbers, of which torch has the type."""
     code, order = _numpy_type(dtype)
-    if not re.fullmatch(r"[fiu][1248]", code) or order not in ("<", ">", "|", "=") or not isinstance(shape, tuple):
+    if (
+        not re.fullmatch(r"[fiu][1248]", code)
+        or order not in ("<", ">", "|", "=")
+        or not isinstance(shape, tuple)
+    ):
         return None
     kind = np.dtype(f"{order}{code}")
     if not hasattr(torch, kind.name) or len(shape) > MAX_DIMS or not _are_sizes(shape):
         return None
     # protocols before 3 have no bytes, so there they are text that is to be encoded
     content = data
-    if isinstance(data, Inert) and data.name == "_codecs.encode" and isinstance(data.arguments[0], str):
+    if (
+        isinstance(data, Inert)
+        and data.name == "_codecs.encode"
+        and isinstance(data.arguments[0], str)
+    ):
         content = data.arguments[0]
-    if not isinstance(content, str | bytes | bytearray) or math.prod(shape) * kind.itemsize != len(content):
+    if not isinstance(content, str | bytes | bytearray) or math.prod(shape) * kind.itemsize != len(
+        content
+    ):
         return None
 
     def read() -> Tensor:
@@ -444,7 +476,12 @@ _REBUILT: dict[str, Callable[..., Any]] = {
 }
 _WITH_CLASS = {"copyreg._reconstructor", "copy_reg._reconstructor", "copyreg.__newobj__"}
 """Functions of pickle's own that make an object of the class that is their first argument."""
-_MAPPINGS = {"collections.OrderedDict", "collections.defaultdict", "collections.Counter", "builtins.dict"}
+_MAPPINGS = {
+    "collections.OrderedDict",
+    "collections.defaultdict",
+    "collections.Counter",
+    "builtins.dict",
+}
 _CONSTANTS = {
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "STRING", "BINSTRING", "SHORT_BINSTRING",
     "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8",

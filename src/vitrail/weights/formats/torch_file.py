@@ -41,7 +41,8 @@ def read_torch(path: Path) -> Content:
     """Read what a file holds; its tensors stay in it until they are asked for.
 
     Raises:
-        CheckpointError: It is cut off, damaged, or something other than weights; the reason is in the message.
+        CheckpointError: It is cut off, damaged, or something other than weights; the reason is in
+            the message.
     """
     try:
         with path.open("rb") as file:
@@ -59,13 +60,18 @@ def _mapped(path: Path) -> Any:
 
 def explain_error(error: Exception) -> str:
     """Return the clause that says why a file cannot be read."""
-    return str(error) if isinstance(error, UnreadablePickle) else f"cannot be read ({error}); use the original"
+    return (
+        str(error)
+        if isinstance(error, UnreadablePickle)
+        else f"cannot be read ({error}); use the original"
+    )
 
 
 def _read_archive(path: Path) -> Content:
     if not zipfile.is_zipfile(path):  # or one over several disks, which raises
         raise UnreadablePickle(
-            "is cut off: its end, with the list of its contents, is missing; copy or download it again"
+            "is cut off: its end, with the list of its contents, is missing; copy or download it "
+            "again"
         )
     check_directory(path)
     archive = zipfile.ZipFile(path)
@@ -86,7 +92,9 @@ def _read_archive(path: Path) -> Content:
         if not entry.CRC:
             entry.CRC = None  # type: ignore[assignment]  # torch writes 0 where it was told to compute none
     if entries[described[0]].file_size > MAX_PICKLE:
-        raise UnreadablePickle(f"has a description of more than {MAX_PICKLE:,} bytes; save its state_dict() alone")
+        raise UnreadablePickle(
+            f"has a description of more than {MAX_PICKLE:,} bytes; save its state_dict() alone"
+        )
     swap = f"{folder}byteorder" in entries and archive.read(f"{folder}byteorder") == b"big"
     known: dict[str, bytearray] = {}
 
@@ -116,17 +124,23 @@ def _tensor(data: bytearray, dtype: torch.dtype, swap: bool = False) -> Tensor:
 
 def _other_archive(names: list[str]) -> str:
     """Return why a zip archive holds no weights that can be read, by the names in it."""
-    inside = [name for name in names if name.endswith((".pth", ".pt", ".ckpt", ".safetensors", ".tar", ".bin"))]
+    inside = [
+        name
+        for name in names
+        if name.endswith((".pth", ".pt", ".ckpt", ".safetensors", ".tar", ".bin"))
+    ]
     if any(name.endswith((".weights.h5", "model.weights.h5")) for name in names):
         return "is a model of Keras; only weights of PyTorch and MindSpore are read, in .pth, .safetensors or .ckpt"
     if names and all(name.endswith(".npy") for name in names):
         return (
             "is an archive of NumPy arrays (.npz); save them by name as tensors instead: "
-            "torch.save({name: torch.from_numpy(array) for name, array in numpy.load(FILE).items()}, 'weights.pth')"
+            "torch.save({name: torch.from_numpy(array) for name, array in "
+            "numpy.load(FILE).items()}, 'weights.pth')"
         )
     if any("archive_format" in name or "/models/" in name for name in names):
         return (
-            "is an exported program of PyTorch (.pt2), not weights; evaluate, predict, bench and serve run it where "
+            "is an exported program of PyTorch (.pt2), not weights; evaluate, predict, bench and "
+            "serve run it where "
             "its name ends in .pt2"
         )
     if len(inside) == 1:
@@ -139,13 +153,18 @@ def check_directory(path: Path) -> None:
     """Refuse a zip archive whose list of contents alone would fill the memory.
 
     Raises:
-        UnreadablePickle: It has more entries than any file of weights or programs, or none are found where it ends.
+        UnreadablePickle: It has more entries than any file of weights or programs, or none are
+            found where it ends.
     """
     length, _, end = _directory(path)
     if end < 0:  # other readers search further, and so find what was not counted here
-        raise UnreadablePickle("is cut off at its end, or another program added to it; use the original")
+        raise UnreadablePickle(
+            "is cut off at its end, or another program added to it; use the original"
+        )
     if length > MAX_DIRECTORY:
-        raise UnreadablePickle(f"has a list of contents of {length:,} bytes, and {MAX_DIRECTORY:,} at most are read")
+        raise UnreadablePickle(
+            f"has a list of contents of {length:,} bytes, and {MAX_DIRECTORY:,} at most are read"
+        )
 
 
 def _has_one_directory(path: Path) -> bool:
@@ -160,13 +179,17 @@ def _directory(path: Path) -> tuple[int, int, int]:
         size = file.seek(0, 2)
         file.seek(max(size - 98 - COMMENT, 0))
         tail = file.read()
-    if tail[-COMMENT - 2 : -COMMENT] == COMMENT.to_bytes(2, "little"):  # the digest of an exported file
+    # the digest of an exported file
+    if tail[-COMMENT - 2 : -COMMENT] == COMMENT.to_bytes(2, "little"):
         size, tail = size - COMMENT, tail[:-COMMENT]
     tail = tail[-98:]
     end, wide = tail[-22:], tail[:56] if tail[:4] == b"PK\x06\x06" else b""
     length, offset = int.from_bytes(end[12:16], "little"), int.from_bytes(end[16:20], "little")
     if wide and 0xFFFFFFFF in (length, offset):
-        length, offset = int.from_bytes(wide[40:48], "little"), int.from_bytes(wide[48:56], "little")
+        length, offset = (
+            int.from_bytes(wide[40:48], "little"),
+            int.from_bytes(wide[48:56], "little"),
+        )
     if end[:4] != b"PK\x05\x06":
         return 0, 0, -1
     return length, offset, size - (98 if wide else 22)
@@ -195,14 +218,20 @@ def _read_pickles(reopen: Callable[[], IO[bytes]], *, within: bool = False) -> C
             return Content(first, pickle.names)
         _, machine, value, keys = (pickle.load(file) for _ in range(4))
         if not isinstance(machine, dict) or not isinstance(keys, list):
-            raise UnreadablePickle("cannot be read (its parts are in no order of torch.save's); use the original")
+            raise UnreadablePickle(
+                "cannot be read (its parts are in no order of torch.save's); use the original"
+            )
         if not machine.get("little_endian", True):
-            raise UnreadablePickle("was written on a machine of another byte order; save it again on a usual one")
+            raise UnreadablePickle(
+                "was written on a machine of another byte order; save it again on a usual one"
+            )
         places |= _places(file, keys, pickle.storages)
     return Content(value, pickle.names)
 
 
-def _places(file: IO[bytes], keys: list[Any], types: Mapping[str, torch.dtype]) -> dict[str, tuple[int, int]]:
+def _places(
+    file: IO[bytes], keys: list[Any], types: Mapping[str, torch.dtype]
+) -> dict[str, tuple[int, int]]:
     """Return where each storage begins, and its bytes."""
     spans = {}
     at = file.tell()

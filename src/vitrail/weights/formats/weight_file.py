@@ -15,7 +15,13 @@ from torch import Tensor
 
 from vitrail.errors import CheckpointError
 from vitrail.files import MISSING, describe_absent, read_regular
-from vitrail.weights.formats.file_kinds import HEAD, READABLE, explain_other_kind, is_safetensors, is_torch
+from vitrail.weights.formats.file_kinds import (
+    HEAD,
+    READABLE,
+    explain_other_kind,
+    is_safetensors,
+    is_torch,
+)
 from vitrail.weights.formats.mindspore_ckpt import CIPHERS, read_ckpt
 from vitrail.weights.formats.pickled import USUAL, Held, Inert, UnreadablePickle, as_tensor
 from vitrail.weights.formats.torch_file import explain_error, read_torch
@@ -29,7 +35,8 @@ MAX_ENTRIES = 200_000
 MAX_CONFIG = 16 * 2**20
 """Bytes of a config.json; timm's have a thousand."""
 MAX_HEADER = 48 * 2**20
-"""Bytes before the tensors of a safetensors file: their names and places, and what the file says of itself."""
+"""Bytes before the tensors of a safetensors file: their names and places, and what the file says of
+itself."""
 MAX_NESTING = 32
 """Entries within entries; no module of a model here is so deep in others."""
 TYPES = {
@@ -40,9 +47,11 @@ TYPES = {
 }  # fmt: skip
 """Dtypes by their names in safetensors files."""
 MAX_LISTED = 64
-"""Mappings in a list that are looked into, as those of several optimizers; longer ones are histories."""
+"""Mappings in a list that are looked into, as those of several optimizers; longer ones are
+histories."""
 SWAPPED_OUT = "swapped_out_by_composer"
-"""Name given here to weights that Composer keeps apart, since it has saved their average in their place."""
+"""Name given here to weights that Composer keeps apart, since it has saved their average in their
+place."""
 NAMES = ("arch", "model", "model_name", "architecture")
 """Options of training scripts that hold the model's name."""
 
@@ -95,7 +104,9 @@ class WeightFile:
         except (UnreadablePickle, OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"{self.path}: {name} {explain_error(error)}") from error
         except Exception as error:  # zipfile and zlib raise several kinds for damaged bytes
-            raise CheckpointError(f"{self.path}: {name} cannot be read ({error}); use the original") from error
+            raise CheckpointError(
+                f"{self.path}: {name} cannot be read ({error}); use the original"
+            ) from error
 
     def check(self, names: Iterable[str]) -> None:
         """Refuse tensors that have not all the values that they claim, before memory is spent on them.
@@ -128,14 +139,18 @@ def open_weights(given: Path | str) -> WeightFile:
         saved = read_torch(path)
         passed_over = tuple(name for name in saved.classes if not USUAL.fullmatch(name))
         parts = _divide_content(path, saved.value)
-        return WeightFile(path=path, kind="PyTorch", config=config, passed_over=passed_over, **parts)
+        return WeightFile(
+            path=path, kind="PyTorch", config=config, passed_over=passed_over, **parts
+        )
     if explanation := explain_other_kind(path, head):
         raise CheckpointError(f"{path}: {explanation}")
     if head[:1] == b"\x0a" or int.from_bytes(head[:4], "little") in CIPHERS:
         content: dict[str, Any] = {}
         for name, value in read_ckpt(path).items():
             content[name] = _in_memory(value) if isinstance(value, Tensor) else value
-        return WeightFile(path=path, kind="MindSpore", config=config, **_divide_content(path, content))
+        return WeightFile(
+            path=path, kind="MindSpore", config=config, **_divide_content(path, content)
+        )
     raise CheckpointError(f"{path}: is no weight file, or is damaged; {READABLE}")
 
 
@@ -161,7 +176,9 @@ def _locate(given: Path | str) -> tuple[Path, Mapping[str, Any]]:
         )
     # best.safetensors before best-2.safetensors
     inside = sorted(path.glob("*.safetensors"), key=lambda file: (len(file.name), file.name))
-    advice = f"did you mean {inside[0]}?" if inside else "give one such as runs/digits/best.safetensors"
+    advice = (
+        f"did you mean {inside[0]}?" if inside else "give one such as runs/digits/best.safetensors"
+    )
     raise CheckpointError(f"{path}: is a folder, not a weight file; {advice}")
 
 
@@ -169,7 +186,9 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(read_regular(path, MAX_CONFIG))
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); use the original") from error
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}); use the original"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not JSON ({error})") from error
     if not isinstance(content, dict):
@@ -182,10 +201,12 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         size = int.from_bytes(file.read(8), "little")
         if MAX_HEADER < size < path.stat().st_size:  # a larger one is damage
             raise CheckpointError(
-                f"{path}: has a header of {size:,} bytes, and {MAX_HEADER:,} at most are read; use the original"
+                f"{path}: has a header of {size:,} bytes, and {MAX_HEADER:,} at most are read; use "
+                "the original"
             )
     try:
-        file: Any = safe_open(path, framework="pt")  # left open for the tensors that are asked for later
+        # left open for the tensors that are asked for later
+        file: Any = safe_open(path, framework="pt")
         names, metadata = file.keys(), file.metadata() or {}
         if len(names) > MAX_WEIGHTS:
             raise CheckpointError(_too_many_tensors(path))
@@ -209,13 +230,16 @@ def _divide_content(path: Path, content: Any) -> dict[str, Any]:
     """Return the fields of a WeightFile that a file's content gives: its tensors, its entries and its model's name."""
     if isinstance(content, list | tuple) or _children(content) is None:
         raise CheckpointError(
-            f"{path}: holds a {_name_type(content, tensor='Tensor')}, not weights by name; save the model's "
+            f"{path}: holds a {_name_type(content, tensor='Tensor')}, not weights by name; save "
+            "the model's "
             "state_dict()"
         )
     tensors: dict[str, Held] = {}
     for count, (name, value) in enumerate(_walk(content, "", (), set())):
         if count > MAX_ENTRIES:
-            raise CheckpointError(f"{path}: holds more than {MAX_ENTRIES:,} values; save its state_dict() alone")
+            raise CheckpointError(
+                f"{path}: holds more than {MAX_ENTRIES:,} values; save its state_dict() alone"
+            )
         tensor = as_tensor(value)
         if tensor is None:
             continue
@@ -224,14 +248,22 @@ def _divide_content(path: Path, content: Any) -> dict[str, Any]:
         tensors[name] = tensor
         if len(tensors) > MAX_WEIGHTS:
             raise CheckpointError(_too_many_tensors(path))
-    entries = {str(key): _name_type(value, tensor="tensor") for key, value in (_children(content) or {}).items()}
+    entries = {
+        str(key): _name_type(value, tensor="tensor")
+        for key, value in (_children(content) or {}).items()
+    }
     swapped_out = None
     for name in tensors:
         before, mark, _ = name.partition(f"{SWAPPED_OUT}.")
         if mark:
             swapped_out = f"{before}{mark}"
             break
-    return {"tensors": tensors, "entries": entries, "arch": _model_name(content), "swapped_out": swapped_out}
+    return {
+        "tensors": tensors,
+        "entries": entries,
+        "arch": _model_name(content),
+        "swapped_out": swapped_out,
+    }
 
 
 def _name_type(value: Any, *, tensor: str) -> str:
@@ -241,7 +273,9 @@ def _name_type(value: Any, *, tensor: str) -> str:
     return value.name if isinstance(value, Inert) else type(value).__name__
 
 
-def _walk(node: Any, prefix: str, above: tuple[int, ...], visited: set[int]) -> Iterator[tuple[str, Any]]:
+def _walk(
+    node: Any, prefix: str, above: tuple[int, ...], visited: set[int]
+) -> Iterator[tuple[str, Any]]:
     """Yield all that stands in mappings, modules and lists of tensors, by its whole name; an object once.
 
     Objects refer to each other in circles, as the settings of OmegaConf do.
@@ -266,7 +300,9 @@ def _children(node: Any) -> Mapping[Any, Any] | None:
         is_composers = {"ema_model", "ema_weights_active"} <= node.keys()
         return _of_composer(node) if is_composers else node
     if isinstance(node, list | tuple) and node:
-        has_containers = len(node) <= MAX_LISTED and any(isinstance(value, Mapping | list | tuple) for value in node)
+        has_containers = len(node) <= MAX_LISTED and any(
+            isinstance(value, Mapping | list | tuple) for value in node
+        )
         if has_containers or all(as_tensor(value) for value in node):
             return dict(enumerate(node))
         return None
@@ -284,7 +320,8 @@ def _children(node: Any) -> Mapping[Any, Any] | None:
 def _of_composer(node: Mapping[Any, Any]) -> Mapping[Any, Any]:
     """Return what Composer's EMA keeps beside the model, under names that tell what it is.
 
-    It swaps the average with the weights before it saves, and says so beside them; files of before 0.13 have both here.
+    It swaps the average with the weights before it saves, and says so beside them; files of before
+    0.13 have both here.
     """
     if not node.get("ema_started", True):
         return {}  # copies of what the training began with
@@ -313,6 +350,10 @@ def _too_many_tensors(path: Path) -> str:
 def _check_values(path: Path, name: str, tensor: Tensor) -> None:
     """Refuse values that no weight has."""
     if tensor.is_complex():
-        raise CheckpointError(f"{path}: {name} is {tensor.dtype}, and no weight here is complex; use the original")
+        raise CheckpointError(
+            f"{path}: {name} is {tensor.dtype}, and no weight here is complex; use the original"
+        )
     if not tensor.isfinite().all():
-        raise CheckpointError(f"{path}: {name} has values that are not finite; use a save from before that happened")
+        raise CheckpointError(
+            f"{path}: {name} has values that are not finite; use a save from before that happened"
+        )

@@ -42,12 +42,14 @@ def add_file(given: Path, display: Display, name: str | None = None) -> Added:
         name: Name of the published weights, where the content leaves that open.
 
     Raises:
-        CheckpointError: It is no weight file, holds no published weights or those of several rows, or the cache cannot
-            be written.
+        CheckpointError: It is no weight file, holds no published weights or those of several rows,
+            or the cache cannot be written.
     """
     file = open_weights(given)
     if KEY in file.metadata:
-        raise CheckpointError(f"{given}: was written by vitrail, and is used by its path; nothing is to be added")
+        raise CheckpointError(
+            f"{given}: was written by vitrail, and is used by its path; nothing is to be added"
+        )
     row, by = _recognise(file, name)
     place = place_of(row)
     with alone(row, display):
@@ -58,7 +60,9 @@ def add_file(given: Path, display: Display, name: str | None = None) -> Added:
         fetched = examine(row, place, source=examined.source)
         if fetched.sha256 != examined.sha256:
             place.unlink()
-            raise CheckpointError(f"{given}: changed while it was copied; add it again once it is whole")
+            raise CheckpointError(
+                f"{given}: changed while it was copied; add it again once it is whole"
+            )
         write_record(row, fetched)
     return Added(row, place, by)
 
@@ -70,7 +74,8 @@ def _recognise(file: WeightFile, name: str | None) -> tuple[Published, str]:
     wanted = None if name is None else find_row(name)
     if name is not None and wanted is None:
         raise CheckpointError(
-            f"{write_option('name', name)}: no published weights are called so; `vitrail weights` lists all"
+            f"{write_option('name', name)}: no published weights are called so; `vitrail weights` "
+            "lists all"
         )
     if len(hashed) == 1 and wanted in (None, hashed[0]):
         return hashed[0], f"its SHA-256, which begins with {hashed[0].hash_prefix}"
@@ -78,18 +83,21 @@ def _recognise(file: WeightFile, name: str | None) -> tuple[Published, str]:
     if wanted is not None:
         if wanted.hash_prefix:
             raise CheckpointError(
-                f"{file.path}: is not {wanted.name}, as its SHA-256 begins with {sha256[:8]} and not with "
+                f"{file.path}: is not {wanted.name}, as its SHA-256 begins with {sha256[:8]} and "
+                "not with "
                 f"{wanted.hash_prefix}; download it again"
             )
         if wanted not in fitting:
             also = f"it fits {_list(fitting)}" if fitting else "it fits nothing that is published"
             raise CheckpointError(
-                f"{file.path}: is not {wanted.name} by its kind and by the names and shapes of its weights; {also}"
+                f"{file.path}: is not {wanted.name} by its kind and by the names and shapes of its "
+                f"weights; {also}"
             )
         return wanted, "the name that was given, which its weights fit"
     if not fitting:
         raise CheckpointError(
-            f"{file.path}: holds no published weights, or they were changed (SHA-256 {sha256[:8]}...); it can be used "
+            f"{file.path}: holds no published weights, or they were changed (SHA-256 "
+            f"{sha256[:8]}...); it can be used "
             "by its path, and `vitrail weights` lists what is known"
         )
     if len(fitting) > 1:
@@ -97,7 +105,9 @@ def _recognise(file: WeightFile, name: str | None) -> tuple[Published, str]:
         if len(called) == 1:
             return called[0], f"its name, among {_list(fitting)}, which its weights fit alike"
         example = command("weights", "add", file.path, "--name", fitting[0].name)
-        raise CheckpointError(f"{file.path}: fits {_list(fitting)} alike; say which it is, such as {example}")
+        raise CheckpointError(
+            f"{file.path}: fits {_list(fitting)} alike; say which it is, such as {example}"
+        )
     return fitting[0], "the names and shapes of its weights, as its hash was not published"
 
 
@@ -116,7 +126,10 @@ def _find_fitting(file: WeightFile) -> list[Published]:
             continue
         for reading in readings:
             config = reading.config
-            is_of_size = (config.num_classes, config.size) == (row.num_classes, (row.image_size, row.image_size))
+            is_of_size = (config.num_classes, config.size) == (
+                row.num_classes,
+                (row.image_size, row.image_size),
+            )
             is_of_project = row.dialect in reading.dialect.projects
             if reading.is_whole and reading.model == row.model and is_of_size and is_of_project:
                 fitting.append(row)

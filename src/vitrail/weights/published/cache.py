@@ -1,7 +1,8 @@
 """The cache of published weights: where each file lies, whether it is the one that was fetched, and who may write.
 
-Files of the Hugging Face Hub are in its own cache (HF_HOME); all others in that of torch.hub (TORCH_HOME), which timm,
-mmpretrain and torchvision use too. What was fetched is recorded beside them, in a hidden folder.
+Files of the Hugging Face Hub are in its own cache (HF_HOME); all others in that of torch.hub
+(TORCH_HOME), which timm, mmpretrain and torchvision use too. What was fetched is recorded beside
+them, in a hidden folder.
 """
 
 from __future__ import annotations
@@ -39,9 +40,11 @@ class Fetched:
     changed_ns: int
     """When the file was last written, by which a later change is seen without reading it."""
     source: str
-    """The address that it was fetched from, or the file that it was added from; empty where it was found here."""
+    """The address that it was fetched from, or the file that it was added from; empty where it was
+    found here."""
     revision: str | None = None
-    """Commit on the Hugging Face Hub, which later fetches keep to; None for files from elsewhere."""
+    """Commit on the Hugging Face Hub, which later fetches keep to; None for files from
+    elsewhere."""
 
 
 def folder() -> Path:
@@ -71,7 +74,12 @@ def find_here(row: Published) -> Path | None:
 
 
 def examine(
-    row: Published, path: Path, *, source: str = "", revision: str | None = None, is_kept: bool = True
+    row: Published,
+    path: Path,
+    *,
+    source: str = "",
+    revision: str | None = None,
+    is_kept: bool = True,
 ) -> Fetched:
     """Compare a file with the hash that its project or the Hub gives it, and return what is to be recorded of it.
 
@@ -80,7 +88,8 @@ def examine(
         path: The file.
         source: Where it came from.
         revision: Commit on the Hugging Face Hub.
-        is_kept: Whether it stays where it is, if it is another; what was only just fetched does not.
+        is_kept: Whether it stays where it is, if it is another; what was only just fetched does
+            not.
 
     Raises:
         CheckpointError: It is another file, or damaged.
@@ -90,12 +99,21 @@ def examine(
     blob = Path(os.path.realpath(path)).name  # the Hub's cache names a file by its hash
     expected = blob if re.fullmatch("[0-9a-f]{64}", blob) else row.hash_prefix
     if not sha256.startswith(expected):
-        where, advice = (str(path), "delete it, and fetch it again") if is_kept else (source, "fetch it again")
+        where, advice = (
+            (str(path), "delete it, and fetch it again") if is_kept else (source, "fetch it again")
+        )
         raise CheckpointError(
-            f"{row.name}: {where} is damaged or another file, as its SHA-256 begins with {sha256[:8]} and not with "
+            f"{row.name}: {where} is damaged or another file, as its SHA-256 begins with "
+            f"{sha256[:8]} and not with "
             f"{expected[:8]}; {advice}: {command('weights', 'fetch', row.name)}"
         )
-    return Fetched(sha256=sha256, size=status.st_size, changed_ns=status.st_mtime_ns, source=source, revision=revision)
+    return Fetched(
+        sha256=sha256,
+        size=status.st_size,
+        changed_ns=status.st_mtime_ns,
+        source=source,
+        revision=revision,
+    )
 
 
 def check_unchanged(row: Published, path: Path) -> Fetched:
@@ -111,8 +129,10 @@ def check_unchanged(row: Published, path: Path) -> Fetched:
     found = examine(row, path, source="" if known is None else known.source, revision=revision)
     if known is not None and known.sha256 != found.sha256:
         raise CheckpointError(
-            f"{row.name}: {path} was changed since it was fetched (its SHA-256 began with {known.sha256[:8]}, and "
-            f"begins with {found.sha256[:8]} now); delete it and fetch it again, or take it as it is: "
+            f"{row.name}: {path} was changed since it was fetched (its SHA-256 began with "
+            f"{known.sha256[:8]}, and "
+            f"begins with {found.sha256[:8]} now); delete it and fetch it again, or take it as it "
+            "is: "
             f"{command('weights', 'add', path, '--name', row.name)}"
         )
     with suppress(CheckpointError):  # a cache that many share may be for reading alone

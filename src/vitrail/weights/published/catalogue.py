@@ -1,7 +1,8 @@
 """The catalogue of published weights: model, origin, published accuracy, preprocessing, hash and address of each.
 
-The rows are as their projects state them; none of the accuracies was measured here. Of a model's rows, the first is the
-one that `pretrained` stands for: a safetensors file on the Hugging Face Hub, then a release file, then the rest.
+The rows are as their projects state them; none of the accuracies was measured here. Of a model's
+rows, the first is the one that `pretrained` stands for: a safetensors file on the Hugging Face Hub,
+then a release file, then the rest.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from vitrail.models.registry import FAMILIES
 HUB = "hf-hub:"
 """Prefix of what lies on the Hugging Face Hub, as OWNER/NAME."""
 WORD = "pretrained"
-"""Stands for the best published weights of a model; with `:ORIGIN` or `:NAME` behind it, for others."""
+"""Stands for the best published weights of a model; with `:ORIGIN` or `:NAME` behind it, for
+others."""
 HASH = re.compile(r"-([0-9a-f]{8})\.pth")
-"""The beginning of a file's SHA-256 at the end of its name, as torch.hub's `check_hash` reads it."""
+"""The beginning of a file's SHA-256 at the end of its name, as torch.hub's `check_hash` reads
+it."""
 
 _IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 _CIFAR = {
@@ -128,7 +131,14 @@ _TWINS_BY_HAND = "Google Drive, as the README of https://github.com/Meituan-Auto
 
 
 def _of_tnt(model: str, file: str, top1: float, top5: float) -> Published:
-    return Published(model=model, origin="official", address=_TNT + file, top1=top1, top5=top5, dialect="official")
+    return Published(
+        model=model,
+        origin="official",
+        address=_TNT + file,
+        top1=top1,
+        top5=top5,
+        dialect="official",
+    )
 
 
 def _of_mindcv(model: str, origin: str, file: str, top1: float, top5: float) -> Published:
@@ -193,7 +203,9 @@ def _of_twins(model: str, top1: float) -> Published:
 ROWS = (
     _on_hub("tnt_s_patch16_224", 81.5, 95.7, "official"),
     _of_tnt("tnt_s_patch16_224", "tnt_s_81.5.pth.tar", 81.5, 95.7),
-    _of_mindcv("tnt_s_patch16_224", "mindcv", "tnt_s_patch16_224_ep138_acc_0.74.ckpt", 74.14, 92.07),
+    _of_mindcv(
+        "tnt_s_patch16_224", "mindcv", "tnt_s_patch16_224_ep138_acc_0.74.ckpt", 74.14, 92.07
+    ),
     _of_mindcv("tnt_s_patch16_224", "mindcv-converted", "tnt_s_converted_0.718.ckpt", 72.51, 90.68),
     _on_hub("tnt_b_patch16_224", 82.9, 96.3, "official"),
     _of_tnt("tnt_b_patch16_224", "tnt_b_82.9.pth.tar", 82.9, 96.3),
@@ -208,7 +220,12 @@ ROWS = (
         measured_by="timm",
         dialect="timm",
     ),
-    _of_mmpretrain("tnt_s_legacy_patch16_224", 81.5, "tnt/tnt-small-p16_3rdparty_in1k_20210903-c56ee7df.pth", 95.7),
+    _of_mmpretrain(
+        "tnt_s_legacy_patch16_224",
+        81.5,
+        "tnt/tnt-small-p16_3rdparty_in1k_20210903-c56ee7df.pth",
+        95.7,
+    ),
     _of_t2t("t2t_vit_7", 71.7, "71.7_T2T_ViT_7.pth.tar"),
     _of_t2t("t2t_vit_10", 75.2, "75.2_T2T_ViT_10.pth.tar"),
     _of_t2t("t2t_vit_12", 76.5, "76.5_T2T_ViT_12.pth.tar"),
@@ -228,22 +245,40 @@ ROWS = (
     _of_t2t("t2t_vit_t_24", 82.6, "82.6_T2T_ViTt_24.pth.tar"),
     _of_mmpretrain("t2t_vit_t_24", 82.71, "t2t-vit/t2t-vit-t-24_8xb64_in1k_20211214-b2a68ae3.pth"),
     _on_hub("twins_pcpvt_small", 81.14, None, "mmpretrain"),
-    _of_mmpretrain("twins_pcpvt_small", 81.14, "twins/twins-pcpvt-small_3rdparty_8xb128_in1k_20220126-ef23c132.pth"),
+    _of_mmpretrain(
+        "twins_pcpvt_small",
+        81.14,
+        "twins/twins-pcpvt-small_3rdparty_8xb128_in1k_20220126-ef23c132.pth",
+    ),
     _of_twins("twins_pcpvt_small", 81.14),
     _on_hub("twins_pcpvt_base", 82.66, None, "mmpretrain"),
-    _of_mmpretrain("twins_pcpvt_base", 82.66, "twins/twins-pcpvt-base_3rdparty_8xb128_in1k_20220126-f8c4b0d5.pth"),
+    _of_mmpretrain(
+        "twins_pcpvt_base",
+        82.66,
+        "twins/twins-pcpvt-base_3rdparty_8xb128_in1k_20220126-f8c4b0d5.pth",
+    ),
     _of_twins("twins_pcpvt_base", 82.66),
     _on_hub("twins_pcpvt_large", 83.09, None, "mmpretrain"),
-    _of_mmpretrain("twins_pcpvt_large", 83.09, "twins/twins-pcpvt-large_3rdparty_16xb64_in1k_20220126-c1ef8d80.pth"),
+    _of_mmpretrain(
+        "twins_pcpvt_large",
+        83.09,
+        "twins/twins-pcpvt-large_3rdparty_16xb64_in1k_20220126-c1ef8d80.pth",
+    ),
     _of_twins("twins_pcpvt_large", 83.09),
     _on_hub("twins_svt_small", 81.77, None, "mmpretrain"),
-    _of_mmpretrain("twins_svt_small", 81.77, "twins/twins-svt-small_3rdparty_8xb128_in1k_20220126-8fe5205b.pth"),
+    _of_mmpretrain(
+        "twins_svt_small", 81.77, "twins/twins-svt-small_3rdparty_8xb128_in1k_20220126-8fe5205b.pth"
+    ),
     _of_twins("twins_svt_small", 81.77),
     _on_hub("twins_svt_base", 83.13, None, "mmpretrain"),
-    _of_mmpretrain("twins_svt_base", 83.13, "twins/twins-svt-base_3rdparty_8xb128_in1k_20220126-e31cc8e9.pth"),
+    _of_mmpretrain(
+        "twins_svt_base", 83.13, "twins/twins-svt-base_3rdparty_8xb128_in1k_20220126-e31cc8e9.pth"
+    ),
     _of_twins("twins_svt_base", 83.13),
     _on_hub("twins_svt_large", 83.60, None, "mmpretrain"),
-    _of_mmpretrain("twins_svt_large", 83.60, "twins/twins-svt-large_3rdparty_16xb64_in1k_20220126-4817645f.pth"),
+    _of_mmpretrain(
+        "twins_svt_large", 83.60, "twins/twins-svt-large_3rdparty_16xb64_in1k_20220126-4817645f.pth"
+    ),
     _of_twins("twins_svt_large", 83.60),
 )
 """All published weights, those of a model in the order in which they are preferred."""
@@ -260,17 +295,19 @@ def find_row(word: str, model: str | None = None) -> Published | None:
     """Return the published weights that a word stands for; None where it cannot stand for any.
 
     Args:
-        word: `pretrained`, `pretrained:ORIGIN`, `pretrained:NAME`, or a name of the catalogue, with or without its
-            `:ORIGIN`; another project's name of the model will do too.
+        word: `pretrained`, `pretrained:ORIGIN`, `pretrained:NAME`, or a name of the catalogue, with
+            or without its `:ORIGIN`; another project's name of the model will do too.
         model: The model that they are wanted for, where that is known.
 
     Raises:
-        CheckpointError: It stands for some, and there are none such; the message has those that there are.
+        CheckpointError: It stands for some, and there are none such; the message has those that
+            there are.
     """
     if word == WORD:
         if model is None:
             raise CheckpointError(
-                f"{word}: of which model? Write {WORD}:NAME, such as {WORD}:{ROWS[0].base}; {_LISTED}"
+                f"{word}: of which model? Write {WORD}:NAME, such as {WORD}:{ROWS[0].base}; "
+                f"{_LISTED}"
             )
         return _choose(word, _our_name(model), "")
     text = word.removeprefix(f"{WORD}:")
@@ -283,7 +320,9 @@ def find_row(word: str, model: str | None = None) -> Published | None:
     if model is not None and not origin:
         return _choose(word, _our_name(model), base)
     known = [*_BASES, *(row.name for row in ROWS)]
-    raise CheckpointError(f"{word}: no published weights are called so{suggest(text, known) or ';'} {_LISTED}")
+    raise CheckpointError(
+        f"{word}: no published weights are called so{suggest(text, known) or ';'} {_LISTED}"
+    )
 
 
 def is_published(word: str) -> bool:
@@ -317,8 +356,16 @@ def _choose(word: str, base: str, origin: str) -> Published:
     rows = [row for row in ROWS if row.base == base]
     if not rows:
         family = next((family for family in FAMILIES if base in family.variants), None)
-        alike = [] if family is None else dict.fromkeys(row.base for row in ROWS if row.model in family.variants)
-        of_family = f"; of {family.title} there are {', '.join(alike)}" if family is not None and alike else ""
+        alike = (
+            []
+            if family is None
+            else dict.fromkeys(row.base for row in ROWS if row.model in family.variants)
+        )
+        of_family = (
+            f"; of {family.title} there are {', '.join(alike)}"
+            if family is not None and alike
+            else ""
+        )
         raise CheckpointError(f"{word}: no weights of {base} are published{of_family}; {_LISTED}")
     exact = [row for row in rows if row.origin == origin]
     near = [row for row in rows if row.origin.startswith(f"{origin}-")]
@@ -327,7 +374,9 @@ def _choose(word: str, base: str, origin: str) -> Published:
     if exact or len(near) == 1:
         return (exact or near)[0]
     origins = ", ".join(row.origin for row in rows)
-    raise CheckpointError(f"{word}: {base} is not published by {origin!r}; it is by {origins}, and {_LISTED}")
+    raise CheckpointError(
+        f"{word}: {base} is not published by {origin!r}; it is by {origins}, and {_LISTED}"
+    )
 
 
 def _our_name(name: str) -> str:

@@ -1,7 +1,7 @@
 """Download a file over HTTP: resumed where it was cut, tried again, bounded in size and in time.
 
-torch.hub's downloader begins anew after each cut, and that of huggingface_hub goes on without asking whether the file
-is still the same; so this one is written with Python's own HTTP.
+torch.hub's downloader begins anew after each cut, and that of huggingface_hub goes on without
+asking whether the file is still the same; so this one is written with Python's own HTTP.
 """
 
 from __future__ import annotations
@@ -85,10 +85,13 @@ class Received:
         self._display.end()
 
 
-def download(address: str, part: Path, *, label: str, display: Display, limits: Limits | None = None) -> str:
+def download(
+    address: str, part: Path, *, label: str, display: Display, limits: Limits | None = None
+) -> str:
     """Download a file, or what is missing of it, and return the address that it came from in the end.
 
-    A part that an earlier try left is gone on with, if the server says that the file is still the same.
+    A part that an earlier try left is gone on with, if the server says that the file is still the
+    same.
 
     Args:
         address: Of the file, http or https.
@@ -151,10 +154,13 @@ def _receive(address: str, part: Path, label: str, display: Display, limits: Lim
                 raise _Lost("the server sent another part of it than was asked for")
             done = 0
         if total is not None and total > limits.most:
-            raise NotDownloaded(f"it is said to have {total:,} bytes, and {limits.most:,} are the most")
+            raise NotDownloaded(
+                f"it is said to have {total:,} bytes, and {limits.most:,} are the most"
+            )
         with refusal_told(part, None, FULL):
             part.parent.mkdir(parents=True, exist_ok=True)
-            # without a buffer, which would be written again, and refused again, when the file is closed
+            # without a buffer, which would be written again, and refused again, when the file is
+            # closed
             file = part.open("ab" if done else "wb", buffering=0)
         with file:
             if not done:
@@ -171,7 +177,9 @@ def _receive(address: str, part: Path, label: str, display: Display, limits: Lim
         return response.url
 
 
-def _append(read: Callable[[int], bytes], file: FileIO, part: Path, done: int, shown: Received, most: int) -> int:
+def _append(
+    read: Callable[[int], bytes], file: FileIO, part: Path, done: int, shown: Received, most: int
+) -> int:
     """Append all that comes to a file, and return the bytes that it has then."""
     while chunk := read(CHUNK):
         done += len(chunk)
@@ -232,7 +240,9 @@ def _read_validator(part: Path, address: str) -> str:
 def _write_validator(part: Path, address: str, headers: HTTPMessage) -> None:
     etag = headers.get("ETag", "")
     validator = headers.get("Last-Modified", "") if not etag or etag.startswith("W/") else etag
-    write_whole(_validator_of(part), json.dumps({"address": address, "validator": validator}).encode(), FULL)
+    write_whole(
+        _validator_of(part), json.dumps({"address": address, "validator": validator}).encode(), FULL
+    )
 
 
 def _size(part: Path) -> int:

@@ -28,7 +28,8 @@ from vitrail.weights.formats.weight_file import FOLDER_FILES
 from vitrail.weights.published.download import NotDownloaded, Received
 
 REFUSED = (HTTPError, HFValidationError, FileMetadataError, OSError)
-"""Errors of the Hub's library: what the server refuses, a name that is none, no network, a disk that is full."""
+"""Errors of the Hub's library: what the server refuses, a name that is none, no network, a disk
+that is full."""
 
 
 def find_in_cache(repository: str, revision: str | None = None) -> Path | None:
@@ -42,7 +43,9 @@ def find_in_cache(repository: str, revision: str | None = None) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def fetch_file(repository: str, file: str, revision: str | None, *, label: str, display: Display) -> Path:
+def fetch_file(
+    repository: str, file: str, revision: str | None, *, label: str, display: Display
+) -> Path:
     """Fetch a file of a repository, unless the Hub's cache has it, and return where it is.
 
     A fetch that is cut is gone on with by this process; the next one begins anew.
@@ -64,8 +67,12 @@ def fetch_file(repository: str, file: str, revision: str | None, *, label: str, 
             _require_host()
         bar: Any = _make_bar(label, display)
         with _log_shown(label, display):
-            path = huggingface_hub.hf_hub_download(repository, file, revision=revision, tqdm_class=bar)
-    except LocalEntryNotFoundError as error:  # which is an EntryNotFoundError too, and means no network
+            path = huggingface_hub.hf_hub_download(
+                repository, file, revision=revision, tqdm_class=bar
+            )
+    except (
+        LocalEntryNotFoundError
+    ) as error:  # which is an EntryNotFoundError too, and means no network
         raise NotDownloaded(_explain(error)) from error
     except EntryNotFoundError:
         raise
@@ -106,7 +113,8 @@ def _require_host() -> None:
         NotDownloaded: Its name is not known.
     """
     host = urlsplit(constants.ENDPOINT).hostname
-    if constants.HF_HUB_OFFLINE or getproxies() or host is None:  # a proxy knows names that this machine does not
+    # a proxy knows names that this machine does not
+    if constants.HF_HUB_OFFLINE or getproxies() or host is None:
         return
     try:
         socket.getaddrinfo(host, None)
@@ -138,7 +146,9 @@ def _make_bar(label: str, display: Display) -> type[tqdm]:
         def __init__(self, *args: Any, **options: Any) -> None:
             options["disable"] = True  # nothing is drawn but by the display
             super().__init__(*args, **options)
-            self._shown = Received(display, label, options.get("total"), options.get("initial") or 0)
+            self._shown = Received(
+                display, label, options.get("total"), options.get("initial") or 0
+            )
 
         def update(self, n: float | None = 1) -> None:
             self._shown.add(int(n or 0))
@@ -151,7 +161,11 @@ def _make_bar(label: str, display: Display) -> type[tqdm]:
 
 def _explain(error: Exception) -> str:
     """Say in one line what the Hub's library says, which tells the cause of its own errors apart."""
-    cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
+    cause = (
+        error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
+    )
     if isinstance(cause, HfHubHTTPError) and cause.response is not None:
-        return f"the Hub answers {cause.response.status_code} {cause.response.reason_phrase}".strip()
+        return (
+            f"the Hub answers {cause.response.status_code} {cause.response.reason_phrase}".strip()
+        )
     return " ".join(str(cause).split())[:200] or type(cause).__name__

@@ -35,7 +35,8 @@ from vitrail.weights.published.hub_files import fetch_file, fetch_folder, find_i
 from vitrail.weights.request import LoadRequest
 
 MIRROR = "VITRAIL_WEIGHTS_MIRROR"
-"""Variable with the address of a folder that holds the files of the catalogue, for networks that lead nowhere else."""
+"""Variable with the address of a folder that holds the files of the catalogue, for networks that
+lead nowhere else."""
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 """Variables of the Hugging Face libraries that forbid any download."""
 ORIGIN = "pretrained"
@@ -64,7 +65,8 @@ class Located:
             return request
         if request.model is not None and canonical_name(request.model) != self.row.model:
             raise CheckpointError(
-                f"{word}: is a {self.row.model}, not a {request.model}; for that, write {WORD}:{request.model}, or "
+                f"{word}: is a {self.row.model}, not a {request.model}; for that, write "
+                f"{WORD}:{request.model}, or "
                 f"{WORD} alone"
             )
         return replace(request, model=self.row.model, dialect=request.dialect or self.row.dialect)
@@ -78,28 +80,37 @@ class Located:
             record = replace(record, provenance={**record.provenance, ORIGIN: dict(self.origin)})
         if self.row is not None and record.options["in_channels"] == 3:
             record = replace(record, preprocess=replace(record.preprocess, **self.row.preprocess))
-        account = replace(opened.account, origin=self.origin, notes=(*self.notes, *opened.account.notes))
+        account = replace(
+            opened.account, origin=self.origin, notes=(*self.notes, *opened.account.notes)
+        )
         return replace(opened, record=record, account=account)
 
 
-def resolve_weights(text: str | Path, *, model: str | None = None, display: Display | None = None) -> Path:
+def resolve_weights(
+    text: str | Path, *, model: str | None = None, display: Display | None = None
+) -> Path:
     """Return the file, or the folder of the Hub, that a word stands for, fetched if it is not here yet.
 
     Args:
-        text: A path, hf-hub:OWNER/NAME, pretrained, pretrained:ORIGIN, or a name of `vitrail weights`.
+        text: A path, hf-hub:OWNER/NAME, pretrained, pretrained:ORIGIN, or a name of `vitrail
+            weights`.
         model: The model that weights are wanted for, where `pretrained` leaves that open.
         display: Where progress is shown.
 
     Raises:
-        CheckpointError: There are none such, or they cannot be had; the message says how to get them.
+        CheckpointError: There are none such, or they cannot be had; the message says how to get
+            them.
     """
     return locate_weights(text, model=model, display=display).path
 
 
-def locate_weights(text: str | Path, *, model: str | None = None, display: Display | None = None) -> Located:
+def locate_weights(
+    text: str | Path, *, model: str | None = None, display: Display | None = None
+) -> Located:
     """Return where the weights that a word stands for are, fetched if need be, and what is known of them.
 
-    A weight file or folder that has such a name is taken before anything published, and that is said.
+    A weight file or folder that has such a name is taken before anything published, and that is
+    said.
 
     Arguments and errors are those of `resolve_weights`.
     """
@@ -114,7 +125,9 @@ def locate_weights(text: str | Path, *, model: str | None = None, display: Displ
     row = find_row(word, model)
     if row is None:
         if path.name == word and not is_there and (near := suggest_row(word)):
-            raise CheckpointError(f"{word}: is no file, and no published weights are called so{near}")
+            raise CheckpointError(
+                f"{word}: is no file, and no published weights are called so{near}"
+            )
         return Located(path=path)
     found = fetch(row, display)
     return Located(path=found, row=row, origin=_origin_of(row, check_unchanged(row, found)))
@@ -129,7 +142,11 @@ def find_origin(text: str | Path, model: str | None = None) -> dict[str, Any]:
     if word.startswith(HUB):
         repository, _, revision = word.removeprefix(HUB).partition("@")
         cached = find_in_cache(repository, revision or None)
-        return {"address": word} if cached is None else {"address": word, "revision": cached.parent.name}
+        return (
+            {"address": word}
+            if cached is None
+            else {"address": word, "revision": cached.parent.name}
+        )
     row = None if os.path.lexists(word) else find_row(word, model)
     return {} if row is None else _origin_of(row, read_record(row))
 
@@ -145,12 +162,15 @@ def fetch(row: Published, display: Display) -> Path:
     place = place_of(row)
     by_hand = f"`{command('weights', 'add', 'FILE')}` takes it from anywhere, or put it at {place}"
     if row.is_by_hand:
-        raise CheckpointError(f"{row.name}: has to be fetched with a browser, from {row.page}; {by_hand}")
+        raise CheckpointError(
+            f"{row.name}: has to be fetched with a browser, from {row.page}; {by_hand}"
+        )
     address = _address_of(row)
     where = f"{row.name}: {row.file} is not here"
     if is_offline():
         raise CheckpointError(
-            f"{where}, and HF_HUB_OFFLINE forbids to fetch it; get it from {row.page} where there is a network: "
+            f"{where}, and HF_HUB_OFFLINE forbids to fetch it; get it from {row.page} where there "
+            "is a network: "
             f"{by_hand}"
         )
     with alone(row, display):
@@ -162,7 +182,8 @@ def fetch(row: Published, display: Display) -> Path:
             return _fetch_from_address(row, address, display)
         except NotDownloaded as error:
             raise CheckpointError(
-                f"{where}, and cannot be fetched from {address} ({error}); get it from {row.page} elsewhere: {by_hand}"
+                f"{where}, and cannot be fetched from {address} ({error}); get it from {row.page} "
+                f"elsewhere: {by_hand}"
             ) from error
 
 
@@ -176,7 +197,9 @@ def _fetch_from_hub(row: Published, display: Display) -> Path:
     known = read_record(row)
     revision = None if known is None else known.revision
     try:
-        path = fetch_file(row.repository, FOLDER_FILES[0], revision, label=row.name, display=display)
+        path = fetch_file(
+            row.repository, FOLDER_FILES[0], revision, label=row.name, display=display
+        )
     except EntryNotFoundError as error:
         raise NotDownloaded(f"it has no {FOLDER_FILES[0]}") from error
     try:
@@ -220,7 +243,8 @@ def _address_of(row: Published) -> str:
         return row.address
     if not mirror.startswith(("http://", "https://")):
         raise ConfigError(
-            f"{MIRROR} is {mirror!r}; it must begin with http:// or https://, and files of a folder are taken by "
+            f"{MIRROR} is {mirror!r}; it must begin with http:// or https://, and files of a "
+            "folder are taken by "
             f"`{command('weights', 'add', 'FILE')}`"
         )
     return f"{mirror.rstrip('/')}/{row.file}"
@@ -231,7 +255,8 @@ def _locate_on_hub(word: str, display: Display) -> Located:
         folder = fetch_folder(word.removeprefix(HUB), display)
     except NotDownloaded as error:
         raise CheckpointError(
-            f"{word}: cannot be downloaded ({error}); give a file, or a folder that was downloaded elsewhere"
+            f"{word}: cannot be downloaded ({error}); give a file, or a folder that was downloaded "
+            "elsewhere"
         ) from error
     return Located(path=folder, origin={"address": word, "revision": folder.name})
 
@@ -248,7 +273,10 @@ def _note_same_name(word: str) -> tuple[str, ...]:
         row = None
     if row is None:
         return ()
-    return (f"{word}: the file or folder of that name is taken; {WORD}:{row.name} are the published weights",)
+    return (
+        f"{word}: the file or folder of that name is taken; {WORD}:{row.name} are the published "
+        "weights",
+    )
 
 
 def _origin_of(row: Published, fetched: Fetched | None) -> dict[str, Any]:

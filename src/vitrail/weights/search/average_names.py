@@ -1,7 +1,7 @@
 """By which names moving averages of weights are known, and the names under which programs store them.
 
-An average is known by a word for one in its prefix, by torch's counter `n_averaged`, or by the programs that swap the
-average and the weights when they save (mmengine, mmcv, Lightning, Composer).
+An average is known by a word for one in its prefix, by torch's counter `n_averaged`, or by the
+programs that swap the average and the weights when they save (mmengine, mmcv, Lightning, Composer).
 """
 
 from __future__ import annotations
@@ -10,7 +10,17 @@ import re
 
 from vitrail.weights.formats.weight_file import WeightFile
 
-AVERAGE_WORDS = {"ema", "swa", "avg", "average", "averaged", "averages", "shadow", "polyak", "smoothed"}
+AVERAGE_WORDS = {
+    "ema",
+    "swa",
+    "avg",
+    "average",
+    "averaged",
+    "averages",
+    "shadow",
+    "polyak",
+    "smoothed",
+}
 """Words in the name of a moving average."""
 CURRENT_WORDS = {"online", "current", "raw", "live"}
 """Words for the weights themselves, where both stand together."""

@@ -62,7 +62,9 @@ def match_by_order(file: WeightFile, fit: Fit, place: str, tensors: list[str]) -
     trained = [name for name in fit.tree.names if name not in frozen]
     for names in ([*fit.tree.names], trained):
         if shapes == [file.tensors[fit.tree.names[name]].shape for name in names]:
-            return _as_average(fit, place, {**fit.tree.names, **dict(zip(names, tensors, strict=True))})
+            return _as_average(
+                fit, place, {**fit.tree.names, **dict(zip(names, tensors, strict=True))}
+            )
     return None
 
 
@@ -73,7 +75,9 @@ def complete(incomplete: Fit, other: Fit) -> Fit:
         return incomplete
     own = incomplete.tree.names
     names = {name: own.get(name, whole) for name, whole in other.tree.names.items()}
-    return replace(incomplete, readings=other.readings, tree=replace(incomplete.tree, names={**names, **own}))
+    return replace(
+        incomplete, readings=other.readings, tree=replace(incomplete.tree, names={**names, **own})
+    )
 
 
 def complete_by_counterpart(fit: Fit, fits: list[Fit]) -> Fit:
@@ -86,7 +90,9 @@ def complete_by_counterpart(fit: Fit, fits: list[Fit]) -> Fit:
     return fit
 
 
-def explain_difference(average: Mapping[str, tuple[int, ...]], own: Mapping[str, tuple[int, ...]]) -> str:
+def explain_difference(
+    average: Mapping[str, tuple[int, ...]], own: Mapping[str, tuple[int, ...]]
+) -> str:
     """Say why an average is not one of certain weights; empty where it is.
 
     Args:

@@ -25,7 +25,9 @@ class Choice:
     """Why others were left, by title."""
 
 
-def choose_fit(file: WeightFile, own: list[Fit], averages: list[Fit], *, take_average: bool) -> Choice:
+def choose_fit(
+    file: WeightFile, own: list[Fit], averages: list[Fit], *, take_average: bool
+) -> Choice:
     """Choose between the weights themselves and their moving averages.
 
     Args:
@@ -39,7 +41,10 @@ def choose_fit(file: WeightFile, own: list[Fit], averages: list[Fit], *, take_av
     """
     own, same_own = _drop_copies(file, own)
     averages, same_averages = _drop_copies(file, averages)
-    notes = tuple(f"{file.path}: {' and '.join(titles)} hold the same values" for titles in same_own + same_averages)
+    notes = tuple(
+        f"{file.path}: {' and '.join(titles)} hold the same values"
+        for titles in same_own + same_averages
+    )
     if len(own) > 1:
         raise _refuse_several(file, own)
     if not own:
@@ -51,18 +56,24 @@ def choose_fit(file: WeightFile, own: list[Fit], averages: list[Fit], *, take_av
     weights = own[0]
     shapes = weights.tree.shapes(file)
     averages = [complete(average, weights) for average in averages]
-    reasons = {fit.tree.title: explain_difference(fit.tree.shapes(file), shapes) for fit in averages}
+    reasons = {
+        fit.tree.title: explain_difference(fit.tree.shapes(file), shapes) for fit in averages
+    }
     fitting = [fit for fit in averages if not reasons[fit.tree.title]]
     if not take_average:
         not_taken = {fit.tree.title: "a moving average, not taken" for fit in fitting}
         return Choice(fit=weights, notes=notes, reasons={**reasons, **not_taken})
     if not fitting:
-        doubts = [f"{file.path}: the moving average ({title}) {why}, and is left" for title, why in reasons.items()]
+        doubts = [
+            f"{file.path}: the moving average ({title}) {why}, and is left"
+            for title, why in reasons.items()
+        ]
         return Choice(fit=weights, notes=notes, doubts=tuple(doubts), reasons=reasons)
     if len(fitting) > 1:
         raise _refuse_several(file, fitting)
     note = (
-        f"{file.path}: the moving average ({fitting[0].tree.title}) is taken; weights.average=false takes the "
+        f"{file.path}: the moving average ({fitting[0].tree.title}) is taken; "
+        "weights.average=false takes the "
         "weights themselves"
     )
     reasons[weights.tree.title] = "the weights themselves, not taken"
@@ -85,13 +96,17 @@ def _drop_copies(file: WeightFile, fits: list[Fit]) -> tuple[list[Fit], list[tup
 def _are_equal(file: WeightFile, one: Subtree, other: Subtree) -> bool:
     if one.names.keys() != other.names.keys():
         return False
-    return all(torch.equal(file.load(whole), file.load(other.names[name])) for name, whole in one.names.items())
+    return all(
+        torch.equal(file.load(whole), file.load(other.names[name]))
+        for name, whole in one.names.items()
+    )
 
 
 def _refuse_several(file: WeightFile, fits: list[Fit]) -> CheckpointError:
     titles = [fit.tree.title for fit in fits]
     example = fits[-1].tree.entry or fits[-1].tree.prefix.rstrip(".")
     return CheckpointError(
-        f"{file.path}: holds {len(titles)} models that fit and differ: {', '.join(titles)}; say which, such as "
+        f"{file.path}: holds {len(titles)} models that fit and differ: {', '.join(titles)}; say "
+        "which, such as "
         f"weights.entry={example}"
     )

@@ -1,12 +1,13 @@
 """Find the weights of a model in a file: behind which entries and prefixes they are, and which of several is taken.
 
-Names are looked at from their ends. The names behind one prefix are a subtree; those that fit a model are its weights.
-Rules of the choice, where several fit:
+Names are looked at from their ends. The names behind one prefix are a subtree; those that fit a
+model are its weights. Rules of the choice, where several fit:
 
 1. `weights.entry` decides.
-2. A moving average goes with the weights that it is of, by the same names and shapes, and is taken unless
-   `weights.average` is false. `average_names` has the words and programs that it is known by. Its names may be in order
-   only, or without their dots.
+2. A moving average goes with the weights that it is of, by the same names and shapes, and is taken
+unless
+   `weights.average` is false. `average_names` has the words and programs that it is known by. Its
+   names may be in order only, or without their dots.
 3. Subtrees that are equal to the last bit are one.
 4. Of others none is taken: the message lists them.
 """
@@ -88,7 +89,8 @@ def find_weights(file: WeightFile, request: LoadRequest) -> FoundWeights:
     chosen = choice.fit
     if chosen.heads and not request.partial:
         raise CheckpointError(
-            f"{file.path}: is {chosen.reading} without its head, and {', '.join(chosen.heads[:3])} may be of one; "
+            f"{file.path}: is {chosen.reading} without its head, and {', '.join(chosen.heads[:3])} "
+            "may be of one; "
             "weights.partial=true takes it without"
         )
     return FoundWeights(
@@ -96,7 +98,10 @@ def find_weights(file: WeightFile, request: LoadRequest) -> FoundWeights:
         readings=chosen.readings,
         notes=(*chosen.notes, *choice.notes),
         doubts=(*chosen.doubts, *choice.doubts, *_doubt_left(file, chosen, contents)),
-        skipped={**chosen.tree.skipped, **explain_left(file, chosen.tree, contents.trees, choice.reasons)},
+        skipped={
+            **chosen.tree.skipped,
+            **explain_left(file, chosen.tree, contents.trees, choice.reasons),
+        },
     )
 
 
@@ -111,7 +116,11 @@ def _divide_names(file: WeightFile, entry: str | None) -> _Contents:
     trees = list_subtrees(file, names)
     candidates = [tree for tree in trees if not is_of_optimizer(tree.prefix)]
     if entry is not None:
-        exact = [tree for tree in candidates if entry.rstrip(".") in (tree.entry, tree.prefix.rstrip("."))]
+        exact = [
+            tree
+            for tree in candidates
+            if entry.rstrip(".") in (tree.entry, tree.prefix.rstrip("."))
+        ]
         candidates = exact or candidates
     return _Contents(
         names=names,
@@ -136,7 +145,9 @@ def _read_candidates(reader: Reader, contents: _Contents) -> list[Fit]:
     return [complete_by_counterpart(fit, fits) for fit in fits]
 
 
-def _pair_averages(reader: Reader, contents: _Contents, fits: list[Fit]) -> tuple[list[Fit], list[Fit]]:
+def _pair_averages(
+    reader: Reader, contents: _Contents, fits: list[Fit]
+) -> tuple[list[Fit], list[Fit]]:
     """Return the nearest weights, and all moving averages that may be of them."""
     request = reader.request
     eligible = fits
@@ -153,12 +164,17 @@ def _pair_averages(reader: Reader, contents: _Contents, fits: list[Fit]) -> tupl
     averages = [fit for fit in fits if fit.tree.is_average]
     unnamed = list_unnamed_averages(reader.file, contents.outside)
     for fit in own:
-        matches = [match_by_order(reader.file, fit, place, tensors) for place, tensors in unnamed.items()]
+        matches = [
+            match_by_order(reader.file, fit, place, tensors) for place, tensors in unnamed.items()
+        ]
         averages += [match for match in matches if match]
     for fit in own:
-        matches = [match_dotless_names(fit, place, names) for place, names in contents.dotless.items()]
+        matches = [
+            match_dotless_names(fit, place, names) for place, names in contents.dotless.items()
+        ]
         averages += [match for match in matches if match]
-    for tree in contents.candidates:  # an average that is no model alone is compared with the weights
+    # an average that is no model alone is compared with the weights
+    for tree in contents.candidates:
         if tree.is_average and reader.fit(tree, contents.outside) is None:
             averages.append(replace(own[0], tree=tree))
     return own, averages
@@ -167,18 +183,21 @@ def _pair_averages(reader: Reader, contents: _Contents, fits: list[Fit]) -> tupl
 def _doubt_left(file: WeightFile, chosen: Fit, contents: _Contents) -> list[str]:
     """Return doubts about averages and layers that are left though they may belong to the model."""
     doubts = [
-        f"{file.path}: {place}, an average without names, is in no order of the model's parameters, and is left"
+        f"{file.path}: {place}, an average without names, is in no order of the model's "
+        "parameters, and is left"
         for place, tensors in list_unnamed_averages(file, contents.outside).items()
         if match_by_order(file, chosen, place, tensors) is None
     ]
     doubts += [
-        f"{file.path}: {place}, an average whose names have no dots, has none of the model's, and is left"
+        f"{file.path}: {place}, an average whose names have no dots, has none of the model's, and "
+        "is left"
         for place, names in contents.dotless.items()
         if match_dotless_names(chosen, place, names) is None
     ]
     if neighbours := list_neighbours(file, chosen, contents.outside):
         doubts.append(
-            f"{file.path}: {', '.join(neighbours[:3])} beside the model may have been trained with it, before or "
+            f"{file.path}: {', '.join(neighbours[:3])} beside the model may have been trained with "
+            "it, before or "
             "behind it, and are left"
         )
     return doubts

@@ -80,7 +80,9 @@ class Reader:
 
     def refusal(self) -> CheckpointError:
         """Return why the first of the subtrees that are no model is none."""
-        return next(answer for answer in self.answers.values() if isinstance(answer, CheckpointError))
+        return next(
+            answer for answer in self.answers.values() if isinstance(answer, CheckpointError)
+        )
 
     def _fit_with_head(self, tree: Subtree, readings: list[Reading], layer: str) -> Fit:
         note = f"{self.file.path}: {layer} is taken for the head"
@@ -125,7 +127,8 @@ def list_frozen(reading: Reading) -> set[str]:
 def list_neighbours(file: WeightFile, fit: Fit, outside: list[str]) -> list[str]:
     """Return what stands beside a model and may be part of it as it was trained.
 
-    It is means and standard deviations of images, a convolution before the model, or a layer behind its head.
+    It is means and standard deviations of images, a convolution before the model, or a layer behind
+    its head.
     """
     place = fit.tree.prefix[: fit.tree.prefix.rfind(".", 0, -1) + 1]
     config = fit.reading.config
@@ -154,10 +157,13 @@ def _without_values(file: WeightFile, tree: Subtree) -> dict[str, Tensor]:
     return tensors
 
 
-def _find_heads(file: WeightFile, tree: Subtree, reading: Reading, outside: list[str]) -> tuple[list[str], list[str]]:
+def _find_heads(
+    file: WeightFile, tree: Subtree, reading: Reading, outside: list[str]
+) -> tuple[list[str], list[str]]:
     """Return the linear layers that a model without a head could have as one, and what else stands with them.
 
-    They are within the subtree under another name, such as head.1, or else beside it, in the nearest place.
+    They are within the subtree under another name, such as head.1, or else beside it, in the
+    nearest place.
     """
     width = build_on_meta(reading).num_features
     inside = [tree.names[name] for name in reading.misfits if name in tree.names]

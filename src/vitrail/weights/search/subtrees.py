@@ -1,7 +1,7 @@
 """Tensors of a file grouped by the prefix that stands before names of weights: each group is a subtree.
 
-What stands before the names that one of the dialects gives a model's weights is a prefix, whatever it is called: an
-entry of a training file, the attribute of a module, a wrapper.
+What stands before the names that one of the dialects gives a model's weights is a prefix, whatever
+it is called: an entry of a training file, the attribute of a module, a wrapper.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Subtree:
     prefix: str
     """The prefix with the dot that ends it; empty where the names begin at once."""
     names: Mapping[str, str]
-    """The name in the file of each, by the name behind the prefix, without those of wrappers within."""
+    """The name in the file of each, by the name behind the prefix, without those of wrappers
+    within."""
     skipped: Mapping[str, str] = field(default_factory=dict)
     """What behind the prefix is no weight, and why."""
     is_average: bool = False
@@ -96,7 +97,8 @@ def list_subtrees(file: WeightFile, names: list[str]) -> list[Subtree]:
     for name in names:
         prefix, top = prefixes.get(name), name.split(".")[0]
         if prefix not in members:
-            # what looks like no weight is of the nearest place that it is behind, if not in an entry of its own
+            # what looks like no weight is of the nearest place that it is behind, if not in an
+            # entry of its own
             above = [root for root in roots if name.startswith(root)]
             prefix = max(above, key=len, default=None)
         if prefix is not None and (not is_entry(file, top) or (prefix, top) in tops):
@@ -119,11 +121,14 @@ def build_subtree(file: WeightFile, prefix: str, members: Iterable[str]) -> Subt
             skipped[whole] = reason
         elif name in names:
             raise CheckpointError(
-                f"{file.path}: has {names[name]} and {whole}, the same weight twice; keep one of them"
+                f"{file.path}: has {names[name]} and {whole}, the same weight twice; keep one of "
+                "them"
             )
         else:
             names[name] = whole
-    return Subtree(prefix=prefix, names=names, skipped=skipped, is_average=holds_average(file, prefix))
+    return Subtree(
+        prefix=prefix, names=names, skipped=skipped, is_average=holds_average(file, prefix)
+    )
 
 
 def find_likeliest(file: WeightFile, names: list[str]) -> Subtree:
@@ -188,7 +193,9 @@ def list_outside(names: list[str], trees: list[Subtree]) -> list[str]:
     return [name for name in names if name not in taken]
 
 
-def explain_left(file: WeightFile, taken: Subtree, trees: list[Subtree], reasons: Mapping[str, str]) -> dict[str, str]:
+def explain_left(
+    file: WeightFile, taken: Subtree, trees: list[Subtree], reasons: Mapping[str, str]
+) -> dict[str, str]:
     """Return what else is in the file, and why it was left: whole entries, and tensors beside the weights by name.
 
     Args:
@@ -214,7 +221,11 @@ def explain_left(file: WeightFile, taken: Subtree, trees: list[Subtree], reasons
         if top not in tops and is_entry(file, top):
             left[top] = reason_of.get(name) or left.get(top) or "no weights"
         else:
-            left[name] = reason_of.get(name) or why_no_weight(name, file.tensors[name]) or "beside the weights"
+            left[name] = (
+                reason_of.get(name)
+                or why_no_weight(name, file.tensors[name])
+                or "beside the weights"
+            )
 
     for name, kind in file.entries.items():
         if kind != "tensor" and name not in tops and name not in left:

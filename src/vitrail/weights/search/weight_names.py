@@ -1,6 +1,7 @@
 """Which tensor names look like those of a model's weights, in any dialect, and what stands before them.
 
-The pattern of a name is the name with `#` for each number: `blocks.3.norm1.weight` has `blocks.#.norm1.weight`.
+The pattern of a name is the name with `#` for each number: `blocks.3.norm1.weight` has
+`blocks.#.norm1.weight`.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def _models_by_pattern() -> Mapping[str, frozenset[int]]:
                 links, _ = write_names(our_names, dialect)
                 for link in links:
                     for name in link.theirs:
-                        # a project's own prefix is one like others, and the head beside it is found as others are
+                        # a project's own prefix is one like others, and the head beside it is found
+                        # as others are
                         pattern = _pattern(name.removeprefix(dialect.prefix).split("."))
                         models.setdefault(pattern, set()).add(number)
                 number += 1
@@ -78,7 +80,8 @@ def _tiny_models(family: Family[Any]) -> list[tuple[Any, list[str]]]:
     """Return a small model's configuration and names for each kind that a family has."""
     configs = [build_config(name, **family.tiny) for name in family.variants]
     different = {repr(config): config for config in configs}.values()
-    with torch.random.fork_rng(devices=[]):  # nobody's draws are to differ because a file was opened
+    # nobody's draws are to differ because a file was opened
+    with torch.random.fork_rng(devices=[]):
         return [(config, [*family.model(config).state_dict()]) for config in different]
 
 
