@@ -181,6 +181,7 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
                         "finetuning",
                         "data",
                         "inference",
+                        "serving",
                         "embedding",
                         "deploy",
                         "weights",
@@ -322,6 +323,8 @@ def test_public_names_resolve_and_are_documented() -> None:
                 "api.training",
                 "api.data",
                 "api.inference",
+                "api.bench",
+                "api.verify",
                 "api.embedding",
                 "api.deploy",
             )

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitrail.api.bench import bench as bench
     from vitrail.api.data import check_data as check_data
     from vitrail.api.data import pack as pack
     from vitrail.api.data import resize_data as resize_data
@@ -16,9 +17,7 @@ if TYPE_CHECKING:
     from vitrail.api.evaluation import evaluate as evaluate
     from vitrail.api.evaluation import sweep_preprocess as sweep_preprocess
     from vitrail.api.finetuning import finetune as finetune
-    from vitrail.api.inference import bench as bench
     from vitrail.api.inference import predict as predict
-    from vitrail.api.inference import verify as verify
     from vitrail.api.inference import write_inputs as write_inputs
     from vitrail.api.models import create_model as create_model
     from vitrail.api.models import list_models as list_models
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from vitrail.api.training import doctor as doctor
     from vitrail.api.training import show_config as show_config
     from vitrail.api.training import train as train
+    from vitrail.api.verify import verify as verify
     from vitrail.api.weights import add_weights as add_weights
     from vitrail.api.weights import fetch_weights as fetch_weights
     from vitrail.api.weights import list_weights as list_weights
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "VitrailError": "vitrail.errors",
     "add_weights": "vitrail.api.weights",
-    "bench": "vitrail.api.inference",
+    "bench": "vitrail.api.bench",
     "bench_data": "vitrail.api.training",
     "check_data": "vitrail.api.data",
     "convert": "vitrail.api.deploy",
@@ -59,7 +59,7 @@ _PUBLIC = {
     "show_config": "vitrail.api.training",
     "sweep_preprocess": "vitrail.api.evaluation",
     "train": "vitrail.api.training",
-    "verify": "vitrail.api.inference",
+    "verify": "vitrail.api.verify",
     "write_inputs": "vitrail.api.inference",
 }
 __all__ = [

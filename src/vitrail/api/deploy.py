@@ -345,10 +345,9 @@ def export(
     _check_formats(formats, topk, with_preprocess, mindir_version)
 
     from vitrail.deploy.compare import gather_sample
-    from vitrail.deploy.export import check_request, find_outputs
+    from vitrail.deploy.export import check_request
     from vitrail.deploy.export import export as run
     from vitrail.devices import pick_device
-    from vitrail.weights.published.catalogue import choose_namesake
 
     check_request(formats, precision, batch_size, with_preprocess)
     with shown(display, progress) as display:
@@ -356,12 +355,7 @@ def export(
         opened = _open_with_preprocess(checkpoint, layers, display)
         num_classes = opened.record.options["num_classes"]
         _check_topk(topk, num_classes)
-
-        # Where to, and what to compare on
-        source, target = choose_namesake(checkpoint, opened.account.path), path_or_none(output)
-        if with_preprocess:  # not the name of the file that takes what is resized
-            target = target or source.with_suffix(".image.onnx")
-        outputs = find_outputs(formats, source, target)
+        outputs = _find_outputs(formats, checkpoint, opened, path_or_none(output), with_preprocess)
         sample = gather_sample(opened.record, path_or_none(images), display.note)
 
         # Write and compare each file
@@ -386,6 +380,24 @@ def export(
     )
     _refuse_rejected(result)
     return result
+
+
+def _find_outputs(
+    formats: Sequence[ExportFormat],
+    checkpoint: str | Path,
+    opened: Opened,
+    output: Path | None,
+    with_preprocess: bool,
+) -> dict[ExportFormat, Path]:
+    """Return the file of each format, beside the checkpoint where no other is asked for."""
+    from vitrail.deploy.export import find_outputs
+    from vitrail.weights.published.catalogue import choose_namesake
+
+    source = choose_namesake(checkpoint, opened.account.path)
+    if output is None and with_preprocess:
+        # not the name of the file that takes what is resized
+        output = source.with_suffix(".image.onnx")
+    return find_outputs(formats, source, output)
 
 
 def _describe_exported(file: Exported, display: Display) -> ExportedFile:

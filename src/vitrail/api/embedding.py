@@ -29,7 +29,7 @@ from vitrail.files import files_of, refuse_output, write_whole
 from vitrail.migrate.given import Given, Settings
 
 if TYPE_CHECKING:
-    from vitrail.embedding.embed import Embedded
+    from vitrail.embedding.embed import Embedded, EmbedOptions
     from vitrail.embedding.probe import Score
     from vitrail.embedding.search import Neighbour
 
@@ -159,25 +159,11 @@ def embed(
     """
     inputs, layers = _read_inputs(images, read_settings(embed, settings, sections))
     require_at_least(1, batch_size=batch_size, topk=topk)
-    checkpoint, output, report, page = (
-        Path(checkpoint),
-        path_or_none(output),
-        path_or_none(report),
-        path_or_none(map),
-    )
-    if report is not None and search is None:
-        where = write_option("report", report)
-        raise ConfigError(
-            f"{where}: shows the images that {name_option('search')} finds; give an image to "
-            "search for"
-        )
-    read = [*files_of(checkpoint), *([] if search is None else [search])]
-    for option, file in (("report", report), ("map", page)):
-        if file is not None:
-            refuse_output(option, file, read)
+    checkpoint, output = Path(checkpoint), path_or_none(output)
+    views = _Views(path_or_none(search), topk, path_or_none(report), path_or_none(map))
+    views.check(checkpoint)
 
     from vitrail.embedding.embed import EmbedOptions
-    from vitrail.embedding.embed import embed as run
 
     options = EmbedOptions(
         level=level,
@@ -190,20 +176,42 @@ def embed(
         probe=probe,
     )
     with shown(display, progress) as display:
-        paths = None if inputs is None else [os.fspath(path) for path in inputs.find(display.note)]
-        embedded = run(
-            checkpoint,
-            layers,
-            options,
-            display,
-            images=paths,
-            output=output,
-            guard_csv=not csv_as_is,
+        return _embed_and_view(
+            checkpoint, inputs, layers, options, views, output, not csv_as_is, display
         )
-        result = None
-        if embedded is not None:
-            result = _finish(embedded, display, checkpoint, output, search, topk, report, page)
-    return result or Embedding(str(checkpoint), output, 0, 0, (), None, None, (), (), ())
+
+
+@dataclass(frozen=True)
+class _Views:
+    """How the features are looked at: by a search, and on pages."""
+
+    search: Path | None
+    """Image whose nearest ones are found."""
+    topk: int
+    """How many of them."""
+    report: Path | None
+    """Page with these images."""
+    map: Path | None
+    """Page with all images in two dimensions."""
+
+    def check(self, checkpoint: Path) -> None:
+        """Refuse a page of a search without an image, and pages that would replace what is read.
+
+        Raises:
+            ConfigError: There is such a page.
+        """
+        if self.report is not None and self.search is None:
+            where = write_option("report", self.report)
+            raise ConfigError(
+                f"{where}: shows the images that {name_option('search')} finds; give an image to "
+                "search for"
+            )
+        read = files_of(checkpoint)
+        if self.search is not None:
+            read = [*read, self.search]
+        for option, file in (("report", self.report), ("map", self.map)):
+            if file is not None:
+                refuse_output(option, file, read)
 
 
 def _read_inputs(
@@ -221,15 +229,42 @@ def _read_inputs(
     return inputs, layers
 
 
+def _embed_and_view(
+    checkpoint: Path,
+    inputs: Inputs | None,
+    layers: Sequence[Layer],
+    options: EmbedOptions,
+    views: _Views,
+    output: Path | None,
+    guard_csv: bool,
+    display: Display,
+) -> Embedding:
+    """Compute the features, and search and draw where that is wanted; only the main process has a result."""
+    from vitrail.embedding.embed import embed as run
+
+    paths = None
+    if inputs is not None:
+        paths = [os.fspath(path) for path in inputs.find(display.note)]
+    embedded = run(
+        checkpoint,
+        layers,
+        options,
+        display,
+        images=paths,
+        output=output,
+        guard_csv=guard_csv,
+    )
+    if embedded is None:
+        return Embedding(str(checkpoint), output, 0, 0, (), None, None, (), (), ())
+    return _finish(embedded, display, checkpoint, output, views)
+
+
 def _finish(
     embedded: Embedded,
     display: Display,
     checkpoint: Path,
     output: Path | None,
-    search: str | Path | None,
-    topk: int,
-    report: Path | None,
-    page: Path | None,
+    views: _Views,
 ) -> Embedding:
     """Search and draw, where that is wanted, and return all that was found."""
     from vitrail.embedding.map import render_map
@@ -238,20 +273,18 @@ def _finish(
 
     for name, reason in embedded.bad_files:
         display.warn(f"{name}: {reason}; its row is NaN")
-    found, pages, notes = (), [], []
-    if search is not None:
-        found = find(embedded, Path(search), topk)
-        if report is not None:
-            write_whole(
-                report,
-                render_search(embedded, Path(search), found),
-                f"choose another file with {name_option('report')}",
-            )
-            pages.append(report)
-    if page is not None:
-        drawn, note = render_map(embedded)
-        write_whole(page, drawn, f"choose another file with {name_option('map')}")
-        pages.append(page)
+    neighbours: tuple[Neighbour, ...] = ()
+    pages, notes = [], []
+    if views.search is not None:
+        neighbours = find(embedded, views.search, views.topk)
+        if views.report is not None:
+            page = render_search(embedded, views.search, neighbours)
+            write_whole(views.report, page, f"choose another file with {name_option('report')}")
+            pages.append(views.report)
+    if views.map is not None:
+        page, note = render_map(embedded)
+        write_whole(views.map, page, f"choose another file with {name_option('map')}")
+        pages.append(views.map)
         notes.append(note)
     return Embedding(
         checkpoint=str(checkpoint),
@@ -261,7 +294,7 @@ def _finish(
         bad_files=embedded.bad_files,
         knn=embedded.scores.get("knn"),
         probe=embedded.scores.get("probe"),
-        neighbours=found,
+        neighbours=neighbours,
         pages=tuple(pages),
         notes=tuple(notes),
     )

@@ -29,6 +29,7 @@ from vitrail.migrate.rules import Say
 if TYPE_CHECKING:
     from vitrail.evaluation.evaluate import Comparison
     from vitrail.evaluation.evaluate import Evaluation as Measured
+    from vitrail.whole_folder import WholeFolder
 
 EVALUATE_SECTIONS = ("weights", "data", "preprocess", "evaluate")
 """Sections that say what is evaluated, and on which images."""
@@ -173,68 +174,85 @@ def evaluate(
         ConfigError: A setting is unknown, of the wrong type or out of range.
         DataError: The images are not there, or their classes are not the model's.
     """
-    given = read_settings(evaluate, settings, sections)
-    layers, remarks = _evaluate_layers(given, config, precision)
-    checkpoint, against_path, answers_path = (
-        Path(checkpoint),
-        path_or_none(against),
-        path_or_none(answers),
+    layers, remarks = _evaluate_layers(
+        read_settings(evaluate, settings, sections), config, precision
     )
-    read = [
-        *files_of(checkpoint),
-        *(() if against_path is None else files_of(against_path)),
-        config or "",
-    ]
-    json_file, acc_file = path_or_none(json), path_or_none(acc_log)
-    outputs = [
-        (name, path)
-        for name, path in (("json", json_file), ("acc_log", acc_file))
-        if path is not None
-    ]
-    for name, path in outputs:
+    checkpoint, against_path = Path(checkpoint), path_or_none(against)
+    answers_path = path_or_none(answers)
+    outputs = _Outputs(path_or_none(json), path_or_none(acc_log))
+    read = [*files_of(checkpoint), config or ""]
+    if against_path is not None:
+        read += files_of(against_path)
+    for name, path in outputs.named():
         refuse_output(name, path, read)
     if answers_path is not None:
         _refuse_with_answers(answers_path, outputs, engine, precision)
 
     from vitrail.evaluation.evaluate import evaluate as run
-    from vitrail.evaluation.evaluate import report_folder, report_name
 
     with shown(display, progress) as display:
         tell_remarks(display, remarks)
-        whole = None
-        if report is not False:
-            folder = (
-                Path("evaluations", report_name(checkpoint)) if report is True else Path(report)
-            )
-            if answers_path is not None:
-                refuse_within("report", folder, "answers", answers_path)
-            whole = report_folder(folder, never_replace=report is True)
         measured = run(
             checkpoint,
             layers,
             engine=engine,
             against=against_path,
             answers=answers_path,
-            report=whole,
-            written=[(name, path) for name, path in outputs if name == "json"],
+            report=_find_report_folder(report, checkpoint, answers_path),
+            written=[] if outputs.json is None else [("json", outputs.json)],
             display=display,
         )
         result = _evaluation(checkpoint, measured)
         if is_main_process():
-            for name, reason in result.bad_files:
-                display.warn(f"{name}: {reason}; not counted")
-            for warning in result.warnings:
-                display.warn(warning)
-            if json_file is not None:
-                write_json(json_file, {"checkpoint": result.checkpoint, **result.numbers}, display)
-            if acc_file is not None:
-                write_whole(
-                    acc_file,
-                    measured.accuracy.acc_log().encode(),
-                    f"choose another file with {write_option('acc_log')}",
-                )
-                display.note(f"as the model zoo: {acc_file}")
+            _tell_and_write(result, measured, outputs, display)
     return result
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """Files that the numbers of an evaluation are also written to."""
+
+    json: Path | None
+    acc_log: Path | None
+
+    def named(self) -> list[tuple[str, Path]]:
+        """Return those that are asked for, each with its option."""
+        options = {"json": self.json, "acc_log": self.acc_log}
+        return [(name, path) for name, path in options.items() if path is not None]
+
+
+def _find_report_folder(
+    report: str | Path | bool, checkpoint: Path, answers: Path | None
+) -> WholeFolder | None:
+    """Return the folder that a report is written to; None where none is asked for.
+
+    Raises:
+        ConfigError: It would stand among the answers of another program.
+    """
+    from vitrail.evaluation.evaluate import report_folder, report_name
+
+    if report is False:
+        return None
+    folder = Path("evaluations", report_name(checkpoint)) if report is True else Path(report)
+    if answers is not None:
+        refuse_within("report", folder, "answers", answers)
+    return report_folder(folder, never_replace=report is True)
+
+
+def _tell_and_write(
+    result: Evaluation, measured: Measured, outputs: _Outputs, display: Display
+) -> None:
+    """Warn of what is wrong with the images and labels, and write the numbers where that is asked for."""
+    for name, reason in result.bad_files:
+        display.warn(f"{name}: {reason}; not counted")
+    for warning in result.warnings:
+        display.warn(warning)
+    if outputs.json is not None:
+        write_json(outputs.json, {"checkpoint": result.checkpoint, **result.numbers}, display)
+    if outputs.acc_log is not None:
+        advice = f"choose another file with {write_option('acc_log')}"
+        write_whole(outputs.acc_log, measured.accuracy.acc_log().encode(), advice)
+        display.note(f"as the model zoo: {outputs.acc_log}")
 
 
 @checked
@@ -307,7 +325,7 @@ def _evaluate_layers(
 
 def _refuse_with_answers(
     answers: Path,
-    outputs: Sequence[tuple[str, Path]],
+    outputs: _Outputs,
     engine: Engine | None,
     precision: Precision | None,
 ) -> None:
@@ -316,7 +334,7 @@ def _refuse_with_answers(
     Raises:
         ConfigError: There is such an option.
     """
-    for name, path in outputs:
+    for name, path in outputs.named():
         refuse_within(name, path, "answers", answers)
     for name, value in (("engine", engine), ("precision", precision)):
         if value is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitrail.api.arguments import checked
 from vitrail.api.options import path_or_none, read_settings, settings_alone, shown
@@ -15,9 +15,7 @@ from vitrail.config.resolve import Layer, resolve
 from vitrail.display import Display
 from vitrail.errors import MissingExtra
 from vitrail.migrate.given import Settings
-
-if TYPE_CHECKING:
-    from vitrail.server.settings import Serving
+from vitrail.server.settings import Limits, Serving, read_key
 
 SERVE_NEEDS = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 """Packages of the server."""
@@ -89,9 +87,6 @@ def serve(
         MissingExtra: The packages of the server are not installed.
     """
     layer = settings_alone(read_settings(serve, settings, sections))
-
-    from vitrail.server.settings import Limits, Serving, read_key
-
     resolve(PredictConfig, [layer])  # a wrong setting is told before all else
     limits = Limits(
         max_bytes=max_bytes,
@@ -115,9 +110,7 @@ def serve(
     _require_packages()
 
     with shown(display, progress) as display:
-        _answer(
-            artifact, layer, serving, display, engine, device, precision, on_ready or display.note
-        )
+        _answer(artifact, layer, serving, display, engine, device, precision, on_ready)
 
 
 def _answer(
@@ -128,7 +121,7 @@ def _answer(
     engine: Engine | None,
     device: Device,
     precision: Precision | None,
-    on_ready: Callable[[str], None],
+    on_ready: Callable[[str], None] | None,
 ) -> None:
     """Open the model and answer requests until the server is told to end."""
     from vitrail.devices import pick_device
@@ -145,8 +138,10 @@ def _answer(
         display=display,
     )
 
+    tell = on_ready or display.note
+
     def tell_address(address: str, about: str) -> None:
-        on_ready(f"{address}: {predictor.record.model}, run by {about}; Ctrl-C ends it")
+        tell(f"{address}: {predictor.record.model}, run by {about}; Ctrl-C ends it")
 
     run(predictor, serving, device=pick_device(device), precision=precision, on_ready=tell_address)
 

@@ -18,7 +18,8 @@ from vitrail.cli.data import check_data, pack, resize_data
 from vitrail.cli.deploy import convert, export, quantize
 from vitrail.cli.embedding import embed
 from vitrail.cli.finetuning import finetune
-from vitrail.cli.inference import bench, evaluate, predict, serve, verify
+from vitrail.cli.inference import bench, evaluate, predict, verify
+from vitrail.cli.serving import serve
 from vitrail.cli.signals import tell_interrupted
 from vitrail.cli.training import bench_data, config, doctor, models, train
 from vitrail.cli.weights import weights

@@ -8,50 +8,63 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from vitrail import choices
-from vitrail.cli.options import CsvAsIs, Device, Weights, read_whole_number, split_images
+from vitrail.cli.options import BatchSize, CsvAsIs, Device, Weights, read_whole_number, split_images
 from vitrail.cli.tables import show_line, show_result
 from vitrail.distributed.launch import is_main_process
 from vitrail.errors import command
 
+EmbedInput = Annotated[
+    str,
+    Parameter(
+        help="Images, folders, quoted globs or lists of paths, which have no classes; or a data set, as "
+        "data.root=FOLDER, data.list=FILE or data.name=NAME; and preprocess.key=value or "
+        "weights.key=value. "
+        "Nothing is the data set that the weights were trained with."
+    ),
+]
+FeatureFile = Annotated[
+    Path | None,
+    Parameter(
+        help="File to write: .npy, with an index .csv and a description .json beside it, or .parquet. By default "
+        "features.npy, unless something else is asked for."
+    ),
+]
+Level = Annotated[
+    int,
+    Parameter(
+        converter=read_whole_number,
+        help="Level of the model, from 0, or from -1 at the end: blocks of TNT and T2T-ViT, stages of Twins.",
+    ),
+]
+Pool = Annotated[
+    Literal["head", "cls", "mean", "max"],
+    Parameter(
+        help="How tokens become one vector: as the head reads them, the class token, or over the map."
+    ),
+]
+Split = Annotated[
+    Literal["all", "train", "val"],
+    Parameter(help="Split of the data set; all is train and then val."),
+]
+MapPage = Annotated[
+    Path | None,
+    Parameter(
+        help="Page to write with all images in two dimensions, near where their features are alike."
+    ),
+]
+SearchPage = Annotated[
+    Path | None, Parameter(help="Page to write with the images that --search finds.")
+]
+
 
 def embed(
     checkpoint: Weights,
-    *inputs: Annotated[
-        str,
-        Parameter(
-            help="Images, folders, quoted globs or lists of paths, which have no classes; or a data set, as "
-            "data.root=FOLDER, data.list=FILE or data.name=NAME; and preprocess.key=value or "
-            "weights.key=value. "
-            "Nothing is the data set that the weights were trained with."
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        Parameter(
-            help="File to write: .npy, with an index .csv and a description .json beside it, or .parquet. By default "
-            "features.npy, unless something else is asked for."
-        ),
-    ] = None,
-    level: Annotated[
-        int,
-        Parameter(
-            converter=read_whole_number,
-            help="Level of the model, from 0, or from -1 at the end: blocks of TNT and T2T-ViT, stages of Twins.",
-        ),
-    ] = -1,
-    pool: Annotated[
-        Literal["head", "cls", "mean", "max"],
-        Parameter(
-            help="How tokens become one vector: as the head reads them, the class token, or over the map."
-        ),
-    ] = "head",
-    split: Annotated[
-        Literal["all", "train", "val"],
-        Parameter(help="Split of the data set; all is train and then val."),
-    ] = "all",
-    batch_size: Annotated[
-        int, Parameter(converter=read_whole_number, help="Images that are computed together.")
-    ] = 32,
+    *inputs: EmbedInput,
+    output: FeatureFile = None,
+    level: Level = -1,
+    pool: Pool = "head",
+    split: Split = "all",
+    batch_size: BatchSize = 32,
     device: Device = "auto",
     precision: Annotated[
         choices.Precision, Parameter(help="Precision of the computation.")
@@ -64,15 +77,8 @@ def embed(
     ] = False,
     search: Annotated[Path | None, Parameter(help="Image whose nearest ones are found.")] = None,
     topk: Annotated[int, Parameter(converter=read_whole_number, help="How many of them.")] = 10,
-    report: Annotated[
-        Path | None, Parameter(help="Page to write with the images that --search finds.")
-    ] = None,
-    map: Annotated[
-        Path | None,
-        Parameter(
-            help="Page to write with all images in two dimensions, near where their features are alike."
-        ),
-    ] = None,
+    report: SearchPage = None,
+    map: MapPage = None,
     csv_as_is: CsvAsIs = False,
 ) -> int:
     """Compute the features of images: write, probe, search and draw them; status 1 if an image could not be read.

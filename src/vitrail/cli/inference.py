@@ -1,9 +1,8 @@
-"""The commands of models at work: evaluate, predict, bench, serve and verify."""
+"""The commands of models at work: evaluate, predict, bench and verify."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from vitrail import choices
-from vitrail.cli.channel import outlive_output
 from vitrail.cli.options import (
+    BatchSize,
     Checkpoint,
     CsvAsIs,
     Device,
     Engine,
-    FileSettings,
     JsonFile,
     ModelRecipe,
     Precision,
@@ -32,6 +30,36 @@ from vitrail.errors import CheckpointError, ConfigError, command
 
 if TYPE_CHECKING:
     from vitrail.api.inference import Prediction
+
+ImageOrSetting = Annotated[
+    str,
+    Parameter(
+        help="Images, folders, quoted globs, .txt lists of paths, .csv, .tsv and .jsonl lists with "
+        "data.root=FOLDER and data.path_column=COLUMN; and preprocess.key=value or "
+        "weights.key=value."
+    ),
+]
+PredictionFile = Annotated[
+    Path | None,
+    Parameter(
+        help="File to write; predictions.json, .jsonl or .csv by default, with a free number."
+    ),
+]
+PredictionFormat = Annotated[
+    Literal["json", "jsonl", "csv"] | None,
+    Parameter(
+        help="json maps each path to its class; the others have names and probabilities. By default the one that "
+        "--output ends in; json where it has no ending."
+    ),
+]
+InputFolder = Annotated[
+    Path | None,
+    Parameter(
+        help="Folder for what the model would see of each image, as float32 files for an inference program "
+        "elsewhere; nothing is classified. `vitrail evaluate --answers` reads what that "
+        "program answers."
+    ),
+]
 
 
 def evaluate(
@@ -152,28 +180,10 @@ def _sweep(
 
 def predict(
     checkpoint: Checkpoint,
-    *inputs: Annotated[
-        str,
-        Parameter(
-            help="Images, folders, quoted globs, .txt lists of paths, .csv, .tsv and .jsonl lists with "
-            "data.root=FOLDER and data.path_column=COLUMN; and preprocess.key=value or "
-            "weights.key=value."
-        ),
-    ],
+    *inputs: ImageOrSetting,
     config: ModelRecipe = None,
-    output: Annotated[
-        Path | None,
-        Parameter(
-            help="File to write; predictions.json, .jsonl or .csv by default, with a free number."
-        ),
-    ] = None,
-    format: Annotated[
-        Literal["json", "jsonl", "csv"] | None,
-        Parameter(
-            help="json maps each path to its class; the others have names and probabilities. By default the one that "
-            "--output ends in; json where it has no ending."
-        ),
-    ] = None,
+    output: PredictionFile = None,
+    format: PredictionFormat = None,
     topk: Annotated[
         int | None,
         Parameter(
@@ -182,21 +192,12 @@ def predict(
             "reach their thresholds, all by default.",
         ),
     ] = None,
-    batch_size: Annotated[
-        int, Parameter(converter=read_whole_number, help="Images that are computed together.")
-    ] = 32,
+    batch_size: BatchSize = 32,
     device: Device = "auto",
     engine: Engine = None,
     precision: Precision = None,
     csv_as_is: CsvAsIs = False,
-    write_inputs: Annotated[
-        Path | None,
-        Parameter(
-            help="Folder for what the model would see of each image, as float32 files for an inference program "
-            "elsewhere; nothing is classified. `vitrail evaluate --answers` reads what that "
-            "program answers."
-        ),
-    ] = None,
+    write_inputs: InputFolder = None,
 ) -> int:
     """Classify images; the exit status is 1 if any could not be read.
 
@@ -328,7 +329,7 @@ def bench(
     vitrail bench best.safetensors best.onnx best.xml --batch-size 1 8 --threads 2
     ```
     """
-    from vitrail.api import inference as api
+    from vitrail.api import bench as api
     from vitrail.cli.terminal import open_terminal
 
     with open_terminal() as display:
@@ -345,117 +346,6 @@ def bench(
             display=display,
         )
         show_result(latencies)
-    return 0
-
-
-def serve(
-    artifact: Checkpoint,
-    *settings: FileSettings,
-    host: Annotated[
-        str, Parameter(help="Address to listen at; 0.0.0.0 is every one of this machine.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, Parameter(converter=read_whole_number, help="Port to listen at; 0 takes a free one.")
-    ] = 8000,
-    max_batch: Annotated[
-        int, Parameter(converter=read_whole_number, help="Images that are computed together.")
-    ] = 16,
-    max_wait_ms: Annotated[
-        float, Parameter(help="Milliseconds that an image waits for others to be computed with.")
-    ] = 5.0,
-    topk: Annotated[
-        int | None,
-        Parameter(
-            converter=read_whole_number,
-            help="Classes of each answer, 5 by default; a multi-label model answers with at most so many that reach "
-            "their thresholds, all by default.",
-        ),
-    ] = None,
-    api_key_file: Annotated[
-        Path | None,
-        Parameter(
-            help="File with the key that requests must bring; or give the key in VITRAIL_API_KEY."
-        ),
-    ] = None,
-    cors: Annotated[
-        list[str] | None, Parameter(help="Origin whose pages may ask; may be given several times.")
-    ] = None,
-    host_name: Annotated[
-        list[str] | None,
-        Parameter(
-            help="Name that clients call the server by, beside its addresses, localhost and --host; may be given "
-            "several times, and * is any name."
-        ),
-    ] = None,
-    max_bytes: Annotated[
-        int,
-        Parameter(converter=read_whole_number, help="Largest size of one uploaded file in bytes."),
-    ] = 20 * 2**20,
-    max_files: Annotated[
-        int, Parameter(converter=read_whole_number, help="Largest number of files in one request.")
-    ] = 16,
-    max_pixels: Annotated[
-        int, Parameter(converter=read_whole_number, help="Largest number of pixels in one image.")
-    ] = 50_000_000,
-    max_decode_s: Annotated[
-        float, Parameter(help="Most seconds of a processor's time for decoding one image.")
-    ] = 5.0,
-    queue: Annotated[
-        int,
-        Parameter(
-            converter=read_whole_number, help="Images held at a time; more are told to come again."
-        ),
-    ] = 256,
-    timeout_s: Annotated[
-        float, Parameter(help="Seconds from a request's first byte to its answer.")
-    ] = 30.0,
-    device: Device = "auto",
-    engine: Engine = None,
-    precision: Precision = None,
-) -> int:
-    """Answer HTTP requests with a model, and show a page to try it on.
-
-    SIGTERM, SIGHUP and Ctrl-C end it once all requests that it has begun are answered. The log on
-    stderr is JSON.
-
-    ```
-    vitrail serve runs/digits/best.safetensors
-    vitrail serve best.xml --host 0.0.0.0 --api-key-file key.txt --max-batch 32
-    curl -F files=@seven.png http://127.0.0.1:8000/predict
-    ```
-    """
-    from vitrail.api import serving as api
-    from vitrail.server.log import LogDisplay, write_json_lines
-
-    def show_address(line: str) -> None:
-        show_line(line)
-        sys.stdout.flush()
-
-    outlive_output()
-    write_json_lines()
-    api.serve(
-        artifact,
-        settings,
-        host=host,
-        port=port,
-        max_batch=max_batch,
-        max_wait_ms=max_wait_ms,
-        topk=topk,
-        api_key_file=api_key_file,
-        cors=cors or (),
-        host_name=host_name or (),
-        max_bytes=max_bytes,
-        max_files=max_files,
-        max_pixels=max_pixels,
-        max_decode_s=max_decode_s,
-        queue=queue,
-        timeout_s=timeout_s,
-        device=device,
-        engine=engine,
-        precision=precision,
-        on_ready=show_address,
-        display=LogDisplay(),
-    )
     return 0
 
 
@@ -477,7 +367,7 @@ def verify(
     vitrail verify tnt_s.pth.tar model.safetensors.index.json
     ```
     """
-    from vitrail.api import inference as api
+    from vitrail.api import verify as api
     from vitrail.cli.terminal import open_terminal
 
     with open_terminal() as display:

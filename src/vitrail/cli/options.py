@@ -90,6 +90,9 @@ Weights = Annotated[
 ModelRecipe = Annotated[
     str | None, Parameter(help="A recipe's name or file, for the model and how images are read.")
 ]
+BatchSize = Annotated[
+    int, Parameter(converter=read_whole_number, help="Images that are computed together.")
+]
 JsonFile = Annotated[
     Path | None, Parameter(name="--json", help="Also write the numbers to this file.")
 ]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vitrail.config.commands import TrainConfig
 from vitrail.config.resolve import to_dict
-from vitrail.data.loader import Batch, count_local_processes, find_crowding
+from vitrail.data.loader import Batch
 from vitrail.display import Display, Quiet
 from vitrail.distributed.processes import (
     choose_precision,
@@ -60,12 +60,17 @@ from vitrail.training.run.state import TrainState
 from vitrail.training.run.stop import Stop, interruptible
 from vitrail.training.run.trackers import check_trackers
 from vitrail.training.setup import Job, build_job, build_state, tell_of_slow_average
+from vitrail.training.shortage import (
+    on_cpu,
+    tell_of_short_memory,
+    warn_of_load,
+    warn_of_waiting,
+    why_memory_is_too_short,
+)
 from vitrail.training.step import mixing_keys, seed_dropout, train_step
 from vitrail.training.stopwatch import Stopwatch
 from vitrail.weights.checkpoint import Record, model_options, provenance
 
-DATA_BOUND = 0.2
-"""Share of an epoch spent waiting for images from which on it is said."""
 WORTH_A_WORD_S = 20.0
 """Seconds of an epoch from which on a slow loader or a loaded machine is said."""
 
@@ -309,35 +314,6 @@ def go_on_after_skips(job: Job, state: TrainState, run: Run, progress: Progress)
     return True
 
 
-def why_memory_is_too_short(job: Job, update: int) -> str:
-    """Say that an update cannot be computed for lack of memory, and what takes less."""
-    short = f"memory is too short for update {update + 1:,}"
-    advice = (
-        "take a smaller model.image_size or model, train.grad_checkpointing=true, or freeze.until"
-    )
-    if job.accelerator.num_processes > 1:
-        return (
-            f"{short} in process {job.accelerator.process_index}; begin a new run with "
-            "train.accumulate="
-            f"{2 * job.config.train.accumulate}, or {advice}"
-        )
-    if job.memory.parts > 1:
-        short += f", even with each micro-batch in {job.memory.parts} parts"
-    return f"{short}; {advice}"
-
-
-def tell_of_short_memory(job: Job, update: int) -> None:
-    """Say that micro-batches are computed in parts from now on, and what avoids that."""
-    parts = job.memory.parts
-    job.display.warn(
-        f"memory is short: from update {update + 1:,} on, each micro-batch is computed in {parts} "
-        "parts, which makes "
-        f"the same updates; train.accumulate={parts * job.config.train.accumulate} takes as little "
-        "memory from the "
-        "start"
-    )
-
-
 def check_inputs(job: Job, run: Run, micro_batches: Sequence[Batch], *, is_last: bool) -> None:
     """Warn where the first images of a run look as if they were normalised for other pixels."""
     if run.inputs is None:
@@ -522,33 +498,6 @@ def warn_of_unread(job: Job, state: TrainState, unread: Iterable[tuple[str, str]
     for name, reason in sorted(unread_anywhere - state.bad_files):
         job.display.warn(f"{name}: {reason}; left out")
         state.bad_files.add((name, reason))
-
-
-def warn_of_waiting(job: Job, state: TrainState, run: Run) -> None:
-    """Say once that the loader is slower than the model."""
-    waiting = state.seconds["data_s"] / state.seconds["train_s"]
-    if waiting <= DATA_BOUND or run.told_of_data:
-        return
-    run.told_of_data = True
-    job.display.note(
-        f"{waiting:.0%} of the epoch went by waiting for images: the loader's "
-        f"{job.loader.num_workers} processes are slower than the model; raise data.workers, or "
-        "lighten "
-        "augment.auto_augment"
-    )
-
-
-def warn_of_load(job: Job, run: Run, *, tasks: int) -> None:
-    """Say once that other work takes this machine's cores, for which each rank here has `tasks` of its own."""
-    crowd, advice = find_crowding(tasks * count_local_processes(), on_cpu(job))
-    if crowd and not run.told_of_load:
-        run.told_of_load = True
-        job.display.warn(f"{crowd}: {advice}")
-
-
-def on_cpu(job: Job) -> bool:
-    """Say whether updates are computed on the CPU."""
-    return job.accelerator.device.type == "cpu"
 
 
 def finish_run(job: Job, state: TrainState, run: Run) -> TrainResult:
