@@ -56,12 +56,8 @@ def room_table() -> str:
     assert rooms == set(ROOMS), "ROOMS names each room once"
     rows = ["| room | what it is for |", "|-|-|"]
     for room in ROOMS:
-        rows.append(
-            f"| [{room}/](src/vitrail/{room}) | {first_line(PACKAGE / room / '__init__.py')} |"
-        )
-    rows.append(
-        "| [recipes/](src/vitrail/recipes) | One YAML a published run: its command, source and accuracies. |"
-    )
+        rows.append(f"| [{room}/](src/vitrail/{room}) | {first_line(PACKAGE / room / '__init__.py')} |")
+    rows.append("| [recipes/](src/vitrail/recipes) | One YAML a published run: its command, source and accuracies. |")
     return "\n".join(rows) + "\n"
 
 
@@ -86,14 +82,9 @@ def recipe_table() -> str:
         header = re.match(r"(#.*\n)+", path.read_text(encoding="utf-8"))
         assert header is not None, path
         text = re.sub(r"\n# ?(?![A-Z ])", " ", header[0])  # what goes on in the next line
-        fields = [
-            re.search(rf"^# {label}: (.*?)\.?$", text, re.MULTILINE)
-            for label in ("Published", "Reproduced")
-        ]
+        fields = [re.search(rf"^# {label}: (.*?)\.?$", text, re.MULTILINE) for label in ("Published", "Reproduced")]
         title = text.splitlines()[0].removeprefix("# ").split(" (")[0].rstrip(".")
-        rows.append(
-            f"| `{path.stem}` | {title} | {' | '.join(field[1] if field else '' for field in fields)} |"
-        )
+        rows.append(f"| `{path.stem}` | {title} | {' | '.join(field[1] if field else '' for field in fields)} |")
     return "\n".join(rows) + "\n"
 
 
@@ -110,12 +101,8 @@ def documents() -> dict[Path, str]:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     readme = filled(readme, "vitrail models --markdown", printed("models", "--markdown"))
     readme = filled(readme, "rooms", room_table())
-    design = filled(
-        (ROOT / "docs" / "design.md").read_text(encoding="utf-8"), "file map", file_map()
-    )
-    training = filled(
-        (ROOT / "docs" / "training.md").read_text(encoding="utf-8"), "recipes", recipe_table()
-    )
+    design = filled((ROOT / "docs" / "design.md").read_text(encoding="utf-8"), "file map", file_map())
+    training = filled((ROOT / "docs" / "training.md").read_text(encoding="utf-8"), "recipes", recipe_table())
     return {
         ROOT / "README.md": readme,
         ROOT / "docs" / "design.md": design,
@@ -126,11 +113,7 @@ def documents() -> dict[Path, str]:
 
 def main() -> int:
     """Write or check the documents; return how many differ."""
-    stale = {
-        path: text
-        for path, text in documents().items()
-        if not path.exists() or path.read_text() != text
-    }
+    stale = {path: text for path, text in documents().items() if not path.exists() or path.read_text() != text}
     for path, text in stale.items():
         print(f"{path.relative_to(ROOT)} {'differs' if '--check' in sys.argv else 'written'}")
         if "--check" not in sys.argv:
