@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from difflib import get_close_matches
@@ -210,6 +210,11 @@ def _cut(value: object, depth: int) -> object:
         first = islice(value.items(), 4)
         return {shorten(key, 40).strip("'"): _cut(item, depth - 1) for key, item in first}
     return type(value)(_cut(item, depth - 1) for item in value[:8])
+
+
+def list_values(values: Mapping[str, object]) -> str:
+    """Return numbers or settings as "name value, name value"."""
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def list_some(names: Sequence[str] | frozenset[str], most: int = 3) -> str:

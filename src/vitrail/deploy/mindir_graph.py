@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vitrail.errors import ExportError
 from vitrail.files import Buffer
-from vitrail.weights.formats.protobuf import block, header, integer, real
+from vitrail.weights.formats.protobuf import block, header, integer, integers, real
 
 Shape = tuple[int, ...]
 
@@ -189,7 +189,7 @@ def _write_tensor(
     shape: Sequence[int], dtype: torch.dtype = torch.float32, name: str = ""
 ) -> bytes:
     """Return a TensorProto, but for its content."""
-    message = b"".join(integer(1, size) for size in shape)  # dims
+    message = integers(1, shape)  # dims
     message += integer(2, TENSOR_TYPES[dtype])  # data_type
     if name:
         message += block(7, name)

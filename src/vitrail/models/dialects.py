@@ -154,32 +154,46 @@ def read_names(
             rest.append(whole)
         else:
             leaves[_from_gamma(name) if dialect.mindspore else name] = whole
-    ignored = {
-        name: what
-        for name in leaves
-        for pattern, what in dialect.ignored.items()
-        if _match(pattern, name) is not None
-    }
+    used, ignored = [], {}
+    for name, whole in leaves.items():
+        what = _why_ignored(name, dialect)
+        if what is None:
+            used.append(name)
+        else:
+            ignored[whole] = what
     rows = [(_names(row.theirs), _names(row.ours), row.how) for row in dialect.rows]
-    foreign = [*dialect.absent, *(ours for _, group, _ in rows for ours in group)]
+    foreign = [*dialect.absent]
+    for _, group, _ in rows:
+        foreign += group
     links = []
-    for theirs, ours, how in _pair([name for name in leaves if name not in ignored], rows):
+    for theirs, ours, how in _pair(used, rows):
         if theirs == ours and _is_one_of(ours[0], foreign):
             rest.append(leaves[theirs[0]])
         else:
             links.append(Link(ours, tuple(leaves[name] for name in theirs), how))
-    return links, {leaves[name]: what for name, what in ignored.items()}, rest
+    return links, ignored, rest
+
+
+def _why_ignored(name: str, dialect: Dialect) -> str | None:
+    """Return what a name of a project is, where it holds no weights."""
+    why = None
+    for pattern, what in dialect.ignored.items():
+        if _match(pattern, name) is not None:
+            why = what
+    return why
 
 
 def write_names(names: Iterable[str], dialect: Dialect) -> tuple[list[Link], list[str]]:
     """Return under which names a project holds our weights, and those of ours that it has no place for."""
     rows = [(_names(row.ours), _names(row.theirs), row.how) for row in dialect.rows]
-    names = list(names)
-    dropped = [name for name in names if _is_one_of(name, dialect.absent)]
-    links = [
-        Link(ours, tuple(_theirs(name, dialect) for name in theirs), how)
-        for ours, theirs, how in _pair([name for name in names if name not in dropped], rows)
-    ]
+    kept, dropped = [], []
+    for name in names:
+        has_no_place = _is_one_of(name, dialect.absent)
+        (dropped if has_no_place else kept).append(name)
+    links = []
+    for ours, theirs, how in _pair(kept, rows):
+        whole = tuple(_theirs(name, dialect) for name in theirs)
+        links.append(Link(ours, whole, how))
     return links, dropped
 
 

@@ -6,6 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import chain
 from numbers import Integral, Real
 from typing import Any, Generic, Literal, TypeVar, cast
 
@@ -251,6 +252,11 @@ class Family(Generic[C]):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "title", self.title or self.name)
+
+    @property
+    def projects(self) -> tuple[str, ...]:
+        """The projects whose names for the weights are known, the official code's first."""
+        return tuple(dict.fromkeys(chain.from_iterable(one.projects for one in self.dialects)))
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import warnings
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from fnmatch import fnmatch
 from typing import Any
 
 from vitrail.errors import ConfigError, format_choices, shorten, suggest
@@ -17,7 +17,10 @@ FAMILIES: tuple[Family[Any], ...] = (tnt.FAMILY, t2t_vit.FAMILY, twins.FAMILY)
 
 def list_models(pattern: str = "*") -> list[str]:
     """Return the model names that match a shell pattern such as `*svt*`."""
-    return [name for family in FAMILIES for name in family.variants if fnmatch(name, pattern)]
+    names: list[str] = []
+    for family in FAMILIES:
+        names += fnmatch.filter(family.variants, pattern)
+    return names
 
 
 def canonical_name(name: str) -> str:
@@ -45,7 +48,17 @@ def canonical_name(name: str) -> str:
 def find_variant(name: str) -> tuple[Family[Any], Variant[Any]]:
     """Return the family and the facts of a model, by any of its names."""
     name = canonical_name(name)
-    return next((family, family.variants[name]) for family in FAMILIES if name in family.variants)
+    family = find_family(name)
+    assert family is not None  # as the name is canonical
+    return family, family.variants[name]
+
+
+def find_family(name: str) -> Family[Any] | None:
+    """Return the family of a model by our name of it; None where no model is called so."""
+    for family in FAMILIES:
+        if name in family.variants:
+            return family
+    return None
 
 
 def build_config(name: str, **overrides: Any) -> ModelConfig:

@@ -356,13 +356,15 @@ _MMPRETRAIN = (
 )
 
 _ZOO = (
-    *(
-        Row(
-            f"blocks.{{i}}.{half}_attn.qk.weight",
-            (f"blocks.{{i}}.{half}_attn.q.weight", f"blocks.{{i}}.{half}_attn.k.weight"),
-            JOINED,
-        )
-        for half in ("inner", "outer")
+    Row(
+        "blocks.{i}.inner_attn.qk.weight",
+        ("blocks.{i}.inner_attn.q.weight", "blocks.{i}.inner_attn.k.weight"),
+        JOINED,
+    ),
+    Row(
+        "blocks.{i}.outer_attn.qk.weight",
+        ("blocks.{i}.outer_attn.q.weight", "blocks.{i}.outer_attn.k.weight"),
+        JOINED,
     ),
     Row("proj_norm2.{rest}", "proj_norm2_tnt.{rest}"),
 )

@@ -29,6 +29,8 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 from typing import Any
 
 from jaxtyping import Float
@@ -82,17 +84,15 @@ class TwinsConfig(ModelConfig):
     def problems(self) -> list[str]:
         """Say what is wrong with this configuration, each as one clause."""
         problems = super().problems()
-        lengths = {
-            len(t)
-            for t in (
-                self.embed_dims,
-                self.depths,
-                self.num_heads,
-                self.mlp_ratios,
-                self.sr_ratios,
-                self.patch_sizes,
-            )
-        }
+        of_stages = (
+            self.embed_dims,
+            self.depths,
+            self.num_heads,
+            self.mlp_ratios,
+            self.sr_ratios,
+            self.patch_sizes,
+        )
+        lengths = set(map(len, of_stages))
         if len(lengths) != 1:
             problems.append(
                 "embed_dims, depths, num_heads, mlp_ratios, sr_ratios and patch_sizes need one "
@@ -130,8 +130,8 @@ class TwinsConfig(ModelConfig):
 
     def smallest_size(self) -> int:
         """Return the least height and width whose every stage keeps one cell of its reduced map."""
-        strides = [math.prod(self.patch_sizes[: k + 1]) for k in range(len(self.patch_sizes))]
-        return max(stride * ratio for stride, ratio in zip(strides, self.sr_ratios, strict=True))
+        strides = accumulate(self.patch_sizes, mul)
+        return max(map(mul, strides, self.sr_ratios))
 
 
 class WindowAttention(nn.Module):
@@ -546,12 +546,24 @@ FAMILY = Family(
         "num_classes": 7,
     },
     aliases={
-        **{f"pcpvt_{size}_v0": f"twins_pcpvt_{size}" for size in ("small", "base", "large")},
-        **{f"pcpvt_{size}": f"twins_pcpvt_{size}" for size in ("small", "base", "large")},
-        **{f"pcpvt_{size[0]}": f"twins_pcpvt_{size}" for size in ("small", "base", "large")},
-        **{f"alt_gvt_{size}": f"twins_svt_{size}" for size in ("small", "base", "large")},
-        **{f"svt_{size}": f"twins_svt_{size}" for size in ("small", "base", "large")},
-        **{f"svt_{size[0]}": f"twins_svt_{size}" for size in ("small", "base", "large")},
+        "pcpvt_small_v0": "twins_pcpvt_small",
+        "pcpvt_base_v0": "twins_pcpvt_base",
+        "pcpvt_large_v0": "twins_pcpvt_large",
+        "pcpvt_small": "twins_pcpvt_small",
+        "pcpvt_base": "twins_pcpvt_base",
+        "pcpvt_large": "twins_pcpvt_large",
+        "pcpvt_s": "twins_pcpvt_small",
+        "pcpvt_b": "twins_pcpvt_base",
+        "pcpvt_l": "twins_pcpvt_large",
+        "alt_gvt_small": "twins_svt_small",
+        "alt_gvt_base": "twins_svt_base",
+        "alt_gvt_large": "twins_svt_large",
+        "svt_small": "twins_svt_small",
+        "svt_base": "twins_svt_base",
+        "svt_large": "twins_svt_large",
+        "svt_s": "twins_svt_small",
+        "svt_b": "twins_svt_base",
+        "svt_l": "twins_svt_large",
     },
     dialects=_DIALECTS,
     by_order=_number_stages,

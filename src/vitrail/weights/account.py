@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 UNUSED = "nothing reads it"
@@ -59,8 +60,9 @@ class Account:
         rows = []
         for what, count in self.counts().items():
             alike = [entry for entry in self.entries if entry.what == what]
-            shown = [entry for entry in alike if entry.note][:2] or alike[:2]
-            rows.append((what, count, [str(entry) for entry in shown]))
+            noted = [entry for entry in alike if entry.note]
+            shown = noted[:2] or alike[:2]
+            rows.append((what, count, list(map(str, shown))))
         return rows
 
     def summary(self) -> str:
@@ -69,9 +71,14 @@ class Account:
         return f"{self.path}: {self.dialect} {self.model}, {counts}"
 
 
+def list_added(what: str, names: Iterable[str], note: str) -> list[Entry]:
+    """Return an entry for each of some weights of ours that the file does not have."""
+    return [Entry(what, ours=(name,), note=note) for name in names]
+
+
 def merge_entries(before: Sequence[Entry], added: Sequence[Entry]) -> tuple[Entry, ...]:
     """Return an account in which later entries stand instead of earlier ones of the same weights."""
-    replaced = {name for entry in added for name in entry.ours}
+    replaced = set(chain.from_iterable(entry.ours for entry in added))
     kept = []
     for entry in before:
         names = tuple(name for name in entry.ours if name not in replaced)

@@ -14,7 +14,8 @@ from vitrail.classes.names import canonical
 from vitrail.errors import CheckpointError
 from vitrail.imagenet import NUM_CLASSES, index_by_name, list_wordnet_ids, normalise_name
 from vitrail.models.family import Family, ModelConfig, build_head
-from vitrail.weights.account import UNUSED, Entry
+from vitrail.weights.account import UNUSED, Entry, list_added
+from vitrail.weights.config_fields import find_differences
 from vitrail.weights.recognise import expected_shapes
 from vitrail.weights.request import Positions
 
@@ -54,12 +55,9 @@ def adapt(
     weights, entries = dict(weights), []
     has_changed = source != target
     additions = family.additions
-    if added := {
-        name: value
-        for name, value in additions.items()
-        if getattr(source, name) != getattr(target, name)
-    }:
-        source = replace(source, **added)
+    added = set(find_differences(source, vars(target))) & additions.keys()
+    if added:
+        source = replace(source, **{name: additions[name] for name in added})
         entries += _add_zeros(weights, expected_shapes(family, source))
     if source.in_channels != target.in_channels:
         entries += _adapt_channels(weights, family, source.in_channels, target.in_channels, where)
@@ -95,9 +93,7 @@ def _add_zeros(weights: dict[str, Tensor], expected: Mapping[str, tuple[int, ...
     weights.clear()
     for name, shape in expected.items():
         weights[name] = before[name] if name in before else torch.zeros(shape)
-    return [
-        Entry("zero-filled", ours=(name,), note="the weights were made without") for name in added
-    ]
+    return list_added("zero-filled", added, "the weights were made without")
 
 
 def _adapt_head(
@@ -109,17 +105,14 @@ def _adapt_head(
         return [Entry("skipped", theirs=tuple(before), note="the model is built without a head")]
     head = build_head(features, target.num_classes, target.head_bias)
     shared = shared_rows(old, new) if before else []
+    fresh = dict(head.named_parameters(prefix="head"))
     with torch.no_grad():
-        for name, parameter in head.named_parameters():
+        for name, parameter in fresh.items():
             for new_row, old_row in shared:
-                parameter[new_row] = before[f"head.{name}"][old_row]
-            weights[f"head.{name}"] = parameter.detach()
+                parameter[new_row] = before[name][old_row]
+            weights[name] = parameter.detach()
     note = f"{len(shared)} of {target.num_classes} rows kept, by class name; the others are fresh"
-    return [
-        Entry(
-            "new", tuple(before), tuple(f"head.{name}" for name, _ in head.named_parameters()), note
-        )
-    ]
+    return [Entry("new", tuple(before), tuple(fresh), note)]
 
 
 def as_two_logits(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Entry]:
@@ -136,10 +129,7 @@ def shared_rows(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]
     their words, and no other name on either side is then the same too.
     """
     same = {canonical(name): index for index, name in enumerate(old)}
-    old_keys, new_keys = (
-        [normalise_name(name) for name in old],
-        [normalise_name(name) for name in new],
-    )
+    old_keys, new_keys = list(map(normalise_name, old)), list(map(normalise_name, new))
     old_counts, new_counts = Counter(old_keys), Counter(new_keys)
     alike = {key: index for index, key in enumerate(old_keys) if old_counts[key] == 1}
     if len(old) == NUM_CLASSES and tuple(old) == list_wordnet_ids():

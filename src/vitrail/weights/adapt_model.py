@@ -17,7 +17,7 @@ from vitrail.models.registry import FAMILIES, build_config
 from vitrail.weights.account import merge_entries
 from vitrail.weights.adapt import adapt, as_two_logits, shared_rows
 from vitrail.weights.checkpoint import Record, build_model, check_fit, config_of
-from vitrail.weights.config_fields import ADAPTABLE, read_architecture
+from vitrail.weights.config_fields import ADAPTABLE, find_differences, read_architecture
 from vitrail.weights.foreign import note_statistics
 from vitrail.weights.opened import Opened
 from vitrail.weights.request import LoadRequest
@@ -99,9 +99,8 @@ def _with_options(opened: Opened, request: LoadRequest) -> Opened:
     head = _plan_head(record, target.num_classes, classes, path, by_order=request.by_order)
 
     # the weights
-    changes = [
-        name for name in (*ADAPTABLE, *added) if getattr(source, name) != getattr(target, name)
-    ]
+    differing = find_differences(source, vars(target))
+    changes = [name for name in (*ADAPTABLE, *added) if name in differing]
     if changes or classes != record.classes:
         _check_weights(record, opened.weights, path)
     weights, entries = adapt(

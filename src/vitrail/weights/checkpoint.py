@@ -276,11 +276,13 @@ def check_fit(
     Raises:
         CheckpointError: Names or shapes differ; the message has the first of each kind.
     """
-    missing = [name for name in expected if name not in weights]
+    missing, shapes = [], []
+    for name, parameter in expected.items():
+        if name not in weights:
+            missing.append(name)
+        elif parameter.shape != weights[name].shape:
+            shapes.append(name)
     unexpected = [name for name in weights if name not in expected]
-    shapes = [
-        name for name in expected if name in weights and expected[name].shape != weights[name].shape
-    ]
     if missing or unexpected or shapes:
         example = ""
         if names := [*missing[:2], *unexpected[:2]]:

@@ -17,13 +17,23 @@ RATES = ("drop_path_rate", "drop_rate")
 """Fields that matter in training only."""
 
 
+def pick_numerics(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of some fields that change a model's output but no weight's shape."""
+    return {name: value for name, value in values.items() if name in NUMERICS}
+
+
 def read_numerics(config: ModelConfig, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the fields that change a model's output but no weight's shape, with some of them changed."""
     values = {**asdict(config), **(changes or {})}
-    numerics = {name: value for name, value in values.items() if name in NUMERICS}
+    numerics = pick_numerics(values)
     if numerics["final_norm_eps"] is None:
         numerics["final_norm_eps"] = numerics["norm_eps"]
     return numerics
+
+
+def find_differences(config: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of some values of fields that a configuration has otherwise."""
+    return {name: value for name, value in values.items() if getattr(config, name) != value}
 
 
 def read_architecture(config: ModelConfig) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from vitrail.images.preprocess import fit_statistics
 from vitrail.models.dialects import Dialect, write_names
 from vitrail.weights.account import Account
 from vitrail.weights.checkpoint import Record, config_of, encode_safetensors, provenance, save_model
-from vitrail.weights.config_fields import ADAPTABLE, NUMERICS, read_numerics
+from vitrail.weights.config_fields import ADAPTABLE, NUMERICS, find_differences, read_numerics
 from vitrail.weights.formats.mindspore_ckpt import encode_ckpt
 from vitrail.weights.hub import FOLDER, name_in_timm, save_folder
 from vitrail.weights.loading import open_model
@@ -99,9 +99,9 @@ def convert(
     # read back
     config = config_of(opened.record)
     # no numerics: those of the project's own programs are to be compared with
-    options = {
-        name: value for name, value in asdict(config).items() if name not in (*ADAPTABLE, *NUMERICS)
-    }
+    options = asdict(config)
+    for name in (*ADAPTABLE, *NUMERICS):
+        options.pop(name, None)
     options["image_size"] = config.image_size
     as_theirs = LoadRequest(
         dialect=to, model=opened.record.model, options=options, two_logits=False
@@ -131,8 +131,7 @@ def find_dialect(to: str, record: Record) -> Dialect:
     family = record.family
     of_family = [dialect for dialect in family.dialects if to in dialect.projects]
     if not of_family:
-        others = dict.fromkeys(name for dialect in family.dialects for name in dialect.projects)
-        advice = f"known for it are {', '.join(others)}"
+        advice = f"known for it are {', '.join(family.projects)}"
         if to == "timm":
             advice = "convert it to official, which timm reads after `import vitrail.timm`"
         where = write_option("to", to)
@@ -197,18 +196,12 @@ def _convert_to_ours(opened: Opened, target: Path) -> Conversion:
 
 def _differing_fields(record: Record, dialect: Dialect) -> dict[str, Any]:
     """Return the fields, as a project has them, in which a model is none of the project's."""
-    config = config_of(record)
-    return {name: value for name, value in dialect.only.items() if getattr(config, name) != value}
+    return find_differences(config_of(record), dialect.only)
 
 
 def _zero_additions(record: Record, dialect: Dialect) -> dict[str, Any]:
     """Return the differing fields that add nothing but weights of zeros."""
-    additions = record.family.additions.items()
-    return {
-        name: value
-        for name, value in _differing_fields(record, dialect).items()
-        if (name, value) in additions
-    }
+    return dict(_differing_fields(record, dialect).items() & record.family.additions.items())
 
 
 def _check_suffix(target: Path, to: str, allowed: Iterable[str]) -> None:
@@ -341,15 +334,11 @@ def _short(value: Any) -> str:
 def _read_back(opened: Opened, target: Path, asked: LoadRequest) -> Opened:
     """Read the written file; its weights are those that were read, or else nothing is said to be converted."""
     again = open_model(target, asked)
-    changed = [
-        name
-        for name, tensor in opened.weights.items()
-        if not torch.equal(tensor, again.weights[name])
-    ]
-    if changed:
-        raise CheckpointError(
-            f"{target}: reads back with other values ({changed[0]}); it is not to be used"
-        )
+    for name, tensor in opened.weights.items():
+        if not torch.equal(tensor, again.weights[name]):
+            raise CheckpointError(
+                f"{target}: reads back with other values ({name}); it is not to be used"
+            )
     return again
 
 

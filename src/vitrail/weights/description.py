@@ -11,13 +11,13 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from vitrail.errors import shorten, suggest
 from vitrail.images.preprocess import Preprocess
 from vitrail.models.family import ModelConfig, Shapes
-from vitrail.models.registry import FAMILIES, find_variant
+from vitrail.models.registry import find_variant, list_models
 
 MAX_TEXT = 16 * 2**20
 """Letters of a description; that of a model of 20,000 classes with counts and thresholds has 2
@@ -86,7 +86,7 @@ def check(content: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is missing")
         if not isinstance(content[name], kind):
             raise ValueError(f"{name} is {shorten(content[name])}; it must be {KIND_NAMES[kind]}")
-    known = [name for family in FAMILIES for name in family.variants]
+    known = list_models()
     if content["model"] not in known:
         name, near = content["model"], suggest(content["model"], known)
         raise ValueError(
@@ -229,9 +229,7 @@ def check_exported(said: Any) -> None:
             "or null"
         )
     details = said.get("details")
-    if not isinstance(details, dict) or not all(
-        isinstance(value, str) for value in details.values()
-    ):
+    if not isinstance(details, dict) or not _are_texts(details.values()):
         raise ValueError(
             f"provenance.exported.details is {shorten(details)}; it must be texts by name"
         )
@@ -252,6 +250,10 @@ def _is_whole(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _are_texts(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _classes(names: list[Any]) -> str:
@@ -302,9 +304,7 @@ def _provenance(values: dict[str, Any]) -> str:
             return f".training_counts is {shorten(counts)}; it must be a list of numbers of images"
     if "images" in values:
         images = values["images"]
-        if not isinstance(images, dict) or not all(
-            isinstance(value, str) for value in images.values()
-        ):
+        if not isinstance(images, dict) or not _are_texts(images.values()):
             return f".images is {shorten(images)}; it must be hashes by the names of splits"
     if "sketch" in values:
         known = values["sketch"]

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from vitrail.classes.names import canonical
-from vitrail.errors import CheckpointError
+from vitrail.errors import CheckpointError, list_values
 from vitrail.imagenet import NUM_CLASSES, list_wordnet_ids
 from vitrail.images.pixels import describe_channels
 from vitrail.images.preprocess import Preprocess, describe_normalisation, fit_statistics
-from vitrail.models.registry import FAMILIES
-from vitrail.weights.account import Account, Entry
+from vitrail.models.registry import FAMILIES, find_family
+from vitrail.weights.account import Account, Entry, list_added
 from vitrail.weights.checkpoint import Record
-from vitrail.weights.config_fields import NUMERICS, read_numerics
+from vitrail.weights.config_fields import pick_numerics, read_numerics
 from vitrail.weights.formats.weight_file import WeightFile
 from vitrail.weights.image_config import read_images, read_labels
 from vitrail.weights.opened import Opened
@@ -34,6 +34,19 @@ class Remarks:
     doubts: list[str] = field(default_factory=list)
     """What may be wrong all the same."""
 
+    def add(
+        self,
+        file: WeightFile,
+        *,
+        notes: Iterable[str] = (),
+        doubts: Iterable[str] = (),
+        about: str = "",
+    ) -> None:
+        """Add sentences on a file, or on what of it `about` says, with its path before each."""
+        start = f"{file.path}: {about}"
+        self.notes += [start + note for note in notes]
+        self.doubts += [start + doubt for doubt in doubts]
+
 
 def recognise_model(
     file: WeightFile, found: FoundWeights, request: LoadRequest, remarks: Remarks
@@ -46,7 +59,7 @@ def recognise_model(
     reading = _choose_reading(file, found.readings, request)
     reading = _with_image_size(file, reading, remarks)
     _doubt_model_name(file, reading, remarks)
-    remarks.doubts += [f"{file.path}: {doubt}" for doubt in reading.dialect.doubts]
+    remarks.add(file, doubts=reading.dialect.doubts)
     return reading
 
 
@@ -62,7 +75,9 @@ def rename_weights(
             f"{len(reading.misfits)} skipped"
         )
         weights = reading.family.model(reading.config).state_dict() | weights
-    dtypes = {str(theirs[name].dtype) for link in reading.links for name in link.theirs}
+    dtypes: set[str] = set()
+    for link in reading.links:
+        dtypes.update(str(theirs[name].dtype) for name in link.theirs)
     if converted := sorted(dtypes - {"torch.float32"}):
         remarks.notes.append(
             f"{file.path}: holds {', '.join(converted)}, which became torch.float32"
@@ -93,7 +108,7 @@ def describe_model(
     _note_described_numerics(file, reading, numerics, request, remarks)
     preprocess = _describe_images(file, reading, found, remarks)
     classes = _describe_classes(file, reading, remarks, is_named=request.names is not None)
-    remarks.notes += [f"{file.path}: {note}" for note in reading.dialect.notes]
+    remarks.add(file, notes=reading.dialect.notes)
     source = {"file": file.path.name, "dialect": reading.dialect.name, "entry": found.tree.entry}
     record = Record(
         model=reading.model,
@@ -125,7 +140,7 @@ def numerics_of_config(file: WeightFile) -> dict[str, Any]:
         raise CheckpointError(
             f"{file.path}: the model_args of its config.json are no mapping; use the original"
         )
-    return {name: value for name, value in arguments.items() if name in NUMERICS}
+    return pick_numerics(arguments)
 
 
 def note_statistics(where: str, channels: int, mean: Sequence[float], std: Sequence[float]) -> str:
@@ -176,7 +191,7 @@ def _stated_model(file: WeightFile) -> str:
 
 
 def _is_known(model: str) -> bool:
-    return any(model in (*family.variants, *family.aliases) for family in FAMILIES)
+    return find_family(model) is not None or any(model in family.aliases for family in FAMILIES)
 
 
 def _with_image_size(file: WeightFile, reading: Reading, remarks: Remarks) -> Reading:
@@ -259,7 +274,7 @@ def _describe_images(
     entry = found.tree.prefix.split(".")[0]
     if transfer := reading.family.by_entry.get((entry, config.num_classes)):
         values |= transfer
-        listed = ", ".join(f"{name} {value}" for name, value in transfer.items())
+        listed = list_values(transfer)
         remarks.notes.append(
             f"{file.path}: its entry {entry} is that of the official transfer to "
             f"{config.num_classes} classes, so "
@@ -274,8 +289,7 @@ def _describe_images(
                 note_statistics(str(file.path), channels, values["mean"], values["std"])
             )
     images = read_images(stated, values, channels)
-    remarks.notes += [f"{file.path}: its config.json {note}" for note in images.notes]
-    remarks.doubts += [f"{file.path}: its config.json {doubt}" for doubt in images.doubts]
+    remarks.add(file, notes=images.notes, doubts=images.doubts, about="its config.json ")
     return Preprocess.from_dict(
         {**Preprocess(size=config.size).to_dict(), **values, **images.values}
     )
@@ -323,10 +337,8 @@ def _list_entries(found: FoundWeights, reading: Reading) -> list[Entry]:
             what = "loaded"
         theirs = tuple(in_file.get(name, name) for name in link.theirs)
         entries.append(Entry(what, theirs, link.ours))
-    entries += [
-        Entry("zero-filled", ours=(name,), note="the project has none") for name in reading.zeros
-    ]
-    entries += [Entry("new", ours=(name,), note="missing in the file") for name in reading.missing]
+    entries += list_added("zero-filled", reading.zeros, "the project has none")
+    entries += list_added("new", reading.missing, "missing in the file")
     for name in reading.misfits:
         entries.append(Entry("skipped", theirs=(in_file.get(name, name),), note="not of the model"))
     for name, reason in {**reading.skipped, **found.skipped}.items():

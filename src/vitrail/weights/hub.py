@@ -12,7 +12,7 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor
 
-from vitrail.errors import CheckpointError
+from vitrail.errors import CheckpointError, list_values
 from vitrail.files import files_of, refuse_replacing, write_whole
 from vitrail.imagenet import list_wordnet_ids
 from vitrail.images.pixels import describe_channels
@@ -47,7 +47,7 @@ def save_pretrained(source: Path | str, folder: Path) -> tuple[str, ...]:
         refuse_replacing("folder", folder / name, files_of(source))
     opened = open_model(source, LoadRequest(two_logits=False))
     if is_of_timm(opened.record.model) and (differing := other_numerics(opened.record)):
-        given = ", ".join(f"{name} {value}" for name, value in differing.items())
+        given = list_values(differing)
         warnings.warn(
             f"{folder}: these weights compute with {given}; vitrail reads that from the folder, "
             "timm's own models "
@@ -196,14 +196,12 @@ def model_card(record: Record) -> str:
         )
     numerics = ""
     if differing := other_numerics(record):
-        listed = ", ".join(f"{name} {value}" for name, value in differing.items())
+        listed = list_values(differing)
         numerics = f"These weights compute with {listed}, which timm's own models do not.\n\n"
-    shown = {
-        key: value
-        for key, value in record.provenance.items()
-        if key not in ("training_counts", "sketch")
-    }
-    origin = "".join(f"- {key}: {value}\n" for key, value in shown.items())
+    origin = ""
+    for key, value in record.provenance.items():
+        if key not in ("training_counts", "sketch"):
+            origin += f"- {key}: {value}\n"
     return f"""---
 library_name: timm
 pipeline_tag: image-classification

@@ -76,9 +76,10 @@ def read_labels(config: Mapping[str, Any]) -> list[Any] | None:
     ):
         return None  # what transformers writes where there are no names
     by_number = {str(key): name for key, name in numbered.items()}
-    if by_number.keys() != {str(number) for number in range(len(by_number))}:
+    numbers = list(map(str, range(len(by_number))))
+    if by_number.keys() != set(numbers):
         return []  # numbered from 1, or with gaps
-    return [by_number[str(number)] for number in range(len(by_number))]
+    return [by_number[number] for number in numbers]
 
 
 def _turned_round(numbers: Any) -> dict[str, Any] | None:
@@ -100,7 +101,7 @@ def _numbers(value: Any, channels: int, above: float) -> tuple[float, ...] | Non
         listed = listed * channels
     if len(listed) != channels:
         return None
-    return tuple(float(number) for number in listed)
+    return tuple(map(float, listed))
 
 
 def _is_number(value: Any) -> bool:
@@ -139,7 +140,7 @@ def _instead(theirs: str, value: Any, ours: str, own: Mapping[str, Any]) -> str:
 
 def _short(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return f"[{', '.join(_short(part) for part in value[:4])}{', ...' * (len(value) > 4)}]"
+        return f"[{', '.join(map(_short, value[:4]))}{', ...' * (len(value) > 4)}]"
     if isinstance(value, float):
         return f"{value:.4g}"
     return "null" if value is None else str(value)[:40]

@@ -152,11 +152,10 @@ def override_preprocess(
     stored: Preprocess, settings: PreprocessSection, display: Display
 ) -> Preprocess:
     """Return the preprocessing of a file with explicit settings put over it, saying what they change."""
-    changes = {
-        name: value
-        for name, value in vars(settings).items()
-        if value is not None and value != getattr(stored, name)
-    }
+    changes = {}
+    for name, value in vars(settings).items():
+        if value is not None and value != getattr(stored, name):
+            changes[name] = value
     for name, value in changes.items():
         display.warn(
             f"preprocess.{name} is {value} instead of {getattr(stored, name)}, which the weights "

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vitrail.errors import CheckpointError, ConfigError, format_choices
+from vitrail.errors import CheckpointError, ConfigError, format_choices, list_values
 from vitrail.models.dialects import SAME, Dialect, Link, may_lack, read_names
 from vitrail.models.family import Family, ModelConfig, Shapes, Variant
 from vitrail.models.registry import FAMILIES, build_config, find_variant
 from vitrail.weights.account import UNUSED
-from vitrail.weights.config_fields import ADAPTABLE
+from vitrail.weights.config_fields import ADAPTABLE, find_differences
 
-PROJECTS = tuple(
-    dict.fromkeys(
-        name for family in FAMILIES for dialect in family.dialects for name in dialect.projects
-    )
-)
+PROJECTS = tuple(dict.fromkeys(chain.from_iterable(family.projects for family in FAMILIES)))
 """All projects whose names are known."""
 
 
@@ -51,15 +48,18 @@ class Reading:
     @property
     def is_whole(self) -> bool:
         """Whether every weight of the file and of the model is accounted for."""
-        return not self.missing and not self.misfits
+        return self.distance == 0
+
+    @property
+    def distance(self) -> int:
+        """How many weights, of the file and of the model, are not accounted for."""
+        return len(self.missing) + len(self.misfits)
 
     @property
     def model_names(self) -> tuple[str, ...]:
         """All names of the model: ours, and those that other projects use."""
-        return (
-            self.model,
-            *(alias for alias, name in self.family.aliases.items() if name == self.model),
-        )
+        aliases = self.family.aliases.items()
+        return (self.model, *(alias for alias, name in aliases if name == self.model))
 
     def __str__(self) -> str:
         return f"{self.dialect.name} {self.model}"
@@ -147,14 +147,15 @@ def _candidate_families(model: str | None) -> list[Family[Any]]:
 
 def _restore_names(reading: Reading, names: Mapping[str, str]) -> Reading:
     """Return a reading by order with the names that stand in the file, and a note that says so."""
-    links = tuple(
-        replace(link, theirs=tuple(names[name] for name in link.theirs)) for link in reading.links
-    )
+    links = []
+    for link in reading.links:
+        theirs = tuple(names[name] for name in link.theirs)
+        links.append(replace(link, theirs=theirs))
     notes = (
         *reading.dialect.notes,
         "its blocks were told apart by order and shape, not by their names",
     )
-    return replace(reading, links=links, dialect=replace(reading.dialect, notes=notes))
+    return replace(reading, links=tuple(links), dialect=replace(reading.dialect, notes=notes))
 
 
 def _recognise_by_name(
@@ -179,22 +180,17 @@ def _recognise_by_name(
             except (KeyError, IndexError, ZeroDivisionError):
                 continue  # not even the weights that tell its size
             told = told or implied
-            variants = (
-                [model]
-                if model
-                else [name for name in family.variants if name not in candidate.lacks]
-            )
-            for name in variants:
+            for name in [model] if model else family.variants:
+                if model is None and name in candidate.lacks:
+                    continue
                 reading = _read_as(names, name, implied, options, is_named=model is not None)
                 if reading is not None:
                     readings.append(reading)
     if not readings:
         raise _refuse(weights, where, dialect, told)
-    if whole := [reading for reading in readings if reading.is_whole]:
-        return _drop_synonyms(whole)
-    distances = [len(reading.missing) + len(reading.misfits) for reading in readings]
-    pairs = zip(readings, distances, strict=True)
-    return _drop_synonyms([reading for reading, distance in pairs if distance == min(distances)])
+    # where some account for every weight, these are the nearest
+    nearest = min(reading.distance for reading in readings)
+    return _drop_synonyms([reading for reading in readings if reading.distance == nearest])
 
 
 def _check_dialect(dialect: str | None, families: list[Family[Any]], where: str) -> None:
@@ -204,9 +200,7 @@ def _check_dialect(dialect: str | None, families: list[Family[Any]], where: str)
         raise ConfigError(
             f"dialect is {dialect!r}{format_choices(dialect, (*PROJECTS, 'vitrail'), 'known are')}"
         )
-    if not any(
-        dialect in candidate.projects for family in families for candidate in family.dialects
-    ):
+    if not any(dialect in family.projects for family in families):
         raise CheckpointError(
             f"{where}: {dialect} has no {families[0].title}; leave weights.dialect out"
         )
@@ -224,9 +218,10 @@ def _refuse(
             "height and width: weights.options.image_size=[H,W]"
         )
     if told:
-        size = ", ".join(f"{name} {value}" for name, value in told.items() if name != "positions")
+        sizes = dict(told)
+        sizes.pop("positions", None)
         return CheckpointError(
-            f"{where}: has the shapes of no published model ({size}); name the one it was made "
+            f"{where}: has the shapes of no published model ({list_values(sizes)}); name the one it was made "
             "from, and its options: "
             "weights.model=NAME weights.options.depth=N ..."
         )
@@ -259,9 +254,8 @@ def _official_shapes(
             tensors = link.how.read([weights[name].to("meta") for name in link.theirs])
         except (RuntimeError, IndexError):  # of other dimensions than the project's
             tensors = [weights[link.theirs[0]].to("meta")] * len(link.ours)
-        shapes |= {
-            name: tuple(tensor.shape) for name, tensor in zip(link.ours, tensors, strict=True)
-        }
+        for name, tensor in zip(link.ours, tensors, strict=True):
+            shapes[name] = tuple(tensor.shape)
     return shapes
 
 
@@ -297,9 +291,11 @@ def _read_as(
             fitting.append(link)
         else:
             misfits += link.theirs
-    held = {name for link in fitting for name in link.ours}
-    lacking = [name for name in expected if name not in held]
-    zeros = [name for name in lacking if may_lack(name, names.dialect)]
+    held = set(chain.from_iterable(link.ours for link in fitting))
+    zeros, missing = [], []
+    for name in expected:
+        if name not in held:
+            (zeros if may_lack(name, names.dialect) else missing).append(name)
     return Reading(
         dialect=names.dialect,
         model=model,
@@ -308,7 +304,7 @@ def _read_as(
         config=config,
         links=tuple(fitting),
         zeros=tuple(zeros),
-        missing=tuple(name for name in lacking if name not in zeros),
+        missing=tuple(missing),
         skipped={**names.skipped, **dict.fromkeys(dead, UNUSED)},
         misfits=tuple(misfits),
     )
@@ -323,28 +319,28 @@ def _implied_config(
     is_named: bool,
 ) -> ModelConfig | None:
     """Return the configuration that the file's shapes give a model, or None where it is another model."""
-    asked = {
-        key: value for key, value in options.items() if key not in ("in_channels", "num_classes")
-    }
+    asked, given = dict(options), {}
+    for key in ("in_channels", "num_classes"):
+        asked.pop(key, None)
+        if key in implied:
+            given[key] = implied[key]
     config = build_config(model, **asked)
-    sizes = {setting.name for setting in fields(config)} - {*ADAPTABLE}
-    if not is_named and any(
-        getattr(config, key) != value for key, value in implied.items() if key in sizes
-    ):
+    sizes = vars(config).keys() & implied.keys() - {*ADAPTABLE}
+    if not is_named and find_differences(config, {key: implied[key] for key in sizes}):
         return None
-    for key, value in names.dialect.only.items():
-        # a state dict of ours without what a family can add has official names all the same
-        if key not in names.family.additions and getattr(config, key) != value:
-            return None
-    given = {key: implied[key] for key in ("in_channels", "num_classes") if key in implied}
+    # a state dict of ours without what a family can add has official names all the same
+    if find_differences(config, names.dialect.only).keys() - names.family.additions.keys():
+        return None
     if "positions" in implied:
         size = _image_size_of(implied["positions"], config)
         if size is None:
             return None
         given["image_size"] = size
-    of_dialect = {key: value for key, value in names.dialect.options.items() if key not in options}
+    # what is asked for stands before what the dialect's programs compute with
+    for key in names.dialect.options.keys() - options.keys():
+        given[key] = names.dialect.options[key]
     try:
-        return replace(config, **given, **of_dialect)
+        return replace(config, **given)
     except ValueError:
         return None
 
@@ -371,9 +367,5 @@ def _drop_synonyms(readings: list[Reading]) -> list[Reading]:
 
 def _count_changes(reading: Reading) -> int:
     """Return in how many fields, other than those that weights are adapted to, a reading differs from its variant."""
-    published = vars(reading.variant.config)
-    return sum(
-        value != published[name]
-        for name, value in vars(reading.config).items()
-        if name not in ADAPTABLE
-    )
+    changes = find_differences(reading.variant.config, vars(reading.config))
+    return len(changes.keys() - {*ADAPTABLE})

@@ -93,11 +93,10 @@ def make_request(section: WeightsSection, **given: Any) -> LoadRequest:
 
 def resolve_request(layers: Sequence[Layer]) -> LoadRequest:
     """Return the request of layers of settings, with the model that a settings file among them describes."""
-    of_weights = [
-        Layer(one.origin, {"weights": one.values["weights"]})
-        for one in layers
-        if "weights" in one.values
-    ]
+    of_weights = []
+    for one in layers:
+        if "weights" in one.values:
+            of_weights.append(Layer(one.origin, {"weights": one.values["weights"]}))
     request = make_request(resolve(ConvertConfig, of_weights).config.weights)
     described = None
     for layer in layers:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vitrail.errors import CheckpointError
 from vitrail.files import Buffer
-from vitrail.weights.formats.protobuf import block, header, integer, read_fields, signed
+from vitrail.weights.formats.protobuf import block, header, integer, integers, read_fields, signed
 
 SLICE = 512 * 2**20
 MAX_VALUES = 200_000
@@ -197,7 +197,7 @@ def _encode(values: Mapping[str, Tensor | str]) -> Iterator[Buffer]:
         else:
             # a bool's bytes, or a bfloat16's, are not numpy's to see
             content = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
-            kind, sizes = names[value.dtype], b"".join(integer(1, size) for size in value.shape)
+            kind, sizes = names[value.dtype], integers(1, value.shape)
         for start in range(0, max(len(content), 1), SLICE):
             part = content[start : start + SLICE]
             before = sizes + block(2, kind) + header(3, len(part))

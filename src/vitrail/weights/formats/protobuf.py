@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from vitrail.files import Buffer
 
@@ -25,6 +25,11 @@ def varint(value: int) -> bytes:
 def integer(field: int, value: int) -> bytes:
     """Return a field that holds a whole number, a truth value or a member of an enum."""
     return varint(field << 3 | VARINT) + varint(value)
+
+
+def integers(field: int, values: Iterable[int]) -> bytes:
+    """Return one field for each of several whole numbers."""
+    return b"".join(integer(field, value) for value in values)
 
 
 def real(field: int, value: float) -> bytes:

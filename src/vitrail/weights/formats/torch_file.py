@@ -124,11 +124,8 @@ def _tensor(data: bytearray, dtype: torch.dtype, swap: bool = False) -> Tensor:
 
 def _other_archive(names: list[str]) -> str:
     """Return why a zip archive holds no weights that can be read, by the names in it."""
-    inside = [
-        name
-        for name in names
-        if name.endswith((".pth", ".pt", ".ckpt", ".safetensors", ".tar", ".bin"))
-    ]
+    endings = (".pth", ".pt", ".ckpt", ".safetensors", ".tar", ".bin")
+    inside = [name for name in names if name.endswith(endings)]
     if any(name.endswith((".weights.h5", "model.weights.h5")) for name in names):
         return "is a model of Keras; only weights of PyTorch and MindSpore are read, in .pth, .safetensors or .ckpt"
     if names and all(name.endswith(".npy") for name in names):

@@ -248,10 +248,9 @@ def _divide_content(path: Path, content: Any) -> dict[str, Any]:
         tensors[name] = tensor
         if len(tensors) > MAX_WEIGHTS:
             raise CheckpointError(_too_many_tensors(path))
-    entries = {
-        str(key): _name_type(value, tensor="tensor")
-        for key, value in (_children(content) or {}).items()
-    }
+    entries = {}
+    for key, value in (_children(content) or {}).items():
+        entries[str(key)] = _name_type(value, tensor="tensor")
     swapped_out = None
     for name in tensors:
         before, mark, _ = name.partition(f"{SWAPPED_OUT}.")
@@ -303,7 +302,7 @@ def _children(node: Any) -> Mapping[Any, Any] | None:
         has_containers = len(node) <= MAX_LISTED and any(
             isinstance(value, Mapping | list | tuple) for value in node
         )
-        if has_containers or all(as_tensor(value) for value in node):
+        if has_containers or all(map(as_tensor, node)):
             return dict(enumerate(node))
         return None
     if not isinstance(node, Inert):

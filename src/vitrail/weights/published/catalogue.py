@@ -16,7 +16,7 @@ from typing import Any
 
 from vitrail.errors import CheckpointError, suggest
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from vitrail.models.registry import FAMILIES
+from vitrail.models.registry import FAMILIES, find_family
 
 HUB = "hf-hub:"
 """Prefix of what lies on the Hugging Face Hub, as OWNER/NAME."""
@@ -282,6 +282,7 @@ ROWS = (
     _of_twins("twins_svt_large", 83.60),
 )
 """All published weights, those of a model in the order in which they are preferred."""
+_NAMES = tuple(row.name for row in ROWS)
 _BASES = tuple(dict.fromkeys(row.base for row in ROWS))
 _LISTED = "`vitrail weights` lists all that there are"
 
@@ -319,7 +320,7 @@ def find_row(word: str, model: str | None = None) -> Published | None:
         return None
     if model is not None and not origin:
         return _choose(word, _our_name(model), base)
-    known = [*_BASES, *(row.name for row in ROWS)]
+    known = [*_BASES, *_NAMES]
     raise CheckpointError(
         f"{word}: no published weights are called so{suggest(text, known) or ';'} {_LISTED}"
     )
@@ -348,19 +349,17 @@ def choose_namesake(word: str | Path, file: str) -> Path:
 
 def suggest_row(word: str) -> str:
     """Return "; did you mean 'x'?" for the name in the catalogue that is very near to a word, or nothing."""
-    return suggest(word, [*_BASES, *(row.name for row in ROWS)], 0.8)
+    return suggest(word, [*_BASES, *_NAMES], 0.8)
 
 
 def _choose(word: str, base: str, origin: str) -> Published:
     """Return the first weights of a name from an origin, or the first of all where none is asked for."""
     rows = [row for row in ROWS if row.base == base]
     if not rows:
-        family = next((family for family in FAMILIES if base in family.variants), None)
-        alike = (
-            []
-            if family is None
-            else dict.fromkeys(row.base for row in ROWS if row.model in family.variants)
-        )
+        family = find_family(base)
+        alike: dict[str, None] = {}
+        if family is not None:
+            alike = dict.fromkeys(row.base for row in ROWS if row.model in family.variants)
         of_family = (
             f"; of {family.title} there are {', '.join(alike)}"
             if family is not None and alike
@@ -388,4 +387,4 @@ def _our_name(name: str) -> str:
 
 
 def _is_model(name: str) -> bool:
-    return any(name in family.variants for family in FAMILIES)
+    return find_family(name) is not None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from vitrail.weights.formats.weight_file import WeightFile
 from vitrail.weights.search.average_names import holds_average
 from vitrail.weights.search.fits import Fit, list_frozen
+from vitrail.weights.search.weight_names import join_prefix
 
 
 def divide_by_mmcv(fit: Fit, pairs: Mapping[str, str]) -> list[Fit]:
@@ -34,7 +35,7 @@ def match_dotless_names(fit: Fit, place: str, names: Mapping[str, str]) -> Fit |
     """
     segments = fit.tree.prefix.split(".")[:-1]
     for depth in range(len(segments), -1, -1):
-        above = "".join(f"{segment}." for segment in segments[:depth])
+        above = join_prefix(segments[:depth])
         matched = {}
         for name, whole in fit.tree.names.items():
             joined = whole.removeprefix(above).replace(".", "")
@@ -57,15 +58,20 @@ def list_unnamed_averages(file: WeightFile, outside: list[str]) -> dict[str, lis
 
 def match_by_order(file: WeightFile, fit: Fit, place: str, tensors: list[str]) -> Fit | None:
     """Return an average that is a list in the order of a model's parameters, or of those that are trained."""
-    shapes = [file.tensors[name].shape for name in tensors]
+    shapes = _list_shapes(file, tensors)
     frozen = list_frozen(fit.reading)
     trained = [name for name in fit.tree.names if name not in frozen]
     for names in ([*fit.tree.names], trained):
-        if shapes == [file.tensors[fit.tree.names[name]].shape for name in names]:
+        whole = [fit.tree.names[name] for name in names]
+        if shapes == _list_shapes(file, whole):
             return _as_average(
                 fit, place, {**fit.tree.names, **dict(zip(names, tensors, strict=True))}
             )
     return None
+
+
+def _list_shapes(file: WeightFile, names: Iterable[str]) -> list[tuple[int, ...]]:
+    return [file.tensors[name].shape for name in names]
 
 
 def complete(incomplete: Fit, other: Fit) -> Fit:

@@ -55,14 +55,17 @@ def choose_fit(
     # an average counts where it has the names and shapes of the weights
     weights = own[0]
     shapes = weights.tree.shapes(file)
-    averages = [complete(average, weights) for average in averages]
-    reasons = {
-        fit.tree.title: explain_difference(fit.tree.shapes(file), shapes) for fit in averages
-    }
-    fitting = [fit for fit in averages if not reasons[fit.tree.title]]
+    reasons, fitting = {}, []
+    for average in averages:
+        average = complete(average, weights)
+        reason = explain_difference(average.tree.shapes(file), shapes)
+        reasons[average.tree.title] = reason
+        if not reason:
+            fitting.append(average)
     if not take_average:
-        not_taken = {fit.tree.title: "a moving average, not taken" for fit in fitting}
-        return Choice(fit=weights, notes=notes, reasons={**reasons, **not_taken})
+        for average in fitting:
+            reasons[average.tree.title] = "a moving average, not taken"
+        return Choice(fit=weights, notes=notes, reasons=reasons)
     if not fitting:
         doubts = [
             f"{file.path}: the moving average ({title}) {why}, and is left"

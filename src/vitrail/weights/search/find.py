@@ -116,11 +116,8 @@ def _divide_names(file: WeightFile, entry: str | None) -> _Contents:
     trees = list_subtrees(file, names)
     candidates = [tree for tree in trees if not is_of_optimizer(tree.prefix)]
     if entry is not None:
-        exact = [
-            tree
-            for tree in candidates
-            if entry.rstrip(".") in (tree.entry, tree.prefix.rstrip("."))
-        ]
+        asked = entry.rstrip(".")
+        exact = [tree for tree in candidates if asked in (tree.entry, tree.prefix.rstrip("."))]
         candidates = exact or candidates
     return _Contents(
         names=names,
@@ -135,9 +132,9 @@ def _divide_names(file: WeightFile, entry: str | None) -> _Contents:
 def _read_candidates(reader: Reader, contents: _Contents) -> list[Fit]:
     """Return the subtrees that can be read as models; without any, why not is raised."""
     trees = contents.candidates or [find_likeliest(reader.file, contents.names)]
-    read = [reader.fit(tree, contents.outside) for tree in trees]
     fits: list[Fit] = []
-    for fit in read:
+    for tree in trees:
+        fit = reader.fit(tree, contents.outside)
         if fit is not None:
             fits += divide_by_mmcv(fit, contents.mmcv_pairs)
     if not fits:
@@ -162,17 +159,15 @@ def _pair_averages(
     if not own:
         return [], best
     averages = [fit for fit in fits if fit.tree.is_average]
+    matches: list[Fit | None] = []
     unnamed = list_unnamed_averages(reader.file, contents.outside)
     for fit in own:
-        matches = [
-            match_by_order(reader.file, fit, place, tensors) for place, tensors in unnamed.items()
-        ]
-        averages += [match for match in matches if match]
+        for place, tensors in unnamed.items():
+            matches.append(match_by_order(reader.file, fit, place, tensors))
     for fit in own:
-        matches = [
-            match_dotless_names(fit, place, names) for place, names in contents.dotless.items()
-        ]
-        averages += [match for match in matches if match]
+        for place, names in contents.dotless.items():
+            matches.append(match_dotless_names(fit, place, names))
+    averages += filter(None, matches)
     # an average that is no model alone is compared with the weights
     for tree in contents.candidates:
         if tree.is_average and reader.fit(tree, contents.outside) is None:
@@ -182,18 +177,19 @@ def _pair_averages(
 
 def _doubt_left(file: WeightFile, chosen: Fit, contents: _Contents) -> list[str]:
     """Return doubts about averages and layers that are left though they may belong to the model."""
-    doubts = [
-        f"{file.path}: {place}, an average without names, is in no order of the model's "
-        "parameters, and is left"
-        for place, tensors in list_unnamed_averages(file, contents.outside).items()
-        if match_by_order(file, chosen, place, tensors) is None
-    ]
-    doubts += [
-        f"{file.path}: {place}, an average whose names have no dots, has none of the model's, and "
-        "is left"
-        for place, names in contents.dotless.items()
-        if match_dotless_names(chosen, place, names) is None
-    ]
+    doubts = []
+    for place, tensors in list_unnamed_averages(file, contents.outside).items():
+        if match_by_order(file, chosen, place, tensors) is None:
+            doubts.append(
+                f"{file.path}: {place}, an average without names, is in no order of the model's "
+                "parameters, and is left"
+            )
+    for place, names in contents.dotless.items():
+        if match_dotless_names(chosen, place, names) is None:
+            doubts.append(
+                f"{file.path}: {place}, an average whose names have no dots, has none of the "
+                "model's, and is left"
+            )
     if neighbours := list_neighbours(file, chosen, contents.outside):
         doubts.append(
             f"{file.path}: {', '.join(neighbours[:3])} beside the model may have been trained with "

@@ -15,6 +15,7 @@ from vitrail.weights.formats.weight_file import WeightFile
 from vitrail.weights.recognise import Reading, recognise
 from vitrail.weights.request import LoadRequest
 from vitrail.weights.search.subtrees import Subtree
+from vitrail.weights.search.weight_names import join_prefix
 
 STATISTICS = {"mean", "std", "pixel_mean", "pixel_std", "image_mean", "image_std"}
 """Names of what a module that normalizes images keeps."""
@@ -121,7 +122,11 @@ def list_frozen(reading: Reading) -> set[str]:
     """Return the names in the file of what is never trained, which some averages leave out."""
     parameters = build_on_meta(reading).named_parameters()
     frozen = {name for name, parameter in parameters if not parameter.requires_grad}
-    return {theirs for link in reading.links if {*link.ours} <= frozen for theirs in link.theirs}
+    names: set[str] = set()
+    for link in reading.links:
+        if {*link.ours} <= frozen:
+            names.update(link.theirs)
+    return names
 
 
 def list_neighbours(file: WeightFile, fit: Fit, outside: list[str]) -> list[str]:
@@ -172,7 +177,7 @@ def _find_heads(
         return layers, [name for name in inside if name.rpartition(".")[0] not in layers]
     segments = tree.prefix.split(".")[:-1]
     for depth in range(len(segments) - 1, -1, -1):
-        place = "".join(f"{segment}." for segment in segments[:depth])
+        place = join_prefix(segments[:depth])
         near = [name for name in outside if name.startswith(place)]
         if layers := _linear_layers(file, near, width):
             without_bias = [layer for layer in layers if f"{layer}.bias" not in file.tensors]
@@ -208,7 +213,10 @@ def _layers_beside(file: WeightFile, near: list[str], layers: list[str], width: 
 def _with_head(tree: Subtree, reading: Reading, layer: str) -> Subtree:
     """Return a subtree with a linear layer under the name that the dialect gives the head."""
     links, _ = write_names(("head.weight", "head.bias"), reading.dialect)
-    names = {name: whole for name, whole in tree.names.items() if name not in reading.misfits}
+    names = dict(tree.names)
+    for name in reading.misfits:
+        names.pop(name, None)
     for link in links:
-        names |= {name: f"{layer}.{name.rpartition('.')[2]}" for name in link.theirs}
+        for name in link.theirs:
+            names[name] = f"{layer}.{name.rpartition('.')[2]}"
     return replace(tree, names=names)

@@ -14,7 +14,12 @@ from vitrail.errors import CheckpointError
 from vitrail.weights.formats.pickled import Held
 from vitrail.weights.formats.weight_file import WeightFile
 from vitrail.weights.search.average_names import holds_average
-from vitrail.weights.search.weight_names import are_half_a_model, is_wrapper, split_prefix
+from vitrail.weights.search.weight_names import (
+    are_half_a_model,
+    is_wrapper,
+    join_prefix,
+    split_prefix,
+)
 
 OPTIMIZER = re.compile(r"(?:adam_[mv]|moment[12s]?|moments|accum|accu_grads|momentum|stat)\..*")
 """Names of what MindSpore's optimizers keep for each weight."""
@@ -151,7 +156,7 @@ def find_likeliest(file: WeightFile, names: list[str]) -> Subtree:
         raise CheckpointError(f"{file.path}: holds no weights; its entries are {listed}")
     parents = [name.split(".")[:-1] for name in largest]
     shared = parents[0][: _depth_of_fork(parents)]
-    return build_subtree(file, "".join(f"{segment}." for segment in shared), largest)
+    return build_subtree(file, join_prefix(shared), largest)
 
 
 def _depth_of_fork(paths: list[list[str]]) -> int:

@@ -16,11 +16,17 @@ import torch
 from vitrail.models.dialects import write_names
 from vitrail.models.family import Family
 from vitrail.models.registry import FAMILIES, build_config
+from vitrail.weights.config_fields import find_differences
 
 
 def is_wrapper(segment: str) -> bool:
     """Say whether a module's name is one that torch and its like give what they wrap: `module`, or a private one."""
     return segment == "module" or segment.startswith("_")
+
+
+def join_prefix(segments: Iterable[str]) -> str:
+    """Return a prefix of names, with a dot behind each of its parts."""
+    return "".join(f"{segment}." for segment in segments)
 
 
 def split_prefix(name: str) -> tuple[str, str] | None:
@@ -30,8 +36,7 @@ def split_prefix(name: str) -> tuple[str, str] | None:
     for first in range(len(inner)):
         pattern = _pattern([segments[index] for index in inner[first:]])
         if pattern in _models_by_pattern():
-            prefix = "".join(f"{segment}." for segment in segments[: inner[first]])
-            return prefix, pattern
+            return join_prefix(segments[: inner[first]]), pattern
     return None
 
 
@@ -54,7 +59,7 @@ def _models_by_pattern() -> Mapping[str, frozenset[int]]:
     for family in FAMILIES:
         for config, our_names in _tiny_models(family):
             for dialect in family.dialects:
-                if any(getattr(config, name) != value for name, value in dialect.only.items()):
+                if find_differences(config, dialect.only):
                     continue
                 links, _ = write_names(our_names, dialect)
                 for link in links:
