@@ -38,13 +38,12 @@ def check_classes(
     Raises:
         DataError: With the first rows that differ, and what to do.
     """
-    model = [canonical(name) for name in model_classes]
-    data = [canonical(name) for name in data_classes]
+    model, data = list(map(canonical, model_classes)), list(map(canonical, data_classes))
     if model == data:
         return
-    orders = {
-        kind: [data[index] for index in sort_classes(data, kind)] for kind in get_args(ClassOrder)
-    }
+    orders = {}
+    for kind in get_args(ClassOrder):
+        orders[kind] = [data[index] for index in sort_classes(data, kind)]
     # data in neither order has one that somebody has declared, and keeps it
     if data in orders.values():
         for kind, names in orders.items():
@@ -81,7 +80,7 @@ def match_by_name(
             "data.match_classes=exact and give data whose folders are in the order of its outputs"
         )
     indices = _index_classes(model_classes, path)
-    data_classes = [canonical(name) for name in data_classes]
+    data_classes = list(map(canonical, data_classes))
     if not indices.keys() >= set(data_classes):
         indices = _add_synonyms(indices, data_classes)
     missing = [name for name in data_classes if name not in indices]
@@ -147,8 +146,7 @@ def match_by_order(
             f"{len(data_classes)}; give as "
             "many, or names that data.match_classes=by-name finds"
         )
-    model = [canonical(name) for name in model_classes]
-    data = [canonical(name) for name in data_classes]
+    model, data = list(map(canonical, model_classes)), list(map(canonical, data_classes))
     places = {name: index for index, name in enumerate(model)}
     for index, name in enumerate(data):
         if places.get(name, index) != index:
@@ -159,11 +157,10 @@ def match_by_order(
             )
     # a model without names has none to differ
     pairs = enumerate(zip(model, data, strict=False))
-    different = [
-        f"{index} is {printable(theirs)} there and {printable(ours)} here"
-        for index, (theirs, ours) in pairs
-        if theirs != ours
-    ]
+    different = []
+    for index, (theirs, ours) in pairs:
+        if theirs != ours:
+            different.append(f"{index} is {printable(theirs)} there and {printable(ours)} here")
     if not different:
         return ""
     examples = ", ".join(different[:3])
@@ -208,7 +205,7 @@ def read_class_names(file: str | Path, what: str = "weights.classes") -> tuple[s
     text = _read_text(path, where)
     is_json = path.suffix.lower() == ".json"
     names = _parse_json(text, where) if is_json else _parse_lines(text)
-    names = [canonical(name) for name in names]
+    names = list(map(canonical, names))
     if not names:
         raise ConfigError(f"{where}: names no class; write a name a line")
     seen: dict[str, int] = {}
@@ -255,9 +252,9 @@ def _read_text(path: Path, where: str) -> str:
 def _parse_lines(text: str) -> list[str]:
     """Return the name on each line; of ImageNet's lists of synsets, the id that begins it."""
     lines = text.strip().splitlines()
-    if all(WNID.match(line) for line in lines):
+    if all(map(WNID.match, lines)):
         return [line[:9] for line in lines]
-    return [line.strip() for line in lines]
+    return list(map(str.strip, lines))
 
 
 def _parse_json(text: str, where: str) -> list[str]:
@@ -269,7 +266,7 @@ def _parse_json(text: str, where: str) -> list[str]:
     if isinstance(content, dict) and content:
         content = _sort_by_index(content)
     if isinstance(content, list):
-        content = [_unwrap_keras(value) for value in content]
+        content = list(map(_unwrap_keras, content))
     if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
         raise ConfigError(
             f'{where}: is neither a list of names nor names by their index from 0 on, such as {{"0": "cat"}}'

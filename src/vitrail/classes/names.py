@@ -207,7 +207,7 @@ def find_order_difference(names: Sequence[str]) -> tuple[int, str, str] | None:
     text = list(map(names.__getitem__, sort_classes(names, "text").tolist()))
     natural = list(map(names.__getitem__, sort_classes(names, "natural").tolist()))
     is_sorted = list(names) in (text, natural)
-    is_numbered = list(names) == [str(number) for number in range(len(names))]
+    is_numbered = list(names) == list(map(str, range(len(names))))
     if not is_sorted or is_numbered:
         return None
     for index, (one, other) in enumerate(zip(text, natural, strict=True)):

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, filterfalse
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from vitrail.errors import ConfigError, DataError, list_some, printable, suggest
 from vitrail.files import NOWHERE, Identity, identity, no_file
 from vitrail.images.formats import ENDINGS, NOT_READ
 
-EXTENSIONS = frozenset(ending for endings in ENDINGS.values() for ending in endings)
+EXTENSIONS = frozenset(chain.from_iterable(ENDINGS.values()))
 """File extensions of images."""
 SPLIT_WORDS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
 """Names that splits often have."""
@@ -80,15 +81,14 @@ def find_splits(
 
 def _refuse_other_splits(root: Path, train_split: str, folders: Sequence[str]) -> None:
     """Refuse folders that look like splits under other names, and would be taken for classes."""
-    splits = [
-        folder
-        for folder in folders
-        if folder.lower() in SPLIT_WORDS and visible_folders(root / folder)
-    ]
+    splits = []
+    for folder in folders:
+        if folder.lower() in SPLIT_WORDS and visible_folders(root / folder):
+            splits.append(folder)
     if splits:
-        settings = " ".join(
-            f"data.{key}_split={name}" for key, name in zip(("train", "val"), splits, strict=False)
-        )
+        settings = f"data.train_split={splits[0]}"
+        if len(splits) > 1:
+            settings += f" data.val_split={splits[1]}"
         raise DataError(
             f"data.root {root}: has no {train_split}/, and {list_some(splits)} look like splits "
             "rather than "
@@ -104,15 +104,15 @@ def visible_folders(root: Path) -> list[str]:
         DataError: The root is not there, is a file, or cannot be read.
     """
     try:
-        return sorted(
-            entry.name
-            for entry in os.scandir(root)
-            if not is_hidden(entry.name) and _kind(entry) == FOLDER
-        )
+        names = []
+        for entry in os.scandir(root):
+            if not is_hidden(entry.name) and _kind(entry) == FOLDER:
+                names.append(entry.name)
+        return sorted(names)
     except FileNotFoundError:
         beside = []
         if root.parent.is_dir():
-            beside = [path.name for path in root.parent.iterdir()]
+            beside = os.listdir(root.parent)
         advice = suggest(root.name, beside, alike=0.75) or "; set it to the folder with your images"
         raise DataError(f"data.root {root}: no such folder{advice}") from None
     except NotADirectoryError:
@@ -219,7 +219,7 @@ def list_enclosing(folder: str | Path) -> tuple[Identity, ...]:
 def lies_in_a_circle(folder: Path) -> bool:
     """Say whether the path to a folder goes through a link to one that contains it."""
     place = folder.absolute()
-    path = [identity(parent) for parent in (place, *place.parents)]
+    path = list(map(identity, (place, *place.parents)))
     return len(set(path)) < len(path)
 
 
@@ -272,7 +272,7 @@ class Ignored:
                 "convert them to JPEG "
                 "or PNG"
             )
-        others = [name for name in self.others if not is_unread_image(name)]
+        others = list(filterfalse(is_unread_image, self.others))
         if others:
             notes.append(
                 f"{where}: ignored {len(others)} files that are not images: {list_some(others)}"
@@ -295,7 +295,7 @@ class Ignored:
 
     @property
     def _unread(self) -> list[str]:
-        return [name for name in self.others if is_unread_image(name)]
+        return list(filter(is_unread_image, self.others))
 
 
 @dataclass(frozen=True)
@@ -378,13 +378,11 @@ def scan(
         class_folders, loose = _sort_entries(folder, ignored)
         folders_of = _group_by_class(class_folders, class_order or "text")
         inside = list_enclosing(folder)
-        paths_of = []
+        paths_of: list[list[bytes]] = []
         for folders in folders_of.values():
-            paths = [
-                os.fsencode(path)
-                for name in folders
-                for path in walk(folder, name, ignored, inside)
-            ]
+            paths: list[bytes] = []
+            for name in folders:
+                paths += map(os.fsencode, walk(folder, name, ignored, inside))
             paths_of.append(paths)
         changed = read_changes(folder)
     except OSError as error:
@@ -405,10 +403,10 @@ def scan(
     notes = [_describe_changes(changed)] if changed else []
     notes += _note_joined_folders(folder, folders_of)
     notes += ignored.notes(folder)
-    counts = [len(paths) for paths in paths_of]
+    counts = list(map(len, paths_of))
     return FileSource(
         folder=folder,
-        paths=Paths.of(path for paths in paths_of for path in paths),
+        paths=Paths.of(chain.from_iterable(paths_of)),
         labels=np.repeat(np.arange(len(folders_of), dtype=np.int32), counts),
         classes=tuple(folders_of),
         description=printable(folder),

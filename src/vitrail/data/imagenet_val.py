@@ -74,14 +74,13 @@ def read_devkit(devkit: Path) -> tuple[list[int], dict[int, str]]:
     try:
         truth = _read_member(devkit, TRUTH)
         synsets = _read_member(devkit, SYNSETS)
-        numbers = [int(line) for line in truth.decode().split()]
+        numbers = list(map(int, truth.decode().split()))
         rows = loadmat(io.BytesIO(synsets), squeeze_me=True)["synsets"]
         # inner nodes of WordNet's tree are no classes
-        wnids = {
-            int(row["ILSVRC2012_ID"]): str(row["WNID"])
-            for row in rows
-            if int(row["num_children"]) == 0
-        }
+        wnids = {}
+        for row in rows:
+            if int(row["num_children"]) == 0:
+                wnids[int(row["ILSVRC2012_ID"])] = str(row["WNID"])
         unknown = sorted(set(numbers) - wnids.keys())
         wrong = [wnid for wnid in wnids.values() if re.fullmatch(r"n\d{8}", wnid) is None]
         if unknown or wrong or not numbers:

@@ -184,7 +184,7 @@ def _read_csv_rows(
             # cells of columns without a name
             while len(cells) > len(names) and not cells[-1].strip():
                 cells.pop()
-            if not any(cell.strip() for cell in cells):
+            if not any(map(str.strip, cells)):
                 continue
             if len(cells) != len(names):
                 raise DataError(
@@ -192,9 +192,11 @@ def _read_csv_rows(
                     "that holds "
                     f"{delimiter!r} is quoted"
                 )
-            plain = [unguard(cell) for cell in cells]
+            plain = list(map(unguard, cells))
             guarded += plain != cells
-            yield line, {name: cell for name, cell in zip(names, plain, strict=True) if name}
+            row = dict(zip(names, plain, strict=True))
+            row.pop("", None)  # columns without a name
+            yield line, row
     except csv.Error as error:
         raise DataError(f"{path} line {before + reader.line_num}: is no CSV ({error})") from error
     if guarded:

@@ -112,19 +112,26 @@ class _Collate:
     pixels: PixelFormat
 
     def __call__(self, samples: list[Sample]) -> Batch:
-        good = [sample for sample in samples if sample.image is not None]
-        # stacked as (h, w, c), which is how views lie in memory
-        images = [sample.image.permute(1, 2, 0) for sample in good if sample.image is not None]
+        images, labels, indices, keys, bad = [], [], [], [], []
+        for sample in samples:
+            if sample.image is not None:
+                # stacked as (h, w, c), which is how views lie in memory
+                images.append(sample.image.permute(1, 2, 0))
+                labels.append(sample.label)
+                indices.append(sample.index)
+                keys.append(sample.key)
+            if sample.bad is not None:
+                bad.append(sample.bad)
         if images:
             stacked = default_collate(images)  # which writes to shared memory in a worker
         else:
             stacked = torch.empty((0, *self.size, self.pixels.channels), dtype=self.pixels.dtype)
         return Batch(
             images=stacked.permute(0, 3, 1, 2),
-            labels=torch.tensor([sample.label for sample in good], dtype=torch.int64),
-            indices=torch.tensor([sample.index for sample in good], dtype=torch.int64),
-            keys=torch.tensor([sample.key for sample in good], dtype=torch.int64),
-            bad=[sample.bad for sample in samples if sample.bad is not None],
+            labels=torch.tensor(labels, dtype=torch.int64),
+            indices=torch.tensor(indices, dtype=torch.int64),
+            keys=torch.tensor(keys, dtype=torch.int64),
+            bad=bad,
         )
 
 

@@ -10,9 +10,10 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +162,8 @@ class Manifest:
     def names(self) -> Iterator[bytes]:
         """Yield the path of each image below the root."""
         prefixes = [os.fsencode(f"{folder}/").removeprefix(b"/") for folder in self.folders]
-        return (
-            prefixes[part] + name for part, name in zip(self.part.tolist(), self.paths, strict=True)
-        )
+        for part, name in zip(self.part.tolist(), self.paths, strict=True):
+            yield prefixes[part] + name
 
     def path(self, index: int) -> Path:
         """Return the path of an image; images in shards are named as if their folder lay beside the shards."""
@@ -225,7 +225,7 @@ class Manifest:
 
     def encode(self) -> bytes:
         """Return the content of the file."""
-        columns = {name: getattr(self, name) for name in COLUMNS}
+        columns = _select(self, COLUMNS)
         columns |= {"text": self.paths.text, "ends": self.paths.ends}
         if self.label_sets is not None:
             columns[LABEL_SETS] = self.label_sets
@@ -243,10 +243,15 @@ class Manifest:
             "rules": self.rules,
         }
         if self.packed is not None:
-            columns |= {name: getattr(self.packed, name) for name in PACKED}
+            columns |= _select(self.packed, PACKED)
             about["shards"] = self.packed.shards
         arrays = {name: np.ascontiguousarray(column) for name, column in columns.items()}
         return safetensors.numpy.save(arrays, {"vitrail-manifest": json.dumps(about)})
+
+
+def _select(holder: Manifest | Places, names: Iterable[str]) -> dict[str, NDArray[Any]]:
+    """Return the columns of some names."""
+    return {name: getattr(holder, name) for name in names}
 
 
 def load_manifest(path: Path) -> Manifest:
@@ -304,12 +309,14 @@ def _read_columns(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
 
 def _rebuild(about: Mapping[str, Any], columns: dict[str, Any]) -> Manifest:
     paths = Paths(columns.pop("text"), columns.pop("ends"))
-    shards = tuple(
-        Shard(str(name), int(size), str(sha256)) for name, size, sha256 in about.get("shards", ())
-    )
+    shards = []
+    for name, size, sha256 in about.get("shards", ()):
+        shards.append(Shard(str(name), int(size), str(sha256)))
     packed = None
     if shards:
-        packed = Places(shards, columns.pop("shard"), columns.pop("offset"), columns["bytes"])
+        packed = Places(
+            tuple(shards), columns.pop("shard"), columns.pop("offset"), columns["bytes"]
+        )
     called = tuple(about["called"]) if about.get("called") else None
     classes = tuple(map(canonical, about["classes"]))
     if len(set(classes)) < len(classes):
@@ -347,15 +354,19 @@ def open_shards(root: Path, known: Manifest | None, pixels: PixelFormat = RGB) -
         and known.packed is not None
         and known.packed.shards == index.packed.shards
     ):
-        inspection = {name: getattr(known, name) for name in FOUND}
+        inspection = _select(known, FOUND)
         index = replace(
             index, reasons=known.reasons, pixels=known.pixels, rules=known.rules, **inspection
         )
     if (index.pixels, index.rules) != (pixels, RULES):
         # all images are to be inspected anew
-        unknown = {name: np.zeros_like(getattr(index, name)) for name in ("inspected", "findings")}
         index = replace(
-            index, pixels=pixels, rules=RULES, reason=np.full_like(index.reason, -1), **unknown
+            index,
+            pixels=pixels,
+            rules=RULES,
+            reason=np.full_like(index.reason, -1),
+            inspected=np.zeros_like(index.inspected),
+            findings=np.zeros_like(index.findings),
         )
     called = None
     if index.called is not None:
@@ -429,25 +440,27 @@ def list_images(listing: Listing, known: Manifest | None, pixels: PixelFormat = 
     sources = [listing.train]
     if listing.val is not None:
         sources.append(listing.val)
-    classes = tuple(dict.fromkeys(name for source in sources for name in source.classes))
-    train, val = (
-        "/".join(source.folder.relative_to(listing.root).parts)
-        for source in (sources[0], sources[-1])
-    )
+    classes: dict[str, None] = {}
+    notes: dict[str, None] = {}
+    folders = []
+    for source in sources:
+        classes |= dict.fromkeys(source.classes)
+        notes |= dict.fromkeys(source.notes)
+        folders.append("/".join(source.folder.relative_to(listing.root).parts))
     called = None
     if listing.is_list:
         called = (sources[0].description, sources[-1].description)
     manifest = Manifest(
         root=listing.root,
-        folders=(train, val),
-        classes=classes,
+        folders=(folders[0], folders[-1]),
+        classes=tuple(classes),
         called=called,
         # in a list, both splits have the same classes and label sets
         label_sets=listing.train.label_sets,
-        notes=tuple(dict.fromkeys(note for source in sources for note in source.notes)),
-        paths=Paths.of(name for source in sources for name in source.paths),
+        notes=tuple(notes),
+        paths=Paths.of(chain.from_iterable(source.paths for source in sources)),
         pixels=pixels,
-        **_make_columns(sources, classes),
+        **_make_columns(sources, tuple(classes)),
     )
     return manifest if known is None else _keep_known(manifest, known)
 

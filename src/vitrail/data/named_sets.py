@@ -43,7 +43,7 @@ def _open_digits(name: str) -> PixelSource:
 
     digits: Any = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    classes = tuple(str(digit) for digit in digits.target_names)
+    classes = tuple(map(str, digits.target_names))
     return PixelSource(
         name, pixels, digits.target.astype(np.int32), classes, _number_names(name, len(pixels))
     )
@@ -65,12 +65,25 @@ def _open_pixels(name: str, root: Path, download: bool) -> tuple[Source, Source]
 
 
 def _to_pixels(set_name: str, dataset: Any) -> PixelSource:
-    samples = [dataset[index] for index in range(len(dataset))]
-    pixels = np.stack([np.asarray(image) for image, _ in samples])
-    labels = np.array([label for _, label in samples], dtype=np.int32)
+    images, labels = _read_samples(dataset)
+    pixels = np.stack(list(map(np.asarray, images)))
     return PixelSource(
-        set_name, pixels, labels, tuple(dataset.classes), _number_names(set_name, len(pixels))
+        set_name,
+        pixels,
+        np.array(labels, np.int32),
+        tuple(dataset.classes),
+        _number_names(set_name, len(pixels)),
     )
+
+
+def _read_samples(dataset: Any) -> tuple[list[Any], list[int]]:
+    """Return the images of a set of torchvision, as its loader gives them, and their labels."""
+    images, labels = [], []
+    for index in range(len(dataset)):
+        image, label = dataset[index]
+        images.append(image)
+        labels.append(label)
+    return images, labels
 
 
 def _number_names(set_name: str, n: int) -> NDArray[Any]:
@@ -86,10 +99,16 @@ def _open_pets(name: str, root: Path, download: bool) -> tuple[Source, Source]:
         folder = root / "oxford-iiit-pet"
         # its items come decoded, so labels are read from the list that torchvision itself reads
         list_file = folder / "annotations" / f"{split}.txt"
-        rows = [line.split() for line in list_file.read_text().splitlines()]
-        paths = Paths.of(os.fsencode(f"images/{row[0]}.jpg") for row in rows)
-        labels = np.array([int(row[1]) - 1 for row in rows], dtype=np.int32)
-        parts.append(FileSource(folder, paths, labels, classes, f"{name}/{split}"))
+        paths, labels = [], []
+        for line in list_file.read_text().splitlines():
+            image, number, *_ = line.split()
+            paths.append(os.fsencode(f"images/{image}.jpg"))
+            labels.append(int(number) - 1)
+        parts.append(
+            FileSource(
+                folder, Paths.of(paths), np.array(labels, np.int32), classes, f"{name}/{split}"
+            )
+        )
     return parts[0], parts[1]
 
 
@@ -100,15 +119,19 @@ def _open_flowers(name: str, root: Path, download: bool) -> tuple[Source, Source
     parts = []
     # papers train on both halves of the 2,040 training images
     for splits in (("train", "val"), ("test",)):
-        samples = []
+        files, labels = [], []
         for split in splits:
             dataset = datasets.Flowers102(root, split=split, download=download, loader=os.fsencode)
-            samples += [dataset[index] for index in range(len(dataset))]
-        paths = Paths.of(os.path.relpath(path, os.fsencode(folder)) for path, _ in samples)
-        labels = np.array([label for _, label in samples], dtype=np.int32)
+            files_of_split, labels_of_split = _read_samples(dataset)
+            files += files_of_split
+            labels += labels_of_split
         parts.append(
             FileSource(
-                folder, paths, labels, tuple(datasets.Flowers102.classes), f"{name}/{splits[-1]}"
+                folder,
+                Paths.of(os.path.relpath(file, os.fsencode(folder)) for file in files),
+                np.array(labels, np.int32),
+                tuple(datasets.Flowers102.classes),
+                f"{name}/{splits[-1]}",
             )
         )
     return parts[0], parts[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Iterator
+from itertools import count
 
 from vitrail.data.audit.inspect_file import hash_content
 from vitrail.data.sources import Source
@@ -54,14 +55,13 @@ def count_overlap(source: Source, known: str) -> tuple[int, bool]:
 
 
 def _hash_names(source: Source) -> Iterator[str]:
-    return (
-        hashlib.blake2b(name, digest_size=DIGITS // 2).hexdigest() for name in source.identities()
-    )
+    for name in source.identities():
+        yield hashlib.blake2b(name, digest_size=DIGITS // 2).hexdigest()
 
 
 def _sample(source: Source) -> list[tuple[str, int]]:
     """Return the smallest hashes of names, each with the index of its image."""
-    return heapq.nsmallest(SIZE, ((name, index) for index, name in enumerate(_hash_names(source))))
+    return heapq.nsmallest(SIZE, zip(_hash_names(source), count()))
 
 
 def _short_content_hash(source: Source, index: int) -> str:

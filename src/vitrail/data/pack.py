@@ -27,7 +27,9 @@ from vitrail.errors import CheckpointError, ConfigError, DataError, list_some, w
 from vitrail.images.formats import ENDINGS
 from vitrail.whole_folder import WholeFolder, recover
 
-USUAL = {ending: endings[0] for endings in ENDINGS.values() for ending in endings}
+USUAL: dict[str, str] = {}
+for _endings in ENDINGS.values():
+    USUAL |= dict.fromkeys(_endings, _endings[0])
 """The file extension of each format that programs for WebDataset know, by any of its extensions."""
 END = bytes(2 * tarfile.BLOCKSIZE)
 """Last bytes of a tar file."""
@@ -129,7 +131,7 @@ def _choose_images(manifest: Manifest, section: DataSection, display: Display) -
     bad = manifest.unreadable
     if not bad.any():
         return manifest
-    names = [manifest.name(index) for index in np.flatnonzero(bad).tolist()]
+    names = list(map(manifest.name, np.flatnonzero(bad).tolist()))
     if section.bad_files == "error":
         refuse_unreadable(manifest)
     if section.bad_files == "skip":

@@ -23,7 +23,7 @@ class Paths:
     def of(cls, names: Iterable[bytes]) -> Paths:
         """Store names."""
         listed = list(names)
-        ends = np.cumsum([len(name) for name in listed], dtype=np.int64)
+        ends = np.cumsum(list(map(len, listed)), dtype=np.int64)
         return cls(np.frombuffer(b"".join(listed), dtype=np.uint8), ends)
 
     def __len__(self) -> int:

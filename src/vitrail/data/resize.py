@@ -198,8 +198,10 @@ def _list(root: Path, section: DataSection, display: Display) -> Manifest:
     """List the images of both splits, or of the one that there is, and tell the user what else is there."""
     problems: list[str] = []
     splits = find_splits(root, section.train_split, section.val_split)
-    folders = [folder for folder in splits if folder is not None]
-    sources = [note_hidden(root, scan(folder, problems)) for folder in folders]
+    sources = []
+    for folder in splits:
+        if folder is not None:
+            sources.append(note_hidden(root, scan(folder, problems)))
     pixels = PixelFormat(section.channels, section.bits)
     val = sources[1] if len(sources) > 1 else None
     manifest = list_images(Listing(root, sources[0], val, ()), None, pixels)

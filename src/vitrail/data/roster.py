@@ -108,18 +108,20 @@ class Changes:
             "have another class": self.relabelled,
             "have another content": self.rewritten,
         }
-        return ", ".join(
-            f"{len(names):,} {what} ({list_some(names)})" for what, names in kinds.items() if names
-        )
+        texts = []
+        for what, names in kinds.items():
+            if names:
+                texts.append(f"{len(names):,} {what} ({list_some(names)})")
+        return ", ".join(texts)
 
 
 def compare(before: Roster, now: Roster) -> Changes:
     """Return how a set of images differs from what it was."""
-    # pairs of indices, before and now, by name; -1 where an image was not there before
+    # where each image stood before, by its name; -1 where it was not there
     gone = {name: index for index, name in enumerate(before.names)}
-    pairs = [(gone.pop(name, -1), index) for index, name in enumerate(now.names)]
-    both = np.array([pair for pair in pairs if pair[0] >= 0], np.int64).reshape(-1, 2)
-    old, new = both[:, 0], both[:, 1]
+    known = np.array([gone.pop(name, -1) for name in now.names], np.int64)
+    new = np.flatnonzero(known >= 0)
+    old = known[new]
     # contents and sizes are compared where both are known
     is_known = before.contents[old].any(1) & now.contents[new].any(1)
     differs = is_known & (before.contents[old] != now.contents[new]).any(1)
@@ -128,11 +130,11 @@ def compare(before: Roster, now: Roster) -> Changes:
     differs |= (old_sizes > 0) & (new_sizes > 0) & (old_sizes != new_sizes)
 
     def names_at(indices: NDArray[np.int64]) -> tuple[str, ...]:
-        return tuple(now.names.name(int(index)) for index in indices)
+        return tuple(map(now.names.name, indices.tolist()))
 
     return Changes(
-        gone=tuple(before.names.name(index) for index in gone.values()),
-        new=tuple(now.names.name(index) for known, index in pairs if known < 0),
+        gone=tuple(map(before.names.name, gone.values())),
+        new=names_at(np.flatnonzero(known < 0)),
         relabelled=names_at(new[before.labels[old] != now.labels[new]]),
         rewritten=names_at(new[differs]),
     )

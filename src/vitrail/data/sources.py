@@ -162,7 +162,7 @@ class PixelSource:
 
     def identities(self) -> Iterator[bytes]:
         """Yield the name of each image."""
-        return (name.encode() for name in self.names.tolist())
+        return map(str.encode, self.names.tolist())
 
     def take(
         self, chosen: NDArray[np.bool_], description: str, notes: tuple[str, ...]

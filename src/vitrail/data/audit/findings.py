@@ -100,7 +100,7 @@ class Findings:
         listed = []
         for problem in self.problems:
             row = asdict(problem)
-            row["images"] = [[manifest.name(index) for index in group] for group in problem.images]
+            row["images"] = [list(map(manifest.name, group)) for group in problem.images]
             listed.append(row)
         return {"problems": listed, "statistics": self.statistics}
 
@@ -259,9 +259,7 @@ def _sort_duplicates(
     )
     for severity, members, where, advice in kinds:
         if members:
-            examples = tuple(
-                tuple(int(index) for index in group[:4]) for group in members[:EXAMPLES]
-            )
+            examples = tuple(tuple(group[:4].tolist()) for group in members[:EXAMPLES])
             text = f"{len(members):,} {called} of images {where} are {what}"
             yield Problem(severity, text, advice, examples, len(members))
 
@@ -409,7 +407,11 @@ def _statistics(
 ) -> dict[str, Any]:
     known = manifest.width > 0
     cut = compute_cut_away(manifest, preprocess)[known]
-    formats = np.bincount(manifest.format[known], minlength=len(FORMATS))
+    counts = np.bincount(manifest.format[known], minlength=len(FORMATS)).tolist()
+    formats = {}
+    for name, count in zip(FORMATS, counts, strict=True):
+        if count:
+            formats[name or "other"] = count
     return {
         "images": len(manifest),
         "unreadable": int(manifest.unreadable.sum()),
@@ -417,11 +419,7 @@ def _statistics(
         "validation": int(held_out.sum()),
         "classes": len(manifest.classes),
         "bytes": int(manifest.bytes.sum()),
-        "formats": {
-            name or "other": int(count)
-            for name, count in zip(FORMATS, formats, strict=True)
-            if count
-        },
+        "formats": formats,
         "width": _spread(manifest.width[known]),
         "height": _spread(manifest.height[known]),
         "cut_away_by_centre_crop": _spread(cut),

@@ -32,14 +32,9 @@ def write_suspects(manifest: Manifest, suspects: Sequence[Suspect]) -> bytes:
     """Return the file of suspects, whose cells no spreadsheet takes for formulas."""
     stream = io.StringIO(newline="")
     write_rows(stream, [COLUMNS], guarded=False)
-    rows = [
-        (
-            manifest.name(one.index),
-            manifest.label_name(one.index),
-            manifest.classes[one.likelier],
-            f"{one.loss:.4f}",
-        )
-        for one in suspects
-    ]
+    rows = []
+    for one in suspects:
+        label, likelier = manifest.label_name(one.index), manifest.classes[one.likelier]
+        rows.append((manifest.name(one.index), label, likelier, f"{one.loss:.4f}"))
     write_rows(stream, rows, guarded=True)
     return stream.getvalue().encode()

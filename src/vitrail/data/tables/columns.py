@@ -150,16 +150,9 @@ class _Columns:
     def refuse_both_kinds(self) -> None:
         """Refuse to choose between a column of labels and one of lists, both taken by their names."""
         features = self.features
-        one = [
-            name
-            for name in LABEL_NAMES
-            if name in features and _is_label_by_name(name, features[name])
-        ]
-        lists = [
-            name
-            for name in LABEL_NAMES
-            if name in features and _is_label_list_by_name(name, features[name])
-        ]
+        named = [name for name in LABEL_NAMES if name in features]
+        one = [name for name in named if _is_label_by_name(name, features[name])]
+        lists = [name for name in named if _is_label_list_by_name(name, features[name])]
         if one and lists:
             raise ConfigError(
                 f"{self.where}: has a column {one[0]!r} and lists in {lists[0]!r}; choose with "

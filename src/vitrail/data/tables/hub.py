@@ -130,8 +130,11 @@ def open_hf(
             section.label_column,
             section.labels_column,
         )
-        tables = {split: opened.table(split) for split in (train, val) if split is not None}
-        columns = {split: table.column(label) for split, table in tables.items()}
+        tables, columns = {}, {}
+        for split in (train, val):
+            if split is not None:
+                tables[split] = opened.table(split)
+                columns[split] = tables[split].column(label)
 
         # classes are those of the first split, which is the training split where there is one
         items = item_type(opened.features[label])
@@ -335,9 +338,9 @@ def _open_in_place(section: DataSection, builder: Any) -> _Opened:
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     limit = int(section.cache_gb * 1e9)
     buffer = section.shuffle_buffer
-    files = {
-        str(split): list(map(str, files)) for split, files in builder.config.data_files.items()
-    }
+    files = {}
+    for split, names in builder.config.data_files.items():
+        files[str(split)] = list(map(str, names))
 
     def open_table(split: str) -> ParquetTable:
         opened = ParquetTable.open(files[split], home / "vitrail" / "parquet", limit)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -100,7 +101,9 @@ class ParquetTable:
 
         columns = _read_each(self.files, read)
         kind = columns[0].type
-        chunks = [chunk.cast(kind) for column in columns for chunk in column.chunks]
+        chunks = [
+            chunk.cast(kind) for chunk in chain.from_iterable(column.chunks for column in columns)
+        ]
         return pa.chunked_array(chunks, kind)
 
     def cell(self, column: str, row: int) -> Any:
@@ -255,8 +258,10 @@ def _open(file: str) -> Iterator[Any]:
 def _read_row_groups(opened: Any) -> list[tuple[int, int]]:
     """Return rows and bytes of each row group of a file."""
     footer = opened.metadata
-    groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
-    return [(group.num_rows, group.total_byte_size) for group in groups]
+    sizes = []
+    for group in map(footer.row_group, range(footer.num_row_groups)):
+        sizes.append((group.num_rows, group.total_byte_size))
+    return sizes
 
 
 def _version(file: str) -> str:
