@@ -262,7 +262,18 @@ def _finish(
     """Describe the features, and probe them where that is wanted."""
     known = tuple(one for one in features if one is not None)
     level = extractor.model.feature_levels[options.level]
-    described = [describe(extractor, part.source, part.files) for part in parts]
+    described_parts = []
+    for part in parts:
+        about = describe(extractor, part.source, part.files)
+        described_parts.append(
+            {
+                "split": part.split,
+                "data": part.source.description,
+                "rows": len(part.source),
+                "images": about["images"],
+                "contents": about["contents"],
+            }
+        )
     description = {
         "checkpoint": os.fspath(path),
         "model": opened.record.model,
@@ -272,16 +283,7 @@ def _finish(
         "multi_label": parts[0].source.label_sets is not None,
         "rows": sum(len(part.source) for part in parts),
         "unreadable": sum(len(one.bad) for one in known),
-        "parts": [
-            {
-                "split": part.split,
-                "data": part.source.description,
-                "rows": len(part.source),
-                "images": about["images"],
-                "contents": about["contents"],
-            }
-            for part, about in zip(parts, described, strict=True)
-        ],
+        "parts": described_parts,
     }
     arrays: list[NDArray[Any]] = []
     for part, one in zip(parts, known, strict=True):

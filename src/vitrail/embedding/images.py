@@ -56,9 +56,9 @@ class Part:
 
 def take_files(paths: Iterable[str]) -> Part:
     """Return images by their paths, in the order given, without labels."""
-    names = Paths.of(os.fsencode(path) for path in paths)
+    names = Paths.of(map(os.fsencode, paths))
     source = FileSource(Path(), names, np.zeros(len(names), np.int32), (), f"{len(names):,} files")
-    return Part("", source, tuple(source.path(index) for index in range(len(names))))
+    return Part("", source, tuple(map(source.path, range(len(names)))))
 
 
 def take_splits(section: DataSection, split: Split, display: Display) -> list[Part]:
@@ -87,7 +87,7 @@ def take_splits(section: DataSection, split: Split, display: Display) -> list[Pa
                 raise
     for note in notes:
         display.note(note)
-    return [
-        Part(name, source, tuple(list_files_read(section, source)))
-        for name, source in sources.items()
-    ]
+    parts = []
+    for name, source in sources.items():
+        parts.append(Part(name, source, tuple(list_files_read(section, source))))
+    return parts

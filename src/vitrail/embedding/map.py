@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from importlib.util import find_spec
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -69,11 +70,9 @@ def render_map(embedded: Embedded) -> tuple[bytes, str]:
     Raises:
         DataError: No image has features, as the weights give none that are finite.
     """
-    places = [
-        (part, index)
-        for part, one in enumerate(embedded.features)
-        for index in _find_finite(one.values)
-    ]
+    places = []
+    for part, one in enumerate(embedded.features):
+        places += zip(repeat(part), _find_finite(one.values))
     if not places:
         raise DataError(
             f"{name_option('map')}: none of the images has features that are finite; give other "

@@ -66,11 +66,9 @@ class MultiLabelMetrics:
 
     def numbers(self) -> dict[str, Any]:
         """Return the row of numbers."""
-        return {
-            name: value
-            for name, value in vars(self).items()
-            if name not in ("thresholds", "warnings")
-        }
+        numbers = dict(vars(self))
+        del numbers["thresholds"], numbers["warnings"]
+        return numbers
 
     def numbers_of_all_images(self, unreadable: int) -> dict[str, Any]:
         """Return nothing: an image that was not read is in no ranking."""

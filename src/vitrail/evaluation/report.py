@@ -141,7 +141,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
+        return list(map(plain, value))
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

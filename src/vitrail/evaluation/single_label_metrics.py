@@ -105,7 +105,9 @@ class SingleLabelMetrics:
 
     def numbers(self) -> dict[str, Any]:
         """Return the row of numbers."""
-        return {name: value for name, value in vars(self).items() if name != "warnings"}
+        numbers = dict(vars(self))
+        del numbers["warnings"]
+        return numbers
 
     def numbers_of_all_images(self, unreadable: int) -> dict[str, Any]:
         """Return the accuracy in which each unreadable image counts as answered wrong."""
@@ -218,7 +220,7 @@ def suspicions(n: int, right: int, loss: float, confusion: Int[Tensor, "k k"]) -
         _suspect_chance(n, right, loss, len(confusion)),
         _suspect_permutation(n, right, confusion),
     )
-    return tuple(warning for warning in warnings if warning)
+    return tuple(filter(None, warnings))
 
 
 def _suspect_chance(n: int, right: int, loss: float, k: int) -> str:
@@ -253,11 +255,10 @@ def _suspect_permutation(n: int, right: int, confusion: Int[Tensor, "k k"]) -> s
     expected = float(table.sum(1)[rows] @ table.sum(0)[columns]) / n
     if matched < n / 2 or matched < 2 * right or not is_beyond_luck(matched, n, expected / n, k):
         return ""
-    moved = [
-        (int(label), int(answer))
-        for label, answer in zip(rows, columns, strict=True)
-        if label != answer
-    ]
+    moved = []
+    for label, answer in zip(rows.tolist(), columns.tolist(), strict=True):
+        if label != answer:
+            moved.append((label, answer))
     example = ", ".join(f"{label} is answered as {answer}" for label, answer in moved[:3])
     return (
         f"the labels look permuted: renumbering the classes would make {100 * matched / n:.1f} % "

@@ -102,10 +102,9 @@ def single_label_report_files(
     numbers = plain(_numbers(answered, accuracy, bad_files))
     image = draw_confusion(answered.confusion, answered.classes)
     per_class = [list(row.values()) for row in numbers["per_class"]]
-    confusion = [
-        [name, *row]
-        for name, row in zip(answered.classes, answered.confusion.tolist(), strict=True)
-    ]
+    confusion = []
+    for name, row in zip(answered.classes, answered.confusion.tolist(), strict=True):
+        confusion.append([name, *row])
     return {
         NUMBERS: to_json(numbers, training),
         "per_class.csv": to_csv(CLASS_COLUMNS, per_class, subject),

@@ -80,10 +80,11 @@ def unique_names(paths: Sequence[str]) -> list[str]:
                 return names
     # joined by _, all parts of two paths may be equal: a_b/c and a/b_c
     top = os.path.commonpath(whole)
-    digests = [
-        hashlib.blake2b(bytes(path.relative_to(top)), digest_size=8).hexdigest() for path in whole
-    ]
-    return [f"{path.stem}-{digest}" for path, digest in zip(whole, digests, strict=True)]
+    names = []
+    for path in whole:
+        digest = hashlib.blake2b(bytes(path.relative_to(top)), digest_size=8).hexdigest()
+        names.append(f"{path.stem}-{digest}")
+    return names
 
 
 def _absolute(path: str) -> PurePath:
@@ -136,11 +137,10 @@ def write_inputs(
 
         # Names and labels, of the images that have a file.
         unread = {path for path, _ in bad}
-        kept = {
-            name: path
-            for name, path in zip(names, paths, strict=True)
-            if printable(path) not in unread
-        }
+        kept = {}
+        for name, path in zip(names, paths, strict=True):
+            if printable(path) not in unread:
+                kept[name] = path
         files = {NAMES: _to_json({name: printable(path) for name, path in kept.items()})}
         labels = _labels(list(kept.values()), classes)
         if labels is not None:
@@ -196,10 +196,9 @@ class LogitFiles:
         Raises:
             DataError: A file has changed since they were found.
         """
-        rows = [
-            self._read_one(self.folder / f"{self.names[index]}{ANSWER}")
-            for index in indices.tolist()
-        ]
+        rows = []
+        for index in indices.tolist():
+            rows.append(self._read_one(self.folder / f"{self.names[index]}{ANSWER}"))
         return torch.from_numpy(np.array(rows, np.float32).reshape(-1, self.num_classes))
 
     def _read_one(self, path: Path) -> NDArray[np.float32]:
@@ -223,11 +222,14 @@ class LogitFiles:
         batches = []
         for begin in range(0, len(mine), AT_ONCE):
             part = mine[begin : begin + AT_ONCE]
-            indices = torch.tensor(
-                [index for index in part if index not in self.bad], dtype=torch.int64
-            )
+            good, bad = [], []
+            for index in part:
+                if index in self.bad:
+                    bad.append((source.name(index), self.bad[index]))
+                else:
+                    good.append(index)
+            indices = torch.tensor(good, dtype=torch.int64)
             labels = torch.tensor(source.labels[indices.numpy()], dtype=torch.int64)
-            bad = [(source.name(index), self.bad[index]) for index in part if index in self.bad]
             batches.append(Batch(nothing, labels, indices, torch.zeros_like(indices), bad))
         return batches
 
@@ -252,7 +254,7 @@ def find_logits(folder: Path, source: Source, num_classes: int, wanted: PixelFor
         raise DataError(
             f"{where}: cannot be read ({error.strerror}); give the folder of NAME{ANSWER} files"
         ) from error
-    names = unique_names([source.name(index) for index in range(len(source))])
+    names = unique_names(list(map(source.name, range(len(source)))))
     expected = {f"{name}{ANSWER}": index for index, name in enumerate(names)}
     surplus = sorted(sizes.keys() - expected.keys())
     if surplus:

@@ -64,13 +64,18 @@ def line_chart(
             point.
         marked_x: The x of the point to mark.
     """
-    finite = {name: _drop_nonfinite(points) for name, points in lines.items()}
-    finite = {name: points for name, points in finite.items() if points}
+    finite: dict[str, list[Point]] = {}
+    xs: list[float] = []
+    ys: list[float] = []
+    for name, points in lines.items():
+        for x, y in points:
+            if math.isfinite(y):
+                finite.setdefault(name, []).append((x, y))
+                xs.append(x)
+                ys.append(y)
     if not finite:
         return None
 
-    xs = [x for points in finite.values() for x, _ in points]
-    ys = [y for points in finite.values() for _, y in points]
     y_values = choose_ticks(ys)
     frame = _Frame(left=min(xs), right=max(xs), bottom=y_values[0], top=y_values[-1])
     # the vertical axis ends at its outer ticks, the horizontal one at the first and the last epoch
@@ -108,10 +113,6 @@ def choose_ticks(values: Sequence[float], *, whole: bool = False) -> list[float]
     last = max(math.ceil(high / step), first + 1)
     # 12 digits hide what a multiple such as 3 * 0.1 has too much
     return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
-
-
-def _drop_nonfinite(points: Sequence[Point]) -> list[Point]:
-    return [(x, y) for x, y in points if math.isfinite(y)]
 
 
 def _format_polyline(points: Sequence[Point], frame: _Frame) -> str:
