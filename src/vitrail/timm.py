@@ -16,7 +16,7 @@ from vitrail.errors import ConfigError
 from vitrail.models.family import ModelConfig, VisionModel
 from vitrail.models.registry import FAMILIES, build_config, find_variant
 from vitrail.weights.adapt import adapt
-from vitrail.weights.config_fields import ADAPTABLE, NUMERICS
+from vitrail.weights.config_fields import ADAPTABLE, NUMERICS, find_differences
 from vitrail.weights.hub import name_in_timm
 from vitrail.weights.recognise import recognise, translate
 
@@ -120,17 +120,11 @@ def _refuse_pool(global_pool: str | None) -> None:
 
 def _filter(name: str, weights: Mapping[str, Tensor], model: VisionModel) -> dict[str, Tensor]:
     """Bring weights of any dialect to a model's names, image size and channels; timm sees to the classes."""
-    built = {
-        key: value
-        for key, value in vars(model.config).items()
-        if key not in (*ADAPTABLE, *NUMERICS)
-    }
+    built = dict(vars(model.config))
+    for key in (*ADAPTABLE, *NUMERICS):
+        built.pop(key, None)
     reading = recognise(weights, "the weight file", dialect=None, model=name, options=built)[0]
-    expected = {
-        key: value
-        for key, value in reading.dialect.options.items()
-        if getattr(model.config, key) != value
-    }
+    expected = find_differences(model.config, reading.dialect.options)
     if expected:
         arguments = ", ".join(f"{key}={value!r}" for key, value in expected.items())
         warnings.warn(

@@ -189,7 +189,7 @@ def _read_choice(value: Any, choices: tuple[Any, ...]) -> Any:
     """Return a value that is one of some choices; True is not taken for 1."""
     if isinstance(value, str | int) and not isinstance(value, bool) and value in choices:
         return value
-    names = [str(choice) for choice in choices]
+    names = list(map(str, choices))
     near = suggest(value, names) if isinstance(value, str) else ""
     raise ValueError(f"one of {', '.join(names)}{near}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,7 @@ def bench(
     require_at_least(1, batch_size=sizes[0], rounds=rounds, threads=threads)
     json_file = path_or_none(json)
     if json_file is not None:
-        refuse_output("json", json_file, [file for name in named for file in files_of(name)])
+        refuse_output("json", json_file, chain.from_iterable(map(files_of, named)))
 
     from vitrail.inference.bench import bench as run
     from vitrail.inference.bench import beside_timm, find_subjects

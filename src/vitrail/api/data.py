@@ -216,7 +216,7 @@ def check_data(
     manifest, findings = checked.manifest, checked.findings
     problems = []
     for problem in findings.problems:
-        examples = tuple(tuple(manifest.name(index) for index in group) for group in problem.images)
+        examples = tuple(tuple(map(manifest.name, group)) for group in problem.images)
         problems.append(
             DataProblem(problem.severity, problem.what, problem.advice, problem.count, examples)
         )
@@ -237,15 +237,11 @@ def _name_suspects(
 ) -> tuple[SuspectLabel, ...] | None:
     if suspects is None:
         return None
-    return tuple(
-        SuspectLabel(
-            manifest.name(one.index),
-            manifest.label_name(one.index),
-            manifest.classes[one.likelier],
-            one.loss,
-        )
-        for one in suspects
-    )
+    rows = []
+    for one in suspects:
+        label, likelier = manifest.label_name(one.index), manifest.classes[one.likelier]
+        rows.append(SuspectLabel(manifest.name(one.index), label, likelier, one.loss))
+    return tuple(rows)
 
 
 @checked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -19,7 +19,7 @@ from vitrail.api.options import (
     tell_remarks,
     with_recipe,
 )
-from vitrail.api.results import Result, ResultList, Table
+from vitrail.api.results import Result, ResultList, Table, copy_fields
 from vitrail.choices import Device, ExportFormat, Precision, QuantizedFormat
 from vitrail.config.commands import ConvertConfig, PredictConfig
 from vitrail.config.resolve import Layer, resolve
@@ -141,18 +141,15 @@ class Exports(ResultList[ExportedFile]):
         title = (
             f"compared with PyTorch in float32 on {self.sample}; times are the file's / PyTorch's"
         )
-        return [Table(title, columns, tuple(_verdict_row(one) for one in self.items))]
+        return [Table(title, columns, tuple(map(_verdict_row, self.items)))]
 
     def records(self) -> Sequence[dict[str, Any]]:
         """Return one row a file."""
         rows = []
         for one in self.items:
-            row = {
-                field.name: getattr(one, field.name)
-                for field in fields(one)
-                if field.name != "verdict"
-            }
-            rows.append(row if one.verdict is None else {**row, **asdict(one.verdict)})
+            row = copy_fields(ExportedFile, one)
+            verdict = row.pop("verdict")
+            rows.append(row if verdict is None else {**row, **asdict(verdict)})
         return rows
 
 
@@ -191,7 +188,7 @@ class Quantization(Quantized, Result):
             Table(title, ("layers in float", measured, "drop, points", "MiB"), tuple(rows))
         )
         if self.speeds:
-            rows = [_speed_row(one) for one in self.speeds]
+            rows = list(map(_speed_row, self.speeds))
             columns = ("file", "run by", measured, "MiB", "batch 1, ms", "batch 8, ms")
             tables.append(Table("accuracy, size and latency", columns, tuple(rows)))
         return tables
@@ -404,7 +401,7 @@ def _describe_exported(file: Exported, display: Display) -> ExportedFile:
     """Tell of a file that was written, and return its row."""
     display.note(f"{file.path}: {file.bytes / 2**20:,.1f} MiB, written in {file.seconds:.0f} s")
     display.advance()
-    return ExportedFile(**{field.name: getattr(file, field.name) for field in fields(ExportedFile)})
+    return ExportedFile(**copy_fields(ExportedFile, file))
 
 
 def _open_with_preprocess(
@@ -514,9 +511,7 @@ def quantize(
         display.note(f"numbers: {done.numbers}")
         for line in find_drawbacks(done):
             display.warn(line)
-    result = Quantization(
-        **{field.name: getattr(done, field.name) for field in fields(Quantization)}
-    )
+    result = Quantization(**copy_fields(Quantization, done))
     if not result.is_good:
         last = result.trials[-1]
         raise Rejected(

@@ -21,7 +21,7 @@ from vitrail.choices import Engine, Precision
 from vitrail.config.resolve import Layer
 from vitrail.display import Display
 from vitrail.distributed.launch import is_main_process
-from vitrail.errors import ConfigError, write_option
+from vitrail.errors import ConfigError, list_values, write_option
 from vitrail.files import files_of, refuse_output, refuse_within, write_whole
 from vitrail.migrate.given import Given, Settings
 from vitrail.migrate.rules import Say
@@ -72,7 +72,7 @@ class Evaluation(Result):
         """Say how another file compares, and where the report is."""
         lines = []
         if (other := self.agreement) is not None:
-            numbers = ", ".join(f"{name} {value}" for name, value in other.shown.items())
+            numbers = list_values(other.shown)
             lines.append(
                 f"same answer as {other.path}: {other.equal:,} of {other.n:,}; scores differ by "
                 f"{other.difference:.1e} "
@@ -84,12 +84,11 @@ class Evaluation(Result):
 
     def records(self) -> Sequence[dict[str, Any]]:
         """Return the single numbers as one row."""
-        single = {
-            name: value
-            for name, value in self.numbers.items()
-            if isinstance(value, int | float | str)
-        }
-        return [{"checkpoint": self.checkpoint, **single}]
+        row: dict[str, Any] = {"checkpoint": self.checkpoint}
+        for name, value in self.numbers.items():
+            if isinstance(value, int | float | str):
+                row[name] = value
+        return [row]
 
 
 @dataclass(frozen=True)

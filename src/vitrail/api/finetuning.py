@@ -171,11 +171,10 @@ def _with_data(given: Layer, data: str | Path | None) -> tuple[Layer, str]:
     """
     section = given.values.get("data", {})
     if data is None:
-        named = [
-            str(section[key])
-            for key in ("name", "list", "root", "manifest")
-            if section.get(key) is not None
-        ]
+        named = []
+        for key in ("name", "list", "root", "manifest"):
+            if section.get(key) is not None:
+                named.append(str(section[key]))
         if not named:
             raise ConfigError(
                 f"finetune needs images; give their folder: {command('finetune', 'FOLDER')}, or "

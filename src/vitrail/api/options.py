@@ -45,11 +45,10 @@ def read_settings(
             continue
         if name in SECTIONS:
             raise ConfigError(f"{name} is a section; write {name}={{'key': value}}, a mapping")
-        options = [
-            option
-            for option, one in inspect.signature(verb).parameters.items()
-            if one.kind != one.VAR_KEYWORD
-        ]
+        options = []
+        for option, one in inspect.signature(verb).parameters.items():
+            if one.kind != one.VAR_KEYWORD:
+                options.append(option)
         near = suggest(name, [*options, *SECTIONS])
         raise ConfigError(
             f"{verb.__name__} has no option {name!r}{near}; settings are given as a mapping such "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from html import escape
 from io import StringIO
 from pathlib import Path
@@ -20,6 +20,11 @@ WIDTH = 200
 """Columns of a table that goes to no terminal, so that names are not broken."""
 SHOWN_ROWS = 50
 """Rows of a long result that are printed; all of them are in the result."""
+
+
+def copy_fields(kind: type[Any], source: object) -> dict[str, Any]:
+    """Return what an object has under the names of the fields of a dataclass."""
+    return {field.name: getattr(source, field.name) for field in fields(kind)}
 
 
 @dataclass(frozen=True)
@@ -60,10 +65,9 @@ class Table:
 
 
 def _html_row(tag: str, texts: Sequence[str], aligned: Sequence[str]) -> str:
-    cells = [
-        f'<{tag} style="text-align: {side}">{escape(escape_text(text))}</{tag}>'
-        for text, side in zip(texts, aligned, strict=True)
-    ]
+    cells = []
+    for text, side in zip(texts, aligned, strict=True):
+        cells.append(f'<{tag} style="text-align: {side}">{escape(escape_text(text))}</{tag}>')
     return f"<tr>{''.join(cells)}</tr>"
 
 
@@ -108,10 +112,10 @@ class Result:
         return "\n".join([*texts, *map(escape_text, self.lines())])
 
     def _repr_html_(self) -> str:
-        tables = [table.to_html() for table in self.tables()]
-        return "".join(
-            [*tables, *(f"<div>{escape(escape_text(line))}</div>" for line in self.lines())]
-        )
+        parts = [table.to_html() for table in self.tables()]
+        for line in self.lines():
+            parts.append(f"<div>{escape(escape_text(line))}</div>")
+        return "".join(parts)
 
 
 @dataclass(frozen=True)

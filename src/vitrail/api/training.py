@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
 from typing import Any
 
 from vitrail.api.arguments import checked
 from vitrail.api.options import path_or_none, read_settings, shown, tell_remarks, write_json
-from vitrail.api.results import Picture, Result, ResultList, Table
+from vitrail.api.results import Picture, Result, ResultList, Table, copy_fields
 from vitrail.config.commands import TrainConfig
 from vitrail.config.resolve import flatten, resolve
 from vitrail.display import Display
@@ -261,7 +261,7 @@ def train(
         done = run(
             start.config, name=start.name, resume=start.resume, fork=start.fork, display=display
         )
-    return TrainResult(**{field.name: getattr(done, field.name) for field in fields(TrainResult)})
+    return TrainResult(**copy_fields(TrainResult, done))
 
 
 @checked

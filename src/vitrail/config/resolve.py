@@ -202,7 +202,8 @@ def read_yaml(path: Path, origin: str | None = None) -> Layer:
     chosen = content.get(CHOSEN, {})
     if not _are_choices(chosen):
         return Layer(origin or str(path), content)
-    settings = {name: section for name, section in content.items() if name != CHOSEN}
+    settings = dict(content)
+    settings.pop(CHOSEN, None)
     return Layer(origin or str(path), settings, chosen=chosen)
 
 

@@ -127,7 +127,7 @@ def _convert_to_union(value: Any, kind: Any) -> Any:
 def _convert_to_literal(value: Any, allowed: tuple[Any, ...]) -> Any:
     if value in allowed:
         return value
-    names = [str(name) for name in allowed]
+    names = list(map(str, allowed))
     hint = suggest(value, names) if isinstance(value, str) else ""
     raise ValueError(f"one of {', '.join(names)}{hint}")
 
@@ -191,5 +191,5 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [to_plain(item) for item in value]
+        return list(map(to_plain, value))
     return value

@@ -131,11 +131,9 @@ def make_plan(
             given=given_values,
         )
         choices = [*start, *choose_settings(images, known)]
-        kept = {
-            key: value
-            for key, value in given_values.items()
-            if floor is None or not _is_of_weights(key)
-        }
+        kept = dict(given_values)
+        if floor is not None:
+            kept = {key: value for key, value in kept.items() if not _is_of_weights(key)}
         speed = None
         if budget_s is not None:
             config = resolve(TrainConfig, [_as_layer(kept), _as_layer(choices)]).config
