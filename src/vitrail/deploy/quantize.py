@@ -227,9 +227,8 @@ class _Job:
         # how weights are read is settled in the file, and would be refused beside it
         layers = []
         for layer in self.settings:
-            values = {
-                section: value for section, value in layer.values.items() if section != "weights"
-            }
+            values = dict(layer.values)
+            values.pop("weights", None)
             layers.append(Layer(layer.origin, values))
         layers.append(Layer("quantize", {"evaluate": evaluation}))
         return evaluate(file, layers, display=_ProgressOnly(self.display))

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -164,7 +165,7 @@ def gather_texts(accelerator: Accelerator, texts: list[Any]) -> list[Any]:
         return texts
     gathered: list[list[Any]] = [[] for _ in range(accelerator.num_processes)]
     dist.all_gather_object(gathered, texts)
-    return [text for texts in gathered for text in texts]
+    return list(chain.from_iterable(gathered))
 
 
 def gather_to_first(accelerator: Accelerator, value: Any) -> list[Any] | None:

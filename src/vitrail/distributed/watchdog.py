@@ -131,12 +131,14 @@ def describe(reports: list[dict[str, Any]], now: float) -> str:
     slowest = [report for report in reports if report["moves"] == fewest]
     # of those, the ones in the midst of a collective call wait as well
     behind = [report for report in slowest if not _is_in_collective(report)] or slowest
-    named = "; ".join(
-        f"process {report['rank']} ({report['host']}, pid {report['pid']}) has been "
-        f"{report['doing']} for "
-        f"{report['still_s'] + now - report['told']:.0f} s, at {report['call']}"
-        for report in behind
-    )
+    described = []
+    for report in behind:
+        seconds = report["still_s"] + now - report["told"]
+        described.append(
+            f"process {report['rank']} ({report['host']}, pid {report['pid']}) has been "
+            f"{report['doing']} for {seconds:.0f} s, at {report['call']}"
+        )
+    named = "; ".join(described)
     waiting = [report for report in reports if report not in behind]
     if not waiting:
         return f"no process moves on: {named}"

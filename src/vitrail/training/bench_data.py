@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,7 @@ def time_stages(job: Job) -> tuple[dict[str, float], int]:
     """Return the seconds of each stage for an image on one core, and how many of the sample cannot be read."""
     dataset = job.loader.dataset
     assert isinstance(dataset, TrainImages)
-    keys = list(islice((key for keys in job.sampler for key in keys), SAMPLE))
+    keys = list(islice(chain.from_iterable(job.sampler), SAMPLE))
     dataset[keys[0]]  # imports what views need
     spent = dict.fromkeys(STAGES, 0.0)
 
@@ -143,7 +143,11 @@ def time_stages(job: Job) -> tuple[dict[str, float], int]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker
     try:
-        samples = [sample for key in keys if (sample := _prepared(dataset, key, timed)) is not None]
+        samples = []
+        for key in keys:
+            sample = _prepared(dataset, key, timed)
+            if sample is not None:
+                samples.append(sample)
         if not samples:
             raise DataError(
                 f"{job.data.train.description}: none of {len(keys)} images could be read"

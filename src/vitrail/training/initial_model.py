@@ -14,7 +14,7 @@ from vitrail.images.preprocess import Preprocess, describe_normalisation, fit_st
 from vitrail.models.family import VisionModel
 from vitrail.models.registry import create_model, find_variant
 from vitrail.weights.checkpoint import Record
-from vitrail.weights.config_fields import RATES
+from vitrail.weights.config_fields import ADAPTABLE, RATES
 from vitrail.weights.loading import open_model
 from vitrail.weights.opened import Opened, show_account
 from vitrail.weights.request import make_request
@@ -89,28 +89,25 @@ def _warn_of_other_settings(config: TrainConfig, opened: Opened, display: Displa
 def adopt_recorded_settings(config: TrainConfig, record: Record, display: Display) -> TrainConfig:
     """Put into the settings what a weight file decides and they leave open: numerics, image size, preprocessing."""
     usual = find_variant(record.model)[1].config
-    recorded_options = {
-        key: value
-        for key, value in record.options.items()
-        if value != vars(usual)[key]
-        and key not in ("num_classes", "image_size", "in_channels", *RATES)
-    }
+    recorded_options = {}
+    for key, value in record.options.items():
+        if key not in (*ADAPTABLE, *RATES) and value != vars(usual)[key]:
+            recorded_options[key] = value
     image_size = config.model.image_size
     if image_size is None and record.options["image_size"] != usual.image_size:
         image_size = record.options["image_size"]
     published = published_preprocess(
         record.model, record.preprocess.size, record.preprocess.channels
     )
-    recorded_preprocess = {
-        key: getattr(record.preprocess, key)
-        for key, value in vars(config.preprocess).items()
-        if value is None and getattr(record.preprocess, key) != getattr(published, key)
-    }
-    adopted = [
-        f"model.options.{key}={value}"
-        for key, value in recorded_options.items()
-        if key not in config.model.options
-    ]
+    recorded_preprocess = {}
+    for key, value in vars(config.preprocess).items():
+        recorded = getattr(record.preprocess, key)
+        if value is None and recorded != getattr(published, key):
+            recorded_preprocess[key] = recorded
+    adopted = []
+    for key, value in recorded_options.items():
+        if key not in config.model.options:
+            adopted.append(f"model.options.{key}={value}")
     adopted += [f"preprocess.{key}={value}" for key, value in recorded_preprocess.items()]
     if adopted:
         display.note(f"{config.model.weights}: decides {', '.join(adopted)}")

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -286,11 +287,12 @@ def differences(
 ) -> Mapping[str, tuple[Any, Any]]:
     """Return {dotted key: (before, now)} of the settings that differ, less those that begin with what is allowed to."""
     allowed_beginnings = tuple(allowed)
-    return {
-        key: (before[key], value)
-        for key, value in now.items()
-        if key in before and before[key] != value and not key.startswith(allowed_beginnings)
-    }
+    changed = {}
+    for key, value in now.items():
+        is_allowed = key not in before or key.startswith(allowed_beginnings)
+        if not is_allowed and before[key] != value:
+            changed[key] = (before[key], value)
+    return changed
 
 
 def describe_differences(changed: Mapping[str, tuple[Any, Any]]) -> str:
@@ -299,9 +301,8 @@ def describe_differences(changed: Mapping[str, tuple[Any, Any]]) -> str:
     def in_words(value: Any) -> str:
         return "null" if value is None else str(value)
 
-    shown = [
-        f"{key} is {in_words(before)} there and {in_words(now)} here"
-        for key, (before, now) in list(changed.items())[:5]
-    ]
+    shown = []
+    for key, (before, now) in islice(changed.items(), 5):
+        shown.append(f"{key} is {in_words(before)} there and {in_words(now)} here")
     more = f" and {len(changed) - 5} more differ" if len(changed) > 5 else ""
     return ", ".join(shown) + more

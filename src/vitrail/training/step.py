@@ -257,7 +257,7 @@ def mixing_keys(
     micro_batches = range(sampler.accumulate)
     end = config.augment.mix_off_epoch
     if end is not None and epoch >= end:
-        return [None for _ in micro_batches]
+        return [None] * len(micro_batches)
     seed, rank, world = config.train.seed, sampler.rank, sampler.world
     # negative, as the draws of images and of dropout have the numbers from 0 on
     return [sample_key(seed, epoch, step, -(number * world + rank) - 1) for number in micro_batches]

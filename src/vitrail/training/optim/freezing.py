@@ -34,17 +34,13 @@ class Freeze:
         else:
             depth = find_layer(model, until)
             before = {name for name in names if model.layer_of(name) < depth}
-        trainable = [
-            (name, parameter)
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad
-        ]
-        self.parameters = [parameter for name, parameter in trainable if name in before]
-        self.modules = [
-            module
-            for name, module in model.named_modules()
-            if name and _lies_in(name, module, before)
-        ]
+        self.parameters, self.modules = [], []
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and name in before:
+                self.parameters.append(parameter)
+        for name, module in model.named_modules():
+            if name and _lies_in(name, module, before):
+                self.modules.append(module)
 
     def begin(self) -> None:
         """Freeze the weights."""
@@ -72,11 +68,8 @@ def find_layer(model: VisionModel, until: str) -> int:
         return model.num_layers
     blocks = [name for name, _ in model.named_modules() if BLOCK.fullmatch(name)]
     if until in blocks:
-        return min(
-            model.layer_of(name)
-            for name, _ in model.named_parameters()
-            if name.startswith(f"{until}.")
-        )
+        inside = [name for name, _ in model.get_submodule(until).named_parameters(prefix=until)]
+        return min(map(model.layer_of, inside))
     if until.isdecimal() and 1 <= int(until) <= model.num_layers:
         return int(until)
     hint = suggest(until, [*blocks, "norm", "head"])

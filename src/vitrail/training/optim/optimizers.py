@@ -128,9 +128,8 @@ def _split_for_muon(model: VisionModel, groups: list[dict[str, Any]]) -> list[di
     split = []
     for group in groups:
         for use_muon in (True, False):
-            if chosen := [
-                parameter for parameter in group["params"] if is_inside(parameter) is use_muon
-            ]:
+            chosen = [one for one in group["params"] if is_inside(one) is use_muon]
+            if chosen:
                 split.append({**group, "params": chosen, "use_muon": use_muon})
     return split
 

@@ -34,10 +34,9 @@ def average_best(job: Job, state: TrainState, run: Run) -> None:
             "average"
         )
         return
-    names = [
-        "best.safetensors",
-        *(f"best-{number}.safetensors" for number in range(2, len(epochs) + 1)),
-    ]
+    names = ["best.safetensors"]
+    for number in range(2, len(epochs) + 1):
+        names.append(f"best-{number}.safetensors")
     run.watchdog.move("evaluating the average of the best weights")
     try:
         files = [open_on_first_rank(job, run.folder / name) for name in names]
@@ -83,9 +82,8 @@ def lacks_average(job: Job, state: TrainState, folder: Path) -> bool:
 def mean_weights(files: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Return the mean of each weight over several files, summed in float64."""
     first, count = files[0], len(files)
-    return {
-        name: (sum((weights[name].double() for weights in files), torch.zeros(())) / count).to(
-            tensor.dtype
-        )
-        for name, tensor in first.items()
-    }
+    means = {}
+    for name, tensor in first.items():
+        total = sum((weights[name].double() for weights in files), torch.zeros(()))
+        means[name] = (total / count).to(tensor.dtype)
+    return means

@@ -262,11 +262,11 @@ def _plot_splits(
     """Draw a number of the training and of the validation images over the epochs."""
     curves = (("train", "training", GRAY, rows), ("val", "validation", BLUE, evaluated))
     for prefix, label, color, chosen in curves:
-        points = [
-            (row["epoch"], row[f"{prefix}_{key}"])
-            for row in chosen
-            if row.get(f"{prefix}_{key}") is not None
-        ]
+        points = []
+        for row in chosen:
+            value = row.get(f"{prefix}_{key}")
+            if value is not None:
+                points.append((row["epoch"], value))
         if points:
             axes.plot(*zip(*points, strict=True), color=color, marker=marker, label=label)
     axes.legend(frameon=False, labelcolor="linecolor")

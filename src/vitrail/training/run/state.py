@@ -115,7 +115,7 @@ class TrainState:
         else:  # earlier versions saved the best alone; which of the others are kept, the files tell
             self.bests = [row for row in (saved["best"], *reversed(self.rows)) if row]
         self.gained = saved.get("gained", self.best)
-        self.bad_files = {(name, reason) for name, reason in saved["bad_files"]}
+        self.bad_files = set(map(tuple, saved["bad_files"]))
         # on one rank, as they are gathered from all of them
         self.unread = {(name, reason) for name, reason in saved["unread"]} if rank == 0 else set()
         self.rollbacks = saved["rollbacks"]
@@ -143,18 +143,19 @@ class TrainState:
 
     def _restore_optimizer(self, saved: dict[str, Any]) -> None:
         """Take over an optimizer's state, sharded like the parameters of this run."""
-        parameters = [
-            parameter for group in self.optimizer.param_groups for parameter in group["params"]
-        ]
-        moments = {
-            number: {name: shard_like(value, parameters[number]) for name, value in values.items()}
-            for number, values in saved["state"].items()
-        }
-        groups = [
-            # the kernel is this run's, which may be sharded where the saved one was not
-            {**group, **{name: own[name] for name in ("fused",) if name in own}}
-            for group, own in zip(saved["param_groups"], self.optimizer.param_groups, strict=True)
-        ]
+        parameters = []
+        for group in self.optimizer.param_groups:
+            parameters += group["params"]
+        moments = {}
+        for number, values in saved["state"].items():
+            like = parameters[number]
+            moments[number] = {name: shard_like(value, like) for name, value in values.items()}
+        groups = []
+        for group, own in zip(saved["param_groups"], self.optimizer.param_groups, strict=True):
+            groups.append(dict(group))
+            if "fused" in own:
+                # the kernel is this run's, which may be sharded where the saved one was not
+                groups[-1]["fused"] = own["fused"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 

@@ -115,11 +115,10 @@ class Trackers:
             with self._left_on_failure(name):
                 self._trackers[name] = opener(self._first)
         self._unopened.clear()
-        values = {
-            name: value
-            for name, value in row.items()
-            if isinstance(value, int | float) and name != by
-        }
+        values = {}
+        for name, value in row.items():
+            if isinstance(value, int | float) and name != by:
+                values[name] = value
         for name, tracker in list(self._trackers.items()):
             with self._left_on_failure(name):
                 tracker.log(values, step=row[by])
