@@ -57,6 +57,8 @@ class Circumstances:
     has_weights: bool
     """Whether training begins with weights that were trained before, and a linear probe of these images."""
     on_cpu: bool
+    most_at_once: int = MOST_BATCH
+    """Images whose activations fit into the device's memory."""
     has_bfloat16: bool = False
     """Whether the device computes matrix products in bfloat16 faster than in float32."""
     given: Mapping[str, Any] = field(default_factory=dict)
@@ -111,6 +113,13 @@ def _choose_length(choices: _Choices, images: Survey, known: Circumstances) -> N
     parts = int(known.given.get("train.accumulate", 1))
     batch = max(parts, batch // parts * parts)
     choices.choose("train.batch_size", batch, f"{max(1, n // batch):,} updates an epoch of {n:,} images")
+    batch = int(choices.value("train.batch_size"))
+    if batch > known.most_at_once:
+        parts = next(
+            parts for parts in range(2, batch + 1) if batch % parts == 0 and batch // parts <= known.most_at_once
+        )
+        reason = f"activations of {batch // parts:,} images fit into the memory of this device"
+        choices.choose("train.accumulate", parts, reason)
     epochs = choose_epochs(n, has_weights=known.has_weights)
     reason = f"{n:,} images, each seen {epochs:,} times"
     if not known.has_weights:
