@@ -115,9 +115,7 @@ def _choose_length(choices: _Choices, images: Survey, known: Circumstances) -> N
     choices.choose("train.batch_size", batch, f"{max(1, n // batch):,} updates an epoch of {n:,} images")
     batch = int(choices.value("train.batch_size"))
     if batch > known.most_at_once:
-        parts = next(
-            parts for parts in range(2, batch + 1) if batch % parts == 0 and batch // parts <= known.most_at_once
-        )
+        parts = choose_parts(batch, known.most_at_once)
         reason = f"activations of {batch // parts:,} images fit into the memory of this device"
         choices.choose("train.accumulate", parts, reason)
     epochs = choose_epochs(n, has_weights=known.has_weights)
@@ -133,6 +131,14 @@ def choose_batch(images: int, *, on_cpu: bool) -> int:
     wanted = max(1, images // UPDATES_AN_EPOCH)
     power = 2 ** (wanted.bit_length() - 1)
     return min(max(power, LEAST_BATCH), most, max(images, 1))
+
+
+def choose_parts(batch: int, most: int) -> int:
+    """Return the smallest number of equal parts of a batch that have at most so many images, or one."""
+    for parts in range(2, batch):
+        if batch % parts == 0 and batch // parts <= most:
+            return parts
+    return batch
 
 
 def choose_epochs(images: int, *, has_weights: bool) -> int:
