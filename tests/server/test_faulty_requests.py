@@ -103,6 +103,17 @@ def test_requests_before_a_fault_are_answered(server: Server) -> None:
         assert b"is no valid HTTP" in answer
 
 
+def test_headers_are_counted_before_they_are_taken_apart(server: Server) -> None:
+    most = GET + b"a: b\r\n" * 98 + b"Connection: close\r\n\r\n"  # with Host, 100
+    assert server.exchange(most).startswith(b"HTTP/1.1 200 OK")
+    body = b"\n" * 200
+    whole = POST + b"Content-Type: text/plain\r\nContent-Length: 200\r\n\r\n" + body
+    assert server.exchange(whole).startswith(b"HTTP/1.1 415")
+    answer = server.exchange(GET + b"\r\n" + GET + b"a: b\r\n" * 100 + b"\r\n")
+    assert answer.count(b"HTTP/1.1 200 OK") == 1
+    assert answer.count(b"the request has more than 100 headers") == 1
+
+
 def test_a_fault_after_the_answer_ends_the_connection(server: Server) -> None:
     unwanted = POST + b"Content-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"
     with server.connect(unwanted + b"1\r\nx\r\n") as connection:

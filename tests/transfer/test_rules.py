@@ -83,6 +83,15 @@ def test_what_is_given_is_not_chosen_and_others_follow_it() -> None:
     assert config.ema.decay is None  # 62 updates are too few to average
 
 
+def test_a_batch_that_does_not_fit_into_memory_is_computed_in_parts() -> None:
+    many = replace(FEW, train_images=25_000, counts=(5_000,) * 5)
+    choices = chosen(many, replace(TRAINED, most_at_once=20))
+    assert (choices["train.batch_size"], choices["train.accumulate"]) == (128, 8)
+    given = {"train.batch_size": 30}
+    assert chosen(many, replace(TRAINED, most_at_once=20, given=given))["train.accumulate"] == 2
+    assert "train.accumulate" not in chosen(many)
+
+
 def test_classes_of_unequal_size_count_alike() -> None:
     choices = chosen(replace(FEW, counts=(200, 20, 10, 10, 10)))
     assert choices["balance.logit_adjust"] == 1.0

@@ -31,6 +31,8 @@ LEAST_CHUNK = 512
 """Bytes that the other chunks of a body must have on average."""
 TLS = b"\x16\x03"
 """What a connection begins with that was meant for HTTPS."""
+BLANK_LINE = re.compile(rb"\n\r?\n")
+"""What a header ends with."""
 QUOTED = re.compile(r":? (bytearray\()?b['\"].*", re.DOTALL)
 """What h11 repeats of a request in its messages."""
 FAULT = "fault"
@@ -45,6 +47,9 @@ class Fault(NamedTuple):
     status: int
     """Status of the answer."""
     reason: str
+
+
+TOO_MANY_HEADERS = Fault(400, f"the request has more than {MOST_HEADERS} headers")
 
 
 class _Messages(h11.Connection):
@@ -74,6 +79,8 @@ class _Messages(h11.Connection):
             super().receive_data(data)
 
     def next_event(self) -> Any:
+        if self.fault is None and self.their_state is h11.IDLE and self._has_many_headers():
+            self.fault = TOO_MANY_HEADERS
         if self.fault is not None:
             return h11.NEED_DATA
         try:
@@ -84,6 +91,12 @@ class _Messages(h11.Connection):
         self.fault = self._find_fault(event)
         return event if self.fault is None else h11.NEED_DATA
 
+    def _has_many_headers(self) -> bool:
+        """Say whether what comes next has too many headers, without taking them apart, which holds up all others."""
+        head = self.trailing_data[0][:LARGEST_HEADER]
+        end = BLANK_LINE.search(head)
+        return head.count(b"\n", 0, end.start() if end else len(head)) > MOST_HEADERS
+
     def _find_fault(self, event: Any) -> Fault | None:
         if isinstance(event, h11.Request):
             self._chunks = 0
@@ -92,8 +105,6 @@ class _Messages(h11.Connection):
                 return Fault(
                     505, f"HTTP/{event.http_version.decode()} is not spoken; ask in HTTP/1.1"
                 )
-            if len(event.headers) > MOST_HEADERS:
-                return Fault(400, f"the request has more than {MOST_HEADERS} headers")
         elif isinstance(event, h11.Data):
             self._chunks += event.chunk_start
             self._size += len(event.data)

@@ -26,6 +26,7 @@ from vitrail.display import Display
 from vitrail.distributed.processes import choose_precision, processes
 from vitrail.errors import ConfigError, name_option
 from vitrail.files import write_whole
+from vitrail.models.family import VisionModel
 from vitrail.training.initial_model import (
     adopt_recorded_settings,
     build_model,
@@ -35,6 +36,7 @@ from vitrail.training.initial_model import (
 from vitrail.training.setup import open_training_data
 from vitrail.transfer.budget import Speed, fit_epochs, measure_speed
 from vitrail.transfer.floor import Floor, embed_data, measure_floor, save_probe
+from vitrail.transfer.memory import count_fitting_images
 from vitrail.transfer.rules import MODELS, Choice, Circumstances, Size, choose_settings
 from vitrail.transfer.survey import Survey, survey_data
 from vitrail.weights.checkpoint import model_options
@@ -112,18 +114,18 @@ def make_plan(
         begun = resolve(TrainConfig, [UNDECIDED, given, _as_layer(start)]).config
         if begun.model.weights is not None:
             probe = folder / f"{name}-probe.safetensors"
-            floor, num_features = probe_weights(begun, data, accelerator, probe, display)
+            floor, model = probe_weights(begun, data, accelerator, probe, display)
             reason = f"{begun.model.weights} with a linear probe of these images as the head"
             start = [one for one in start if one.key != "model.weights"]
             start.append(Choice("model.weights", str(probe), reason))
         else:
             display.warn(tell_scratch(images))
-            with torch.device("meta"):
-                num_features = build_model(begun, begun.model.name, len(data.classes)).num_features
+            model = build_model(begun, begun.model.name, len(data.classes)).to(accelerator.device)
 
         # Settings
         known = Circumstances(
-            num_features=num_features,
+            num_features=model.num_features,
+            most_at_once=count_fitting_images(model),
             has_weights=floor is not None,
             on_cpu=accelerator.device.type == "cpu",
             has_bfloat16=accelerator.device.type == "cuda"
@@ -195,11 +197,11 @@ def tell_scratch(images: Survey) -> str:
 
 def probe_weights(
     settings: TrainConfig, data: Data, accelerator: Accelerator, path: Path, display: Display
-) -> tuple[Floor, int]:
+) -> tuple[Floor, VisionModel]:
     """Measure what the features of the given weights reach, and write them with the probe as their head.
 
     Returns:
-        What they reach, and how many features an image has.
+        What they reach, and the model with the probe.
 
     Raises:
         CheckpointError: The weights cannot be read, or the file cannot be written.
@@ -217,7 +219,7 @@ def probe_weights(
         opened.record, options=model_options(model), classes=data.classes, preprocess=preprocess
     )
     save_probe(path, model, record, floor, features)
-    return floor, model.num_features
+    return floor, model
 
 
 def find_free_name(folder: Path, name: str) -> str:

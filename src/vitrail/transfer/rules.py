@@ -61,6 +61,8 @@ class Circumstances:
     """Whether training begins with weights that were trained before, and a linear probe of these
     images."""
     on_cpu: bool
+    most_at_once: int = MOST_BATCH
+    """Images whose activations fit into the device's memory."""
     has_bfloat16: bool = False
     """Whether the device computes matrix products in bfloat16 faster than in float32."""
     given: Mapping[str, Any] = field(default_factory=dict)
@@ -122,6 +124,11 @@ def _choose_length(choices: _Choices, images: Survey, known: Circumstances) -> N
     choices.choose(
         "train.batch_size", batch, f"{max(1, n // batch):,} updates an epoch of {n:,} images"
     )
+    batch = int(choices.value("train.batch_size"))
+    if batch > known.most_at_once:
+        parts = choose_parts(batch, known.most_at_once)
+        reason = f"activations of {batch // parts:,} images fit into the memory of this device"
+        choices.choose("train.accumulate", parts, reason)
     epochs = choose_epochs(n, has_weights=known.has_weights)
     reason = f"{n:,} images, each seen {epochs:,} times"
     if not known.has_weights:
@@ -135,6 +142,14 @@ def choose_batch(images: int, *, on_cpu: bool) -> int:
     wanted = max(1, images // UPDATES_AN_EPOCH)
     power = 2 ** (wanted.bit_length() - 1)
     return min(max(power, LEAST_BATCH), most, max(images, 1))
+
+
+def choose_parts(batch: int, most: int) -> int:
+    """Return the smallest number of equal parts of a batch that have at most so many images, or one."""
+    for parts in range(2, batch):
+        if batch % parts == 0 and batch // parts <= most:
+            return parts
+    return batch
 
 
 def choose_epochs(images: int, *, has_weights: bool) -> int:
