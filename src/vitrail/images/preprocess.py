@@ -61,6 +61,17 @@ def _channels(values: tuple[float, ...], most: int, like: Tensor) -> Tensor:
     return torch.tensor([most * value for value in values], device=like.device).view(-1, 1, 1)
 
 
+def denormalise(
+    images: Float[Tensor, "b c h w"], preprocess: Preprocess
+) -> UInt[Tensor, "b c h w"]:
+    """Turn what the network reads back into pixels, as far as they go."""
+    mean = torch.tensor(preprocess.mean).view(-1, 1, 1)
+    std = torch.tensor(preprocess.std).view(-1, 1, 1)
+    most = 2**preprocess.bits - 1
+    levels = ((images * std + mean) * most).round().clamp(0, most)
+    return levels.to(preprocess.pixels.dtype)
+
+
 def fit_statistics(
     channels: int, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
