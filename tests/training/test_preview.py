@@ -80,6 +80,21 @@ def test_mixed_images_show_what_the_model_is_to_answer(image_folder: Path) -> No
     assert [row.views[0][1] for row in unmixed] == [row.views[0][1] for row in rows]
 
 
+def test_images_of_several_classes_show_all_of_them(image_folder: Path, tmp_path: Path) -> None:
+    lines = ["path,split,labels"]
+    for split in ("train", "val"):
+        for path in sorted((image_folder / split).rglob("*.jpg")):
+            lines.append(f"{path.relative_to(image_folder)},{split},{path.parent.name}|bright")
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(lines) + "\n")
+    tokens = (f"data.list={table}", "augment.label_smoothing=0", *PLAIN)
+    _, rows = draw(image_folder, *tokens)
+    for row in rows:
+        assert "bright" in row.label
+        for _, target in row.views:
+            assert sorted(target.split(", ")) == sorted(f"{name} 100%" for name in row.label.split(" | "))
+
+
 def test_the_seed_decides_which_images_and_views_there_are(image_folder: Path, tmp_path: Path) -> None:
     pages = []
     for number, seed in enumerate((0, 0, 1)):

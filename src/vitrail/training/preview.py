@@ -44,6 +44,8 @@ MUCH = 0.5
 of 4 to 3 lose 0.39 to a centre crop of 0.9."""
 LEAST_TARGET = 0.05
 """Smallest target of a class that is shown with a mixed view."""
+MOST_TARGETS = 4
+"""Most classes that are shown with a view; mixed images have two, multi-label ones any number."""
 TRIED = 10
 """Images that are tried for each one wanted, as some cannot be read."""
 MARGIN = 4
@@ -200,8 +202,8 @@ def _readable(
 
 
 def _name_target(target: Tensor, classes: Sequence[str]) -> str:
-    """Return the two largest targets of a view in words."""
-    shares, indices = target.topk(min(2, len(target)))
+    """Return the largest targets of a view in words."""
+    shares, indices = target.topk(min(MOST_TARGETS, len(target)))
     return ", ".join(
         f"{classes[index]} {share:.0%}"
         for share, index in zip(shares.tolist(), indices.tolist(), strict=True)
