@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vitrail.api.models import create_model as create_model
     from vitrail.api.models import list_models as list_models
     from vitrail.api.models import load_model as load_model
+    from vitrail.api.preview import preview as preview
     from vitrail.api.serving import serve as serve
     from vitrail.api.training import bench_data as bench_data
     from vitrail.api.training import doctor as doctor
@@ -53,6 +54,7 @@ _PUBLIC = {
     "load_model": "vitrail.api.models",
     "pack": "vitrail.api.data",
     "predict": "vitrail.api.inference",
+    "preview": "vitrail.api.preview",
     "quantize": "vitrail.api.deploy",
     "resize_data": "vitrail.api.data",
     "serve": "vitrail.api.serving",
@@ -81,6 +83,7 @@ __all__ = [
     "load_model",
     "pack",
     "predict",
+    "preview",
     "quantize",
     "resize_data",
     "serve",

@@ -1,4 +1,4 @@
-"""Choices shared by settings, functions and commands: precision, device, optimizer, engine and format. No torch."""
+"""Choices shared by settings, functions and commands, such as precision, device and optimizer. No torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ Precision = Literal["float32", "bfloat16", "float16"]
 """Precision of matrix products."""
 Device = Literal["auto", "cpu"]
 """Device that computes: the accelerator where there is one, or the CPU."""
+Resize = Literal["crop", "squash", "letterbox"]
+"""How an image comes to the size of its view: its middle is cut out, its sides are resized by
+different factors, or all of it is framed."""
 OptimizerName = Literal["adamw", "sgd", "lamb", "lion", "adan", "muon"]
 """Optimizer of a training."""
 Engine = Literal["torch", "onnxruntime", "openvino", "aotinductor", "torchscript", "mindspore"]

@@ -87,6 +87,7 @@ def given(tiny_checkpoint: Path, image_folder: Path, tmp_path: Path, monkeypatch
     return {
         "train": {"recipe": TINY, "settings": gone},
         "bench_data": {"recipe": TINY, "settings": gone},
+        "preview": {"recipe": TINY, "settings": gone, "output": tmp_path / "preview.html"},
         "show_config": {"recipe": "digits", "settings": {}},
         "doctor": {},
         "evaluate": {"checkpoint": tiny_checkpoint, "settings": gone},

@@ -32,6 +32,7 @@ from support.settings import problem, settings
         ("optim.name=7", "'7'; it must be one of adamw, sgd, lamb, lion, adan, muon"),
         ("data.bits=10bit", "'10bit'; it must be one of 8, 16"),
         ("schedule.name=zzz", "'zzz'; it must be one of cosine, linear, step, exponential, constant"),
+        ("preprocess.resize=pad", "'pad'; it must be one of crop, squash, letterbox, or null"),
         ("preprocess.exif=rotate", "'rotate'; it must be one of ignore, apply, or null"),
         ("augment.scale=0.9", "'0.9'; it must be a list of 2 numbers such as [0.5, 0.5]"),
         ("augment.scale=[0.9]", "'[0.9]'; it must be a list of 2 numbers such as [0.5, 0.5]"),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.io import savemat
 
 from support.tiny_model import CLASSES
@@ -51,6 +52,30 @@ def test_a_page_numbers_and_a_status_say_what_is_wrong(
     (image_folder / "val" / "red" / "copy.jpg").unlink()
     assert run(f"data.root={image_folder}", "--output", output) == 0
     assert f"page: {output / 'check.html'} (replaced)\nnext: vitrail train" in capsys.readouterr().out
+
+
+def test_what_evaluation_cuts_away_follows_from_how_images_are_resized(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in image_folder.rglob("*.jpg"):
+        with Image.open(path) as image:
+            wide = image.resize((320, 64))
+        wide.save(path)
+    assert run(f"data.root={image_folder}", "--output", tmp_path / "cut") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "36 images lose over 60% of their area to the evaluation's centre crop" in said
+    advice = "preprocess.crop=1 cuts less, and preprocess.resize=letterbox or squash nothing"
+    page = (tmp_path / "cut" / "check.html").read_text()
+    assert advice in page
+    assert 'class="crop"' in page
+    assert run(f"data.root={image_folder}", "preprocess.resize=letterbox", "--output", tmp_path / "whole") == 0
+    page = (tmp_path / "whole" / "check.html").read_text()
+    assert "nothing (evaluation at 224 x 224, resize letterbox)" in page
+    assert advice not in page
+    assert 'class="crop"' not in page
+    assert json.loads((tmp_path / "whole" / "check.json").read_text())["statistics"]["cut_away_by_centre_crop"] == {
+        "least": 0.0, "median": 0.0, "most": 0.0,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

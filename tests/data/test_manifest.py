@@ -583,6 +583,8 @@ def test_what_the_centre_crop_cuts_away_is_its_share_of_the_area(root: Path) -> 
     assert dict(zip(manifest.names(), compute_cut_away(manifest, view), strict=True))[
         b"train/ant/0.png"
     ] == pytest.approx(1 - (24 * 24) / (64 * 48))
+    for resize in ("squash", "letterbox"):
+        assert not compute_cut_away(manifest, Preprocess(size=(32, 32), resize=resize)).any()
 
 
 def test_folders_that_contradict_each_other_are_findings_and_forbid_training(root: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from PIL import Image
 
 from support.displays import Notebook
 from support.forked import TORCHRUN, python
@@ -136,6 +137,33 @@ def test_an_override_of_preprocessing_says_what_it_changes(tiny_checkpoint: Path
     result = evaluate(tiny_checkpoint, layers(image_folder, "preprocess.crop=0.5"), display=display)
     assert result.preprocess.crop == 0.5
     assert any("preprocess.crop is 0.5 instead of" in text for text in display.warnings)
+
+
+def test_images_are_framed_by_every_program_that_reads_what_was_trained_so(image_folder: Path, tmp_path: Path) -> None:
+    for path in image_folder.rglob("*.jpg"):
+        image = Image.open(path)
+        image.resize((3 * image.width, image.height)).save(path)
+    settings = [f"data.root={image_folder}", f"output.root={tmp_path}", "train.epochs=1"]
+    config = resolve(TrainConfig, [read_yaml(TINY), parse_command_line([*settings, "preprocess.resize=letterbox"])])
+    trained = train(config.config, name="framed")
+    weights = trained.folder / "best.safetensors"
+    assert load_model(weights).preprocess.resize == "letterbox"
+    display = Notebook()
+    framed = evaluate(weights, layers(image_folder), display=display)
+    assert (framed.preprocess.resize, display.warnings) == ("letterbox", [])
+    assert framed.accuracy.loss == pytest.approx(trained.best["val_loss"], rel=1e-5)
+    cut = evaluate(weights, layers(image_folder, "preprocess.resize=crop"), display=display)
+    assert cut.accuracy.loss != framed.accuracy.loss
+    told = "preprocess.resize is crop instead of letterbox, which the weights were validated with"
+    assert display.warnings == [told]
+    assert len(sweep(weights, layers(image_folder))) == 3 * 2, "no crop changes what is framed whole"
+
+    # a training that begins with these weights reads as they do
+    notes = Notebook()
+    more = resolve(TrainConfig, [read_yaml(TINY), parse_command_line([*settings, f"model.weights={weights}"])])
+    again = train(more.config, name="again", display=notes)
+    assert load_model(again.folder / "best.safetensors").preprocess.resize == "letterbox"
+    assert any("decides preprocess.resize=letterbox" in note for note in notes.notes)
 
 
 def test_an_override_equal_to_what_is_stored_says_nothing(tiny_checkpoint: Path, image_folder: Path) -> None:

@@ -174,11 +174,50 @@ def test_evaluation_view_is_timms(interpolation, size, shape):
     assert difference.float().mean() < (0.1 if by_rows else 0.3)
 
 
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [(224, 224), (96, 160)])
+@pytest.mark.parametrize("shape", [(375, 500), (500, 333), (64, 50), (900, 240)])
+@pytest.mark.parametrize(("resize", "crop_mode"), [("squash", "squash"), ("letterbox", "border")])
+def test_squash_and_letterbox_are_timms_crop_modes(resize, crop_mode, shape, size, interpolation):
+    image = photo(*shape)
+    options = {"crop_mode": crop_mode, "crop_pct": 1.0, "use_prefetcher": True}
+    theirs = create_transform(size, interpolation=interpolation, **options)(image)
+    # a share of the centre means nothing to them
+    ours = Preprocess(size=size, resize=resize, crop=0.5, interpolation=interpolation).view(to_pixels(image))
+    difference = (ours.int() - theirs.int()).abs()
+    by_rows = int(PIL.__version__.split(".")[0]) < 13 or shape[0] < 2 * shape[1]
+    assert difference.max() <= (2 if by_rows else 6)
+    assert difference.float().mean() < (0.1 if by_rows else 0.3)
+
+
+def test_a_letterbox_shows_all_of_an_image_in_a_frame_of_the_mean():
+    image = torch.full((2, 30, 10), 200, dtype=torch.uint8)
+    view = Preprocess(size=(32, 64), channels=2, mean=(0.25, 1.0), std=(0.5, 0.5), resize="letterbox").view(image)
+    # 32 x 11 pixels, and an odd one of the margin on the right, as in timm
+    assert (view[:, :, 26:37] == 200).all()
+    assert (view[0, :, :26] == 64).all()
+    assert (view[1, :, 37:] == 255).all()
+    deep = torch.full((1, 10, 30), 40000, dtype=torch.int32).to(torch.uint16)
+    framed = Preprocess(size=(30, 30), channels=1, bits=16, mean=(0.5,), std=(0.5,), resize="letterbox").view(deep)
+    assert framed.dtype == torch.uint16
+    assert framed[0, :, 0].tolist() == [32768] * 10 + [40000] * 10 + [32768] * 10
+
+
+def test_a_squashed_image_keeps_its_edges():
+    image = torch.zeros(3, 20, 80, dtype=torch.uint8)
+    image[:, :, :8] = 255
+    assert Preprocess(size=(20, 20)).view(image).max() == 0
+    view = Preprocess(size=(20, 20), resize="squash", interpolation="bilinear").view(image)
+    assert (view[:, :, 0] == 255).all()
+    assert (view[:, :, 5:] == 0).all()
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 20000), (20000, 20), (20, 20000), (3, 2)])
 def test_any_shape_has_an_evaluation_and_a_training_view(shape):
     image = torch.arange(3 * shape[0] * shape[1]).remainder(251).to(torch.uint8).view(3, *shape)
     for size in ((32, 32), (24, 48)):
-        assert Preprocess(size=size).view(image).shape == (3, *size)
+        for resize in ("crop", "squash", "letterbox"):
+            assert Preprocess(size=size, resize=resize).view(image).shape == (3, *size)
         for key in range(30):
             assert TrainView(size=size, auto_augment="rand-m9-mstd0.5-inc1").view(image, key).shape == (3, *size)
 
@@ -212,8 +251,15 @@ def test_preprocess_survives_json():
     for preprocess in (
         Preprocess(size=(224, 192)),
         Preprocess(size=(8, 8), crop=1.0, interpolation="bilinear", mean=(0.1, 1 / 3, 0.5), exif="apply"),
+        Preprocess(size=(8, 8), resize="letterbox"),
     ):
         assert Preprocess.from_dict(json.loads(json.dumps(preprocess.to_dict()))) == preprocess
+
+
+def test_a_description_that_says_nothing_of_resizing_cuts_the_centre():
+    older = Preprocess(size=(8, 8)).to_dict()
+    del older["resize"]
+    assert Preprocess.from_dict(older).resize == "crop"
 
 
 def test_preprocess_names_what_is_wrong():
@@ -241,10 +287,12 @@ def test_preprocess_names_what_is_wrong():
     # past the constructor, whose argument types are checked in this run
     object.__setattr__(preprocess, "interpolation", "cubic")
     object.__setattr__(preprocess, "exif", "yes")
+    object.__setattr__(preprocess, "resize", "pad")
     with pytest.raises(ConfigError) as caught:
         preprocess.__post_init__()
     assert str(caught.value) == (
-        "preprocess: interpolation is 'cubic'; it must be 'bicubic' or 'bilinear'; exif is 'yes'; it must be "
+        "preprocess: resize is 'pad'; it must be 'crop', 'squash' or 'letterbox'; "
+        "interpolation is 'cubic'; it must be 'bicubic' or 'bilinear'; exif is 'yes'; it must be "
         "'ignore' or 'apply'"
     )
 

@@ -357,8 +357,27 @@ def test_openvino_takes_the_precision_that_is_asked_for_or_refuses_it(exported: 
         Preprocess(size=(96, 160), crop=1.0),
         Preprocess(size=(75, 33), crop=0.95, interpolation="bilinear"),
         Preprocess(size=(64, 64), channels=4, mean=(0.5,) * 4, std=(0.25,) * 4),
+        # to the edges of the image, beyond which the filter sees nothing
+        Preprocess(size=(75, 60), crop=1.0, interpolation="bilinear"),
+        Preprocess(size=(96, 160), resize="squash"),
+        Preprocess(size=(64, 64), resize="squash", interpolation="bilinear"),
+        Preprocess(size=(96, 160), resize="letterbox", mean=(0.1, 0.5, 0.9)),
+        Preprocess(size=(75, 33), resize="letterbox", interpolation="bilinear"),
+        Preprocess(size=(64, 64), channels=4, mean=(0.5,) * 4, std=(0.25,) * 4, resize="letterbox"),
     ],
-    ids=["square", "bilinear", "wide", "high", "four channels"],
+    ids=[
+        "square",
+        "bilinear",
+        "wide",
+        "high",
+        "four channels",
+        "to the edges",
+        "squash",
+        "bilinear squash",
+        "letterbox",
+        "bilinear letterbox",
+        "letterbox of four channels",
+    ],
 )
 def test_preprocessing_in_the_graph_is_ours_to_two_levels_of_colour(preprocess: Preprocess) -> None:
     channels = preprocess.channels

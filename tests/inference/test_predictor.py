@@ -2,11 +2,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from support.displays import Notebook
 from support.tiny_model import save_tiny
 from vitrail.config.resolve import parse_command_line
 from vitrail.errors import ConfigError
+from vitrail.images.decoding import decode
 from vitrail.inference.decision import ReachedThresholds, TopClasses
 from vitrail.inference.predictor import open_predictor, read_predictor
 
@@ -55,6 +57,20 @@ def test_more_classes_than_there_are_is_warned_of_where_it_is_no_limit(tmp_path:
     assert len(told.warnings) == 1
     with pytest.raises(ConfigError, match="topk is 0; it must be at least 1"):
         open_predictor(path, topk=0)
+
+
+def test_an_image_is_framed_where_the_settings_say_so(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    wide = tmp_path / "wide.png"
+    Image.new("RGB", (400, 40), "red").save(wide)
+    for resize in ("crop", "letterbox"):
+        settings = [parse_command_line([f"preprocess.resize={resize}"])]
+        predictor = open_predictor(tiny_checkpoint, settings, device="cpu", display=Notebook())
+        is_red = predictor.preprocess.view(decode(wide.read_bytes()))[0] == 255
+        assert is_red.float().mean() == pytest.approx(1 if resize == "crop" else 0.1, abs=0.02)
+        with torch.inference_mode():
+            expected = predictor.network(predictor.preprocess(wide)[None]).softmax(1)
+        (prediction,) = predictor.predict([wide])
+        assert prediction.probabilities[0] == pytest.approx(float(expected.max()), abs=1e-5)
 
 
 def test_settings_change_how_images_are_read_and_are_told(tiny_checkpoint: Path, image_folder: Path) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import vitrail
+from support.displays import Quiet
 from support.images import OTHERS
 from support.serving import encoded, start
 from support.tiff_files import tiff_file
@@ -153,3 +155,21 @@ def test_a_server_takes_what_predict_takes_of_a_model_of_many_channels(tmp_path:
     assert [status for status, _, _ in answers] == [200] * 3
     first = answers[0][1]["results"]
     assert all(answer["results"] == first for _, answer, _ in answers)
+
+
+@pytest.mark.thorough
+def test_a_served_image_is_framed_as_predict_frames_it(tmp_path: Path) -> None:
+    checkpoint = save_tiny(tmp_path, Preprocess(size=(32, 32), resize="letterbox"))
+    file = encoded(picture().resize((400, 40)), "PNG")
+    (tmp_path / "wide.png").write_bytes(file)
+    expected = vitrail.predict(checkpoint, tmp_path / "wide.png", progress=False)[0]
+    cut = vitrail.predict(checkpoint, tmp_path / "wide.png", settings={"preprocess.resize": "crop"}, display=Quiet())[0]
+    server = start(checkpoint)
+    try:
+        status, answer, _ = server.ask("POST", "/predict", file)
+    finally:
+        server.process.kill()
+    assert status == 200
+    served = answer["results"][0]["topk"][0]["probability"]
+    assert served == pytest.approx(expected.topk[0].probability, abs=1e-4)
+    assert served != pytest.approx(cut.topk[0].probability, abs=1e-4)

@@ -16,7 +16,9 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from PIL import Image
 from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform
 from timm.optim._optim_factory import create_optimizer_v2
 from torch.testing import assert_close
 
@@ -26,12 +28,14 @@ from vitrail import timm as registered
 from vitrail.cli.app import main
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.images.preprocess import Preprocess
+from vitrail.images.synthetic import draw_photo
 from vitrail.models.family import VisionModel
 from vitrail.models.registry import create_model, find_variant
 from vitrail.weights.checkpoint import Record, model_options, save_model
 from vitrail.weights.convert import convert
 from vitrail.weights.formats.mindspore_ckpt import encode_ckpt, read_ckpt
-from vitrail.weights.hub import model_card, push_to_hub, save_pretrained
+from vitrail.weights.hub import model_card, push_to_hub, save_folder, save_pretrained
+from vitrail.weights.image_config import read_images
 from vitrail.weights.loading import load_model, open_model
 from vitrail.weights.request import LoadRequest
 
@@ -495,6 +499,36 @@ def test_saved_folder_brings_everything_back(tiny_checkpoint: Path, tmp_path: Pa
     card = (tmp_path / "hub" / "README.md").read_text()
     assert "| top-1, % | 73.9 | not measured |" in card
     assert "| | published for the architecture on ImageNet-1k | reproduced with these weights" in card
+
+
+@pytest.mark.parametrize(
+    ("resize", "crop_mode", "said"),
+    [
+        ("squash", "squash", "An image is resized to 32x32 pixels, whatever its proportions (bicubic), and it is"),
+        (
+            "letterbox",
+            "border",
+            "An image is resized to fit into 32x32 pixels as a whole (bicubic), the rest is filled",
+        ),
+    ],
+)
+def test_a_folder_tells_timm_how_images_are_fitted(
+    resize: str, crop_mode: str, said: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    opened = open_model(tiny_checkpoint)
+    record = replace(opened.record, preprocess=replace(opened.record.preprocess, resize=resize))
+    save_folder(tmp_path / "hub", opened.weights, record)
+    config = json.loads((tmp_path / "hub" / "config.json").read_text())["pretrained_cfg"]
+    assert (config["crop_mode"], config["crop_pct"]) == (crop_mode, 1.0)
+    assert said in (tmp_path / "hub" / "README.md").read_text()
+    own = record.preprocess.to_dict()
+    assert read_images(config, own, 3).values["resize"] == resize
+
+    data = resolve_data_config(pretrained_cfg=config)
+    picture = draw_photo(1)
+    theirs = create_transform(**data)(Image.fromarray(picture))
+    ours = record.preprocess(torch.from_numpy(picture).permute(2, 0, 1))
+    assert_close(ours, theirs, rtol=0, atol=2.1 / 255 / 0.224)
 
 
 def test_card_keeps_published_and_reproduced_figures_apart(tiny_checkpoint: Path) -> None:

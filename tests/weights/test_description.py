@@ -95,6 +95,8 @@ def set_at(dotted: str, value: Any) -> Change:
         ("preprocess.size", [32, 10**9], r"size is \(32, 1000000000\); it must be at most 4096 pixels a side"),
         ("preprocess.crop", 1e-9, r"crop is 1e-09; images of 32 / 1e-09 pixels are too large, at most 8192"),
         ("preprocess.crop", float("nan"), r"crop is nan; it must be above 0 and at most 1"),
+        ("preprocess.resize", "pad", r"resize is 'pad'; it must be 'crop', 'squash' or 'letterbox'"),
+        ("preprocess.resize", ["crop"], r"resize is \('crop',\); it must be 'crop', 'squash' or 'letterbox'"),
         ("preprocess.mean", [float("nan")] * 3, r"mean is \(nan, nan, nan\)"),
         ("preprocess.mean", [10**4000] * 3, r"it has a number of 4,001 digits"),
         ("preprocess.std", [0.0] * 3, r"each must have 3 numbers, one a channel, std above 0"),

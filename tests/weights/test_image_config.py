@@ -75,12 +75,26 @@ IMAGENET = (0.485, 0.456, 0.406)
             ),
         ),
         (
-            {"interpolation": "lanczos", "crop_mode": "squash"}, {}, (),
+            {"interpolation": "lanczos", "crop_mode": "zoom"}, {}, (),
             (
                 "has interpolation lanczos, which cannot be had here; the model's own bicubic is taken, and "
                 "preprocess.interpolation sets another",
-                "asks for crop_mode squash; the centre is cut instead",
+                "asks for crop_mode zoom; the centre is cut instead, and preprocess.resize sets another",
             ),
+        ),
+        ({"crop_mode": None}, {}, (), ()),
+        ({"crop_mode": "center", "crop_pct": 0.8}, {"crop": 0.8, "resize": "crop"}, (), ()),
+        ({"crop_mode": "squash", "crop_pct": 1.0}, {"crop": 1.0, "resize": "squash"}, (), ()),
+        (
+            {"crop_mode": "border", "crop_pct": 0.9}, {"crop": 0.9, "resize": "letterbox"}, (),
+            (
+                "has crop_mode border with crop_pct 0.9, which cuts off the edges; all of an image is taken "
+                "instead",
+            ),
+        ),
+        (
+            {"crop_mode": ["border"]}, {}, (),
+            ("asks for crop_mode [border]; the centre is cut instead, and preprocess.resize sets another",),
         ),
         (
             {"interpolation": "random"}, {}, (),

@@ -21,7 +21,7 @@ from vitrail.cli.finetuning import finetune
 from vitrail.cli.inference import bench, evaluate, predict, verify
 from vitrail.cli.serving import serve
 from vitrail.cli.signals import tell_interrupted
-from vitrail.cli.training import bench_data, config, doctor, models, train
+from vitrail.cli.training import bench_data, config, doctor, models, preview, train
 from vitrail.cli.weights import weights
 from vitrail.distributed.launch import (
     is_main_process,
@@ -69,6 +69,7 @@ COMMANDS = (
     weights,
     config,
     check_data,
+    preview,
     bench_data,
     pack,
     resize_data,

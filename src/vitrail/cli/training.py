@@ -1,4 +1,4 @@
-"""The commands of training: train, config, models, doctor and bench-data."""
+"""The commands of training: train, config, models, preview, doctor and bench-data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from vitrail.cli.channel import outlive_output
-from vitrail.cli.options import JsonFile, RecipeAndSettings, Settings, split_recipe
+from vitrail.cli.options import (
+    JsonFile,
+    RecipeAndSettings,
+    Settings,
+    read_whole_number,
+    split_recipe,
+)
 from vitrail.cli.tables import show_line, show_result, show_table
 from vitrail.distributed.launch import is_main_process
 from vitrail.errors import ConfigError, command
@@ -177,4 +183,37 @@ def bench_data(
     with open_terminal() as display:
         speed = api.bench_data(recipe, tokens, seconds=seconds, json=json_file, display=display)
     show_result(speed)
+    return 0
+
+
+def preview(
+    *settings: RecipeAndSettings,
+    output: Annotated[
+        Path, Parameter(help="File to write: a page, or a sheet of pictures where it ends in .png.")
+    ] = Path("preview.html"),
+    images: Annotated[
+        int, Parameter(converter=read_whole_number, help="Number of images, drawn by train.seed.")
+    ] = 12,
+    views: Annotated[
+        int, Parameter(converter=read_whole_number, help="Number of training views of each image.")
+    ] = 4,
+) -> int:
+    """Show some images as they are, as evaluation shows them to the model, and as training does: varied and mixed.
+
+    Weights instead of a recipe show how these were trained, and how they are evaluated.
+
+    ```
+    vitrail preview tnt_s_imagenet data.root=/data/pets
+    vitrail preview runs/pets/best.safetensors preprocess.resize=letterbox --output pets.png
+    ```
+    """
+    from vitrail.api import preview as api
+    from vitrail.cli.terminal import open_terminal
+
+    recipe, tokens = split_recipe(settings, None)
+    with open_terminal() as display:
+        drawn = api.preview(
+            recipe, tokens, output=output, images=images, views=views, display=display
+        )
+    show_result(drawn)
     return 0

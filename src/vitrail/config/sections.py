@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vitrail.choices import Device, Precision
+from vitrail.choices import Device, Precision, Resize
 from vitrail.config.ranges import find_not_positive, find_out_of_range
 
 MIN_STD = 1e-6
@@ -227,7 +227,13 @@ class PreprocessSection:
 
     crop: float | None = None
     """Share of the resized image that the centre crop keeps: the short side is resized to
-    image_size / crop first."""
+    image_size / crop first. It counts where images are cropped, see `preprocess.resize`."""
+    resize: Resize | None = None
+    """How an image of other proportions than the network's comes to its size in evaluation: crop
+    cuts its middle out; squash resizes height and width each to the network's; letterbox resizes
+    all of the image into it, and fills the rest with the mean (timm's crop_mode center, squash and
+    border). null takes the one that the weights were validated with, which is crop for published
+    ones. Training's views are cropped at random and resized, whatever stands here."""
     interpolation: Literal["bicubic", "bilinear"] | None = None
     """Filter of the resizing; null takes the one that the model was published with."""
     mean: tuple[float, ...] | None = None

@@ -7,7 +7,6 @@ filters; its levels of colour may be 2 off PyTorch's, which rounds otherwise bet
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -18,13 +17,27 @@ PREPROCESS = """
 <ir_version: 10, opset_import: ["" : {opset}]>
 preprocess (uint8[1, height, width, {channels}] image) => (float[1, {channels}, {rows}, {columns}] images) {{
     size = Constant <value = int64[2] {{ {rows}, {columns} }}> ()
-    cover = Constant <value = int64[2] {{ {cover[0]}, {cover[1]} }}> ()
-    cover_exact = Cast <to = 11> (cover)
+    planes = Transpose <perm = [0, 3, 1, 2]> (image)
+
+    {sides}
+    images_and_channels = Constant <value = int64[2] {{ 1, {channels} }}> ()
+    sizes = Concat <axis = 0> (images_and_channels, scaled)
+    levels = Resize <{filter}, antialias = 1, coordinate_transformation_mode = "half_pixel"> (middle, , , sizes)
+
+    {fitted}
+    mean = Constant <value = float[1, {channels}, 1, 1] {{ {mean} }}> ()
+    std = Constant <value = float[1, {channels}, 1, 1] {{ {std} }}> ()
+    centred = Sub (pixels, mean)
+    images = Div (centred, std)
+}}
+"""
+"""The graph that scales, fits and normalises one image, as `Preprocess.view` and `normalise` do."""
+CROP_SIDES = """
     axes = Constant <value = int64[2] {{ 2, 3 }}> ()
     one = Constant <value = int64[1] {{ 1 }}> ()
     two = Constant <value = double[1] {{ 2.0 }}> ()
-
-    planes = Transpose <perm = [0, 3, 1, 2]> (image)
+    cover = Constant <value = int64[2] {{ {cover[0]}, {cover[1]} }}> ()
+    cover_exact = Cast <to = 11> (cover)
     whole = Shape <start = 2, end = 4> (planes)
     whole_exact = Cast <to = 11> (whole)
     ratios = Div (whole_exact, cover_exact)
@@ -43,27 +56,9 @@ preprocess (uint8[1, height, width, {channels}] image) => (float[1, {channels}, 
     from = Cast <to = 7> (from_exact)
     until = Add (from, kept)
     middle = Slice (planes, from, until, axes)
-
     {scaled}
-    images_and_channels = Constant <value = int64[2] {{ 1, {channels} }}> ()
-    sizes = Concat <axis = 0> (images_and_channels, scaled)
-    levels = Resize <{filter}, antialias = 1, coordinate_transformation_mode = "half_pixel"> (middle, , , sizes)
-
-    margin = Sub (scaled, size)
-    margin_exact = Cast <to = 11> (margin)
-    margin_half = Div (margin_exact, two)
-    corner_exact = Round (margin_half)
-    corner = Cast <to = 7> (corner_exact)
-    opposite = Add (corner, size)
-    view = Slice (levels, corner, opposite, axes)
-    pixels = Cast <to = 1> (view)
-    mean = Constant <value = float[1, {channels}, 1, 1] {{ {mean} }}> ()
-    std = Constant <value = float[1, {channels}, 1, 1] {{ {std} }}> ()
-    centred = Sub (pixels, mean)
-    images = Div (centred, std)
-}}
 """
-"""The graph that cuts, scales and normalises one image, as `Preprocess.view` and `normalise` do."""
+"""What is resized to which sides before its centre is cropped: of a very long image the middle."""
 SCALED_SQUARE = """
     short = ReduceMin <keepdims = 1> (kept)
     enlarged = Mul (cover, kept)
@@ -77,6 +72,55 @@ SCALED = """
     scaled = Cast <to = 7> (scaled_rounded)
 """
 """Sides of the scaled image where the view is not square: rounded to the nearest, as in timm."""
+CROP = """
+    margin = Sub (scaled, size)
+    margin_exact = Cast <to = 11> (margin)
+    margin_half = Div (margin_exact, two)
+    corner_exact = Round (margin_half)
+    corner = Cast <to = 7> (corner_exact)
+    opposite = Add (corner, size)
+    view = Slice (levels, corner, opposite, axes)
+    pixels = Cast <to = 1> (view)
+"""
+"""The centre of the scaled image."""
+SQUASH_SIDES = """
+    middle = Identity (planes)
+    scaled = Identity (size)
+"""
+"""All of the image is resized to the sides of the view."""
+SQUASH = """
+    pixels = Cast <to = 1> (levels)
+"""
+"""The scaled image is the view."""
+LETTERBOX_SIDES = """
+    one = Constant <value = int64[1] {{ 1 }}> ()
+    size_exact = Cast <to = 11> (size)
+    whole = Shape <start = 2, end = 4> (planes)
+    whole_exact = Cast <to = 11> (whole)
+    ratios = Div (whole_exact, size_exact)
+    ratio = ReduceMax <keepdims = 1> (ratios)
+    scaled_exact = Div (whole_exact, ratio)
+    scaled_rounded = Round (scaled_exact)
+    scaled_any = Cast <to = 7> (scaled_rounded)
+    scaled = Max (scaled_any, one)
+    middle = Identity (planes)
+"""
+"""All of the image is resized by one factor, to a side of the view at most."""
+LETTERBOX = """
+    axes = Constant <value = int64[2] {{ 2, 3 }}> ()
+    two = Constant <value = int64[1] {{ 2 }}> ()
+    margin = Sub (size, scaled)
+    before = Div (margin, two)
+    after = Sub (margin, before)
+    margins = Concat <axis = 0> (before, after)
+    fill = Constant <value = float[1, {channels}, 1, 1] {{ {fill} }}> ()
+    levels_exact = Cast <to = 1> (levels)
+    above_fill = Sub (levels_exact, fill)
+    nothing = Constant <value = float {{ 0.0 }}> ()
+    framed = Pad <mode = "constant"> (above_fill, margins, nothing, axes)
+    pixels = Add (framed, fill)
+"""
+"""The scaled image in a frame, whose level is each channel's own; ONNX's Pad has one for all."""
 PROBABILITIES = """
 <ir_version: 10, opset_import: ["" : {opset}]>
 answer (float[batch, {classes}] logits)
@@ -89,7 +133,7 @@ answer (float[batch, {classes}] logits)
 """The graph that turns logits into probabilities and finds the largest of them."""
 FILTERS = {
     "bicubic": 'mode = "cubic", cubic_coeff_a = -0.5, exclude_outside = 1',
-    "bilinear": 'mode = "linear"',
+    "bilinear": 'mode = "linear", exclude_outside = 1',
 }
 """Attributes of ONNX's Resize for each interpolation, which make it the filter of Pillow and
 torchvision."""
@@ -133,16 +177,27 @@ def add_preprocess(
 def _write_preprocess(preprocess: Preprocess, opset: int) -> str:
     """Return preprocessing as a graph in ONNX's text format."""
     rows, columns = preprocess.size
-    cover = [math.floor(side / preprocess.crop) for side in preprocess.size]
+    cover = preprocess.cover
     is_square = cover[0] == cover[1]
+    sides, fitted = {
+        "crop": (CROP_SIDES, CROP),
+        "squash": (SQUASH_SIDES, SQUASH),
+        "letterbox": (LETTERBOX_SIDES, LETTERBOX),
+    }[preprocess.resize]
+    values = {
+        "cover": cover,
+        "reach": [float(MAX_ASPECT * side) for side in cover],
+        "scaled": SCALED_SQUARE if is_square else SCALED,
+        "channels": preprocess.channels,
+        "fill": ", ".join(f"{level}.0" for level in preprocess.fill),
+    }
     return PREPROCESS.format(
         opset=opset,
         channels=preprocess.channels,
         rows=rows,
         columns=columns,
-        cover=cover,
-        reach=[float(MAX_ASPECT * side) for side in cover],
-        scaled=SCALED_SQUARE if is_square else SCALED,
+        sides=sides.format(**values),
+        fitted=fitted.format(**values),
         filter=FILTERS[preprocess.interpolation],
         mean=_format_levels(preprocess.mean),
         std=_format_levels(preprocess.std),

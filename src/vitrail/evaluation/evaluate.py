@@ -496,11 +496,13 @@ def _in_words(metrics: Metrics) -> str:
 
 def _usual_ways(stored: Preprocess) -> list[Preprocess]:
     """Return every usual way of reading images, and those that a weight file names."""
+    # nothing is cut off a squashed or framed image
+    crops = {stored.crop, *CROPS} if stored.resize == "crop" else {stored.crop}
     pairs = ((stored.mean, stored.std), *STATISTICS)
     statistics = dict.fromkeys(fit_statistics(stored.channels, mean, std) for mean, std in pairs)
     return [
         replace(stored, mean=mean, std=std, crop=crop, interpolation=interpolation)
         for mean, std in statistics
-        for crop in sorted({stored.crop, *CROPS})
+        for crop in sorted(crops)
         for interpolation in INTERPOLATIONS
     ]

@@ -1,4 +1,4 @@
-"""Preprocessing for evaluation: resize, centre crop and normalisation of one image, equal to timm's.
+"""Preprocessing for evaluation: an image comes to the network's size, equal to timm's.
 
 Shapes
     b images, c channels, h and w pixels. Views are uint8 or uint16 and lie in memory as (h, w, c) behind their
@@ -8,7 +8,9 @@ Differences from timm
     Resizing is torch's antialiased uint8 kernel where timm calls Pillow's: at most 2 levels apart. (Pillow 13 scales
     the columns of some tall images first, and is then up to 6 levels from both.)
     16 bits are resized as float32 and rounded.
-    An image more than MAX_ASPECT times longer than its view needs is first cut to its middle.
+    Where the centre is cropped, an image more than MAX_ASPECT times longer than its view needs is
+    first cut to its middle. Squash and letterbox keep all of it, as timm's do with a crop_pct of 1;
+    a letterbox leaves one pixel of a short side at least, where timm's rounds it to none and fails.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, UInt
@@ -26,6 +28,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from vitrail.choices import Resize
 from vitrail.config.sections import MIN_STD, find_wrong_scale
 from vitrail.devices import count_memory
 from vitrail.errors import ConfigError, DataError, shorten, suggest
@@ -35,8 +38,8 @@ from vitrail.images.pixels import Bits, Exif, PixelFormat, Pixels, UnreadableIma
 from vitrail.models.family import MAX_CHANNELS, MAX_SIDE
 
 MAX_ASPECT = 10
-"""Longest side of an image, in multiples of the side its view needs, that is resized whole. A
-20000x20 image resized whole to 224 rows would be 224,000 columns wide."""
+"""Longest side of an image, in multiples of the side its view needs, that is resized whole before
+its centre is cropped. A 20000x20 image resized whole to 224 rows would be 224,000 columns wide."""
 MAX_COVER = 8192
 """Most pixels of the side to which an image is scaled before its centre is cropped."""
 MAX_NUMBER = 1e6
@@ -56,6 +59,17 @@ def normalise(
 
 def _channels(values: tuple[float, ...], most: int, like: Tensor) -> Tensor:
     return torch.tensor([most * value for value in values], device=like.device).view(-1, 1, 1)
+
+
+def denormalise(
+    images: Float[Tensor, "b c h w"], preprocess: Preprocess
+) -> UInt[Tensor, "b c h w"]:
+    """Turn what the network reads back into pixels, as far as they go."""
+    mean = torch.tensor(preprocess.mean).view(-1, 1, 1)
+    std = torch.tensor(preprocess.std).view(-1, 1, 1)
+    most = 2**preprocess.bits - 1
+    levels = ((images * std + mean) * most).round().clamp(0, most)
+    return levels.to(preprocess.pixels.dtype)
 
 
 def fit_statistics(
@@ -102,6 +116,16 @@ def _center_crop(image: Tensor, size: tuple[int, int]) -> Tensor:
     return image[:, top : top + height, left : left + width]
 
 
+def _frame(image: Tensor, size: tuple[int, int], colour: Sequence[int]) -> Tensor:
+    """Put an image into the middle of a canvas of one colour; it lies in memory as (h, w, c)."""
+    _, height, width = image.shape
+    top = (size[0] - height) // 2
+    left = (size[1] - width) // 2
+    canvas = torch.tensor(colour, dtype=image.dtype).expand(*size, -1).clone().permute(2, 0, 1)
+    canvas[:, top : top + height, left : left + width] = image
+    return canvas
+
+
 def _is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
@@ -124,7 +148,11 @@ class Preprocess:
     """Height and width in pixels."""
     crop: float = 0.9
     """The image is scaled until it just covers size / crop, rounded down; then the middle is cut
-    out."""
+    out. It counts where `resize` is crop."""
+    resize: Resize = "crop"
+    """How an image that is not of the view's proportions is fitted: crop cuts its middle out,
+    squash resizes both sides to the view's, letterbox resizes all of it into the view and fills the
+    rest with the mean (timm's crop_mode center, squash and border)."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """Filter of the resizing, always antialiased."""
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -146,6 +174,10 @@ class Preprocess:
     def _problems(self) -> list[str]:
         """Return what is wrong, each as one clause; values may come from a file and be anything."""
         problems = self._problems_of_size()
+        if self.resize not in get_args(Resize):
+            problems.append(
+                f"resize is {shorten(self.resize)}; it must be 'crop', 'squash' or 'letterbox'"
+            )
         if self.interpolation not in ("bicubic", "bilinear"):
             problems.append(
                 f"interpolation is {shorten(self.interpolation)}; it must be 'bicubic' or "
@@ -215,6 +247,18 @@ class Preprocess:
         """The pixel format that images are decoded to."""
         return PixelFormat(self.channels, self.bits, self.exif)
 
+    @property
+    def cover(self) -> tuple[int, int]:
+        """Height and width that an image of the proportions of its view is scaled to."""
+        height, width = self.size
+        return math.floor(height / self.crop), math.floor(width / self.crop)
+
+    @property
+    def fill(self) -> tuple[int, ...]:
+        """Level of each channel around an image in a letterbox: the mean, rounded as in timm."""
+        most = 2**self.bits - 1
+        return tuple(min(max(round(most * value), 0), most) for value in self.mean)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
         values = asdict(self)
@@ -241,9 +285,16 @@ class Preprocess:
         return cls(**arguments)
 
     def view(self, image: Pixels) -> UInt[Tensor, "c out_h out_w"]:
-        """Resize the image and crop its centre, as timm does."""
+        """Bring the image to the view's size, as `resize` says."""
+        if self.resize == "squash":
+            return resize_pixels(image, self.size, self.interpolation)
         height, width = image.shape[1:]
-        cover_height, cover_width = (math.floor(side / self.crop) for side in self.size)
+        if self.resize == "letterbox":
+            ratio = max(height / self.size[0], width / self.size[1])
+            scaled = (max(round(height / ratio), 1), max(round(width / ratio), 1))
+            return _frame(resize_pixels(image, scaled, self.interpolation), self.size, self.fill)
+
+        cover_height, cover_width = self.cover
         ratio = min(height / cover_height, width / cover_width)
         # of a very long image, only the middle is resized
         most_height = max(math.ceil(MAX_ASPECT * cover_height * ratio), 1)

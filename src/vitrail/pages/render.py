@@ -82,9 +82,7 @@ def picture(pixels: Pixels, largest: int = LARGEST) -> str:
         pixels: The image.
         largest: Longer side in pixels, at most.
     """
-    shown = pixels[:3] if len(pixels) > 2 else pixels[:1]
-    if shown.dtype == torch.uint16:
-        shown = _stretch_levels(shown)
+    shown = to_shown(pixels)
     array = shown.permute(1, 2, 0).contiguous().numpy()
     image = Image.fromarray(array[:, :, 0] if len(shown) == 1 else array)
     image.thumbnail((largest, largest))
@@ -95,6 +93,12 @@ def picture(pixels: Pixels, largest: int = LARGEST) -> str:
         return data_uri(buffer.getvalue())
     image.save(buffer, format="JPEG", quality=85)
     return data_uri(buffer.getvalue(), "image/jpeg")
+
+
+def to_shown(pixels: Pixels) -> Tensor:
+    """Return the channels and levels of an image that a picture shows: 8 bits of one channel, or of three."""
+    shown = pixels[:3] if len(pixels) > 2 else pixels[:1]
+    return _stretch_levels(shown) if shown.dtype == torch.uint16 else shown
 
 
 def pictured(pixels: PixelFormat) -> str:

@@ -176,10 +176,8 @@ def build_job(
     if is_new:
         refuse_frozen_noise(config)
     model_name = canonical_name(config.model.name)
-    if is_new and config.model.weights is not None:
-        opened = open_initial_weights(config, model_name, data.classes, display)
-        config = adopt_recorded_settings(config, opened.record, display)
-        model = opened.build(accelerator.device)
+    if is_new:
+        config, model = open_initial_model(config, data, accelerator, display)
     else:
         model = build_model(config, model_name, len(data.classes)).to(accelerator.device)
     preprocess = build_preprocess(config, model_name, model)
@@ -208,6 +206,17 @@ def build_job(
         rate=build_schedule(config, sampler.steps),
     )
     return job, model
+
+
+def open_initial_model(
+    config: TrainConfig, data: Data, accelerator: Accelerator, display: Display
+) -> tuple[TrainConfig, VisionModel]:
+    """Return the model that a run begins with, and the settings with what its weights decide."""
+    name = canonical_name(config.model.name)
+    if config.model.weights is None:
+        return config, build_model(config, name, len(data.classes)).to(accelerator.device)
+    opened = open_initial_weights(config, name, data.classes, display)
+    return adopt_recorded_settings(config, opened.record, display), opened.build(accelerator.device)
 
 
 def refuse_frozen_noise(config: TrainConfig) -> None:

@@ -308,6 +308,7 @@ def _doubt_preprocess(record: Record, dialect: Dialect, to: str) -> list[str]:
         "mean": variant.mean,
         "std": variant.std,
         "crop": variant.crop,
+        "resize": "crop",
         "interpolation": variant.interpolation,
         "bits": 8,
         **dialect.preprocess,

@@ -16,9 +16,11 @@ from vitrail.errors import CheckpointError, list_values
 from vitrail.files import files_of, refuse_replacing, write_whole
 from vitrail.imagenet import list_wordnet_ids
 from vitrail.images.pixels import describe_channels
+from vitrail.images.preprocess import Preprocess
 from vitrail.models.dialects import write_names
 from vitrail.weights.checkpoint import Record, config_of, encode_safetensors, to_metadata
 from vitrail.weights.config_fields import ADAPTABLE, read_numerics
+from vitrail.weights.image_config import CROP_MODES
 from vitrail.weights.loading import open_model
 from vitrail.weights.request import LoadRequest
 
@@ -138,6 +140,7 @@ def save_folder(
 def timm_config(record: Record) -> dict[str, Any]:
     """Return the config.json that timm reads a model from."""
     preprocess, options = record.preprocess, record.options
+    names = {ours: theirs for theirs, ours in CROP_MODES.items()}
     config: dict[str, Any] = {"architecture": record.model, "num_classes": options["num_classes"]}
     if record.classes:
         config["label_names"] = list(record.classes)
@@ -147,7 +150,8 @@ def timm_config(record: Record) -> dict[str, Any]:
         "input_size": [options["in_channels"], *preprocess.size],
         "fixed_input_size": True,
         "interpolation": preprocess.interpolation,
-        "crop_pct": preprocess.crop,
+        "crop_pct": preprocess.crop if preprocess.resize == "crop" else 1.0,
+        "crop_mode": names[preprocess.resize],
         "mean": list(preprocess.mean),
         "std": list(preprocess.std),
         "num_classes": options["num_classes"],
@@ -188,7 +192,6 @@ def model_card(record: Record) -> str:
     family, preprocess = record.family, record.preprocess
     rows = _accuracy_rows(record)
     classes = _say_classes(record)
-    size = "x".join(map(str, preprocess.size))
     read_as = ""
     if not preprocess.pixels.is_picture:
         read_as = (
@@ -217,9 +220,7 @@ Paper: {family.paper}. Code of its authors: {family.code}.
 |-|-|-|
 {rows}
 
-{record.options["num_classes"]} classes, {classes}. The short side of an image{read_as} is resized to {size}
-pixels divided by
-{preprocess.crop:g} ({preprocess.interpolation}), the centre of {size} pixels is cut, and it is normalised by mean
+{record.options["num_classes"]} classes, {classes}. {_say_resize(preprocess, read_as)}, and it is normalised by mean
 {list(preprocess.mean)} and std {list(preprocess.std)}.
 
 {numerics}```python
@@ -255,6 +256,22 @@ def _say_classes(record: Record) -> str:
     else:
         named = "not named"
     return f"{named}, of which an image has any number" if record.is_multi_label else named
+
+
+def _say_resize(preprocess: Preprocess, read_as: str) -> str:
+    """Return the clauses of a model card that say how an image comes to its size."""
+    size = "x".join(map(str, preprocess.size))
+    if preprocess.resize == "squash":
+        return f"An image{read_as} is resized to {size} pixels, whatever its proportions ({preprocess.interpolation})"
+    if preprocess.resize == "letterbox":
+        return (
+            f"An image{read_as} is resized to fit into {size} pixels as a whole "
+            f"({preprocess.interpolation}), the rest is filled with the mean"
+        )
+    return (
+        f"The short side of an image{read_as} is resized to {size}\npixels divided by\n"
+        f"{preprocess.crop:g} ({preprocess.interpolation}), the centre of {size} pixels is cut"
+    )
 
 
 def _show_figure(value: float | None, otherwise: str) -> str:

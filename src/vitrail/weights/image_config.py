@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vitrail.choices import Resize
 from vitrail.config.sections import MIN_STD, find_pixel_range
 
 FILTERS = ("bicubic", "bilinear")
+CROP_MODES: Mapping[str, Resize] = {"center": "crop", "squash": "squash", "border": "letterbox"}
+"""What timm's crop_mode is called in the setting preprocess.resize."""
 MOST = 65535
 """Upper bound of a mean or standard deviation of pixels."""
 
@@ -61,9 +64,27 @@ def read_images(said: Mapping[str, Any], own: Mapping[str, Any], channels: int) 
             values["interpolation"] = said["interpolation"]
         else:
             doubts.append(_instead("interpolation", said["interpolation"], "interpolation", own))
-    if said.get("crop_mode", "center") not in ("center", None):
-        doubts.append(f"asks for crop_mode {_short(said['crop_mode'])}; the centre is cut instead")
+    _read_crop_mode(said, values, doubts)
     return Images(values=values, notes=tuple(notes), doubts=tuple(doubts))
+
+
+def _read_crop_mode(said: Mapping[str, Any], values: dict[str, Any], doubts: list[str]) -> None:
+    """Take how images are fitted, where all of them is seen too."""
+    mode = said.get("crop_mode")
+    resize = CROP_MODES.get(mode) if isinstance(mode, str) else None
+    if resize is not None:
+        values["resize"] = resize
+        share = values.get("crop", 1.0)
+        if resize != "crop" and share < 1:
+            doubts.append(
+                f"has crop_mode {mode} with crop_pct {_short(share)}, which cuts off the edges; all "
+                "of an image is taken instead"
+            )
+    elif mode is not None:
+        doubts.append(
+            f"asks for crop_mode {_short(mode)}; the centre is cut instead, and preprocess.resize "
+            "sets another"
+        )
 
 
 def read_labels(config: Mapping[str, Any]) -> list[Any] | None:

@@ -24,6 +24,11 @@ EXAMPLES = 12
 """Most examples of a problem."""
 CUT_AWAY = 0.6
 """Share of an image outside the evaluation's crop, above which it is reported."""
+CUT_ADVICE = (
+    "see that what counts is in the middle; preprocess.crop=1 cuts less, and "
+    "preprocess.resize=letterbox or squash nothing"
+)
+"""What can be done about images of which the evaluation's crop leaves little."""
 IMBALANCED = 10
 """Warn when the largest class has at least this many times the training images of the smallest."""
 
@@ -366,8 +371,10 @@ def _shapes(manifest: Manifest, preprocess: Preprocess) -> Iterator[Problem]:
     known = manifest.width > 0
     if not known.any():
         return
-    short = np.minimum(manifest.width, manifest.height)
-    small = np.flatnonzero(known & (short < min(preprocess.size)))
+    # a letterbox enlarges an image both of whose sides are smaller
+    side = np.maximum if preprocess.resize == "letterbox" else np.minimum
+    scaled = side(manifest.width, manifest.height)
+    small = np.flatnonzero(known & (scaled < min(preprocess.size)))
     if len(small):
         size = " x ".join(map(str, preprocess.size))
         yield _of_images(
@@ -376,9 +383,7 @@ def _shapes(manifest: Manifest, preprocess: Preprocess) -> Iterator[Problem]:
     cut = np.flatnonzero(known & (compute_cut_away(manifest, preprocess) > CUT_AWAY))
     if len(cut):
         what = f"lose over {CUT_AWAY:.0%} of their area to the evaluation's centre crop"
-        yield _of_images(
-            "note", what, "see that what counts is in the middle; preprocess.crop=1 cuts less", cut
-        )
+        yield _of_images("note", what, CUT_ADVICE, cut)
 
 
 def compute_cut_away(manifest: Manifest, preprocess: Preprocess) -> NDArray[np.float64]:
@@ -395,6 +400,8 @@ def compute_visible_share(
     preprocess: Preprocess,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the shares of images' heights and widths that their evaluation view shows."""
+    if preprocess.resize != "crop":
+        return np.ones_like(height), np.ones_like(width)
     cover_height, cover_width = (side / preprocess.crop for side in preprocess.size)
     scale = np.minimum(height / cover_height, width / cover_width)
     rows = np.minimum(preprocess.size[0] * scale / height, 1)

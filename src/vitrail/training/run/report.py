@@ -21,7 +21,7 @@ from vitrail.evaluation.measure import measure
 from vitrail.evaluation.report import NUMBERS, PAGE, Subject, Training
 from vitrail.evaluation.task import task_of
 from vitrail.images.batch_augment import erase
-from vitrail.images.preprocess import normalise
+from vitrail.images.preprocess import denormalise, normalise
 from vitrail.models.family import VisionModel
 from vitrail.pages.charts import Chart, line_chart
 from vitrail.pages.render import picture
@@ -204,10 +204,7 @@ def training_samples(job: Job, source: Source) -> list[tuple[str, str]]:
         count=augment.erase_count,
     )
     # back to pixels, in which the erased boxes are seen
-    mean = torch.tensor(preprocess.mean).view(-1, 1, 1)
-    std = torch.tensor(preprocess.std).view(-1, 1, 1)
-    largest = 255 if preprocess.bits == 8 else 65535
-    pixels = ((images * std + mean) * largest).round().clamp(0, largest).to(batch.images.dtype)
+    pixels = denormalise(images, preprocess)
     return [
         (picture(image), format_label(label, source.classes, source.label_sets))
         for image, label in zip(pixels, batch.labels.tolist(), strict=True)
