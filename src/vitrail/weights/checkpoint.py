@@ -36,6 +36,8 @@ from vitrail.weights.digest import DIGESTS, digest_weights
 
 KEY = "vitrail"
 FORMAT = 1
+ALIGNMENT = 64
+"""Bytes of which the addresses of torch's tensors on a CPU are multiples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,16 +258,25 @@ def build_model(record: Record, path: Path | str = "record") -> VisionModel:
 
 
 def load_weights(model: VisionModel, weights: Mapping[str, torch.Tensor], path: Path | str) -> None:
-    """Put weights into a model, which takes them over without a copy.
+    """Put weights into a model, which takes over those that lie in memory as torch would put them.
+
+    Kernels add up in another order where numbers begin elsewhere, as they do in a file that is
+    mapped: such weights are copied, so that a file computes what the model computed that it is of.
 
     Raises:
         CheckpointError: Names or shapes differ; the message has the first of each kind.
     """
     check_fit(model.state_dict(), weights, path)
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    model.load_state_dict(dict(weights), assign=True)
+    aligned = {name: align(tensor) for name, tensor in weights.items()}
+    model.load_state_dict(aligned, assign=True)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
+
+
+def align(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor whose numbers begin where torch lets them begin, a copy if they did not."""
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
 
 
 def check_fit(
