@@ -231,6 +231,7 @@ def test_without_pandas_a_result_says_what_to_install(monkeypatch: pytest.Monkey
         vitrail.show_config("digits").to_pandas()
 
 
+@pytest.mark.thorough
 def test_pandas_is_imported_by_to_pandas_alone(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(

@@ -83,6 +83,7 @@ def test_an_answer_that_cannot_be_shown_leaves_no_half_written_file(image_folder
     assert len(output.read_text().splitlines()) == 37
 
 
+@pytest.mark.thorough
 def test_an_evaluation_that_cannot_be_shown_has_written_its_files(image_folder: Path, tiny_checkpoint: Path) -> None:
     numbers, log = tiny_checkpoint.with_name("numbers.json"), tiny_checkpoint.with_name("acc.log")
     words = ("evaluate", tiny_checkpoint, f"data.root={image_folder}", "--json", numbers, "--acc-log", log)

@@ -31,6 +31,7 @@ def look_through(done: object, *files: Path) -> str:
     return shown
 
 
+@pytest.mark.thorough
 def test_a_run_and_what_is_asked_of_it_show_hostile_names(hostile_folder: Path) -> None:
     words = ("-m", "vitrail", "train", TINY, f"data.root={hostile_folder}", "output.name=run", "train.epochs=1")
     done = python(*words, cwd=hostile_folder)

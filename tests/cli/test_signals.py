@@ -43,6 +43,7 @@ def test_a_signal_in_the_first_seconds_is_told_in_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.thorough
 def test_a_terminal_that_goes_away_ends_neither_a_training_nor_what_nohup_started(tmp_path: Path) -> None:
     for words, before in ((["train", "model.weights=none.pth"], ""), (["evaluate", "none.pth"], "trap '' HUP; ")):
         status, said = signalled(tmp_path, signal.SIGHUP, *words, before=before)

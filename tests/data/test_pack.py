@@ -152,6 +152,7 @@ def test_other_programs_read_images_with_their_labels(flat: Path, tmp_path: Path
     assert [sample["jpg"] for sample in samples.values()] == [source.encoded(index) for index in range(len(source))]
 
 
+@pytest.mark.thorough
 def test_a_training_ends_with_the_same_bits(image_folder: Path, shards: Path, tmp_path: Path) -> None:
     settings = ("train.epochs=1", "data.check=true")
     theirs = train_on(image_folder, tmp_path / "a", *settings)

@@ -461,6 +461,7 @@ def test_processes_whose_torchrun_is_killed_save_and_leave(image_folder: Path) -
         process.kill()
 
 
+@pytest.mark.thorough
 def test_torchrun_does_not_start_again_what_was_told_to_stop(image_folder: Path) -> None:
     words = [*settings(image_folder), "train.max_hours=1e-9"]
     del words[2]  # --resume names the folder

@@ -295,6 +295,7 @@ open(sys.argv[2], "w").write(json.dumps(found))
 """
 
 
+@pytest.mark.thorough
 def test_the_pixels_or_the_refusal_do_not_depend_on_the_libraries(tmp_path: Path) -> None:
     np.savez(tmp_path / "files.npz", **{name: np.frombuffer(data, np.uint8) for name, data in FILES.items()})
     found = []

@@ -99,6 +99,7 @@ SLOW = {
 }
 
 
+@pytest.mark.thorough
 def test_slow_images_hold_nobody_up(server: Server) -> None:
     files = [make() for make in SLOW.values()]
     end = time.monotonic() + 4

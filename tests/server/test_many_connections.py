@@ -72,6 +72,7 @@ def end(server: Server) -> list[dict[str, str]]:
     return [line for line in lines if line["level"] != "info"]
 
 
+@pytest.mark.thorough
 def test_who_holds_many_loses_the_oldest(tmp_path: Path, held: ExitStack) -> None:
     server = start_with_files(tmp_path, 600)  # so it keeps 268
     kept, fresh = held.enter_context(closing(be_honest(server))), held.enter_context(closing(be_honest(server)))
@@ -106,6 +107,7 @@ def test_requests_that_never_end_shut_no_other_address_out(tmp_path: Path, held:
     assert end(server) == []
 
 
+@pytest.mark.thorough
 def test_more_than_the_system_lets_it_open_is_a_line_of_the_log(tmp_path: Path, held: ExitStack) -> None:
     server = start_with_files(tmp_path, 200)
     server.process.send_signal(signal.SIGSTOP)  # so all of them wait to be taken at once

@@ -101,6 +101,7 @@ def test_a_budget_is_turned_into_epochs(image_folder: Path, tiny_checkpoint: Pat
     assert reason.startswith("what 0.5 minutes allow at ")
 
 
+@pytest.mark.thorough
 def test_a_budget_too_small_leaves_the_probe(
     image_folder: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -21,7 +21,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from urllib.request import Request, build_opener
 
 from vitrail.display import Display
 from vitrail.errors import VitrailError
@@ -140,13 +140,18 @@ class _Lost(Exception):
     """A connection that ended before the file did."""
 
 
+def _open(request: Request, timeout_s: float) -> Any:
+    """Ask for an address, by the proxies of this moment; `urlopen` keeps those of its first call."""
+    return build_opener().open(request, timeout=timeout_s)
+
+
 def _receive(address: str, part: Path, label: str, display: Display, limits: Limits) -> str:
     """Ask once for what is missing of a file, and append what comes to the part."""
     headers = {"User-Agent": f"vitrail/{version('vitrail')}"}
     done, validator = _size(part), _read_validator(part, address)
     if done and validator:
         headers |= {"Range": f"bytes={done}-", "If-Range": validator}
-    with closing(urlopen(Request(address, headers=headers), timeout=limits.timeout_s)) as response:
+    with closing(_open(Request(address, headers=headers), limits.timeout_s)) as response:
         total = _read_total(response.headers)
         if response.status != 206 or _read_begin(response.headers) != done:
             if response.status == 206:
