@@ -58,6 +58,7 @@ def kill_one(process: int) -> None:
         time.sleep(0.001)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("update", [1, 3, 7])
 def test_a_run_that_loses_a_worker_is_saved_and_goes_on_to_the_last_bit(image_folder: Path, update: int) -> None:
     settings = (*EVERYTHING, "train.epochs=3", "data.workers=2")

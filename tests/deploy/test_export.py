@@ -126,6 +126,7 @@ def test_files_that_a_kill_left_together_are_known_not_to_belong_together(
     assert {one.name for one in tmp_path.iterdir() if "net" in one.name} == {"net.bin", "net.xml"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("outputs", [0, 1])
 def test_what_follows_a_model_without_classes_can_be_done(
     outputs: int, tmp_path: Path, capsys: pytest.CaptureFixture

@@ -209,6 +209,7 @@ def last_line(images: Path, name: str) -> dict[str, float]:
     return json.loads((images.parent / "runs" / name / "metrics.jsonl").read_text().splitlines()[-1])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("launcher", ["open mpi", "srun"])
 def test_two_processes_of_another_launcher_make_one_run(launcher: str, image_folder: Path) -> None:
     job = uuid.uuid4().hex

@@ -61,8 +61,10 @@ def test_an_archive_is_known_by_its_checksums_and_others_by_nothing(tmp_path: Pa
 @pytest.mark.parametrize("name", ["tnt-small_3rdparty_in1k_20210903-{}.pth", "update-00000012.{}.pt", "x-{}.pth.tar"])
 def test_a_hash_in_a_name_is_looked_at(tmp_path: Path, name: str) -> None:
     plain = tmp_path / "a.pth"
-    torch.save(WEIGHTS, plain, _use_new_zipfile_serialization=False)
-    digest = hashlib.sha256(plain.read_bytes()).hexdigest()
+    digest = "0" * 64
+    while digest[:8].isdigit():  # which might be a date; the old format holds addresses, and is never the same
+        torch.save({**WEIGHTS, "more": torch.rand(1)}, plain, _use_new_zipfile_serialization=False)
+        digest = hashlib.sha256(plain.read_bytes()).hexdigest()
     digits = 16 if "update" in name else 8
     path = plain.rename(tmp_path / name.format(digest[:digits]))
     assert (verify(path).verdict, verify(path).by) == ("as written", "the SHA-256 in its name")

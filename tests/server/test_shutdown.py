@@ -91,6 +91,7 @@ def refuses(server: Server) -> bool:
     return False
 
 
+@pytest.mark.thorough
 def test_idle_connections_are_not_waited_for_without_end(server: Server) -> None:
     idle = [server.connect() for _ in range(3)]
     began = time.monotonic()

@@ -84,6 +84,7 @@ def test_weights_that_know_the_classes_already_keep_their_head(image_folder: Pat
     assert reached == 100.0
 
 
+@pytest.mark.thorough
 def test_a_budget_is_turned_into_epochs(image_folder: Path, tiny_checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match=r"train\.epochs both say how long"):
         finetune(image_folder, tiny_checkpoint, budget="10s")

@@ -327,6 +327,7 @@ def computes(project: str, name: str) -> dict[str, Any]:
     return dict(zip(("gelu", "norm_eps", "final_norm_eps", "embed_norm_eps"), values, strict=False))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["tnt_s_patch16_224", *[name for name in EXAMPLES if name != "tnt_s_patch16_224"]])
 def test_between_all_pairs_of_projects_the_difference_is_what_their_programs_compute(name: str, tmp_path: Path) -> None:
     projects = [project for project, start in COMPUTES if name.startswith(start)]

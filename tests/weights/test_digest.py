@@ -218,6 +218,7 @@ def test_a_sealed_archive_is_still_one(tmp_path: Path) -> None:
     assert not check_sealed(path)
 
 
+@pytest.mark.thorough
 def test_commands_say_that_a_file_is_a_program(
     torchscript: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

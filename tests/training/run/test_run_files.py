@@ -101,6 +101,7 @@ def test_saves_happen_as_often_as_asked_and_the_last_are_kept(image_folder: Path
     assert [path.name[:15] for path in list_states(folder / "last")] == ["update-00000009", "update-00000000"]
 
 
+@pytest.mark.thorough
 def test_a_disk_that_is_full_for_a_while_loses_nothing(
     image_folder: Path, largest_file: Callable[[int], AbstractContextManager[None]]
 ) -> None:

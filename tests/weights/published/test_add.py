@@ -96,6 +96,7 @@ def test_file_of_a_known_hash_is_known_by_it(cache: Path, downloads: Path, monke
     assert f"known by its SHA-256, which begins with {digits}" in str(added_all)
 
 
+@pytest.mark.thorough
 def test_two_that_fit_alike_are_told_apart_by_the_name_of_the_file_or_by_a_given_one(
     cache: Path, downloads: Path
 ) -> None:
