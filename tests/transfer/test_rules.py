@@ -11,12 +11,12 @@ from vitrail.config.commands import TrainConfig
 from vitrail.config.resolve import Layer, resolve
 from vitrail.errors import ConfigError
 from vitrail.transfer.rules import (
+    Choice,
     Circumstances,
     choose_batch,
     choose_epochs,
     choose_rate,
     choose_settings,
-    limit_warmup,
 )
 from vitrail.transfer.survey import Survey
 
@@ -105,9 +105,11 @@ def test_images_are_mixed_where_a_class_has_many() -> None:
 
 
 def test_fewer_epochs_have_a_shorter_warm_up() -> None:
-    limited = {one.key: one.value for one in limit_warmup(choose_settings(FEW, TRAINED), 4)}
+    limited = chosen(FEW, replace(TRAINED, epochs=Choice("train.epochs", 4, "what a budget allows")))
     assert limited["schedule.warmup_epochs"] == pytest.approx(0.8)
     assert limited["train.eval_every"] == 1
+    assert limited["train.epochs"] == 4
+    assert "ema.decay" not in limited  # 60 updates are too few to average, though the rule's epochs are not
 
 
 @pytest.mark.parametrize(

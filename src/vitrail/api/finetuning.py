@@ -122,7 +122,7 @@ def finetune(
     given, name = _with_data(given, data)
     if weights is not None:
         given = _put(given, "model", "weights", str(weights), name_option("weights"))
-    _refuse_processes(given)
+    _refuse_processes()
 
     from vitrail.transfer.plan import make_plan
 
@@ -203,7 +203,7 @@ def _put(given: Layer, section: str, key: str, value: str, what: str) -> Layer:
     return Layer(given.origin, {**given.values, section: {**content, key: value}})
 
 
-def _refuse_processes(given: Layer) -> None:
+def _refuse_processes() -> None:
     """Refuse to plan in several processes, where each would write a plan of its own.
 
     Raises:
@@ -213,6 +213,5 @@ def _refuse_processes(given: Layer) -> None:
         first = write_option("dry_run", True)
         raise ConfigError(
             f"finetune plans in one process; make the recipe with {first}, then give it to "
-            "torchrun: "
-            "torchrun --nproc-per-node N -m vitrail train RECIPE"
+            "torchrun: torchrun --nproc-per-node N -m vitrail train RECIPE"
         )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -15,7 +14,7 @@ from vitrail.errors import ConfigError, name_option
 from vitrail.training.bench_data import time_loader, time_model
 from vitrail.training.run.stop import Stop
 from vitrail.training.setup import build_job
-from vitrail.transfer.rules import Choice, limit_warmup
+from vitrail.transfer.rules import Choice
 
 MEASURED_S = 4.0
 """Seconds for which the loader is timed, and again the model."""
@@ -55,10 +54,8 @@ def measure_speed(
     return Speed(images_per_s, epoch_s)
 
 
-def fit_epochs(
-    choices: Sequence[Choice], speed: Speed, budget_s: float, probe: Path | None
-) -> list[Choice]:
-    """Put as many epochs as the budget allows in place of the rule's.
+def fit_epochs(speed: Speed, budget_s: float, probe: Path | None) -> Choice:
+    """Return as many epochs as the budget allows.
 
     Raises:
         ConfigError: Not even one epoch fits; the linear probe, where there is one, is then what the
@@ -71,13 +68,7 @@ def fit_epochs(
         needed = f"{speed.epoch_s / 60:.2g}"
         raise ConfigError(
             f"{name_option('budget')} of {budget_s / 60:.2g} minutes is too small for one epoch, "
-            f"which takes {needed} "
-            f"minutes at {where}: give more time, a smaller model.image_size, or "
-            f"train.epoch_images{ready}"
+            f"which takes {needed} minutes at {where}: give more time, a smaller model.image_size, "
+            f"or train.epoch_images{ready}"
         )
-    reason = f"what {budget_s / 60:.3g} minutes allow at {where}"
-    fitted = [
-        replace(one, value=epochs, reason=reason) if one.key == "train.epochs" else one
-        for one in choices
-    ]
-    return limit_warmup(fitted, epochs)
+    return Choice("train.epochs", epochs, f"what {budget_s / 60:.3g} minutes allow at {where}")

@@ -34,13 +34,14 @@ from vitrail.training.initial_model import (
     open_initial_weights,
 )
 from vitrail.training.setup import open_training_data
-from vitrail.transfer.budget import Speed, fit_epochs, measure_speed
+from vitrail.transfer.budget import fit_epochs, measure_speed
 from vitrail.transfer.floor import Floor, embed_data, measure_floor, save_probe
 from vitrail.transfer.memory import count_fitting_images
 from vitrail.transfer.rules import MODELS, Choice, Circumstances, Size, choose_settings
 from vitrail.transfer.survey import Survey, survey_data
 from vitrail.weights.checkpoint import model_options
 from vitrail.weights.loading import open_model
+from vitrail.weights.published.catalogue import WORD
 from vitrail.weights.request import make_request
 
 ENOUGH_FOR_SCRATCH = 100_000
@@ -48,16 +49,12 @@ ENOUGH_FOR_SCRATCH = 100_000
 for 1.28 million."""
 UNDECIDED = Layer("auto", {"schedule": {"warmup_epochs": 0.0, "warmup_lr": 0.0, "min_lr": 0.0}})
 """Settings that go with any others, in the place of those that are chosen later."""
-PRETRAINED = "pretrained"
-"""Word for the published weights of a model, by the best origin."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a fine-tuning is to do, and why."""
 
-    name: str
-    """Name of the recipe, and of the run that it makes."""
     recipe: Path
     """File of all settings that are no default."""
     survey: Survey
@@ -69,8 +66,6 @@ class Plan:
     """Settings that were chosen."""
     given: Mapping[str, Any]
     """Settings that were given, by their dotted keys."""
-    speed: Speed | None
-    """Speed of training on this machine, where a budget was given."""
 
 
 def make_plan(
@@ -136,11 +131,11 @@ def make_plan(
         kept = dict(given_values)
         if floor is not None:
             kept = {key: value for key, value in kept.items() if not _is_of_weights(key)}
-        speed = None
         if budget_s is not None:
             config = resolve(TrainConfig, [_as_layer(kept), _as_layer(choices)]).config
             speed = measure_speed(config, accelerator, precision, display)
-            choices = fit_epochs(choices, speed, budget_s, probe)
+            allowed = replace(known, epochs=fit_epochs(speed, budget_s, probe))
+            choices = [*start, *choose_settings(images, allowed)]
 
     # Recipe
     recipe = folder / f"{name}.yaml"
@@ -151,14 +146,12 @@ def make_plan(
         recipe, write_recipe(values, choices).encode(), "choose another folder with output.root"
     )
     return Plan(
-        name=name,
         recipe=recipe,
         survey=images,
         floor=floor,
         probe=probe,
         choices=tuple(choices),
         given=kept,
-        speed=speed,
     )
 
 
@@ -180,7 +173,7 @@ def choose_start(settings: TrainConfig, given: Mapping[str, Any], size: Size) ->
             Choice("model.name", name, f"the {size} model of the highest published accuracy")
         )
     if "model.weights" not in given:
-        choices.append(Choice("model.weights", PRETRAINED, f"published weights of {name}"))
+        choices.append(Choice("model.weights", WORD, f"published weights of {name}"))
     return choices
 
 
@@ -190,8 +183,7 @@ def tell_scratch(images: Survey) -> str:
         return f"model.weights is null: {images.train_images:,} images are trained on from nothing, which takes long"
     return (
         f"model.weights is null: {images.train_images:,} images are few to train a network on from "
-        "nothing; leave it "
-        "out for published weights, which know most of what images have in common"
+        "nothing; leave it out for published weights, which know most of what images have in common"
     )
 
 

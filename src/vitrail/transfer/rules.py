@@ -6,8 +6,8 @@ docs/finetuning.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vitrail.errors import ConfigError
@@ -67,6 +67,8 @@ class Circumstances:
     """Whether the device computes matrix products in bfloat16 faster than in float32."""
     given: Mapping[str, Any] = field(default_factory=dict)
     """Settings that the user gave, by their dotted keys."""
+    epochs: Choice | None = None
+    """Epochs that a budget allows, in place of the rule's."""
 
 
 class _Choices:
@@ -97,12 +99,11 @@ def choose_settings(images: Survey, known: Circumstances) -> list[Choice]:
     if known.given.get("optim.name", "adamw") != "adamw" and "optim.lr" not in known.given:
         raise ConfigError(
             f"optim.name is {known.given['optim.name']}, and the learning rate is chosen for adamw "
-            "alone; give "
-            "optim.lr too"
+            "alone; give optim.lr too"
         )
     choices = _Choices(known.given)
     _choose_length(choices, images, known)
-    _choose_optimizer(choices, images, known)
+    _choose_optimizer(choices, known)
     _choose_augmentation(choices, images, known)
     _choose_average(choices, images)
     _choose_evaluation(choices, images, known)
@@ -112,7 +113,7 @@ def choose_settings(images: Survey, known: Circumstances) -> list[Choice]:
             "bfloat16",
             "this device computes it several times as fast as float32",
         )
-    return limit_warmup(choices.made, int(choices.value("train.epochs")))
+    return choices.made
 
 
 def _choose_length(choices: _Choices, images: Survey, known: Circumstances) -> None:
@@ -133,7 +134,8 @@ def _choose_length(choices: _Choices, images: Survey, known: Circumstances) -> N
     reason = f"{n:,} images, each seen {epochs:,} times"
     if not known.has_weights:
         reason += ", as nothing was learnt before"
-    choices.choose("train.epochs", epochs, reason)
+    allowed = known.epochs or Choice("train.epochs", epochs, reason)
+    choices.choose(allowed.key, allowed.value, allowed.reason)
 
 
 def choose_batch(images: int, *, on_cpu: bool) -> int:
@@ -160,7 +162,7 @@ def choose_epochs(images: int, *, has_weights: bool) -> int:
     return min(max(round(epochs), 5), 300)
 
 
-def _choose_optimizer(choices: _Choices, images: Survey, known: Circumstances) -> None:
+def _choose_optimizer(choices: _Choices, known: Circumstances) -> None:
     """Choose the optimizer, its rate and its schedule."""
     choices.choose("optim.name", "adamw", "the optimizer that these models were trained with")
     batch = int(choices.value("train.batch_size"))
@@ -171,7 +173,7 @@ def _choose_optimizer(choices: _Choices, images: Survey, known: Circumstances) -
     epochs = int(choices.value("train.epochs"))
     choices.choose(
         "schedule.warmup_epochs",
-        max(1.0, epochs / 20),
+        min(max(1.0, epochs / 20), epochs / 5),
         "moments settle before the rate is at its peak",
     )
     peak = float(choices.value("optim.lr"))
@@ -230,19 +232,13 @@ def _choose_augmentation(choices: _Choices, images: Survey, known: Circumstances
 
 def _choose_average(choices: _Choices, images: Survey) -> None:
     """Choose an average of the weights that is as long as the run allows."""
-    updates = choose_updates(images.train_images, choices)
+    updates_an_epoch = max(1, images.train_images // int(choices.value("train.batch_size")))
+    updates = int(choices.value("train.epochs")) * updates_an_epoch
     if updates < ENOUGH_TO_AVERAGE:
         return
     horizon = updates / 20
     decay = round(1 - 1 / horizon, 5)
     choices.choose("ema.decay", decay, f"averages the last {horizon:,.0f} of {updates:,} updates")
-
-
-def choose_updates(images: int, choices: _Choices) -> int:
-    """Return the updates of the whole run."""
-    return int(choices.value("train.epochs")) * max(
-        1, images // int(choices.value("train.batch_size"))
-    )
 
 
 def _choose_evaluation(choices: _Choices, images: Survey, known: Circumstances) -> None:
@@ -267,15 +263,3 @@ def _choose_evaluation(choices: _Choices, images: Survey, known: Circumstances) 
         choices.choose(
             "train.monitor", "val_balanced_accuracy", f"{reason}, so each class counts alike"
         )
-
-
-def limit_warmup(choices: Sequence[Choice], epochs: int) -> list[Choice]:
-    """Return the choices with a warm-up of at most a fifth of the epochs, and evaluations as often as they allow."""
-    limited = []
-    for one in choices:
-        if one.key == "schedule.warmup_epochs":
-            one = replace(one, value=min(one.value, epochs / 5))
-        if one.key == "train.eval_every":
-            one = replace(one, value=max(1, epochs // EVALUATIONS))
-        limited.append(one)
-    return limited
