@@ -1,6 +1,7 @@
 """The recipes that come with the package: complete, buildable, documented, and not edited by accident."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import get_type_hints
 
@@ -10,10 +11,13 @@ import yaml
 
 from vitrail.config.commands import TrainConfig
 from vitrail.config.recipes import RECIPES, find_recipe, list_recipes
-from vitrail.config.resolve import parse_command_line, read_yaml, resolve
+from vitrail.config.resolve import flatten, parse_command_line, read_yaml, resolve
 from vitrail.config.sections import PreprocessSection
+from vitrail.config.values import to_plain
 from vitrail.models.registry import FAMILIES, build_config, create_model, find_variant
 from vitrail.training.setup import build_schedule
+from vitrail.transfer.rules import Circumstances, choose_settings
+from vitrail.transfer.survey import Survey
 
 SECTIONS = [
     "model", "weights", "data", "preprocess", "augment", "balance", "multi_label", "optim", "freeze", "lora",
@@ -230,6 +234,81 @@ def test_transfers_to_cifar_have_the_official_settings(name: str) -> None:
         theirs.step()
     assert (config.train.epochs, config.train.batch_size, config.ema.decay) == (60, 64, None)
     assert config.model.weights is not None, "without weights it would begin afresh, and not say so"
+
+
+# the paper's figures at 384 pixels; its settings are an author's answer in issue 76 of Efficient-AI-Backbones
+TNT_TRANSFERS = {
+    "tnt_s_384_cifar10": 98.7,
+    "tnt_s_384_cifar100": 90.1,
+    "tnt_s_384_oxford_pets": 94.7,
+    "tnt_s_384_flowers102": 98.8,
+}
+
+
+@pytest.mark.parametrize("name", TNT_TRANSFERS)
+def test_transfers_of_tnt_have_the_published_figure_and_the_authors_settings(name: str) -> None:
+    config, found = config_of(name), PUBLISHED.search(header_of(name))
+    assert found
+    assert float(found[1]) == TNT_TRANSFERS[name]
+    assert (config.model.name, config.model.image_size, config.model.weights) == (
+        "tnt_s_patch16_224",
+        384,
+        "pretrained",
+    )
+    assert (config.optim.name, config.optim.lr, config.optim.weight_decay) == ("adamw", 5e-5, 5e-4)
+    assert (config.train.batch_size, config.augment.repeats, config.augment.mixup, config.augment.cutmix) == (
+        128,
+        3,
+        0.8,
+        1,
+    )
+    assert config.ema.warmup, "0.99996 keeps what the new head began with, where updates are some thousand"
+
+
+ENLARGED = ["t2t_vit_14_384_finetune", "tnt_s_384_finetune", "twins_svt_small_384_finetune"]
+
+
+@pytest.mark.parametrize("name", ENLARGED)
+def test_larger_images_begin_with_the_weights_of_smaller_ones(name: str) -> None:
+    config, first = config_of(name), config_of(name.replace("384_finetune", "imagenet"))
+    assert (config.model.name, config.model.image_size, config.model.weights) == (first.model.name, 384, "pretrained")
+    assert config.optim.lr <= first.optim.lr / 12
+    assert config.train.epochs == first.train.epochs / 10
+    assert config.augment == replace(first.augment, repeats=1)
+    assert config.preprocess.crop == 1.0
+
+
+OURS = [
+    "t2t_vit_14_cifar10_adamw",
+    "t2t_vit_14_cifar100_adamw",
+    "twins_svt_small_oxford_pets",
+    "twins_svt_small_flowers102",
+]
+IMAGES = {"cifar10": (50_000, 10), "cifar100": (50_000, 100), "oxford-pets": (3_680, 37), "flowers102": (2_040, 102)}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_transfers_are_what_finetune_chooses(name: str) -> None:
+    """As by the rules, for the linear probe that the header assumes."""
+    config, header = config_of(name), header_of(name)
+    n, k = IMAGES[config.data.name or ""]
+    probe = float(re.search(r"linear probe of about (\d+) %", header)[1])  # type: ignore[index]
+    images = Survey(train_images=n, val_images=n, counts=(n // k,) * k, is_multi_label=False, channels=3, bits=8)
+    width = create_model(config.model.name).num_features
+    known = Circumstances(num_features=width, on_cpu=False, has_bfloat16=True, reached=probe)
+    chosen = {one.key: one.value for one in choose_settings(images, known)}
+    for key in ("train.eval_first", "train.eval_every"):  # a recipe has no probe, and few epochs
+        chosen.pop(key)
+    written = flatten(config)
+    for key, value in chosen.items():
+        value = pytest.approx(value, rel=0.05) if isinstance(value, float) else to_plain(value)
+        assert written[key] == value, key
+    assert "Published: nothing" in header
+
+
+def test_every_recipe_that_begins_with_weights_is_a_transfer_tested_here() -> None:
+    begins = {name for name in list_recipes() if config_of(name).model.weights}
+    assert begins == {*CIFAR, *TNT_TRANSFERS, *ENLARGED, *OURS}
 
 
 @pytest.mark.parametrize("name", IMAGENET)

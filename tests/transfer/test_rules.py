@@ -22,7 +22,7 @@ from vitrail.transfer.survey import Survey
 
 FEW = Survey(train_images=250, val_images=50, counts=(50,) * 5, is_multi_label=False, channels=3, bits=8)
 MANY = replace(FEW, train_images=2_000_000, val_images=50_000, counts=(200,) * 10_000)
-TRAINED = Circumstances(num_features=512, has_weights=True, on_cpu=True)
+TRAINED = Circumstances(num_features=512, reached=70.0, on_cpu=True)
 
 
 def chosen(images: Survey, known: Circumstances = TRAINED) -> dict[str, Any]:
@@ -57,15 +57,23 @@ def test_many_images_are_seen_less_often_than_few() -> None:
 
 
 def test_the_rate_falls_with_the_width_and_grows_with_the_batch() -> None:
-    assert choose_rate(64, 128) == 1.2e-3
-    assert choose_rate(16, 128) == 3e-4
-    assert choose_rate(64, 512) == 3e-4
+    assert choose_rate(64, 128, None) == pytest.approx(1.2e-3)
+    assert choose_rate(16, 128, None) == pytest.approx(3e-4)
+    assert choose_rate(64, 512, None) == pytest.approx(3e-4)
+    assert choose_rate(256, 128, None) == choose_rate(128, 128, None) == 2.4e-3
+
+
+def test_weights_that_make_few_mistakes_are_changed_less() -> None:
+    rates = [choose_rate(64, 128, reached) for reached in (20.0, 60.0, 80.0, 90.0, 100.0)]
+    assert rates == pytest.approx([1.2e-3, 1.2e-3, 6e-4, 3e-4, 1.8e-4])
+    rate = chosen(FEW)["optim.lr"]
+    assert chosen(FEW, replace(TRAINED, knows_classes=True))["optim.lr"] == pytest.approx(rate / 10, rel=0.05)
 
 
 @pytest.mark.parametrize("images", [FEW, MANY, replace(FEW, is_multi_label=True), replace(FEW, channels=1)])
 @pytest.mark.parametrize("has_weights", [True, False])
 def test_what_is_chosen_fits_together_and_has_a_reason(images: Survey, has_weights: bool) -> None:
-    known = replace(TRAINED, has_weights=has_weights)
+    known = replace(TRAINED, reached=70.0 if has_weights else None)
     for one in choose_settings(images, known):
         assert one.reason, one.key
     config = settle({"data.channels": images.channels, **chosen(images, known)})
@@ -99,9 +107,16 @@ def test_classes_of_unequal_size_count_alike() -> None:
     assert "balance.logit_adjust" not in chosen(FEW)
 
 
-def test_images_are_mixed_where_a_class_has_many() -> None:
+def test_images_are_varied_the_more_the_more_often_they_are_seen() -> None:
+    many = replace(FEW, train_images=25_000, counts=(5_000,) * 5)
+    scratch = replace(TRAINED, reached=None)  # five times as many epochs
+    assert chosen(FEW)["augment.auto_augment"] == "rand-m7-mstd0.5-inc1"
+    assert "augment.auto_augment" not in chosen(many)
+    assert "augment.auto_augment" not in chosen(FEW, replace(TRAINED, given={"train.epochs": 24}))
+    assert "augment.auto_augment" not in chosen(replace(FEW, channels=1))
     assert "augment.mixup" not in chosen(FEW)
-    assert chosen(replace(FEW, train_images=25_000, counts=(5_000,) * 5))["augment.mixup"] == 0.2
+    assert "augment.mixup" not in chosen(many)
+    assert chosen(many, scratch)["augment.mixup"] == 0.2
 
 
 def test_fewer_epochs_have_a_shorter_warm_up() -> None:

@@ -38,7 +38,8 @@ class Finetuning(Result):
     """Accuracies that the given weights reach without training; None for a training from
     scratch."""
     probe: Path | None
-    """The given weights with a linear probe as their head: a model that can be used as it is."""
+    """The given weights with the head that training begins with: a model that can be used as it
+    is."""
     settings: tuple[tuple[str, Any, str, str], ...]
     """Each setting that is no default: its name, its value, `auto` or `given`, and the reason of
     what is automatic."""
@@ -50,10 +51,10 @@ class Finetuning(Result):
         tables = []
         if self.floor is not None:
             rows = []
-            for name, score in (
-                ("k-NN", self.floor.neighbours),
-                ("linear probe", self.floor.probe),
-            ):
+            scores = {"k-NN": self.floor.neighbours, "linear probe": self.floor.probe}
+            if self.floor.own is not None:
+                scores["own head"] = self.floor.own
+            for name, score in scores.items():
                 rows.append((name, f"{score.value:.2f}", score.how))
             title = {"top1": "top-1, %", "map": "mAP, %"}[self.floor.metric]
             tables.append(Table("without training", ("", title, "how"), tuple(rows)))
@@ -71,7 +72,7 @@ class Finetuning(Result):
             return self.training.lines()
         lines = list(self.data)
         if self.probe is not None:
-            lines.append(f"the linear probe is a model already: {self.probe}")
+            lines.append(f"what training begins with is a model already: {self.probe}")
         return [*lines, f"to train by this recipe: {command('train', self.recipe)}"]
 
     def records(self) -> Sequence[dict[str, Any]]:

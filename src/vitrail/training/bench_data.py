@@ -42,8 +42,10 @@ SAMPLE = 256
 """Images that the stages are timed with."""
 AT_ONCE = 64
 """Images that are stacked to a batch in the stage collate."""
-AT_ONCE_ON_CPU = 8
-"""Images of an update at most, on a CPU."""
+FIRST_ON_CPU = 8
+"""Images of the first update on a CPU; later ones have as many as its time allows."""
+SHARE_OF_UPDATE = 0.25
+"""Share of the time for measuring that an update on a CPU may take."""
 ROOM = 1.1
 """Times the model's speed that a loader should have."""
 
@@ -207,11 +209,6 @@ def _endless(job: Job) -> Iterator[Batch]:
 def time_model(job: Job, model: VisionModel, batch: Batch, seconds: float) -> tuple[int, float]:
     """Return how many images an update was made of, and the images per second of updates with them."""
     accelerator, state = job.accelerator, build_state(job, model)
-    on_cpu = accelerator.device.type == "cpu"
-    images = len(batch.labels)
-    if on_cpu:
-        images = min(images, AT_ONCE_ON_CPU)
-    micro_batch = Batch(*(column[:images] for column in batch[:4]), bad=[])
     if job.config.train.compile:
         model.compile()
     wrapped = accelerator.prepare_model(model)
@@ -220,17 +217,26 @@ def time_model(job: Job, model: VisionModel, batch: Batch, seconds: float) -> tu
     wrapped.train()
     watch = Stopwatch(accelerator.device, {})
 
-    def update() -> None:
+    def update(images: int) -> float:
+        """Make an update of so many images, and return the seconds that it took."""
+        begun = time.perf_counter()
+        micro_batch = Batch(*(column[:images] for column in batch[:4]), bad=[])
         keys = mixing_keys(job.config, job.sampler, 0, 0)[:1]
         sums, _, _ = train_step(job, wrapped, optimizer, [micro_batch], keys, watch)
         if state.ema:
             state.ema.update(model)
         sums.tolist()  # waits for the device
+        return time.perf_counter() - begun
 
-    update()
+    images = len(batch.labels)
+    if accelerator.device.type == "cpu" and images > FIRST_ON_CPU:
+        update(FIRST_ON_CPU)
+        times = max(1, int(SHARE_OF_UPDATE * seconds / update(FIRST_ON_CPU)))
+        images = min(times * FIRST_ON_CPU, images)
+    update(images)
     begun, updates = time.perf_counter(), 0
     while updates == 0 or time.perf_counter() - begun < seconds:
-        update()
+        update(images)
         updates += 1
     return images, updates * images / (time.perf_counter() - begun)
 

@@ -64,7 +64,9 @@ def fit_epochs(speed: Speed, budget_s: float, probe: Path | None) -> Choice:
     epochs = int(RESERVE * budget_s / speed.epoch_s)
     where = f"{speed.images_per_s:,.0f} images/s on this machine"
     if epochs < 1:
-        ready = "" if probe is None else f"; {probe} has the linear probe, which is a model already"
+        ready = (
+            "" if probe is None else f"; what training would begin with is a model already: {probe}"
+        )
         needed = f"{speed.epoch_s / 60:.2g}"
         raise ConfigError(
             f"{name_option('budget')} of {budget_s / 60:.2g} minutes is too small for one epoch, "

@@ -42,6 +42,8 @@ class Floor:
     """Answers by the nearest training images."""
     probe: Score
     """Answers of one linear layer on the features."""
+    own: Score | None
+    """Answers of the weights' own head, where they are better than the probe's."""
     seconds: float
     """Time that features and both took."""
 
@@ -50,12 +52,18 @@ class Floor:
         """Which number both are: top1 or map."""
         return self.probe.metric
 
+    @property
+    def start(self) -> Score:
+        """What the head reaches that training begins with: the better of both."""
+        return self.own or self.probe
+
     def lines(self) -> list[str]:
         """Say what was reached, and by what."""
-        return [
-            f"without training, in {self.seconds:.0f} s: k-NN {self.neighbours}",
-            f"linear probe {self.probe}: training begins with it, and never ends below it",
-        ]
+        lines = [f"without training, in {self.seconds:.0f} s: k-NN {self.neighbours}"]
+        begins = "training begins with it, and never ends below it"
+        if self.own is None:
+            return [*lines, f"linear probe {self.probe}: {begins}"]
+        return [*lines, f"linear probe {self.probe}", f"own head {self.own}: {begins}"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,20 +141,25 @@ def measure_floor(features: Features, model: VisionModel, begun: float) -> Floor
     how = f"ridge regression on {len(features.train):,}"
     probe = score_answers(features.val @ weight.T + bias, features.val_labels, how)
     with torch.no_grad():
-        own = head(torch.from_numpy(features.val).to(head.weight.device)).cpu().numpy()
+        answers = head(torch.from_numpy(features.val).to(head.weight.device)).cpu().numpy()
+        own = score_answers(answers, features.val_labels, "the head of the given weights")
         # weights that were trained on these classes may know better than a linear layer that was
         # fitted anew
-        if score_answers(own, features.val_labels, "").value < probe.value:
+        is_better = own.value > probe.value
+        if not is_better:
             head.weight.copy_(torch.from_numpy(weight))  # as float32
             if head.bias is not None:
                 head.bias.copy_(torch.from_numpy(bias))
-    return Floor(neighbours=neighbours, probe=probe, seconds=time.perf_counter() - begun)
+    seconds = time.perf_counter() - begun
+    return Floor(
+        neighbours=neighbours, probe=probe, own=own if is_better else None, seconds=seconds
+    )
 
 
 def save_probe(
     path: Path, model: VisionModel, record: Record, floor: Floor, features: Features
 ) -> None:
-    """Write a model whose head is a linear probe.
+    """Write a model with the head that training begins with: a linear probe, or the weights' own.
 
     Raises:
         CheckpointError: The disk is full or the folder cannot be written.
@@ -157,12 +170,13 @@ def save_probe(
         with torch.no_grad():
             logits = model.head(torch.from_numpy(features.val).to(device)).cpu().numpy()
         thresholds = compute_multi_label_metrics(logits, features.val_labels).thresholds
+    head = "linear probe" if floor.own is None else "of the given weights"
     path.parent.mkdir(parents=True, exist_ok=True)
     described = replace(
         record,
-        metrics={f"val_{floor.metric}": floor.probe.value},
+        metrics={f"val_{floor.metric}": floor.start.value},
         thresholds=thresholds,
-        provenance={**record.provenance, **provenance(), "head": "linear probe"},
+        provenance={**record.provenance, **provenance(), "head": head},
     )
     save_model(path, {name: tensor.cpu() for name, tensor in model.state_dict().items()}, described)
 

@@ -1,8 +1,8 @@
 """Plan a fine-tuning: look at the data, measure the floor, choose what is left open, and write it as a recipe.
 
 A plan is two files: NAME.yaml, an ordinary recipe in which every automatic value stands beside its
-reason, and NAME-probe.safetensors, the given weights with a linear probe as their head, with which
-the recipe begins. The second is a model that can be used as it is.
+reason, and NAME-probe.safetensors, with which it begins: the given weights with a linear probe as
+their head, or with their own where that is better. The second is a model that can be used as it is.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Plan:
     floor: Floor | None
     """What the given weights reach without training; None for a training from scratch."""
     probe: Path | None
-    """The weights that training begins with: those given, with a linear probe as their head."""
+    """The weights that training begins with: those given, with the better head: a linear probe, or
+    their own."""
     choices: tuple[Choice, ...]
     """Settings that were chosen."""
     given: Mapping[str, Any]
@@ -110,7 +111,12 @@ def make_plan(
         if begun.model.weights is not None:
             probe = folder / f"{name}-probe.safetensors"
             floor, model = probe_weights(begun, data, accelerator, probe, display)
-            reason = f"{begun.model.weights} with a linear probe of these images as the head"
+            head = (
+                "a linear probe of these images as the head"
+                if floor.own is None
+                else "their own head"
+            )
+            reason = f"{begun.model.weights} with {head}"
             start = [one for one in start if one.key != "model.weights"]
             start.append(Choice("model.weights", str(probe), reason))
         else:
@@ -121,7 +127,8 @@ def make_plan(
         known = Circumstances(
             num_features=model.num_features,
             most_at_once=count_fitting_images(model),
-            has_weights=floor is not None,
+            reached=None if floor is None else floor.start.value,
+            knows_classes=floor is not None and floor.own is not None,
             on_cpu=accelerator.device.type == "cpu",
             has_bfloat16=accelerator.device.type == "cuda"
             and torch.cuda.is_bf16_supported(including_emulation=False),

@@ -29,15 +29,26 @@ RATE = 1.2e-3
 """Peak learning rate of AdamW, for updates of `RATE_BATCH` images and networks of `RATE_WIDTH`
 features."""
 RATE_BATCH = 64
+MOST_RATE_BATCH = 128
+"""Images of an update from which on the rate grows no more."""
 RATE_WIDTH = 128
+RATE_ERROR = 40.0
+"""Percent of the validation images that the head may get wrong at the start for the whole rate."""
+LEAST_RATE = 0.15
+"""Share of the rate that is left for weights that make no mistake at the start."""
+KNOWN_RATE = 0.1
+"""Share of the rate for weights that know these very classes: more makes them worse than they are."""
 ENOUGH_TO_AVERAGE = 200
 """Updates from which on the average of the last ones is evaluated."""
 EVALUATIONS = 20
 """Evaluations of a run, at most."""
 POLICY = "rand-m7-mstd0.5-inc1"
 """RandAugment, a little weaker than the papers', which train from nothing."""
+OFTEN = 25
+"""Epochs from which on strongly varied images help more than they delay: seen less often, they are
+not learnt by heart."""
 MANY_A_CLASS = 1_000
-"""Images of a class from which on mixing images helps more than it delays."""
+"""Images of a class from which on mixing images may help, where they are seen often."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +68,11 @@ class Circumstances:
 
     num_features: int
     """Features that the network gives an image."""
-    has_weights: bool
-    """Whether training begins with weights that were trained before, and a linear probe of these
-    images."""
+    reached: float | None
+    """Percent (top-1, or mAP) that the weights reach which training begins with; None for a
+    training from scratch."""
+    knows_classes: bool = False
+    """Whether the weights were trained on these very classes, and their own head is kept."""
     on_cpu: bool
     most_at_once: int = MOST_BATCH
     """Images whose activations fit into the device's memory."""
@@ -130,9 +143,9 @@ def _choose_length(choices: _Choices, images: Survey, known: Circumstances) -> N
         parts = choose_parts(batch, known.most_at_once)
         reason = f"activations of {batch // parts:,} images fit into the memory of this device"
         choices.choose("train.accumulate", parts, reason)
-    epochs = choose_epochs(n, has_weights=known.has_weights)
+    epochs = choose_epochs(n, has_weights=known.reached is not None)
     reason = f"{n:,} images, each seen {epochs:,} times"
-    if not known.has_weights:
+    if known.reached is None:
         reason += ", as nothing was learnt before"
     allowed = known.epochs or Choice("train.epochs", epochs, reason)
     choices.choose(allowed.key, allowed.value, allowed.reason)
@@ -167,7 +180,13 @@ def _choose_optimizer(choices: _Choices, known: Circumstances) -> None:
     choices.choose("optim.name", "adamw", "the optimizer that these models were trained with")
     batch = int(choices.value("train.batch_size"))
     reason = f"for updates of {batch:,} images and a network of {known.num_features:,} features"
-    choices.choose("optim.lr", choose_rate(batch, known.num_features), reason)
+    if known.reached is not None:
+        reason += f" that reaches {known.reached:.0f} % already"
+    rate = choose_rate(batch, known.num_features, known.reached)
+    if known.knows_classes:
+        rate *= KNOWN_RATE
+        reason += " and knows these classes"
+    choices.choose("optim.lr", float(f"{rate:.2g}"), reason)
     choices.choose("optim.weight_decay", 0.05, "as in the papers of all three families")
     choices.choose("optim.clip_norm", 1.0, "a single odd batch cannot undo what was learnt")
     epochs = int(choices.value("train.epochs"))
@@ -181,29 +200,37 @@ def _choose_optimizer(choices: _Choices, known: Circumstances) -> None:
     choices.choose("schedule.min_lr", peak / 100, "a hundredth of the peak")
 
 
-def choose_rate(batch: int, num_features: int) -> float:
-    """Return the peak learning rate of AdamW: in proportion to the batch, and less for wider networks.
+def choose_rate(batch: int, num_features: int, reached: float | None) -> float:
+    """Return the peak learning rate of AdamW: in proportion to the batch, less for wider networks and better weights.
 
     Small batches go with few images, which are soon learnt by heart. A change of all weights of a
     wide layer changes its output more (Yang et al. 2022, Tensor Programs V), so that what was
-    measured on narrow networks may hold for wide ones too.
+    measured on narrow networks may hold for wide ones too. Weights that leave few mistakes have
+    little to learn and much to lose.
+
+    Args:
+        batch: Images of an update.
+        num_features: Features that the network gives an image.
+        reached: Percent that the weights reach without training; None for weights drawn at random.
     """
-    rate = RATE * batch / RATE_BATCH * RATE_WIDTH / num_features
-    return float(f"{rate:.2g}")
+    rate = RATE * min(batch, MOST_RATE_BATCH) / RATE_BATCH * RATE_WIDTH / num_features
+    if reached is not None:
+        rate *= min(max((100 - reached) / RATE_ERROR, LEAST_RATE), 1.0)
+    return rate
 
 
 def _choose_augmentation(choices: _Choices, images: Survey, known: Circumstances) -> None:
-    """Choose how training images are varied: the more there are of a class, the more."""
+    """Choose how training images are varied: the more often each is seen, the more."""
     a_class = images.images_a_class
     choices.choose(
         "augment.scale",
         (0.5, 1.0),
         "crops of half an image or more, so that what it shows stays in it",
     )
-    if images.is_picture and not known.given.get("augment.color_jitter"):
-        reason = (
-            "colours and shapes vary at random, which matters most where a class has few images"
-        )
+    epochs = int(choices.value("train.epochs"))
+    is_seen_often = images.is_picture and epochs >= OFTEN
+    if is_seen_often and not known.given.get("augment.color_jitter"):
+        reason = f"colours and shapes vary at random, as each image is seen {epochs:,} times"
         choices.choose("augment.auto_augment", POLICY, reason)
     choices.choose(
         "augment.hflip",
@@ -216,17 +243,10 @@ def _choose_augmentation(choices: _Choices, images: Survey, known: Circumstances
             0.1,
             "keeps a network from being too sure of what it has seen often",
         )
-    if a_class >= MANY_A_CLASS and images.is_picture:
-        choices.choose(
-            "augment.mixup",
-            0.2,
-            f"{a_class:,} images of a class are enough to learn from mixed ones",
-        )
-        choices.choose(
-            "augment.cutmix",
-            1.0,
-            f"{a_class:,} images of a class are enough to learn from mixed ones",
-        )
+    if is_seen_often and a_class >= MANY_A_CLASS:
+        reason = f"{a_class:,} images of a class, each seen {epochs:,} times, are enough to learn from mixed ones"
+        choices.choose("augment.mixup", 0.2, reason)
+        choices.choose("augment.cutmix", 1.0, reason)
     choices.choose("model.drop_path_rate", 0.1, "blocks are left out at random, as in the papers")
 
 
@@ -243,7 +263,7 @@ def _choose_average(choices: _Choices, images: Survey) -> None:
 
 def _choose_evaluation(choices: _Choices, images: Survey, known: Circumstances) -> None:
     """Choose what is measured when, and which epoch is the best."""
-    if known.has_weights:
+    if known.reached is not None:
         choices.choose(
             "train.eval_first", True, "the linear probe is the best until an epoch is better"
         )
