@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import statistics
 import tarfile
 from collections.abc import Mapping
@@ -22,13 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import cyclopts
+import yaml
 from side_by_side import publish
 
 import vitrail
 from vitrail.api.training import TrainResult
-from vitrail.config.commands import TrainConfig
 from vitrail.config.recipes import find_recipe
-from vitrail.config.resolve import read_yaml, resolve, to_yaml
 
 KNOWN = ("airplane", "bird", "deer", "frog", "ship")
 """Classes that the weights are trained on."""
@@ -111,7 +111,7 @@ def pretrain(work: Path, model: str) -> dict[str, Any]:
 def count_epochs(work: Path, model: str) -> dict[str, dict[str, int]]:
     """Return the epochs that each method's time allows, by method and images of a class, as timed on a quiet machine.
 
-    Ours are those that `vitrail finetune --budget` plans; the others' follow from the second of two epochs.
+    Ours follow from the speed that `vitrail finetune --budget` measures, the others' from the second of two epochs.
     """
     note = work / f"{model}-epochs.json"
     if note.exists():
@@ -119,17 +119,29 @@ def count_epochs(work: Path, model: str) -> dict[str, dict[str, int]]:
     weights = pretrain(work, model)["weights"]
     ours = {}
     for n, seconds in SECONDS.items():
-        where = {"data.root": work / f"new-{n}-0", "output.root": work / "plans", "data.workers": 0}
+        where = {"data.root": work / f"new-{n}-0", "output.root": work / "plans" / model, "data.workers": 0}
         plan = vitrail.finetune(settings=where, weights=weights, budget=f"{seconds}s", dry_run=True)
-        ours[str(n)] = dict((name, value) for name, value, *_ in plan.settings)["train.epochs"]
+        reason = next(reason for name, _, _, reason in plan.settings if name == "train.epochs")
+        speed = float(re.search(r"at ([\d,]+) images/s", reason)[1].replace(",", ""))  # type: ignore[index]
+        ours[str(n)] = fit(seconds, speed, n)
     counts = {OURS: ours}
     for method in METHODS:
-        two = {"train.epochs": 2, "train.eval_every": 2, "output.root": work / "plans", "data.root": work / "new-500-0"}
+        two = {
+            "train.epochs": 2,
+            "train.eval_every": 2,
+            "output.root": work / "plans" / model,
+            "data.root": work / "new-500-0",
+        }
         speed = 500 * len(NEW) / train(work, model, method, two).rows[-1]["train_s"]
-        counts[method] = {str(n): max(1, round(SECONDS[n] * speed / (n * len(NEW)))) for n in SECONDS}
+        counts[method] = {str(n): fit(seconds, speed, n) for n, seconds in SECONDS.items()}
     counts[THREE] = {str(n): 3 for n in SECONDS}
     note.write_text(json.dumps(counts))
     return counts
+
+
+def fit(seconds: float, images_per_s: float, n: int) -> int:
+    """Return the epochs of so many images of a class that a time allows."""
+    return max(1, round(seconds * images_per_s / (n * len(NEW))))
 
 
 def train(work: Path, model: str, method: str, more: Mapping[str, Any]) -> TrainResult:
@@ -141,7 +153,7 @@ def train(work: Path, model: str, method: str, more: Mapping[str, Any]) -> Train
 def measure(work: Path, model: str, method: str, n: int, seed: int) -> dict[str, Any]:
     """Fine-tune by one method, and return what it reached on the test images."""
     epochs = count_epochs(work, model)[method][str(n)]
-    where = {"data.root": work / f"new-{n}-{seed}", "output.root": work / "runs", "train.seed": seed}
+    where = {"data.root": work / f"new-{n}-{seed}", "output.root": work / "runs" / model, "train.seed": seed}
     row: dict[str, Any] = {"epochs": epochs}
     if method == OURS:
         settings = {**where, "data.workers": 0, "train.epochs": epochs}
@@ -159,8 +171,8 @@ def measure(work: Path, model: str, method: str, n: int, seed: int) -> dict[str,
 def write_model_recipe(work: Path, model: str) -> Path:
     """Write the model of a recipe as a recipe of its own, which leaves everything else open."""
     path = work / f"{model}-model.yaml"
-    config = resolve(TrainConfig, [read_yaml(find_recipe(MODELS[model])[1])]).config
-    path.write_text(to_yaml(TrainConfig(model=config.model)).split("\n\n")[0] + "\n")
+    recipe = yaml.safe_load(find_recipe(MODELS[model])[1].read_text())
+    path.write_text(yaml.safe_dump({"model": recipe["model"]}))
     return path
 
 

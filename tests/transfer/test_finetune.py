@@ -13,6 +13,7 @@ from support.commands import refused, run
 from support.runs import rows
 from vitrail.api.finetuning import Finetuning, read_seconds
 from vitrail.errors import CheckpointError, ConfigError, DataError
+from vitrail.transfer.plan import reserved_name
 
 FAST = {"data.workers": 0, "train.device": "cpu", "train.epochs": 2}
 
@@ -187,3 +188,21 @@ def test_missing_weights_and_images_are_refused(image_folder: Path) -> None:
         finetune(image_folder, image_folder.parent / "missing.safetensors")
     with pytest.raises(DataError):
         finetune(image_folder / "train" / "red", None, settings={"model.weights": None})
+
+
+def test_two_plans_at_once_take_two_names(image_folder: Path, tiny_checkpoint: Path) -> None:
+    folder = image_folder.parent / "runs"
+    with reserved_name(folder, "images") as name:
+        assert name == "images"
+        meanwhile = finetune(image_folder, tiny_checkpoint, dry_run=True)
+    assert meanwhile.recipe.name == "images-2.yaml"
+    assert meanwhile.probe is not None
+    assert meanwhile.probe.name == "images-2-probe.safetensors"
+
+
+def test_a_name_is_free_again_where_planning_fails(image_folder: Path, tiny_checkpoint: Path) -> None:
+    with pytest.raises(ConfigError):
+        finetune(image_folder, tiny_checkpoint, settings={"optim.name": "sgd"})  # whose rate no rule knows
+    again = finetune(image_folder, tiny_checkpoint, dry_run=True)
+    assert again.recipe.name == "images-2.yaml"  # what training was to begin with is still there
+    assert not (again.recipe.parent / "images.yaml").exists()

@@ -60,7 +60,7 @@ def test_weights_whose_own_head_is_better_keep_it_and_say_so(model: VisionModel,
     assert floor.lines()[-1].startswith("own head top-1 100.0 % of 40 images")
     record = save(tmp_path, model, floor, features)
     assert record.metrics == {"val_top1": 100.0}
-    assert record.provenance["head"] == "of the given weights"
+    assert record.provenance["head"] == "their own layer"
 
 
 def test_a_better_probe_takes_the_place_of_the_head(model: VisionModel, tmp_path: Path) -> None:
@@ -72,4 +72,4 @@ def test_a_better_probe_takes_the_place_of_the_head(model: VisionModel, tmp_path
         answers = model.head(torch.from_numpy(features.val)).argmax(1).numpy()
     assert (answers == features.val_labels).all()
     record = save(tmp_path, model, floor, features)
-    assert record.provenance["head"] == "linear probe"
+    assert record.provenance["head"] == "a linear probe"

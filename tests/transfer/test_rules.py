@@ -10,6 +10,7 @@ import pytest
 from vitrail.config.commands import TrainConfig
 from vitrail.config.resolve import Layer, resolve
 from vitrail.errors import ConfigError
+from vitrail.transfer.budget import Speed, fit_epochs
 from vitrail.transfer.rules import (
     Choice,
     Circumstances,
@@ -17,6 +18,7 @@ from vitrail.transfer.rules import (
     choose_epochs,
     choose_rate,
     choose_settings,
+    space_evaluations,
 )
 from vitrail.transfer.survey import Survey
 
@@ -147,3 +149,20 @@ def test_choices_go_with_what_is_given(given: dict[str, Any], images: Survey) ->
 def test_the_rate_of_another_optimizer_is_asked_for() -> None:
     with pytest.raises(ConfigError, match=r"^optim.name is sgd, and the learning rate .* give optim.lr too$"):
         chosen(FEW, replace(TRAINED, given={"optim.name": "sgd"}))
+
+
+@pytest.mark.parametrize("epochs", [1, 19, 20, 21, 39, 60, 300])
+def test_a_run_has_twenty_evaluations_at_most(epochs: int) -> None:
+    every = space_evaluations(epochs)
+    assert epochs / every <= 20
+    assert every == 1 or epochs / (every - 1) > 20
+
+
+def test_a_budget_pays_for_the_evaluations_that_a_run_has() -> None:
+    speed = Speed(images_per_s=100.0, train_s=1.0, evaluation_s=2.0, eval_every=None)
+    assert fit_epochs(speed, 100.0, None).value == 54  # 90 s: 54 epochs and 18 evaluations, one every 3 epochs
+    assert speed.run_s(54) == 90
+    every_epoch = replace(speed, eval_every=1)
+    assert fit_epochs(every_epoch, 100.0, None).value == 30
+    with pytest.raises(ConfigError, match=r"too small for one epoch, which takes 0\.05 minutes at 100 images/s"):
+        fit_epochs(speed, 3.0, None)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -14,7 +18,7 @@ from vitrail.errors import ConfigError, name_option
 from vitrail.training.bench_data import time_loader, time_model
 from vitrail.training.run.stop import Stop
 from vitrail.training.setup import build_job
-from vitrail.transfer.rules import Choice
+from vitrail.transfer.rules import Choice, space_evaluations
 
 MEASURED_S = 4.0
 """Seconds for which the loader is timed, and again the model."""
@@ -31,14 +35,35 @@ class Speed:
 
     images_per_s: float
     """Training images per second."""
-    epoch_s: float
-    """Seconds of an epoch with its evaluation."""
+    train_s: float
+    """Seconds of an epoch, without evaluations."""
+    evaluation_s: float
+    """Seconds of an evaluation."""
+    eval_every: int | None
+    """Epochs from one evaluation to the next, where that is given."""
+
+    def run_s(self, epochs: int) -> float:
+        """Return the seconds of a run of so many epochs, with the evaluations that it has."""
+        every = self.eval_every or space_evaluations(epochs)
+        return epochs * self.train_s + math.ceil(epochs / every) * self.evaluation_s
 
 
 def measure_speed(
-    config: TrainConfig, accelerator: Accelerator, precision: Precision, display: Display
+    config: TrainConfig,
+    given: Mapping[str, Any],
+    accelerator: Accelerator,
+    precision: Precision,
+    display: Display,
 ) -> Speed:
-    """Make a few updates, which change no file, and read some batches of images."""
+    """Make a few updates, which change no file, and read some batches of images.
+
+    Args:
+        config: What is to be trained.
+        given: Settings that the user gave, by their dotted keys.
+        accelerator: Where it is trained.
+        precision: Precision of the updates.
+        display: Where progress is shown.
+    """
     with Stop(None) as stop:
         display.begin("measure the speed of training", 2)
         job, model = build_job(config, accelerator, precision, display, stop)
@@ -49,9 +74,12 @@ def measure_speed(
     images_per_s = min(loader, updates)
     if config.data.workers == 0:  # images are read between updates
         images_per_s = 1 / (1 / loader + 1 / updates)
-    train_images = job.sampler.steps * config.train.batch_size
-    epoch_s = (train_images + EVALUATION_SHARE * len(job.data.val)) / images_per_s
-    return Speed(images_per_s, epoch_s)
+    return Speed(
+        images_per_s=images_per_s,
+        train_s=job.sampler.steps * config.train.batch_size / images_per_s,
+        evaluation_s=EVALUATION_SHARE * len(job.data.val) / images_per_s,
+        eval_every=given.get("train.eval_every"),
+    )
 
 
 def fit_epochs(speed: Speed, budget_s: float, probe: Path | None) -> Choice:
@@ -61,13 +89,15 @@ def fit_epochs(speed: Speed, budget_s: float, probe: Path | None) -> Choice:
         ConfigError: Not even one epoch fits; the linear probe, where there is one, is then what the
             time allows.
     """
-    epochs = int(RESERVE * budget_s / speed.epoch_s)
+    planned_s = RESERVE * budget_s
+    most = int(planned_s / speed.train_s)
+    epochs = bisect_right(range(1, most + 1), planned_s, key=speed.run_s)
     where = f"{speed.images_per_s:,.0f} images/s on this machine"
     if epochs < 1:
         ready = (
             "" if probe is None else f"; what training would begin with is a model already: {probe}"
         )
-        needed = f"{speed.epoch_s / 60:.2g}"
+        needed = f"{speed.run_s(1) / 60:.2g}"
         raise ConfigError(
             f"{name_option('budget')} of {budget_s / 60:.2g} minutes is too small for one epoch, "
             f"which takes {needed} minutes at {where}: give more time, a smaller model.image_size, "

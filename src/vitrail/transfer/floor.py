@@ -57,6 +57,11 @@ class Floor:
         """What the head reaches that training begins with: the better of both."""
         return self.own or self.probe
 
+    @property
+    def head(self) -> str:
+        """Which head training begins with, in words."""
+        return "a linear probe" if self.own is None else "their own layer"
+
     def lines(self) -> list[str]:
         """Say what was reached, and by what."""
         lines = [f"without training, in {self.seconds:.0f} s: k-NN {self.neighbours}"]
@@ -170,13 +175,12 @@ def save_probe(
         with torch.no_grad():
             logits = model.head(torch.from_numpy(features.val).to(device)).cpu().numpy()
         thresholds = compute_multi_label_metrics(logits, features.val_labels).thresholds
-    head = "linear probe" if floor.own is None else "of the given weights"
     path.parent.mkdir(parents=True, exist_ok=True)
     described = replace(
         record,
         metrics={f"val_{floor.metric}": floor.start.value},
         thresholds=thresholds,
-        provenance={**record.provenance, **provenance(), "head": head},
+        provenance={**record.provenance, **provenance(), "head": floor.head},
     )
     save_model(path, {name: tensor.cpu() for name, tensor in model.state_dict().items()}, described)
 

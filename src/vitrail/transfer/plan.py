@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from vitrail.data.opening import Data
 from vitrail.display import Display
 from vitrail.distributed.processes import choose_precision, processes
 from vitrail.errors import ConfigError, name_option
-from vitrail.files import write_whole
+from vitrail.files import refusal_told, write_whole
 from vitrail.models.family import VisionModel
 from vitrail.training.initial_model import (
     adopt_recorded_settings,
@@ -47,6 +48,8 @@ from vitrail.weights.request import make_request
 ENOUGH_FOR_SCRATCH = 100_000
 """Images from which on a training without trained weights may do well; these models were published
 for 1.28 million."""
+ELSEWHERE = "choose another folder with output.root"
+RESERVED = "# `vitrail finetune` plans this recipe\n"
 UNDECIDED = Layer("auto", {"schedule": {"warmup_epochs": 0.0, "warmup_lr": 0.0, "min_lr": 0.0}})
 """Settings that go with any others, in the place of those that are chosen later."""
 
@@ -95,7 +98,11 @@ def make_plan(
         )
     given_values = read_given_values(given, settings)
     precision = choose_precision(settings.train.precision, settings.train.device)
-    with processes(precision, settings.train.device) as accelerator:
+    folder = Path(settings.output.root).expanduser()
+    with (
+        reserved_name(folder, settings.output.name or name) as name,
+        processes(precision, settings.train.device) as accelerator,
+    ):
         # Images
         settings, data = open_training_data(settings, accelerator, display)
         images = survey_data(data, settings.data)
@@ -104,19 +111,12 @@ def make_plan(
 
         # Weights, and what their features reach
         start = choose_start(settings, given_values, size)
-        folder = Path(settings.output.root).expanduser()
-        name = find_free_name(folder, settings.output.name or name)
         floor, probe = None, None
         begun = resolve(TrainConfig, [UNDECIDED, given, _as_layer(start)]).config
         if begun.model.weights is not None:
             probe = folder / f"{name}-probe.safetensors"
             floor, model = probe_weights(begun, data, accelerator, probe, display)
-            head = (
-                "a linear probe of these images as the head"
-                if floor.own is None
-                else "their own head"
-            )
-            reason = f"{begun.model.weights} with {head}"
+            reason = f"{begun.model.weights}, with {floor.head} as the head"
             start = [one for one in start if one.key != "model.weights"]
             start.append(Choice("model.weights", str(probe), reason))
         else:
@@ -140,18 +140,15 @@ def make_plan(
             kept = {key: value for key, value in kept.items() if not _is_of_weights(key)}
         if budget_s is not None:
             config = resolve(TrainConfig, [_as_layer(kept), _as_layer(choices)]).config
-            speed = measure_speed(config, accelerator, precision, display)
+            speed = measure_speed(config, given_values, accelerator, precision, display)
             allowed = replace(known, epochs=fit_epochs(speed, budget_s, probe))
             choices = [*start, *choose_settings(images, allowed)]
 
-    # Recipe
-    recipe = folder / f"{name}.yaml"
-    values = {**kept, **{one.key: one.value for one in choices}, "output.name": name}
-    resolve(TrainConfig, [_as_layer(values)])  # all of it fits together
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(
-        recipe, write_recipe(values, choices).encode(), "choose another folder with output.root"
-    )
+        # Recipe
+        recipe = folder / f"{name}.yaml"
+        values = {**kept, **{one.key: one.value for one in choices}, "output.name": name}
+        resolve(TrainConfig, [_as_layer(values)])  # all of it fits together
+        write_whole(recipe, write_recipe(values, choices).encode(), ELSEWHERE)
     return Plan(
         recipe=recipe,
         survey=images,
@@ -221,14 +218,31 @@ def probe_weights(
     return floor, model
 
 
-def find_free_name(folder: Path, name: str) -> str:
-    """Return a name for which neither a run nor a plan is in the folder yet: NAME, or NAME-2 and so on."""
+@contextmanager
+def reserved_name(folder: Path, name: str) -> Iterator[str]:
+    """Yield a name for which neither a run nor a plan is in the folder yet: NAME, or NAME-2 and so on.
+
+    Its recipe is there from then on, still without settings, so that no other process takes the
+    name; it is removed where planning fails.
+
+    Raises:
+        CheckpointError: The folder cannot be written.
+    """
     for number in itertools.count(1):
         free = name if number == 1 else f"{name}-{number}"
-        taken = [folder / free, folder / f"{free}.yaml", folder / f"{free}-probe.safetensors"]
-        if not any(path.exists() for path in taken):
-            return free
-    raise AssertionError
+        recipe = folder / f"{free}.yaml"
+        if (folder / free).exists() or (folder / f"{free}-probe.safetensors").exists():
+            continue
+        with refusal_told(recipe, None, ELSEWHERE):
+            folder.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError), recipe.open("x", encoding="utf-8") as file:
+                file.write(RESERVED)
+                break
+    try:
+        yield free
+    except BaseException:
+        recipe.unlink(missing_ok=True)
+        raise
 
 
 def write_recipe(values: Mapping[str, Any], choices: Sequence[Choice]) -> str:

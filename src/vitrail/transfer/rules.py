@@ -6,6 +6,7 @@ docs/finetuning.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -261,6 +262,11 @@ def _choose_average(choices: _Choices, images: Survey) -> None:
     choices.choose("ema.decay", decay, f"averages the last {horizon:,.0f} of {updates:,} updates")
 
 
+def space_evaluations(epochs: int) -> int:
+    """Return after how many epochs each evaluation comes, so that there are `EVALUATIONS` at most."""
+    return math.ceil(epochs / EVALUATIONS)
+
+
 def _choose_evaluation(choices: _Choices, images: Survey, known: Circumstances) -> None:
     """Choose what is measured when, and which epoch is the best."""
     if known.reached is not None:
@@ -268,9 +274,9 @@ def _choose_evaluation(choices: _Choices, images: Survey, known: Circumstances) 
             "train.eval_first", True, "the linear probe is the best until an epoch is better"
         )
     epochs = int(choices.value("train.epochs"))
-    every = max(1, epochs // EVALUATIONS)
+    every = space_evaluations(epochs)
     choices.choose(
-        "train.eval_every", every, f"at most {EVALUATIONS + 1} evaluations in {epochs} epochs"
+        "train.eval_every", every, f"at most {EVALUATIONS} evaluations in {epochs} epochs"
     )
     if images.imbalance >= UNBALANCED and not images.is_multi_label:
         reason = f"the largest class has {images.imbalance:.0f} times the images of the smallest"
