@@ -228,6 +228,16 @@ def reserved_name(folder: Path, name: str) -> Iterator[str]:
     Raises:
         CheckpointError: The folder cannot be written.
     """
+    recipe = _take_free_recipe(folder, name)
+    try:
+        yield recipe.stem
+    except BaseException:
+        recipe.unlink(missing_ok=True)
+        raise
+
+
+def _take_free_recipe(folder: Path, name: str) -> Path:
+    """Create the first recipe that neither a run nor a plan has the name of."""
     for number in itertools.count(1):
         free = name if number == 1 else f"{name}-{number}"
         recipe = folder / f"{free}.yaml"
@@ -237,12 +247,8 @@ def reserved_name(folder: Path, name: str) -> Iterator[str]:
             folder.mkdir(parents=True, exist_ok=True)
             with suppress(FileExistsError), recipe.open("x", encoding="utf-8") as file:
                 file.write(RESERVED)
-                break
-    try:
-        yield free
-    except BaseException:
-        recipe.unlink(missing_ok=True)
-        raise
+                return recipe
+    raise AssertionError
 
 
 def write_recipe(values: Mapping[str, Any], choices: Sequence[Choice]) -> str:
