@@ -85,9 +85,8 @@ def table(name: str, results: Sequence[Measured], baseline: str) -> list[str]:
     others = [key for key in median if key[0] != baseline]
     best = {size: min(median[key] for key in others if key[2] == size) for size in (1, 8)}
     lines.append(
-        f"| **{name}**, best | batch 8: {base[8] / best[8]:.2f} times {baseline}, wanted {TARGETS.get(name, 1)}; "
-        f"batch 1: {best[1] / base[1]:.2f} of it, wanted {LATENCY}, and {best[1] / own[1]:.2f} of our PyTorch "
-        "| | | | | | |"
+        f"| **{name}**, best | batch 8: {base[8] / best[8]:.2f} times {baseline}, wanted {TARGETS.get(name, 1)}; batch "
+        f"1: {best[1] / base[1]:.2f} of it, wanted {LATENCY}, and {best[1] / own[1]:.2f} of our PyTorch | | | | | | |"
     )
     return lines
 

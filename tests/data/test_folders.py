@@ -244,9 +244,8 @@ def test_folders_without_images(tmp_path):
 def test_a_flat_folder(tmp_path):
     write_images(tmp_path, "train/ant/1.png", "train/bee/1.png", *[f"val/{i}.png" for i in range(5)])
     assert message(tmp_path) == (
-        f"data.root {tmp_path}/val: its 5 images lie in no class folder (0.png, 1.png, 2.png and 2 more); "
-        f"move each into a "
-        "folder with the name of its class"
+        f"data.root {tmp_path}/val: its 5 images lie in no class folder (0.png, 1.png, 2.png and 2 more); move each "
+        "into a folder with the name of its class"
     )
 
 
@@ -254,8 +253,7 @@ def test_splits_that_are_not_found_name_those_that_are(folder):
     (folder / "val").rename(folder / "valid")
     assert message(folder) == (
         f"data.root {folder}: has train/ but no val/, only valid; set data.val_split to one of them, or "
-        f"data.val_split=null "
-        "to hold out data.val_fraction of train/"
+        "data.val_split=null to hold out data.val_fraction of train/"
     )
     (folder / "valid").rename(folder / ".valid")
     assert message(folder) == (
@@ -270,18 +268,16 @@ def test_splits_that_are_not_found_name_those_that_are(folder):
     )
     (folder / "val").rename(folder / "test")
     assert message(folder) == (
-        f"data.root {folder}: has no train/, and Training, test look like splits rather than classes; set "
-        f"them, such as "
-        "data.train_split=Training data.val_split=test"
+        f"data.root {folder}: has no train/, and Training, test look like splits rather than classes; set them, such "
+        "as data.train_split=Training data.val_split=test"
     )
 
 
 def test_classes_must_agree(folder):
     (folder / "val/cat").rename(folder / "val/dog")
     assert message(folder) == (
-        f"data.root {folder}: val/ has other classes than train/ (missing from val/: cat; only in val/: dog); "
-        f"give both the "
-        "same class folders, or set data.val_split=null to hold out a part of the training images"
+        f"data.root {folder}: val/ has other classes than train/ (missing from val/: cat; only in val/: dog); give "
+        "both the same class folders, or set data.val_split=null to hold out a part of the training images"
     )
     (folder / "val/dog").rename(folder / "cat")
     assert "(missing from val/: cat);" in message(folder)

@@ -291,9 +291,8 @@ def test_preprocess_names_what_is_wrong():
     with pytest.raises(ConfigError) as caught:
         preprocess.__post_init__()
     assert str(caught.value) == (
-        "preprocess: resize is 'pad'; it must be 'crop', 'squash' or 'letterbox'; "
-        "interpolation is 'cubic'; it must be 'bicubic' or 'bilinear'; exif is 'yes'; it must be "
-        "'ignore' or 'apply'"
+        "preprocess: resize is 'pad'; it must be 'crop', 'squash' or 'letterbox'; interpolation is 'cubic'; it must be "
+        "'bicubic' or 'bilinear'; exif is 'yes'; it must be 'ignore' or 'apply'"
     )
 
 

@@ -94,9 +94,8 @@ def test_an_unknown_policy_names_the_forms(policy):
     with pytest.raises(ConfigError) as caught:
         TrainView(size=(8, 8), auto_augment=policy)
     assert str(caught.value) == (
-        f"augment.auto_augment {policy!r}: not a policy of timm; forms are rand-m9-mstd0.5-inc1, "
-        f"augmix-m3-w3, original-mstd0.5, "
-        "originalr, v0, v0r, 3a, or null"
+        f"augment.auto_augment {policy!r}: not a policy of timm; forms are rand-m9-mstd0.5-inc1, augmix-m3-w3, "
+        "original-mstd0.5, originalr, v0, v0r, 3a, or null"
     )
 
 

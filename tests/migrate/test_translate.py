@@ -249,11 +249,10 @@ def test_all_that_is_wrong_comes_in_one_line() -> None:
     with pytest.raises(ConfigError) as caught:
         translate(file, "mine", {"batch-sise": 4})
     assert str(caught.value) == (
-        "read as settings of MindCV: mine: epoch_sise: unknown key; did you mean 'epoch_size'?; "
-        "command line: batch-sise: unknown key; did you mean 'batch_size'?; "
-        "mine: shuffle is false; here it can only be true: training images are always shuffled; "
-        "mine: loss is BCE; here it can only be CE: training minimises cross-entropy; "
-        "mine: warmup_factor is 0.00014; lr is fast; it must be a number"
+        "read as settings of MindCV: mine: epoch_sise: unknown key; did you mean 'epoch_size'?; command line: "
+        "batch-sise: unknown key; did you mean 'batch_size'?; mine: shuffle is false; here it can only be true: "
+        "training images are always shuffled; mine: loss is BCE; here it can only be CE: training minimises "
+        "cross-entropy; mine: warmup_factor is 0.00014; lr is fast; it must be a number"
     )
 
 

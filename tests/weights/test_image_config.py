@@ -88,8 +88,7 @@ IMAGENET = (0.485, 0.456, 0.406)
         (
             {"crop_mode": "border", "crop_pct": 0.9}, {"crop": 0.9, "resize": "letterbox"}, (),
             (
-                "has crop_mode border with crop_pct 0.9, which cuts off the edges; all of an image is taken "
-                "instead",
+                "has crop_mode border with crop_pct 0.9, which cuts off the edges; all of an image is taken instead",
             ),
         ),
         (

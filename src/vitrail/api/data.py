@@ -121,8 +121,7 @@ class PackedData(Result):
         """Say what was packed."""
         return [
             f"{self.folder}: {self.images:,} images of {self.classes:,} classes in {self.shards:,} "
-            "shards, "
-            f"{self.bytes / 1e9:,.3f} GB{' (replaced)' if self.replaced else ''}"
+            f"shards, {self.bytes / 1e9:,.3f} GB{' (replaced)' if self.replaced else ''}"
         ]
 
 

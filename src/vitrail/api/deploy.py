@@ -516,9 +516,8 @@ def quantize(
         last = result.trials[-1]
         raise Rejected(
             f"{result.path}: loses {last.drop:.2f} points of {result.measured_by} with "
-            f"{len(last.kept)} of "
-            f"{result.layers} layers in float, and {max_drop:g} are allowed; use float, or "
-            f"allow more with {write_option('max_drop')}",
+            f"{len(last.kept)} of {result.layers} layers in float, and {max_drop:g} are allowed; "
+            f"use float, or allow more with {write_option('max_drop')}",
             result,
         )
     return result

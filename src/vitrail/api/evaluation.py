@@ -75,8 +75,7 @@ class Evaluation(Result):
             numbers = list_values(other.shown)
             lines.append(
                 f"same answer as {other.path}: {other.equal:,} of {other.n:,}; scores differ by "
-                f"{other.difference:.1e} "
-                f"at most; its numbers: {numbers}"
+                f"{other.difference:.1e} at most; its numbers: {numbers}"
             )
         if self.report is not None:
             lines.append(f"report: {self.report}")

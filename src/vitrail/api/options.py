@@ -52,8 +52,7 @@ def read_settings(
         near = suggest(name, [*options, *SECTIONS])
         raise ConfigError(
             f"{verb.__name__} has no option {name!r}{near}; settings are given as a mapping such "
-            "as "
-            "{'train.epochs': 3}, or by section as train={'epochs': 3}"
+            "as {'train.epochs': 3}, or by section as train={'epochs': 3}"
         )
     given = read_given({} if settings is None else settings)
     if not sections:

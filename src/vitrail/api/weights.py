@@ -79,8 +79,7 @@ class WeightsList(ResultList[PublishedWeights]):
         """Say what to type next."""
         return [
             "`vitrail weights fetch NAME` brings one here; files from elsewhere: `vitrail weights "
-            "add FILE`, or "
-            f"put them into {self.folder}"
+            f"add FILE`, or put them into {self.folder}"
         ]
 
 

@@ -55,9 +55,8 @@ def check_classes(
             rows.append(f"{index}: {ours} / {theirs}")
     raise DataError(
         f"the classes of {path} ({len(model)}) are not those of the data ({len(data)}); "
-        "differences, "
-        f"as index: model / data = {'; '.join(rows[:3])}{explain_look_alikes(model, data)}; "
-        f"{advice}"
+        "differences, as index: model / data = "
+        f"{'; '.join(rows[:3])}{explain_look_alikes(model, data)}; {advice}"
     )
 
 
@@ -96,8 +95,7 @@ def match_by_name(
         if first < number:
             raise DataError(
                 f"the classes {data_classes[first]} and {data_classes[number]} of the data are "
-                "both "
-                f"{model_classes[index]} of {path}; put their images into one folder"
+                f"both {model_classes[index]} of {path}; put their images into one folder"
             )
     return matched
 
@@ -109,8 +107,7 @@ def _index_classes(model_classes: Sequence[str], path: Path | str) -> dict[str, 
         if name in indices:
             raise DataError(
                 f"{path}: two of its classes are {name}, in two forms of Unicode, so none of the "
-                "data can be matched "
-                "with them by name"
+                "data can be matched with them by name"
             )
         indices[name] = index
     return indices
@@ -143,8 +140,7 @@ def match_by_order(
     if len(data_classes) != num_classes:
         raise DataError(
             f"data.match_classes=by-order: {path} has {num_classes} classes and the data "
-            f"{len(data_classes)}; give as "
-            "many, or names that data.match_classes=by-name finds"
+            f"{len(data_classes)}; give as many, or names that data.match_classes=by-name finds"
         )
     model, data = list(map(canonical, model_classes)), list(map(canonical, data_classes))
     places = {name: index for index, name in enumerate(model)}
@@ -152,8 +148,7 @@ def match_by_order(
         if places.get(name, index) != index:
             raise DataError(
                 f"data.match_classes=by-order: {printable(name)} is index {index} of the data and "
-                f"{places[name]} of "
-                f"{path}; set data.match_classes=by-name"
+                f"{places[name]} of {path}; set data.match_classes=by-name"
             )
     # a model without names has none to differ
     pairs = enumerate(zip(model, data, strict=False))
@@ -181,10 +176,8 @@ def find_order_doubt(data_classes: Sequence[str], class_order: ClassOrder | None
     index, text, natural = difference
     return (
         f"index {index} is {printable(text)} in the order of text, which is torchvision's and "
-        "MindSpore's, and "
-        f"{printable(natural)} in timm's natural order; say which it is with data.class_order=text "
-        "or natural, or name "
-        "the classes with weights.classes=FILE"
+        f"MindSpore's, and {printable(natural)} in timm's natural order; say which it is with "
+        "data.class_order=text or natural, or name the classes with weights.classes=FILE"
     )
 
 

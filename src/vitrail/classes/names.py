@@ -43,8 +43,7 @@ def check_name(value: Any, where: str) -> str:
     if BETWEEN in name:
         raise DataError(
             f"{where}: the label {name!r} holds {BETWEEN!r}, which stands between classes where an "
-            "image has several "
-            "(data.labels_column=COLUMN)"
+            "image has several (data.labels_column=COLUMN)"
         )
     return name
 
@@ -96,8 +95,7 @@ def tell_look_alikes(names: Iterable[str]) -> str:
     examples = ", ".join(" and ".join(map(quote_name, group)) for group in groups[:3])
     return (
         f"{len(groups)} classes have names that look alike, and are different classes all the "
-        f"same: {examples}; if "
-        "they are meant to be one, give them one name"
+        f"same: {examples}; if they are meant to be one, give them one name"
     )
 
 

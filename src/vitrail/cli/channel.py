@@ -33,8 +33,7 @@ class Channel(io.FileIO):
                 self.needed = False
                 raise OutputLost(
                     f"standard output: cannot be written ({error.strerror}), so not all results "
-                    "were shown; files were "
-                    "written whole or not at all"
+                    "were shown; files were written whole or not at all"
                 ) from error
             return len(data)
         return written

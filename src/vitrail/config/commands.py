@@ -83,8 +83,7 @@ class TrainConfig:
             if value:
                 problems.append(
                     f"augment.{name}={value} knows only RGB of 8 bits; set it to null, or leave "
-                    "out "
-                    f"data.channels={data.channels} and data.bits={data.bits}"
+                    f"out data.channels={data.channels} and data.bits={data.bits}"
                 )
         return problems
 
@@ -118,8 +117,7 @@ class TrainConfig:
         if self.data.streaming:
             problems.append(
                 f"balance.sampler is {sampler}, which draws from all over the set; data.streaming "
-                "reads "
-                "it in windows; set one of them to its default"
+                "reads it in windows; set one of them to its default"
             )
         return problems
 

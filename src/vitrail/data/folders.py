@@ -91,9 +91,7 @@ def _refuse_other_splits(root: Path, train_split: str, folders: Sequence[str]) -
             settings += f" data.val_split={splits[1]}"
         raise DataError(
             f"data.root {root}: has no {train_split}/, and {list_some(splits)} look like splits "
-            "rather than "
-            "classes; set "
-            f"them, such as {settings}"
+            f"rather than classes; set them, such as {settings}"
         )
 
 
@@ -119,8 +117,7 @@ def visible_folders(root: Path) -> list[str]:
         what = no_file(root) or "a file"
         raise DataError(
             f"data.root {root}: is {what}; give a folder with train/<class>/ and val/<class>/, "
-            "unpacked if it is an "
-            "archive"
+            "unpacked if it is an archive"
         ) from None
     except OSError as error:
         raise DataError(f"data.root {root}: cannot be read ({error.strerror})") from error
@@ -269,8 +266,7 @@ class Ignored:
             endings = ", ".join(sorted({name[name.rfind(".") :].lower() for name in unread}))
             notes.append(
                 f"{where}: left out {len(unread)} {UNREAD} ({endings}): {list_some(unread)}; "
-                "convert them to JPEG "
-                "or PNG"
+                "convert them to JPEG or PNG"
             )
         others = list(filterfalse(is_unread_image, self.others))
         if others:
@@ -324,8 +320,7 @@ def list_folder(
     if train_folder is None:
         raise DataError(
             f"data.root {root}: has {val_split}/ but no {train_split}/ to train on; set "
-            "data.train_split to one of its "
-            f"folders: {list_some(visible_folders(root))}"
+            f"data.train_split to one of its folders: {list_some(visible_folders(root))}"
         )
     problems: list[str] = []
     train = note_hidden(root, scan(train_folder, problems, class_order))
@@ -348,11 +343,8 @@ def list_folder(
     if differences:
         problems.append(
             f"data.root {root}: {val_split}/ has other classes than {train_split}/ "
-            f"({'; '.join(differences)})"
-            f"{explain_look_alikes(missing, extra)}; give both the same class folders, or set "
-            "data.val_split=null "
-            "to hold out a "
-            "part of the training images"
+            f"({'; '.join(differences)}){explain_look_alikes(missing, extra)}; give both the same "
+            "class folders, or set data.val_split=null to hold out a part of the training images"
         )
     return Listing(root, train, val, tuple(problems))
 
@@ -394,8 +386,7 @@ def scan(
     if empty:
         problem = (
             f"data.root {folder}: {len(empty)} of {len(folders_of)} class folders have no images "
-            f"({list_some(empty)}); "
-            f"add images to them, or remove them{ignored.hint()}"
+            f"({list_some(empty)}); add images to them, or remove them{ignored.hint()}"
         )
         if problems is None:
             raise DataError(problem)
@@ -482,8 +473,7 @@ def read_changes(folder: Path) -> list[dict[str, Any]]:
 def _describe_changes(changed: list[dict[str, Any]]) -> str:
     return CHANGED + ", then ".join(
         f"resized to a short side of {one['short_side']} ({one['filter']}, quality "
-        f"{one['quality']}) by `vitrail "
-        f"resize-data` from {one['from']}"
+        f"{one['quality']}) by `vitrail resize-data` from {one['from']}"
         for one in changed
     )
 
@@ -514,9 +504,7 @@ def _explain_no_images(folder: Path, classes: list[str], loose: list[str], ignor
     if loose:
         return (
             f"{where}: its {len(loose)} images lie in no class folder ({list_some(loose)}); move "
-            "each into a folder "
-            "with "
-            "the name of its class"
+            "each into a folder with the name of its class"
         )
     if classes:
         known = list_some(EXTENSIONS, len(EXTENSIONS))
@@ -526,16 +514,14 @@ def _explain_no_images(folder: Path, classes: list[str], loose: list[str], ignor
     if tars:
         return (
             f"{where}: holds tar files ({list_some(tars)}) and no {INDEX}, so it cannot be told "
-            "what is in them; "
-            "unpack them "
-            "into a folder for each class, which `vitrail pack` makes shards of"
+            "what is in them; unpack them into a folder for each class, which `vitrail pack` makes "
+            "shards of"
         )
     passed_over = ignored.hidden + ignored.odd + ignored.others
     if passed_over:
         return (
             f"{where}: has no class folders, only hidden or system files or files that are no "
-            "images "
-            f"({list_some(passed_over)})"
+            f"images ({list_some(passed_over)})"
         )
     return f"{where}: is empty; it should hold a folder of images for each class"
 

@@ -189,8 +189,7 @@ def _read_csv_rows(
             if len(cells) != len(names):
                 raise DataError(
                     f"{path} line {line}: has {len(cells)} cells, the header {len(names)}; a cell "
-                    "that holds "
-                    f"{delimiter!r} is quoted"
+                    f"that holds {delimiter!r} is quoted"
                 )
             plain = list(map(unguard, cells))
             guarded += plain != cells
@@ -202,8 +201,7 @@ def _read_csv_rows(
     if guarded:
         notes.append(
             f"{path}: {guarded:,} lines have an apostrophe before = + - or @, as vitrail writes "
-            "them for spreadsheets; "
-            "they are read without it"
+            "them for spreadsheets; they are read without it"
         )
     if not all(names):
         notes.append(f"{path}: {names.count('')} columns without a name are not read")
@@ -249,8 +247,7 @@ def _refuse_image(where: str, header: str, path_column: str) -> None:
     if path_column not in cells and images:
         raise DataError(
             f"{where}: names an image, {printable(images[0])}, and no columns; put a line above it "
-            "that names them, "
-            "such as path,label"
+            "that names them, such as path,label"
         )
 
 

@@ -50,8 +50,7 @@ def find_top(path: Path, given: str | None) -> tuple[Path, str]:
     if not root.is_dir():
         raise DataError(
             f"data.root {printable(root)}: is no folder; give the one that the paths of {path} "
-            "begin in, or null for "
-            "its own"
+            "begin in, or null for its own"
         )
     return root, os.path.join(os.path.normpath(root.absolute()), "")
 
@@ -123,8 +122,7 @@ class Spelling:
         if not full.startswith(self._top):
             raise DataError(
                 f"{where}: {printable(spelt)} lies outside {printable(self._top)}; set data.root "
-                "to a folder that "
-                "holds them all"
+                "to a folder that holds them all"
             )
         try:
             return os.fsencode(full[len(self._top) :])
@@ -171,6 +169,5 @@ def refuse_missing(path: Path, root: Path, top: str, paths: Paths, lines: Sequen
         name = paths.name(no_files[0])
         raise DataError(
             f"{path} line {lines[no_files[0]]}: {printable(name)} is "
-            f"{no_file(top + name) or 'a folder'}, no image "
-            "file; remove the row"
+            f"{no_file(top + name) or 'a folder'}, no image file; remove the row"
         )

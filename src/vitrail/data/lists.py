@@ -243,9 +243,7 @@ def _refuse_empty(path: Path, images: _Images) -> None:
     if not len(labels):
         raise DataError(
             f"data.list {path}: has rows of {list_some([*images.left_out])} only; set "
-            "data.train_split or "
-            "data.val_split to "
-            "one of them"
+            "data.train_split or data.val_split to one of them"
         )
     if not labels.names:
         raise DataError(f"data.list {path}: none of its {len(labels):,} images has a label")
@@ -270,8 +268,7 @@ def _order_classes(
         pointed = next(name for name in names if "." in name)
         notes.append(
             f"{path}: its labels are whole numbers written with a point, such as {pointed}, which "
-            "is read as "
-            f"{whole_numbers[pointed]}"
+            f"is read as {whole_numbers[pointed]}"
         )
         written = names
         names = list(dict.fromkeys(whole_numbers.values()))
@@ -287,8 +284,7 @@ def _order_classes(
     if columns.kind == "several" and joined:
         notes.append(
             f"{path}: {len(joined)} of its {len(names)} classes hold a comma or semicolon, such as "
-            f"{joined[0]!r}; each "
-            f"is one class, as {BETWEEN!r} stands between classes"
+            f"{joined[0]!r}; each is one class, as {BETWEEN!r} stands between classes"
         )
     sequence = sort_classes(names, section.class_order)
     if section.class_order is None and are_whole_numbers(names):
@@ -330,8 +326,7 @@ def list_rows(section: DataSection) -> Listing:
         if extra:
             problems.append(
                 f"{where}: {len(extra)} classes have validation rows but no training row: "
-                f"{list_some(extra)}"
-                f"{explain_look_alikes(extra, trained)}; add some"
+                f"{list_some(extra)}{explain_look_alikes(extra, trained)}; add some"
             )
     return Listing(train.folder, train, val, tuple(problems), is_list=True)
 
@@ -372,9 +367,8 @@ def _find_class_columns(path: Path, first: Row, section: DataSection) -> _Column
         why = f", and {odd[0]!r} is {cells[odd[0]]!r} in line {line}" if odd else ""
         raise DataError(
             f"data.list {path}: has no column {LABEL!r} or "
-            f"{LABELS!r}{format_choices(LABEL, list(cells), 'its columns are')}; "
-            "name it with data.label_column=COLUMN (one class an image) or "
-            "data.labels_column=COLUMN (several); "
+            f"{LABELS!r}{format_choices(LABEL, list(cells), 'its columns are')}; name it with "
+            "data.label_column=COLUMN (one class an image) or data.labels_column=COLUMN (several); "
             f"without it, two or more other columns must hold 0 or 1, each for a class{why}"
         )
     for name in others:
@@ -396,9 +390,7 @@ def _read_split(cells: dict[str, Any], section: DataSection, where: str) -> int 
             known.append(section.val_split)
         raise DataError(
             f"{where}: its split is {name!r}{format_choices(str(name), known, 'known are')} "
-            "(data.train_split, "
-            "data.val_split), "
-            "and words such as 'test', whose rows are left out"
+            "(data.train_split, data.val_split), and words such as 'test', whose rows are left out"
         )
     return name
 
@@ -471,7 +463,6 @@ def _refuse_twice(path: Path, paths: Paths, gathered: GatheredPaths) -> None:
         if paths[first] == paths[second]:
             raise DataError(
                 f"{path} line {lines[second]}: {printable(paths.name(second))} stands in line "
-                f"{lines[first]} already; "
-                f"each image has one row, several classes go into a column {LABELS!r}, with "
-                f"{BETWEEN!r} between them"
+                f"{lines[first]} already; each image has one row, several classes go into a column "
+                f"{LABELS!r}, with {BETWEEN!r} between them"
             )

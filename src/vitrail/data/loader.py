@@ -212,8 +212,7 @@ def _describe_bad(bad: list[tuple[str, str]]) -> str:
     more = f" (and {len(bad) - 1} more in this batch)" if len(bad) > 1 else ""
     return (
         f"{name}: cannot be read, {reason}{more}; repair or remove it, or set data.bad_files=skip "
-        "to leave such images "
-        "out"
+        "to leave such images out"
     )
 
 

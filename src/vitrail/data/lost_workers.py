@@ -83,13 +83,11 @@ def _explain(status: int, workers: int) -> LostWorker | DataError:
     if status == -signal.SIGBUS:
         return DataError(
             f"a loader worker ended with {end}, as /dev/shm is full; make it larger (docker run "
-            "--shm-size), or set "
-            f"fewer than {workers} data.workers"
+            f"--shm-size), or set fewer than {workers} data.workers"
         )
     return DataError(
         f"a loader worker ended with {end}, as by an image that its decoder falls over; "
-        "data.workers=0 reads in the "
-        "process itself, and `vitrail check-data` looks at every image"
+        "data.workers=0 reads in the process itself, and `vitrail check-data` looks at every image"
     )
 
 

@@ -206,8 +206,7 @@ def _refuse_other(file: Path, known: Manifest, manifest: Manifest, listed: Path)
     if known.packed is not None:
         raise DataError(
             f"data.manifest {file}: is the index of shards, which nothing else can stand in; name "
-            "another file, or "
-            f"read the shards with data.root={printable(file.parent)}"
+            f"another file, or read the shards with data.root={printable(file.parent)}"
         )
     there = known.places(manifest)
     same = there >= 0
@@ -216,8 +215,7 @@ def _refuse_other(file: Path, known: Manifest, manifest: Manifest, listed: Path)
     if not same.any():
         raise DataError(
             f"data.manifest {file}: lists {len(known):,} images of {printable(known.root)}, none "
-            "of which is in "
-            f"{printable(listed)}; name another file for these, or delete it"
+            f"of which is in {printable(listed)}; name another file for these, or delete it"
         )
 
 
@@ -228,8 +226,7 @@ def _take_as_written(file: Path, pixels: PixelFormat) -> Manifest:
     if inspected != pixels:
         raise ConfigError(
             f"data.manifest {file}: its images were read with data.channels={inspected.channels} "
-            f"data.bits={inspected.bits}; "
-            "set the same, or give data.root too, to read them anew"
+            f"data.bits={inspected.bits}; set the same, or give data.root too, to read them anew"
         )
     return manifest
 
@@ -396,8 +393,7 @@ def _split_manifest(
         if manifest.division != division.key:
             raise ConfigError(
                 f"data.manifest: its images are divided by {manifest.division}, the settings say "
-                f"{division.key}; give "
-                "data.root or data.list too, to divide them anew"
+                f"{division.key}; give data.root or data.list too, to divide them anew"
             )
         is_val = manifest.fold == division.fold
         train, val = hold_out(manifest.source(TRAIN), division, manifest.fold)

@@ -137,9 +137,8 @@ def _choose_images(manifest: Manifest, section: DataSection, display: Display) -
     if section.bad_files == "skip":
         display.warn(
             f"{len(names)} images that cannot be read are packed as they are: {list_some(names)}; "
-            "training reads "
-            "past and "
-            "counts them, data.bad_files=quarantine leaves them out of the shards"
+            "training reads past and counts them, data.bad_files=quarantine leaves them out of the "
+            "shards"
         )
         return manifest
     for part, folder in enumerate(manifest.folders):
@@ -154,8 +153,7 @@ def _choose_images(manifest: Manifest, section: DataSection, display: Display) -
     if manifest.division:
         display.warn(
             f"the shards keep the division by {manifest.division}; any other is made without the "
-            "images left out, and "
-            "holds out others than in the folder"
+            "images left out, and holds out others than in the folder"
         )
     return manifest.take(~bad, note)
 

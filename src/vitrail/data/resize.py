@@ -178,8 +178,7 @@ def _check(section: DataSection, output: Path) -> Path:
     if Path(os.path.realpath(root)).is_relative_to(os.path.realpath(_partial_folder(output))):
         raise ConfigError(
             f"data.root {root}: lies where {write_option('output', output)} is begun, and would be "
-            "removed; "
-            f"rename it, or choose another folder with {write_option('output')}"
+            f"removed; rename it, or choose another folder with {write_option('output')}"
         )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise CheckpointError(
@@ -261,8 +260,7 @@ def _add_result(one: _Done, manifest: Manifest, section: DataSection, done: Resi
     elif section.bad_files == "error":
         raise DataError(
             f"{manifest.path(one.index)}: cannot be read, {one.bad}; repair or remove it, or set "
-            "data.bad_files=skip "
-            "to copy such files as they are, or quarantine to leave them out"
+            "data.bad_files=skip to copy such files as they are, or quarantine to leave them out"
         )
     else:
         done.bad.append((one.index, manifest.name(one.index), one.bad))
@@ -388,6 +386,5 @@ def _read_bad(manifest: Manifest, index: int) -> bytes:
     except OSError as error:
         raise DataError(
             f"{manifest.path(index)}: cannot be copied ({error.strerror}); remove it, or leave "
-            "such files out with "
-            "data.bad_files=quarantine"
+            "such files out with data.bad_files=quarantine"
         ) from error

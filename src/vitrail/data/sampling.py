@@ -280,8 +280,7 @@ class BatchSampler:
         if epoch_samples is not None and not batch_size <= epoch_samples <= order.n:
             raise ConfigError(
                 f"train.epoch_images is {epoch_samples}; it must be from train.batch_size "
-                f"{batch_size} to the "
-                f"{order.n} training images"
+                f"{batch_size} to the {order.n} training images"
             )
         self.order = order
         self.batch_size = batch_size
@@ -327,8 +326,7 @@ def _check_batch_size(n: int, batch_size: int, world: int, accumulate: int) -> N
         nearest = " or ".join(str(size) for size in sorted({below, above} - {0}))
         raise ConfigError(
             f"train.batch_size {batch_size} cannot be split over {world} processes x {accumulate} "
-            "micro batches; "
-            f"nearest: {nearest}"
+            f"micro batches; nearest: {nearest}"
         )
     if n < batch_size:
         too_many = f"train.batch_size {batch_size} is more than the {n} training images"

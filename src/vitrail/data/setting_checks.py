@@ -30,8 +30,7 @@ def refuse_division(section: DataSection, val: str, is_packed: bool) -> None:
         how = "pack the training folder alone" if is_packed else "set data.val_split=null"
         raise ConfigError(
             f"{' '.join(given)}: there is a part to validate with, {val}, so that nothing is "
-            f"divided; {how} to divide "
-            "the training images, or drop it"
+            f"divided; {how} to divide the training images, or drop it"
         )
 
 
@@ -71,8 +70,7 @@ def _check_packed_split(manifest: Manifest, key: str, given: str | None, folder:
     packed = f"with {folder}" if folder else "without one"
     raise ConfigError(
         f"data.{key} is {given or 'null'}, and the shards of {manifest.root} were packed {packed}; "
-        "drop it, or pack "
-        "the folder anew"
+        "drop it, or pack the folder anew"
     )
 
 
@@ -88,14 +86,12 @@ def check_settings(section: DataSection) -> None:
     if name == "digits" and root is not None:
         raise ConfigError(
             f"data.root {root}: data.name is digits, which comes with scikit-learn and has no "
-            "folder; for your own "
-            "images add data.name=null, or name another recipe"
+            "folder; for your own images add data.name=null, or name another recipe"
         )
     if name is not None and section.bad_files == "quarantine":
         raise ConfigError(
             f"data.bad_files=quarantine: leaves out what the check has found, and data.name {name} "
-            "is not checked; set "
-            "skip, which counts and names what cannot be read, or error"
+            "is not checked; set skip, which counts and names what cannot be read, or error"
         )
     if name is not None and section.manifest is not None:
         raise ConfigError(

@@ -104,8 +104,7 @@ def _check_folds(source: Source, division: Division, folds: NDArray[np.int16]) -
     if division.folds and not is_held_out.any():
         raise DataError(
             f"{source.description}: fold {division.fold} of {division.folds} has none of the "
-            f"{len(source)} images; "
-            "lower data.folds, or let data.group_regex find more groups"
+            f"{len(source)} images; lower data.folds, or let data.group_regex find more groups"
         )
     if not is_held_out.any() or is_held_out.all():
         raise DataError(
@@ -154,8 +153,7 @@ def _group_images(source: Source, division: Division) -> dict[bytes, list[int]]:
         if match is None:
             raise ConfigError(
                 f"data.group_regex {division.group_regex!r}: does not fit {source.name(index)}; it "
-                "must find the "
-                "group in every name below data.root; data.group_regex=null drops it"
+                "must find the group in every name below data.root; data.group_regex=null drops it"
             )
         return b"\0".join(match.groups(b"")) if match.groups() else match.group()
 
@@ -167,9 +165,8 @@ def _group_images(source: Source, division: Division) -> dict[bytes, list[int]]:
     except TimeoutError:
         raise ConfigError(
             f"data.group_regex {division.group_regex!r}: takes more than {seconds:.3g} s to look "
-            "for groups in "
-            f"{len(source):,} names; write it without repetitions within repetitions; "
-            "data.group_regex=null drops it"
+            f"for groups in {len(source):,} names; write it without repetitions within "
+            "repetitions; data.group_regex=null drops it"
         ) from None
 
 

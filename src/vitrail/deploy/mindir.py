@@ -184,8 +184,7 @@ def _refuse_unmapped(program: ExportedProgram) -> None:
 def _refuse(operations: Sequence[str]) -> NoReturn:
     raise ExportError(
         f"MindIR has no counterpart here for {', '.join(operations)}; use other operations, or add "
-        "to OPERATIONS in "
-        "vitrail/deploy/mindir.py what they are in MindSpore"
+        "to OPERATIONS in vitrail/deploy/mindir.py what they are in MindSpore"
     )
 
 

@@ -130,8 +130,7 @@ def write_parameter(name: str, tensor: Tensor) -> list[Buffer]:
     if tensor.dtype != torch.float32:
         raise ExportError(
             f"{name.removeprefix(f'{GRAPH}:')}: is {tensor.dtype}, and MindIR is written in "
-            "float32; convert the model "
-            "with float() first"
+            "float32; convert the model with float() first"
         )
     content = _view_bytes(tensor)
     start = _write_tensor(tensor.shape, name=name) + header(9, len(content))  # raw_data

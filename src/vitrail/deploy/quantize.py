@@ -126,8 +126,7 @@ def find_drawbacks(result: Quantized) -> list[str]:
     if result.measured_by == "top-1" and points_an_image > result.max_drop:
         drawbacks.append(
             f"each of the {result.images:,} labelled images counts {points_an_image:.2g} points, "
-            "more than may be "
-            "lost; measure on more"
+            "more than may be lost; measure on more"
         )
     if not result.speeds:
         return drawbacks
@@ -139,8 +138,7 @@ def find_drawbacks(result: Quantized) -> list[str]:
     if ours.what.endswith(".onnx") and torch.cpu.get_capabilities().get("amx_bf16"):
         drawbacks.append(
             "this processor has AMX, where bfloat16 in OpenVINO was faster and closer than 8 bits "
-            "in our measurements: "
-            "vitrail export CKPT --format openvino --precision bfloat16"
+            "in our measurements: vitrail export CKPT --format openvino --precision bfloat16"
         )
     return drawbacks
 
@@ -151,8 +149,7 @@ def _describe_slower(ours: Speed, other: Speed) -> str:
         accuracy = f"{ours.measure - other.measure:.2f} points below"
     return (
         f"{ours.what} is slower here than {other.what} ({ours.ms[8]:.1f} ms and {other.ms[8]:.1f} "
-        "ms a batch "
-        f"of 8), which is {accuracy}; 8 bits save size alone"
+        f"ms a batch of 8), which is {accuracy}; 8 bits save size alone"
     )
 
 

@@ -140,8 +140,7 @@ def _launcher(environ: Mapping[str, str]) -> Launcher | None:
     if "PMIX_RANK" in environ:
         raise ConfigError(
             "PMIX_RANK is set, so a launcher started this process, but not how many there are; "
-            "start them with: "
-            "torchrun --nproc-per-node N -m vitrail ..."
+            "start them with: torchrun --nproc-per-node N -m vitrail ..."
         )
     return None
 

@@ -60,8 +60,7 @@ def processes(
     if not _AT_WORK.acquire(blocking=False):
         raise ConfigError(
             "another thread of this process trains or evaluates, and both would change one state "
-            "of torch; wait for "
-            "its end, or begin this in a process of its own"
+            "of torch; wait for its end, or begin this in a process of its own"
         )
     try:
         with _joined(precision, device, timeout_minutes, meet_minutes) as accelerator:
@@ -91,8 +90,7 @@ def _joined(
         if accelerator.num_processes != started:
             raise ConfigError(
                 f"torchrun started {started} processes, which cannot work together on "
-                f"{accelerator.device.type}; start "
-                "one, or add train.device=cpu"
+                f"{accelerator.device.type}; start one, or add train.device=cpu"
             )
         if accelerator.num_processes > 1:
             # said of parameters with a dimension of one, and without effect
@@ -108,8 +106,7 @@ def _joined(
         reason = str(error).strip().splitlines()[0].split(". ")[0]
         raise LostProcess(
             f"lost the other processes ({reason}); the first of them that ended says why, or was "
-            "killed, as a system "
-            "does that is short of memory"
+            "killed, as a system does that is short of memory"
         ) from error
     finally:
         # Accelerate keeps these for the life of the process; a second run may want another

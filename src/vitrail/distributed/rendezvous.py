@@ -59,8 +59,7 @@ def join(device: torch.device, timeout_s: float, meet_s: float) -> None:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise LostProcess(
             f"{who} did not answer at {place} within {connect_s:.0f} s; it has ended or was "
-            "killed, or no network "
-            "leads there; look at its own output"
+            "killed, or no network leads there; look at its own output"
         ) from error
     store.set_timeout(timedelta(seconds=meet_s))
     name = announce_start(store, world, meet_s) if rank == 0 else answer_start(store, rank, meet_s)
@@ -89,8 +88,7 @@ def announce_start(store: Store, world: int, timeout_s: float) -> str:
         if time.monotonic() > deadline:
             raise LostProcess(
                 f"process {', '.join(map(str, absent))} of {world} did not start within "
-                f"{timeout_s / 60:g} minutes; "
-                "look at its own output"
+                f"{timeout_s / 60:g} minutes; look at its own output"
             )
         time.sleep(LOOK_S)
     for rank in range(1, world):

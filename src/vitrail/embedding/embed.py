@@ -121,8 +121,7 @@ def embed(
     if images is not None and options.needs_labels:
         raise ConfigError(
             f"{options.needs_labels} needs the classes of images, and files have none; give "
-            "data.root=FOLDER, "
-            "data.list or data.name instead of them"
+            "data.root=FOLDER, data.list or data.name instead of them"
         )
     with processes("float32", options.device) as accelerator:
         parts = _take_parts(section, options, images, accelerator, display)
@@ -210,8 +209,7 @@ def _require_labels(parts: Sequence[Part], options: EmbedOptions) -> None:
     if (labels == labels[:1]).all():
         raise DataError(
             f"{options.needs_labels}: all {len(labels):,} images of {parts[0].source.description} "
-            "have the same class, "
-            "so nothing can be told apart; give images of two classes"
+            "have the same class, so nothing can be told apart; give images of two classes"
         )
 
 

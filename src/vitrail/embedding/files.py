@@ -168,7 +168,6 @@ def _import_parquet(output: Path) -> tuple[Any, Any]:
         where = write_option("output", output)
         raise MissingExtra(
             f"{where}: Parquet needs pyarrow, which is not installed; run: pip install "
-            "'vitrail[datasets]', "
-            "or let it end in .npy"
+            "'vitrail[datasets]', or let it end in .npy"
         ) from error
     return pyarrow, pyarrow.parquet

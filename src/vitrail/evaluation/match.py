@@ -22,9 +22,8 @@ from vitrail.weights.checkpoint import Record
 
 OTHER_CLASSES = (
     "rename the classes of the data, or evaluate on the data it was trained on; if the data has a "
-    "part of the classes, "
-    "or another order, data.match_classes=by-name; if it has all of them by other names, "
-    "data.match_classes=by-order"
+    "part of the classes, or another order, data.match_classes=by-name; if it has all of them by "
+    "other names, data.match_classes=by-order"
 )
 
 HOW_READ = ("workers", "download", "check", "match_classes")
@@ -49,8 +48,7 @@ def match_classes(
         if lacking and source.label_sets is not None:
             display.warn(
                 f"{source.description}: has no images of {lacking} of the {len(record.classes)} "
-                "classes; where the "
-                "model gives an image one of these, that counts as wrong"
+                "classes; where the model gives an image one of these, that counts as wrong"
             )
         return record, source
     if data.match_classes == "exact" and record.classes:
@@ -59,9 +57,8 @@ def match_classes(
     if data.match_classes == "exact" and count != len(source.classes):
         raise DataError(
             f"{path}: has {count} outputs and names no classes, and the data has "
-            f"{len(source.classes)}; name them with "
-            "weights.classes=FILE, and where the data has a part of them add "
-            "data.match_classes=by-name"
+            f"{len(source.classes)}; name them with weights.classes=FILE, and where the data has a "
+            "part of them add data.match_classes=by-name"
         )
 
     # By order: the model names no classes, or other names than the data.
@@ -91,14 +88,12 @@ def check_task(record: Record, source: Source, path: Path) -> None:
     if not record.is_multi_label and source.label_sets is not None:
         raise DataError(
             f"{path}: gives one class an image, and those of {source.description} have any number; "
-            "evaluate a model "
-            "that was trained on such images"
+            "evaluate a model that was trained on such images"
         )
     if record.is_multi_label and source.label_sets is None:
         raise DataError(
             f"{path}: gives any number of classes an image, and those of {source.description} have "
-            "one each; give a "
-            "list with data.list, see docs/multi_label.md"
+            "one each; give a list with data.list, see docs/multi_label.md"
         )
 
 
@@ -138,8 +133,7 @@ def check_pixels(record: Record, data: DataSection, path: Path | str) -> None:
     if (data.channels, data.bits) != (needs.channels, needs.bits):
         raise ConfigError(
             f"{path}: reads images of {needs.channels} channels and {needs.bits} bits, the "
-            "settings say "
-            f"data.channels={data.channels} data.bits={data.bits}; drop them"
+            f"settings say data.channels={data.channels} data.bits={data.bits}; drop them"
         )
 
 

@@ -62,10 +62,8 @@ def inherited_data(record: Record, settings: Sequence[Layer]) -> list[Layer]:
     if not is_named and is_on_hub(data.get("name")):
         raise ConfigError(
             f"the weight file names {data['name']}, a data set of the Hugging Face Hub, and "
-            "nothing is downloaded "
-            f"because a file says so; if you trust it, write data.name={data['name']}, or give "
-            "other images with "
-            "data.root=FOLDER"
+            "nothing is downloaded because a file says so; if you trust it, write "
+            f"data.name={data['name']}, or give other images with data.root=FOLDER"
         )
     if not data:
         return []

@@ -204,8 +204,7 @@ def _lost(without_loss: int, n: int) -> tuple[str, ...]:
         return ()
     return (
         f"{without_loss:,} of {n:,} images have no finite loss: their logits are NaN or infinite, "
-        "and their answers "
-        "mean nothing",
+        "and their answers mean nothing",
     )
 
 
@@ -234,8 +233,7 @@ def _suspect_chance(n: int, right: int, loss: float, k: int) -> str:
     if k > 1 and at_chance and below and loss < 0.7 * math.log(k):
         return (
             f"accuracy {100 * right / n:.1f} % is at chance for {k} classes but the loss "
-            f"{loss:.2f} is far below "
-            f"ln({k}) = {math.log(k):.2f}; the labels are probably wrong"
+            f"{loss:.2f} is far below ln({k}) = {math.log(k):.2f}; the labels are probably wrong"
         )
     return ""
 
@@ -262,9 +260,8 @@ def _suspect_permutation(n: int, right: int, confusion: Int[Tensor, "k k"]) -> s
     example = ", ".join(f"{label} is answered as {answer}" for label, answer in moved[:3])
     return (
         f"the labels look permuted: renumbering the classes would make {100 * matched / n:.1f} % "
-        "right "
-        f"instead of {100 * right / n:.1f} % (label {example}); compare the class order of data "
-        "and model"
+        f"right instead of {100 * right / n:.1f} % (label {example}); compare the class order of "
+        "data and model"
     )
 
 

@@ -57,11 +57,9 @@ class InputCheck:
             return None
         return (
             f"{self.images:,} images {what} once they are normalised: their mean is "
-            f"{_few(means.tolist())}, their "
-            f"standard deviation {_few(deviations.tolist())}; preprocess.mean is {_few(mean)} and "
-            "preprocess.std "
-            f"{_few(std)}, for pixels from 0 to 1; `vitrail check-data` measures those of your "
-            "images"
+            f"{_few(means.tolist())}, their standard deviation {_few(deviations.tolist())}; "
+            f"preprocess.mean is {_few(mean)} and preprocess.std {_few(std)}, for pixels from 0 to "
+            "1; `vitrail check-data` measures those of your images"
         )
 
 

@@ -237,9 +237,8 @@ class Preprocess:
             height, width = self.size
             raise ConfigError(
                 f"preprocess.size is {height}x{width}, of which {batch_size} images take "
-                f"{needed / 1e9:.3g} GB and "
-                f"there are {memory / 1e9:.3g} here; lower the batch size, or give a smaller "
-                "image_size"
+                f"{needed / 1e9:.3g} GB and there are {memory / 1e9:.3g} here; lower the batch "
+                "size, or give a smaller image_size"
             )
 
     @property
@@ -276,8 +275,7 @@ class Preprocess:
             if name not in known:
                 raise ConfigError(
                     f"preprocess.{shorten(name)[1:-1]}: unknown key{suggest(name, known)}; known "
-                    "keys: "
-                    f"{', '.join(known)}"
+                    f"keys: {', '.join(known)}"
                 )
             arguments[name] = tuple(value) if isinstance(value, list) else value
         if "size" not in values:

@@ -260,9 +260,8 @@ def find_logits(folder: Path, source: Source, num_classes: int, wanted: PixelFor
     if surplus:
         raise DataError(
             f"{where}: {len(surplus):,} of its files answer no image of {source.description}, the "
-            "first is "
-            f"{printable(surplus[0])}; name the data that the inputs were written from, and remove "
-            "other files"
+            f"first is {printable(surplus[0])}; name the data that the inputs were written from, "
+            "and remove other files"
         )
     missing = [index for file, index in expected.items() if file not in sizes]
     bad: dict[int, str] = {}
@@ -271,16 +270,14 @@ def find_logits(folder: Path, source: Source, num_classes: int, wanted: PixelFor
         if reason is None:
             raise DataError(
                 f"{where}: has no {names[index]}{ANSWER} for {source.name(index)}; "
-                f"{len(missing):,} of {len(names):,} "
-                "answers are missing"
+                f"{len(missing):,} of {len(names):,} answers are missing"
             )
         bad[index] = reason
     for file, size in sizes.items():
         if size != 4 * num_classes:
             raise DataError(
                 f"{where}: {printable(file)} has {size:,} bytes; the logits of {num_classes:,} "
-                "classes in float32 are "
-                f"{4 * num_classes:,}"
+                f"classes in float32 are {4 * num_classes:,}"
             )
     return LogitFiles(folder, tuple(names), num_classes, bad)
 

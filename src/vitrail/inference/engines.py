@@ -255,8 +255,7 @@ def _start_mindspore(start: Start) -> Started:
     if python is None:
         raise MissingExtra(
             f"{path}: needs MindSpore; install it in an environment of its own (pip install "
-            "mindspore==2.10.0 "
-            f"'numpy<2') and give the path of its python in {MINDSPORE_PYTHON}"
+            f"mindspore==2.10.0 'numpy<2') and give the path of its python in {MINDSPORE_PYTHON}"
         )
     environment = {**os.environ, "OMP_NUM_THREADS": str(start.threads), "GLOG_v": "3"}
     process = subprocess.Popen(

@@ -143,8 +143,7 @@ def describe(path: Path) -> Described:
         )
         raise CheckpointError(
             f"{path}: does not say which classes and preprocessing it has, as it was not written "
-            "by vitrail; write it "
-            f"from the weight file: {again}"
+            f"by vitrail; write it from the weight file: {again}"
         )
     record = parse_record(texts, path)
     try:

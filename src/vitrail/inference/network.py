@@ -119,8 +119,7 @@ class Artifact:
             where = write_option("precision", precision)
             raise ConfigError(
                 f"{where}: {self.path} computes in {own}, as it was exported; leave it out, or "
-                "export "
-                "the weight file anew"
+                "export the weight file anew"
             )
         if self.engine in EXTRAS and find_spec(self.engine) is None:
             raise MissingExtra(
@@ -198,8 +197,7 @@ def read_artifact(
     if described.making.input == "image" and not whole:
         raise ConfigError(
             f"{path}: reads whole images itself ({write_option('with_preprocess', True)}), one at "
-            "a time; "
-            "give the file exported without"
+            "a time; give the file exported without"
         )
     return Artifact(path=str(path), record=described.record, engine=chosen, making=described.making)
 
@@ -269,8 +267,7 @@ def require_classes(record: Record, path: Path | str) -> None:
     if count == 0:
         raise ConfigError(
             f"{path}: has no head, so it gives features and no classes; give a file with its head, "
-            "or take the "
-            f"features in Python with vitrail.load_model({str(path)!r})"
+            f"or take the features in Python with vitrail.load_model({str(path)!r})"
         )
     if count == 1 and not record.is_multi_label:
         raise ConfigError(
@@ -314,8 +311,7 @@ def _checked(artifact: Artifact, run: Run) -> Run:
             if tuple(logits.shape) != (len(images), width) or not logits.is_floating_point():
                 raise CheckpointError(
                     f"{path}: gives {logits.dtype} of shape {tuple(logits.shape)} for "
-                    f"{len(images)} images, and no "
-                    f"logits of {count} classes; export it again"
+                    f"{len(images)} images, and no logits of {count} classes; export it again"
                 )
             return logits.float()
 

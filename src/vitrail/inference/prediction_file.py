@@ -34,8 +34,7 @@ def format_of(path: Path) -> Format:
         endings = ", ".join(f".{name}" for name in formats)
         raise ConfigError(
             f"{write_option('output', path)}: must end in {endings}, or in nothing for json; or "
-            "choose its format "
-            f"with {write_option('format')}"
+            f"choose its format with {write_option('format')}"
         )
     return "json"
 

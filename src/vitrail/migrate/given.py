@@ -41,8 +41,7 @@ def read_given(settings: Settings) -> Given:
     if isinstance(settings, str | bytes) or not isinstance(settings, Sequence):
         raise ConfigError(
             f"settings are {shorten(settings)}; they must be a mapping such as {{'train.epochs': "
-            f"3}}, or a list of "
-            "section.key=value texts"
+            "3}, or a list of section.key=value texts"
         )
     for word in settings:
         if not isinstance(word, str):

@@ -297,8 +297,7 @@ class T2TViT(VisionModel[T2TViTConfig]):
         if images.shape[-2:] != self.config.size:
             raise ValueError(
                 f"images are {tuple(images.shape[-2:])} but this T2T-ViT was built for "
-                f"{self.config.size}; "
-                "build it with image_size=(height, width)"
+                f"{self.config.size}; build it with image_size=(height, width)"
             )
         x = self.tokens_to_token(images)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed

@@ -270,8 +270,7 @@ class TNT(VisionModel[TNTConfig]):
         if images.shape[-2:] != self.config.size:
             raise ValueError(
                 f"images are {tuple(images.shape[-2:])} but this TNT was built for "
-                f"{self.config.size}; "
-                "build it with image_size=(height, width)"
+                f"{self.config.size}; build it with image_size=(height, width)"
             )
         b = images.shape[0]
         words = self.patch_embed(images) + self.inner_pos
@@ -405,11 +404,9 @@ _DIALECTS = (
         only={"fold": "sentence", "stem": "patch", "biases": "all"},
         doubts=(
             "MindCV normalises with ImageNet's mean and std, which its own training used; weights "
-            "that were converted "
-            "to it from the official ones expect 0.5 (preprocess.mean=[0.5,0.5,0.5] "
-            "preprocess.std=[0.5,0.5,0.5]) and "
-            "erf GELU (weights.options.gelu=erf); `vitrail evaluate FILE --sweep-preprocess` tells "
-            "which",
+            "that were converted to it from the official ones expect 0.5 "
+            "(preprocess.mean=[0.5,0.5,0.5] preprocess.std=[0.5,0.5,0.5]) and erf GELU "
+            "(weights.options.gelu=erf); `vitrail evaluate FILE --sweep-preprocess` tells which",
         ),
     ),
     Dialect(

@@ -324,7 +324,6 @@ def _write_content_policy(page: bytes) -> str:
     scripts = " ".join(hashes[b"script"])
     styles = " ".join(hashes[b"style"])
     return (
-        f"default-src 'none'; script-src {scripts}; style-src {styles}; "
-        "img-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors "
-        "'none'"
+        f"default-src 'none'; script-src {scripts}; style-src {styles}; img-src blob:; connect-src "
+        "'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )

@@ -181,8 +181,7 @@ class Decoders:
         if cost.seconds > self._limits.decode_s:
             raise UnreadableImage(
                 f"would take about {cost.seconds:.0f} s to decode, {cost.reason}; at most "
-                f"{self._limits.decode_s:g} s "
-                f"are taken; {ADVICE}"
+                f"{self._limits.decode_s:g} s are taken; {ADVICE}"
             )
         return cost
 

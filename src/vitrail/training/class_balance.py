@@ -94,8 +94,7 @@ def check_counts(
     if section.active() and not counts.all():
         raise DataError(
             f"{section.active()[0]}: class {classes[int(counts.argmin())]!r} has no training "
-            "image; add some, or "
-            "remove the class"
+            "image; add some, or remove the class"
         )
 
 
@@ -117,8 +116,7 @@ def imbalance_warnings(
     if not active and counts[most] / counts[least] >= IMBALANCED:
         return [
             f"the training images are imbalanced, {sizes}, and nothing makes up for it; try "
-            "balance.logit_adjust=1, "
-            "balance.sampler=sqrt or balance.class_weights=sqrt, and "
+            "balance.logit_adjust=1, balance.sampler=sqrt or balance.class_weights=sqrt, and "
             "train.monitor=val_balanced_accuracy"
         ]
     if len(active) < 2:

@@ -188,8 +188,7 @@ class MultiLabelLoss:
         if config.augment.label_smoothing:
             problems.append(
                 f"augment.label_smoothing={config.augment.label_smoothing:g}: shares an image out "
-                "over the classes, of "
-                "which each has a target of its own here; set it to 0"
+                "over the classes, of which each has a target of its own here; set it to 0"
             )
         if config.train.monitor in SINGLE_LABEL_MONITORS:
             problems.append(

@@ -231,8 +231,7 @@ def refuse_frozen_noise(config: TrainConfig) -> None:
         if value is not None:
             raise ConfigError(
                 f"{name}={value} keeps weights as they are, which would be random; give weights to "
-                "begin with, "
-                f"model.weights=FILE or {write_option('fork', 'RUN')}"
+                f"begin with, model.weights=FILE or {write_option('fork', 'RUN')}"
             )
 
 
@@ -366,9 +365,8 @@ def check_monitor(
         if monitor == f"val_{name}_top1" and not val_counts[chosen].any():
             raise ConfigError(
                 f"train.monitor {monitor}: no class with validation images has {SHOTS[name]} "
-                "training images; they "
-                f"have {training_counts.min():,} to {training_counts.max():,}; set "
-                "train.monitor=val_balanced_accuracy"
+                f"training images; they have {training_counts.min():,} to "
+                f"{training_counts.max():,}; set train.monitor=val_balanced_accuracy"
             )
 
 
@@ -421,8 +419,7 @@ def tell_of_slow_average(job: Job) -> None:
     else:
         job.display.warn(
             f"{slow}: {decay**job.total_updates:.0%} of the weights that are evaluated and saved "
-            "will be the initial "
-            "ones; lower it, or set ema.decay=null"
+            "will be the initial ones; lower it, or set ema.decay=null"
         )
 
 

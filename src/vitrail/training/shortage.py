@@ -20,8 +20,7 @@ def why_memory_is_too_short(job: Job, update: int) -> str:
     if job.accelerator.num_processes > 1:
         return (
             f"{short} in process {job.accelerator.process_index}; begin a new run with "
-            "train.accumulate="
-            f"{2 * job.config.train.accumulate}, or {advice}"
+            f"train.accumulate={2 * job.config.train.accumulate}, or {advice}"
         )
     if job.memory.parts > 1:
         short += f", even with each micro-batch in {job.memory.parts} parts"
@@ -33,9 +32,8 @@ def tell_of_short_memory(job: Job, update: int) -> None:
     parts = job.memory.parts
     job.display.warn(
         f"memory is short: from update {update + 1:,} on, each micro-batch is computed in {parts} "
-        "parts, which makes "
-        f"the same updates; train.accumulate={parts * job.config.train.accumulate} takes as little "
-        "memory from the "
+        "parts, which makes the same updates; "
+        f"train.accumulate={parts * job.config.train.accumulate} takes as little memory from the "
         "start"
     )
 
@@ -49,8 +47,7 @@ def warn_of_waiting(job: Job, state: TrainState, run: Run) -> None:
     job.display.note(
         f"{waiting:.0%} of the epoch went by waiting for images: the loader's "
         f"{job.loader.num_workers} processes are slower than the model; raise data.workers, or "
-        "lighten "
-        "augment.auto_augment"
+        "lighten augment.auto_augment"
     )
 
 

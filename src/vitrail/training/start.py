@@ -85,8 +85,7 @@ def begin(
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
         raise ConfigError(
             "torchrun restarted a command that would begin a new run each time; name the folder "
-            "with "
-            f"{write_option('resume', 'runs/NAME')}, which begins the run or goes on with it"
+            f"with {write_option('resume', 'runs/NAME')}, which begins the run or goes on with it"
         )
     if extend is not None:
         return _extend(extend, written, layer)
@@ -168,16 +167,14 @@ def _extend(folder: Path, recipe: OpenedRecipe | None, given: Layer) -> Start:
         where = write_option("extend", folder)
         raise ConfigError(
             f"{where}: changes the length of a run only, but {describe_differences(changed)}; "
-            "begin a new "
-            f"run from its weights with {write_option('fork', folder)}"
+            f"begin a new run from its weights with {write_option('fork', folder)}"
         )
     before = resolve(TrainConfig, [stored]).config
     if not _is_longer(before, config):
         where = write_option("extend", folder)
         raise ConfigError(
             f"{where}: has {before.train.epochs} epochs; say how many it shall have in all, such "
-            "as "
-            f"train.epochs={2 * before.train.epochs}"
+            f"as train.epochs={2 * before.train.epochs}"
         )
     return Start(config, folder.name, resume=folder)
 

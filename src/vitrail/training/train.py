@@ -186,8 +186,7 @@ def tell_how_to_lengthen(job: Job, state: TrainState, run: Run) -> None:
     anew = command("train", "--fork", run.folder)
     job.display.note(
         f"{run.folder} is finished, with {state.epoch} epochs; to lengthen it: {longer}; to begin "
-        "a new run "
-        f"from its weights: {anew}"
+        f"a new run from its weights: {anew}"
     )
 
 

@@ -188,8 +188,7 @@ def _adapt_channels(
         )
         raise CheckpointError(
             f"{where}: was made for {old} channels, and {limit} to other numbers; leave it at "
-            f"{old}, in training by "
-            f"data.channels={old}"
+            f"{old}, in training by data.channels={old}"
         )
     entries = []
     for name, kind in family.channels.items():

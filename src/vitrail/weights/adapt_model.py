@@ -55,8 +55,7 @@ def _with_two_logits(opened: Opened, request: LoadRequest) -> Opened:
     weights, entry = as_two_logits(opened.weights)
     note = (
         f"{path}: has one output z, so two classes: probabilities are the sigmoid of z for class 1 "
-        "and the rest for "
-        "class 0, which is the answer below 0.5"
+        "and the rest for class 0, which is the answer below 0.5"
     )
     entries = merge_entries(opened.account.entries, [entry])
     account = replace(opened.account, entries=entries, notes=(*opened.account.notes, note))
@@ -80,8 +79,7 @@ def _with_class_names(opened: Opened, request: LoadRequest) -> Opened:
         index, (there, here) = next((index, pair) for index, pair in pairs if pair[0] != pair[1])
         raise ConfigError(
             f"weights.classes {request.names}: {path} names its classes itself, and otherwise: "
-            f"index {index} is "
-            f"{there} there and {here} here; drop the setting"
+            f"index {index} is {there} there and {here} here; drop the setting"
         )
     return replace(opened, record=replace(record, classes=names))
 
@@ -234,9 +232,8 @@ def _plan_head(
     if not old and num_classes == count:
         doubt = (
             f"{path}: names no classes; its head is kept, and the order of its {count} outputs is "
-            "taken for that of "
-            f"the classes wanted, of which {classes[0]} is the first; weights.classes=FILE names "
-            "them"
+            f"taken for that of the classes wanted, of which {classes[0]} is the first; "
+            "weights.classes=FILE names them"
         )
         return _Head(doubts=(doubt,), is_kept_in_order=True)
     if rows := len(shared_rows(old, classes)):

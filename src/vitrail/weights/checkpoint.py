@@ -175,8 +175,7 @@ def parse_record(
     if KEY not in metadata:
         raise CheckpointError(
             f"{path}: is without vitrail's description of model, classes and preprocessing; give a "
-            "file that "
-            "vitrail wrote"
+            "file that vitrail wrote"
         )
     try:
         content = parse(metadata[KEY])
@@ -199,8 +198,7 @@ def parse_record(
         reason = " ".join(str(error).split()).removesuffix(".")[:400]
         raise CheckpointError(
             f"{path}: its description of model, classes and preprocessing cannot be followed "
-            f"({reason}); use the "
-            "original"
+            f"({reason}); use the original"
         ) from error
     if hash_classes(content["classes"]) != content["classes_hash"]:
         raise CheckpointError(
@@ -303,13 +301,11 @@ def check_fit(
             example += f"; {shapes[0]} is {tuple(there)} there, {tuple(here)} here"
         raise CheckpointError(
             f"{path}: does not fit the model: {len(missing)} weights missing, {len(unexpected)} "
-            "unexpected, "
-            f"{len(shapes)} of another shape{example}"
+            f"unexpected, {len(shapes)} of another shape{example}"
         )
     for name, tensor in expected.items():
         if tensor.is_floating_point() != weights[name].is_floating_point():
             raise CheckpointError(
                 f"{path}: {name} is {weights[name].dtype} there, {tensor.dtype} here, so the file "
-                "was changed; use the "
-                "original"
+                "was changed; use the original"
             )

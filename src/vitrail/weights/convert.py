@@ -158,8 +158,7 @@ def to_dialect(
     if lost := [name for name in dropped if weights[name].any()]:
         raise CheckpointError(
             f"{where}: {to} has no place for {len(lost)} of its weights ({', '.join(lost[:3])}, "
-            "...), and they are not "
-            "zero; without them it would be another "
+            "...), and they are not zero; without them it would be another "
             f"model{dialect.instead and f'; {dialect.instead}'}"
         )
     theirs: dict[str, Tensor] = {}
@@ -262,8 +261,7 @@ def _doubt_labels(record: Record, written: Record, to: str) -> list[str]:
             listed += ", ..."
         doubts.append(
             f"{to} has no place for the thresholds of a model that gives any number of classes: "
-            "take the sigmoid of "
-            f"each logit, and as thresholds {listed}"
+            f"take the sigmoid of each logit, and as thresholds {listed}"
         )
     if record.classes and not written.classes:
         listed = ", ".join(record.classes[:3])
@@ -271,8 +269,7 @@ def _doubt_labels(record: Record, written: Record, to: str) -> list[str]:
             listed += ", ..."
         doubts.append(
             f"{to} has no place for the names of the {len(record.classes)} classes; "
-            "weights.classes=FILE, with a name "
-            f"a line, gives them back: {listed}"
+            f"weights.classes=FILE, with a name a line, gives them back: {listed}"
         )
     return doubts
 

@@ -147,8 +147,7 @@ def note_statistics(where: str, channels: int, mean: Sequence[float], std: Seque
     """Return the note on a mean and standard deviation that were made for other channels than the file's."""
     return (
         f"{where}: for {describe_channels(channels)}, {describe_normalisation(mean, std)}, which "
-        "it does not say; "
-        "preprocess.mean and preprocess.std change that"
+        "it does not say; preprocess.mean and preprocess.std change that"
     )
 
 
@@ -159,10 +158,8 @@ def _choose_reading(file: WeightFile, readings: list[Reading], request: LoadRequ
         listed = ", ".join(dict.fromkeys([*first.missing[:2], *first.misfits[:2]]))
         raise CheckpointError(
             f"{file.path}: does not fit the model: {len(first.missing)} weights missing, "
-            f"{len(first.misfits)} "
-            f"unexpected or of another shape ({listed}); nearest is {first}. To take what fits, "
-            "weights.partial=true; "
-            "for another size, weights.options.NAME=VALUE"
+            f"{len(first.misfits)} unexpected or of another shape ({listed}); nearest is {first}. "
+            "To take what fits, weights.partial=true; for another size, weights.options.NAME=VALUE"
         )
     stated = _stated_model(file)
     named = [reading for reading in readings if stated in reading.model_names]
@@ -205,8 +202,7 @@ def _with_image_size(file: WeightFile, reading: Reading, remarks: Remarks) -> Re
         own = "x".join(map(str, reading.config.size))
         remarks.doubts.append(
             f"{file.path}: the input_size of its config.json cannot be ({error}); the model's own "
-            f"{own} is taken, and "
-            "weights.options.image_size sets another"
+            f"{own} is taken, and weights.options.image_size sets another"
         )
         return reading
 

@@ -52,8 +52,7 @@ def save_pretrained(source: Path | str, folder: Path) -> tuple[str, ...]:
         given = list_values(differing)
         warnings.warn(
             f"{folder}: these weights compute with {given}; vitrail reads that from the folder, "
-            "timm's own models "
-            "cannot, and differ by about 1e-3 in the logits",
+            "timm's own models cannot, and differ by about 1e-3 in the logits",
             stacklevel=2,
         )
     return save_folder(folder, opened.weights, opened.record, described=True)

@@ -154,8 +154,7 @@ def _instead(theirs: str, value: Any, ours: str, own: Mapping[str, Any]) -> str:
     why = "is for training" if value == "random" else "cannot be had here"
     return (
         f"has {theirs} {_short(value)}, which {why}; the model's own {_short(own[ours])} is taken, "
-        "and "
-        f"preprocess.{ours} sets another"
+        f"and preprocess.{ours} sets another"
     )
 
 

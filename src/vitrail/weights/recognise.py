@@ -214,16 +214,14 @@ def _refuse(
     if positions != math.isqrt(positions) ** 2:
         return CheckpointError(
             f"{where}: has a table of {positions} positions, which is no square; say the image "
-            "size, "
-            "height and width: weights.options.image_size=[H,W]"
+            "size, height and width: weights.options.image_size=[H,W]"
         )
     if told:
         sizes = dict(told)
         sizes.pop("positions", None)
         return CheckpointError(
-            f"{where}: has the shapes of no published model ({list_values(sizes)}); name the one it was made "
-            "from, and its options: "
-            "weights.model=NAME weights.options.depth=N ..."
+            f"{where}: has the shapes of no published model ({list_values(sizes)}); name the one "
+            "it was made from, and its options: weights.model=NAME weights.options.depth=N ..."
         )
     example = ", ".join(list(weights)[:3])
     whose = f"{dialect} names; leave weights.dialect out" if dialect else "any dialect here names"

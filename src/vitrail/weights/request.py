@@ -132,8 +132,7 @@ def check_described(
     if described.model is not None and canonical_name(described.model) != record.model:
         raise ConfigError(
             f"{described.origin}: is for {described.model}, and {path} holds a {record.model}; "
-            "give the settings that "
-            "it was made with, or leave them out"
+            "give the settings that it was made with, or leave them out"
         )
     made = config_of(record, path)
     stated = build_config(record.model, **{**asdict(made), **described.options})

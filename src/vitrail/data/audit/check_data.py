@@ -80,8 +80,7 @@ def check_data(
     if config.data.name is not None:
         raise ConfigError(
             f"data.name is {config.data.name}: check-data looks at image files, by data.root or "
-            "data.list; of such a "
-            "set, training and evaluation count and name what cannot be read"
+            "data.list; of such a set, training and evaluation count and name what cannot be read"
         )
     preprocess = _choose_preprocess(config)
     folder = WholeFolder(output, FILES, f"choose another folder with {write_option('output')}")

@@ -301,8 +301,7 @@ def _imbalance(manifest: Manifest, held_out: NDArray[np.bool_]) -> Iterator[Prob
     yield Problem(
         "warning",
         f"{trained.max() / trained.min():,.0f} times as many training images of {names[most]!r} "
-        f"({counts[most]:,}) "
-        f"as of {names[least]!r} ({counts[least]:,})",
+        f"({counts[most]:,}) as of {names[least]!r} ({counts[least]:,})",
         "judge by balanced accuracy",
         count=1,
     )

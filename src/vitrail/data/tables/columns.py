@@ -117,8 +117,7 @@ class _Columns:
             if candidates:
                 raise ConfigError(
                     f"{self.where}: {' and '.join(candidates)} could all be the column of {what}; "
-                    f"set data.{setting} "
-                    f"to one of them; its columns: {self}"
+                    f"set data.{setting} to one of them; its columns: {self}"
                 )
         advice = f"set data.{setting}"
         if setting == "label_column":
@@ -132,8 +131,7 @@ class _Columns:
         if given not in self.features:
             raise ConfigError(
                 f"data.{setting} {given!r}: {self.where} has no such "
-                f"column{suggest(given, self.features) or ';'} "
-                f"its columns: {self}"
+                f"column{suggest(given, self.features) or ';'} its columns: {self}"
             )
         feature = self.features[given]
         if any(is_kind(given, feature) for is_kind in kinds):
@@ -245,8 +243,7 @@ def read_labels(
     if strange:
         raise DataError(
             f"{where}: has {len(strange)} labels that are no class of the training images: "
-            f"{list_some(strange)}"
-            f"{explain_look_alikes(strange, classes)}"
+            f"{list_some(strange)}{explain_look_alikes(strange, classes)}"
         )
     codes = [
         chunk.indices.fill_null(len(known)).to_numpy(zero_copy_only=False)
@@ -310,8 +307,7 @@ def read_label_lists(
     if twice:
         raise DataError(
             f"{where}: {twice:,} of {len(lengths):,} rows name a class twice, as 0 and 1 for each "
-            "class would; a list "
-            "has the classes of its image, each once"
+            "class would; a list has the classes of its image, each once"
         )
     sets, numbers = np.unique(has, axis=0, return_inverse=True)
     return numbers.astype(np.int32), sets

@@ -224,8 +224,7 @@ def _check_source(source: RowSource) -> RowSource:
     except OSError as error:
         raise DataError(
             f"{source.name(0)}: the row has the path of an image and not its bytes, and there is "
-            "no such file; write "
-            "the set with the bytes in it, as push_to_hub and save_to_disk do"
+            "no such file; write the set with the bytes in it, as push_to_hub and save_to_disk do"
         ) from error
     return source
 
@@ -272,8 +271,7 @@ def _choose_splits(
         instead = f"data.val_split={others[0]}, or " if others else ""
         raise DataError(
             f"{where}: has no split {wanted}; its splits: {known}; set "
-            f"{instead}data.val_split=null to hold out "
-            f"data.val_fraction of {section.train_split}"
+            f"{instead}data.val_split=null to hold out data.val_fraction of {section.train_split}"
         )
     if train is None and (needs_train or val is None):
         raise DataError(
@@ -332,8 +330,7 @@ def _open_in_place(section: DataSection, builder: Any) -> _Opened:
     if builder.name != "parquet":
         raise ConfigError(
             f"data.streaming: {section.name} is not in Parquet files but found by datasets as "
-            f"{builder.name}; set "
-            "data.streaming=false"
+            f"{builder.name}; set data.streaming=false"
         )
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     limit = int(section.cache_gb * 1e9)
@@ -373,8 +370,7 @@ def _make_builder(section: DataSection) -> Any:
         if builder.name == CACHE_BUILDER and section.revision not in (None, builder.hash):
             raise DataError(
                 f"{section.name}: the Hub cannot be reached, and the newest commit in the cache is "
-                f"{builder.hash}, not "
-                f"{section.revision}"
+                f"{builder.hash}, not {section.revision}"
             )
         return builder
     if place.is_file():
@@ -397,8 +393,7 @@ def _place(section: DataSection) -> Path | str:
     if not where.startswith(PATHS):
         raise ConfigError(
             f"data.name {section.name}: write hf:OWNER/NAME for a data set of the Hub, and "
-            "hf:/FOLDER, hf:./FOLDER or "
-            "hf:~/FOLDER for Parquet files here"
+            "hf:/FOLDER, hf:./FOLDER or hf:~/FOLDER for Parquet files here"
         )
     path = Path(where).expanduser()
     if section.revision is not None:

@@ -75,8 +75,7 @@ def find_layer(model: VisionModel, until: str) -> int:
     hint = suggest(until, [*blocks, "norm", "head"])
     raise ConfigError(
         f"freeze.until is {until}; it must be a layer from 1 to {model.num_layers}, a part from "
-        f"{blocks[0]} to "
-        f"{blocks[-1]}, norm or head{hint}"
+        f"{blocks[0]} to {blocks[-1]}, norm or head{hint}"
     )
 
 

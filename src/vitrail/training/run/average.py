@@ -63,8 +63,7 @@ def average_best(job: Job, state: TrainState, run: Run) -> None:
     name = job.monitor if job.monitor in row else "val_loss"
     job.display.note(
         f"{run.folder / AVERAGE}: the average of {len(epochs)} epochs has {name} {row[name]:.4g}, "
-        "best.safetensors "
-        f"{state.best[name]:.4g}"
+        f"best.safetensors {state.best[name]:.4g}"
     )
 
 

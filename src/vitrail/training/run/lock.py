@@ -54,8 +54,7 @@ def held(folder: Path, note: Callable[[str], None], lease_s: float = LEASE_S) ->
             if host == platform.node() or time.monotonic() > deadline:
                 raise TrainingError(
                     f"{folder}: {holder} works on it; wait for its end or stop it, or begin "
-                    "another run with "
-                    f"{command('train', '--fork', folder)}"
+                    f"another run with {command('train', '--fork', folder)}"
                 )
             if not is_waiting:
                 is_waiting = True

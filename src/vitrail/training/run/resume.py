@@ -73,8 +73,7 @@ def _refuse_lost_saves(job: Job, folder: Path) -> None:
     if made:
         raise CheckpointError(
             f"{folder / 'last'}: holds no save to go on from, though there is {made[0]}; put one "
-            "back from a copy, "
-            f"or move {folder} away to begin it anew"
+            f"back from a copy, or move {folder} away to begin it anew"
         )
 
 
@@ -96,8 +95,7 @@ def _check_same_run(job: Job, state: TrainState, saved: dict[str, Any], folder: 
         raise CheckpointError(
             f"{folder / 'config.yaml'}: was changed, and no longer has the run's settings: "
             f"{describe_differences(changed)}; put them back, or begin a new run from its weights "
-            "with "
-            f"{command('train', '--fork', folder)}"
+            f"with {command('train', '--fork', folder)}"
         )
 
 
@@ -107,9 +105,8 @@ def _note_other_world(job: Job, saved_world: int, folder: Path) -> None:
     if saved_world != world:
         job.display.note(
             f"{folder}: goes on with {world} instead of {saved_world} processes: the same images "
-            "in the same order; "
-            "sums differ in their last digits, and drop paths, dropouts and Mixup's partners are "
-            "drawn anew"
+            "in the same order; sums differ in their last digits, and drop paths, dropouts and "
+            "Mixup's partners are drawn anew"
         )
 
 
@@ -305,8 +302,7 @@ def roll_back(job: Job, state: TrainState, run: Run, reason: str) -> None:
     job.display.advance(job.updates(state) - updates_before)
     job.display.warn(
         f"{reason}; went back to update {job.updates(state):,}, and on from there at "
-        f"{1 / 2**rollbacks:g} of the "
-        "learning rate"
+        f"{1 / 2**rollbacks:g} of the learning rate"
     )
 
 

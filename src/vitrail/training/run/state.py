@@ -239,8 +239,7 @@ def load_last_state(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]
         raise CheckpointError(f"{folder}: holds no save to go on from")
     raise CheckpointError(
         f"{folder}: none of its {len(paths)} saves can be read; put one back from a copy, or move "
-        f"{folder.parent} away "
-        "to begin it anew"
+        f"{folder.parent} away to begin it anew"
     )
 
 

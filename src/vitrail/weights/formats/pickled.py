@@ -283,8 +283,7 @@ class Pickle:
         if _is_program(name):
             raise UnreadablePickle(
                 f"asks to run {name}, which is no tensor or plain value, so it is not opened; save "
-                "its state_dict() "
-                "alone"
+                "its state_dict() alone"
             )
         self.names[name] = self.names.get(name, 0) + 1
         return Inert(name, given)

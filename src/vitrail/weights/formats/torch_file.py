@@ -137,8 +137,7 @@ def _other_archive(names: list[str]) -> str:
     if any("archive_format" in name or "/models/" in name for name in names):
         return (
             "is an exported program of PyTorch (.pt2), not weights; evaluate, predict, bench and "
-            "serve run it where "
-            "its name ends in .pt2"
+            "serve run it where its name ends in .pt2"
         )
     if len(inside) == 1:
         return f"is a zip archive that holds {inside[0]}; unpack it and give that file"

@@ -231,8 +231,7 @@ def _divide_content(path: Path, content: Any) -> dict[str, Any]:
     if isinstance(content, list | tuple) or _children(content) is None:
         raise CheckpointError(
             f"{path}: holds a {_name_type(content, tensor='Tensor')}, not weights by name; save "
-            "the model's "
-            "state_dict()"
+            "the model's state_dict()"
         )
     tensors: dict[str, Held] = {}
     for count, (name, value) in enumerate(_walk(content, "", (), set())):

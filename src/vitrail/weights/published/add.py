@@ -84,8 +84,7 @@ def _recognise(file: WeightFile, name: str | None) -> tuple[Published, str]:
         if wanted.hash_prefix:
             raise CheckpointError(
                 f"{file.path}: is not {wanted.name}, as its SHA-256 begins with {sha256[:8]} and "
-                "not with "
-                f"{wanted.hash_prefix}; download it again"
+                f"not with {wanted.hash_prefix}; download it again"
             )
         if wanted not in fitting:
             also = f"it fits {_list(fitting)}" if fitting else "it fits nothing that is published"

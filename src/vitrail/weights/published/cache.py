@@ -130,10 +130,8 @@ def check_unchanged(row: Published, path: Path) -> Fetched:
     if known is not None and known.sha256 != found.sha256:
         raise CheckpointError(
             f"{row.name}: {path} was changed since it was fetched (its SHA-256 began with "
-            f"{known.sha256[:8]}, and "
-            f"begins with {found.sha256[:8]} now); delete it and fetch it again, or take it as it "
-            "is: "
-            f"{command('weights', 'add', path, '--name', row.name)}"
+            f"{known.sha256[:8]}, and begins with {found.sha256[:8]} now); delete it and fetch it "
+            f"again, or take it as it is: {command('weights', 'add', path, '--name', row.name)}"
         )
     with suppress(CheckpointError):  # a cache that many share may be for reading alone
         write_record(row, found)

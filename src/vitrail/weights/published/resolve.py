@@ -66,8 +66,7 @@ class Located:
         if request.model is not None and canonical_name(request.model) != self.row.model:
             raise CheckpointError(
                 f"{word}: is a {self.row.model}, not a {request.model}; for that, write "
-                f"{WORD}:{request.model}, or "
-                f"{WORD} alone"
+                f"{WORD}:{request.model}, or {WORD} alone"
             )
         return replace(request, model=self.row.model, dialect=request.dialect or self.row.dialect)
 
@@ -170,8 +169,7 @@ def fetch(row: Published, display: Display) -> Path:
     if is_offline():
         raise CheckpointError(
             f"{where}, and HF_HUB_OFFLINE forbids to fetch it; get it from {row.page} where there "
-            "is a network: "
-            f"{by_hand}"
+            f"is a network: {by_hand}"
         )
     with alone(row, display):
         if (found := find_here(row)) is not None:  # another process has fetched it meanwhile
@@ -244,8 +242,7 @@ def _address_of(row: Published) -> str:
     if not mirror.startswith(("http://", "https://")):
         raise ConfigError(
             f"{MIRROR} is {mirror!r}; it must begin with http:// or https://, and files of a "
-            "folder are taken by "
-            f"`{command('weights', 'add', 'FILE')}`"
+            f"folder are taken by `{command('weights', 'add', 'FILE')}`"
         )
     return f"{mirror.rstrip('/')}/{row.file}"
 

@@ -76,8 +76,7 @@ def choose_fit(
         raise _refuse_several(file, fitting)
     note = (
         f"{file.path}: the moving average ({fitting[0].tree.title}) is taken; "
-        "weights.average=false takes the "
-        "weights themselves"
+        "weights.average=false takes the weights themselves"
     )
     reasons[weights.tree.title] = "the weights themselves, not taken"
     return Choice(fit=fitting[0], notes=(note, *notes), reasons=reasons)
@@ -110,6 +109,5 @@ def _refuse_several(file: WeightFile, fits: list[Fit]) -> CheckpointError:
     example = fits[-1].tree.entry or fits[-1].tree.prefix.rstrip(".")
     return CheckpointError(
         f"{file.path}: holds {len(titles)} models that fit and differ: {', '.join(titles)}; say "
-        "which, such as "
-        f"weights.entry={example}"
+        f"which, such as weights.entry={example}"
     )

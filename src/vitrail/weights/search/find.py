@@ -90,8 +90,7 @@ def find_weights(file: WeightFile, request: LoadRequest) -> FoundWeights:
     if chosen.heads and not request.partial:
         raise CheckpointError(
             f"{file.path}: is {chosen.reading} without its head, and {', '.join(chosen.heads[:3])} "
-            "may be of one; "
-            "weights.partial=true takes it without"
+            "may be of one; weights.partial=true takes it without"
         )
     return FoundWeights(
         tree=chosen.tree,
@@ -193,7 +192,6 @@ def _doubt_left(file: WeightFile, chosen: Fit, contents: _Contents) -> list[str]
     if neighbours := list_neighbours(file, chosen, contents.outside):
         doubts.append(
             f"{file.path}: {', '.join(neighbours[:3])} beside the model may have been trained with "
-            "it, before or "
-            "behind it, and are left"
+            "it, before or behind it, and are left"
         )
     return doubts
