@@ -12,8 +12,9 @@ import vitrail
 from support.commands import refused, run
 from support.runs import rows
 from vitrail.api.finetuning import Finetuning, read_seconds
+from vitrail.display import Quiet
 from vitrail.errors import CheckpointError, ConfigError, DataError
-from vitrail.transfer.plan import reserved_name
+from vitrail.transfer.names import RESERVED, probe_of, reserved_name
 
 FAST = {"data.workers": 0, "train.device": "cpu", "train.epochs": 2}
 
@@ -192,7 +193,7 @@ def test_missing_weights_and_images_are_refused(image_folder: Path) -> None:
 
 def test_two_plans_at_once_take_two_names(image_folder: Path, tiny_checkpoint: Path) -> None:
     folder = image_folder.parent / "runs"
-    with reserved_name(folder, "images") as name:
+    with reserved_name(folder, None, "images", Quiet()) as name:
         assert name == "images"
         meanwhile = finetune(image_folder, tiny_checkpoint, dry_run=True)
     assert meanwhile.recipe.name == "images-2.yaml"
@@ -200,9 +201,79 @@ def test_two_plans_at_once_take_two_names(image_folder: Path, tiny_checkpoint: P
     assert meanwhile.probe.name == "images-2-probe.safetensors"
 
 
-def test_a_name_is_free_again_where_planning_fails(image_folder: Path, tiny_checkpoint: Path) -> None:
-    with pytest.raises(ConfigError):
-        finetune(image_folder, tiny_checkpoint, settings={"optim.name": "sgd"})  # whose rate no rule knows
-    again = finetune(image_folder, tiny_checkpoint, dry_run=True)
-    assert again.recipe.name == "images-2.yaml"  # what training was to begin with is still there
-    assert not (again.recipe.parent / "images.yaml").exists()
+def test_a_given_name_is_taken_or_refused(image_folder: Path, tiny_checkpoint: Path) -> None:
+    settings = {"output.name": "mine/first"}
+    plan = finetune(image_folder, tiny_checkpoint, dry_run=True, settings=settings)
+    assert plan.recipe == image_folder.parent / "runs" / "mine" / "first.yaml"
+    before = plan.recipe.read_bytes()
+    with pytest.raises(ConfigError, match=r"^output.name=mine/first: .* has a run or plan of that name; give another"):
+        finetune(image_folder, tiny_checkpoint, dry_run=True, settings=settings)
+    assert plan.recipe.read_bytes() == before
+
+
+def test_a_plan_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    def fail(name: str) -> None:
+        probe_of(tmp_path, name).touch()
+        raise DataError("no more images")
+
+    with pytest.raises(DataError), reserved_name(tmp_path, None, "images", Quiet()) as name:
+        fail(name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_that_was_killed_is_told_apart_from_a_recipe(image_folder: Path, tiny_checkpoint: Path) -> None:
+    folder = image_folder.parent / "runs"
+    folder.mkdir()
+    (folder / "images.yaml").write_text(RESERVED)
+    with pytest.raises(ConfigError, match=r"images.yaml: `vitrail finetune` plans it, or was killed"):
+        vitrail.train(folder / "images.yaml")
+    assert finetune(image_folder, tiny_checkpoint, dry_run=True).recipe.name == "images-2.yaml"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train.batch_size": 1000}, "train.batch_size"),
+        ({"train.epoch_images": 1000}, "train.epoch_images is 1000; it must be from"),
+        ({"train.eval_first": True, "train.monitor": "train_loss"}, "train.eval_first=true is for a number"),
+        ({"optim.name": "sgd"}, "the learning rate is chosen for adamw alone"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_features_are_computed(
+    image_folder: Path, tiny_checkpoint: Path, settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        finetune(image_folder, tiny_checkpoint, settings=settings)
+    assert not list((image_folder.parent / "runs").glob("*.safetensors"))
+
+
+def test_micro_batches_can_be_given_alone(image_folder: Path, tiny_checkpoint: Path) -> None:
+    plan = finetune(image_folder, tiny_checkpoint, dry_run=True, settings={"train.accumulate": 3})
+    chosen = {name: value for name, value, _, _ in plan.settings}
+    assert chosen["train.accumulate"] == 3
+    assert chosen["train.batch_size"] % 3 == 0
+
+
+def test_a_run_without_a_floor_says_so(image_folder: Path, tiny_checkpoint: Path) -> None:
+    with pytest.warns(UserWarning, match=r"train.monitor=train_loss is not measured before training"):
+        finetune(image_folder, tiny_checkpoint, dry_run=True, settings={"train.monitor": "train_loss"})
+
+
+def test_a_size_beside_weights_is_refused(image_folder: Path, tiny_checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^size chooses among models, and model.weights is given; leave one out$"):
+        finetune(image_folder, tiny_checkpoint, size="base")
+
+
+def test_weights_that_are_not_there_are_told_before_images_are_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"nosuch"):
+        finetune(tmp_path / "empty", tmp_path / "nosuch.safetensors")
+
+
+def test_a_folder_whose_name_looks_like_a_setting_is_taken(
+    image_folder: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
+    odd = image_folder.rename(image_folder.with_name("a = b"))
+    run("finetune", odd, "--weights", tiny_checkpoint, "--dry-run", f"output.root={odd.parent / 'runs'}",
+        "data.workers=0", "train.device=cpu")  # fmt: skip
+    assert (odd.parent / "runs" / "a = b.yaml").exists()

@@ -52,7 +52,7 @@ def save(folder: Path, model: VisionModel, floor: Floor, features: Features) -> 
 
 def test_weights_whose_own_head_is_better_keep_it_and_say_so(model: VisionModel, tmp_path: Path) -> None:
     features, before = make_features(model, known_to_head=True), model.head.weight.clone()
-    floor = measure_floor(features, model, time.perf_counter())
+    floor = measure_floor(features, model, time.perf_counter(), is_head_trained=True)
     assert floor.own is not None
     assert floor.start.value == floor.own.value == 100.0
     assert floor.probe.value < 70.0
@@ -65,7 +65,7 @@ def test_weights_whose_own_head_is_better_keep_it_and_say_so(model: VisionModel,
 
 def test_a_better_probe_takes_the_place_of_the_head(model: VisionModel, tmp_path: Path) -> None:
     features = make_features(model, known_to_head=False)
-    floor = measure_floor(features, model, time.perf_counter())
+    floor = measure_floor(features, model, time.perf_counter(), is_head_trained=True)
     assert floor.own is None
     assert floor.start.value == floor.probe.value == 100.0
     with torch.no_grad():
@@ -73,3 +73,10 @@ def test_a_better_probe_takes_the_place_of_the_head(model: VisionModel, tmp_path
     assert (answers == features.val_labels).all()
     record = save(tmp_path, model, floor, features)
     assert record.provenance["head"] == "a linear probe"
+
+
+def test_a_head_that_is_drawn_at_random_is_never_kept(model: VisionModel) -> None:
+    features = make_features(model, known_to_head=True)
+    floor = measure_floor(features, model, time.perf_counter(), is_head_trained=False)
+    assert floor.own is None
+    assert floor.start == floor.probe

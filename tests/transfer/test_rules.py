@@ -14,6 +14,7 @@ from vitrail.transfer.budget import Speed, fit_epochs
 from vitrail.transfer.rules import (
     Choice,
     Circumstances,
+    check_optimizer,
     choose_batch,
     choose_epochs,
     choose_rate,
@@ -148,7 +149,8 @@ def test_choices_go_with_what_is_given(given: dict[str, Any], images: Survey) ->
 
 def test_the_rate_of_another_optimizer_is_asked_for() -> None:
     with pytest.raises(ConfigError, match=r"^optim.name is sgd, and the learning rate .* give optim.lr too$"):
-        chosen(FEW, replace(TRAINED, given={"optim.name": "sgd"}))
+        check_optimizer({"optim.name": "sgd"})
+    check_optimizer({"optim.name": "sgd", "optim.lr": 0.1})
 
 
 @pytest.mark.parametrize("epochs", [1, 19, 20, 21, 39, 60, 300])
@@ -160,9 +162,33 @@ def test_a_run_has_twenty_evaluations_at_most(epochs: int) -> None:
 
 def test_a_budget_pays_for_the_evaluations_that_a_run_has() -> None:
     speed = Speed(images_per_s=100.0, train_s=1.0, evaluation_s=2.0, eval_every=None)
-    assert fit_epochs(speed, 100.0, None).value == 54  # 90 s: 54 epochs and 18 evaluations, one every 3 epochs
+    assert fit_epochs(speed, 100.0, 60, None).value == 54  # 90 s: 54 epochs and 18 evaluations, one every 3 epochs
     assert speed.run_s(54) == 90
     every_epoch = replace(speed, eval_every=1)
-    assert fit_epochs(every_epoch, 100.0, None).value == 30
-    with pytest.raises(ConfigError, match=r"too small for one epoch, which takes 0\.05 minutes at 100 images/s"):
-        fit_epochs(speed, 3.0, None)
+    assert fit_epochs(every_epoch, 100.0, 60, None).value == 30
+    with pytest.raises(ConfigError, match=r"of 3 seconds is too small for one epoch, which takes 3 seconds"):
+        fit_epochs(speed, 3.0, 60, None)
+
+
+def test_a_long_budget_is_not_used_up() -> None:
+    speed = Speed(images_per_s=100.0, train_s=1.0, evaluation_s=2.0, eval_every=None)
+    allowed = fit_epochs(speed, 3_600_000.0, 60, None)
+    assert allowed.value == 300
+    assert allowed.reason == "5 times the usual 60; 60,000.0 minutes would allow more"
+
+
+def test_reasons_count_what_an_epoch_takes() -> None:
+    """An epoch has whole batches alone, and as many images as are given."""
+    thirty = replace(FEW, train_images=30, counts=(6,) * 5)
+    reasons = {one.key: one.reason for one in choose_settings(thirty, TRAINED)}
+    assert reasons["train.batch_size"] == "updates an epoch of 30 images: 1"
+    assert reasons["train.epochs"] == "30 images, each seen about 65 times"
+    given = {"train.epoch_images": 125, "train.epochs": 60}
+    few = {one.key: one for one in choose_settings(FEW, replace(TRAINED, given=given))}
+    assert few["train.batch_size"].reason == "updates an epoch of 125 images: 7"
+    assert few["ema.decay"].reason.endswith("of 420 updates")
+
+
+def test_what_cannot_be_measured_before_training_is_not_the_floor() -> None:
+    assert chosen(FEW)["train.eval_first"]
+    assert "train.eval_first" not in chosen(FEW, replace(TRAINED, given={"train.monitor": "train_loss"}))

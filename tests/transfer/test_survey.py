@@ -36,8 +36,8 @@ def test_images_classes_sizes_and_copies_are_counted(image_folder: Path) -> None
     assert found.copies_across >= 1
     assert found.unreadable == 1
     text = "\n".join(found.lines())
-    assert "1 images cannot be read" in text
-    assert "on each side of the split" in text
+    assert "images that cannot be read and are left out: 1;" in text
+    assert "one on each side of the split: " in text
 
 
 def test_a_set_in_memory_has_no_sizes() -> None:
@@ -46,6 +46,6 @@ def test_a_set_in_memory_has_no_sizes() -> None:
     assert facts.classes == 10
     assert facts.short_side is None
     assert facts.lines() == [
-        f"{facts.train_images:,} images to train on and {facts.val_images:,} to validate with, 10 classes of "
-        f"{min(facts.counts)} to {max(facts.counts)} training images"
+        f"images to train on: {facts.train_images:,}, to validate with: {facts.val_images:,}; "
+        f"10 classes, with {min(facts.counts)} to {max(facts.counts)} images to train on each"
     ]

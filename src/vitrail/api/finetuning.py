@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from vitrail.transfer.floor import Floor
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
+MOST_HOURS = 10_000
+"""Hours of a budget, at most: more than a year."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Finetuning(Result):
         """Say what the data set is, and what to do next."""
         if self.training is not None:
             return self.training.lines()
-        lines = list(self.data)
+        lines = []
         if self.probe is not None:
             lines.append(f"what training begins with is a model already: {self.probe}")
         return [*lines, f"to train by this recipe: {command('train', self.recipe)}"]
@@ -87,7 +89,7 @@ def finetune(
     settings: Settings | None = None,
     *,
     weights: str | Path | None = None,
-    size: Literal["small", "base"] = "small",
+    size: Literal["small", "base"] | None = None,
     budget: str | float | None = None,
     dry_run: bool = False,
     display: Display | None = None,
@@ -105,7 +107,7 @@ def finetune(
             chosen.
         weights: Weight file to begin with; None takes published ones. {"model.weights": None}
             trains from scratch.
-        size: Size of the model, where neither a model nor weights are given.
+        size: Size of the model, where neither a model nor weights are given; None is small.
         budget: Time that training may take, as 10m, 90s, 2h, or in minutes.
         dry_run: Stop at the recipe.
         display: Where progress is shown; None is the terminal or notebook.
@@ -151,15 +153,19 @@ def read_seconds(budget: str | float | None) -> float | None:
     """Return the seconds that a text such as 10m says, or a number of minutes.
 
     Raises:
-        ConfigError: It is no time, or none at all.
+        ConfigError: It is no time, none at all, or above `MOST_HOURS`.
     """
     if budget is None:
         return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", str(budget).strip())
-    seconds = float(match[1]) * UNITS[match[2] or "m"] if match else 0.0
-    if not seconds > 0:
+    if isinstance(budget, str):
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", budget.strip())
+        seconds = float(match[1]) * UNITS[match[2] or "m"] if match else 0.0
+    else:
+        seconds = 60.0 * budget
+    if not 0 < seconds <= MOST_HOURS * UNITS["h"]:
         raise ConfigError(
-            f"{name_option('budget')} is {budget}; it must be a time such as 90s, 10m or 2h"
+            f"{name_option('budget')} is {budget}; it must be a time such as 90s, 10m or 2h, of "
+            f"at most {MOST_HOURS:,} h"
         )
     return seconds
 

@@ -21,13 +21,16 @@ def finetune(
     weights: Annotated[
         str | None,
         Parameter(
-            help="Weights to begin with: a file, or a name of `vitrail weights`; published ones."
+            help="Weights to begin with, a file or a name of `vitrail weights`; by default the "
+            "published ones of the model."
         ),
     ] = None,
     size: Annotated[
-        Literal["small", "base"],
-        Parameter(help="Size of the model, where neither a model nor weights are given."),
-    ] = "small",
+        Literal["small", "base"] | None,
+        Parameter(
+            help="Size of the model, where neither a model nor weights are given; small by default."
+        ),
+    ] = None,
     budget: Annotated[
         str | None, Parameter(help="Time that training may take: 90s, 10m, 2h.")
     ] = None,
@@ -37,7 +40,7 @@ def finetune(
 ) -> int:
     """Fine-tune a model on your images: every setting that is not given is chosen, with its reason, and shown.
 
-    What the weights reach without training is shown first, and no run ends below it.
+    What the weights reach without training is shown first, and the run keeps its best epoch, or what it began with.
 
     ```
     vitrail finetune photos/

@@ -33,7 +33,10 @@ def split_recipe(tokens: Sequence[str], config: str | None) -> tuple[str | None,
     Raises:
         ConfigError: There are several.
     """
-    recipes = [token for token in tokens if "=" not in token]
+    recipes, settings = [], []
+    for token in tokens:
+        is_setting = "=" in token and not Path(token).exists()
+        (settings if is_setting else recipes).append(token)
     if config is not None:
         recipes.append(config)
     if len(recipes) > 1:
@@ -41,7 +44,6 @@ def split_recipe(tokens: Sequence[str], config: str | None) -> tuple[str | None,
             f"two recipes are given, {recipes[0]} and {recipes[1]}; settings are written "
             "section.key=value"
         )
-    settings = [token for token in tokens if "=" in token]
     return (recipes[0] if recipes else None), settings
 
 

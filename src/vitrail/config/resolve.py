@@ -30,6 +30,8 @@ MOST_VALUES = 20_000
 """Largest number of values of a file of settings."""
 CHOSEN = "auto"
 """Entry of a recipe with the settings that were chosen automatically, beside its sections."""
+UNFINISHED = "unfinished"
+"""What stands there while `vitrail finetune` still plans."""
 MOST_NESTED = 16
 """Largest depth of values within values of a file of settings."""
 
@@ -200,6 +202,11 @@ def read_yaml(path: Path, origin: str | None = None) -> Layer:
             f"{path}: holds a {type(content).__name__}, not sections such as model, data and train"
         )
     chosen = content.get(CHOSEN, {})
+    if chosen == UNFINISHED:
+        raise ConfigError(
+            f"{path}: `vitrail finetune` plans it, or was killed while it did; then delete it, and "
+            "plan again"
+        )
     if not _are_choices(chosen):
         return Layer(origin or str(path), content)
     settings = dict(content)

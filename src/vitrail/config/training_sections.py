@@ -495,6 +495,11 @@ class TrainSection:
                 f"batch_size {self.batch_size} cannot be cut into accumulate={self.accumulate} "
                 "equal parts"
             )
+        if self.eval_first and (self.monitor or "").startswith("train_"):
+            problems.append(
+                f"eval_first=true is for a number that weights have before training, and monitor="
+                f"{self.monitor} is none; leave eval_first out, or set train.monitor=val_loss"
+            )
         return problems
 
 

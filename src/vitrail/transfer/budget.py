@@ -14,16 +14,19 @@ from accelerate import Accelerator
 from vitrail.choices import Precision
 from vitrail.config.commands import TrainConfig
 from vitrail.display import Display
-from vitrail.errors import ConfigError, name_option
+from vitrail.errors import name_option
 from vitrail.training.bench_data import time_loader, time_model
 from vitrail.training.run.stop import Stop
 from vitrail.training.setup import build_job
+from vitrail.transfer.names import KeepProbe
 from vitrail.transfer.rules import Choice, space_evaluations
 
 MEASURED_S = 4.0
 """Seconds for which the loader is timed, and again the model."""
 EVALUATION_SHARE = 1 / 3
 """Time of an image in evaluation, as a share of its time in training, which has a backward pass."""
+MOST_TIMES = 5
+"""Times the usual epochs that a budget is used for; more bring nothing."""
 RESERVE = 0.9
 """Share of the budget that is planned; the rest is for the report, saves and what a machine does
 beside."""
@@ -82,25 +85,34 @@ def measure_speed(
     )
 
 
-def fit_epochs(speed: Speed, budget_s: float, probe: Path | None) -> Choice:
-    """Return as many epochs as the budget allows.
+def fit_epochs(speed: Speed, budget_s: float, usual: int, probe: Path | None) -> Choice:
+    """Return as many epochs as the budget allows, and at most `MOST_TIMES` as many as are usual.
 
     Raises:
-        ConfigError: Not even one epoch fits; the linear probe, where there is one, is then what the
+        KeepProbe: Not even one epoch fits; the linear probe, where there is one, is then what the
             time allows.
     """
     planned_s = RESERVE * budget_s
-    most = int(planned_s / speed.train_s)
+    most = MOST_TIMES * usual
     epochs = bisect_right(range(1, most + 1), planned_s, key=speed.run_s)
     where = f"{speed.images_per_s:,.0f} images/s on this machine"
     if epochs < 1:
         ready = (
             "" if probe is None else f"; what training would begin with is a model already: {probe}"
         )
-        needed = f"{speed.run_s(1) / 60:.2g}"
-        raise ConfigError(
-            f"{name_option('budget')} of {budget_s / 60:.2g} minutes is too small for one epoch, "
-            f"which takes {needed} minutes at {where}: give more time, a smaller model.image_size, "
-            f"or train.epoch_images{ready}"
+        raise KeepProbe(
+            f"{name_option('budget')} of {format_time(budget_s)} is too small for one epoch, which "
+            f"takes {format_time(speed.run_s(1))} at {where}: give more time, a smaller "
+            f"model.image_size, or train.epoch_images{ready}"
         )
-    return Choice("train.epochs", epochs, f"what {budget_s / 60:.3g} minutes allow at {where}")
+    reason = f"what {format_time(budget_s)} allow at {where}"
+    if epochs == most:
+        reason = f"{MOST_TIMES} times the usual {usual:,}; {format_time(budget_s)} would allow more"
+    return Choice("train.epochs", epochs, reason)
+
+
+def format_time(seconds: float) -> str:
+    """Write a time in seconds or minutes, whichever is short to read."""
+    if seconds < 100:
+        return f"{seconds:.2g} seconds"
+    return f"{seconds / 60:,.1f} minutes"

@@ -65,10 +65,13 @@ class Floor:
     def lines(self) -> list[str]:
         """Say what was reached, and by what."""
         lines = [f"without training, in {self.seconds:.0f} s: k-NN {self.neighbours}"]
-        begins = "training begins with it, and never ends below it"
         if self.own is None:
-            return [*lines, f"linear probe {self.probe}: {begins}"]
-        return [*lines, f"linear probe {self.probe}", f"own head {self.own}: {begins}"]
+            return [*lines, f"linear probe {self.probe}: training begins with it"]
+        return [
+            *lines,
+            f"linear probe {self.probe}",
+            f"own head {self.own}: training begins with it",
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,13 +127,16 @@ def read_labels(source: Source) -> NDArray[Any]:
     return source.label_sets[source.labels]
 
 
-def measure_floor(features: Features, model: VisionModel, begun: float) -> Floor:
+def measure_floor(
+    features: Features, model: VisionModel, begun: float, *, is_head_trained: bool
+) -> Floor:
     """Measure what features reach without training, and give the model the better head: its own, or the probe's.
 
     Args:
         features: Features of both splits.
         model: The network that they are of.
         begun: When the computation of the features began, by `time.perf_counter`.
+        is_head_trained: Whether every row of the model's head comes from the given weights.
 
     Raises:
         DataError: The images are all of one class, or none can be read.
@@ -150,7 +156,7 @@ def measure_floor(features: Features, model: VisionModel, begun: float) -> Floor
         own = score_answers(answers, features.val_labels, "the head of the given weights")
         # weights that were trained on these classes may know better than a linear layer that was
         # fitted anew
-        is_better = own.value > probe.value
+        is_better = is_head_trained and own.value > probe.value
         if not is_better:
             head.weight.copy_(torch.from_numpy(weight))  # as float32
             if head.bias is not None:

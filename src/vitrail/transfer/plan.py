@@ -7,10 +7,8 @@ their head, or with their own where that is better. The second is a model that c
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +21,11 @@ from vitrail.config.commands import TrainConfig
 from vitrail.config.resolve import CHOSEN, Layer, flatten, resolve
 from vitrail.config.values import to_plain
 from vitrail.data.opening import Data
+from vitrail.data.sources import count_by_class
 from vitrail.display import Display
 from vitrail.distributed.processes import choose_precision, processes
 from vitrail.errors import ConfigError, name_option
-from vitrail.files import refusal_told, write_whole
+from vitrail.files import write_whole
 from vitrail.models.family import VisionModel
 from vitrail.training.initial_model import (
     adopt_recorded_settings,
@@ -34,11 +33,20 @@ from vitrail.training.initial_model import (
     build_preprocess,
     open_initial_weights,
 )
-from vitrail.training.setup import open_training_data
+from vitrail.training.setup import build_sampler, open_training_data
 from vitrail.transfer.budget import fit_epochs, measure_speed
 from vitrail.transfer.floor import Floor, embed_data, measure_floor, save_probe
 from vitrail.transfer.memory import count_fitting_images
-from vitrail.transfer.rules import MODELS, Choice, Circumstances, Size, choose_settings
+from vitrail.transfer.names import ELSEWHERE, probe_of, recipe_of, reserved_name
+from vitrail.transfer.rules import (
+    MODELS,
+    Choice,
+    Circumstances,
+    Size,
+    check_optimizer,
+    choose_settings,
+    is_of_training,
+)
 from vitrail.transfer.survey import Survey, survey_data
 from vitrail.weights.checkpoint import model_options
 from vitrail.weights.loading import open_model
@@ -48,10 +56,6 @@ from vitrail.weights.request import make_request
 ENOUGH_FOR_SCRATCH = 100_000
 """Images from which on a training without trained weights may do well; these models were published
 for 1.28 million."""
-ELSEWHERE = "choose another folder with output.root"
-RESERVED = "# `vitrail finetune` plans this recipe\n"
-UNDECIDED = Layer("auto", {"schedule": {"warmup_epochs": 0.0, "warmup_lr": 0.0, "min_lr": 0.0}})
-"""Settings that go with any others, in the place of those that are chosen later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +77,14 @@ class Plan:
 
 
 def make_plan(
-    given: Layer, *, name: str, size: Size, budget_s: float | None, display: Display
+    given: Layer, *, name: str, size: Size | None, budget_s: float | None, display: Display
 ) -> Plan:
     """Look at the data, measure the floor, choose settings and write the recipe.
 
     Args:
         given: Settings that the user gave, which are never changed.
         name: Name of the recipe, where `output.name` gives none.
-        size: Size of the model, where neither a model nor weights are given.
+        size: Size of the model, small where none is given; decided by a model or weights.
         budget_s: Seconds that training may take, which epochs are counted for; None takes the
             rule's.
         display: Where progress is shown.
@@ -91,30 +95,29 @@ def make_plan(
         DataError: The images are not there, or not as they should be.
         CheckpointError: The weights cannot be read, or the plan cannot be written.
     """
-    settings = resolve(TrainConfig, [UNDECIDED, given]).config
-    if budget_s is not None and "epochs" in given.values.get("train", {}):
-        raise ConfigError(
-            f"{name_option('budget')} and train.epochs both say how long to train; give one of them"
-        )
+    settings = settle_given(given, budget_s)
     given_values = read_given_values(given, settings)
+    check_optimizer(given_values)
+    start = choose_start(settings, given_values, size, display)
     precision = choose_precision(settings.train.precision, settings.train.device)
     folder = Path(settings.output.root).expanduser()
     with (
-        reserved_name(folder, settings.output.name or name) as name,
+        reserved_name(folder, settings.output.name, name, display) as name,
         processes(precision, settings.train.device) as accelerator,
     ):
         # Images
         settings, data = open_training_data(settings, accelerator, display)
+        counts = count_by_class(data.train)
+        build_sampler(settings, data, counts, accelerator)  # refuses a batch that does not fit
         images = survey_data(data, settings.data)
         for line in images.lines():
             display.note(line)
 
         # Weights, and what their features reach
-        start = choose_start(settings, given_values, size)
+        begun = resolve(TrainConfig, [undecided(given), given, _as_layer(start)]).config
         floor, probe = None, None
-        begun = resolve(TrainConfig, [UNDECIDED, given, _as_layer(start)]).config
         if begun.model.weights is not None:
-            probe = folder / f"{name}-probe.safetensors"
+            probe = probe_of(folder, name)
             floor, model = probe_weights(begun, data, accelerator, probe, display)
             reason = f"{begun.model.weights}, with {floor.head} as the head"
             start = [one for one in start if one.key != "model.weights"]
@@ -124,16 +127,7 @@ def make_plan(
             model = build_model(begun, begun.model.name, len(data.classes)).to(accelerator.device)
 
         # Settings
-        known = Circumstances(
-            num_features=model.num_features,
-            most_at_once=count_fitting_images(model),
-            reached=None if floor is None else floor.start.value,
-            knows_classes=floor is not None and floor.own is not None,
-            on_cpu=accelerator.device.type == "cpu",
-            has_bfloat16=accelerator.device.type == "cuda"
-            and torch.cuda.is_bf16_supported(including_emulation=False),
-            given=given_values,
-        )
+        known = describe_circumstances(model, floor, accelerator, given_values)
         choices = [*start, *choose_settings(images, known)]
         kept = dict(given_values)
         if floor is not None:
@@ -141,13 +135,16 @@ def make_plan(
         if budget_s is not None:
             config = resolve(TrainConfig, [_as_layer(kept), _as_layer(choices)]).config
             speed = measure_speed(config, given_values, accelerator, precision, display)
-            allowed = replace(known, epochs=fit_epochs(speed, budget_s, probe))
-            choices = [*start, *choose_settings(images, allowed)]
+            usual = next(one.value for one in choices if one.key == "train.epochs")
+            allowed = fit_epochs(speed, budget_s, usual, probe)
+            choices = [*start, *choose_settings(images, replace(known, epochs=allowed))]
 
         # Recipe
-        recipe = folder / f"{name}.yaml"
+        recipe = recipe_of(folder, name)
         values = {**kept, **{one.key: one.value for one in choices}, "output.name": name}
-        resolve(TrainConfig, [_as_layer(values)])  # all of it fits together
+        planned = resolve(TrainConfig, [_as_layer(values)]).config  # all of it fits together
+        if floor is not None and not planned.train.eval_first:
+            display.warn(tell_no_floor(planned))
         write_whole(recipe, write_recipe(values, choices).encode(), ELSEWHERE)
     return Plan(
         recipe=recipe,
@@ -159,25 +156,88 @@ def make_plan(
     )
 
 
-def choose_start(settings: TrainConfig, given: Mapping[str, Any], size: Size) -> list[Choice]:
-    """Choose the model and the weights to begin with, as far as they are left open.
+def settle_given(given: Layer, budget_s: float | None) -> TrainConfig:
+    """Return the settings that the user gave, with others beside them that go with any.
 
     Raises:
-        CheckpointError: The given weights cannot be read.
+        ConfigError: They do not fit together.
     """
-    if settings.model.weights is not None and "model.name" not in given:
-        request = make_request(settings.weights)
-        name = open_model(settings.model.weights, request).record.model
-        return [Choice("model.name", name, "the model of the given weights")]
-    choices = []
-    name = settings.model.name
-    if "model.name" not in given:
-        name = MODELS[size]
-        choices.append(
-            Choice("model.name", name, f"the {size} model of the highest published accuracy")
+    if budget_s is not None and "epochs" in given.values.get("train", {}):
+        raise ConfigError(
+            f"{name_option('budget')} and train.epochs both say how long to train; give one of them"
         )
-    if "model.weights" not in given:
+    return resolve(TrainConfig, [undecided(given), given]).config
+
+
+def undecided(given: Layer) -> Layer:
+    """Return settings that go with any others, in the place of those that are chosen later."""
+    batch_size = given.values.get("train", {}).get("accumulate", 1)
+    return Layer(
+        "auto",
+        {
+            "schedule": {"warmup_epochs": 0.0, "warmup_lr": 0.0, "min_lr": 0.0},
+            "train": {"batch_size": batch_size},
+        },
+    )
+
+
+def describe_circumstances(
+    model: VisionModel, floor: Floor | None, accelerator: Accelerator, given: Mapping[str, Any]
+) -> Circumstances:
+    """Return what the rules know beside the images."""
+    is_cuda = accelerator.device.type == "cuda"
+    return Circumstances(
+        num_features=model.num_features,
+        most_at_once=count_fitting_images(model),
+        reached=None if floor is None else floor.start.value,
+        knows_classes=floor is not None and floor.own is not None,
+        on_cpu=accelerator.device.type == "cpu",
+        has_bfloat16=is_cuda and torch.cuda.is_bf16_supported(including_emulation=False),
+        given=given,
+    )
+
+
+def tell_no_floor(config: TrainConfig) -> str:
+    """Say that the run may end with worse weights than it begins with, and why."""
+    if is_of_training(config.train.monitor):
+        why = f"train.monitor={config.train.monitor} is not measured before training"
+    else:
+        why = "train.eval_first=false leaves out what it begins with"
+    return f"{why}, so the run may end with worse weights than those"
+
+
+def choose_start(
+    settings: TrainConfig, given: Mapping[str, Any], size: Size | None, display: Display
+) -> list[Choice]:
+    """Choose the model and the weights to begin with, as far as they are left open, and see that they are there.
+
+    Raises:
+        ConfigError: A size is given beside a model or weights, which decide it.
+        CheckpointError: The weights cannot be had or read, or are of another model.
+    """
+    choices = []
+    weights, name = settings.model.weights, settings.model.name
+    is_named, is_open = "model.name" in given, "model.weights" not in given
+    if size is not None and (is_named or weights is not None):
+        decides = "model.name" if is_named else "model.weights"
+        raise ConfigError(
+            f"{name_option('size')} chooses among models, and {decides} is given; leave one out"
+        )
+    if not is_named and weights is None:
+        size = size or "small"
+        name = MODELS[size]
+        reason = f"the {size} model of the highest published accuracy"
+        choices.append(Choice("model.name", name, reason))
+    if is_open:
+        weights = WORD
         choices.append(Choice("model.weights", WORD, f"published weights of {name}"))
+    if weights is None:
+        return choices
+    known = name if is_named or is_open else None
+    opened = open_model(weights, make_request(settings.weights, model=known), display)
+    if known is None:
+        name = opened.record.model
+        choices.append(Choice("model.name", name, "the model of the given weights"))
     return choices
 
 
@@ -208,7 +268,8 @@ def probe_weights(
     preprocess = build_preprocess(settings, settings.model.name, model)
     begun = time.perf_counter()
     features = embed_data(model, preprocess, data, accelerator, display, settings.data)
-    floor = measure_floor(features, model, begun)
+    is_head_trained = not opened.account.is_head_new
+    floor = measure_floor(features, model, begun, is_head_trained=is_head_trained)
     for line in floor.lines():
         display.note(line)
     record = replace(
@@ -216,39 +277,6 @@ def probe_weights(
     )
     save_probe(path, model, record, floor, features)
     return floor, model
-
-
-@contextmanager
-def reserved_name(folder: Path, name: str) -> Iterator[str]:
-    """Yield a name for which neither a run nor a plan is in the folder yet: NAME, or NAME-2 and so on.
-
-    Its recipe is there from then on, still without settings, so that no other process takes the
-    name; it is removed where planning fails.
-
-    Raises:
-        CheckpointError: The folder cannot be written.
-    """
-    recipe = _take_free_recipe(folder, name)
-    try:
-        yield recipe.stem
-    except BaseException:
-        recipe.unlink(missing_ok=True)
-        raise
-
-
-def _take_free_recipe(folder: Path, name: str) -> Path:
-    """Create the first recipe that neither a run nor a plan has the name of."""
-    for number in itertools.count(1):
-        free = name if number == 1 else f"{name}-{number}"
-        recipe = folder / f"{free}.yaml"
-        if (folder / free).exists() or (folder / f"{free}-probe.safetensors").exists():
-            continue
-        with refusal_told(recipe, None, ELSEWHERE):
-            folder.mkdir(parents=True, exist_ok=True)
-            with suppress(FileExistsError), recipe.open("x", encoding="utf-8") as file:
-                file.write(RESERVED)
-                return recipe
-    raise AssertionError
 
 
 def write_recipe(values: Mapping[str, Any], choices: Sequence[Choice]) -> str:

@@ -104,22 +104,26 @@ class _Choices:
         return next(one.value for one in self.made if one.key == key)
 
 
-def choose_settings(images: Survey, known: Circumstances) -> list[Choice]:
-    """Return the settings that fit and were not given, in the order in which they are shown.
+def check_optimizer(given: Mapping[str, Any]) -> None:
+    """Refuse an optimizer whose learning rate no rule knows.
 
     Raises:
-        ConfigError: Another optimizer than AdamW is given, whose rate no rule knows.
+        ConfigError: Another optimizer than AdamW is given, and no rate.
     """
-    if known.given.get("optim.name", "adamw") != "adamw" and "optim.lr" not in known.given:
+    if given.get("optim.name", "adamw") != "adamw" and "optim.lr" not in given:
         raise ConfigError(
-            f"optim.name is {known.given['optim.name']}, and the learning rate is chosen for adamw "
+            f"optim.name is {given['optim.name']}, and the learning rate is chosen for adamw "
             "alone; give optim.lr too"
         )
+
+
+def choose_settings(images: Survey, known: Circumstances) -> list[Choice]:
+    """Return the settings that fit and were not given, in the order in which they are shown."""
     choices = _Choices(known.given)
     _choose_length(choices, images, known)
-    _choose_optimizer(choices, known)
+    _choose_optimizer(choices, images, known)
     _choose_augmentation(choices, images, known)
-    _choose_average(choices, images)
+    _choose_average(choices, images, known)
     _choose_evaluation(choices, images, known)
     if known.has_bfloat16:
         choices.choose(
@@ -136,20 +140,26 @@ def _choose_length(choices: _Choices, images: Survey, known: Circumstances) -> N
     batch = choose_batch(n, on_cpu=known.on_cpu)
     parts = int(known.given.get("train.accumulate", 1))
     batch = max(parts, batch // parts * parts)
-    choices.choose(
-        "train.batch_size", batch, f"{max(1, n // batch):,} updates an epoch of {n:,} images"
-    )
+    taken = int(known.given.get("train.epoch_images") or n)
+    updates = count_updates(images, batch, known.given)
+    choices.choose("train.batch_size", batch, f"updates an epoch of {taken:,} images: {updates:,}")
     batch = int(choices.value("train.batch_size"))
     if batch > known.most_at_once:
         parts = choose_parts(batch, known.most_at_once)
         reason = f"activations of {batch // parts:,} images fit into the memory of this device"
         choices.choose("train.accumulate", parts, reason)
     epochs = choose_epochs(n, has_weights=known.reached is not None)
-    reason = f"{n:,} images, each seen {epochs:,} times"
+    times = epochs * count_updates(images, batch, known.given) * batch / n
+    reason = f"{n:,} images, each seen about {times:,.0f} times"
     if known.reached is None:
         reason += ", as nothing was learnt before"
     allowed = known.epochs or Choice("train.epochs", epochs, reason)
     choices.choose(allowed.key, allowed.value, allowed.reason)
+
+
+def count_updates(images: Survey, batch: int, given: Mapping[str, Any]) -> int:
+    """Return the updates of an epoch: of whole batches of all images, or of as many as are given."""
+    return max(1, int(given.get("train.epoch_images") or images.train_images) // batch)
 
 
 def choose_batch(images: int, *, on_cpu: bool) -> int:
@@ -176,13 +186,14 @@ def choose_epochs(images: int, *, has_weights: bool) -> int:
     return min(max(round(epochs), 5), 300)
 
 
-def _choose_optimizer(choices: _Choices, known: Circumstances) -> None:
+def _choose_optimizer(choices: _Choices, images: Survey, known: Circumstances) -> None:
     """Choose the optimizer, its rate and its schedule."""
     choices.choose("optim.name", "adamw", "the optimizer that these models were trained with")
     batch = int(choices.value("train.batch_size"))
     reason = f"for updates of {batch:,} images and a network of {known.num_features:,} features"
     if known.reached is not None:
-        reason += f" that reaches {known.reached:.0f} % already"
+        number = "a mAP of" if images.is_multi_label else "top-1"
+        reason += f" that reaches {number} {known.reached:.0f} % already"
     rate = choose_rate(batch, known.num_features, known.reached)
     if known.knows_classes:
         rate *= KNOWN_RATE
@@ -197,8 +208,9 @@ def _choose_optimizer(choices: _Choices, known: Circumstances) -> None:
         "moments settle before the rate is at its peak",
     )
     peak = float(choices.value("optim.lr"))
-    choices.choose("schedule.warmup_lr", peak / 100, "a hundredth of the peak")
-    choices.choose("schedule.min_lr", peak / 100, "a hundredth of the peak")
+    lowest = float(f"{peak / 100:.2g}")
+    choices.choose("schedule.warmup_lr", lowest, "a hundredth of the peak")
+    choices.choose("schedule.min_lr", lowest, "a hundredth of the peak")
 
 
 def choose_rate(batch: int, num_features: int, reached: float | None) -> float:
@@ -231,7 +243,7 @@ def _choose_augmentation(choices: _Choices, images: Survey, known: Circumstances
     epochs = int(choices.value("train.epochs"))
     is_seen_often = images.is_picture and epochs >= OFTEN
     if is_seen_often and not known.given.get("augment.color_jitter"):
-        reason = f"colours and shapes vary at random, as each image is seen {epochs:,} times"
+        reason = f"colours and shapes vary at random, as images are seen in {epochs:,} epochs"
         choices.choose("augment.auto_augment", POLICY, reason)
     choices.choose(
         "augment.hflip",
@@ -245,21 +257,27 @@ def _choose_augmentation(choices: _Choices, images: Survey, known: Circumstances
             "keeps a network from being too sure of what it has seen often",
         )
     if is_seen_often and a_class >= MANY_A_CLASS:
-        reason = f"{a_class:,} images of a class, each seen {epochs:,} times, are enough to learn from mixed ones"
+        reason = f"{a_class:,} images of a class, in {epochs:,} epochs, are enough to learn from mixed ones"
         choices.choose("augment.mixup", 0.2, reason)
         choices.choose("augment.cutmix", 1.0, reason)
-    choices.choose("model.drop_path_rate", 0.1, "blocks are left out at random, as in the papers")
+    reason = "blocks are left out at random, the last one of ten times once"
+    choices.choose("model.drop_path_rate", 0.1, reason)
 
 
-def _choose_average(choices: _Choices, images: Survey) -> None:
+def _choose_average(choices: _Choices, images: Survey, known: Circumstances) -> None:
     """Choose an average of the weights that is as long as the run allows."""
-    updates_an_epoch = max(1, images.train_images // int(choices.value("train.batch_size")))
-    updates = int(choices.value("train.epochs")) * updates_an_epoch
+    batch = int(choices.value("train.batch_size"))
+    updates = int(choices.value("train.epochs")) * count_updates(images, batch, known.given)
     if updates < ENOUGH_TO_AVERAGE:
         return
     horizon = updates / 20
     decay = round(1 - 1 / horizon, 5)
     choices.choose("ema.decay", decay, f"averages the last {horizon:,.0f} of {updates:,} updates")
+
+
+def is_of_training(monitor: str | None) -> bool:
+    """Say whether a number is measured while training alone, and so not of the weights that it begins with."""
+    return monitor is not None and monitor.startswith("train_")
 
 
 def space_evaluations(epochs: int) -> int:
@@ -269,10 +287,10 @@ def space_evaluations(epochs: int) -> int:
 
 def _choose_evaluation(choices: _Choices, images: Survey, known: Circumstances) -> None:
     """Choose what is measured when, and which epoch is the best."""
-    if known.reached is not None:
-        choices.choose(
-            "train.eval_first", True, "the linear probe is the best until an epoch is better"
-        )
+    monitor = known.given.get("train.monitor")
+    if known.reached is not None and not is_of_training(monitor):
+        reason = "what training begins with is the best until an epoch is better by train.monitor"
+        choices.choose("train.eval_first", True, reason)
     epochs = int(choices.value("train.epochs"))
     every = space_evaluations(epochs)
     choices.choose(

@@ -61,10 +61,11 @@ class Survey:
     def lines(self) -> list[str]:
         """Describe the data set in a few lines."""
         kind = "multi-label, " if self.is_multi_label else ""
+        smallest, largest = min(self.counts), max(self.counts)
+        each = f"{smallest:,}" if smallest == largest else f"{smallest:,} to {largest:,}"
         lines = [
-            f"{self.train_images:,} images to train on and {self.val_images:,} to validate with, "
-            f"{kind}{self.classes:,} classes of {min(self.counts):,} to {max(self.counts):,} "
-            "training images"
+            f"images to train on: {self.train_images:,}, to validate with: {self.val_images:,}; "
+            f"{kind}{self.classes:,} classes, with {each} images to train on each"
         ]
         if self.short_side is not None:
             lines.append(
@@ -72,18 +73,17 @@ class Survey:
             )
         if self.unreadable:
             lines.append(
-                f"{self.unreadable:,} images cannot be read and are left out; `vitrail check-data` "
+                f"images that cannot be read and are left out: {self.unreadable:,}; `vitrail check-data` "
                 "names them"
             )
         if self.copies_across:
             lines.append(
-                f"{self.copies_across:,} pairs of images that look alike have one image on each "
-                "side of the split, "
+                f"pairs of images that look alike, one on each side of the split: {self.copies_across:,}, "
                 "which makes accuracies too high; `vitrail check-data` shows them"
             )
         elif self.near_copies:
             lines.append(
-                f"{self.near_copies:,} pairs of images look alike; `vitrail check-data` shows them"
+                f"pairs of images that look alike: {self.near_copies:,}; `vitrail check-data` shows them"
             )
         return lines
 

@@ -48,6 +48,11 @@ class Account:
     doubts: tuple[str, ...] = ()
     """What may be wrong all the same."""
 
+    @property
+    def is_head_new(self) -> bool:
+        """Whether any row of the head is not from the file, but freshly drawn."""
+        return any(entry.what == "new" and "head.weight" in entry.ours for entry in self.entries)
+
     def counts(self) -> dict[str, int]:
         """Return how many weights fared alike: of ours, or of theirs where they have none here."""
         counts: Counter[str] = Counter()
