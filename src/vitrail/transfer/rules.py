@@ -21,7 +21,7 @@ any size."""
 MOST_BATCH_ON_CPU = 128
 MOST_BATCH = 256
 LEAST_BATCH = 16
-UPDATES_AN_EPOCH = 16
+UPDATES_AN_EPOCH = 32
 """Updates that an epoch should have at least, where the batch is not the smallest already."""
 FEW = 250
 """Images of the data set that the rule for epochs begins with."""
