@@ -260,8 +260,9 @@ def _choose_augmentation(choices: _Choices, images: Survey, known: Circumstances
         reason = f"{a_class:,} images of a class, in {epochs:,} epochs, are enough to learn from mixed ones"
         choices.choose("augment.mixup", 0.2, reason)
         choices.choose("augment.cutmix", 1.0, reason)
-    reason = "blocks are left out at random, the last one of ten times once"
-    choices.choose("model.drop_path_rate", 0.1, reason)
+    if epochs >= OFTEN:
+        reason = f"images are seen in {epochs:,} epochs, and blocks left out at random vary them"
+        choices.choose("model.drop_path_rate", 0.1, reason)
 
 
 def _choose_average(choices: _Choices, images: Survey, known: Circumstances) -> None:
