@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +44,9 @@ def open_named(name: str, root: Path | None, download: bool) -> tuple[Source, So
             with suppress(OSError):  # what came is kept
                 folder.rmdir()
         said = f"data.download: {name} could not be fetched into {root} ({reason})"
-        if isinstance(error, URLError | ConnectionError | TimeoutError | RuntimeError):
+        # what a server does has no number of the system's, unless the connection was lost
+        is_remote = isinstance(error, RuntimeError | ConnectionError | TimeoutError)
+        if is_remote or error.errno is None:
             said += f"; {_tell_by_hand(name, where)}"
         raise DataError(said) from error
 
