@@ -1,11 +1,14 @@
-"""How much memory there is, by the files in which Linux says so."""
+"""How much memory there is, by the files in which Linux says so; and whether a processor has bfloat16."""
 
 import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from vitrail.devices import count_memory
+from support.runs import Notebook
+from vitrail.devices import count_memory, cpu_has_bfloat16
+from vitrail.training.shortage import tell_of_slow_precision
 
 MACHINE = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
@@ -38,3 +41,28 @@ def test_memory_is_what_the_groups_of_a_container_leave(
 def test_where_there_are_no_groups_memory_is_the_machines(tmp_path: Path) -> None:
     assert count_memory(tmp_path, tmp_path / "none") == MACHINE
     assert 0 < count_memory() <= MACHINE
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "has"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, True),
+        ({"bf16": True}, True),
+        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False, "cpu_name": "x"}, False),
+    ],
+)
+def test_a_processor_without_bfloat16_is_told_of(
+    capabilities: dict[str, object], has: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert cpu_has_bfloat16() is has
+    display = Notebook()
+    tell_of_slow_precision("bfloat16", torch.device("cpu"), display)
+    said = (
+        "train.precision=bfloat16: this processor has no instructions for it and computes float32 faster; "
+        "add train.precision=float32"
+    )
+    assert display.notes == ([] if has else [said])
+    tell_of_slow_precision("float32", torch.device("cpu"), display)
+    tell_of_slow_precision("bfloat16", torch.device("cuda"), display)
+    assert len(display.notes) <= 1

@@ -56,6 +56,12 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, DTYPES[precision])
 
 
+def cpu_has_bfloat16() -> bool:
+    """Say whether this processor has instructions for bfloat16, without which it is slower than float32."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(has and name.endswith("bf16") for name, has in capabilities.items())
+
+
 def keep_freed_memory() -> None:
     """Let the C library reuse the large blocks that torch frees, for this process.
 

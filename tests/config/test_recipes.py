@@ -8,16 +8,19 @@ from typing import get_type_hints
 import pytest
 import torch
 import yaml
+from torchvision.datasets import Flowers102
 
 from vitrail.config.commands import TrainConfig
 from vitrail.config.recipes import RECIPES, find_recipe, list_recipes
 from vitrail.config.resolve import flatten, parse_command_line, read_yaml, resolve
 from vitrail.config.sections import PreprocessSection
 from vitrail.config.values import to_plain
+from vitrail.imagenet import list_wordnet_ids
 from vitrail.models.registry import FAMILIES, build_config, create_model, find_variant
 from vitrail.training.setup import build_schedule
 from vitrail.transfer.rules import Circumstances, choose_settings
 from vitrail.transfer.survey import Survey
+from vitrail.weights.adapt import shared_rows
 
 SECTIONS = [
     "model", "weights", "data", "preprocess", "augment", "balance", "multi_label", "optim", "freeze", "lora",
@@ -262,7 +265,7 @@ def test_transfers_of_tnt_have_the_published_figure_and_the_authors_settings(nam
         0.8,
         1,
     )
-    assert config.ema.warmup, "0.99996 keeps what the new head began with, where updates are some thousand"
+    assert config.ema.warmup, "0.99996 keeps what training began with, where updates are some thousand"
 
 
 ENLARGED = ["t2t_vit_14_384_finetune", "tnt_s_384_finetune", "twins_svt_small_384_finetune"]
@@ -300,10 +303,69 @@ def test_our_transfers_are_what_finetune_chooses(name: str) -> None:
     for key in ("train.eval_first", "train.eval_every"):  # a recipe has no probe, and few epochs
         chosen.pop(key)
     written = flatten(config)
+    for key in (
+        "optim.lr",
+        "schedule.warmup_lr",
+        "schedule.min_lr",
+    ):  # the features'; the head has no probe to go on from
+        written[key] *= config.optim.backbone_scale
     for key, value in chosen.items():
         value = pytest.approx(value, rel=0.05) if isinstance(value, float) else to_plain(value)
         assert written[key] == value, key
     assert "Published: nothing" in header
+    times, epochs = 1 / config.optim.backbone_scale, config.freeze.epochs
+    assert config.freeze.until == "head", "features are not changed by a head that has learnt nothing"
+    assert f"learns at {times:.0f} times" in header
+    assert re.search(rf"the first {'epoch' if epochs == 1 else f'{epochs} epochs'} alone \(freeze\.epochs\)", header)
+
+
+# torchvision reads the names of the pets from the files
+PETS = (
+    "Abyssinian, American Bulldog, American Pit Bull Terrier, Basset Hound, Beagle, Bengal, Birman, Bombay, Boxer, "
+    "British Shorthair, Chihuahua, Egyptian Mau, English Cocker Spaniel, English Setter, German Shorthaired, "
+    "Great Pyrenees, Havanese, Japanese Chin, Keeshond, Leonberger, Maine Coon, Miniature Pinscher, Newfoundland, "
+    "Persian, Pomeranian, Pug, Ragdoll, Russian Blue, Saint Bernard, Samoyed, Scottish Terrier, Shiba Inu, Siamese, "
+    "Sphynx, Staffordshire Bull Terrier, Wheaten Terrier, Yorkshire Terrier"
+)
+CIFAR10 = "airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck"
+CIFAR100 = (
+    "apple, aquarium_fish, baby, bear, beaver, bed, bee, beetle, bicycle, bottle, bowl, boy, bridge, bus, butterfly, "
+    "camel, can, castle, caterpillar, cattle, chair, chimpanzee, clock, cloud, cockroach, couch, crab, crocodile, "
+    "cup, dinosaur, dolphin, elephant, flatfish, forest, fox, girl, hamster, house, kangaroo, keyboard, lamp, "
+    "lawn_mower, leopard, lion, lizard, lobster, man, maple_tree, motorcycle, mountain, mouse, mushroom, oak_tree, "
+    "orange, orchid, otter, palm_tree, pear, pickup_truck, pine_tree, plain, plate, poppy, porcupine, possum, rabbit, "
+    "raccoon, ray, road, rocket, rose, sea, seal, shark, shrew, skunk, skyscraper, snail, snake, spider, squirrel, "
+    "streetcar, sunflower, sweet_pepper, table, tank, telephone, television, tiger, tractor, train, trout, tulip, "
+    "turtle, wardrobe, whale, willow_tree, wolf, woman, worm"
+)
+
+
+@pytest.mark.parametrize("name", [*CIFAR, *TNT_TRANSFERS, *OURS])
+def test_a_transfer_says_which_rows_of_its_head_are_kept(name: str) -> None:
+    flowers = ", ".join(Flowers102.classes)
+    sets = {"oxford-pets": PETS, "flowers102": flowers, "cifar10": CIFAR10, "cifar100": CIFAR100}
+    classes = sets[config_of(name).data.name or ""].split(", ")
+    assert len(classes) == IMAGES[config_of(name).data.name or ""][1]
+    kept = [classes[row] for row, _ in shared_rows(list_wordnet_ids(), classes)]
+    said = re.search(
+        r"# (\d+) of the (\d+) rows of the head (?:is|are) kept .* \((.*?)(, \.\.\.)?\); ", header_of(name)
+    )
+    if not kept:
+        assert said is None
+        return
+    assert said
+    assert (int(said[1]), int(said[2])) == (len(kept), len(classes))
+    named = said[3].split(", ")
+    assert set(named) <= set(kept)
+    assert bool(said[4]) == (len(named) < len(kept))
+
+
+@pytest.mark.parametrize("name", TNT_TRANSFERS)
+def test_a_transfer_of_tnt_says_what_its_average_would_keep_of_the_initial_weights(name: str) -> None:
+    config = config_of(name)
+    updates = IMAGES[config.data.name or ""][0] // config.train.batch_size * config.train.epochs
+    share = (config.ema.decay or 0) ** updates
+    assert f"with {100 * share:.0f} % of the initial weights in it" in " ".join(header_of(name).split("\n# "))
 
 
 def test_every_recipe_that_begins_with_weights_is_a_transfer_tested_here() -> None:

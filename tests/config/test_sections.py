@@ -66,7 +66,10 @@ from vitrail.errors import ConfigError
         ("optim.momentum=1.5", "optim.momentum is 1.5; it must be from 0 to 1"),
         ("optim.betas=[0.9, 1]", "optim.betas are (0.9, 1.0); each must be from 0 to below 1"),
         ("optim.betas=[0.9, 0.9, 0.9]", "optim.betas are (0.9, 0.9, 0.9); adamw takes 2; null takes its own"),
-        ("output.average_best=true", "output.average_best needs several best weights; set keep_best to 2 or more"),
+        (
+            "output.average_best=true",
+            "output.average_best needs several best weights; set output.keep_best to 2 or more",
+        ),
         ("freeze.epochs=0", "freeze.epochs is 0; it must be at least 1"),
         ("lora.rank=0", "lora.rank is 0; it must be at least 1"),
         ("lora.alpha=0", "lora.alpha is 0.0; it must be above 0"),

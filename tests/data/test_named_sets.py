@@ -60,17 +60,52 @@ def test_settings_of_named_sets(root, name, said):
     assert message(root, name) == said
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion-mnist", "oxford-pets", "flowers102"])
-def test_a_set_that_is_not_there_names_the_setting_that_fetches_it(name, tmp_path, monkeypatch):
-    text = message(tmp_path, name)
-    assert text.startswith(f"data.root {tmp_path}: {name} is not there or not whole (")
-    assert text.endswith("; pass data.download=true")
+TORONTO, OXFORD = "https://www.cs.toronto.edu/~kriz/", "https://www.robots.ox.ac.uk/~vgg/data/"
+FETCHED = {
+    "cifar10": (f"cifar-10-python.tar.gz from {TORONTO}", "it", ""),
+    "cifar100": (f"cifar-100-python.tar.gz from {TORONTO}", "it", ""),
+    "fashion-mnist": (
+        "train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and "
+        "t10k-labels-idx1-ubyte.gz from http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        "them",
+        "FashionMNIST/raw",
+    ),
+    "oxford-pets": (f"images.tar.gz and annotations.tar.gz from {OXFORD}pets/data/", "them", "oxford-iiit-pet"),
+    "flowers102": (
+        f"102flowers.tgz, imagelabels.mat and setid.mat from {OXFORD}flowers/102/",
+        "them",
+        "flowers-102",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FETCHED)
+def test_a_set_that_is_not_there_names_the_setting_and_the_files_that_bring_it(name, tmp_path, monkeypatch):
+    root = tmp_path / "new" / "data"
+    assert message(root, name) == f"data.root {root}: {name} is not there or not whole; pass data.download=true"
     for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")  # nobody listens: no network, wherever this runs
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    text = message(tmp_path, name, download=True)
-    assert text.startswith(f"data.download: {name} could not be fetched into {tmp_path} (")
+    text = message(root, name, download=True)
+    files, them, folder = FETCHED[name]
+    assert text.startswith(f"data.download: {name} could not be fetched into {root} (")
+    assert "Connection refused); without a network" in text
+    assert f"; without a network, fetch {files} elsewhere, put {them} into {root / folder} as " in text
+    assert text.endswith(", and run this again, which unpacks")
+    assert not any(said in text for said in ("<", "Errno", "download=True"))
+    assert list(tmp_path.iterdir()) == [], "no empty folders are left"
+    (root / folder).mkdir(parents=True)
+    (root / folder / "part").write_text("")
+    message(root, name, download=True)
+    assert (root / folder / "part").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_no_matter_of_the_network(tmp_path):
+    (tmp_path / "data").write_text("a file")
+    text = message(tmp_path / "data", "oxford-pets", download=True)
+    assert text.startswith(f"data.download: oxford-pets could not be fetched into {tmp_path / 'data'} (Not a directory")
+    assert "network" not in text
 
 
 def test_fashion_mnist_files_are_read(tmp_path):

@@ -187,3 +187,20 @@ def test_a_run_goes_on_and_is_forked_without_the_file_it_began_with(image_folder
     assert fork.config.model.options["gelu"] == "tanh"
     with pytest.raises(ConfigError, match=r"begins with that run's weights; drop model\.weights="):
         begin(None, [f"model.weights={path}"], fork=folder)
+
+
+def test_what_a_transfer_chooses_on_purpose_is_a_note(image_folder: Path, tmp_path: Path) -> None:
+    """Another part of the image, and a head for other classes, are what was asked for."""
+    path = mindcv_file(tmp_path)
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"thing {number}\n" for number in range(7)))
+    chosen = ("preprocess.crop=1.0", "preprocess.resize=letterbox", f"weights.classes={names}")
+    display = Notebook()
+    run(image_folder, f"model.weights={path}", *chosen, *STILL, display=display)
+    for said in (
+        f"{path}: expects preprocess.crop=0.9; the settings say 1.0, which is taken",
+        f"{path}: expects preprocess.resize=crop; the settings say letterbox, which is taken",
+        f"{path}: its head is dropped, and that of 3 classes is fresh: none of its 7 classes is among the 3 wanted",
+    ):
+        assert said in display.notes
+        assert said not in display.warnings

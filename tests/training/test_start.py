@@ -10,6 +10,7 @@ from vitrail.config.recipes import find_recipe, list_recipes
 from vitrail.config.resolve import parse_command_line, read_yaml, resolve, to_yaml
 from vitrail.errors import ConfigError
 from vitrail.training.idle_settings import idle_settings
+from vitrail.training.initial_model import refuse_left_options
 from vitrail.training.start import begin
 
 
@@ -239,3 +240,51 @@ def test_no_recipe_has_a_setting_that_does_nothing(recipe: str) -> None:
     written = {f"{section}.{key}": "" for section, content in values.items() for key in content}
     tokens = [f"data.root={Path(__file__).parent}"]
     assert idle_settings(begin(recipe, tokens).config, written) == []
+
+
+@pytest.mark.parametrize(
+    ("tokens", "example"),
+    [
+        (["model.name=twins_svt_small"], ", such as twins_svt_small_imagenet"),
+        (["model.name=tnt_s_patch16_224"], ", such as tnt_s_imagenet, or give these options too"),
+        (["model.name=tnt_s", "model.options={depth: 2}"], ", such as tnt_s_imagenet, or give these options too"),
+        (["model.name=t2t_vit_14_wide"], ""),
+    ],
+)
+def test_sizes_of_a_recipes_own_model_are_refused_for_another_model(tokens: list[str], example: str) -> None:
+    left = begin(None, tokens).left
+    name = tokens[0].removeprefix("model.name=")
+    with pytest.raises(
+        ConfigError,
+        match=rf"^model\.name is {name}, and recipe digits sets model\.options \(\w+, .* more\) for its own model, "
+        rf"tnt_ti_patch16_224; name another recipe{example}$",
+    ):
+        refuse_left_options(left, name)
+
+
+def test_options_that_any_model_has_go_with_another_model(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("model: {name: tnt_s_patch16_224, options: {gelu: tanh}}\ndata: {name: digits}\n")
+    sizes = [f"model.options.{key}=2" for key in read_yaml(find_recipe("digits")[1]).values["model"]["options"]]
+    for recipe, tokens in [
+        (str(own), ["model.name=twins_svt_small"]),
+        ("digits", ["model.name=tnt_ti"]),  # another project's name of the same model
+        ("digits", ["model.name=tnt_s_patch16_224", *sizes]),
+        ("digits", ["model.name=unknown"]),  # which has an error of its own
+        ("digits", []),
+    ]:
+        start = begin(recipe, tokens)
+        refuse_left_options(start.left, start.config.model.name)
+
+
+def test_parts_that_stay_frozen_to_the_end_of_a_short_run_are_told_whoever_wrote_it() -> None:
+    said = (
+        "freeze.epochs={}: the run ends after {}, so what comes before freeze.until=head is never trained; "
+        "freeze.epochs=null says so, a longer train.epochs trains it"
+    )
+    frozen = ["freeze.until=head", "freeze.epochs=4"]
+    assert begin(str(TINY), frozen).remarks == (("warning", said.format(4, 4)),)
+    assert begin(str(TINY), [*frozen, "schedule.cooldown_epochs=1"]).remarks == ()
+    assert begin(str(TINY), ["freeze.until=head", "freeze.epochs=null"]).remarks == ()
+    assert begin("twins_svt_small_oxford_pets", ["train.epochs=2"]).remarks == (("warning", said.format(2, 2)),)
+    assert begin("twins_svt_small_oxford_pets", []).remarks == ()

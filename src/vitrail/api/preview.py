@@ -100,6 +100,7 @@ def preview(
     refuse_output("output", file, [recipe or ""])
     given = read_settings(preview, settings, sections)
 
+    from vitrail.training.initial_model import refuse_left_options
     from vitrail.training.preview import names_weights, read_weights_as_recipe
     from vitrail.training.preview import preview as run
 
@@ -109,6 +110,7 @@ def preview(
             config = resolve(TrainConfig, [*layers, given.layer]).config
         else:
             start = begin(None if recipe is None else str(recipe), given)
+            refuse_left_options(start.left, start.config.model.name)
             tell_remarks(display, start.remarks)
             config = start.config
         drawn = run(config, file, display, images=images, views=views)

@@ -254,9 +254,11 @@ def train(
     }
     start = begin(name, given, **paths)
 
+    from vitrail.training.initial_model import refuse_left_options
     from vitrail.training.train import train as run
 
     with shown(display, progress) as display:
+        refuse_left_options(start.left, start.config.model.name)
         tell_remarks(display, start.remarks)
         done = run(
             start.config, name=start.name, resume=start.resume, fork=start.fork, display=display

@@ -540,5 +540,7 @@ class OutputSection:
         if self.name is not None and printable(self.name) != self.name:
             problems.append(f"name is {self.name!a}; it must be text, without bytes that are none")
         if self.average_best and self.keep_best < 2:
-            problems.append("average_best needs several best weights; set keep_best to 2 or more")
+            problems.append(
+                "average_best needs several best weights; set output.keep_best to 2 or more"
+            )
         return problems + find_not_positive(self, "save_every_minutes")

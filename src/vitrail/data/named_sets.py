@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +28,46 @@ def open_named(name: str, root: Path | None, download: bool) -> tuple[Source, So
     if name == "digits":
         return _open_digits(name), None
     assert root is not None
+    where = root / FILES[name].folder
+    new_folders = [folder for folder in (where, *where.parents) if not folder.exists()]
     try:
         return NAMED_SETS[name](name, root, download)
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        if download:
+        reason = _explain(error)
+        if not download:
+            known = f" ({reason})" if "download=True" not in reason else ""
             raise DataError(
-                f"data.download: {name} could not be fetched into {root} ({reason})"
+                f"data.root {root}: {name} is not there or not whole{known}; pass "
+                "data.download=true"
             ) from error
-        raise DataError(
-            f"data.root {root}: {name} is not there or not whole ({reason}); pass "
-            "data.download=true"
-        ) from error
+        for folder in new_folders:
+            with suppress(OSError):  # what came is kept
+                folder.rmdir()
+        said = f"data.download: {name} could not be fetched into {root} ({reason})"
+        # what a server does has no number of the system's, unless the connection was lost
+        is_remote = isinstance(error, RuntimeError | ConnectionError | TimeoutError)
+        if is_remote or error.errno is None:
+            said += f"; {_tell_by_hand(name, where)}"
+        raise DataError(said) from error
+
+
+def _explain(error: Exception) -> str:
+    """Say as a clause why a set cannot be read or fetched, without the representations of Python."""
+    text = " ".join(str(error).split())
+    text = re.sub(r"<urlopen error (.*?)>", r"\1", text)
+    return re.sub(r"\[Errno -?\d+\] ", "", text).rstrip(".") or type(error).__name__
+
+
+def _tell_by_hand(name: str, where: Path) -> str:
+    """Say which files of a set to fetch by hand, from which address, into which folder."""
+    addresses = FILES[name].addresses()
+    *first, last = [address.rpartition("/")[2] for address in addresses]
+    files = f"{', '.join(first)} and {last}" if first else last
+    return (
+        f"without a network, fetch {files} from {addresses[0].rpartition('/')[0]}/ elsewhere, put "
+        f"{'them' if first else 'it'} into {where} as {'they are' if first else 'it is'}, and run "
+        "this again, which unpacks"
+    )
 
 
 def _open_digits(name: str) -> PixelSource:
@@ -147,3 +179,45 @@ NAMED_SETS: dict[str, Callable[[str, Path, bool], tuple[Source, Source]] | Any] 
 }
 """The function that opens each set; digits, which has no folder and no test split, is opened
 apart."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files that a set is downloaded as, as torchvision knows them."""
+
+    folder: str
+    """Folder below data.root in which torchvision looks for them."""
+    addresses: Callable[[], list[str]]
+    """Returns their addresses, all in one folder of one server."""
+
+
+def _find_pixel_files(name: str) -> list[str]:
+    from torchvision import datasets
+
+    if name == "fashion-mnist":
+        fashion = datasets.FashionMNIST
+        return [fashion.mirrors[0] + file for file, _ in fashion.resources]
+    return [{"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name].url]
+
+
+def _find_pets_files() -> list[str]:
+    from torchvision import datasets
+
+    return [address for address, _ in datasets.OxfordIIITPet._RESOURCES]
+
+
+def _find_flowers_files() -> list[str]:
+    from torchvision import datasets
+
+    flowers = datasets.Flowers102
+    return [flowers._download_url_prefix + file for file, _ in flowers._file_dict.values()]
+
+
+FILES = {
+    "cifar10": Files("", partial(_find_pixel_files, "cifar10")),
+    "cifar100": Files("", partial(_find_pixel_files, "cifar100")),
+    "fashion-mnist": Files("FashionMNIST/raw", partial(_find_pixel_files, "fashion-mnist")),
+    "oxford-pets": Files("oxford-iiit-pet", _find_pets_files),
+    "flowers102": Files("flowers-102", _find_flowers_files),
+}
+"""The files of each set that is downloaded."""

@@ -48,6 +48,18 @@ def idle_settings(config: TrainConfig, written: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
+def find_lasting_freeze(config: TrainConfig) -> str | None:
+    """Say that the run ends before what is frozen for some epochs is trained, whoever wrote that; None otherwise."""
+    until, epochs = config.freeze.until, config.freeze.epochs
+    if until is None or epochs is None or epochs < _epochs(config):
+        return None
+    return (
+        f"freeze.epochs={epochs}: the run ends after {_epochs(config)}, so what comes before "
+        f"freeze.until={until} is never trained; freeze.epochs=null says so, a longer train.epochs "
+        "trains it"
+    )
+
+
 def _value(config: TrainConfig, name: str) -> Any:
     """Return a setting by its dotted key."""
     section, key = name.split(".")

@@ -3,26 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from vitrail.classes.matching import find_order_doubt
 from vitrail.config.commands import TrainConfig
+from vitrail.config.recipes import list_recipes
 from vitrail.display import Display
-from vitrail.errors import ConfigError, command
+from vitrail.errors import ConfigError, command, list_some
 from vitrail.images.preprocess import Preprocess, describe_normalisation, fit_statistics
-from vitrail.models.family import VisionModel
-from vitrail.models.registry import create_model, find_variant
+from vitrail.models.family import ModelConfig, VisionModel
+from vitrail.models.registry import FAMILIES, create_model, find_family, find_variant
+from vitrail.training.start import LeftOptions
 from vitrail.weights.checkpoint import Record
 from vitrail.weights.config_fields import ADAPTABLE, RATES
 from vitrail.weights.loading import open_model
 from vitrail.weights.opened import Opened, show_account
 from vitrail.weights.request import make_request
 
+VIEW = ("preprocess.crop", "preprocess.resize")
+"""Settings of which part of an image a network sees, which a fine-tuning may well choose anew."""
+
 
 def build_model(config: TrainConfig, name: str, num_classes: int) -> VisionModel:
     """Build the model that the settings describe, for so many classes."""
     return create_model(name, **_model_options(config, num_classes))
+
+
+def refuse_left_options(left: LeftOptions | None, name: str) -> None:
+    """Refuse the sizes that a recipe gives its own model, where the settings name another model.
+
+    Raises:
+        ConfigError: The sizes would make something else of the model than its name says.
+    """
+    if left is None:
+        return
+    wanted, own = name, left.model
+    for family in FAMILIES:
+        wanted, own = family.aliases.get(wanted, wanted), family.aliases.get(own, own)
+    shared = {field.name for field in fields(ModelConfig)}
+    sizes = [key for key in left.options if key not in shared]
+    if wanted == own or find_family(wanted) is None or not sizes:
+        return
+    other = f"{wanted.removesuffix('_patch16_224')}_imagenet"
+    example = f", such as {other}" if other in list_recipes() else ""
+    is_related = find_family(wanted) is find_family(own)  # another family has other options
+    raise ConfigError(
+        f"model.name is {name}, and recipe {left.recipe} sets model.options ({list_some(sizes)}) "
+        f"for its own model, {own}; name another recipe{example}"
+        + (", or give these options too" if is_related else "")
+    )
 
 
 def _model_options(config: TrainConfig, num_classes: int) -> dict[str, Any]:
@@ -60,15 +90,19 @@ def open_initial_weights(
         by_order=config.data.match_classes == "by-order",
     )
     opened = open_model(config.model.weights, request, display)
-    show_account(opened, display)
+    show_account(opened, display, trains_head=True)
     if opened.order_is_assumed and (doubt := find_order_doubt(classes, config.data.class_order)):
         display.warn(f"{opened.account.path}: {doubt}")
-    _warn_of_other_settings(config, opened, display)
+    _tell_of_other_settings(config, opened, display)
     return opened
 
 
-def _warn_of_other_settings(config: TrainConfig, opened: Opened, display: Display) -> None:
-    """Warn where the settings say something else than what the weights were trained with."""
+def _tell_of_other_settings(config: TrainConfig, opened: Opened, display: Display) -> None:
+    """Say where the settings are other than what the weights were trained with.
+
+    Which part of an image is seen is null unless somebody chose it, which is worth a note. What
+    changes the network or the scale of its pixels, or is a default, is worth a warning.
+    """
     numerics = opened.account.numerics
     preprocess = opened.record.preprocess
     compared = [
@@ -80,7 +114,8 @@ def _warn_of_other_settings(config: TrainConfig, opened: Opened, display: Displa
     compared.append(("data.bits", config.data.bits, preprocess.bits))
     for key, value, expected in compared:
         if value != expected:
-            display.warn(
+            tell = display.note if key in VIEW else display.warn
+            tell(
                 f"{opened.account.path}: expects {key}={expected}; the settings say {value}, which "
                 "is taken"
             )

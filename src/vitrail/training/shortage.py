@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+
+from vitrail.choices import Precision
 from vitrail.data.loader import count_local_processes, find_crowding
+from vitrail.devices import cpu_has_bfloat16
+from vitrail.display import Display
 from vitrail.training.run.open_run import Run
 from vitrail.training.run.state import TrainState
 from vitrail.training.setup import Job
@@ -36,6 +41,15 @@ def tell_of_short_memory(job: Job, update: int) -> None:
         f"train.accumulate={parts * job.config.train.accumulate} takes as little memory from the "
         "start"
     )
+
+
+def tell_of_slow_precision(precision: Precision, device: torch.device, display: Display) -> None:
+    """Say that a processor without instructions for bfloat16 computes float32 faster."""
+    if precision == "bfloat16" and device.type == "cpu" and not cpu_has_bfloat16():
+        display.note(
+            "train.precision=bfloat16: this processor has no instructions for it and computes "
+            "float32 faster; add train.precision=float32"
+        )
 
 
 def warn_of_waiting(job: Job, state: TrainState, run: Run) -> None:

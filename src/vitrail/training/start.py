@@ -13,12 +13,13 @@ from typing import Any
 from vitrail.config.commands import TrainConfig
 from vitrail.config.recipes import RECIPES
 from vitrail.config.resolve import Layer, flatten, read_yaml, resolve
+from vitrail.config.values import read_value
 from vitrail.errors import ConfigError, command, name_option, write_option
 from vitrail.files import is_temporary
 from vitrail.migrate.given import Given, Settings, read_given
 from vitrail.migrate.recipes import OpenedRecipe, open_recipe
 from vitrail.migrate.rules import Say
-from vitrail.training.idle_settings import idle_settings
+from vitrail.training.idle_settings import find_lasting_freeze, idle_settings
 from vitrail.training.run.lock import LOCK
 
 FREE = (
@@ -42,6 +43,16 @@ LENGTH = ("train.epochs", "schedule.cooldown_epochs", "train.patience", "train.m
 
 
 @dataclass(frozen=True)
+class LeftOptions:
+    """Options that a recipe sets for its own model and the settings leave, while they name another model."""
+
+    recipe: str
+    model: str
+    """The recipe's own model."""
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Start:
     """A run to start: its settings, its name, and the folder that it resumes or forks."""
 
@@ -55,6 +66,8 @@ class Start:
     remarks: tuple[tuple[Say, str], ...] = ()
     """Notes and warnings about the settings, such as those of another project's file that was
     translated."""
+    left: LeftOptions | None = None
+    """Options of the recipe's own model, where the settings name another one."""
 
 
 def begin(
@@ -111,7 +124,28 @@ def _new(
     chosen = {key: origin for key, origin in resolved.origins.items() if origin in chosen_by}
     for text in idle_settings(resolved.config, chosen):
         remarks.append(("warning", text))
-    return Start(resolved.config, recipe.name, fork=fork, remarks=tuple(remarks))
+    if (text := find_lasting_freeze(resolved.config)) is not None:
+        remarks.append(("warning", text))
+    return Start(
+        resolved.config,
+        recipe.name,
+        fork=fork,
+        remarks=tuple(remarks),
+        left=_find_left_options(recipe, given),
+    )
+
+
+def _find_left_options(recipe: OpenedRecipe, given: Layer) -> LeftOptions | None:
+    """Return the options that a recipe sets for its own model, where the settings name another one."""
+    own, wanted = (layer.values.get("model", {}) for layer in (recipe.layer, given))
+    names_both = "name" in own and "name" in wanted
+    if not names_both or own["name"] == wanted["name"] or recipe.translation:
+        return None
+    theirs, ours = (
+        read_value(section.get("options", {}), dict[str, Any]) for section in (own, wanted)
+    )
+    left = tuple(key for key in theirs if key not in ours)
+    return LeftOptions(recipe.name, own["name"], left) if left else None
 
 
 def _is_written_by_hand(recipe: OpenedRecipe) -> bool:

@@ -161,11 +161,7 @@ def _accumulate_gradients(
     sums = new_sums(accelerator.device)
     for number, (micro_batch, key) in enumerate(zip(micro_batches, keys, strict=True), start=1):
         images, targets = prepare(context, micro_batch, key)
-        parts = list(
-            zip(
-                images.chunk(context.memory.parts), targets.chunk(context.memory.parts), strict=True
-            )
-        )
+        parts = _cut(images, targets, context.memory.parts)
         for part, (part_images, part_targets) in enumerate(parts, start=1):
             is_last = number == len(micro_batches) and part == len(parts)
             # gradients are summed over the ranks once, with those of the last micro-batch
@@ -178,6 +174,13 @@ def _accumulate_gradients(
             counted = torch.full_like(right, len(part_targets))
             sums += torch.stack([loss.detach(), right, counted]).to(sums.dtype)
     return sums
+
+
+def _cut(images: Tensor, targets: Tensor, parts: int) -> list[tuple[Tensor, Tensor]]:
+    """Cut the images of a micro-batch and their targets into so many parts, or as many as there are images."""
+    if not len(targets):  # the black image of a micro-batch without readable ones
+        return [(images, targets)]
+    return list(zip(images.chunk(parts), targets.chunk(parts), strict=True))
 
 
 def _clip_gradients(model: nn.Module, clip_norm: float | None) -> Tensor:

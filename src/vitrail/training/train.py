@@ -63,6 +63,7 @@ from vitrail.training.setup import Job, build_job, build_state, tell_of_slow_ave
 from vitrail.training.shortage import (
     on_cpu,
     tell_of_short_memory,
+    tell_of_slow_precision,
     warn_of_load,
     warn_of_waiting,
     why_memory_is_too_short,
@@ -135,6 +136,7 @@ def train(
         torch.manual_seed(settings.seed)
         if precision != settings.precision:
             display.note(f"train.precision={settings.precision} is {precision} on this device")
+        tell_of_slow_precision(precision, accelerator.device, display)
         if resume is not None:
             claim(accelerator, resume, exits, display)
         is_new = fork is None and (resume is None or not has_save(accelerator, resume))

@@ -45,6 +45,8 @@ EVALUATIONS = 20
 """Evaluations of a run, at most."""
 POLICY = "rand-m7-mstd0.5-inc1"
 """RandAugment, a little weaker than the papers', which train from nothing."""
+LONG = 15
+"""Epochs from which on blocks that are left out at random help."""
 OFTEN = 25
 """Epochs from which on strongly varied images help more than they delay: seen less often, they are
 not learnt by heart."""
@@ -260,7 +262,7 @@ def _choose_augmentation(choices: _Choices, images: Survey, known: Circumstances
         reason = f"{a_class:,} images of a class, in {epochs:,} epochs, are enough to learn from mixed ones"
         choices.choose("augment.mixup", 0.2, reason)
         choices.choose("augment.cutmix", 1.0, reason)
-    if epochs >= OFTEN:
+    if epochs >= LONG:
         reason = f"images are seen in {epochs:,} epochs, and blocks left out at random vary them"
         choices.choose("model.drop_path_rate", 0.1, reason)
 

@@ -31,6 +31,8 @@ class _Head:
     doubts: tuple[str, ...] = ()
     is_kept_in_order: bool = False
     """Whether it stays as it is, since the order of the classes is assumed."""
+    dropped: str = ""
+    """The doubt about a head that is dropped for one of another number of classes."""
 
 
 def adapt_model(opened: Opened, request: LoadRequest) -> Opened:
@@ -137,6 +139,7 @@ def _with_options(opened: Opened, request: LoadRequest) -> Opened:
             doubts=(*opened.account.doubts, *head.doubts),
         ),
         order_is_assumed=head.is_kept_in_order,
+        dropped_head=head.dropped,
     )
 
 
@@ -239,7 +242,8 @@ def _plan_head(
     if rows := len(shared_rows(old, classes)):
         note = f"{path}: {rows} of {num_classes} rows of the head are kept, by class name; the others are fresh"
         return _Head(notes=(note,))
-    return _Head(doubts=(_explain_dropped_head(count, old, num_classes, classes, path),))
+    doubt = _explain_dropped_head(count, old, num_classes, classes, path)
+    return _Head(doubts=(doubt,), dropped=doubt if count != num_classes else "")
 
 
 def _explain_dropped_head(

@@ -27,6 +27,9 @@ class Opened:
     account: Account
     order_is_assumed: bool = False
     """Whether the names of the classes were given to the logits by their order alone."""
+    dropped_head: str = ""
+    """The doubt about a head that was dropped for one of another number of classes; empty where
+    none was."""
 
     def build(self, device: str | torch.device = "cpu") -> VisionModel:
         """Build the model, ready for inference."""
@@ -38,11 +41,20 @@ class Opened:
         return model.eval().to(device)
 
 
-def show_account(opened: Opened, display: Display) -> None:
-    """Show which project and model a file was taken for, and what may be wrong with that."""
+def show_account(opened: Opened, display: Display, *, trains_head: bool = False) -> None:
+    """Show which project and model a file was taken for, and what may be wrong with that.
+
+    Args:
+        opened: The weights.
+        display: Where it is shown.
+        trains_head: Whether the head is trained next, so that a fresh one is what was meant.
+    """
     if opened.account.dialect != OURS:
         display.note(opened.account.summary())
     for note in opened.account.notes:
         display.note(note)
     for doubt in opened.account.doubts:
-        display.warn(doubt)
+        if trains_head and doubt == opened.dropped_head:
+            display.note(doubt)
+        else:
+            display.warn(doubt)

@@ -10,7 +10,7 @@ from peft.tuners.lora import LoraLayer
 from torch.testing import assert_close
 
 from vitrail.config.training_sections import LoraSection
-from vitrail.errors import MissingExtra
+from vitrail.errors import ConfigError, MissingExtra
 from vitrail.models.family import VisionModel
 from vitrail.models.kernels import Linear
 from vitrail.models.registry import FAMILIES, create_model
@@ -99,3 +99,25 @@ def test_without_peft_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(MissingExtra) as caught:
         add_adapters(tiny("t2t_vit_7"), LoraSection(rank=8))
     assert str(caught.value) == "lora.rank=8: needs peft; run: pip install 'vitrail[lora]'"
+
+
+@pytest.mark.parametrize(
+    ("name", "targets", "width"),
+    [
+        ("tnt_s_patch16_224", ("attention", "mlp"), 24),
+        ("twins_svt_small", ("attention",), 64),
+        ("t2t_vit_14", ("mlp",), 64),
+    ],
+)
+def test_a_rank_above_the_width_of_the_narrowest_layer_is_refused(name: str, targets: tuple, width: int) -> None:
+    with torch.device("meta"):
+        model = create_model(name)
+    for rank in (width + 1, 10_000):
+        with pytest.raises(ConfigError) as caught:
+            add_adapters(model, LoraSection(rank=rank, targets=targets))
+        found = str(caught.value)
+        assert found.startswith(f"lora.rank is {rank}; it must be at most {width}, the width of ")
+        assert found.endswith(", which is the narrowest layer that has an adapter; fewer, such as 8, are usual")
+        named = found.split("the width of ")[1].split(",")[0]
+        assert min(model.get_submodule(named).weight.shape) == width
+    add_adapters(model, LoraSection(rank=width, targets=targets))

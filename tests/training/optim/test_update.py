@@ -238,3 +238,23 @@ def test_a_micro_batch_in_parts_makes_the_same_update(parts: int) -> None:
         assert_close(second[2], first[2], rtol=1e-5, atol=0)
     for found, expected in zip(cut.model.parameters(), whole.model.parameters(), strict=True):
         assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [2, 4 * BATCH])
+@pytest.mark.parametrize("settings", [(), ("optim.sam_rho=0.05",)])
+def test_a_micro_batch_without_readable_images_has_one_part_and_no_weight(
+    parts: int, settings: tuple[str, ...]
+) -> None:
+    whole = Bench("optim.name=sgd", "train.accumulate=2", *settings)
+    cut = Bench("optim.name=sgd", "train.accumulate=2", *settings)
+    cut.context.memory.parts = parts
+    nothing = torch.empty(0, dtype=torch.int64)
+    empty = Batch(cut.pixels[:0], nothing, nothing, nothing, [])
+    results = []
+    for bench in (whole, cut):
+        for order in ([*bench.batches(2)[:1], empty], [empty, *bench.batches(2)[:1]], [empty, empty]):
+            watch = Stopwatch(torch.device("cpu"), {})
+            results.append(train_step(bench.context, bench.model, bench.optimizer, order, [7, None], watch))
+    assert [int(sums[2]) for sums, _, _ in results] == [4, 4, 0] * 2
+    for found, expected in zip(cut.model.parameters(), whole.model.parameters(), strict=True):
+        assert_close(found, expected, rtol=1e-5, atol=1e-6)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
 from torch import Tensor, nn
 
 from vitrail.config.training_sections import LoraSection
-from vitrail.errors import MissingExtra
+from vitrail.errors import ConfigError, MissingExtra
 from vitrail.models.family import VisionModel
 
 DOWN, UP, BASE = ".lora_A.default.weight", ".lora_B.default.weight", ".base_layer."
@@ -21,6 +21,7 @@ def add_adapters(model: VisionModel, settings: LoraSection) -> None:
     An adapter begins as zero, so the network computes what it did.
 
     Raises:
+        ConfigError: The rank is above the width of a layer that would have an adapter.
         MissingExtra: peft is not installed.
     """
     if find_spec("peft") is None:
@@ -33,6 +34,7 @@ def add_adapters(model: VisionModel, settings: LoraSection) -> None:
     layers = [
         name for name, module in model.named_modules() if kind_of(name, module) in settings.targets
     ]
+    _refuse_wide_rank(settings.rank, model, layers)
     adapters = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.scale * settings.rank,  # pyright: ignore[reportArgumentType]
@@ -42,6 +44,20 @@ def add_adapters(model: VisionModel, settings: LoraSection) -> None:
     inject_adapter_in_model(adapters, model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("head.") or name.endswith((DOWN, UP)))
+
+
+def _refuse_wide_rank(rank: int, model: VisionModel, layers: Sequence[str]) -> None:
+    """Refuse a rank that no adapter of the narrowest layer can have, as its matrix has a lower one itself."""
+    widths = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name in layers:
+            widths[name] = min(module.in_features, module.out_features)
+    narrowest = min(widths, key=lambda name: widths[name])
+    if rank > widths[narrowest]:
+        raise ConfigError(
+            f"lora.rank is {rank}; it must be at most {widths[narrowest]}, the width of {narrowest}, "
+            "which is the narrowest layer that has an adapter; fewer, such as 8, are usual"
+        )
 
 
 def kind_of(name: str, module: nn.Module) -> str | None:
