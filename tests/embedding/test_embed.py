@@ -17,6 +17,7 @@ from support.forked import python
 from support.pages import check_page
 from support.runs import torchrun
 from support.tiny_model import save_tiny
+from vitrail.embedding.map import FLATTEST, MARGIN, SIDE, fit_points
 from vitrail.errors import DataError, MissingExtra
 
 KILLED = """
@@ -237,7 +238,30 @@ def test_a_point_of_the_map_shows_its_image_and_a_class_shows_its_points(
         for width in (400, 1200):
             browser.resize(width, 800)
             assert browser.ask("document.documentElement.scrollWidth") <= width
+            # a tap beside a point shows it, one far from all of them shows none
+            assert browser.ask("circles[3].getBoundingClientRect().width") >= 8
+            centre = "const at = circles[3].getBoundingClientRect(), x = at.x + at.width / 2, y = at.y + at.height / 2;"
+            tap = "map.dispatchEvent(new MouseEvent('click', {{clientX: x + {0}, clientY: y}}))"
+            browser.ask(f"(() => {{ {centre} {tap.format(1)} }})()")
+            assert not browser.ask("box.hidden")
+            browser.ask(f"(() => {{ {centre} {tap.format(5000)} }})()")
+            assert browser.ask("box.hidden")
         assert browser.complaints == []
+
+
+def test_a_map_is_as_high_as_its_points_need() -> None:
+    line = np.array([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]])
+    places, height = fit_points(line)
+    assert height == round(FLATTEST * SIDE)
+    assert np.allclose(sorted(places[:, 0]), [MARGIN, SIDE / 2, SIDE - MARGIN])
+    assert np.allclose(places[:, 1], height / 2)
+    square = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+    places, height = fit_points(square)
+    assert places.min() >= MARGIN - 1e-6
+    assert (places <= np.array([SIDE, height]) - MARGIN + 1e-6).all()
+    assert np.isclose(np.linalg.norm(places[0] - places[1]), np.linalg.norm(places[1] - places[2]))
+    alone, height = fit_points(np.zeros((1, 2)))
+    assert alone.tolist() == [[SIDE / 2, height / 2]]
 
 
 @pytest.mark.parametrize("images", [1, 3])
@@ -264,9 +288,68 @@ def test_weights_that_give_no_numbers_are_told(image_folder: Path, tiny_checkpoi
         vitrail.embed(tmp_path / "huge.safetensors", settings=data, knn=True)
 
 
+def test_the_image_to_search_for_is_read_before_all_else(
+    image_folder: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
+    output = tmp_path / "out/t.npy"
+    output.parent.mkdir()
+    for query in (tmp_path / "no.jpg", broken):
+        words = (f"data.root={image_folder}", "--output", output, "--search", query)
+        assert f"--search {query}: cannot be read (" in refused(capsys, "embed", tiny_checkpoint, *words)
+        assert not list(output.parent.iterdir())
+
+
+def test_pages_do_not_replace_what_another_option_writes(
+    image_folder: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    query = image_folder / "val/red/red_0.jpg"
+    page, output = tmp_path / "a.html", tmp_path / "a.npy"
+    for words in (
+        ("--search", query, "--report", page, "--map", page),
+        ("--output", output, "--map", tmp_path / "a.csv"),
+    ):
+        line = refused(capsys, "embed", tiny_checkpoint, f"data.root={image_folder}", *words)
+        assert f"--map {words[-1]}: is written by another option too; choose another file" in line
+
+
+def test_features_that_were_written_are_not_computed_again(
+    image_folder: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data = {"data.root": str(image_folder)}
+    vitrail.embed(tiny_checkpoint, settings=data, output=tmp_path / "a.npy")
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("features.npy")}
+    assert len(kept) == 2
+
+    def compute(*_: object) -> None:
+        raise AssertionError("features are computed again")
+
+    monkeypatch.setattr("vitrail.embedding.extract.Extractor.compute", compute)
+    done = vitrail.embed(tiny_checkpoint, settings=data, knn=True)
+    assert done.knn is not None
+    assert done.knn.value == 100
+    assert not (tmp_path / ".a.npy.partial").exists()
+
+
+def test_what_to_type_next_is_not_what_was_typed(
+    image_folder: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = ("--output", tmp_path / "a.npy", "--search", image_folder / "val/red/red_0.jpg", "--topk", 5)
+    assert run("embed", tiny_checkpoint, f"data.root={image_folder}", *words) == 0
+    assert "next:" not in capsys.readouterr().out
+
+
+def test_no_images_in_a_list_are_one_line(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(vitrail.VitrailError, match=r"^embed needs images: a file, a folder, a quoted glob"):
+        vitrail.embed(tiny_checkpoint, [], output=tmp_path / "x.npy")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (("--output", "nodir/x.npy"), "--output nodir/x.npy: there is no folder nodir; create or choose another"),
         (("--output", "x.txt"), "--output x.txt: is of an unknown kind; let it end in .npy or .parquet"),
         (("--level", "7"), "--level 7: the model has levels 0 to 1, or -2 to -1 from the end; give one of them"),
         (("--topk", "0"), "--topk is 0; it must be at least 1"),

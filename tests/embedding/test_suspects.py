@@ -30,7 +30,12 @@ def test_images_in_the_wrong_class_are_named_first(
     output = tmp_path / "check"
     words = (f"data.root={image_folder}", "--output", output, "--suspects", tiny_checkpoint)
     assert run("check-data", *words) == 0
-    assert f"2 labels look wrong: {output / 'suspects.csv'}" in capsys.readouterr().out
+    assert (
+        "a linear layer that has not seen them agrees with 94.4 % of 36 labels\n"
+        f"2 differ from what it says, to be looked at, not to be believed: {output / 'suspects.csv'}\n"
+        f"page: {output / 'check.html'}\n"
+        f"next: vitrail finetune {image_folder} --weights {tiny_checkpoint}\n"
+    ) in capsys.readouterr().out
     with (output / "suspects.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert sorted(row["path"] for row in rows) == sorted(mislabelled)
@@ -41,6 +46,8 @@ def test_images_in_the_wrong_class_are_named_first(
     page = (output / "check.html").read_text()
     check_page(page)
     assert page.count("; likelier ") == 2
+    assert "2 of 36 images look more like another class" in page
+    assert "It agrees with 94.4 % of the labels, and the lower that is, the less its doubt means." in page
     # and an earlier report, with its file, is replaced
     assert run("check-data", *words) == 0
 
@@ -65,6 +72,16 @@ def test_copies_form_one_group_by_their_bytes_or_their_pictures() -> None:
     groups = group_copies(contents, pictures)
     assert groups[0] == groups[2] == groups[4]
     assert len({*groups.tolist()}) == 3
+
+
+def test_images_are_judged_by_the_size_of_the_weights(
+    image_folder: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    data = {"data.root": str(image_folder)}
+    alone = vitrail.check_data(data, output=tmp_path / "alone")
+    assert any("smaller than the model's 224 x 224 pixels" in one.what for one in alone.problems)
+    by_weights = vitrail.check_data(data, output=tmp_path / "check", suspects=tiny_checkpoint)
+    assert not any("smaller than the model's" in one.what for one in by_weights.problems)
 
 
 def test_without_wrong_labels_none_is_named(image_folder: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -26,7 +28,8 @@ class Served:
     ranges: bool = True
     """Whether parts of it can be had."""
     answers: list[int | str] = field(default_factory=list)
-    """For each request: a status, `cut N` after N bytes, `wait S` seconds, or an address that it leads to."""
+    """For each request: a status, `cut N` after N bytes, `reset N` likewise, but without a farewell, `wait S` seconds,
+    or an address that it leads to."""
     says_length: bool = True
     claimed: int | None = None
     """Bytes that it is said to have; None is the truth."""
@@ -82,6 +85,10 @@ def of_hub(repository: str, **files: bytes) -> dict[str, Served]:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
+    def finish(self) -> None:
+        with suppress(OSError, ValueError):  # of a connection that was reset
+            super().finish()
+
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
@@ -133,8 +140,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "GET":
             with suppress(ConnectionError):  # of a client that has had enough
-                self.wfile.write(body[: int(amount)] if verb == "cut" else body)
-        if verb == "cut" or not served.says_length or served.claimed:
+                self.wfile.write(body[: int(amount)] if verb in ("cut", "reset") else body)
+        if verb == "reset":
+            time.sleep(0.3)  # until all of it has come
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+        if verb in ("cut", "reset") or not served.says_length or served.claimed:
             self.close_connection = True
 
     def _begin(self, served: Served) -> int | None:

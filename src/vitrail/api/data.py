@@ -71,6 +71,8 @@ class DataCheck(Result):
     """Whether the images have three channels of 8 bits."""
     suspects: tuple[SuspectLabel, ...] | None = None
     """Images whose label looks wrong, the most suspect first; None where none were searched for."""
+    judged: int = 0
+    """Images whose labels were judged; 0 where suspects were not searched for."""
 
     @property
     def has_errors(self) -> bool:
@@ -93,9 +95,13 @@ class DataCheck(Result):
         """Say how many labels look wrong, and where the page is."""
         lines = []
         if self.suspects is not None:
-            lines.append(
-                f"{len(self.suspects):,} labels look wrong: {self.page.with_name('suspects.csv')}"
-            )
+            agreed = 100 * (1 - len(self.suspects) / max(self.judged, 1))
+            lines += [
+                f"a linear layer that has not seen them agrees with {agreed:.1f} % of "
+                f"{self.judged:,} labels",
+                f"{len(self.suspects):,} differ from what it says, to be looked at, not to be "
+                f"believed: {self.page.with_name('suspects.csv')}",
+            ]
         return [*lines, f"page: {self.page}{' (replaced)' if self.replaced else ''}"]
 
     def records(self) -> Sequence[dict[str, Any]]:
@@ -190,6 +196,7 @@ def check_data(
     config = resolve(CheckConfig, [given]).config
 
     from vitrail.data.audit.check_data import check_data as run
+    from vitrail.data.audit.check_data import count_readable
     from vitrail.data.imagenet_val import prepare_imagenet_val
 
     with shown(display, progress) as display:
@@ -204,12 +211,15 @@ def check_data(
             )
             if done.absent:
                 display.warn(f"{done.absent:,} of ImageNet's validation images are not there")
-        suspect = None
+        suspect, usual = None, None
         if suspects is not None:
-            from vitrail.embedding.suspects import find_suspects
+            from vitrail.embedding.suspects import find_suspects, open_judge
 
-            suspect = partial(find_suspects, Path(suspects), config.data, display=display)
-        checked = run(config, Path(output), display, suspect)
+            weights = Path(suspects)
+            opened = open_judge(weights, config.data, display)
+            usual = opened.record.preprocess
+            suspect = partial(find_suspects, opened, weights, config.data, display=display)
+        checked = run(config, Path(output), display, suspect, usual)
         for note in checked.manifest.notes:
             display.note(note)
     manifest, findings = checked.manifest, checked.findings
@@ -228,6 +238,7 @@ def check_data(
         multi_label=manifest.label_sets is not None,
         is_picture=manifest.pixels.is_picture,
         suspects=_name_suspects(manifest, checked.suspects),
+        judged=0 if suspects is None else count_readable(manifest),
     )
 
 

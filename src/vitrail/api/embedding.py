@@ -125,7 +125,8 @@ def embed(
     `vitrail.embed("best.safetensors", settings={"data.root": FOLDER}, output="birds.npy",
     knn=True)` does what `vitrail embed best.safetensors data.root=FOLDER --output birds.npy --knn`
     does. Without images and settings, of the images that the weights were trained with. What was
-    stopped goes on when it is called again.
+    stopped goes on when it is called again. The features are kept in the user's cache, where the
+    next call without an output finds them.
 
     Args:
         checkpoint: The weight file, of any project.
@@ -133,7 +134,7 @@ def embed(
             takes a data set.
         settings: Settings of the sections weights, data and preprocess.
         output: File to write, .npy with an index and a description beside it, or .parquet; None
-            keeps the features in the user's cache.
+            writes none.
         level: Level of the model's `feature_levels`; a negative one counts from the end.
         pool: How the tokens of an image become one vector: as the head reads them, the class token,
             or their mean or maximum.
@@ -161,7 +162,7 @@ def embed(
     require_at_least(1, batch_size=batch_size, topk=topk)
     checkpoint, output = Path(checkpoint), path_or_none(output)
     views = _Views(path_or_none(search), topk, path_or_none(report), path_or_none(map))
-    views.check(checkpoint)
+    views.check(checkpoint, output)
 
     from vitrail.embedding.embed import EmbedOptions
 
@@ -174,6 +175,7 @@ def embed(
         precision=precision,
         knn=knn,
         probe=probe,
+        search=views.search,
     )
     with shown(display, progress) as display:
         return _embed_and_view(
@@ -194,8 +196,8 @@ class _Views:
     map: Path | None
     """Page with all images in two dimensions."""
 
-    def check(self, checkpoint: Path) -> None:
-        """Refuse a page of a search without an image, and pages that would replace what is read.
+    def check(self, checkpoint: Path, output: Path | None) -> None:
+        """Refuse a page of a search without an image, and pages that would replace what is read or written.
 
         Raises:
             ConfigError: There is such a page.
@@ -209,9 +211,18 @@ class _Views:
         read = files_of(checkpoint)
         if self.search is not None:
             read = [*read, self.search]
+        written = [] if output is None else [output, *map(output.with_suffix, (".csv", ".json"))]
         for option, file in (("report", self.report), ("map", self.map)):
-            if file is not None:
-                refuse_output(option, file, read)
+            if file is None:
+                continue
+            refuse_output(option, file, read)
+            place = os.path.realpath(file)
+            if place in map(os.path.realpath, written):
+                raise ConfigError(
+                    f"{write_option(option, file)}: is written by another option too; choose "
+                    "another file"
+                )
+            written.append(file)
 
 
 def _read_inputs(
@@ -223,7 +234,7 @@ def _read_inputs(
         if layer.values.get("data"):
             resolve(EmbedConfig, [layer])
         return None, [layer]
-    inputs = Inputs.read(images, given)
+    inputs = Inputs.read(images, given, "embed")
     layers, _ = with_recipe(None, inputs.settings, OF_WEIGHTS)
     resolve(PredictConfig, layers)
     return inputs, layers

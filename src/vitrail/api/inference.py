@@ -355,8 +355,15 @@ class Inputs:
     """Column of such lists that has the paths."""
 
     @classmethod
-    def read(cls, images: str | Path | Iterable[str | Path], settings: Given) -> Inputs:
+    def read(
+        cls, images: str | Path | Iterable[str | Path], settings: Given, program: str = "predict"
+    ) -> Inputs:
         """Check what is given, and tell the settings of lists from those of the model.
+
+        Args:
+            images: Images, folders, globs and lists of paths.
+            settings: Settings, those of lists among them.
+            program: What is to be done with the images, as messages call it.
 
         Raises:
             ConfigError: No images are given, or settings of lists without a list.
@@ -365,7 +372,7 @@ class Inputs:
         given = tuple(os.fspath(name) for name in names)
         if not given:
             raise ConfigError(
-                "predict needs images: a file, a folder, a quoted glob, or a list of paths"
+                f"{program} needs images: a file, a folder, a quoted glob, or a list of paths"
             )
         values = dict(settings.layer.values)
         root, path_column = _read_list_settings(

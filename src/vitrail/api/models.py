@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from vitrail.api.arguments import checked
+from vitrail.errors import CheckpointError
 from vitrail.models import registry
 from vitrail.models.family import VisionModel
 from vitrail.weights import loading
-from vitrail.weights.published.catalogue import WORD
+from vitrail.weights.published.catalogue import WORD, find_row
 
 list_models = checked(registry.list_models)
 load_model = checked(loading.load_model)
@@ -38,5 +39,13 @@ def create_model(name: str, *, pretrained: bool | str = False, **overrides: Any)
     """
     if pretrained is False:
         return registry.create_model(name, **overrides)
+    model = registry.canonical_name(name)
     word = WORD if pretrained is True else f"{WORD}:{pretrained}"
-    return loading.load_model(word, model=registry.canonical_name(name), **overrides).train()
+    try:
+        find_row(word, model)
+    except CheckpointError as error:
+        reason = str(error).removeprefix(f"{word}: ")
+        raise CheckpointError(
+            f"pretrained={pretrained!r}: {reason}; pretrained=True takes the best of {model}"
+        ) from error
+    return loading.load_model(word, model=model, **overrides).train()

@@ -106,7 +106,7 @@ def list_weights(pattern: str = "*") -> WeightsList:
     `vitrail.list_weights("t2t*")` does what `vitrail weights 't2t*'` does.
 
     Args:
-        pattern: A shell pattern that names match, with or without the origin.
+        pattern: A shell pattern that names match, with or without the origin, or an origin.
 
     Raises:
         ConfigError: No name matches.
@@ -124,10 +124,11 @@ def list_weights(pattern: str = "*") -> WeightsList:
 def fetch_weights(
     names: str | Iterable[str], *, display: Display | None = None, progress: bool = True
 ) -> FetchedWeights:
-    """Bring published weights onto this machine, such as before it goes offline; those that are here stay.
+    """Bring published weights onto this machine, such as before it goes offline; those that are here and whole stay.
 
-    `vitrail.fetch_weights("twins_svt_small")` does what `vitrail weights fetch twins_svt_small`
-    does.
+    A file that is here is compared with the hash that was recorded of it; one that is damaged is
+    fetched again, with a warning. `vitrail.fetch_weights("twins_svt_small")` does what
+    `vitrail weights fetch twins_svt_small` does.
 
     Args:
         names: One name or several, or hf-hub:OWNER/NAME.
@@ -149,7 +150,9 @@ def fetch_weights(
     fetched = []
     with shown(display, progress) as display:
         for name in wanted:
-            located = locate_weights(name, display=display)
+            if not name:
+                raise ConfigError("a name is empty; `vitrail weights` lists those that there are")
+            located = locate_weights(name, display=display, is_renewed=True)
             if located.row is not None:
                 fetched.append(_describe(located.row))
             elif located.origin:

@@ -61,6 +61,10 @@ def check_data(
     show_result(check)
     if check.has_errors:
         print("mend what is wrong first")
+    elif suspects is not None:
+        # the recipe of ImageNet is for another size than such weights may have
+        data = [text.removeprefix("data.root=").removeprefix("data.list=") for text in settings]
+        show_line(f"next: {command('finetune', *data, '--weights', suspects)}")
     else:
         fitted = [*_for_labels(check.multi_label), *_for_numbers(check)]
         show_line(f"next: {command('train', 'tnt_s_imagenet', *settings, *fitted)}")

@@ -83,7 +83,8 @@ def embed(
 ) -> int:
     """Compute the features of images: write, probe, search and draw them; status 1 if an image could not be read.
 
-    What was stopped goes on when it is called again.
+    What was stopped goes on when it is called again. The features are kept in the user's cache, where the next
+    call without --output finds them.
 
     ```
     vitrail embed best.safetensors data.root=/data/birds --output birds.npy
@@ -121,7 +122,7 @@ def embed(
         )
     if is_main_process():
         show_result(result)
-        if output is not None and not images and not (knn or probe):
+        if output is not None and not images and not (knn or probe or search or map):
             show_line(
                 f"next: {command('embed', checkpoint, *settings, '--knn', '--probe', '--map', 'map.html')}"
             )

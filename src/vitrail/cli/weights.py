@@ -19,7 +19,7 @@ weights = App(
 @weights.default
 def list_published(
     pattern: Annotated[
-        str, Parameter(help="A shell pattern of names: a star stands for any letters.")
+        str, Parameter(help="A shell pattern of names or origins: a star stands for any letters.")
     ] = "*",
 ) -> int:
     """List the weights that are published and have a name; wherever a weight file goes, such a name will do.
@@ -27,6 +27,7 @@ def list_published(
     ```
     vitrail weights
     vitrail weights 't2t_vit_14*'
+    vitrail weights mindcv
     vitrail weights fetch twins_svt_small
     vitrail weights add downloads/model.pth
     ```
@@ -43,9 +44,10 @@ def fetch(
         str, Parameter(help="Names that `vitrail weights` lists, or hf-hub:OWNER/NAME.")
     ],
 ) -> int:
-    """Download published weights, such as before a machine goes offline; what is here already stays.
+    """Download published weights, such as before a machine goes offline; what is here already and whole stays.
 
-    A download that was cut goes on where it stopped. VITRAIL_WEIGHTS_MIRROR names a server that has
+    What is here is compared with its recorded hash, and fetched again where it is damaged. A download that was cut
+    goes on where it stopped. VITRAIL_WEIGHTS_MIRROR names a server that has
     all the files, HF_ENDPOINT one that has the Hub's.
 
     ```

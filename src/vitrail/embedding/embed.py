@@ -22,9 +22,9 @@ from vitrail.display import Display
 from vitrail.distributed.processes import processes, share
 from vitrail.embedding.extract import Extractor
 from vitrail.embedding.files import check_output, write_features
-from vitrail.embedding.images import Part, take_files, take_splits
+from vitrail.embedding.images import Part, take_files, take_splits, view_query
 from vitrail.embedding.probe import Score, knn_accuracy, linear_probe
-from vitrail.embedding.store import Features, cached_features, describe, embed_source
+from vitrail.embedding.store import Features, cached_features, describe, embed_source, keep_in_cache
 from vitrail.errors import ConfigError, DataError, name_option, write_option
 from vitrail.evaluation.match import check_pixels
 from vitrail.evaluation.settings import inherited_data
@@ -54,6 +54,8 @@ class EmbedOptions:
     """Whether the nearest images are asked for the classes."""
     probe: bool = False
     """Whether a linear layer is asked for the classes."""
+    search: Path | None = None
+    """Image that others are searched for by, which is read before they are computed."""
 
     @property
     def needs_labels(self) -> str:
@@ -97,7 +99,8 @@ def embed(
 ) -> Embedded | None:
     """Embed images, and return what came of it on the first process, None on the others.
 
-    What a killed process has computed is kept, beside the output or else in the user's cache.
+    What a killed process has computed is kept, beside the output or else in the user's cache, and
+    all of it in that cache in the end, unless the output is on another disk.
 
     Args:
         path: The weight file.
@@ -106,7 +109,7 @@ def embed(
         display: Shows progress, notes and warnings.
         images: Paths of images; None takes the data set of the settings, or that of the weight
             file.
-        output: File of features to write; None keeps them in the cache.
+        output: File of features to write; None writes none.
         guard_csv: Put an apostrophe before texts in CSV that a spreadsheet would compute.
 
     Raises:
@@ -123,12 +126,15 @@ def embed(
             f"{options.needs_labels} needs the classes of images, and files have none; give "
             "data.root=FOLDER, data.list or data.name instead of them"
         )
+    preprocess = override_preprocess(opened.record.preprocess, overrides, display)
+    if options.search is not None:
+        view_query(options.search, preprocess)
     with processes("float32", options.device) as accelerator:
         parts = _take_parts(section, options, images, accelerator, display)
         _require_labels(parts, options)
         extractor = Extractor(
             model=opened.build(accelerator.device),
-            preprocess=override_preprocess(opened.record.preprocess, overrides, display),
+            preprocess=preprocess,
             level=options.level,
             pooling=options.pooling,
             precision=options.precision,
@@ -151,6 +157,9 @@ def embed(
             write_features(
                 output, parts, embedded.features, embedded.description, guard_csv=guard_csv
             )
+            for number in range(len(parts)):
+                # computed once, whatever is asked of them next
+                keep_in_cache(_staging(output) / str(number))
             remove(_staging(output))
         return embedded
 

@@ -43,6 +43,7 @@ def check_output(output: Path) -> None:
             f"{write_option('output', output)}: is of an unknown kind; let it end in "
             f"{' or '.join(KINDS)}"
         )
+    refuse_output("output", output)
     for file in files_of(output):
         if os.path.lexists(file):
             raise ConfigError(

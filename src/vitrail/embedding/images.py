@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vitrail.classes.names import BETWEEN
 from vitrail.config.sections import DataSection
@@ -17,7 +18,10 @@ from vitrail.data.opening import Split, list_files_read, open_data, open_split
 from vitrail.data.paths import Paths
 from vitrail.data.sources import FileSource, Source
 from vitrail.display import Display
-from vitrail.errors import DataError, VitrailError
+from vitrail.errors import DataError, VitrailError, printable, write_option
+from vitrail.images.decoding import decode_quietly, read_image
+from vitrail.images.pixels import UnreadableImage
+from vitrail.images.preprocess import Preprocess
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,21 @@ def take_files(paths: Iterable[str]) -> Part:
     names = Paths.of(map(os.fsencode, paths))
     source = FileSource(Path(), names, np.zeros(len(names), np.int32), (), f"{len(names):,} files")
     return Part("", source, tuple(map(source.path, range(len(names)))))
+
+
+def view_query(path: Path, preprocess: Preprocess) -> Tensor:
+    """Return the image that others are searched for by, as the network sees it.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    where = write_option("search", printable(path))
+    try:
+        return preprocess.view(decode_quietly(read_image(path), preprocess.pixels))
+    except OSError as error:
+        raise DataError(f"{where}: cannot be read ({error.strerror}); give an image") from error
+    except UnreadableImage as error:
+        raise DataError(f"{where}: cannot be read ({error}); give an image") from error
 
 
 def take_splits(section: DataSection, split: Split, display: Display) -> list[Part]:

@@ -23,7 +23,11 @@ LARGEST = 64
 FEWEST = 5
 """Images that t-SNE and UMAP need; fewer are drawn by PCA."""
 SIDE = 1000
-"""Width and height of the map, in its own units."""
+"""Width of the map, in its own units; its height is what the points need."""
+FLATTEST = 0.4
+"""Height of the map, at least, as a part of its width."""
+MARGIN = 30
+"""Units between the points and the edges."""
 SEED = 0
 
 
@@ -86,14 +90,16 @@ def render_map(embedded: Embedded) -> tuple[bytes, str]:
     note = f"map by {method} of {len(shown):,} images"
     if len(shown) < len(places):
         note += f", evenly spaced ones of {len(places):,}"
+    places_shown, height = fit_points(points)
     page = render(
         "map.html",
-        points=_describe_points(embedded, shown, _fit(points), names),
+        points=_describe_points(embedded, shown, places_shown, names),
         classes=[
             {"name": name or "no class", "colour": choose_colour(number)}
             for number, name in enumerate(names)
         ],
-        side=SIDE,
+        width=SIDE,
+        height=height,
         note=note,
         about=describe_features(embedded),
         pictured=pictured(embedded.extractor.preprocess.pixels),
@@ -130,8 +136,18 @@ def choose_colour(number: int) -> str:
     return f"hsl({number * 137.508 % 360:.0f} 65% {(48, 60, 38)[number // 12 % 3]}%)"
 
 
-def _fit(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Scale points to the map, with a margin, and equally in both directions."""
-    low, high = points.min(axis=0), points.max(axis=0)
-    scale = 0.94 * SIDE / max(float((high - low).max()), 1e-9)
-    return (points - (low + high) / 2) * scale + SIDE / 2
+def fit_points(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
+    """Turn points so that they are wider than high, scale them to the map equally, and return them and its height.
+
+    Which way is up has no meaning in a map, and screens are wider than high.
+    """
+    centred = points - points.mean(axis=0)
+    _, axes = np.linalg.eigh(centred.T @ centred)
+    turned = centred @ axes[:, ::-1]
+    low, high = turned.min(axis=0), turned.max(axis=0)
+    width, height = np.maximum(high - low, 1e-9).tolist()
+    frame = round(SIDE * min(max(height / width, FLATTEST), 1.0))
+    scale = min((SIDE - 2 * MARGIN) / width, (frame - 2 * MARGIN) / height)
+    if max(width, height) <= 1e-9:  # one image, or copies of one
+        scale = 0.0
+    return (turned - (low + high) / 2) * scale + np.array([SIDE, frame]) / 2, frame

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from vitrail.data.loader import Batch
 from vitrail.embedding.embed import Embedded
 from vitrail.embedding.extract import Extractor
-from vitrail.embedding.images import Part, take_files
+from vitrail.embedding.images import Part, take_files, view_query
 from vitrail.embedding.probe import scale_to_unit
-from vitrail.errors import DataError, printable, write_option
-from vitrail.images.decoding import decode_quietly, read_image
+from vitrail.errors import printable
 from vitrail.images.pixels import UnreadableImage
 from vitrail.pages.render import picture, pictured, render
 
@@ -68,15 +67,7 @@ def embed_image(extractor: Extractor, path: Path) -> NDArray[np.float32]:
     Raises:
         DataError: It cannot be read.
     """
-    where = write_option("search", printable(path))
-    try:
-        view = extractor.preprocess.view(
-            decode_quietly(read_image(path), extractor.preprocess.pixels)
-        )
-    except OSError as error:
-        raise DataError(f"{where}: cannot be read ({error.strerror}); give an image") from error
-    except UnreadableImage as error:
-        raise DataError(f"{where}: cannot be read ({error}); give an image") from error
+    view = view_query(path, extractor.preprocess)
     first = torch.zeros(1, dtype=torch.int64)
     device = next(extractor.model.parameters()).device
     return extractor.compute(Batch(view[None], first, first, first, []), range(1), device).values[0]

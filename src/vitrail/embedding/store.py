@@ -232,8 +232,7 @@ def cached_features(
         DataError: No image can be read.
     """
     about = describe(extractor, source, files) if accelerator.is_main_process else {}
-    digest = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=16).hexdigest()
-    folder = locate_cache() / digest
+    folder = _place_in_cache(about)
     advice = f"free space, or delete {folder.parent}"
     return embed_source(
         extractor,
@@ -245,6 +244,22 @@ def cached_features(
         advance=advance,
         advice=advice,
     )
+
+
+def keep_in_cache(folder: Path) -> None:
+    """Move features that `embed_source` has brought to a folder into the user's cache, or leave them there.
+
+    They are left where the cache is on another disk, cannot be written, or has them already.
+    """
+    with contextlib.suppress(OSError):
+        place = _place_in_cache(json.loads((folder / STATE).read_text())["about"])
+        place.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(place)
+
+
+def _place_in_cache(about: Mapping[str, Any]) -> Path:
+    text = json.dumps(about, sort_keys=True).encode()
+    return locate_cache() / hashlib.blake2b(text, digest_size=16).hexdigest()
 
 
 def locate_cache() -> Path:

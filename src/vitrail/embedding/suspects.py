@@ -23,25 +23,37 @@ from vitrail.embedding.probe import assign_folds, out_of_fold_losses
 from vitrail.embedding.store import cached_features
 from vitrail.errors import ConfigError, DataError, write_option
 from vitrail.evaluation.match import check_pixels
+from vitrail.weights.opened import Opened
+
+
+def open_judge(weights: Path, section: DataSection, display: Display) -> Opened:
+    """Open the weights by whose features labels are judged.
+
+    Raises:
+        CheckpointError: The weight file is damaged or of no known kind.
+        ConfigError: It is an exported file, or reads images otherwise than the settings say.
+    """
+    opened = open_weights_for_features(weights, [], display)
+    check_pixels(opened.record, section, weights)
+    return opened
 
 
 def find_suspects(
-    weights: Path, section: DataSection, manifest: Manifest, display: Display
+    opened: Opened, weights: Path, section: DataSection, manifest: Manifest, display: Display
 ) -> list[Suspect]:
     """Return the images whose label another class is likelier than, those with the largest loss first.
 
     Copies and near copies of an image are in one fold, so that none vouches for another's label.
 
     Args:
-        weights: A weight file, of any project.
+        opened: What `open_judge` returns.
+        weights: The file that it was read from.
         section: Settings of the data.
         manifest: The images, inspected.
         display: Shows progress, notes and warnings.
 
     Raises:
-        CheckpointError: The weight file is damaged or of no known kind.
-        ConfigError: It is an exported file, or reads images otherwise; or images have several
-            classes.
+        ConfigError: Images have several classes.
         DataError: All images have one class, or none can be read.
     """
     where = write_option("suspects", weights)
@@ -54,8 +66,6 @@ def find_suspects(
             f"{where}: all {len(manifest):,} images have the same class, so no label can look "
             "wrong; leave it out"
         )
-    opened = open_weights_for_features(weights, [], display)
-    check_pixels(opened.record, section, weights)
     values = []
     with processes("float32", "auto") as accelerator:
         extractor = Extractor(

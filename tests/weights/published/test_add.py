@@ -154,3 +154,9 @@ def test_full_disk_leaves_nothing(
     with largest_file(1_000_000):
         assert f"{cache / T2T_7}: cannot be written (File too large); free space, or point TORCH_HOME" in refusal(file)
     assert sorted(path.name for path in cache.iterdir()) == [".vitrail"]
+
+
+def test_file_that_is_not_there_is_one_line(cache: Path, tmp_path: Path) -> None:
+    assert (
+        refusal(tmp_path / "no.pth") == f"{tmp_path / 'no.pth'}: is missing; give a file that was downloaded elsewhere"
+    )

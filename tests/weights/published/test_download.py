@@ -1,6 +1,7 @@
 """Download over HTTP from a real server that cuts, refuses, redirects, keeps silent and sends too much."""
 
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,7 +13,14 @@ from support.displays import Notebook
 from support.weights_server import Served, Server, serving
 from vitrail.display import Quiet
 from vitrail.errors import CheckpointError
-from vitrail.weights.published.download import Limits, NotDownloaded, download
+from vitrail.weights.published.download import (
+    SHOWN_EVERY_S,
+    Limits,
+    NotDownloaded,
+    Received,
+    download,
+    hide_secrets,
+)
 
 DATA = b"".join(number.to_bytes(4, "big") for number in range(800_000))  # 3.2 MB
 QUICK = Limits(wait_s=0.01, timeout_s=5)
@@ -47,6 +55,32 @@ def test_cut_connection_is_gone_on_with_where_it_stopped(server: Server, tmp_pat
     assert (tmp_path / "w.part").read_bytes() == DATA
     assert server.asked("/w.pth") == ["", "bytes=1000000-", "bytes=1700000-"]
     assert told.notes[0] == "w: the connection was cut after 1,000,000 of 3,200,000 bytes; trying again"
+
+
+def test_connection_that_breaks_takes_nothing_of_what_came(server: Server, tmp_path: Path) -> None:
+    server.files["/w.pth"].answers = ["reset 300000", "reset 70000"]
+    told = Notebook()
+    download(f"{server.url}/w.pth", tmp_path / "w.part", label="w", display=told, limits=QUICK)
+    assert (tmp_path / "w.part").read_bytes() == DATA
+    assert server.asked("/w.pth") == ["", "bytes=300000-", "bytes=370000-"]
+    assert told.notes == ["w: Connection reset by peer; trying again"] * 2
+
+
+def test_speed_of_a_trickle_is_shown() -> None:
+    shown: list[tuple[int, str]] = []
+
+    class Shown(Quiet):
+        def advance(self, steps: int = 1, **values: str) -> None:
+            shown.append((steps, values["speed"]))
+
+    received = Received(Shown(), "w", 10_000_000)
+    received.add(5_000)
+    assert shown == []
+    time.sleep(SHOWN_EVERY_S)
+    received.add(5_000)
+    ((steps, speed),) = shown
+    assert steps == 0
+    assert 0 < float(speed.removesuffix(" MB/s")) <= 0.02
 
 
 def test_progress_counts_megabytes_and_begins_where_it_stopped(server: Server, tmp_path: Path) -> None:
@@ -122,12 +156,28 @@ def test_busy_server_is_asked_again(server: Server, tmp_path: Path, status: int)
     assert fetched(server, tmp_path / "w.part") == DATA
 
 
-def test_redirect_is_followed_and_where_it_led_is_known(server: Server, tmp_path: Path) -> None:
-    server.files["/w.pth"].answers = ["/cdn/w"]
+def test_redirect_is_followed(server: Server, tmp_path: Path) -> None:
+    server.files["/w.pth"].answers = ["/cdn/w?signed=secret"]
     server.files["/cdn/w"] = Served(DATA)
-    source = download(f"{server.url}/w.pth", tmp_path / "w.part", label="w", display=Quiet(), limits=QUICK)
-    assert source == f"{server.url}/cdn/w"
-    assert (tmp_path / "w.part").read_bytes() == DATA
+    assert fetched(server, tmp_path / "w.part") == DATA
+
+
+def test_redirect_in_a_circle_is_one_line(server: Server, tmp_path: Path) -> None:
+    server.files["/w.pth"].answers = ["/other"] * 20
+    server.files["/other"] = Served(b"", answers=["/w.pth"] * 20)
+    wrong = "the server answers 302, and leads in a circle or to no web address"
+    assert refusal(server, tmp_path / "w.part") == wrong
+
+
+def test_what_is_no_address_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(NotDownloaded, match="can't contain control characters"):
+        download("http://127.0.0.1/my weights/w", tmp_path / "w", label="w", display=Quiet(), limits=Limits(wait_s=60))
+
+
+def test_credentials_and_signatures_are_hidden() -> None:
+    said = "Error while downloading from https://joe:p@ss@host:80/a/b.pth?X-Sig=abc&y=1: 403 'http://h/x#f'"
+    assert hide_secrets(said) == "Error while downloading from https://host:80/a/b.pth 403 'http://h/x'"
+    assert hide_secrets("joe@host: no address") == "joe@host: no address"
 
 
 def test_silent_server_is_given_up(server: Server, tmp_path: Path) -> None:
@@ -158,6 +208,24 @@ def test_what_becomes_too_large_is_left(server: Server, tmp_path: Path) -> None:
 def test_length_that_is_not_said_does_no_harm(server: Server, tmp_path: Path) -> None:
     server.files["/w.pth"].says_length = False
     assert fetched(server, tmp_path / "w.part") == DATA
+
+
+def test_end_that_may_be_a_cut_is_gone_on_with(server: Server, tmp_path: Path) -> None:
+    served = server.files["/w.pth"]
+    served.says_length, served.answers = False, ["cut 1000000"]
+    told = Notebook()
+
+    def is_whole(part: Path) -> bool:
+        return part.stat().st_size == len(DATA)
+
+    part = tmp_path / "w.part"
+    download(f"{server.url}/w.pth", part, label="w", display=told, limits=QUICK, is_whole=is_whole)
+    assert part.read_bytes() == DATA
+    assert told.notes == [
+        "w: it ended after 1,000,000 bytes, which are not the whole file, and the server does not say its length; "
+        "trying again"
+    ]
+    assert server.asked("/w.pth") == ["", "bytes=1000000-"]
 
 
 def test_nobody_at_the_address_is_one_line(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file as save_safetensors
 
 import vitrail
 from support.displays import Notebook
@@ -135,8 +137,50 @@ def test_file_with_another_hash_than_its_name_has_is_not_kept(mirror: Server, ca
 
 def test_page_that_is_sent_instead_of_the_file_is_not_kept(mirror: Server, cache: Path) -> None:
     mirror.files[f"/w/{NAME}"] = Served(b"<html>please log in</html>", kind="text/html")
-    assert "sends is a web page: an address that was not the file's" in refusal("t2t_vit_7")
+    assert refusal("t2t_vit_7") == (
+        f"t2t_vit_7:official: what {mirror.url}/w/{NAME} sends is a web page; look what is there, as "
+        "VITRAIL_WEIGHTS_MIRROR names it, or unset that"
+    )
     assert not (cache / NAME).exists()
+
+
+@pytest.mark.parametrize("kind", ["zip", "older", "safetensors"])
+@pytest.mark.parametrize("says_length", [True, False])
+def test_file_that_breaks_off_is_not_kept(
+    mirror: Server, cache: Path, tmp_path: Path, kind: str, says_length: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    weights = create_model("t2t_vit_7").state_dict()
+    path = tmp_path / "w"
+    if kind == "safetensors":
+        save_safetensors(weights, path)
+    else:
+        torch.save(weights, path, _use_new_zipfile_serialization=kind == "zip")
+    whole = path.read_bytes()
+    served = mirror.files[f"/w/{NAME}"] = Served(whole[:3_000_000], etag=None, says_length=says_length)
+    wrong = refusal("t2t_vit_7")
+    if says_length:
+        assert wrong == (
+            f"t2t_vit_7:official: {mirror.url}/w/{NAME} is damaged or another file, as it breaks off, or its parts do "
+            "not fit together; look what is there, as VITRAIL_WEIGHTS_MIRROR names it, or unset that"
+        )
+    else:
+        assert "it ended after 3,000,000 bytes, which are not the whole file, and the server does not say its" in wrong
+    assert not (cache / NAME).exists()
+    served.data = whole
+    assert resolve_weights("t2t_vit_7").read_bytes() == whole
+
+
+def test_damaged_file_that_was_put_there_says_what_to_type(mirror: Server, cache: Path, t2t_vit_7: bytes) -> None:
+    cache.mkdir(parents=True)
+    (cache / NAME).write_bytes(t2t_vit_7[:3_000_000])
+    assert refusal("t2t_vit_7") == (
+        f"t2t_vit_7:official: {cache / NAME} is damaged or another file, as it breaks off, or its parts do not fit "
+        "together; fetch it again: vitrail weights fetch t2t_vit_7:official"
+    )
+    with pytest.warns(UserWarning, match="do not fit together; it is fetched again"):
+        vitrail.fetch_weights("t2t_vit_7:official")
+    assert (cache / NAME).read_bytes() == t2t_vit_7
 
 
 def test_several_threads_and_processes_fetch_once(mirror: Server, cache: Path, t2t_vit_7: bytes) -> None:
@@ -171,6 +215,36 @@ def test_mirror_that_is_no_address_is_refused(cache: Path, monkeypatch: pytest.M
         open_model("t2t_vit_7")
 
 
+@pytest.mark.parametrize(
+    ("mirror", "wrong"),
+    [
+        ("http://joe:secret@127.0.0.1:9/w", "has a user, a password or a query in it, which would be shown"),
+        ("joe:secret@127.0.0.1/w", "has a user, a password or a query in it"),
+        ("http://joe:sec/ret@127.0.0.1/w", "has a user, a password or a query in it"),
+        ("https://127.0.0.1/w?token=secret", "has a user, a password or a query in it"),
+        ("http://127.0.0.1/my w", "is 'http://127.0.0.1/my w', which is no address; give one such as https://host"),
+        ("http://127.0.0.1/w\xf6lbe", "which is no address"),
+        ("http://127.0.0.1:port/w", "which is no address"),
+        ("http:///w", "which is no address"),
+        ("http://[::1/w", "which is no address"),
+    ],
+)
+def test_mirror_with_secrets_or_blanks_is_refused_at_once(
+    cache: Path, mirror: str, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VITRAIL_WEIGHTS_MIRROR", mirror)
+    with pytest.raises(ConfigError, match=f"VITRAIL_WEIGHTS_MIRROR .*{re.escape(wrong)}") as caught:
+        open_model("t2t_vit_7")
+    assert "ret" not in str(caught.value).replace("secrets", "")
+    assert not cache.exists()
+
+
+def test_where_a_redirect_led_is_not_recorded(mirror: Server, t2t_vit_7: bytes) -> None:
+    mirror.files[f"/w/{NAME}"].answers = ["/cdn/w?signed=secret"]
+    mirror.files["/cdn/w"] = Served(t2t_vit_7)
+    assert open_model("t2t_vit_7").account.origin["source"] == f"{mirror.url}/w/{NAME}"
+
+
 # Without a network
 
 
@@ -188,6 +262,14 @@ def test_offline_says_what_to_get_and_where_to_put_it(
     address = "https://huggingface.co/timm/twins_svt_small.in1k/resolve/main/model.safetensors"
     assert f"get it from {address} where there is a network" in refusal("twins_svt_small")
     assert not cache.exists()
+
+
+def test_address_that_cannot_be_reached_is_told_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    wrong = refusal("t2t_vit_7")
+    assert wrong.count("https://") == 1
+    assert "get it elsewhere: `vitrail weights add FILE` takes it from anywhere" in wrong
 
 
 def test_what_takes_a_browser_says_so(cache: Path) -> None:
@@ -228,6 +310,48 @@ def test_file_that_changed_since_it_was_fetched_is_refused(mirror: Server, cache
     assert wrong.endswith(f"vitrail weights add {cache / NAME} --name t2t_vit_7:official")
     (checked,) = vitrail.verify("t2t_vit_7")
     assert checked.is_whole is False
+
+
+def test_fetch_replaces_a_file_whose_bytes_changed(mirror: Server, cache: Path, t2t_vit_7: bytes) -> None:
+    vitrail.fetch_weights("t2t_vit_7")
+    before = (cache / NAME).stat()
+    with (cache / NAME).open("r+b") as file:
+        file.seek(5_000_000)
+        file.write(b"damaged")
+    os.utime(cache / NAME, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.warns(UserWarning, match=r"was changed since it was fetched .*; it is fetched again"):
+        vitrail.fetch_weights("t2t_vit_7")
+    assert (cache / NAME).read_bytes() == t2t_vit_7
+    assert len(mirror.asked(f"/w/{NAME}")) == 2
+    vitrail.fetch_weights("t2t_vit_7")
+    assert len(mirror.asked(f"/w/{NAME}")) == 2
+
+
+def test_damaged_file_that_cannot_be_fetched_stays(
+    mirror: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.mkdir(parents=True)
+    (cache / NAME).write_bytes(b"PK\x03\x04")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(CheckpointError, match="fetch it again: vitrail weights fetch t2t_vit_7:official"):
+        vitrail.fetch_weights("t2t_vit_7")
+    by_hand = cache / "twins_svt_small_official.pth"
+    by_hand.write_bytes(b"PK\x03\x04")
+    with pytest.raises(CheckpointError, match=r"download it again with a browser, .* --name twins_svt_small:official"):
+        vitrail.fetch_weights("twins_svt_small:official")
+    assert (cache / NAME).exists()
+
+
+@pytest.mark.parametrize("obstacle", ["folder for the file", "file for a folder"])
+def test_what_is_in_the_way_is_named(mirror: Server, cache: Path, obstacle: str) -> None:
+    if obstacle == "folder for the file":
+        (cache / NAME).mkdir(parents=True)
+        wrong = f"{cache / NAME}: is a folder, and the file of t2t_vit_7:official has to be there"
+    else:
+        cache.parent.parent.mkdir()
+        cache.parent.write_text("")
+        wrong = f"{cache.parent}: is a file, and the folder of published weights has to be there"
+    assert refusal("t2t_vit_7") == f"{wrong}; remove it, or point TORCH_HOME to another folder"
 
 
 def test_file_that_was_only_touched_is_still_the_same(mirror: Server, cache: Path) -> None:
@@ -295,6 +419,26 @@ def test_weights_of_another_model_are_refused(mirror: Server) -> None:
 @pytest.mark.parametrize("word", ["tnt_s_patch16_225", "twins_svt_smal", "t2t_vit_14_383"])
 def test_name_that_is_nearly_one_is_answered_with_it(word: str) -> None:
     assert f"{word}: is no file, and no published weights are called so; did you mean" in refusal(word)
+
+
+def test_origin_that_is_none_is_told_as_it_was_given(cache: Path) -> None:
+    wrong = (
+        r"^pretrained='yes': t2t_vit_7 is not published by 'yes'; it is by official, .*; pretrained=True takes the best"
+    )
+    with pytest.raises(CheckpointError, match=wrong):
+        vitrail.create_model("t2t_vit_7", pretrained="yes")
+    with pytest.raises(CheckpointError, match=r"^pretrained=True: no weights of tnt_ti_patch16_224 are published"):
+        vitrail.create_model("tnt_ti_patch16_224", pretrained=True)
+
+
+def test_empty_name_is_told(cache: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^a name is empty; `vitrail weights` lists those that there are"):
+        vitrail.fetch_weights("")
+
+
+def test_weights_of_an_origin_are_listed(cache: Path) -> None:
+    listed = vitrail.list_weights("mindcv*")
+    assert {one.origin for one in listed} == {"mindcv", "mindcv-converted"}
 
 
 # Hub
@@ -379,6 +523,19 @@ def test_damaged_file_of_the_hub_is_not_kept(hub: Server, twins: bytes) -> None:
     assert open_model("twins_svt_small").account.origin["revision"] == COMMIT
 
 
+@pytest.mark.parametrize("word", ["twins_svt_small", "hf-hub:timm/twins_svt_small.in1k"])
+def test_fetch_replaces_a_damaged_file_of_the_hub(hub: Server, word: str, twins: bytes) -> None:
+    (fetched,) = vitrail.fetch_weights(word)
+    assert fetched.path is not None
+    path = fetched.path if fetched.path.is_file() else fetched.path / "model.safetensors"
+    with path.open("r+b") as file:
+        file.seek(5_000_000)
+        file.write(b"damaged")
+    with pytest.warns(UserWarning, match="it is fetched again"):
+        vitrail.fetch_weights(word)
+    assert path.read_bytes() == twins
+
+
 def test_repository_that_is_gone_is_one_line(hub: Server, cache: Path) -> None:
     wrong = refusal("twins_svt_base")
     assert wrong.startswith(
@@ -399,7 +556,11 @@ def test_any_repository_is_taken_at_a_revision(hub: Server, monkeypatch: pytest.
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://nowhere.invalid")
     assert open_model(word).account.origin == opened.account.origin
     assert open_model("hf-hub:timm/twins_svt_small.in1k").account.origin["revision"] == COMMIT
-    assert "hf-hub:///: cannot be downloaded (" in refusal("hf-hub:///")
+    for word in ("hf-hub:///", "hf-hub:", "hf-hub:a--b..c/d"):
+        assert refusal(word) == (
+            f"{word}: cannot be downloaded (what follows hf-hub: must be OWNER/NAME, or OWNER/NAME@REVISION); give a "
+            "file, or a folder that was downloaded elsewhere"
+        )
 
 
 def test_cut_connection_to_the_hub_is_gone_on_with(hub: Server, twins: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

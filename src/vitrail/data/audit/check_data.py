@@ -63,6 +63,7 @@ def check_data(
     output: Path,
     display: Display,
     suspect: Callable[[Manifest], Sequence[Suspect]] | None = None,
+    usual: Preprocess | None = None,
 ) -> Checked:
     """Inspect every image of a data set that is new or changed, and write a report of its problems to a folder.
 
@@ -71,6 +72,8 @@ def check_data(
         output: The folder.
         display: Shows progress.
         suspect: Finds labels that look wrong; None does not search for them.
+        usual: Preprocessing that images are judged by, where the settings do not say another; None
+            is that of the published models.
 
     Raises:
         ConfigError: The data is a named set, which needs no check.
@@ -82,7 +85,7 @@ def check_data(
             f"data.name is {config.data.name}: check-data looks at image files, by data.root or "
             "data.list; of such a set, training and evaluation count and name what cannot be read"
         )
-    preprocess = _choose_preprocess(config)
+    preprocess = _choose_preprocess(config, usual)
     folder = WholeFolder(output, FILES, f"choose another folder with {write_option('output')}")
     inputs = [file for file in (config.data.list, config.data.manifest) if file]
     for file in folder.earlier_files():
@@ -117,11 +120,12 @@ def check_data(
     return Checked(manifest, findings, place, replaced, suspects)
 
 
-def _choose_preprocess(config: CheckConfig) -> Preprocess:
+def _choose_preprocess(config: CheckConfig, usual: Preprocess | None) -> Preprocess:
     """Return the preprocessing that images are judged by: the usual one of the models, with the settings given."""
-    channels = config.data.channels
-    mean, std = fit_statistics(channels, IMAGENET_MEAN, IMAGENET_STD)
-    usual = Preprocess(size=SIZE, channels=channels, bits=config.data.bits, mean=mean, std=std)
+    if usual is None:
+        channels = config.data.channels
+        mean, std = fit_statistics(channels, IMAGENET_MEAN, IMAGENET_STD)
+        usual = Preprocess(size=SIZE, channels=channels, bits=config.data.bits, mean=mean, std=std)
     given = {name: value for name, value in vars(config.preprocess).items() if value is not None}
     return replace(usual, **given)
 
@@ -207,7 +211,18 @@ def _show_suspects(
         split = "validation" if held_out[one.index] else "training"
         image = _make_thumbnail(manifest, one.index, split, 0.0, preprocess)
         shown.append({"image": image, "likelier": manifest.classes[one.likelier], "loss": one.loss})
-    return {"count": len(suspects), "shown": shown}
+    judged = count_readable(manifest)
+    return {
+        "count": len(suspects),
+        "judged": judged,
+        "agreed": 100 * (1 - len(suspects) / max(judged, 1)),
+        "shown": shown,
+    }
+
+
+def count_readable(manifest: Manifest) -> int:
+    """Return the number of images that can be read, which are those whose labels can be judged."""
+    return int((~manifest.unreadable).sum())
 
 
 def _fill_page(

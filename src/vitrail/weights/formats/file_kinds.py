@@ -7,7 +7,8 @@ from pathlib import Path
 HEAD = 512
 """Bytes at the beginning of a file that are enough to know its format."""
 READABLE = "readable are safetensors, PyTorch's .pth and MindSpore's .ckpt"
-_DOWNLOAD = "an address that was not the file's was saved instead of it; download it again, by its direct link"
+DOWNLOAD = "an address that was not the file's was saved instead of it; download it again, by its direct link"
+"""What is said of a web page that somebody gives for a file."""
 _UNPACK = "unpack it and give the file that is in it"
 _RUN = "evaluate, predict, bench and serve run exported files, by their ending"
 _OTHER = "only weights of PyTorch and MindSpore are read, in .pth, .safetensors or .ckpt"
@@ -89,9 +90,9 @@ def _is_text(head: bytes) -> bool:
 def _explain_text(path: Path, head: bytes) -> str:
     begin = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if begin.startswith((b"<!doctype html", b"<html", b"<head")) or b"<html" in begin:
-        return f"is a web page: {_DOWNLOAD}"
+        return f"is a web page: {DOWNLOAD}"
     if begin.startswith(b"<"):
-        return f"is XML, such as a server's refusal: {_DOWNLOAD}"
+        return f"is XML, such as a server's refusal: {DOWNLOAD}"
     if begin.startswith((b"{", b"[")) and path.name.endswith(".index.json"):
         return (
             "is a list of the parts that the weights were cut into; join them into one file first"

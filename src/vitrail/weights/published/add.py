@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vitrail.display import Display
 from vitrail.errors import CheckpointError, command, write_option
-from vitrail.files import open_regular, write_whole
+from vitrail.files import describe_absent, open_regular, write_whole
 from vitrail.weights.checkpoint import KEY, hash_file
 from vitrail.weights.formats.weight_file import WeightFile, open_weights
 from vitrail.weights.published.cache import FULL, alone, examine, place_of, write_record
@@ -45,6 +45,10 @@ def add_file(given: Path, display: Display, name: str | None = None) -> Added:
         CheckpointError: It is no weight file, holds no published weights or those of several rows,
             or the cache cannot be written.
     """
+    if absent := describe_absent(given):
+        raise CheckpointError(
+            f"{given}: {absent}, not a weight file; give one that was downloaded elsewhere"
+        )
     file = open_weights(given)
     if KEY in file.metadata:
         raise CheckpointError(

@@ -288,8 +288,12 @@ _LISTED = "`vitrail weights` lists all that there are"
 
 
 def list_rows(pattern: str = "*") -> list[Published]:
-    """Return the rows whose whole name, or name before the origin, matches a shell pattern."""
-    return [row for row in ROWS if fnmatch(row.name, pattern) or fnmatch(row.base, pattern)]
+    """Return the rows whose whole name, name before the origin, or origin matches a shell pattern."""
+    return [
+        row
+        for row in ROWS
+        if any(fnmatch(text, pattern) for text in (row.name, row.base, row.origin))
+    ]
 
 
 def find_row(word: str, model: str | None = None) -> Published | None:

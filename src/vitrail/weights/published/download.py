@@ -15,20 +15,23 @@ import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPMessage
+from http.client import HTTPException, HTTPMessage, InvalidURL
 from importlib.metadata import version
 from io import FileIO
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
 from urllib.request import Request, build_opener
 
 from vitrail.display import Display
 from vitrail.errors import VitrailError
 from vitrail.files import refusal_told, write_whole
 
-CHUNK = 2**20
+CHUNK = 2**16
 MEGABYTE = 10**6
+SHOWN_EVERY_S = 0.5
+"""Seconds after which the speed is shown anew, of a connection that needs longer for a megabyte."""
 RANGE_NOT_THERE = 416
 """Answer of a server where the file ends before what is asked for."""
 PASSING = (408, 425, 429, 500, 502, 503, 504)
@@ -68,6 +71,7 @@ class Received:
         self._display = display
         self._bytes = done
         self._started, self._before = time.monotonic(), done
+        self._shown = self._started
         megabytes = None if total is None else total // MEGABYTE
         display.begin(f"fetch {label}, MB", megabytes, done // MEGABYTE)
 
@@ -75,10 +79,13 @@ class Received:
         """Count bytes that came; fewer than none where they are to come again."""
         shown = self._bytes // MEGABYTE
         self._bytes += count
-        seconds = max(time.monotonic() - self._started, 1e-3)
-        speed = (self._bytes - self._before) / seconds / MEGABYTE
-        if steps := self._bytes // MEGABYTE - shown:
-            self._display.advance(steps, speed=f"{max(speed, 0):.1f} MB/s")
+        now = time.monotonic()
+        speed = (self._bytes - self._before) / max(now - self._started, 1e-3) / MEGABYTE
+        steps = self._bytes // MEGABYTE - shown
+        if steps or now - self._shown >= SHOWN_EVERY_S:
+            self._shown = now
+            digits = 1 if speed >= 1 else 3
+            self._display.advance(steps, speed=f"{max(speed, 0):.{digits}f} MB/s")
 
     def close(self) -> None:
         """Finish the live line."""
@@ -86,9 +93,15 @@ class Received:
 
 
 def download(
-    address: str, part: Path, *, label: str, display: Display, limits: Limits | None = None
-) -> str:
-    """Download a file, or what is missing of it, and return the address that it came from in the end.
+    address: str,
+    part: Path,
+    *,
+    label: str,
+    display: Display,
+    limits: Limits | None = None,
+    is_whole: Callable[[Path], bool] = lambda part: True,
+) -> None:
+    """Download a file, or what is missing of it.
 
     A part that an earlier try left is gone on with, if the server says that the file is still the
     same.
@@ -99,6 +112,8 @@ def download(
         label: What is downloaded, for the live line.
         display: Where progress is shown.
         limits: Times, tries and size.
+        is_whole: Says of what came whether it may be all of the file, where the server does not
+            say how long that is, so that a cut looks like its end.
 
     Raises:
         NotDownloaded: The server refuses, is silent, or sends something else than the file.
@@ -109,13 +124,13 @@ def download(
     while True:
         before = _size(part)
         try:
-            return _receive(address, part, label, display, limits)
+            return _receive(address, part, label, display, limits, is_whole)
         except HTTPError as error:
             error.close()
-            reason = f"the server answers {error.code} {error.reason}"
+            reason = _explain_answer(error)
             if error.code == RANGE_NOT_THERE:
                 if before and error.headers.get("Content-Range") == f"bytes */{before}":
-                    return error.url  # all of it was here
+                    return  # all of it was here
                 discard(part)
             elif error.code not in PASSING:
                 raise NotDownloaded(reason) from error
@@ -145,7 +160,14 @@ def _open(request: Request, timeout_s: float) -> Any:
     return build_opener().open(request, timeout=timeout_s)
 
 
-def _receive(address: str, part: Path, label: str, display: Display, limits: Limits) -> str:
+def _receive(
+    address: str,
+    part: Path,
+    label: str,
+    display: Display,
+    limits: Limits,
+    is_whole: Callable[[Path], bool],
+) -> None:
     """Ask once for what is missing of a file, and append what comes to the part."""
     headers = {"User-Agent": f"vitrail/{version('vitrail')}"}
     done, validator = _size(part), _read_validator(part, address)
@@ -172,14 +194,19 @@ def _receive(address: str, part: Path, label: str, display: Display, limits: Lim
                 _write_validator(part, address, response.headers)
             shown = Received(display, label, total, done)
             try:
-                done = _append(response.read, file, part, done, shown, limits.most)
+                # what has come is written at once, so that a connection that breaks takes none of it
+                done = _append(response.read1, file, part, done, shown, limits.most)
             finally:
                 shown.close()
             with refusal_told(part, None, FULL):
                 os.fsync(file.fileno())
         if total is not None and done < total:
             raise _Lost(f"the connection was cut after {done:,} of {total:,} bytes")
-        return response.url
+        if total is None and not is_whole(part):
+            raise _Lost(
+                f"it ended after {done:,} bytes, which are not the whole file, and the server does "
+                "not say its length"
+            )
 
 
 def _append(
@@ -205,13 +232,42 @@ def _explain(error: Exception, limits: Limits) -> str:
     if isinstance(cause, TimeoutError):
         return f"no answer within {limits.timeout_s:g} s"
     text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
-    return " ".join(text.split())[:200] or type(cause).__name__
+    return hide_secrets(" ".join(text.split()))[:200] or type(cause).__name__
+
+
+def _explain_answer(error: HTTPError) -> str:
+    """Say as a clause what a server answered instead of the file."""
+    if 300 <= error.code < 400:  # urllib puts a paragraph into the reason
+        return f"the server answers {error.code}, and leads in a circle or to no web address"
+    return f"the server answers {error.code} {' '.join(str(error.reason).split())[:100]}".strip()
+
+
+def has_secrets(address: str) -> bool:
+    """Say whether an address may have more in it than a place: credentials, or a query as signed addresses have it."""
+    return any(mark in address for mark in "@?#")
+
+
+def is_address(text: str) -> bool:
+    """Say whether a text can be asked for: http or https, with a host, and none of its characters to be quoted."""
+    if not text.isascii() or not text.isprintable() or " " in text:
+        return False
+    try:
+        parts = urlsplit(text)
+        # the port is looked at when it is read
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def hide_secrets(text: str) -> str:
+    """Return a text without the credentials and the queries of addresses in it, as signed addresses have them."""
+    return re.sub(r"(https?://)(?:[^\s/?#]*@)?([^\s?#'\"]*)(?:[?#][^\s'\"]*)?", r"\1\2", text)
 
 
 def _is_final(error: Exception) -> bool:
-    """Say whether another try would end alike: no such machine, no network, or a certificate that is not trusted."""
+    """Say whether another try would end alike: no such machine or network, a certificate not trusted, no address."""
     cause = error.reason if isinstance(error, URLError) else error
-    return isinstance(cause, socket.gaierror | ssl.SSLCertVerificationError)
+    return isinstance(cause, socket.gaierror | ssl.SSLCertVerificationError | InvalidURL)
 
 
 def _read_total(headers: HTTPMessage) -> int | None:

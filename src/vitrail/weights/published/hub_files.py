@@ -25,7 +25,7 @@ from huggingface_hub.utils import tqdm
 
 from vitrail.display import Display
 from vitrail.weights.formats.weight_file import FOLDER_FILES
-from vitrail.weights.published.download import NotDownloaded, Received
+from vitrail.weights.published.download import NotDownloaded, Received, hide_secrets
 
 REFUSED = (HTTPError, HFValidationError, FileMetadataError, OSError)
 """Errors of the Hub's library: what the server refuses, a name that is none, no network, a disk
@@ -128,7 +128,7 @@ def _log_shown(label: str, display: Display) -> Iterator[None]:
 
     class Shown(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            display.note(f"{label}: {' '.join(record.getMessage().split())}")
+            display.note(f"{label}: {hide_secrets(' '.join(record.getMessage().split()))}")
 
     logger = logging.getLogger("huggingface_hub")
     before = logger.handlers
@@ -168,4 +168,6 @@ def _explain(error: Exception) -> str:
         return (
             f"the Hub answers {cause.response.status_code} {cause.response.reason_phrase}".strip()
         )
-    return " ".join(str(cause).split())[:200] or type(cause).__name__
+    if isinstance(cause, HFValidationError):
+        return "what follows hf-hub: must be OWNER/NAME, or OWNER/NAME@REVISION"
+    return hide_secrets(" ".join(str(cause).split()))[:200] or type(cause).__name__

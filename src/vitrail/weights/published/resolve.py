@@ -14,7 +14,13 @@ from vitrail.display import Display, Quiet
 from vitrail.errors import CheckpointError, ConfigError, command
 from vitrail.files import refusal_told
 from vitrail.models.registry import canonical_name
-from vitrail.weights.formats.file_kinds import HEAD, explain_other_kind, is_safetensors, is_torch
+from vitrail.weights.formats.file_kinds import (
+    DOWNLOAD,
+    HEAD,
+    explain_other_kind,
+    is_safetensors,
+    is_torch,
+)
 from vitrail.weights.formats.weight_file import FOLDER_FILES
 from vitrail.weights.opened import Opened
 from vitrail.weights.published.cache import (
@@ -24,13 +30,21 @@ from vitrail.weights.published.cache import (
     check_unchanged,
     examine,
     find_here,
+    is_damaged_blob,
+    is_structured,
     part_of,
     place_of,
     read_record,
     write_record,
 )
 from vitrail.weights.published.catalogue import HUB, WORD, Published, find_row, suggest_row
-from vitrail.weights.published.download import NotDownloaded, discard, download
+from vitrail.weights.published.download import (
+    NotDownloaded,
+    discard,
+    download,
+    has_secrets,
+    is_address,
+)
 from vitrail.weights.published.hub_files import fetch_file, fetch_folder, find_in_cache
 from vitrail.weights.request import LoadRequest
 
@@ -104,19 +118,32 @@ def resolve_weights(
 
 
 def locate_weights(
-    text: str | Path, *, model: str | None = None, display: Display | None = None
+    text: str | Path,
+    *,
+    model: str | None = None,
+    display: Display | None = None,
+    is_renewed: bool = False,
 ) -> Located:
     """Return where the weights that a word stands for are, fetched if need be, and what is known of them.
 
     A weight file or folder that has such a name is taken before anything published, and that is
     said.
 
-    Arguments and errors are those of `resolve_weights`.
+    Args:
+        text: As `resolve_weights` takes it.
+        model: The model that weights are wanted for, where `pretrained` leaves that open.
+        display: Where progress is shown.
+        is_renewed: Whether all of a file that is here is compared with the hash that was recorded
+            of it, and one that is damaged is fetched again.
+
+    Raises:
+        CheckpointError: There are none such, or they cannot be had; the message says how to get
+            them.
     """
     display = display or Quiet()
     word = os.fspath(text)
     if word.startswith(HUB):
-        return _locate_on_hub(word, display)
+        return _locate_on_hub(word, display, is_renewed)
     path = Path(text)
     is_there = os.path.lexists(path)
     if is_there and not _is_folder_without_weights(path):
@@ -128,8 +155,27 @@ def locate_weights(
                 f"{word}: is no file, and no published weights are called so{near}"
             )
         return Located(path=path)
-    found = fetch(row, display)
+    found = find_here(row)
+    if found is None or (is_renewed and not _is_kept(row, found, display)):
+        found = fetch(row, display, is_anew=found is not None)
     return Located(path=found, row=row, origin=_origin_of(row, check_unchanged(row, found)))
+
+
+def _is_kept(row: Published, path: Path, display: Display) -> bool:
+    """Say whether a file of the cache is what was fetched; else say to the user that it is fetched again.
+
+    Raises:
+        CheckpointError: It is damaged, and cannot be fetched now.
+    """
+    try:
+        check_unchanged(row, path, is_read=True)
+    except CheckpointError as error:
+        if row.is_by_hand or is_offline():
+            raise
+        reason = str(error).removeprefix(f"{row.name}: ").partition(";")[0]
+        display.warn(f"{row.name}: {reason}; it is fetched again")
+        return False
+    return True
 
 
 def find_origin(text: str | Path, model: str | None = None) -> dict[str, Any]:
@@ -150,14 +196,21 @@ def find_origin(text: str | Path, model: str | None = None) -> dict[str, Any]:
     return {} if row is None else _origin_of(row, read_record(row))
 
 
-def fetch(row: Published, display: Display) -> Path:
+def fetch(row: Published, display: Display, *, is_anew: bool = False) -> Path:
     """Return the file of published weights, downloaded if it is not here.
+
+    Args:
+        row: The weights.
+        display: Where progress is shown.
+        is_anew: Whether it is downloaded all the same, and takes the place of one that is damaged.
 
     Raises:
         CheckpointError: It cannot be had; the message says where to get it and where to put it.
+        ConfigError: The mirror is no address.
     """
-    if (found := find_here(row)) is not None:
-        return found
+    here = find_here(row)
+    if here is not None and not is_anew:
+        return here
     place = place_of(row)
     by_hand = f"`{command('weights', 'add', 'FILE')}` takes it from anywhere, or put it at {place}"
     if row.is_by_hand:
@@ -172,22 +225,38 @@ def fetch(row: Published, display: Display) -> Path:
             f"is a network: {by_hand}"
         )
     with alone(row, display):
-        if (found := find_here(row)) is not None:  # another process has fetched it meanwhile
+        found = find_here(row)
+        if found is not None and not is_anew:  # another process has fetched it meanwhile
             return found
         try:
             if address.startswith(HUB):
+                if found is not None:
+                    _remove_file(found)
                 return _fetch_from_hub(row, display)
             return _fetch_from_address(row, address, display)
         except NotDownloaded as error:
+            elsewhere = "elsewhere" if address == row.page else f"from {row.page} elsewhere"
             raise CheckpointError(
-                f"{where}, and cannot be fetched from {address} ({error}); get it from {row.page} "
-                f"elsewhere: {by_hand}"
+                f"{where}, and cannot be fetched from {address} ({error}); get it {elsewhere}: "
+                f"{by_hand}"
             ) from error
 
 
 def is_offline() -> bool:
     """Say whether the environment forbids any download."""
     return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in OFFLINE)
+
+
+def _remove_file(path: Path) -> None:
+    """Remove a file, and in the Hub's cache the blob that its name leads to.
+
+    Raises:
+        CheckpointError: The cache cannot be written.
+    """
+    with refusal_told(path, None, FULL):
+        if path.parent.parent.name == "snapshots":
+            Path(os.path.realpath(path)).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def _fetch_from_hub(row: Published, display: Display) -> Path:
@@ -201,10 +270,11 @@ def _fetch_from_hub(row: Published, display: Display) -> Path:
     except EntryNotFoundError as error:
         raise NotDownloaded(f"it has no {FOLDER_FILES[0]}") from error
     try:
-        fetched = examine(row, path, source=row.address, revision=path.parent.name, is_kept=False)
+        fetched = examine(
+            row, path, source=row.address, revision=path.parent.name, called=row.address
+        )
     except CheckpointError:
-        Path(os.path.realpath(path)).unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
+        _remove_file(path)
         raise
     write_record(row, fetched)
     return path
@@ -212,14 +282,18 @@ def _fetch_from_hub(row: Published, display: Display) -> Path:
 
 def _fetch_from_address(row: Published, address: str, display: Display) -> Path:
     part, place = part_of(row), place_of(row)
-    source = download(address, part, label=row.name, display=display)
+    download(address, part, label=row.name, display=display, is_whole=is_structured)
+    advice = f"get it elsewhere: {command('weights', 'add', 'FILE')}"
+    if address != row.address:
+        advice = f"look what is there, as {MIRROR} names it, or unset that"
     try:
-        fetched = examine(row, part, source=source, is_kept=False)
         with part.open("rb") as file:
             head = file.read(HEAD)
         is_weights = is_safetensors(head) or is_torch(head)
         if not is_weights and (wrong := explain_other_kind(place, head)):
-            raise CheckpointError(f"{row.name}: what {source} sends {wrong}")
+            wrong = wrong.removesuffix(f": {DOWNLOAD}")
+            raise CheckpointError(f"{row.name}: what {address} sends {wrong}; {advice}")
+        fetched = examine(row, part, source=address, called=address, advice=advice)
     except CheckpointError:
         discard(part)
         raise
@@ -234,22 +308,40 @@ def _address_of(row: Published) -> str:
     """Return where a file is fetched from: its own address, or the mirror's.
 
     Raises:
-        ConfigError: The mirror is no address.
+        ConfigError: The mirror is no address, or says more than where the files are.
     """
     mirror = os.environ.get(MIRROR)
     if not mirror:
         return row.address
+    if has_secrets(mirror):  # which are not shown
+        raise ConfigError(
+            f"{MIRROR} has a user, a password or a query in it, which would be shown and recorded; "
+            "give a folder's address without them, such as https://host/weights"
+        )
     if not mirror.startswith(("http://", "https://")):
         raise ConfigError(
             f"{MIRROR} is {mirror!r}; it must begin with http:// or https://, and files of a "
             f"folder are taken by `{command('weights', 'add', 'FILE')}`"
         )
+    if not is_address(mirror):
+        raise ConfigError(
+            f"{MIRROR} is {mirror!r}, which is no address; give one such as https://host/weights, "
+            "with %20 for a blank"
+        )
     return f"{mirror.rstrip('/')}/{row.file}"
 
 
-def _locate_on_hub(word: str, display: Display) -> Located:
+def _locate_on_hub(word: str, display: Display, is_renewed: bool) -> Located:
+    name = word.removeprefix(HUB)
     try:
-        folder = fetch_folder(word.removeprefix(HUB), display)
+        folder = fetch_folder(name, display)
+        damaged = [
+            folder / file for file in FOLDER_FILES if is_renewed and (folder / file).exists()
+        ]
+        for path in filter(is_damaged_blob, damaged):
+            display.warn(f"{word}: {path} is damaged; it is fetched again")
+            _remove_file(path)
+            folder = fetch_folder(name, display)
     except NotDownloaded as error:
         raise CheckpointError(
             f"{word}: cannot be downloaded ({error}); give a file, or a folder that was downloaded "
