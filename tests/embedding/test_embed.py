@@ -239,7 +239,7 @@ def test_a_point_of_the_map_shows_its_image_and_a_class_shows_its_points(
             browser.resize(width, 800)
             assert browser.ask("document.documentElement.scrollWidth") <= width
             # a tap beside a point shows it, one far from all of them shows none
-            assert browser.ask("circles[3].getBoundingClientRect().width") >= 8
+            browser.until("circles[3].getBoundingClientRect().width >= 8")
             centre = "const at = circles[3].getBoundingClientRect(), x = at.x + at.width / 2, y = at.y + at.height / 2;"
             tap = "map.dispatchEvent(new MouseEvent('click', {{clientX: x + {0}, clientY: y}}))"
             browser.ask(f"(() => {{ {centre} {tap.format(1)} }})()")

@@ -123,7 +123,7 @@ def test_what_is_not_published_is_refused(cache: Path, downloads: Path, tiny_che
     assert "is not t2t_vit_t_14:mmpretrain, as its SHA-256 begins with " in refusal(file, "t2t_vit_t_14:mmpretrain")
     assert f"name={file.stem}: no published weights are called so; `vitrail weights`" in refusal(file, "own")
     assert "was written by vitrail, and is used by its path" in refusal(tiny_checkpoint)
-    assert "is missing, not a weight file" in refusal(downloads / "gone.pth")
+    assert "is missing; give a file" in refusal(downloads / "gone.pth")
     (downloads / "page.pth").write_text("<html>")
     assert "is a web page" in refusal(downloads / "page.pth")
     assert not cache.exists()

@@ -46,9 +46,7 @@ def add_file(given: Path, display: Display, name: str | None = None) -> Added:
             or the cache cannot be written.
     """
     if absent := describe_absent(given):
-        raise CheckpointError(
-            f"{given}: {absent}, not a weight file; give one that was downloaded elsewhere"
-        )
+        raise CheckpointError(f"{given}: {absent}; give a file that was downloaded elsewhere")
     file = open_weights(given)
     if KEY in file.metadata:
         raise CheckpointError(
