@@ -144,7 +144,7 @@ def test_weights_show_how_they_were_trained_and_are_evaluated(image_folder: Path
     display = Notebook()
     vitrail.preview(trained.weights, framed, output=page, images=2, views=1, display=display)
     assert "resize letterbox" in page.read_text()
-    assert any("expects preprocess.resize=squash" in warning for warning in display.warnings)
+    assert any("expects preprocess.resize=squash" in note for note in display.notes)
 
 
 def test_a_sheet_has_a_line_of_pictures_for_each_image(image_folder: Path, tmp_path: Path) -> None:
