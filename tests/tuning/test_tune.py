@@ -86,7 +86,7 @@ def test_a_study_ends_with_a_recipe_a_page_and_the_gain(image_folder: Path, tmp_
         assert "No trial was better than the recipe as it is" in done.stdout
     else:
         compared = sorted(path.name for path in (study / "seeds").glob("*.json"))
-        name = f"{winner.number:04d}"
+        name = winner.user_attrs["run"]
         assert compared == [f"{name}-seed1.json", f"{name}-seed2.json", "default-seed1.json", "default-seed2.json"]
         assert len(list((study / "final").glob("*-seed[34].json"))) == 4
         assert "95 % interval" in done.stdout

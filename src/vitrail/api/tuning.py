@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vitrail.api.arguments import checked
+from vitrail.api.arguments import checked, read_argument
 from vitrail.api.options import path_or_none, read_settings, shown, tell_remarks
 from vitrail.api.results import Result, Table, first_rows, rows_left_out
+from vitrail.config.resolve import find_excess
 from vitrail.display import Display
-from vitrail.errors import ConfigError, command
+from vitrail.errors import ConfigError, command, name_option, shorten
 from vitrail.migrate.given import Settings
 from vitrail.migrate.recipes import open_recipe
 
@@ -197,7 +198,7 @@ def tune(
     from vitrail.tuning.tune import tune as run
 
     options = Options(
-        space=space if isinstance(space, Mapping) else path_or_none(space),
+        space=_read_space(space),
         study=path_or_none(study),
         trials=trials,
         hours=hours,
@@ -214,6 +215,25 @@ def tune(
         if translation is not None:
             tell_remarks(display, translation.remarks())
         return _to_result(run(name, given, options, display))
+
+
+def _read_space(space: Any) -> Path | Mapping[str, Any] | None:
+    """Return the file of a space, or the space itself.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if isinstance(space, Mapping):
+        if excess := find_excess(space):
+            raise ConfigError(f"{name_option('space')}: {excess}, which no space is")
+        return space
+    try:
+        return path_or_none(read_argument(space, str | Path | None))
+    except ValueError:
+        raise ConfigError(
+            f"{name_option('space')} is {shorten(space)}; it must be a file, or a mapping of settings "
+            "to lists of values or ranges"
+        ) from None
 
 
 def _refuse_processes() -> None:

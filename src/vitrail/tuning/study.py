@@ -177,16 +177,17 @@ class Study:
                 return None, len(running)
             if not self._enqueue_next(runs, len(running)):
                 return None, len(running)
-            return self._ask(None if left is None else left / (len(running) + 1)), len(running)
+            seconds = None if left is None else left / (len(running) + 1)
+            return self._ask(f"{len(runs):04d}", seconds), len(running)
 
-    def _ask(self, seconds: float | None) -> Task:
-        """Take the trial that waits, or a new one that the sampler draws."""
+    def _ask(self, new: str, seconds: float | None) -> Task:
+        """Take the trial that waits, or one that the sampler draws; `new` is the name of one that is new."""
         self._study.sampler = self._sampler(len(self._study.get_trials(deepcopy=False)))
         trial = self._study.ask()
         attributes = trial.user_attrs
         name = attributes.get("run")
         if name is None:
-            name = f"{trial.number:04d}"
+            name = new
             trial.set_user_attr("run", name)
         lock = self._lock_of(name)
         lock.acquire(timeout=0)
@@ -212,7 +213,7 @@ class Study:
         """Line up what is to be trained next, where that is not drawn; say whether there is anything."""
         if self._waiting():
             return True
-        if not runs:
+        if not any(run.is_default and run.state != "lost" for run in runs):
             fixed = {}
             for dimension in self._space:
                 value = self._defaults[dimension.key]
@@ -324,7 +325,7 @@ class Study:
         for trial in self._all():
             if trial.state.name != "RUNNING" or trial.number in self._held:
                 continue
-            lock = self._lock_of(trial.user_attrs.get("run", f"{trial.number:04d}"))
+            lock = self._lock_of(name_run(trial))
             try:
                 lock.acquire(timeout=0)
             except Timeout:
@@ -394,11 +395,8 @@ class Study:
         """Return the trials, each once, in the order in which they began."""
         by_name: dict[str, list[Any]] = {}
         for trial in self._all():
-            name = trial.user_attrs.get("run")
-            if name is not None:
-                by_name.setdefault(name, []).append(trial)
-            elif trial.state.name != "WAITING":
-                by_name.setdefault(f"{trial.number:04d}", []).append(trial)
+            if "run" in trial.user_attrs or trial.state.name != "WAITING":
+                by_name.setdefault(name_run(trial), []).append(trial)
         runs = []
         for name, trials in by_name.items():
             # one that waits to be gone on with is what it was
@@ -458,6 +456,11 @@ class Study:
 def study_lock(folder: Path) -> FileLock:
     """Return the lock under which trials are taken from a study."""
     return FileLock(folder / ".lock")
+
+
+def name_run(trial: Any) -> str:
+    """Return the name of a trial's run; one whose process was killed before there was one has a name of its own."""
+    return trial.user_attrs.get("run", f"unbegun-{trial.number}")
 
 
 def require_optuna() -> None:
