@@ -97,6 +97,14 @@ def test_what_is_none_of_their_forms_is_refused(parameters: Any, message: str) -
         read_parameters({"parameters": parameters}, "optimize")
 
 
+def test_a_key_that_a_setting_overrules_is_refused(optimize: Path) -> None:
+    subject = open_subject(str(optimize), read_given({"data.root": "images", "train.batch_size": 8}))
+    space = read_own_space(subject)
+    assert space is not None
+    with pytest.raises(ConfigError, match=r"^optimize: batch_size: its values make no difference, as a setting"):
+        check_space(subject, space, "optimize", extend=False)
+
+
 def test_a_key_that_their_file_does_not_have_is_refused(optimize: Path, tmp_path: Path) -> None:
     content = yaml.safe_load(optimize.read_text())
     content["parameters"] = {"base_lrr": {"choice": [1]}}

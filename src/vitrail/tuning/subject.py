@@ -165,12 +165,19 @@ def check_space(subject: Subject, space: Space, origin: str, *, extend: bool) ->
         ends = dimension.choices or (dimension.low, dimension.high)
         # choices are each looked at; of a range both ends, as settings have a least and a largest
         # value
-        for value in ends:
-            try:
+        configs = []
+        try:
+            for value in ends:
                 subject.configure({key: value})
-            except ConfigError as error:
-                problems.append(f"{key}: {error}")
-                break
+            configs = [subject.configure({key: value}, whole=True) for value in ends]
+        except ConfigError as error:
+            problems.append(f"{key}: {error}")
+        # of another project's key, whose translation a setting of ours may overrule
+        if len(configs) > 1 and all(config == configs[0] for config in configs):
+            problems.append(
+                f"{key}: its values make no difference, as a setting that is given or another key "
+                "of the file goes before it; drop one of them"
+            )
     if problems:
         raise ConfigError("; ".join(f"{origin}: {problem}" for problem in dict.fromkeys(problems)))
 
