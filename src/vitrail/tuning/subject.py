@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -165,13 +166,15 @@ def check_space(subject: Subject, space: Space, origin: str, *, extend: bool) ->
         ends = dimension.choices or (dimension.low, dimension.high)
         # choices are each looked at; of a range both ends, as settings have a least and a largest
         # value
-        configs = []
         try:
             for value in ends:
                 subject.configure({key: value})
-            configs = [subject.configure({key: value}, whole=True) for value in ends]
         except ConfigError as error:
             problems.append(f"{key}: {error}")
+            continue
+        configs = []
+        with suppress(ConfigError):  # a rate may be too low for the whole schedule alone
+            configs = [subject.configure({key: value}, whole=True) for value in ends]
         # of another project's key, whose translation a setting of ours may overrule
         if len(configs) > 1 and all(config == configs[0] for config in configs):
             problems.append(

@@ -229,9 +229,15 @@ def finish_study(
     if winner is not None:
         recipe = study.folder / BEST
         values = {} if winner.is_default else winner.values
-        config = subject.configure(values, whole=True)
-        config = replace(config, output=replace(config.output, name=None))
         header = describe_winner(subject, study.folder, ground, measure, winner, comparison)
+        try:
+            config = subject.configure(values, whole=True)
+        except ConfigError as error:
+            config = subject.configure(values)
+            header += (
+                f"\nAs trials were trained, since its values do not suit the whole recipe: {error}"
+            )
+        config = replace(config, output=replace(config.output, name=None))
         write_whole(recipe, to_yaml(config, header).encode())
     tuned = Tuned(
         name=subject.opened.name,
