@@ -36,6 +36,7 @@ ROOMS = (
     "embedding",
     "training",
     "transfer",
+    "tuning",
     "deploy",
     "server",
     "pages",

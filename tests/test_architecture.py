@@ -25,7 +25,7 @@ ROOMS = [
     {"evaluation", "server"},
     {"embedding"},
     {"training", "deploy"},
-    {"transfer"},
+    {"transfer", "tuning"},
     {"api"},
     {"cli"},
 ]
@@ -179,6 +179,7 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
                         "options",
                         "training",
                         "finetuning",
+                        "tuning",
                         "data",
                         "inference",
                         "serving",
@@ -217,7 +218,8 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
             "huggingface_hub",
             {"weights.hub", "weights.published.hub_files", "weights.published.resolve"},
         ),  # the last names the error of a file that is not there
-        ("filelock", {"data.tables.parquet", "weights.published.cache"}),
+        ("filelock", {"data.tables.parquet", "weights.published.cache", "tuning.study", "tuning.compare"}),
+        ("optuna", {"tuning.study"}),
         ("urllib", {"weights.published.download", "weights.published.hub_files"}),
         ("datasets", {"data.tables.hub"}),
         ("pyarrow", {"data.tables.hub", "data.tables.parquet", "embedding.files"}),
@@ -301,7 +303,7 @@ def test_public_names_resolve_and_are_documented() -> None:
         "VitrailError", "add_weights", "bench", "bench_data", "check_data", "convert", "create_model", "doctor",
         "embed", "evaluate", "export", "fetch_weights", "finetune", "list_models", "list_weights", "load_model",
         "pack", "predict", "preview", "quantize", "resize_data", "serve", "show_config", "sweep_preprocess", "train",
-        "verify", "write_inputs",
+        "tune", "verify", "write_inputs",
     }  # fmt: skip
     for name in vitrail.__all__:
         assert getattr(vitrail, name).__doc__
@@ -321,6 +323,8 @@ def test_public_names_resolve_and_are_documented() -> None:
                 "training.start",
                 "errors",
                 "api.training",
+                "api.tuning",
+                "tuning.space",
                 "api.data",
                 "api.inference",
                 "api.bench",

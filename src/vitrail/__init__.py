@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vitrail.api.training import doctor as doctor
     from vitrail.api.training import show_config as show_config
     from vitrail.api.training import train as train
+    from vitrail.api.tuning import tune as tune
     from vitrail.api.verify import verify as verify
     from vitrail.api.weights import add_weights as add_weights
     from vitrail.api.weights import fetch_weights as fetch_weights
@@ -61,6 +62,7 @@ _PUBLIC = {
     "show_config": "vitrail.api.training",
     "sweep_preprocess": "vitrail.api.evaluation",
     "train": "vitrail.api.training",
+    "tune": "vitrail.api.tuning",
     "verify": "vitrail.api.verify",
     "write_inputs": "vitrail.api.inference",
 }
@@ -90,6 +92,7 @@ __all__ = [
     "show_config",
     "sweep_preprocess",
     "train",
+    "tune",
     "verify",
     "write_inputs",
 ]

@@ -39,6 +39,7 @@ def test_a_function_has_the_options_of_its_command(name: str) -> None:
     # what the shell says by a flag, Python says by the first argument, or by another function
     elsewhere = {
         "train": {"config"},
+        "tune": {"config"},
         "evaluate": {"sweep_preprocess"},
         "predict": {"write_inputs"},
     }

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from support.image_folders import message, names, open_data, open_split, write_images
+from support.image_folders import message, names, open_data, open_split, write_fashion_mnist, write_images
 from vitrail.errors import ConfigError
 from vitrail.images.pixels import RGB
 
@@ -108,13 +106,18 @@ def test_a_folder_that_cannot_be_written_is_no_matter_of_the_network(tmp_path):
     assert "network" not in text
 
 
+def test_without_a_validation_split_the_test_split_is_left_alone(tmp_path):
+    write_fashion_mnist(tmp_path, 40, 10)
+    divided = open_data("fashion-mnist", tmp_path, val_split=None)
+    assert divided.is_divided
+    assert len(divided.train) + len(divided.val) == 40
+    assert all("/train/" in name for name in (*names(divided.train), *names(divided.val)))
+    source, _ = open_split("fashion-mnist", tmp_path, "val", val_split=None)
+    assert names(source) == names(divided.val)
+
+
 def test_fashion_mnist_files_are_read(tmp_path):
-    raw = tmp_path / "FashionMNIST/raw"
-    raw.mkdir(parents=True)
-    for part, n in (("train", 6), ("t10k", 3)):
-        pixels = np.arange(n * 28 * 28, dtype=np.uint32).astype(np.uint8)
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, n, 28, 28) + pixels.tobytes())
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, n) + bytes(range(n)))
+    write_fashion_mnist(tmp_path, 6, 3)
     data = open_data("fashion-mnist", tmp_path)
     assert (len(data.train), len(data.val)) == (6, 3)
     assert data.classes[0] == "T-shirt/top"

@@ -29,7 +29,7 @@ def commands() -> list[tuple[str, str, str]]:
 
 
 def test_the_guide_has_every_command_of_the_readmes() -> None:
-    assert len(commands()) == 51
+    assert len(commands()) == 52
     for theirs, ours, _ in commands():
         flags = re.findall(r"(?<= )--?[a-zA-Z][\w-]*", theirs)
         launch = {"--nproc_per_node", "-n", "-m", "--use_env", "--src", "--dst"}
@@ -74,7 +74,7 @@ PLACES = {
 def family_of(name: str) -> str:
     if re.search("t2t|path/to/config", name.lower()):
         return "t2t"
-    return "twins" if re.search("twins|svt|gvt", name) else "tnt"
+    return "twins" if re.search("twins|svt|gvt|optimize", name) else "tnt"
 
 
 def save_weights(folder: Path, project: str, name: str) -> Path:
@@ -124,7 +124,11 @@ def tiny(prefix: str, family: str) -> list[str]:
 
 
 ROWS = [
-    pytest.param(row[1], id=f"{n}-{row[1][:60]}", marks=[pytest.mark.thorough] if "onnx" in row[1].lower() else [])
+    pytest.param(
+        row[1],
+        id=f"{n}-{row[1][:60]}",
+        marks=[pytest.mark.thorough] if re.search("onnx|vitrail tune", row[1].lower()) else [],
+    )
     for n, row in enumerate(commands())
 ]
 
@@ -171,6 +175,11 @@ def test_a_command_of_the_guide_runs(
 
     if exported := "svt_s.onnx" in rest:
         (here / "configs/svt_s.yaml").write_text(yaml.safe_dump({**content("svt_s_params"), "image_size": 32}))
+    if verb == "tune":
+        space = {"parameters": {"base_lr": {"bounds": [1e-5, 1e-3], "kind": "log"}}}
+        (here / "configs/optimize.yaml").write_text(yaml.safe_dump({**content("svt_s_params"), **space}))
+        rest[rest.index("--iters") + 1] = "2"
+        rest += ["--seeds", "0"]
     rest = [place(word) for word in rest]
     if rest[-1] == "--pretrained":  # MindCV's published weights, as if they had been fetched
         monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
@@ -178,7 +187,7 @@ def test_a_command_of_the_guide_runs(
         cache.mkdir(parents=True)
         published = save_weights(saved, "mindcv", "tnt_s_patch16_224")
         shutil.copy(published, cache / "tnt_s_patch16_224_ep138_acc_0.74.ckpt")
-    if verb == "train" and "--help" not in rest:
+    if verb in ("train", "tune") and "--help" not in rest:
         # what follows is put over what the command says
         rest += [
             *tiny("model", family), "model.image_size=32", "train.epochs=1", "train.batch_size=8", "train.device=cpu",
@@ -188,7 +197,7 @@ def test_a_command_of_the_guide_runs(
         ]  # fmt: skip
         if "--pretrained" in rest:
             rest[rest.index("--pretrained") + 1] = str(save_weights(saved, "zoo", "t2t_vit_19"))
-    elif verb != "train":
+    elif verb not in ("train", "tune"):
         rest += [] if exported else tiny("weights", family)
         if verb == "evaluate":
             rest += [f"data.root={image_folder}", "data.workers=0", "data.train_split=train", "data.val_split=val"]
@@ -199,7 +208,12 @@ def test_a_command_of_the_guide_runs(
     status = run([verb, *rest])
     printed = capsys.readouterr()
     assert status == 0, printed.err
-    files = {"train": "runs/*/best.safetensors", "evaluate": "evaluations/*/*.html", "predict": "predictions.json"}
+    files = {
+        "tune": "runs/tune-optimize/best.yaml",
+        "train": "runs/*/best.safetensors",
+        "evaluate": "evaluations/*/*.html",
+        "predict": "predictions.json",
+    }
     if "--write-inputs" in rest:
         files["predict"] = "inputs/input/*.bin"
     if "--help" not in rest and verb in files:

@@ -289,7 +289,7 @@ def test_all_that_is_wrong_comes_in_one_line() -> None:
         (
             "svt_s",
             {"parameters": {"epochs": {}}},
-            "a space for tune_params.py to search; nothing searches here, so try",
+            "a space to search; search it by `vitrail tune` with this file",
         ),
         ("svt_s", {"compat": "as_is"}, "compat is as_is; it must be as_executed or as_written"),
     ],

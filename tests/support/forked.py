@@ -25,6 +25,8 @@ SERVER.set_forkserver_preload(
         "vitrail.training.doctor",
         "vitrail.migrate.flags",
         "vitrail.server.serve",
+        "vitrail.tuning.tune",
+        "optuna",
         "matplotlib.figure",
         "tensorboard.summary.writer.record_writer",
         "torch._dynamo",
@@ -33,12 +35,13 @@ SERVER.set_forkserver_preload(
     ]
 )
 TORCHRUN = ("-m", "torch.distributed.run")
+TUNE = ("-m", "vitrail", "tune")
 
 
 class Python:
     """`python WORDS`, in a process group of its own; what it prints goes to files, or to a terminal.
 
-    `python -m torch.distributed.run` starts its processes in the same way.
+    `python -m torch.distributed.run` and `vitrail tune` start their processes in the same way.
     """
 
     def __init__(
@@ -128,6 +131,11 @@ def _become(words: list[str], cwd: str, env: Mapping[str, str], out: str, err: s
 
         subprocess_handler.Popen = _Forked  # pyright: ignore[reportPrivateImportUsage]
         main(words[2:])
+    elif tuple(words[:3]) == TUNE:
+        from vitrail.tuning import process
+
+        process.Popen = _Forked
+        _run(words)
     else:
         _run(words)
 
@@ -145,7 +153,8 @@ class _Forked(subprocess.Popen):
     """What a program is started with, but that its Python is forked."""
 
     def _execute_child(self, args: Sequence[str], *rest: Any) -> None:
-        environment = rest[5]
+        environment = rest[5] or dict(os.environ)
+        out, err = rest[12], rest[14]
         self._child_created = True
         self.pid = os.fork()
         if self.pid:
@@ -153,6 +162,9 @@ class _Forked(subprocess.Popen):
         status = 1
         try:
             os.setsid()
+            for opened, stream in ((out, 1), (err, 2)):
+                if opened != -1:
+                    os.dup2(opened, stream)
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
                 signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
             os.environ.clear()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -42,3 +44,14 @@ def message(root: Path | None, name: str | None = None, **options) -> str:
         open_data(name, root, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def write_fashion_mnist(root: Path, train: int, test: int) -> None:
+    """Write the files of Fashion-MNIST with so many images, of one class after the other."""
+    raw = root / "FashionMNIST/raw"
+    raw.mkdir(parents=True)
+    for part, n in (("train", train), ("t10k", test)):
+        pixels = np.arange(n * 28 * 28, dtype=np.uint32).astype(np.uint8)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, n, 28, 28) + pixels.tobytes())
+        labels = bytes(number % 10 for number in range(n))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, n) + labels)

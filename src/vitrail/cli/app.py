@@ -22,6 +22,7 @@ from vitrail.cli.inference import bench, evaluate, predict, verify
 from vitrail.cli.serving import serve
 from vitrail.cli.signals import tell_interrupted
 from vitrail.cli.training import bench_data, config, doctor, models, preview, train
+from vitrail.cli.tuning import tune
 from vitrail.cli.weights import weights
 from vitrail.distributed.launch import (
     is_main_process,
@@ -57,6 +58,7 @@ and how many then."""
 COMMANDS = (
     train,
     finetune,
+    tune,
     evaluate,
     predict,
     embed,

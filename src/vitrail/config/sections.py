@@ -124,8 +124,9 @@ class DataSection:
     train_split: str = "train"
     """Split to train on: name of a folder, or value in the column `split` of a list."""
     val_split: str | None = "val"
-    """Split to evaluate on: name of a folder, or value in the column `split` of a list; null holds
-    out `val_fraction` of the training images."""
+    """Split to evaluate on: name of a folder, or value in the column `split` of a list; named sets
+    have their test split, whatever the name; null holds out `val_fraction` of the training
+    images."""
     val_fraction: float = 0.2
     """Share of each class held out where there is no validation split, chosen by a hash of the file
     names."""

@@ -373,7 +373,8 @@ def _open_set(
     assert section.name is not None
     if is_hf(section.name):
         return open_hf(section, needs_train)
-    return open_named(section.name, _root(section), section.download)
+    train, test = open_named(section.name, _root(section), section.download)
+    return train, None if section.val_split is None else test
 
 
 def _divide(section: DataSection, source: Source) -> tuple[Source, Source]:

@@ -11,13 +11,14 @@ from vitrail.errors import ConfigError, suggest
 from vitrail.migrate.recipes import FORMATS, YAML, find_export_format
 from vitrail.migrate.translate import KEYS
 
-COMMANDS = ("train", "evaluate", "predict", "export", "config")
+COMMANDS = ("train", "evaluate", "predict", "export", "config", "tune")
 SHORT = {
     "c": "config",
     "b": "batch_size",
     "vb": "validation_batch_size_multiplier",
     "j": "workers",
     "a": "arch",
+    "n": "iters",
 }
 """Long names of their flags of one hyphen."""
 FILES = ("config", "config_path", "tnt_config")

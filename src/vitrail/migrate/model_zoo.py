@@ -478,11 +478,8 @@ def _set_without_params(setting: str) -> Rule:
 
 
 def _refuse_search(value: Any, case: Case) -> Outcome:
-    """Refuse a space of values to search, since nothing searches here."""
-    raise ValueError(
-        "a space for tune_params.py to search; nothing searches here, so try values as flags and "
-        "drop it"
-    )
+    """Refuse a space of values where nothing is searched."""
+    raise ValueError("a space to search; search it by `vitrail tune` with this file, or drop it")
 
 
 def _note_unread_switch(value: Any, case: Case) -> Outcome:

@@ -17,6 +17,7 @@ from vitrail.config.resolve import Layer, read_yaml
 from vitrail.errors import ConfigError, shorten
 from vitrail.migrate.official import PROGRAMS, find_program
 from vitrail.migrate.rules import NO_DEFAULT, Case, format_value
+from vitrail.migrate.search import SPACE
 from vitrail.migrate.translate import PROJECTS, Translation, find_key, find_project, translate
 
 YAML = (".yaml", ".yml")
@@ -50,8 +51,16 @@ def split_keys(tokens: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     return keys, rest
 
 
-def open_recipe(recipe: str | None, keys: Mapping[str, Any]) -> OpenedRecipe:
+def open_recipe(
+    recipe: str | None, keys: Mapping[str, Any], tried: Mapping[str, Any] | None = None
+) -> OpenedRecipe:
     """Open a recipe of ours, a file of another project with `keys` put over it, or keys alone.
+
+    Args:
+        recipe: Name or file of a recipe.
+        keys: Keys of another project that were typed.
+        tried: Keys of another project with the values that a search tries, as if they stood in its
+            file; the space that stands there is then passed over. None where nothing is searched.
 
     Raises:
         ConfigError: There is no such file, it is of no known kind, or the keys do not go with it.
@@ -66,7 +75,11 @@ def open_recipe(recipe: str | None, keys: Mapping[str, Any]) -> OpenedRecipe:
 
     opened = read_recipe("digits" if recipe is None else recipe)
     if is_foreign(opened.layer.values):
-        translation = translate(opened.layer.values, opened.name, keys, processes=_world_size())
+        content = dict(opened.layer.values)
+        if tried is not None:
+            content.pop(SPACE, None)
+            content |= tried
+        translation = translate(content, opened.name, keys, processes=_world_size())
         return OpenedRecipe(opened.name, opened.path, translation.layer, translation)
 
     if "compat" in keys:
@@ -132,7 +145,7 @@ def find_export_format(config: str) -> str | None:
 def is_foreign(content: Mapping[str, Any]) -> bool:
     """Tell whether a file holds plain values where ours has sections; two keys of Twins' files hold mappings."""
     mappings = {key for key, value in content.items() if isinstance(value, Mapping)}
-    return not (content.keys() <= SECTIONS or mappings - {"params", "parameters"})
+    return not (content.keys() <= SECTIONS or mappings - {"params", SPACE})
 
 
 def _evaluation_like(train: Mapping[str, Any]) -> dict[str, Any]:

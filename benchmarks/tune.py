@@ -1,0 +1,90 @@
+"""What a search of settings brings and costs: vitrail tune on digits, and the time of one process beside two.
+
+uv run python benchmarks/tune.py --work /tmp/tune                       # about three hours on two cores
+uv run python benchmarks/tune.py --work /tmp/tune --trials 4 --epochs 2 # a look at whether it works
+
+1. 30 trials with median pruning around the recipe of digits, then the winner and the recipe as it is with three new
+   seeds each: accuracy on the 359 images that are held out, the gain with its interval, and what pruning spared.
+2. The same search of 12 short trials by one process, and by two that share a study, each with one thread: seconds from
+   the start to the end of the search, without the comparison. It needs two quiet cores.
+
+What was done is kept in the work folder, so that the command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import cyclopts
+
+import vitrail
+
+SHARED_TRIALS = 12
+SHARED_EPOCHS = 4
+
+
+def search(work: Path, trials: int, epochs: int) -> dict[str, Any]:
+    """Search around the recipe of digits, and return what came of it."""
+    result = vitrail.tune(
+        "digits",
+        {"train.epochs": epochs, "schedule.warmup_epochs": min(3, epochs), "train.device": "cpu"},
+        study=work / "digits",
+        trials=trials,
+        seeds=3,
+        metric="val_top1",
+    )
+    print(result)
+    trained = sum(trial.epochs for trial in result.trials)
+    numbers: dict[str, Any] = {
+        "trials": len(result.trials),
+        "whole": sum(trial.state == "complete" for trial in result.trials),
+        "pruned": sum(trial.state == "pruned" for trial in result.trials),
+        "failed": sum(trial.state == "failed" for trial in result.trials),
+        "share of the epochs": round(trained / (epochs * len(result.trials)), 2),
+        "hours": round(sum(trial.seconds for trial in result.trials) / 3600, 2),
+        "verdict": result.verdict,
+    }
+    if result.comparison is not None:
+        numbers |= {"recipe": result.comparison.default, "winner": result.comparison.best}
+    if result.best is not None:
+        numbers["settings"] = result.best.settings
+    return numbers
+
+
+def share(work: Path, processes: int, trials: int) -> float:
+    """Return the seconds of a search by some processes that share a study, each with one thread."""
+    kept = work / f"seconds-{processes}.json"
+    if kept.is_file():
+        return json.loads(kept.read_text())
+    words = [sys.executable, "-m", "vitrail", "tune", "digits", "--study", str(work / f"shared-{processes}")]
+    words += ["--trials", str(trials), "--seeds", "0", "--prune", "none", "--sampler", "random"]
+    words += [f"train.epochs={SHARED_EPOCHS}", "schedule.warmup_epochs=1", "train.device=cpu", "data.workers=0"]
+    # the number of epochs is one for all, so that no trial is longer than another
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    begun = time.perf_counter()
+    started = [subprocess.Popen(words, env=environment) for _ in range(processes)]
+    for process in started:
+        if process.wait() != 0:
+            raise SystemExit(f"{' '.join(words)}: ended with status {process.returncode}")
+    seconds = round(time.perf_counter() - begun, 1)
+    kept.write_text(json.dumps(seconds))
+    return seconds
+
+
+def main(*, work: Path, trials: int = 30, epochs: int = 40, shared_trials: int = SHARED_TRIALS) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    times = {count: share(work, count, shared_trials) for count in (1, 2)}
+    found = search(work, trials, epochs)
+    print(f"\none process {times[1]:,.0f} s, two {times[2]:,.0f} s: {times[2] / times[1]:.2f} of the time")
+    for name, value in found.items():
+        print(f"{name}: {value}")
+
+
+if __name__ == "__main__":
+    cyclopts.run(main)
