@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from torch import Tensor, nn
 
 from vitrail.config.training_sections import LoraSection
-from vitrail.errors import MissingExtra
+from vitrail.errors import ConfigError, MissingExtra
 from vitrail.models.family import VisionModel
 
 DOWN, UP, BASE = ".lora_A.default.weight", ".lora_B.default.weight", ".base_layer."
@@ -22,6 +22,7 @@ def add_adapters(model: VisionModel, settings: LoraSection) -> None:
 
     Raises:
         MissingExtra: peft is not installed.
+        ConfigError: The model has no such layers.
     """
     if find_spec("peft") is None:
         raise MissingExtra(
@@ -33,6 +34,12 @@ def add_adapters(model: VisionModel, settings: LoraSection) -> None:
     layers = [
         name for name, module in model.named_modules() if kind_of(name, module) in settings.targets
     ]
+    if not layers:
+        targets = " or ".join(settings.targets)
+        raise ConfigError(
+            f"lora.rank={settings.rank}: the model has no linear layers of an {targets}; leave it "
+            "out, or freeze.until=head trains the head alone"
+        )
     adapters = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.scale * settings.rank,  # pyright: ignore[reportArgumentType]
@@ -41,7 +48,7 @@ def add_adapters(model: VisionModel, settings: LoraSection) -> None:
     )
     inject_adapter_in_model(adapters, model)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith("head.") or name.endswith((DOWN, UP)))
+        parameter.requires_grad_(model.is_of_head(name) or name.endswith((DOWN, UP)))
 
 
 def kind_of(name: str, module: nn.Module) -> str | None:
