@@ -16,6 +16,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -49,8 +50,16 @@ SETTINGS: Mapping[str, str] = {
     "drop_rate": "drop_rate",
 }
 """Arguments of timm that are settings here, and what they are called."""
-LOADING = ("cache_dir", "checkpoint_path", "exportable", "kwargs_filter", "no_jit", "scriptable")
-LOADING_PARTS = ("pretrained", "pruned", "feature", "out_indices", "cfg", "model_cfg")
+LOADING = ("cache_dir", "checkpoint_path", "device", "dtype", "exportable", "no_jit", "scriptable")
+LOADING_PARTS = (
+    "pretrained",
+    "pruned",
+    "feature",
+    "kwargs_filter",
+    "out_indices",
+    "cfg",
+    "model_cfg",
+)
 """Arguments of timm, and beginnings of others, that read files or make another thing than a
 classifier; a weight file that anyone may have written must not give them."""
 REFUSALS = (
@@ -402,14 +411,15 @@ def as_tuple(names: str | Sequence[str] | None) -> tuple[str, ...]:
 def find_weights(published: Any) -> str:
     """Return where timm fetches weights from: a repository of the Hub, or an address; empty for none it has.
 
-    Weights that timm converts while it loads them are left out, and so are those of its own
-    formats.
+    Weights in the formats of other libraries, which timm converts while it loads them, are left
+    out.
     """
-    if published.custom_load or published.label_offset or published.hf_hub_filename:
+    if published.label_offset or published.hf_hub_filename or published.custom_load == "hf":
         return ""
     if published.hf_hub_id:
         return f"hf-hub:{published.hf_hub_id}"
-    return published.url if str(published.url).startswith("https://") else ""
+    is_address = str(published.url).startswith("https://") and not published.custom_load
+    return published.url if is_address else ""
 
 
 def create(name: str, config: TimmConfig, **loading: Any) -> Any:
@@ -484,23 +494,19 @@ def examine(name: str, config: TimmConfig) -> Facts:
     with torch.device("meta"), torch.no_grad():
         module = create(name, config)
         images = torch.empty(2, config.in_channels, *config.size)
-        try:
+        with _refusing_images(name, config):
             answers = module.train()(images)
+        if config.num_classes and (not isinstance(answers, Tensor) or answers.ndim != 2):
+            given = "one of more dimensions" if isinstance(answers, Tensor) else "several answers"
+            raise ConfigError(
+                f"{name}: gives {given} in training, where one for each image is trained on; leave "
+                "out what asks for auxiliary outputs"
+            )
+        with _refusing_images(name, config):
             features = module.eval().forward_features(images)
             vectors = module.forward_head(features, pre_logits=True)
-            maps = list_maps(module, images)
-        except REFUSALS as error:
-            size = "x".join(map(str, config.size))
-            raise ConfigError(
-                f"{name}: does not take images of {size} pixels and {config.in_channels} channels "
-                f"({first_line(error)}); its own are {_usual_size(name)}"
-            ) from error
-    if config.num_classes and (not isinstance(answers, Tensor) or answers.ndim != 2):
-        given = "several" if isinstance(answers, tuple | list) else f"{answers.ndim} dimensions of"
-        raise ConfigError(
-            f"{name}: gives {given} answers in training, and one for each image is trained on; "
-            "leave out what asks for auxiliary outputs"
-        )
+            has_maps = hasattr(module, "forward_intermediates")
+            maps = module.forward_intermediates(images, intermediates_only=True) if has_maps else []
     known = getattr(module, "feature_info", [])
     levels = []
     for number, one in enumerate(maps):
@@ -511,11 +517,19 @@ def examine(name: str, config: TimmConfig) -> Facts:
     return Facts(num_features=vectors.shape[1], levels=tuple(levels))
 
 
-def list_maps(module: Any, images: Tensor) -> list[Tensor]:
-    """Return the maps of a model; none where timm cannot give them."""
-    if hasattr(module, "forward_intermediates"):
-        return list(module.forward_intermediates(images, intermediates_only=True))
-    return []
+@contextmanager
+def _refusing_images(name: str, config: TimmConfig) -> Iterator[None]:
+    """Say in one line that a model does not take the images of a configuration."""
+    try:
+        yield
+    except REFUSALS as error:
+        size, family = "x".join(map(str, config.size)), find_family(name)
+        assert family is not None
+        usual = "x".join(map(str, family.variants[name].config.size))
+        raise ConfigError(
+            f"{name}: does not take images of {size} pixels and {config.in_channels} channels "
+            f"({first_line(error)}); its own are {usual}"
+        ) from error
 
 
 def refuse_clashes(name: str, module: nn.Module) -> None:
@@ -542,8 +556,7 @@ def read_shapes(heads: Sequence[str], stems: Sequence[str], shapes: Shapes) -> d
     for head in heads:
         if f"{head}.weight" in shapes:
             told["num_classes"] = shapes[f"{head}.weight"][0]
-    # the layer of a space-to-depth stem or of a 3D one does not tell how many channels images have
-    for stem in stems:
+    for stem in stems:  # not every kind of stem tells how many channels images have
         shapes[f"{stem}.weight"]
     return told
 
@@ -557,13 +570,8 @@ def make_head(name: str, config: TimmConfig) -> dict[str, Tensor]:
 
 def refit(name: str, weights: Mapping[str, Tensor], config: TimmConfig) -> dict[str, Tensor]:
     """Bring weights to the image size of a configuration by timm's own rules."""
-    known = {
-        "state_dict": dict(weights),
-        "num_classes": config.num_classes,
-        "input_size": (config.in_channels, *config.size),
-        "label_offset": 0,
-        "custom_load": False,
-    }
+    known = {"state_dict": dict(weights), "num_classes": config.num_classes}
+    known |= {"input_size": (config.in_channels, *config.size), "label_offset": 0}
     with warnings.catch_warnings():
         # torch has remarks on how timm interpolates, which are not for whoever trains
         warnings.simplefilter("ignore")
@@ -584,12 +592,6 @@ def _is_theirs(architecture: str) -> bool:
     return timm.is_model(architecture) and timm.model_entrypoint(
         architecture
     ).__module__.startswith("timm.")
-
-
-def _usual_size(name: str) -> str:
-    family = find_family(name)
-    assert family is not None
-    return "x".join(map(str, family.variants[name].config.size))
 
 
 def _is_plain(value: Any) -> bool:
