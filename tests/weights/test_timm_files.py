@@ -47,8 +47,8 @@ def record_of(name: str, model: VisionModel) -> Record:
     return Record(model=name, options=model_options(model), classes=CLASSES, preprocess=preprocess)
 
 
-def write(path: Path, name: str, model: VisionModel, **changes: Any) -> Path:
-    save_model(path, model.state_dict(), replace(record_of(name, model), **changes))
+def write(path: Path, name: str, built: VisionModel, **changes: Any) -> Path:
+    save_model(path, built.state_dict(), replace(record_of(name, built), **changes))
     return path
 
 
@@ -134,6 +134,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     for name in resolve.OFFLINE:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     torch.manual_seed(0)
     weights = save(timm.create_model("test_resnet").state_dict())
@@ -172,7 +173,9 @@ def test_timms_own_weights_are_fetched_once_by_the_name_of_the_model(
 
 
 def test_weights_that_timm_does_not_publish_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"^pretrained: timm has no weights of timm:vit_tiny_patch32_224 that"):
-        open_model("pretrained", LoadRequest(model="timm:vit_tiny_patch32_224"))
+    with pytest.raises(
+        CheckpointError, match=r"^pretrained: timm has no weights of timm:vit_base_patch32_plus_256"
+    ):
+        open_model("pretrained", LoadRequest(model="timm:vit_base_patch32_plus_256"))
     with pytest.raises((CheckpointError, ConfigError), match="unknown model 'timm:test_resnett'"):
         open_model("timm:test_resnett")

@@ -155,7 +155,7 @@ def timm_config(record: Record) -> dict[str, Any]:
         config["model_args"] = arguments
     config["pretrained_cfg"] = {
         "input_size": [options["in_channels"], *preprocess.size],
-        "fixed_input_size": True,
+        "fixed_input_size": not record.family.library_name,
         "interpolation": preprocess.interpolation,
         "crop_pct": preprocess.crop if preprocess.resize == "crop" else 1.0,
         "crop_mode": names[preprocess.resize],
