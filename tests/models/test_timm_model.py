@@ -140,7 +140,10 @@ def test_a_whole_name_is_measured_and_lists_are_bounded() -> None:
     assert row[:3] == ("timm:test_resnet", f"{costs.params / 1e6:.2f}", f"{costs.trainable / 1e6:.2f}")
     assert row[-1] == "160 px of 0.95, bilinear, mean and std 0.5"
     assert len(catalogue("timm:test_*")) == count_models("timm:test_*") < 100
-    assert len(list_models("timm:*")) > 1000
+    assert len(list_models("timm:*")) == count_models("timm:*") > 1000
+    assert len(catalogue("timm:*")) == 100
+    with pytest.raises(ConfigError, match="unknown model 'timm:resnet5O'; did you mean 'timm:resnet50'"):
+        catalogue("timm:resnet5O")
     assert not [name for name in list_models() if name.startswith("timm:")]
     assert is_model("timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k")
     assert not is_model("timm:t2t_vit_7")

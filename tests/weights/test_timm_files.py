@@ -173,9 +173,7 @@ def test_timms_own_weights_are_fetched_once_by_the_name_of_the_model(
 
 
 def test_weights_that_timm_does_not_publish_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"^pretrained: timm has no weights of timm:vit_base_patch32_plus_256"
-    ):
+    with pytest.raises(CheckpointError, match=r"^pretrained: timm has no weights of timm:vit_base_patch32_plus_256"):
         open_model("pretrained", LoadRequest(model="timm:vit_base_patch32_plus_256"))
     with pytest.raises((CheckpointError, ConfigError), match="unknown model 'timm:test_resnett'"):
         open_model("timm:test_resnett")

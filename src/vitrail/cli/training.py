@@ -139,14 +139,15 @@ def models(
     rows = catalogue(pattern)
     if not rows:
         raise ConfigError(f"no model matches {pattern!r}; `vitrail models` shows all")
-    left = count_models(pattern) - len(rows)
-    if left > 0:
-        show_line(f"the first {MOST_ROWS} are listed, and {left:,} more match; narrow the pattern")
     if markdown:
         print("| " + " | ".join(COLUMNS) + " |\n|" + "|".join(["-"] * len(COLUMNS)) + "|")
         print("\n".join("| " + " | ".join(row) + " |" for row in rows))
     else:
         show_table("", COLUMNS, rows)
+        if left := count_models(pattern) - len(rows):
+            show_line(
+                f"the first {MOST_ROWS} are listed, and {left:,} more match: narrow the pattern"
+            )
     return 0
 
 

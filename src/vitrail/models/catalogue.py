@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitrail.models.family import Family, ModelConfig
-from vitrail.models.registry import find_library, find_variant, list_models
+from vitrail.models.registry import canonical_name, find_library, find_variant, list_models
 
 COLUMNS = (
     "model",
@@ -87,10 +87,13 @@ def count_models(pattern: str) -> int:
 
 
 def _whole_name(pattern: str) -> list[str]:
-    """Return a library's model of that very name: with the tag of its weights, it is in no list."""
-    library = find_library(pattern)
-    is_there = library is not None and library.find(pattern) is not None
-    return [pattern] if is_there else []
+    """Return a library's model of that very name: with the tag of its weights, it is in no list.
+
+    Raises:
+        ConfigError: The library has none; the message has the closest name.
+    """
+    is_name = find_library(pattern) is not None and not set(pattern) & set("*?[")
+    return [canonical_name(pattern)] if is_name else []
 
 
 def _share(number: int | None, unit: float, digits: int) -> str:
