@@ -163,6 +163,7 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
                 "training.setup",
                 "training.run.state",
                 "training.step",
+                "training.batch_norm",
                 "training.run.trackers",
                 "transfer.budget",
                 "transfer.floor",
@@ -212,6 +213,7 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
                 "training.setup",
                 "training.optim.optimizers",
                 "models.layers",
+                "models.timm_model",
             },
         ),
         (

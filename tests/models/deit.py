@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vitrail.models.family import (
     Family,
     FeatureLevel,
-    ModelConfig,
+    TransformerConfig,
     Variant,
     VisionModel,
     block_index,
@@ -34,7 +34,7 @@ from vitrail.models.layers import DropPath, Mlp, drop_path_rates
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeiTConfig(ModelConfig):
+class DeiTConfig(TransformerConfig):
     """Architecture of one DeiT."""
 
     patch_size: int = 16

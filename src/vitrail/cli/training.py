@@ -127,8 +127,14 @@ def models(
     *,
     markdown: Annotated[bool, Parameter(help="Print the table of the README.")] = False,
 ) -> int:
-    """List the models: parameters, multiply-adds at 224, published accuracy, preprocessing."""
-    from vitrail.models.catalogue import COLUMNS, catalogue
+    """List the models: parameters, multiply-adds at 224, published accuracy, preprocessing.
+
+    ```
+    vitrail models 'timm:*deit*'                   # the models of timm that are called so
+    vitrail models timm:deit_tiny_patch16_224      # one of them, measured at its own image size
+    ```
+    """
+    from vitrail.models.catalogue import COLUMNS, MOST_ROWS, catalogue, count_models
 
     rows = catalogue(pattern)
     if not rows:
@@ -138,6 +144,10 @@ def models(
         print("\n".join("| " + " | ".join(row) + " |" for row in rows))
     else:
         show_table("", COLUMNS, rows)
+        if left := count_models(pattern) - len(rows):
+            show_line(
+                f"the first {MOST_ROWS} are listed, and {left:,} more match: narrow the pattern"
+            )
     return 0
 
 

@@ -21,7 +21,7 @@ class ModelSection:
     """The network to train."""
 
     name: str = "tnt_s_patch16_224"
-    """Name of the model, one of those that `vitrail models` lists."""
+    """Name of the model, one of those that `vitrail models` lists, or `timm:NAME` for one of timm."""
     image_size: int | tuple[int, int] | None = None
     """Size of the input images in pixels, one number or [height, width]; null takes the model's
     own."""
@@ -32,7 +32,8 @@ class ModelSection:
     """Dropout of the tokens that enter the blocks, of an attention's output, and after both layers
     of an MLP."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Any other field of the model's configuration, such as `depth` or `gelu`."""
+    """Any other field of the model's configuration, such as `depth` or `gelu`; of a model of timm,
+    any other argument that timm's class takes."""
     weights: str | None = None
     """Weights to start from: a file of any project that `vitrail convert --help` lists,
     `pretrained` for the best published ones of the model, `pretrained:NAME` for others that

@@ -156,6 +156,13 @@ def share(accelerator: Accelerator, value: Any) -> Any:
     return values[0]
 
 
+def send_to_all(accelerator: Accelerator, tensors: list[Tensor]) -> None:
+    """Give tensors the values that they have in the first process, in place. Collective."""
+    if accelerator.num_processes > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
 def gather_texts(accelerator: Accelerator, texts: list[Any]) -> list[Any]:
     """Return the lists of all processes, joined. Collective."""
     if accelerator.num_processes == 1:

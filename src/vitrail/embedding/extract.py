@@ -73,7 +73,7 @@ class Extractor:
     @property
     def num_features(self) -> int:
         """Numbers that an image gets."""
-        return self.model.feature_levels[self.level].num_channels
+        return self.model.count_vector(self.level, self.pooling)
 
     @cached_property
     def description(self) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from vitrail.choices import Device, Precision
 from vitrail.devices import pick_device
@@ -31,8 +30,9 @@ from vitrail.display import Display
 from vitrail.errors import ConfigError, VitrailError, names_flags, naming_flags, suggest
 from vitrail.inference.engines import ENGINES, about, start_module
 from vitrail.inference.network import open_artifact, read_artifact
+from vitrail.models.catalogue import measure_costs
 from vitrail.models.family import ModelConfig
-from vitrail.models.registry import build_config, create_model, find_variant, list_models
+from vitrail.models.registry import build_config, create_model, find_variant, is_model, list_models
 from vitrail.weights.checkpoint import config_of
 from vitrail.weights.published.catalogue import is_published
 
@@ -106,7 +106,7 @@ def find_subjects(
     """
     subjects: list[Subject] = []
     for name in names:
-        if name in list_models():
+        if is_model(name):
             build = partial(create_model, name)
             subjects.append(
                 Subject(name=name, model=name, config=build_config(name), build=build, **options)
@@ -316,12 +316,8 @@ def _open(subject: Subject) -> tuple[Callable[[Tensor], Tensor], str]:
 
 def _costs(subject: Subject) -> tuple[int, int]:
     """Return the parameters and the multiply-adds of a subject's architecture."""
-    with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model = find_variant(subject.model)[0].model(subject.config).eval()
-        model(torch.empty(1, subject.config.in_channels, *subject.config.size))
-    return sum(
-        parameter.numel() for parameter in model.parameters()
-    ), counter.get_total_flops() // 2
+    costs = measure_costs(find_variant(subject.model)[0], subject.config)
+    return costs.params, costs.macs
 
 
 def _peak_mib() -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from itertools import chain
 from numbers import Integral, Real
 from typing import Any, Generic, Literal, TypeVar, cast
@@ -30,6 +30,8 @@ MAX_BLOCKS = 1000
 """Blocks, or entries of a tuple such as `depths`; the deepest published model has 24."""
 MAX_WHOLE = 2**31 - 1
 """Upper bound of a number of channels, heads or classes."""
+BLOCK = re.compile(r"blocks(\.\d+)+")
+"""Names of the blocks of this package's own families."""
 MAX_REAL = 1e6
 """Upper bound of a ratio or epsilon."""
 
@@ -48,11 +50,6 @@ class ModelConfig:
     drop_rate: float = 0.0
     """Dropout rate of the tokens that enter the blocks, behind an attention, and behind both layers
     of an MLP."""
-    gelu: Literal["erf", "tanh"] = "erf"
-    """`tanh` is MindSpore's default and what weights trained there expect."""
-    norm_eps: float = 1e-5
-    final_norm_eps: float | None = None
-    """Epsilon of the norm before the head; None means norm_eps."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.image_size, int):
@@ -70,14 +67,17 @@ class ModelConfig:
         )
 
     @property
-    def head_norm_eps(self) -> float:
-        """Epsilon of the norm before the head."""
-        return self.norm_eps if self.final_norm_eps is None else self.final_norm_eps
-
-    @property
     def head_bias(self) -> bool:
         """Whether the head has a bias."""
         return True
+
+    def has_option(self, name: str) -> bool:
+        """Say whether a model of this kind may have a setting of that name."""
+        return name in {setting.name for setting in fields(self)}
+
+    def with_options(self, **options: Any) -> ModelConfig:
+        """Return this configuration with some of its settings changed."""
+        return replace(self, **options)
 
     def problems(self) -> list[str]:
         """Say what is wrong with this configuration, each as one clause."""
@@ -101,6 +101,27 @@ class ModelConfig:
         for name in ("drop_path_rate", "drop_rate"):
             if not 0 <= (rate := getattr(self, name)) < 1:
                 problems.append(f"{name} is {rate}; it must be from 0 to below 1")
+        return problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig(ModelConfig):
+    """What the configurations of this package's own families share beside that: how GELU and norms are computed."""
+
+    gelu: Literal["erf", "tanh"] = "erf"
+    """`tanh` is MindSpore's default and what weights trained there expect."""
+    norm_eps: float = 1e-5
+    final_norm_eps: float | None = None
+    """Epsilon of the norm before the head; None means norm_eps."""
+
+    @property
+    def head_norm_eps(self) -> float:
+        """Epsilon of the norm before the head."""
+        return self.norm_eps if self.final_norm_eps is None else self.final_norm_eps
+
+    def problems(self) -> list[str]:
+        """Say what is wrong with this configuration, each as one clause."""
+        problems = super().problems()
         if self.gelu not in ("erf", "tanh"):
             problems.append(f"gelu is {shorten(self.gelu)}; it must be 'erf' or 'tanh'")
         if self.norm_eps <= 0 or (self.final_norm_eps is not None and self.final_norm_eps <= 0):
@@ -115,7 +136,7 @@ def check_numbers(config: ModelConfig) -> list[str]:
         name, value, default = setting.name, getattr(config, setting.name), setting.default
         first = default[0] if isinstance(default, tuple) else default
         entries = value if isinstance(value, tuple) else (value,)
-        if isinstance(first, str) or value is None:
+        if isinstance(first, str) or value is None or default is MISSING:
             continue
         if isinstance(first, int):
             if any(isinstance(n, bool) or not isinstance(n, Integral) for n in entries):
@@ -168,10 +189,11 @@ class Variant(Generic[C]):
     """One named model and the facts published about it."""
 
     config: C
-    params: int
-    """All parameters, frozen ones included, as the official code counts with 1000 classes."""
-    trainable: int
-    macs: int
+    params: int | None = None
+    """All parameters, frozen ones included, as the official code counts with 1000 classes; None
+    where nobody wrote it down."""
+    trainable: int | None = None
+    macs: int | None = None
     """Multiply-adds of one 224x224 image: convolutions, linear layers and attention products, as
     torch counts them."""
     top1: float | None = None
@@ -185,6 +207,11 @@ class Variant(Generic[C]):
     crop: float = 0.9
     """Evaluation resizes the short side to image_size / crop, then cuts the centre."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize: Literal["crop", "squash", "letterbox"] = "crop"
+    """How an image comes to the network's size."""
+    weights: str = ""
+    """Where weights of it lie, as hf-hub:OWNER/NAME or an address, of a model that the catalogue of
+    published weights does not have; empty for none."""
 
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -249,6 +276,19 @@ class Family(Generic[C]):
     additions: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the configuration, with values, that add weights to a model which compute nothing
     while they are 0."""
+    head: tuple[str, ...] = ("head",)
+    """The layers that give the logits, each with a row of its weight for each class."""
+    fresh_head: Callable[[C], dict[str, Tensor]] | None = None
+    """Make the weights of a new head, where it is another than a linear layer behind `norm`."""
+    refit: Callable[[Mapping[str, Tensor], C], dict[str, Tensor]] | None = None
+    """Bring weights to the image size of a configuration, where `positions` does not say it all."""
+    has_hidden_buffers: bool = False
+    """Whether the model has values that no file holds, so that it cannot be built without memory
+    for its weights."""
+    library_name: str = ""
+    """What a library calls the model, where it is not one of this package."""
+    library_arguments: Callable[[C], dict[str, Any]] = lambda config: {}
+    """What the library has to be told for a configuration, beside the number of classes."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "title", self.title or self.name)
@@ -257,6 +297,18 @@ class Family(Generic[C]):
     def projects(self) -> tuple[str, ...]:
         """The projects whose names for the weights are known, the official code's first."""
         return tuple(dict.fromkeys(chain.from_iterable(one.projects for one in self.dialects)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Library:
+    """Models of another package, each with a family of its own that is made when it is asked for."""
+
+    prefix: str
+    """What stands before the package's name of a model, such as `timm:`."""
+    find: Callable[[str], Family[Any] | None]
+    """Return the family of a model by its whole name; None where there is none."""
+    list_names: Callable[[], list[str]]
+    """Return the whole names of all models."""
 
 
 @dataclass(frozen=True)
@@ -284,6 +336,8 @@ class VisionModel(nn.Module, ABC, Generic[C]):
     norm: nn.Module
     """The final norm, before the head."""
     head: nn.Module
+    head_names: tuple[str, ...] = ("head",)
+    """Names of the layers that give the logits."""
     in_float: tuple[type[nn.Module], ...] = ()
     """Kinds of modules whose layers are not computed in 8 bits."""
     grad_checkpointing: bool = False
@@ -311,6 +365,23 @@ class VisionModel(nn.Module, ABC, Generic[C]):
     @abstractmethod
     def layer_of(self, parameter_name: str) -> int:
         """Return the depth of a parameter: 0 for the stem, `num_layers` for the final norm and head."""
+
+    def get_classifier(self) -> nn.Module:
+        """Return the layer that gives the logits."""
+        return self.head
+
+    def is_of_head(self, parameter_name: str) -> bool:
+        """Say whether a parameter is one of a layer that gives the logits."""
+        return parameter_name.startswith(tuple(f"{name}." for name in self.head_names))
+
+    def parts(self) -> list[str]:
+        """Return the names of the parts that a layer begins with: blocks in their order, then the norm."""
+        blocks = [name for name, _ in self.named_modules() if BLOCK.fullmatch(name)]
+        return [*blocks, "norm"]
+
+    def count_vector(self, level: int, pooling: Pooling) -> int:
+        """Return how many numbers `forward_vectors` gives an image."""
+        return self.feature_levels[level].num_channels
 
     def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Return the tokens after the final norm (class token first, where there is one)."""

@@ -5,18 +5,24 @@ from __future__ import annotations
 import fnmatch
 import warnings
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 from vitrail.errors import ConfigError, format_choices, shorten, suggest
-from vitrail.models import t2t_vit, tnt, twins
-from vitrail.models.family import Family, ModelConfig, Variant, VisionModel
+from vitrail.models import t2t_vit, timm_model, tnt, twins
+from vitrail.models.family import Family, Library, ModelConfig, Variant, VisionModel
 
 FAMILIES: tuple[Family[Any], ...] = (tnt.FAMILY, t2t_vit.FAMILY, twins.FAMILY)
+LIBRARIES: tuple[Library, ...] = (timm_model.LIBRARY,)
+"""Other packages whose models have names here too, behind a prefix. They are listed where a pattern
+begins with that prefix, and looked up by whole names only."""
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Return the model names that match a shell pattern such as `*svt*`."""
+    """Return the model names that match a shell pattern such as `*svt*`; `timm:*` has those of timm."""
+    library = find_library(pattern)
+    if library is not None:
+        return fnmatch.filter(library.list_names(), pattern)
     names: list[str] = []
     for family in FAMILIES:
         names += fnmatch.filter(family.variants, pattern)
@@ -29,6 +35,14 @@ def canonical_name(name: str) -> str:
     Raises:
         ConfigError: No model is called so; the message has the closest name.
     """
+    library = find_library(name)
+    if library is not None:
+        if library.find(name) is None:
+            raise ConfigError(
+                f"unknown model {name!r}{suggest(name, library.list_names()) or ';'} "
+                f"`vitrail models '{library.prefix}*'` lists them"
+            )
+        return name
     for family in FAMILIES:
         if name in family.variants:
             return name
@@ -55,9 +69,25 @@ def find_variant(name: str) -> tuple[Family[Any], Variant[Any]]:
 
 def find_family(name: str) -> Family[Any] | None:
     """Return the family of a model by our name of it; None where no model is called so."""
+    library = find_library(name)
+    if library is not None:
+        return library.find(name)
     for family in FAMILIES:
         if name in family.variants:
             return family
+    return None
+
+
+def is_model(name: str) -> bool:
+    """Say whether a model has exactly this name here."""
+    return find_family(name) is not None
+
+
+def find_library(name: str) -> Library | None:
+    """Return the library whose prefix a name or pattern begins with; None where that is no library's."""
+    for library in LIBRARIES:
+        if name.startswith(library.prefix):
+            return library
     return None
 
 
@@ -68,14 +98,14 @@ def build_config(name: str, **overrides: Any) -> ModelConfig:
         ConfigError: An unknown name or field, or a value that the architecture does not allow.
     """
     _, variant = find_variant(name)
-    known = [field.name for field in fields(variant.config)]
     for key in overrides:
-        if key not in known:
+        if not variant.config.has_option(key):
+            known = [field.name for field in fields(variant.config)]
             raise ConfigError(
                 f"{name} has no setting {key!r}{format_choices(key, known, 'it has')}"
             )
     try:
-        return replace(variant.config, **overrides)
+        return variant.config.with_options(**overrides)
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from error
     except TypeError as error:
@@ -88,7 +118,7 @@ def _find_wrong_type(published: ModelConfig, overrides: Mapping[str, Any]) -> st
     """Say as a clause which of several fields is of a type that no configuration has; empty where none alone is."""
     for key, value in overrides.items():
         try:
-            replace(published, **{key: value})
+            published.with_options(**{key: value})
         except TypeError:
             return f"{key} is {shorten(value)}; it must be like {getattr(published, key)!r}"
         except ValueError:

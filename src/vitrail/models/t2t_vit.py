@@ -45,8 +45,8 @@ from vitrail.models.dialects import HEAD, ZOO_PREFIX, Dialect, Row
 from vitrail.models.family import (
     Family,
     FeatureLevel,
-    ModelConfig,
     Shapes,
+    TransformerConfig,
     Variant,
     VisionModel,
     block_index,
@@ -71,7 +71,7 @@ PERFORMER_DROPOUT = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class T2TViTConfig(ModelConfig):
+class T2TViTConfig(TransformerConfig):
     """Architecture of one T2T-ViT."""
 
     tokens_type: Literal["performer", "transformer"] = "performer"

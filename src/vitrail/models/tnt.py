@@ -44,8 +44,8 @@ from vitrail.models.dialects import HEAD, JOINED, SPLIT, WORDS, ZOO_PREFIX, Dial
 from vitrail.models.family import (
     Family,
     FeatureLevel,
-    ModelConfig,
     Shapes,
+    TransformerConfig,
     Variant,
     VisionModel,
     block_index,
@@ -62,7 +62,7 @@ from vitrail.models.layers import DropPath, Mlp, drop, drop_path_rates
 
 
 @dataclass(frozen=True, kw_only=True)
-class TNTConfig(ModelConfig):
+class TNTConfig(TransformerConfig):
     """Architecture of one TNT."""
 
     patch_size: int = 16

@@ -41,8 +41,8 @@ from vitrail.models.dialects import HEAD, ZOO_PREFIX, Dialect, Row
 from vitrail.models.family import (
     Family,
     FeatureLevel,
-    ModelConfig,
     Shapes,
+    TransformerConfig,
     Variant,
     VisionModel,
     build_head,
@@ -58,7 +58,7 @@ from vitrail.models.layers import DropPath, Mlp, drop, drop_path_rates
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwinsConfig(ModelConfig):
+class TwinsConfig(TransformerConfig):
     """Architecture of one Twins; tuples have one entry a stage."""
 
     embed_dims: tuple[int, ...] = (64, 128, 256, 512)

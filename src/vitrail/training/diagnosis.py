@@ -13,6 +13,7 @@ from torch import Tensor
 from vitrail.devices import autocast
 from vitrail.distributed.processes import gather_texts
 from vitrail.errors import TrainingError
+from vitrail.training.batch_norm import keep_statistics
 from vitrail.training.optim.nonfinite import first_nonfinite
 from vitrail.training.run.state import TrainState
 from vitrail.training.setup import Job
@@ -35,7 +36,8 @@ def diagnose(job: Job, state: TrainState, update: int) -> str:
             return job.objective.loss(logits.float()[: len(targets)], targets)
 
         seed_dropout(job.config, sampler, epoch, step)
-        culprit = culprit or first_nonfinite(state.model, compute_loss)
+        with keep_statistics(state.model):
+            culprit = culprit or first_nonfinite(state.model, compute_loss)
     culprits = [text for text in gather_texts(job.accelerator, [culprit]) if text]
     return (
         culprits[0] if culprits else "only with the weights it had then, not with those it has now"

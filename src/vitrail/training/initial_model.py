@@ -169,6 +169,7 @@ def published_preprocess(name: str, size: tuple[int, int], channels: int) -> Pre
         size=size,
         crop=variant.crop,
         interpolation=variant.interpolation,
+        resize=variant.resize,
         mean=mean,
         std=std,
         channels=channels,

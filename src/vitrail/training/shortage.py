@@ -32,14 +32,22 @@ def why_memory_is_too_short(job: Job, update: int) -> str:
     return f"{short}; {advice}"
 
 
-def tell_of_short_memory(job: Job, update: int) -> None:
-    """Say that micro-batches are computed in parts from now on, and what avoids that."""
+def tell_of_short_memory(job: Job, update: int, *, is_cut_felt: bool) -> None:
+    """Say that micro-batches are computed in parts from now on, and what avoids that.
+
+    Args:
+        job: The parts of the run that do not change.
+        update: The update from which on they are.
+        is_cut_felt: Whether a layer of the model computes with all images that go in together.
+    """
     parts = job.memory.parts
+    effect = "which makes the same updates"
+    if is_cut_felt:
+        effect = "each of which batch norm normalises by itself"
     job.display.warn(
         f"memory is short: from update {update + 1:,} on, each micro-batch is computed in {parts} "
-        "parts, which makes the same updates; "
-        f"train.accumulate={parts * job.config.train.accumulate} takes as little memory from the "
-        "start"
+        f"parts, {effect}; train.accumulate={parts * job.config.train.accumulate} takes as little "
+        "memory from the start"
     )
 
 

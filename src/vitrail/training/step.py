@@ -22,6 +22,7 @@ from vitrail.distributed.sharding import gather_full
 from vitrail.images.batch_augment import erase, mix
 from vitrail.images.preprocess import Preprocess, normalise
 from vitrail.images.train_view import sample_key
+from vitrail.training.batch_norm import copy_statistics, keep_statistics, put_back
 from vitrail.training.losses import Objective
 from vitrail.training.optim.optimizers import can_skip
 from vitrail.training.optim.sharpness import ascend
@@ -83,6 +84,7 @@ def train_step(
         whether it was skipped, in all ranks alike; and the norm of the gradient before it is
         clipped.
     """
+    statistics = copy_statistics(model)
     with watch.phase("forward_backward_s"):
         sums = _compute_in_memory(context, model, optimizer, micro_batches, keys)
     with watch.phase("optimizer_s"):
@@ -91,6 +93,7 @@ def train_step(
         # in all ranks alike, or their weights would differ
         is_skipped = any_process(context.accelerator, ~(norm.isfinite() & sums[0].isfinite()))
         _update_weights(context, optimizer, is_skipped)
+        put_back(model, statistics, is_skipped)
     return torch.where(is_skipped, torch.zeros_like(sums), sums), is_skipped, norm
 
 
@@ -109,6 +112,7 @@ def _compute_in_memory(
     Raises:
         OutOfMemoryError: A single image does not fit, or there are several ranks.
     """
+    statistics = copy_statistics(model)
     while True:
         try:
             return _compute_gradients(context, model, optimizer, micro_batches, keys)
@@ -120,6 +124,7 @@ def _compute_in_memory(
                 raise torch.OutOfMemoryError(str(error)) from error
         # outside of the handler, which holds on to the activations
         optimizer.zero_grad()
+        put_back(model, statistics)
         context.memory.parts *= 2
         gc.collect()  # cycles keep activations too
         if context.accelerator.device.type == "cuda":
@@ -143,7 +148,8 @@ def _compute_gradients(
     """Compute the gradients at the weights, or with SAM uphill of them; return the sums at the weights."""
     sums = _accumulate_gradients(context, model, micro_batches, keys)
     if context.config.optim.sam_rho is not None:
-        with ascend(model, context.config.optim.sam_rho):
+        # the statistics are those of the weights, not of the place uphill
+        with ascend(model, context.config.optim.sam_rho), keep_statistics(model):
             optimizer.zero_grad()
             _accumulate_gradients(context, model, micro_batches, keys)
     return sums

@@ -31,6 +31,7 @@ from vitrail.evaluation.measure import Measured, measure
 from vitrail.evaluation.task import task_of
 from vitrail.images.input_check import ENOUGH
 from vitrail.images.preprocess import normalise
+from vitrail.training.batch_norm import explain_batch_norm, has_batch_norm, share_statistics
 from vitrail.training.diagnosis import diagnose, name_anomalies
 from vitrail.training.optim.lora import merge_adapters
 from vitrail.training.optim.nonfinite import has_finite_weights
@@ -155,6 +156,8 @@ def train(
             tell_how_to_lengthen(job, state, run)
         elif not is_restored:
             tell_of_slow_average(job)
+            for warning in explain_batch_norm(state.model, config, accelerator.num_processes):
+                display.warn(warning)
             for warning in job.objective.warnings(config, job.training_counts, job.data.classes):
                 display.warn(warning)
             save(job, state, run, must=True)  # from here on there is always something to go back to
@@ -267,7 +270,7 @@ def train_epoch(job: Job, state: TrainState, run: Run, wrapped: nn.Module, optim
                 f"{why_memory_is_too_short(job, update)} ({shorten(str(error))})"
             ) from error
         if job.memory.parts > parts:
-            tell_of_short_memory(job, update)
+            tell_of_short_memory(job, update, is_cut_felt=has_batch_norm(state.model))
         state.sums += sums
         state.guard.record(is_skipped, update)
         if state.ema:
@@ -452,6 +455,8 @@ def evaluate_epoch(job: Job, state: TrainState, run: Run, what: str) -> Measured
         stop_or_save(job, state, run, saving=False)
 
     run.watchdog.move(f"evaluating {what}")
+    averages = [state.ema.module] if state.ema else []
+    share_statistics(job.accelerator, state.model, *averages)
     with Stopwatch(job.accelerator.device, state.seconds).waiting("eval_s"):
         return measure(
             evaluated_model(state),

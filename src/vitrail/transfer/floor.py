@@ -25,6 +25,7 @@ from vitrail.display import Display
 from vitrail.embedding.extract import Extractor
 from vitrail.embedding.probe import Score, fit_head, knn_accuracy, score_answers
 from vitrail.embedding.store import cached_features
+from vitrail.errors import ConfigError
 from vitrail.evaluation.multi_label_metrics import compute_multi_label_metrics
 from vitrail.images.preprocess import Preprocess
 from vitrail.models.family import VisionModel
@@ -144,8 +145,7 @@ def measure_floor(
     neighbours = knn_accuracy(
         features.train, features.train_labels, features.val, features.val_labels
     )
-    head = model.head
-    assert isinstance(head, nn.Linear)
+    head = read_head(model)
     weight, bias = fit_head(features.train, features.train_labels, head.out_features)
     if head.bias is None:
         bias = np.zeros_like(bias)
@@ -167,6 +167,21 @@ def measure_floor(
     )
 
 
+def read_head(model: VisionModel) -> nn.Linear:
+    """Return the layer that gives a model's logits, which a linear probe can take the place of.
+
+    Raises:
+        ConfigError: It is no single linear layer.
+    """
+    head = model.get_classifier()
+    if len(model.head_names) != 1 or not isinstance(head, nn.Linear):
+        raise ConfigError(
+            "the model's logits are not those of one linear layer, so no probe can be its head; "
+            "train it by a recipe, with model.weights=pretrained"
+        )
+    return head
+
+
 def save_probe(
     path: Path, model: VisionModel, record: Record, floor: Floor, features: Features
 ) -> None:
@@ -179,7 +194,7 @@ def save_probe(
     if features.val_labels.ndim == 2:
         device = next(model.parameters()).device
         with torch.no_grad():
-            logits = model.head(torch.from_numpy(features.val).to(device)).cpu().numpy()
+            logits = read_head(model)(torch.from_numpy(features.val).to(device)).cpu().numpy()
         thresholds = compute_multi_label_metrics(logits, features.val_labels).thresholds
     path.parent.mkdir(parents=True, exist_ok=True)
     described = replace(

@@ -8,6 +8,7 @@ import torch
 
 from vitrail.devices import count_memory
 from vitrail.models.family import VisionModel
+from vitrail.training.batch_norm import has_batch_norm, keep_statistics
 
 SHARE = 0.5
 """Share of the memory that activations may take; the rest is for weights, moments, images and other programs."""
@@ -32,16 +33,21 @@ def measure_activations(model: VisionModel) -> int:
         return tensor
 
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
-    image = torch.zeros(
-        1, model.config.in_channels, *model.config.size, device=next(model.parameters()).device
+    # a single one has no spread for batch norm
+    count = 2 if has_batch_norm(model) else 1
+    images = torch.zeros(
+        count, model.config.in_channels, *model.config.size, device=next(model.parameters()).device
     )
     was_training = model.training
     model.train()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        logits: Any = model(image)
+    with (
+        keep_statistics(model),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        logits: Any = model(images)
     del logits
     model.train(was_training)
-    return max(1, sum(size for place, size in kept.items() if place not in weights))
+    return max(1, sum(size for place, size in kept.items() if place not in weights) // count)
 
 
 def find_memory(device: torch.device) -> int:

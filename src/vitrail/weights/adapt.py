@@ -19,8 +19,6 @@ from vitrail.weights.config_fields import find_differences
 from vitrail.weights.recognise import expected_shapes
 from vitrail.weights.request import Positions
 
-HEAD = ("head.weight", "head.bias")
-
 
 def adapt(
     weights: Mapping[str, Tensor],
@@ -61,12 +59,14 @@ def adapt(
         entries += _add_zeros(weights, expected_shapes(family, source))
     if source.in_channels != target.in_channels:
         entries += _adapt_channels(weights, family, source.in_channels, target.in_channels, where)
-    if source.size != target.size:
+    if source.size != target.size and family.refit is not None:
+        entries += _refit(weights, family, source, target)
+    elif source.size != target.size:
         entries += _adapt_positions(weights, family, source, target, positions)
     if source.num_classes != target.num_classes or (
         not keep_head and tuple(old_classes) != tuple(new_classes)
     ):
-        entries += _adapt_head(weights, target, tuple(old_classes), tuple(new_classes))
+        entries += _adapt_head(weights, family, target, tuple(old_classes), tuple(new_classes))
     if family.unread and (has_changed or target.num_classes == 0):
         entries += _fit_unread(weights, family.unread, expected_shapes(family, target))
     return weights, entries
@@ -97,27 +97,40 @@ def _add_zeros(weights: dict[str, Tensor], expected: Mapping[str, tuple[int, ...
 
 
 def _adapt_head(
-    weights: dict[str, Tensor], target: ModelConfig, old: tuple[str, ...], new: tuple[str, ...]
+    weights: dict[str, Tensor],
+    family: Family[Any],
+    target: ModelConfig,
+    old: tuple[str, ...],
+    new: tuple[str, ...],
 ) -> list[Entry]:
-    features = weights["norm.weight"].shape[0]
-    before = {name: weights.pop(name) for name in HEAD if name in weights}
+    before = {name: weights.pop(name) for name in head_weights(family) if name in weights}
     if target.num_classes == 0:
         return [Entry("skipped", theirs=tuple(before), note="the model is built without a head")]
-    head = build_head(features, target.num_classes, target.head_bias)
     shared = shared_rows(old, new) if before else []
-    fresh = dict(head.named_parameters(prefix="head"))
-    with torch.no_grad():
-        for name, parameter in fresh.items():
-            for new_row, old_row in shared:
-                parameter[new_row] = before[name][old_row]
-            weights[name] = parameter.detach()
+    if family.fresh_head is not None:
+        fresh = family.fresh_head(target)
+    else:
+        features = weights["norm.weight"].shape[0]
+        head = build_head(features, target.num_classes, target.head_bias)
+        fresh = {name: one.detach() for name, one in head.named_parameters(prefix="head")}
+    for name, tensor in fresh.items():
+        for new_row, old_row in shared:
+            tensor[new_row] = before[name][old_row]
+        weights[name] = tensor
     note = f"{len(shared)} of {target.num_classes} rows kept, by class name; the others are fresh"
     return [Entry("new", tuple(before), tuple(fresh), note)]
 
 
-def as_two_logits(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Entry]:
+def head_weights(family: Family[Any]) -> tuple[str, ...]:
+    """Return the names of the weights that give the logits, each with a row for each class."""
+    return tuple(f"{layer}.{kind}" for layer in family.head for kind in ("weight", "bias"))
+
+
+def as_two_logits(
+    weights: Mapping[str, Tensor], family: Family[Any]
+) -> tuple[dict[str, Tensor], Entry]:
     """Return weights whose one logit z became the two logits 0 and z, whose softmax is the sigmoid of z."""
-    names = tuple(name for name in HEAD if name in weights)
+    names = tuple(name for name in head_weights(family) if name in weights)
     wider = {name: torch.cat([torch.zeros_like(weights[name]), weights[name]]) for name in names}
     return {**weights, **wider}, Entry("resized", names, names, "a row of zeros before its one")
 
@@ -142,6 +155,25 @@ def shared_rows(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]
         elif key and new_counts[key] == 1 and key in alike:
             rows.append((index, alike[key]))
     return rows
+
+
+def _refit(
+    weights: dict[str, Tensor], family: Family[Any], source: Any, target: Any
+) -> list[Entry]:
+    """Bring weights to another image size by the rules of the library that the model is of."""
+    assert family.refit is not None
+    wanted = replace(source, image_size=target.image_size, in_channels=target.in_channels)
+    shapes = expected_shapes(family, wanted)
+    changed = [name for name, shape in shapes.items() if tuple(weights[name].shape) != shape]
+    if not changed:
+        return []
+    fitted = family.refit(weights, wanted)
+    weights |= {name: fitted[name] for name in changed}
+    sizes = f"from {'x'.join(map(str, source.size))} to {'x'.join(map(str, target.size))} pixels"
+    return [
+        Entry("resized", (name,), (name,), f"by its library's own rule, {sizes}")
+        for name in changed
+    ]
 
 
 def _adapt_positions(

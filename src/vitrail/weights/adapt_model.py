@@ -54,7 +54,7 @@ def _with_two_logits(opened: Opened, request: LoadRequest) -> Opened:
     if not request.two_logits or not is_binary or request.options.get("num_classes") == 1:
         return opened
     _check_weights(record, opened.weights, path)
-    weights, entry = as_two_logits(opened.weights)
+    weights, entry = as_two_logits(opened.weights, record.family)
     note = (
         f"{path}: has one output z, so two classes: probabilities are the sigmoid of z for class 1 "
         "and the rest for class 0, which is the answer below 0.5"

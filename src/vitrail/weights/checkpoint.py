@@ -255,6 +255,22 @@ def build_model(record: Record, path: Path | str = "record") -> VisionModel:
         ) from error
 
 
+def build_empty(record: Record, path: Path | str) -> VisionModel:
+    """Build the model that a record describes, for weights that take the place of its own.
+
+    It has no memory for these, unless the model has values beside them that no file holds. Nothing
+    is drawn that others would draw.
+
+    Raises:
+        CheckpointError: The record names a model or options that this version does not know.
+    """
+    if record.family.has_hidden_buffers:
+        with torch.random.fork_rng(devices=[]):
+            return build_model(record, path)
+    with torch.device("meta"):
+        return build_model(record, path)
+
+
 def load_weights(model: VisionModel, weights: Mapping[str, torch.Tensor], path: Path | str) -> None:
     """Put weights into a model, which takes over those that lie in memory as torch would put them.
 

@@ -26,7 +26,7 @@ def read_numerics(config: ModelConfig, changes: Mapping[str, Any] | None = None)
     """Return the fields that change a model's output but no weight's shape, with some of them changed."""
     values = {**asdict(config), **(changes or {})}
     numerics = pick_numerics(values)
-    if numerics["final_norm_eps"] is None:
+    if numerics.get("final_norm_eps", 0) is None:
         numerics["final_norm_eps"] = numerics["norm_eps"]
     return numerics
 

@@ -17,7 +17,7 @@ from typing import Any
 from vitrail.errors import shorten, suggest
 from vitrail.images.preprocess import Preprocess
 from vitrail.models.family import ModelConfig, Shapes
-from vitrail.models.registry import find_variant, list_models
+from vitrail.models.registry import find_variant, is_model, list_models
 
 MAX_TEXT = 16 * 2**20
 """Letters of a description; that of a model of 20,000 classes with counts and thresholds has 2
@@ -86,8 +86,8 @@ def check(content: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is missing")
         if not isinstance(content[name], kind):
             raise ValueError(f"{name} is {shorten(content[name])}; it must be {KIND_NAMES[kind]}")
-    known = list_models()
-    if content["model"] not in known:
+    if not is_model(content["model"]):
+        known = list_models()
         name, near = content["model"], suggest(content["model"], known)
         raise ValueError(
             f"unknown model {shorten(name)}{near or ';'} `vitrail models` shows all {len(known)}"

@@ -77,7 +77,8 @@ def rename_weights(
         weights = reading.family.model(reading.config).state_dict() | weights
     dtypes: set[str] = set()
     for link in reading.links:
-        dtypes.update(str(theirs[name].dtype) for name in link.theirs)
+        tensors = [theirs[name] for name in link.theirs]
+        dtypes.update(str(one.dtype) for one in tensors if one.is_floating_point())
     if converted := sorted(dtypes - {"torch.float32"}):
         remarks.notes.append(
             f"{file.path}: holds {', '.join(converted)}, which became torch.float32"
@@ -263,6 +264,7 @@ def _describe_images(
     values: dict[str, Any] = {
         "crop": variant.crop,
         "interpolation": variant.interpolation,
+        "resize": variant.resize,
         "mean": variant.mean,
         "std": variant.std,
         **reading.dialect.preprocess,

@@ -18,6 +18,7 @@ from vitrail.imagenet import list_wordnet_ids
 from vitrail.images.pixels import describe_channels
 from vitrail.images.preprocess import Preprocess
 from vitrail.models.dialects import write_names
+from vitrail.models.registry import find_library
 from vitrail.weights.checkpoint import Record, config_of, encode_safetensors, to_metadata
 from vitrail.weights.config_fields import ADAPTABLE, read_numerics
 from vitrail.weights.image_config import CROP_MODES
@@ -69,6 +70,8 @@ def is_of_timm(model: str) -> bool:
     """Say whether timm itself has a model of this name, which takes no numerics."""
     from timm.models import is_model, model_entrypoint  # importing timm takes seconds
 
+    if find_library(model) is not None:
+        return True
     return is_model(model) and model_entrypoint(model).__module__.startswith("timm.")
 
 
@@ -139,31 +142,42 @@ def save_folder(
 def timm_config(record: Record) -> dict[str, Any]:
     """Return the config.json that timm reads a model from."""
     preprocess, options = record.preprocess, record.options
+    heads = record.family.head
     names = {ours: theirs for theirs, ours in CROP_MODES.items()}
-    config: dict[str, Any] = {"architecture": record.model, "num_classes": options["num_classes"]}
+    config: dict[str, Any] = {
+        "architecture": _architecture(record),
+        "num_classes": options["num_classes"],
+    }
     if record.classes:
         config["label_names"] = list(record.classes)
     if arguments := _model_arguments(record):
         config["model_args"] = arguments
     config["pretrained_cfg"] = {
         "input_size": [options["in_channels"], *preprocess.size],
-        "fixed_input_size": True,
+        "fixed_input_size": not record.family.library_name,
         "interpolation": preprocess.interpolation,
         "crop_pct": preprocess.crop if preprocess.resize == "crop" else 1.0,
         "crop_mode": names[preprocess.resize],
         "mean": list(preprocess.mean),
         "std": list(preprocess.std),
         "num_classes": options["num_classes"],
-        "classifier": "head",
+        "classifier": heads[0] if len(heads) == 1 else list(heads),
         **_first_layer(record),
     }
     return config
+
+
+def _architecture(record: Record) -> str:
+    """Return the name by which timm builds the model, without the tag of anybody's weights."""
+    return record.family.library_name.partition(".")[0] or record.model
 
 
 def _model_arguments(record: Record) -> dict[str, Any]:
     """Return what timm has to be told to build the model of a record, beside its name and number of classes."""
     published, channels = record.variant.config, record.options["in_channels"]
     arguments: dict[str, Any] = {}
+    if record.family.library_name:
+        return record.family.library_arguments(config_of(record))
     if tuple(record.preprocess.size) != published.size:
         arguments["img_size"] = list(record.preprocess.size)
     if channels != 3:

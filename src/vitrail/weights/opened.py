@@ -11,7 +11,7 @@ from torch import Tensor
 from vitrail.display import Display
 from vitrail.models.family import VisionModel
 from vitrail.weights.account import Account
-from vitrail.weights.checkpoint import Record, build_model, load_weights
+from vitrail.weights.checkpoint import Record, build_empty, load_weights
 
 OURS = "vitrail"
 """The dialect of files that vitrail wrote."""
@@ -33,8 +33,7 @@ class Opened:
 
     def build(self, device: str | torch.device = "cpu") -> VisionModel:
         """Build the model, ready for inference."""
-        with torch.device("meta"):
-            model = build_model(self.record, self.account.path)
+        model = build_empty(self.record, self.account.path)
         load_weights(model, self.weights, self.account.path)
         model.classes, model.thresholds = self.record.classes, self.record.thresholds
         model.preprocess = self.record.preprocess

@@ -128,10 +128,15 @@ def translate(weights: Mapping[str, Tensor], reading: Reading) -> dict[str, Tens
     expected = expected_shapes(reading.family, reading.config)
     translated: dict[str, Tensor] = {}
     for link in reading.links:
-        tensors = link.how.read([weights[name].float() for name in link.theirs])
+        tensors = link.how.read([_widen(weights[name]) for name in link.theirs])
         translated |= zip(link.ours, tensors, strict=True)
     translated |= {name: torch.zeros(expected[name]) for name in reading.zeros}
     return {name: translated[name] for name in expected if name in translated}
+
+
+def _widen(tensor: Tensor) -> Tensor:
+    """Return numbers of any precision in float32, and whole numbers as they are."""
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def expected_shapes(family: Family[Any], config: ModelConfig) -> dict[str, tuple[int, ...]]:

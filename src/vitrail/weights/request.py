@@ -12,7 +12,7 @@ from vitrail.config.commands import ConvertConfig, DescribedConfig
 from vitrail.config.resolve import Layer, resolve
 from vitrail.config.sections import WeightsSection
 from vitrail.errors import ConfigError
-from vitrail.models.registry import build_config, canonical_name
+from vitrail.models.registry import build_config, canonical_name, find_library
 from vitrail.weights.checkpoint import Record, config_of
 
 Positions = Literal["resized", "fresh"]
@@ -73,6 +73,12 @@ class LoadRequest:
         counts = Counter(map(canonical, self.classes))
         if twice := [name for name, count in counts.items() if count > 1]:
             raise ConfigError(f"classes has {twice[0]!r} twice; each name stands for one logit")
+
+    @property
+    def library_model(self) -> str:
+        """The model, where it is one of a library; empty for our own, or where none is named."""
+        is_of_library = self.model is not None and find_library(self.model) is not None
+        return str(self.model) if is_of_library else ""
 
     def with_description(self) -> LoadRequest:
         """Return the request in which the described model fills in what is left open."""

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 from torch import nn
 
 from vitrail.errors import ConfigError, suggest
 from vitrail.models.family import VisionModel
-
-BLOCK = re.compile(r"blocks(\.\d+)+")
 
 
 class Freeze:
@@ -30,7 +26,7 @@ class Freeze:
         self.model = model
         names = [name for name, _ in model.named_parameters()]
         if until == "head":
-            before = {name for name in names if not name.startswith("head.")}
+            before = {name for name in names if not model.is_of_head(name)}
         else:
             depth = find_layer(model, until)
             before = {name for name in names if model.layer_of(name) < depth}
@@ -64,18 +60,21 @@ def find_layer(model: VisionModel, until: str) -> int:
     Raises:
         ConfigError: It is no part of the model.
     """
-    if until == "norm":
-        return model.num_layers
-    blocks = [name for name, _ in model.named_modules() if BLOCK.fullmatch(name)]
-    if until in blocks:
+    parts = model.parts()
+    if until in parts:
         inside = [name for name, _ in model.get_submodule(until).named_parameters(prefix=until)]
         return min(map(model.layer_of, inside))
     if until.isdecimal() and 1 <= int(until) <= model.num_layers:
         return int(until)
-    hint = suggest(until, [*blocks, "norm", "head"])
+    hint = suggest(until, [*parts, "head"])
+    model.layer_of(
+        next(name for name, _ in model.named_parameters())
+    )  # or it has no layers to name
+    blocks = [part for part in parts if part != "norm"]
+    named = ["norm", "head"] if "norm" in parts else ["head"]
     raise ConfigError(
         f"freeze.until is {until}; it must be a layer from 1 to {model.num_layers}, a part from "
-        f"{blocks[0]} to {blocks[-1]}, norm or head{hint}"
+        f"{blocks[0]} to {blocks[-1]}, {' or '.join(named)}{hint}"
     )
 
 

@@ -21,7 +21,7 @@ def add_adapters(model: VisionModel, settings: LoraSection) -> None:
     An adapter begins as zero, so the network computes what it did.
 
     Raises:
-        ConfigError: The rank is above the width of a layer that would have an adapter.
+        ConfigError: The model has no such layers, or the rank is above the width of one.
         MissingExtra: peft is not installed.
     """
     if find_spec("peft") is None:
@@ -34,6 +34,12 @@ def add_adapters(model: VisionModel, settings: LoraSection) -> None:
     layers = [
         name for name, module in model.named_modules() if kind_of(name, module) in settings.targets
     ]
+    if not layers:
+        targets = " or ".join(settings.targets)
+        raise ConfigError(
+            f"lora.rank={settings.rank}: the model has no linear layers of an {targets}; leave it "
+            "out, or freeze.until=head trains the head alone"
+        )
     _refuse_wide_rank(settings.rank, model, layers)
     adapters = LoraConfig(
         r=settings.rank,
@@ -43,7 +49,7 @@ def add_adapters(model: VisionModel, settings: LoraSection) -> None:
     )
     inject_adapter_in_model(adapters, model)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith("head.") or name.endswith((DOWN, UP)))
+        parameter.requires_grad_(model.is_of_head(name) or name.endswith((DOWN, UP)))
 
 
 def _refuse_wide_rank(rank: int, model: VisionModel, layers: Sequence[str]) -> None:

@@ -43,7 +43,7 @@ def parameter_groups(
         is_matrix = parameter.ndim > 1 and not name.endswith(".bias")
         decays = decay_on == "all" or (is_matrix and name not in exempt)
         layer = model.num_layers if layer_decay is None else model.layer_of(name)
-        scale = 1.0 if name.startswith("head.") else backbone_scale
+        scale = 1.0 if model.is_of_head(name) else backbone_scale
         group = groups.setdefault(
             (layer, scale, decays, parameter in late_ones),
             {
@@ -123,7 +123,7 @@ def _split_for_muon(model: VisionModel, groups: list[dict[str, Any]]) -> list[di
 
     def is_inside(parameter: torch.nn.Parameter) -> bool:
         name = names[parameter]
-        return parameter.ndim == 2 and not name.startswith("head.") and model.layer_of(name) > 0
+        return parameter.ndim == 2 and not model.is_of_head(name) and model.layer_of(name) > 0
 
     split = []
     for group in groups:

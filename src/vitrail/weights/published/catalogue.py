@@ -14,9 +14,9 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vitrail.errors import CheckpointError, suggest
+from vitrail.errors import CheckpointError, ConfigError, suggest
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from vitrail.models.registry import FAMILIES, find_family
+from vitrail.models.registry import FAMILIES, canonical_name, find_family, find_library
 
 HUB = "hf-hub:"
 """Prefix of what lies on the Hugging Face Hub, as OWNER/NAME."""
@@ -67,8 +67,8 @@ class Published:
 
     @property
     def name(self) -> str:
-        """The whole name, such as tnt_s_patch16_224:mindcv."""
-        return f"{self.base}:{self.origin}"
+        """The whole name, such as tnt_s_patch16_224:mindcv; that of a library's model has no origin."""
+        return f"{self.base}:{self.origin}" if self.origin else self.base
 
     @property
     def repository(self) -> str | None:
@@ -316,6 +316,8 @@ def find_row(word: str, model: str | None = None) -> Published | None:
             )
         return _choose(word, _our_name(model), "")
     text = word.removeprefix(f"{WORD}:")
+    if find_library(text) is not None:
+        return _row_of_library(word, text)
     base, _, origin = text.partition(":")
     name = _our_name(base)
     if name in _BASES or _is_model(name):
@@ -358,6 +360,8 @@ def suggest_row(word: str) -> str:
 
 def _choose(word: str, base: str, origin: str) -> Published:
     """Return the first weights of a name from an origin, or the first of all where none is asked for."""
+    if find_library(base) is not None:
+        return _row_of_library(word, base)
     rows = [row for row in ROWS if row.base == base]
     if not rows:
         family = find_family(base)
@@ -379,6 +383,34 @@ def _choose(word: str, base: str, origin: str) -> Published:
     origins = ", ".join(row.origin for row in rows)
     raise CheckpointError(
         f"{word}: {base} is not published by {origin!r}; it is by {origins}, and {_LISTED}"
+    )
+
+
+def _row_of_library(word: str, model: str) -> Published:
+    """Return the weights that a library publishes for a model of its own.
+
+    Raises:
+        CheckpointError: It has none that can be fetched, or no such model.
+    """
+    try:
+        family = find_family(canonical_name(model))
+    except ConfigError as error:
+        raise CheckpointError(f"{word}: {error}") from error
+    assert family is not None
+    variant = family.variants[model]
+    if not variant.weights:
+        raise CheckpointError(
+            f"{word}: {family.name} has no weights of {model} that can be fetched; name others of "
+            "its model, with their tag, or give a file"
+        )
+    return Published(
+        model=model,
+        origin="",
+        address=variant.weights,
+        top1=variant.top1,
+        dialect=family.dialects[0].name,
+        num_classes=variant.config.num_classes,
+        image_size=variant.config.size[0],
     )
 
 

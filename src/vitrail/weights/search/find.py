@@ -81,7 +81,7 @@ def find_weights(file: WeightFile, request: LoadRequest) -> FoundWeights:
         CheckpointError: There are none, or several to choose from.
         ConfigError: No model is called so, or it has no such option.
     """
-    contents = _divide_names(file, request.entry)
+    contents = _divide_names(file, request.entry, request.library_model)
     reader = Reader(file, request)
     fits = _read_candidates(reader, contents)
     own, averages = _pair_averages(reader, contents, fits)
@@ -104,15 +104,15 @@ def find_weights(file: WeightFile, request: LoadRequest) -> FoundWeights:
     )
 
 
-def _divide_names(file: WeightFile, entry: str | None) -> _Contents:
-    inside = names_behind(file, entry)
+def _divide_names(file: WeightFile, entry: str | None, library_model: str) -> _Contents:
+    inside = names_behind(file, entry, library_model)
     mmcv_pairs, dotless = pair_mmcv_names(inside), group_dotless_names(inside)
     renamed = {*mmcv_pairs.values()}
     for names in dotless.values():
         renamed.update(names.values())
     names = [name for name in inside if name not in renamed]
 
-    trees = list_subtrees(file, names)
+    trees = list_subtrees(file, names, library_model)
     candidates = [tree for tree in trees if not is_of_optimizer(tree.prefix)]
     if entry is not None:
         asked = entry.rstrip(".")

@@ -16,6 +16,7 @@ from vitrail.weights.formats.weight_file import WeightFile
 from vitrail.weights.search.average_names import holds_average
 from vitrail.weights.search.weight_names import (
     are_half_a_model,
+    is_weight,
     is_wrapper,
     join_prefix,
     split_prefix,
@@ -68,7 +69,7 @@ class Subtree:
         return {name: file.tensors[whole].shape for name, whole in self.names.items()}
 
 
-def names_behind(file: WeightFile, entry: str | None) -> list[str]:
+def names_behind(file: WeightFile, entry: str | None, library_model: str = "") -> list[str]:
     """Return the names of the tensors that are behind an entry, or of all.
 
     Raises:
@@ -81,21 +82,29 @@ def names_behind(file: WeightFile, entry: str | None) -> list[str]:
     names = names or [name for name in file.tensors if f".{prefix}" in name]
     if names:
         return names
-    known = [tree.entry for tree in list_subtrees(file, [*file.tensors]) if tree.entry]
+    known = [
+        tree.entry for tree in list_subtrees(file, [*file.tensors], library_model) if tree.entry
+    ]
     known = known or [*file.entries][:5]
     advice = f"there are {', '.join(known)}" if known else "leave it out"
     raise CheckpointError(f"{file.path}: has no weights behind weights.entry={entry}; {advice}")
 
 
-def list_subtrees(file: WeightFile, names: list[str]) -> list[Subtree]:
-    """Return all places of a file where the names of half a model's weights are, or more."""
+def list_subtrees(file: WeightFile, names: list[str], library_model: str = "") -> list[Subtree]:
+    """Return all places of a file where the names of half a model's weights are, or more.
+
+    Args:
+        file: What was opened.
+        names: Of tensors in it.
+        library_model: The model of a library that weights are looked for of; empty for our own.
+    """
     patterns: dict[str, set[str]] = {}
     prefixes: dict[str, str] = {}
     for name in names:
-        if split := split_prefix(name):
+        if split := split_prefix(name, library_model):
             prefixes[name], pattern = split
             patterns.setdefault(prefixes[name], set()).add(pattern)
-    roots = [prefix for prefix in patterns if are_half_a_model(patterns[prefix])]
+    roots = [prefix for prefix in patterns if are_half_a_model(patterns[prefix], library_model)]
 
     members: dict[str, list[str]] = {prefix: [] for prefix in roots}
     tops = {(prefix, name.split(".")[0]) for name, prefix in prefixes.items()}
@@ -108,10 +117,12 @@ def list_subtrees(file: WeightFile, names: list[str]) -> list[Subtree]:
             prefix = max(above, key=len, default=None)
         if prefix is not None and (not is_entry(file, top) or (prefix, top) in tops):
             members[prefix].append(name)
-    return [build_subtree(file, prefix, members[prefix]) for prefix in roots]
+    return [build_subtree(file, prefix, members[prefix], library_model) for prefix in roots]
 
 
-def build_subtree(file: WeightFile, prefix: str, members: Iterable[str]) -> Subtree:
+def build_subtree(
+    file: WeightFile, prefix: str, members: Iterable[str], library_model: str = ""
+) -> Subtree:
     """Return the subtree that some tensors behind a prefix are.
 
     Raises:
@@ -122,7 +133,10 @@ def build_subtree(file: WeightFile, prefix: str, members: Iterable[str]) -> Subt
     for whole in members:
         behind = whole.removeprefix(prefix)
         name = ".".join(segment for segment in behind.split(".") if not is_wrapper(segment))
-        if reason := why_no_weight(name, file.tensors[whole]):
+        reason = why_no_weight(name, file.tensors[whole])
+        # of a library's model, single and whole numbers may be of it, such as counters of a norm
+        is_known = bool(library_model) and is_weight(name, library_model)
+        if reason and not is_known:
             skipped[whole] = reason
         elif name in names:
             raise CheckpointError(

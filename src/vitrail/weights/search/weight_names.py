@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
 
 from vitrail.models.dialects import write_names
 from vitrail.models.family import Family
-from vitrail.models.registry import FAMILIES, build_config
+from vitrail.models.registry import FAMILIES, build_config, find_variant
 from vitrail.weights.config_fields import find_differences
 
 
@@ -29,34 +29,47 @@ def join_prefix(segments: Iterable[str]) -> str:
     return "".join(f"{segment}." for segment in segments)
 
 
-def split_prefix(name: str) -> tuple[str, str] | None:
-    """Return the prefix of a name and the pattern of what is behind it, where that is a weight's name in a dialect."""
+def split_prefix(name: str, library_model: str = "") -> tuple[str, str] | None:
+    """Return the prefix of a name and the pattern of what is behind it, where that is a weight's name in a dialect.
+
+    Args:
+        name: Of a tensor.
+        library_model: The model of a library that weights are looked for of; empty for our own.
+    """
     segments = name.split(".")
     inner = [index for index, segment in enumerate(segments) if not is_wrapper(segment)]
     for first in range(len(inner)):
         pattern = _pattern([segments[index] for index in inner[first:]])
-        if pattern in _models_by_pattern():
+        if pattern in _models_by_pattern(library_model):
             return join_prefix(segments[: inner[first]]), pattern
     return None
 
 
-def are_half_a_model(patterns: Iterable[str]) -> bool:
+def is_weight(name: str, library_model: str) -> bool:
+    """Say whether a name, with no prefix, is that of a weight of a library's model."""
+    split = split_prefix(name, library_model)
+    return split is not None and not split[0]
+
+
+def are_half_a_model(patterns: Iterable[str], library_model: str = "") -> bool:
     """Say whether patterns are at least half of those that the weights of some model have."""
     counts: Counter[int] = Counter()
     for pattern in patterns:
-        counts.update(_models_by_pattern()[pattern])
-    return any(2 * count >= _patterns_of_model()[number] for number, count in counts.items())
+        counts.update(_models_by_pattern(library_model)[pattern])
+    wholes = _patterns_of_model(library_model)
+    return any(2 * count >= wholes[number] for number, count in counts.items())
 
 
-@cache
-def _models_by_pattern() -> Mapping[str, frozenset[int]]:
+@lru_cache(maxsize=8)
+def _models_by_pattern(library_model: str) -> Mapping[str, frozenset[int]]:
     """Return the patterns of weights in each dialect, with the models that have each.
 
     A model is one kind of names of one dialect, and is known by its number.
     """
     models: dict[str, set[int]] = {}
     number = 0
-    for family in FAMILIES:
+    families = (find_variant(library_model)[0],) if library_model else FAMILIES
+    for family in families:
         for config, our_names in _tiny_models(family):
             for dialect in family.dialects:
                 if find_differences(config, dialect.only):
@@ -72,11 +85,11 @@ def _models_by_pattern() -> Mapping[str, frozenset[int]]:
     return {pattern: frozenset(numbers) for pattern, numbers in models.items()}
 
 
-@cache
-def _patterns_of_model() -> Mapping[int, int]:
+@lru_cache(maxsize=8)
+def _patterns_of_model(library_model: str) -> Mapping[int, int]:
     """Return how many patterns the names of each model have."""
     counts: Counter[int] = Counter()
-    for numbers in _models_by_pattern().values():
+    for numbers in _models_by_pattern(library_model).values():
         counts.update(numbers)
     return counts
 
@@ -86,7 +99,7 @@ def _tiny_models(family: Family[Any]) -> list[tuple[Any, list[str]]]:
     configs = [build_config(name, **family.tiny) for name in family.variants]
     different = {repr(config): config for config in configs}.values()
     # nobody's draws are to differ because a file was opened
-    with torch.random.fork_rng(devices=[]):
+    with torch.device("meta"):
         return [(config, [*family.model(config).state_dict()]) for config in different]
 
 
