@@ -12,7 +12,7 @@ from vitrail.config.recipes import list_recipes
 from vitrail.display import Display
 from vitrail.errors import ConfigError, command, list_some
 from vitrail.images.preprocess import Preprocess, describe_normalisation, fit_statistics
-from vitrail.models.family import ModelConfig, VisionModel
+from vitrail.models.family import TransformerConfig, VisionModel
 from vitrail.models.registry import FAMILIES, create_model, find_family, find_variant
 from vitrail.training.start import LeftOptions
 from vitrail.weights.checkpoint import Record
@@ -41,7 +41,7 @@ def refuse_left_options(left: LeftOptions | None, name: str) -> None:
     wanted, own = name, left.model
     for family in FAMILIES:
         wanted, own = family.aliases.get(wanted, wanted), family.aliases.get(own, own)
-    shared = {field.name for field in fields(ModelConfig)}
+    shared = {field.name for field in fields(TransformerConfig)}
     sizes = [key for key in left.options if key not in shared]
     if wanted == own or find_family(wanted) is None or not sizes:
         return
