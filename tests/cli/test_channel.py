@@ -71,6 +71,7 @@ def test_a_reader_that_takes_its_time_gets_all() -> None:
     assert seen.decode() == shell("config --markdown").stdout
 
 
+@pytest.mark.thorough
 def test_an_answer_that_cannot_be_shown_leaves_no_half_written_file(image_folder: Path, tiny_checkpoint: Path) -> None:
     output = tiny_checkpoint.with_name("answers.csv")
     output.write_text("of before\n")

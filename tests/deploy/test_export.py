@@ -102,6 +102,7 @@ def _export_and_die(path: Path, files: dict[str, list[bytes]], renames: int) -> 
         publish(staged, path)
 
 
+@pytest.mark.thorough
 def test_files_that_a_kill_left_together_are_known_not_to_belong_together(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

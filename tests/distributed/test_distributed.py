@@ -509,6 +509,7 @@ def test_torchrun_is_told_again_where_it_loses_the_signal(tmp_path: Path) -> Non
     assert done.stderr.count("error: train.epochs is 0; ") == 1
 
 
+@pytest.mark.thorough
 def test_a_process_whose_error_is_its_own_says_so(tmp_path: Path) -> None:
     """torchrun's first process waits, as it would for the images of the second."""
     path = tmp_path / "script.py"

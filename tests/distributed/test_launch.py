@@ -230,6 +230,7 @@ def test_two_processes_of_another_launcher_make_one_run(launcher: str, image_fol
     assert found["val_loss"] == pytest.approx(expected["val_loss"], abs=1e-4)
 
 
+@pytest.mark.thorough
 def test_several_processes_of_a_command_for_one_end_in_one_line(image_folder: Path, tiny_checkpoint: Path) -> None:
     done = python(
         "-m",

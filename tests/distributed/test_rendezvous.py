@@ -39,6 +39,7 @@ def test_who_does_not_come_is_named() -> None:
         answer_start(server, 1, 0.3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("of_torchrun", [True, False])
 def test_a_torchrun_that_is_gone_is_told_in_time(monkeypatch: pytest.MonkeyPatch, of_torchrun: bool) -> None:
     with socket.socket() as free:

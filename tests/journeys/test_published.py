@@ -83,6 +83,7 @@ def test_weights_are_listed_fetched_and_used_by_every_command(
     assert server.asked(f"/{NAME}") == [""]
 
 
+@pytest.mark.thorough
 def test_model_is_exported_into_this_folder_and_not_into_the_cache(
     server: Server, tmp_path: Path, without_shape_checks: None
 ) -> None:

@@ -103,6 +103,7 @@ def test_requests_before_a_fault_are_answered(server: Server) -> None:
         assert b"is no valid HTTP" in answer
 
 
+@pytest.mark.thorough
 def test_headers_are_counted_before_they_are_taken_apart(server: Server) -> None:
     most = GET + b"a: b\r\n" * 98 + b"Connection: close\r\n\r\n"  # with Host, 100
     assert server.exchange(most).startswith(b"HTTP/1.1 200 OK")
