@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from vitrail.api.results import Result, Table
 from vitrail.api.training import TrainResult
 from vitrail.config.resolve import Layer
 from vitrail.display import Display
+from vitrail.distributed.launch import count_processes
 from vitrail.errors import ConfigError, command, name_option, write_option
 from vitrail.migrate.given import Settings
 
@@ -216,7 +216,7 @@ def _refuse_processes() -> None:
     Raises:
         ConfigError: torchrun has started several.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if count_processes() > 1:
         first = write_option("dry_run", True)
         raise ConfigError(
             f"finetune plans in one process; make the recipe with {first}, then give it to "

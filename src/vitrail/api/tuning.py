@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from vitrail.api.options import path_or_none, read_settings, shown, tell_remarks
 from vitrail.api.results import Result, Table, first_rows, rows_left_out
 from vitrail.config.resolve import find_excess
 from vitrail.display import Display
+from vitrail.distributed.launch import count_processes
 from vitrail.errors import ConfigError, command, name_option, shorten
 from vitrail.migrate.given import Settings
 from vitrail.migrate.recipes import open_recipe
@@ -242,7 +242,7 @@ def _refuse_processes() -> None:
     Raises:
         ConfigError: torchrun has started several.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if count_processes() > 1:
         raise ConfigError(
             "tune starts its trials itself, one at a time; instead of torchrun, start "
             f"`{command('tune')}` once for each GPU, with CUDA_VISIBLE_DEVICES and the same study"

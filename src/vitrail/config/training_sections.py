@@ -387,6 +387,11 @@ class EmaSection:
         return [f"decay is {self.decay}; it must be above 0 and below 1"]
 
 
+def is_of_training(metric: str) -> bool:
+    """Say whether a number of an epoch is measured on the training images, and only while they are trained on."""
+    return metric.startswith("train_")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainSection:
     """The training loop: its length, batches, precision, and what ends it."""
@@ -495,7 +500,7 @@ class TrainSection:
                 f"batch_size {self.batch_size} cannot be cut into accumulate={self.accumulate} "
                 "equal parts"
             )
-        if self.eval_first and (self.monitor or "").startswith("train_"):
+        if self.eval_first and self.monitor and is_of_training(self.monitor):
             problems.append(
                 f"eval_first=true is for a number that weights have before training, and monitor="
                 f"{self.monitor} is none; leave eval_first out, or set train.monitor=val_loss"

@@ -73,6 +73,11 @@ SRUN = Launcher(
 )
 
 
+def count_processes() -> int:
+    """Return how many processes torchrun has started, or who else set its variables; 1 for a process alone."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def understand_launch(environ: MutableMapping[str, str], command: str) -> None:
     """Set the variables that torchrun would set, where another launcher started several processes.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -14,6 +13,7 @@ import yaml
 from vitrail.config.commands import TrainConfig
 from vitrail.config.recipes import Recipe, find_recipe, read_recipe
 from vitrail.config.resolve import Layer, read_yaml
+from vitrail.distributed.launch import count_processes
 from vitrail.errors import ConfigError, shorten
 from vitrail.migrate.official import PROGRAMS, find_program
 from vitrail.migrate.rules import NO_DEFAULT, Case, format_value
@@ -70,7 +70,7 @@ def open_recipe(
     if model and (recipe is None or _is_image_folder(recipe)):
         if recipe is not None:
             keys = {"data_dir": recipe, **keys}
-        translation = translate({}, "flags", keys, processes=_world_size())
+        translation = translate({}, "flags", keys, processes=count_processes())
         return OpenedRecipe(Path(model).stem, "flags", translation.layer, translation)
 
     opened = read_recipe("digits" if recipe is None else recipe)
@@ -79,7 +79,7 @@ def open_recipe(
         if tried is not None:
             content.pop(SPACE, None)
             content |= tried
-        translation = translate(content, opened.name, keys, processes=_world_size())
+        translation = translate(content, opened.name, keys, processes=count_processes())
         return OpenedRecipe(opened.name, opened.path, translation.layer, translation)
 
     if "compat" in keys:
@@ -152,7 +152,7 @@ def _evaluation_like(train: Mapping[str, Any]) -> dict[str, Any]:
     """Return our section `evaluate` with the batch of one process and the device of a training."""
     values = {}
     if "batch_size" in train:
-        micro_batches = _world_size() * train.get("accumulate", 1)
+        micro_batches = count_processes() * train.get("accumulate", 1)
         values["batch_size"] = train["batch_size"] // micro_batches
     if "device" in train:
         values["device"] = train["device"]
@@ -180,10 +180,6 @@ def _find_our_setting(key: str) -> str:
         if settings:
             return next(iter(settings))
     return ""
-
-
-def _world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun
 
 
 def _parse_value(text: str) -> Any:

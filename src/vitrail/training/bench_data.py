@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from vitrail.data.loader import Batch, Sample, TrainImages, count_usable_cores
 from vitrail.data.opening import list_files_read
 from vitrail.data.sampling import SampleKey
 from vitrail.display import Display
+from vitrail.distributed.launch import count_processes
 from vitrail.distributed.processes import choose_precision, processes
 from vitrail.errors import ConfigError, DataError
 from vitrail.files import refuse_replacing
@@ -99,7 +99,7 @@ def bench_data(
         DataError: The images are not there, or none of the sample can be read.
     """
     settings = config.train
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if count_processes() > 1:
         raise ConfigError("bench-data measures one process; start it without torchrun")
     precision = choose_precision(settings.precision, settings.device)
     with processes(precision, settings.device) as accelerator, Stop(None) as stop:

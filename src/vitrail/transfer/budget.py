@@ -26,7 +26,7 @@ MEASURED_S = 4.0
 EVALUATION_SHARE = 1 / 3
 """Time of an image in evaluation, as a share of its time in training, which has a backward pass."""
 MOST_TIMES = 5
-"""Times the usual epochs that a budget is used for; more bring nothing."""
+"""Times the usual epochs that a budget is used for at most; longer trainings were not measured."""
 RESERVE = 0.9
 """Share of the budget that is planned; the rest is for the report, saves and what a machine does
 beside."""

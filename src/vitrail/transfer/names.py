@@ -18,7 +18,7 @@ RESERVED = f"{CHOSEN}: {UNFINISHED}\n"
 
 
 class KeepProbe(ConfigError):
-    """A plan ends, and what training would begin with stays: a model already."""
+    """No training fits; the weights with the linear probe are kept all the same, as they are a model already."""
 
 
 @contextmanager

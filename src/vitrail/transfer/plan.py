@@ -19,6 +19,7 @@ from accelerate import Accelerator
 
 from vitrail.config.commands import TrainConfig
 from vitrail.config.resolve import CHOSEN, Layer, flatten, resolve
+from vitrail.config.training_sections import is_of_training
 from vitrail.config.values import to_plain
 from vitrail.data.opening import Data
 from vitrail.data.sources import count_by_class
@@ -45,7 +46,6 @@ from vitrail.transfer.rules import (
     Size,
     check_optimizer,
     choose_settings,
-    is_of_training,
 )
 from vitrail.transfer.survey import Survey, survey_data
 from vitrail.weights.checkpoint import model_options
@@ -199,8 +199,9 @@ def describe_circumstances(
 
 def tell_no_floor(config: TrainConfig) -> str:
     """Say that the run may end with worse weights than it begins with, and why."""
-    if is_of_training(config.train.monitor):
-        why = f"train.monitor={config.train.monitor} is not measured before training"
+    monitor = config.train.monitor
+    if monitor and is_of_training(monitor):
+        why = f"train.monitor={monitor} is not measured before training"
     else:
         why = "train.eval_first=false leaves out what it begins with"
     return f"{why}, so the run may end with worse weights than those"

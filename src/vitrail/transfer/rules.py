@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from vitrail.config.training_sections import is_of_training
 from vitrail.errors import ConfigError
 from vitrail.transfer.survey import UNBALANCED, Survey
 
@@ -278,11 +279,6 @@ def _choose_average(choices: _Choices, images: Survey, known: Circumstances) -> 
     choices.choose("ema.decay", decay, f"averages the last {horizon:,.0f} of {updates:,} updates")
 
 
-def is_of_training(monitor: str | None) -> bool:
-    """Say whether a number is measured while training alone, and so not of the weights that it begins with."""
-    return monitor is not None and monitor.startswith("train_")
-
-
 def space_evaluations(epochs: int) -> int:
     """Return after how many epochs each evaluation comes, so that there are `EVALUATIONS` at most."""
     return math.ceil(epochs / EVALUATIONS)
@@ -291,7 +287,7 @@ def space_evaluations(epochs: int) -> int:
 def _choose_evaluation(choices: _Choices, images: Survey, known: Circumstances) -> None:
     """Choose what is measured when, and which epoch is the best."""
     monitor = known.given.get("train.monitor")
-    if known.reached is not None and not is_of_training(monitor):
+    if known.reached is not None and not (monitor and is_of_training(monitor)):
         reason = "what training begins with is the best until an epoch is better by train.monitor"
         choices.choose("train.eval_first", True, reason)
     epochs = int(choices.value("train.epochs"))

@@ -10,7 +10,7 @@ from vitrail.config.sections import DataSection
 from vitrail.data.audit.findings import mark_held_out
 from vitrail.data.audit.near_duplicates import find_near_pairs
 from vitrail.data.opening import Data
-from vitrail.data.sources import Source, count_labels
+from vitrail.data.sources import count_by_class
 
 UNBALANCED = 10
 """Times as many images as the smallest class that the largest has, from which on a data set is
@@ -93,7 +93,7 @@ def survey_data(data: Data, section: DataSection) -> Survey:
     facts = Survey(
         train_images=len(data.train),
         val_images=len(data.val),
-        counts=_count_by_class(data.train),
+        counts=tuple(count_by_class(data.train).tolist()),
         is_multi_label=data.train.label_sets is not None,
         channels=section.channels,
         bits=section.bits,
@@ -115,7 +115,3 @@ def survey_data(data: Data, section: DataSection) -> Survey:
             "copies_across": int(across.sum()),
         }
     )
-
-
-def _count_by_class(source: Source) -> tuple[int, ...]:
-    return tuple(count_labels(source.labels, source.label_sets, len(source.classes)).tolist())

@@ -11,6 +11,7 @@ from typing import Any, get_args
 from vitrail.config.commands import TrainConfig
 from vitrail.config.recipes import read_recipe
 from vitrail.config.resolve import Layer, flatten, resolve
+from vitrail.config.training_sections import is_of_training
 from vitrail.data.named_sets import NAMED_SETS
 from vitrail.data.opening import open_data
 from vitrail.data.sources import Source, count_by_class, fingerprint
@@ -274,7 +275,7 @@ def _check_metric(metric: str, where: str, loss: LossKind, config: TrainConfig) 
             known.append(name)
     if metric in known:
         return
-    if metric.startswith("train_"):
+    if is_of_training(metric):
         raise ConfigError(
             f"{where} is {metric}, of the training images, which says nothing about others; known "
             f"metrics: {', '.join(known)}"
