@@ -339,10 +339,8 @@ class Study:
 
     def report(self, task: Task, epoch: int, value: float) -> bool:
         """Take note of an epoch's number; say whether the trial is to be ended for being worse than others."""
-        if (
-            epoch
-            not in self._study.get_trials(deepcopy=False)[task.trial.number].intermediate_values
-        ):
+        known = self._all()[task.trial.number].intermediate_values
+        if epoch not in known:
             task.trial.report(value, epoch)
         return not task.is_default and task.trial.should_prune()
 

@@ -67,9 +67,8 @@ def find_layer(model: VisionModel, until: str) -> int:
     if until.isdecimal() and 1 <= int(until) <= model.num_layers:
         return int(until)
     hint = suggest(until, [*parts, "head"])
-    model.layer_of(
-        next(name for name, _ in model.named_parameters())
-    )  # or it has no layers to name
+    first, _ = next(model.named_parameters())
+    model.layer_of(first)  # raises where the layers of the model are not told apart
     blocks = [part for part in parts if part != "norm"]
     named = ["norm", "head"] if "norm" in parts else ["head"]
     raise ConfigError(
