@@ -1,0 +1,40 @@
+"""The projection of a student's vectors into its teacher's space: trained with it, left out of weight files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from vitrail.models.family import VisionModel
+
+PREFIX = "head.projection."
+"""Beginning of the names of its parameters, which so belong to the head."""
+
+
+def add_projection(model: VisionModel, num_features: int) -> nn.Module:
+    """Let a model in training project what its head reads to so many numbers; return the head, which keeps them."""
+    head = model.head
+    projection = nn.Linear(model.num_features, num_features)
+    head.add_module("projection", projection.to(next(head.parameters()).device))
+    head.register_forward_pre_hook(_project)
+    return head
+
+
+def take_projected(head: Any) -> Tensor:
+    """Return the projected vectors of the batch that was computed last, once."""
+    projected = head.projected
+    head.projected = None  # or the activations would be kept
+    assert isinstance(projected, Tensor)
+    return projected
+
+
+def without_projection(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a model without its projection."""
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(PREFIX)}
+
+
+def _project(head: Any, inputs: tuple[Tensor, ...]) -> None:
+    if head.training:
+        head.projected = head.projection(inputs[0])
