@@ -20,7 +20,7 @@ from vitrail.transfer.rules import Circumstances, choose_settings
 from vitrail.transfer.survey import Survey
 
 SECTIONS = [
-    "model", "weights", "data", "preprocess", "augment", "balance", "multi_label", "optim", "freeze", "lora",
+    "model", "weights", "data", "preprocess", "augment", "balance", "multi_label", "distill", "optim", "freeze", "lora",
     "schedule", "ema", "train", "output",
 ]  # fmt: skip
 PUBLISHED = re.compile(r"^# Published: ([\d.]+)(?: / ([\d.]+))? \(top-1.*\)\.$", re.MULTILINE)
@@ -304,6 +304,15 @@ def test_our_transfers_are_what_finetune_chooses(name: str) -> None:
         value = pytest.approx(value, rel=0.05) if isinstance(value, float) else to_plain(value)
         assert written[key] == value, key
     assert "Published: nothing" in header
+
+
+def test_the_recipe_of_a_consistent_teacher_is_named_by_both_and_learns_from_mixed_images_alone() -> None:
+    config, plain = config_of("tnt_s_from_twins_svt_large"), config_of("tnt_s_imagenet")
+    assert (config.model.name, config.distill.teacher) == (plain.model.name, "twins_svt_large")
+    assert (config.distill.mixed, config.distill.weight, config.distill.loss) == (True, 1, "soft")
+    assert (config.augment.mixup, config.augment.mix_mode, config.augment.cutmix) == (1, "pair", 0)
+    assert config.train.epochs == 4 * plain.train.epochs
+    assert config.optim == plain.optim
 
 
 def test_every_recipe_that_begins_with_weights_is_a_transfer_tested_here() -> None:

@@ -177,7 +177,7 @@ def open_teacher(
     tell_program(path, display)
     artifact = read_artifact(path, display=display)
     record, where = artifact.record, f"distill.teacher {path}"
-    require_classes(record, where)
+    require_classes(record, path)
     if record.is_multi_label != multi_label:
         kinds = ("one class", "any number of classes")
         raise ConfigError(
