@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import vitrail.training.step
@@ -29,10 +31,12 @@ from support.runs import (
 from support.tiny_model import save_tiny
 from vitrail.distillation.answers import AnswerFiles, Layout
 from vitrail.distillation.teacher import Teacher
-from vitrail.errors import CheckpointError, ConfigError, DataError, Stopped
+from vitrail.errors import CheckpointError, ConfigError, DataError, Stopped, TrainingError
 from vitrail.images.preprocess import Preprocess
+from vitrail.training.preview import preview
 from vitrail.training.start import begin
 from vitrail.training.step import StepContext
+from vitrail.weights.checkpoint import save_model
 from vitrail.weights.loading import open_model
 
 MIXED_UP = [setting for setting in EVERYTHING if not setting.startswith("model.")]
@@ -333,3 +337,71 @@ def test_a_teacher_of_other_classes_is_refused_before_a_folder_is_made(image_fol
         f"distill.teacher {path} lacks 1 of the 3 classes of the data: green; rename or remove them there"
     )
     assert not (image_folder.parent / "runs").exists()
+
+
+@pytest.fixture
+def several(image_folder: Path) -> str:
+    """Return the setting of a list in which images have one class or two."""
+    lines = ["path,labels,split"]
+    for path in sorted(image_folder.rglob("*.jpg")):
+        split, name = path.relative_to(image_folder).parts[:2]
+        labels = f"{name}|green" if path.stem.endswith("1") and name != "green" else name
+        lines.append(f"{path.relative_to(image_folder)},{labels},{split}")
+    (image_folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    return f"data.list={image_folder / 'labels.csv'}"
+
+
+def test_images_of_several_classes_are_taught_by_sigmoids(image_folder: Path, tmp_path: Path, several: str) -> None:
+    (tmp_path / "teacher").mkdir()
+    path = save_tiny(tmp_path / "teacher", thresholds=(0.5, 0.4, 0.3))
+    given = [f"distill.teacher={path}", several, "augment.label_smoothing=0", "train.epochs=2", "distill.topk=2"]
+    mixing = ["augment.mixup=0.8", "distill.temperature=2"]
+    live = run(image_folder, *given, *mixing, "distill.cache=false", "output.name=live").folder
+    kept = run(image_folder, *given, *mixing, "output.name=kept").folder
+    assert_same_run(kept, live)
+    assert rows(kept)[0]["val_agreement"] is not None
+    for loss in ("hard", "dkd"):
+        with pytest.raises(ConfigError) as caught:
+            run(image_folder, *given, f"distill.loss={loss}", "output.name=refused")
+        assert str(caught.value) == (
+            f"distill.loss={loss} takes one class as the answer to an image, and the images have any number of classes "
+            "each; set it to soft or feature"
+        )
+    with pytest.raises(
+        ConfigError, match=r": gives an image any number of classes, and those of the data have one cla"
+    ):
+        run(image_folder, *given[:1], "output.name=refused")
+
+
+def test_two_classes_leave_nothing_to_decouple(image_folder: Path, teacher: str) -> None:
+    for split in ("train", "val"):
+        shutil.rmtree(image_folder / split / "red")
+    with pytest.raises(ConfigError) as caught:
+        run(image_folder, teacher, "distill.loss=dkd")
+    assert str(caught.value) == (
+        "distill.loss=dkd compares the classes that an image is not, and the data has 2 classes; set it to soft"
+    )
+
+
+def test_a_teacher_whose_answers_are_no_numbers_ends_the_run(image_folder: Path, tmp_path: Path) -> None:
+    path = save_tiny(tmp_path)
+    opened = open_model(path)
+    weights = dict(opened.weights)
+    weights["head.weight"] = torch.full_like(weights["head.weight"], 3e38)  # whose sums are infinite
+    save_model(path, weights, opened.record)
+    with pytest.raises(TrainingError) as caught:
+        run(image_folder, f"distill.teacher={path}", "train.epochs=1", "schedule.warmup_epochs=0")
+    assert str(caught.value) == (
+        f"distill.teacher {path}: answers with NaN or Inf; give a teacher whose evaluation is finite, or "
+        "train.precision=float32"
+    )
+
+
+def test_a_preview_has_the_views_that_come_again(image_folder: Path, teacher: str, tmp_path: Path) -> None:
+    settings = settle(image_folder, teacher, "distill.views=1")
+    preview(settings, tmp_path / "sheet.png", Notebook(), images=1, views=2)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        pixels = torch.from_numpy(np.array(sheet))
+    side = (pixels.shape[1] - 4) // 4
+    first, second = (pixels[:, 4 + number * side : number * side + side] for number in (2, 3))
+    assert torch.equal(first, second)

@@ -46,8 +46,6 @@ class Distillation:
     """The teacher's own accuracy."""
     head: nn.Module | None = None
     """The student's head, which projects what it reads, where vectors are learned."""
-    computed: int = 0
-    """Views that the teacher was shown since the epoch began."""
     _known: NDArray[Any] = field(init=False)
     _fresh: dict[int, NDArray[Any]] = field(init=False, default_factory=dict)
 
@@ -61,10 +59,10 @@ class Distillation:
 
     def begin_epoch(self, epoch: int) -> None:
         """Read the answers that are kept of an epoch's views."""
-        self.computed = 0
         self._fresh.clear()
         if self.files is not None:
-            self._known = self.files.read(fixed_view(epoch, self.section.views))
+            views = self.section.views
+            self._known = self.files.read(epoch if views is None else epoch % views)
 
     def fetch(self, batches: list[Batch]) -> None:
         """Bring the answers to the views of an update into memory; those not known are computed, and kept.
@@ -160,7 +158,6 @@ class Distillation:
         """Ask the teacher for views that are not known, and keep its answers."""
         logits, vectors = self.teacher.answer(pixels.to(self.device, non_blocking=True))
         rows = self._pack(keys, logits, vectors)
-        self.computed += len(rows)
         self._fresh.update(zip(keys.tolist(), rows, strict=True))
         if self.files is not None:
             self.files.add(rows)
@@ -195,11 +192,6 @@ class Agreement:
         ours = logits.argmax(1).cpu().numpy()
         self.equal += int((ours == theirs).sum())
         self.images += int((theirs >= 0).sum())
-
-
-def fixed_view(epoch: int, views: int | None) -> int:
-    """Return the number of the views that an epoch has, of so many that come again, or of new ones."""
-    return epoch if views is None else epoch % views
 
 
 def _keys(keys: Int64[Tensor, " b"]) -> NDArray[np.uint64]:

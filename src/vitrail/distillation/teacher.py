@@ -75,8 +75,18 @@ class Teacher:
         }
 
     def choose(self, logits: Float[Tensor, "b all"]) -> Float[Tensor, "b k"]:
-        """Return the logits of the student's classes, in its order."""
-        return logits[:, list(self.order)]
+        """Return the logits of the student's classes, in its order.
+
+        Raises:
+            TrainingError: One of them is NaN or Inf.
+        """
+        chosen = logits[:, list(self.order)]
+        if not chosen.isfinite().all():
+            raise TrainingError(
+                f"distill.teacher {self.path}: answers with NaN or Inf; give a teacher whose "
+                "evaluation is finite, or train.precision=float32"
+            )
+        return chosen
 
     def answer(self, pixels: UInt[Tensor, "b c h w"]) -> tuple[Tensor, Tensor | None]:
         """Return the logits of the student's classes, and vectors where they are wanted, of a student's views.
@@ -119,13 +129,7 @@ class Teacher:
             logits.append(of_part[: len(part)])
             if vectors_of_part is not None:
                 vectors.append(vectors_of_part[: len(part)])
-        chosen = self.choose(torch.cat(logits))
-        if not chosen.isfinite().all():
-            raise TrainingError(
-                f"distill.teacher {self.path}: answers with NaN or Inf; give a teacher whose "
-                "evaluation is finite, or train.precision=float32"
-            )
-        return chosen, torch.cat(vectors) if vectors else None
+        return self.choose(torch.cat(logits)), torch.cat(vectors) if vectors else None
 
     def _compute_batch(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.model is None:

@@ -321,7 +321,7 @@ def build_loaders(
         workers=config.data.workers,
         bad_files=config.data.bad_files,
         pin_memory=pin_memory,
-        views=config.distill.views if config.distill.teacher is not None else None,
+        views=count_fixed_views(config),
     )
     micro_batch = config.train.batch_size // (accelerator.num_processes * config.train.accumulate)
     val_loader = build_eval_loader(
@@ -490,6 +490,11 @@ def build_view(config: TrainConfig, preprocess: Preprocess) -> TrainView:
         color_jitter=augment.color_jitter,
         mean=preprocess.mean,
     )
+
+
+def count_fixed_views(config: TrainConfig) -> int | None:
+    """Return how many views of an image come again and again; None where each epoch has new ones."""
+    return config.distill.views if config.distill.teacher is not None else None
 
 
 def build_schedule(config: TrainConfig, steps: int) -> Callable[[int], float]:

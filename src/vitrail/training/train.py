@@ -244,7 +244,9 @@ def train_epoch(job: Job, state: TrainState, run: Run, wrapped: nn.Module, optim
     if state.freeze is not None:
         state.freeze.still()
     if job.distillation is not None:
-        job.distillation.begin_epoch(epoch)
+        run.watchdog.move(f"reading the teacher's answers for epoch {epoch + 1}")
+        with watch.waiting("teacher_s"):
+            job.distillation.begin_epoch(epoch)
     batches = iter(job.loader)
     for step in range(state.step, sampler.steps):
         begun = time.perf_counter()
