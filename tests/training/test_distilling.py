@@ -144,14 +144,24 @@ def test_fixed_views_come_again_and_later_epochs_ask_no_teacher(
     assert sum(asked) == 7 * 24
 
 
-def test_two_processes_keep_the_answers_of_one_and_make_its_updates(image_folder: Path, teacher: str) -> None:
+@pytest.mark.parametrize("loss", ["soft", pytest.param("feature", marks=pytest.mark.thorough)])
+def test_two_processes_keep_the_answers_of_one_and_make_its_updates(
+    image_folder: Path, teacher: str, loss: str
+) -> None:
     root = image_folder.parent / "runs"
-    settings = (teacher, "train.epochs=3", "schedule.warmup_epochs=0", "optim.lr=1e-3", "train.accumulate=2")
+    settings = (
+        teacher,
+        f"distill.loss={loss}",
+        "train.epochs=3",
+        "schedule.warmup_epochs=0",
+        "optim.lr=1e-3",
+        "train.accumulate=2",
+    )
     alone = run(image_folder, *settings, f"distill.cache={root / 'one'}", "output.name=alone").folder
     words = command(image_folder, *settings, f"distill.cache={root / 'two'}", "output.name=pair")
     done = python(*torchrun(2, *words))
     assert done.returncode == 0, done.stderr
-    layout = Layout(3, 10)
+    layout = Layout(3, 10, 48 if loss == "feature" else 0)
     for epoch in range(3):
         one, two = (AnswerFiles(root / name, layout, pytest.fail).read(epoch) for name in ("one", "two"))
         assert one.tobytes() == two.tobytes()

@@ -20,6 +20,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -64,7 +65,7 @@ class Layout:
         """Classes whose logits are kept."""
         return min(self.topk, self.num_classes)
 
-    @property
+    @cached_property
     def row(self) -> np.dtype[Any]:
         """An answer as it lies in memory and in files: its key, numbers and classes."""
         number = "<u2" if self.num_classes <= 2**16 else "<u4"

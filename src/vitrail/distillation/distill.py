@@ -47,10 +47,11 @@ class Distillation:
     head: nn.Module | None = None
     """The student's head, which projects what it reads, where vectors are learned."""
     _known: NDArray[Any] = field(init=False)
+    _known_keys: NDArray[np.uint64] = field(init=False)
     _fresh: dict[int, NDArray[Any]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._known = np.empty(0, self.layout.row)
+        self._know(np.empty(0, self.layout.row))
 
     @property
     def columns(self) -> int:
@@ -62,7 +63,7 @@ class Distillation:
         self._fresh.clear()
         if self.files is not None:
             views = self.section.views
-            self._known = self.files.read(epoch if views is None else epoch % views)
+            self._know(self.files.read(epoch if views is None else epoch % views))
 
     def fetch(self, batches: list[Batch]) -> None:
         """Bring the answers to the views of an update into memory; those not known are computed, and kept.
@@ -125,6 +126,11 @@ class Distillation:
         if self.files is not None:
             self.files.close()
 
+    def _know(self, rows: NDArray[Any]) -> None:
+        """Have answers at hand, sorted by key."""
+        self._known = rows
+        self._known_keys = np.ascontiguousarray(rows["key"])  # or every search would copy them
+
     def _shape(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
         """Return what the loss takes of the teacher's logits: what can be mixed, wherever images may be."""
         loss = self.section.loss
@@ -141,8 +147,8 @@ class Distillation:
         rows = np.zeros(len(keys), self.layout.row)
         missing = np.ones(len(keys), np.bool_)
         if len(self._known):
-            at = np.searchsorted(self._known["key"], keys).clip(max=len(self._known) - 1)
-            is_known = self._known["key"][at] == keys
+            at = np.searchsorted(self._known_keys, keys).clip(max=len(self._known) - 1)
+            is_known = self._known_keys[at] == keys
             rows[is_known] = self._known[at[is_known]]
             missing &= ~is_known
         for number in np.flatnonzero(missing).tolist():
