@@ -111,10 +111,10 @@ def test_a_run_with_everything_goes_on_to_the_last_bit(image_folder: Path, teach
 
 def test_the_projection_is_saved_and_no_weight_file_has_it(image_folder: Path, teacher: str) -> None:
     folder = run(image_folder, teacher, "distill.loss=feature", "train.epochs=2", "ema.decay=0.5").folder
-    assert "head.projection.weight" in last_state(folder)["model"]
+    assert "head.teacher_projection.weight" in last_state(folder)["model"]
     assert not [name for name in load_file(folder / "best.safetensors") if "projection" in name]
     forked = run(image_folder, "train.epochs=1", "schedule.warmup_epochs=0", "output.name=forked", fork=folder)
-    assert "head.projection.weight" not in last_state(forked.folder)["model"]
+    assert "head.teacher_projection.weight" not in last_state(forked.folder)["model"]
     with pytest.raises(ConfigError) as caught:
         run(image_folder, teacher, "distill.loss=feature", "train.compile=true")
     assert str(caught.value) == (

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 from vitrail.models.family import VisionModel
 
-PREFIX = "head.projection."
-"""Beginning of the names of its parameters, which so belong to the head."""
+NAME = "teacher_projection"
+"""Its name within the head, whose parameters it so belongs to."""
 
 
 def add_projection(model: VisionModel, num_features: int) -> nn.Module:
     """Let a model in training project what its head reads to so many numbers; return the head, which keeps them."""
     head = model.head
     projection = nn.Linear(model.num_features, num_features)
-    head.add_module("projection", projection.to(next(head.parameters()).device))
+    head.add_module(NAME, projection.to(next(head.parameters()).device))
     head.register_forward_pre_hook(_project)
     return head
 
@@ -32,9 +32,9 @@ def take_projected(head: Any) -> Tensor:
 
 def without_projection(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights of a model without its projection."""
-    return {name: tensor for name, tensor in weights.items() if not name.startswith(PREFIX)}
+    return {name: tensor for name, tensor in weights.items() if f".{NAME}." not in name}
 
 
 def _project(head: Any, inputs: tuple[Tensor, ...]) -> None:
     if head.training:
-        head.projected = head.projection(inputs[0])
+        head.projected = head.get_submodule(NAME)(inputs[0])
