@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from vitrail.distillation.answers import ABOUT, MARK, AnswerFiles, Layout, open_folder
 from vitrail.errors import CheckpointError, ConfigError
+from vitrail.files import temporary_name
 
 CPU = torch.device("cpu")
 
@@ -134,6 +135,17 @@ def test_a_flipped_byte_costs_one_chunk_and_is_told(tmp_path: Path) -> None:
         assert line.endswith(" are left out and computed anew")
 
 
+def test_a_file_that_cannot_be_read_is_told_and_the_others_are_read(tmp_path: Path) -> None:
+    layout = Layout(20, 3)
+    written(tmp_path, layout)
+    (tmp_path / "odd.answers").mkdir()
+    rows, told = read(tmp_path, layout)
+    assert len(rows) == 30
+    assert told == [
+        f"{tmp_path / 'odd.answers'}: cannot be read (Is a directory); its answers are left out and computed anew"
+    ]
+
+
 def test_a_full_disk_is_one_line(tmp_path: Path, largest_file: Callable[[int], AbstractContextManager[None]]) -> None:
     layout = Layout(20, 3)
     files = AnswerFiles(tmp_path, layout, pytest.fail)
@@ -152,6 +164,8 @@ def test_a_full_disk_is_one_line(tmp_path: Path, largest_file: Callable[[int], A
 def test_a_folder_of_other_answers_is_refused_with_what_differs(tmp_path: Path) -> None:
     folder = tmp_path / "answers"
     about = {"teacher": {"digest": "a", "size": (32, 32)}, "seed": 0, "classes": ["x", "y"]}
+    folder.mkdir()
+    temporary_name(folder / ABOUT).touch()  # of a process that writes it now, or was killed
     open_folder(folder, about, is_given=True)
     open_folder(folder, about, is_given=True)
     with pytest.raises(ConfigError) as caught:

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitrail.errors import CheckpointError, ConfigError, shorten
-from vitrail.files import refusal_told, write_whole
+from vitrail.files import is_temporary, refusal_told, write_whole
 
 ABOUT = "about.json"
 """File of a folder of answers that says what they are of."""
@@ -207,7 +207,10 @@ class AnswerFiles:
                         continue
                     yield np.frombuffer(data, self._layout.row)
         except OSError as error:
-            self._tell_damage(path, f"it cannot be read ({error.strerror}), all of its answers")
+            self._warn(
+                f"{path}: cannot be read ({error.strerror}); its answers are left out and computed "
+                "anew"
+            )
 
     def _scan(self, path: Path, file: IO[bytes], known: _File) -> None:
         """Find the chunks that a file has got since it was looked through; a torn one at its end is passed over."""
@@ -251,7 +254,8 @@ def open_folder(folder: Path, about: Mapping[str, Any], *, is_given: bool) -> No
     advice = "free space, or set distill.cache to another folder or to false"
     with refusal_told(folder, None, advice):
         folder.mkdir(parents=True, exist_ok=True)
-        is_empty = not any(folder.iterdir())
+        # another process may be about to write what it is of
+        is_empty = all(map(is_temporary, folder.iterdir()))
     there = read_about(folder)
     if there is None:
         if is_given and not is_empty:
