@@ -407,6 +407,21 @@ def test_a_teacher_whose_answers_are_no_numbers_ends_the_run(image_folder: Path,
     )
 
 
+def test_a_teacher_that_memory_is_too_short_for_is_named(
+    image_folder: Path, teacher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(self: Teacher, images: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError("out of memory, as a GPU says it")
+
+    monkeypatch.setattr(Teacher, "compute", short)
+    with pytest.raises(TrainingError) as caught:
+        run(image_folder, teacher)
+    assert str(caught.value) == (
+        f"memory is too short for {teacher.replace('=', ' ')}, which computes 32 images at once; give a smaller "
+        "teacher, or let a run of a smaller student fill distill.cache before ('out of memory, as a GPU says it')"
+    )
+
+
 def test_a_preview_has_the_views_that_come_again(image_folder: Path, teacher: str, tmp_path: Path) -> None:
     settings = settle(image_folder, teacher, "distill.views=1")
     preview(settings, tmp_path / "sheet.png", Notebook(), images=1, views=2)

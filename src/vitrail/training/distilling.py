@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,24 +17,22 @@ from torch import Tensor
 
 from vitrail.choices import Precision
 from vitrail.config.commands import TrainConfig
-from vitrail.data.loader import build_eval_loader
+from vitrail.data.loader import Batch, build_eval_loader
 from vitrail.data.opening import Data, list_files_read
 from vitrail.data.sources import fingerprint
 from vitrail.display import Display, headline_metric
 from vitrail.distillation.answers import AnswerFiles, Layout, open_folder
 from vitrail.distillation.distill import Distillation
-from vitrail.distillation.teacher import Teacher, open_teacher
+from vitrail.distillation.teacher import PLACES, Teacher, open_teacher
 from vitrail.distributed.processes import share
 from vitrail.embedding.store import fingerprint_contents, locate_cache
-from vitrail.errors import ConfigError, VitrailError
+from vitrail.errors import ConfigError, TrainingError, VitrailError, shorten
 from vitrail.evaluation.answers import Gathered
 from vitrail.evaluation.measure import measure
 from vitrail.evaluation.task import task_of
 from vitrail.images.preprocess import Preprocess
 from vitrail.images.train_view import TrainView
-
-EVAL_BATCH = 32
-"""Validation images that a teacher answers at once, the same for any number of ranks."""
+from vitrail.training.step import is_out_of_memory
 
 
 def build_distillation(
@@ -188,7 +188,7 @@ def measure_teacher(
     loader = build_eval_loader(
         data.val,
         teacher.preprocess,
-        batch_size=EVAL_BATCH,
+        batch_size=PLACES,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
         workers=config.data.workers,
@@ -205,15 +205,16 @@ def measure_teacher(
         return teacher.choose(teacher.network.run(images))
 
     display.begin("evaluate the teacher", len(loader))
-    measured = measure(
-        replace(teacher.network, record=record, run=answer),
-        loader,
-        task_of(data.val, training_counts=counts, thresholds=thresholds_of(teacher)),
-        teacher.preprocess,
-        accelerator,
-        advance=display.advance,
-        keep_answers=True,
-    )
+    with _short_memory_told(teacher):
+        measured = measure(
+            replace(teacher.network, record=record, run=answer),
+            loader,
+            task_of(data.val, training_counts=counts, thresholds=thresholds_of(teacher)),
+            teacher.preprocess,
+            accelerator,
+            advance=display.advance,
+            keep_answers=True,
+        )
     display.end()
     first = None
     if measured.answers is not None:
@@ -226,6 +227,36 @@ def measure_teacher(
         f"teacher {teacher.path}: {teacher.record.model}, digest {teacher.digest[:16]}, "
         f"{title.lower()} {numbers[name]:.2f} % of {measured.metrics.n:,} validation images"
     )
+
+
+def ask_teacher(distillation: Distillation, micro_batches: list[Batch]) -> None:
+    """Bring the answers to the views of an update into memory.
+
+    Raises:
+        CheckpointError: They cannot be kept.
+        TrainingError: They are NaN or Inf, or memory is too short for the teacher.
+    """
+    with _short_memory_told(distillation.teacher):
+        distillation.fetch(micro_batches)
+
+
+@contextmanager
+def _short_memory_told(teacher: Teacher) -> Iterator[None]:
+    """Turn the error of short memory into one line.
+
+    Raises:
+        TrainingError: Memory is too short for the teacher.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"memory is too short for distill.teacher {teacher.path}, which computes {PLACES} "
+            "images at once; give a smaller teacher, or let a run of a smaller student fill "
+            f"distill.cache before ({shorten(str(error))})"
+        ) from error
 
 
 def thresholds_of(teacher: Teacher) -> tuple[float, ...] | None:

@@ -33,6 +33,7 @@ from vitrail.evaluation.task import task_of
 from vitrail.images.input_check import ENOUGH
 from vitrail.images.preprocess import normalise
 from vitrail.training.diagnosis import diagnose, name_anomalies
+from vitrail.training.distilling import ask_teacher
 from vitrail.training.optim.lora import merge_adapters
 from vitrail.training.optim.nonfinite import has_finite_weights
 from vitrail.training.optim.optimizers import restart_counts, set_learning_rate
@@ -264,7 +265,7 @@ def train_epoch(job: Job, state: TrainState, run: Run, wrapped: nn.Module, optim
         if job.distillation is not None:
             run.watchdog.move(f"asking the teacher for update {update + 1:,}")
             with watch.waiting("teacher_s"):
-                job.distillation.fetch(micro_batches)
+                ask_teacher(job.distillation, micro_batches)
         run.watchdog.move(f"computing update {update + 1:,}")
         check_inputs(job, run, micro_batches, is_last=step + 1 == sampler.steps)
         keys = mixing_keys(config, sampler, epoch, step)
