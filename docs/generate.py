@@ -34,6 +34,7 @@ ROOMS = (
     "inference",
     "evaluation",
     "embedding",
+    "distillation",
     "training",
     "transfer",
     "tuning",

@@ -25,6 +25,7 @@ from vitrail.files import GrowingFile
 
 PHASES = {
     "data_s": "waiting for images",
+    "teacher_s": "teacher",
     "forward_backward_s": "forward and backward",
     "optimizer_s": "optimizer",
     "eval_s": "evaluation",

@@ -23,7 +23,7 @@ from vitrail.transfer.survey import Survey
 from vitrail.weights.adapt import shared_rows
 
 SECTIONS = [
-    "model", "weights", "data", "preprocess", "augment", "balance", "multi_label", "optim", "freeze", "lora",
+    "model", "weights", "data", "preprocess", "augment", "balance", "multi_label", "distill", "optim", "freeze", "lora",
     "schedule", "ema", "train", "output",
 ]  # fmt: skip
 PUBLISHED = re.compile(r"^# Published: ([\d.]+)(?: / ([\d.]+))? \(top-1.*\)\.$", re.MULTILINE)
@@ -366,6 +366,15 @@ def test_a_transfer_of_tnt_says_what_its_average_would_keep_of_the_initial_weigh
     updates = IMAGES[config.data.name or ""][0] // config.train.batch_size * config.train.epochs
     share = (config.ema.decay or 0) ** updates
     assert f"with {100 * share:.0f} % of the initial weights in it" in " ".join(header_of(name).split("\n# "))
+
+
+def test_the_recipe_of_a_consistent_teacher_is_named_by_both_and_learns_from_mixed_images_alone() -> None:
+    config, plain = config_of("tnt_s_from_twins_svt_large"), config_of("tnt_s_imagenet")
+    assert (config.model.name, config.distill.teacher) == (plain.model.name, "twins_svt_large")
+    assert (config.distill.mixed, config.distill.weight, config.distill.loss) == (True, 1, "soft")
+    assert (config.augment.mixup, config.augment.mix_mode, config.augment.cutmix) == (1, "pair", 0)
+    assert config.train.epochs == 4 * plain.train.epochs
+    assert config.optim == plain.optim
 
 
 def test_every_recipe_that_begins_with_weights_is_a_transfer_tested_here() -> None:

@@ -7,6 +7,7 @@ import pytest
 from vitrail.config.commands import TrainConfig
 from vitrail.config.resolve import parse_command_line, resolve
 from vitrail.config.sections import DataSection, EvaluateSection, ModelSection, PreprocessSection, WeightsSection
+from vitrail.config.teaching_sections import DistillSection
 from vitrail.config.training_sections import (
     AugmentSection,
     BalanceSection,
@@ -28,6 +29,7 @@ SECTIONS = (
     AugmentSection,
     BalanceSection,
     MultiLabelSection,
+    DistillSection,
     OptimSection,
     FreezeSection,
     LoraSection,

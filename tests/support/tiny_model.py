@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitrail.images.preprocess import Preprocess
@@ -11,8 +11,15 @@ if TYPE_CHECKING:
 CLASSES = ("blue", "green", "red")
 
 
-def save_tiny(folder: Path, preprocess: Preprocess | None = None, thresholds: tuple[float, ...] | None = None) -> Path:
-    """Write the weight file of an untrained tiny TNT."""
+def save_tiny(
+    folder: Path,
+    preprocess: Preprocess | None = None,
+    thresholds: tuple[float, ...] | None = None,
+    *,
+    classes: tuple[str, ...] = CLASSES,
+    **options: Any,
+) -> Path:
+    """Write the weight file of an untrained tiny TNT; `options` are fields of its configuration."""
     import torch
 
     from vitrail.images.preprocess import Preprocess
@@ -23,13 +30,19 @@ def save_tiny(folder: Path, preprocess: Preprocess | None = None, thresholds: tu
     name = "tnt_ti_patch16_224"
     torch.manual_seed(0)
     model = create_model(
-        name, **{**find_variant(name)[0].tiny, "num_classes": len(CLASSES), "in_channels": preprocess.channels}
+        name,
+        **{
+            **find_variant(name)[0].tiny,
+            "num_classes": len(classes),
+            "in_channels": preprocess.channels,
+            **options,
+        },
     )
     path = folder / "tiny.safetensors"
     record = Record(
         model=name,
         options=model_options(model),
-        classes=CLASSES,
+        classes=classes,
         preprocess=preprocess,
         thresholds=thresholds,
         provenance=provenance(),

@@ -12,6 +12,7 @@ from vitrail.config.sections import (
     PreprocessSection,
     WeightsSection,
 )
+from vitrail.config.teaching_sections import DistillSection
 from vitrail.config.training_sections import (
     AugmentSection,
     BalanceSection,
@@ -38,6 +39,7 @@ class TrainConfig:
     augment: AugmentSection = field(default_factory=AugmentSection)
     balance: BalanceSection = field(default_factory=BalanceSection)
     multi_label: MultiLabelSection = field(default_factory=MultiLabelSection)
+    distill: DistillSection = field(default_factory=DistillSection)
     optim: OptimSection = field(default_factory=OptimSection)
     freeze: FreezeSection = field(default_factory=FreezeSection)
     lora: LoraSection = field(default_factory=LoraSection)
@@ -51,6 +53,7 @@ class TrainConfig:
         problems += self._channel_problems()
         problems += self._rate_problems()
         problems += self._sampling_problems()
+        problems += self._distillation_problems()
         for name, value in (("freeze.until", self.freeze.until), ("lora.rank", self.lora.rank)):
             if value is not None and self.train.shard:
                 problems.append(
@@ -120,6 +123,23 @@ class TrainConfig:
                 "reads it in windows; set one of them to its default"
             )
         return problems
+
+    def _distillation_problems(self) -> list[str]:
+        """Say what a loss of distillation cannot be combined with."""
+        distill, augment = self.distill, self.augment
+        if distill.teacher is None or distill.loss != "dkd":
+            return []
+        mixing = {
+            "mixup": augment.mixup,
+            "cutmix": augment.cutmix,
+            "cutmix_minmax": augment.cutmix_minmax,
+        }
+        return [
+            f"distill.loss is dkd, which needs the class of an image, and augment.{name}={value} "
+            "mixes several; set it to its default, or distill.loss to soft"
+            for name, value in mixing.items()
+            if value
+        ]
 
 
 class _IndependentSections:

@@ -62,6 +62,8 @@ def _parse_text(value: Any, kind: Any) -> Any:
     if str in kinds:
         if type(None) in kinds and value in ("null", "none", "~"):
             return None
+        if Literal[False] in kinds and value == "false":
+            return False
         return str(value)
     try:
         return yaml.safe_load(value)
@@ -125,7 +127,8 @@ def _convert_to_union(value: Any, kind: Any) -> Any:
 
 
 def _convert_to_literal(value: Any, allowed: tuple[Any, ...]) -> Any:
-    if value in allowed:
+    # 0 equals false, and is none
+    if value in allowed and not (allowed == (False,) and value is not False):
         return value
     names = list(map(str, allowed))
     hint = suggest(value, names) if isinstance(value, str) else ""
@@ -175,6 +178,8 @@ def type_name(kind: Any) -> str:
     args = get_args(kind)
     if _is_union(kind):
         return ", or ".join(type_name(arg) for arg in args)
+    if args == (False,):
+        return "false"
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
     if origin is tuple and args[-1] is Ellipsis:

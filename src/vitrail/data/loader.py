@@ -84,12 +84,14 @@ class TrainImages(Dataset[Sample]):
     """Pixel format that images are decoded to."""
     seed: int
     """Seed of the run."""
+    views: int | None = None
+    """Views of an image that come again, one an epoch in turn; None draws a new one each time."""
 
     def __getitem__(self, item: SampleKey) -> Sample:
-        key = sample_key(self.seed, *item)
-        return _read(
-            self.source, item[1], key, self.wanted, lambda image: self.view.view(image, key)
-        )
+        epoch, index, copy = item
+        view = epoch if self.views is None else epoch % self.views
+        key = sample_key(self.seed, view, index, copy)
+        return _read(self.source, index, key, self.wanted, lambda image: self.view.view(image, key))
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,7 @@ def build_train_loader(
     workers: int | None = None,
     bad_files: BadFiles = "skip",
     pin_memory: bool = False,
+    views: int | None = None,
 ) -> ImageLoader:
     """Load random views in the sampler's order; the same batches for any number of workers.
 
@@ -241,10 +244,12 @@ def build_train_loader(
         workers: Number of worker processes; None is `choose_workers`.
         bad_files: Whether an unreadable image is reported with its batch, or raises DataError.
         pin_memory: Whether batches are copied to pinned memory, for a CUDA device.
+        views: Views of an image that come again, one an epoch in turn; None draws a new one each
+            time.
     """
     assert sampler.n == len(source)
     return ImageLoader(
-        TrainImages(source, view, wanted, seed),
+        TrainImages(source, view, wanted, seed, views),
         bad_files=bad_files,
         workers=workers,
         batch_sampler=sampler,

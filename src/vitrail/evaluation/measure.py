@@ -46,6 +46,7 @@ def measure(
     advance: Callable[[], None],
     keep_answers: bool = False,
     inputs: InputCheck | None = None,
+    look: Callable[[Batch, torch.Tensor], None] | None = None,
 ) -> Measured:
     """Evaluate a model. Collective: every process calls it with its own batches.
 
@@ -59,6 +60,7 @@ def measure(
         advance: Called after each batch, equally often in all processes.
         keep_answers: Return the answers too, for a report or a comparison.
         inputs: Takes the normalised images of this process, to see whether they look as usual.
+        look: Shown each batch of this process and its logits.
 
     Raises:
         DataError: No image could be read.
@@ -68,7 +70,7 @@ def measure(
     collector = task.collect(num_classes, device, keep_answers=keep_answers)
     answering = _Answering(model, preprocess, device, inputs)
     with answering.without_training(), torch.no_grad(), autocast(device, precision):
-        bad = _answer_all(answering, batches, collector, accelerator, advance)
+        bad = _answer_all(answering, batches, collector, accelerator, advance, look)
     metrics, answers = collector.finish(accelerator)
     if metrics.n == 0:
         raise DataError(
@@ -127,13 +129,17 @@ def _answer_all(
     collector: Collector,
     accelerator: Accelerator,
     advance: Callable[[], None],
+    look: Callable[[Batch, torch.Tensor], None] | None,
 ) -> list[tuple[str, str]]:
     """Give each batch of this process and its logits to the collector; return the unreadable images of all."""
     bad: list[tuple[str, str]] = []
     most = max(gather_texts(accelerator, [len(batches)]))
     for batch in batches:
         bad += batch.bad
-        collector.add(batch, answering.answer(batch))
+        logits = answering.answer(batch)
+        collector.add(batch, logits)
+        if look is not None:
+            look(batch, logits)
         advance()
     # other processes may still have batches
     for _ in range(most - len(batches)):

@@ -17,7 +17,7 @@ from vitrail.training.batch_norm import keep_statistics
 from vitrail.training.optim.nonfinite import first_nonfinite
 from vitrail.training.run.state import TrainState
 from vitrail.training.setup import Job
-from vitrail.training.step import mixing_keys, prepare, seed_dropout
+from vitrail.training.step import compute_loss, mixing_keys, prepare, seed_dropout
 
 
 def diagnose(job: Job, state: TrainState, update: int) -> str:
@@ -30,14 +30,14 @@ def diagnose(job: Job, state: TrainState, update: int) -> str:
     for sample_keys, mixing_key in zip(islice(sampler, sampler.accumulate), mixing, strict=True):
         images, targets = prepare(job, job.loader.read(sample_keys), mixing_key)
 
-        def compute_loss(images: Tensor = images, targets: Tensor = targets) -> Tensor:
+        def loss_again(images: Tensor = images, targets: Tensor = targets) -> Tensor:
             with autocast(job.accelerator.device, job.precision):
                 logits = state.model(images)
-            return job.objective.loss(logits.float()[: len(targets)], targets)
+            return compute_loss(job, logits.float()[: len(targets)], targets)
 
         seed_dropout(job.config, sampler, epoch, step)
         with keep_statistics(state.model):
-            culprit = culprit or first_nonfinite(state.model, compute_loss)
+            culprit = culprit or first_nonfinite(state.model, loss_again)
     culprits = [text for text in gather_texts(job.accelerator, [culprit]) if text]
     return (
         culprits[0] if culprits else "only with the weights it had then, not with those it has now"

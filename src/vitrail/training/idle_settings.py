@@ -8,6 +8,7 @@ from typing import Any
 
 from vitrail.config.commands import TrainConfig
 from vitrail.config.sections import WeightsSection
+from vitrail.config.teaching_sections import DistillSection
 from vitrail.config.training_sections import OPTIMIZERS
 from vitrail.migrate.rules import format_value
 
@@ -92,6 +93,11 @@ def _mixes(config: TrainConfig) -> bool:
     return config.augment.mixup > 0 or _pastes(config)
 
 
+def _varies_views(config: TrainConfig) -> bool:
+    """Say whether the student sees something else of an image than its view."""
+    return config.augment.erase_prob > 0 or (_mixes(config) and config.augment.mix_prob > 0)
+
+
 def _never_stops_mixing(config: TrainConfig) -> bool:
     """Say whether the epoch from which on nothing is mixed lies behind the end of the run."""
     end = config.augment.mix_off_epoch
@@ -144,6 +150,24 @@ RULES = (
         ("multi_label.gamma_negative", "multi_label.gamma_positive", "multi_label.clip"),
         lambda config: config.multi_label.loss != "asymmetric",
         "multi_label.loss is not asymmetric",
+    ),
+    Rule(
+        tuple(f"distill.{field.name}" for field in fields(DistillSection)),
+        lambda config: config.distill.teacher is None,
+        "distill.teacher is null",
+    ),
+    Rule(
+        ("distill.temperature",),
+        lambda config: config.distill.loss not in ("soft", "dkd"),
+        "distill.loss is {config.distill.loss}",
+    ),
+    Rule(
+        ("distill.alpha", "distill.beta"),
+        lambda config: config.distill.loss != "dkd",
+        "distill.loss is not dkd",
+    ),
+    Rule(
+        ("distill.mixed",), lambda config: not _varies_views(config), "nothing is mixed or erased"
     ),
     Rule(
         ("optim.momentum",),

@@ -34,7 +34,12 @@ from vitrail.models.registry import canonical_name
 from vitrail.pages.render import picture, pictured, render, to_shown
 from vitrail.training.initial_model import build_preprocess
 from vitrail.training.losses import choose_loss
-from vitrail.training.setup import build_view, open_initial_model, open_training_data
+from vitrail.training.setup import (
+    build_view,
+    count_fixed_views,
+    open_initial_model,
+    open_training_data,
+)
 from vitrail.training.step import StepContext, prepare
 from vitrail.weights.loading import open_model
 from vitrail.weights.published.catalogue import HUB, is_published
@@ -157,7 +162,8 @@ def draw_rows(context: StepContext, source: Source, images: int, views: int) -> 
             f"{source.description}: none of the images can be read; `vitrail check-data` says why"
         )
     chosen = [index for index, _ in originals.values()]
-    dataset = TrainImages(source, build_view(config, preprocess), preprocess.pixels, seed)
+    view, fixed = build_view(config, preprocess), count_fixed_views(config)
+    dataset = TrainImages(source, view, preprocess.pixels, seed, fixed)
     end = config.augment.mix_off_epoch
     drawn: list[list[tuple[Tensor, str]]] = [[] for _ in chosen]
     for epoch in range(views):

@@ -37,6 +37,7 @@ from vitrail.data.sources import Source, count_by_class, fingerprint
 from vitrail.data.tables.hub import pin_revision
 from vitrail.data.tables.rows import find_storage_groups
 from vitrail.display import Display
+from vitrail.distillation.projection import add_projection
 from vitrail.distributed.processes import share
 from vitrail.distributed.sharding import shard
 from vitrail.errors import ConfigError, command, write_option
@@ -46,6 +47,7 @@ from vitrail.images.train_view import TrainView
 from vitrail.models.family import VisionModel
 from vitrail.models.registry import canonical_name
 from vitrail.training.class_balance import check_counts
+from vitrail.training.distilling import build_distillation, origin_of_teacher
 from vitrail.training.initial_model import (
     adopt_recorded_settings,
     build_model,
@@ -105,6 +107,7 @@ class Job(StepContext):
         weights = self.config.model.weights
         if weights is not None and (published := find_origin(weights, self.model_name)):
             origin[ORIGIN] = published
+        origin |= origin_of_teacher(self.distillation)
         return {**origin, **self.fingerprints, "training_counts": self.training_counts.tolist()}
 
     @property
@@ -187,6 +190,16 @@ def build_job(
     sampler = build_sampler(config, data, counts, accelerator)
     loader, val_loader = build_loaders(config, data, preprocess, sampler, accelerator)
     roster = data.roster() if accelerator.is_main_process else None
+    distillation = build_distillation(
+        config,
+        data,
+        preprocess,
+        build_view(config, preprocess),
+        accelerator,
+        precision=precision,
+        counts=counts,
+        display=display,
+    )
     job = Job(
         config=config,
         accelerator=accelerator,
@@ -204,6 +217,7 @@ def build_job(
         roster=roster,
         objective=loss_kind.build(config, data.train, counts, accelerator.device),
         rate=build_schedule(config, sampler.steps),
+        distillation=distillation,
     )
     return job, model
 
@@ -307,6 +321,7 @@ def build_loaders(
         workers=config.data.workers,
         bad_files=config.data.bad_files,
         pin_memory=pin_memory,
+        views=count_fixed_views(config),
     )
     micro_batch = config.train.batch_size // (accelerator.num_processes * config.train.accumulate)
     val_loader = build_eval_loader(
@@ -376,6 +391,8 @@ def build_state(job: Job, model: VisionModel) -> TrainState:
     if job.config.lora.rank is not None:
         add_adapters(model, job.config.lora)
         model.to(device)
+    if job.distillation is not None and job.distillation.layout.num_features:
+        job.distillation.head = add_projection(model, job.distillation.layout.num_features)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     model.set_grad_checkpointing(settings.grad_checkpointing)
@@ -473,6 +490,11 @@ def build_view(config: TrainConfig, preprocess: Preprocess) -> TrainView:
         color_jitter=augment.color_jitter,
         mean=preprocess.mean,
     )
+
+
+def count_fixed_views(config: TrainConfig) -> int | None:
+    """Return how many views of an image come again and again; None where each epoch has new ones."""
+    return config.distill.views if config.distill.teacher is not None else None
 
 
 def build_schedule(config: TrainConfig, steps: int) -> Callable[[int], float]:

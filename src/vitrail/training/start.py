@@ -30,6 +30,7 @@ FREE = (
     "data.workers",
     "data.download",
     "data.cache_gb",
+    "distill.cache",
     "output.",
     "train.device",
     "train.shard",

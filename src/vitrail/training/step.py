@@ -17,6 +17,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from vitrail.config.commands import TrainConfig
 from vitrail.data.loader import Batch
 from vitrail.data.sampling import BatchSampler
+from vitrail.distillation.distill import Distillation
 from vitrail.distributed.processes import any_process
 from vitrail.distributed.sharding import gather_full
 from vitrail.images.batch_augment import erase, mix
@@ -53,6 +54,8 @@ class StepContext:
     preprocess: Preprocess
     objective: Objective
     """The training loss, which makes targets of labels too."""
+    distillation: Distillation | None = None
+    """The teacher and its loss, where there is one; its targets stand behind those of the labels."""
     memory: Memory = field(default_factory=Memory)
 
 
@@ -80,7 +83,8 @@ def train_step(
         watch: Times the phases.
 
     Returns:
-        (Summed loss, right answers, images) of this rank, zeros where the update was skipped;
+        (Summed loss, right answers, images, answers that are the teacher's) of this rank, zeros
+        where the update was skipped;
         whether it was skipped, in all ranks alike; and the norm of the gradient before it is
         clipped.
     """
@@ -161,7 +165,7 @@ def _accumulate_gradients(
     micro_batches: Sequence[Batch],
     keys: Sequence[int | None],
 ) -> Tensor:
-    """Go forward and backward with each micro-batch; return (summed loss, right answers, images)."""
+    """Go forward and backward with each micro-batch; return the sums of `train_step`."""
     accelerator = context.accelerator
     images_per_rank = context.config.train.batch_size // accelerator.num_processes
     sums = new_sums(accelerator.device)
@@ -174,11 +178,9 @@ def _accumulate_gradients(
             synchronization = nullcontext() if is_last else accelerator.no_sync(model)
             with synchronization:
                 logits = model(part_images).float()[: len(part_targets)]
-                loss = context.objective.loss(logits, part_targets)
+                loss = compute_loss(context, logits, part_targets)
                 accelerator.backward(loss / images_per_rank)
-            right = (logits.argmax(1) == part_targets.argmax(1)).sum()
-            counted = torch.full_like(right, len(part_targets))
-            sums += torch.stack([loss.detach(), right, counted]).to(sums.dtype)
+            sums += _count(logits, part_targets, loss).to(sums.dtype)
     return sums
 
 
@@ -187,6 +189,27 @@ def _cut(images: Tensor, targets: Tensor, parts: int) -> list[tuple[Tensor, Tens
     if not len(targets):  # the black image of a micro-batch without readable ones
         return [(images, targets)]
     return list(zip(images.chunk(parts), targets.chunk(parts), strict=True))
+
+
+def compute_loss(context: StepContext, logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the loss of the labels, or the weighted sum of theirs and the teacher's, over the images."""
+    loss = context.objective.loss(logits, targets[:, : logits.shape[1]])
+    if context.distillation is None:
+        return loss
+    share = context.config.distill.weight
+    return (1 - share) * loss + share * context.distillation.loss(logits, targets)
+
+
+def _count(logits: Tensor, targets: Tensor, loss: Tensor) -> Tensor:
+    """Return loss, right answers, images, and answers that are the teacher's too."""
+    k = logits.shape[1]
+    first = logits.argmax(1)
+    right = (first == targets[:, :k].argmax(1)).sum()
+    counted = torch.full_like(right, len(targets))
+    agreeing = torch.zeros_like(right)
+    if targets.shape[1] > k:
+        agreeing = (first == targets[:, k : 2 * k].argmax(1)).sum()
+    return torch.stack([loss.detach(), right, counted, agreeing])
 
 
 def _clip_gradients(model: nn.Module, clip_norm: float | None) -> Tensor:
@@ -218,7 +241,8 @@ def _update_weights(context: StepContext, optimizer: Any, is_skipped: Tensor) ->
 def prepare(context: StepContext, micro_batch: Batch, key: int | None) -> tuple[Tensor, Tensor]:
     """Return the normalised, erased and, with a key, mixed images of a micro-batch, and their targets (b, k).
 
-    A micro-batch without images has no target, and a black image to pass through the model.
+    Behind the k numbers of the labels stand those of the teacher, if there is one. A micro-batch
+    without images has no target, and a black image to pass through the model.
     """
     device, preprocess, augment = (
         context.accelerator.device,
@@ -226,6 +250,11 @@ def prepare(context: StepContext, micro_batch: Batch, key: int | None) -> tuple[
         context.config.augment,
     )
     targets = context.objective.targets(micro_batch.labels, device)
+    teacher, is_mixed = context.distillation, context.config.distill.mixed
+    if teacher is not None and not len(micro_batch.labels):
+        targets = torch.cat([targets, targets.new_zeros(0, teacher.columns)], 1)
+    elif teacher is not None and not is_mixed:
+        targets = torch.cat([targets, teacher.make_targets(micro_batch)], 1)
     if not len(micro_batch.labels):
         return torch.zeros(1, preprocess.channels, *preprocess.size, device=device), targets
     images = normalise(
@@ -254,6 +283,8 @@ def prepare(context: StepContext, micro_batch: Batch, key: int | None) -> tuple[
         )
     if augment.erase == "after_mix":
         images = erase_images(images)
+    if teacher is not None and is_mixed:
+        targets = torch.cat([targets, teacher.make_mixed_targets(images)], 1)
     if context.config.train.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     return images, targets

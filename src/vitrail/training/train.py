@@ -17,6 +17,7 @@ from vitrail.config.commands import TrainConfig
 from vitrail.config.resolve import to_dict
 from vitrail.data.loader import Batch
 from vitrail.display import Display, Quiet
+from vitrail.distillation.projection import without_projection
 from vitrail.distributed.processes import (
     choose_precision,
     gather_texts,
@@ -33,6 +34,7 @@ from vitrail.images.input_check import ENOUGH
 from vitrail.images.preprocess import normalise
 from vitrail.training.batch_norm import explain_batch_norm, has_batch_norm, share_statistics
 from vitrail.training.diagnosis import diagnose, name_anomalies
+from vitrail.training.distilling import ask_teacher
 from vitrail.training.optim.lora import merge_adapters
 from vitrail.training.optim.nonfinite import has_finite_weights
 from vitrail.training.optim.optimizers import restart_counts, set_learning_rate
@@ -145,6 +147,8 @@ def train(
         job.loader.on_lost = job.val_loader.on_lost = stop.ask
         if fork is not None:
             load_fork(job, model, fork)
+        if job.distillation is not None:
+            exits.callback(job.distillation.close)
         state = build_state(job, model)
         wrapped, optimizer = prepare_for_training(job, state)
 
@@ -245,6 +249,10 @@ def train_epoch(job: Job, state: TrainState, run: Run, wrapped: nn.Module, optim
     wrapped.train()
     if state.freeze is not None:
         state.freeze.still()
+    if job.distillation is not None:
+        run.watchdog.move(f"reading the teacher's answers for epoch {epoch + 1}")
+        with watch.waiting("teacher_s"):
+            job.distillation.begin_epoch(epoch)
     batches = iter(job.loader)
     for step in range(state.step, sampler.steps):
         begun = time.perf_counter()
@@ -259,6 +267,10 @@ def train_epoch(job: Job, state: TrainState, run: Run, wrapped: nn.Module, optim
         state.unread.update(bad for micro_batch in micro_batches for bad in micro_batch.bad)
 
         # Update
+        if job.distillation is not None:
+            run.watchdog.move(f"asking the teacher for update {update + 1:,}")
+            with watch.waiting("teacher_s"):
+                ask_teacher(job.distillation, micro_batches)
         run.watchdog.move(f"computing update {update + 1:,}")
         check_inputs(job, run, micro_batches, is_last=step + 1 == sampler.steps)
         keys = mixing_keys(config, sampler, epoch, step)
@@ -352,10 +364,10 @@ def finish_epoch(job: Job, state: TrainState, run: Run) -> None:
     # Evaluation
     unread, thresholds = set(state.unread), None
     if due(state.epoch, job.config.train.eval_every, job.total_epochs):
-        measured = evaluate_epoch(job, state, run, f"epoch {state.epoch + 1}")
+        measured, numbers = evaluate_epoch(job, state, run, f"epoch {state.epoch + 1}")
         thresholds = measured.metrics.thresholds
         unread.update(measured.bad_files)
-        row |= {f"val_{name}": value for name, value in measured.metrics.numbers().items()}
+        row |= numbers
         if state.epoch + 1 == job.total_epochs:
             for warning in measured.metrics.warnings:
                 job.display.warn(warning)
@@ -386,10 +398,10 @@ def evaluate_initial_weights(job: Job, state: TrainState, run: Run) -> None:
         Stopped: The run was told to stop, and is saved; they are evaluated when it goes on.
     """
     job.display.begin("evaluate the initial weights", len(job.val_loader))
-    measured = evaluate_epoch(job, state, run, "the initial weights")
+    measured, numbers = evaluate_epoch(job, state, run, "the initial weights")
     job.display.end()
     row: dict[str, Any] = {"epoch": 0, "updates": 0, "lr": job.rate(0), "train_loss": None}
-    row |= {f"val_{name}": value for name, value in measured.metrics.numbers().items()}
+    row |= numbers
     warn_of_unread(job, state, measured.bad_files)
     row["n_bad"] = len(state.bad_files)
     keep_row(job, state, run, row, measured.metrics.thresholds)
@@ -409,6 +421,8 @@ def keep_row(
     if "val_loss" in row and is_better(row, state.best, job.monitor):
         state.bests = [row, *state.bests][: job.config.output.keep_best]
         weights = gather_full(evaluated_model(state).state_dict())
+        if job.distillation is not None:
+            weights = without_projection(weights)
         if job.config.lora.rank is not None:
             weights = merge_adapters(weights, job.config.lora.scale)
     if run.files is not None:
@@ -424,7 +438,8 @@ def sum_up_training(job: Job, state: TrainState) -> dict[str, Any]:
     Raises:
         TrainingError: No training image can be read.
     """
-    loss, correct, images = sum_over_processes(job.accelerator, state.sums)[0].tolist()
+    totals = sum_over_processes(job.accelerator, state.sums)[0].tolist()
+    loss, correct, images, agreeing = totals
     skipped = int(state.guard.counts[0])
     if not images and not skipped:
         name, reason = min(state.unread)
@@ -438,13 +453,20 @@ def sum_up_training(job: Job, state: TrainState) -> dict[str, Any]:
         "skipped": skipped,
         "overflow_rate": skipped / job.sampler.steps,
     }
+    if job.distillation is not None:
+        row["train_agreement"] = 100 * agreeing / images if images else None
     if state.scaler is not None:
         row["loss_scale"] = state.scaler.get_scale()
     return row
 
 
-def evaluate_epoch(job: Job, state: TrainState, run: Run, what: str) -> Measured:
+def evaluate_epoch(
+    job: Job, state: TrainState, run: Run, what: str
+) -> tuple[Measured, dict[str, Any]]:
     """Evaluate the weights, or their average, on the validation images; `what` names them where a rank hangs.
+
+    Returns:
+        What was measured, and the numbers of it that an epoch's row has.
 
     Raises:
         Stopped: The run was told to stop, and is saved.
@@ -457,8 +479,9 @@ def evaluate_epoch(job: Job, state: TrainState, run: Run, what: str) -> Measured
     run.watchdog.move(f"evaluating {what}")
     averages = [state.ema.module] if state.ema else []
     share_statistics(job.accelerator, state.model, *averages)
+    agreement = None if job.distillation is None else job.distillation.agreement()
     with Stopwatch(job.accelerator.device, state.seconds).waiting("eval_s"):
-        return measure(
+        measured = measure(
             evaluated_model(state),
             job.val_loader,
             task_of(job.data.val, training_counts=job.training_counts),
@@ -466,7 +489,14 @@ def evaluate_epoch(job: Job, state: TrainState, run: Run, what: str) -> Measured
             job.accelerator,
             precision=job.precision,
             advance=count_batch,
+            look=None if agreement is None else agreement.add,
         )
+    numbers = {f"val_{name}": value for name, value in measured.metrics.numbers().items()}
+    if agreement is not None:
+        counts = torch.tensor(agreement.counts, device=job.accelerator.device)
+        equal, images = sum_over_processes(job.accelerator, counts)[0].tolist()
+        numbers["val_agreement"] = 100 * equal / images if images else None
+    return measured, numbers
 
 
 def evaluated_model(state: TrainState) -> Any:

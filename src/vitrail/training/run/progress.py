@@ -59,7 +59,7 @@ def read_progress(job: Job, state: TrainState, norm: Tensor) -> Progress:
     """Sum the numbers of the epoch over all ranks and read them from the device, which is waited for once."""
     totals = sum_over_processes(job.accelerator, state.sums)[0]
     numbers = torch.cat([totals, state.guard.counts, norm.reshape(1).to(totals.dtype)]).tolist()
-    loss, correct, images, skipped, in_a_row, first, grad_norm = numbers
+    loss, correct, images, _, skipped, in_a_row, first, grad_norm = numbers
     return Progress(loss, correct, images, int(skipped), int(in_a_row), int(first), grad_norm)
 
 

@@ -187,6 +187,9 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> l
         line_chart(f"{title}, %", qualities, best["epoch"]),
         line_chart("Learning rate", {"at the end of each epoch": points("lr")}),
     ]
+    if any("train_agreement" in row for row in rows):
+        agreements = {"training": points("train_agreement"), "validation": points("val_agreement")}
+        charts.append(line_chart("Agreement with the teacher, %", agreements, best["epoch"]))
     return [chart for chart in charts if chart is not None]
 
 

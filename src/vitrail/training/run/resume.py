@@ -12,6 +12,7 @@ from vitrail.classes.matching import check_classes
 from vitrail.config.resolve import flatten
 from vitrail.config.training_sections import LoraSection
 from vitrail.data.roster import Changes, Roster, compare
+from vitrail.distillation.projection import without_projection
 from vitrail.distributed.processes import gather_texts, share
 from vitrail.errors import CheckpointError, DataError, Stopped, TrainingError, command
 from vitrail.models.family import VisionModel
@@ -91,6 +92,12 @@ def _check_same_run(job: Job, state: TrainState, saved: dict[str, Any], folder: 
             "was trained on, or "
             f"begin a new run from its weights with {command('train', '--fork', folder)}"
         )
+    if saved.get("teacher") != teacher_digest(job):
+        raise CheckpointError(
+            f"{folder}: was taught by another model than {job.config.distill.teacher}; put its "
+            "teacher back, or begin a new run from its weights with "
+            f"{command('train', '--fork', folder)}"
+        )
     if changed := differences(saved["settings"], flatten(job.config), (*FREE, *LENGTH)):
         raise CheckpointError(
             f"{folder / 'config.yaml'}: was changed, and no longer has the run's settings: "
@@ -154,6 +161,11 @@ def validation_changes(job: Job, saved: dict[str, Any], folder: Path) -> Changes
     return changes
 
 
+def teacher_digest(job: Job) -> str | None:
+    """Return the digest of a run's teacher; None where it has none."""
+    return None if job.distillation is None else job.distillation.teacher.digest
+
+
 def has_content(path: Path) -> bool:
     """Say whether a file is there and not empty."""
     return path.is_file() and path.stat().st_size > 0
@@ -170,7 +182,7 @@ def load_fork(job: Job, model: VisionModel, folder: Path) -> None:
     saved = load_shared_state(job, folder)
     check_classes(saved["classes"], job.data.classes, folder)
     try:
-        load_weights(model, merged_weights(saved), folder)
+        load_weights(model, without_projection(merged_weights(saved)), folder)
     except CheckpointError as error:
         raise CheckpointError(
             f"{error}; a fork keeps the run's model, so leave out what changes model.*"
@@ -224,6 +236,7 @@ def save(job: Job, state: TrainState, run: Run, *, must: bool = False) -> bool:
             "classes": list(job.data.classes),
             "options": model_options(state.model),
             "images": job.fingerprints["images"]["train"],
+            "teacher": teacher_digest(job),
             "validation": validation,
             "world": job.accelerator.num_processes,
             "parts": job.memory.parts,

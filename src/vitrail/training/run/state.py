@@ -27,8 +27,9 @@ from vitrail.training.optim.nonfinite import Guard
 
 NAME = re.compile(r"update-(\d{8,})\.([0-9a-f]{16})\.pt")
 """Name of a saved state: updates made, and the beginning of the file's SHA-256."""
-SUMS = 3
-"""Numbers that are summed over an epoch: loss, right answers and images."""
+SUMS = 4
+"""Numbers that are summed over an epoch: loss, right answers, images, and answers that are the
+teacher's."""
 
 
 @dataclass
@@ -40,7 +41,8 @@ class TrainState:
     ema: ModelEmaV3 | None
     scaler: torch.amp.GradScaler | None
     sums: torch.Tensor
-    """Loss, right answers and images of this rank, summed over the epoch so far."""
+    """Loss, right answers, images and answers that are the teacher's, of this rank, summed over the
+    epoch so far."""
     guard: Guard
     freeze: Freeze | None = None
     """The parts that are frozen, for as long as they are."""
@@ -136,9 +138,12 @@ class TrainState:
         They stay apart from those of the others, as the order of a sum decides its last digit;
         where the number of ranks is another, they are dealt out.
         """
-        own_sums = saved["sums"][rank::world] or [[0.0] * SUMS]
-        self.sums.copy_(torch.tensor(own_sums, dtype=torch.float64).sum(0))
-        loss, _, images = torch.tensor(saved["sums"], dtype=torch.float64).sum(0).tolist()
+        sums = torch.zeros(len(saved["sums"]), len(self.sums), dtype=torch.float64)
+        # earlier versions summed up less
+        kept = torch.tensor(saved["sums"], dtype=torch.float64)[:, : len(self.sums)]
+        sums[:, : kept.shape[1]] = kept
+        self.sums.copy_(sums[rank::world].sum(0))
+        loss, images = sums[:, 0].sum().item(), sums[:, 2].sum().item()
         self.logged = saved.get("told") or (loss, images)  # earlier versions did not save it
 
     def _restore_optimizer(self, saved: dict[str, Any]) -> None:
@@ -160,7 +165,7 @@ class TrainState:
 
 
 def new_sums(device: torch.device) -> torch.Tensor:
-    """Return zeros to sum up loss, right answers and images in: float64, or float32 on Apple's GPUs, which lack it."""
+    """Return zeros for the sums of an epoch: float64, or float32 on Apple's GPUs, which lack it."""
     dtype = torch.float32 if device.type == "mps" else torch.float64
     return torch.zeros(SUMS, dtype=dtype, device=device)
 
