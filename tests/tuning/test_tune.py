@@ -144,7 +144,7 @@ def test_a_study_that_is_stopped_in_its_final_runs_keeps_what_it_compared(image_
     study = tmp_path / "study"
     command = words(image_folder, study, "--sampler", "grid", "--metric", "val_loss", space="optim.lr: [3.0e-3]")
     command[command.index(str(TINY))] = str(slow)
-    process = Python(*command, "schedule.min_lr=0", "--seeds", 2, "--final", 2)
+    process = Python(*command, "schedule.min_lr=0", "schedule.warmup_lr=0", "--seeds", 2, "--final", 2)
     wait_until(lambda: has_epochs(study / "final" / "default-seed3", 1), process)
     process.send_signal(signal.SIGTERM)
     stopped = process.wait()
