@@ -30,7 +30,7 @@ from vitrail.models.registry import create_model, find_variant
 from vitrail.weights.loading import open_model
 
 TEACHER = "cifar10_twins"
-TEACHER_EPOCHS = 14
+TEACHER_EPOCHS = 22
 STUDENT = "cifar10_tnt"
 SMALLER = {"model.options.depth": 3, "model.options.embed_dim": 96, "model.options.inner_dim": 4}
 """What makes the student of the recipe's model a third of the teacher."""
