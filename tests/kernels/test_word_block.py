@@ -176,9 +176,12 @@ def test_the_numbers_depend_neither_on_threads_nor_on_neighbours() -> None:
 
 
 @pytest.mark.usefixtures("fused")
-def test_it_is_a_whole_operator_of_torch() -> None:
+@pytest.mark.parametrize("is_turned", [False, True])
+def test_it_is_a_whole_operator_of_torch(is_turned: bool) -> None:
     weights = [weight.requires_grad_() for weight in make_weights(12, 48)]
     words = torch.randn(4, 16, 12, requires_grad=True)
+    if is_turned:  # as the stem gives words
+        words = torch.randn(4, 12, 16, requires_grad=True).transpose(1, 2)
     arguments = (words, torch.rand(2, 4), weights, 2, 1e-5, "none", "float32")
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(word_block.word_block, arguments, test_utils=checks)

@@ -145,7 +145,7 @@ def word_block(
     if body == "compiled":
         library = _library()
         return run_forward(library, words, keep, weights, num_heads, eps, approximate)
-    return plain_word_block(words, keep, weights, num_heads, eps, approximate)
+    return plain_word_block(words, keep, weights, num_heads, eps, approximate).contiguous()
 
 
 @torch.library.custom_op("vitrail::word_block_backward", mutates_args=())
@@ -173,7 +173,7 @@ def word_block_backward(
         inputs = [tensor.detach().requires_grad_() for tensor in (words, *weights)]
         out = plain_word_block(inputs[0], keep, inputs[1:], num_heads, eps, approximate)
         grads = torch.autograd.grad(out, inputs, grad)
-    return grads[0], torch.cat([one.float().reshape(-1) for one in grads[1:]])
+    return grads[0].contiguous(), torch.cat([one.float().reshape(-1) for one in grads[1:]])
 
 
 def plain_word_block(
@@ -203,7 +203,7 @@ def plain_word_block(
 
 @word_block.register_fake
 def _(words: Tensor, *others: Any) -> Tensor:
-    return torch.empty_like(words)
+    return torch.empty_like(words, memory_format=torch.contiguous_format)
 
 
 @word_block_backward.register_fake
@@ -211,7 +211,8 @@ def _(
     grad: Tensor, words: Tensor, keep: Any, weights: Sequence[Tensor], *others: Any
 ) -> tuple[Tensor, Tensor]:
     count = sum(weight.numel() for weight in weights)
-    return torch.empty_like(words), words.new_empty(count, dtype=torch.float32)
+    out = torch.empty_like(words, memory_format=torch.contiguous_format)
+    return out, words.new_empty(count, dtype=torch.float32)
 
 
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
