@@ -84,9 +84,9 @@ def compile_kernel(name: str, check: Callable[[ctypes.CDLL], None]) -> None:
     if not are_kernels_wanted():
         raise NotCompiled(f"{VARIABLE}=plain turns it off")
     path = locate(name)
-    if path.is_file() and is_own(path):
-        return
     try:
+        if path.is_file() and is_own(path):
+            return
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         # each process compiles for itself, and the last one's file is as good as the first one's
         with tempfile.TemporaryDirectory(dir=path.parent, prefix="compiling-") as folder:
