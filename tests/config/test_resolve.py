@@ -385,6 +385,8 @@ LAUGHS = "a: &a [1, 1, 1]\n" + "".join(
         ("model:\n  options: &x {a: *x}", "nests values more than 16 deep, which no setting is"),
         ("a: &a [1, *a]", "nests values more than 16 deep, which no setting is"),
         ("[" * 5000, "is not YAML (maximum recursion depth exceeded"),
+        ("? [a, b]\n: 1", "is not YAML (a key is a list or a mapping, not a word"),
+        ("{{ place }}: 1", "is not YAML (a key is a list or a mapping, not a word"),
         (LAUGHS, "holds more than 20,000 values, which no setting is"),
         ("#" * 2_000_000, "cannot be read (has 2,000,000 bytes, and 1,048,576 are the most)"),
     ],

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import vitrail
+from support.runs import Notebook
 
 RECIPES: dict[str, dict[str, Any]] = {
     "timm:test_resnet": {},
@@ -54,6 +55,27 @@ def test_a_model_of_timm_is_trained_and_used_like_ours(name: str, image_folder: 
     batch = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         assert torch.equal(theirs(batch), model(batch))
+
+
+@pytest.mark.parametrize("given", [{}, {"channels": [16, 16, 24, 32]}])
+def test_a_file_made_with_lists_of_settings_is_trained_on(given: dict[str, Any], image_folder: Path) -> None:
+    recipe = image_folder.parent / "lists.yaml"
+    recipe.write_text(
+        f"model: {{name: timm:test_resnet, image_size: 32}}\ndata: {{root: {image_folder}, workers: 0, check: false}}\n"
+        f"schedule: {{warmup_epochs: 0}}\ntrain: {{epochs: 1, batch_size: 8, device: cpu}}\n"
+        f"output: {{root: {image_folder.parent / 'runs'}}}\n"
+    )
+    whole = {"model.options": {"channels": [16, 16, 24, 32]}, "output.name": "begun"}
+    begun = vitrail.train(recipe, whole, progress=False)
+    more = {"model.options": given, "model.weights": str(begun.folder / "best.safetensors"), "output.name": "more"}
+    display = Notebook()
+    after = vitrail.train(recipe, more, display=display)
+    assert vitrail.load_model(after.folder / "best.safetensors").config.arguments == whole["model.options"]
+    decided = [note for note in display.notes if "decides" in note]
+    if given:
+        assert not decided
+    else:
+        assert decided[0].endswith("decides model.options.channels=[16, 16, 24, 32]")
 
 
 @pytest.mark.thorough

@@ -153,6 +153,7 @@ def test_a_whole_name_is_measured_and_lists_are_bounded() -> None:
     ("name", "options", "message"),
     [
         ("timm:resnet5O", {}, "unknown model 'timm:resnet5O'; did you mean 'timm:resnet50'"),
+        ("resnet50", {}, "unknown model 'resnet50'; did you mean 'timm:resnet50'?"),
         ("timm:resnet50.nobody", {}, "unknown model 'timm:resnet50.nobody'"),
         ("timm:vit_tiny_patch16_224", {"dept": 2}, "has no setting 'dept'; did you mean 'depth'"),
         ("timm:vit_tiny_patch16_224", {"checkpoint_path": "x"}, "checkpoint_path cannot be given to a model of timm"),
@@ -191,6 +192,16 @@ def test_a_model_that_timm_cannot_recompute_says_so() -> None:
     model.timm_module.set_grad_checkpointing = None
     with pytest.raises(ConfigError, match=r"timm cannot recompute its blocks .*; leave out train.grad_checkpointing"):
         model.set_grad_checkpointing()
+
+
+def test_lists_in_a_recipe_and_in_a_weight_file_are_the_same_model() -> None:
+    recipe = build_config("timm:test_resnet", layers=(1, 1, 1, 1), image_size=32)
+    file = build_config("timm:test_resnet", arguments={"layers": [1, 1, 1, 1]}, image_size=32)
+    assert recipe == file
+    assert hash(recipe) == hash(file)
+    assert recipe.list_options()["layers"] == [1, 1, 1, 1]
+    assert "arguments" not in recipe.list_options()
+    assert build_config("timm:test_resnet", **recipe.list_options()) == recipe
 
 
 def test_the_name_is_kept_with_the_tag_of_its_weights() -> None:

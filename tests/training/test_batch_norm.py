@@ -88,6 +88,32 @@ def test_an_update_that_is_left_out_leaves_the_statistics_as_they_were(sam: str)
     assert not torch.equal(once[0], before[0])
 
 
+@pytest.mark.parametrize(("images", "parts"), [(0, 1), (1, 1), (2, 2)])
+def test_an_image_that_is_left_alone_is_trained_on(images: int, parts: int) -> None:
+    """Where the others of its micro-batch cannot be read, or memory is short; its last map is a single pixel."""
+    config = settle(Path("images"), "train.batch_size=2")
+    torch.manual_seed(0)
+    model = build_model(config, config.model.name, 3).train()
+    accelerator = Accelerator(cpu=True)
+    context = StepContext(
+        config=config,
+        accelerator=accelerator,
+        preprocess=build_preprocess(config, config.model.name, model),
+        objective=SingleLabelLoss(Balance(torch.ones(3), torch.zeros(3)), 0.0),
+    )
+    context.memory.parts = parts
+    optimizer = accelerator.prepare_optimizer(optimizer_of_settings(config, model))
+    keys = torch.arange(images)
+    pixels = torch.randint(0, 256, (images, 3, 32, 32), dtype=torch.uint8)
+    batch = Batch(pixels, keys % 3, keys, keys, [])
+    before = copy_statistics(model)
+    watch = Stopwatch(torch.device("cpu"), {})
+    sums, is_skipped, _ = train_step(context, model, optimizer, [batch], [None], watch)
+    assert (int(sums[2]), bool(is_skipped)) == (images, False)
+    # the black image that stands for none is none that statistics are of
+    assert torch.equal(list_statistics(model)[0], before[0]) == (images == 0)
+
+
 def test_statistics_are_kept_and_put_back() -> None:
     model = create_model("timm:test_resnet", num_classes=2, image_size=32).train()
     before = copy_statistics(model)

@@ -249,6 +249,7 @@ def test_no_recipe_has_a_setting_that_does_nothing(recipe: str) -> None:
         (["model.name=tnt_s_patch16_224"], ", such as tnt_s_imagenet, or give these options too"),
         (["model.name=tnt_s", "model.options={depth: 2}"], ", such as tnt_s_imagenet, or give these options too"),
         (["model.name=t2t_vit_14_wide"], ""),
+        (["model.name=timm:test_resnet"], ", such as tnt_s_imagenet"),
     ],
 )
 def test_sizes_of_a_recipes_own_model_are_refused_for_another_model(tokens: list[str], example: str) -> None:
@@ -260,6 +261,16 @@ def test_sizes_of_a_recipes_own_model_are_refused_for_another_model(tokens: list
         rf"tnt_ti_patch16_224; name another recipe{example}$",
     ):
         refuse_left_options(left, name)
+
+
+def test_the_tag_of_weights_leaves_the_sizes_of_a_recipe(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("model: {name: timm:test_resnet, options: {layers: [1, 1, 1, 1]}}\ndata: {name: digits}\n")
+    left = begin(str(own), ["model.name=timm:test_resnet.r160_in1k"]).left
+    assert left is not None
+    refuse_left_options(left, "timm:test_resnet.r160_in1k")
+    with pytest.raises(ConfigError, match=r"recipe own sets model\.options \(layers\) for its own model, timm:test"):
+        refuse_left_options(left, "timm:test_vit")
 
 
 def test_options_that_any_model_has_go_with_another_model(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def settle(values: dict[str, Any]) -> TrainConfig:
 @pytest.mark.parametrize("images", [1, 2, 20, 250, 2_500, 25_000, 1_300_000])
 @pytest.mark.parametrize("on_cpu", [True, False])
 def test_a_batch_is_no_larger_than_the_images_and_leaves_an_epoch_updates(images: int, on_cpu: bool) -> None:
-    batch = choose_batch(images, on_cpu=on_cpu)
+    batch = choose_batch(images, 10, on_cpu=on_cpu)
     assert 1 <= batch <= images
     assert batch <= (128 if on_cpu else 256)
     assert batch == images or batch == 16 or images // batch >= 32
@@ -57,6 +57,15 @@ def test_many_images_are_seen_less_often_than_few() -> None:
     assert epochs[1] == 60
     assert epochs[-1] == 5
     assert choose_epochs(250, has_weights=False) == 300
+
+
+def test_many_images_in_few_epochs_are_learnt_in_smaller_updates_at_more_of_the_rate() -> None:
+    for images, is_many in ((replace(MANY, train_images=24_500), True), (replace(MANY, train_images=1_000), False)):
+        short, long = (chosen(images, replace(TRAINED, given={"train.epochs": epochs})) for epochs in (4, 5))
+        batches = (short["train.batch_size"], long["train.batch_size"])
+        assert batches == ((64, 128) if is_many else (16, 16))
+        share = 0.7 if is_many else 1.0
+        assert short["optim.lr"] == pytest.approx(share * long["optim.lr"], rel=0.05)
 
 
 def test_the_rate_falls_with_the_width_and_grows_with_the_batch() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from scipy.stats import ttest_rel
 from support.chromium import CHROMIUM, Page
 from vitrail.tuning.compare import Comparison
 from vitrail.tuning.outcome import Tuned, find_winner
-from vitrail.tuning.page import render_study
+from vitrail.tuning.page import render_study, tell_verdict
 from vitrail.tuning.process import Measure
 from vitrail.tuning.space import read_space
 from vitrail.tuning.study import Run, choose_rungs
@@ -95,6 +96,17 @@ def test_the_page_says_what_came_of_it(tmp_path: Path) -> None:
     assert "selected by val_top1 on digits, held-out part (359 images)" in text
     assert "80.0 %" in text
     assert render_study(make_study(tmp_path)).decode() == text
+
+
+def test_where_nothing_came_to_its_end_the_verdict_says_why(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    failed = replace(study, runs=(run(0, "failed", {}, reason="loss is not finite", is_default=True),), best=None)
+    said = "No trial has been trained to its end yet; the latest that failed, 0000: loss is not finite."
+    assert tell_verdict(replace(failed, comparison=None)) == said
+    assert said in render_study(replace(failed, comparison=None)).decode()
+    empty = replace(failed, runs=(), comparison=None)
+    assert tell_verdict(empty) == "No trial has been trained to its end yet."
+    render_study(empty)
 
 
 @pytest.mark.thorough

@@ -12,12 +12,13 @@ from support.image_folders import write_fashion_mnist
 from support.runs import TINY
 from vitrail.config.commands import TrainConfig
 from vitrail.config.recipes import list_recipes, read_recipe
-from vitrail.config.resolve import resolve
+from vitrail.config.resolve import read_yaml, resolve
 from vitrail.errors import ConfigError
 from vitrail.migrate.given import read_given
 from vitrail.tuning.default_space import suggest_space
 from vitrail.tuning.space import list_grid, read_space
-from vitrail.tuning.subject import check_space, find_ground, open_subject
+from vitrail.tuning.subject import check_space, find_ground, list_conditions, open_subject
+from vitrail.tuning.tune import choose_space
 
 
 def test_a_space_is_read() -> None:
@@ -47,6 +48,13 @@ def test_a_space_is_read() -> None:
     assert str(by_key["train.batch_size"]) == "16 to 48 in steps of 16"
     # what is kept of it reads back as itself
     assert read_space({one.key: one.plain() for one in space}, "kept") == space
+
+
+def test_a_condition_is_read_as_the_type_of_its_setting(tmp_path: Path) -> None:
+    file = tmp_path / "space.yaml"  # in YAML, 1e-2 is a text
+    file.write_text("optim.weight_decay: [1e-2, 0.1]\noptim.lr: {choices: [1e-3], when: {optim.weight_decay: 1e-2}}")
+    space = read_space(read_yaml(file).values, "space")
+    assert space[1].when == {"optim.weight_decay": (0.01,)}
 
 
 def test_a_grid_regards_conditions() -> None:
@@ -100,6 +108,10 @@ def test_a_grid_regards_conditions() -> None:
             "optim.lr: when names optim.name, which is no setting of the space; add it, or drop the condition",
         ),
         (
+            {"optim.name": ["adamw", "lion"], "optim.lr": {"choices": [1], "when": {"optim.name": []}}},
+            "optim.lr: when gives no value of optim.name; write {optim.name: value}, or a list of values",
+        ),
+        (
             {"optim.name": ["adamw", "lion"], "optim.lr": {"choices": [1], "when": {"optim.name": "sgd"}}},
             "optim.lr: when wants optim.name to be sgd, which it never is; it is adamw or lion",
         ),
@@ -109,6 +121,10 @@ def test_a_grid_regards_conditions() -> None:
                 "augment.cutmix": {"choices": [1], "when": {"augment.mixup": 1}},
             },
             "the conditions of augment.mixup, augment.cutmix go round in a circle; drop one of them",
+        ),
+        (
+            {"optim.lr": {"choices": [1], "when": {"optim.lr": 1}}},
+            "the conditions of optim.lr go round in a circle; drop one of them",
         ),
     ],
 )
@@ -127,6 +143,20 @@ def test_what_is_no_space_is_refused(space: dict[str, Any], message: str) -> Non
         ({"schedule.warmup_epochs": {"low": 0, "high": 9}}, "schedule.warmup_epochs 9 is more than train.epochs 4"),
         ({"optim.weight_decay": [0.1]}, "optim.weight_decay: is in the space and given as a setting too"),
         ({"train.epochs": [3]}, "train.epochs: cannot be searched with extend"),
+        (
+            {"model.options.depht": [1, 2]},
+            "model.options.depht: tnt_ti_patch16_224 has no setting 'depht'",
+        ),
+        ({"model.options.num_heads": [2, 5]}, "model.options.num_heads: "),
+        ({"model.name": ["tnt_ti_patch16_224", "timm:test_resnet"]}, "model.name: timm:test_resnet has no setting"),
+        ({"model.name": ["tnt_ti_patch16_22"]}, "unknown model 'tnt_ti_patch16_22'; did you mean"),
+        (
+            {
+                "train.batch_size": [4, 8],
+                "schedule.warmup_epochs": {"choices": [9], "when": {"train.batch_size": [4, 8]}},
+            },
+            "schedule.warmup_epochs 9 is more than train.epochs 4",
+        ),
     ],
 )
 def test_values_that_no_run_could_have_are_refused_first(space: dict[str, Any], message: str) -> None:
@@ -134,6 +164,33 @@ def test_values_that_no_run_could_have_are_refused_first(space: dict[str, Any], 
     with pytest.raises(ConfigError) as caught:
         check_space(subject, read_space(space, "space"), "space", extend=True)
     assert message in str(caught.value)
+
+
+def test_what_is_searched_beside_other_values_is_looked_at_beside_them() -> None:
+    space = read_space(
+        {
+            "schedule.warmup_epochs": {"low": 0, "high": 9, "when": {"train.epochs": [10, 20]}},
+            "train.epochs": {"choices": [4, 10, 20], "when": {"optim.name": "lion"}},
+            "optim.name": ["adamw", "lion"],
+        },
+        "space",
+    )
+    subject = open_subject(str(TINY), read_given({}))
+    check_space(subject, space, "space", extend=False)
+    (warmup,) = [one for one in space if one.key == "schedule.warmup_epochs"]
+    assert list_conditions(warmup, space) == [
+        {"optim.name": "lion", "train.epochs": 10},
+        {"optim.name": "lion", "train.epochs": 20},
+    ]
+
+
+@pytest.mark.parametrize(("name", "can_skip"), [("timm:densenet121", False), ("timm:test_resnet", True)])
+def test_the_space_chosen_for_a_model_of_timm_can_be_built(name: str, can_skip: bool) -> None:
+    given = {"model.name": name, "data.name": "digits", "data.root": None}
+    subject = open_subject("tnt_s_imagenet", read_given(given))
+    space, _ = choose_space(subject, None, is_multi_label=False)
+    assert ("model.drop_path_rate" in [one.key for one in space]) == can_skip
+    check_space(subject, space, "space", extend=False)
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -171,6 +228,8 @@ def test_options_are_refused_in_one_line(capsys: pytest.CaptureFixture, tmp_path
     assert "--metric is train_loss, of the training images" in refused(capsys, *given, "--metric", "train_loss")
     assert "--metric is val_map, which no epoch reports; did" in refused(capsys, *given, "--metric", "val_map")
     assert "--metric" not in refused(capsys, *given, "train.monitor=val_top2")
+    alone = refused(capsys, "tune", space)
+    assert f"{space}: holds a space, as optim.lr says, and no recipe; name the recipe before it: vitrail tune" in alone
     third = refused(capsys, *given, "more.yaml")
     assert "more.yaml: a recipe and a space are given already" in third
     assert "cannot be read" in refused(capsys, "tune", TINY, tmp_path / "none.yaml", f"data.root={image_folder}")
@@ -180,6 +239,22 @@ def test_options_are_refused_in_one_line(capsys: pytest.CaptureFixture, tmp_path
     taken = refused(capsys, *given[:-1], space)
     assert "space.yaml: is a file; give a folder" in taken
     assert not (tmp_path / "study" / "journal.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["model.name=twins_svt_small"], "recipe digits sets model.options (depth, embed_dim, inner_dim and 4 more)"),
+        (["model.name=timm:test_resnet"], "for its own model, tnt_ti_patch16_224; name another recipe"),
+        (["model.options.dept=2"], "tnt_ti_patch16_224 has no setting 'dept'; did you mean 'depth'"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_refused_before_the_first_trial(
+    settings: list[str], message: str, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    study = tmp_path / "study"
+    assert message in refused(capsys, "tune", "digits", *settings, "--study", study)
+    assert not study.exists()
 
 
 def test_without_optuna_it_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:

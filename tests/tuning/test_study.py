@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -261,6 +265,69 @@ def test_what_a_study_is_of_is_kept(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             keep_study(tmp_path, {**facts, **other})
         assert said in str(caught.value)
+
+
+def test_a_trial_ends_and_is_let_go_of_in_one_step(tmp_path: Path) -> None:
+    study = open_study(tmp_path, rungs=(1, 9))
+    finish(study, take(study), 1.0)
+    task = take(study)
+    study.report(task, 1, 2.0)
+    held, states = threading.Event(), []
+
+    def look() -> None:
+        """What another process does, which takes a trial meanwhile."""
+        other = open_study(tmp_path, rungs=(1, 9))
+        with other.lock:
+            held.set()
+            time.sleep(0.3)
+            states.extend(run.state for run in other.runs())
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    assert held.wait(10)
+    study.end_early(task, "paused", 1.0)
+    looker.join()
+    assert states == ["complete", "running"]
+    assert not task.lock.is_locked
+
+
+def test_half_a_line_in_the_journal_spoils_none_after_it(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    finish(study, take(study), 1.0)
+    with (tmp_path / "journal.log").open("ab") as journal:  # by a process that a full disk or the system ended
+        journal.write(b'{"op_code":6,"wor')
+    finish(study, take(study), 2.0)
+    other = open_study(tmp_path)
+    finish(other, take(other), 3.0)
+    assert [run.by_epoch for run in open_study(tmp_path).runs()] == [{1: 1.0}, {1: 2.0}, {1: 3.0}]
+
+
+def test_a_full_disk_is_one_line_and_loses_no_trial_before(
+    tmp_path: Path, largest_file: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    study = open_study(tmp_path)
+    finish(study, take(study), 1.0)
+    task = take(study)
+    size = (tmp_path / "journal.log").stat().st_size
+    with largest_file(size + 20), pytest.raises(CheckpointError) as caught:
+        study.report(task, 1, 2.0)
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path / 'journal.log'}: cannot be written (")
+    assert said.endswith("free space, and begin the same again, which goes on with the study")
+    assert (tmp_path / "journal.log").stat().st_size > size  # half a line
+    finish(study, task, 2.0)
+    assert [run.by_epoch for run in open_study(tmp_path).runs()] == [{1: 1.0}, {1: 2.0}]
+
+
+@pytest.mark.parametrize("junk", [b"\x00\x00\n", b"{}\n", b"[1]\n"])
+def test_a_damaged_journal_is_one_line(junk: bytes, tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    finish(study, take(study), 1.0)
+    journal = tmp_path / "journal.log"
+    first, *others = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([first, junk, *others]))
+    with pytest.raises(CheckpointError, match=r"journal\.log: is damaged, .*; give another folder with study$"):
+        open_study(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(unprivileged: Path) -> None:

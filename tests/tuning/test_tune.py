@@ -138,6 +138,22 @@ def test_an_interrupted_study_goes_on_with_its_trial_to_the_same_end(image_folde
 
 
 @pytest.mark.thorough
+def test_a_study_that_is_stopped_in_its_final_runs_keeps_what_it_compared(image_folder: Path, tmp_path: Path) -> None:
+    slow = tmp_path / "slow.yaml"
+    slow.write_text(TINY.read_text().replace("lr: 3.0e-3", "lr: 1.0e-9"))
+    study = tmp_path / "study"
+    command = words(image_folder, study, "--sampler", "grid", "--metric", "val_loss", space="optim.lr: [3.0e-3]")
+    command[command.index(str(TINY))] = str(slow)
+    process = Python(*command, "schedule.min_lr=0", "schedule.warmup_lr=0", "--seeds", 2, "--final", 2)
+    wait_until(lambda: has_epochs(study / "final" / "default-seed3", 1), process)
+    process.send_signal(signal.SIGTERM)
+    stopped = process.wait()
+    assert stopped.returncode == 75, stopped.stderr
+    assert "Trial 0001 is better than the recipe as it is: mean gain in val_loss" in (study / "study.html").read_text()
+    assert "# trial 0001 is better than the recipe as it is" in (study / "best.yaml").read_text()
+
+
+@pytest.mark.thorough
 def test_a_killed_process_loses_its_trial_alone(image_folder: Path, tmp_path: Path) -> None:
     study = tmp_path / "study"
     options = ("--trials", 2, "--seeds", 0, "train.epochs=200")
@@ -200,6 +216,7 @@ def test_what_fails_is_recorded_and_the_search_goes_on(image_folder: Path, tmp_p
     )
     assert done.returncode == 2
     assert "all 3 trials have failed; the latest, 0002: " in done.stderr
+    assert "not finite" in (study / "study.html").read_text()
     assert len(trials(study)) == 3
 
 

@@ -21,6 +21,7 @@ from vitrail.models.family import VisionModel
 from vitrail.models.registry import create_model
 from vitrail.training.initial_model import published_preprocess
 from vitrail.weights.checkpoint import Record, model_options, save_model
+from vitrail.weights.convert import convert
 from vitrail.weights.hub import save_pretrained
 from vitrail.weights.loading import load_model, open_model
 from vitrail.weights.published import resolve
@@ -92,6 +93,17 @@ def test_a_file_of_a_training_program_is_read_where_its_model_is_named(name: str
     assert opened.account.dialect == "timm"
     assert opened.record.preprocess == record_of(name, model).preprocess
     assert torch.equal(answer(opened.build()), answer(model))
+
+
+def test_norms_that_the_published_model_lacks_have_their_counters(tmp_path: Path) -> None:
+    name, counter = "timm:resnet18", "layer1.0.downsample.1.num_batches_tracked"
+    model = create_model(name, num_classes=3, image_size=32, layers=[1, 1, 1, 1], channels=[8, 16, 16, 32])
+    assert counter in model.state_dict()
+    assert counter not in create_model(name).state_dict()
+    path = write(tmp_path / "w.safetensors", name, model)
+    converted = convert(path, tmp_path / "theirs.pth", "timm")
+    assert converted.difference == 0.0
+    assert counter in torch.load(tmp_path / "theirs.pth")
 
 
 @pytest.mark.parametrize("name", ["timm:vit_tiny_patch16_224", "timm:test_resnet"])

@@ -194,6 +194,7 @@ def tune(
     name = None if recipe is None else str(recipe)
     _refuse_processes()
 
+    from vitrail.tuning.subject import refuse_space
     from vitrail.tuning.tune import Options, check_options
     from vitrail.tuning.tune import tune as run
 
@@ -210,6 +211,7 @@ def tune(
         final=final,
     )
     check_options(options)
+    refuse_space(name)
     with shown(display, progress) as display:
         translation = open_recipe(name, given.keys, {}).translation
         if translation is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from itertools import chain
 from numbers import Integral, Real
 from typing import Any, Generic, Literal, TypeVar, cast
@@ -74,6 +74,10 @@ class ModelConfig:
     def has_option(self, name: str) -> bool:
         """Say whether a model of this kind may have a setting of that name."""
         return name in {setting.name for setting in fields(self)}
+
+    def list_options(self) -> dict[str, Any]:
+        """Return each setting by the name that `with_options` takes."""
+        return asdict(self)
 
     def with_options(self, **options: Any) -> ModelConfig:
         """Return this configuration with some of its settings changed."""

@@ -53,9 +53,13 @@ def canonical_name(name: str) -> str:
     known = list_models()
     for family in FAMILIES:
         known += family.aliases
+    near = suggest(name, known)
+    for library in LIBRARIES:
+        theirs = f"{library.prefix}{name}"
+        if library.find(theirs) is not None:
+            near = f"; did you mean {theirs!r}?"
     raise ConfigError(
-        f"unknown model {name!r}{suggest(name, known) or ';'} `vitrail models` shows all "
-        f"{len(list_models())}"
+        f"unknown model {name!r}{near or ';'} `vitrail models` shows all {len(list_models())}"
     )
 
 

@@ -51,15 +51,7 @@ SETTINGS: Mapping[str, str] = {
 }
 """Arguments of timm that are settings here, and what they are called."""
 LOADING = ("cache_dir", "checkpoint_path", "device", "dtype", "exportable", "no_jit", "scriptable")
-LOADING_PARTS = (
-    "pretrained",
-    "pruned",
-    "feature",
-    "kwargs_filter",
-    "out_indices",
-    "cfg",
-    "model_cfg",
-)
+BEGINNINGS = ("pretrained", "pruned", "feature", "kwargs_filter", "out_indices", "cfg", "model_cfg")
 """Arguments of timm, and beginnings of others, that read files or make another thing than a
 classifier; a weight file that anyone may have written must not give them."""
 REFUSALS = (
@@ -91,11 +83,17 @@ class TimmConfig(ModelConfig):
     def with_options(self, **options: Any) -> TimmConfig:
         """Return this configuration with some of its settings changed; unknown ones are timm's arguments."""
         own = {setting.name for setting in fields(self)}
-        others = {name: value for name, value in options.items() if name not in own}
+        # a recipe has tuples where a weight file has lists, and both mean the same model
+        others = {name: _as_list(value) for name, value in options.items() if name not in own}
         changed = {name: value for name, value in options.items() if name in own}
         if others:
             changed["arguments"] = {**changed.get("arguments", self.arguments), **others}
         return replace(self, **changed)
+
+    def list_options(self) -> dict[str, Any]:
+        """Return each setting by the name that `with_options` takes, timm's arguments among them."""
+        options = super().list_options()
+        return options.pop("arguments") | options
 
     def problems(self) -> list[str]:
         """Say what is wrong with this configuration, each as one clause."""
@@ -105,7 +103,7 @@ class TimmConfig(ModelConfig):
         for name, value in self.arguments.items():
             if name in SETTINGS:
                 problems.append(f"{name} is called {SETTINGS[name]} here")
-            elif name in LOADING or name.startswith(LOADING_PARTS):
+            elif name in LOADING or name.startswith(BEGINNINGS):
                 problems.append(f"{name} cannot be given to a model of timm here")
             elif not _is_plain(value):
                 problems.append(f"{name} is {shorten(value)}; it must be a plain value")
@@ -403,9 +401,7 @@ def list_heads(name: str) -> tuple[str, ...]:
 
 def as_tuple(names: str | Sequence[str] | None) -> tuple[str, ...]:
     """Return names that timm gives as one, several or none."""
-    if names is None:
-        return ()
-    return (names,) if isinstance(names, str) else tuple(names)
+    return (names,) if isinstance(names, str) else tuple(names or ())
 
 
 def find_weights(published: Any) -> str:
@@ -446,7 +442,8 @@ def create(name: str, config: TimmConfig, **loading: Any) -> Any:
     except REFUSALS as error:
         for rate, value in rates.items():
             if value and rate not in known:
-                raise ConfigError(f"{name}: timm has no {rate} for it; leave it at 0") from error
+                advice = f"leave it at 0 (model.{rate}=0)"
+                raise ConfigError(f"{name}: timm has no {rate} for it; {advice}") from error
         for key in config.arguments:
             if key not in known:
                 choices = format_choices(key, known, "timm's are")
@@ -481,7 +478,7 @@ def list_parameters(name: str) -> tuple[str, ...]:
         named |= {one.name: None for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD}
         if not any(one.kind is one.VAR_KEYWORD for one in parameters):
             break  # it hands nothing on to the class that it is made of
-    return tuple(one for one in named if one not in ("self", *LOADING, *LOADING_PARTS))
+    return tuple(one for one in named if one not in ("self", *LOADING, *BEGINNINGS))
 
 
 @lru_cache(maxsize=64)
@@ -575,8 +572,7 @@ def refit(name: str, weights: Mapping[str, Tensor], config: TimmConfig) -> dict[
     with warnings.catch_warnings():
         # torch has remarks on how timm interpolates, which are not for whoever trains
         warnings.simplefilter("ignore")
-        fitted = create(name, config, pretrained=True, pretrained_cfg_overlay=known)
-    return fitted.state_dict()
+        return create(name, config, pretrained=True, pretrained_cfg_overlay=known).state_dict()
 
 
 def first_line(error: Exception) -> str:
@@ -589,9 +585,13 @@ def _is_theirs(architecture: str) -> bool:
     """Say whether timm itself has a model; `vitrail.timm` registers ours there too."""
     import timm
 
-    return timm.is_model(architecture) and timm.model_entrypoint(
-        architecture
-    ).__module__.startswith("timm.")
+    entry = timm.model_entrypoint(architecture) if timm.is_model(architecture) else None
+    return entry is not None and entry.__module__.startswith("timm.")
+
+
+def _as_list(value: Any) -> Any:
+    """Return a value with lists for tuples, in whatever depth."""
+    return [_as_list(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _is_plain(value: Any) -> bool:

@@ -62,6 +62,13 @@ def has_batch_norm(model: nn.Module) -> bool:
     return bool(list_statistics(model))
 
 
+def never_alone(model: nn.Module, images: Tensor) -> Tensor:
+    """Return images for a pass in training: a single one twice where a batch norm needs a spread."""
+    if len(images) == 1 and has_batch_norm(model):
+        return torch.cat([images, images])
+    return images
+
+
 def explain_batch_norm(model: nn.Module, config: TrainConfig, world: int) -> list[str]:
     """Say where a batch norm makes a run differ from what is exact without one.
 

@@ -13,7 +13,7 @@ from vitrail.display import Display
 from vitrail.errors import ConfigError, command, list_some
 from vitrail.images.preprocess import Preprocess, describe_normalisation, fit_statistics
 from vitrail.models.family import TransformerConfig, VisionModel
-from vitrail.models.registry import FAMILIES, create_model, find_family, find_variant
+from vitrail.models.registry import FAMILIES, build_config, create_model, find_family, find_variant
 from vitrail.training.start import LeftOptions
 from vitrail.weights.checkpoint import Record
 from vitrail.weights.config_fields import ADAPTABLE, RATES
@@ -43,11 +43,16 @@ def refuse_left_options(left: LeftOptions | None, name: str) -> None:
         wanted, own = family.aliases.get(wanted, wanted), family.aliases.get(own, own)
     shared = {field.name for field in fields(TransformerConfig)}
     sizes = [key for key in left.options if key not in shared]
-    if wanted == own or find_family(wanted) is None or not sizes:
+    family = find_family(wanted)
+    if wanted == own or family is None or not sizes:
         return
+    if family.library_name and wanted.partition(".")[0] == own.partition(".")[0]:
+        return  # the tag of a library's name is of its weights, not of its sizes
     other = f"{wanted.removesuffix('_patch16_224')}_imagenet"
+    if family.library_name:  # of models of a library none has a recipe; this one sets no sizes
+        other = "tnt_s_imagenet"
     example = f", such as {other}" if other in list_recipes() else ""
-    is_related = find_family(wanted) is find_family(own)  # another family has other options
+    is_related = family is find_family(own)  # another family has other options
     raise ConfigError(
         f"model.name is {name}, and recipe {left.recipe} sets model.options ({list_some(sizes)}) "
         f"for its own model, {own}; name another recipe{example}"
@@ -124,9 +129,10 @@ def _tell_of_other_settings(config: TrainConfig, opened: Opened, display: Displa
 def adopt_recorded_settings(config: TrainConfig, record: Record, display: Display) -> TrainConfig:
     """Put into the settings what a weight file decides and they leave open: numerics, image size, preprocessing."""
     usual = find_variant(record.model)[1].config
+    published_options = usual.list_options()
     recorded_options = {}
-    for key, value in record.options.items():
-        if key not in (*ADAPTABLE, *RATES) and value != vars(usual)[key]:
+    for key, value in build_config(record.model, **record.options).list_options().items():
+        if key not in (*ADAPTABLE, *RATES) and value != published_options.get(key):
             recorded_options[key] = value
     image_size = config.model.image_size
     if image_size is None and record.options["image_size"] != usual.image_size:

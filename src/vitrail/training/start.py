@@ -132,11 +132,11 @@ def _new(
         recipe.name,
         fork=fork,
         remarks=tuple(remarks),
-        left=_find_left_options(recipe, given),
+        left=find_left_options(recipe, given),
     )
 
 
-def _find_left_options(recipe: OpenedRecipe, given: Layer) -> LeftOptions | None:
+def find_left_options(recipe: OpenedRecipe, given: Layer) -> LeftOptions | None:
     """Return the options that a recipe sets for its own model, where the settings name another one."""
     own, wanted = (layer.values.get("model", {}) for layer in (recipe.layer, given))
     names_both = "name" in own and "name" in wanted

@@ -23,7 +23,12 @@ from vitrail.distributed.sharding import gather_full
 from vitrail.images.batch_augment import erase, mix
 from vitrail.images.preprocess import Preprocess, normalise
 from vitrail.images.train_view import sample_key
-from vitrail.training.batch_norm import copy_statistics, keep_statistics, put_back
+from vitrail.training.batch_norm import (
+    copy_statistics,
+    keep_statistics,
+    never_alone,
+    put_back,
+)
 from vitrail.training.losses import Objective
 from vitrail.training.optim.optimizers import can_skip
 from vitrail.training.optim.sharpness import ascend
@@ -176,8 +181,11 @@ def _accumulate_gradients(
             is_last = number == len(micro_batches) and part == len(parts)
             # gradients are summed over the ranks once, with those of the last micro-batch
             synchronization = nullcontext() if is_last else accelerator.no_sync(model)
-            with synchronization:
-                logits = model(part_images).float()[: len(part_targets)]
+            # a black image that stands for unreadable ones is none that statistics are of
+            statistics = nullcontext() if len(part_targets) else keep_statistics(model)
+            with synchronization, statistics:
+                # of a cut batch or beside unreadable ones, an image may be alone
+                logits = model(never_alone(model, part_images)).float()[: len(part_targets)]
                 loss = compute_loss(context, logits, part_targets)
                 accelerator.backward(loss / images_per_rank)
             sums += _count(logits, part_targets, loss).to(sums.dtype)

@@ -27,6 +27,10 @@ UPDATES_AN_EPOCH = 32
 FEW = 250
 """Images of the data set that the rule for epochs begins with."""
 EPOCHS_OF_FEW = 60
+SHORT = 5
+"""Epochs below which many images are learnt in updates of half as many, or there would be few."""
+SHORT_RATE = 1.4
+"""Share of the rate for such updates: the root of what they would have in proportion."""
 RATE = 1.2e-3
 """Peak learning rate of AdamW, for updates of `RATE_BATCH` images and networks of `RATE_WIDTH`
 features."""
@@ -140,7 +144,8 @@ def choose_settings(images: Survey, known: Circumstances) -> list[Choice]:
 def _choose_length(choices: _Choices, images: Survey, known: Circumstances) -> None:
     """Choose the batch and the epochs: the fewer images, the more often each is seen."""
     n = images.train_images
-    batch = choose_batch(n, on_cpu=known.on_cpu)
+    usual = choose_epochs(n, has_weights=known.reached is not None)
+    batch = choose_batch(n, count_epochs(known, usual), on_cpu=known.on_cpu)
     parts = int(known.given.get("train.accumulate", 1))
     batch = max(parts, batch // parts * parts)
     taken = int(known.given.get("train.epoch_images") or n)
@@ -151,12 +156,11 @@ def _choose_length(choices: _Choices, images: Survey, known: Circumstances) -> N
         parts = choose_parts(batch, known.most_at_once)
         reason = f"activations of {batch // parts:,} images fit into the memory of this device"
         choices.choose("train.accumulate", parts, reason)
-    epochs = choose_epochs(n, has_weights=known.reached is not None)
-    times = epochs * count_updates(images, batch, known.given) * batch / n
+    times = usual * count_updates(images, batch, known.given) * batch / n
     reason = f"{n:,} images, each seen about {times:,.0f} times"
     if known.reached is None:
         reason += ", as nothing was learnt before"
-    allowed = known.epochs or Choice("train.epochs", epochs, reason)
+    allowed = known.epochs or Choice("train.epochs", usual, reason)
     choices.choose(allowed.key, allowed.value, allowed.reason)
 
 
@@ -165,9 +169,18 @@ def count_updates(images: Survey, batch: int, given: Mapping[str, Any]) -> int:
     return max(1, int(given.get("train.epoch_images") or images.train_images) // batch)
 
 
-def choose_batch(images: int, *, on_cpu: bool) -> int:
+def count_epochs(known: Circumstances, usual: int) -> int:
+    """Return the epochs that a run will have: those that are given or that the time allows, else the usual ones."""
+    if "train.epochs" in known.given:
+        return int(known.given["train.epochs"])
+    return usual if known.epochs is None else int(known.epochs.value)
+
+
+def choose_batch(images: int, epochs: int, *, on_cpu: bool) -> int:
     """Return the images of an update: a power of two that leaves an epoch enough updates, or all images of a few."""
     most = MOST_BATCH_ON_CPU if on_cpu else MOST_BATCH
+    if epochs < SHORT:
+        most //= 2
     wanted = max(1, images // UPDATES_AN_EPOCH)
     power = 2 ** (wanted.bit_length() - 1)
     return min(max(power, LEAST_BATCH), most, max(images, 1))
@@ -198,13 +211,17 @@ def _choose_optimizer(choices: _Choices, images: Survey, known: Circumstances) -
         number = "a mAP of" if images.is_multi_label else "top-1"
         reason += f" that reaches {number} {known.reached:.0f} % already"
     rate = choose_rate(batch, known.num_features, known.reached)
+    n, epochs = images.train_images, int(choices.value("train.epochs"))
+    usual = choose_batch(n, SHORT, on_cpu=known.on_cpu)
+    if choose_batch(n, epochs, on_cpu=known.on_cpu) < usual:
+        rate *= SHORT_RATE
+        reason += " in few epochs"
     if known.knows_classes:
         rate *= KNOWN_RATE
         reason += " and knows these classes"
     choices.choose("optim.lr", float(f"{rate:.2g}"), reason)
     choices.choose("optim.weight_decay", 0.05, "as in the papers of all three families")
     choices.choose("optim.clip_norm", 1.0, "a single odd batch cannot undo what was learnt")
-    epochs = int(choices.value("train.epochs"))
     choices.choose(
         "schedule.warmup_epochs",
         min(max(1.0, epochs / 20), epochs / 5),

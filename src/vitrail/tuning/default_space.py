@@ -17,12 +17,15 @@ MIXED_FROM = 20
 """Epochs from which on images are seen often enough for mixing to be tried."""
 
 
-def suggest_space(config: TrainConfig, is_multi_label: bool) -> dict[str, Any]:
+def suggest_space(
+    config: TrainConfig, is_multi_label: bool, has_drop_path: bool = True
+) -> dict[str, Any]:
     """Return a space for a recipe, as its file would hold it; what the recipe has lies within.
 
     Args:
         config: The recipe as it is.
         is_multi_label: Whether an image may have several classes.
+        has_drop_path: Whether the model can skip blocks.
     """
     space: dict[str, Any] = {"optim.lr": _around(config.optim.lr, RATE_FACTOR)}
     usual = (1e-5, 1e-2) if config.optim.name == "sgd" else (5e-3, 0.3)
@@ -34,7 +37,7 @@ def suggest_space(config: TrainConfig, is_multi_label: bool) -> dict[str, Any]:
             "log": True,
         }
     is_whole_network = config.lora.rank is None and config.freeze.until is None
-    if is_whole_network:
+    if is_whole_network and has_drop_path:
         most = max(0.3, config.model.drop_path_rate)
         space["model.drop_path_rate"] = {"low": 0.0, "high": most}
     epochs, warmup = config.train.epochs, config.schedule.warmup_epochs

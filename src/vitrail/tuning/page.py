@@ -64,7 +64,12 @@ def tell_verdict(tuned: Tuned) -> str:
     """Say in a sentence what came of the search."""
     best = tuned.best
     if best is None:
-        return "No trial has been trained to its end yet."
+        failed = [
+            f"; the latest that failed, {run.name}: {run.reason}"
+            for run in tuned.runs
+            if run.reason
+        ]
+        return f"No trial has been trained to its end yet{failed[-1] if failed else ''}."
     if best.is_default:
         return "No trial was better than the recipe as it is."
     if tuned.comparison is not None:

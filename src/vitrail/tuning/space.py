@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from types import NoneType
@@ -173,7 +174,7 @@ def _read_entry(key: str, entry: Any, foreign: Sequence[str]) -> Dimension:
         if part not in PARTS:
             near = suggest(str(part), PARTS) or f"; it has {', '.join(PARTS)}"
             raise ValueError(f"{part}: unknown key{near}")
-    when = _read_when(entry.get("when", {}))
+    when = _read_when(entry.get("when", {}), foreign)
     if "choices" not in entry:
         return _read_range(key, entry, kind, when)
     if rest := sorted(entry.keys() & {"low", "high", "log", "step"}):
@@ -279,8 +280,8 @@ def _number_kind(kind: Any, given: Sequence[Any]) -> Any:
     return None
 
 
-def _read_when(when: Any) -> dict[str, tuple[Any, ...]]:
-    """Read the condition of an entry."""
+def _read_when(when: Any, foreign: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+    """Read the condition of an entry, each value as the type of its setting."""
     if not isinstance(when, Mapping):
         raise ValueError(
             f"when is {quote(when)}; write {{other.setting: value}}, or a list of values"
@@ -288,7 +289,14 @@ def _read_when(when: Any) -> dict[str, tuple[Any, ...]]:
     read = {}
     for key, values in when.items():
         allowed = values if isinstance(values, list | tuple) else [values]
-        read[str(key)] = tuple(to_plain(value) for value in allowed)
+        if not allowed:
+            raise ValueError(
+                f"when gives no value of {key}; write {{{key}: value}}, or a list of values"
+            )
+        kind: Any = Any
+        with suppress(ValueError):  # a setting that there is not is no setting of the space either
+            kind = find_kind(str(key), foreign)
+        read[str(key)] = tuple(_read(value, kind) for value in allowed)
     return read
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.util import find_spec
@@ -14,8 +15,9 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from vitrail.config.values import to_plain
-from vitrail.errors import ConfigError, MissingExtra, write_option
+from vitrail.errors import CheckpointError, ConfigError, MissingExtra, name_option, write_option
 from vitrail.files import refusal_told
+from vitrail.tuning.journal import Journal
 from vitrail.tuning.process import Measure
 from vitrail.tuning.space import Dimension, Space, encode, list_grid
 
@@ -107,7 +109,7 @@ class Study:
 
     Raises:
         MissingExtra: Optuna is not installed.
-        CheckpointError: The folder cannot be written.
+        CheckpointError: The folder cannot be written, or its journal cannot be read.
     """
 
     def __init__(
@@ -136,24 +138,27 @@ class Study:
     def _open(self) -> Any:
         """Open or create the study in its journal."""
         import optuna
-        from optuna.storages.journal import JournalFileBackend
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         journal = self.folder / "journal.log"
-        # the system lets go of this lock where a process is killed
-        lock: Any = FileLock(f"{journal}.lock")
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal), lock))
         pruner: Any = optuna.pruners.NopPruner()
         if self._plan.prune == "median":
             pruner = optuna.pruners.MedianPruner(FIRST_PRUNED, self._plan.warmup)
-        self._storage = storage
-        return optuna.create_study(
-            storage=storage,
-            study_name=NAME,
-            direction="minimize" if self._measure.is_lower_better else "maximize",
-            pruner=pruner,
-            load_if_exists=True,
-        )
+        try:
+            backend: Any = Journal(journal)
+            self._storage = optuna.storages.JournalStorage(backend)
+            return optuna.create_study(
+                storage=self._storage,
+                study_name=NAME,
+                direction="minimize" if self._measure.is_lower_better else "maximize",
+                pruner=pruner,
+                load_if_exists=True,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{journal}: is damaged, so that its trials cannot be read; give another folder "
+                f"with {name_option('study')}"
+            ) from error
 
     @property
     def optuna(self) -> Any:
@@ -346,9 +351,8 @@ class Study:
 
     def complete(self, task: Task, value: float, seconds: float) -> None:
         """Note a trial as trained to its end, with its best number."""
-        task.trial.set_user_attr("seconds", seconds)
-        self._study.tell(task.trial, value)
-        self._let_go(task)
+        with self._ending(task, seconds):
+            self._study.tell(task.trial, value)
 
     def end_early(
         self, task: Task, why: Literal["pruned", "paused", "out of time"], seconds: float
@@ -356,25 +360,21 @@ class Study:
         """Note a trial as ended before its end; it is saved, and can be gone on with."""
         import optuna
 
-        task.trial.set_user_attr("seconds", seconds)
-        task.trial.set_user_attr("ended", why)
-        self._study.tell(task.trial, state=optuna.trial.TrialState.PRUNED)
-        self._let_go(task)
+        with self._ending(task, seconds):
+            task.trial.set_user_attr("ended", why)
+            self._study.tell(task.trial, state=optuna.trial.TrialState.PRUNED)
 
     def fail(self, task: Task, reason: str, seconds: float) -> None:
         """Note a trial as failed, and why."""
-        task.trial.set_user_attr("seconds", seconds)
-        self._end(task.trial.number, task.trial._trial_id, "failed", reason)
-        self._let_go(task)
+        with self._ending(task, seconds):
+            self._end(task.trial.number, task.trial._trial_id, "failed", reason)
 
     def interrupt(self, task: Task, seconds: float) -> None:
         """Note a trial as interrupted; whoever goes on with the study goes on with it first."""
-        task.trial.set_user_attr("seconds", seconds)
-        with self.lock:
+        with self._ending(task, seconds):
             self._end(task.trial.number, task.trial._trial_id, "interrupted", "")
             run = next(run for run in self.runs() if run.name == task.name)
             self.go_on(run, task.target)
-        self._let_go(task)
 
     def _end(self, number: int, identity: int, why: State, reason: str) -> None:
         import optuna
@@ -383,9 +383,17 @@ class Study:
         self._storage.set_trial_user_attr(identity, "reason", reason)
         self._study.tell(number, state=optuna.trial.TrialState.FAIL)
 
-    def _let_go(self, task: Task) -> None:
-        self._held.discard(task.trial.number)
-        task.lock.release()
+    @contextmanager
+    def _ending(self, task: Task, seconds: float) -> Iterator[None]:
+        """Note how a trial ends and let go of it in one step, within which no other process looks.
+
+        One that did would take it for lost, or go on with it while it is held.
+        """
+        with self.lock:
+            task.trial.set_user_attr("seconds", seconds)
+            yield
+            self._held.discard(task.trial.number)
+            task.lock.release()
 
     # Looking
 

@@ -8,22 +8,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
+
 from vitrail.config.commands import TrainConfig
 from vitrail.config.recipes import read_recipe
-from vitrail.config.resolve import Layer, flatten, resolve
+from vitrail.config.resolve import Layer, flatten, read_yaml, resolve
 from vitrail.config.training_sections import is_of_training
 from vitrail.data.named_sets import NAMED_SETS
 from vitrail.data.opening import open_data
 from vitrail.data.sources import Source, count_by_class, fingerprint
 from vitrail.data.tables.hub import pin_revision
 from vitrail.display import Display
-from vitrail.errors import ConfigError, format_choices, name_option
+from vitrail.errors import ConfigError, command, format_choices, name_option
 from vitrail.migrate.given import Given
 from vitrail.migrate.recipes import OpenedRecipe, is_foreign, open_recipe
 from vitrail.migrate.search import SPACE, read_parameters, trial_settings
+from vitrail.models.registry import canonical_name
+from vitrail.training.initial_model import build_model, refuse_left_options
 from vitrail.training.losses import LossKind, check_loss_settings, choose_loss
 from vitrail.training.setup import check_monitor
-from vitrail.tuning.space import Space, kinds_of_settings, read_space, to_settings
+from vitrail.training.start import find_left_options
+from vitrail.tuning.space import Dimension, Space, kinds_of_settings, read_space, to_settings
 
 TEST_SPLITS = ("test", "testing")
 """Names of splits that are kept for the very end, and never selected on."""
@@ -105,6 +110,22 @@ def open_subject(recipe: str | None, given: Given) -> Subject:
     return subject
 
 
+def refuse_space(recipe: str | None) -> None:
+    """Refuse the file of a space in the place of a recipe; say nothing of what is none.
+
+    Raises:
+        ConfigError: All of its keys are dotted ones of settings.
+    """
+    if recipe is None or not Path(recipe).is_file():
+        return
+    keys = [str(key) for key in read_yaml(Path(recipe)).values]
+    if keys and all("." in key for key in keys):
+        raise ConfigError(
+            f"{recipe}: holds a space, as {keys[0]} says, and no recipe; name the recipe before it: "
+            f"{command('tune', 'digits', recipe)}"
+        )
+
+
 def _has_parameters(recipe: str | None) -> bool:
     """Say whether a file holds a space of another project."""
     return recipe is not None and SPACE in read_recipe(recipe).layer.values
@@ -164,18 +185,22 @@ def check_space(subject: Subject, space: Space, origin: str, *, extend: bool) ->
                 "epochs as it deserves them; drop one"
             )
             continue
-        ends = dimension.choices or (dimension.low, dimension.high)
         # choices are each looked at; of a range both ends, as settings have a least and a largest
         # value
+        ends = dimension.choices or (dimension.low, dimension.high)
+        beside = list_conditions(dimension, space)
         try:
-            for value in ends:
-                subject.configure({key: value})
+            for values in beside:
+                for value in ends:
+                    config = subject.configure({**values, key: value})
+                    if key.startswith("model."):
+                        check_model(config)
         except ConfigError as error:
             problems.append(f"{key}: {error}")
             continue
         configs = []
         with suppress(ConfigError):  # a rate may be too low for the whole schedule alone
-            configs = [subject.configure({key: value}, whole=True) for value in ends]
+            configs = [subject.configure({**beside[0], key: value}, whole=True) for value in ends]
         # of another project's key, whose translation a setting of ours may overrule
         if len(configs) > 1 and all(config == configs[0] for config in configs):
             problems.append(
@@ -184,6 +209,50 @@ def check_space(subject: Subject, space: Space, origin: str, *, extend: bool) ->
             )
     if problems:
         raise ConfigError("; ".join(f"{origin}: {problem}" for problem in dict.fromkeys(problems)))
+
+
+def list_conditions(dimension: Dimension, space: Space) -> list[dict[str, Any]]:
+    """Return the values of other settings beside which one is searched; no value where it always is."""
+    by_key = {one.key: one for one in space}
+    points: list[dict[str, Any]] = [{}]
+    for key, allowed in dimension.when.items():
+        longer = []
+        for before in list_conditions(by_key[key], space):
+            for value in allowed:
+                longer += [{**point, **before, key: value} for point in points]
+        points = longer
+    return points
+
+
+def check_model(config: TrainConfig) -> None:
+    """Refuse settings of a model that cannot be built, without memory for its weights.
+
+    Raises:
+        ConfigError: With what is wrong.
+    """
+    with torch.device("meta"):
+        build_model(config, canonical_name(config.model.name), num_classes=2)
+
+
+def refuse_model(subject: Subject) -> None:
+    """Refuse a recipe whose model cannot be built, or that names another than its sizes are for, before all trials.
+
+    Raises:
+        ConfigError: With what is wrong.
+    """
+    config = subject.configure({})
+    left = find_left_options(subject.opened, subject.given.layer)
+    refuse_left_options(left, canonical_name(config.model.name))
+    check_model(config)
+
+
+def has_drop_path(subject: Subject) -> bool:
+    """Say whether the model of a recipe can skip blocks; a few of timm's cannot."""
+    try:
+        check_model(subject.configure({"model.drop_path_rate": 0.1}))
+    except ConfigError:
+        return False
+    return True
 
 
 # The metric and the images

@@ -10,10 +10,12 @@ from typing import Any
 
 from vitrail.config.commands import TrainConfig
 from vitrail.config.resolve import read_yaml, to_yaml
+from vitrail.config.values import to_plain
 from vitrail.display import Display
-from vitrail.errors import ConfigError, Stopped, name_option, write_option
+from vitrail.errors import ConfigError, Stopped, TrainingError, name_option, write_option
 from vitrail.files import refusal_told, write_whole
 from vitrail.migrate.given import Given
+from vitrail.migrate.rules import format_value
 from vitrail.migrate.search import TRIALS as THEIR_TRIALS
 from vitrail.training.run.stop import Stop
 from vitrail.tuning.compare import Comparison, compare
@@ -40,8 +42,10 @@ from vitrail.tuning.subject import (
     check_space,
     find_ground,
     foreign_keys,
+    has_drop_path,
     open_subject,
     read_own_space,
+    refuse_model,
     show_start,
 )
 
@@ -92,6 +96,7 @@ def tune(recipe: str | None, given: Given, options: Options, display: Display) -
 
     # What is searched, and what is selected on
     subject = open_subject(recipe, given)
+    refuse_model(subject)
     config = subject.configure({})
     name = subject.opened.name
     folder = options.study or Path(config.output.root) / f"tune-{name}"
@@ -113,11 +118,13 @@ def tune(recipe: str | None, given: Given, options: Options, display: Display) -
     finish = partial(finish_study, subject, study, space, ground, measure)
     with Stop() as stop:
         job = Search(subject, study, measure, plan.trials, stop, display)
+        comparison = final = None
         try:
             search(job)
-            comparison, final = compare_winner(job, options)
-        except Stopped:
-            finish(None, None)
+            comparison = compare_winner(job, options, whole=False)
+            final = compare_winner(job, options, whole=True)
+        except (Stopped, TrainingError):  # what there is so far is not lost
+            finish(comparison, final)
             raise
     return finish(comparison, final)
 
@@ -137,7 +144,7 @@ def choose_space(
         return read_space(read_yaml(given).values, origin, foreign_keys(subject)), origin
     if (own := read_own_space(subject)) is not None:
         return own, subject.opened.name
-    chosen = suggest_space(subject.configure({}), is_multi_label)
+    chosen = suggest_space(subject.configure({}), is_multi_label, has_drop_path(subject))
     given_keys = set()
     for section, content in subject.given.layer.values.items():
         given_keys |= {f"{section}.{key}" for key in content}
@@ -182,27 +189,32 @@ def show_space(display: Display, space: Space, origin: str, subject: Subject) ->
     defaults = subject.defaults(space)
     display.note(f"space, {origin}:")
     for dimension in space:
-        display.note(f"  {dimension.key}: {dimension} (now {defaults[dimension.key]})")
+        now = format_value(to_plain(defaults[dimension.key]))
+        display.note(f"  {dimension.key}: {dimension} (now {now})")
 
 
-def compare_winner(job: Search, options: Options) -> tuple[Comparison | None, Comparison | None]:
-    """Train the winner beside the recipe as it is with new seeds, and both whole where that is asked for."""
-    runs = job.study.runs()
-    winner = find_winner(runs, job.measure)
-    if winner is None or winner.is_default:
-        return None, None
+def compare_winner(job: Search, options: Options, *, whole: bool) -> Comparison | None:
+    """Train the winner beside the recipe as it is with new seeds, where that is asked for.
+
+    Args:
+        job: The study.
+        options: How many seeds.
+        whole: Whether both are trained as the whole recipe says, and not as trials are.
+
+    Raises:
+        TrainingError: One of the runs failed.
+        Stopped: This process was told to stop; the run is saved.
+    """
+    winner = find_winner(job.study.runs(), job.measure)
+    count = options.final if whole else options.seeds
+    if winner is None or winner.is_default or not count:
+        return None
     first = job.subject.configure({}).train.seed + 1  # the search has seen the recipe's own
-    comparison = None
-    if options.seeds:
-        seeds = range(first, first + options.seeds)
-        configs = _configs(job.subject, winner, whole=False)
-        comparison = compare(job, job.study.folder / "seeds", winner.name, configs, seeds)
-    final = None
-    if options.final:
-        seeds = range(first + options.seeds, first + options.seeds + options.final)
-        configs = _configs(job.subject, winner, whole=True)
-        final = compare(job, job.study.folder / "final", winner.name, configs, seeds)
-    return comparison, final
+    if whole:
+        first += options.seeds
+    folder = job.study.folder / ("final" if whole else "seeds")
+    configs = _configs(job.subject, winner, whole=whole)
+    return compare(job, folder, winner.name, configs, range(first, first + count))
 
 
 def _configs(subject: Subject, winner: Run, *, whole: bool) -> dict[str, TrainConfig]:

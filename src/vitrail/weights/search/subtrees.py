@@ -134,8 +134,10 @@ def build_subtree(
         behind = whole.removeprefix(prefix)
         name = ".".join(segment for segment in behind.split(".") if not is_wrapper(segment))
         reason = why_no_weight(name, file.tensors[whole])
-        # of a library's model, single and whole numbers may be of it, such as counters of a norm
-        is_known = bool(library_model) and is_weight(name, library_model)
+        # of a library's model, single and whole numbers may be of it
+        is_known = bool(library_model) and (
+            is_weight(name, library_model) or _is_counter_of_norm(file, whole)
+        )
         if reason and not is_known:
             skipped[whole] = reason
         elif name in names:
@@ -148,6 +150,12 @@ def build_subtree(
     return Subtree(
         prefix=prefix, names=names, skipped=skipped, is_average=holds_average(file, prefix)
     )
+
+
+def _is_counter_of_norm(file: WeightFile, name: str) -> bool:
+    """Say whether a number is how many batches a batch norm has seen, whose running mean stands beside it."""
+    module, _, own = name.rpartition(".")
+    return own == "num_batches_tracked" and f"{module}.running_mean" in file.tensors
 
 
 def find_likeliest(file: WeightFile, names: list[str]) -> Subtree:
