@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import unfold
 
-from vitrail.models.kernels import Linear
+from vitrail.kernels.dense import Linear
 from vitrail.models.t2t_vit import Attention, Block, T2TViT, TokenPerformer
 
 

@@ -23,6 +23,7 @@ def printed(*arguments: str) -> str:
 
 
 ROOMS = (
+    "kernels",
     "models",
     "images",
     "data",

@@ -25,6 +25,8 @@ os.environ.update(OMP_NUM_THREADS="1", TERM="xterm", COLUMNS="200", LINES="50")
 os.environ["XDG_CACHE_HOME"] = (_cache := tempfile.TemporaryDirectory()).name
 # where `datasets` keeps what it has prepared; it asks nobody
 os.environ.update(HF_HOME=f"{_cache.name}/huggingface", HF_HUB_OFFLINE="1")
+# a kernel would be compiled anew in that cache; tests that want one compile it
+os.environ["VITRAIL_KERNELS"] = "plain"
 for variable in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "UV"):
     os.environ.pop(variable, None)
 

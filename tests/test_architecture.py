@@ -16,7 +16,7 @@ PACKAGE = Path(vitrail.__file__).parent
 ROOMS = [
     {"choices", "errors", "imagenet", "cells"},
     {"files", "devices"},
-    {"whole_folder", "config", "distributed"},
+    {"whole_folder", "config", "distributed", "kernels"},
     {"display", "models", "classes"},
     {"images"},
     {"weights", "migrate", "pages"},
@@ -139,7 +139,10 @@ def test_the_face_of_a_room_holds_no_logic(name: str) -> None:
     "name", sorted(name for name in MODULES.keys() - ENTRY_POINTS if room(name) not in ("api", "cli"))
 )
 def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(name: str) -> None:
-    assert not [imported for imported in IMPORTS[name] if imported.in_function and imported.own]
+    # of Triton's body, which can only be imported where Triton is
+    allowed = {"kernels.word_block_triton"} if name == "kernels.word_block" else set()
+    inside = {imported.own for imported in IMPORTS[name] if imported.in_function and imported.own}
+    assert inside <= allowed
 
 
 @pytest.mark.parametrize(
@@ -385,6 +388,8 @@ def test_files_and_functions_are_short(name: str) -> None:
     tree = MODULES[name]
     assert max((node.end_lineno or 0 for node in tree.body), default=0) <= 600
     for function in functions(tree):
+        if any(ast.unparse(decorator) == "triton.jit" for decorator in function.decorator_list):
+            continue  # a kernel, which has pointers and sizes where others have objects
         length = int(function.end_lineno or 0) - function.lineno + 1
         positional = [*function.args.posonlyargs, *function.args.args]
         names = [argument.arg for argument in positional if argument.arg not in ("self", "cls")]

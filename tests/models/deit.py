@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitrail.kernels.dense import Linear, attend
 from vitrail.models.family import (
     Family,
     FeatureLevel,
@@ -29,7 +30,6 @@ from vitrail.models.family import (
     check_multiple,
     init_linear,
 )
-from vitrail.models.kernels import Linear, attend
 from vitrail.models.layers import DropPath, Mlp, drop_path_rates
 
 

@@ -15,50 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from torch.testing import assert_close
 
-from support.formula import formula, golden_weight
-from vitrail.models.family import VisionModel
-from vitrail.models.registry import create_model
+from support.golden import COMMITTED, check_norms, golden_images, golden_model, run
 
-COMMITTED = json.loads((Path(__file__).parents[1] / "golden" / "models.json").read_text())
 SHARED = Path(__file__).parents[3] / "shared" / "golden" / "models"
 FULL = sorted(path.stem for path in SHARED.glob("*.json"))
-
-
-def golden_model(name: str) -> VisionModel:
-    model = create_model(name).eval()
-    weights = {
-        key: value if key in COMMITTED["kept"] else golden_weight(key, tuple(value.shape))
-        for key, value in model.state_dict().items()
-    }
-    model.load_state_dict(weights)
-    return model
-
-
-def golden_images() -> Tensor:
-    return torch.from_numpy(formula("image", (2, 3, 224, 224)).astype(np.float32))
-
-
-def run(model: VisionModel) -> tuple[Tensor, Tensor, float, dict[str, float]]:
-    """Return logits, features, the loss logsumexp(logits).mean() and the norm of its gradient by parameter."""
-    features = model.forward_head(model.forward_features(golden_images()), pre_logits=True)
-    logits = model.head(features)
-    loss = logits.logsumexp(dim=1).mean()
-    loss.backward()
-    norms = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
-    return logits.detach(), features.detach(), loss.item(), norms
-
-
-def check_norms(found: dict[str, float], expected: dict[str, float]) -> None:
-    wrong = {
-        name: (found[name], norm)
-        for name, norm in expected.items()
-        # a norm that is zero but for rounding has no relative error
-        if not math.isclose(found[name], norm, rel_tol=1e-3, abs_tol=1e-6)
-    }
-    assert wrong == {}
 
 
 @pytest.mark.parametrize("name", COMMITTED["models"])

@@ -20,7 +20,7 @@ Usage = namedtuple("Usage", "total used free")
 def test_every_check_says_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("UV", raising=False)
     checks = {check.name: check for check in examine(tmp_path / "not" / "yet")}
-    assert len(checks) == 8
+    assert len(checks) == 9
     assert all(check.found for check in checks.values())
     assert "torch 2." in checks["versions"].found
     assert "MB/s written" in checks[f"disk of {tmp_path / 'not' / 'yet'}"].found

@@ -126,6 +126,8 @@ def _answer(
     """Open the model and answer requests until the server is told to end."""
     from vitrail.devices import pick_device
     from vitrail.inference.predictor import read_predictor
+    from vitrail.kernels.prepare import prepare_kernels
+    from vitrail.models.registry import kernels_of
     from vitrail.server.serve import DEFAULT_TOPK
     from vitrail.server.serve import serve as run
 
@@ -143,6 +145,9 @@ def _answer(
     def tell_address(address: str, about: str) -> None:
         tell(f"{address}: {predictor.record.model}, run by {about}; Ctrl-C ends it")
 
+    if predictor.artifact.weights is not None:
+        names = kernels_of(predictor.record.model)
+        prepare_kernels(names, pick_device(device).type, display.note)
     run(predictor, serving, device=pick_device(device), precision=precision, on_ready=tell_address)
 
 

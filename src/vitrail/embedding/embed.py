@@ -30,7 +30,9 @@ from vitrail.evaluation.match import check_pixels
 from vitrail.evaluation.settings import inherited_data
 from vitrail.files import remove
 from vitrail.inference.network import read_artifact
+from vitrail.kernels.prepare import prepare_kernels
 from vitrail.models.family import Pooling
+from vitrail.models.registry import kernels_of
 from vitrail.weights.loading import override_preprocess
 from vitrail.weights.opened import Opened, show_account
 from vitrail.weights.request import resolve_request
@@ -132,6 +134,7 @@ def embed(
     with processes("float32", options.device) as accelerator:
         parts = _take_parts(section, options, images, accelerator, display)
         _require_labels(parts, options)
+        prepare_kernels(kernels_of(opened.record.model), accelerator.device.type, display.note)
         extractor = Extractor(
             model=opened.build(accelerator.device),
             preprocess=preprocess,

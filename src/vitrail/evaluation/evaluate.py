@@ -39,6 +39,8 @@ from vitrail.inference.network import (
     require_classes,
     tell_program,
 )
+from vitrail.kernels.prepare import prepare_kernels
+from vitrail.models.registry import kernels_of
 from vitrail.weights.checkpoint import Record
 from vitrail.weights.loading import override_preprocess
 from vitrail.weights.opened import show_account
@@ -402,6 +404,7 @@ def _started(
 
         # The network, or the answers that it gave elsewhere.
         if files.answers is None:
+            prepare_kernels(kernels_of(record.model), accelerator.device.type, display.note)
             network = files.artifact.start(accelerator.device, files.precision)
             if files.artifact.weights is None:
                 display.note(f"{path}: run by {network.about}")

@@ -30,9 +30,17 @@ from vitrail.display import Display
 from vitrail.errors import ConfigError, VitrailError, names_flags, naming_flags, suggest
 from vitrail.inference.engines import ENGINES, about, start_module
 from vitrail.inference.network import open_artifact, read_artifact
+from vitrail.kernels.prepare import prepare_kernels
 from vitrail.models.catalogue import measure_costs
 from vitrail.models.family import ModelConfig
-from vitrail.models.registry import build_config, create_model, find_variant, is_model, list_models
+from vitrail.models.registry import (
+    build_config,
+    create_model,
+    find_variant,
+    is_model,
+    kernels_of,
+    list_models,
+)
 from vitrail.weights.checkpoint import config_of
 from vitrail.weights.published.catalogue import is_published
 
@@ -309,6 +317,7 @@ def _open(subject: Subject) -> tuple[Callable[[Tensor], Tensor], str]:
         )
         return network, network.about
     precision, threads = subject.precision or "float32", subject.threads or torch.get_num_threads()
+    prepare_kernels(kernels_of(subject.model), device.type, lambda _: None)
     model = subject.build().eval().to(device)
     said = about(f"torch {torch.__version__}", precision, device, threads)
     return start_module(model, device, precision, threads), said

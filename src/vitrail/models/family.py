@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from vitrail.errors import shorten
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from vitrail.kernels.dense import Linear
 from vitrail.models.dialects import Dialect
-from vitrail.models.kernels import Linear
 
 Pooling = Literal["head", "cls", "mean", "max"]
 """How the tokens of an image become one vector: as the head reads them, the class token, or over
@@ -289,6 +289,8 @@ class Family(Generic[C]):
     has_hidden_buffers: bool = False
     """Whether the model has values that no file holds, so that it cannot be built without memory
     for its weights."""
+    kernels: tuple[str, ...] = ()
+    """Operators that its networks have a faster body for than PyTorch's layers."""
     library_name: str = ""
     """What a library calls the model, where it is not one of this package."""
     library_arguments: Callable[[C], dict[str, Any]] = lambda config: {}

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
+from vitrail.kernels.dense import Linear
 from vitrail.models.family import gelu
-from vitrail.models.kernels import Linear
 
 
 class DropPath(nn.Module):
@@ -25,11 +25,15 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
+        factors = self.draw(x)
+        return x if factors is None else x * factors
+
+    def draw(self, x: Tensor) -> Tensor | None:
+        """Draw the factor of each row, 0 or 1 / (1 - rate); None where all rows are kept as they are."""
         if self.rate == 0 or not self.training:
-            return x
+            return None
         keep = 1 - self.rate
-        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep).div_(keep)
-        return x * mask
+        return x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep).div_(keep)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"

@@ -63,6 +63,11 @@ def canonical_name(name: str) -> str:
     )
 
 
+def kernels_of(name: str) -> tuple[str, ...]:
+    """Return the operators of a model that have a faster body than PyTorch's layers."""
+    return find_variant(name)[0].kernels
+
+
 def find_variant(name: str) -> tuple[Family[Any], Variant[Any]]:
     """Return the family and the facts of a model, by any of its names."""
     name = canonical_name(name)

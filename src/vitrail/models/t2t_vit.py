@@ -41,6 +41,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from vitrail.errors import shorten
+from vitrail.kernels.dense import Linear, attend
 from vitrail.models.dialects import HEAD, ZOO_PREFIX, Dialect, Row
 from vitrail.models.family import (
     Family,
@@ -60,7 +61,6 @@ from vitrail.models.family import (
     init_linear,
     to_map,
 )
-from vitrail.models.kernels import Linear, attend
 from vitrail.models.layers import DropPath, Mlp, drop, drop_path_rates
 
 STRIDE = 16

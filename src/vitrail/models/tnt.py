@@ -40,6 +40,8 @@ from torch.nn.functional import pad
 
 from vitrail.errors import shorten
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from vitrail.kernels.dense import Linear, attend
+from vitrail.kernels.word_block import NAME, Weights, is_fused, type_of_products, word_block
 from vitrail.models.dialects import HEAD, JOINED, SPLIT, WORDS, ZOO_PREFIX, Dialect, Row
 from vitrail.models.family import (
     Family,
@@ -57,7 +59,6 @@ from vitrail.models.family import (
     count_numbers,
     init_linear,
 )
-from vitrail.models.kernels import Linear, attend
 from vitrail.models.layers import DropPath, Mlp, drop, drop_path_rates
 
 
@@ -202,8 +203,7 @@ class Block(nn.Module):
     def forward(
         self, words: Float[Tensor, "bn p e"], sentences: Float[Tensor, "b s d"]
     ) -> tuple[Float[Tensor, "bn p e"], Float[Tensor, "b s d"]]:
-        words = words + self.drop_path(self.inner_attn(self.inner_norm1(words)))
-        words = words + self.drop_path(self.inner_mlp(self.inner_norm2(words)))
+        words = self.update_words(words)
 
         b, s, _ = sentences.shape
         folded = words.reshape(b, s - 1, -1) if self.by_sentence else words
@@ -214,6 +214,60 @@ class Block(nn.Module):
         sentences = sentences + self.drop_path(self.outer_attn(self.outer_norm1(sentences)))
         sentences = sentences + self.drop_path(self.outer_mlp(self.outer_norm2(sentences)))
         return words, sentences
+
+    def update_words(self, words: Float[Tensor, "bn p e"]) -> Float[Tensor, "bn p e"]:
+        """Let the words of each sentence attend to each other, and pass through their MLP."""
+        attn, mlp = self.inner_attn, self.inner_mlp
+        if not is_fused(words) or not self._has_plain_words():
+            words = words + self.drop_path(attn(self.inner_norm1(words)))
+            return words + self.drop_path(mlp(self.inner_norm2(words)))
+        weights = Weights(
+            self.inner_norm1.weight,
+            self.inner_norm1.bias,
+            attn.qk.weight,
+            attn.v.weight,
+            attn.proj.weight,
+            _bias(attn.proj),
+            self.inner_norm2.weight,
+            self.inner_norm2.bias,
+            mlp.fc1.weight,
+            mlp.fc1.bias,
+            mlp.fc2.weight,
+            _bias(mlp.fc2),
+        )
+        first, second = self.drop_path.draw(words), self.drop_path.draw(words)
+        keep = None
+        if first is not None and second is not None:
+            keep = torch.stack([first.flatten(), second.flatten()])
+        return word_block(
+            words,
+            keep,
+            weights,
+            attn.num_heads,
+            self.inner_norm1.eps,
+            mlp.act.approximate,
+            type_of_products(words),
+        )
+
+    def _has_plain_words(self) -> bool:
+        """Say whether the layers of the words are those that were built, and nobody looks at what they compute."""
+        parts = (self.inner_norm1, self.inner_attn, self.inner_norm2, self.inner_mlp)
+        layers = [layer for part in parts for layer in part.modules()]
+        dropout = self.inner_mlp.drop_rate if self.training else 0
+        return (
+            not dropout
+            and all(type(layer) in WORD_LAYERS for layer in layers)
+            and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
+        )
+
+
+WORD_LAYERS = (nn.LayerNorm, nn.GELU, Linear, Attention, Mlp)
+"""Layers of the words that the fused operator stands for; an adapter in their place is none."""
+
+
+def _bias(layer: Linear) -> Tensor:
+    """Return the bias of a layer, zeros where it has none."""
+    return layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias
 
 
 class TNT(VisionModel[TNTConfig]):
@@ -513,6 +567,7 @@ FAMILY = Family(
         "tnt_s_legacy": "tnt_s_legacy_patch16_224",
     },
     unread=("outer_tokens",),
+    kernels=(NAME,),
     additions={"biases": "all"},
     dialects=_DIALECTS,
     channels={"patch_embed.proj.weight": "summed"},

@@ -37,6 +37,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from vitrail.kernels.dense import Linear, attend
 from vitrail.models.dialects import HEAD, ZOO_PREFIX, Dialect, Row
 from vitrail.models.family import (
     Family,
@@ -53,7 +54,6 @@ from vitrail.models.family import (
     init_linear,
     to_map,
 )
-from vitrail.models.kernels import Linear, attend
 from vitrail.models.layers import DropPath, Mlp, drop, drop_path_rates
 
 

@@ -21,6 +21,9 @@ from vitrail.data.loader import count_local_processes, count_usable_cores, find_
 from vitrail.distributed.processes import all_reduce_seconds, choose_precision, processes
 from vitrail.errors import command
 from vitrail.images.decoding import decode, decoder_name
+from vitrail.kernels.compiled import are_kernels_wanted
+from vitrail.kernels.prepare import describe_kernels
+from vitrail.kernels.word_block import prepare_word_block
 
 SHARED_GB = 1.0
 """Shared memory for each training process: eight workers, two batches ahead, 64 images of 224
@@ -56,6 +59,7 @@ def examine(folder: Path) -> list[Check]:
             _cores(accelerator),
             _shared_memory(),
             _decoder(),
+            _kernels(accelerator),
             _open_files(),
             _disk(folder),
             _collective(accelerator),
@@ -127,6 +131,16 @@ def _decoder() -> Check:
     return Check(
         "decoder", f"{decoder_name()}, {speed:,.0f} images of 500 x 375 a second on one core", fix
     )
+
+
+def _kernels(accelerator: Accelerator) -> Check:
+    if accelerator.device.type != "cpu":
+        return Check("kernels", describe_kernels())
+    reason = prepare_word_block() if are_kernels_wanted() else None
+    fix = ""
+    if reason is not None:
+        fix = f"TNT computes its words slower than it could, since {reason}"
+    return Check("kernels", describe_kernels(), fix)
 
 
 def _open_files() -> Check:

@@ -44,8 +44,9 @@ from vitrail.errors import ConfigError, command, write_option
 from vitrail.evaluation.single_label_metrics import SHOTS, shot_groups
 from vitrail.images.preprocess import Preprocess
 from vitrail.images.train_view import TrainView
+from vitrail.kernels.prepare import prepare_kernels
 from vitrail.models.family import VisionModel
-from vitrail.models.registry import canonical_name
+from vitrail.models.registry import canonical_name, kernels_of
 from vitrail.training.class_balance import check_counts
 from vitrail.training.distilling import build_distillation, origin_of_teacher
 from vitrail.training.initial_model import (
@@ -185,6 +186,8 @@ def build_job(
         model = build_model(config, model_name, len(data.classes)).to(accelerator.device)
     preprocess = build_preprocess(config, model_name, model)
     tell_statistics(config, preprocess, display)
+
+    prepare_kernels(kernels_of(model_name), accelerator.device.type, display.note)
 
     # Loaders
     sampler = build_sampler(config, data, counts, accelerator)

@@ -21,6 +21,7 @@ from vitrail.errors import CheckpointError, ConfigError, shorten
 from vitrail.files import write_whole
 from vitrail.images.decoding import decoder_name
 from vitrail.images.preprocess import Preprocess
+from vitrail.kernels.prepare import describe_kernels
 from vitrail.models.family import Family, ModelConfig, Shapes, Variant, VisionModel
 from vitrail.models.registry import find_variant
 from vitrail.weights.description import (
@@ -97,6 +98,7 @@ def provenance() -> dict[str, Any]:
         "vitrail": version("vitrail"),
         "torch": torch.__version__,
         "decoder": decoder_name(),
+        "kernels": describe_kernels(),
         "platform": platform.platform(),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }

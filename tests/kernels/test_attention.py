@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from vitrail.models import kernels
-from vitrail.models.kernels import attend
+from vitrail.kernels import dense
+from vitrail.kernels.dense import attend
 
 SHAPES = {
     "inner": (20, 4, 16, 16, 6),
@@ -48,7 +48,7 @@ def fused(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], dtype: torch.
         called.append(1)
         return scaled_dot_product_attention(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(kernels, "scaled_dot_product_attention", watched)
+    monkeypatch.setattr(dense, "scaled_dot_product_attention", watched)
     attend(*drawn(shape, dtype))
     return bool(called)
 

@@ -1,0 +1,114 @@
+"""What is compiled on the machine: once, checked, kept where nobody else writes; and said why where it is not."""
+
+import ctypes
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vitrail.errors import ConfigError
+from vitrail.kernels import compiled
+from vitrail.kernels.compiled import NotCompiled, compile_kernel, load, locate
+from vitrail.kernels.prepare import describe_kernels, prepare_kernels
+from vitrail.kernels.word_block import NAME, prepare_word_block
+
+
+@pytest.fixture(autouse=True)
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv(compiled.VARIABLE, "auto")
+    load.cache_clear()
+    compiled.version_of_compiler.cache_clear()
+    yield
+    load.cache_clear()
+    compiled.version_of_compiler.cache_clear()
+
+
+def write_compiler(folder: Path, script: str) -> str:
+    """Write a program that stands for a compiler, and return its path."""
+    path = folder / "compiler"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+def test_it_is_compiled_once_and_kept() -> None:
+    reason = prepare_word_block()
+    if reason is not None:
+        pytest.skip(f"not compiled: {reason}")
+    path = locate(NAME)
+    first = path.stat().st_mtime_ns
+    assert prepare_word_block() is None
+    assert path.stat().st_mtime_ns == first
+    assert [file.name for file in path.parent.iterdir()] == [path.name], "nothing is left behind"
+    assert describe_kernels().startswith("word_block compiled for this CPU")
+    path.chmod(0o666)
+    load.cache_clear()
+    assert load(NAME) is None, "what others could have written is not run"
+
+
+def test_plain_turns_it_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(compiled.VARIABLE, "plain")
+    notes: list[str] = []
+    prepare_kernels((NAME,), "cpu", notes.append)
+    assert not notes
+    assert not (tmp_path / "cache").exists()
+    assert describe_kernels() == "plain PyTorch"
+    assert prepare_word_block() == "VITRAIL_KERNELS=plain turns it off"
+
+
+def test_another_value_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(compiled.VARIABLE, "fast")
+    with pytest.raises(ConfigError, match=r"^VITRAIL_KERNELS is 'fast'; it must be auto, or plain for PyTorch alone$"):
+        prepare_kernels((NAME,), "cpu", print)
+
+
+def test_without_a_compiler_a_note_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    notes: list[str] = []
+    prepare_kernels((NAME,), "cpu", notes.append)
+    assert notes == [
+        "the words of TNT are computed in plain PyTorch, which is slower: there is no C++ compiler; install g++"
+    ]
+    prepare_kernels((), "cpu", notes.append)
+    prepare_kernels((NAME,), "cuda", notes.append)
+    assert len(notes) == 1, "models without words, and GPUs, need none"
+
+
+def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = 'case "$1" in -dump*) exit 0;; esac; echo "error: no space in /tmp" >&2; exit 1'
+    monkeypatch.setenv("CXX", write_compiler(tmp_path, script))
+    assert prepare_word_block() == f"{tmp_path}/compiler failed: 'error: no space in /tmp'"
+    assert not list((tmp_path / "cache" / "vitrail" / "kernels").iterdir())
+
+
+def test_a_compiler_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = 'case "$1" in -dump*) exit 0;; esac; exec sleep 60'
+    monkeypatch.setenv("CXX", write_compiler(tmp_path, script))
+    monkeypatch.setattr(compiled, "COMPILE_TIMEOUT_S", 0.2)
+    assert prepare_word_block() == f"{tmp_path}/compiler took more than 0.2 s"
+
+
+def test_wrong_numbers_are_not_kept(tmp_path: Path) -> None:
+    def refuse(library: ctypes.CDLL) -> None:
+        raise NotCompiled("what the compiler made of it computes wrong numbers")
+
+    if prepare_word_block() is not None:
+        pytest.skip("there is no compiler")
+    locate(NAME).unlink()
+    with pytest.raises(NotCompiled, match="wrong numbers"):
+        compile_kernel(NAME, refuse)
+    assert not locate(NAME).exists()
+
+
+def test_a_cache_that_cannot_be_written_is_named(unprivileged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(unprivileged))
+    assert "cannot be written (Permission denied)" in str(prepare_word_block())
+
+
+def test_a_cache_that_is_a_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert prepare_word_block() == f"{tmp_path}/file/vitrail/kernels cannot be written (Not a directory)"
