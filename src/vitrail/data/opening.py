@@ -143,8 +143,8 @@ def _list_images(
     if section.list is None and root is None:
         assert file is not None
         if file.name != INDEX:
-            manifest = _take_as_written(file, _pixels(section))
-        return (drop_labels_of(manifest) if section.unlabelled else manifest), ()
+            written = _take_as_written(file, _pixels(section))
+            return (drop_labels_of(written) if section.unlabelled else written), ()
         # the index of shards stands for their folder
         root, file = file.parent, None
 

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, layer_norm
+from torch.utils.hooks import RemovableHandle
 
 from vitrail.errors import ConfigError
 from vitrail.models.family import VisionModel
@@ -64,39 +65,37 @@ def find_grid(model: VisionModel, name: str) -> Grid:
     )
     if not model.feature_levels:
         raise refusal
-    outputs: list[tuple[str, Tensor]] = []
+    outputs: list[tuple[str, object]] = []
 
-    def listen(module_name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
+    def listen(module_name: str, module: nn.Module) -> RemovableHandle:
         return module.register_forward_hook(
-            lambda _, inputs, output: outputs.append((module_name, output))
+            lambda one, inputs, output: outputs.append((module_name, output))
         )
 
     was_training = model.training
     model.eval()
-    handles = [listen(*named) for named in model.named_modules() if named[0]]
+    handles = [listen(module_name, module) for module_name, module in model.named_modules()]
     try:
         with torch.no_grad():
             parameter = next(model.parameters())
             image = parameter.new_zeros(1, model.config.in_channels, *model.config.size)
             features = model.forward_features(image)
-            modules = [module for module, output in outputs if output is features]
+            modules = [module_name for module_name, output in outputs if output is features]
             one = model.forward_intermediates(image, 1)[0]
     finally:
         for handle in handles:
             handle.remove()
         model.train(was_training)
     channels, height, width = one.shape[1:]
-    layouts = {
-        (channels, height, width): "channels first",
-        (height, width, channels): "channels last",
-    }
-    layout = layouts.get(tuple(features.shape[1:]))
-    is_sequence = features.ndim == 3 and features.shape[1] >= height * width
-    if is_sequence and features.shape[2] == channels:
-        layout = "tokens"
-    if not modules or layout is None:
+    shape = tuple(features.shape[1:])
+    if modules and shape == (channels, height, width):
+        return Grid(modules[-1], channels, (height, width), "channels first")
+    if modules and shape == (height, width, channels):
+        return Grid(modules[-1], channels, (height, width), "channels last")
+    is_sequence = len(shape) == 2 and shape[0] >= height * width and shape[1] == channels
+    if not modules or not is_sequence:
         raise refusal
-    return Grid(modules[-1], channels, (height, width), layout)
+    return Grid(modules[-1], channels, (height, width), "tokens")
 
 
 def standardise(features: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:

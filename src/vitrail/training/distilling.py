@@ -90,7 +90,7 @@ def build_distillation(
         )
     layout = Layout(len(classes or ()), section.topk, teacher.num_features)
     files = None
-    if is_kept(section):
+    if section.cache is not False and is_kept(section):
         about = None
         if accelerator.is_main_process:
             about = describe_answers(config, data, preprocess, view, teacher, layout)
@@ -119,11 +119,11 @@ def build_distillation(
 
 
 def is_kept(section: DistillSection) -> bool:
-    """Say whether a teacher's answers are kept.
+    """Say whether a teacher's answers are kept, unless that was refused.
 
     Those with maps are large, and kept where they come again or somebody has named a folder for them.
     """
-    if section.mixed or section.cache is False:
+    if section.mixed:
         return False
     return section.loss != "tokens" or section.cache is not None or section.views is not None
 

@@ -378,8 +378,12 @@ def tell_alarms(manifest: Manifest, config: TrainConfig, display: Display) -> No
     for problem in problems:
         display.warn(f"{problem.what}; {problem.advice}")
     if problems:
-        data = f"data.list={config.data.list}" if config.data.list else f"data.root={manifest.root}"
-        display.note(f"to see them: {command('check-data', data)}")
+        data = [
+            f"data.list={config.data.list}" if config.data.list else f"data.root={manifest.root}"
+        ]
+        if config.data.unlabelled:
+            data.append("data.unlabelled=true")
+        display.note(f"to see them: {command('check-data', *data)}")
 
 
 def check_monitor(

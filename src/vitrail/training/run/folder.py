@@ -238,7 +238,8 @@ def plot_curves(
         for axes, key in ((loss, "loss"), (quality, name)):
             _plot_splits(axes, key, rows, evaluated, marker)
         reached = ""
-        if best and f"val_{name}" in best:
+        has_quality = any(f"val_{name}" in row for row in evaluated)
+        if best and has_quality:
             quality.plot(best["epoch"], best[f"val_{name}"], "o", color=BLUE)
             reached = f": best {best[f'val_{name}']:.2f} in epoch {best['epoch']}"
         rate.plot(
@@ -248,6 +249,9 @@ def plot_curves(
 
         # Words
         titles = {loss: "loss", quality: f"{title_of_name}, %{reached}", rate: "learning rate"}
+        if not has_quality:  # of a training without labels
+            titles.pop(quality)
+            quality.remove()
         for axes, text in titles.items():
             axes.set_title(text, loc="left")
             axes.set_xlabel("epoch")
