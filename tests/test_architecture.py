@@ -330,6 +330,7 @@ def test_public_names_resolve_and_are_documented() -> None:
                 "training.start",
                 "errors",
                 "api.training",
+                "api.pretraining",
                 "api.tuning",
                 "tuning.space",
                 "api.data",
