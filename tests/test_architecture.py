@@ -165,6 +165,8 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
                 "training.run.open_run",
                 "training.run.resume",
                 "training.distilling",
+                "training.imitation",
+                "training.neighbours",
                 "training.setup",
                 "training.run.state",
                 "training.step",
@@ -185,6 +187,7 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
                         "options",
                         "training",
                         "finetuning",
+                        "pretraining",
                         "tuning",
                         "data",
                         "inference",
@@ -312,8 +315,8 @@ def test_public_names_resolve_and_are_documented() -> None:
     assert set(vitrail.__all__) == set(dir(vitrail)) == {
         "VitrailError", "add_weights", "bench", "bench_data", "check_data", "convert", "create_model", "doctor",
         "embed", "evaluate", "export", "fetch_weights", "finetune", "list_models", "list_weights", "load_model",
-        "pack", "predict", "preview", "quantize", "resize_data", "serve", "show_config", "sweep_preprocess", "train",
-        "tune", "verify", "write_inputs",
+        "pack", "predict", "pretrain", "preview", "quantize", "resize_data", "serve", "show_config", "sweep_preprocess",
+        "train", "tune", "verify", "write_inputs",
     }  # fmt: skip
     for name in vitrail.__all__:
         assert getattr(vitrail, name).__doc__
@@ -333,6 +336,7 @@ def test_public_names_resolve_and_are_documented() -> None:
                 "training.start",
                 "errors",
                 "api.training",
+                "api.pretraining",
                 "api.tuning",
                 "tuning.space",
                 "api.data",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vitrail.api.models import create_model as create_model
     from vitrail.api.models import list_models as list_models
     from vitrail.api.models import load_model as load_model
+    from vitrail.api.pretraining import pretrain as pretrain
     from vitrail.api.preview import preview as preview
     from vitrail.api.serving import serve as serve
     from vitrail.api.training import bench_data as bench_data
@@ -55,6 +56,7 @@ _PUBLIC = {
     "load_model": "vitrail.api.models",
     "pack": "vitrail.api.data",
     "predict": "vitrail.api.inference",
+    "pretrain": "vitrail.api.pretraining",
     "preview": "vitrail.api.preview",
     "quantize": "vitrail.api.deploy",
     "resize_data": "vitrail.api.data",
@@ -85,6 +87,7 @@ __all__ = [
     "load_model",
     "pack",
     "predict",
+    "pretrain",
     "preview",
     "quantize",
     "resize_data",

@@ -181,7 +181,8 @@ class Terminal:
             name, title = headline_metric(values)
             title = title.replace("Top", "top")
             parts.append(f"val loss {values['val_loss']:.4f}")
-            parts.append(f"{title} {values[f'val_{name}']:6.2f} %")
+            if f"val_{name}" in values:
+                parts.append(f"{title} {values[f'val_{name}']:6.2f} %")
         if "images_per_s" in values:  # of the initial weights there is none
             parts.append(f"{values['images_per_s']:,.0f} images/s")
         phases = [

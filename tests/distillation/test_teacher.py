@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import layer_norm
 from torch.testing import assert_close
 
 from support.commands import run
@@ -95,6 +96,12 @@ def test_an_exported_file_teaches_what_its_weights_do(
         f"distill.teacher {exported}: is an exported file, which gives logits alone; give the weight file that it was "
         "made from, or another distill.loss than feature"
     )
+    assert refusal(exported, with_features=True, classes=None) == (
+        f"distill.teacher {exported}: is an exported file, which gives logits alone; give the weight file that it was "
+        "made from"
+    )
+    both = refusal(exported, with_features=True, size=(2, 2))
+    assert both.endswith("made from, or another distill.loss than feature and tokens")
 
 
 def test_a_teacher_that_cannot_teach_is_refused(tmp_path: Path) -> None:
@@ -117,3 +124,17 @@ def test_a_teacher_that_cannot_teach_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match="is missing"):
         opened(tmp_path / "absent.safetensors")
+
+
+def test_a_teacher_of_features_needs_no_classes_and_gives_its_map(tmp_path: Path, pixels: torch.Tensor) -> None:
+    path = save_tiny(tmp_path, Preprocess(size=(48, 48)), image_size=48)
+    teacher = opened(path, classes=None, with_features=True, size=(2, 2))
+    logits, features = teacher.answer(pixels)
+    assert features is not None
+    assert logits.shape == (40, 0)
+    assert features.shape == (40, teacher.num_features) == (40, 48 + 4 * 48)
+    assert teacher.description["map"] == [2, 2]
+    vectors = opened(path, with_features=True).answer(pixels)[1]
+    assert vectors is not None
+    assert_close(features[:, :48], layer_norm(vectors, (48,)))
+    assert opened(path, with_features=True).description.keys() == teacher.description.keys() - {"map"}

@@ -79,6 +79,7 @@ def test_a_documented_command_is_understood(arguments: list[str]) -> None:
     schema = {
         "train": TrainConfig,
         "finetune": TrainConfig,
+        "pretrain": TrainConfig,
         "tune": TrainConfig,
         "preview": TrainConfig,
         "bench-data": TrainConfig,

@@ -122,9 +122,9 @@ def finetune(
         Stopped: A signal said so; everything is saved.
     """
     given = settings_alone(read_settings(finetune, settings, sections))
-    given, name = _with_data(given, data)
+    given, name = add_data(given, data, "finetune")
     if weights is not None:
-        given = _put(given, "model", "weights", str(weights), name_option("weights"))
+        given = add_setting(given, "model", "weights", str(weights), name_option("weights"))
     _refuse_processes()
 
     from vitrail.transfer.plan import make_plan
@@ -170,8 +170,13 @@ def read_seconds(budget: str | float | None) -> float | None:
     return seconds
 
 
-def _with_data(given: Layer, data: str | Path | None) -> tuple[Layer, str]:
+def add_data(given: Layer, data: str | Path | None, verb: str) -> tuple[Layer, str]:
     """Return the settings with the images, and the name of the run that follows from them.
+
+    Args:
+        given: The settings.
+        data: Folder or list of images; None where the settings name them.
+        verb: The command that needs them.
 
     Raises:
         ConfigError: No images are named, or twice.
@@ -184,21 +189,19 @@ def _with_data(given: Layer, data: str | Path | None) -> tuple[Layer, str]:
                 named.append(str(section[key]))
         if not named:
             raise ConfigError(
-                f"finetune needs images; give their folder: {command('finetune', 'FOLDER')}, or "
+                f"{verb} needs images; give their folder: {command(verb, 'FOLDER')}, or "
                 "data.list or data.name"
             )
         return given, Path(named[0].rsplit(":", 1)[-1]).stem
     path = Path(data).expanduser()
     key = "list" if path.is_file() else "root"
     if not path.exists():
-        raise ConfigError(
-            f"{path}: is not there; give a folder of images, with a folder for each class, or a "
-            "list"
-        )
-    return _put(given, "data", key, str(path), str(data)), path.resolve().stem
+        which = "with a folder for each class, " if verb == "finetune" else ""
+        raise ConfigError(f"{path}: is not there; give a folder of images, {which}or a list")
+    return add_setting(given, "data", key, str(path), str(data)), path.resolve().stem
 
 
-def _put(given: Layer, section: str, key: str, value: str, what: str) -> Layer:
+def add_setting(given: Layer, section: str, key: str, value: str, what: str) -> Layer:
     """Put what an argument says among the settings.
 
     Raises:

@@ -42,6 +42,8 @@ class TrainResult(Result):
     """Path of a validation image."""
     report: Path | None
     """The page of the best weights; None where it could not be written, or nothing was trained."""
+    has_head: bool
+    """Whether the weights give classes; without labels, they give features alone."""
 
     @property
     def weights(self) -> Path:
@@ -73,7 +75,7 @@ class TrainResult(Result):
                 "val_macro_f1": "macro F1, %",
                 "val_micro_f1": "micro F1, %",
             }
-        else:
+        elif self.has_head:
             columns |= {"val_top1": "top-1, %", "val_top5": "top-5, %"}
         groups = {f"val_{name}_top1": f"{name}, %" for name in GROUPS}
         present = {key: title for key, title in groups.items() if last.get(key) is not None}
@@ -92,10 +94,22 @@ class TrainResult(Result):
         if self.bad_files:
             lines.append(f"{len(self.bad_files)} images could not be read and were left out:")
             lines += [f"  {name}: {reason}" for name, reason in self.bad_files]
+        lines += self._neighbours()
         lines.append(f"{self.seconds:.0f} s; curves: {self.curves.path}")
         if self.report is not None:
             lines.append(f"report: {self.report}")
         return lines
+
+    def _neighbours(self) -> list[str]:
+        """Say what k-NN found before a training without labels and after it; nothing where it was not asked."""
+        first = self.rows[0] if self.rows else {}
+        for name, title in (("knn_top1", "top-1"), ("knn_map", "mAP")):
+            if name in first and name in self.best:
+                return [
+                    f"k-NN {title} {first[name]:.1f} % before, {self.best[name]:.1f} % after, "
+                    f"{first[f'teacher_{name}']:.1f} % of the teacher"
+                ]
+        return []
 
     def records(self) -> Sequence[dict[str, Any]]:
         """Return one row an epoch."""

@@ -19,6 +19,7 @@ from vitrail.cli.deploy import convert, export, quantize
 from vitrail.cli.embedding import embed
 from vitrail.cli.finetuning import finetune
 from vitrail.cli.inference import bench, evaluate, predict, verify
+from vitrail.cli.pretraining import pretrain
 from vitrail.cli.serving import serve
 from vitrail.cli.signals import tell_interrupted
 from vitrail.cli.training import bench_data, config, doctor, models, preview, train
@@ -58,6 +59,7 @@ and how many then."""
 COMMANDS = (
     train,
     finetune,
+    pretrain,
     tune,
     evaluate,
     predict,

@@ -74,7 +74,11 @@ def show_training(result: TrainResult, display: Terminal) -> None:
 def _print_training(result: TrainResult) -> None:
     """Print the numbers of a run, where its files are, and what to type next."""
     show_result(result)
-    if result.weights.exists():
+    if result.weights.exists() and not result.has_head:
+        show_line("best.safetensors has no head, and gives features")
+        show_line(f"next: {command('finetune', 'FOLDER', '--weights', result.weights)}")
+        show_line(f"      {command('embed', result.weights, 'data.root=FOLDER', '--knn')}")
+    elif result.weights.exists():
         show_line(f"next: {command('evaluate', result.weights)}")
         show_line(f"      {command('predict', result.weights, result.example or 'IMAGE')}")
 

@@ -127,19 +127,59 @@ class TrainConfig:
     def _distillation_problems(self) -> list[str]:
         """Say what a loss of distillation cannot be combined with."""
         distill, augment = self.distill, self.augment
+        problems = self._unlabelled_problems()
+        pastes = augment.cutmix or augment.cutmix_minmax
+        if distill.teacher is not None and distill.loss == "tokens" and pastes:
+            problems += (
+                []
+                if distill.mixed
+                else [
+                    "distill.loss is tokens, which matches places, and CutMix moves them; set "
+                    "distill.mixed=true, or augment.cutmix=0 and augment.cutmix_minmax=null"
+                ]
+            )
         if distill.teacher is None or distill.loss != "dkd":
-            return []
+            return problems
         mixing = {
             "mixup": augment.mixup,
             "cutmix": augment.cutmix,
             "cutmix_minmax": augment.cutmix_minmax,
         }
-        return [
-            f"distill.loss is dkd, which needs the class of an image, and augment.{name}={value} "
-            "mixes several; set it to its default, or distill.loss to soft"
-            for name, value in mixing.items()
-            if value
-        ]
+        for name, value in mixing.items():
+            if value:
+                problems.append(
+                    "distill.loss is dkd, which needs the class of an image, and "
+                    f"augment.{name}={value} mixes several; set it to its default, or distill.loss "
+                    "to soft"
+                )
+        return problems
+
+    def _unlabelled_problems(self) -> list[str]:
+        """Say what images without labels cannot be trained on by, and what needs such images."""
+        distill = self.distill
+        if not self.data.unlabelled:
+            if distill.labels is None:
+                return []
+            return [
+                f"distill.labels={distill.labels} is for images without labels; leave it out, or set "
+                "data.unlabelled=true"
+            ]
+        if distill.teacher is None:
+            return [
+                "data.unlabelled is true, so there is nothing to learn but a teacher's features; give "
+                "distill.teacher=FILE or a name of published weights"
+            ]
+        if not distill.learns_features:
+            return [
+                f"data.unlabelled is true, and distill.loss={distill.loss} learns what a teacher says "
+                "of classes; set it to tokens or feature"
+            ]
+        if self.output.average_best:
+            return [
+                "output.average_best is true, and data.unlabelled leaves nothing to measure an average "
+                "by; set it to false, and ema.decay averages all updates"
+            ]
+        return []
 
 
 class _IndependentSections:

@@ -122,6 +122,10 @@ class DataSection:
     """Column of multi-label classes in a list or a Hugging Face data set, in CSV with | between the
     classes of an image; null takes in a list `labels`, where there is one, or columns of 0 and 1,
     one for each class."""
+    unlabelled: bool = False
+    """Read no label: a folder's images are taken at any depth, whatever their folders are called, and
+    a share of them is held out. Training then learns a teacher's features (distill.loss=tokens or
+    feature), and the network has no head; `vitrail pretrain` sets it."""
     train_split: str = "train"
     """Split to train on: name of a folder, or value in the column `split` of a list."""
     val_split: str | None = "val"
@@ -199,6 +203,11 @@ class DataSection:
     def _column_problems(self) -> Sequence[str]:
         """Say which settings of columns and tables are set where nothing reads them."""
         problems = []
+        if self.unlabelled and (self.name or "").startswith("hf:"):
+            problems.append(
+                f"unlabelled does not go with name={self.name}; it is for folders, lists, shards and "
+                "the other named sets"
+            )
         if not (self.name or "").startswith("hf:"):
             for name in ("subset", "revision", "image_column", "streaming"):
                 value = getattr(self, name)

@@ -16,10 +16,10 @@ class DistillSection:
     """The teacher: a weight file, an exported file, or the name of published weights; null is off.
     It reads each view of an image in its own size and normalisation, and its classes are matched
     with the data's by name."""
-    loss: Literal["soft", "hard", "dkd", "feature"] = "soft"
+    loss: Literal["soft", "hard", "dkd", "feature", "tokens"] = "soft"
     """What is learned from it: its probabilities (soft), its first answer (hard), its probabilities
-    of the image's class and of the others apart (dkd, Zhao et al. 2022), or the vector that its head
-    reads (feature)."""
+    of the image's class and of the others apart (dkd, Zhao et al. 2022), the vector that its head
+    reads (feature), or that vector and its last map, standardised (tokens)."""
     weight: float = 0.5
     """Share of the teacher's loss; the labels' has the rest."""
     temperature: float = 1.0
@@ -37,10 +37,19 @@ class DistillSection:
     later epochs need no teacher; null draws new ones in every epoch."""
     cache: Literal[False] | str | None = None
     """Folder of the teacher's answers, by view, which later runs take from there; null takes one in
-    the user's cache, false keeps none."""
+    the user's cache, but none for the maps of loss=tokens unless `views` is set; false keeps none."""
     mixed: bool = False
     """Show the teacher the mixed and erased images that the student sees (Beyer et al. 2022), whose
     answers are not kept; false shows it the views before, and mixes its answers like the labels."""
+    labels: str | None = None
+    """Labelled images beside those of data.unlabelled, a folder of class folders or a list: their
+    nearest neighbours by the student's features say, before the first update and at the end, how
+    well these tell classes apart; null measures nothing."""
+
+    @property
+    def learns_features(self) -> bool:
+        """Whether a teacher's features are learned, and not what it says of classes."""
+        return self.loss in ("feature", "tokens")
 
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""

@@ -391,7 +391,7 @@ def scan(
         if problems is None:
             raise DataError(problem)
         problems.append(problem)
-    notes = [_describe_changes(changed)] if changed else []
+    notes = [describe_changes(changed)] if changed else []
     notes += _note_joined_folders(folder, folders_of)
     notes += ignored.notes(folder)
     counts = list(map(len, paths_of))
@@ -460,7 +460,7 @@ def read_changes(folder: Path) -> list[dict[str, Any]]:
         if (place / MARK).is_file():
             try:
                 changed = json.loads((place / MARK).read_text(encoding="utf-8"))["changes"]
-                _describe_changes(changed)  # which fails where something is missing
+                describe_changes(changed)  # which fails where something is missing
             except (KeyError, TypeError, ValueError) as error:
                 raise DataError(
                     f"{place / MARK}: is damaged, and it cannot be told how the images were "
@@ -470,7 +470,8 @@ def read_changes(folder: Path) -> list[dict[str, Any]]:
     return []
 
 
-def _describe_changes(changed: list[dict[str, Any]]) -> str:
+def describe_changes(changed: list[dict[str, Any]]) -> str:
+    """Return a note about what `vitrail resize-data` did to images."""
     return CHANGED + ", then ".join(
         f"resized to a short side of {one['short_side']} ({one['filter']}, quality "
         f"{one['quality']}) by `vitrail resize-data` from {one['from']}"

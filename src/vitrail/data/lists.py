@@ -36,7 +36,7 @@ from vitrail.data.list_files import (
 )
 from vitrail.data.list_paths import GatheredPaths, Spelling, find_top, refuse_missing
 from vitrail.data.paths import Paths
-from vitrail.data.sources import TRAIN, VAL, FileSource, count_by_class
+from vitrail.data.sources import TRAIN, UNLABELLED, VAL, FileSource, count_by_class
 from vitrail.errors import DataError, format_choices, list_some, printable
 
 SPLIT = "split"
@@ -62,8 +62,9 @@ class Listed:
 class _Columns:
     """The columns of a list that hold the labels."""
 
-    kind: Literal["one", "several", "table"]
-    """One class an image, several in a cell, or a column of 0 and 1 for each class."""
+    kind: Literal["one", "several", "table", "none"]
+    """One class an image, several in a cell, a column of 0 and 1 for each class, or labels that are
+    not read."""
     names: tuple[str, ...]
     """Name of the column, or of the classes."""
 
@@ -72,7 +73,7 @@ class _Labels:
     """Labels of images, gathered one by one; a label of multi-label data is the number of its set of classes."""
 
     def __init__(self, columns: _Columns) -> None:
-        self._is_single = columns.kind == "one"
+        self._is_single = columns.kind in ("one", "none")
         self._numbers = array("i")
         self._codes: dict[str, int] = {}
         self._sets: dict[tuple[int, ...], int] = {}
@@ -316,7 +317,7 @@ def list_rows(section: DataSection) -> Listing:
         )
     problems = []
     counts = count_by_class(train)
-    if train.label_sets is None and (counts > 0).sum() == 1:
+    if train.label_sets is None and (counts > 0).sum() == 1 and not section.unlabelled:
         only = train.classes[int(counts.argmax())]
         problems.append(f"{where}: has only one class, {only!r}; a classifier needs at least two")
     if val is not None:
@@ -334,11 +335,15 @@ def list_rows(section: DataSection) -> Listing:
 def _find_columns(path: Path, first: Row, section: DataSection) -> _Columns:
     """Return the columns of labels, by the settings or by their names; else columns of 0 and 1 are classes.
 
+    Of images without labels there are none.
+
     Raises:
         DataError: There are none, or in two ways.
     """
     cells = first[1]
     require_column(f"data.list {path}", section.path_column, "path_column", cells)
+    if section.unlabelled:
+        return _Columns("none", ())
     if section.label_column is not None:
         require_column(f"data.list {path}", section.label_column, "label_column", cells)
         return _Columns("one", (section.label_column,))
@@ -397,6 +402,8 @@ def _read_split(cells: dict[str, Any], section: DataSection, where: str) -> int 
 
 def _read_classes(cells: dict[str, Any], columns: _Columns, where: str) -> Sequence[str]:
     """Return the classes of an image."""
+    if columns.kind == "none":
+        return UNLABELLED
     if columns.kind == "table":
         return _read_bits(cells, columns, where)
     column = columns.names[0]

@@ -32,6 +32,7 @@ from vitrail.data.sources import TRAIN, VAL, FileSource, Source
 from vitrail.data.splits import UNASSIGNED, Division, assign_splits, hold_out
 from vitrail.data.tables.hub import is_hf, open_hf
 from vitrail.data.tables.rows import find_storage_groups
+from vitrail.data.unlabelled import PLACE, drop_labels, drop_labels_of, list_unlabelled
 from vitrail.errors import ConfigError, DataError, VitrailError, list_some, printable
 from vitrail.files import files_of
 from vitrail.images.pixels import PixelFormat
@@ -142,7 +143,8 @@ def _list_images(
     if section.list is None and root is None:
         assert file is not None
         if file.name != INDEX:
-            return _take_as_written(file, _pixels(section)), ()
+            written = _take_as_written(file, _pixels(section))
+            return (drop_labels_of(written) if section.unlabelled else written), ()
         # the index of shards stands for their folder
         root, file = file.parent, None
 
@@ -154,11 +156,14 @@ def _list_images(
         assert root is not None
         listing = None
         listed = root
-        if not has_shards(root):
+        if section.unlabelled and not has_shards(root):
+            listing = list_unlabelled(root)
+        elif not has_shards(root):
             listing = list_folder(root, section.train_split, section.val_split, section.class_order)
 
     # what is known of it
-    place = file or locate_cache(listed, section.train_split, section.val_split)
+    splits = PLACE if section.unlabelled else (section.train_split, section.val_split)
+    place = file or locate_cache(listed, *splits)
     known = _load_known(place, is_cache=file is None)
     if listing is not None:
         manifest = list_images(listing, known, _pixels(section))
@@ -169,6 +174,8 @@ def _list_images(
         manifest = open_shards(listed, known, _pixels(section))
         problems = ()
         check_packed(section, manifest)
+        if section.unlabelled:
+            manifest = drop_labels_of(manifest)
 
     if not problems and not manifest.has_val:
         manifest, is_new = _assign_folds(manifest, _division(section))
@@ -288,7 +295,7 @@ def _open_split(section: DataSection, split: Split) -> tuple[Source, bool]:
         pass  # a manifest says which images are unreadable
     elif section.list is not None:
         source = _open_split_of_list(section, split)
-    elif root is not None and not has_shards(root):
+    elif root is not None and not has_shards(root) and not section.unlabelled:
         source = _open_split_of_folder(section, root, split)
     if source is not None:
         return source, False
@@ -374,6 +381,8 @@ def _open_set(
     if is_hf(section.name):
         return open_hf(section, needs_train)
     train, test = open_named(section.name, _root(section), section.download)
+    if section.unlabelled:
+        train, test = drop_labels(train), None if test is None else drop_labels(test)
     return train, None if section.val_split is None else test
 
 

@@ -20,6 +20,8 @@ from vitrail.images.pixels import PixelFormat, Pixels, to_pixel_format
 TRAIN = 0
 VAL = 1
 """Numbers of the splits in lists and manifests."""
+UNLABELLED = ("unlabelled",)
+"""The one class that images without labels are taken to have."""
 
 
 @runtime_checkable

@@ -15,7 +15,7 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrail.data.sources import Source, count_by_class
+from vitrail.data.sources import UNLABELLED, Source, count_by_class
 from vitrail.errors import ConfigError, DataError, list_some
 
 UNASSIGNED = -1
@@ -213,7 +213,7 @@ def _compile_pattern(group_regex: str | None) -> re.Pattern[bytes] | None:
 def hold_out(source: Source, division: Division, folds: NDArray[np.int16]) -> tuple[Source, Source]:
     """Return the images to train on, and those held out for validation, with a note of their number."""
     is_held_out = folds == division.fold
-    notes = (*source.notes, _describe_split(division, is_held_out))
+    notes = (*source.notes, _describe_split(source, division, is_held_out))
     single = [source.classes[label] for label in np.flatnonzero(count_by_class(source) == 1)]
     if single and source.label_sets is None:
         notes += (
@@ -226,13 +226,15 @@ def hold_out(source: Source, division: Division, folds: NDArray[np.int16]) -> tu
     )
 
 
-def _describe_split(division: Division, is_held_out: NDArray[np.bool_]) -> str:
+def _describe_split(source: Source, division: Division, is_held_out: NDArray[np.bool_]) -> str:
     if division.folds:
         asked = 1 / division.folds
         share = f"fold {division.fold} of {division.folds}"
     else:
         asked = division.fraction
-        share = f"{division.fraction:.0%} of each class"
+        share = f"{division.fraction:.0%}"
+        if source.classes != UNLABELLED:
+            share += " of each class"
     together = f", {division.group_regex} kept together" if division.group_regex else ""
     note = f"held out {is_held_out.sum()} of {len(is_held_out)} images, {share}{together}, for validation"
     held = is_held_out.mean()

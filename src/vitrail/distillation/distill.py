@@ -21,9 +21,11 @@ from vitrail.distillation.losses import (
     hard_loss,
     soft_binary_loss,
     soft_loss,
+    token_loss,
 )
 from vitrail.distillation.projection import take_projected
 from vitrail.distillation.teacher import Teacher
+from vitrail.distillation.tokens import Grid
 from vitrail.images.preprocess import Preprocess
 
 
@@ -44,8 +46,10 @@ class Distillation:
     """First answer of the teacher to each validation image, -1 where it cannot be read."""
     val_numbers: dict[str, Any] = field(default_factory=dict)
     """The teacher's own accuracy."""
+    grid: Grid | None = None
+    """The student's last map, where the teacher's is learned."""
     head: nn.Module | None = None
-    """The student's head, which projects what it reads, where vectors are learned."""
+    """The student's head, which projects what it reads, where features are learned."""
     _known: NDArray[Any] = field(init=False)
     _known_keys: NDArray[np.uint64] = field(init=False)
     _fresh: dict[int, NDArray[Any]] = field(init=False, default_factory=dict)
@@ -60,10 +64,14 @@ class Distillation:
 
     def begin_epoch(self, epoch: int) -> None:
         """Read the answers that are kept of an epoch's views."""
+        views = self.section.views
+        self.begin_view(epoch if views is None else epoch % views)
+
+    def begin_view(self, view: int) -> None:
+        """Read the answers that are kept of a view of all images."""
         self._fresh.clear()
         if self.files is not None:
-            views = self.section.views
-            self._know(self.files.read(epoch if views is None else epoch % views))
+            self._know(self.files.read(view))
 
     def fetch(self, batches: list[Batch]) -> None:
         """Bring the answers to the views of an update into memory; those not known are computed, and kept.
@@ -89,6 +97,12 @@ class Distillation:
         logits, kept = self.layout.unpack(self._pack(keys, logits, vectors), self.device)
         return torch.cat([self._shape(logits), kept], 1)
 
+    def make_val_targets(self, batch: Batch) -> Float[Tensor, "b features"]:
+        """Return the teacher's features of validation images, which are views of their own, by their numbers."""
+        self._fresh.clear()
+        rows = self._find(batch._replace(keys=batch.indices))
+        return self.layout.unpack(rows, self.device)[1]
+
     def loss(
         self,
         logits: Float[Tensor, "b k"],
@@ -102,10 +116,10 @@ class Distillation:
         """
         section, k = self.section, logits.shape[1]
         answers = targets[:, k : 2 * k]
-        if section.loss == "feature":
+        if section.learns_features:
             assert self.head is not None
             projected = take_projected(self.head)[: len(logits)].float()
-            return feature_loss(projected, targets[:, 2 * k :])
+            return self.feature_loss(projected, targets[:, 2 * k :])
         if section.loss == "hard":
             return hard_loss(logits, answers)
         if section.loss == "dkd":
@@ -115,6 +129,14 @@ class Distillation:
             )
         of_kind = soft_binary_loss if self.is_multi_label else soft_loss
         return of_kind(logits, answers, section.temperature)
+
+    def feature_loss(
+        self, projected: Float[Tensor, "b all"], features: Float[Tensor, "b all"]
+    ) -> Float[Tensor, ""]:
+        """Return the loss between a student's projected features and the teacher's, of the images summed."""
+        if self.section.loss == "tokens":
+            return token_loss(projected, features, self.teacher.num_vector)
+        return feature_loss(projected, features)
 
     def agreement(self) -> Agreement:
         """Begin to count how often the student answers the validation images as its teacher does."""

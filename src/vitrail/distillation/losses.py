@@ -98,3 +98,21 @@ def feature_loss(
 ) -> Float[Tensor, ""]:
     """Return the mean squared difference of projected vectors from the teacher's, of the images summed."""
     return mse_loss(projected, vectors, reduction="sum") / vectors.shape[1]
+
+
+def token_loss(
+    projected: Float[Tensor, "b all"], targets: Float[Tensor, "b all"], num_features: int
+) -> Float[Tensor, ""]:
+    """Return the mean of the loss of the vectors and of that of the tokens, of the images summed.
+
+    Both are mean squared differences from standardised features, so that an image counts 1 while
+    nothing is known of them but their mean.
+
+    Args:
+        projected: The student's vectors, and behind them its tokens.
+        targets: The teacher's, standardised.
+        num_features: Numbers of the teacher's vector.
+    """
+    of_vectors = feature_loss(projected[:, :num_features], targets[:, :num_features])
+    of_tokens = feature_loss(projected[:, num_features:], targets[:, num_features:])
+    return (of_vectors + of_tokens) / 2

@@ -16,6 +16,7 @@ from vitrail.choices import Precision
 from vitrail.classes.matching import match_by_name
 from vitrail.devices import autocast
 from vitrail.display import Display
+from vitrail.distillation.tokens import make_targets
 from vitrail.errors import ConfigError, DataError, TrainingError
 from vitrail.images.preprocess import Preprocess, normalise
 from vitrail.inference.engines import start_module
@@ -51,7 +52,9 @@ class Teacher:
     order: tuple[int, ...]
     """Index among its classes of each of the student's."""
     model: VisionModel | None
-    """The network where its vectors are wanted, else None."""
+    """The network where its features are wanted, else None."""
+    size: tuple[int, int] | None = None
+    """Height and width of the student's last map, where the teacher's is wanted too."""
 
     @property
     def preprocess(self) -> Preprocess:
@@ -59,20 +62,34 @@ class Teacher:
         return self.record.preprocess
 
     @property
-    def num_features(self) -> int:
+    def num_vector(self) -> int:
         """Numbers of its vectors; 0 where they are not wanted."""
         return 0 if self.model is None else self.model.num_features
 
     @property
+    def num_channels(self) -> int:
+        """Channels of its last map; 0 where that is not wanted."""
+        if self.model is None or self.size is None:
+            return 0
+        return self.model.feature_levels[-1].num_channels
+
+    @property
+    def num_features(self) -> int:
+        """Numbers of its features of an image: the vector, and behind it the map on the student's grid."""
+        height, width = self.size or (0, 0)
+        return self.num_vector + self.num_channels * height * width
+
+    @property
     def description(self) -> dict[str, Any]:
         """All that decides its answers to an image, as plain values for JSON."""
-        return {
+        about = {
             "digest": self.digest,
             "engine": self.network.engine,
             "precision": self.network.precision,
             "preprocess": self.preprocess.to_dict(),
             "features": self.num_features,
         }
+        return about if self.size is None else {**about, "map": list(self.size)}
 
     def choose(self, logits: Float[Tensor, "b all"]) -> Float[Tensor, "b k"]:
         """Return the logits of the student's classes, in its order.
@@ -80,13 +97,15 @@ class Teacher:
         Raises:
             TrainingError: One of them is NaN or Inf.
         """
-        chosen = logits[:, list(self.order)]
-        if not chosen.isfinite().all():
+        return self._finite(logits[:, list(self.order)])
+
+    def _finite(self, answers: Tensor) -> Tensor:
+        if not answers.isfinite().all():
             raise TrainingError(
                 f"distill.teacher {self.path}: answers with NaN or Inf; give a teacher whose "
                 "evaluation is finite, or train.precision=float32"
             )
-        return chosen
+        return answers
 
     def answer(self, pixels: UInt[Tensor, "b c h w"]) -> tuple[Tensor, Tensor | None]:
         """Return the logits of the student's classes, and vectors where they are wanted, of a student's views.
@@ -129,15 +148,21 @@ class Teacher:
             logits.append(of_part[: len(part)])
             if vectors_of_part is not None:
                 vectors.append(vectors_of_part[: len(part)])
-        return self.choose(torch.cat(logits)), torch.cat(vectors) if vectors else None
+        return self.choose(torch.cat(logits)), self._finite(torch.cat(vectors)) if vectors else None
 
     def _compute_batch(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.model is None:
             return self.network(images), None
         with torch.inference_mode(), autocast(images.device, self.network.precision):
-            tokens = self.model.forward_features(images)
-            vectors = self.model.forward_head(tokens, pre_logits=True)
-            return self.model.forward_head(tokens).float(), vectors.flatten(1).float()
+            if self.size is None:
+                tokens, maps = self.model.forward_features(images), []
+            else:
+                tokens, maps, _ = self.model.forward_maps(images, [-1], norm=True)
+            vectors = self.model.forward_head(tokens, pre_logits=True).flatten(1).float()
+            logits = self.model.forward_head(tokens).float()
+        if self.size is None:
+            return logits, vectors
+        return logits, make_targets(vectors, maps[-1].float(), self.size)
 
 
 def resize_views(
@@ -153,7 +178,7 @@ def resize_views(
 
 def open_teacher(
     path: str,
-    classes: Sequence[str],
+    classes: Sequence[str] | None,
     seen_by: Preprocess,
     device: torch.device,
     precision: Precision,
@@ -161,18 +186,20 @@ def open_teacher(
     *,
     multi_label: bool,
     with_features: bool,
+    size: tuple[int, int] | None = None,
 ) -> Teacher:
     """Open a teacher for a student.
 
     Args:
         path: A weight file, an exported file, or the name of published weights.
-        classes: The student's classes.
+        classes: The student's classes; None where a teacher may have any, or none.
         seen_by: The student's preprocessing.
         device: Device that is wanted; an exported file may be for another.
         precision: Precision of a weight file's products; an exported file has its own.
         display: Told what a file is, where it is not ours.
         multi_label: Whether an image has any number of classes.
-        with_features: Whether its vectors are wanted.
+        with_features: Whether its features are wanted.
+        size: Height and width of the student's last map, where the teacher's is wanted too.
 
     Raises:
         CheckpointError: The file is missing or damaged.
@@ -182,8 +209,9 @@ def open_teacher(
     tell_program(path, display)
     artifact = read_artifact(path, display=display)
     record, where = artifact.record, f"distill.teacher {path}"
-    require_classes(record, path)
-    if record.is_multi_label != multi_label:
+    if classes is not None:
+        require_classes(record, path)
+    if classes is not None and record.is_multi_label != multi_label:
         kinds = ("one class", "any number of classes")
         raise ConfigError(
             f"{where}: gives an image {kinds[record.is_multi_label]}, and those of the data have "
@@ -196,16 +224,14 @@ def open_teacher(
             f"student of {ours.channels} and {ours.bits}; give a teacher of such images"
         )
     if with_features and artifact.weights is None:
+        instead = ""
+        if classes is not None:
+            instead = f", or another distill.loss than {'feature' if size is None else 'feature and tokens'}"
         raise ConfigError(
             f"{where}: is an exported file, which gives logits alone; give the weight file that it "
-            "was made from, or another distill.loss than feature"
+            f"was made from{instead}"
         )
-    if not record.classes:
-        raise DataError(
-            f"{where}: names no classes, so they cannot be matched with those of the data; write a "
-            "file that does with `vitrail convert` and weights.classes=FILE"
-        )
-    order = match_by_name(record.classes, classes, where)
+    order = [] if classes is None else _order_classes(record, classes, where)
     if artifact.weights is not None:
         show_account(artifact.weights, display)
     network = artifact.start(device, precision if artifact.engine == "torch" else None)
@@ -214,6 +240,11 @@ def open_teacher(
         model = artifact.weights.build(device)
         run = start_module(model, device, precision, torch.get_num_threads())
         network = replace(network, run=run)  # which lets go of the first model
+        if size is not None and not model.feature_levels:
+            raise ConfigError(
+                f"{where}: {record.model} gives no map of its last level; give another teacher, or "
+                "set distill.loss=feature"
+            )
     return Teacher(
         path=path,
         record=record,
@@ -221,7 +252,22 @@ def open_teacher(
         network=network,
         order=tuple(order),
         model=model,
+        size=size,
     )
+
+
+def _order_classes(record: Record, classes: Sequence[str], where: str) -> list[int]:
+    """Return the index among a teacher's classes of each of the student's.
+
+    Raises:
+        DataError: It names none, or lacks some.
+    """
+    if not record.classes:
+        raise DataError(
+            f"{where}: names no classes, so they cannot be matched with those of the data; write a "
+            "file that does with `vitrail convert` and weights.classes=FILE"
+        )
+    return list(match_by_name(record.classes, classes, where))
 
 
 def _digest(artifact: Artifact) -> str:

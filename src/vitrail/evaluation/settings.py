@@ -42,6 +42,8 @@ def inherited_data(record: Record, settings: Sequence[Layer]) -> list[Layer]:
     given: dict[str, Any] = {}
     for layer in settings:
         given |= layer.values.get("data", {})
+    if {"name", "root", "list"} & given.keys():
+        data.pop("unlabelled", None)  # what is named is named for its labels
     is_named = "name" in given
     if is_named and given["name"] == data.get("name"):
         # the same set, and said to be wanted

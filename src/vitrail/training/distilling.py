@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from vitrail.choices import Precision
 from vitrail.config.commands import TrainConfig
+from vitrail.config.teaching_sections import DistillSection
 from vitrail.data.loader import Batch, build_eval_loader
 from vitrail.data.opening import Data, list_files_read
 from vitrail.data.sources import fingerprint
@@ -24,6 +26,7 @@ from vitrail.display import Display, headline_metric
 from vitrail.distillation.answers import AnswerFiles, Layout, open_folder
 from vitrail.distillation.distill import Distillation
 from vitrail.distillation.teacher import PLACES, Teacher, open_teacher
+from vitrail.distillation.tokens import find_grid
 from vitrail.distributed.processes import share
 from vitrail.embedding.store import fingerprint_contents, locate_cache
 from vitrail.errors import ConfigError, TrainingError, VitrailError, shorten
@@ -32,6 +35,7 @@ from vitrail.evaluation.measure import measure
 from vitrail.evaluation.task import task_of
 from vitrail.images.preprocess import Preprocess
 from vitrail.images.train_view import TrainView
+from vitrail.models.family import VisionModel
 from vitrail.training.step import is_out_of_memory
 
 
@@ -45,6 +49,7 @@ def build_distillation(
     precision: Precision,
     counts: NDArray[np.int64],
     display: Display,
+    model: VisionModel,
 ) -> Distillation | None:
     """Open the teacher that the settings name, if they do. Collective.
 
@@ -57,6 +62,7 @@ def build_distillation(
         precision: Precision of matrix products.
         counts: Training images of each class.
         display: Told who teaches.
+        model: The student.
 
     Raises:
         CheckpointError: Its file is missing or damaged, or its answers cannot be kept.
@@ -68,26 +74,31 @@ def build_distillation(
         return None
     refuse_combinations(config, data)
     is_multi_label = data.train.label_sets is not None
+    classes = None if config.data.unlabelled else data.classes
+    grid = find_grid(model, config.model.name) if section.loss == "tokens" else None
     with accelerator.local_main_process_first():  # which downloads for all
         teacher = open_teacher(
             section.teacher,
-            data.classes,
+            classes,
             preprocess,
             accelerator.device,
             precision,
             display,
             multi_label=is_multi_label,
-            with_features=section.loss == "feature",
+            with_features=section.learns_features,
+            size=None if grid is None else grid.size,
         )
-    layout = Layout(len(data.classes), section.topk, teacher.num_features)
+    layout = Layout(len(classes or ()), section.topk, teacher.num_features)
     files = None
-    if not section.mixed and section.cache is not False:
+    if section.cache is not False and is_kept(section):
         about = None
         if accelerator.is_main_process:
             about = describe_answers(config, data, preprocess, view, teacher, layout)
         folder = share_folder(section.cache, about, accelerator)
         files = AnswerFiles(folder, layout, display.warn)
         display.note(f"the answers of the teacher are kept in {folder}")
+    if grid is not None:
+        tell_size(config, len(data.train), layout, files, display)
     distillation = Distillation(
         section=section,
         teacher=teacher,
@@ -96,9 +107,53 @@ def build_distillation(
         device=accelerator.device,
         is_multi_label=is_multi_label,
         files=files,
+        grid=grid,
     )
-    measure_teacher(distillation, config, data, counts, accelerator, display)
+    if config.data.unlabelled:
+        display.note(
+            f"teacher {teacher.path}: {teacher.record.model}, digest {teacher.digest[:16]}"
+        )
+    else:
+        measure_teacher(distillation, config, data, counts, accelerator, display)
     return distillation
+
+
+def is_kept(section: DistillSection) -> bool:
+    """Say whether a teacher's answers are kept, unless that was refused.
+
+    Those with maps are large, and kept where they come again or somebody has named a folder for them.
+    """
+    if section.mixed:
+        return False
+    return section.loss != "tokens" or section.cache is not None or section.views is not None
+
+
+def tell_size(
+    config: TrainConfig, images: int, layout: Layout, files: AnswerFiles | None, display: Display
+) -> None:
+    """Say what a teacher's maps take on the disk, and whether there is room."""
+    bytes_a_view = layout.row.itemsize
+    views = config.distill.views or config.train.epochs + config.schedule.cooldown_epochs
+    a_view, in_all = (count * images * bytes_a_view / 1e9 for count in (1, views))
+    size = f"{bytes_a_view:,} bytes a view, {a_view:.3g} GB for all images once"
+    if files is None:
+        if not config.distill.mixed:
+            display.note(
+                f"the teacher's maps are not kept, and computed in every epoch; they take {size}: "
+                f"distill.views=K keeps K views of an image, distill.cache=FOLDER all {views:,}"
+            )
+        return
+    free = shutil.disk_usage(files.folder).free / 1e9
+    told = (
+        f"the teacher's maps take {size}, {in_all:.3g} GB for {views:,} views, and {free:.3g} GB are "
+        f"free in {files.folder}"
+    )
+    if in_all > free:
+        display.warn(
+            f"{told}; lower distill.views, or set distill.cache to another folder or to false"
+        )
+    else:
+        display.note(told)
 
 
 def refuse_combinations(config: TrainConfig, data: Data) -> None:
@@ -119,10 +174,11 @@ def refuse_combinations(config: TrainConfig, data: Data) -> None:
             f"{len(data.classes)} classes; set it to soft"
         )
     for name in ("compile", "shard"):
-        if loss == "feature" and getattr(config.train, name):
+        if config.distill.learns_features and getattr(config.train, name):
+            instead = "" if config.data.unlabelled else "; drop one, or take distill.loss=soft"
             raise ConfigError(
-                f"distill.loss=feature does not go with train.{name}=true; drop one, or take "
-                "distill.loss=soft"
+                f"distill.loss={loss} does not go with train.{name}=true"
+                + (instead or f"; leave out train.{name}")
             )
 
 
@@ -135,7 +191,7 @@ def describe_answers(
     layout: Layout,
 ) -> dict[str, Any]:
     """Return all that decides the answers to the views of a run, as plain values for JSON."""
-    return {
+    about = {
         "teacher": teacher.description,
         "images": fingerprint(data.train),
         "contents": fingerprint_contents(data.train, list_files_read(config.data, data.train)),
@@ -146,6 +202,13 @@ def describe_answers(
         "topk": layout.kept,
         "logits": "any number of classes" if data.train.label_sets is not None else "one class",
     }
+    if config.data.unlabelled:  # whose validation images are kept too, as they are evaluated
+        about["val"] = {
+            "images": fingerprint(data.val),
+            "contents": fingerprint_contents(data.val, list_files_read(config.data, data.val)),
+            "preprocess": preprocess.to_dict(),
+        }
+    return about
 
 
 def share_folder(given: str | None, about: dict[str, Any] | None, accelerator: Accelerator) -> Path:
@@ -287,6 +350,6 @@ def origin_of_teacher(distillation: Distillation | None) -> dict[str, Any]:
             "file": teacher.path,
             "model": teacher.record.model,
             "digest": teacher.digest,
-            "val": distillation.val_numbers,
+            **({"val": distillation.val_numbers} if distillation.val_numbers else {}),
         }
     }

@@ -9,7 +9,7 @@ from typing import Any
 from vitrail.config.commands import TrainConfig
 from vitrail.config.sections import WeightsSection
 from vitrail.config.teaching_sections import DistillSection
-from vitrail.config.training_sections import OPTIMIZERS
+from vitrail.config.training_sections import OPTIMIZERS, MultiLabelSection
 from vitrail.migrate.rules import format_value
 
 
@@ -155,6 +155,27 @@ RULES = (
         tuple(f"distill.{field.name}" for field in fields(DistillSection)),
         lambda config: config.distill.teacher is None,
         "distill.teacher is null",
+    ),
+    Rule(
+        ("distill.weight", "distill.topk"),
+        lambda config: config.data.unlabelled,
+        "data.unlabelled is true, and the teacher's features are all that is learned",
+    ),
+    Rule(
+        (
+            *(f"multi_label.{field.name}" for field in fields(MultiLabelSection)),
+            "data.class_order",
+            "data.label_column",
+            "data.labels_column",
+            "data.match_classes",
+        ),
+        lambda config: config.data.unlabelled,
+        "data.unlabelled is true, and no label is read",
+    ),
+    Rule(
+        ("data.train_split", "data.val_split"),
+        lambda config: config.data.unlabelled and config.data.root is not None,
+        "data.unlabelled is true, and a folder's images are taken at any depth",
     ),
     Rule(
         ("distill.temperature",),

@@ -23,6 +23,7 @@ from vitrail.data.sources import Source
 from vitrail.errors import ConfigError
 from vitrail.images.batch_augment import make_soft_targets
 from vitrail.training.class_balance import Balance, build_balance, imbalance_warnings
+from vitrail.training.imitation import NoLabels
 
 SINGLE_LABEL_MONITORS = (
     "val_top1",
@@ -231,11 +232,13 @@ class MultiLabelLoss:
         return []
 
 
-LossKind = type[SingleLabelLoss] | type[MultiLabelLoss]
+LossKind = type[SingleLabelLoss] | type[MultiLabelLoss] | type[NoLabels]
 
 
-def choose_loss(label_sets: NDArray[np.bool_] | None) -> LossKind:
+def choose_loss(label_sets: NDArray[np.bool_] | None, unlabelled: bool = False) -> LossKind:
     """Return the loss for the labels of images; `label_sets` is None where each image has one class."""
+    if unlabelled:
+        return NoLabels
     return SingleLabelLoss if label_sets is None else MultiLabelLoss
 
 

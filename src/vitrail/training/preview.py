@@ -128,7 +128,7 @@ def preview(
             refuse_replacing("output", output, list_files_read(config.data, source))
         config, model = open_initial_model(config, data, accelerator, display)
         preprocess = build_preprocess(config, canonical_name(config.model.name), model)
-        loss = choose_loss(data.train.label_sets)
+        loss = choose_loss(data.train.label_sets, config.data.unlabelled)
         counts = count_by_class(data.train)
         context = StepContext(
             config=config,

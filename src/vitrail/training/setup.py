@@ -57,6 +57,7 @@ from vitrail.training.initial_model import (
     tell_statistics,
 )
 from vitrail.training.losses import check_loss_settings, choose_loss
+from vitrail.training.neighbours import Neighbours, open_neighbours
 from vitrail.training.optim.freezing import Freeze
 from vitrail.training.optim.lora import add_adapters
 from vitrail.training.optim.nonfinite import Guard
@@ -96,6 +97,8 @@ class Job(StepContext):
     """Training images of each class."""
     rate: Callable[[int], float]
     """Learning rate of an update, before any rollback."""
+    neighbours: Neighbours | None = None
+    """Labelled images that the features of a training without labels are measured on."""
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -109,7 +112,9 @@ class Job(StepContext):
         if weights is not None and (published := find_origin(weights, self.model_name)):
             origin[ORIGIN] = published
         origin |= origin_of_teacher(self.distillation)
-        return {**origin, **self.fingerprints, "training_counts": self.training_counts.tolist()}
+        if not self.config.data.unlabelled:
+            origin["training_counts"] = self.training_counts.tolist()
+        return {**origin, **self.fingerprints}
 
     @property
     def monitor(self) -> str:
@@ -170,7 +175,7 @@ def build_job(
     """Find the images, and build the model and the loaders for them; a new run begins with the weights it names."""
     # Images
     config, data = open_training_data(config, accelerator, display)
-    loss_kind = choose_loss(data.train.label_sets)
+    loss_kind = choose_loss(data.train.label_sets, config.data.unlabelled)
     counts = count_by_class(data.train)
     check_counts(config.balance, counts, data.classes)
     monitor = config.train.monitor or loss_kind.default_monitor
@@ -183,7 +188,8 @@ def build_job(
     if is_new:
         config, model = open_initial_model(config, data, accelerator, display)
     else:
-        model = build_model(config, model_name, len(data.classes)).to(accelerator.device)
+        num_classes = len(learned_classes(config, data))
+        model = build_model(config, model_name, num_classes).to(accelerator.device)
     preprocess = build_preprocess(config, model_name, model)
     tell_statistics(config, preprocess, display)
 
@@ -202,6 +208,7 @@ def build_job(
         precision=precision,
         counts=counts,
         display=display,
+        model=model,
     )
     job = Job(
         config=config,
@@ -221,6 +228,7 @@ def build_job(
         objective=loss_kind.build(config, data.train, counts, accelerator.device),
         rate=build_schedule(config, sampler.steps),
         distillation=distillation,
+        neighbours=open_neighbours(config, accelerator, display),
     )
     return job, model
 
@@ -229,11 +237,16 @@ def open_initial_model(
     config: TrainConfig, data: Data, accelerator: Accelerator, display: Display
 ) -> tuple[TrainConfig, VisionModel]:
     """Return the model that a run begins with, and the settings with what its weights decide."""
-    name = canonical_name(config.model.name)
+    name, classes = canonical_name(config.model.name), learned_classes(config, data)
     if config.model.weights is None:
-        return config, build_model(config, name, len(data.classes)).to(accelerator.device)
-    opened = open_initial_weights(config, name, data.classes, display)
+        return config, build_model(config, name, len(classes)).to(accelerator.device)
+    opened = open_initial_weights(config, name, classes, display)
     return adopt_recorded_settings(config, opened.record, display), opened.build(accelerator.device)
+
+
+def learned_classes(config: TrainConfig, data: Data) -> tuple[str, ...]:
+    """Return the classes that the model gives logits of; none of images without labels."""
+    return () if config.data.unlabelled else data.classes
 
 
 def refuse_frozen_noise(config: TrainConfig) -> None:
@@ -264,13 +277,14 @@ def open_training_data(
     config = replace(config, data=share(accelerator, pinned_section))
 
     def check_manifest(manifest: Manifest, place: Path) -> Manifest:
-        check_loss_settings(choose_loss(manifest.label_sets), config)  # before what takes long
+        kind = choose_loss(manifest.label_sets, config.data.unlabelled)
+        check_loss_settings(kind, config)  # before what takes long
         return check_images(manifest, place, display)
 
     with accelerator.local_main_process_first():  # which downloads for all
         check = check_manifest if config.data.check else None
         data = open_data(config.data, check)
-    check_loss_settings(choose_loss(data.train.label_sets), config)
+    check_loss_settings(choose_loss(data.train.label_sets, config.data.unlabelled), config)
     for note in data.notes:
         display.note(note)
     if look_alikes := tell_look_alikes(data.classes):
@@ -367,8 +381,12 @@ def tell_alarms(manifest: Manifest, config: TrainConfig, display: Display) -> No
     for problem in problems:
         display.warn(f"{problem.what}; {problem.advice}")
     if problems:
-        data = f"data.list={config.data.list}" if config.data.list else f"data.root={manifest.root}"
-        display.note(f"to see them: {command('check-data', data)}")
+        data = [
+            f"data.list={config.data.list}" if config.data.list else f"data.root={manifest.root}"
+        ]
+        if config.data.unlabelled:
+            data.append("data.unlabelled=true")
+        display.note(f"to see them: {command('check-data', *data)}")
 
 
 def check_monitor(
@@ -394,8 +412,11 @@ def build_state(job: Job, model: VisionModel) -> TrainState:
     if job.config.lora.rank is not None:
         add_adapters(model, job.config.lora)
         model.to(device)
-    if job.distillation is not None and job.distillation.layout.num_features:
-        job.distillation.head = add_projection(model, job.distillation.layout.num_features)
+    if (teaching := job.distillation) is not None and teaching.layout.num_features:
+        teacher = teaching.teacher
+        teaching.head = add_projection(
+            model, teacher.num_vector, teaching.grid, teacher.num_channels
+        )
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     model.set_grad_checkpointing(settings.grad_checkpointing)

@@ -105,13 +105,20 @@ def begin(
         return _extend(extend, written, layer)
     if fork is not None:
         return _fork(fork, written, layer)
-    return _new(written or open_recipe("digits", {}), layer)
+    return begin_new(written or open_recipe("digits", {}), layer)
 
 
-def _new(
+def begin_new(
     recipe: OpenedRecipe, given: Layer, *, where: Sequence[Layer] = (), fork: Path | None = None
 ) -> Start:
-    """Begin a run of a recipe."""
+    """Begin a run of a recipe, with given settings over it.
+
+    Args:
+        recipe: The recipe.
+        given: Settings of the command line or of Python.
+        where: Layers over these, which say where the run is.
+        fork: Folder of a run whose weights it begins with.
+    """
     resolved = resolve(TrainConfig, [recipe.layer, given, *where])
     remarks: list[tuple[Say, str]] = []
     if recipe.translation:
@@ -167,7 +174,7 @@ def _resume(folder: Path, recipe: OpenedRecipe | None, given: Layer) -> Start:
         where = Layer(
             write_option("resume"), {"output": {"root": str(folder.parent), "name": folder.name}}
         )
-        return _new(recipe, given, where=[where])
+        return begin_new(recipe, given, where=[where])
     stored = _settings_of(folder, "resume")
     _refuse_other_folder("resume", folder, given)
     base = stored if recipe is None else recipe.layer
@@ -233,7 +240,7 @@ def _fork(folder: Path, recipe: OpenedRecipe | None, given: Layer) -> Start:
         values["output"] = {**values.get("output", {}), "name": None}
         values["model"] = {**values.get("model", {}), "weights": None}
         recipe = OpenedRecipe(folder.name, str(folder), Layer(stored.origin, values))
-    start = _new(recipe, given, fork=folder)
+    start = begin_new(recipe, given, fork=folder)
     if (weights := start.config.model.weights) is not None:
         where = write_option("fork", folder)
         raise ConfigError(f"{where}: begins with that run's weights; drop model.weights={weights}")

@@ -186,6 +186,8 @@ def _accumulate_gradients(
             with synchronization, statistics:
                 # of a cut batch or beside unreadable ones, an image may be alone
                 logits = model(never_alone(model, part_images)).float()[: len(part_targets)]
+                if context.config.data.unlabelled:
+                    logits = logits[:, :0]  # there is no head, and these were vectors
                 loss = compute_loss(context, logits, part_targets)
                 accelerator.backward(loss / images_per_rank)
             sums += _count(logits, part_targets, loss).to(sums.dtype)
@@ -204,13 +206,16 @@ def compute_loss(context: StepContext, logits: Tensor, targets: Tensor) -> Tenso
     loss = context.objective.loss(logits, targets[:, : logits.shape[1]])
     if context.distillation is None:
         return loss
-    share = context.config.distill.weight
+    share = 1.0 if context.config.data.unlabelled else context.config.distill.weight
     return (1 - share) * loss + share * context.distillation.loss(logits, targets)
 
 
 def _count(logits: Tensor, targets: Tensor, loss: Tensor) -> Tensor:
     """Return loss, right answers, images, and answers that are the teacher's too."""
     k = logits.shape[1]
+    if k == 0:  # images without labels
+        numbers = torch.tensor([0, len(targets), 0], device=loss.device)
+        return torch.cat([loss.detach().reshape(1), numbers.to(loss.dtype)])
     first = logits.argmax(1)
     right = (first == targets[:, :k].argmax(1)).sum()
     counted = torch.full_like(right, len(targets))

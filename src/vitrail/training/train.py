@@ -28,18 +28,20 @@ from vitrail.distributed.processes import (
 )
 from vitrail.distributed.sharding import gather_full
 from vitrail.errors import TrainingError, command, shorten
-from vitrail.evaluation.measure import Measured, measure
-from vitrail.evaluation.task import task_of
+from vitrail.evaluation.measure import Measured
 from vitrail.images.input_check import ENOUGH
 from vitrail.images.preprocess import normalise
 from vitrail.training.batch_norm import explain_batch_norm, has_batch_norm, share_statistics
 from vitrail.training.diagnosis import diagnose, name_anomalies
 from vitrail.training.distilling import ask_teacher
+from vitrail.training.evaluating import evaluate_weights, measure_before
+from vitrail.training.imitation import Imitation
 from vitrail.training.optim.lora import merge_adapters
 from vitrail.training.optim.nonfinite import has_finite_weights
 from vitrail.training.optim.optimizers import restart_counts, set_learning_rate
 from vitrail.training.run.average import average_best, lacks_average
 from vitrail.training.run.folder import plot_curves
+from vitrail.training.run.neighbours_after import measure_after
 from vitrail.training.run.open_run import Run, RunFiles, claim, open_run
 from vitrail.training.run.progress import (
     Progress,
@@ -62,7 +64,13 @@ from vitrail.training.run.resume import (
 from vitrail.training.run.state import TrainState
 from vitrail.training.run.stop import Stop, interruptible
 from vitrail.training.run.trackers import check_trackers
-from vitrail.training.setup import Job, build_job, build_state, tell_of_slow_average
+from vitrail.training.setup import (
+    Job,
+    build_job,
+    build_state,
+    learned_classes,
+    tell_of_slow_average,
+)
 from vitrail.training.shortage import (
     on_cpu,
     tell_of_short_memory,
@@ -98,6 +106,8 @@ class TrainResult:
     report: Path | None
     """HTML report of the best weights; None where it could not be written, or nothing was
     trained."""
+    has_head: bool
+    """Whether the weights give classes; without labels, they give features alone."""
 
 
 def train(
@@ -165,7 +175,8 @@ def train(
             for warning in job.objective.warnings(config, job.training_counts, job.data.classes):
                 display.warn(warning)
             save(job, state, run, must=True)  # from here on there is always something to go back to
-        if settings.eval_first and not state.rows and not job.updates(state):
+        is_measured = settings.eval_first or job.neighbours is not None
+        if is_measured and not state.rows and not job.updates(state):
             evaluate_initial_weights(job, state, run)
 
         # Loop, then the report
@@ -402,6 +413,9 @@ def evaluate_initial_weights(job: Job, state: TrainState, run: Run) -> None:
     job.display.end()
     row: dict[str, Any] = {"epoch": 0, "updates": 0, "lr": job.rate(0), "train_loss": None}
     row |= numbers
+    if job.neighbours is not None:
+        run.watchdog.move("measuring k-NN of the initial weights")
+        row |= measure_before(job, evaluated_model(state), run.watchdog.stir)
     warn_of_unread(job, state, measured.bad_files)
     row["n_bad"] = len(state.bad_files)
     keep_row(job, state, run, row, measured.metrics.thresholds)
@@ -453,7 +467,7 @@ def sum_up_training(job: Job, state: TrainState) -> dict[str, Any]:
         "skipped": skipped,
         "overflow_rate": skipped / job.sampler.steps,
     }
-    if job.distillation is not None:
+    if job.distillation is not None and not job.config.data.unlabelled:
         row["train_agreement"] = 100 * agreeing / images if images else None
     if state.scaler is not None:
         row["loss_scale"] = state.scaler.get_scale()
@@ -462,7 +476,7 @@ def sum_up_training(job: Job, state: TrainState) -> dict[str, Any]:
 
 def evaluate_epoch(
     job: Job, state: TrainState, run: Run, what: str
-) -> tuple[Measured, dict[str, Any]]:
+) -> tuple[Measured | Imitation, dict[str, Any]]:
     """Evaluate the weights, or their average, on the validation images; `what` names them where a rank hangs.
 
     Returns:
@@ -479,24 +493,8 @@ def evaluate_epoch(
     run.watchdog.move(f"evaluating {what}")
     averages = [state.ema.module] if state.ema else []
     share_statistics(job.accelerator, state.model, *averages)
-    agreement = None if job.distillation is None else job.distillation.agreement()
     with Stopwatch(job.accelerator.device, state.seconds).waiting("eval_s"):
-        measured = measure(
-            evaluated_model(state),
-            job.val_loader,
-            task_of(job.data.val, training_counts=job.training_counts),
-            job.preprocess,
-            job.accelerator,
-            precision=job.precision,
-            advance=count_batch,
-            look=None if agreement is None else agreement.add,
-        )
-    numbers = {f"val_{name}": value for name, value in measured.metrics.numbers().items()}
-    if agreement is not None:
-        counts = torch.tensor(agreement.counts, device=job.accelerator.device)
-        equal, images = sum_over_processes(job.accelerator, counts)[0].tolist()
-        numbers["val_agreement"] = 100 * equal / images if images else None
-    return measured, numbers
+        return evaluate_weights(job, evaluated_model(state), count_batch)
 
 
 def evaluated_model(state: TrainState) -> Any:
@@ -516,7 +514,7 @@ def write_best(
     record = Record(
         model=job.model_name,
         options=model_options(state.model),
-        classes=job.data.classes,
+        classes=learned_classes(job.config, job.data),
         preprocess=job.preprocess,
         recipe=to_dict(job.config),
         metrics=state.best,
@@ -544,6 +542,7 @@ def finish_run(job: Job, state: TrainState, run: Run) -> TrainResult:
             written.
     """
     run.outbox.finish()
+    after = measure_after(job, state, run)
     if lacks_average(job, state, run.folder):
         average_best(job, state, run)
     # of a run that was killed between its last save and its report, or whose report was lost
@@ -561,13 +560,14 @@ def finish_run(job: Job, state: TrainState, run: Run) -> TrainResult:
             example = job.data.val.example(run.folder)
     return TrainResult(
         folder=run.folder,
-        rows=tuple(state.rows),
-        best=state.best,
+        rows=tuple({**row, **after} if row is state.best else row for row in state.rows),
+        best={**state.best, **after},
         monitor=job.monitor,
         seconds=time.monotonic() - run.began,
         bad_files=tuple(sorted(state.bad_files)),
         example=example,
         report=report,
+        has_head=not job.config.data.unlabelled,
     )
 
 

@@ -296,7 +296,7 @@ def find_ground(subject: Subject, metric: str | None) -> tuple[Subject, Ground]:
     subject, notes = _keep_off_test(subject)
     config = subject.configure({})
     data = open_data(pin_revision(config.data))
-    loss = choose_loss(data.train.label_sets)
+    loss = choose_loss(data.train.label_sets, config.data.unlabelled)
     chosen = metric or config.train.monitor or loss.default_monitor
     where = "train.monitor" if metric is None else name_option("metric")
     check_loss_settings(loss, replace(config, train=replace(config.train, monitor=None)))

@@ -106,6 +106,12 @@ class RunLog:
         self._rows.append(row)
         self._trackers.log(row, by="epoch")
 
+    def amend(self, epoch: int, numbers: Mapping[str, Any]) -> None:
+        """Add numbers to the row of an epoch; `write` brings them to metrics.jsonl."""
+        for place, row in enumerate(self._rows):
+            if row["epoch"] == epoch:
+                self._rows[place] = {**row, **numbers}
+
     def write(self) -> None:
         """Write metrics.jsonl, all of it, so that it never holds half a line.
 
@@ -232,7 +238,8 @@ def plot_curves(
         for axes, key in ((loss, "loss"), (quality, name)):
             _plot_splits(axes, key, rows, evaluated, marker)
         reached = ""
-        if best:
+        has_quality = any(f"val_{name}" in row for row in evaluated)
+        if best and has_quality:
             quality.plot(best["epoch"], best[f"val_{name}"], "o", color=BLUE)
             reached = f": best {best[f'val_{name}']:.2f} in epoch {best['epoch']}"
         rate.plot(
@@ -242,6 +249,9 @@ def plot_curves(
 
         # Words
         titles = {loss: "loss", quality: f"{title_of_name}, %{reached}", rate: "learning rate"}
+        if not has_quality:  # of a training without labels
+            titles.pop(quality)
+            quality.remove()
         for axes, text in titles.items():
             axes.set_title(text, loc="left")
             axes.set_xlabel("epoch")
@@ -269,6 +279,7 @@ def _plot_splits(
                 points.append((row["epoch"], value))
         if points:
             axes.plot(*zip(*points, strict=True), color=color, marker=marker, label=label)
-    axes.legend(frameon=False, labelcolor="linecolor")
+    if axes.lines:
+        axes.legend(frameon=False, labelcolor="linecolor")
     axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
     axes.set_axisbelow(True)

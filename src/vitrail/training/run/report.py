@@ -25,6 +25,7 @@ from vitrail.images.preprocess import denormalise, normalise
 from vitrail.models.family import VisionModel
 from vitrail.pages.charts import Chart, line_chart
 from vitrail.pages.render import picture
+from vitrail.training.run.features_page import render_features
 from vitrail.training.run.open_run import Run
 from vitrail.training.run.state import TrainState
 from vitrail.training.run.stop import interruptible
@@ -94,6 +95,8 @@ def write_run_report(
     # Evaluation
     path = folder / "best.safetensors"
     opened = open_on_first_rank(job, path)
+    if job.config.data.unlabelled:
+        return write_features_report(job, state, folder, seconds, opened)
     task = task_of(
         job.data.val, training_counts=job.training_counts, thresholds=opened.record.thresholds
     )
@@ -121,7 +124,32 @@ def write_run_report(
         device=job.accelerator.device,
         guard_csv=job.config.output.guard_csv,
     )
-    training = Training(
+    training = describe_training(job, state, seconds)
+    files = task.report_files(
+        subject, measured.answers, measured.metrics, measured.bad_files, training
+    )
+    report = report_folder(folder / "report")
+    with report.staged():
+        return report.publish(files)[0] / PAGE
+
+
+def write_features_report(
+    job: Job, state: TrainState, folder: Path, seconds: float, opened: Opened
+) -> Path | None:
+    """Write the report of a training without labels; return the page, on the first rank."""
+    if not job.is_main:
+        return None
+    path, knn = folder / "best.safetensors", opened.record.provenance.get("knn")
+    training = describe_training(job, state, seconds)
+    files = render_features(job, path, opened.record, training, knn)
+    report = report_folder(folder / "report")
+    with report.staged():
+        return report.publish(files)[0] / PAGE
+
+
+def describe_training(job: Job, state: TrainState, seconds: float) -> Training:
+    """Return the part of a report on the run itself."""
+    return Training(
         rows=state.rows,
         best=state.best,
         charts=draw_curves(state.rows, state.best),
@@ -130,12 +158,6 @@ def write_run_report(
         seconds=seconds,
         updates=job.updates(state),
     )
-    files = task.report_files(
-        subject, measured.answers, measured.metrics, measured.bad_files, training
-    )
-    report = report_folder(folder / "report")
-    with report.staged():
-        return report.publish(files)[0] / PAGE
 
 
 def open_on_first_rank(job: Job, path: Path) -> Opened:
@@ -208,7 +230,8 @@ def training_samples(job: Job, source: Source) -> list[tuple[str, str]]:
     )
     # back to pixels, in which the erased boxes are seen
     pixels = denormalise(images, preprocess)
-    return [
-        (picture(image), format_label(label, source.classes, source.label_sets))
-        for image, label in zip(pixels, batch.labels.tolist(), strict=True)
-    ]
+    samples = []
+    for image, label in zip(pixels, batch.labels.tolist(), strict=True):
+        name = format_label(label, source.classes, source.label_sets)
+        samples.append((picture(image), "" if job.config.data.unlabelled else name))
+    return samples
