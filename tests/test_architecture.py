@@ -162,6 +162,8 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
                 "training.run.open_run",
                 "training.run.resume",
                 "training.distilling",
+                "training.token_labeling",
+                "distillation.label_tokens",
                 "training.setup",
                 "training.run.state",
                 "training.step",
@@ -187,6 +189,7 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
                         "inference",
                         "serving",
                         "embedding",
+                        "token_labels",
                         "deploy",
                         "weights",
                     )

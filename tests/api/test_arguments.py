@@ -111,6 +111,7 @@ def given(tiny_checkpoint: Path, image_folder: Path, tmp_path: Path, monkeypatch
         "add_weights": {"files": "gone"},
         "embed": {"checkpoint": "gone", "images": image},
         "finetune": {"data": "gone"},
+        "make_token_labels": {"teacher": "gone", "settings": gone, "out": tmp_path / "labels"},
         "tune": {"recipe": TINY, "settings": gone},
         "load_model": {"path": tiny_checkpoint},
     }

@@ -21,6 +21,7 @@ from vitrail.cli.finetuning import finetune
 from vitrail.cli.inference import bench, evaluate, predict, verify
 from vitrail.cli.serving import serve
 from vitrail.cli.signals import tell_interrupted
+from vitrail.cli.token_labels import make_token_labels
 from vitrail.cli.training import bench_data, config, doctor, models, preview, train
 from vitrail.cli.tuning import tune
 from vitrail.cli.weights import weights
@@ -62,6 +63,7 @@ COMMANDS = (
     evaluate,
     predict,
     embed,
+    make_token_labels,
     convert,
     export,
     quantize,
