@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torchvision.ops import roi_align
 
 from vitrail.config.teaching_sections import TokenLabelsSection
 from vitrail.data.loader import Batch
@@ -154,6 +153,9 @@ def align(
         places: Where the views were, as `Place` says.
         size: Height and width.
     """
+    # takes seconds to import, and only training needs it
+    from torchvision.ops import roi_align
+
     height, width = maps.shape[2:]
     numbers = torch.arange(len(maps), device=maps.device, dtype=maps.dtype)[:, None]
     boxes = places[:, :4] * places.new_tensor([width, height, width, height])
