@@ -167,6 +167,8 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
                 "training.distilling",
                 "training.imitation",
                 "training.neighbours",
+                "training.token_labeling",
+                "distillation.label_tokens",
                 "training.setup",
                 "training.run.state",
                 "training.step",
@@ -193,6 +195,7 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
                         "inference",
                         "serving",
                         "embedding",
+                        "token_labels",
                         "deploy",
                         "weights",
                     )
@@ -205,7 +208,7 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
         ("safetensors", {"weights.checkpoint", "weights.formats.weight_file", "data.manifest"}),
         ("matplotlib", {"training.run.folder"}),
         ("jinja2", {"pages.render"}),
-        ("torchvision", {"data.named_sets", "images.train_view", "training.preview"}),
+        ("torchvision", {"data.named_sets", "distillation.token_labels", "images.train_view", "training.preview"}),
         ("torchcodec", {"images.decoding"}),
         ("tifffile", {"images.tiff"}),
         (
@@ -315,8 +318,8 @@ def test_public_names_resolve_and_are_documented() -> None:
     assert set(vitrail.__all__) == set(dir(vitrail)) == {
         "VitrailError", "add_weights", "bench", "bench_data", "check_data", "convert", "create_model", "doctor",
         "embed", "evaluate", "export", "fetch_weights", "finetune", "list_models", "list_weights", "load_model",
-        "pack", "predict", "pretrain", "preview", "quantize", "resize_data", "serve", "show_config", "sweep_preprocess",
-        "train", "tune", "verify", "write_inputs",
+        "make_token_labels", "pack", "predict", "pretrain", "preview", "quantize", "resize_data", "serve",
+        "show_config", "sweep_preprocess", "train", "tune", "verify", "write_inputs",
     }  # fmt: skip
     for name in vitrail.__all__:
         assert getattr(vitrail, name).__doc__

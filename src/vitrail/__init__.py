@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vitrail.api.pretraining import pretrain as pretrain
     from vitrail.api.preview import preview as preview
     from vitrail.api.serving import serve as serve
+    from vitrail.api.token_labels import make_token_labels as make_token_labels
     from vitrail.api.training import bench_data as bench_data
     from vitrail.api.training import doctor as doctor
     from vitrail.api.training import show_config as show_config
@@ -54,6 +55,7 @@ _PUBLIC = {
     "list_models": "vitrail.api.models",
     "list_weights": "vitrail.api.weights",
     "load_model": "vitrail.api.models",
+    "make_token_labels": "vitrail.api.token_labels",
     "pack": "vitrail.api.data",
     "predict": "vitrail.api.inference",
     "pretrain": "vitrail.api.pretraining",
@@ -85,6 +87,7 @@ __all__ = [
     "list_models",
     "list_weights",
     "load_model",
+    "make_token_labels",
     "pack",
     "predict",
     "pretrain",

@@ -23,8 +23,8 @@ from vitrail.transfer.survey import Survey
 from vitrail.weights.adapt import shared_rows
 
 SECTIONS = [
-    "model", "weights", "data", "preprocess", "augment", "balance", "multi_label", "distill", "optim", "freeze", "lora",
-    "schedule", "ema", "train", "output",
+    "model", "weights", "data", "preprocess", "augment", "balance", "multi_label", "distill", "token_labels", "optim",
+    "freeze", "lora", "schedule", "ema", "train", "output",
 ]  # fmt: skip
 PUBLISHED = re.compile(r"^# Published: ([\d.]+)(?: / ([\d.]+))? \(top-1.*\)\.$", re.MULTILINE)
 IMAGENET = [name for name in list_recipes() if "imagenet" in name]

@@ -87,6 +87,7 @@ def test_a_documented_command_is_understood(arguments: list[str]) -> None:
         "quantize": EvaluateConfig,
         "predict": PredictConfig,
         "embed": EmbedConfig,
+        "make-token-labels": EmbedConfig,
     }
     schema |= {"check-data": CheckConfig, **dict.fromkeys(("convert", "export", "serve"), ConvertConfig)}
     schema |= dict.fromkeys(("pack", "resize-data"), DataConfig)

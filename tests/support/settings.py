@@ -7,7 +7,7 @@ import pytest
 from vitrail.config.commands import TrainConfig
 from vitrail.config.resolve import parse_command_line, resolve
 from vitrail.config.sections import DataSection, EvaluateSection, ModelSection, PreprocessSection, WeightsSection
-from vitrail.config.teaching_sections import DistillSection
+from vitrail.config.teaching_sections import DistillSection, TokenLabelsSection
 from vitrail.config.training_sections import (
     AugmentSection,
     BalanceSection,
@@ -30,6 +30,7 @@ SECTIONS = (
     BalanceSection,
     MultiLabelSection,
     DistillSection,
+    TokenLabelsSection,
     OptimSection,
     FreezeSection,
     LoraSection,

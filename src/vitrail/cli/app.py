@@ -22,6 +22,7 @@ from vitrail.cli.inference import bench, evaluate, predict, verify
 from vitrail.cli.pretraining import pretrain
 from vitrail.cli.serving import serve
 from vitrail.cli.signals import tell_interrupted
+from vitrail.cli.token_labels import make_token_labels
 from vitrail.cli.training import bench_data, config, doctor, models, preview, train
 from vitrail.cli.tuning import tune
 from vitrail.cli.weights import weights
@@ -64,6 +65,7 @@ COMMANDS = (
     evaluate,
     predict,
     embed,
+    make_token_labels,
     convert,
     export,
     quantize,

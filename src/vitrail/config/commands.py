@@ -12,7 +12,7 @@ from vitrail.config.sections import (
     PreprocessSection,
     WeightsSection,
 )
-from vitrail.config.teaching_sections import DistillSection
+from vitrail.config.teaching_sections import DistillSection, TokenLabelsSection
 from vitrail.config.training_sections import (
     AugmentSection,
     BalanceSection,
@@ -40,6 +40,7 @@ class TrainConfig:
     balance: BalanceSection = field(default_factory=BalanceSection)
     multi_label: MultiLabelSection = field(default_factory=MultiLabelSection)
     distill: DistillSection = field(default_factory=DistillSection)
+    token_labels: TokenLabelsSection = field(default_factory=TokenLabelsSection)
     optim: OptimSection = field(default_factory=OptimSection)
     freeze: FreezeSection = field(default_factory=FreezeSection)
     lora: LoraSection = field(default_factory=LoraSection)
@@ -54,6 +55,7 @@ class TrainConfig:
         problems += self._rate_problems()
         problems += self._sampling_problems()
         problems += self._distillation_problems()
+        problems += self._token_label_problems()
         for name, value in (("freeze.until", self.freeze.until), ("lora.rank", self.lora.rank)):
             if value is not None and self.train.shard:
                 problems.append(
@@ -129,14 +131,11 @@ class TrainConfig:
         distill, augment = self.distill, self.augment
         problems = self._unlabelled_problems()
         pastes = augment.cutmix or augment.cutmix_minmax
-        if distill.teacher is not None and distill.loss == "tokens" and pastes:
-            problems += (
-                []
-                if distill.mixed
-                else [
-                    "distill.loss is tokens, which matches places, and CutMix moves them; set "
-                    "distill.mixed=true, or augment.cutmix=0 and augment.cutmix_minmax=null"
-                ]
+        learns_places = distill.teacher is not None and distill.loss == "tokens"
+        if learns_places and pastes and not distill.mixed:
+            problems.append(
+                "distill.loss is tokens, which matches places, and CutMix moves them; set "
+                "distill.mixed=true, or augment.cutmix=0 and augment.cutmix_minmax=null"
             )
         if distill.teacher is None or distill.loss != "dkd":
             return problems
@@ -180,6 +179,32 @@ class TrainConfig:
                 "by; set it to false, and ema.decay averages all updates"
             ]
         return []
+
+    def _token_label_problems(self) -> list[str]:
+        """Say what token labels cannot be combined with."""
+        section, augment = self.token_labels, self.augment
+        if section.folder is None:
+            return []
+        problems = []
+        for name in ("cutmix", "cutmix_minmax"):
+            if value := getattr(augment, name):
+                problems.append(
+                    f"augment.{name}={value} pastes pixels, which token_labels.mix_token does with "
+                    f"tokens and their labels; set augment.{name} to its default"
+                )
+        if augment.mixup and section.mix_token:
+            problems.append(
+                f"augment.mixup={augment.mixup} and token_labels.mix_token={section.mix_token} both "
+                "mix the images of a batch; set one of them to 0"
+            )
+        if self.distill.teacher is not None:
+            problems.append(
+                "distill.teacher and token_labels.folder are two teachers; set one of them to null"
+            )
+        for name in ("compile", "shard"):
+            if getattr(self.train, name):
+                problems.append(f"token_labels.folder does not go with train.{name}=true; drop one")
+        return problems
 
 
 class _IndependentSections:

@@ -67,3 +67,24 @@ class DistillSection:
         if self.mixed and self.loss == "dkd":
             problems.append("mixed does not go with loss=dkd, which needs the class of an image")
         return problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLabelsSection:
+    """Token labeling: learn what a teacher says of every token of an image (see docs/token_labeling.md)."""
+
+    folder: str | None = None
+    """Folder that `vitrail make-token-labels` wrote for these training images; null is off."""
+    weight: float = 0.5
+    """Weight of the tokens' loss beside the images', whose weight is 1."""
+    label: Literal["image", "map", "both"] = "image"
+    """What the class of an image is learned from: its own label (image, the paper's formula), the
+    probabilities of the map over the view (map, as the paper's code does), or half of each, with 0.9
+    of the map where its likeliest class is another (both, the code's ground-truth option)."""
+    mix_token: float = 1.0
+    """Probability of MixToken for a batch: images get a box of their partners' tokens behind the
+    first layers, and labels and maps are mixed accordingly. It takes the place of CutMix."""
+
+    def problems(self) -> list[str]:
+        """Say what is wrong, each as one clause."""
+        return find_out_of_range(self, weight=(0, None), mix_token=(0, 1))

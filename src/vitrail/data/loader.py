@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Int64, UInt
+from jaxtyping import Float, Int64, UInt
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
@@ -21,7 +21,7 @@ from vitrail.errors import DataError, LostWorker
 from vitrail.images.decoding import fast_decoders
 from vitrail.images.pixels import PixelFormat, UnreadableImage
 from vitrail.images.preprocess import Preprocess
-from vitrail.images.train_view import TrainView, sample_key
+from vitrail.images.train_view import WHOLE, Place, TrainView, sample_key
 
 MAX_WORKERS = 8
 """Most loader workers of a rank by default: beyond, decoding on one machine gains little and memory
@@ -45,6 +45,8 @@ class Sample:
     """Seed of the random draws; 0 in evaluation."""
     bad: tuple[str, str] | None
     """Name of an unreadable image, and the reason."""
+    place: Place = WHOLE
+    """Where in the image a training view was cut out."""
 
 
 class Batch(NamedTuple):
@@ -58,14 +60,21 @@ class Batch(NamedTuple):
     """Seed of the random draws for each image; 0 in evaluation."""
     bad: list[tuple[str, str]]
     """Name of each unreadable image, and the reason."""
+    places: Float[Tensor, "b 5"] | None = None
+    """Where in its image each training view was cut out, as `Place` says."""
 
 
 def _read(
-    source: Source, index: int, key: int, wanted: PixelFormat, view: Callable[[Tensor], Tensor]
+    source: Source,
+    index: int,
+    key: int,
+    wanted: PixelFormat,
+    view: Callable[[Tensor], tuple[Tensor, Place]],
 ) -> Sample:
     label = int(source.labels[index])
     try:
-        return Sample(view(source.image(index, wanted)), label, index, key, None)
+        pixels, place = view(source.image(index, wanted))
+        return Sample(pixels, label, index, key, None, place)
     except UnreadableImage as error:
         return Sample(None, label, index, key, (source.name(index), str(error)))
     except OSError as error:
@@ -91,7 +100,7 @@ class TrainImages(Dataset[Sample]):
         epoch, index, copy = item
         view = epoch if self.views is None else epoch % self.views
         key = sample_key(self.seed, view, index, copy)
-        return _read(self.source, index, key, self.wanted, lambda image: self.view.view(image, key))
+        return _read(self.source, index, key, self.wanted, lambda image: self.view.draw(image, key))
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,10 @@ class EvalImages(Dataset[Sample]):
     preprocess: Preprocess
 
     def __getitem__(self, item: int) -> Sample:
-        return _read(self.source, item, 0, self.preprocess.pixels, self.preprocess.view)
+        wanted = self.preprocess.pixels
+        return _read(
+            self.source, item, 0, wanted, lambda image: (self.preprocess.view(image), WHOLE)
+        )
 
 
 @dataclass(frozen=True)
@@ -114,7 +126,7 @@ class _Collate:
     pixels: PixelFormat
 
     def __call__(self, samples: list[Sample]) -> Batch:
-        images, labels, indices, keys, bad = [], [], [], [], []
+        images, labels, indices, keys, bad, places = [], [], [], [], [], []
         for sample in samples:
             if sample.image is not None:
                 # stacked as (h, w, c), which is how views lie in memory
@@ -122,6 +134,7 @@ class _Collate:
                 labels.append(sample.label)
                 indices.append(sample.index)
                 keys.append(sample.key)
+                places.append(sample.place)
             if sample.bad is not None:
                 bad.append(sample.bad)
         if images:
@@ -134,6 +147,7 @@ class _Collate:
             indices=torch.tensor(indices, dtype=torch.int64),
             keys=torch.tensor(keys, dtype=torch.int64),
             bad=bad,
+            places=torch.tensor(places, dtype=torch.float32).reshape(-1, 5),
         )
 
 
@@ -269,6 +283,7 @@ def build_eval_loader(
     bad_files: BadFiles = "skip",
     pin_memory: bool = False,
     first: int = 0,
+    batches: Sequence[range] | None = None,
 ) -> ImageLoader:
     """Load every image once, in order, whole batches dealt out to the ranks in turn: no padding.
 
@@ -284,13 +299,15 @@ def build_eval_loader(
         bad_files: Whether an unreadable image is reported with its batch, or raises DataError.
         pin_memory: Whether batches are copied to pinned memory, for a CUDA device.
         first: Number of the batch to begin with, where those before it are done.
+        batches: Indices of the images of each batch, where it is not all of them.
 
     Raises:
         ConfigError: Batches of such images have no place in memory.
     """
     preprocess.check_batch(batch_size)
     n = len(source)
-    batches = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
+    if batches is None:
+        batches = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
     return ImageLoader(
         EvalImages(source, preprocess),
         bad_files=bad_files,

@@ -1,1 +1,1 @@
-"""Distillation: what a trained model answers to the views of a training, kept by view, and the losses that learn it."""
+"""What a trained model teaches: its answers to views, or labels of every token, kept on the disk, and their losses."""

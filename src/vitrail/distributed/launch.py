@@ -13,7 +13,16 @@ from pathlib import Path
 
 from vitrail.errors import ConfigError
 
-SEVERAL = ("train", "evaluate", "embed", "bench-data", "doctor", "config", "models")
+SEVERAL = (
+    "train",
+    "evaluate",
+    "embed",
+    "make-token-labels",
+    "bench-data",
+    "doctor",
+    "config",
+    "models",
+)
 """Commands that may run in more than one process: together, or without writing a file."""
 PORTS = range(20_000, 30_000)
 """Ports for the processes to meet at, below those that systems give out by themselves."""

@@ -134,7 +134,7 @@ class _Store:
             folder.mkdir(parents=True, exist_ok=True)
             lock = (folder / LOCK).open("ab")
         with lock:
-            if not _is_locked(lock.fileno()):
+            if not take_lock(lock.fileno()):
                 raise ConfigError(
                     f"{folder}: another process brings features there; wait for its end, or end it"
                 )
@@ -191,7 +191,7 @@ def _reserve(path: Path) -> None:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
-def _is_locked(number: int) -> bool:
+def take_lock(number: int) -> bool:
     """Lock a file for this process, if no other has; say whether it is."""
     try:
         import fcntl

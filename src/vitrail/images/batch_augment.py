@@ -141,7 +141,8 @@ def mix(
     alpha = cutmix_alpha if use_cutmix else mixup_alpha
     share = float(rng.beta(alpha, alpha))
     if use_cutmix:
-        (top, bottom, left, right), share = _pasted_box(images, share, minmax, rng)
+        size = (images.shape[2], images.shape[3])
+        (top, bottom, left, right), share = _pasted_box(size, share, minmax, rng)
         images[:, :, top:bottom, left:right] = images.flip(0)[:, :, top:bottom, left:right]
     else:
         partners = images.flip(0).mul_(1 - share)
@@ -188,7 +189,8 @@ def _mix_each(
             continue
         both = [number] if len(shares) == n else [number, n - 1 - number]
         if pastes:
-            (top, bottom, left, right), share = _pasted_box(images, share, minmax, rng)
+            size = (images.shape[2], images.shape[3])
+            (top, bottom, left, right), share = _pasted_box(size, share, minmax, rng)
             for at in both:
                 images[at, :, top:bottom, left:right] = partners[at, :, top:bottom, left:right]
         else:
@@ -200,14 +202,32 @@ def _mix_each(
     return images, targets * kept_share + targets.flip(0) * (1 - kept_share)
 
 
+def draw_box(
+    size: tuple[int, int], alpha: float, probability: float, key: int
+) -> tuple[Box, float] | None:
+    """Draw a rectangle as CutMix does, and the share of the area that it leaves; None for none.
+
+    Args:
+        size: Height and width of what it is drawn over.
+        alpha: Parameter of the Beta distribution of the share that it leaves.
+        probability: Probability that there is one.
+        key: Seed of the batch on this rank.
+    """
+    rng = np.random.default_rng(key)
+    if rng.random() >= probability:
+        return None
+    (top, bottom, left, right), share = _pasted_box(size, float(rng.beta(alpha, alpha)), None, rng)
+    return None if top >= bottom or left >= right else ((top, bottom, left, right), share)
+
+
 def _pasted_box(
-    images: Tensor,
+    size: tuple[int, int],
     share: float | np.float32,
     minmax: tuple[float, float] | None,
     rng: np.random.Generator,
 ) -> tuple[Box, float]:
     """Draw a rectangle of about 1 - share of the area, or of sides within `minmax`, and return the share it leaves."""
-    height, width = images.shape[-2:]
+    height, width = size
     if minmax is None:
         side = np.sqrt(1 - share)
         box_height = int(height * side)

@@ -37,6 +37,12 @@ AUTO_AUGMENT = re.compile(
 """Names of timm's policies with their parameters."""
 
 
+Place = tuple[float, float, float, float, float]
+"""Left, top, right and bottom of a view as shares of its image, and 1 where it is mirrored, else 0."""
+WHOLE: Place = (0.0, 0.0, 1.0, 1.0, 0.0)
+"""The place of a view that is the image itself."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainView:
     """A random view of a training image: crop and resize, mirror, then timm's policy or colour jitter."""
@@ -92,6 +98,10 @@ class TrainView:
 
     def view(self, image: Pixels, key: int) -> UInt[Tensor, "c out_h out_w"]:
         """Draw the view that follows from the seed `key`; the random states of a training process stay as they were."""
+        return self.draw(image, key)[0]
+
+    def draw(self, image: Pixels, key: int) -> tuple[UInt[Tensor, "c out_h out_w"], Place]:
+        """Draw the same view, and say where in the image it was cut out before the policy varied it."""
         with _seeded(key, also_numpy=self.auto_augment is not None):
             top, left, height, width = self._box(image)
             interpolation: str = self.interpolation
@@ -100,7 +110,8 @@ class TrainView:
             view = resize_pixels(
                 image[:, top : top + height, left : left + width], self.size, interpolation
             )
-            if random.random() < self.hflip:
+            is_mirrored = random.random() < self.hflip
+            if is_mirrored:
                 view = view.flip(-1)
             if self.auto_augment is not None:
                 augmented = self._policy(Image.fromarray(view.permute(1, 2, 0).numpy()))
@@ -109,7 +120,9 @@ class TrainView:
                 self.auto_augment is None or "3a" in self.auto_augment
             ):
                 view = _jitter(view, self.color_jitter)
-        return view
+        rows, columns = image.shape[1:]
+        right, bottom = (left + width) / columns, (top + height) / rows
+        return view, (left / columns, top / rows, right, bottom, float(is_mirrored))
 
     def _box(self, image: Tensor) -> tuple[int, int, int, int]:
         from timm.data.transforms import RandomResizedCropAndInterpolation

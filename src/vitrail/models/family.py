@@ -344,6 +344,9 @@ class VisionModel(nn.Module, ABC, Generic[C]):
     head: nn.Module
     head_names: tuple[str, ...] = ("head",)
     """Names of the layers that give the logits."""
+    embedding: str = ""
+    """Name of the module that makes the first tokens of an image; empty where nothing is known of
+    it."""
     in_float: tuple[type[nn.Module], ...] = ()
     """Kinds of modules whose layers are not computed in 8 bits."""
     grad_checkpointing: bool = False

@@ -265,6 +265,7 @@ class T2TViT(VisionModel[T2TViTConfig]):
 
     in_float = (TokenPerformer,)
     num_class_tokens = 1
+    embedding = "tokens_to_token"
 
     def __init__(self, config: T2TViTConfig) -> None:
         super().__init__()

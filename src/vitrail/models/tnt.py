@@ -274,6 +274,7 @@ class TNT(VisionModel[TNTConfig]):
     """Transformer in Transformer, classifying by the class token."""
 
     num_class_tokens = 1
+    embedding = "patch_embed"
 
     def __init__(self, config: TNTConfig) -> None:
         super().__init__()

@@ -237,6 +237,8 @@ class PatchEmbed(nn.Module):
 class Twins(VisionModel[TwinsConfig]):
     """Twins pyramid, classifying by the mean of its last tokens."""
 
+    embedding = "patch_embeds.0"
+
     def __init__(self, config: TwinsConfig) -> None:
         super().__init__()
         self.config = config

@@ -220,7 +220,9 @@ def time_model(job: Job, model: VisionModel, batch: Batch, seconds: float) -> tu
     def update(images: int) -> float:
         """Make an update of so many images, and return the seconds that it took."""
         begun = time.perf_counter()
-        micro_batch = Batch(*(column[:images] for column in batch[:4]), bad=[])
+        columns = ("images", "labels", "indices", "keys", "places")
+        cut = {name: getattr(batch, name)[:images] for name in columns}
+        micro_batch = Batch(**cut, bad=[])
         keys = mixing_keys(job.config, job.sampler, 0, 0)[:1]
         sums, _, _ = train_step(job, wrapped, optimizer, [micro_batch], keys, watch)
         if state.ema:

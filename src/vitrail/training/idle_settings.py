@@ -8,7 +8,7 @@ from typing import Any
 
 from vitrail.config.commands import TrainConfig
 from vitrail.config.sections import WeightsSection
-from vitrail.config.teaching_sections import DistillSection
+from vitrail.config.teaching_sections import DistillSection, TokenLabelsSection
 from vitrail.config.training_sections import OPTIMIZERS, MultiLabelSection
 from vitrail.migrate.rules import format_value
 
@@ -93,6 +93,11 @@ def _mixes(config: TrainConfig) -> bool:
     return config.augment.mixup > 0 or _pastes(config)
 
 
+def _mixes_tokens(config: TrainConfig) -> bool:
+    """Say whether MixToken is on."""
+    return config.token_labels.folder is not None and config.token_labels.mix_token > 0
+
+
 def _varies_views(config: TrainConfig) -> bool:
     """Say whether the student sees something else of an image than its view."""
     return config.augment.erase_prob > 0 or (_mixes(config) and config.augment.mix_prob > 0)
@@ -126,7 +131,12 @@ RULES = (
         lambda config: config.augment.erase_prob <= 0,
         "augment.erase_prob is 0",
     ),
-    Rule(MIXING, lambda config: not _mixes(config), "augment.mixup and augment.cutmix are 0"),
+    Rule(MIXING[:-1], lambda config: not _mixes(config), "augment.mixup and augment.cutmix are 0"),
+    Rule(
+        ("augment.mix_off_epoch",),
+        lambda config: not _mixes(config) and not _mixes_tokens(config),
+        "augment.mixup and augment.cutmix are 0",
+    ),
     Rule(MIXING, lambda config: config.augment.mix_prob <= 0, "augment.mix_prob is 0"),
     Rule(
         ("augment.mix_switch_prob",), lambda config: not _pastes(config), "only augment.mixup is on"
@@ -176,6 +186,11 @@ RULES = (
         ("data.train_split", "data.val_split"),
         lambda config: config.data.unlabelled and config.data.root is not None,
         "data.unlabelled is true, and a folder's images are taken at any depth",
+    ),
+    Rule(
+        tuple(f"token_labels.{field.name}" for field in fields(TokenLabelsSection)),
+        lambda config: config.token_labels.folder is None,
+        "token_labels.folder is null",
     ),
     Rule(
         ("distill.temperature",),

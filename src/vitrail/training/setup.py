@@ -38,6 +38,7 @@ from vitrail.data.tables.hub import pin_revision
 from vitrail.data.tables.rows import find_storage_groups
 from vitrail.display import Display
 from vitrail.distillation.projection import add_projection
+from vitrail.distillation.token_head import add_token_head
 from vitrail.distributed.processes import share
 from vitrail.distributed.sharding import shard
 from vitrail.errors import ConfigError, command, write_option
@@ -66,6 +67,7 @@ from vitrail.training.optim.schedule import learning_rate
 from vitrail.training.run.state import TrainState, new_sums
 from vitrail.training.run.stop import Stop
 from vitrail.training.step import StepContext
+from vitrail.training.token_labeling import build_token_labels, origin_of_labels
 from vitrail.weights.published.resolve import ORIGIN, find_origin
 
 SLOW_AVERAGE = 0.01
@@ -111,7 +113,7 @@ class Job(StepContext):
         weights = self.config.model.weights
         if weights is not None and (published := find_origin(weights, self.model_name)):
             origin[ORIGIN] = published
-        origin |= origin_of_teacher(self.distillation)
+        origin |= origin_of_teacher(self.distillation) | origin_of_labels(self.token_labels)
         if not self.config.data.unlabelled:
             origin["training_counts"] = self.training_counts.tolist()
         return {**origin, **self.fingerprints}
@@ -229,6 +231,7 @@ def build_job(
         rate=build_schedule(config, sampler.steps),
         distillation=distillation,
         neighbours=open_neighbours(config, accelerator, display),
+        token_labels=build_token_labels(config, data, preprocess, model, accelerator, display),
     )
     return job, model
 
@@ -417,6 +420,9 @@ def build_state(job: Job, model: VisionModel) -> TrainState:
         teaching.head = add_projection(
             model, teacher.num_vector, teaching.grid, teacher.num_channels
         )
+    if job.token_labels is not None:
+        add_token_head(model, job.token_labels.grid)
+        job.token_labels.model = model
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     model.set_grad_checkpointing(settings.grad_checkpointing)

@@ -31,6 +31,7 @@ FREE = (
     "data.download",
     "data.cache_gb",
     "distill.cache",
+    "token_labels.folder",
     "output.",
     "train.device",
     "train.shard",

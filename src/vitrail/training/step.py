@@ -18,6 +18,7 @@ from vitrail.config.commands import TrainConfig
 from vitrail.data.loader import Batch
 from vitrail.data.sampling import BatchSampler
 from vitrail.distillation.distill import Distillation
+from vitrail.distillation.token_labels import TokenLabels
 from vitrail.distributed.processes import any_process
 from vitrail.distributed.sharding import gather_full
 from vitrail.images.batch_augment import erase, mix
@@ -61,6 +62,8 @@ class StepContext:
     """The training loss, which makes targets of labels too."""
     distillation: Distillation | None = None
     """The teacher and its loss, where there is one; its targets stand behind those of the labels."""
+    token_labels: TokenLabels | None = None
+    """What a teacher says of tokens, where that is learned; its targets stand behind those of the labels."""
     memory: Memory = field(default_factory=Memory)
 
 
@@ -176,7 +179,8 @@ def _accumulate_gradients(
     sums = new_sums(accelerator.device)
     for number, (micro_batch, key) in enumerate(zip(micro_batches, keys, strict=True), start=1):
         images, targets = prepare(context, micro_batch, key)
-        parts = _cut(images, targets, context.memory.parts)
+        in_pairs = context.token_labels is not None and context.token_labels.mixes
+        parts = _cut(images, targets, context.memory.parts, in_pairs=in_pairs)
         for part, (part_images, part_targets) in enumerate(parts, start=1):
             is_last = number == len(micro_batches) and part == len(parts)
             # gradients are summed over the ranks once, with those of the last micro-batch
@@ -194,15 +198,34 @@ def _accumulate_gradients(
     return sums
 
 
-def _cut(images: Tensor, targets: Tensor, parts: int) -> list[tuple[Tensor, Tensor]]:
-    """Cut the images of a micro-batch and their targets into so many parts, or as many as there are images."""
+def _cut(
+    images: Tensor, targets: Tensor, parts: int, *, in_pairs: bool = False
+) -> list[tuple[Tensor, Tensor]]:
+    """Cut the images of a micro-batch and their targets into so many parts, or as many as there are images.
+
+    Args:
+        images: The images.
+        targets: Their targets.
+        parts: How many parts.
+        in_pairs: Whether an image and its partner in the reversed batch stay together, and are
+            partners in the part too.
+    """
     if not len(targets):  # the black image of a micro-batch without readable ones
         return [(images, targets)]
+    if in_pairs and parts > 1:
+        n, cut = len(targets), []
+        for first in torch.arange((n + 1) // 2, device=images.device).chunk(parts):
+            second = (n - 1 - first).flip(0)
+            both = torch.cat([first, second[second > first[-1]]])
+            cut.append((images[both], targets[both]))
+        return cut
     return list(zip(images.chunk(parts), targets.chunk(parts), strict=True))
 
 
 def compute_loss(context: StepContext, logits: Tensor, targets: Tensor) -> Tensor:
     """Return the loss of the labels, or the weighted sum of theirs and the teacher's, over the images."""
+    if context.token_labels is not None:
+        return context.token_labels.loss(logits, targets, context.objective.loss)
     loss = context.objective.loss(logits, targets[:, : logits.shape[1]])
     if context.distillation is None:
         return loss
@@ -268,6 +291,11 @@ def prepare(context: StepContext, micro_batch: Batch, key: int | None) -> tuple[
         targets = torch.cat([targets, targets.new_zeros(0, teacher.columns)], 1)
     elif teacher is not None and not is_mixed:
         targets = torch.cat([targets, teacher.make_targets(micro_batch)], 1)
+    labels = context.token_labels
+    if labels is not None and not len(micro_batch.labels):
+        targets = labels.mix(torch.cat([targets, targets.new_zeros(0, labels.columns)], 1), None)
+    elif labels is not None:
+        targets = torch.cat([targets, labels.make_targets(micro_batch, targets)], 1)
     if not len(micro_batch.labels):
         return torch.zeros(1, preprocess.channels, *preprocess.size, device=device), targets
     images = normalise(
@@ -294,6 +322,8 @@ def prepare(context: StepContext, micro_batch: Batch, key: int | None) -> tuple[
             mode=augment.mix_mode,
             minmax=augment.cutmix_minmax,
         )
+    if labels is not None:
+        targets = labels.mix(targets, key)
     if augment.erase == "after_mix":
         images = erase_images(images)
     if teacher is not None and is_mixed:

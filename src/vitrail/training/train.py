@@ -18,6 +18,7 @@ from vitrail.config.resolve import to_dict
 from vitrail.data.loader import Batch
 from vitrail.display import Display, Quiet
 from vitrail.distillation.projection import without_projection
+from vitrail.distillation.token_head import without_token_head
 from vitrail.distributed.processes import (
     choose_precision,
     gather_texts,
@@ -437,6 +438,8 @@ def keep_row(
         weights = gather_full(evaluated_model(state).state_dict())
         if job.distillation is not None:
             weights = without_projection(weights)
+        if job.token_labels is not None:
+            weights = without_token_head(weights)
         if job.config.lora.rank is not None:
             weights = merge_adapters(weights, job.config.lora.scale)
     if run.files is not None:

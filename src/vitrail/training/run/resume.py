@@ -13,6 +13,7 @@ from vitrail.config.resolve import flatten
 from vitrail.config.training_sections import LoraSection
 from vitrail.data.roster import Changes, Roster, compare
 from vitrail.distillation.projection import without_projection
+from vitrail.distillation.token_head import without_token_head
 from vitrail.distributed.processes import gather_texts, share
 from vitrail.errors import CheckpointError, DataError, Stopped, TrainingError, command
 from vitrail.models.family import VisionModel
@@ -92,6 +93,12 @@ def _check_same_run(job: Job, state: TrainState, saved: dict[str, Any], folder: 
             "was trained on, or "
             f"begin a new run from its weights with {command('train', '--fork', folder)}"
         )
+    if saved.get("token_labels") != label_digest(job):
+        raise CheckpointError(
+            f"{folder}: was trained with other token labels than those of token_labels.folder="
+            f"{job.config.token_labels.folder}; put those back, or begin a new run from its "
+            f"weights with {command('train', '--fork', folder)}"
+        )
     if saved.get("teacher") != teacher_digest(job):
         raise CheckpointError(
             f"{folder}: was taught by another model than {job.config.distill.teacher}; put its "
@@ -166,6 +173,11 @@ def teacher_digest(job: Job) -> str | None:
     return None if job.distillation is None else job.distillation.teacher.digest
 
 
+def label_digest(job: Job) -> str | None:
+    """Return the digest of what a run's token labels are of; None where it has none."""
+    return None if job.token_labels is None else job.token_labels.digest
+
+
 def has_content(path: Path) -> bool:
     """Say whether a file is there and not empty."""
     return path.is_file() and path.stat().st_size > 0
@@ -182,7 +194,7 @@ def load_fork(job: Job, model: VisionModel, folder: Path) -> None:
     saved = load_shared_state(job, folder)
     check_classes(saved["classes"], job.data.classes, folder)
     try:
-        load_weights(model, without_projection(merged_weights(saved)), folder)
+        load_weights(model, without_token_head(without_projection(merged_weights(saved))), folder)
     except CheckpointError as error:
         raise CheckpointError(
             f"{error}; a fork keeps the run's model, so leave out what changes model.*"
@@ -237,6 +249,7 @@ def save(job: Job, state: TrainState, run: Run, *, must: bool = False) -> bool:
             "options": model_options(state.model),
             "images": job.fingerprints["images"]["train"],
             "teacher": teacher_digest(job),
+            "token_labels": label_digest(job),
             "validation": validation,
             "world": job.accelerator.num_processes,
             "parts": job.memory.parts,
