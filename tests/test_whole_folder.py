@@ -118,7 +118,7 @@ def test_an_earlier_one_is_there_at_every_moment(tmp_path: Path) -> None:
     assert not missed
 
 
-@pytest.mark.parametrize("swaps", [True, False])
+@pytest.mark.parametrize("swaps", [True, pytest.param(False, marks=pytest.mark.thorough)])
 def test_a_kill_at_any_file_operation_leaves_the_earlier_or_the_new_one(tmp_path: Path, swaps: bool) -> None:
     operation = 0
     while True:

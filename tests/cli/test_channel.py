@@ -95,6 +95,7 @@ def test_an_evaluation_that_cannot_be_shown_has_written_its_files(image_folder: 
     assert (image_folder / "evaluations" / "tiny" / "report.html").exists()
 
 
+@pytest.mark.thorough
 def test_a_training_whose_log_is_on_a_full_disk_goes_on_to_its_end(image_folder: Path) -> None:
     whole = run(image_folder, "output.name=whole").folder
     done = python(*command(image_folder, "output.name=unseen"), stdout="/dev/full", stderr="/dev/full")

@@ -472,7 +472,7 @@ def test_torchrun_does_not_start_again_what_was_told_to_stop(image_folder: Path)
     assert done.stderr.count("stopped by train.max_hours=1e-09 after update 1 of 12, and saved; go on with") == 1
 
 
-@pytest.mark.parametrize("restarts", [0, 2])
+@pytest.mark.parametrize("restarts", [0, pytest.param(2, marks=pytest.mark.thorough)])
 def test_what_no_restart_mends_is_said_once_and_ends_it(restarts: int) -> None:
     launch = torchrun(2, "-m", "vitrail", "train", "digits", "train.epochs=0", "--resume", "runs/never")
     launch[2:2] = ["--max-restarts", str(restarts)]

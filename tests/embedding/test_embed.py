@@ -217,6 +217,7 @@ def test_a_map_shows_every_image_and_says_how_it_was_made(
     assert (tmp_path / "again.html").read_text() == text
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 def test_a_point_of_the_map_shows_its_image_and_a_class_shows_its_points(
     image_folder: Path, tiny_checkpoint: Path, tmp_path: Path

@@ -164,7 +164,7 @@ def test_record_is_plain_json_and_reads_back_without_the_weights(tmp_path: Path)
     assert content["classes_hash"] == hash_classes(CLASSES)
     assert content["preprocess"]["size"] == [64, 96]
     assert content["metrics"] == {"val_top1": 81.25, "epoch": 3}
-    assert {"vitrail", "torch", "decoder", "platform", "written"} == content["provenance"].keys()
+    assert {"vitrail", "torch", "decoder", "kernels", "platform", "written"} == content["provenance"].keys()
     read = parse_record(header["__metadata__"], path)
     assert (read.model, read.classes, read.preprocess) == (given.model, given.classes, given.preprocess)
     assert (read.recipe, read.provenance, read.metrics) == (given.recipe, given.provenance, given.metrics)

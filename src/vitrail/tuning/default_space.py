@@ -68,7 +68,8 @@ def _augmentation(config: TrainConfig) -> dict[str, Any]:
     space: dict[str, Any] = {"augment.scale": _with_own(CROPS, augment.scale)}
     if augment.auto_augment is not None and augment.color_jitter is None:
         space["augment.auto_augment"] = _with_own((None, *POLICIES), augment.auto_augment)
-    if config.train.epochs >= MIXED_FROM:
+    mixes_tokens = config.token_labels.folder is not None and config.token_labels.mix_token > 0
+    if config.train.epochs >= MIXED_FROM and not mixes_tokens:
         space["augment.mixup"] = _with_own((0.0, 0.2, 0.8), augment.mixup)
         if augment.cutmix > 0 and augment.cutmix_minmax is None:
             space["augment.cutmix"] = _with_own((0.0, 1.0), augment.cutmix)

@@ -183,6 +183,7 @@ def test_damaged_file_that_was_put_there_says_what_to_type(mirror: Server, cache
     assert (cache / NAME).read_bytes() == t2t_vit_7
 
 
+@pytest.mark.thorough
 def test_several_threads_and_processes_fetch_once(mirror: Server, cache: Path, t2t_vit_7: bytes) -> None:
     mirror.files[f"/w/{NAME}"].answers = ["wait 1"]
     code = "import vitrail; print(*(one.path for one in vitrail.fetch_weights('t2t_vit_7', progress=False)))"
