@@ -101,6 +101,11 @@ def test_plain_turns_it_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert prepare_word_block() == "VITRAIL_KERNELS=plain turns it off"
 
 
+def test_an_empty_value_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(compiled.VARIABLE, "")
+    assert compiled.are_kernels_wanted()
+
+
 def test_another_value_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(compiled.VARIABLE, "fast")
     with pytest.raises(ConfigError, match=r"^VITRAIL_KERNELS is 'fast'; it must be auto, or plain for PyTorch alone$"):

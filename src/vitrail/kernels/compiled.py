@@ -50,7 +50,7 @@ def are_kernels_wanted() -> bool:
     Raises:
         ConfigError: The environment variable is neither auto nor plain.
     """
-    wanted = os.environ.get(VARIABLE, "auto")
+    wanted = os.environ.get(VARIABLE) or "auto"
     if wanted not in ("auto", "plain"):
         raise ConfigError(
             f"{VARIABLE} is {shorten(wanted)}; it must be auto, or plain for PyTorch alone"
