@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -112,3 +113,19 @@ def test_sample_keys_are_the_same_for_ever():
     assert len(keys) == 3 * 3 * 50 * 3
     assert all(0 <= key < 2**63 for key in keys)
     assert sample_key(-1, 2, 3, -4) != sample_key(1, 2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("policy", "without"),
+    [(None, {"mean"}), ("3a", set()), ("rand-m9-mstd0.5-inc1", {"color_jitter"})],
+)
+def test_views_of_equal_descriptions_are_equal(policy: str | None, without: set[str]) -> None:
+    first = TrainView(size=(32, 32), auto_augment=policy, color_jitter=0.4)
+    changes = {"mean": (0.9, 0.1, 0.5), "color_jitter": None}
+    assert set(changes) - set(first.describe()) == without
+    image = to_pixels(photo())
+    for name, value in changes.items():
+        second = TrainView(**{**asdict(first), name: value})
+        views = [torch.stack([view.view(image, key) for key in range(32)]) for view in (first, second)]
+        assert (first.describe() == second.describe()) == (name in without), name
+        assert name not in without or torch.equal(*views), name

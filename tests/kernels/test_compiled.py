@@ -1,6 +1,7 @@
 """What is compiled on the machine: once, checked, kept where nobody else writes; and said why where it is not."""
 
 import ctypes
+import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +49,48 @@ def test_it_is_compiled_once_and_kept() -> None:
     assert load(NAME) is None, "what others could have written is not run"
 
 
+@pytest.mark.thorough
+def test_a_damaged_one_is_compiled_again() -> None:
+    reason = prepare_word_block()
+    if reason is not None:
+        pytest.skip(f"not compiled: {reason}")
+    path = locate(NAME)
+    whole = path.read_bytes()
+    path.unlink()  # the next one is another file, since this process has that one in its memory
+    path.write_bytes(whole[:100])
+    path.chmod(0o700)
+    load.cache_clear()
+    assert load(NAME) is None
+    assert prepare_word_block() is None
+    assert path.stat().st_size == len(whole)
+    assert load(NAME) is not None
+
+
+def test_a_folder_that_others_can_write_is_named() -> None:
+    try:
+        folder = locate(NAME).parent
+    except NotCompiled as reason:
+        pytest.skip(str(reason))
+    folder.mkdir(parents=True)
+    folder.chmod(0o775)
+    assert prepare_word_block() == (
+        f"{folder} can be written by others, who could have it run their code; make it yours alone (chown, chmod 700), "
+        "or set XDG_CACHE_HOME to another folder"
+    )
+    assert load(NAME) is None
+
+
+def test_it_is_used_whatever_the_umask() -> None:
+    before = os.umask(0o002)  # of users with a group of their own, as many systems have them
+    try:
+        reason = prepare_word_block()
+    finally:
+        os.umask(before)
+    if reason is not None:
+        pytest.skip(f"not compiled: {reason}")
+    assert load(NAME) is not None
+
+
 def test_plain_turns_it_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(compiled.VARIABLE, "plain")
     notes: list[str] = []
@@ -56,6 +99,11 @@ def test_plain_turns_it_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert not (tmp_path / "cache").exists()
     assert describe_kernels() == "plain PyTorch"
     assert prepare_word_block() == "VITRAIL_KERNELS=plain turns it off"
+
+
+def test_an_empty_value_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(compiled.VARIABLE, "")
+    assert compiled.are_kernels_wanted()
 
 
 def test_another_value_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -326,6 +326,15 @@ def test_answers_of_other_views_in_a_folder_are_refused(image_folder: Path, teac
         run(image_folder, *settings, "output.name=second")
 
 
+def test_a_student_that_is_normalised_otherwise_shares_the_answers(image_folder: Path, teacher: str) -> None:
+    kept = image_folder.parent / "kept"
+    settings = (teacher, "train.epochs=1", "schedule.warmup_epochs=0", f"distill.cache={kept}")
+    run(image_folder, *settings, "output.name=first")
+    stored = {path: path.read_bytes() for path in kept.iterdir()}
+    run(image_folder, *settings, "preprocess.mean=[0.1,0.2,0.3]", "preprocess.std=[0.3,0.2,0.1]", "output.name=second")
+    assert {path: path.read_bytes() for path in kept.iterdir()} == stored
+
+
 def test_another_teacher_of_the_same_name_is_refused_when_a_run_goes_on(image_folder: Path, tmp_path: Path) -> None:
     path = save_tiny(tmp_path)
     settings = (f"distill.teacher={path}", "train.epochs=3")

@@ -289,6 +289,11 @@ def test_images_that_cannot_be_learned_from_are_refused(
     assert refusal("empty", TINY, teacher=teacher) == (
         "data.root empty: holds no image, there or in its 1 folders (inner); give the folder of your images"
     )
+    shutil.rmtree("empty/inner")
+    expected = "data.root empty: holds no image; give the folder of your images"
+    assert refusal("empty", TINY, teacher=teacher) == expected
+    shutil.copy(next((image_folder / "train" / "red").iterdir()), "empty")
+    assert refusal("empty", TINY, teacher=teacher).startswith("empty: 1 images are too few to hold some out")
     assert refusal("gone", TINY, teacher=teacher) == "gone: is not there; give a folder of images, or a list"
     assert "needs images; give their folder" in refusal(None, TINY, teacher=teacher)
     assert refusal(image_folder, TINY).startswith("pretrain needs a teacher, whose features are learned; give teacher=")

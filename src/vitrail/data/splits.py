@@ -107,9 +107,11 @@ def _check_folds(source: Source, division: Division, folds: NDArray[np.int16]) -
             f"{len(source)} images; lower data.folds, or let data.group_regex find more groups"
         )
     if not is_held_out.any() or is_held_out.all():
+        images = f"{len(source)} images"
+        if source.classes != UNLABELLED:
+            images += f" of {len(source.classes)} classes"
         raise DataError(
-            f"{source.description}: {len(source)} images of {len(source.classes)} classes are too "
-            "few to hold some out "
+            f"{source.description}: {images} are too few to hold some out "
             "for validation; add images, or give a folder for validation with data.val_split"
         )
 

@@ -39,9 +39,11 @@ def list_unlabelled(root: Path) -> Listing:
     except OSError as error:
         raise DataError(f"data.root {printable(root)}: cannot be read ({error})") from error
     if not len(paths):
-        looked = f" or in its {len(folders)} folders ({list_some(folders)})" if folders else ""
+        looked = (
+            f", there or in its {len(folders)} folders ({list_some(folders)})" if folders else ""
+        )
         raise DataError(
-            f"data.root {printable(root)}: holds no image, there{looked}; give the folder of your "
+            f"data.root {printable(root)}: holds no image{looked}; give the folder of your "
             f"images{ignored.hint()}"
         )
     source = FileSource(

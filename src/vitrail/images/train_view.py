@@ -12,7 +12,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -74,6 +74,20 @@ class TrainView:
                 f"{forms}, or null"
             )
 
+    def describe(self) -> dict[str, Any]:
+        """Return all that decides a view but its seed; what has no effect beside the rest is left out."""
+        about = asdict(self)
+        if self.auto_augment is None:
+            del about["mean"]
+        elif not self._jitters:
+            del about["color_jitter"]
+        return about
+
+    @property
+    def _jitters(self) -> bool:
+        """Whether color_jitter counts beside the policy."""
+        return self.auto_augment is None or "3a" in self.auto_augment
+
     @cached_property
     def _policy(self) -> Callable[[Image.Image], Image.Image]:
         # takes seconds to import, and only training needs it
@@ -116,9 +130,7 @@ class TrainView:
             if self.auto_augment is not None:
                 augmented = self._policy(Image.fromarray(view.permute(1, 2, 0).numpy()))
                 view = torch.from_numpy(np.array(augmented)).permute(2, 0, 1)
-            if self.color_jitter is not None and (
-                self.auto_augment is None or "3a" in self.auto_augment
-            ):
+            if self.color_jitter is not None and self._jitters:
                 view = _jitter(view, self.color_jitter)
         rows, columns = image.shape[1:]
         right, bottom = (left + width) / columns, (top + height) / rows

@@ -50,7 +50,7 @@ def are_kernels_wanted() -> bool:
     Raises:
         ConfigError: The environment variable is neither auto nor plain.
     """
-    wanted = os.environ.get(VARIABLE, "auto")
+    wanted = os.environ.get(VARIABLE) or "auto"
     if wanted not in ("auto", "plain"):
         raise ConfigError(
             f"{VARIABLE} is {shorten(wanted)}; it must be auto, or plain for PyTorch alone"
@@ -64,14 +64,25 @@ def load(name: str) -> ctypes.CDLL | None:
     if not are_kernels_wanted():
         return None
     with suppress(NotCompiled, OSError):
-        path = locate(name)
-        if path.is_file() and is_own(path):
-            return ctypes.CDLL(str(path))
+        return load_kept(locate(name))
+    return None
+
+
+def load_kept(path: Path) -> ctypes.CDLL | None:
+    """Load a compiled kernel that is kept; None where there is none, it is damaged, or others could write it.
+
+    Raises:
+        OSError: Its folder cannot be read.
+    """
+    if not path.is_file() or not (is_own(path) and is_own(path.parent)):
+        return None
+    with suppress(OSError):  # a loader's, of a file that is no whole library
+        return ctypes.CDLL(str(path))
     return None
 
 
 def compile_kernel(name: str, check: Callable[[ctypes.CDLL], None]) -> None:
-    """Compile a kernel, unless it is there already.
+    """Compile a kernel, unless one is there already that can be loaded.
 
     Args:
         name: Name of its C++ file beside this one.
@@ -79,20 +90,26 @@ def compile_kernel(name: str, check: Callable[[ctypes.CDLL], None]) -> None:
 
     Raises:
         ConfigError: See `are_kernels_wanted`.
-        NotCompiled: It cannot be compiled, or its numbers are wrong.
+        NotCompiled: It cannot be compiled or kept, or its numbers are wrong.
     """
     if not are_kernels_wanted():
         raise NotCompiled(f"{VARIABLE}=plain turns it off")
     path = locate(name)
     try:
-        if path.is_file() and is_own(path):
+        if load_kept(path) is not None:
             return
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not is_own(path.parent):
+            raise NotCompiled(
+                f"{path.parent} can be written by others, who could have it run their code; make "
+                "it yours alone (chown, chmod 700), or set XDG_CACHE_HOME to another folder"
+            )
         # each process compiles for itself, and the last one's file is as good as the first one's
         with tempfile.TemporaryDirectory(dir=path.parent, prefix="compiling-") as folder:
             library = Path(folder) / path.name
             run_compiler([*command(), str(source(name)), "-o", str(library)])
             check(ctypes.CDLL(str(library)))
+            library.chmod(0o700)  # whatever the umask says of a compiler's files
             library.replace(path)
     except OSError as error:
         raise NotCompiled(
@@ -146,10 +163,9 @@ def locate(name: str) -> Path:
 
 
 def is_own(path: Path) -> bool:
-    """Say whether nobody but this user could have written a file."""
-    folder, file = path.parent.stat(), path.stat()
-    owners = {folder.st_uid, file.st_uid}
-    return owners <= {os.getuid(), 0} and not (folder.st_mode | file.st_mode) & 0o022
+    """Say whether nobody but this user, or the system's, may write a file or a folder."""
+    found = path.stat()
+    return found.st_uid in (os.getuid(), 0) and not found.st_mode & 0o022
 
 
 def source(name: str) -> Path:

@@ -195,7 +195,7 @@ def describe_answers(
         "teacher": teacher.description,
         "images": fingerprint(data.train),
         "contents": fingerprint_contents(data.train, list_files_read(config.data, data.train)),
-        "view": asdict(view),
+        "view": view.describe(),
         "pixels": asdict(preprocess.pixels),
         "seed": config.train.seed,
         "classes": list(data.classes),
@@ -203,10 +203,13 @@ def describe_answers(
         "logits": "any number of classes" if data.train.label_sets is not None else "one class",
     }
     if config.data.unlabelled:  # whose validation images are kept too, as they are evaluated
+        shown = preprocess.to_dict()
+        for key in ("mean", "std"):  # the student's, which the teacher does not see
+            del shown[key]
         about["val"] = {
             "images": fingerprint(data.val),
             "contents": fingerprint_contents(data.val, list_files_read(config.data, data.val)),
-            "preprocess": preprocess.to_dict(),
+            "preprocess": shown,
         }
     return about
 
