@@ -63,6 +63,7 @@ def predict_again(path: Path) -> None:
 WAYS = [(die_in_write_whole, write_again), (die_in_export, export_again), (die_in_predict, predict_again)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("die", "again"), WAYS)
 def test_what_a_killed_process_left_is_removed_when_the_file_is_written_again(
     tmp_path: Path, die: Callable[[Path], None], again: Callable[[Path], None]

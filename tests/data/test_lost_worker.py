@@ -165,6 +165,7 @@ def die(number: signal.Signals) -> Iterator[Any]:
     return until_lost(loader.__iter__, loader.num_workers)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("number", "kind", "said"),
     [
@@ -184,5 +185,6 @@ def test_each_end_of_a_worker_is_told_apart(number: signal.Signals, kind: type[E
     assert not [one for one in multiprocessing.active_children() if one.exitcode is None and one.name == "worker"]
 
 
+@pytest.mark.thorough
 def test_a_worker_outlives_the_terminal_and_is_ended_by_its_process() -> None:
     assert [int(batch) for batch in die(signal.SIGHUP)] == list(range(8))

@@ -278,6 +278,7 @@ def exported(case: str) -> tuple[nn.Module, ExportedProgram, Tensor]:
     return model, torch.export.export(model, (images,)), images
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", CASES)
 def test_file_holds_the_weights_and_computes_what_the_model_does(case: str) -> None:
     model, program, images = exported(case)

@@ -344,6 +344,7 @@ def test_a_record_belongs_to_its_image(tmp_path: Path) -> None:
         files.read([0])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "is_linear"),
     [

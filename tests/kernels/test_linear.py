@@ -82,6 +82,7 @@ def test_every_linear_layer_of_the_models_is_ours(name: str) -> None:
     assert {type(layer) for layer in model.modules() if isinstance(layer, nn.Linear)} == {Linear}
 
 
+@pytest.mark.thorough
 def test_importing_the_models_reads_no_file_of_the_machine() -> None:
     code = """
 import sys, torch

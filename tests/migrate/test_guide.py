@@ -133,6 +133,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:model '.*' is called")
 @pytest.mark.parametrize("ours", ROWS)
 def test_a_command_of_the_guide_runs(

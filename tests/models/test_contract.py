@@ -391,6 +391,7 @@ def test_exported_program_runs_at_any_batch(family: Family[Any], config: ModelCo
         assert_close(module(images), model(images))
 
 
+@pytest.mark.thorough
 @every_tiny
 @pytest.mark.usefixtures("without_shape_checks")
 def test_training_pass_compiles_to_one_graph(family: Family[Any], config: ModelConfig) -> None:

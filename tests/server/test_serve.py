@@ -454,6 +454,7 @@ decoders.close()
 """
 
 
+@pytest.mark.thorough
 def test_an_engine_that_fails_or_hangs_is_told_and_worked_with_again(checkpoint: Path, tmp_path: Path) -> None:
     white, black, gray = (encoded(Image.new("RGB", (32, 32), (level,) * 3)) for level in (255, 0, 128))
     (tmp_path / "troubled.py").write_text(TROUBLED)

@@ -164,6 +164,7 @@ def test_a_run_from_the_cache_equals_one_without_to_the_last_bit(
     assert_same_run(second, live)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["twins_svt_small", "t2t_vit_7"])
 def test_other_families_learn_too(
     image_folder: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch, name: str

@@ -39,6 +39,7 @@ def assert_goes_on(images: Path, *settings: str, stops: tuple[int, ...] = (4,)) 
     return whole
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [name for name in get_args(OptimizerName) if name != "adamw"])
 def test_a_run_with_any_optimizer_goes_on_to_the_last_bit(image_folder: Path, name: str) -> None:
     assert_goes_on(image_folder, *EVERYTHING, "train.epochs=3", f"optim.name={name}", "optim.layer_decay=0.7")
@@ -72,6 +73,7 @@ def test_frozen_weights_stay_and_the_run_goes_on_to_the_last_bit(image_folder: P
     assert_frozen(folder.with_name("pretrained") / "best.safetensors", folder / "best.safetensors", "norm.", "head.")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lamb", "adan"])
 def test_the_head_warms_up_alone_and_then_all_is_trained(image_folder: Path, optimizer: str) -> None:
     weights = pretrained(image_folder)

@@ -193,6 +193,7 @@ def test_the_space_chosen_for_a_model_of_timm_can_be_built(name: str, can_skip: 
     check_space(subject, space, "space", extend=False)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", list_recipes())
 def test_the_space_chosen_for_a_recipe_holds_what_it_has(name: str) -> None:
     layers = [read_recipe(name).layer]

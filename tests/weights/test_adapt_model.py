@@ -196,6 +196,7 @@ def test_fixed_positions_can_be_computed_anew(tmp_path: Path) -> None:
     assert torch.equal(found.weights["pos_embed"], tiny("t2t_vit_7", image_size=64).state_dict()["pos_embed"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", EXAMPLES)
 @pytest.mark.parametrize("channels", [1, 2, 4, 6])
 def test_stem_is_adapted_to_other_channels_by_a_rule(name: str, channels: int, tmp_path: Path) -> None:

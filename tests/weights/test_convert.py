@@ -377,6 +377,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     return " ".join("".join(capsys.readouterr()).split())
 
 
+@pytest.mark.thorough
 def test_timm_computes_as_the_weights_expect_where_it_can_be_told(tmp_path: Path) -> None:
     name, images = "tnt_ti_patch16_224", torch.randn(2, 3, 32, 32)
     weights = create_model(name, image_size=32).state_dict()

@@ -474,6 +474,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not WILD.is_dir(), reason="the program that writes the files lies beside the repository")
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the memory as Linux does")
 def test_small_files_that_ask_for_gigabytes_take_none(tmp_path: Path) -> None:

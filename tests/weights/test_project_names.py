@@ -26,6 +26,7 @@ every_way = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.thorough
 @every_way
 def test_every_name_of_a_project_is_found_again(name: str, project: str) -> None:
     with torch.device("meta"):
@@ -145,6 +146,7 @@ def test_training_file_of_twins_of_the_zoo_is_read(tmp_path: Path) -> None:
         assert torch.equal(found.weights[ours], values[f"model.{name}"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("first", ["blocks", "position encodings"])
 @pytest.mark.parametrize("name", ["twins_svt_small", "twins_pcpvt_base"])
 def test_stages_of_twins_are_found_by_order_and_shape_whatever_their_names(name: str, first: str) -> None:

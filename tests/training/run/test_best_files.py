@@ -125,7 +125,8 @@ def test_a_full_disk_leaves_the_best_as_it_was_until_it_is_tried_again(
     assert kept(tmp_path) == [5, 3, 2]
 
 
-@pytest.mark.parametrize("keep", [1, pytest.param(3, marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("keep", [1, 3])
 @pytest.mark.parametrize("links", [True, False])
 def test_a_kill_at_any_file_operation_loses_none_that_the_save_knows(tmp_path: Path, keep: int, links: bool) -> None:
     before, operation = [3, 2, 1][:keep], 0

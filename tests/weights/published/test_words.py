@@ -491,6 +491,7 @@ def test_weights_of_the_hub_are_fetched_once_at_a_commit_that_is_kept(
     assert hub.requests[-1][1] == f"/timm/twins_svt_small.in1k/resolve/{COMMIT}/model.safetensors"
 
 
+@pytest.mark.thorough
 def test_hub_is_where_its_own_variables_say(hub: Server, cache: Path, tmp_path: Path) -> None:
     code = "import vitrail; print(*(one.path for one in vitrail.fetch_weights('twins_svt_small', progress=False)))"
     environ = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
