@@ -94,13 +94,18 @@ def test_under_nohup_it_goes_on(checkpoint: Path, tmp_path: Path) -> None:
 @pytest.mark.thorough
 def test_with_a_real_terminal_too(checkpoint: Path) -> None:
     ours, terminal = os.openpty()
+
+    def hold_terminal() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which tests that run under nohup hand down as ignored
+
     process = subprocess.Popen(
         [sys.executable, "-m", "vitrail", "serve", str(checkpoint), "--port", "0", "--device", "cpu"],
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=hold_terminal,
     )
     os.close(terminal)
     shown = b""
