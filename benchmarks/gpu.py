@@ -39,7 +39,9 @@ Rows = list[str]
 def bodies(device: str, small: bool, folder: Path) -> Rows:
     """Compare each body of the word block on the device with the plain one in double precision."""
     from vitrail.kernels.prepare import prepare_kernels
-    from vitrail.kernels.word_block import NAME, choose_body, plain_word_block, word_block
+    from vitrail.kernels.word_block import choose_body, word_block
+    from vitrail.kernels.word_block_compiled import NAME
+    from vitrail.kernels.word_block_plain import plain_word_block
 
     prepare_kernels((NAME,), device, print)
     rows = []

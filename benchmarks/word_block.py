@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vitrail.kernels import compiled
 from vitrail.kernels.prepare import describe_kernels, prepare_kernels
-from vitrail.kernels.word_block import NAME
+from vitrail.kernels.word_block_compiled import NAME
 from vitrail.models.registry import create_model
 from vitrail.models.tnt import TNT, Block
 

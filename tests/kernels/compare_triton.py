@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from vitrail.kernels.word_block import plain_word_block
+from vitrail.kernels.word_block_plain import plain_word_block
 from vitrail.kernels.word_block_triton import run_backward, run_forward
 
 CASES = (

@@ -17,7 +17,7 @@ NUMBERS = ("count", "num_weights", "num_blocks")
 
 warnings.simplefilter("ignore")
 for e, hidden, heads in ((24, 96, 4), (40, 160, 4)):
-    weights = [torch.zeros(1)] * 9 + [torch.zeros(hidden)]
+    weights = [torch.zeros(1)] * 8 + [torch.zeros(hidden, e)] + [torch.zeros(1)] * 3
     for dtype, products in ((torch.bfloat16, "bfloat16"), (torch.float32, "float32")):
         words = torch.zeros(8, 16, e, dtype=dtype)
         for way, kernel in (("forward", gpu._forward), ("backward", gpu._backward)):

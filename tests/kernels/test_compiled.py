@@ -12,7 +12,7 @@ from vitrail.errors import ConfigError
 from vitrail.kernels import compiled
 from vitrail.kernels.compiled import NotCompiled, compile_kernel, load, locate
 from vitrail.kernels.prepare import describe_kernels, prepare_kernels
-from vitrail.kernels.word_block import NAME, prepare_word_block
+from vitrail.kernels.word_block_compiled import NAME, prepare_word_block
 
 
 @pytest.fixture(autouse=True)

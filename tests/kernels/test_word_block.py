@@ -14,7 +14,8 @@ from torch.testing import assert_close
 
 from support.golden import COMMITTED, check_norms, golden_model, run
 from vitrail.kernels import compiled, word_block
-from vitrail.kernels.word_block import plain_word_block, prepare_word_block
+from vitrail.kernels.word_block_compiled import prepare_word_block
+from vitrail.kernels.word_block_plain import plain_word_block
 from vitrail.models.registry import create_model
 from vitrail.models.tnt import FAMILY, TNT
 

@@ -2,8 +2,7 @@
 
 What was compiled is kept in the user's cache by source, compiler, processor and torch. Nothing here
 is needed: without a compiler, networks compute in plain PyTorch.
-
-Source of the choice: measured in benchmarks/word_block.py and written down in docs/kernels.md.
+Why it is compiled there, and not shipped in wheels: docs/kernels.md.
 """
 
 from __future__ import annotations

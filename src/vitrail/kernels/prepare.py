@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from vitrail.kernels.compiled import are_kernels_wanted, load
-from vitrail.kernels.word_block import NAME, has_triton, prepare_word_block
+from vitrail.kernels.word_block import has_triton
+from vitrail.kernels.word_block_compiled import NAME, prepare_word_block
 
 
 def prepare_kernels(names: Sequence[str], device: str, note: Callable[[str], None]) -> None:

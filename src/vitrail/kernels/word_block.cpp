@@ -518,11 +518,13 @@ struct Arrays {
     }
 };
 
-// how much of each residual is kept of each word: the draw of its sentence
+// how much of both residuals is kept of each word: the draws of its sentence, of which the first residual's come first
 void read_keep(const float* keep, int64_t begin, int64_t sentences, int64_t words, float* lanes) {
     for (int64_t l = 0; l < LANES; l++) {
         const int64_t sentence = begin + l / words;
-        lanes[l] = keep && sentence < sentences ? keep[sentence] : 1.0f;
+        const bool is_drawn = keep && sentence < sentences;
+        lanes[l] = is_drawn ? keep[sentence] : 1.0f;
+        lanes[LANES + l] = is_drawn ? keep[sentences + sentence] : 1.0f;
     }
 }
 
@@ -569,7 +571,7 @@ Norms go_forward(Arrays& a, const Shape& s, const Weights& w, bool with_slope) {
 
 template <typename T>
 void forward(
-    const T* words, const float* keep1, const float* keep2, const float* weights, const Shape& s, int64_t sentences,
+    const T* words, const float* keep, const float* weights, const Shape& s, int64_t sentences,
     int64_t begin, int64_t end, T* out) {
     const Weights w(weights, s);
     Arrays a(s);
@@ -577,8 +579,7 @@ void forward(
     for (int64_t at = begin; at < end; at += together) {
         const int64_t count = std::min(together, end - at) * s.words;
         read_group(words + at * size, count, e, a.x);
-        read_keep(keep1, at, sentences, s.words, a.keep);
-        read_keep(keep2, at, sentences, s.words, a.keep + LANES);
+        read_keep(keep, at, sentences, s.words, a.keep);
         go_forward(a, s, w, false);
         linear(a.active, s.hidden, w.fc2, w.fc2_bias, a.out, e);
         add_kept(a.after, a.out, a.keep + LANES, e, a.out);
@@ -671,7 +672,7 @@ void attention_back(Arrays& a, const Shape& s) {
 
 template <typename T>
 void backward(
-    const T* grad, const T* words, const float* keep1, const float* keep2, const float* weights, const Shape& s,
+    const T* grad, const T* words, const float* keep, const float* weights, const Shape& s,
     int64_t sentences, int64_t begin, int64_t end, T* out, Sums& sums) {
     const Weights w(weights, s);
     Arrays a(s);
@@ -681,8 +682,7 @@ void backward(
         const int64_t count = std::min(together, end - at) * s.words;
         read_group(words + at * size, count, e, a.x);
         read_group(grad + at * size, count, e, a.out);
-        read_keep(keep1, at, sentences, s.words, a.keep);
-        read_keep(keep2, at, sentences, s.words, a.keep + LANES);
+        read_keep(keep, at, sentences, s.words, a.keep);
         std::swap(a.out, a.grad);  // which going forward leaves alone
         const Norms norms = go_forward(a, s, w, true);
 
@@ -723,19 +723,19 @@ inline int64_t begin_of(int64_t chunk, int64_t sentences, int64_t together) {
 
 template <typename T>
 void forward_all(
-    const T* words, const float* keep1, const float* keep2, const float* weights, const Shape& s, int64_t sentences,
+    const T* words, const float* keep, const float* weights, const Shape& s, int64_t sentences,
     int threads, T* out) {
     const int64_t together = LANES / s.words;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int chunk = 0; chunk < CHUNKS; chunk++) {
         const int64_t begin = begin_of(chunk, sentences, together), end = begin_of(chunk + 1, sentences, together);
-        if (begin < end) forward(words, keep1, keep2, weights, s, sentences, begin, end, out);
+        if (begin < end) forward(words, keep, weights, s, sentences, begin, end, out);
     }
 }
 
 template <typename T>
 void backward_all(
-    const T* grad, const T* words, const float* keep1, const float* keep2, const float* weights, const Shape& s,
+    const T* grad, const T* words, const float* keep, const float* weights, const Shape& s,
     int64_t sentences, int threads, T* out, float* grad_weights) {
     const int64_t together = LANES / s.words;
     std::vector<Sums> sums;
@@ -743,7 +743,7 @@ void backward_all(
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int chunk = 0; chunk < CHUNKS; chunk++) {
         const int64_t begin = begin_of(chunk, sentences, together), end = begin_of(chunk + 1, sentences, together);
-        if (begin < end) backward(grad, words, keep1, keep2, weights, s, sentences, begin, end, out, sums[chunk]);
+        if (begin < end) backward(grad, words, keep, weights, s, sentences, begin, end, out, sums[chunk]);
     }
     std::fill(grad_weights, grad_weights + Weights::count(s), 0.0f);
     for (const Sums& part : sums) part.add_to(grad_weights, s);  // in one order, whatever the threads
@@ -758,26 +758,26 @@ int32_t vitrail_lanes() { return LANES; }
 
 int64_t vitrail_count_weights(const Shape* shape) { return Weights::count(*shape); }
 
-// words (sentences, words, channels) in float32, or bfloat16 as `is_half`; keep (sentences), or null where all is kept
+// words (sentences, words, channels) in float32, or bfloat16 as `is_half`; keep (2, sentences), or null where all is kept
 void vitrail_word_block(
-    const void* words, const float* keep1, const float* keep2, const float* weights, const Shape* shape,
+    const void* words, const float* keep, const float* weights, const Shape* shape,
     int64_t sentences, int32_t is_half, int32_t threads, void* out) {
     if (is_half)
-        forward_all((const uint16_t*)words, keep1, keep2, weights, *shape, sentences, threads, (uint16_t*)out);
+        forward_all((const uint16_t*)words, keep, weights, *shape, sentences, threads, (uint16_t*)out);
     else
-        forward_all((const float*)words, keep1, keep2, weights, *shape, sentences, threads, (float*)out);
+        forward_all((const float*)words, keep, weights, *shape, sentences, threads, (float*)out);
 }
 
 void vitrail_word_block_backward(
-    const void* grad, const void* words, const float* keep1, const float* keep2, const float* weights,
+    const void* grad, const void* words, const float* keep, const float* weights,
     const Shape* shape, int64_t sentences, int32_t is_half, int32_t threads, void* out, float* grad_weights) {
     if (is_half)
         backward_all(
-            (const uint16_t*)grad, (const uint16_t*)words, keep1, keep2, weights, *shape, sentences, threads,
+            (const uint16_t*)grad, (const uint16_t*)words, keep, weights, *shape, sentences, threads,
             (uint16_t*)out, grad_weights);
     else
         backward_all(
-            (const float*)grad, (const float*)words, keep1, keep2, weights, *shape, sentences, threads, (float*)out,
+            (const float*)grad, (const float*)words, keep, weights, *shape, sentences, threads, (float*)out,
             grad_weights);
 }
 }

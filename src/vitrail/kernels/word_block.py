@@ -14,70 +14,26 @@ import ctypes
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import gelu, layer_norm, linear
 
-from vitrail.kernels.compiled import NotCompiled, are_kernels_wanted, compile_kernel, load
+from vitrail.kernels import word_block_compiled as cpu
+from vitrail.kernels.compiled import are_kernels_wanted, load
 from vitrail.kernels.dense import is_recorded
+from vitrail.kernels.word_block_plain import flatten, plain_word_block
 
-NAME = "word_block"
-DTYPES = (torch.float32, torch.bfloat16)
-"""Types of words that the compiled body takes."""
-TOLERANCE = 1e-5
-"""Largest difference from the plain body, as a share of its largest number."""
-GPU_DTYPES = (*DTYPES, torch.float16)
+GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Types of words that Triton's body takes."""
 Body = Literal["plain", "compiled", "triton"]
-
-
-class Weights(NamedTuple):
-    """Weights of the block; a bias that a model lacks is zeros."""
-
-    norm1_weight: Tensor
-    norm1_bias: Tensor
-    qk: Tensor
-    v: Tensor
-    proj: Tensor
-    proj_bias: Tensor
-    norm2_weight: Tensor
-    norm2_bias: Tensor
-    fc1: Tensor
-    fc1_bias: Tensor
-    fc2: Tensor
-    fc2_bias: Tensor
-
-
-class Shape(ctypes.Structure):
-    """What the compiled body is told of a call."""
-
-    _fields_ = (
-        ("words", ctypes.c_int64),
-        ("channels", ctypes.c_int64),
-        ("heads", ctypes.c_int64),
-        ("hidden", ctypes.c_int64),
-        ("eps", ctypes.c_float),
-        ("tanh", ctypes.c_int32),
-    )
-
-
-def prepare_word_block() -> str | None:
-    """Compile the body for this machine's CPU, unless that was done before; return why it cannot be used, if so."""
-    try:
-        compile_kernel(NAME, check_library)
-    except NotCompiled as error:
-        return str(error)
-    return None
 
 
 @torch.compiler.assume_constant_result
 def choose_body(device: str, dtype: torch.dtype, num_words: int) -> Body:
     """Say which body computes words of a type in sentences of so many, on a device such as cpu."""
-    if device == "cpu" and dtype in DTYPES:
-        library = load(NAME)
+    if device == "cpu" and dtype in cpu.DTYPES:
+        library = load(cpu.NAME)
         if library is not None and library.vitrail_lanes() % num_words == 0:
             return "compiled"
     is_power_of_two = num_words & (num_words - 1) == 0
@@ -143,8 +99,7 @@ def word_block(
 
         return gpu.run_forward(words, keep, weights, num_heads, eps, approximate, products)
     if body == "compiled":
-        library = _library()
-        return run_forward(library, words, keep, weights, num_heads, eps, approximate)
+        return cpu.run_forward(_library(), words, keep, weights, num_heads, eps, approximate)
     return plain_word_block(words, keep, weights, num_heads, eps, approximate).contiguous()
 
 
@@ -167,38 +122,18 @@ def word_block_backward(
         grad = grad.to(words.dtype)
         return gpu.run_backward(grad, words, keep, weights, num_heads, eps, approximate, products)
     if body == "compiled":
-        library = _library()
-        return run_backward(library, grad, words, keep, weights, num_heads, eps, approximate)
+        return cpu.run_backward(_library(), grad, words, keep, weights, num_heads, eps, approximate)
     with torch.enable_grad():
         inputs = [tensor.detach().requires_grad_() for tensor in (words, *weights)]
         out = plain_word_block(inputs[0], keep, inputs[1:], num_heads, eps, approximate)
         grads = torch.autograd.grad(out, inputs, grad)
-    return grads[0].contiguous(), torch.cat([one.float().reshape(-1) for one in grads[1:]])
+    return grads[0].contiguous(), flatten(grads[1:])
 
 
-def plain_word_block(
-    words: Float[Tensor, "n p e"],
-    keep: Tensor | None,
-    weights: Sequence[Tensor],
-    num_heads: int,
-    eps: float,
-    approximate: str,
-) -> Float[Tensor, "n p e"]:
-    """Compute `word_block` in PyTorch: its definition."""
-    w = Weights(*weights)
-    n, p, e = words.shape
-    factors = (1.0, 1.0) if keep is None else keep.to(words.dtype)[:, :, None, None]
-
-    normed = layer_norm(words, (e,), w.norm1_weight, w.norm1_bias, eps)
-    parts = (*linear(normed, w.qk).chunk(2, dim=2), linear(normed, w.v))
-    q, k, v = (part.reshape(n, p, num_heads, -1).transpose(1, 2) for part in parts)
-    shares = (q * (e // num_heads) ** -0.5 @ k.transpose(2, 3)).softmax(-1)
-    mixed = (shares @ v).transpose(1, 2).reshape(n, p, e)
-    words = words + factors[0] * linear(mixed, w.proj, w.proj_bias)
-
-    normed = layer_norm(words, (e,), w.norm2_weight, w.norm2_bias, eps)
-    active = gelu(linear(normed, w.fc1, w.fc1_bias), approximate=approximate)
-    return words + factors[1] * linear(active, w.fc2, w.fc2_bias)
+def _library() -> ctypes.CDLL:
+    library = load(cpu.NAME)
+    assert library is not None
+    return library
 
 
 @word_block.register_fake
@@ -232,133 +167,3 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 word_block.register_autograd(_differentiate, setup_context=_keep_inputs)
-
-
-def run_forward(
-    library: ctypes.CDLL,
-    words: Tensor,
-    keep: Tensor | None,
-    weights: Sequence[Tensor],
-    num_heads: int,
-    eps: float,
-    approximate: str,
-) -> Tensor:
-    """Compute `word_block` by a compiled library."""
-    words = words.contiguous()
-    out = torch.empty_like(words)
-    flat, factors = _flatten(weights), _factors(keep)
-    library.vitrail_word_block(
-        _pointer(words),
-        *factors.pointers,
-        _pointer(flat),
-        ctypes.byref(_shape(words, weights, num_heads, eps, approximate)),
-        *_numbers(words),
-        _pointer(out),
-    )
-    return out
-
-
-def run_backward(
-    library: ctypes.CDLL,
-    grad: Tensor,
-    words: Tensor,
-    keep: Tensor | None,
-    weights: Sequence[Tensor],
-    num_heads: int,
-    eps: float,
-    approximate: str,
-) -> tuple[Tensor, Tensor]:
-    """Compute `word_block_backward` by a compiled library."""
-    words, grad = words.contiguous(), grad.contiguous().to(words.dtype)
-    flat, factors = _flatten(weights), _factors(keep)
-    grad_words, grad_flat = torch.empty_like(words), torch.empty_like(flat)
-    library.vitrail_word_block_backward(
-        _pointer(grad),
-        _pointer(words),
-        *factors.pointers,
-        _pointer(flat),
-        ctypes.byref(_shape(words, weights, num_heads, eps, approximate)),
-        *_numbers(words),
-        _pointer(grad_words),
-        _pointer(grad_flat),
-    )
-    return grad_words, grad_flat
-
-
-def check_library(library: ctypes.CDLL) -> None:
-    """Compare a library that was just compiled with the plain body.
-
-    Raises:
-        NotCompiled: Its numbers are wrong.
-    """
-    n, p, e, heads, hidden = 5, library.vitrail_lanes() // 2, 12, 2, 40
-    numbers = torch.Generator().manual_seed(0)
-    sizes = (
-        (e,),
-        (e,),
-        (2 * e, e),
-        (e, e),
-        (e, e),
-        (e,),
-        (e,),
-        (e,),
-        (hidden, e),
-        (hidden,),
-        (e, hidden),
-        (e,),
-    )
-    weights = [0.3 * torch.randn(size, generator=numbers) for size in sizes]
-    words, grad = torch.randn(2, n, p, e, generator=numbers)
-    keep = torch.rand(2, n, generator=numbers)
-    out = run_forward(library, words, keep, weights, heads, 1e-5, "none")
-    grads = run_backward(library, grad, words, keep, weights, heads, 1e-5, "none")
-    inputs = [one.double().requires_grad_() for one in (words, *weights)]
-    with torch.enable_grad():
-        right = plain_word_block(inputs[0], keep, inputs[1:], heads, 1e-5, "none")
-        right_grads = torch.autograd.grad(right, inputs, grad.double())
-    flat = torch.cat([one.reshape(-1) for one in right_grads[1:]])
-    pairs = ((out, right), (grads[0], right_grads[0]), (grads[1], flat))
-    for found, wanted in pairs:
-        if not (found - wanted).abs().max() <= TOLERANCE * wanted.abs().max():  # NaN too
-            raise NotCompiled("what the compiler made of it computes wrong numbers")
-
-
-class _Factors(NamedTuple):
-    """Pointers to the factors of both residuals, and what they point to."""
-
-    pointers: tuple[ctypes.c_void_p, ctypes.c_void_p]
-    kept: Tensor | None
-
-
-def _factors(keep: Tensor | None) -> _Factors:
-    if keep is None:
-        return _Factors((ctypes.c_void_p(None), ctypes.c_void_p(None)), None)
-    kept = keep.float().contiguous()
-    return _Factors((_pointer(kept[0]), _pointer(kept[1])), kept)
-
-
-def _flatten(weights: Sequence[Tensor]) -> Tensor:
-    return torch.cat([weight.detach().reshape(-1).float() for weight in weights])
-
-
-def _shape(
-    words: Tensor, weights: Sequence[Tensor], num_heads: int, eps: float, approximate: str
-) -> Shape:
-    hidden = Weights(*weights).fc1.shape[0]
-    return Shape(words.shape[1], words.shape[2], num_heads, hidden, eps, approximate == "tanh")
-
-
-def _numbers(words: Tensor) -> tuple[ctypes.c_int64, ctypes.c_int32, ctypes.c_int32]:
-    is_half = words.dtype == torch.bfloat16
-    threads = torch.get_num_threads()
-    return ctypes.c_int64(words.shape[0]), ctypes.c_int32(is_half), ctypes.c_int32(threads)
-
-
-def _pointer(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
-
-
-def _library() -> ctypes.CDLL:
-    library = load(NAME)
-    assert library is not None
-    return library

@@ -23,6 +23,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vitrail.kernels.word_block_plain import Weights, flatten
+
 SIZES = {"forward": 256, "backward": 128}
 """Sentences of a program times its channels, half as many in float32; so it has room on chip."""
 WARPS = 8
@@ -391,11 +393,6 @@ def run_backward(
     return out, sums.sum(0)
 
 
-def flatten(weights: Sequence[Tensor]) -> Tensor:
-    """Return all weights in float32, one behind the other."""
-    return torch.cat([weight.detach().reshape(-1).float() for weight in weights])
-
-
 def constants(
     words: Tensor,
     keep: Tensor | None,
@@ -411,7 +408,7 @@ def constants(
         "P": words.shape[1],
         "E": e,
         "HEADS": num_heads,
-        "HIDDEN": hidden_of(weights),
+        "HIDDEN": len(Weights(*weights).fc1),
         "EPS": eps,
         "TANH": approximate == "tanh",
         "HAS_KEEP": keep is not None,
@@ -432,10 +429,5 @@ def block_sizes(
         "BLOCK_M": max(LEAST, sentences * p),
         "BLOCK_E": wide,
         "BLOCK_D": max(LEAST, triton.next_power_of_2(e // num_heads)),
-        "BLOCK_H": min(64, max(LEAST, triton.next_power_of_2(hidden_of(weights)))),
+        "BLOCK_H": min(64, max(LEAST, triton.next_power_of_2(len(Weights(*weights).fc1)))),
     }
-
-
-def hidden_of(weights: Sequence[Tensor]) -> int:
-    """Return the hidden channels of the MLP: the length of the bias of its first layer."""
-    return len(weights[9])

@@ -41,7 +41,9 @@ from torch.nn.functional import pad
 from vitrail.errors import shorten
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.kernels.dense import Linear, attend
-from vitrail.kernels.word_block import NAME, Weights, is_fused, type_of_products, word_block
+from vitrail.kernels.word_block import is_fused, type_of_products, word_block
+from vitrail.kernels.word_block_compiled import NAME
+from vitrail.kernels.word_block_plain import Weights
 from vitrail.models.dialects import HEAD, JOINED, SPLIT, WORDS, ZOO_PREFIX, Dialect, Row
 from vitrail.models.family import (
     Family,

@@ -21,9 +21,8 @@ from vitrail.data.loader import count_local_processes, count_usable_cores, find_
 from vitrail.distributed.processes import all_reduce_seconds, choose_precision, processes
 from vitrail.errors import command
 from vitrail.images.decoding import decode, decoder_name
-from vitrail.kernels.compiled import are_kernels_wanted
-from vitrail.kernels.prepare import describe_kernels
-from vitrail.kernels.word_block import prepare_word_block
+from vitrail.kernels.prepare import describe_kernels, prepare_kernels
+from vitrail.kernels.word_block_compiled import NAME
 
 SHARED_GB = 1.0
 """Shared memory for each training process: eight workers, two batches ahead, 64 images of 224
@@ -134,13 +133,9 @@ def _decoder() -> Check:
 
 
 def _kernels(accelerator: Accelerator) -> Check:
-    if accelerator.device.type != "cpu":
-        return Check("kernels", describe_kernels())
-    reason = prepare_word_block() if are_kernels_wanted() else None
-    fix = ""
-    if reason is not None:
-        fix = f"TNT computes its words slower than it could, since {reason}"
-    return Check("kernels", describe_kernels(), fix)
+    reasons: list[str] = []
+    prepare_kernels((NAME,), accelerator.device.type, reasons.append)
+    return Check("kernels", describe_kernels(), "".join(reasons))
 
 
 def _open_files() -> Check:
