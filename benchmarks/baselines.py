@@ -18,7 +18,7 @@ from typing import Any
 
 import cyclopts
 import yaml
-from side_by_side import publish
+from side_by_side import publish, spread
 
 import vitrail
 from vitrail.config.recipes import find_recipe
@@ -78,10 +78,9 @@ def report(rows: list[dict[str, Any]], epochs: int, models: tuple[str, ...]) -> 
         found = [row for row in rows if row["model"] == model]
         seeds = len(found)
         values = [row["top1"] for row in found]
-        spread = f" ± {statistics.stdev(values):.1f}" if seeds > 1 else ""
         seconds = statistics.median(row["seconds"] for row in found)
         params, macs = found[0]["params"] / 1e6, found[0]["macs"] / 1e6
-        table.append(f"| {model} | {params:.2f} | {macs:.1f} | {seconds:.0f} | {statistics.mean(values):.1f}{spread} |")
+        table.append(f"| {model} | {params:.2f} | {macs:.1f} | {seconds:.0f} | {spread(values)} |")
     notes = [
         f"recipe {RECIPE} with the models of {', '.join(MODELS[model] for model in models)}; {epochs} epochs each",
         f"top-1 of 10,000 test images after the last epoch; mean and standard deviation over {seeds} seeds",

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import cyclopts
-from side_by_side import publish
+from side_by_side import publish, spread
 
 import vitrail
 from vitrail.api.training import TrainResult
@@ -153,14 +153,6 @@ def report(rows: list[dict[str, Any]], work: Path, images: Path, seconds: float)
         "from kept answers: a run whose views were asked for before; their asking is that of a live run, once",
     ]
     publish("distillation", "A small TNT taught by a Twins", notes, table)
-
-
-def spread(values: list[float]) -> str:
-    """Return mean and standard deviation."""
-    if not values:
-        return ""
-    around = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{around}"
 
 
 def count_macs(weights: Path) -> int:

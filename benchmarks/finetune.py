@@ -24,7 +24,7 @@ from typing import Any
 
 import cyclopts
 import yaml
-from side_by_side import publish
+from side_by_side import publish, spread
 
 import vitrail
 from vitrail.api.training import TrainResult
@@ -249,15 +249,7 @@ def select(rows: list[dict[str, Any]], model: str, method: str, n: int) -> list[
 
 def line(title: str, columns: list[list[float]], epochs: str) -> str:
     """Return a row of the table."""
-    return f"| {title} | " + " | ".join(map(cell, columns)) + f" | {epochs} |"
-
-
-def cell(values: list[float]) -> str:
-    """Return mean and standard deviation."""
-    if not values:
-        return ""
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
+    return f"| {title} | " + " | ".join(map(spread, columns)) + f" | {epochs} |"
 
 
 def draw(

@@ -52,6 +52,14 @@ def speed_up(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
 
 
+def spread(values: Sequence[float]) -> str:
+    """Return mean and standard deviation; nothing of no value, and the mean alone of one."""
+    if not values:
+        return ""
+    around = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{around}"
+
+
 def train_command(processes: int, *words: str) -> list[str]:
     """Return what starts a training run on so many processes."""
     torchrun = ["torch.distributed.run", "--nproc-per-node", str(processes), "--standalone", "-m"]
