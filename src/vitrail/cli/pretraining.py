@@ -22,12 +22,16 @@ def pretrain(
     teacher: Annotated[
         str | None,
         Parameter(
-            help="Whose features are learned: a weight file, or a name of `vitrail weights`."
+            help="Trained model whose features are learned: a weight file, or a name that "
+            "`vitrail weights` lists."
         ),
     ] = None,
     labels: Annotated[
         str | None,
-        Parameter(help="Labelled images, by which features are measured before and after (k-NN)."),
+        Parameter(
+            help="Folder or list of labelled images: their k-NN accuracy by the features is "
+            "measured before and after the training."
+        ),
     ] = None,
 ) -> int:
     """Train a network on a teacher's features of your images, without labels; `vitrail finetune` takes the weights.

@@ -23,7 +23,10 @@ DataSettings = Annotated[
 ]
 TeacherFile = Annotated[
     str | None,
-    Parameter(help="A weight file of any project, or a name that `vitrail weights` lists."),
+    Parameter(
+        help="Trained model that labels the tokens: a weight file of any project, or a name "
+        "that `vitrail weights` lists."
+    ),
 ]
 
 
