@@ -33,9 +33,9 @@ TeacherFile = Annotated[
 def make_token_labels(
     *settings: DataSettings,
     teacher: TeacherFile = None,
-    output: Annotated[Path, Parameter(help="Folder to write, or to go on with what is there.")] = Path(
-        "token-labels"
-    ),
+    output: Annotated[
+        Path, Parameter(help="Folder to write, or to go on with what is there.")
+    ] = Path("token-labels"),
     topk: Annotated[
         int,
         Parameter(converter=read_whole_number, help="Likeliest classes to keep of each token."),

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vitrail.kernels import word_block_compiled as cpu
 from vitrail.kernels.compiled import are_kernels_wanted, load
-from vitrail.kernels.dense import is_recorded
+from vitrail.kernels.linear import is_recorded
 from vitrail.kernels.word_block_plain import flatten, plain_word_block
 
 GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
