@@ -13,7 +13,7 @@ import copy
 import re
 import statistics
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -78,12 +78,12 @@ def watch(
     return begin, end
 
 
-def count_macs(model: nn.Module) -> Counter[str]:
+def count_macs(model: nn.Module) -> dict[str, float]:
     """Return the multiply-adds of an image by part, and all of them as `whole`."""
     model = copy.deepcopy(model).to("meta").eval()
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 3, 224, 224, device="meta"))
-    counts: Counter[str] = Counter()
+    counts: dict[str, float] = defaultdict(float)
     for name, flops in counter.get_flop_counts().items():
         part = "whole" if name == "Global" else name_part(name.partition(".")[2])
         if part is not None:
