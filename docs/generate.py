@@ -35,6 +35,7 @@ ROOMS = (
     "inference",
     "evaluation",
     "embedding",
+    "explanation",
     "distillation",
     "training",
     "transfer",

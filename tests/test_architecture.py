@@ -22,6 +22,7 @@ ROOMS = [
     {"weights", "migrate", "pages"},
     {"hub", "data", "timm"},
     {"inference"},
+    {"explanation"},
     {"evaluation", "server"},
     {"embedding"},
     {"distillation"},

@@ -6,7 +6,9 @@ Shapes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -25,6 +27,35 @@ MAX_SCORES = 4
 take."""
 SCORES_AT_ONCE = 2**21
 """Scores that `long_attention` computes at a time, a few MB; the processor's caches hold them."""
+Record = Callable[[Tensor], None]
+"""Takes the shares (b, h, n, m) that the queries of one attention give its keys."""
+_records: dict[int, Record] = {}
+"""By thread, who is told of attention; others, as those of a server, compute on as they were."""
+
+
+@contextmanager
+def recorded_by(record: Record) -> Iterator[None]:
+    """Tell a function the shares of every attention that this thread computes meanwhile.
+
+    They are computed plainly, and stand in the graph of what follows, so that gradients for them
+    can be asked for.
+    """
+    thread = get_ident()
+    before = _records.get(thread)
+    _records[thread] = record
+    try:
+        yield
+    finally:
+        del _records[thread]
+        if before is not None:
+            _records[thread] = before
+
+
+def recorder() -> Record | None:
+    """Return who is told of the attention of this thread; None where nobody is, as in programs."""
+    if not _records or is_recorded():
+        return None
+    return _records.get(get_ident())
 
 
 def attend(
@@ -41,6 +72,10 @@ def attend(
     """
     (n, d), m = q.shape[-2:], k.shape[-2]
     factor = d**-0.5 if scale is None else scale
+    if (record := recorder()) is not None:
+        shares = ((q * factor) @ k.transpose(-2, -1)).softmax(-1)
+        record(shares)
+        return shares @ v
     if not q.is_cpu or is_recorded():
         return scaled_dot_product_attention(q, k, v, scale=scale)
     if n * m > MAX_SCORES * (n + 2 * m) * d:

@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from vitrail.errors import shorten
-from vitrail.kernels.attention import attend
+from vitrail.kernels.attention import attend, recorder
 from vitrail.kernels.linear import Linear
 from vitrail.models.dialects import HEAD, ZOO_PREFIX, Dialect, Row
 from vitrail.models.family import (
@@ -155,7 +155,7 @@ class TokenPerformer(nn.Module):
 
         The largest key exponent of each feature moves over to the queries, and the largest query
         exponent then cancels between numerator and denominator, except in eps. Gradients need not
-        flow through either.
+        flow through either. Who records attention is told of phi(q) phi(k)^T / (the same).
         """
         log_k, log_q = self.log_features(k), self.log_features(q)
         k_max = log_k.detach().amax(dim=1, keepdim=True)  # (b, 1, m)
@@ -164,8 +164,12 @@ class TokenPerformer(nn.Module):
         k, q = (log_k - k_max).exp(), (log_q - q_max).exp()
         # 60 keeps the exponential finite; beyond it the published formula gives 0 as well
         eps = PERFORMER_EPS * NUM_FEATURES * (-q_max).clamp(max=60).exp()
-        numerator = q @ (k.transpose(1, 2) @ v)
-        return numerator / (q @ k.sum(dim=1).unsqueeze(2) + eps)
+        denominator = q @ k.sum(dim=1).unsqueeze(2) + eps
+        if (record := recorder()) is not None:
+            shares = (q @ k.transpose(1, 2) / denominator).unsqueeze(1)  # as of one head
+            record(shares)
+            return shares.squeeze(1) @ v
+        return q @ (k.transpose(1, 2) @ v) / denominator
 
     def forward(self, x: Float[Tensor, "b n i"]) -> Float[Tensor, "b n t"]:
         k, q, v = self.kqv(self.norm1(x)).split(TOKEN_DIM, dim=2)
