@@ -19,3 +19,7 @@ ExportFormat = Literal["onnx", "openvino", "pt2", "torchscript", "mindir"]
 """Kind of file that a model is exported to."""
 QuantizedFormat = Literal["onnx", "openvino"]
 """Kind of file that a model in 8 bits is written to."""
+ExplanationMethod = Literal[
+    "rollout", "gradient-attention", "grad-cam", "integrated-gradients", "occlusion"
+]
+"""How an answer is explained; `explanation/methods.py` says which method is for which family."""

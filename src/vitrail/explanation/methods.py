@@ -1,0 +1,99 @@
+"""Which method explains which family, and the one that is taken where none is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vitrail.choices import ExplanationMethod
+from vitrail.errors import ConfigError, write_option
+from vitrail.explanation.feature_maps import weigh_channels
+from vitrail.explanation.perturbation import integrate_gradients, occlude
+from vitrail.explanation.relevance import Maps, roll_out, weigh_by_gradient
+
+OWN = ("tnt", "t2t_vit", "twins")
+"""Families whose attention and levels are known, by their names."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to explain an answer."""
+
+    explain: Callable[..., Maps]
+    """Takes a model, normalised images and the index of a class for each; only `occlude` takes an
+    exported file in place of a model."""
+    families: tuple[str, ...] | None
+    """Families that it is for; None is all, those of timm too."""
+    takes_exported: bool = False
+    """Whether it needs no more than answers."""
+    of_class: bool = True
+    """Whether it explains one class, and not the answer as a whole."""
+    is_signed: bool = False
+    """Whether values below 0 speak against the class."""
+
+
+METHODS: Mapping[ExplanationMethod, Method] = {
+    "rollout": Method(roll_out, OWN, of_class=False),
+    "gradient-attention": Method(weigh_by_gradient, OWN),
+    "grad-cam": Method(weigh_channels, OWN, is_signed=True),
+    "integrated-gradients": Method(integrate_gradients, None, is_signed=True),
+    "occlusion": Method(occlude, None, takes_exported=True, is_signed=True),
+}
+DEFAULTS: Mapping[str, ExplanationMethod] = {
+    "tnt": "gradient-attention",
+    "t2t_vit": "gradient-attention",
+    "twins": "gradient-attention",
+}
+"""The method of a family where none is asked for; all others take occlusion."""
+
+
+def choose_method(
+    path: str, family: str, asked: ExplanationMethod | None, *, is_exported: bool
+) -> ExplanationMethod:
+    """Return the method that is asked for, or the usual one.
+
+    Args:
+        path: Name of the file, for messages.
+        family: Name of the model's family.
+        asked: The method that is asked for; None is the usual one.
+        is_exported: Whether the file is an exported one, which only answers.
+
+    Raises:
+        ConfigError: The family, or an exported file, has no such method.
+    """
+    if asked is None:
+        return "occlusion" if is_exported else DEFAULTS.get(family, "occlusion")
+    method = METHODS[asked]
+    where = write_option("method", asked)
+    if is_exported and not method.takes_exported:
+        raise ConfigError(
+            f"{where}: {path} is an exported file, which has answers and neither gradients nor "
+            "attention; take occlusion, or give the weight file"
+        )
+    if method.families is not None and family not in method.families:
+        able = [name for name, one in METHODS.items() if one.families is None]
+        raise ConfigError(
+            f"{where}: is for TNT, T2T-ViT and Twins, and {path} is a {family}, which has "
+            f"{' and '.join(able)}"
+        )
+    return asked
+
+
+def explain(
+    method: ExplanationMethod, model: Callable[[Tensor], Tensor], images: Tensor, classes: Tensor
+) -> Maps:
+    """Return the maps of images in the method's own values, the finest map last.
+
+    Args:
+        method: A method that suits the model.
+        model: A model; for occlusion anything that answers.
+        images: Normalised images (b, c, h, w).
+        classes: Index of the class for each image (b).
+
+    Raises:
+        ConfigError: The method does not suit the model.
+        MissingExtra: It needs captum, which is not installed.
+    """
+    return METHODS[method].explain(model, images, classes)

@@ -1,0 +1,89 @@
+"""Relevance carried from tokens to what they were made of: cells of a map, windows, overlapping neighbourhoods.
+
+Each function keeps the sum of the relevance, but for what goes to padding.
+
+Shapes
+    b images, n tokens, h and w height and width of a map, p places of a neighbourhood
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import fold, pad, unfold
+
+from vitrail.explanation.attention import Windows
+
+
+def to_grid(relevance: Tensor, size: tuple[int, int]) -> Tensor:
+    """Lay relevance (b, n) out as a map (b, h, w)."""
+    return relevance.reshape(-1, *size)
+
+
+def spread_cells(relevance: Tensor, size: tuple[int, int], side: int) -> Tensor:
+    """Divide the relevance (b, n) of square cells evenly among their tokens (b, h * w); left-over tokens get none.
+
+    Args:
+        relevance: Relevance of the cells, row by row.
+        size: Height and width of the map that was cut into cells.
+        side: Tokens along a side of a cell.
+    """
+    rows, columns = size[0] // side, size[1] // side
+    grid = relevance.reshape(-1, rows, columns) / side**2
+    grid = grid.repeat_interleave(side, dim=1).repeat_interleave(side, dim=2)
+    rest = (0, size[1] - columns * side, 0, size[0] - rows * side)
+    return pad(grid, rest).flatten(1)
+
+
+def spread_split(relevance: Tensor, size: tuple[int, int], side: int, stride: int) -> Tensor:
+    """Divide the relevance (b, n) of a soft split's tokens among the places of their neighbourhoods (b, h * w).
+
+    A place that several neighbourhoods share counts for less in each, so that equal tokens make an
+    even map, without a pattern where neighbourhoods overlap.
+
+    Args:
+        relevance: Relevance of the tokens, row by row.
+        size: Height and width of the map that was split.
+        side: Places along a side of a neighbourhood.
+        stride: Places from one neighbourhood to the next.
+    """
+    layout = {"kernel_size": side, "stride": stride, "padding": (side - stride + 1) // 2}
+    cut = partial(unfold, **layout)
+    join = partial(fold, output_size=size, **layout)
+    # of each place, how many neighbourhoods have it
+    counts = join(cut(relevance.new_ones(1, 1, *size)))
+    shares = cut(1 / counts)  # (1, p, n), 0 in the padding
+    shares = shares / shares.sum(dim=1, keepdim=True)
+    return join(shares * relevance[:, None]).flatten(1)
+
+
+def cut_windows(relevance: Tensor, windows: Windows) -> Tensor:
+    """Cut relevance (b, h * w) into windows (b * windows, side * side); padding has none."""
+    side = windows.side
+    grid = relevance.reshape(-1, windows.height, windows.width)
+    rest = (
+        0,
+        windows.columns * side - windows.width,
+        0,
+        windows.rows * side - windows.height,
+    )
+    grid = pad(grid, rest).reshape(-1, windows.rows, side, windows.columns, side)
+    return grid.transpose(2, 3).reshape(-1, side * side)
+
+
+def join_windows(relevance: Tensor, windows: Windows) -> Tensor:
+    """Join windows (b * windows, side * side) to a map (b, h * w), and leave out what lies in the padding."""
+    side = windows.side
+    grid = relevance.reshape(-1, windows.rows, windows.columns, side, side).transpose(2, 3)
+    grid = grid.reshape(-1, windows.rows * side, windows.columns * side)
+    return grid[:, : windows.height, : windows.width].flatten(1)
+
+
+def divide(relevance: Tensor, weights: Tensor) -> Tensor:
+    """Divide each relevance (...) among its parts (..., p) by their weights, evenly where all weights are 0."""
+    sums = weights.sum(dim=-1, keepdim=True)
+    even = torch.full_like(weights, 1 / weights.shape[-1])
+    shares = torch.where(sums > 0, weights / sums.clamp(min=torch.finfo(sums.dtype).tiny), even)
+    return relevance[..., None] * shares

@@ -1,0 +1,274 @@
+"""Relevance carried back through attention: rollout, and attention weighted by its gradients.
+
+Both begin at what the head reads and go through one attention after the other, from the last to
+the first, by the shares that queries give to keys, averaged over heads.
+
+    Attention rollout (Abnar & Zuidema 2020, https://arxiv.org/abs/2005.00928): r becomes (r + r A) / 2,
+    as half of a token is what it was. It knows of no class.
+    Gradient-weighted attention (Chefer et al. 2021, https://arxiv.org/abs/2103.15679): r becomes r + r A',
+    where A' is what is positive of A times the gradient of the class's logit for A.
+
+What goes beyond the papers
+    TNT: relevance of the sentences is the papers', from the class token. Within a sentence it is
+    divided among the words. Every block folds the words into their sentence; what a word adds there
+    (by its length for rollout, by its share of the gradient for the other) goes back through the
+    inner attention, and the sums over all blocks and the stem are the words' weights.
+    T2T-ViT: relevance of the tokens is the papers'; it goes on through the attention of the soft
+    splits, and through each split evenly to the places of the neighbourhood. A performer has the
+    shares that its features imply.
+    Twins has no class token: relevance begins evenly on the last tokens, whose mean the head reads.
+    A key of a reduced map is a cell of tokens, which share what it gets; windows are put where they
+    lie, and what their padding gets is lost; a token is made of a cell of the stage before. The
+    position encoding counts as passing on what it gets. As the identity of r + r A' would leave an even
+    ground on all maps, what never went through attention is left out, as it is with a class token.
+
+Shapes
+    b images, s = n + 1 tokens (class token first), n sentences or tokens, bn = b * n, p words of a sentence,
+    q queries, m keys
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.explanation.attention import Level, Recorded, record_attention, require_attention
+from vitrail.explanation.placing import (
+    cut_windows,
+    divide,
+    join_windows,
+    spread_cells,
+    spread_split,
+    to_grid,
+)
+from vitrail.models.family import VisionModel
+from vitrail.models.t2t_vit import T2TViT
+from vitrail.models.tnt import TNT
+from vitrail.models.twins import Twins
+
+Maps = Mapping[str, Tensor]
+"""Maps (b, h, w) by what their places are, such as sentences and words; the finest is the last."""
+SPLITS = ((2, 3, 2), (4, 3, 2), (8, 7, 4))
+"""Of T2T-ViT's soft splits from the last to the first: how many times finer than the tokens what it
+splits is, the side of its neighbourhoods, and its stride."""
+
+
+@contextmanager
+def in_evaluation(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode meanwhile, without dropout."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def roll_out(model: VisionModel, images: Tensor, classes: Tensor) -> Maps:
+    """Return attention rollout, which is the same for all classes; each map sums to at most 1.
+
+    Args:
+        model: A TNT, T2T-ViT or Twins.
+        images: Normalised images (b, c, h, w).
+        classes: Index of a class for each image (b), of which nothing is read.
+
+    Raises:
+        ConfigError: The model's attention is not known.
+    """
+    with torch.no_grad():
+        return _carry(_Pass.of(model, images, None))
+
+
+def weigh_by_gradient(model: VisionModel, images: Tensor, classes: Tensor) -> Maps:
+    """Return gradient-weighted attention: how much of a class's logit each place brought about, never below 0.
+
+    Args:
+        model: A TNT, T2T-ViT or Twins.
+        images: Normalised images (b, c, h, w).
+        classes: Index of the class for each image (b).
+
+    Raises:
+        ConfigError: The model's attention is not known.
+    """
+    with torch.enable_grad():
+        passed = _Pass.of(model, images.detach().requires_grad_(), classes)
+    with torch.no_grad():
+        return _carry(passed)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One pass of a model: its attention, what is folded, and gradients where they are wanted."""
+
+    model: VisionModel
+    size: tuple[int, int]
+    """Height and width of the images."""
+    count: int
+    recorded: Sequence[Recorded]
+    weights: Sequence[Tensor]
+    """Of each attention, the shares averaged over heads, or what is positive of their product with
+    the gradient (b, q, m)."""
+    folded: Sequence[Tensor]
+    """What each word adds to its sentence, in the stem and in each block of a TNT (b, n, p)."""
+    is_rollout: bool
+
+    @classmethod
+    def of(cls, model: VisionModel, images: Tensor, classes: Tensor | None) -> _Pass:
+        require_attention(model)
+        inputs: list[Tensor] = []
+        folds = _folds_of(model)
+
+        def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            inputs.append(args[0])
+
+        handles = [fold.register_forward_pre_hook(keep) for fold in folds]
+        try:
+            with in_evaluation(model), record_attention(model) as recorded:
+                logits = model(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        shares = [one.shares for one in recorded]
+        size = (images.shape[2], images.shape[3])
+        if classes is None:
+            weights = [one.mean(dim=1) for one in shares]
+            folded = []
+            for fold, x in zip(folds, inputs, strict=True):
+                folded.append(_measure(fold, x, _words(model)))
+            return cls(model, size, len(images), recorded, weights, folded, True)
+        score = logits.gather(1, classes[:, None]).sum()
+        gradients = torch.autograd.grad(score, [*shares, *inputs], materialize_grads=True)
+        weights, folded = [], []
+        for share, gradient in zip(shares, gradients, strict=False):
+            weights.append((share * gradient).detach().clamp(min=0).mean(dim=1))
+        for x, gradient in zip(inputs, gradients[len(shares) :], strict=True):
+            of_words = (x * gradient).detach().unflatten(2, (_words(model), -1))
+            folded.append(of_words.sum(dim=3).clamp(min=0))
+        return cls(model, size, len(images), recorded, weights, folded, False)
+
+    def places(self, *levels: Level) -> list[int]:
+        """Return the places of the attention of some levels, from the last to the first."""
+        chosen = [place for place, one in enumerate(self.recorded) if one.level in levels]
+        return chosen[::-1]
+
+    def join(self, kept: Tensor, given: Tensor) -> Tensor:
+        """Return the relevance of the tokens before an attention, from what they keep and what queries give them."""
+        return (kept + given) / 2 if self.is_rollout else kept + given
+
+    def go_through(self, relevance: Tensor, place: int) -> Tensor:
+        """Carry the relevance (b, n) of tokens through an attention among them."""
+        return self.join(relevance, _give(relevance, self.weights[place]))
+
+
+def _carry(passed: _Pass) -> Maps:
+    if isinstance(passed.model, TNT):
+        return _carry_tnt(passed, passed.model)
+    if isinstance(passed.model, T2TViT):
+        return _carry_t2t(passed, passed.model)
+    assert isinstance(passed.model, Twins)
+    return _carry_twins(passed, passed.model)
+
+
+def _give(relevance: Tensor, weights: Tensor) -> Tensor:
+    """Return what the keys (b, m) get of the relevance of the queries (b, q)."""
+    return (relevance[:, None] @ weights)[:, 0]
+
+
+def _begin_at_class_token(passed: _Pass, level: Level) -> Tensor:
+    """Return the relevance (b, n) of all tokens but the class token, where that begins with all of it."""
+    places = passed.places(level)
+    tokens = passed.weights[places[0]].shape[-1]
+    relevance = passed.weights[0].new_zeros(passed.count, tokens)
+    relevance[:, 0] = 1
+    for place in places:
+        relevance = passed.go_through(relevance, place)
+    return relevance[:, 1:]
+
+
+def _carry_tnt(passed: _Pass, model: TNT) -> Maps:
+    sentences = _begin_at_class_token(passed, "sentence")  # (b, n)
+    words = torch.zeros_like(passed.folded[0]).flatten(0, 1)  # (bn, p)
+    blocks = zip(passed.places("word"), passed.folded[:0:-1], strict=True)
+    for place, folded in blocks:
+        words = passed.go_through(words + folded.flatten(0, 1), place)
+    words = words + passed.folded[0].flatten(0, 1)
+    words = divide(sentences, words.reshape(*sentences.shape, -1))  # (b, n, p)
+
+    (rows, columns), side = model.config.grid, model.config.words
+    grid = words.reshape(-1, rows, columns, side, side).transpose(2, 3)
+    return {
+        "sentences": to_grid(sentences, model.config.grid),
+        "words": grid.reshape(-1, rows * side, columns * side),
+    }
+
+
+def _carry_t2t(passed: _Pass, model: T2TViT) -> Maps:
+    tokens = _begin_at_class_token(passed, "token")
+    rows, columns = model.config.grid
+    relevance = tokens
+    places = iter(passed.places("split"))
+    for factor, side, stride in SPLITS[:2]:
+        relevance = spread_split(relevance, (rows * factor, columns * factor), side, stride)
+        relevance = passed.go_through(relevance, next(places))
+    _, side, stride = SPLITS[2]
+    pixels = spread_split(relevance, passed.size, side, stride)
+    return {"tokens": to_grid(tokens, model.config.grid), "pixels": to_grid(pixels, passed.size)}
+
+
+def _carry_twins(passed: _Pass, model: Twins) -> Maps:
+    sizes = [passed.size]
+    for side in model.config.patch_sizes:
+        sizes.append((sizes[-1][0] // side, sizes[-1][1] // side))
+    height, width = sizes[-1]
+    relevance = passed.weights[0].new_full((passed.count, height * width), 1 / (height * width))
+    kept = relevance
+    places = passed.places("window", "reduced")
+    for stage in reversed(range(len(model.config.depths))):
+        of_stage = [p for p in places if passed.recorded[p].name.startswith(f"blocks.{stage}.")]
+        for place in of_stage:
+            given = _give_twins(passed, place, relevance, model.config.sr_ratios[stage])
+            relevance = passed.join(relevance, given)
+        if stage:
+            side = model.config.patch_sizes[stage]
+            relevance = spread_cells(relevance, sizes[stage], side)
+            kept = spread_cells(kept, sizes[stage], side)
+    tokens = relevance if passed.is_rollout else relevance - kept
+    return {"tokens": to_grid(tokens, sizes[1])}
+
+
+def _give_twins(passed: _Pass, place: int, relevance: Tensor, cell: int) -> Tensor:
+    """Return what tokens get as keys of an attention in windows, or as cells of a reduced map."""
+    one, weights = passed.recorded[place], passed.weights[place]
+    if one.windows is not None:
+        given = _give(cut_windows(relevance, one.windows), weights)
+        return join_windows(given, one.windows)
+    assert one.grid is not None
+    return spread_cells(_give(relevance, weights), one.grid, cell)
+
+
+def _folds_of(model: VisionModel) -> list[nn.Module]:
+    """Return the layers that fold words into sentences: that of the stem, then those of the blocks."""
+    if not isinstance(model, TNT):
+        return []
+    return [
+        model.proj,
+        *(model.get_submodule(f"blocks.{i}.proj") for i in range(model.config.depth)),
+    ]
+
+
+def _words(model: VisionModel) -> int:
+    assert isinstance(model, TNT)
+    return model.config.words**2
+
+
+def _measure(fold: nn.Module, folded: Tensor, words: int) -> Tensor:
+    """Return the length of what each word adds to its sentence, as a share of all words' (b, n, p)."""
+    assert isinstance(fold, nn.Linear)
+    weight = fold.weight.unflatten(1, (words, -1))
+    lengths = torch.einsum("bnpe,dpe->bnpd", folded.unflatten(2, (words, -1)), weight).norm(dim=3)
+    return divide(lengths.new_ones(lengths.shape[:2]), lengths)

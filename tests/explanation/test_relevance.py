@@ -1,0 +1,181 @@
+"""Relevance through attention: equal to the papers' formulas where they apply, and kept where it is carried on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from support.explained_models import NAMES, build, random_images
+from vitrail.errors import ConfigError
+from vitrail.explanation.attention import Windows, record_attention
+from vitrail.explanation.placing import cut_windows, divide, join_windows, spread_cells, spread_split
+from vitrail.explanation.relevance import roll_out, weigh_by_gradient
+from vitrail.models.family import VisionModel
+from vitrail.models.registry import create_model
+
+CLASSES = torch.tensor([1, 2])
+
+
+def roll_out_plainly(model: VisionModel, images: Tensor, level: str) -> Tensor:
+    """Return rollout as the paper has it, the product of whole matrices."""
+    with record_attention(model) as recorded, torch.no_grad():
+        model(images)
+    product = None
+    for one in recorded:
+        if one.level == level:
+            step = (one.shares.mean(1) + torch.eye(one.shares.shape[-1])) / 2
+            product = step if product is None else step @ product
+    assert product is not None
+    return product[:, 0, 1:]
+
+
+def weigh_plainly(model: VisionModel, images: Tensor, level: str) -> Tensor:
+    """Return gradient-weighted attention as the paper has it."""
+    with record_attention(model) as recorded:
+        logits = model(images)
+    chosen = [one.shares for one in recorded if one.level == level]
+    gradients = torch.autograd.grad(logits[[0, 1], CLASSES].sum(), chosen)
+    relevance = torch.eye(chosen[0].shape[-1]).repeat(len(images), 1, 1)
+    for shares, gradient in zip(chosen, gradients, strict=True):
+        relevance = relevance + (shares * gradient).clamp(min=0).mean(1) @ relevance
+    return relevance[:, 0, 1:].detach()
+
+
+@pytest.mark.parametrize(("name", "level"), [("tnt_ti_patch16_224", "sentence"), ("t2t_vit_7", "token")])
+def test_the_coarse_level_is_the_papers(name: str, level: str) -> None:
+    model = build(name)
+    images = random_images(model)
+    rolled = next(iter(roll_out(model, images, CLASSES).values()))
+    torch.testing.assert_close(rolled.flatten(1), roll_out_plainly(model, images, level))
+    weighed = next(iter(weigh_by_gradient(model, images, CLASSES).values()))
+    torch.testing.assert_close(weighed.flatten(1), weigh_plainly(model, images, level))
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("tnt_ti_patch16_224", {"sentences": (2, 3), "words": (8, 12)}),
+        ("tnt_s_legacy_patch16_224", {"sentences": (2, 3), "words": (8, 12)}),
+        ("t2t_vit_7", {"tokens": (2, 3), "pixels": (32, 48)}),
+        ("t2t_vit_t_14", {"tokens": (2, 3), "pixels": (32, 48)}),
+        ("twins_svt_small", {"tokens": (8, 12)}),
+        ("twins_pcpvt_small", {"tokens": (8, 12)}),
+    ],
+)
+@pytest.mark.parametrize("method", [roll_out, weigh_by_gradient])
+def test_maps_have_the_grids_of_their_family_and_are_never_all_zero(name: str, sizes: dict, method: object) -> None:
+    model = build(name, image_size=(32, 48))
+    maps = method(model, random_images(model), CLASSES)  # pyright: ignore[reportCallIssue]
+    assert {level: tuple(one.shape[1:]) for level, one in maps.items()} == sizes
+    for one in maps.values():
+        assert not one.requires_grad
+        assert (one >= 0).all()
+        assert (one.flatten(1).amax(1) > one.flatten(1).amin(1)).all()
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("name", ["tnt_ti_patch16_224", "t2t_vit_7"])
+def test_a_model_of_one_block_has_a_map_too(name: str, depth: int) -> None:
+    model = build(name, depth=depth)
+    maps = weigh_by_gradient(model, random_images(model), CLASSES)
+    assert all((one.flatten(1).amax(1) > 0).all() for one in maps.values())
+
+
+@pytest.mark.parametrize("method", [roll_out, weigh_by_gradient])
+def test_words_sum_to_their_sentence_and_soft_splits_keep_the_sum(method: object) -> None:
+    model = build("tnt_ti_patch16_224", image_size=(32, 48))
+    maps = method(model, random_images(model), CLASSES)  # pyright: ignore[reportCallIssue]
+    summed = maps["words"].unflatten(2, (3, 4)).unflatten(1, (2, 4)).sum(dim=(2, 4))
+    torch.testing.assert_close(summed, maps["sentences"])
+
+
+def test_rollout_keeps_the_sum_through_soft_splits_and_stages() -> None:
+    model = build("t2t_vit_t_14", image_size=(32, 48))
+    maps = roll_out(model, random_images(model), CLASSES)
+    torch.testing.assert_close(maps["pixels"].sum((1, 2)), maps["tokens"].sum((1, 2)))
+    model = build("twins_pcpvt_small", image_size=64)
+    maps = roll_out(model, random_images(model), CLASSES)
+    torch.testing.assert_close(maps["tokens"].sum((1, 2)), torch.ones(2))
+
+
+def test_the_words_of_a_sentence_depend_on_the_class_and_are_not_even() -> None:
+    model = build("tnt_ti_patch16_224")
+    images = random_images(model)
+    first = weigh_by_gradient(model, images, torch.tensor([0, 0]))["words"]
+    other = weigh_by_gradient(model, images, torch.tensor([1, 1]))["words"]
+    assert not torch.allclose(first, other)
+    within = first[:, :4, :4].flatten(1)
+    assert (within.amax(1) > within.amin(1)).all()
+
+
+def test_of_two_images_each_has_the_map_that_it_has_alone() -> None:
+    for name in NAMES:
+        model = build(name)
+        images = random_images(model)
+        together = weigh_by_gradient(model, images, CLASSES)
+        alone = weigh_by_gradient(model, images[1:], CLASSES[1:])
+        for level, one in alone.items():
+            torch.testing.assert_close(together[level][1:], one, atol=1e-6, rtol=1e-3)
+
+
+def test_a_model_in_training_mode_is_left_so_and_draws_nothing() -> None:
+    model = build("tnt_ti_patch16_224", drop_rate=0.5)
+    images = random_images(model)
+    expected = weigh_by_gradient(model, images, CLASSES)["words"]
+    model.train()
+    model.patch_embed.eval()
+    assert torch.equal(weigh_by_gradient(model, images, CLASSES)["words"], expected)
+    assert model.training
+    assert not model.patch_embed.training
+
+
+def test_attention_that_is_unknown_is_refused() -> None:
+    model = create_model("timm:resnet10t", num_classes=3)
+    with pytest.raises(ConfigError, match="tells nothing of its attention"):
+        roll_out(model, torch.zeros(1, 3, 224, 224), CLASSES[:1])
+
+
+def test_a_twins_whose_attention_is_even_has_an_even_map() -> None:
+    model = build("twins_pcpvt_small", image_size=64)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".attn.q." in name:
+                parameter.zero_()
+    rolled = roll_out(model, random_images(model), CLASSES)["tokens"]
+    torch.testing.assert_close(rolled, torch.full_like(rolled, 1 / 256))
+
+
+def test_an_even_map_stays_even_through_overlapping_neighbourhoods() -> None:
+    spread = spread_split(torch.ones(1, 16), (16, 16), 7, 4).reshape(16, 16)
+    assert spread.sum().item() == pytest.approx(16)
+    # neighbourhoods at the border lose what they have of the padding
+    torch.testing.assert_close(spread[5:10, 5:10], torch.full((5, 5), 1 / 16))
+
+
+def test_a_token_of_a_soft_split_reaches_its_neighbourhood_alone() -> None:
+    relevance = torch.zeros(1, 16)
+    relevance[0, 5] = 1  # row 1, column 1 of 4 x 4
+    spread = spread_split(relevance, (8, 8), 3, 2).reshape(8, 8)
+    assert spread[1:4, 1:4].sum().item() == pytest.approx(1)
+    assert (spread[1:4, 1:4] > 0).all()
+
+
+def test_left_over_tokens_get_nothing_and_cells_share() -> None:
+    spread = spread_cells(torch.tensor([[4.0, 8.0]]), (3, 4), 2)
+    assert spread.reshape(3, 4).tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [0, 0, 0, 0]]
+
+
+def test_windows_are_put_where_they_were_cut() -> None:
+    windows = Windows(rows=2, columns=3, side=2, height=3, width=5)
+    relevance = torch.arange(30.0).reshape(2, 15)
+    cut = cut_windows(relevance, windows)
+    assert cut.shape == (12, 4)
+    assert cut[1].tolist() == [2, 3, 7, 8]
+    assert cut[5].tolist() == [14, 0, 0, 0]
+    assert torch.equal(join_windows(cut, windows), relevance)
+
+
+def test_what_weighs_nothing_is_divided_evenly() -> None:
+    divided = divide(torch.tensor([2.0, 3.0]), torch.tensor([[0.0, 0.0], [1.0, 2.0]]))
+    assert divided.tolist() == [[1, 1], [1, 2]]
