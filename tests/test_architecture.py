@@ -196,6 +196,7 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
                         "inference",
                         "serving",
                         "embedding",
+                        "explanation",
                         "token_labels",
                         "deploy",
                         "weights",
@@ -236,6 +237,7 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
             "filelock",
             {"data.tables.parquet", "weights.published.cache", "tuning.study", "tuning.journal", "tuning.compare"},
         ),
+        ("captum", {"explanation.perturbation"}),
         ("optuna", {"tuning.study", "tuning.journal"}),
         ("urllib", {"weights.published.download", "weights.published.hub_files"}),
         ("datasets", {"data.tables.hub"}),
@@ -317,9 +319,9 @@ def test_every_file_is_ascii() -> None:
 
 def test_public_names_resolve_and_are_documented() -> None:
     assert set(vitrail.__all__) == set(dir(vitrail)) == {
-        "VitrailError", "add_weights", "bench", "bench_data", "check_data", "convert", "create_model", "doctor",
-        "embed", "evaluate", "export", "fetch_weights", "finetune", "list_models", "list_weights", "load_model",
-        "make_token_labels", "pack", "predict", "pretrain", "preview", "quantize", "resize_data", "serve",
+        "VitrailError", "add_weights", "attention", "bench", "bench_data", "check_data", "convert", "create_model",
+        "doctor", "embed", "evaluate", "explain", "export", "fetch_weights", "finetune", "list_models", "list_weights",
+        "load_model", "make_token_labels", "pack", "predict", "pretrain", "preview", "quantize", "resize_data", "serve",
         "show_config", "sweep_preprocess", "train", "tune", "verify", "write_inputs",
     }  # fmt: skip
     for name in vitrail.__all__:
@@ -348,6 +350,7 @@ def test_public_names_resolve_and_are_documented() -> None:
                 "api.bench",
                 "api.verify",
                 "api.embedding",
+                "api.explanation",
                 "api.deploy",
             )
         ),

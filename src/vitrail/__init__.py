@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitrail.api.attention import attention as attention
     from vitrail.api.bench import bench as bench
     from vitrail.api.data import check_data as check_data
     from vitrail.api.data import pack as pack
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from vitrail.api.embedding import embed as embed
     from vitrail.api.evaluation import evaluate as evaluate
     from vitrail.api.evaluation import sweep_preprocess as sweep_preprocess
+    from vitrail.api.explanation import explain as explain
     from vitrail.api.finetuning import finetune as finetune
     from vitrail.api.inference import predict as predict
     from vitrail.api.inference import write_inputs as write_inputs
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "VitrailError": "vitrail.errors",
     "add_weights": "vitrail.api.weights",
+    "attention": "vitrail.api.attention",
     "bench": "vitrail.api.bench",
     "bench_data": "vitrail.api.training",
     "check_data": "vitrail.api.data",
@@ -49,6 +52,7 @@ _PUBLIC = {
     "doctor": "vitrail.api.training",
     "embed": "vitrail.api.embedding",
     "evaluate": "vitrail.api.evaluation",
+    "explain": "vitrail.api.explanation",
     "export": "vitrail.api.deploy",
     "fetch_weights": "vitrail.api.weights",
     "finetune": "vitrail.api.finetuning",
@@ -73,6 +77,7 @@ _PUBLIC = {
 __all__ = [
     "VitrailError",
     "add_weights",
+    "attention",
     "bench",
     "bench_data",
     "check_data",
@@ -81,6 +86,7 @@ __all__ = [
     "doctor",
     "embed",
     "evaluate",
+    "explain",
     "export",
     "fetch_weights",
     "finetune",

@@ -110,6 +110,8 @@ def given(tiny_checkpoint: Path, image_folder: Path, tmp_path: Path, monkeypatch
         "fetch_weights": {"names": "gone"},
         "add_weights": {"files": "gone"},
         "embed": {"checkpoint": "gone", "images": image},
+        "explain": {"checkpoint": tiny_checkpoint, "images": image},
+        "attention": {"model": tiny_checkpoint, "image": image},
         "finetune": {"data": "gone"},
         "pretrain": {"data": "gone"},
         "make_token_labels": {"teacher": "gone", "settings": gone, "output": tmp_path / "labels"},

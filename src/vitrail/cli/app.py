@@ -17,6 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 from vitrail.cli.data import check_data, pack, resize_data
 from vitrail.cli.deploy import convert, export, quantize
 from vitrail.cli.embedding import embed
+from vitrail.cli.explanation import explain
 from vitrail.cli.finetuning import finetune
 from vitrail.cli.inference import bench, evaluate, predict, verify
 from vitrail.cli.pretraining import pretrain
@@ -65,6 +66,7 @@ COMMANDS = (
     evaluate,
     predict,
     embed,
+    explain,
     make_token_labels,
     convert,
     export,

@@ -115,7 +115,9 @@ class Predictor:
 
             def submit() -> list[tuple[str, Future[Tensor | str]]]:
                 batch = [os.fspath(path) for path in islice(source, batch_size)]
-                return [(path, pool.submit(_read, path, self.preprocess)) for path in batch]
+                return [
+                    (path, pool.submit(view_or_reason, path, self.preprocess)) for path in batch
+                ]
 
             coming = submit()
             while coming:
@@ -277,7 +279,7 @@ def read_view(data: bytes, preprocess: Preprocess) -> Tensor:
     return preprocess.view(decode(data, preprocess.pixels))
 
 
-def _read(path: str, preprocess: Preprocess) -> Tensor | str:
+def view_or_reason(path: str, preprocess: Preprocess) -> Tensor | str:
     """Return an image as the model is to see it, or why it cannot be read."""
     try:
         # a text file may name a device or a pipe, which might block whoever opens it

@@ -1,0 +1,194 @@
+"""Explain from Python: what the answers to images rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitrail.api.arguments import checked
+from vitrail.api.inference import Choice, Inputs
+from vitrail.api.options import (
+    OF_WEIGHTS,
+    path_or_none,
+    read_settings,
+    require_at_least,
+    shown,
+    tell_remarks,
+    with_recipe,
+)
+from vitrail.api.results import ResultList, Table, first_rows, rows_left_out
+from vitrail.choices import Device, Engine, ExplanationMethod
+from vitrail.config.commands import PredictConfig
+from vitrail.config.resolve import resolve
+from vitrail.display import Display
+from vitrail.migrate.given import Settings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from vitrail.explanation.explainer import Explained
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What the answer to one image rests on, or why the image could not be read."""
+
+    path: str
+    classes: tuple[Choice, ...]
+    """The classes that are explained, the most probable first, or the one that was asked for."""
+    method: ExplanationMethod
+    maps: Mapping[str, NDArray[np.float32]]
+    """By level, the finest last: raw values (classes, h, w), with one map in place of all classes
+    where the method knows of none; empty where they were written to files."""
+    sheet: Path | None
+    """Picture of the maps; None where nothing was written."""
+    values: Path | None
+    """File with the raw values of the finest maps; None where nothing was written."""
+    error: str | None
+    """Why the image could not be read; None where it was."""
+
+
+@dataclass(frozen=True)
+class Explanations(ResultList[Explanation]):
+    """The explanations of several images, in the order given."""
+
+    page: Path | None
+    """Page with all sheets; None where nothing was written."""
+
+    @property
+    def bad_files(self) -> list[Explanation]:
+        """The images that could not be read."""
+        return [one for one in self.items if one.error is not None]
+
+    def tables(self) -> Sequence[Table]:
+        """Return one row an image."""
+        rows = []
+        for one in first_rows(self.items):
+            names = ", ".join(choice.name for choice in one.classes)
+            odds = ", ".join(f"{choice.probability:.3f}" for choice in one.classes)
+            sheet = "" if one.sheet is None else str(one.sheet)
+            rows.append((one.path, names, odds, sheet, one.error or ""))
+        return [Table("", ("image", "class", "probability", "sheet", "error"), tuple(rows))]
+
+    def lines(self) -> Sequence[str]:
+        """Say how many images are not shown, and where the page is."""
+        lines = rows_left_out(len(self.items))
+        return lines if self.page is None else [*lines, f"page: {self.page}"]
+
+    def records(self) -> Sequence[dict[str, Any]]:
+        """Return one row for each class of each image."""
+        rows = []
+        for one in self.items:
+            for choice in one.classes or (None,):
+                rows.append(
+                    {
+                        "path": one.path,
+                        "name": None if choice is None else choice.name,
+                        "probability": None if choice is None else choice.probability,
+                        "method": one.method,
+                        "sheet": None if one.sheet is None else str(one.sheet),
+                        "error": one.error,
+                    }
+                )
+        return rows
+
+
+@checked
+def explain(
+    checkpoint: str | Path,
+    images: str | Path | Iterable[str | Path],
+    settings: Settings | None = None,
+    *,
+    class_name: str | None = None,
+    method: ExplanationMethod | None = None,
+    output: str | Path | None = None,
+    topk: int | None = None,
+    engine: Engine | None = None,
+    device: Device = "auto",
+    display: Display | None = None,
+    progress: bool = True,
+    **sections: Any,
+) -> Explanations:
+    """Explain the answers to images: maps of what they rest on, which are written only if `output` names a folder.
+
+    `vitrail.explain("best.safetensors", "photos/", class_name="robin", output="robins")` does what
+    `vitrail explain best.safetensors photos/ --class robin --output robins` does.
+
+    Args:
+        checkpoint: The weight file, of any project, or an exported file, which has occlusion alone.
+        images: An image, a folder, a glob, a list of paths in a file, or several of these.
+        settings: How the file and images are read, of the sections weights and preprocess.
+        class_name: Class to explain, by its name or number; None is the most probable ones.
+        method: How it is explained; None is what suits the family.
+        output: Folder to write, with a sheet and raw values for each image and a page of all.
+        topk: Most classes to explain of an image; None is one, or of a multi-label model all that
+            reach their thresholds.
+        engine: What runs an exported file, where two can, as .onnx.
+        device: auto takes the accelerator, where there is one.
+        display: Where progress is shown; None is the terminal or notebook.
+        progress: Whether progress is shown in a terminal or notebook.
+        sections: Settings by section, such as preprocess={"crop": 1.0}.
+
+    Raises:
+        CheckpointError: The file is not one, or damaged; or the folder cannot be written.
+        ConfigError: A setting or an option is wrong, or the model has no such class or method.
+        DataError: There is no such image, or a list is wrong.
+        MissingExtra: The method needs captum, which is not installed.
+    """
+    inputs = Inputs.read(images, read_settings(explain, settings, sections), "explain")
+    layers, remarks = with_recipe(None, inputs.settings, OF_WEIGHTS)
+    resolve(PredictConfig, layers)  # a wrong setting is told before all else
+    require_at_least(1, topk=topk)
+
+    from vitrail.explanation.explainer import open_explainer
+    from vitrail.explanation.folder import ExplanationFolder, refuse_folder
+
+    target = path_or_none(output)
+    if target is not None:
+        refuse_folder(target)
+    with shown(display, progress) as display:
+        tell_remarks(display, remarks)
+        explainer = open_explainer(
+            checkpoint,
+            layers,
+            method=method,
+            class_name=class_name,
+            topk=topk,
+            engine=engine,
+            device=device,
+            display=display,
+        )
+        folder = None if target is None else ExplanationFolder(target, explainer)
+        items = []
+        display.begin("explain", None)
+        for path in inputs.find(display.note):
+            explained = explainer.explain(path)
+            if explained.error is not None:
+                display.warn(f"{explained.path}: {explained.error}")
+            files = (None, None) if folder is None else folder.write(explained)
+            items.append(_named(explained, explainer.names, explainer.method, files))
+            display.advance()
+        display.end()
+        page = None if folder is None else folder.write_page()
+    return Explanations(tuple(items), page)
+
+
+def _named(
+    explained: Explained,
+    names: Sequence[str],
+    method: ExplanationMethod,
+    files: tuple[Path | None, Path | None],
+) -> Explanation:
+    pairs = zip(explained.classes, explained.probabilities, strict=True)
+    return Explanation(
+        path=explained.path,
+        classes=tuple(Choice(index, names[index], probability) for index, probability in pairs),
+        method=method,
+        maps=explained.maps or {} if files[0] is None else {},
+        sheet=files[0],
+        values=files[1],
+        error=explained.error,
+    )

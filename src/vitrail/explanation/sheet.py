@@ -1,0 +1,116 @@
+"""A sheet of an explanation: the picture as the model saw it, and for each class its maps over it, as a PNG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from vitrail.errors import escape_text
+from vitrail.images.pixels import Pixels
+from vitrail.pages.render import to_shown
+
+TILE = 256
+"""Longer side of a picture on the sheet, in pixels."""
+GAP, LINE = 16, 20
+"""Between pictures, and from one line of text to the next."""
+LONGEST = 60
+"""Characters of a name that are shown."""
+INK, MUTED, PAPER = (28, 37, 48), (88, 101, 117), (255, 255, 255)
+RISING = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
+"""Colours from the least value of a map without a sign to its largest."""
+SIGNED = ((33, 102, 172), (146, 197, 222), (247, 247, 247), (244, 165, 130), (178, 24, 43))
+"""Colours from minus the largest size of a value, over 0, to the largest size."""
+COVER = 0.6
+"""How much of a picture the map over it hides."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the sheet shows of one class."""
+
+    caption: str
+    """Name and probability."""
+    maps: Sequence[tuple[str, NDArray[np.float32]]]
+    """Maps (h, w), each with the name of its level, the finest last."""
+
+
+def draw_sheet(view: Pixels, title: str, rows: Sequence[Row], *, is_signed: bool) -> bytes:
+    """Return a sheet as a PNG.
+
+    Args:
+        view: The picture (c, h, w) as the model saw it, before it was normalised.
+        title: Line above all: file, model and method.
+        rows: The classes.
+        is_signed: Whether values below 0 speak against a class.
+    """
+    picture = _to_picture(view)
+    width, height = picture.size
+    columns = 1 + max(len(row.maps) for row in rows)
+    row_height = LINE + height + LINE + GAP
+    size = (
+        max(GAP + columns * (width + GAP), 2 * TILE),
+        GAP + LINE + GAP + len(rows) * row_height,
+    )
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(13)
+    draw.text((GAP, GAP), _shorten(title, 2 * LONGEST), INK, font)
+    for number, row in enumerate(rows):
+        top = GAP + LINE + GAP + number * row_height
+        draw.text((GAP, top), _shorten(row.caption), INK, font)
+        sheet.paste(picture, (GAP, top + LINE))
+        draw.text((GAP, top + LINE + height + 3), "as the model saw it", MUTED, font)
+        for place, (level, values) in enumerate(row.maps, 1):
+            left = GAP + place * (width + GAP)
+            sheet.paste(lay_over(picture, values, is_signed=is_signed), (left, top + LINE))
+            note = f"{level}: {values.min():.3g} to {values.max():.3g}"
+            draw.text((left, top + LINE + height + 3), note, MUTED, font)
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def lay_over(picture: Image.Image, values: NDArray[np.float32], *, is_signed: bool) -> Image.Image:
+    """Return a picture in gray with the colours of a map over it, each value a square of its own."""
+    colours = Image.fromarray(colour(values, is_signed=is_signed))
+    colours = colours.resize(picture.size, Image.Resampling.NEAREST)
+    return Image.blend(picture.convert("L").convert("RGB"), colours, COVER)
+
+
+def colour(values: NDArray[np.float32], *, is_signed: bool) -> NDArray[np.uint8]:
+    """Return the colours (h, w, 3) of a map; an even one has a single colour."""
+    if is_signed:
+        low, high = -float(np.abs(values).max()), float(np.abs(values).max())
+    else:
+        low, high = float(values.min()), float(values.max())
+    places = (values - low) / (high - low) if high > low else np.full(values.shape, 0.5)
+    table = np.array(SIGNED if is_signed else RISING, dtype=np.float64)
+    stops = np.linspace(0, 1, len(table))
+    channels = [np.interp(places, stops, table[:, channel]) for channel in range(3)]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
+def _to_picture(view: Pixels) -> Image.Image:
+    """Return a view as a picture of the sheet's size, larger or smaller than it is."""
+    shown = to_shown(view)
+    if shown.dtype != torch.uint8:
+        shown = shown.to(torch.uint8)
+    array = shown.permute(1, 2, 0).contiguous().numpy()
+    image = Image.fromarray(array[:, :, 0] if len(shown) == 1 else array).convert("RGB")
+    scale = TILE / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _shorten(text: str, most: int = LONGEST) -> str:
+    """Return a text in so many characters, in letters that the sheet's font has."""
+    shown = escape_text(text)
+    if not shown.isascii():
+        shown = shown.encode("latin-1", "replace").decode("latin-1")
+    return shown if len(shown) <= most else f"{shown[: most - 3]}..."
