@@ -82,17 +82,16 @@ class Explanations(ResultList[Explanation]):
         """Return one row for each class of each image."""
         rows = []
         for one in self.items:
-            for choice in one.classes or (None,):
-                rows.append(
-                    {
-                        "path": one.path,
-                        "name": None if choice is None else choice.name,
-                        "probability": None if choice is None else choice.probability,
-                        "method": one.method,
-                        "sheet": None if one.sheet is None else str(one.sheet),
-                        "error": one.error,
-                    }
-                )
+            row: dict[str, Any] = {
+                "path": one.path,
+                "name": None,
+                "probability": None,
+                "method": one.method,
+                "sheet": None if one.sheet is None else str(one.sheet),
+                "error": one.error,
+            }
+            named = [{**row, "name": c.name, "probability": c.probability} for c in one.classes]
+            rows += named or [row]
         return rows
 
 
@@ -183,12 +182,14 @@ def _named(
     files: tuple[Path | None, Path | None],
 ) -> Explanation:
     pairs = zip(explained.classes, explained.probabilities, strict=True)
+    sheet, values = files
+    maps = explained.maps if sheet is None else None  # what was written need not stay in memory
     return Explanation(
         path=explained.path,
         classes=tuple(Choice(index, names[index], probability) for index, probability in pairs),
         method=method,
-        maps=explained.maps or {} if files[0] is None else {},
-        sheet=files[0],
-        values=files[1],
+        maps=maps or {},
+        sheet=sheet,
+        values=values,
         error=explained.error,
     )
