@@ -11,6 +11,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from support.golden import COMMITTED, check_norms, golden_model, run
 from vitrail.kernels import compiled, word_block
@@ -30,25 +31,28 @@ SHAPES = {
 }
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a cache that holds the compiled body; one process compiles for all."""
+INSTRUCTIONS = {"x86-64-v2": ("sse4_2", "popcnt"), "x86-64-v3": ("avx2", "fma", "bmi2", "f16c")}
+"""What other processors than this one have; flags of this one that say whether it has them too."""
+
+
+@pytest.fixture(params=["native", *(pytest.param(name, marks=pytest.mark.thorough) for name in INSTRUCTIONS)])
+def fused(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Compute by the body that is compiled for this processor, and for older ones; one process compiles for all."""
+    flags = compiled.describe_processor().split()
+    if not set(INSTRUCTIONS.get(request.param, ())) <= set(flags):
+        pytest.skip(f"this processor is none of {request.param}")
+    march = f"-march={request.param}"
+    monkeypatch.setattr(compiled, "FLAGS", [march if "-march" in flag else flag for flag in compiled.FLAGS])
     folder = tmp_path_factory.getbasetemp().parent / "kernels"
-    with pytest.MonkeyPatch.context() as patch, FileLock(f"{folder}.lock"):
-        patch.setenv("XDG_CACHE_HOME", str(folder))
-        patch.setenv(compiled.VARIABLE, "auto")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    monkeypatch.setenv(compiled.VARIABLE, "auto")
+    compiled.load.cache_clear()
+    with FileLock(f"{folder}.lock"):
         reason = prepare_word_block()
     if reason is not None:
         pytest.skip(f"not compiled: {reason}")
-    return folder
-
-
-@pytest.fixture
-def fused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Compute by the compiled body."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    monkeypatch.setenv(compiled.VARIABLE, "auto")
-    compiled.load.cache_clear()
     yield
     compiled.load.cache_clear()
 
@@ -107,6 +111,23 @@ def test_the_compiled_body_is_the_plain_one(
     check(words, keep, weights, heads, approximate)
 
 
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_the_plain_body_has_the_gradients_of_autograd(
+    shape: tuple[int, int, int, int, int], approximate: str, kept: bool
+) -> None:
+    torch.manual_seed(0)
+    n, p, e, heads, hidden = shape
+    words, weights = torch.randn(n, p, e).double(), [weight.double() for weight in make_weights(e, hidden)]
+    keep = (torch.rand(2, n) > 0.3) / 0.7 if kept else None
+    assert word_block.choose_body("cpu", words.dtype, p) == "plain"
+    found = differentiate(word_block.word_block, words, keep, weights, heads, 1e-5, approximate, "float32")
+    right = differentiate(plain_word_block, words, keep, weights, heads, 1e-5, approximate)
+    compare(found[:2], right[:2], 1e-12)
+    compare(found[2:], right[2:], 1e-7)  # those of weights are in float32
+
+
 HARD = {
     "large words": torch.randn(3, 16, 24) * 1e4,
     "equal words": torch.ones(3, 16, 24),
@@ -127,7 +148,9 @@ def test_hard_inputs_give_the_same(words: Tensor) -> None:
 
 
 @pytest.mark.usefixtures("fused")
-def test_without_a_sentence_there_is_nothing_to_compute() -> None:
+@pytest.mark.parametrize("body", ["auto", "plain"])
+def test_without_a_sentence_there_is_nothing_to_compute(monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    monkeypatch.setenv(compiled.VARIABLE, body)
     words = torch.zeros(0, 16, 24)
     found = differentiate(word_block.word_block, words, None, make_weights(24, 96), 4, 1e-5, "none", "float32")
     assert found[0].shape == words.shape
@@ -174,6 +197,37 @@ def test_the_numbers_depend_neither_on_threads_nor_on_neighbours() -> None:
             assert torch.equal(one, other)
     alone = word_block.word_block(words[50:51], None, weights, 4, 1e-5, "none", "float32")
     assert torch.equal(alone[0], found[0][0][50])
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("shape", [*SHAPES.values(), (0, 16, 24, 4, 96)], ids=[*SHAPES, "no sentence"])
+def test_its_multiply_adds_are_those_of_the_layers(shape: tuple[int, int, int, int, int], device: str) -> None:
+    n, p, e, heads, hidden = shape
+    counts = []
+    for function, others in ((word_block.word_block, ("float32",)), (plain_word_block, ())):
+        words = torch.randn(n, p, e, device=device)
+        inputs = [one.to(device).requires_grad_() for one in (words, *make_weights(e, hidden))]
+        keep = torch.rand(2, n, device=device)
+        with FlopCounterMode(display=False) as forward:
+            out = function(inputs[0], keep, inputs[1:], heads, 1e-5, "none", *others)  # type: ignore[operator]
+        with FlopCounterMode(display=False) as backward:
+            out.sum().backward()
+        counts.append((forward.get_total_flops(), backward.get_total_flops()))
+    assert counts[0] == counts[1]
+    assert all(counts[0]) or n == 0
+
+
+@pytest.mark.usefixtures("fused")
+def test_a_models_multiply_adds_do_not_depend_on_the_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_tiny().train()
+    counts = []
+    for body in ("auto", "plain"):
+        monkeypatch.setenv(compiled.VARIABLE, body)
+        compiled.load.cache_clear()
+        with FlopCounterMode(display=False) as counter:
+            model(torch.randn(2, 3, 32, 32)).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.usefixtures("fused")
