@@ -2,7 +2,10 @@
 
 import ctypes
 import os
+import platform
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,6 +126,14 @@ def test_without_a_compiler_a_note_says_so(monkeypatch: pytest.MonkeyPatch, tmp_
     prepare_kernels((), "cpu", notes.append)
     prepare_kernels((NAME,), "cuda", notes.append)
     assert len(notes) == 1, "models without words, and GPUs, need none"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX2 is of x86")
+def test_a_processor_without_avx2_is_left_to_pytorch() -> None:
+    code = "from vitrail.kernels.word_block_compiled import *; print(prepare_word_block())"
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout == "this processor has no AVX2, without which PyTorch itself is faster\n"
 
 
 def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -137,10 +137,13 @@ def command() -> list[str]:
     """Return the words of the compiler.
 
     Raises:
-        NotCompiled: There is none, or the system is none that it was tried on.
+        NotCompiled: There is none, or the system or the processor is none to compile for.
     """
     if not sys.platform.startswith("linux"):
         raise NotCompiled(f"it was not tried on {platform.system()}")
+    is_narrow = torch.backends.cpu.get_cpu_capability() == "DEFAULT"
+    if platform.machine() == "x86_64" and is_narrow:  # benchmarks/delivery.py has the times
+        raise NotCompiled("this processor has no AVX2, without which PyTorch itself is faster")
     names = (os.environ.get("CXX"), "g++", "clang++", "c++")
     found = next((path for name in names if name and (path := shutil.which(name))), None)
     if found is None:
