@@ -96,9 +96,9 @@ def use_layers(words: Tensor, weights: list[Tensor], grad: Tensor) -> Way:
 def use_compiled(words: Tensor, weights: list[Tensor], grad: Tensor, march: str, folder: Path) -> Way:
     """Compile the C++ for a processor, and compute by it."""
     path = folder / f"{march}.so"
-    command = [f"-march={march}" if "-march" in word else word for word in compiled.command()]
+    flags = [f"-march={march}" if "-march" in flag else flag for flag in compiled.FLAGS]
     begun = time.perf_counter()
-    compiled.run_compiler([*command, str(compiled.source(NAME)), "-o", str(path)])
+    compiled.run_compiler([*compiled.find_compiler(), *flags, str(compiled.source(NAME)), "-o", str(path)])
     seconds = time.perf_counter() - begun
     begun = time.perf_counter()
     library = ctypes.CDLL(str(path))
@@ -167,7 +167,7 @@ def size_of(library: Path) -> float:
 
 def size_of_compiler() -> float:
     """Return the megabytes of the folder that the compiler proper is in."""
-    words = [compiled.command()[0], "-print-prog-name=cc1plus"]
+    words = [*compiled.find_compiler(), "-print-prog-name=cc1plus"]
     done = subprocess.run(words, check=True, capture_output=True, text=True)
     files = Path(done.stdout.strip()).parent.rglob("*")
     return sum(file.stat().st_size for file in files if file.is_file() and not file.is_symlink()) / 1e6
@@ -243,9 +243,9 @@ def main(batch_size: int = 8, rounds: int = 25) -> None:
             f"the words of a block of TNT-S in float32, batch of {batch_size}, {sentences:,} sentences",
             f"medians of {rounds} alternating rounds; training is forward and backward",
             "difference: the largest of outputs and gradients from the plain body in double precision, by its size",
-            "all levels of x86-64 run on this processor: AVX2's row is AVX2's code on it, beside layers that use it whole; "
-            "processors as SSE4.2's are left to PyTorch's layers",
-            f"MB: compressed in a wheel; on the disk for numba, llvmlite too; a compiler takes {size_of_compiler():.0f}",
+            "all levels of x86-64 run on this processor: AVX2's row is AVX2's code on it, beside layers that use all "
+            "of it; processors with no more than SSE4.2 are left to PyTorch's layers",
+            f"MB: compressed in a wheel; on the disk for numba, with llvmlite; compilers take {size_of_compiler():.0f}",
             f"a wheel's libraries need {describe_needs(folder)}; by ctypes, they serve every Python and torch",
         ]
         if find_spec("numba") is not None:
