@@ -147,6 +147,10 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_pa
 COMPILERS = {
     "says nothing": ("exit 3", "ended with status 3 and said nothing"),
     "says what is no text": (r"printf '\377' >&2; exit 1", r"failed: '\ufffd'"),
+    "cannot link": (
+        "printf 'ld: No space left on device\ncollect2: error: ld returned 1 exit status\n' >&2; exit 1",
+        "failed: 'ld: No space left on device'",
+    ),
     "says more": ("printf 'a.cpp: In f:\na.cpp:1: error: no\nnote: 1\n' >&2; exit 1", "failed: 'a.cpp:1: error: no'"),
 }
 

@@ -170,7 +170,8 @@ def run_compiler(words: list[str]) -> None:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         if not lines:
             raise NotCompiled(f"{words[0]} ended with status {done.returncode} and said nothing")
-        errors = [line for line in lines if "error" in line]  # warnings come before them
+        # warnings come before it, and that a linker ended with an exit status after it
+        errors = [line for line in lines if "error" in line and " exit " not in line]
         first = (errors or lines)[0].removeprefix(f"{Path(__file__).parent}/")
         raise NotCompiled(f"{words[0]} failed: {shorten(first)}")
 
