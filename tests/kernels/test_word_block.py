@@ -146,6 +146,7 @@ def test_hard_inputs_give_the_same(words: Tensor) -> None:
 @pytest.mark.parametrize("body", ["auto", "plain"])
 def test_without_a_sentence_there_is_nothing_to_compute(monkeypatch: pytest.MonkeyPatch, body: str) -> None:
     monkeypatch.setenv(compiled.VARIABLE, body)
+    compiled.load.cache_clear()
     words = torch.zeros(0, 16, 24)
     found = differentiate(word_block.word_block, words, None, make_weights(24, 96), 4, 1e-5, "none", "float32")
     assert found[0].shape == words.shape
@@ -226,8 +227,11 @@ def test_a_models_multiply_adds_do_not_depend_on_the_body(monkeypatch: pytest.Mo
 
 
 @pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize("body", ["auto", "plain"])
 @pytest.mark.parametrize("is_turned", [False, True])
-def test_it_is_a_whole_operator_of_torch(is_turned: bool) -> None:
+def test_it_is_a_whole_operator_of_torch(monkeypatch: pytest.MonkeyPatch, is_turned: bool, body: str) -> None:
+    monkeypatch.setenv(compiled.VARIABLE, body)
+    compiled.load.cache_clear()
     weights = [weight.requires_grad_() for weight in make_weights(12, 48)]
     words = torch.randn(4, 16, 12, requires_grad=True)
     if is_turned:  # as the stem gives words
