@@ -20,6 +20,7 @@ from side_by_side import alternate, publish
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitrail.devices import keep_freed_memory
 from vitrail.kernels.prepare import describe_kernels, prepare_kernels
 from vitrail.models.registry import create_model, kernels_of
 
@@ -53,6 +54,7 @@ def build(model: nn.Module, images: Tensor, training: bool, low: bool) -> Callab
 
 def main(*models: str, batch_size: int = 8, rounds: int = 7, device: str = "cpu") -> None:
     """Measure, and write a page beside this file."""
+    keep_freed_memory()  # as all that vitrail runs; timm's models gain by it too
     names = models or MODELS
     for name in names:
         prepare_kernels(kernels_of(name), device, print)

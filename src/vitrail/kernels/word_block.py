@@ -22,7 +22,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from vitrail.kernels import word_block_compiled as cpu
 from vitrail.kernels.compiled import are_kernels_wanted, load
-from vitrail.kernels.dense import is_recorded
+from vitrail.kernels.linear import is_recorded
 from vitrail.kernels.word_block_plain import differentiate_plain, flatten, plain_word_block
 
 GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
