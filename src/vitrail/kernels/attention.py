@@ -6,13 +6,14 @@ Shapes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import conv2d, scaled_dot_product_attention
+from torch.utils.flop_counter import register_flop_formula
 
 from vitrail.kernels.compiled import are_kernels_wanted
 from vitrail.kernels.linear import is_convolution_faster, is_recorded
@@ -157,6 +158,21 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 long_attention.register_autograd(_differentiate, setup_context=_keep_inputs)
+
+
+@register_flop_formula(torch.ops.vitrail.long_attention)
+def count_flops(q: Sequence[int], k: Sequence[int], *others: Any, **ignored: Any) -> int:
+    """Return what `FlopCounterMode` counts of the two products, from the shapes of tensors."""
+    b, h, n, d = q
+    return 4 * b * h * n * k[2] * d
+
+
+@register_flop_formula(torch.ops.vitrail.long_attention_backward)
+def count_flops_backward(
+    grad: Any, q: Sequence[int], k: Sequence[int], *others: Any, **ignored: Any
+) -> int:
+    """Return what it counts of the four products of their gradients, and of the scores computed again."""
+    return count_flops(q, k) * 5 // 2
 
 
 def _attend_unfused(q: Tensor, k: Tensor, v: Tensor, factor: float) -> Tensor:

@@ -178,9 +178,8 @@ def count_flops(
     """Return what `FlopCounterMode` counts of the same in PyTorch's layers, from the shapes of tensors."""
     n, p, e = words
     linear = sum(rows * columns for rows, columns in (one for one in weights if len(one) == 2))
-    return (
-        2 * n * p * (linear + 2 * p * e)
-    )  # products of queries and keys, and of shares and values
+    attention = 2 * p * e  # products of queries and keys, and of shares and values
+    return 2 * n * p * (linear + attention)
 
 
 @register_flop_formula(torch.ops.vitrail.word_block_backward)
