@@ -77,21 +77,21 @@ def where(work: Path, images: Path) -> dict[str, Any]:
     }
 
 
-def ways(work: Path, images: Path) -> dict[str, dict[str, Any]]:
-    """Return the settings of each way to learn."""
+def ways(work: Path, images: Path, seed: int) -> dict[str, dict[str, Any]]:
+    """Return the settings of each way to learn; views depend on the seed, and so do kept answers."""
     teacher = teach(work, images)
     asked = {"distill.teacher": teacher["weights"], "distill.temperature": 2.0, "distill.weight": 0.7}
     return {
         PLAIN: {},
         LIVE: {**asked, "distill.cache": False},
-        KEPT: {**asked, "distill.cache": work / "answers"},
+        KEPT: {**asked, "distill.cache": work / f"answers-{seed}"},
         TOKENS: {"token_labels.folder": label_tokens(work, images, teacher)},
     }
 
 
 def train(work: Path, images: Path, way: str, more: Mapping[str, Any]) -> TrainResult:
     """Train the student one way."""
-    settings = {**where(work, images), **SMALLER, **ways(work, images)[way], **more}
+    settings = {**where(work, images), **SMALLER, **ways(work, images, more["train.seed"])[way], **more}
     settings["train.eval_every"] = settings["train.epochs"]
     return vitrail.train(STUDENT, settings)
 
