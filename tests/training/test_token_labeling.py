@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -286,6 +287,14 @@ def test_labels_of_other_images_are_refused_with_the_difference(image_folder: Pa
     assert message.startswith(f"{maps}: holds other token labels: data.rows is 24 there and 25 here, data.images is ")
     assert message.endswith("make-token-labels")
     (image_folder / "train" / "red" / "more.jpg").unlink()
+    # images of the same names in other files, as those of a copy of the folder
+    written = next((image_folder / "train" / "red").iterdir())
+    times = written.stat()
+    os.utime(written, ns=(times.st_atime_ns, times.st_mtime_ns + 10**9))
+    message = told(lambda: run(image_folder, *settings))
+    said = r"data\.contents is '\w+' there and '\w+' here \(a hash of sizes and times of files, or of pixels\); give"
+    assert re.search(said, message)
+    os.utime(written, ns=(times.st_atime_ns, times.st_mtime_ns))
     # the same images whose classes are numbered otherwise
     (image_folder / "train" / "red").rename(image_folder / "train" / "amber")
     (image_folder / "val" / "red").rename(image_folder / "val" / "amber")
