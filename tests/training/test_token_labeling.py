@@ -92,8 +92,10 @@ def test_token_labels_are_made_and_say_what_they_are(image_folder: Path, teacher
         f" train RECIPE data.root={image_folder} token_labels.folder={tmp_path / 'maps'}"
     )
     assert result.done_before == 0
-    again = label(teacher, image_folder, tmp_path / "maps", topk=3)
+    again = label(teacher, image_folder, tmp_path / "maps", topk=9, display=display)
     assert again.done_before == 24
+    assert "3 classes each:" in display.notes[0]
+    assert "3 classes each (all there are, where topk is 9):" in display.notes[-1]
 
 
 def test_killed_and_started_again_it_writes_the_same_bytes(image_folder: Path, teacher: Path, tmp_path: Path) -> None:
