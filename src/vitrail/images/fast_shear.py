@@ -1,4 +1,4 @@
-"""Fast shear and translation for timm's augmentation policies, equal to Pillow's to one level; and posterize.
+"""Fast shear and translation for timm's augmentation policies, on arrays, equal to Pillow's to one level.
 
 A shear or translation moves a row, or a column, as a whole, so that its pixels share one place
 between two of the old ones: a filter of 2 or 4 taps along the row, where Pillow's affine transform
@@ -10,35 +10,32 @@ Shapes
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
+from torch import Tensor
 
-
-def speed_up_policy(policy: Any) -> None:
-    """Replace operations of one of timm's policies, as its `create_transform` gives it, by the functions of QUICK."""
-    for transform in policy.transforms:
-        # RandAugment has a list of operations, AutoAugment a list of sequences of them
-        operations = getattr(transform, "ops", None)
-        if not operations:
-            operations = [step for steps in getattr(transform, "policy", []) for step in steps]
-        for operation in operations:
-            operation.aug_fn = QUICK.get(operation.aug_fn.__name__, operation.aug_fn)
+Kind = TypeVar("Kind", bound=np.generic)
+Picture = NDArray[np.uint8]
+"""Colours of 8 bits, (h, w, 3), whose pixels lie one after the other."""
+ROUNDING = 2e-3
+"""Share of a level added before levels are cut off as Pillow cuts them: the weights of a filter sum
+up to 1 but for their rounding, and an even colour must stay what it is."""
 
 
 def shift_rows(
-    picture: NDArray[np.uint8],
+    picture: Picture,
     shifts: NDArray[np.float64],
     fill: tuple[int, int, int],
     resample: Image.Resampling,
-) -> NDArray[np.uint8]:
+) -> Picture:
     """Shift each row of a picture to the left by its own number of pixels, to one level as Pillow's `transform` does.
 
     Args:
@@ -62,77 +59,147 @@ def shift_rows(
     windows = sliding_window_view(wide.reshape(height, -1), 3 * (width + taps - 1), axis=1)
     read = torch.from_numpy(windows[np.arange(height), 3 * (margin + first)]).float()
     columns = [read[:, 3 * tap : 3 * (tap + width)] for tap in range(taps)]
-    part = torch.from_numpy((shifts - whole).astype(np.float32))[:, None]
+    result = _weigh(columns, _weights((shifts - whole)[:, None], is_cubic)).reshape(
+        height, width, 3
+    )
+    _fill_outside(result, shifts, fill)
+    return result
+
+
+def shift_all(
+    picture: Picture,
+    shift: float,
+    axis: int,
+    fill: tuple[int, int, int],
+    resample: Image.Resampling,
+) -> Picture:
+    """Shift a whole picture up (axis 0) or to the left (axis 1), to one level as Pillow's `transform` does.
+
+    Args:
+        picture: (h, w, 3).
+        shift: Number of pixels; below zero, down or to the right.
+        axis: 0 to shift rows, 1 to shift columns.
+        fill: Colour of the pixels that come from outside the picture.
+        resample: BICUBIC or BILINEAR.
+    """
+    length = picture.shape[axis]
+    is_cubic = resample == Image.Resampling.BICUBIC
+    count = length + (3 if is_cubic else 1)
+    whole = math.floor(shift)
+    first = min(max(whole, -length - 1), length) - is_cubic
+    # beyond its edges a picture goes on as they are, up to what becomes the fill
+    before = min(max(-first, 0), count)
+    inside = _cut(picture, axis, max(first, 0), max(first + count, 0))
+    after = count - before - inside.shape[axis]
+    parts = [_cut(picture, axis, 0, 1)] * before + [inside]
+    parts += [_cut(picture, axis, length - 1, length)] * after
+    read = torch.from_numpy(np.concatenate(parts, axis)).float()
+    weights = _weights(shift - whole, is_cubic)
+    result = _weigh([read.narrow(axis, tap, length) for tap in range(len(weights))], weights)
+    begin, end = _find_inside(shift, length)
+    pixels, colour = _view_as_pixels(result), _view_as_pixels(np.array(fill, dtype=np.uint8))
+    _cut(pixels, axis, 0, int(begin))[:] = colour
+    _cut(pixels, axis, int(end), length)[:] = colour
+    return result
+
+
+def _cut(picture: NDArray[Kind], axis: int, begin: int, end: int) -> NDArray[Kind]:
+    """Return rows (axis 0) or columns (axis 1) of a picture, which share its memory."""
+    return picture[begin:end] if axis == 0 else picture[:, begin:end]
+
+
+def _weights(part: NDArray[np.float64] | float, is_cubic: bool) -> list[Tensor]:
+    """Return the weight of each tap for places that lie `part` of a pixel behind a pixel's own."""
+    rest = 1 - part
     if is_cubic:
-        # Pillow's cubic, before + part * (... ), in its order: even colours stay what they are
-        before, near, far, after = columns
-        rise = near - before
-        cubic = (rise + after).sub_(far)
-        moved = (part * cubic).sub_(cubic).sub_(rise).mul_(part).add_(far).sub_(before)
+        # the cubic convolution with a = -1, which is that of Pillow's transforms
+        near, far = 1 - part**2 * (2 - part), 1 - rest**2 * (2 - rest)
+        weights = [-part * rest**2, near, far, -(part**2) * rest]
     else:
-        near, far = columns
-        moved = far - near
-    moved.mul_(part).add_(near).clamp_(0, 255)
-    # astype cuts off, as Pillow does; torch takes five times as long
-    result = moved.numpy().astype(np.uint8)
-    centres = np.arange(width) + 0.5 + shifts[:, None]
-    # pixels of three bytes: assigning colours through a mask takes ten times as long
-    pixels = result.view("V3")
-    pixels[(centres < 0) | (centres >= width)] = np.array(fill, dtype=np.uint8).view("V3")
-    return result.reshape(height, width, 3)
+        weights = [rest, part]
+    return [torch.as_tensor(weight, dtype=torch.float32) for weight in weights]
 
 
-def _shear_shifts(image: Image.Image, factor: float) -> NDArray[np.float64]:
-    return factor * (np.arange(image.height, dtype=np.float64) + 0.5)
+def _weigh(columns: list[Tensor], weights: list[Tensor]) -> Picture:
+    """Add up the taps by their weights, and cut levels off as Pillow does."""
+    total = columns[0] * weights[0]
+    for column, weight in zip(columns[1:], weights[1:], strict=True):
+        total.addcmul_(column, weight)
+    # astype cuts off, as Pillow does; torch takes four times as long
+    return total.add_(ROUNDING).clamp_(0, 255).numpy().astype(np.uint8)
 
 
-def _share_shifts(image: Image.Image, share: float) -> NDArray[np.float64]:
-    return np.full(image.height, share * image.width)
+def _fill_outside(
+    picture: Picture, shifts: NDArray[np.float64], fill: tuple[int, int, int]
+) -> None:
+    """Colour the pixels of each row whose centres come from outside the picture."""
+    width = picture.shape[1]
+    begins, ends = _find_inside(shifts[:, None], width)
+    # columns between those that all rows have inside are left alone
+    left, right = int(begins.max()), int(ends.min())
+    columns = np.arange(width, dtype=np.int32)
+    pixels, colour = _view_as_pixels(picture), _view_as_pixels(np.array(fill, dtype=np.uint8))
+    if left > 0:
+        np.copyto(pixels[:, :left], colour, where=columns[:left] < begins)
+    if right < width:
+        np.copyto(pixels[:, right:], colour, where=columns[right:] >= ends)
 
 
-def _pixel_shifts(image: Image.Image, pixels: float) -> NDArray[np.float64]:
-    return np.full(image.height, float(pixels))
+def _find_inside(shifts: NDArray[np.float64] | float, length: int) -> tuple[Any, Any]:
+    """Return the first place whose centre comes from inside a row, and the first behind it that does not."""
+    begins = np.clip(np.ceil(-0.5 - shifts), 0, length).astype(np.int32)
+    ends = np.clip(np.ceil(length - 0.5 - shifts), 0, length).astype(np.int32)
+    return begins, ends
+
+
+def _view_as_pixels(colours: Picture) -> NDArray[np.void]:
+    """View bytes as pixels of three bytes: moving them one by one takes several times as long."""
+    return colours.view("V3")[..., 0]
+
+
+def transpose(picture: Picture) -> Picture:
+    """Make rows of columns."""
+    height, width = picture.shape[:2]
+    pixels = np.ascontiguousarray(_view_as_pixels(picture).T)
+    return pixels.view(np.uint8).reshape(width, height, 3)
 
 
 @dataclass(frozen=True)
-class _Move:
-    """An operation of a policy that shifts each row, or each column, by its own number of pixels."""
+class Shear:
+    """Shear of a policy: each row, or each column, moves in proportion to its place."""
 
-    shifts: Callable[[Image.Image, float], NDArray[np.float64]]
-    """Returns the shift of each row, from the image and the strength."""
     columns: bool
-    """Whether columns are shifted instead of rows."""
+    """Whether columns move instead of rows."""
 
     def __call__(
-        self, image: Image.Image, value: float, *, fillcolor: tuple[int, int, int], resample: Any
-    ) -> Image.Image:
-        if isinstance(resample, list | tuple):
-            resample = random.choice(resample)  # as timm draws it
+        self, picture: Picture, factor: float, *, fillcolor: tuple[int, int, int], resample: Any
+    ) -> Picture:
+        """Shear the picture as timm's function of a Pillow image does."""
+        resample = choose_filter(resample)
         if self.columns:
-            image = image.transpose(Image.Transpose.TRANSPOSE)
-        shifts = self.shifts(image, value)
-        moved = Image.fromarray(shift_rows(np.asarray(image), shifts, fillcolor, resample))
-        if self.columns:
-            moved = moved.transpose(Image.Transpose.TRANSPOSE)
-        return moved
+            picture = transpose(picture)
+        shifts = factor * (np.arange(len(picture), dtype=np.float64) + 0.5)
+        sheared = shift_rows(picture, shifts, fillcolor, resample)
+        return transpose(sheared) if self.columns else sheared
 
 
-def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """Keep the highest bits of each level; 0 bits give black, which timm may draw and Pillow from 13 on refuses."""
-    if bits >= 8:
-        return image
-    if bits <= 0:
-        return Image.new(image.mode, image.size)
-    return ImageOps.posterize(image, bits)
+@dataclass(frozen=True)
+class Translate:
+    """Translation of a policy, up or to the left."""
+
+    axis: int
+    """0 moves up, 1 to the left."""
+    is_share: bool
+    """Whether the strength is a share of the picture's side, instead of pixels."""
+
+    def __call__(
+        self, picture: Picture, amount: float, *, fillcolor: tuple[int, int, int], resample: Any
+    ) -> Picture:
+        """Move the picture as timm's function of a Pillow image does."""
+        pixels = amount * picture.shape[self.axis] if self.is_share else amount
+        return shift_all(picture, pixels, self.axis, fillcolor, choose_filter(resample))
 
 
-QUICK = {
-    "shear_x": _Move(_shear_shifts, columns=False),
-    "shear_y": _Move(_shear_shifts, columns=True),
-    "translate_x_rel": _Move(_share_shifts, columns=False),
-    "translate_y_rel": _Move(_share_shifts, columns=True),
-    "translate_x_abs": _Move(_pixel_shifts, columns=False),
-    "translate_y_abs": _Move(_pixel_shifts, columns=True),
-    "posterize": _posterize,
-}
-"""Replacements of timm's functions, by their names."""
+def choose_filter(resample: Any) -> Image.Resampling:
+    """Return the filter of an operation, drawn as timm draws it where there are several."""
+    return random.choice(resample) if isinstance(resample, list | tuple) else resample

@@ -10,7 +10,7 @@ import hashlib
 import random
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -19,13 +19,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import UInt
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from vitrail.errors import ConfigError
 from vitrail.imagenet import IMAGENET_MEAN
-from vitrail.images.fast_shear import speed_up_policy
+from vitrail.images.fast_policy import ArrayPolicy, speed_up_policy, split_key
 from vitrail.images.pixels import Pixels
 from vitrail.images.preprocess import resize_pixels
 
@@ -89,7 +88,7 @@ class TrainView:
         return self.auto_augment is None or "3a" in self.auto_augment
 
     @cached_property
-    def _policy(self) -> Callable[[Image.Image], Image.Image]:
+    def _policy(self) -> ArrayPolicy:
         # takes seconds to import, and only training needs it
         from timm.data.transforms_factory import create_transform
 
@@ -107,8 +106,7 @@ class TrainView:
             mean=self.mean,
             **only_policy,
         )
-        speed_up_policy(parts[1])
-        return parts[1]
+        return speed_up_policy(parts[1])
 
     def view(self, image: Pixels, key: int) -> UInt[Tensor, "c out_h out_w"]:
         """Draw the view that follows from the seed `key`; the random states of a training process stay as they were."""
@@ -116,7 +114,8 @@ class TrainView:
 
     def draw(self, image: Pixels, key: int) -> tuple[UInt[Tensor, "c out_h out_w"], Place]:
         """Draw the same view, and say where in the image it was cut out before the policy varied it."""
-        with _seeded(key, also_numpy=self.auto_augment is not None):
+        also_numpy = self.auto_augment is not None and self._policy.draws_from_numpy
+        with _seeded(key, also_numpy=also_numpy):
             top, left, height, width = self._box(image)
             interpolation: str = self.interpolation
             if interpolation == "random":
@@ -128,8 +127,9 @@ class TrainView:
             if is_mirrored:
                 view = view.flip(-1)
             if self.auto_augment is not None:
-                augmented = self._policy(Image.fromarray(view.permute(1, 2, 0).numpy()))
-                view = torch.from_numpy(np.array(augmented)).permute(2, 0, 1)
+                # a part of an image that has the view's size lies in memory with gaps
+                picture = np.ascontiguousarray(view.permute(1, 2, 0).numpy())
+                view = torch.from_numpy(self._policy(picture, key)).permute(2, 0, 1)
             if self.color_jitter is not None and self._jitters:
                 view = _jitter(view, self.color_jitter)
         rows, columns = image.shape[1:]
@@ -176,7 +176,7 @@ def _seeded(key: int, *, also_numpy: bool) -> Iterator[None]:
     numpy_state = np.random.get_state() if keep and also_numpy else None
     random.seed(key)
     if also_numpy:
-        np.random.seed([key & 0xFFFFFFFF, key >> 32])
+        np.random.seed(split_key(key))
     try:
         yield
     finally:

@@ -1,0 +1,144 @@
+"""Fast colour operations for timm's augmentation policies, on arrays, equal to Pillow's to the last bit.
+
+Pillow looks each level up in a table, or blends two images; here an operation is arithmetic on all
+levels at once, in Pillow's own order of float32 where it rounds.
+
+Shapes
+    h rows, w columns
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vitrail.images.fast_shear import Picture
+
+LUMA = (19595.0, 38470.0, 7471.0)
+"""Weights of red, green and blue in Pillow's mode L, as 16-bit fractions."""
+
+
+def invert(picture: Picture, **_: Any) -> Picture:
+    """Turn each level x into 255 - x."""
+    return ~picture
+
+
+def posterize(picture: Picture, bits: int, **_: Any) -> Picture:
+    """Keep the highest bits of each level; 0 bits give black, which timm may draw and Pillow from 13 on refuses."""
+    if bits >= 8:
+        return picture
+    return picture & np.uint8(256 - 2 ** (8 - max(bits, 0)))
+
+
+def solarize(picture: Picture, thresh: int, **_: Any) -> Picture:
+    """Invert the levels from a threshold on."""
+    above = (picture >= thresh).view(np.uint8)
+    return picture ^ -above
+
+
+def solarize_add(picture: Picture, add: int, thresh: int = 128, **_: Any) -> Picture:
+    """Raise the levels below a threshold."""
+    below = (picture < thresh).view(np.uint8)
+    return picture + np.minimum(~picture, np.uint8(add)) * below
+
+
+def auto_contrast(picture: Picture, **_: Any) -> Picture:
+    """Stretch the levels of each channel to the whole range."""
+    # reduced over rows first, all channels side by side: three times as fast as over pixels
+    columns = picture.reshape(len(picture), -1)
+    lowest = columns.min(0).reshape(-1, 3).min(0).tolist()
+    highest = columns.max(0).reshape(-1, 3).max(0).tolist()
+    levels = np.arange(256, dtype=np.float64)
+    tables = []
+    for low, high in zip(lowest, highest, strict=True):
+        stretched = levels
+        if high > low:
+            scale = 255.0 / (high - low)
+            stretched = levels * scale + -low * scale
+        tables.append(np.clip(stretched, 0, 255).astype(np.uint8))
+    return _look_up(picture, np.concatenate(tables))
+
+
+def equalize(picture: Picture, **_: Any) -> Picture:
+    """Spread the levels of each channel so that all are about equally frequent."""
+    counts = np.array(Image.fromarray(picture).histogram(), dtype=np.int64).reshape(3, 256)
+    tables = []
+    for count in counts:
+        table = np.arange(256)
+        used = np.flatnonzero(count)
+        step = int(count.sum() - count[used[-1]]) // 255
+        if len(used) > 1 and step > 0:
+            before = np.cumsum(count) - count
+            table = (step // 2 + before) // step
+        tables.append(np.minimum(table, 255).astype(np.uint8))
+    return _look_up(picture, np.concatenate(tables))
+
+
+def _look_up(picture: Picture, tables: NDArray[np.uint8]) -> Picture:
+    """Look the levels of the three channels up in a table each, which stand one after the other."""
+    starts = torch.arange(0, 768, 256, dtype=torch.int32).repeat(picture.shape[1])
+    places = torch.from_numpy(picture).view(len(picture), -1).int().add_(starts)
+    found = torch.from_numpy(tables).index_select(0, places.view(-1))
+    return found.view(picture.shape).numpy()
+
+
+def brightness(picture: Picture, factor: float, **_: Any) -> Picture:
+    """Multiply all levels by a factor."""
+    return _to_levels(torch.from_numpy(picture).float().mul_(factor))
+
+
+def contrast(picture: Picture, factor: float, **_: Any) -> Picture:
+    """Move all levels away from the picture's mean gray, or towards it."""
+    pixels = torch.from_numpy(picture).float()
+    grays = _to_gray(pixels)
+    mean = int(grays.sum(dtype=torch.float64).item() / grays.numel() + 0.5)
+    return _to_levels(pixels.sub_(mean).mul_(factor).add_(mean))
+
+
+def color(picture: Picture, factor: float, **_: Any) -> Picture:
+    """Move each pixel away from its own gray, or towards it."""
+    pixels = torch.from_numpy(picture).float()
+    grays = torch.from_numpy(np.repeat(_to_gray(pixels).numpy(), 3)).view(pixels.shape)
+    return _to_levels(pixels.sub_(grays).mul_(factor).add_(grays))
+
+
+def desaturate(picture: Picture, factor: float, **_: Any) -> Picture:
+    """Move each pixel towards its own gray."""
+    return color(picture, min(1.0, max(0.0, 1.0 - factor)))
+
+
+def sharpness(picture: Picture, factor: float, **_: Any) -> Picture:
+    """Move each pixel away from the mean of its neighbourhood, or towards it; the outermost stay what they are."""
+    height, width = picture.shape[:2]
+    if min(height, width) < 3:
+        return picture.copy()
+    rows = picture.reshape(height, -1).astype(np.int16)
+    sums = rows[:-2] + rows[1:-1] + rows[2:]
+    # neighbours of a channel are three bytes apart
+    around = torch.from_numpy(sums[:, :-6] + sums[:, 3:-3] + sums[:, 6:] + 4 * rows[1:-1, 3:-3])
+    # Pillow rounds sums of 13ths; half a unit more, no rounding of float32 can matter
+    blurred = around.float().add_(6.5).mul_(1 / 13).floor_()
+    inner = torch.from_numpy(rows[1:-1, 3:-3]).float()
+    sharp = picture.copy()
+    sharp.reshape(height, -1)[1:-1, 3:-3] = _to_levels(
+        inner.sub_(blurred).mul_(factor).add_(blurred)
+    )
+    return sharp
+
+
+def _to_gray(pixels: Tensor) -> Tensor:
+    """Return Pillow's gray level of each pixel of (h, w, 3), in a row."""
+    # every number on the way is whole and below 2**24, so float32 is exact
+    weighted = pixels.view(-1, 3) @ torch.tensor(LUMA)
+    return weighted.add_(0x8000).mul_(2.0**-16).floor_()
+
+
+def _to_levels(values: Tensor) -> NDArray[np.uint8]:
+    """Cut values off to whole levels, as Pillow does."""
+    # astype takes a quarter of the time that torch takes
+    return values.clamp_(0, 255).numpy().astype(np.uint8)
