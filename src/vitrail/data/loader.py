@@ -30,6 +30,8 @@ IN_MEMORY_IMAGES = 10_000
 """Most images in memory that a rank loads without workers."""
 
 BadFiles = Literal["error", "skip", "quarantine"]
+Augment = Callable[[Tensor, Tensor], Tensor]
+"""Varies the images of a batch by their keys, and may leave them on another device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,7 @@ class ImageLoader(DataLoader[Any]):
         *,
         bad_files: BadFiles,
         workers: int | None,
+        augment: Augment | None = None,
         **options: Any,
     ) -> None:
         workers = choose_workers(dataset.source) if workers is None else workers
@@ -176,6 +179,7 @@ class ImageLoader(DataLoader[Any]):
             **options,
         )
         self.bad_files = bad_files
+        self.augment = augment
         self.on_lost: Callable[[str], None] | None = None
         """Called when a worker was killed, with the cause; the images still asked for are then read
         in this process. Without it, LostWorker is raised."""
@@ -184,7 +188,13 @@ class ImageLoader(DataLoader[Any]):
         """Load one batch here and now."""
         batch = self.collate_fn([self.dataset[key] for key in keys])
         assert isinstance(batch, Batch)
-        return batch
+        return self._augment(batch)
+
+    def _augment(self, batch: Batch) -> Batch:
+        """Vary whole batches, in the process that asked for them."""
+        if self.augment is None or not len(batch.labels):
+            return batch
+        return batch._replace(images=self.augment(batch.images, batch.keys))
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Yield batches.
@@ -203,7 +213,7 @@ class ImageLoader(DataLoader[Any]):
         try:
             for batch in until_lost(super().__iter__, self.num_workers):
                 taken += 1
-                yield batch
+                yield self._augment(batch)
             return
         except DataError as error:
             # it concerns the whole source; from a worker it comes with a traceback, its own words
@@ -243,6 +253,7 @@ def build_train_loader(
     bad_files: BadFiles = "skip",
     pin_memory: bool = False,
     views: int | None = None,
+    augment: Augment | None = None,
 ) -> ImageLoader:
     """Load random views in the sampler's order; the same batches for any number of workers.
 
@@ -260,6 +271,7 @@ def build_train_loader(
         pin_memory: Whether batches are copied to pinned memory, for a CUDA device.
         views: Views of an image that come again, one an epoch in turn; None draws a new one each
             time.
+        augment: Varies whole batches in this process, where not all of it is done by the workers.
     """
     assert sampler.n == len(source)
     return ImageLoader(
@@ -269,6 +281,7 @@ def build_train_loader(
         batch_sampler=sampler,
         collate_fn=_Collate(view.size, wanted),
         pin_memory=pin_memory,
+        augment=augment,
     )
 
 

@@ -6,16 +6,17 @@ Shapes
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from vitrail.images import fast_colour
-from vitrail.images.fast_shear import Picture, Shear, Translate
+from vitrail.images.fast_shear import Picture, Shear, Translate, choose_filter
 
 QUICK: dict[str, Callable[..., Picture]] = {
     "auto_contrast": fast_colour.auto_contrast,
@@ -37,6 +38,42 @@ QUICK: dict[str, Callable[..., Picture]] = {
     "translate_y_rel": Translate(axis=0, is_share=True),
 }
 """Operations on arrays (h, w, 3) in place of timm's functions of Pillow images, by their names."""
+
+
+MOVES = (
+    "rotate",
+    "shear_x",
+    "shear_y",
+    "translate_x_abs",
+    "translate_x_rel",
+    "translate_y_abs",
+    "translate_y_rel",
+)
+"""Names of timm's functions that move pixels, and with them fill what comes from outside."""
+
+
+class Drawn(NamedTuple):
+    """An operation of a policy as it was drawn for an image."""
+
+    name: str
+    """Name of timm's function."""
+    value: float = 0.0
+    """Its strength, in the unit of that function; 0 for one that has none."""
+    resample: int = 0
+    """Pillow's filter of an operation that moves pixels; 0 for others."""
+
+
+@dataclass(frozen=True)
+class _Recorder:
+    """Notes an operation that was drawn, instead of computing it."""
+
+    name: str
+
+    def __call__(
+        self, drawn: tuple[Drawn, ...], *values: float, resample: Any, **_: Any
+    ) -> tuple[Drawn, ...]:
+        chosen = int(choose_filter(resample)) if self.name in MOVES else 0
+        return (*drawn, Drawn(self.name, *map(float, values[:1]), resample=chosen))
 
 
 @dataclass(frozen=True)
@@ -64,14 +101,14 @@ class _OnImage:
 class _RandAugment:
     """timm's RandAugment with a random state of its own: keeping NumPy's global one takes longer than the draws."""
 
-    operations: Sequence[Callable[[Picture], Picture]]
+    operations: Sequence[Callable[[Any], Any]]
     layers: int
     """Number of operations that are drawn for a picture."""
     weights: NDArray[np.float64] | None
     """Probability of each operation; None draws all alike, and one may come twice."""
     choices: np.random.RandomState = field(default_factory=np.random.RandomState)
 
-    def __call__(self, picture: Picture) -> Picture:
+    def __call__(self, picture: Any) -> Any:
         drawn = self.choices.choice(
             len(self.operations), self.layers, replace=self.weights is None, p=self.weights
         )
@@ -98,9 +135,9 @@ class ArrayPolicy:
         return self.transform(picture)
 
 
-def split_key(key: int) -> list[int]:
+def split_key(key: int) -> tuple[int, int]:
     """Return the seed of NumPy's random states for a sample's key of 63 bits."""
-    return [key & 0xFFFFFFFF, key >> 32]
+    return key & 0xFFFFFFFF, key >> 32
 
 
 def speed_up_policy(policy: Any) -> ArrayPolicy:
@@ -121,3 +158,27 @@ def speed_up_policy(policy: Any) -> ArrayPolicy:
     if is_auto_augment:
         return ArrayPolicy(transform)
     return ArrayPolicy(_RandAugment(transform.ops, transform.num_layers, transform.choice_weights))
+
+
+@dataclass(frozen=True)
+class RecordedPolicy:
+    """One of timm's RandAugment policies, as what it draws for an image."""
+
+    policy: _RandAugment
+
+    def draw(self, key: int) -> tuple[Drawn, ...]:
+        """Draw the operations for a sample's key; the global state of `random` is left seeded."""
+        # the view was drawn from random.seed(key): the same draws again would tie the two
+        random.seed(f"augment {key}")
+        self.policy.choices.seed(split_key(key))
+        return self.policy(())
+
+
+def record_policy(policy: Any) -> RecordedPolicy:
+    """Take over one of timm's RandAugment policies, and let its operations be drawn only."""
+    (transform,) = policy.transforms
+    for operation in transform.ops:
+        operation.aug_fn = _Recorder(operation.aug_fn.__name__)
+    return RecordedPolicy(
+        _RandAugment(transform.ops, transform.num_layers, transform.choice_weights)
+    )
