@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from vitrail.images.fast_shear import Picture
@@ -61,12 +60,13 @@ def auto_contrast(picture: Picture, **_: Any) -> Picture:
             scale = 255.0 / (high - low)
             stretched = levels * scale + -low * scale
         tables.append(np.clip(stretched, 0, 255).astype(np.uint8))
-    return _look_up(picture, np.concatenate(tables))
+    return _look_up(_find_places(picture), tables).reshape(picture.shape)
 
 
 def equalize(picture: Picture, **_: Any) -> Picture:
     """Spread the levels of each channel so that all are about equally frequent."""
-    counts = np.array(Image.fromarray(picture).histogram(), dtype=np.int64).reshape(3, 256)
+    places = _find_places(picture)
+    counts = torch.bincount(places, minlength=768).numpy().reshape(3, 256)
     tables = []
     for count in counts:
         table = np.arange(256)
@@ -76,15 +76,18 @@ def equalize(picture: Picture, **_: Any) -> Picture:
             before = np.cumsum(count) - count
             table = (step // 2 + before) // step
         tables.append(np.minimum(table, 255).astype(np.uint8))
-    return _look_up(picture, np.concatenate(tables))
+    return _look_up(places, tables).reshape(picture.shape)
 
 
-def _look_up(picture: Picture, tables: NDArray[np.uint8]) -> Picture:
-    """Look the levels of the three channels up in a table each, which stand one after the other."""
+def _find_places(picture: Picture) -> Tensor:
+    """Return where the levels stand in tables of 256 for red, green and blue, one after the other."""
     starts = torch.arange(0, 768, 256, dtype=torch.int32).repeat(picture.shape[1])
-    places = torch.from_numpy(picture).view(len(picture), -1).int().add_(starts)
-    found = torch.from_numpy(tables).index_select(0, places.view(-1))
-    return found.view(picture.shape).numpy()
+    return torch.from_numpy(picture).view(len(picture), -1).int().add_(starts).view(-1)
+
+
+def _look_up(places: Tensor, tables: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Look levels up in the tables of the three channels."""
+    return torch.from_numpy(np.concatenate(tables)).index_select(0, places).numpy()
 
 
 def brightness(picture: Picture, factor: float, **_: Any) -> Picture:
