@@ -50,11 +50,11 @@ def test_a_policy_on_arrays_draws_what_timm_draws_and_gives_its_pictures(policy:
 
 
 @pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "v0", "originalr", "augmix-m3-w3"])
-def test_all_operations_but_rotation_and_blur_are_quick(policy: str) -> None:
+def test_all_operations_but_the_blur_of_3a_are_quick(policy: str) -> None:
     drawn = build(policy).transforms[0]
     operations = getattr(drawn, "ops", None) or [step for steps in drawn.policy for step in steps]
     names = {auto_augment.NAME_TO_OP[operation.name].__name__ for operation in operations}
-    assert names - set(QUICK) <= {"rotate"}
+    assert names <= set(QUICK)
 
 
 def test_a_rand_augment_leaves_numpys_global_state_alone() -> None:

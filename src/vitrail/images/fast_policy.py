@@ -17,6 +17,15 @@ from PIL import Image
 
 from vitrail.images import fast_colour
 from vitrail.images.fast_shear import Picture, Shear, Translate, choose_filter
+from vitrail.kernels.rotate import rotate
+
+
+def _rotate(
+    picture: Picture, degrees: float, *, fillcolor: tuple[int, int, int], resample: Any
+) -> Picture:
+    """Rotate a picture as timm's function of a Pillow image does."""
+    return rotate(picture, degrees, fillcolor, choose_filter(resample))
+
 
 QUICK: dict[str, Callable[..., Picture]] = {
     "auto_contrast": fast_colour.auto_contrast,
@@ -27,6 +36,7 @@ QUICK: dict[str, Callable[..., Picture]] = {
     "equalize": fast_colour.equalize,
     "invert": fast_colour.invert,
     "posterize": fast_colour.posterize,
+    "rotate": _rotate,
     "sharpness": fast_colour.sharpness,
     "shear_x": Shear(columns=False),
     "shear_y": Shear(columns=True),
@@ -78,7 +88,7 @@ class _Recorder:
 
 @dataclass(frozen=True)
 class _ByPillow:
-    """A function of a Pillow image, such as timm's rotation or blur, as an operation on arrays."""
+    """A function of a Pillow image, such as timm's blur, as an operation on arrays."""
 
     function: Callable[..., Image.Image]
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 Kind = TypeVar("Kind", bound=np.generic)
 Picture = NDArray[np.uint8]
-"""Colours of 8 bits, (h, w, 3), whose pixels lie one after the other."""
+"""Levels of 8 bits, (h, w, 3) unless it is said otherwise, whose pixels lie one after the other."""
 ROUNDING = 2e-3
 """Share of a level added before levels are cut off as Pillow cuts them: the weights of a filter sum
 up to 1 but for their rounding, and an even colour must stay what it is."""
@@ -33,35 +33,33 @@ up to 1 but for their rounding, and an even colour must stay what it is."""
 def shift_rows(
     picture: Picture,
     shifts: NDArray[np.float64],
-    fill: tuple[int, int, int],
+    fill: NDArray[np.uint8],
     resample: Image.Resampling,
 ) -> Picture:
     """Shift each row of a picture to the left by its own number of pixels, to one level as Pillow's `transform` does.
 
     Args:
-        picture: (h, w, 3).
+        picture: (h, w, c), of any number of channels.
         shifts: (h,) pixels; below zero, a row moves to the right.
-        fill: Colour of the pixels that come from outside the picture.
+        fill: (c,) or (h, c), levels of the pixels that come from outside the picture.
         resample: BICUBIC or BILINEAR.
     """
-    height, width = picture.shape[:2]
+    height, width, channels = picture.shape
     is_cubic = resample == Image.Resampling.BICUBIC
     taps = 4 if is_cubic else 2
     whole = np.floor(shifts)
     # beyond these, a row is all from outside
     first = np.clip(whole, -width - 1, width).astype(np.int64) - is_cubic
     margin = int(max(-first.min(), first.max() + taps, taps))
-    wide = np.empty((height, width + 2 * margin, 3), dtype=np.uint8)
+    wide = np.empty((height, width + 2 * margin, channels), dtype=np.uint8)
     wide[:, margin : margin + width] = picture
     # no pixel whose centre is inside reads further; what is further outside becomes the fill
     wide[:, margin - taps : margin] = picture[:, :1]
     wide[:, margin + width : margin + width + taps] = picture[:, -1:]
-    windows = sliding_window_view(wide.reshape(height, -1), 3 * (width + taps - 1), axis=1)
-    read = torch.from_numpy(windows[np.arange(height), 3 * (margin + first)]).float()
-    columns = [read[:, 3 * tap : 3 * (tap + width)] for tap in range(taps)]
-    result = _weigh(columns, _weights((shifts - whole)[:, None], is_cubic)).reshape(
-        height, width, 3
-    )
+    windows = sliding_window_view(wide.reshape(height, -1), channels * (width + taps - 1), axis=1)
+    read = torch.from_numpy(windows[np.arange(height), channels * (margin + first)]).float()
+    columns = [read.narrow(1, channels * tap, channels * width) for tap in range(taps)]
+    result = _weigh(columns, _weights((shifts - whole)[:, None], is_cubic)).reshape(picture.shape)
     _fill_outside(result, shifts, fill)
     return result
 
@@ -129,16 +127,14 @@ def _weigh(columns: list[Tensor], weights: list[Tensor]) -> Picture:
     return total.add_(ROUNDING).clamp_(0, 255).numpy().astype(np.uint8)
 
 
-def _fill_outside(
-    picture: Picture, shifts: NDArray[np.float64], fill: tuple[int, int, int]
-) -> None:
+def _fill_outside(picture: Picture, shifts: NDArray[np.float64], fill: NDArray[np.uint8]) -> None:
     """Colour the pixels of each row whose centres come from outside the picture."""
     width = picture.shape[1]
     begins, ends = _find_inside(shifts[:, None], width)
     # columns between those that all rows have inside are left alone
     left, right = int(begins.max()), int(ends.min())
     columns = np.arange(width, dtype=np.int32)
-    pixels, colour = _view_as_pixels(picture), _view_as_pixels(np.array(fill, dtype=np.uint8))
+    pixels, colour = _view_as_pixels(picture), _view_as_pixels(fill)[..., None]
     if left > 0:
         np.copyto(pixels[:, :left], colour, where=columns[:left] < begins)
     if right < width:
@@ -152,16 +148,9 @@ def _find_inside(shifts: NDArray[np.float64] | float, length: int) -> tuple[Any,
     return begins, ends
 
 
-def _view_as_pixels(colours: Picture) -> NDArray[np.void]:
-    """View bytes as pixels of three bytes: moving them one by one takes several times as long."""
-    return colours.view("V3")[..., 0]
-
-
-def transpose(picture: Picture) -> Picture:
-    """Make rows of columns."""
-    height, width = picture.shape[:2]
-    pixels = np.ascontiguousarray(_view_as_pixels(picture).T)
-    return pixels.view(np.uint8).reshape(width, height, 3)
+def _view_as_pixels(levels: NDArray[np.uint8]) -> NDArray[np.void]:
+    """View the levels of a pixel as one value: moving them one by one takes several times as long."""
+    return levels.view(f"V{levels.shape[-1]}")[..., 0]
 
 
 @dataclass(frozen=True)
@@ -175,12 +164,15 @@ class Shear:
         self, picture: Picture, factor: float, *, fillcolor: tuple[int, int, int], resample: Any
     ) -> Picture:
         """Shear the picture as timm's function of a Pillow image does."""
-        resample = choose_filter(resample)
-        if self.columns:
-            picture = transpose(picture)
-        shifts = factor * (np.arange(len(picture), dtype=np.float64) + 0.5)
-        sheared = shift_rows(picture, shifts, fillcolor, resample)
-        return transpose(sheared) if self.columns else sheared
+        resample, fill = choose_filter(resample), np.array(fillcolor, dtype=np.uint8)
+        height, width = picture.shape[:2]
+        if not self.columns:
+            return shift_rows(picture, factor * (np.arange(height) + 0.5), fill, resample)
+        # a column of each channel becomes a row: transposing levels is faster than transposing pixels
+        rows = np.ascontiguousarray(picture.reshape(height, -1).T)[:, :, None]
+        shifts = np.repeat(factor * (np.arange(width) + 0.5), 3)
+        sheared = shift_rows(rows, shifts, np.tile(fill, width)[:, None], resample)
+        return np.ascontiguousarray(sheared[:, :, 0].T).reshape(picture.shape)
 
 
 @dataclass(frozen=True)
