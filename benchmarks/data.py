@@ -44,7 +44,7 @@ from vitrail.images.decoding import decode, decoder_name
 from vitrail.images.pixels import RGB
 from vitrail.images.preprocess import normalise
 from vitrail.images.train_view import TrainView, sample_key
-from vitrail.kernels.rotate import prepare_rotate
+from vitrail.kernels.pictures import prepare_pictures
 
 POLICY = "rand-m9-mstd0.5-inc1"
 SAMPLE = Path(__file__).parents[1].parent / "shared" / "data" / "imagenet-sample-400.tar"
@@ -55,7 +55,7 @@ def main(images: Path | None = None, rounds: int = 7) -> None:
     """Measure, and write a page beside this file."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    prepare_rotate()  # as training does before its first image
+    prepare_pictures()  # as training does before its first image
     keep_freed_memory()  # timm's loader gains by it too
     with tempfile.TemporaryDirectory() as scratch:
         folder, where = unpack(images or (SAMPLE if SAMPLE.exists() else None), Path(scratch))

@@ -38,7 +38,7 @@ from vitrail.images.decoding import decode
 from vitrail.images.fast_policy import QUICK
 from vitrail.images.preprocess import normalise, resize_pixels
 from vitrail.images.train_view import TrainView, sample_key
-from vitrail.kernels.rotate import prepare_rotate
+from vitrail.kernels.pictures import prepare_pictures
 
 SIZE = (224, 224)
 HOW = {"img_mean": (124, 116, 104), "interpolation": Image.Resampling.BICUBIC}
@@ -48,7 +48,7 @@ def main(images: Path | None = None, rounds: int = 7) -> None:
     """Measure, and write a page beside this file."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    prepare_rotate()  # as training does before its first image
+    prepare_pictures()  # as training does before its first image
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as scratch:
         folder, where = unpack(images or (SAMPLE if SAMPLE.exists() else None), Path(scratch))

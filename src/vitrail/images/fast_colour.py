@@ -1,7 +1,7 @@
 """Fast colour operations for timm's augmentation policies, on arrays, equal to Pillow's to the last bit.
 
-Pillow looks each level up in a table, or blends two images; here an operation is arithmetic on all
-levels at once, in Pillow's own order of float32 where it rounds.
+Pillow looks each level up in a table, or blends two images. Here an operation is a call of compiled
+C++ where there is some, and else arithmetic on all levels at once, in Pillow's own order of float32.
 
 Shapes
     h rows, w columns
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitrail.images.fast_shear import Picture
+from vitrail.kernels.pictures import find_compiled
 
 LUMA = (19595.0, 38470.0, 7471.0)
 """Weights of red, green and blue in Pillow's mode L, as 16-bit fractions."""
@@ -60,15 +61,13 @@ def auto_contrast(picture: Picture, **_: Any) -> Picture:
             scale = 255.0 / (high - low)
             stretched = levels * scale + -low * scale
         tables.append(np.clip(stretched, 0, 255).astype(np.uint8))
-    return _look_up(_find_places(picture), tables).reshape(picture.shape)
+    return _look_up(picture, np.stack(tables))
 
 
 def equalize(picture: Picture, **_: Any) -> Picture:
     """Spread the levels of each channel so that all are about equally frequent."""
-    places = _find_places(picture)
-    counts = torch.bincount(places, minlength=768).numpy().reshape(3, 256)
     tables = []
-    for count in counts:
+    for count in _count_levels(picture):
         table = np.arange(256)
         used = np.flatnonzero(count)
         step = int(count.sum() - count[used[-1]]) // 255
@@ -76,7 +75,15 @@ def equalize(picture: Picture, **_: Any) -> Picture:
             before = np.cumsum(count) - count
             table = (step // 2 + before) // step
         tables.append(np.minimum(table, 255).astype(np.uint8))
-    return _look_up(places, tables).reshape(picture.shape)
+    return _look_up(picture, np.stack(tables))
+
+
+def _count_levels(picture: Picture) -> NDArray[np.int64]:
+    """Count how often each level is there, (3, 256)."""
+    compiled = find_compiled()
+    if compiled is not None:
+        return compiled.count_levels(picture)
+    return torch.bincount(_find_places(picture), minlength=768).numpy().reshape(3, 256)
 
 
 def _find_places(picture: Picture) -> Tensor:
@@ -85,18 +92,29 @@ def _find_places(picture: Picture) -> Tensor:
     return torch.from_numpy(picture).view(len(picture), -1).int().add_(starts).view(-1)
 
 
-def _look_up(places: Tensor, tables: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Look levels up in the tables of the three channels."""
-    return torch.from_numpy(np.concatenate(tables)).index_select(0, places).numpy()
+def _look_up(picture: Picture, tables: NDArray[np.uint8]) -> Picture:
+    """Replace levels by those of a table for each channel, (3, 256)."""
+    compiled = find_compiled()
+    if compiled is not None:
+        return compiled.look_up(picture, tables)
+    found = torch.from_numpy(tables).view(-1).index_select(0, _find_places(picture))
+    return found.view(picture.shape).numpy()
 
 
 def brightness(picture: Picture, factor: float, **_: Any) -> Picture:
     """Multiply all levels by a factor."""
+    compiled = find_compiled()
+    if compiled is not None:
+        return compiled.blend(picture, 0, factor)
     return _to_levels(torch.from_numpy(picture).float().mul_(factor))
 
 
 def contrast(picture: Picture, factor: float, **_: Any) -> Picture:
     """Move all levels away from the picture's mean gray, or towards it."""
+    compiled = find_compiled()
+    if compiled is not None:
+        mean = int(compiled.sum_grays(picture) / (picture.size // 3) + 0.5)
+        return compiled.blend(picture, mean, factor)
     pixels = torch.from_numpy(picture).float()
     grays = _to_gray(pixels)
     mean = int(grays.sum(dtype=torch.float64).item() / grays.numel() + 0.5)
@@ -105,6 +123,9 @@ def contrast(picture: Picture, factor: float, **_: Any) -> Picture:
 
 def color(picture: Picture, factor: float, **_: Any) -> Picture:
     """Move each pixel away from its own gray, or towards it."""
+    compiled = find_compiled()
+    if compiled is not None:
+        return compiled.saturate(picture, factor)
     pixels = torch.from_numpy(picture).float()
     grays = torch.from_numpy(np.repeat(_to_gray(pixels).numpy(), 3)).view(pixels.shape)
     return _to_levels(pixels.sub_(grays).mul_(factor).add_(grays))
@@ -117,6 +138,9 @@ def desaturate(picture: Picture, factor: float, **_: Any) -> Picture:
 
 def sharpness(picture: Picture, factor: float, **_: Any) -> Picture:
     """Move each pixel away from the mean of its neighbourhood, or towards it; the outermost stay what they are."""
+    compiled = find_compiled()
+    if compiled is not None:
+        return compiled.sharpen(picture, factor)
     height, width = picture.shape[:2]
     if min(height, width) < 3:
         return picture.copy()

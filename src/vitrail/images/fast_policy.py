@@ -17,14 +17,20 @@ from PIL import Image
 
 from vitrail.images import fast_colour
 from vitrail.images.fast_shear import Picture, Shear, Translate, choose_filter
-from vitrail.kernels.rotate import rotate
+from vitrail.kernels.pictures import find_compiled
 
 
 def _rotate(
     picture: Picture, degrees: float, *, fillcolor: tuple[int, int, int], resample: Any
 ) -> Picture:
-    """Rotate a picture as timm's function of a Pillow image does."""
-    return rotate(picture, degrees, fillcolor, choose_filter(resample))
+    """Rotate a picture as timm's function of a Pillow image does, which is called where nothing was compiled."""
+    resample, compiled = choose_filter(resample), find_compiled()
+    # right angles move pixels to pixels
+    if compiled is None or degrees % 90 == 0:
+        image = Image.fromarray(picture).rotate(degrees, resample=resample, fillcolor=fillcolor)
+        return np.array(image)
+    is_cubic = resample == Image.Resampling.BICUBIC
+    return compiled.rotate(picture, degrees, fillcolor, is_cubic=is_cubic)
 
 
 QUICK: dict[str, Callable[..., Picture]] = {

@@ -46,8 +46,8 @@ from vitrail.evaluation.single_label_metrics import SHOTS, shot_groups
 from vitrail.images.device_augment import DeviceAugment
 from vitrail.images.preprocess import Preprocess
 from vitrail.images.train_view import TrainView
+from vitrail.kernels.pictures import prepare_pictures
 from vitrail.kernels.prepare import prepare_kernels
-from vitrail.kernels.rotate import prepare_rotate
 from vitrail.models.family import VisionModel
 from vitrail.models.registry import canonical_name, kernels_of
 from vitrail.training.class_balance import check_counts
@@ -199,7 +199,7 @@ def build_job(
 
     prepare_kernels(kernels_of(model_name), accelerator.device.type, display.note)
     if config.augment.auto_augment is not None and not config.augment.device:
-        prepare_rotate()  # where it cannot be compiled, Pillow rotates, to the same pixels
+        prepare_pictures()  # where it cannot be compiled, the pixels are the same
 
     # Loaders
     sampler = build_sampler(config, data, counts, accelerator)

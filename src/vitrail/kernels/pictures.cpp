@@ -1,10 +1,12 @@
-// Rotation of a picture as Pillow's affine transform computes it, to the last bit, for the policies of augmentation.
+// Operations of augmentation policies on pictures of 8 bits, as Pillow computes them, to the last bit.
 //
-// Pillow weighs 4 or 16 pixels of each channel anew, through a function for each pixel. Here the three channels of a
-// pixel are one vector, in the same doubles and the same order, and a margin of repeated pixels spares every clipping.
+// A rotation weighs 4 or 16 pixels of each channel anew, in Pillow through a function for each pixel. Here the three
+// channels of a pixel are one vector, in the same doubles and the same order, and a margin of repeated pixels spares
+// every clipping. Colour operations go over a picture once, and keep no other picture of larger numbers.
 //
 // It does not use PyTorch's headers.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -119,7 +121,88 @@ void transform(const uint8_t* picture, uint8_t* out, int64_t height, int64_t wid
     }
 }
 
+// Pillow's gray level of a pixel
+inline int32_t to_gray(const uint8_t* pixel) {
+    return (pixel[0] * 19595 + pixel[1] * 38470 + pixel[2] * 7471 + 0x8000) >> 16;
+}
+
+inline uint8_t blend(float plain, uint8_t level, float factor) {
+    const float value = plain + factor * (static_cast<float>(level) - plain);
+    return static_cast<uint8_t>(static_cast<int32_t>(std::min(std::max(value, 0.0f), 255.0f)));
+}
+
+constexpr int64_t kBlock = 64;
+
 }  // namespace
+
+// counts: how often each level is there, (3, 256)
+extern "C" void vitrail_count_levels(const uint8_t* picture, int64_t pixels, int64_t* counts) {
+    // two tables each, since equal neighbours would wait for each other
+    std::vector<int32_t> even(768), odd(768);
+    int64_t pixel = 0;
+    for (; pixel + 1 < pixels; pixel += 2, picture += 6) {
+        for (int64_t channel = 0; channel < 3; ++channel) {
+            ++even[256 * channel + picture[channel]];
+            ++odd[256 * channel + picture[3 + channel]];
+        }
+    }
+    for (int64_t channel = 0; pixel < pixels && channel < 3; ++channel) ++even[256 * channel + picture[channel]];
+    for (int64_t level = 0; level < 768; ++level) counts[level] = static_cast<int64_t>(even[level]) + odd[level];
+}
+
+// tables: (3, 256), the new level of each
+extern "C" void vitrail_look_up(const uint8_t* picture, uint8_t* out, int64_t pixels, const uint8_t* tables) {
+    for (int64_t pixel = 0; pixel < pixels; ++pixel, picture += 3, out += 3) {
+        out[0] = tables[picture[0]];
+        out[1] = tables[256 + picture[1]];
+        out[2] = tables[512 + picture[2]];
+    }
+}
+
+extern "C" int64_t vitrail_sum_grays(const uint8_t* picture, int64_t pixels) {
+    int64_t sum = 0;
+    for (int64_t pixel = 0; pixel < pixels; ++pixel) sum += to_gray(picture + 3 * pixel);
+    return sum;
+}
+
+// moves every level away from one, or towards it
+extern "C" void vitrail_blend(const uint8_t* picture, uint8_t* out, int64_t levels, float plain, float factor) {
+    for (int64_t level = 0; level < levels; ++level) out[level] = blend(plain, picture[level], factor);
+}
+
+// moves every pixel away from its gray, or towards it
+extern "C" void vitrail_saturate(const uint8_t* picture, uint8_t* out, int64_t pixels, float factor) {
+    float grays[3 * kBlock];
+    for (int64_t first = 0; first < pixels; first += kBlock) {
+        const int64_t count = std::min(kBlock, pixels - first);
+        const uint8_t* from = picture + 3 * first;
+        for (int64_t pixel = 0; pixel < count; ++pixel) {
+            const float gray = static_cast<float>(to_gray(from + 3 * pixel));
+            grays[3 * pixel] = grays[3 * pixel + 1] = grays[3 * pixel + 2] = gray;
+        }
+        uint8_t* to = out + 3 * first;
+        for (int64_t level = 0; level < 3 * count; ++level) to[level] = blend(grays[level], from[level], factor);
+    }
+}
+
+// moves every pixel away from the mean of its neighbourhood, or towards it; the outermost stay what they are
+extern "C" void vitrail_sharpen(const uint8_t* picture, uint8_t* out, int64_t height, int64_t width, float factor) {
+    const int64_t stride = 3 * width;
+    std::memcpy(out, picture, static_cast<size_t>(height * stride));
+    if (height < 3 || width < 3) return;
+    std::vector<uint16_t> sums(stride);
+    for (int64_t row = 1; row + 1 < height; ++row) {
+        const uint8_t* from = picture + row * stride;
+        for (int64_t at = 0; at < stride; ++at) sums[at] = from[at - stride] + from[at] + from[at + stride];
+        uint8_t* to = out + row * stride;
+        for (int64_t at = 3; at + 3 < stride; ++at) {
+            // neighbours of a channel are three bytes apart; sums of 13ths, rounded
+            const uint32_t around = sums[at - 3] + sums[at] + sums[at + 3] + 4u * from[at];
+            to[at] = blend(static_cast<float>((around + 6) / 13), from[at], factor);
+        }
+    }
+}
+
 
 // picture, out: (height, width, 3); matrix: where a pixel comes from, a x + b y + c and d x + e y + f
 extern "C" void vitrail_rotate(const uint8_t* picture, uint8_t* out, int64_t height, int64_t width,
