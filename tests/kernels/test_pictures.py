@@ -78,6 +78,30 @@ def test_compiled_colours_are_pillows(prepared: None, name: str) -> None:
             assert np.array_equal(found, np.asarray(ENHANCED[name](picture).enhance(factor))), (picture.size, factor)
 
 
+def moved(image: np.ndarray) -> list[np.ndarray]:
+    """Return an image moved in every way that there is, near and far."""
+    return [
+        QUICK[name](image, amount * (100 if name.endswith("abs") else 1), fillcolor=FILL, resample=resample)
+        for name in QUICK
+        if name.startswith(("shear", "translate"))
+        for amount in (0, 0.1, -0.37, 0.5, 1.3, -3)
+        for resample in FILTERS
+    ]
+
+
+def test_a_picture_is_moved_alike_whether_or_not_it_is_compiled(
+    prepared: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [np.array(picture) for picture in pictures()]
+    fast = [moved(image) for image in images]
+    monkeypatch.setenv(compiled.VARIABLE, "plain")
+    load.cache_clear()
+    assert find_compiled() is None
+    for image, found in zip(images, fast, strict=True):
+        for one, other in zip(moved(image), found, strict=True):
+            assert np.array_equal(one, other)
+
+
 @pytest.mark.parametrize("name", ["auto_contrast", "brightness", "color", "contrast", "equalize", "sharpness"])
 def test_a_picture_becomes_the_same_whether_or_not_it_is_compiled(
     prepared: None, monkeypatch: pytest.MonkeyPatch, name: str

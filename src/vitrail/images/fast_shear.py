@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from vitrail.kernels.pictures import find_compiled
+
 Kind = TypeVar("Kind", bound=np.generic)
 Picture = NDArray[np.uint8]
 """Levels of 8 bits, (h, w, 3) unless it is said otherwise, whose pixels lie one after the other."""
@@ -56,10 +58,18 @@ def shift_rows(
     # no pixel whose centre is inside reads further; what is further outside becomes the fill
     wide[:, margin - taps : margin] = picture[:, :1]
     wide[:, margin + width : margin + width + taps] = picture[:, -1:]
-    windows = sliding_window_view(wide.reshape(height, -1), channels * (width + taps - 1), axis=1)
-    read = torch.from_numpy(windows[np.arange(height), channels * (margin + first)]).float()
-    columns = [read.narrow(1, channels * tap, channels * width) for tap in range(taps)]
-    result = _weigh(columns, _weights((shifts - whole)[:, None], is_cubic)).reshape(picture.shape)
+    rows, starts = wide.reshape(height, -1), channels * (margin + first)
+    weights = _weigh_places(shifts - whole, is_cubic)
+    compiled = find_compiled()
+    if compiled is not None:
+        starts += np.arange(height) * rows.shape[1]
+        result = compiled.filter_rows(rows, starts, channels, weights, channels * width, ROUNDING)
+    else:
+        windows = sliding_window_view(rows, channels * (width + taps - 1), axis=1)
+        read = torch.from_numpy(windows[np.arange(height), starts]).float()
+        columns = [read.narrow(1, channels * tap, channels * width) for tap in range(taps)]
+        result = _add_up(columns, weights)
+    result = result.reshape(picture.shape)
     _fill_outside(result, shifts, fill)
     return result
 
@@ -91,9 +101,20 @@ def shift_all(
     after = count - before - inside.shape[axis]
     parts = [_cut(picture, axis, 0, 1)] * before + [inside]
     parts += [_cut(picture, axis, length - 1, length)] * after
-    read = torch.from_numpy(np.concatenate(parts, axis)).float()
-    weights = _weights(shift - whole, is_cubic)
-    result = _weigh([read.narrow(axis, tap, length) for tap in range(len(weights))], weights)
+    wide, weights = np.concatenate(parts, axis), _weigh_places(np.array([shift - whole]), is_cubic)
+    compiled = find_compiled()
+    if compiled is not None:
+        height, width, channels = picture.shape
+        rows = wide.reshape(len(wide), -1)
+        starts = np.arange(height) * rows.shape[1]
+        step = rows.shape[1] if axis == 0 else channels
+        weights = np.repeat(weights, height, axis=0)
+        result = compiled.filter_rows(rows, starts, step, weights, channels * width, ROUNDING)
+        result = result.reshape(picture.shape)
+    else:
+        read = torch.from_numpy(wide).float()
+        taps = range(weights.shape[1])
+        result = _add_up([read.narrow(axis, tap, length) for tap in taps], weights)
     begin, end = _find_inside(shift, length)
     pixels, colour = _view_as_pixels(result), _view_as_pixels(np.array(fill, dtype=np.uint8))
     _cut(pixels, axis, 0, int(begin))[:] = colour
@@ -106,23 +127,25 @@ def _cut(picture: NDArray[Kind], axis: int, begin: int, end: int) -> NDArray[Kin
     return picture[begin:end] if axis == 0 else picture[:, begin:end]
 
 
-def _weights(part: NDArray[np.float64] | float, is_cubic: bool) -> list[Tensor]:
-    """Return the weight of each tap for places that lie `part` of a pixel behind a pixel's own."""
-    rest = 1 - part
+def _weigh_places(parts: NDArray[np.float64], is_cubic: bool) -> NDArray[np.float32]:
+    """Return the weights of the taps, (n, taps), for n places that lie parts of a pixel behind a pixel's own."""
+    rest = 1 - parts
     if is_cubic:
         # the cubic convolution with a = -1, which is that of Pillow's transforms
-        near, far = 1 - part**2 * (2 - part), 1 - rest**2 * (2 - rest)
-        weights = [-part * rest**2, near, far, -(part**2) * rest]
+        near, far = 1 - parts**2 * (2 - parts), 1 - rest**2 * (2 - rest)
+        weights = [-parts * rest**2, near, far, -(parts**2) * rest]
     else:
-        weights = [rest, part]
-    return [torch.as_tensor(weight, dtype=torch.float32) for weight in weights]
+        weights = [rest, parts]
+    return np.stack(weights, axis=1).astype(np.float32)
 
 
-def _weigh(columns: list[Tensor], weights: list[Tensor]) -> Picture:
+def _add_up(columns: list[Tensor], weights: NDArray[np.float32]) -> Picture:
     """Add up the taps by their weights, and cut levels off as Pillow does."""
-    total = columns[0] * weights[0]
-    for column, weight in zip(columns[1:], weights[1:], strict=True):
-        total.addcmul_(column, weight)
+    factors = torch.from_numpy(weights).split(1, dim=1)
+    total = columns[0] * factors[0]
+    for column, factor in zip(columns[1:], factors[1:], strict=True):
+        # rounded before it is added, as in the compiled form
+        total += column * factor
     # astype cuts off, as Pillow does; torch takes four times as long
     return total.add_(ROUNDING).clamp_(0, 255).numpy().astype(np.uint8)
 

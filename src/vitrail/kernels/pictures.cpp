@@ -17,9 +17,10 @@
 #endif
 
 // every product is rounded before it is added, as in Pillow: fused ones would differ in the last digits
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("fp-contract=off")
+#if defined(__clang__)
+#error "clang cannot be told so in a file that is compiled with -ffp-contract=fast; install g++"
 #endif
+#pragma GCC optimize("fp-contract=off")
 
 namespace {
 
@@ -126,9 +127,12 @@ inline int32_t to_gray(const uint8_t* pixel) {
     return (pixel[0] * 19595 + pixel[1] * 38470 + pixel[2] * 7471 + 0x8000) >> 16;
 }
 
-inline uint8_t blend(float plain, uint8_t level, float factor) {
-    const float value = plain + factor * (static_cast<float>(level) - plain);
+inline uint8_t cut(float value) {
     return static_cast<uint8_t>(static_cast<int32_t>(std::min(std::max(value, 0.0f), 255.0f)));
+}
+
+inline uint8_t blend(float plain, uint8_t level, float factor) {
+    return cut(plain + factor * (static_cast<float>(level) - plain));
 }
 
 constexpr int64_t kBlock = 64;
@@ -182,6 +186,24 @@ extern "C" void vitrail_saturate(const uint8_t* picture, uint8_t* out, int64_t p
         }
         uint8_t* to = out + 3 * first;
         for (int64_t level = 0; level < 3 * count; ++level) to[level] = blend(grays[level], from[level], factor);
+    }
+}
+
+// out: (rows, length), each value a sum of taps that lie `step` bytes apart, from starts[row] on; weights: (rows, taps)
+extern "C" void vitrail_filter_rows(const uint8_t* __restrict picture, uint8_t* __restrict out, int64_t rows,
+                                    int64_t length, const int64_t* starts, int64_t step, const float* weights,
+                                    int64_t taps, float rounding) {
+    for (int64_t row = 0; row < rows; ++row, out += length, weights += taps) {
+        const uint8_t *a = picture + starts[row], *b = a + step;
+        if (taps == 2) {
+            for (int64_t at = 0; at < length; ++at) out[at] = cut(weights[0] * a[at] + weights[1] * b[at] + rounding);
+            continue;
+        }
+        const uint8_t *c = b + step, *d = c + step;
+        for (int64_t at = 0; at < length; ++at) {
+            const float value = weights[0] * a[at] + weights[1] * b[at] + weights[2] * c[at] + weights[3] * d[at];
+            out[at] = cut(value + rounding);
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 """Operations on pictures of 8 bits as Pillow computes them: calls of the C++ beside this file, compiled on the machine.
 
-They give Pillow's pixels to the last bit, so that nothing depends on whether a compiler is there.
+They give Pillow's pixels to the last bit, and `filter_rows` those of the same sums in PyTorch, so that
+nothing depends on whether a compiler is there.
 
 Shapes
     h rows, w columns
@@ -88,6 +89,39 @@ class Compiled:
         )
         return out
 
+    def filter_rows(
+        self,
+        levels: NDArray[np.uint8],
+        starts: NDArray[np.int64],
+        step: int,
+        weights: NDArray[np.float32],
+        length: int,
+        rounding: float,
+    ) -> NDArray[np.uint8]:
+        """Return rows of so many sums of weighted levels, (n, length), cut off to whole levels.
+
+        Args:
+            levels: Any array whose levels lie one after the other.
+            starts: (n,) places of the first level that the first sum of each row takes.
+            step: How many levels further the next one lies that a sum takes.
+            weights: (n, 2) or (n, 4).
+            length: Number of sums in a row.
+            rounding: What is added to each sum before it is cut off.
+        """
+        out = np.empty((len(starts), length), dtype=np.uint8)
+        sizes = ctypes.c_int64(len(starts)), ctypes.c_int64(length)
+        self._library.vitrail_filter_rows(
+            _pointer(levels),
+            _pointer(out),
+            *sizes,
+            _pointer(starts),
+            ctypes.c_int64(step),
+            _pointer(weights),
+            ctypes.c_int64(weights.shape[1]),
+            ctypes.c_float(rounding),
+        )
+        return out
+
     def sharpen(self, picture: Picture, factor: float) -> Picture:
         """Move every pixel away from the mean of its neighbourhood, or towards it."""
         picture, out = _with_room(picture)
@@ -161,5 +195,10 @@ def check_library(library: ctypes.CDLL) -> None:
             is_cubic = resample == Image.Resampling.BICUBIC
             wanted = image.rotate(17.3, resample=resample, fillcolor=fill)
             pairs.append((compiled.rotate(picture, 17.3, fill, is_cubic=is_cubic), wanted))
+        weights = rng.uniform(-0.5, 1, (2, 2)).astype(np.float32)
+        levels = rng.integers(0, 256, (3, 99), dtype=np.uint8)
+        sums = levels[:2] * weights[:, :1] + levels[1:] * weights[:, 1:] + np.float32(0.1)
+        filtered = compiled.filter_rows(levels, np.array([0, 99]), 99, weights, 99, 0.1)
+        pairs.append((filtered, sums.clip(0, 255).astype(np.uint8)))
         if not all(np.array_equal(found, np.asarray(wanted)) for found, wanted in pairs):
             raise NotCompiled("what the compiler made of it computes wrong pixels")
