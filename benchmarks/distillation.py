@@ -1,13 +1,13 @@
 """Teach a small TNT on CIFAR-10: from labels alone, from a Twins, from its kept answers, from its token labels.
 
 uv run python benchmarks/distillation.py ../shared/data/cifar10.tar.xz --work /tmp/distillation             # hours
-uv run python benchmarks/distillation.py ../shared/data/cifar10.tar.xz --work /tmp/distillation --seeds 1 --seconds 60
+uv run python benchmarks/distillation.py ../shared/data/cifar10.tar.xz --work /tmp/distillation --seeds 0 --seconds 60
 
 The teacher is a run of the recipe cifar10_twins of half an hour, the student a TNT of a third of its multiply-adds. All
 ways have the same time for their updates; how many epochs that is for each is timed first, which needs a quiet machine;
 the rest gives the same numbers on a busy one. What is reported is top-1 on the 10,000 test images after the last epoch,
 so that nothing is chosen by them. What was done is kept in the work folder, so that the command goes on where it was
-stopped.
+stopped, and two processes can share the folder where each has seeds of its own.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def teach(work: Path, images: Path) -> dict[str, Any]:
 def label_tokens(work: Path, images: Path, teacher: Mapping[str, Any]) -> Path:
     """Write the token labels of the training images, and return their folder."""
     folder = work / "token_labels"
-    vitrail.make_token_labels(teacher["weights"], settings=where(work, images), out=folder)
+    of_data = {name: value for name, value in where(work, images).items() if name.startswith("data.")}
+    vitrail.make_token_labels(teacher["weights"], of_data, output=folder)
     return folder
 
 
@@ -76,21 +77,21 @@ def where(work: Path, images: Path) -> dict[str, Any]:
     }
 
 
-def ways(work: Path, images: Path) -> dict[str, dict[str, Any]]:
-    """Return the settings of each way to learn."""
+def ways(work: Path, images: Path, seed: int) -> dict[str, dict[str, Any]]:
+    """Return the settings of each way to learn; views depend on the seed, and so do kept answers."""
     teacher = teach(work, images)
     asked = {"distill.teacher": teacher["weights"], "distill.temperature": 2.0, "distill.weight": 0.7}
     return {
         PLAIN: {},
         LIVE: {**asked, "distill.cache": False},
-        KEPT: {**asked, "distill.cache": work / "answers"},
+        KEPT: {**asked, "distill.cache": work / f"answers-{seed}"},
         TOKENS: {"token_labels.folder": label_tokens(work, images, teacher)},
     }
 
 
 def train(work: Path, images: Path, way: str, more: Mapping[str, Any]) -> TrainResult:
     """Train the student one way."""
-    settings = {**where(work, images), **SMALLER, **ways(work, images)[way], **more}
+    settings = {**where(work, images), **SMALLER, **ways(work, images, more["train.seed"])[way], **more}
     settings["train.eval_every"] = settings["train.epochs"]
     return vitrail.train(STUDENT, settings)
 
@@ -109,15 +110,14 @@ def time_epochs(work: Path, images: Path) -> dict[str, float]:
     return seconds
 
 
-def main(archive: Path, *, work: Path, seeds: int = 3, seconds: float = 480) -> None:
+def main(archive: Path, *, work: Path, seeds: tuple[int, ...] = (0, 1, 2), seconds: float = 480) -> None:
     """Train the student every way with every seed, and publish a table."""
     work.mkdir(parents=True, exist_ok=True)
     images = prepare(archive, work)
     of_epoch = time_epochs(work, images)
     results = work / "results.jsonl"
-    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    done = {(row["way"], row["seed"]) for row in rows}
-    for seed in range(seeds):
+    done = {(row["way"], row["seed"]) for row in read(results)}
+    for seed in seeds:
         for way, each in of_epoch.items():
             if (way, seed) in done:
                 continue
@@ -127,8 +127,12 @@ def main(archive: Path, *, work: Path, seeds: int = 3, seconds: float = 480) -> 
             row["agreement"] = last.get("val_agreement")
             with results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            rows.append(row)
-    report(rows, work, images, seconds)
+    report(read(results), work, images, seconds)
+
+
+def read(results: Path) -> list[dict[str, Any]]:
+    """Return what was trained so far."""
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
 
 
 def report(rows: list[dict[str, Any]], work: Path, images: Path, seconds: float) -> None:

@@ -112,7 +112,7 @@ def given(tiny_checkpoint: Path, image_folder: Path, tmp_path: Path, monkeypatch
         "embed": {"checkpoint": "gone", "images": image},
         "finetune": {"data": "gone"},
         "pretrain": {"data": "gone"},
-        "make_token_labels": {"teacher": "gone", "settings": gone, "out": tmp_path / "labels"},
+        "make_token_labels": {"teacher": "gone", "settings": gone, "output": tmp_path / "labels"},
         "tune": {"recipe": TINY, "settings": gone},
         "load_model": {"path": tiny_checkpoint},
     }

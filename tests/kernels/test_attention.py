@@ -1,9 +1,11 @@
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.flop_counter import FlopCounterMode
 
-from vitrail.kernels import dense
-from vitrail.kernels.dense import attend
+from vitrail.kernels import attention
+from vitrail.kernels.attention import attend, long_attention
+from vitrail.models.registry import create_model
 
 SHAPES = {
     "inner": (20, 4, 16, 16, 6),
@@ -48,7 +50,7 @@ def fused(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], dtype: torch.
         called.append(1)
         return scaled_dot_product_attention(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(dense, "scaled_dot_product_attention", watched)
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", watched)
     attend(*drawn(shape, dtype))
     return bool(called)
 
@@ -60,6 +62,97 @@ def test_each_is_taken_where_it_is_better(monkeypatch: pytest.MonkeyPatch) -> No
     assert not fused(monkeypatch, SHAPES["outer"], torch.bfloat16)
     assert fused(monkeypatch, SHAPES["outer"], torch.float16)  # whose scores may overflow
     assert fused(monkeypatch, (1, 1, 900, 900, 64), torch.bfloat16)  # whose scores take more memory than all else
+
+
+LONG = (2, 2, 300, 500, 8)
+
+
+@pytest.fixture(params=[False, True], ids=["products", "convolutions"])
+def several_cuts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have long attention taken, with several cuts of its rows, the last of them shorter, by either kind of product."""
+    monkeypatch.setenv("VITRAIL_KERNELS", "auto")
+    monkeypatch.setattr(attention, "SCORES_AT_ONCE", 128 * LONG[3])
+    monkeypatch.setattr(attention, "is_convolution_faster", lambda: request.param)
+
+
+@pytest.mark.usefixtures("several_cuts")
+@pytest.mark.parametrize("size", [1, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_long_attention_is_near_double_precision_and_its_gradients_too(dtype: torch.dtype, size: float) -> None:
+    given = [(one.detach() * size).requires_grad_() for one in drawn(LONG, dtype)]
+    exact = [one.detach().double().requires_grad_() for one in given]
+    ours = with_gradients(long_attention(*given, 0.3), given)
+    theirs = with_gradients(attention._attend_unfused(*given, 0.3), given)
+    wanted = with_gradients(scaled_dot_product_attention(*exact, scale=0.3), exact)
+    tolerance = 2e-5 if dtype == torch.float32 else 5e-2
+    for a, b, c in zip(ours, theirs, wanted, strict=True):
+        assert a.dtype == dtype
+        assert a.shape == c.shape
+        # large scores leave gradients of almost nothing, which are as far off so
+        allowed = max(tolerance * float(c.abs().max()), 2 * float((b - c).abs().max()))
+        assert (a - c).abs().max() <= allowed
+
+
+def with_gradients(out: torch.Tensor, given: list[torch.Tensor]) -> list[torch.Tensor]:
+    weights = torch.linspace(-1, 1, out.numel()).view(out.shape)
+    return [out.detach(), *torch.autograd.grad((out * weights).sum(), given)]
+
+
+def test_long_attention_is_taken_where_it_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = (1, 1, 900, 900, 64)
+    assert fused(monkeypatch, long, torch.bfloat16)  # kernels are off
+    monkeypatch.setenv("VITRAIL_KERNELS", "auto")
+    assert not fused(monkeypatch, long, torch.bfloat16)
+    assert fused(monkeypatch, long, torch.float16)
+    for is_faster in (False, True):
+        monkeypatch.setattr(attention, "is_convolution_faster", lambda is_faster=is_faster: is_faster)
+        assert fused(monkeypatch, long, torch.float32) is not is_faster
+    with torch.autocast("cpu", torch.bfloat16):  # which would compute float32 in bfloat16
+        assert fused(monkeypatch, long, torch.float32)
+
+
+@pytest.mark.usefixtures("several_cuts")
+def test_long_attention_is_a_whole_operator() -> None:
+    given = [torch.randn(1, 2, n, 4, requires_grad=True) for n in (5, 7, 7)]
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(long_attention, (*given, 0.5), test_utils=checks)
+
+
+def test_its_multiply_adds_are_counted_as_those_of_pytorchs_attention() -> None:
+    given, counts = drawn(LONG, torch.float32), []
+    for attend_by in (scaled_dot_product_attention, lambda *qkv: long_attention(*qkv, 0.3)):
+        with FlopCounterMode(display=False) as forward:
+            out = attend_by(*given)
+        with FlopCounterMode(display=False) as backward:
+            out.sum().backward()
+        counts.append((forward.get_total_flops(), backward.get_total_flops()))
+    assert counts[0] == counts[1]
+    assert min(counts[0]) > 0
+
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures("several_cuts")
+def test_a_compiled_graph_has_long_attention_whole() -> None:
+    given = drawn(LONG, torch.bfloat16)
+    compiled = torch.compile(lambda *qkv: attend(*qkv).square(), fullgraph=True)
+    grads = torch.autograd.grad(compiled(*given).float().sum(), given)
+    wanted = torch.autograd.grad(attend(*given).square().float().sum(), given)
+    for a, b in zip(grads, wanted, strict=True):
+        assert (a - b).abs().max() <= 0.02 * b.abs().max()
+
+
+@pytest.mark.parametrize("kernels", ["plain", "auto"])
+def test_a_token_transformer_gives_the_same_by_either(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "is_convolution_faster", lambda: True)
+    torch.manual_seed(0)
+    model = create_model("t2t_vit_t_14", depth=1, num_classes=3, image_size=128)  # 1,024 tokens of 64 numbers
+    images = torch.randn(2, 3, 128, 128)
+    wanted = torch.autograd.grad(model(images).square().sum(), model.head.weight)[0]
+    monkeypatch.setenv("VITRAIL_KERNELS", kernels)
+    called = fused(monkeypatch, (1, 1, 1024, 1024, 64), torch.float32)
+    assert called is (kernels == "plain")
+    found = torch.autograd.grad(model(images).square().sum(), model.head.weight)[0]
+    assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
 
 @pytest.mark.parametrize("size", [6, 64])

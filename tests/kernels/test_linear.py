@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from vitrail.kernels import dense
-from vitrail.kernels.dense import Linear
+from vitrail.kernels import linear as of_layers
+from vitrail.kernels.linear import Linear
 from vitrail.models.registry import create_model
 
 SHAPES = ((5, 7, 24), (1, 1, 24), (3, 24), (24,), (0, 7, 24), (2, 3, 5, 24))
@@ -14,7 +14,7 @@ SHAPES = ((5, 7, 24), (1, 1, 24), (3, 24), (24,), (0, 7, 24), (2, 3, 5, 24))
 
 @pytest.fixture
 def convolving(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dense, "is_convolution_faster", lambda: True)
+    monkeypatch.setattr(of_layers, "is_convolution_faster", lambda: True)
 
 
 def both(layer: Linear, x: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -65,7 +65,7 @@ def test_other_precisions_and_exported_programs_have_the_linear_layer(monkeypatc
     program = torch.export.export(layer, (x,))
     assert any("linear" in str(node.target) for node in program.graph.nodes)
     assert not any("conv" in str(node.target) for node in program.graph.nodes)
-    monkeypatch.setattr(dense, "conv2d", refused)
+    monkeypatch.setattr(of_layers, "conv2d", refused)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
     assert layer.to(torch.float64)(x.double()).dtype == torch.float64

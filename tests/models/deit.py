@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitrail.kernels.dense import Linear, attend
+from vitrail.kernels.attention import attend
+from vitrail.kernels.linear import Linear
 from vitrail.models.family import (
     Family,
     FeatureLevel,

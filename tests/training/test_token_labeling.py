@@ -52,7 +52,7 @@ def teacher(tmp_path: Path) -> Path:
 
 def label(teacher: Path, images: Path, out: Path, **options: Any) -> Any:
     given = {"data.root": str(images), "data.workers": 0, "data.check": False, **options.pop("settings", {})}
-    return vitrail.make_token_labels(teacher, given, out=out, progress=False, **options)
+    return vitrail.make_token_labels(teacher, given, output=out, progress=False, **options)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def maps(teacher: Path, image_folder: Path, tmp_path: Path) -> Path:
 
 def shell(teacher: Path, images: Path, out: Path, *more: str) -> list[str]:
     given = [f"data.root={images}", "data.workers=0", "data.check=false"]
-    return ["-m", "vitrail", "make-token-labels", "--teacher", str(teacher), "--out", str(out), *given, *more]
+    return ["-m", "vitrail", "make-token-labels", "--teacher", str(teacher), "--output", str(out), *given, *more]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

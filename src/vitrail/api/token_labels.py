@@ -70,7 +70,7 @@ def make_token_labels(
     teacher: str | Path | None = None,
     settings: Settings | None = None,
     *,
-    out: str | Path = "token-labels",
+    output: str | Path = "token-labels",
     topk: int = 5,
     device: Device = "auto",
     precision: Precision = "float32",
@@ -88,7 +88,7 @@ def make_token_labels(
     Args:
         teacher: Its weight file, of any project, or the name of published weights.
         settings: Settings of the sections weights, data and preprocess.
-        out: Folder to write.
+        output: Folder to write.
         topk: Likeliest classes to keep of each token.
         device: auto takes the accelerator, where there is one.
         precision: Precision of the computation.
@@ -117,7 +117,7 @@ def make_token_labels(
         labelled = label_tokens(
             str(teacher),
             [layer],
-            Path(out),
+            Path(output),
             display,
             topk=topk,
             device=device,

@@ -33,9 +33,9 @@ TeacherFile = Annotated[
 def make_token_labels(
     *settings: DataSettings,
     teacher: TeacherFile = None,
-    out: Annotated[Path, Parameter(help="Folder to write, or to go on with what is there.")] = Path(
-        "token-labels"
-    ),
+    output: Annotated[
+        Path, Parameter(help="Folder to write, or to go on with what is there.")
+    ] = Path("token-labels"),
     topk: Annotated[
         int,
         Parameter(converter=read_whole_number, help="Likeliest classes to keep of each token."),
@@ -51,7 +51,7 @@ def make_token_labels(
 
     ```
     vitrail make-token-labels --teacher twins.safetensors data.root=/data/birds
-    vitrail make-token-labels --teacher twins_svt_large data.root=/data/imagenet --out labels
+    vitrail make-token-labels --teacher twins_svt_large data.root=/data/imagenet --output labels
     torchrun --nproc-per-node 8 -m vitrail make-token-labels --teacher twins_svt_large data.root=/data/imagenet
     ```
     """
@@ -62,7 +62,7 @@ def make_token_labels(
         result = api.make_token_labels(
             teacher,
             list(settings),
-            out=out,
+            output=output,
             topk=topk,
             device=device,
             precision=precision,

@@ -21,7 +21,7 @@ def shard(model: nn.Module, device: torch.device) -> None:
                 if not isinstance(block, nn.ModuleList):
                     fully_shard(block, mesh=mesh)
     # FSDP warns of a model that returns a view, as logits are that a convolution computes
-    # (kernels/dense.py)
+    # (kernels/linear.py)
     model.register_forward_hook(lambda module, inputs, logits: logits.clone())
     fully_shard(model, mesh=mesh)
 

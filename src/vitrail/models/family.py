@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitrail.errors import shorten
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from vitrail.kernels.dense import Linear
+from vitrail.kernels.linear import Linear
 from vitrail.models.dialects import Dialect
 
 Pooling = Literal["head", "cls", "mean", "max"]

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from vitrail.kernels.dense import Linear
+from vitrail.kernels.linear import Linear
 from vitrail.models.family import gelu
 
 

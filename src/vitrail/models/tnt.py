@@ -40,7 +40,8 @@ from torch.nn.functional import pad
 
 from vitrail.errors import shorten
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from vitrail.kernels.dense import Linear, attend
+from vitrail.kernels.attention import attend
+from vitrail.kernels.linear import Linear
 from vitrail.kernels.word_block import is_fused, type_of_products, word_block
 from vitrail.kernels.word_block_compiled import NAME
 from vitrail.kernels.word_block_plain import Weights

@@ -37,7 +37,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from vitrail.kernels.dense import Linear, attend
+from vitrail.kernels.attention import attend
+from vitrail.kernels.linear import Linear
 from vitrail.models.dialects import HEAD, ZOO_PREFIX, Dialect, Row
 from vitrail.models.family import (
     Family,

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from vitrail.config.training_sections import LoraSection
 from vitrail.errors import ConfigError, MissingExtra
-from vitrail.kernels.dense import Linear
+from vitrail.kernels.linear import Linear
 from vitrail.models.family import VisionModel
 from vitrail.models.registry import FAMILIES, create_model
 from vitrail.training.optim.lora import add_adapters, merge_adapters

@@ -1,4 +1,4 @@
-"""Linear layers and attention in the formulation that is fastest where they are computed."""
+"""Linear layers in the formulation that is fastest where they are computed."""
 
 from __future__ import annotations
 
@@ -7,16 +7,8 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, linear, scaled_dot_product_attention
-
-NARROW_HEAD = 16
-"""Channels of a head below which a CPU does better without PyTorch's fused attention, and in
-float32 at that."""
-MAX_SCORES = 4
-"""How many times the memory of queries, keys and values the scores of unfused attention may
-take."""
+from torch.nn.functional import conv2d, linear
 
 
 class Linear(nn.Linear):
@@ -38,28 +30,6 @@ class Linear(nn.Linear):
         rows = input.reshape(1, -1, 1, d).permute(0, 3, 1, 2)
         products = conv2d(rows, self.weight[:, :, None, None], self.bias)
         return products.permute(0, 2, 3, 1).reshape(*input.shape[:-1], self.out_features)
-
-
-def attend(
-    q: Float[Tensor, "b h n d"],
-    k: Float[Tensor, "b h m d"],
-    v: Float[Tensor, "b h m d"],
-    scale: float | None = None,
-) -> Float[Tensor, "b h n d"]:
-    """Return softmax(q k^T scale) v, where scale is 1 / sqrt(d) unless it is given.
-
-    On CPUs PyTorch's fused attention takes two to six times as long in bfloat16 as two products
-    with a softmax between them, and longer too for narrow heads.
-    """
-    (n, d), m = q.shape[-2:], k.shape[-2]
-    may_differ = q.is_cpu and n * m <= MAX_SCORES * (n + 2 * m) * d and not is_recorded()
-    factor = d**-0.5 if scale is None else scale
-    if may_differ and d < NARROW_HEAD and q.dtype in (torch.float32, torch.bfloat16):
-        with torch.autocast("cpu", enabled=False):
-            return _attend_unfused(q.float(), k.float(), v.float(), factor).to(q.dtype)
-    if may_differ and q.dtype == torch.bfloat16:
-        return _attend_unfused(q, k, v, factor)
-    return scaled_dot_product_attention(q, k, v, scale=scale)
 
 
 def is_recorded() -> bool:
@@ -91,7 +61,3 @@ def _may_convolve(input: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not is_recorded()
     )
-
-
-def _attend_unfused(q: Tensor, k: Tensor, v: Tensor, factor: float) -> Tensor:
-    return ((q * factor) @ k.transpose(-2, -1)).softmax(-1) @ v

@@ -1,0 +1,179 @@
+"""Attention in the formulation that is fastest where it is computed.
+
+Shapes
+    b batch, h heads, n queries, m keys, d channels of a head
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import conv2d, scaled_dot_product_attention
+from torch.utils.flop_counter import register_flop_formula
+
+from vitrail.kernels.compiled import are_kernels_wanted
+from vitrail.kernels.linear import is_convolution_faster, is_recorded
+
+NARROW_HEAD = 16
+"""Channels of a head below which a CPU does better without PyTorch's fused attention, and in
+float32 at that."""
+MAX_SCORES = 4
+"""How many times the memory of queries, keys and values the scores of unfused attention may
+take."""
+SCORES_AT_ONCE = 2**21
+"""Scores that `long_attention` computes at a time, a few MB; the processor's caches hold them."""
+
+
+def attend(
+    q: Float[Tensor, "b h n d"],
+    k: Float[Tensor, "b h m d"],
+    v: Float[Tensor, "b h m d"],
+    scale: float | None = None,
+) -> Float[Tensor, "b h n d"]:
+    """Return softmax(q k^T scale) v, where scale is 1 / sqrt(d) unless it is given.
+
+    On CPUs PyTorch's fused attention takes two to six times as long in bfloat16 as two products
+    with a softmax between them, and longer too for narrow heads; in float32 it takes longer where
+    oneDNN multiplies faster than MKL.
+    """
+    (n, d), m = q.shape[-2:], k.shape[-2]
+    factor = d**-0.5 if scale is None else scale
+    if not q.is_cpu or is_recorded():
+        return scaled_dot_product_attention(q, k, v, scale=scale)
+    if n * m > MAX_SCORES * (n + 2 * m) * d:
+        if is_long_better(q):
+            return long_attention(q, k, v, factor)
+    elif d < NARROW_HEAD and q.dtype in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", enabled=False):
+            return _attend_unfused(q.float(), k.float(), v.float(), factor).to(q.dtype)
+    elif q.dtype == torch.bfloat16:
+        return _attend_unfused(q, k, v, factor)
+    return scaled_dot_product_attention(q, k, v, scale=scale)
+
+
+def is_long_better(q: Tensor) -> bool:
+    """Say whether `long_attention` is faster than PyTorch's fused attention, and takes queries like these."""
+    if not are_kernels_wanted():
+        return False
+    if q.dtype == torch.float32:
+        return is_convolution_faster() and not torch.is_autocast_enabled("cpu")
+    return q.dtype == torch.bfloat16
+
+
+@torch.library.custom_op("vitrail::long_attention", mutates_args=(), device_types="cpu")
+def long_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Return softmax(q k^T scale) v, with some rows of the scores at a time, which the backward pass computes again.
+
+    Args:
+        q: Queries (b, h, n, d), in float32 or bfloat16.
+        k: Keys (b, h, m, d).
+        v: Values (b, h, m, d).
+        scale: Factor of the scores.
+
+    Returns:
+        (b, h, n, d) of the same type.
+    """
+    out = torch.empty(q.shape, dtype=q.dtype)
+    for one in _each(q):
+        keys, turned_values = k[one], v[one].t().contiguous()
+        for rows in _cut(q, k):
+            scores = multiply(q[one][rows] * scale, keys)
+            out[one][rows] = multiply(scores.softmax(-1), turned_values)
+    return out
+
+
+@torch.library.custom_op("vitrail::long_attention_backward", mutates_args=(), device_types="cpu")
+def long_attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of queries, keys and values; those of keys and values are summed in float32."""
+    grad_q = torch.empty(q.shape, dtype=q.dtype)
+    grad_k = torch.empty(k.shape, dtype=k.dtype)
+    grad_v = torch.empty(v.shape, dtype=v.dtype)
+    for one in _each(q):
+        keys, values = k[one].contiguous(), v[one].contiguous()
+        turned_keys = keys.t().contiguous()
+        of_keys = torch.zeros(keys.shape, dtype=torch.float32)
+        of_values = torch.zeros(values.shape, dtype=torch.float32)
+        for rows in _cut(q, k):
+            queries, above = q[one][rows] * scale, grad[one][rows].contiguous()
+            shares = multiply(queries, keys).softmax(-1)
+            of_shares = multiply(above, values)
+            of_values += shares.t() @ above
+            of_scores = torch.ops.aten._softmax_backward_data(of_shares, shares, -1, shares.dtype)
+            of_keys += of_scores.t() @ queries
+            grad_q[one][rows] = multiply(of_scores, turned_keys) * scale
+        grad_k[one] = of_keys
+        grad_v[one] = of_values
+    return grad_q, grad_k, grad_v
+
+
+def multiply(left: Float[Tensor, "r d"], right: Float[Tensor, "n d"]) -> Float[Tensor, "r n"]:
+    """Return left right^T, in float32 as a 1x1 convolution where that is faster."""
+    if left.dtype != torch.float32 or not is_convolution_faster():
+        return left @ right.t()
+    r, d = left.shape
+    rows = left.reshape(1, r, 1, d).permute(0, 3, 1, 2)  # with channels last in memory
+    return conv2d(rows, right[:, :, None, None]).permute(0, 2, 3, 1).reshape(r, -1)
+
+
+def _each(q: Tensor) -> Iterator[tuple[int, int]]:
+    """Return the index of every head of every image."""
+    for image in range(q.shape[0]):
+        for head in range(q.shape[1]):
+            yield image, head
+
+
+def _cut(q: Tensor, k: Tensor) -> Iterator[slice]:
+    """Return the rows that are computed together."""
+    step = max(1, SCORES_AT_ONCE // k.shape[2])
+    for first in range(0, q.shape[2], step):
+        yield slice(first, first + step)
+
+
+@long_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device)
+
+
+@long_attention_backward.register_fake
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    first, second, third = (
+        torch.empty(one.shape, dtype=one.dtype, device=one.device) for one in (q, k, v)
+    )
+    return first, second, third
+
+
+def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    q, k, v, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return *long_attention_backward(grad, *ctx.saved_tensors, ctx.scale), None
+
+
+long_attention.register_autograd(_differentiate, setup_context=_keep_inputs)
+
+
+@register_flop_formula(torch.ops.vitrail.long_attention)
+def count_flops(q: Sequence[int], k: Sequence[int], *others: Any, **ignored: Any) -> int:
+    """Return what `FlopCounterMode` counts of the two products, from the shapes of tensors."""
+    b, h, n, d = q
+    return 4 * b * h * n * k[2] * d
+
+
+@register_flop_formula(torch.ops.vitrail.long_attention_backward)
+def count_flops_backward(
+    grad: Any, q: Sequence[int], k: Sequence[int], *others: Any, **ignored: Any
+) -> int:
+    """Return what it counts of the four products of their gradients, and of the scores computed again."""
+    return count_flops(q, k) * 5 // 2
+
+
+def _attend_unfused(q: Tensor, k: Tensor, v: Tensor, factor: float) -> Tensor:
+    return ((q * factor) @ k.transpose(-2, -1)).softmax(-1) @ v
