@@ -33,7 +33,7 @@ from timm.data.loader import create_loader
 from timm.data.transforms_factory import create_transform
 
 from vitrail.config.sections import DataSection
-from vitrail.data.loader import Batch, build_train_loader
+from vitrail.data.loader import Batch, build_train_loader, group_by_size
 from vitrail.data.opening import open_split
 from vitrail.data.sampling import BatchSampler, Shuffle
 from vitrail.data.sources import Source
@@ -124,7 +124,9 @@ def single_core(paths: list[Path]) -> dict[tuple[str, str], Callable[[], object]
         epoch = next(epochs)  # other draws in every round, as timm's
         for start in range(0, len(files), BATCH):
             keys = [sample_key(0, epoch, index) for index in range(start, start + BATCH)]
-            views = [view.view(decode(data), key) for data, key in zip(files[start : start + BATCH], keys, strict=True)]
+            # as the loader does, some are decoded before their views are made
+            images = itertools.chain.from_iterable(group_by_size(map(decode, files[start : start + BATCH])))
+            views = [view.view(image, key) for image, key in zip(images, keys, strict=True)]
             batch = torch.stack([view.permute(1, 2, 0) for view in views]).permute(0, 3, 1, 2)
             erase(normalise(batch, IMAGENET_MEAN, IMAGENET_STD), torch.tensor(keys), probability)
 

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from data import BATCH, ERASE, IN_MEMORY, POLICY, SAMPLE, unpack
 from vitrail.config.sections import DataSection
+from vitrail.data.loader import group_by_size
 from vitrail.data.opening import open_split
 from vitrail.devices import keep_freed_memory
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
@@ -93,6 +94,9 @@ def stages(files: list[bytes], decoded: list[Tensor], views: list[Tensor]) -> di
         ("stage", "of which draws and mirror"): lambda: view_all(mirrored, views),
         ("stage", "the same and the policy (the full view)"): lambda: view_all(full, decoded),
         ("stage", "decode and the full view, image by image"): lambda: view_all(full, map(decode, files)),
+        ("stage", "the same, 16 MiB of images at a time, as the loader does"): lambda: view_all(
+            full, itertools.chain.from_iterable(group_by_size(map(decode, files)))
+        ),
         ("stage", "stack"): lambda: [stack(batch) for batch in batches],
         ("stage", "normalise"): lambda: [normalise(batch, IMAGENET_MEAN, IMAGENET_STD) for batch in stacked],
         ("stage", "erase"): lambda: [erase(batch, key, ERASE) for batch, key in zip(floats, seeds, strict=True)],
