@@ -33,7 +33,7 @@ from timm.data.loader import create_loader
 from timm.data.transforms_factory import create_transform
 
 from vitrail.config.sections import DataSection
-from vitrail.data.loader import Batch, build_train_loader
+from vitrail.data.loader import Batch, build_train_loader, group_by_size
 from vitrail.data.opening import open_split
 from vitrail.data.sampling import BatchSampler, Shuffle
 from vitrail.data.sources import Source
@@ -44,6 +44,7 @@ from vitrail.images.decoding import decode, decoder_name
 from vitrail.images.pixels import RGB
 from vitrail.images.preprocess import normalise
 from vitrail.images.train_view import TrainView, sample_key
+from vitrail.kernels.pictures import prepare_pictures
 
 POLICY = "rand-m9-mstd0.5-inc1"
 SAMPLE = Path(__file__).parents[1].parent / "shared" / "data" / "imagenet-sample-400.tar"
@@ -54,6 +55,7 @@ def main(images: Path | None = None, rounds: int = 7) -> None:
     """Measure, and write a page beside this file."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    prepare_pictures()  # as training does before its first image
     keep_freed_memory()  # timm's loader gains by it too
     with tempfile.TemporaryDirectory() as scratch:
         folder, where = unpack(images or (SAMPLE if SAMPLE.exists() else None), Path(scratch))
@@ -122,7 +124,9 @@ def single_core(paths: list[Path]) -> dict[tuple[str, str], Callable[[], object]
         epoch = next(epochs)  # other draws in every round, as timm's
         for start in range(0, len(files), BATCH):
             keys = [sample_key(0, epoch, index) for index in range(start, start + BATCH)]
-            views = [view.view(decode(data), key) for data, key in zip(files[start : start + BATCH], keys, strict=True)]
+            # as the loader does, some are decoded before their views are made
+            images = itertools.chain.from_iterable(group_by_size(map(decode, files[start : start + BATCH])))
+            views = [view.view(image, key) for image, key in zip(images, keys, strict=True)]
             batch = torch.stack([view.permute(1, 2, 0) for view in views]).permute(0, 3, 1, 2)
             erase(normalise(batch, IMAGENET_MEAN, IMAGENET_STD), torch.tensor(keys), probability)
 

@@ -192,6 +192,18 @@ def test_a_run_that_was_stopped_goes_on_to_the_last_bit(image_folder: Path, maps
     assert_same_run(stopped, whole)
 
 
+def test_tokens_are_learned_of_views_that_the_device_makes(image_folder: Path, maps: Path) -> None:
+    settings = (*EVERY, "augment.device=true", f"token_labels.folder={maps}", "train.epochs=2")
+    whole = run(image_folder, *settings, "output.name=whole").folder
+    with pytest.raises(Stopped):
+        run(image_folder, *settings, "output.name=stopped", display=Signals(3))
+    stopped = whole.with_name("stopped")
+    run(image_folder, *settings, resume=stopped)
+    assert_same_run(stopped, whole)
+    plain = run(image_folder, *settings, "augment.device=false", "output.name=plain").folder
+    assert rows(plain)[0]["train_loss"] != rows(whole)[0]["train_loss"]
+
+
 def test_a_run_that_was_killed_goes_on_to_the_last_bit(image_folder: Path, maps: Path) -> None:
     settings = (f"token_labels.folder={maps}", "train.epochs=6", "output.save_every_updates=1", "data.workers=2")
     root = image_folder.parent / "runs"
