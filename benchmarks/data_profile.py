@@ -24,11 +24,11 @@ import cyclopts
 import numpy as np
 import torch
 from PIL import Image
+from recipe_images import BATCH, ERASE, IN_MEMORY, POLICY, SAMPLE, unpack
 from side_by_side import alternate, publish
 from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor
 
-from data import BATCH, ERASE, IN_MEMORY, POLICY, SAMPLE, unpack
 from vitrail.config.sections import DataSection
 from vitrail.data.loader import group_by_size
 from vitrail.data.opening import open_split

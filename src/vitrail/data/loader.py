@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int64, UInt
@@ -33,6 +33,8 @@ HELD_BYTES = 2**24
 """Bytes of decoded images from which on their views are made, before more are decoded."""
 
 BadFiles = Literal["error", "skip", "quarantine"]
+Decoded = TypeVar("Decoded", bound=Tensor | str)
+"""An image, or the reason why it cannot be read."""
 Augment = Callable[[Tensor, Tensor], Tensor]
 """Varies the images of a batch by their keys, and may leave them on another device."""
 
@@ -103,13 +105,14 @@ def _decode(source: Source, index: int, wanted: PixelFormat) -> Pixels | str:
         return error.strerror or type(error).__name__
 
 
-def group_by_size(images: Iterable[Pixels | str]) -> Iterator[list[Pixels | str]]:
+def group_by_size(images: Iterable[Decoded]) -> Iterator[list[Decoded]]:
     """Group images, which are taken one by one, so that a group is decoded before its views are made.
 
     Decoding leaves nothing in the processor's caches of what views need, code and all, and each
     view after an image of its own takes up to twice as long.
     """
-    group, size = [], 0
+    group: list[Decoded] = []
+    size = 0
     for image in images:
         group.append(image)
         size += 0 if isinstance(image, str) else image.nbytes
