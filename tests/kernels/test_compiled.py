@@ -84,6 +84,7 @@ def test_a_folder_that_others_can_write_is_named() -> None:
     assert load(NAME) is None
 
 
+@pytest.mark.thorough
 def test_it_is_used_whatever_the_umask() -> None:
     before = os.umask(0o002)  # of users with a group of their own, as many systems have them
     try:
@@ -189,6 +190,7 @@ def test_a_compiler_may_be_several_words(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert prepare_word_block() == f"{compiler} failed: 'g++'"
 
 
+@pytest.mark.thorough
 def test_one_that_is_kept_needs_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     reason = prepare_word_block()
     if reason is not None:
@@ -199,6 +201,7 @@ def test_one_that_is_kept_needs_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp
     assert load(NAME) is not None
 
 
+@pytest.mark.thorough
 def test_one_that_another_process_compiled_is_found() -> None:
     assert load(NAME) is None
     code = "from vitrail.kernels.word_block_compiled import *; print(prepare_word_block())"
