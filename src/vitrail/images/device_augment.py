@@ -15,7 +15,6 @@ Differences from Pillow
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,8 +25,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import grid_sample, pad
 
+from vitrail.images.fast_colour import LUMA
 from vitrail.images.fast_policy import MOVES, Drawn
 from vitrail.images.train_view import TrainView
+from vitrail.kernels.pictures import find_rotation
 
 Images = UInt8[Tensor, "n 3 h w"]
 Strengths = Float[Tensor, "n 1 1 1"]
@@ -51,6 +52,11 @@ class DeviceAugment:
         images = images.to(self.device, non_blocking=True)
         drawn = self.view.draw_operations(keys.tolist())
         return apply_operations(images, drawn, self.view.fill)
+
+
+def build_augment(view: TrainView, device: torch.device) -> DeviceAugment | None:
+    """Return what computes a view's policy on the device; None where the loader does it, or there is none."""
+    return DeviceAugment(view, device) if view.on_device else None
 
 
 def apply_operations(
@@ -117,18 +123,7 @@ def _find_matrix(operation: Drawn, height: int, width: int) -> tuple[float, ...]
         return (1.0, 0.0, value * width if name.endswith("rel") else value, 0.0, 1.0, 0.0)
     if name.startswith("translate_y"):
         return (1.0, 0.0, 0.0, 0.0, 1.0, value * height if name.endswith("rel") else value)
-    # around the middle, counter-clockwise
-    angle = -math.radians(value)
-    cosine, sine = math.cos(angle), math.sin(angle)
-    x, y = width / 2, height / 2
-    return (
-        cosine,
-        sine,
-        x - cosine * x - sine * y,
-        -sine,
-        cosine,
-        y + sine * x - cosine * y,
-    )
+    return find_rotation(value, height, width)
 
 
 def _read_linear(
@@ -241,8 +236,10 @@ def _equalize(images: Images, _: Strengths) -> Images:
 
 def _to_gray(pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1 h w"]:
     """Return Pillow's gray levels; every number on the way is whole, and below 2**24."""
-    red, green, blue = pixels.split(1, dim=1)
-    return (red * 19595 + green * 38470 + blue * 7471 + 0x8000).mul_(2.0**-16).floor_()
+    red, green, blue = (
+        part * luma for part, luma in zip(pixels.split(1, dim=1), LUMA, strict=True)
+    )
+    return (red + green + blue + 0x8000).mul_(2.0**-16).floor_()
 
 
 def _blend(plain: Tensor, images: Tensor, factors: Strengths) -> Images:

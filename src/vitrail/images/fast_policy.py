@@ -173,7 +173,7 @@ def speed_up_policy(policy: Any) -> ArrayPolicy:
         return ArrayPolicy(_ByPillow(transform))
     if is_auto_augment:
         return ArrayPolicy(transform)
-    return ArrayPolicy(_RandAugment(transform.ops, transform.num_layers, transform.choice_weights))
+    return ArrayPolicy(_take_over(transform))
 
 
 @dataclass(frozen=True)
@@ -195,6 +195,9 @@ def record_policy(policy: Any) -> RecordedPolicy:
     (transform,) = policy.transforms
     for operation in transform.ops:
         operation.aug_fn = _Recorder(operation.aug_fn.__name__)
-    return RecordedPolicy(
-        _RandAugment(transform.ops, transform.num_layers, transform.choice_weights)
-    )
+    return RecordedPolicy(_take_over(transform))
+
+
+def _take_over(transform: Any) -> _RandAugment:
+    """Return timm's RandAugment with its operations, number of layers and weights."""
+    return _RandAugment(transform.ops, transform.num_layers, transform.choice_weights)

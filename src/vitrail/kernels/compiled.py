@@ -120,6 +120,15 @@ def compile_kernel(name: str, check: Callable[[ctypes.CDLL], None]) -> None:
     load.cache_clear()
 
 
+def prepare(name: str, check: Callable[[ctypes.CDLL], None]) -> str | None:
+    """Compile a kernel as `compile_kernel` does; return why it cannot be used, if so."""
+    try:
+        compile_kernel(name, check)
+    except NotCompiled as error:
+        return str(error)
+    return None
+
+
 def check_folder(folder: Path) -> None:
     """Refuse a folder for compiled kernels that others can write, or that no program is run from.
 

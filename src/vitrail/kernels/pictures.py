@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from vitrail.kernels.compiled import NotCompiled, compile_kernel, load
+from vitrail.kernels.compiled import NotCompiled, load, prepare
 
 NAME = "pictures"
 """Name of the C++ file."""
@@ -26,11 +26,7 @@ Picture = NDArray[np.uint8]
 
 def prepare_pictures() -> str | None:
     """Compile the operations for this machine's CPU, unless that was done before; return why not, where it failed."""
-    try:
-        compile_kernel(NAME, check_library)
-    except NotCompiled as error:
-        return str(error)
-    return None
+    return prepare(NAME, check_library)
 
 
 class Compiled:
@@ -45,7 +41,7 @@ class Compiled:
     ) -> Picture:
         """Rotate a picture around its middle, counter-clockwise, by an angle that is not right."""
         height, width = picture.shape[:2]
-        matrix = np.array(_find_matrix(degrees, height, width))
+        matrix = np.array(find_rotation(degrees, height, width))
         colour = np.array(fill, dtype=np.uint8)
         picture, out = _with_room(picture)
         sizes = ctypes.c_int64(height), ctypes.c_int64(width)
@@ -152,7 +148,7 @@ def _pointer(array: NDArray[np.generic]) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
-def _find_matrix(degrees: float, height: int, width: int) -> tuple[float, ...]:
+def find_rotation(degrees: float, height: int, width: int) -> tuple[float, ...]:
     """Return where a pixel (x, y) comes from, a x + b y + c and d x + e y + f, rounded as Pillow rounds it."""
     angle = -math.radians(degrees % 360)
     cosine, sine = round(math.cos(angle), 15), round(math.sin(angle), 15)

@@ -1,7 +1,7 @@
 """The plain body of `vitrail::word_block`, in PyTorch: its definition, and what the other bodies share with it.
 
 Shapes
-    n sentences, p words of a sentence, e channels of a word
+    n sentences, p words of a sentence, e channels of a word, h heads, d channels of a head
 """
 
 from __future__ import annotations
@@ -42,14 +42,11 @@ def plain_word_block(
 ) -> Float[Tensor, "n p e"]:
     """Compute `word_block` in PyTorch: its definition."""
     w = Weights(*weights)
-    n, p, e = words.shape
-    factors = (1.0, 1.0) if keep is None else keep.to(words.dtype)[:, :, None, None]
+    e = words.shape[2]
+    factors = _expand(keep, words)
 
     normed = layer_norm(words, (e,), w.norm1_weight, w.norm1_bias, eps)
-    parts = (*linear(normed, w.qk).chunk(2, dim=2), linear(normed, w.v))
-    q, k, v = (part.reshape(n, p, num_heads, e // num_heads).transpose(1, 2) for part in parts)
-    shares = (q * (e // num_heads) ** -0.5 @ k.transpose(2, 3)).softmax(-1)
-    mixed = (shares @ v).transpose(1, 2).reshape(n, p, e)
+    mixed = _attend(normed, w, num_heads).mixed
     words = words + factors[0] * linear(mixed, w.proj, w.proj_bias)
 
     normed = layer_norm(words, (e,), w.norm2_weight, w.norm2_bias, eps)
@@ -71,14 +68,11 @@ def differentiate_plain(
     n, p, e = words.shape
     heads = (n, p, num_heads, e // num_heads)
     scale = heads[-1] ** -0.5
-    factors = (1.0, 1.0) if keep is None else keep.to(words.dtype)[:, :, None, None]
+    factors = _expand(keep, words)
     grad = grad.to(words.dtype)
 
     normed1, *norm1 = torch.native_layer_norm(words, (e,), w.norm1_weight, w.norm1_bias, eps)
-    parts = (*linear(normed1, w.qk).chunk(2, dim=2), linear(normed1, w.v))
-    q, k, v = (part.reshape(heads).transpose(1, 2) for part in parts)
-    shares = (q * scale @ k.transpose(2, 3)).softmax(-1)
-    mixed = (shares @ v).transpose(1, 2).reshape(n, p, e)
+    q, k, v, shares, mixed = _attend(normed1, w, num_heads)
     after = words + factors[0] * linear(mixed, w.proj, w.proj_bias)
     normed2, *norm2 = torch.native_layer_norm(after, (e,), w.norm2_weight, w.norm2_bias, eps)
     wide = linear(normed2, w.fc1, w.fc1_bias)
@@ -120,6 +114,32 @@ def differentiate_plain(
         fc2_bias=of_fc2_bias,
     )
     return of_after + of_words, list(grads)
+
+
+class _Attended(NamedTuple):
+    """What the attention of the words computes on its way."""
+
+    q: Float[Tensor, "n h p d"]
+    k: Float[Tensor, "n h p d"]
+    v: Float[Tensor, "n h p d"]
+    shares: Float[Tensor, "n h p p"]
+    mixed: Float[Tensor, "n p e"]
+
+
+def _attend(normed: Float[Tensor, "n p e"], weights: Weights, num_heads: int) -> _Attended:
+    """Let the words of each sentence attend to each other."""
+    n, p, e = normed.shape
+    size = e // num_heads
+    parts = (*linear(normed, weights.qk).chunk(2, dim=2), linear(normed, weights.v))
+    q, k, v = (part.reshape(n, p, num_heads, size).transpose(1, 2) for part in parts)
+    shares = (q * size**-0.5 @ k.transpose(2, 3)).softmax(-1)
+    mixed = (shares @ v).transpose(1, 2).reshape(n, p, e)
+    return _Attended(q, k, v, shares, mixed)
+
+
+def _expand(keep: Tensor | None, words: Tensor) -> Tensor | tuple[float, float]:
+    """Return the factors of both residuals so that words can be multiplied by them."""
+    return (1.0, 1.0) if keep is None else keep.to(words.dtype)[:, :, None, None]
 
 
 def flatten(weights: Sequence[Tensor]) -> Tensor:

@@ -27,7 +27,7 @@ from vitrail.distributed.processes import choose_precision, processes
 from vitrail.errors import DataError, write_option
 from vitrail.evaluation.settings import inherited_data
 from vitrail.files import refuse_replacing, write_whole
-from vitrail.images.device_augment import DeviceAugment
+from vitrail.images.device_augment import build_augment
 from vitrail.images.pixels import UnreadableImage
 from vitrail.images.preprocess import Preprocess, denormalise
 from vitrail.images.train_view import sample_key
@@ -165,7 +165,7 @@ def draw_rows(context: StepContext, source: Source, images: int, views: int) -> 
     chosen = [index for index, _ in originals.values()]
     view, fixed = build_view(config, preprocess), count_fixed_views(config)
     dataset = TrainImages(source, view, preprocess.pixels, seed, fixed)
-    augment = DeviceAugment(view, context.accelerator.device) if view.on_device else None
+    augment = build_augment(view, context.accelerator.device)
     end = config.augment.mix_off_epoch
     drawn: list[list[tuple[Tensor, str]]] = [[] for _ in chosen]
     for epoch in range(views):

@@ -43,7 +43,7 @@ from vitrail.distributed.processes import share
 from vitrail.distributed.sharding import shard
 from vitrail.errors import ConfigError, command, write_option
 from vitrail.evaluation.single_label_metrics import SHOTS, shot_groups
-from vitrail.images.device_augment import DeviceAugment
+from vitrail.images.device_augment import build_augment
 from vitrail.images.preprocess import Preprocess
 from vitrail.images.train_view import TrainView
 from vitrail.kernels.pictures import prepare_pictures
@@ -347,7 +347,7 @@ def build_loaders(
         bad_files=config.data.bad_files,
         pin_memory=pin_memory,
         views=count_fixed_views(config),
-        augment=DeviceAugment(view, accelerator.device) if view.on_device else None,
+        augment=build_augment(view, accelerator.device),
     )
     micro_batch = config.train.batch_size // (accelerator.num_processes * config.train.accumulate)
     val_loader = build_eval_loader(
