@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import json
 import statistics
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import cyclopts
+from cifar10_runs import place, time_epoch, unpack
 from side_by_side import publish, spread
 
 import vitrail
@@ -32,10 +32,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 def main(archive: Path, *, work: Path, epochs: int = 12, seeds: int = 3, forms: tuple[str, ...] = tuple(FORMS)) -> None:
     """Train with every form and every seed, and publish a table."""
-    images = work / "images"
-    if not images.exists():
-        with tarfile.open(archive) as tar:
-            tar.extractall(images, filter="data")
+    images = unpack(archive, work)
     found: dict[str, list[dict[str, float]]] = {form: [] for form in forms}
     for seed in range(seeds):
         for form in forms:
@@ -48,14 +45,12 @@ def main(archive: Path, *, work: Path, epochs: int = 12, seeds: int = 3, forms: 
 
 def train(work: Path, images: Path, form: str, epochs: int, seed: int) -> dict[str, float]:
     """Train with a form of augmentation, and return what came of it."""
-    settings = {"data.name": None, "data.root": images, "data.val_split": "test", "data.workers": 0}
-    settings |= {"train.seed": seed, "train.epochs": epochs, "train.eval_every": epochs}
-    run = vitrail.train(RECIPE, {**settings, "output.root": work / "runs", **FORMS[form]})
-    ends = [row["elapsed_s"] for row in run.rows[:-1]]
+    settings = {"train.seed": seed, "train.epochs": epochs, "train.eval_every": epochs}
+    run = vitrail.train(RECIPE, {**place(work, images), **settings, **FORMS[form]})
     return {
         "top1": run.rows[-1]["val_top1"],
         "train_loss": run.rows[-1]["train_loss"],
-        "seconds": statistics.median(b - a for a, b in zip([0.0, *ends], ends, strict=False)) if ends else 0.0,
+        "seconds": time_epoch(run.rows),
     }
 
 
