@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import json
 import statistics
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import cyclopts
 import yaml
+from cifar10_runs import place, time_epoch, unpack
 from side_by_side import publish, spread
 
 import vitrail
@@ -35,10 +35,7 @@ def main(
     archive: Path, *, work: Path, epochs: int = 12, seeds: int = 3, models: tuple[str, ...] = tuple(MODELS)
 ) -> None:
     """Train every model with every seed, and publish a table."""
-    images = work / "images"
-    if not images.exists():
-        with tarfile.open(archive) as tar:
-            tar.extractall(images, filter="data")
+    images = unpack(archive, work)
     rows = []
     for seed in range(seeds):
         for model in models:
@@ -55,18 +52,16 @@ def train(work: Path, images: Path, model: str, epochs: int, seed: int) -> dict[
     whole["model"] = yaml.safe_load(find_recipe(MODELS[model])[1].read_text())["model"]
     recipe = work / f"{MODELS[model]}.yaml"
     recipe.write_text(yaml.safe_dump(whole))
-    settings = {"data.name": None, "data.root": images, "data.val_split": "test", "data.workers": 0, "train.seed": seed}
-    settings |= {"train.epochs": epochs, "train.eval_every": epochs, "output.root": work / "runs"}
-    run = vitrail.train(recipe, settings)
+    settings = {"train.seed": seed, "train.epochs": epochs, "train.eval_every": epochs}
+    run = vitrail.train(recipe, {**place(work, images), **settings})
     record = open_model(run.weights).record
     built = create_model(record.model, **record.options)
     costs = measure_costs(find_variant(record.model)[0], built.config)
-    ends = [row["elapsed_s"] for row in run.rows[:-1]]
     return {
         "top1": run.rows[-1]["val_top1"],
         "params": costs.params,
         "macs": costs.macs,
-        "seconds": statistics.median(b - a for a, b in zip([0.0, *ends], ends, strict=False)),
+        "seconds": time_epoch(run.rows),
     }
 
 

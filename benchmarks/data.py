@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import io
 import itertools
-import os
-import shutil
 import statistics
-import tarfile
 import tempfile
 import time
 import warnings
@@ -27,13 +24,14 @@ import cyclopts
 import numpy as np
 import torch
 from PIL import Image
+from recipe_images import BATCH, COPIES, ERASE, IN_MEMORY, POLICY, SAMPLE, unpack
 from side_by_side import alternate, publish, speed_up
 from timm.data.dataset import ImageDataset
 from timm.data.loader import create_loader
 from timm.data.transforms_factory import create_transform
 
 from vitrail.config.sections import DataSection
-from vitrail.data.loader import Batch, build_train_loader
+from vitrail.data.loader import Batch, build_train_loader, group_by_size
 from vitrail.data.opening import open_split
 from vitrail.data.sampling import BatchSampler, Shuffle
 from vitrail.data.sources import Source
@@ -44,16 +42,16 @@ from vitrail.images.decoding import decode, decoder_name
 from vitrail.images.pixels import RGB
 from vitrail.images.preprocess import normalise
 from vitrail.images.train_view import TrainView, sample_key
+from vitrail.kernels.pictures import prepare_pictures
 
-POLICY = "rand-m9-mstd0.5-inc1"
-SAMPLE = Path(__file__).parents[1].parent / "shared" / "data" / "imagenet-sample-400.tar"
-BATCH, WORKERS, ERASE, COPIES, IN_MEMORY = 64, 2, 0.25, 3, 128
+WORKERS = 2
 
 
 def main(images: Path | None = None, rounds: int = 7) -> None:
     """Measure, and write a page beside this file."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    prepare_pictures()  # as training does before its first image
     keep_freed_memory()  # timm's loader gains by it too
     with tempfile.TemporaryDirectory() as scratch:
         folder, where = unpack(images or (SAMPLE if SAMPLE.exists() else None), Path(scratch))
@@ -82,30 +80,6 @@ def rows(seconds: dict[tuple[str, str], list[float]], images: int) -> list[str]:
     return lines
 
 
-def unpack(images: Path | None, scratch: Path) -> tuple[Path, str]:
-    """Return a folder with COPIES class folders of the same images, so that a round lasts, and what they are."""
-    first = scratch / "all" / "copy0"
-    first.mkdir(parents=True)
-    where = "generated: smooth noise, 500x375"
-    if images is None:
-        rng = np.random.default_rng(0)
-        for number in range(400):
-            coarse = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
-            photo = np.asarray(Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC)).astype(int)
-            noisy = np.clip(photo + rng.normal(0, 12, photo.shape), 0, 255).astype(np.uint8)
-            Image.fromarray(noisy).save(first / f"{number:04d}.jpg", quality=92)
-    elif images.is_file():
-        where = images.name
-        with tarfile.open(images) as archive:
-            archive.extractall(first, filter="data")
-    else:
-        where = images.name
-        shutil.copytree(images, first, dirs_exist_ok=True)
-    for number in range(1, COPIES):
-        shutil.copytree(first, first.with_name(f"copy{number}"), copy_function=os.link)
-    return first.parent, where
-
-
 def single_core(paths: list[Path]) -> dict[tuple[str, str], Callable[[], object]]:
     """Return what one core does to images already in memory, by (row, whose)."""
     files = [path.read_bytes() for path in paths]
@@ -122,7 +96,9 @@ def single_core(paths: list[Path]) -> dict[tuple[str, str], Callable[[], object]
         epoch = next(epochs)  # other draws in every round, as timm's
         for start in range(0, len(files), BATCH):
             keys = [sample_key(0, epoch, index) for index in range(start, start + BATCH)]
-            views = [view.view(decode(data), key) for data, key in zip(files[start : start + BATCH], keys, strict=True)]
+            # as the loader does, some are decoded before their views are made
+            images = itertools.chain.from_iterable(group_by_size(map(decode, files[start : start + BATCH])))
+            views = [view.view(image, key) for image, key in zip(images, keys, strict=True)]
             batch = torch.stack([view.permute(1, 2, 0) for view in views]).permute(0, 3, 1, 2)
             erase(normalise(batch, IMAGENET_MEAN, IMAGENET_STD), torch.tensor(keys), probability)
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 import itertools
 import json
 import statistics
-import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import cyclopts
+from cifar10_runs import place, unpack
 from side_by_side import publish, spread
 
 import vitrail
@@ -39,20 +39,11 @@ TIMED_EPOCHS = 4
 """Epochs of the runs that are timed; the first has the warm-up, the last the evaluation."""
 
 
-def prepare(archive: Path, work: Path) -> Path:
-    """Lay out the images, and return their folder."""
-    folder = work / "images"
-    if not folder.exists():
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
-    return folder
-
-
 def teach(work: Path, images: Path) -> dict[str, Any]:
     """Train the teacher, and return its weights, its accuracy and its minutes."""
     note = work / "teacher.json"
     if not note.exists():
-        run = vitrail.train(TEACHER, {**where(work, images), "train.epochs": TEACHER_EPOCHS, "output.name": "teacher"})
+        run = vitrail.train(TEACHER, {**place(work, images), "train.epochs": TEACHER_EPOCHS, "output.name": "teacher"})
         about = {"weights": str(run.weights), "top1": run.rows[-1]["val_top1"], "minutes": run.seconds / 60}
         note.write_text(json.dumps(about))
     return json.loads(note.read_text())
@@ -61,37 +52,26 @@ def teach(work: Path, images: Path) -> dict[str, Any]:
 def label_tokens(work: Path, images: Path, teacher: Mapping[str, Any]) -> Path:
     """Write the token labels of the training images, and return their folder."""
     folder = work / "token_labels"
-    of_data = {name: value for name, value in where(work, images).items() if name.startswith("data.")}
+    of_data = {name: value for name, value in place(work, images).items() if name.startswith("data.")}
     vitrail.make_token_labels(teacher["weights"], of_data, output=folder)
     return folder
 
 
-def where(work: Path, images: Path) -> dict[str, Any]:
-    """Return the settings of all runs: which images, and where runs go."""
-    return {
-        "data.name": None,
-        "data.root": images,
-        "data.val_split": "test",
-        "data.workers": 0,
-        "output.root": work / "runs",
-    }
-
-
-def ways(work: Path, images: Path) -> dict[str, dict[str, Any]]:
-    """Return the settings of each way to learn."""
+def ways(work: Path, images: Path, seed: int) -> dict[str, dict[str, Any]]:
+    """Return the settings of each way to learn; views depend on the seed, and so do kept answers."""
     teacher = teach(work, images)
     asked = {"distill.teacher": teacher["weights"], "distill.temperature": 2.0, "distill.weight": 0.7}
     return {
         PLAIN: {},
         LIVE: {**asked, "distill.cache": False},
-        KEPT: {**asked, "distill.cache": work / "answers"},
+        KEPT: {**asked, "distill.cache": work / f"answers-{seed}"},
         TOKENS: {"token_labels.folder": label_tokens(work, images, teacher)},
     }
 
 
 def train(work: Path, images: Path, way: str, more: Mapping[str, Any]) -> TrainResult:
     """Train the student one way."""
-    settings = {**where(work, images), **SMALLER, **ways(work, images)[way], **more}
+    settings = {**place(work, images), **SMALLER, **ways(work, images, more["train.seed"])[way], **more}
     settings["train.eval_every"] = settings["train.epochs"]
     return vitrail.train(STUDENT, settings)
 
@@ -113,7 +93,7 @@ def time_epochs(work: Path, images: Path) -> dict[str, float]:
 def main(archive: Path, *, work: Path, seeds: tuple[int, ...] = (0, 1, 2), seconds: float = 480) -> None:
     """Train the student every way with every seed, and publish a table."""
     work.mkdir(parents=True, exist_ok=True)
-    images = prepare(archive, work)
+    images = unpack(archive, work)
     of_epoch = time_epochs(work, images)
     results = work / "results.jsonl"
     done = {(row["way"], row["seed"]) for row in read(results)}

@@ -31,6 +31,8 @@ from timm.utils.clip_grad import dispatch_clip_grad
 from timm.utils.model_ema import ModelEmaV3
 
 from vitrail.distributed.processes import processes
+from vitrail.kernels.prepare import describe_kernels, prepare_kernels
+from vitrail.models.registry import kernels_of
 
 Whose = Literal["ours", "timm"]
 joined = ExitStack()
@@ -38,6 +40,7 @@ joined = ExitStack()
 
 def build_ours(name: str, batch_size: int, device: str, compiled: bool, bf16: bool) -> Callable[[], None]:
     """Return a step of the training loop."""
+    prepare_kernels(kernels_of(name), device, lambda note: print(note, file=sys.stderr))
     precision = "bfloat16" if bf16 else "float32"
     joined.close()  # those of the way before
     accelerator = joined.enter_context(processes(precision, "cpu" if device == "cpu" else "auto"))
@@ -125,6 +128,7 @@ def main(
     notes = [
         f"batch of {batch_size}, 224 px, medians of {rounds} alternating rounds",
         "memory is the peak of a process, or of the GPU, in three steps",
+        f"kernels: {describe_kernels()}",
         f"`{SETTINGS}`",
     ]
     publish("train_step" if compile else "train_step_eager", "Whole training steps beside timm's", notes, table, device)

@@ -9,7 +9,6 @@ pass, training a forward and a backward pass.
 
 from __future__ import annotations
 
-import copy
 import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -30,10 +29,9 @@ MODELS = ("tnt_s_patch16_224", "twins_svt_small", "twins_pcpvt_small", "t2t_vit_
 
 
 def count_macs(model: nn.Module) -> int:
-    """Return the multiply-adds of an image, counted where no fused operator hides them."""
-    model = copy.deepcopy(model).to("meta").eval()
+    """Return the multiply-adds of an image."""
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, 3, 224, 224, device="meta"))
+        model.eval()(torch.zeros(1, 3, 224, 224))
     return counter.get_total_flops() // 2
 
 

@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from support.image_folders import open_data, open_split, opened, write_images
-from vitrail.data.loader import build_eval_loader, build_train_loader, choose_workers
+from vitrail.data.loader import (
+    HELD_BYTES,
+    build_eval_loader,
+    build_train_loader,
+    choose_workers,
+    group_by_size,
+)
 from vitrail.data.sampling import (
     BatchSampler,
     Shuffle,
@@ -169,3 +175,18 @@ def test_small_sets_in_memory_are_read_without_workers_others_by_the_cores(folde
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
     assert choose_workers(source) == max(1, cores // 64)
     assert build_eval_loader(source, PREPROCESS, batch_size=4).num_workers == max(1, cores // 64)
+
+
+def test_images_are_decoded_in_groups_of_bounded_size_and_none_is_lost() -> None:
+    small, large = torch.zeros(3, 10, 10, dtype=torch.uint8), torch.zeros(3, 2000, 3000, dtype=torch.uint8)
+    assert large.nbytes > HELD_BYTES
+    images = [small, "broken", small, large, small, large, "broken"]
+    taken = []
+    for group in group_by_size(taken.append(number) or image for number, image in enumerate(images)):
+        # what comes after a group is not decoded before its views are made
+        assert len(taken) == len(images) or taken[-1] in (3, 5)
+        assert group[-1] is images[taken[-1]]
+        assert sum(image is large for image in group) <= 1
+    assert taken == list(range(len(images)))
+    assert [len(group) for group in group_by_size(images)] == [4, 2, 1]
+    assert list(group_by_size([])) == [[]]

@@ -38,14 +38,15 @@ def test_digits_need_no_folder_and_are_divided(tmp_path):
         (
             None,
             "cifr10",
-            "data.name 'cifr10': unknown; did you mean 'cifar10'?; known sets: digits, cifar10, cifar100, "
-            "fashion-mnist, oxford-pets, flowers102, and hf:OWNER/NAME",
+            "data.name 'cifr10': unknown; did you mean 'cifar10'?; for a folder of images, data.name=null "
+            "data.root=FOLDER; known sets: digits, cifar10, cifar100, fashion-mnist, oxford-pets, flowers102, and "
+            "hf:OWNER/NAME",
         ),
         (
             Path("x"),
             "digits",
             "data.root x: data.name is digits, which comes with scikit-learn and has no folder; for your own images "
-            "add data.name=null, or name another recipe",
+            "add data.name=null, or train by another recipe",
         ),
         (
             None,

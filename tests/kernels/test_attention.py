@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.flop_counter import FlopCounterMode
 
 from vitrail.kernels import attention
 from vitrail.kernels.attention import attend, long_attention
@@ -115,6 +116,18 @@ def test_long_attention_is_a_whole_operator() -> None:
     given = [torch.randn(1, 2, n, 4, requires_grad=True) for n in (5, 7, 7)]
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(long_attention, (*given, 0.5), test_utils=checks)
+
+
+def test_its_multiply_adds_are_counted_as_those_of_pytorchs_attention() -> None:
+    given, counts = drawn(LONG, torch.float32), []
+    for attend_by in (scaled_dot_product_attention, lambda *qkv: long_attention(*qkv, 0.3)):
+        with FlopCounterMode(display=False) as forward:
+            out = attend_by(*given)
+        with FlopCounterMode(display=False) as backward:
+            out.sum().backward()
+        counts.append((forward.get_total_flops(), backward.get_total_flops()))
+    assert counts[0] == counts[1]
+    assert min(counts[0]) > 0
 
 
 @pytest.mark.thorough

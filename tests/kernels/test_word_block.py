@@ -11,6 +11,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from support.golden import COMMITTED, check_norms, golden_model, run
 from vitrail.kernels import compiled, word_block
@@ -30,25 +31,23 @@ SHAPES = {
 }
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a cache that holds the compiled body; one process compiles for all."""
+@pytest.fixture(params=["native", pytest.param("x86-64-v3", marks=pytest.mark.thorough)])
+def fused(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Compute by the body that is compiled for this processor, or one with AVX2 alone; one process compiles for all."""
+    if request.param == "x86-64-v3" and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        pytest.skip("this processor has no AVX2")
+    march = f"-march={request.param}"
+    monkeypatch.setattr(compiled, "FLAGS", [march if "-march" in flag else flag for flag in compiled.FLAGS])
     folder = tmp_path_factory.getbasetemp().parent / "kernels"
-    with pytest.MonkeyPatch.context() as patch, FileLock(f"{folder}.lock"):
-        patch.setenv("XDG_CACHE_HOME", str(folder))
-        patch.setenv(compiled.VARIABLE, "auto")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    monkeypatch.setenv(compiled.VARIABLE, "auto")
+    compiled.load.cache_clear()
+    with FileLock(f"{folder}.lock"):
         reason = prepare_word_block()
     if reason is not None:
         pytest.skip(f"not compiled: {reason}")
-    return folder
-
-
-@pytest.fixture
-def fused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Compute by the compiled body."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    monkeypatch.setenv(compiled.VARIABLE, "auto")
-    compiled.load.cache_clear()
     yield
     compiled.load.cache_clear()
 
@@ -107,6 +106,23 @@ def test_the_compiled_body_is_the_plain_one(
     check(words, keep, weights, heads, approximate)
 
 
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_the_plain_body_has_the_gradients_of_autograd(
+    shape: tuple[int, int, int, int, int], approximate: str, kept: bool
+) -> None:
+    torch.manual_seed(0)
+    n, p, e, heads, hidden = shape
+    words, weights = torch.randn(n, p, e).double(), [weight.double() for weight in make_weights(e, hidden)]
+    keep = (torch.rand(2, n) > 0.3) / 0.7 if kept else None
+    assert word_block.choose_body("cpu", words.dtype, p) == "plain"
+    found = differentiate(word_block.word_block, words, keep, weights, heads, 1e-5, approximate, "float32")
+    right = differentiate(plain_word_block, words, keep, weights, heads, 1e-5, approximate)
+    compare(found[:2], right[:2], 1e-12)
+    compare(found[2:], right[2:], 1e-7)  # those of weights are in float32
+
+
 HARD = {
     "large words": torch.randn(3, 16, 24) * 1e4,
     "equal words": torch.ones(3, 16, 24),
@@ -127,7 +143,10 @@ def test_hard_inputs_give_the_same(words: Tensor) -> None:
 
 
 @pytest.mark.usefixtures("fused")
-def test_without_a_sentence_there_is_nothing_to_compute() -> None:
+@pytest.mark.parametrize("body", ["auto", "plain"])
+def test_without_a_sentence_there_is_nothing_to_compute(monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    monkeypatch.setenv(compiled.VARIABLE, body)
+    compiled.load.cache_clear()
     words = torch.zeros(0, 16, 24)
     found = differentiate(word_block.word_block, words, None, make_weights(24, 96), 4, 1e-5, "none", "float32")
     assert found[0].shape == words.shape
@@ -176,9 +195,43 @@ def test_the_numbers_depend_neither_on_threads_nor_on_neighbours() -> None:
     assert torch.equal(alone[0], found[0][0][50])
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("shape", [*SHAPES.values(), (0, 16, 24, 4, 96)], ids=[*SHAPES, "no sentence"])
+def test_its_multiply_adds_are_those_of_the_layers(shape: tuple[int, int, int, int, int], device: str) -> None:
+    n, p, e, heads, hidden = shape
+    counts = []
+    for function, others in ((word_block.word_block, ("float32",)), (plain_word_block, ())):
+        words = torch.randn(n, p, e, device=device)
+        inputs = [one.to(device).requires_grad_() for one in (words, *make_weights(e, hidden))]
+        keep = torch.rand(2, n, device=device)
+        with FlopCounterMode(display=False) as forward:
+            out = function(inputs[0], keep, inputs[1:], heads, 1e-5, "none", *others)  # type: ignore[operator]
+        with FlopCounterMode(display=False) as backward:
+            out.sum().backward()
+        counts.append((forward.get_total_flops(), backward.get_total_flops()))
+    assert counts[0] == counts[1]
+    assert all(counts[0]) or n == 0
+
+
 @pytest.mark.usefixtures("fused")
+def test_a_models_multiply_adds_do_not_depend_on_the_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_tiny().train()
+    counts = []
+    for body in ("auto", "plain"):
+        monkeypatch.setenv(compiled.VARIABLE, body)
+        compiled.load.cache_clear()
+        with FlopCounterMode(display=False) as counter:
+            model(torch.randn(2, 3, 32, 32)).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize("body", ["auto", "plain"])
 @pytest.mark.parametrize("is_turned", [False, True])
-def test_it_is_a_whole_operator_of_torch(is_turned: bool) -> None:
+def test_it_is_a_whole_operator_of_torch(monkeypatch: pytest.MonkeyPatch, is_turned: bool, body: str) -> None:
+    monkeypatch.setenv(compiled.VARIABLE, body)
+    compiled.load.cache_clear()
     weights = [weight.requires_grad_() for weight in make_weights(12, 48)]
     words = torch.randn(4, 16, 12, requires_grad=True)
     if is_turned:  # as the stem gives words

@@ -72,6 +72,14 @@ def end(server: Server) -> list[dict[str, str]]:
     return [line for line in lines if line["level"] != "info"]
 
 
+def is_closed(connection: socket.socket) -> bool:
+    """Say whether the server has closed a connection: reset it where it had not read all, else ended it."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
 @pytest.mark.thorough
 def test_who_holds_many_loses_the_oldest(tmp_path: Path, held: ExitStack) -> None:
     server = start_with_files(tmp_path, 600)  # so it keeps 268
@@ -82,8 +90,7 @@ def test_who_holds_many_loses_the_oldest(tmp_path: Path, held: ExitStack) -> Non
     assert ask(kept) < 1, "it is the only one of its address, however old"
     many[-1].sendall(b"th HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert many[-1].recv(100).startswith(b"HTTP/1.1 200"), "the newest may still ask"
-    with pytest.raises(ConnectionResetError):
-        many[0].recv(1)
+    assert is_closed(many[0])
     warnings = end(server)
     assert [line["event"] for line in warnings] == [
         "too many connections are open; those that ask for nothing are closed"

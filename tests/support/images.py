@@ -31,6 +31,18 @@ def photo(height: int = 97, width: int = 131) -> Image.Image:
     )
 
 
+def pictures() -> list[Image.Image]:
+    """Return pictures of many sizes: smooth ones, noise, and one of a single colour."""
+    rng = np.random.default_rng(0)
+    sizes = [(224, 224), (96, 160), (5, 7), (1, 1), (2, 300)]
+    coarse = [Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)).resize(size) for size in sizes]
+    return [
+        *coarse,
+        Image.fromarray(rng.integers(0, 256, (64, 48, 3), dtype=np.uint8)),
+        Image.new("RGB", (40, 30), "red"),
+    ]
+
+
 def encode(image: Image.Image, form: str, **options) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, form, **options)

@@ -81,6 +81,18 @@ def test_a_run_from_the_cache_equals_one_without_to_the_last_bit(
     assert_same_run(second, live)
 
 
+def test_a_teacher_sees_the_views_that_the_device_makes(image_folder: Path, teacher: str, cache: Path) -> None:
+    settings = [teacher, *MIXED_UP, "augment.device=true", "train.epochs=2"]
+    live = run(image_folder, *settings, "distill.cache=false", "output.name=live").folder
+    first = run(image_folder, *settings, "output.name=first").folder
+    second = run(image_folder, *settings, "output.name=second").folder
+    assert_same_run(first, live)
+    assert_same_run(second, live)
+    assert len(list(cache.iterdir())) == 1
+    run(image_folder, *settings, "augment.device=false", "output.name=plain")
+    assert len(list(cache.iterdir())) == 2
+
+
 def test_a_run_that_was_killed_or_stopped_goes_on_to_the_last_bit(image_folder: Path, teacher: str) -> None:
     settings = (*MIXED_UP, "model.drop_path_rate=0.2", teacher, "train.epochs=8", "output.save_every_updates=1")
     root = image_folder.parent / "runs"

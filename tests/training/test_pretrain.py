@@ -296,6 +296,10 @@ def test_images_that_cannot_be_learned_from_are_refused(
     shutil.copy(next((image_folder / "train" / "red").iterdir()), "empty")
     assert refusal("empty", TINY, teacher=teacher).startswith("empty: 1 images are too few to hold some out")
     assert refusal("gone", TINY, teacher=teacher) == "gone: is not there; give a folder of images, or a list"
+    image = str(next(Path("empty").iterdir()))
+    assert refusal(image, TINY, teacher=teacher).startswith(
+        f"{image}: is one image, and pretrain needs many; give their folder: "
+    )
     assert "needs images; give their folder" in refusal(None, TINY, teacher=teacher)
     assert refusal(image_folder, TINY).startswith("pretrain needs a teacher, whose features are learned; give teacher=")
     few = {**TINY, "train": {"batch_size": 64, "device": "cpu"}}

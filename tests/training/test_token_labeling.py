@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -91,8 +92,10 @@ def test_token_labels_are_made_and_say_what_they_are(image_folder: Path, teacher
         f" train RECIPE data.root={image_folder} token_labels.folder={tmp_path / 'maps'}"
     )
     assert result.done_before == 0
-    again = label(teacher, image_folder, tmp_path / "maps", topk=3)
+    again = label(teacher, image_folder, tmp_path / "maps", topk=9, display=display)
     assert again.done_before == 24
+    assert "3 classes each:" in display.notes[0]
+    assert "3 classes each (all there are, where topk is 9):" in display.notes[-1]
 
 
 def test_killed_and_started_again_it_writes_the_same_bytes(image_folder: Path, teacher: Path, tmp_path: Path) -> None:
@@ -187,6 +190,18 @@ def test_a_run_that_was_stopped_goes_on_to_the_last_bit(image_folder: Path, maps
     stopped = whole.with_name("stopped")
     train_student("stopped", resume=stopped)
     assert_same_run(stopped, whole)
+
+
+def test_tokens_are_learned_of_views_that_the_device_makes(image_folder: Path, maps: Path) -> None:
+    settings = (*EVERY, "augment.device=true", f"token_labels.folder={maps}", "train.epochs=2")
+    whole = run(image_folder, *settings, "output.name=whole").folder
+    with pytest.raises(Stopped):
+        run(image_folder, *settings, "output.name=stopped", display=Signals(3))
+    stopped = whole.with_name("stopped")
+    run(image_folder, *settings, resume=stopped)
+    assert_same_run(stopped, whole)
+    plain = run(image_folder, *settings, "augment.device=false", "output.name=plain").folder
+    assert rows(plain)[0]["train_loss"] != rows(whole)[0]["train_loss"]
 
 
 def test_a_run_that_was_killed_goes_on_to_the_last_bit(image_folder: Path, maps: Path) -> None:
@@ -286,6 +301,14 @@ def test_labels_of_other_images_are_refused_with_the_difference(image_folder: Pa
     assert message.startswith(f"{maps}: holds other token labels: data.rows is 24 there and 25 here, data.images is ")
     assert message.endswith("make-token-labels")
     (image_folder / "train" / "red" / "more.jpg").unlink()
+    # images of the same names in other files, as those of a copy of the folder
+    written = next((image_folder / "train" / "red").iterdir())
+    times = written.stat()
+    os.utime(written, ns=(times.st_atime_ns, times.st_mtime_ns + 10**9))
+    message = told(lambda: run(image_folder, *settings))
+    said = r"data\.contents is '\w+' there and '\w+' here \(a hash of sizes and times of files, or of pixels\); give"
+    assert re.search(said, message)
+    os.utime(written, ns=(times.st_atime_ns, times.st_mtime_ns))
     # the same images whose classes are numbered otherwise
     (image_folder / "train" / "red").rename(image_folder / "train" / "amber")
     (image_folder / "val" / "red").rename(image_folder / "val" / "amber")

@@ -150,6 +150,8 @@ def test_what_cannot_be_fine_tuned_is_said_in_one_line(
 ) -> None:
     given = ("--weights", tiny_checkpoint, f"output.root={tmp_path / 'runs'}", "data.workers=0", "train.device=cpu")
     assert "is not there; give a folder of images" in refused(capsys, "finetune", tmp_path / "nothing", *given)
+    image = next((image_folder / "train" / "red").iterdir())
+    assert "is one image, and finetune needs many; give their folder: " in refused(capsys, "finetune", image, *given)
     assert "give their folder" in refused(capsys, "finetune", *given)
     assert "are both given" in refused(capsys, "finetune", image_folder, "data.root=x", *given)
     assert "--budget is soon" in refused(capsys, "finetune", image_folder, "--budget", "soon", *given)

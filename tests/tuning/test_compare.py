@@ -95,7 +95,17 @@ def test_the_page_says_what_came_of_it(tmp_path: Path) -> None:
     assert "killed &lt;b&gt;by&lt;/b&gt; hand" in text
     assert "selected by val_top1 on digits, held-out part (359 images)" in text
     assert "80.0 %" in text
+    assert "lost with the process" not in text
     assert render_study(make_study(tmp_path)).decode() == text
+
+
+def test_the_page_of_a_search_without_a_comparison_promises_nothing(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    lost = run(5, "lost", {}, 17.0, reason="its process has ended")
+    text = render_study(replace(study, runs=(*study.runs, lost), comparison=None)).decode()
+    said = "Trial 0001 is the best with one seed, which does not show yet that it is better than the recipe as it is."
+    assert said in text
+    assert "1 of them lost with the process" in text
 
 
 def test_where_nothing_came_to_its_end_the_verdict_says_why(tmp_path: Path) -> None:

@@ -95,13 +95,19 @@ def test_a_grid_regards_conditions() -> None:
         ({"optim.lr": {"low": 0, "high": 1, "log": True}}, "optim.lr: low is 0.0; it must be above 0 where log is"),
         ({"optim.lr": {"low": 1, "high": 2, "log": True, "step": 1}}, "optim.lr: step and log are both given"),
         ({"optim.lr": {"low": 1, "high": 2, "step": 3}}, "optim.lr: step is 3.0; it must be above 0 and at most 1"),
-        ({"optim.lr": {"low": 1, "high": 2, "log": "often"}}, "optim.lr: is 'often'; it must be true or false"),
+        ({"optim.lr": {"low": 1, "high": 2, "log": "often"}}, "optim.lr: log is 'often'; it must be true or false"),
         ({"optim.lr": {"choices": [1], "low": 1}}, "optim.lr: choices and low are both given"),
         (
             {"optim.name": {"low": 1, "high": 2}},
             "optim.name: is one of adamw, sgd, lamb, lion, adan, muon, which has no",
         ),
-        ({"train.epochs": {"low": 1.5, "high": 3}}, "train.epochs: is 1.5; it must be a whole number"),
+        ({"train.epochs": {"low": 1.5, "high": 3}}, "train.epochs: low is 1.5; it must be a whole number"),
+        ({"train.epochs": {"low": 1, "high": "many"}}, "train.epochs: high is 'many'; it must be a whole number"),
+        ({"optim.lr": {"low": 1, "high": 2, "step": "x"}}, "optim.lr: step is 'x'; it must be a number"),
+        (
+            {"optim.name": ["adamw", "muon"], "optim.lr": {"choices": [1], "when": {"optim.name": "muom"}}},
+            "optim.lr: when optim.name is 'muom'; it must be one of adamw, sgd, lamb, lion, adan, muon; did you mean",
+        ),
         ({"optim.lr": {"low": 1, "high": 2, "when": 3}}, "optim.lr: when is 3; write {other.setting: value}"),
         (
             {"optim.lr": {"choices": [1], "when": {"optim.name": "sgd"}}},

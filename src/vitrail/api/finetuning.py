@@ -181,6 +181,8 @@ def add_data(given: Layer, data: str | Path | None, verb: str) -> tuple[Layer, s
     Raises:
         ConfigError: No images are named, or twice.
     """
+    from vitrail.data.folders import is_image
+
     section = given.values.get("data", {})
     if data is None:
         named = []
@@ -198,6 +200,11 @@ def add_data(given: Layer, data: str | Path | None, verb: str) -> tuple[Layer, s
     if not path.exists():
         which = "with a folder for each class, " if verb == "finetune" else ""
         raise ConfigError(f"{path}: is not there; give a folder of images, {which}or a list")
+    if path.is_file() and is_image(path.name):
+        raise ConfigError(
+            f"{path}: is one image, and {verb} needs many; give their folder: "
+            f"{command(verb, 'FOLDER')}, or a list"
+        )
     return add_setting(given, "data", key, str(path), str(data)), path.resolve().stem
 
 

@@ -25,6 +25,10 @@ class AugmentSection:
     """Probability of mirroring left and right."""
     auto_augment: str | None = None
     """Augmentation policy in timm's notation, such as rand-m9-mstd0.5-inc1; null is none."""
+    device: bool = False
+    """Compute the policy for whole batches on the device that trains, instead of image by image in
+    the loader's processes; rand-... policies alone. Pixels are a level apart in a few places, and
+    strengths are drawn anew (see docs/data.md)."""
     color_jitter: float | None = None
     """Strength of brightness, contrast and saturation jitter; beside auto_augment, only 3a allows
     it."""

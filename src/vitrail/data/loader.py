@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Literal, NamedTuple
+from itertools import chain, islice
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int64, UInt
@@ -19,7 +19,7 @@ from vitrail.data.sampling import BatchSampler, SampleKey
 from vitrail.data.sources import PixelSource, Source
 from vitrail.errors import DataError, LostWorker
 from vitrail.images.decoding import fast_decoders
-from vitrail.images.pixels import PixelFormat, UnreadableImage
+from vitrail.images.pixels import PixelFormat, Pixels, UnreadableImage
 from vitrail.images.preprocess import Preprocess
 from vitrail.images.train_view import WHOLE, Place, TrainView, sample_key
 
@@ -29,7 +29,14 @@ is lost."""
 IN_MEMORY_IMAGES = 10_000
 """Most images in memory that a rank loads without workers."""
 
+HELD_BYTES = 2**24
+"""Bytes of decoded images from which on their views are made, before more are decoded."""
+
 BadFiles = Literal["error", "skip", "quarantine"]
+Decoded = TypeVar("Decoded", bound=Tensor | str)
+"""An image, or the reason why it cannot be read."""
+Augment = Callable[[Tensor, Tensor], Tensor]
+"""Varies the images of a batch by their keys, and may leave them on another device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,23 +71,55 @@ class Batch(NamedTuple):
     """Where in its image each training view was cut out, as `Place` says."""
 
 
-def _read(
-    source: Source,
-    index: int,
-    key: int,
-    wanted: PixelFormat,
-    view: Callable[[Tensor], tuple[Tensor, Place]],
-) -> Sample:
-    label = int(source.labels[index])
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """An image that is asked for."""
+
+    index: int
+    key: int
+    view: Callable[[Tensor], tuple[Tensor, Place]]
+
+
+def _read(source: Source, asked: Sequence[_Asked], wanted: PixelFormat) -> list[Sample]:
+    """Decode images and make their views, some images at a time."""
+    decoded = (_decode(source, one.index, wanted) for one in asked)
+    samples = []
+    for one, image in zip(asked, chain.from_iterable(group_by_size(decoded)), strict=True):
+        label = int(source.labels[one.index])
+        if isinstance(image, str):
+            bad = (source.name(one.index), image)
+            samples.append(Sample(None, label, one.index, one.key, bad))
+        else:
+            pixels, place = one.view(image)
+            samples.append(Sample(pixels, label, one.index, one.key, None, place))
+    return samples
+
+
+def _decode(source: Source, index: int, wanted: PixelFormat) -> Pixels | str:
+    """Return an image, or the reason why it cannot be read."""
     try:
-        pixels, place = view(source.image(index, wanted))
-        return Sample(pixels, label, index, key, None, place)
+        return source.image(index, wanted)
     except UnreadableImage as error:
-        return Sample(None, label, index, key, (source.name(index), str(error)))
+        return str(error)
     except OSError as error:
-        return Sample(
-            None, label, index, key, (source.name(index), error.strerror or type(error).__name__)
-        )
+        return error.strerror or type(error).__name__
+
+
+def group_by_size(images: Iterable[Decoded]) -> Iterator[list[Decoded]]:
+    """Group images, which are taken one by one, so that a group is decoded before its views are made.
+
+    Decoding leaves nothing in the processor's caches of what views need, code and all, and each
+    view after an image of its own takes up to twice as long.
+    """
+    group: list[Decoded] = []
+    size = 0
+    for image in images:
+        group.append(image)
+        size += 0 if isinstance(image, str) else image.nbytes
+        if size >= HELD_BYTES:
+            yield group
+            group, size = [], 0
+    yield group
 
 
 @dataclass(frozen=True)
@@ -97,10 +136,16 @@ class TrainImages(Dataset[Sample]):
     """Views of an image that come again, one an epoch in turn; None draws a new one each time."""
 
     def __getitem__(self, item: SampleKey) -> Sample:
-        epoch, index, copy = item
+        return self.__getitems__([item])[0]
+
+    def __getitems__(self, items: Sequence[SampleKey]) -> list[Sample]:
+        """Return the samples of a batch; PyTorch asks for them together where there is this function."""
+        return _read(self.source, [self._ask(*item) for item in items], self.wanted)
+
+    def _ask(self, epoch: int, index: int, copy: int) -> _Asked:
         view = epoch if self.views is None else epoch % self.views
         key = sample_key(self.seed, view, index, copy)
-        return _read(self.source, index, key, self.wanted, lambda image: self.view.draw(image, key))
+        return _Asked(index, key, lambda image: self.view.draw(image, key))
 
 
 @dataclass(frozen=True)
@@ -111,10 +156,14 @@ class EvalImages(Dataset[Sample]):
     preprocess: Preprocess
 
     def __getitem__(self, item: int) -> Sample:
-        wanted = self.preprocess.pixels
-        return _read(
-            self.source, item, 0, wanted, lambda image: (self.preprocess.view(image), WHOLE)
-        )
+        return self.__getitems__([item])[0]
+
+    def __getitems__(self, items: Sequence[int]) -> list[Sample]:
+        """Return the samples of a batch; PyTorch asks for them together where there is this function."""
+        asked = [
+            _Asked(item, 0, lambda image: (self.preprocess.view(image), WHOLE)) for item in items
+        ]
+        return _read(self.source, asked, self.preprocess.pixels)
 
 
 @dataclass(frozen=True)
@@ -160,6 +209,7 @@ class ImageLoader(DataLoader[Any]):
         *,
         bad_files: BadFiles,
         workers: int | None,
+        augment: Augment | None = None,
         **options: Any,
     ) -> None:
         workers = choose_workers(dataset.source) if workers is None else workers
@@ -176,15 +226,23 @@ class ImageLoader(DataLoader[Any]):
             **options,
         )
         self.bad_files = bad_files
+        self.augment = augment
         self.on_lost: Callable[[str], None] | None = None
         """Called when a worker was killed, with the cause; the images still asked for are then read
         in this process. Without it, LostWorker is raised."""
 
     def read(self, keys: Sequence[Any]) -> Batch:
         """Load one batch here and now."""
-        batch = self.collate_fn([self.dataset[key] for key in keys])
+        assert isinstance(self.dataset, TrainImages | EvalImages)
+        batch = self.collate_fn(self.dataset.__getitems__(keys))
         assert isinstance(batch, Batch)
-        return batch
+        return self._augment(batch)
+
+    def _augment(self, batch: Batch) -> Batch:
+        """Vary whole batches, in the process that asked for them."""
+        if self.augment is None or not len(batch.labels):
+            return batch
+        return batch._replace(images=self.augment(batch.images, batch.keys))
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Yield batches.
@@ -203,7 +261,7 @@ class ImageLoader(DataLoader[Any]):
         try:
             for batch in until_lost(super().__iter__, self.num_workers):
                 taken += 1
-                yield batch
+                yield self._augment(batch)
             return
         except DataError as error:
             # it concerns the whole source; from a worker it comes with a traceback, its own words
@@ -243,6 +301,7 @@ def build_train_loader(
     bad_files: BadFiles = "skip",
     pin_memory: bool = False,
     views: int | None = None,
+    augment: Augment | None = None,
 ) -> ImageLoader:
     """Load random views in the sampler's order; the same batches for any number of workers.
 
@@ -260,6 +319,7 @@ def build_train_loader(
         pin_memory: Whether batches are copied to pinned memory, for a CUDA device.
         views: Views of an image that come again, one an epoch in turn; None draws a new one each
             time.
+        augment: Varies whole batches in this process, where not all of it is done by the workers.
     """
     assert sampler.n == len(source)
     return ImageLoader(
@@ -269,6 +329,7 @@ def build_train_loader(
         batch_sampler=sampler,
         collate_fn=_Collate(view.size, wanted),
         pin_memory=pin_memory,
+        augment=augment,
     )
 
 

@@ -80,13 +80,13 @@ def check_settings(section: DataSection) -> None:
     if name is not None and not is_hf(name) and name not in NAMED_SETS:
         known = ", ".join(NAMED_SETS)
         raise ConfigError(
-            f"data.name {name!r}: unknown{suggest(name, NAMED_SETS)}; known sets: {known}, and "
-            "hf:OWNER/NAME"
+            f"data.name {name!r}: unknown{suggest(name, NAMED_SETS)}; for a folder of images, "
+            f"data.name=null data.root=FOLDER; known sets: {known}, and hf:OWNER/NAME"
         )
     if name == "digits" and root is not None:
         raise ConfigError(
             f"data.root {root}: data.name is digits, which comes with scikit-learn and has no "
-            "folder; for your own images add data.name=null, or name another recipe"
+            "folder; for your own images add data.name=null, or train by another recipe"
         )
     if name is not None and section.bad_files == "quarantine":
         raise ConfigError(

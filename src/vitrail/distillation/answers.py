@@ -290,6 +290,10 @@ def read_about(folder: Path) -> dict[str, Any] | None:
     raise CheckpointError(f"{path}: is damaged; delete {folder}, and its answers are made anew")
 
 
+CONTENTS = ("contents", "data.contents")
+"""Keys of a hash of the images' files, which says nothing to a reader."""
+
+
 def describe_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """Say in words in what two descriptions differ; nothing where they are equal."""
     flat_there, flat_here = dict(_flatten(there)), dict(_flatten(here))
@@ -299,7 +303,8 @@ def describe_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> s
     shown = []
     for name in names[:4]:
         before, now = shorten(flat_there.get(name)), shorten(flat_here.get(name))
-        shown.append(f"{name} is {before} there and {now} here")
+        meaning = " (a hash of sizes and times of files, or of pixels)" if name in CONTENTS else ""
+        shown.append(f"{name} is {before} there and {now} here{meaning}")
     more = f" and {len(names) - 4} more differ" if len(names) > 4 else ""
     return ", ".join(shown) + more
 

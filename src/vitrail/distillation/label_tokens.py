@@ -115,9 +115,11 @@ def label_tokens(
         share_opened(folder, about, accelerator, exits)
         files = MapFiles(folder, layout, len(source))
         size = layout.record.itemsize
+        kept = layout.of_token.kept
+        fewer = f" (all there are, where topk is {topk})" if kept < topk else ""
         display.note(
-            f"{teacher.grid[0]}x{teacher.grid[1]} tokens an image, {layout.of_token.kept} classes "
-            f"each: {size:,} bytes an image, {size * len(source) / 1e6:,.1f} MB for "
+            f"{teacher.grid[0]}x{teacher.grid[1]} tokens an image, {kept} classes each{fewer}: "
+            f"{size:,} bytes an image, {size * len(source) / 1e6:,.1f} MB for "
             f"{len(source):,} images"
         )
         written, bad = _write_part(teacher, source, files, section, accelerator, display)

@@ -1,4 +1,4 @@
-"""Fast shear and translation for timm's augmentation policies, equal to Pillow's to one level; and posterize.
+"""Fast shear and translation for timm's augmentation policies, on arrays, equal to Pillow's to one level.
 
 A shear or translation moves a row, or a column, as a whole, so that its pixels share one place
 between two of the old ones: a filter of 2 or 4 taps along the row, where Pillow's affine transform
@@ -10,129 +10,211 @@ Shapes
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
+from torch import Tensor
 
+from vitrail.kernels.pictures import find_compiled
 
-def speed_up_policy(policy: Any) -> None:
-    """Replace operations of one of timm's policies, as its `create_transform` gives it, by the functions of QUICK."""
-    for transform in policy.transforms:
-        # RandAugment has a list of operations, AutoAugment a list of sequences of them
-        operations = getattr(transform, "ops", None)
-        if not operations:
-            operations = [step for steps in getattr(transform, "policy", []) for step in steps]
-        for operation in operations:
-            operation.aug_fn = QUICK.get(operation.aug_fn.__name__, operation.aug_fn)
+Kind = TypeVar("Kind", bound=np.generic)
+Picture = NDArray[np.uint8]
+"""Levels of 8 bits, (h, w, 3) unless it is said otherwise, whose pixels lie one after the other."""
+ROUNDING = 2e-3
+"""Share of a level added before levels are cut off as Pillow cuts them: the weights of a filter sum
+up to 1 but for their rounding, and an even colour must stay what it is."""
 
 
 def shift_rows(
-    picture: NDArray[np.uint8],
+    picture: Picture,
     shifts: NDArray[np.float64],
-    fill: tuple[int, int, int],
+    fill: NDArray[np.uint8],
     resample: Image.Resampling,
-) -> NDArray[np.uint8]:
+) -> Picture:
     """Shift each row of a picture to the left by its own number of pixels, to one level as Pillow's `transform` does.
 
     Args:
-        picture: (h, w, 3).
+        picture: (h, w, c), of any number of channels.
         shifts: (h,) pixels; below zero, a row moves to the right.
-        fill: Colour of the pixels that come from outside the picture.
+        fill: (c,) or (h, c), levels of the pixels that come from outside the picture.
         resample: BICUBIC or BILINEAR.
     """
-    height, width = picture.shape[:2]
+    height, width, channels = picture.shape
     is_cubic = resample == Image.Resampling.BICUBIC
     taps = 4 if is_cubic else 2
     whole = np.floor(shifts)
     # beyond these, a row is all from outside
     first = np.clip(whole, -width - 1, width).astype(np.int64) - is_cubic
     margin = int(max(-first.min(), first.max() + taps, taps))
-    wide = np.empty((height, width + 2 * margin, 3), dtype=np.uint8)
+    wide = np.empty((height, width + 2 * margin, channels), dtype=np.uint8)
     wide[:, margin : margin + width] = picture
     # no pixel whose centre is inside reads further; what is further outside becomes the fill
     wide[:, margin - taps : margin] = picture[:, :1]
     wide[:, margin + width : margin + width + taps] = picture[:, -1:]
-    windows = sliding_window_view(wide.reshape(height, -1), 3 * (width + taps - 1), axis=1)
-    read = torch.from_numpy(windows[np.arange(height), 3 * (margin + first)]).float()
-    columns = [read[:, 3 * tap : 3 * (tap + width)] for tap in range(taps)]
-    part = torch.from_numpy((shifts - whole).astype(np.float32))[:, None]
-    if is_cubic:
-        # Pillow's cubic, before + part * (... ), in its order: even colours stay what they are
-        before, near, far, after = columns
-        rise = near - before
-        cubic = (rise + after).sub_(far)
-        moved = (part * cubic).sub_(cubic).sub_(rise).mul_(part).add_(far).sub_(before)
+    rows, starts = wide.reshape(height, -1), channels * (margin + first)
+    weights = _weigh_places(shifts - whole, is_cubic)
+    compiled = find_compiled()
+    if compiled is not None:
+        starts += np.arange(height) * rows.shape[1]
+        result = compiled.filter_rows(rows, starts, channels, weights, channels * width, ROUNDING)
     else:
-        near, far = columns
-        moved = far - near
-    moved.mul_(part).add_(near).clamp_(0, 255)
-    # astype cuts off, as Pillow does; torch takes five times as long
-    result = moved.numpy().astype(np.uint8)
-    centres = np.arange(width) + 0.5 + shifts[:, None]
-    # pixels of three bytes: assigning colours through a mask takes ten times as long
-    pixels = result.view("V3")
-    pixels[(centres < 0) | (centres >= width)] = np.array(fill, dtype=np.uint8).view("V3")
-    return result.reshape(height, width, 3)
+        windows = sliding_window_view(rows, channels * (width + taps - 1), axis=1)
+        read = torch.from_numpy(windows[np.arange(height), starts]).float()
+        columns = [read.narrow(1, channels * tap, channels * width) for tap in range(taps)]
+        result = _add_up(columns, weights)
+    result = result.reshape(picture.shape)
+    _fill_outside(result, shifts, fill)
+    return result
 
 
-def _shear_shifts(image: Image.Image, factor: float) -> NDArray[np.float64]:
-    return factor * (np.arange(image.height, dtype=np.float64) + 0.5)
+def shift_all(
+    picture: Picture,
+    shift: float,
+    axis: int,
+    fill: tuple[int, int, int],
+    resample: Image.Resampling,
+) -> Picture:
+    """Shift a whole picture up (axis 0) or to the left (axis 1), to one level as Pillow's `transform` does.
+
+    Args:
+        picture: (h, w, 3).
+        shift: Number of pixels; below zero, down or to the right.
+        axis: 0 to shift rows, 1 to shift columns.
+        fill: Colour of the pixels that come from outside the picture.
+        resample: BICUBIC or BILINEAR.
+    """
+    length = picture.shape[axis]
+    is_cubic = resample == Image.Resampling.BICUBIC
+    count = length + (3 if is_cubic else 1)
+    whole = math.floor(shift)
+    first = min(max(whole, -length - 1), length) - is_cubic
+    # beyond its edges a picture goes on as they are, up to what becomes the fill
+    before = min(max(-first, 0), count)
+    inside = _cut(picture, axis, max(first, 0), max(first + count, 0))
+    after = count - before - inside.shape[axis]
+    parts = [_cut(picture, axis, 0, 1)] * before + [inside]
+    parts += [_cut(picture, axis, length - 1, length)] * after
+    wide, weights = np.concatenate(parts, axis), _weigh_places(np.array([shift - whole]), is_cubic)
+    compiled = find_compiled()
+    if compiled is not None:
+        height, width, channels = picture.shape
+        rows = wide.reshape(len(wide), -1)
+        starts = np.arange(height) * rows.shape[1]
+        step = rows.shape[1] if axis == 0 else channels
+        weights = np.repeat(weights, height, axis=0)
+        result = compiled.filter_rows(rows, starts, step, weights, channels * width, ROUNDING)
+        result = result.reshape(picture.shape)
+    else:
+        read = torch.from_numpy(wide).float()
+        taps = range(weights.shape[1])
+        result = _add_up([read.narrow(axis, tap, length) for tap in taps], weights)
+    begin, end = _find_inside(shift, length)
+    pixels, colour = _view_as_pixels(result), _view_as_pixels(np.array(fill, dtype=np.uint8))
+    _cut(pixels, axis, 0, int(begin))[:] = colour
+    _cut(pixels, axis, int(end), length)[:] = colour
+    return result
 
 
-def _share_shifts(image: Image.Image, share: float) -> NDArray[np.float64]:
-    return np.full(image.height, share * image.width)
+def _cut(picture: NDArray[Kind], axis: int, begin: int, end: int) -> NDArray[Kind]:
+    """Return rows (axis 0) or columns (axis 1) of a picture, which share its memory."""
+    return picture[begin:end] if axis == 0 else picture[:, begin:end]
 
 
-def _pixel_shifts(image: Image.Image, pixels: float) -> NDArray[np.float64]:
-    return np.full(image.height, float(pixels))
+def _weigh_places(parts: NDArray[np.float64], is_cubic: bool) -> NDArray[np.float32]:
+    """Return the weights of the taps, (n, taps), for n places that lie parts of a pixel behind a pixel's own."""
+    rest = 1 - parts
+    if is_cubic:
+        # the cubic convolution with a = -1, which is that of Pillow's transforms
+        near, far = 1 - parts**2 * (2 - parts), 1 - rest**2 * (2 - rest)
+        weights = [-parts * rest**2, near, far, -(parts**2) * rest]
+    else:
+        weights = [rest, parts]
+    return np.stack(weights, axis=1).astype(np.float32)
+
+
+def _add_up(columns: list[Tensor], weights: NDArray[np.float32]) -> Picture:
+    """Add up the taps by their weights, and cut levels off as Pillow does."""
+    factors = torch.from_numpy(weights).split(1, dim=1)
+    total = columns[0] * factors[0]
+    for column, factor in zip(columns[1:], factors[1:], strict=True):
+        # rounded before it is added, as in the compiled form
+        total += column * factor
+    # astype cuts off, as Pillow does; torch takes four times as long
+    return total.add_(ROUNDING).clamp_(0, 255).numpy().astype(np.uint8)
+
+
+def _fill_outside(picture: Picture, shifts: NDArray[np.float64], fill: NDArray[np.uint8]) -> None:
+    """Colour the pixels of each row whose centres come from outside the picture."""
+    width = picture.shape[1]
+    begins, ends = _find_inside(shifts[:, None], width)
+    # columns between those that all rows have inside are left alone
+    left, right = int(begins.max()), int(ends.min())
+    columns = np.arange(width, dtype=np.int32)
+    pixels, colour = _view_as_pixels(picture), _view_as_pixels(fill)[..., None]
+    if left > 0:
+        np.copyto(pixels[:, :left], colour, where=columns[:left] < begins)
+    if right < width:
+        np.copyto(pixels[:, right:], colour, where=columns[right:] >= ends)
+
+
+def _find_inside(shifts: NDArray[np.float64] | float, length: int) -> tuple[Any, Any]:
+    """Return the first place whose centre comes from inside a row, and the first behind it that does not."""
+    begins = np.clip(np.ceil(-0.5 - shifts), 0, length).astype(np.int32)
+    ends = np.clip(np.ceil(length - 0.5 - shifts), 0, length).astype(np.int32)
+    return begins, ends
+
+
+def _view_as_pixels(levels: NDArray[np.uint8]) -> NDArray[np.void]:
+    """View the levels of a pixel as one value: moving them one by one takes several times as long."""
+    return levels.view(f"V{levels.shape[-1]}")[..., 0]
 
 
 @dataclass(frozen=True)
-class _Move:
-    """An operation of a policy that shifts each row, or each column, by its own number of pixels."""
+class Shear:
+    """Shear of a policy: each row, or each column, moves in proportion to its place."""
 
-    shifts: Callable[[Image.Image, float], NDArray[np.float64]]
-    """Returns the shift of each row, from the image and the strength."""
     columns: bool
-    """Whether columns are shifted instead of rows."""
+    """Whether columns move instead of rows."""
 
     def __call__(
-        self, image: Image.Image, value: float, *, fillcolor: tuple[int, int, int], resample: Any
-    ) -> Image.Image:
-        if isinstance(resample, list | tuple):
-            resample = random.choice(resample)  # as timm draws it
-        if self.columns:
-            image = image.transpose(Image.Transpose.TRANSPOSE)
-        shifts = self.shifts(image, value)
-        moved = Image.fromarray(shift_rows(np.asarray(image), shifts, fillcolor, resample))
-        if self.columns:
-            moved = moved.transpose(Image.Transpose.TRANSPOSE)
-        return moved
+        self, picture: Picture, factor: float, *, fillcolor: tuple[int, int, int], resample: Any
+    ) -> Picture:
+        """Shear the picture as timm's function of a Pillow image does."""
+        resample, fill = choose_filter(resample), np.array(fillcolor, dtype=np.uint8)
+        height, width = picture.shape[:2]
+        if not self.columns:
+            return shift_rows(picture, factor * (np.arange(height) + 0.5), fill, resample)
+        # a column of each channel becomes a row: transposing levels is faster than transposing pixels
+        rows = np.ascontiguousarray(picture.reshape(height, -1).T)[:, :, None]
+        shifts = np.repeat(factor * (np.arange(width) + 0.5), 3)
+        sheared = shift_rows(rows, shifts, np.tile(fill, width)[:, None], resample)
+        return np.ascontiguousarray(sheared[:, :, 0].T).reshape(picture.shape)
 
 
-def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """Keep the highest bits of each level; 0 bits give black, which timm may draw and Pillow from 13 on refuses."""
-    if bits >= 8:
-        return image
-    if bits <= 0:
-        return Image.new(image.mode, image.size)
-    return ImageOps.posterize(image, bits)
+@dataclass(frozen=True)
+class Translate:
+    """Translation of a policy, up or to the left."""
+
+    axis: int
+    """0 moves up, 1 to the left."""
+    is_share: bool
+    """Whether the strength is a share of the picture's side, instead of pixels."""
+
+    def __call__(
+        self, picture: Picture, amount: float, *, fillcolor: tuple[int, int, int], resample: Any
+    ) -> Picture:
+        """Move the picture as timm's function of a Pillow image does."""
+        pixels = amount * picture.shape[self.axis] if self.is_share else amount
+        return shift_all(picture, pixels, self.axis, fillcolor, choose_filter(resample))
 
 
-QUICK = {
-    "shear_x": _Move(_shear_shifts, columns=False),
-    "shear_y": _Move(_shear_shifts, columns=True),
-    "translate_x_rel": _Move(_share_shifts, columns=False),
-    "translate_y_rel": _Move(_share_shifts, columns=True),
-    "translate_x_abs": _Move(_pixel_shifts, columns=False),
-    "translate_y_abs": _Move(_pixel_shifts, columns=True),
-    "posterize": _posterize,
-}
-"""Replacements of timm's functions, by their names."""
+def choose_filter(resample: Any) -> Image.Resampling:
+    """Return the filter of an operation, drawn as timm draws it where there are several."""
+    return random.choice(resample) if isinstance(resample, list | tuple) else resample

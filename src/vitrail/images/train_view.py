@@ -10,7 +10,7 @@ import hashlib
 import random
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -19,13 +19,19 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import UInt
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from vitrail.errors import ConfigError
 from vitrail.imagenet import IMAGENET_MEAN
-from vitrail.images.fast_shear import speed_up_policy
+from vitrail.images.fast_policy import (
+    ArrayPolicy,
+    Drawn,
+    RecordedPolicy,
+    record_policy,
+    speed_up_policy,
+    split_key,
+)
 from vitrail.images.pixels import Pixels
 from vitrail.images.preprocess import resize_pixels
 
@@ -36,6 +42,10 @@ AUTO_AUGMENT = re.compile(
 )
 """Names of timm's policies with their parameters."""
 
+
+DEVICE_POLICY = re.compile(r"rand(-(?!t3a)[a-z0-9.]+)*")
+"""Policies that a device computes for whole batches: timm's RandAugment, without the sets 3a and
+3aw, which blur."""
 
 Place = tuple[float, float, float, float, float]
 """Left, top, right and bottom of a view as shares of its image, and 1 where it is mirrored, else 0."""
@@ -65,6 +75,9 @@ class TrainView:
     mean: tuple[float, ...] = IMAGENET_MEAN
     """Mean of each channel, from 0 to 1: the colour that the policy fills uncovered corners
     with."""
+    on_device: bool = False
+    """Whether the policy is left to `device_augment.DeviceAugment`, which computes it for whole
+    batches; it must be one of DEVICE_POLICY then."""
 
     def __post_init__(self) -> None:
         if self.auto_augment is not None and AUTO_AUGMENT.fullmatch(self.auto_augment) is None:
@@ -73,10 +86,18 @@ class TrainView:
                 f"augment.auto_augment {self.auto_augment!r}: not a policy of timm; forms are "
                 f"{forms}, or null"
             )
+        if self.on_device and not DEVICE_POLICY.fullmatch(self.auto_augment or "rand"):
+            raise ConfigError(
+                f"augment.device=true computes RandAugment alone, and augment.auto_augment is "
+                f"{self.auto_augment!r}; take one such as rand-m9-mstd0.5-inc1 (the sets t3a and "
+                "t3aw blur, which is left to the loader), or set augment.device=false"
+            )
 
     def describe(self) -> dict[str, Any]:
         """Return all that decides a view but its seed; what has no effect beside the rest is left out."""
         about = asdict(self)
+        if not self.on_device:
+            del about["on_device"]
         if self.auto_augment is None:
             del about["mean"]
         elif not self._jitters:
@@ -89,7 +110,14 @@ class TrainView:
         return self.auto_augment is None or "3a" in self.auto_augment
 
     @cached_property
-    def _policy(self) -> Callable[[Image.Image], Image.Image]:
+    def _policy(self) -> ArrayPolicy:
+        return speed_up_policy(self._build_policy())
+
+    @cached_property
+    def _recorded(self) -> RecordedPolicy:
+        return record_policy(self._build_policy())
+
+    def _build_policy(self) -> Any:
         # takes seconds to import, and only training needs it
         from timm.data.transforms_factory import create_transform
 
@@ -107,8 +135,19 @@ class TrainView:
             mean=self.mean,
             **only_policy,
         )
-        speed_up_policy(parts[1])
         return parts[1]
+
+    @property
+    def fill(self) -> tuple[int, int, int]:
+        """Colour that the policy fills uncovered corners with, as timm rounds it."""
+        red, green, blue = (min(255, round(255 * value)) for value in self.mean)
+        return red, green, blue
+
+    def draw_operations(self, keys: Iterable[int]) -> list[tuple[Drawn, ...]]:
+        """Draw the operations of the policy for the seed of each view; `random` stays as it was."""
+        recorded = self._recorded
+        with _seeded(0, also_numpy=False):
+            return [recorded.draw(key) for key in keys]
 
     def view(self, image: Pixels, key: int) -> UInt[Tensor, "c out_h out_w"]:
         """Draw the view that follows from the seed `key`; the random states of a training process stay as they were."""
@@ -116,7 +155,9 @@ class TrainView:
 
     def draw(self, image: Pixels, key: int) -> tuple[UInt[Tensor, "c out_h out_w"], Place]:
         """Draw the same view, and say where in the image it was cut out before the policy varied it."""
-        with _seeded(key, also_numpy=self.auto_augment is not None):
+        has_policy = self.auto_augment is not None and not self.on_device
+        also_numpy = has_policy and self._policy.draws_from_numpy
+        with _seeded(key, also_numpy=also_numpy):
             top, left, height, width = self._box(image)
             interpolation: str = self.interpolation
             if interpolation == "random":
@@ -127,9 +168,10 @@ class TrainView:
             is_mirrored = random.random() < self.hflip
             if is_mirrored:
                 view = view.flip(-1)
-            if self.auto_augment is not None:
-                augmented = self._policy(Image.fromarray(view.permute(1, 2, 0).numpy()))
-                view = torch.from_numpy(np.array(augmented)).permute(2, 0, 1)
+            if has_policy:
+                # a part of an image that has the view's size lies in memory with gaps
+                picture = np.ascontiguousarray(view.permute(1, 2, 0).numpy())
+                view = torch.from_numpy(self._policy(picture, key)).permute(2, 0, 1)
             if self.color_jitter is not None and self._jitters:
                 view = _jitter(view, self.color_jitter)
         rows, columns = image.shape[1:]
@@ -176,7 +218,7 @@ def _seeded(key: int, *, also_numpy: bool) -> Iterator[None]:
     numpy_state = np.random.get_state() if keep and also_numpy else None
     random.seed(key)
     if also_numpy:
-        np.random.seed([key & 0xFFFFFFFF, key >> 32])
+        np.random.seed(split_key(key))
     try:
         yield
     finally:

@@ -6,7 +6,7 @@ Shapes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import get_ident
 from typing import Any
@@ -14,10 +14,15 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import conv2d, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.flop_counter import register_flop_formula
 
 from vitrail.kernels.compiled import are_kernels_wanted
-from vitrail.kernels.linear import is_convolution_faster, is_recorded
+from vitrail.kernels.linear import (
+    is_convolution_faster,
+    is_recorded,
+    multiply_by_convolution,
+)
 
 NARROW_HEAD = 16
 """Channels of a head below which a CPU does better without PyTorch's fused attention, and in
@@ -150,9 +155,7 @@ def multiply(left: Float[Tensor, "r d"], right: Float[Tensor, "n d"]) -> Float[T
     """Return left right^T, in float32 as a 1x1 convolution where that is faster."""
     if left.dtype != torch.float32 or not is_convolution_faster():
         return left @ right.t()
-    r, d = left.shape
-    rows = left.reshape(1, r, 1, d).permute(0, 3, 1, 2)  # with channels last in memory
-    return conv2d(rows, right[:, :, None, None]).permute(0, 2, 3, 1).reshape(r, -1)
+    return multiply_by_convolution(left, right)
 
 
 def _each(q: Tensor) -> Iterator[tuple[int, int]]:
@@ -192,6 +195,21 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 long_attention.register_autograd(_differentiate, setup_context=_keep_inputs)
+
+
+@register_flop_formula(torch.ops.vitrail.long_attention)
+def count_flops(q: Sequence[int], k: Sequence[int], *others: Any, **ignored: Any) -> int:
+    """Return what `FlopCounterMode` counts of the two products, from the shapes of tensors."""
+    b, h, n, d = q
+    return 4 * b * h * n * k[2] * d
+
+
+@register_flop_formula(torch.ops.vitrail.long_attention_backward)
+def count_flops_backward(
+    grad: Any, q: Sequence[int], k: Sequence[int], *others: Any, **ignored: Any
+) -> int:
+    """Return what it counts of the four products of their gradients, and of the scores computed again."""
+    return count_flops(q, k) * 5 // 2
 
 
 def _attend_unfused(q: Tensor, k: Tensor, v: Tensor, factor: float) -> Tensor:

@@ -25,11 +25,16 @@ class Linear(nn.Linear):
         """Multiply the last dimension (..., in_features) to (..., out_features)."""
         if not self.prefers_convolution or not _may_convolve(input):
             return linear(input, self.weight, self.bias)
-        d = input.shape[-1]
-        # (1, d, rows, 1), with channels last in memory
-        rows = input.reshape(1, -1, 1, d).permute(0, 3, 1, 2)
-        products = conv2d(rows, self.weight[:, :, None, None], self.bias)
-        return products.permute(0, 2, 3, 1).reshape(*input.shape[:-1], self.out_features)
+        return multiply_by_convolution(input, self.weight, self.bias)
+
+
+def multiply_by_convolution(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return `linear(input, weight, bias)`, as oneDNN computes it: by a 1x1 convolution."""
+    n, d = weight.shape
+    # (1, d, rows, 1), with channels last in memory
+    rows = input.reshape(1, -1, 1, d).permute(0, 3, 1, 2)
+    products = conv2d(rows, weight[:, :, None, None], bias)
+    return products.permute(0, 2, 3, 1).reshape(*input.shape[:-1], n)
 
 
 def is_recorded() -> bool:

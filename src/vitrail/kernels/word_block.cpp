@@ -258,11 +258,16 @@ void scale_and_shift(const float* in, int64_t e, const float* scale, const float
             store(out + c * LANES + v * WIDTH, load(in + c * LANES + v * WIDTH) * scale[c] + shift[c]);
 }
 
-inline float sum_lanes(const float* row) {
-    Vec sum = {};
+// a sum over words is one of vectors, whose lanes are added at its end
+inline void add_row(const float* row, float* sums) {
+    Vec sum = load(sums);
     for (int v = 0; v < VECTORS; v++) sum += load(row + v * WIDTH);
-    float total = 0;
-    for (int l = 0; l < WIDTH; l++) total += sum[l];
+    store(sums, sum);
+}
+
+inline double sum_lanes(const float* sums) {
+    double total = 0;
+    for (int l = 0; l < WIDTH; l++) total += sums[l];
     return total;
 }
 
@@ -274,8 +279,8 @@ void normalise_back(
     for (int64_t c = 0; c < e; c++) {
         for (int v = 0; v < VECTORS; v++)
             store(product + v * WIDTH, load(grad + c * LANES + v * WIDTH) * load(normed + c * LANES + v * WIDTH));
-        grad_scale[c] += sum_lanes(product);
-        grad_shift[c] += sum_lanes(grad + c * LANES);
+        add_row(product, grad_scale + c * WIDTH);
+        add_row(grad + c * LANES, grad_shift + c * WIDTH);
     }
     for (int v = 0; v < VECTORS; v++) {
         Vec sum = {}, along = {};
@@ -587,7 +592,8 @@ void forward(
     }
 }
 
-// Sums of the gradients of the weights; those with `turned` in their name have the larger side in their rows
+// Sums of the gradients of the weights; those with `turned` in their name have the larger side in their rows, and those
+// of norms and biases have a vector for each number
 struct Sums {
     std::vector<float> memory;
     float *norm1_scale, *norm1_shift, *qkv_turned, *proj, *proj_bias, *norm2_scale, *norm2_shift, *fc1_turned, *fc1_bias,
@@ -596,7 +602,7 @@ struct Sums {
     explicit Sums(const Shape& s) {
         const int64_t e = s.channels, h = s.hidden;
         const int64_t wide = whole_vectors(e), wider = whole_vectors(3 * e), widest = whole_vectors(h);
-        memory.assign(e * wider + e * wide + 2 * e * widest + 6 * e + h + 16, 0.0f);
+        memory.assign(e * wider + e * wide + 2 * e * widest + (6 * e + h) * WIDTH, 0.0f);
         float* at = memory.data();
         auto take = [&at](int64_t count) {
             float* here = at;
@@ -604,15 +610,16 @@ struct Sums {
             return here;
         };
         qkv_turned = take(e * wider), proj = take(e * wide), fc1_turned = take(e * widest), fc2 = take(e * widest);
-        norm1_scale = take(e), norm1_shift = take(e), proj_bias = take(e), norm2_scale = take(e);
-        norm2_shift = take(e), fc1_bias = take(h), fc2_bias = take(e);
+        norm1_scale = take(e * WIDTH), norm1_shift = take(e * WIDTH), proj_bias = take(e * WIDTH);
+        norm2_scale = take(e * WIDTH), norm2_shift = take(e * WIDTH), fc1_bias = take(h * WIDTH);
+        fc2_bias = take(e * WIDTH);
     }
 
-    // add them, in the order of `Weights`
-    void add_to(float* to, const Shape& s) const {
+    // add them, in the order of `Weights`: in double precision, since what chunks add up to may be much less than each
+    void add_to(double* to, const Shape& s) const {
         const int64_t e = s.channels, h = s.hidden;
-        auto plain = [&to](const float* from, int64_t count) {
-            for (int64_t i = 0; i < count; i++) *to++ += from[i];
+        auto vectors = [&to](const float* from, int64_t count) {
+            for (int64_t i = 0; i < count; i++) *to++ += sum_lanes(from + i * WIDTH);
         };
         auto rows = [&to](const float* from, int64_t count, int64_t length) {
             for (int64_t r = 0; r < count; r++)
@@ -622,14 +629,14 @@ struct Sums {
             for (int64_t c = 0; c < length; c++)
                 for (int64_t r = 0; r < count; r++) *to++ += from[r * whole_vectors(length) + c];
         };
-        plain(norm1_scale, e), plain(norm1_shift, e), turned(qkv_turned, e, 3 * e), rows(proj, e, e);
-        plain(proj_bias, e), plain(norm2_scale, e), plain(norm2_shift, e), turned(fc1_turned, e, h);
-        plain(fc1_bias, h), rows(fc2, e, h), plain(fc2_bias, e);
+        vectors(norm1_scale, e), vectors(norm1_shift, e), turned(qkv_turned, e, 3 * e), rows(proj, e, e);
+        vectors(proj_bias, e), vectors(norm2_scale, e), vectors(norm2_shift, e), turned(fc1_turned, e, h);
+        vectors(fc1_bias, h), rows(fc2, e, h), vectors(fc2_bias, e);
     }
 };
 
 inline void add_lanes(const float* rows, int64_t count, float* sums) {
-    for (int64_t c = 0; c < count; c++) sums[c] += sum_lanes(rows + c * LANES);
+    for (int64_t c = 0; c < count; c++) add_row(rows + c * LANES, sums + c * WIDTH);
 }
 
 inline void keep_of(const float* rows, const float* keep, int64_t e, float* out) {
@@ -745,8 +752,9 @@ void backward_all(
         const int64_t begin = begin_of(chunk, sentences, together), end = begin_of(chunk + 1, sentences, together);
         if (begin < end) backward(grad, words, keep, weights, s, sentences, begin, end, out, sums[chunk]);
     }
-    std::fill(grad_weights, grad_weights + Weights::count(s), 0.0f);
-    for (const Sums& part : sums) part.add_to(grad_weights, s);  // in one order, whatever the threads
+    std::vector<double> totals(Weights::count(s), 0.0);
+    for (const Sums& part : sums) part.add_to(totals.data(), s);  // in one order, whatever the threads
+    std::copy(totals.begin(), totals.end(), grad_weights);
 }
 
 }  // namespace

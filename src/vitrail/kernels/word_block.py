@@ -18,18 +18,18 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from vitrail.kernels import word_block_compiled as cpu
 from vitrail.kernels.compiled import are_kernels_wanted, load
 from vitrail.kernels.linear import is_recorded
-from vitrail.kernels.word_block_plain import flatten, plain_word_block
+from vitrail.kernels.word_block_plain import differentiate_plain, flatten, plain_word_block
 
 GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Types of words that Triton's body takes."""
 Body = Literal["plain", "compiled", "triton"]
 
 
-@torch.compiler.assume_constant_result
 def choose_body(device: str, dtype: torch.dtype, num_words: int) -> Body:
     """Say which body computes words of a type in sentences of so many, on a device such as cpu."""
     if device == "cpu" and dtype in cpu.DTYPES:
@@ -40,6 +40,10 @@ def choose_body(device: str, dtype: torch.dtype, num_words: int) -> Body:
     if device == "cuda" and dtype in GPU_DTYPES and is_power_of_two and has_triton():
         return "triton"
     return "plain"
+
+
+# what torch.compiler.assume_constant_result does, which takes longer to import than all else here
+choose_body._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 @cache
@@ -123,11 +127,9 @@ def word_block_backward(
         return gpu.run_backward(grad, words, keep, weights, num_heads, eps, approximate, products)
     if body == "compiled":
         return cpu.run_backward(_library(), grad, words, keep, weights, num_heads, eps, approximate)
-    with torch.enable_grad():
-        inputs = [tensor.detach().requires_grad_() for tensor in (words, *weights)]
-        out = plain_word_block(inputs[0], keep, inputs[1:], num_heads, eps, approximate)
-        grads = torch.autograd.grad(out, inputs, grad)
-    return grads[0].contiguous(), flatten(grads[1:])
+
+    grad_words, grads = differentiate_plain(grad, words, keep, weights, num_heads, eps, approximate)
+    return grad_words.contiguous(), flatten(grads)
 
 
 def _library() -> ctypes.CDLL:
@@ -167,3 +169,27 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 word_block.register_autograd(_differentiate, setup_context=_keep_inputs)
+
+
+@register_flop_formula(torch.ops.vitrail.word_block)
+def count_flops(
+    words: Sequence[int], keep: Any, weights: Sequence[Sequence[int]], *others: Any, **ignored: Any
+) -> int:
+    """Return what `FlopCounterMode` counts of the same in PyTorch's layers, from the shapes of tensors."""
+    n, p, e = words
+    linear = sum(rows * columns for rows, columns in (one for one in weights if len(one) == 2))
+    attention = 2 * p * e  # products of queries and keys, and of shares and values
+    return 2 * n * p * (linear + attention)
+
+
+@register_flop_formula(torch.ops.vitrail.word_block_backward)
+def count_flops_backward(
+    grad: Any,
+    words: Sequence[int],
+    keep: Any,
+    weights: Sequence[Sequence[int]],
+    *others: Any,
+    **ignored: Any,
+) -> int:
+    """Return what `FlopCounterMode` counts of the layers' backward pass: not what is computed again for it."""
+    return 2 * count_flops(words, keep, weights)

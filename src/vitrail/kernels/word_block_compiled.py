@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vitrail.kernels.compiled import NotCompiled, compile_kernel
+from vitrail.kernels.compiled import NotCompiled, prepare
 from vitrail.kernels.word_block_plain import Weights, flatten, plain_word_block
 
 NAME = "word_block"
@@ -34,11 +34,7 @@ class Shape(ctypes.Structure):
 
 def prepare_word_block() -> str | None:
     """Compile the body for this machine's CPU, unless that was done before; return why it cannot be used, if so."""
-    try:
-        compile_kernel(NAME, check_library)
-    except NotCompiled as error:
-        return str(error)
-    return None
+    return prepare(NAME, check_library)
 
 
 def run_forward(

@@ -127,6 +127,11 @@ RULES = (
         "model.weights is null",
     ),
     Rule(
+        ("augment.device",),
+        lambda config: config.augment.auto_augment is None,
+        "augment.auto_augment is null",
+    ),
+    Rule(
         ("augment.erase_mode", "augment.erase_count", "augment.erase"),
         lambda config: config.augment.erase_prob <= 0,
         "augment.erase_prob is 0",

@@ -27,6 +27,7 @@ from vitrail.distributed.processes import choose_precision, processes
 from vitrail.errors import DataError, write_option
 from vitrail.evaluation.settings import inherited_data
 from vitrail.files import refuse_replacing, write_whole
+from vitrail.images.device_augment import build_augment
 from vitrail.images.pixels import UnreadableImage
 from vitrail.images.preprocess import Preprocess, denormalise
 from vitrail.images.train_view import sample_key
@@ -164,6 +165,7 @@ def draw_rows(context: StepContext, source: Source, images: int, views: int) -> 
     chosen = [index for index, _ in originals.values()]
     view, fixed = build_view(config, preprocess), count_fixed_views(config)
     dataset = TrainImages(source, view, preprocess.pixels, seed, fixed)
+    augment = build_augment(view, context.accelerator.device)
     end = config.augment.mix_off_epoch
     drawn: list[list[tuple[Tensor, str]]] = [[] for _ in chosen]
     for epoch in range(views):
@@ -175,6 +177,8 @@ def draw_rows(context: StepContext, source: Source, images: int, views: int) -> 
             keys=torch.tensor([one.key for one in samples]),
             bad=[],
         )
+        if augment is not None:
+            batch = batch._replace(images=augment(batch.images, batch.keys))
         # as in the first update of an epoch, until mixing ends
         key = sample_key(seed, epoch, 0, -1)
         if end is not None and epoch >= end:

@@ -43,8 +43,10 @@ from vitrail.distributed.processes import share
 from vitrail.distributed.sharding import shard
 from vitrail.errors import ConfigError, command, write_option
 from vitrail.evaluation.single_label_metrics import SHOTS, shot_groups
+from vitrail.images.device_augment import build_augment
 from vitrail.images.preprocess import Preprocess
 from vitrail.images.train_view import TrainView
+from vitrail.kernels.pictures import prepare_pictures
 from vitrail.kernels.prepare import prepare_kernels
 from vitrail.models.family import VisionModel
 from vitrail.models.registry import canonical_name, kernels_of
@@ -196,6 +198,8 @@ def build_job(
     tell_statistics(config, preprocess, display)
 
     prepare_kernels(kernels_of(model_name), accelerator.device.type, display.note)
+    if config.augment.auto_augment is not None and not config.augment.device:
+        prepare_pictures()  # where it cannot be compiled, the pixels are the same
 
     # Loaders
     sampler = build_sampler(config, data, counts, accelerator)
@@ -332,9 +336,10 @@ def build_loaders(
 ) -> tuple[ImageLoader, ImageLoader]:
     """Return the loaders of this rank's training and validation images."""
     pin_memory = accelerator.device.type == "cuda"
+    view = build_view(config, preprocess)
     loader = build_train_loader(
         data.train,
-        build_view(config, preprocess),
+        view,
         preprocess.pixels,
         sampler,
         seed=config.train.seed,
@@ -342,6 +347,7 @@ def build_loaders(
         bad_files=config.data.bad_files,
         pin_memory=pin_memory,
         views=count_fixed_views(config),
+        augment=build_augment(view, accelerator.device),
     )
     micro_batch = config.train.batch_size // (accelerator.num_processes * config.train.accumulate)
     val_loader = build_eval_loader(
@@ -519,6 +525,7 @@ def build_view(config: TrainConfig, preprocess: Preprocess) -> TrainView:
         auto_augment=augment.auto_augment,
         color_jitter=augment.color_jitter,
         mean=preprocess.mean,
+        on_device=augment.device and augment.auto_augment is not None,
     )
 
 

@@ -348,8 +348,8 @@ def check_inputs(job: Job, run: Run, micro_batches: Sequence[Batch], *, is_last:
         return
     mean, std = job.preprocess.mean, job.preprocess.std
     for micro_batch in micro_batches:
-        # on the CPU, where the images still are
-        run.inputs.add(normalise(micro_batch.images, mean, std))
+        # on the CPU, where most images still are
+        run.inputs.add(normalise(micro_batch.images.cpu(), mean, std))
     if run.inputs.images >= ENOUGH or is_last:
         if doubt := run.inputs.doubt(mean, std):
             job.display.warn(f"the first {doubt}")

@@ -309,9 +309,7 @@ def _choose_evaluation(choices: _Choices, images: Survey, known: Circumstances) 
         choices.choose("train.eval_first", True, reason)
     epochs = int(choices.value("train.epochs"))
     every = space_evaluations(epochs)
-    choices.choose(
-        "train.eval_every", every, f"at most {EVALUATIONS} evaluations in {epochs} epochs"
-    )
+    choices.choose("train.eval_every", every, f"at most {EVALUATIONS} evaluations in a training")
     if images.imbalance >= UNBALANCED and not images.is_multi_label:
         reason = f"the largest class has {images.imbalance:.0f} times the images of the smallest"
         if not any(key.startswith("balance.") for key in known.given):

@@ -76,8 +76,8 @@ def tell_verdict(tuned: Tuned) -> str:
         verdict = tuned.comparison.verdict(tuned.measure.metric)
         return f"{verdict[0].upper()}{verdict[1:]}."
     return (
-        f"Trial {best.name} is the best with one seed, which is not yet to be better than the recipe "
-        "as it is."
+        f"Trial {best.name} is the best with one seed, which does not show yet that it is better "
+        "than the recipe as it is."
     )
 
 
@@ -85,12 +85,14 @@ def _tiles(tuned: Tuned) -> list[tuple[str, str, str]]:
     """Return the numbers at the top."""
     states = [run.state for run in tuned.runs]
     hours = sum(run.seconds for run in tuned.runs) / 3600
+    lost = states.count("lost")
+    note = f"{lost:,} of them lost with the process" if lost else ""
     early = len([state for state in states if state in ("pruned", "paused", "out of time")])
     tiles = [
         ("Trials", f"{len(states):,}", f"{hours:.2f} hours of training"),
         ("Whole", f"{states.count('complete'):,}", "trained to their end"),
         ("Ended early", f"{early:,}", "for being worse than others, or for time"),
-        ("Failed", f"{states.count('failed') + states.count('lost'):,}", ""),
+        ("Failed", f"{states.count('failed') + lost:,}", note),
     ]
     if tuned.best is not None:
         value = tuned.measure.best(tuned.best.by_epoch)

@@ -52,7 +52,7 @@ def search(job: Search) -> None:
         elif others:
             if not is_waiting:
                 is_waiting = True
-                job.display.note(f"waiting for {others} trials of other processes")
+                job.display.note(f"trials of other processes that are waited for: {others}")
             time.sleep(WAIT_S)
         else:
             break

@@ -226,12 +226,18 @@ def _read_choices(choices: Any, kind: Any) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def _read(value: Any, kind: Any) -> Any:
-    """Return a value as the type of its setting, with lists for tuples."""
+def _read(value: Any, kind: Any, where: str = "") -> Any:
+    """Return a value as the type of its setting, with lists for tuples.
+
+    Args:
+        value: What was given.
+        kind: Type of the setting.
+        where: Part of the entry that gives it; empty for one of its choices.
+    """
     try:
         return to_plain(read_value(value, kind))
     except ValueError as error:
-        raise ValueError(f"is {quote(value)}; it must be {error}") from None
+        raise ValueError(f"{where} is {quote(value)}; it must be {error}".lstrip()) from None
 
 
 def _read_range(
@@ -243,11 +249,11 @@ def _read_range(
     number = _number_kind(kind, [entry[name] for name in ("low", "high", "step") if name in entry])
     if number is None:
         raise ValueError(f"is {type_name(kind)}, which has no range; give a list of values")
-    low, high = (_read(entry[name], number) for name in ("low", "high"))
-    log = _read(entry.get("log", False), bool)
+    low, high = (_read(entry[name], number, name) for name in ("low", "high"))
+    log = _read(entry.get("log", False), bool, "log")
     step = None
     if entry.get("step") is not None:
-        step = _read(entry["step"], number)
+        step = _read(entry["step"], number, "step")
     if low >= high:
         raise ValueError(f"low is {low} and high is {high}; low must be below high")
     if log and low <= 0:
@@ -296,7 +302,7 @@ def _read_when(when: Any, foreign: Sequence[str]) -> dict[str, tuple[Any, ...]]:
         kind: Any = Any
         with suppress(ValueError):  # a setting that there is not is no setting of the space either
             kind = find_kind(str(key), foreign)
-        read[str(key)] = tuple(_read(value, kind) for value in allowed)
+        read[str(key)] = tuple(_read(value, kind, f"when {key}") for value in allowed)
     return read
 
 

@@ -222,7 +222,7 @@ def training_samples(job: Job, source: Source) -> list[tuple[str, str]]:
     batch = job.loader.read(next(iter(sampler))[:SAMPLES])
     augment, preprocess = job.config.augment, job.preprocess
     images = erase(
-        normalise(batch.images, preprocess.mean, preprocess.std),
+        normalise(batch.images.cpu(), preprocess.mean, preprocess.std),
         batch.keys,
         augment.erase_prob,
         mode=augment.erase_mode,
