@@ -235,7 +235,7 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
         ),  # the last names the error of a file that is not there
         (
             "filelock",
-            {"data.tables.parquet", "weights.published.cache", "tuning.study", "tuning.journal", "tuning.compare"},
+            {"data.tables.parquet", "weights.published.cache", "tuning.study", "tuning.journal", "tuning.repeats"},
         ),
         ("captum", {"explanation.perturbation"}),
         ("optuna", {"tuning.study", "tuning.journal"}),

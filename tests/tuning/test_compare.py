@@ -11,7 +11,8 @@ from scipy.stats import ttest_rel
 
 from support.chromium import CHROMIUM, Page
 from vitrail.tuning.compare import Comparison
-from vitrail.tuning.outcome import Tuned, find_winner
+from vitrail.tuning.finalists import Finalist, find_winner, rank_trials
+from vitrail.tuning.outcome import Tuned
 from vitrail.tuning.page import render_study, tell_verdict
 from vitrail.tuning.process import Measure
 from vitrail.tuning.space import read_space
@@ -81,6 +82,7 @@ def make_study(folder: Path) -> Tuned:
         runs=tuple(runs),
         measure=measure,
         best=best,
+        finalists=(),
         comparison=Comparison("0001", (1, 2, 3), (80.0, 81.0, 79.5), (85.0, 84.0, 84.5), is_lower_better=False),
         final=None,
         importances={"optim.lr": 0.8, "augment.scale": 0.2},
@@ -97,6 +99,26 @@ def test_the_page_says_what_came_of_it(tmp_path: Path) -> None:
     assert "80.0 %" in text
     assert "lost with the process" not in text
     assert render_study(make_study(tmp_path)).decode() == text
+
+
+def test_the_winner_is_the_trial_with_the_best_mean_over_seeds(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    lucky, steady = rank_trials(study.runs, study.measure)[:2]
+    assert (lucky.name, steady.name) == ("0001", "0004")
+    finalists = (Finalist(steady, (85.0, 84.0, 86.0), ""), Finalist(lucky, (85.0, 70.0, 84.0), ""))
+    winner = find_winner(study.runs, study.measure, finalists)
+    assert winner is steady
+    text = render_study(replace(study, best=winner, finalists=finalists, comparison=None)).decode()
+    assert "Trial 0004 is the best with 3 seeds, which does not show yet" in text
+    assert "<td>85</td><td>84</td><td>86</td><td>85</td>" in text
+    assert "trial 0004, 3 seeds" in text
+
+    # one of which a run failed has no mean
+    failed = (Finalist(lucky, (85.0,), "loss is not finite"), Finalist(steady, (85.0,), "killed"))
+    assert failed[0].mean is None
+    text = render_study(replace(study, finalists=failed, comparison=None)).decode()
+    assert "Trial 0001 is the best with one seed" in text
+    assert "<td>85</td><td>failed</td>" in text
 
 
 def test_the_page_of_a_search_without_a_comparison_promises_nothing(tmp_path: Path) -> None:

@@ -224,6 +224,7 @@ def test_options_are_refused_in_one_line(capsys: pytest.CaptureFixture, tmp_path
     assert "--trials is 0; it must be at least 1" in refused(capsys, *given, "--trials", 0)
     assert "--hours is 0.0; it must be above 0" in refused(capsys, *given, "--hours", 0)
     assert "--seeds is 1; it must be 2 or more" in refused(capsys, *given, "--seeds", 1)
+    assert "--finalists is 0; it must be at least 1" in refused(capsys, *given, "--finalists", 0)
     assert "--final is 1; it must be 2 or more" in refused(capsys, *given, "--final", 1)
     both = refused(capsys, *given, "--extend", "--prune", "median")
     assert "--extend and --prune median: both end trials early" in both

@@ -45,6 +45,20 @@ class TrialResult:
 
 
 @dataclass(frozen=True)
+class Repeated:
+    """One of the best trials, trained with more seeds."""
+
+    name: str
+    """Name of the trial."""
+    values: tuple[float, ...]
+    """The metric with the seed of the search, and with each further one."""
+    mean: float | None
+    """The mean over the seeds; None where a run failed."""
+    failure: str
+    """Why a further run failed; empty where none did."""
+
+
+@dataclass(frozen=True)
 class Gain(Result):
     """The winner beside the recipe as it is, both trained with the same new seeds."""
 
@@ -88,6 +102,8 @@ class TuneResult(Result):
     trials: tuple[TrialResult, ...]
     best: TrialResult | None
     """The winner; None where no trial came to its end."""
+    finalists: tuple[Repeated, ...]
+    """The best trials with more seeds, the winner first; none where there was nothing to choose."""
     comparison: Gain | None
     """The winner with several seeds; None where the recipe as it is won, or that was left out."""
     final: Gain | None
@@ -100,11 +116,15 @@ class TuneResult(Result):
     """Page of the study."""
     shown: Table
     """The trials as texts, the best first."""
+    repeated: Table | None
+    """The best trials with more seeds as texts."""
 
     def tables(self) -> Sequence[Table]:
         """Return the trials, the best first, and what was compared."""
         rows = tuple(first_rows(self.shown.rows))
         tables = [Table(self.shown.title, self.shown.columns, rows)]
+        if self.repeated is not None:
+            tables.append(self.repeated)
         for gain in (self.comparison, self.final):
             if gain is not None:
                 tables += gain.tables()
@@ -146,6 +166,7 @@ def tune(
     hours: float | None = None,
     sampler: Literal["tpe", "random", "grid"] = "tpe",
     prune: Literal["median", "none"] | None = None,
+    finalists: int = 3,
     seeds: int = 3,
     extend: bool = False,
     metric: str | None = None,
@@ -171,6 +192,8 @@ def tune(
             takes every combination.
         prune: Whether trials that are worse than the median of those before are ended early; None
             is median, and none with extend.
+        finalists: Number of the best trials that are trained with two more seeds each; the best
+            mean wins. 1 takes the best trial by its one seed.
         seeds: Number of new seeds that the winner and the recipe as it is are compared with; 0
             leaves that out.
         extend: Begin trials with a ninth of the epochs, and let the best third go on, by exact
@@ -205,6 +228,7 @@ def tune(
         hours=hours,
         sampler=sampler,
         prune=prune,
+        finalists=finalists,
         seeds=seeds,
         extend=extend,
         metric=metric,
@@ -279,12 +303,16 @@ def _to_result(tuned: Tuned) -> TuneResult:
         split=tuned.ground.split,
         trials=tuple(trials),
         best=best,
+        finalists=tuple(
+            Repeated(one.run.name, one.values, one.mean, one.failure) for one in tuned.finalists
+        ),
         comparison=_to_gain(tuned.comparison, f"{tuned.measure.metric} with new seeds"),
         final=_to_gain(tuned.final, f"{tuned.measure.metric} of the whole recipe"),
         verdict=tell_verdict(tuned),
         recipe=tuned.recipe,
         page=tuned.page,
         shown=_table(tuned),
+        repeated=_repeated_table(tuned),
     )
 
 
@@ -319,3 +347,13 @@ def _table(tuned: Tuned) -> Table:
         ranked.append((rank, cells))
     ranked.sort(key=lambda one: one[0])
     return Table(str(tuned.folder), columns, tuple(cells for _, cells in ranked))
+
+
+def _repeated_table(tuned: Tuned) -> Table | None:
+    """Return the best trials with more seeds as a table; None where there are none."""
+    from vitrail.tuning.page import finalist_columns, finalist_rows
+
+    if not tuned.finalists:
+        return None
+    columns = finalist_columns(tuned)
+    return Table(f"{tuned.measure.metric} of the best", columns, tuple(finalist_rows(tuned)))

@@ -26,6 +26,13 @@ Prune = Annotated[
         help="End trials early that are worse than the median of those before: median, and none with --extend."
     ),
 ]
+Finalists = Annotated[
+    int,
+    Parameter(
+        converter=read_whole_number,
+        help="Number of the best trials to train with two more seeds each; the best mean wins.",
+    ),
+]
 Seeds = Annotated[
     int,
     Parameter(
@@ -71,6 +78,7 @@ def tune(
         ),
     ] = "tpe",
     prune: Prune = None,
+    finalists: Finalists = 3,
     seeds: Seeds = 3,
     extend: Annotated[
         bool,
@@ -109,6 +117,7 @@ def tune(
             hours=hours,
             sampler=sampler,
             prune=prune,
+            finalists=finalists,
             seeds=seeds,
             extend=extend,
             metric=metric,

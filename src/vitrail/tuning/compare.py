@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from scipy.stats import t as students_t
 
 from vitrail.config.commands import TrainConfig
-from vitrail.errors import TrainingError
-from vitrail.files import refusal_told, write_whole
-from vitrail.tuning.process import Training
-from vitrail.tuning.search import Search, stop_if_told, watch
-from vitrail.tuning.subject import place
+from vitrail.tuning.repeats import train_with_seeds
+from vitrail.tuning.search import Search
 
 CONFIDENCE = 0.95
 """Share of the intervals that hold the true gain, where differences are normally distributed."""
-WAIT_S = 1.0
-"""Seconds between two looks at what other processes work on."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +67,6 @@ class Comparison:
         return f"not shown to be better than the recipe as it is: {interval}"
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One training of a comparison."""
-
-    folder: Path
-    config: TrainConfig
-    header: str
-
-
 def compare(
     job: Search, folder: Path, winner: str, configs: Mapping[str, TrainConfig], seeds: Sequence[int]
 ) -> Comparison:
@@ -102,61 +85,11 @@ def compare(
         TrainingError: One of the runs failed.
         Stopped: This process was told to stop; the run is saved.
     """
-    entries = {}
-    for seed in seeds:
-        for name, config in configs.items():
-            target = folder / f"{name}-seed{seed}"
-            placed = place(config, target, job.measure.metric, seed)
-            header = f"{name} with seed {seed}, to be compared with others of this seed"
-            entries[name, seed] = Entry(target, placed, header)
-    with refusal_told(folder, None):
-        folder.mkdir(parents=True, exist_ok=True)
-    values: dict[tuple[str, int], float] = {}
-    job.display.begin(f"train with {len(seeds)} seeds", len(entries))
-    while len(values) < len(entries):
-        before = len(values)
-        for key, entry in entries.items():
-            stop_if_told(job)
-            if key not in values and (value := _train_once(job, entry)) is not None:
-                values[key] = value
-                job.display.note(f"{entry.folder.name}: {job.measure.metric} {value:.4g}")
-                job.display.advance()
-        if len(values) == before:  # others work on all that is left
-            time.sleep(WAIT_S)
-    job.display.end()
+    values = train_with_seeds(job, folder, configs, seeds)
     return Comparison(
         winner=winner,
         seeds=tuple(seeds),
-        default=tuple(values["default", seed] for seed in seeds),
-        best=tuple(values[winner, seed] for seed in seeds),
+        default=values["default"],
+        best=values[winner],
         is_lower_better=job.measure.is_lower_better,
     )
-
-
-def _train_once(job: Search, entry: Entry) -> float | None:
-    """Return the number of a run, made where it is not there; None where another process works on it.
-
-    Raises:
-        TrainingError: The run failed.
-        Stopped: This process was told to stop; the run is saved.
-    """
-    result = entry.folder.with_name(f"{entry.folder.name}.json")
-    try:
-        held = FileLock(entry.folder.with_name(f".{entry.folder.name}.lock")).acquire(timeout=0)
-    except Timeout:
-        return None
-    with held:
-        if result.is_file():
-            return float(json.loads(result.read_text())["value"])
-        training = Training(entry.config, entry.folder, entry.header)
-        watch(job, training)
-        value = job.measure.best(job.measure.read(entry.folder))
-        if not training.is_finished or value is None:
-            reason = training.failure() or "no epoch was evaluated"
-            raise TrainingError(
-                f"{entry.folder}: {reason}; mend that, and type the same again, which goes on with "
-                "the study"
-            )
-        numbers = {"metric": job.measure.metric, "value": value}
-        write_whole(result, json.dumps(numbers).encode())
-        return value

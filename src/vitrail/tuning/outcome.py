@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from vitrail.tuning.compare import Comparison
+from vitrail.tuning.finalists import Finalist
 from vitrail.tuning.process import Measure
 from vitrail.tuning.space import Space
 from vitrail.tuning.study import Run
@@ -26,6 +27,8 @@ class Tuned:
     measure: Measure
     best: Run | None
     """The winner; None where no trial came to its end."""
+    finalists: tuple[Finalist, ...]
+    """The best trials with more seeds, the winner first; none where they were not looked at again."""
     comparison: Comparison | None
     """The winner beside the recipe as it is; None where that is the winner itself, or none is."""
     final: Comparison | None
@@ -36,13 +39,3 @@ class Tuned:
     recipe: Path | None
     """The winner's recipe."""
     page: Path
-
-
-def find_winner(runs: Sequence[Run], measure: Measure) -> Run | None:
-    """Return the trial with the best number among those that came to their end; of equal ones the earliest."""
-    whole = []
-    for run in runs:
-        value = measure.best(run.by_epoch)
-        if run.state == "complete" and value is not None:
-            whole.append((measure.rank(value), run.name, run))
-    return min(whole, key=lambda one: one[:2])[2] if whole else None

@@ -12,6 +12,7 @@ from vitrail.migrate.rules import format_value
 from vitrail.pages.render import render
 from vitrail.pages.study_charts import Axis, Trial, draw_history, draw_parallel
 from vitrail.tuning.compare import Comparison
+from vitrail.tuning.finalists import describe_number
 from vitrail.tuning.outcome import Tuned
 from vitrail.tuning.space import Dimension
 from vitrail.tuning.study import Run
@@ -49,6 +50,8 @@ def render_study(tuned: Tuned) -> bytes:
         split=tuned.ground.split,
         verdict=tell_verdict(tuned),
         tiles=_tiles(tuned),
+        finalist_columns=finalist_columns(tuned),
+        finalists=finalist_rows(tuned),
         comparisons=_comparisons(tuned),
         history=draw_history(trials, is_lower_better=is_lower_better),
         importances=tuned.importances,
@@ -75,8 +78,9 @@ def tell_verdict(tuned: Tuned) -> str:
     if tuned.comparison is not None:
         verdict = tuned.comparison.verdict(tuned.measure.metric)
         return f"{verdict[0].upper()}{verdict[1:]}."
+    _, seeds = describe_number(best, tuned.measure, tuned.finalists)
     return (
-        f"Trial {best.name} is the best with one seed, which does not show yet that it is better "
+        f"Trial {best.name} is the best with {seeds}, which does not show yet that it is better "
         "than the recipe as it is."
     )
 
@@ -95,9 +99,29 @@ def _tiles(tuned: Tuned) -> list[tuple[str, str, str]]:
         ("Failed", f"{states.count('failed') + lost:,}", note),
     ]
     if tuned.best is not None:
-        value = tuned.measure.best(tuned.best.by_epoch)
-        tiles.append((tuned.measure.metric, f"{value:.4g}", f"trial {tuned.best.name}, one seed"))
+        value, seeds = describe_number(tuned.best, tuned.measure, tuned.finalists)
+        tiles.append((tuned.measure.metric, f"{value:.4g}", f"trial {tuned.best.name}, {seeds}"))
     return tiles
+
+
+def finalist_columns(tuned: Tuned) -> tuple[str, ...]:
+    """Return the titles of the table of the best trials with more seeds."""
+    count = max((len(one.values) for one in tuned.finalists), default=1)
+    more = [f"seed {number} more" for number in range(1, count)]
+    return ("trial", "seed of the search", *more, "mean")
+
+
+def finalist_rows(tuned: Tuned) -> list[tuple[str, ...]]:
+    """Return the best trials with more seeds as texts, the winner first."""
+    width = len(finalist_columns(tuned)) - 2
+    rows = []
+    for one in tuned.finalists:
+        cells = [f"{value:.4g}" for value in one.values]
+        cells += ["-"] * (width - len(cells))
+        name = f"{one.run.name}, the recipe as it is" if one.run.is_default else one.run.name
+        mean = "failed" if one.mean is None else f"{one.mean:.4g}"
+        rows.append((name, *cells, mean))
+    return rows
 
 
 def _comparisons(tuned: Tuned) -> list[tuple[str, list[tuple[str, ...]]]]:

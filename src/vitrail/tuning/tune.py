@@ -20,7 +20,14 @@ from vitrail.migrate.search import TRIALS as THEIR_TRIALS
 from vitrail.training.run.stop import Stop
 from vitrail.tuning.compare import Comparison, compare
 from vitrail.tuning.default_space import suggest_space
-from vitrail.tuning.outcome import Tuned, find_winner
+from vitrail.tuning.finalists import (
+    MORE_SEEDS,
+    Finalist,
+    describe_number,
+    find_winner,
+    repeat_finalists,
+)
+from vitrail.tuning.outcome import Tuned
 from vitrail.tuning.page import PAGE, render_study
 from vitrail.tuning.process import Measure
 from vitrail.tuning.record import describe_study, keep_study, read_study
@@ -69,6 +76,8 @@ class Options:
     sampler: Sampler
     prune: Prune | None
     """None is median, and none where trials are lengthened."""
+    finalists: int
+    """Number of the best trials that are trained with more seeds before one is the winner."""
     seeds: int
     """Number of seeds that the winner and the recipe as it is are compared with."""
     extend: bool
@@ -118,15 +127,18 @@ def tune(recipe: str | None, given: Given, options: Options, display: Display) -
     finish = partial(finish_study, subject, study, space, ground, measure)
     with Stop() as stop:
         job = Search(subject, study, measure, plan.trials, stop, display)
+        finalists: tuple[Finalist, ...] = ()
         comparison = final = None
         try:
             search(job)
-            comparison = compare_winner(job, options, whole=False)
-            final = compare_winner(job, options, whole=True)
+            finalists = repeat_finalists(job, options.finalists)
+            winner = find_winner(study.runs(), measure, finalists)
+            comparison = compare_winner(job, options, winner, whole=False)
+            final = compare_winner(job, options, winner, whole=True)
         except (Stopped, TrainingError):  # what there is so far is not lost
-            finish(comparison, final)
+            finish(finalists, comparison, final)
             raise
-    return finish(comparison, final)
+    return finish(finalists, comparison, final)
 
 
 def choose_space(
@@ -193,23 +205,26 @@ def show_space(display: Display, space: Space, origin: str, subject: Subject) ->
         display.note(f"  {dimension.key}: {dimension} (now {now})")
 
 
-def compare_winner(job: Search, options: Options, *, whole: bool) -> Comparison | None:
+def compare_winner(
+    job: Search, options: Options, winner: Run | None, *, whole: bool
+) -> Comparison | None:
     """Train the winner beside the recipe as it is with new seeds, where that is asked for.
 
     Args:
         job: The study.
         options: How many seeds.
+        winner: The best trial; None where none came to its end.
         whole: Whether both are trained as the whole recipe says, and not as trials are.
 
     Raises:
         TrainingError: One of the runs failed.
         Stopped: This process was told to stop; the run is saved.
     """
-    winner = find_winner(job.study.runs(), job.measure)
     count = options.final if whole else options.seeds
     if winner is None or winner.is_default or not count:
         return None
-    first = job.subject.configure({}).train.seed + 1  # the search has seen the recipe's own
+    # seeds that neither the search nor the choice among the best trials has seen
+    first = job.subject.configure({}).train.seed + 1 + MORE_SEEDS
     if whole:
         first += options.seeds
     folder = job.study.folder / ("final" if whole else "seeds")
@@ -231,17 +246,22 @@ def finish_study(
     space: Space,
     ground: Ground,
     measure: Measure,
+    finalists: tuple[Finalist, ...],
     comparison: Comparison | None,
     final: Comparison | None,
 ) -> Tuned:
     """Write the winner's recipe and the page of a study, finished or not."""
     runs = study.runs()
-    winner = find_winner(runs, measure)
+    winner = find_winner(runs, measure, finalists)
     recipe = None
     if winner is not None:
         recipe = study.folder / BEST
         values = {} if winner.is_default else winner.values
-        header = describe_winner(subject, study.folder, ground, measure, winner, comparison)
+        value, seeds = describe_number(winner, measure, finalists)
+        number = f"{ground.metric} {value:.4g} with {seeds}, on {ground.split}."
+        header = describe_winner(subject, study.folder, number, winner)
+        if comparison is not None:
+            header += f"\n{comparison.verdict(ground.metric)}"
         try:
             config = subject.configure(values, whole=True)
         except ConfigError as error:
@@ -259,6 +279,7 @@ def finish_study(
         runs=tuple(runs),
         measure=measure,
         best=winner,
+        finalists=finalists,
         comparison=comparison,
         final=final,
         importances=study.importances(),
@@ -269,24 +290,14 @@ def finish_study(
     return tuned
 
 
-def describe_winner(
-    subject: Subject,
-    folder: Path,
-    ground: Ground,
-    measure: Measure,
-    winner: Run,
-    comparison: Comparison | None,
-) -> str:
+def describe_winner(subject: Subject, folder: Path, number: str, winner: Run) -> str:
     """Return what stands above the settings of the winner's recipe."""
-    value = measure.best(winner.by_epoch)
     what = "the recipe as it is" if winner.is_default else f"trial {winner.name}"
     lines = [
         f"The best of the study {folder}, {what}, of the recipe {subject.opened.name}.",
-        f"{ground.metric} {value:.4g} with one seed, on {ground.split}.",
+        number,
     ]
     lines += [f"  {key}: {found}" for key, found in winner.values.items()]
-    if comparison is not None:
-        lines.append(comparison.verdict(ground.metric))
     return "\n".join(lines)
 
 
@@ -300,6 +311,11 @@ def check_options(options: Options) -> None:
         raise ConfigError(f"{name_option('trials')} is {options.trials}; it must be at least 1")
     if options.hours is not None and not options.hours > 0:
         raise ConfigError(f"{name_option('hours')} is {options.hours}; it must be above 0")
+    if options.finalists < 1:
+        raise ConfigError(
+            f"{name_option('finalists')} is {options.finalists}; it must be at least 1, which "
+            "takes the best trial by its one seed"
+        )
     for name, count in (("seeds", options.seeds), ("final", options.final)):
         if count != 0 and count < 2:
             raise ConfigError(
