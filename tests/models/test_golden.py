@@ -19,8 +19,8 @@ from torch.testing import assert_close
 
 from support.golden import COMMITTED, check_norms, golden_images, golden_model, run
 
-SHARED = Path(__file__).parents[3] / "shared" / "golden" / "models"
-FULL = sorted(path.stem for path in SHARED.glob("*.json"))
+SHARED = Path(__file__).parents[3] / "shared" / "golden"
+FULL = {path.stem: path for room in ("models", "pyramid") for path in sorted((SHARED / room).glob("*.json"))}
 
 
 @pytest.mark.parametrize("name", COMMITTED["models"])
@@ -37,11 +37,11 @@ def test_numbers_of_the_official_code_are_reproduced(name: str) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.skipif(not FULL, reason="../shared/golden/models is absent; its excerpt in tests/golden is tested above")
+@pytest.mark.skipif(not FULL, reason="../shared/golden is absent; its excerpt in tests/golden is tested above")
 @pytest.mark.parametrize("name", FULL)
 def test_every_golden_number_is_reproduced(name: str) -> None:
-    expected: dict[str, Any] = json.loads((SHARED / f"{name}.json").read_text())
-    arrays = np.load(SHARED / f"{name}.npz")
+    expected: dict[str, Any] = json.loads(FULL[name].read_text())
+    arrays = np.load(FULL[name].with_suffix(".npz"))
     model = golden_model(name)
     assert {key: list(value.shape) for key, value in model.state_dict().items()} == expected["keys"]
     logits, features, loss, norms = run(model)
@@ -54,4 +54,4 @@ def test_every_golden_number_is_reproduced(name: str) -> None:
 
 def test_the_formula_is_the_published_one() -> None:
     # of image(2, 3, 224, 224), so that a change of the formula is told from a change of a model
-    assert_close(golden_images().flatten()[:4], torch.tensor(COMMITTED["image"]), atol=1e-7, rtol=0)
+    assert_close(golden_images(224, 224).flatten()[:4], torch.tensor(COMMITTED["image"]), atol=1e-7, rtol=0)

@@ -20,20 +20,20 @@ COMMITTED = json.loads((Path(__file__).parents[1] / "golden" / "models.json").re
 def golden_model(name: str) -> VisionModel:
     model = create_model(name).eval()
     weights = {
-        key: value if key in COMMITTED["kept"] else golden_weight(key, tuple(value.shape))
+        key: value if key.endswith(tuple(COMMITTED["kept"])) else golden_weight(key, tuple(value.shape))
         for key, value in model.state_dict().items()
     }
     model.load_state_dict(weights)
     return model
 
 
-def golden_images() -> Tensor:
-    return torch.from_numpy(formula("image", (2, 3, 224, 224)).astype(np.float32))
+def golden_images(height: int, width: int) -> Tensor:
+    return torch.from_numpy(formula("image", (2, 3, height, width)).astype(np.float32))
 
 
 def run(model: VisionModel) -> tuple[Tensor, Tensor, float, dict[str, float]]:
     """Return logits, features, the loss logsumexp(logits).mean() and the norm of its gradient by parameter."""
-    features = model.forward_head(model.forward_features(golden_images()), pre_logits=True)
+    features = model.forward_head(model.forward_features(golden_images(*model.config.size)), pre_logits=True)
     logits = model.head(features)
     loss = logits.logsumexp(dim=1).mean()
     loss.backward()

@@ -68,8 +68,9 @@ def attend(
     k: Float[Tensor, "b h m d"],
     v: Float[Tensor, "b h m d"],
     scale: float | None = None,
+    bias: Float[Tensor, "1 h n m"] | None = None,
 ) -> Float[Tensor, "b h n d"]:
-    """Return softmax(q k^T scale) v, where scale is 1 / sqrt(d) unless it is given.
+    """Return softmax(q k^T scale + bias) v, where scale is 1 / sqrt(d) unless it is given.
 
     On CPUs PyTorch's fused attention takes two to six times as long in bfloat16 as two products
     with a softmax between them, and longer too for narrow heads; in float32 it takes longer where
@@ -78,11 +79,14 @@ def attend(
     (n, d), m = q.shape[-2:], k.shape[-2]
     factor = d**-0.5 if scale is None else scale
     if (record := recorder()) is not None:
-        shares = ((q * factor) @ k.transpose(-2, -1)).softmax(-1)
+        scores = (q * factor) @ k.transpose(-2, -1)
+        shares = (scores if bias is None else scores + bias).softmax(-1)
         record(shares)
         return shares @ v
     if not q.is_cpu or is_recorded():
-        return scaled_dot_product_attention(q, k, v, scale=scale)
+        return scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    if bias is not None:
+        return (((q * factor) @ k.transpose(-2, -1)) + bias).softmax(-1) @ v
     if n * m > MAX_SCORES * (n + 2 * m) * d:
         if is_long_better(q):
             return long_attention(q, k, v, factor)

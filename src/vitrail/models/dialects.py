@@ -97,6 +97,9 @@ class Dialect:
     for."""
     optional: tuple[str, ...] = ()
     """Patterns of ours that the project's files may lack: zeros then."""
+    counters: tuple[str, ...] = ()
+    """Patterns of ours that count batches, with which nothing is computed: zeros when read, and left
+    out when written."""
     ignored: Mapping[str, str] = field(default_factory=dict)
     """Patterns of theirs that hold no weights, and what they are."""
     prefix: str = ""
@@ -188,6 +191,8 @@ def write_names(names: Iterable[str], dialect: Dialect) -> tuple[list[Link], lis
     rows = [(_names(row.ours), _names(row.theirs), row.how) for row in dialect.rows]
     kept, dropped = [], []
     for name in names:
+        if _is_one_of(name, dialect.counters):
+            continue
         has_no_place = _is_one_of(name, dialect.absent)
         (dropped if has_no_place else kept).append(name)
     links = []
@@ -199,7 +204,7 @@ def write_names(names: Iterable[str], dialect: Dialect) -> tuple[list[Link], lis
 
 def may_lack(name: str, dialect: Dialect) -> bool:
     """Say whether a project's files lack a weight of ours that is then zeros."""
-    return _is_one_of(name, (*dialect.absent, *dialect.optional))
+    return _is_one_of(name, (*dialect.absent, *dialect.optional, *dialect.counters))
 
 
 def _is_one_of(name: str, patterns: Iterable[str]) -> bool:

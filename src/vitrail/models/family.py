@@ -30,7 +30,7 @@ MAX_BLOCKS = 1000
 """Blocks, or entries of a tuple such as `depths`; the deepest published model has 24."""
 MAX_WHOLE = 2**31 - 1
 """Upper bound of a number of channels, heads or classes."""
-BLOCK = re.compile(r"blocks(\.\d+)+")
+BLOCK = re.compile(r"(stages\.\d+\.)?blocks(\.\d+)+")
 """Names of the blocks of this package's own families."""
 MAX_REAL = 1e6
 """Upper bound of a ratio or epsilon."""
@@ -198,8 +198,8 @@ class Variant(Generic[C]):
     where nobody wrote it down."""
     trainable: int | None = None
     macs: int | None = None
-    """Multiply-adds of one 224x224 image: convolutions, linear layers and attention products, as
-    torch counts them."""
+    """Multiply-adds of one image of its own size: convolutions, linear layers and attention
+    products, as torch counts them."""
     top1: float | None = None
     """ImageNet-1k validation accuracy in percent, as published; None where nothing was
     published."""
@@ -218,6 +218,8 @@ class Variant(Generic[C]):
     published weights does not have; empty for none."""
 
 
+Grid = tuple[int, int]
+"""Rows and columns."""
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of weights by their official names."""
 
@@ -271,6 +273,9 @@ class Family(Generic[C]):
     layer that reads images. Without any, a model is not adapted to other channels."""
     positions: tuple[str, ...] = ()
     """Tables of positions (1, extra tokens and then the grid, d), resized to other image sizes."""
+    paired_positions: Callable[[C], Mapping[str, tuple[Grid, Grid]]] | None = None
+    """Tables (1, heads, n, m) of a number for each pair of positions of two grids, with both grids,
+    resized to other image sizes."""
     fixed_positions: Callable[[int, int], Tensor] | None = None
     """Compute a table of positions from its numbers of rows and channels, where it is not
     trained."""

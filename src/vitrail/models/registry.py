@@ -9,10 +9,15 @@ from dataclasses import fields
 from typing import Any
 
 from vitrail.errors import ConfigError, format_choices, shorten, suggest
-from vitrail.models import t2t_vit, timm_model, tnt, twins
+from vitrail.models import pyramid_tnt, t2t_vit, timm_model, tnt, twins
 from vitrail.models.family import Family, Library, ModelConfig, Variant, VisionModel
 
-FAMILIES: tuple[Family[Any], ...] = (tnt.FAMILY, t2t_vit.FAMILY, twins.FAMILY)
+FAMILIES: tuple[Family[Any], ...] = (
+    tnt.FAMILY,
+    t2t_vit.FAMILY,
+    twins.FAMILY,
+    pyramid_tnt.FAMILY,
+)
 LIBRARIES: tuple[Library, ...] = (timm_model.LIBRARY,)
 """Other packages whose models have names here too, behind a prefix. They are listed where a pattern
 begins with that prefix, and looked up by whole names only."""
