@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from vitrail.models.registry import FAMILIES
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "vitrail"
 
@@ -47,6 +49,24 @@ ROOMS = (
     "cli",
 )
 """In the order in which a newcomer meets them."""
+
+
+def family_table() -> str:
+    """Return one row a family of models: its models, their sizes and published accuracies."""
+    rows = ["| family | models | parameters, M | published top-1, % | paper |", "|-|-|-:|-:|-|"]
+    for family in FAMILIES:
+        names = list(family.variants)
+        sizes = [variant.params / 1e6 for variant in family.variants.values()]
+        accuracies = [variant.top1 for variant in family.variants.values() if variant.top1]
+        cells = (
+            family.title,
+            f"{len(names)}, such as `{names[1]}`",
+            f"{min(sizes):.1f} to {max(sizes):.1f}",
+            f"{min(accuracies):.1f} to {max(accuracies):.1f}",
+            f"[{family.paper.rsplit('/', 1)[1]}]({family.paper})",
+        )
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows) + "\n"
 
 
 def first_line(path: Path) -> str:
@@ -103,13 +123,16 @@ def filled(text: str, label: str, content: str) -> str:
 def documents() -> dict[Path, str]:
     """Return what each document should read."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    readme = filled(readme, "vitrail models --markdown", printed("models", "--markdown"))
+    readme = filled(readme, "families", family_table())
     readme = filled(readme, "rooms", room_table())
     design = filled((ROOT / "docs" / "design.md").read_text(encoding="utf-8"), "file map", file_map())
+    models = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    models = filled(models, "vitrail models --markdown", printed("models", "--markdown"))
     training = filled((ROOT / "docs" / "training.md").read_text(encoding="utf-8"), "recipes", recipe_table())
     return {
         ROOT / "README.md": readme,
         ROOT / "docs" / "design.md": design,
+        ROOT / "docs" / "models.md": models,
         ROOT / "docs" / "training.md": training,
         ROOT / "docs" / "config.md": printed("config", "--markdown"),
     }

@@ -102,7 +102,13 @@ def own(wanted: LoadRequest) -> dict[str, Any]:
             r"zoo has no place for 11 of its weights \(patch_embed\.proj\.bias, .*not zero; .* another model; a model "
             r"trained with model\.options\.biases=zoo has none of them",
         ),
-        ("twins_svt_small", "mindspore", "a.ckpt", "to=mindspore: is no project that is known here"),
+        ("twins_svt_small", "mind", "a.ckpt", "to=mind: is no project that is known here"),
+        (
+            "twins_svt_small",
+            "mindspore",
+            "a.ckpt",
+            "to=mindspore: mindspore has no Twins; known for it are official, timm, mmpretrain, mindcv, zoo",
+        ),
         ("twins_svt_small", "mindcv", "a.pth", r"to=mindcv writes files that end in \.ckpt, \.safetensors"),
         ("twins_svt_small", "official", "a.ckpt", r"to=official writes files that end in \.pth"),
         ("twins_svt_small", "vitrail", "a.pth", r"to=vitrail writes files that end in \.safetensors"),

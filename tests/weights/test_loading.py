@@ -265,8 +265,8 @@ def test_size_that_was_never_published_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ({"dialect": "zoo"}, r"no TNT, T2T-ViT or Twins that zoo names; leave weights\.dialect out"),
-        ({"dialect": "mmpretrain"}, r"no TNT, T2T-ViT or Twins that mmpretrain names"),
+        ({"dialect": "zoo"}, r"no TNT, T2T-ViT, Twins or PyramidTNT that zoo names; leave weights\.dialect out"),
+        ({"dialect": "mmpretrain"}, r"no TNT, T2T-ViT, Twins or PyramidTNT that mmpretrain names"),
         ({"dialect": "vitrail"}, r"was not written by vitrail; leave weights\.dialect out"),
         ({"options": {"depths": (1, 1, 1, 1)}}, "does not fit the model"),
         ({"classes": ["a", "b"], "options": {"num_classes": 3}}, "num_classes is 3, but 2 classes are named"),

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from vitrail.deploy.export import Exported
     from vitrail.weights.opened import Opened
 
-Project = Literal["official", "timm", "mmpretrain", "mindcv", "zoo", "vitrail"]
+Project = Literal["official", "timm", "mmpretrain", "mindcv", "zoo", "mindspore", "vitrail"]
 SHOWN_LAYERS = 10
 """Layers of a quantized model that are shown, the most sensitive ones."""
 

@@ -29,7 +29,7 @@ def convert(
         str, Parameter(show_default=False, help="How the source is read: weights.key=value.")
     ],
     to: Annotated[
-        Literal["official", "timm", "mmpretrain", "mindcv", "zoo", "vitrail"],
+        Literal["official", "timm", "mmpretrain", "mindcv", "zoo", "mindspore", "vitrail"],
         Parameter(
             help="The project that is to read it: the paper's own, timm, mmpretrain, MindCV, MindSpore's zoo."
         ),

@@ -129,9 +129,9 @@ def models(
         ),
     ] = "*",
     *,
-    markdown: Annotated[bool, Parameter(help="Print the table of the README.")] = False,
+    markdown: Annotated[bool, Parameter(help="Print the table of docs/models.md.")] = False,
 ) -> int:
-    """List the models: parameters, multiply-adds at 224, published accuracy, preprocessing.
+    """List the models: parameters, multiply-adds, published accuracy, preprocessing.
 
     ```
     vitrail models 'timm:*deit*'                   # the models of timm that are called so

@@ -53,7 +53,9 @@ class ModelSection:
 class WeightsSection:
     """How a weight file is read, where it leaves a choice."""
 
-    dialect: Literal["official", "timm", "mmpretrain", "mindcv", "zoo", "vitrail"] | None = None
+    dialect: (
+        Literal["official", "timm", "mmpretrain", "mindcv", "zoo", "mindspore", "vitrail"] | None
+    ) = None
     """Project whose parameter names the weight file uses; null finds out."""
     model: str | None = None
     """Name of the model that the weight file holds; null finds out by shapes. In training it is

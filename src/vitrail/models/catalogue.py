@@ -15,7 +15,7 @@ COLUMNS = (
     "model",
     "params, M",
     "trainable, M",
-    "MACs at 224, G",
+    "MACs, G",
     "published top-1",
     "top-5",
     "source",

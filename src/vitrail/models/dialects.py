@@ -97,9 +97,9 @@ class Dialect:
     for."""
     optional: tuple[str, ...] = ()
     """Patterns of ours that the project's files may lack: zeros then."""
-    counters: tuple[str, ...] = ()
-    """Patterns of ours that count batches, with which nothing is computed: zeros when read, and left
-    out when written."""
+    has_counters: bool = True
+    """Whether batch norms have a count of batches, with which nothing is computed; else it is 0 when
+    read, and left out when written."""
     ignored: Mapping[str, str] = field(default_factory=dict)
     """Patterns of theirs that hold no weights, and what they are."""
     prefix: str = ""
@@ -111,6 +111,8 @@ class Dialect:
     in it."""
     mindspore: bool = False
     """Norms have gamma and beta, and files are .ckpt."""
+    norms: tuple[str, ...] = ()
+    """Modules that are norms, beside those whose name begins so."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What the model must be built with to compute what that project computes."""
     preprocess: Mapping[str, Any] = field(default_factory=dict)
@@ -153,7 +155,7 @@ def read_names(
     leaves, rest = {}, []
     for whole in names:
         name = whole.removeprefix(dialect.prefix)
-        if dialect.mindspore and (norm := _NORM.fullmatch(name)) and norm[2] in ("weight", "bias"):
+        if dialect.mindspore and _of_norm(name, dialect) in ("weight", "bias"):
             rest.append(whole)
         else:
             leaves[_from_gamma(name) if dialect.mindspore else name] = whole
@@ -191,7 +193,7 @@ def write_names(names: Iterable[str], dialect: Dialect) -> tuple[list[Link], lis
     rows = [(_names(row.ours), _names(row.theirs), row.how) for row in dialect.rows]
     kept, dropped = [], []
     for name in names:
-        if _is_one_of(name, dialect.counters):
+        if is_counter(name) and not dialect.has_counters:
             continue
         has_no_place = _is_one_of(name, dialect.absent)
         (dropped if has_no_place else kept).append(name)
@@ -204,7 +206,14 @@ def write_names(names: Iterable[str], dialect: Dialect) -> tuple[list[Link], lis
 
 def may_lack(name: str, dialect: Dialect) -> bool:
     """Say whether a project's files lack a weight of ours that is then zeros."""
-    return _is_one_of(name, (*dialect.absent, *dialect.optional, *dialect.counters))
+    if is_counter(name):
+        return not dialect.has_counters
+    return _is_one_of(name, (*dialect.absent, *dialect.optional))
+
+
+def is_counter(name: str) -> bool:
+    """Say whether a weight of ours is how many batches a batch norm has seen."""
+    return name.endswith(".num_batches_tracked")
 
 
 def _is_one_of(name: str, patterns: Iterable[str]) -> bool:
@@ -273,8 +282,15 @@ def _fill(pattern: str, values: Mapping[str, str]) -> str:
     )
 
 
-_NORM = re.compile(r"(.*norm\w*)\.(gamma|beta|weight|bias)")
+_NORM = re.compile(r".*norm\w*")
 _LEAF = {"gamma": "weight", "beta": "bias", "weight": "gamma", "bias": "beta"}
+
+
+def _of_norm(name: str, dialect: Dialect) -> str:
+    """Return which weight of a norm has this name; empty where it is none of a norm."""
+    module, _, leaf = name.rpartition(".")
+    is_norm = module in dialect.norms or _NORM.fullmatch(module) is not None
+    return leaf if is_norm and leaf in _LEAF else ""
 
 
 def _from_gamma(name: str) -> str:
@@ -283,6 +299,6 @@ def _from_gamma(name: str) -> str:
 
 
 def _theirs(name: str, dialect: Dialect) -> str:
-    match = _NORM.fullmatch(name) if dialect.mindspore else None
-    name = f"{match[1]}.{_LEAF[match[2]]}" if match else name
+    leaf = _of_norm(name, dialect) if dialect.mindspore else ""
+    name = f"{name.removesuffix(leaf)}{_LEAF[leaf]}" if leaf else name
     return name if _is_one_of(name, dialect.bare) else dialect.prefix + name

@@ -30,8 +30,8 @@ MAX_BLOCKS = 1000
 """Blocks, or entries of a tuple such as `depths`; the deepest published model has 24."""
 MAX_WHOLE = 2**31 - 1
 """Upper bound of a number of channels, heads or classes."""
-BLOCK = re.compile(r"(stages\.\d+\.)?blocks(\.\d+)+")
-"""Names of the blocks of this package's own families."""
+BLOCK = re.compile(r"blocks(\.\d+)+|stages\.\d+(\.blocks\.\d+)?")
+"""Names of the blocks of this package's own families, and of their stages."""
 MAX_REAL = 1e6
 """Upper bound of a ratio or epsilon."""
 

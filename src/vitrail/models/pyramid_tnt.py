@@ -329,9 +329,7 @@ class PyramidTNT(VisionModel[PyramidTNTConfig]):
             for k, (first, depth) in enumerate(zip(firsts, depths, strict=True))
         )
         eps = config.norm_eps
-        self.word_merges = nn.ModuleList(
-            WordMerge(e, after, eps) for e, after in pairwise(words)
-        )
+        self.word_merges = nn.ModuleList(WordMerge(e, after, eps) for e, after in pairwise(words))
         self.sentence_merges = nn.ModuleList(
             SentenceMerge(d, after, eps) for d, after in pairwise(dims)
         )
@@ -382,15 +380,14 @@ class PyramidTNT(VisionModel[PyramidTNTConfig]):
         return first + 1 + (int(place[2]) if place[1] == "blocks" else 0)
 
 
-def _name_batch_norm(name: str) -> tuple[Row, ...]:
-    """Return how MindSpore names the weights of a batch norm."""
-    theirs = {
-        "weight": "gamma",
-        "bias": "beta",
-        "running_mean": "moving_mean",
-        "running_var": "moving_variance",
-    }
-    return tuple(Row(f"{name}.{ours}", f"{name}.{leaf}") for ours, leaf in theirs.items())
+BATCH_NORMS = (
+    "patch_embed.common_conv.1",
+    "patch_embed.inner_convs.1",
+    "patch_embed.outer_convs.1",
+    "patch_embed.outer_convs.4",
+    "patch_embed.outer_convs.7",
+)
+"""The batch norms of the stem, by their names."""
 
 
 _DIALECTS = (
@@ -399,11 +396,11 @@ _DIALECTS = (
     Dialect(
         name="mindspore",
         rows=(
-            *_name_batch_norm("patch_embed.common_conv.{i}"),
-            *_name_batch_norm("patch_embed.inner_convs.{i}"),
-            *_name_batch_norm("patch_embed.outer_convs.{i}"),
+            *(Row(f"{name}.running_mean", f"{name}.moving_mean") for name in BATCH_NORMS),
+            *(Row(f"{name}.running_var", f"{name}.moving_variance") for name in BATCH_NORMS),
         ),
-        counters=("{rest}.num_batches_tracked",),
+        norms=BATCH_NORMS,
+        has_counters=False,
         mindspore=True,
     ),
 )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import CheckpointError, ConfigError, format_choices, list_values
-from vitrail.models.dialects import SAME, Dialect, Link, may_lack, read_names
+from vitrail.models.dialects import SAME, Dialect, Link, is_counter, may_lack, read_names
 from vitrail.models.family import Family, ModelConfig, Shapes, Variant
 from vitrail.models.registry import FAMILIES, build_config, find_variant
 from vitrail.weights.account import UNUSED
@@ -130,7 +130,9 @@ def translate(weights: Mapping[str, Tensor], reading: Reading) -> dict[str, Tens
     for link in reading.links:
         tensors = link.how.read([_widen(weights[name]) for name in link.theirs])
         translated |= zip(link.ours, tensors, strict=True)
-    translated |= {name: torch.zeros(expected[name]) for name in reading.zeros}
+    for name in reading.zeros:
+        kind = torch.int64 if is_counter(name) else torch.float32
+        translated[name] = torch.zeros(expected[name], dtype=kind)
     return {name: translated[name] for name in expected if name in translated}
 
 

@@ -47,11 +47,21 @@ DEPTHS = {
         7: ("blocks.3.0.", "pos_block.3."),
         8: ("norm.", "head."),
     },
-}  # inner and outer transformers of a TNT together, the T2T module as the stem, Twins' stages in the order they run
+    "ptnt_ti_patch16_192": {
+        0: ("outer_pos", "inner_pos", "patch_embed."),
+        1: ("stages.0.", "word_merges.0.", "sentence_merges.0."),
+        2: ("stages.1.relative_pos", "stages.1.blocks.0."),
+        3: ("stages.1.blocks.1.", "word_merges.1.", "sentence_merges.1."),
+        4: ("stages.2.", "word_merges.2.", "sentence_merges.2."),
+        5: ("stages.3.",),
+        6: ("norm.", "head."),
+    },
+}  # inner and outer transformers of a TNT together, the T2T module as the stem, stages in the order they run
 SHAPES = {
     "tnt_ti_patch16_224": {"depth": 2},
     "t2t_vit_7": {"depth": 2},
     "twins_pcpvt_small": {"depths": (2, 2, 2, 1)},
+    "ptnt_ti_patch16_192": {"depths": (1, 2, 1, 1)},
 }
 
 
@@ -85,6 +95,8 @@ def test_every_weight_has_the_depth_at_which_it_is_computed_with(name: str) -> N
         ("twins_pcpvt_small", "blocks.2", 5),
         ("twins_pcpvt_small", "blocks.1.1", 4),
         ("twins_pcpvt_small", "norm", 8),
+        ("ptnt_ti_patch16_192", "stages.1.blocks.1", 3),
+        ("ptnt_ti_patch16_192", "stages.2", 4),
     ],
 )
 def test_what_comes_before_a_part_is_frozen(name: str, until: str, frozen_layers: int) -> None:
@@ -160,7 +172,7 @@ def test_activations_of_frozen_parts_are_not_kept(name: str) -> None:
     images = torch.randn(2, 3, *model.config.size)
     model.train()
     whole = kept_bytes(model, images)
-    last = {"twins_pcpvt_small": "blocks.3"}.get(name, "blocks.1")
+    last = {"twins_pcpvt_small": "blocks.3", "ptnt_ti_patch16_192": "stages.3"}.get(name, "blocks.1")
     sizes = []
     for until in (last, "head"):
         freeze = Freeze(model, until)
@@ -186,5 +198,5 @@ def test_frozen_parts_draw_no_dropout_and_no_drop_path(name: str) -> None:
     assert torch.equal(model(images), copy.deepcopy(model).eval()(images))
     # what is not frozen still draws
     model.train()
-    Freeze(model, {"twins_pcpvt_small": "blocks.2"}.get(name, "blocks.1")).still()
+    Freeze(model, {"twins_pcpvt_small": "blocks.2", "ptnt_ti_patch16_192": "stages.2"}.get(name, "blocks.1")).still()
     assert not torch.equal(model(images), model(images))

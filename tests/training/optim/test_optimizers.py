@@ -118,7 +118,7 @@ def test_layer_decay_leaves_the_weight_decay_of_every_parameter(name: str) -> No
 @every_family
 def test_frozen_parameters_are_in_no_group(name: str) -> None:
     model = tiny(name)
-    frozen = [parameter for key, parameter in model.named_parameters() if key.startswith("blocks.0.")]
+    frozen = [parameter for key, parameter in model.named_parameters() if model.layer_of(key) == 1]
     for parameter in frozen:
         parameter.requires_grad_(False)
     grouped = {parameter for group in parameter_groups(model, 0.05, 0.5) for parameter in group["params"]}

@@ -135,8 +135,8 @@ def build_subtree(
         name = ".".join(segment for segment in behind.split(".") if not is_wrapper(segment))
         reason = why_no_weight(name, file.tensors[whole])
         # of a library's model, single and whole numbers may be of it
-        is_known = bool(library_model) and (
-            is_weight(name, library_model) or _is_counter_of_norm(file, whole)
+        is_known = _is_counter_of_norm(file, whole) or (
+            bool(library_model) and is_weight(name, library_model)
         )
         if reason and not is_known:
             skipped[whole] = reason
