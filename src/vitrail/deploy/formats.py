@@ -239,7 +239,8 @@ def _write_pt2(plan: Plan) -> Files:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.pt2")
         try:
-            aoti_compile_and_package(plan.program(plan.device), package_path=str(path))
+            with torch.no_grad():
+                aoti_compile_and_package(plan.program(plan.device), package_path=str(path))
         except (InvalidCxxCompiler, InductorError) as error:
             reason = str(error).strip().splitlines()[0]
             where = write_option("format", "pt2")

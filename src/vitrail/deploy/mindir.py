@@ -364,13 +364,22 @@ def _product(graph: Graph, primitive: str, a: Value, b: Value, transposed: bool 
 
 
 def _attention(
-    graph: Graph, shape: Shape, q: Value, k: Value, v: Value, *, scale: float | None = None
+    graph: Graph,
+    shape: Shape,
+    q: Value,
+    k: Value,
+    v: Value,
+    bias: Value | None = None,
+    *,
+    scale: float | None = None,
 ) -> Value:
-    """Write softmax(scale q k^T) v, of full attention without a mask."""
+    """Write softmax(scale q k^T + bias) v, of full attention."""
     if scale is None:
         scale = q.shape[-1] ** -0.5
     q = graph.add("Mul", q.shape, q, torch.tensor(scale))
     weights = _product(graph, "BatchMatMul", q, k, transposed=True)
+    if bias is not None:
+        weights = graph.add("Add", weights.shape, weights, bias)
     weights = graph.add("Softmax", weights.shape, weights, axis=(-1,))
     return _product(graph, "BatchMatMul", weights, v)
 
@@ -400,6 +409,50 @@ def _conv2d(
     if bias is None:
         return y
     return graph.add("BiasAdd", shape, y, bias, format="NCHW")
+
+
+def _batch_norm(
+    graph: Graph,
+    shape: Shape,
+    x: Value,
+    weight: Value,
+    bias: Value,
+    mean: Value,
+    variance: Value,
+    training: bool,
+    _: float,
+    eps: float,
+    *others: Any,
+) -> Value:
+    """Write the norm by the statistics that training kept: (x - mean) / sqrt(variance + eps) weight + bias."""
+    if training:
+        raise NoCounterpart("of training; call eval() first")
+    by_channel = (1, shape[1], *[1] * (len(shape) - 2))
+    weight, bias, mean, variance = (
+        _reshape(graph, by_channel, one) for one in (weight, bias, mean, variance)
+    )
+    deviation = graph.add("Add", by_channel, variance, torch.tensor(eps))
+    deviation = graph.add("Sqrt", by_channel, deviation)
+    y = graph.add("Sub", shape, x, mean)
+    y = graph.add("RealDiv", shape, y, deviation)
+    y = graph.add("Mul", shape, y, weight)
+    return graph.add("Add", shape, y, bias)
+
+
+def _avg_pool2d(
+    graph: Graph,
+    shape: Shape,
+    x: Value,
+    size: Sequence[int],
+    stride: Sequence[int] = (),
+    *others: Any,
+) -> Value:
+    """Write means of whole cells, by a mean over two dimensions of their own."""
+    cells = (shape[2] * size[0], shape[3] * size[1])
+    if others or tuple(stride or size) != tuple(size) or cells != tuple(x.shape[2:]):
+        raise NoCounterpart("of other than whole cells side by side")
+    y = _reshape(graph, (*shape[:3], size[0], shape[3], size[1]), x)
+    return graph.add("ReduceMean", shape, y, (3, 5), keep_dims=False)
 
 
 def _layer_norm(
@@ -479,6 +532,8 @@ OPERATIONS: Mapping[Any, Callable[..., Any]] = {
     aten.add.Tensor: _elementwise("Add"),
     aten.alias.default: _same,
     aten.amax.default: _reduction("ReduceMax"),
+    aten.avg_pool2d.default: _avg_pool2d,
+    aten.batch_norm.default: _batch_norm,
     aten.cat.default: _cat,
     aten.chunk.default: _split,
     aten.clamp.default: _clamp,
@@ -499,6 +554,7 @@ OPERATIONS: Mapping[Any, Callable[..., Any]] = {
     aten.numpy_T.default: _reverse,
     aten.pad.default: _pad,
     aten.permute.default: _permute,
+    aten.relu.default: _elementwise("ReLU"),
     aten.reshape.default: _reshape,
     aten.scaled_dot_product_attention.default: _attention,
     aten.select.int: _select,
