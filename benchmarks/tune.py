@@ -96,7 +96,7 @@ def main(*, work: Path, trials: int = 30, epochs: int = 40, shared_trials: int =
         table.append(f"| {shared_trials} short trials, processes: {count} | {seconds:,.0f} s |")
     table.append(f"| time of two, of that of one | {times[2] / times[1]:.2f} |")
     notes = [
-        f"{trials} trials of {epochs} epochs around the recipe of digits, median pruning, the best 5 with 2 more seeds each",
+        f"{trials} trials of {epochs} epochs around the recipe of digits, median pruning, the best 5 with 2 more seeds",
         "winner and recipe with 3 new seeds each; top-1 on the 359 images that are held out, %",
         f"processes that share a study: {SHARED_EPOCHS} epochs a trial, one thread each, a quiet machine",
     ]
