@@ -85,6 +85,8 @@ class _AsTimm:
         for name, child in model.named_children():
             if isinstance(child, nn.ModuleList) and len(child) == len(levels):
                 setattr(model, name, child[:kept])
+            elif isinstance(child, nn.ModuleList) and len(child) == len(levels) - 1:
+                setattr(model, name, child[: kept - 1])  # what stands between two stages
         # a pyramid's norm is for its last map
         if prune_norm or levels[kept - 1].reduction != levels[-1].reduction:
             model.norm = nn.Identity()

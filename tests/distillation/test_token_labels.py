@@ -126,6 +126,28 @@ def test_mixing_tokens_is_mixing_by_a_mask(name: str) -> None:
     assert torch.equal(*(one[0] if isinstance(one, tuple) else one for one in (out, again)))
 
 
+def test_words_and_sentences_of_a_pyramid_are_mixed_alike() -> None:
+    torch.manual_seed(1)
+    tiny_size = {**find_variant("ptnt_ti_patch16_192")[0].tiny, "image_size": (96, 64)}
+    model = create_model("ptnt_ti_patch16_192", **tiny_size).train()
+    grid, box, images = model.map_size(-1), (0, 1, 0, 1), torch.randn(3, 3, 96, 64)
+    assert grid == (2, 1)  # of whose three cells of 32 pixels the last is half one
+    add_token_head(model, grid)
+    plain = model.get_submodule(model.embedding)(images)
+    set_box(model, box)
+    mixed = model.get_submodule(model.embedding)(images)
+    for before, after in zip(plain, mixed, strict=True):
+        before, after = (part.reshape(3, 12, 8, -1) for part in (before, after))
+        assert torch.equal(after[:, :6], before.flip(0)[:, :6])
+        assert torch.equal(after[:, 6:], before[:, 6:])
+    assert take_answers_of(model, images).shape == (3, 2, 7)
+
+
+def take_answers_of(model: Any, images: Tensor) -> Tensor:
+    model(images)
+    return take_answers(model)
+
+
 @pytest.mark.parametrize("name", ["tnt_s_patch16_224", "twins_svt_small"])
 def test_where_a_stem_sees_single_cells_mixing_tokens_is_pasting_pixels(name: str) -> None:
     grid, (top, bottom, left, right) = STUDENTS[name], (1, 2, 0, 2)

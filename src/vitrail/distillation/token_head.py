@@ -37,6 +37,7 @@ def add_token_head(model: VisionModel, grid: tuple[int, int]) -> None:
         object.__setattr__(module, NAME, head.get_submodule(NAME))
         object.__setattr__(module, "grid", grid)
     object.__setattr__(stem, "box", None)
+    object.__setattr__(stem, "size", model.map_size(0))
     norm.register_forward_hook(_classify_tokens)
     stem.register_forward_hook(_mix_output)
 
@@ -94,12 +95,15 @@ def _classify_tokens(norm: Any, inputs: Any, tokens: Float[Tensor, "b s d"]) -> 
 
 
 def _mix_output(stem: Any, inputs: tuple[Tensor, ...], output: Any) -> Any:
-    """Mix what a stem gives: tokens (b, n, d), or (b * n, p, e) of words, or tokens with the size of their map."""
+    """Mix what a stem gives: tokens (b, n, d), or (b * n, p, e) of words, or both, or tokens and their map's size."""
     if stem.box is None or not stem.token_head.training:
         return None
-    if isinstance(output, tuple):
+    if isinstance(output, tuple) and isinstance(output[1], int):
         tokens, height, width = output
         return mix_tokens(tokens, (height, width), stem.box, stem.grid), height, width
-    rows, columns = stem.grid
-    of_images = output.reshape(len(inputs[0]), rows * columns, -1)
-    return mix_tokens(of_images, stem.grid, stem.box, stem.grid).reshape(output.shape)
+
+    def mix(part: Tensor) -> Tensor:
+        of_images = part.reshape(len(inputs[0]), stem.size[0] * stem.size[1], -1)
+        return mix_tokens(of_images, stem.size, stem.box, stem.grid).reshape(part.shape)
+
+    return tuple(map(mix, output)) if isinstance(output, tuple) else mix(output)

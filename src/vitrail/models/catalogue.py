@@ -41,10 +41,12 @@ def measure_costs(family: Family[Any], config: ModelConfig) -> Costs:
     """Count the parameters and multiply-adds of a model, without memory for its weights."""
     with torch.device("meta"):
         model = family.model(config).eval()
-    with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, config.in_channels, *config.size))
     parameters = list(model.parameters())
     trainable = sum(one.numel() for one in parameters if one.requires_grad)
+    # the counter cannot follow an argument that wants a gradient where there are none
+    model.requires_grad_(False)
+    with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, config.in_channels, *config.size))
     return Costs(sum(one.numel() for one in parameters), trainable, counter.get_total_flops() // 2)
 
 

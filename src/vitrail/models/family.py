@@ -388,6 +388,12 @@ class VisionModel(nn.Module, ABC, Generic[C]):
         """Say whether a parameter is one of a layer that gives the logits."""
         return parameter_name.startswith(tuple(f"{name}." for name in self.head_names))
 
+    def map_size(self, level: int) -> tuple[int, int]:
+        """Return height and width of a level's map, for images of the size that the model was built for."""
+        reduction = self.feature_levels[level].reduction
+        height, width = self.config.size
+        return height // reduction, width // reduction
+
     def parts(self) -> list[str]:
         """Return the names of the parts that a layer begins with: blocks in their order, then the norm."""
         blocks = [name for name, _ in self.named_modules() if BLOCK.fullmatch(name)]

@@ -360,6 +360,9 @@ class PyramidTNT(VisionModel[PyramidTNTConfig]):
                 words = self.word_merges[k](words, grid)
                 sentences = self.sentence_merges[k](sentences, grid)
 
+    def map_size(self, level: int) -> tuple[int, int]:
+        return self.config.grids(self.config.size)[level]
+
     def pool(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
         return tokens.mean(dim=1)
 

@@ -235,7 +235,7 @@ def build_job(
         rate=build_schedule(config, sampler.steps),
         distillation=distillation,
         neighbours=open_neighbours(config, accelerator, display),
-        token_labels=build_token_labels(config, data, preprocess, model, accelerator, display),
+        token_labels=build_token_labels(config, data, model, accelerator, display),
     )
     return job, model
 

@@ -22,7 +22,6 @@ from vitrail.distillation.token_maps import (
 )
 from vitrail.distributed.processes import share
 from vitrail.errors import CheckpointError, ConfigError, VitrailError
-from vitrail.images.preprocess import Preprocess
 from vitrail.models.family import VisionModel
 
 MOST_NAMES = 3
@@ -32,7 +31,6 @@ MOST_NAMES = 3
 def build_token_labels(
     config: TrainConfig,
     data: Data,
-    preprocess: Preprocess,
     model: VisionModel,
     accelerator: Accelerator,
     display: Display,
@@ -50,7 +48,7 @@ def build_token_labels(
     if not model.embedding:
         raise ConfigError(
             f"token_labels.folder: {config.model.name} has no tokens that are known here; take a "
-            "TNT, a T2T-ViT or a Twins"
+            "TNT, a T2T-ViT, a Twins or a PyramidTNT"
         )
     refuse_sets(data.train)
     folder = Path(section.folder).expanduser()
@@ -66,14 +64,12 @@ def build_token_labels(
     assert opened is not None
     about, files, unknown = opened
     _tell(files, about, unknown, data, display)
-    reduction = model.feature_levels[-1].reduction
-    height, width = preprocess.size
     return TokenLabels(
         section=section,
         files=files,
         about=about,
         digest=hashlib.blake2b(json.dumps(about).encode(), digest_size=16).hexdigest(),
-        grid=(height // reduction, width // reduction),
+        grid=model.map_size(-1),
         smoothing=config.augment.label_smoothing,
         device=accelerator.device,
     )
