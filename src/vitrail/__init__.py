@@ -1,4 +1,4 @@
-"""Vision transformers that look inside the patch: TNT, T2T-ViT and Twins."""
+"""Vision transformers that look inside the patch: TNT, T2T-ViT, Twins and PyramidTNT."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ COMMANDS = (
 
 app = App(
     name="vitrail",
-    help="Vision transformers that look inside the patch: TNT, T2T-ViT and Twins.",
+    help="Vision transformers that look inside the patch: TNT, T2T-ViT, Twins and PyramidTNT.",
     version_flags=["--version"],
     default_parameter=Parameter(negative=""),
     result_action="return_value",
