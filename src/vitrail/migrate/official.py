@@ -236,11 +236,11 @@ _TIMM_KEYS = {
 
 TNT = Project(
     name="the official TNT code",
-    models=("tnt",),
+    models=("tnt", "ptnt"),
     aliases=_TIMM_ALIASES,
     keys=_TIMM_KEYS
     | {
-        "model": Key(set_model("tnt"), "resnet101"),
+        "model": Key(set_model("tnt", "ptnt"), "resnet101"),
         "repeated_aug": Key(set_to("augment.repeats", read=_read_repeated_aug), False),
         "evaluate": Key(_refuse_evaluation, False),
     },
