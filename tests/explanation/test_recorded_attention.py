@@ -7,14 +7,14 @@ import threading
 import pytest
 import torch
 
-from support.explained_models import NAMES, build, random_images
+from support.explained_models import NAMES, PYRAMID, build, random_images
 from vitrail.errors import ConfigError
 from vitrail.explanation.attention import record_attention
 from vitrail.kernels.attention import recorder
 from vitrail.models.registry import create_model
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, PYRAMID])
 def test_logits_are_the_same_while_attention_is_recorded(name: str) -> None:
     model = build(name)
     images = random_images(model)
@@ -29,7 +29,7 @@ def test_logits_are_the_same_while_attention_is_recorded(name: str) -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, PYRAMID])
 def test_what_a_query_gives_sums_to_one_and_has_a_gradient(name: str) -> None:
     model = build(name)
     with record_attention(model) as recorded:
@@ -53,6 +53,23 @@ def test_words_and_sentences_are_told_apart() -> None:
         ("blocks.0.outer_attn", "sentence", 0, (2, 3, 7, 7)),
         ("blocks.1.inner_attn", "word", 1, (12, 2, 16, 16)),
         ("blocks.1.outer_attn", "sentence", 1, (2, 3, 7, 7)),
+    ]
+
+
+def test_a_pyramid_has_words_where_it_updates_them_and_a_reduced_map() -> None:
+    model = build(PYRAMID, image_size=(96, 64), depths=(1, 2, 1, 1))
+    with record_attention(model) as recorded:
+        model(random_images(model))
+    assert [(one.name, one.level, one.grid, tuple(one.shares.shape[1:])) for one in recorded] == [
+        ("stages.0.blocks.0.inner_attn", "word", None, (1, 16, 16)),
+        ("stages.0.blocks.0.outer_attn", "reduced", (12, 8), (1, 96, 6)),
+        ("stages.1.blocks.0.inner_attn", "word", None, (2, 16, 16)),
+        ("stages.1.blocks.0.outer_attn", "reduced", (6, 4), (2, 24, 6)),
+        ("stages.1.blocks.1.outer_attn", "reduced", (6, 4), (2, 24, 6)),
+        ("stages.2.blocks.0.inner_attn", "word", None, (2, 16, 16)),
+        ("stages.2.blocks.0.outer_attn", "sentence", (3, 2), (2, 6, 6)),
+        ("stages.3.blocks.0.inner_attn", "word", None, (2, 16, 16)),
+        ("stages.3.blocks.0.outer_attn", "sentence", (2, 1), (2, 2, 2)),
     ]
 
 
@@ -103,6 +120,6 @@ def test_a_pass_that_fails_leaves_no_hook() -> None:
 
 def test_a_model_whose_attention_is_unknown_is_refused() -> None:
     model = create_model("timm:resnet10t", num_classes=3)
-    reason = "tells nothing of its attention; TNT, T2T-ViT and Twins do"
+    reason = "tells nothing of its attention; TNT, T2T-ViT, Twins and PyramidTNT do"
     with pytest.raises(ConfigError, match=reason), record_attention(model):
         pass

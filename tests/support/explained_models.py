@@ -20,6 +20,10 @@ NAMES = (
 )
 
 
+PYRAMID = "ptnt_ti_patch16_192"
+"""Whose attention is recorded, and has no rule that leads it to pixels."""
+
+
 def build(name: str, **overrides: Any) -> VisionModel:
     """Return a tiny model in evaluation mode."""
     torch.manual_seed(0)

@@ -22,8 +22,8 @@ ClassName = Annotated[
 Method = Annotated[
     choices.ExplanationMethod | None,
     Parameter(
-        help="By default gradient-attention for TNT, T2T-ViT and Twins, and occlusion for others and for exported "
-        "files."
+        help="By default gradient-attention for TNT, T2T-ViT and Twins, grad-cam for PyramidTNT, and occlusion for "
+        "others and for exported files."
     ),
 ]
 SheetFolder = Annotated[

@@ -420,13 +420,12 @@ def _batch_norm(
     mean: Value,
     variance: Value,
     training: bool,
-    _: float,
-    eps: float,
     *others: Any,
 ) -> Value:
     """Write the norm by the statistics that training kept: (x - mean) / sqrt(variance + eps) weight + bias."""
     if training:
         raise NoCounterpart("of training; call eval() first")
+    _, eps, *_ = others
     by_channel = (1, shape[1], *[1] * (len(shape) - 2))
     weight, bias, mean, variance = (
         _reshape(graph, by_channel, one) for one in (weight, bias, mean, variance)

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
 from vitrail.kernels.attention import recorded_by
-from vitrail.models import t2t_vit, tnt, twins
+from vitrail.models import pyramid_tnt, t2t_vit, tnt, twins
 from vitrail.models.family import VisionModel
 
 Level = Literal["word", "sentence", "split", "token", "window", "reduced"]
-"""What attends: words of a sentence and sentences of a TNT; tokens of a soft split and of the
-backbone of a T2T-ViT; tokens of a window, or tokens to a reduced map, of a Twins."""
+"""What attends: words of a sentence and sentences of a TNT or PyramidTNT, where `reduced` is
+sentences to a reduced map; tokens of a soft split and of the backbone of a T2T-ViT; tokens of a
+window, or tokens to a reduced map, of a Twins."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def record_attention(model: VisionModel) -> Iterator[list[Recorded]]:
         if isinstance(module, twins.WindowAttention | twins.ReducedAttention):
             _, height, width = args
             grid = (height, width)
+        elif isinstance(module, pyramid_tnt.Attention) and len(args) > 1:
+            grid = args[1]
         if isinstance(module, twins.WindowAttention) and grid is not None:
             side = module.window_size
             windows = Windows(-(-grid[0] // side), -(-grid[1] // side), side, *grid)
@@ -111,7 +114,7 @@ def require_attention(model: VisionModel) -> None:
     """
     if next(_attention_modules(model), None) is None:
         raise ConfigError(
-            f"a {type(model).__name__} tells nothing of its attention; TNT, T2T-ViT and Twins do"
+            f"a {type(model).__name__} tells nothing of its attention; TNT, T2T-ViT, Twins and PyramidTNT do"
         )
 
 
@@ -119,11 +122,14 @@ def level_of(name: str, module: nn.Module) -> Level:
     """Return what attends in a module."""
     if isinstance(module, tnt.Attention):
         return "word" if name.endswith("inner_attn") else "sentence"
+    if isinstance(module, pyramid_tnt.Attention) and module.sr_ratio == 1:
+        return "word" if name.endswith("inner_attn") else "sentence"
     if isinstance(module, t2t_vit.Attention):
         return "token"
     if isinstance(module, twins.WindowAttention):
         return "window"
-    return "reduced" if isinstance(module, twins.ReducedAttention) else "split"
+    is_reduced = isinstance(module, twins.ReducedAttention | pyramid_tnt.Attention)
+    return "reduced" if is_reduced else "split"
 
 
 def _attention_modules(model: VisionModel) -> Iterator[tuple[str, nn.Module]]:
@@ -140,5 +146,6 @@ ATTENTION = (
     t2t_vit.TokenPerformer,
     twins.WindowAttention,
     twins.ReducedAttention,
+    pyramid_tnt.Attention,
 )
 """The modules that attend, of all families."""

@@ -12,6 +12,7 @@ from vitrail.errors import ConfigError, write_option
 from vitrail.explanation.feature_maps import weigh_channels
 from vitrail.explanation.perturbation import integrate_gradients, occlude
 from vitrail.explanation.relevance import Maps, roll_out, weigh_by_gradient
+from vitrail.models.registry import FAMILIES
 
 OWN = ("tnt", "t2t_vit", "twins")
 """Families whose attention and levels are known, by their names."""
@@ -37,7 +38,7 @@ class Method:
 METHODS: Mapping[ExplanationMethod, Method] = {
     "rollout": Method(roll_out, OWN, of_class=False),
     "gradient-attention": Method(weigh_by_gradient, OWN),
-    "grad-cam": Method(weigh_channels, OWN, is_signed=True),
+    "grad-cam": Method(weigh_channels, (*OWN, "pyramid_tnt"), is_signed=True),
     "integrated-gradients": Method(integrate_gradients, None, is_signed=True),
     "occlusion": Method(occlude, None, takes_exported=True, is_signed=True),
 }
@@ -45,6 +46,7 @@ DEFAULTS: Mapping[str, ExplanationMethod] = {
     "tnt": "gradient-attention",
     "t2t_vit": "gradient-attention",
     "twins": "gradient-attention",
+    "pyramid_tnt": "grad-cam",
 }
 """The method of a family where none is asked for; all others take occlusion."""
 
@@ -73,12 +75,20 @@ def choose_method(
             "attention; take occlusion, or give the weight file"
         )
     if method.families is not None and family not in method.families:
-        able = [name for name, one in METHODS.items() if one.families is None]
+        able = [
+            name for name, one in METHODS.items() if one.families is None or family in one.families
+        ]
         raise ConfigError(
-            f"{where}: is for TNT, T2T-ViT and Twins, and {path} is a {family}, which has "
+            f"{where}: is for {name_families(method.families)}, and {path} is a {family}, which has "
             f"{' and '.join(able)}"
         )
     return asked
+
+
+def name_families(names: tuple[str, ...]) -> str:
+    """Return how families are called, as a list in words."""
+    *titles, last = (one.title for one in FAMILIES if one.name in names)
+    return f"{', '.join(titles)} and {last}"
 
 
 def explain(

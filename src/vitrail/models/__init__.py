@@ -1,1 +1,1 @@
-"""The networks: TNT, T2T-ViT, Twins, PyramidTNT, and how a model is made by name. Imports no room but the root's files."""
+"""The networks: TNT, T2T-ViT, Twins, PyramidTNT, and how one is made by name. Imports no room but the root's files."""
