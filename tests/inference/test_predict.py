@@ -165,7 +165,7 @@ def test_globs_and_folders_are_searched_deeply_and_hidden_files_left_out(image_f
     assert list(find_images([str(image_folder / "val")], notes.append)) == expected
     assert notes == [
         f"{image_folder}/val: ignored 1 hidden or system files or folders: .hidden.jpg",
-        f"{image_folder}/val: ignored 1 files that are not images: notes.md",
+        f"{image_folder}/val: ignored 1 file that is not an image: notes.md",
     ]
     assert sorted(find_images([str(image_folder / "val" / "**" / "*.jpg")], print)) == expected
 

@@ -19,7 +19,7 @@ from vitrail.data.opening import open_data
 from vitrail.data.sources import Source, count_by_class, fingerprint
 from vitrail.data.tables.hub import pin_revision
 from vitrail.display import Display
-from vitrail.errors import ConfigError, command, format_choices, name_option
+from vitrail.errors import ConfigError, command, format_choices, name_option, tell_count
 from vitrail.migrate.given import Given
 from vitrail.migrate.recipes import OpenedRecipe, is_foreign, open_recipe
 from vitrail.migrate.search import SPACE, read_parameters, trial_settings
@@ -326,7 +326,7 @@ def find_ground(subject: Subject, metric: str | None) -> tuple[Subject, Ground]:
     check_monitor(chosen, count_by_class(data.train), count_by_class(data.val))
     ground = Ground(
         metric=chosen,
-        split=f"{data.val.description} ({len(data.val):,} images)",
+        split=f"{data.val.description} ({tell_count(len(data.val), 'image')})",
         images=_fingerprints(data.train, data.val),
         is_multi_label=data.train.label_sets is not None,
         notes=(*notes, *data.notes),
