@@ -72,6 +72,15 @@ def test_a_file_keeps_what_was_shown_before_and_after_as_plain_text(tmp_path: Pa
     ]
 
 
+def test_work_without_an_end_counts_in_a_file(tmp_path: Path) -> None:
+    display = Terminal(silent=True, line_every_s=0)
+    display.keep(tmp_path / "log.txt")
+    display.begin("search", None, 3)
+    display.advance(1, latest="0.5")
+    display.end()
+    assert (tmp_path / "log.txt").read_text() == "search 3  latest 0.5\n"
+
+
 def test_a_file_that_cannot_be_written_is_told_once_and_made_up_for(
     tmp_path: Path, largest_file: LargestFile, capsys: pytest.CaptureFixture[str]
 ) -> None:

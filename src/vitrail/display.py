@@ -163,7 +163,8 @@ class Terminal:
             self._progress.update(task.id, values=shown)
             if time.monotonic() - self._line_shown >= self._line_every_s:
                 self._line_shown = time.monotonic()
-                line = f"{task.description} {task.completed:.0f}/{task.total}  {'  '.join(shown)}"
+                of_all = "" if task.total is None else f"/{task.total}"
+                line = f"{task.description} {task.completed:.0f}{of_all}  {'  '.join(shown)}"
                 # a terminal and a notebook have the live line
                 if self.is_seen:
                     self.record(line)

@@ -212,6 +212,17 @@ def _cut(value: object, depth: int) -> object:
     return type(value)(_cut(item, depth - 1) for item in value[:8])
 
 
+def tell_count(number: int, one: str, many: str | None = None) -> str:
+    """Return a number with what it counts: 1 image, 1,200 images.
+
+    Args:
+        number: How many.
+        one: What a single one is called.
+        many: What several are called; None adds an s.
+    """
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
 def list_values(values: Mapping[str, object]) -> str:
     """Return numbers or settings as "name value, name value"."""
     return ", ".join(f"{name} {value}" for name, value in values.items())

@@ -121,7 +121,7 @@ def refusal_told(path: Path, temporary: Path | None, advice: str = FREE_SPACE) -
     """Turn the system's refusal to write a file into one line, and leave no temporary file, where there is one.
 
     Raises:
-        CheckpointError: The disk is full or the folder cannot be written.
+        CheckpointError: The disk is full, the folder cannot be written or a file is in its place.
     """
     try:
         yield
@@ -134,6 +134,10 @@ def refusal_told(path: Path, temporary: Path | None, advice: str = FREE_SPACE) -
             # not a device or a pipe, which is written to as it is
             if temporary is not None and temporary.is_file():
                 temporary.unlink()
+        if isinstance(reason, FileExistsError):
+            raise CheckpointError(
+                f"{path}: is a file, and a folder is wanted there; name another"
+            ) from error
         kept = ""
         if temporary is not None and os.access(path, os.F_OK):
             kept = "; the file of that name is as it was"

@@ -142,7 +142,7 @@ def test_a_display_that_is_given_is_told_all(tiny_checkpoint: Path, image_folder
     bad.write_bytes(b"no image")
     vitrail.predict(tiny_checkpoint, bad, display=display)
     assert "bad.jpg: " in display.warnings[0]
-    assert display.notes[-1] == "1 images, 1 unreadable"
+    assert display.notes[-1] == "1 image, 1 unreadable"
 
 
 @pytest.mark.parametrize(

@@ -266,7 +266,17 @@ def test_file_that_is_not_yaml_is_refused_in_one_line(tmp_path: Path, content: b
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "kind"), [("- a\n- b\n", "list"), ("just text\n", "str"), ("42\n", "int")])
+def test_a_key_written_twice_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("optim.lr: [1.0e-3]\noptim.lr: {low: 1e-4, high: 1e-2}\n")
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(path)
+    assert str(caught.value) == f"{path}: is not YAML (the key 'optim.lr' is written twice, line 2, column 1)"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"), [("- a\n- b\n", "list"), ("just text\n", "single value"), ("42\n", "single value")]
+)
 def test_yaml_that_holds_no_sections_says_what_it_holds(tmp_path: Path, text: str, kind: str) -> None:
     path = tmp_path / "odd.yaml"
     path.write_text(text)

@@ -37,7 +37,7 @@ def test_a_page_numbers_and_a_status_say_what_is_wrong(
     assert run(f"data.root={image_folder}", "--output", output) == 1
     printed = capsys.readouterr().out
     assert "37 images of 3 classes, 24 to train on, 13 to validate with" in printed
-    assert re.search(r"error\s+1 images cannot be read", printed)
+    assert re.search(r"error\s+1 image cannot be read", printed)
     assert f"page: {output / 'check.html'}\nmend what is wrong first" in printed
     found = json.loads((output / "check.json").read_text())
     assert found["statistics"]["unreadable"] == 1

@@ -53,7 +53,7 @@ def test_what_is_ignored_is_said(folder):
     assert data.notes == (
         f"{folder}/train: ignored 4 hidden or system files or folders: {hidden}",
         f"{folder}/train: ignored 2 files that are not images: README, bee/labels.txt",
-        f"{folder}/train: ignored 1 images outside the class folders: stray.png",
+        f"{folder}/train: ignored 1 image outside the class folders: stray.png",
     )
 
 
@@ -138,7 +138,7 @@ def test_class_folders_directly_are_divided_by_name(tmp_path):
     assert not set(names(data.train)) & set(names(data.val))
     assert data.notes == (
         "held out 9 of 43 images, 20% of each class, for validation",
-        "1 classes have one image, which is trained on and not validated: d",
+        "1 class has one image, which is trained on and not validated: d",
     )
     assert data.val.description == f"{root}, held-out part"
     # wherever the folder lies and whatever is added to other classes

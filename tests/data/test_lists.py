@@ -371,7 +371,7 @@ WRONG = [
     ),
     (
         "path,label,split\na.png,red,train\nb.png,blue,train\nc.png,green,val\n",
-        "data.list ROOT/labels.csv: 1 classes have validation rows but no training row: green; add some",
+        "data.list ROOT/labels.csv: 1 class has validation rows but no training row: green; add some",
     ),
     (
         HEAD + "b.png,red\n",

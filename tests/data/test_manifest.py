@@ -144,12 +144,12 @@ def test_unreadable_images_are_quarantined(root: Path) -> None:
     manifest = checked(root)
     assert manifest.unreadable.sum() == 1
     assert [problem.what for problem in find_alarms(manifest, mark_held_out(manifest, 0))] == [
-        f"1 images cannot be read: {manifest.reasons[0]}"
+        f"1 image cannot be read: {manifest.reasons[0]}"
     ]
     data = open_data(DataSection(root=str(root), bad_files="quarantine"))
     assert len(data.train) == 11
     assert str(victim) not in [data.train.name(index) for index in range(11)]
-    assert any("1 images that cannot be read are left out, the first is train/bee/2.png" in note for note in data.notes)
+    assert any("left out 1 image that cannot be read, the first is train/bee/2.png" in note for note in data.notes)
     assert len(open_data(DataSection(root=str(root))).train) == 12
 
 
@@ -393,7 +393,7 @@ def test_quarantined_images_are_left_out_of_all_and_no_error_of_the_check(tmp_pa
     manifest = checked(root)
     source, notes = open_split(DataSection(root=str(root), bad_files="quarantine"), "all")
     assert len(source) == 11
-    assert notes[-1] == f"{root}: 1 images that cannot be read are left out, the first is a/1.png"
+    assert notes[-1] == f"{root}: left out 1 image that cannot be read, the first is a/1.png"
     found = find_problems(manifest, mark_held_out(manifest, 0), SIZE, quarantine=True)
     assert not found.has_errors
     assert ("note", "they are left out") in [(problem.severity, problem.advice) for problem in found.problems]
@@ -469,12 +469,12 @@ def test_each_oddity_of_a_file_is_found(root: Path, monkeypatch: pytest.MonkeyPa
         "huge.png": Finding.HUGE,
     }
     said = problems(manifest)
-    assert ("error", "1 images cannot be read: the file is empty") in said
-    assert ("error", f"1 images cannot be read: not an image of a known format; read are {READ}") in said
-    for what in ("are to be turned by EXIF", "have the ending of another format", "have over 50 million pixels"):
-        assert ("warning", f"1 images {what}") in said
-    for what in ("are CMYK", "have more than 8 bits a channel", "have several frames", "have transparency"):
-        assert ("note", f"1 images {what}") in said
+    assert ("error", "1 image cannot be read: the file is empty") in said
+    assert ("error", f"1 image cannot be read: not an image of a known format; read are {READ}") in said
+    for what in ("is to be turned by EXIF", "has the ending of another format", "has over 50 million pixels"):
+        assert ("warning", f"1 image {what}") in said
+    for what in ("is CMYK", "has more than 8 bits a channel", "has several frames", "has transparency"):
+        assert ("note", f"1 image {what}") in said
     assert ("note", "2 images are gray") in said
 
 
@@ -496,7 +496,7 @@ def test_turned_images_are_counted_in_every_format_and_told_as_they_are_read(roo
         told = find_problems(manifest, mark_held_out(manifest, 0), replace(SIZE, exif=choice)).problems
         said = {problem.what: (problem.severity, problem.advice) for problem in told}
         assert said["5 images are to be turned by EXIF"][0] == severity
-        assert said["1 images are TIFFs that are stored turned"][0] == "note"
+        assert said["1 image is stored turned, in a TIFF"][0] == "note"
         unturned = {name: decode((folder / name).read_bytes()).shape for name in found}
         turned = {name: decode((folder / name).read_bytes(), PixelFormat(exif="apply")).shape for name in found}
         assert {name for name in found if unturned[name] != turned[name]} == found - {"turned.tif"}

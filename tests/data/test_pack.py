@@ -181,7 +181,7 @@ def test_an_evaluation_counts_the_same(workers: int, image_folder: Path, tiny_ch
     display = Notebook()
     shards = packed(image_folder, tmp_path / "shards", display=display).folder
     assert display.warnings == [
-        "1 images that cannot be read are packed as they are: val/red/red_1.jpg; training reads past and counts them, "
+        "packed as it is, 1 image that cannot be read: val/red/red_1.jpg; training reads past and counts them, "
         "data.bad_files=quarantine leaves them out of the shards"
     ]
     found = []
@@ -197,7 +197,7 @@ def test_an_evaluation_counts_the_same(workers: int, image_folder: Path, tiny_ch
 def test_unreadable_images_are_left_out_or_refused_where_that_is_asked_for(image_folder: Path, tmp_path: Path) -> None:
     victim = image_folder / "train" / "red" / "red_1.jpg"
     victim.write_bytes(b"")
-    with pytest.raises(DataError, match=r"red_1\.jpg: cannot be read, the file is empty; so it is with 1 images"):
+    with pytest.raises(DataError, match=r"red_1\.jpg: cannot be read, the file is empty; so it is with 1 image"):
         packed(image_folder, tmp_path / "shards", bad_files="error")
     assert not (tmp_path / "shards").exists()
     done = packed(image_folder, tmp_path / "shards", bad_files="quarantine")
@@ -205,7 +205,7 @@ def test_unreadable_images_are_left_out_or_refused_where_that_is_asked_for(image
         open_data(DataSection(root=str(root), bad_files="quarantine")) for root in (done.folder, image_folder)
     )
     assert_same_images(ours.train, theirs.train)
-    assert ours.notes == ("1 images that cannot be read were left out of the shards: train/red/red_1.jpg",)
+    assert ours.notes == ("left out of the shards, 1 image that cannot be read: train/red/red_1.jpg",)
     display = Notebook()
     packed(image_folder / "train", tmp_path / "flat", display=display, bad_files="quarantine")
     assert display.warnings == [

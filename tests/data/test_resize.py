@@ -281,7 +281,7 @@ def test_the_command_says_what_it_did_and_what_to_type_next(
     printed = capsys.readouterr()
     assert "became 0.000 GB" in printed.out
     assert printed.out.endswith(
-        "1 images could not be read and were copied:\n  val/red/red_1.jpg: the file is empty\n"
+        "1 unreadable image was copied:\n  val/red/red_1.jpg: the file is empty\n"
         f"next: vitrail train tnt_s_imagenet data.root={output} data.workers=0\n"
         f"      vitrail pack data.root={output} --output SHARDS\n"
     )

@@ -179,6 +179,15 @@ def test_a_folder_of_other_answers_is_refused_with_what_differs(tmp_path: Path) 
         open_folder(folder, about, is_given=True)
 
 
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    with pytest.raises(CheckpointError) as caught:
+        open_folder(file, {}, is_given=True)
+    assert str(caught.value) == f"{file}: is a file, and a folder is wanted there; name another"
+    assert file.read_text() == "mine"
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").touch()
     with pytest.raises(ConfigError) as caught:

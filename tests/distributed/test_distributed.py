@@ -79,7 +79,7 @@ assert epochs == [0, 1, 2]
 stopped = replace(config, output=replace(config.output, name="stopped"))
 vitrail.training.train.train(stopped, resume=Path(config.output.root) / "stopped", display=Notes())
 assert epochs == [0, 1, 2, 1, 2]
-assert "goes on with 2 instead of 1 processes: the same images in the same order" in notes[0]
+assert "goes on with 2 processes instead of 1: the same images in the same order" in notes[0]
 """,
     )
     words = settings(image_folder, *more, "output.name=pair")

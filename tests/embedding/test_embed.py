@@ -109,7 +109,7 @@ def test_an_unreadable_image_keeps_its_row_and_is_named(
     assert run("embed", tiny_checkpoint, f"data.root={image_folder}", "--output", output, "--knn") == 1
     printed = capsys.readouterr()
     assert f"{bad}: " in printed.err
-    assert "1 images could not be read; their rows are NaN" in printed.out
+    assert "1 image could not be read, with NaN in its row" in printed.out
     at = [index for index, row in enumerate(index_of(output)) if row["error"]]
     assert len(at) == 1
     assert index_of(output)[at[0]]["path"] == str(bad)

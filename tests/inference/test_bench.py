@@ -28,7 +28,7 @@ def test_each_subject_is_measured_at_each_batch_size(
     for row in (first, second):
         assert row["name"] == str(tiny_checkpoint)
         assert row["about"].startswith("torch ")
-        assert row["about"].endswith(", float32, 1 threads")
+        assert row["about"].endswith(", float32, 1 thread")
         assert row["runs"] == 10
         assert 0 < row["p50_ms"] <= row["p99_ms"]
         assert row["images_per_s"] == pytest.approx(1000 * row["batch_size"] / row["p50_ms"])

@@ -107,7 +107,7 @@ def test_inputs_are_what_the_model_sees(
     assert run("predict", tiny_checkpoint, image_folder / "val" / "blue", "--write-inputs", tmp_path / "in") == 0
     said = capsys.readouterr()
     assert "(replaced)" in said.out
-    assert "blue: ignored 1 files that are not images: notes.txt" in said.err
+    assert "blue: ignored 1 file that is not an image: notes.txt" in said.err
     assert run("predict", tiny_checkpoint, image_folder / "val", "--write-inputs", image_folder) == 2
     assert "holds other files, such as train, and is not replaced" in capsys.readouterr().err
 

@@ -133,7 +133,7 @@ def folder(request: pytest.FixtureRequest, weights: Path) -> Path:
 def test_an_engine_answers_any_number_of_images(weights: Path, name: str, engine: str) -> None:
     network = open_artifact(weights.with_name(name), engine, threads=1)
     assert network.about.startswith(f"{engine} ")
-    assert network.about.endswith(", float32, 1 threads")
+    assert network.about.endswith(", float32, 1 thread")
     images = torch.randn(5, 3, 32, 32)
     for given in (images, images[:1], images[:0], images.transpose(2, 3)):
         assert torch.allclose(network(given), given.mean((2, 3)), atol=1e-5)
@@ -444,7 +444,7 @@ nn = types.SimpleNamespace(GraphCell=lambda loaded: network)
         open_artifact(file)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     network = open_artifact(file, threads=1)
-    assert network.about == "mindspore 9.9, float32, 1 threads"
+    assert network.about == "mindspore 9.9, float32, 1 thread"
     images = torch.randn(9, 3, 32, 32)
     assert torch.allclose(network(images), images.sum((2, 3)), atol=1e-4)
     assert torch.allclose(network(images[:2]), images[:2].sum((2, 3)), atol=1e-4)

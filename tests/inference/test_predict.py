@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from support.forked import Python
+from vitrail.api.inference import Choice, Prediction
 from vitrail.cli.app import main
+from vitrail.cli.inference import line_of
 from vitrail.errors import ConfigError, DataError
 from vitrail.files import refuse_output
 from vitrail.inference.find_images import find_images
@@ -43,7 +45,15 @@ def test_default_output_is_path_to_class_and_one_line_an_image(
     model = load_model(tiny_checkpoint)
     for path, index in found.items():
         assert int(model(model.preprocess(path).unsqueeze(0)).argmax()) == index
-    assert capsys.readouterr().out.splitlines() == [f"{path} (class: {index})" for path, index in found.items()]
+    shown = [f"{path} (class: {index}, {model.classes[index]})" for path, index in found.items()]
+    assert capsys.readouterr().out.splitlines() == shown
+
+
+def test_a_class_without_a_name_is_shown_by_its_number_alone() -> None:
+    named = Prediction("owl.png", (Choice(295, "brown bear", 0.9),), None, multi_label=False)
+    assert line_of(named) == "owl.png (class: 295, brown bear)"
+    unnamed = Prediction("owl.png", (Choice(295, "295", 0.9),), None, multi_label=False)
+    assert line_of(unnamed) == "owl.png (class: 295)"
 
 
 def test_a_file_that_nobody_named_replaces_nothing(
@@ -155,7 +165,7 @@ def test_globs_and_folders_are_searched_deeply_and_hidden_files_left_out(image_f
     assert list(find_images([str(image_folder / "val")], notes.append)) == expected
     assert notes == [
         f"{image_folder}/val: ignored 1 hidden or system files or folders: .hidden.jpg",
-        f"{image_folder}/val: ignored 1 files that are not images: notes.md",
+        f"{image_folder}/val: ignored 1 file that is not an image: notes.md",
     ]
     assert sorted(find_images([str(image_folder / "val" / "**" / "*.jpg")], print)) == expected
 

@@ -15,7 +15,14 @@ from vitrail.cli.tuning import split_words
 from vitrail.errors import ConfigError
 from vitrail.migrate.given import read_given
 from vitrail.migrate.search import read_parameters
-from vitrail.tuning.subject import check_space, open_subject, read_own_space
+from vitrail.tuning.subject import (
+    check_space,
+    foreign_keys,
+    open_subject,
+    read_own_space,
+    read_space_file,
+    refuse_space,
+)
 
 FOREIGN = Path(__file__).parent / "foreign"
 PARAMETERS = {
@@ -62,6 +69,20 @@ def test_their_space_is_searched_by_their_keys(optimize: Path) -> None:
     assert given.configure({}).train.epochs == 7
     written = open_subject(str(optimize), read_given({"data.root": "images", "compat": "as_written"}))
     assert written.configure({}).train.epochs == content["epochs"]
+
+
+def test_a_file_of_their_parameters_alone_is_a_space(optimize: Path, tmp_path: Path) -> None:
+    parameters = tmp_path / "parameters.yaml"
+    parameters.write_text(yaml.safe_dump({"parameters": PARAMETERS}))
+    subject = open_subject(str(FOREIGN / "svt_s.yaml"), read_given({"data.root": "images"}))
+    space = read_space_file(parameters, foreign_keys(subject))
+    assert space == read_own_space(open_subject(str(optimize), read_given({"data.root": "images"})))
+    # and no recipe
+    with pytest.raises(ConfigError) as caught:
+        refuse_space(str(parameters))
+    assert str(caught.value).startswith(
+        f"{parameters}: holds a space, parameters, and no recipe; name the file of their training before it: "
+    )
 
 
 def test_their_command_is_understood(optimize: Path) -> None:

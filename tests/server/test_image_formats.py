@@ -123,7 +123,7 @@ def test_images_of_formats_that_are_not_read_are_told_where_they_are_left_out(
     assert notes == (
         f"{image_folder}/train: left out 3 images of formats that are not read (.heic, .jp2): red/1.heic, red/2.HEIC, "
         "red/3.jp2; convert them to JPEG or PNG",
-        f"{image_folder}/train: ignored 1 files that are not images: red/notes.txt",
+        f"{image_folder}/train: ignored 1 file that is not an image: red/notes.txt",
     )
     assert run("check-data", f"data.root={image_folder}", "data.workers=0", "--output", "check") == 0
     found = json.loads(Path("check/check.json").read_text())

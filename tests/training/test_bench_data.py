@@ -32,7 +32,7 @@ def test_the_command_times_every_stage_and_gives_advice(
     assert numbers["loader"]["images_per_s"] > 0
     assert numbers["model"]["images_per_s"] > 0
     assert numbers["unreadable"] == 1
-    assert "1 images of the sample cannot be read; `vitrail check-data` names them" in printed.err
+    assert "1 image of the sample cannot be read; `vitrail check-data` names them" in printed.err
     assert printed.out.splitlines()[-1] == numbers["advice"]
     assert not (tmp_path / "runs").exists()
 

@@ -53,7 +53,7 @@ def test_a_folder_that_cannot_be_written_is_bad(unprivileged: Path) -> None:
 def test_idle_cores_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(doctor, "count_usable_cores", lambda: 64)
     (check,) = [check for check in examine(tmp_path) if check.name == "cores"]
-    assert check.fix == "1 processes of 1 threads leave cores idle; set OMP_NUM_THREADS=64"
+    assert check.fix == "1 process of 1 thread leave cores idle; set OMP_NUM_THREADS=64"
 
 
 @pytest.mark.parametrize(("load", "told"), [(2.9, False), (13.0, True)])

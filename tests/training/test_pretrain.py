@@ -319,7 +319,7 @@ def test_teachers_that_give_no_such_features_are_refused(
     exported.write_bytes(b"")
     gray = save_tiny(tmp_path, Preprocess(size=(32, 32), channels=1, mean=(0.5,), std=(0.5,)))
     assert refusal(image_folder, TINY, teacher=gray) == (
-        f"distill.teacher {gray}: reads images of 1 channels and 8 bits, and the student of 3 and 8; give a teacher of "
+        f"distill.teacher {gray}: reads images of 1 channel and 8 bits, and the student of 3 and 8; give a teacher of "
         "such images"
     )
     assert "teacher.onnx" in refusal(image_folder, TINY, teacher=exported)

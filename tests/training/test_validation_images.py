@@ -24,17 +24,17 @@ def test_images_are_looked_at_once_before_the_first_training(image_folder: Path)
     settings = ("train.epochs=1", "schedule.warmup_epochs=0", "data.check=true")
     first = Notebook()
     run(image_folder, *settings, display=first)
-    said = [text for text in first.warnings if "images" in text]
-    assert any(text.startswith("1 images cannot be read: ") for text in said)
+    said = [text for text in first.warnings if "image" in text]
+    assert any(text.startswith("1 image cannot be read: ") for text in said)
     assert "1 groups of images on both sides of training and validation are the same file, byte for byte" in said[1]
     assert f"to see them: vitrail check-data data.root={image_folder}" in first.notes
     result = run(image_folder, *settings, "data.bad_files=quarantine", display=(second := Notebook()))
-    assert any("1 images that cannot be read are left out" in text for text in second.notes)
+    assert any("left out 1 image that cannot be read" in text for text in second.notes)
     assert result.rows[-1]["n_bad"] == 0
     weights = open_model(result.folder / "best.safetensors")
     assert len(weights.record.provenance["manifest"]) == 16
     with pytest.raises(
-        DataError, match=r"red/red_3\.jpg: cannot be read, .*; so it is with 1 images in all; repair or remove"
+        DataError, match=r"red/red_3\.jpg: cannot be read, .*; so it is with 1 image in all; repair or remove"
     ):
         run(image_folder, *settings, "data.bad_files=error")
 

@@ -155,6 +155,15 @@ def test_the_page_stands_in_a_browser(tmp_path: Path) -> None:
         last = "[...document.querySelectorAll('#parallel polyline')].at(-1)"
         assert browser.ask(f"{last}.classList.contains('best')")
         assert browser.ask(f"{last}.points.length") == 3
+        # no line crosses what the ends of an axis are called
+        ends = "[...document.querySelectorAll('#parallel text:not(.behind):not(.name)')]"
+        assert browser.ask(f"{ends}.length") == 8
+        assert browser.ask(f"{ends}.every(text => text.y.baseVal[0].value < 0 || text.y.baseVal[0].value > 225)")
+        # remarks are seen without scrolling, however many settings there are
+        browser.resize(1200, 800)
+        heads = "[...document.querySelectorAll('#trials thead th')]"
+        remark = f"{heads}.find(head => head.textContent.startsWith('remark')).getBoundingClientRect().right"
+        assert browser.ask(f"{remark} < document.querySelector('#trials .scroll').getBoundingClientRect().right")
         browser.resize(390, 800, is_phone=True)
         assert browser.ask("document.documentElement.scrollWidth <= 390")
         assert not browser.complaints

@@ -240,7 +240,16 @@ def test_options_are_refused_in_one_line(capsys: pytest.CaptureFixture, tmp_path
     assert f"{space}: holds a space, as optim.lr says, and no recipe; name the recipe before it: vitrail tune" in alone
     third = refused(capsys, *given, "more.yaml")
     assert "more.yaml: a recipe and a space are given already" in third
-    assert "cannot be read" in refused(capsys, "tune", TINY, tmp_path / "none.yaml", f"data.root={image_folder}")
+    absent = refused(capsys, "tune", TINY, tmp_path / "none.yaml", f"data.root={image_folder}")
+    assert "none.yaml: cannot be read (No such file or directory); give the file of a space" in absent
+    space.write_text("- optim.lr: [1e-3, 2e-3]")
+    assert "space.yaml: holds a list, not settings and their values, such as optim.lr" in refused(capsys, *given)
+    space.write_text("optim.lr: {low: 1e-4, low: 1e-3, high: 1e-2}")
+    assert "space.yaml: is not YAML (the key 'low' is written twice, line 1, " in refused(capsys, *given)
+    # a range has no grid, and leaves no study behind that is of this space
+    space.write_text("optim.lr: {low: 1e-4, high: 1e-2}")
+    assert "optim.lr: a grid needs a list of values" in refused(capsys, *given, "--sampler", "grid")
+    assert not (tmp_path / "study").exists()
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / "notes.txt").write_text("mine")
     assert "holds notes.txt and no study.yaml, so it is no study" in refused(capsys, *given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -209,6 +210,22 @@ def test_a_trial_whose_process_is_gone_is_lost(tmp_path: Path) -> None:
     assert other.runs()[-2].state == "lost"
 
 
+def test_the_training_of_a_lost_trial_counts(tmp_path: Path) -> None:
+    study = open_study(tmp_path, trials=None, hours=1.0)
+    held = take(study)
+    log = study.trials / f"{held.name}.log"
+    log.write_text("the last words of its training")
+    began = study.optuna.trials[-1].datetime_start.timestamp()
+    os.utime(log, (began + 600, began + 600))
+    held.lock.release()  # as the system does where a process is killed
+    other = open_study(tmp_path, trials=None, hours=1.0)
+    task = take(other)
+    first, *_ = other.runs()
+    assert (first.state, first.seconds) == ("lost", pytest.approx(600, abs=1))
+    assert task.seconds is not None
+    assert 2990 < task.seconds <= 3001
+
+
 def test_budgets_end_a_search(tmp_path: Path) -> None:
     study = open_study(tmp_path / "trials", trials=2)
     tasks = [take(study), take(study)]
@@ -257,7 +274,7 @@ def test_what_a_study_is_of_is_kept(tmp_path: Path) -> None:
     keep_study(tmp_path, {**facts, "recipe": {**facts["recipe"], "output.root": "elsewhere"}})
     for other, said in (
         ({"metric": "val_loss"}, "is of another metric: val_top1 there and val_loss here; give another folder"),
-        ({"extend": True}, "is of another extend: False there and True here"),
+        ({"extend": True}, "is of trials without extend=True, and this is with; give another folder"),
         ({"images": {"train": "c", "val": "b"}}, "is of other images: there digits, here digits"),
         ({"space": {"optim.lr": [1e-3]}}, "is of another space: optim.lr is {high: 0.01, low: 0.0001} there and"),
         ({"recipe": {"optim.lr": 2e-3}}, "is of another recipe: optim.lr is 0.001 there and 0.002 here"),

@@ -15,7 +15,7 @@ from vitrail.config.commands import CheckConfig, DataConfig
 from vitrail.config.resolve import resolve
 from vitrail.config.sections import DataSection
 from vitrail.display import Display
-from vitrail.errors import ConfigError, name_option
+from vitrail.errors import ConfigError, name_option, tell_count
 from vitrail.migrate.given import Settings
 
 if TYPE_CHECKING:
@@ -156,7 +156,8 @@ class ResizedData(Result):
         size = f"{self.folder}: {self.bytes_before / 1e9:,.3f} GB became {self.bytes_after / 1e9:,.3f} GB"
         if not self.bad_files:
             return [size]
-        head = f"{len(self.bad_files)} images could not be read and were {self.bad_files_were}:"
+        unread = tell_count(len(self.bad_files), "unreadable image was", "unreadable images were")
+        head = f"{unread} {self.bad_files_were}:"
         return [size, head, *(f"  {name}: {reason}" for name, reason in self.bad_files)]
 
 

@@ -24,7 +24,7 @@ from vitrail.choices import Device, Precision
 from vitrail.config.commands import EmbedConfig, PredictConfig
 from vitrail.config.resolve import Layer, resolve
 from vitrail.display import Display
-from vitrail.errors import ConfigError, name_option, write_option
+from vitrail.errors import ConfigError, name_option, tell_count, write_option
 from vitrail.files import files_of, refuse_output, write_whole
 from vitrail.migrate.given import Given, Settings
 
@@ -71,9 +71,10 @@ class Embedding(Result):
     def lines(self) -> Sequence[str]:
         """Say what was embedded, and how well its classes are told apart."""
         where = "" if self.output is None else f"{self.output}: "
-        lines = [f"{where}{self.images:,} images, {self.num_features:,} features each"]
+        lines = [f"{where}{tell_count(self.images, 'image')}, {self.num_features:,} features each"]
         if self.bad_files:
-            lines.append(f"{len(self.bad_files):,} images could not be read; their rows are NaN")
+            unread = tell_count(len(self.bad_files), "image")
+            lines.append(f"{unread} could not be read, with NaN in its row")
         if self.knn is not None:
             lines.append(f"k-NN: {self.knn}")
         if self.probe is not None:

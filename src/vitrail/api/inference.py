@@ -26,7 +26,7 @@ from vitrail.config.commands import DataConfig, PredictConfig
 from vitrail.config.resolve import Layer, resolve
 from vitrail.config.sections import DataSection
 from vitrail.display import Display
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, tell_count
 from vitrail.files import files_of, refuse_output
 from vitrail.migrate.given import Given, Settings
 from vitrail.migrate.rules import Say
@@ -137,7 +137,7 @@ class WrittenInputs(Result):
     def lines(self) -> Sequence[str]:
         """Say what was written."""
         end = " (replaced)" if self.replaced else ""
-        return [f"{self.folder}: {self.images:,} images as float32 {self.shape}{end}"]
+        return [f"{self.folder}: {tell_count(self.images, 'image')} as float32 {self.shape}{end}"]
 
 
 @checked
@@ -332,7 +332,7 @@ def _predict_each(
                 display.advance()
             display.end()
         written = "" if output is None else f": {output}{replaced}"
-        display.note(f"{total:,} images, {bad:,} unreadable{written}")
+        display.note(f"{tell_count(total, 'image')}, {bad:,} unreadable{written}")
 
 
 def _named(

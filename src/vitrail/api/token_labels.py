@@ -14,7 +14,7 @@ from vitrail.choices import Device, Precision
 from vitrail.config.commands import EmbedConfig
 from vitrail.config.resolve import resolve
 from vitrail.display import Display
-from vitrail.errors import ConfigError, command, name_option
+from vitrail.errors import ConfigError, command, name_option, tell_count
 from vitrail.migrate.given import Settings
 
 
@@ -42,11 +42,13 @@ class TokenLabelFiles(Result):
         """Say what was written, and what to type next."""
         before = f", {self.done_before:,} of them before" if self.done_before else ""
         lines = [
-            f"{self.folder}: {self.images:,} images{before}, {self.grid[0]}x{self.grid[1]} tokens "
+            f"{self.folder}: {tell_count(self.images, 'image')}{before}, {self.grid[0]}x{self.grid[1]} tokens "
             f"each, {self.bytes_per_image:,} bytes an image"
         ]
         if self.bad_files:
-            lines.append(f"{len(self.bad_files):,} images could not be read, and have no labels:")
+            lines.append(
+                f"{tell_count(len(self.bad_files), 'image')} could not be read, without labels:"
+            )
             lines += [f"  {name}: {reason}" for name, reason in self.bad_files[:10]]
         where = [f"data.{key}={value}" for key, value in self.data.items() if value is not None]
         folder = f"token_labels.folder={self.folder}"

@@ -14,7 +14,7 @@ from vitrail.api.results import Picture, Result, ResultList, Table, copy_fields
 from vitrail.config.commands import TrainConfig
 from vitrail.config.resolve import flatten, resolve
 from vitrail.display import Display
-from vitrail.errors import ConfigError, name_option
+from vitrail.errors import ConfigError, name_option, tell_count
 from vitrail.files import refuse_output
 from vitrail.migrate.given import Settings
 from vitrail.migrate.recipes import open_recipe
@@ -92,7 +92,8 @@ class TrainResult(Result):
         """Say which images could not be read, and where the files of the run are."""
         lines = []
         if self.bad_files:
-            lines.append(f"{len(self.bad_files)} images could not be read and were left out:")
+            unread = tell_count(len(self.bad_files), "image was", "images were")
+            lines.append(f"{unread} left out, unreadable:")
             lines += [f"  {name}: {reason}" for name, reason in self.bad_files]
         lines += self._neighbours()
         lines.append(f"{self.seconds:.0f} s; curves: {self.curves.path}")
@@ -345,7 +346,7 @@ def bench_data(
             write_json(json_file, speed.to_dict(), display)
         if speed.unreadable:
             display.warn(
-                f"{speed.unreadable:,} images of the sample cannot be read; `vitrail check-data` "
+                f"{tell_count(speed.unreadable, 'image')} of the sample cannot be read; `vitrail check-data` "
                 "names them"
             )
     return LoadingSpeed(

@@ -243,7 +243,7 @@ def predict(
             display=display,
         ):
             if prediction.error is None:
-                show_line(_line_of(prediction))
+                show_line(line_of(prediction))
             else:
                 bad += 1
     return int(bad > 0)
@@ -256,10 +256,13 @@ def _find_free_output(format: str | None) -> Path:
     return find_free_name(Path(f"predictions.{format or 'json'}"))
 
 
-def _line_of(prediction: Prediction) -> str:
-    """Return what is printed of an image: its class by number, or all that reach their thresholds by name."""
+def line_of(prediction: Prediction) -> str:
+    """Return what is printed of an image: its class by number and name, or all that reach their thresholds by name."""
     if not prediction.multi_label:
-        return f"{prediction.path} (class: {prediction.index})"
+        number = str(prediction.index)
+        # a file without names calls its classes by their numbers
+        name = "" if prediction.name == number else f", {prediction.name}"
+        return f"{prediction.path} (class: {number}{name})"
     named = ", ".join(f"{choice.name} {choice.probability:.3f}" for choice in prediction.topk)
     return f"{prediction.path} (classes: {named or 'none'})"
 

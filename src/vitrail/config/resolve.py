@@ -173,22 +173,30 @@ def parse_command_line(tokens: Sequence[str]) -> Layer:
     return Layer("command line", values)
 
 
-def read_yaml(path: Path, origin: str | None = None) -> Layer:
+def read_yaml(
+    path: Path,
+    origin: str | None = None,
+    *,
+    holds: str = "sections such as model, data and train",
+    advice: str = "`vitrail config` lists the recipes",
+) -> Layer:
     """Read a file of settings.
 
     Args:
         path: A YAML file.
         origin: What messages call the file; its path where none is given.
+        holds: What the file is to hold, for messages.
+        advice: What to do where it cannot be read.
 
     Raises:
-        ConfigError: The file is missing, is not YAML, or does not hold sections.
+        ConfigError: The file is missing, is not YAML, or does not hold keys with values.
     """
     try:
         content = yaml.load(read_regular(path, MOST_SETTINGS).decode("utf-8"), _UniqueKeyLoader)
     except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}); `vitrail config` lists the recipes"
-        ) from error
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); {advice}") from error
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(f"{path}: is not YAML ({_describe_fault(error)})") from error
     # PyYAML lets a bad date through as ValueError
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
@@ -198,9 +206,8 @@ def read_yaml(path: Path, origin: str | None = None) -> Layer:
     if content is None:
         content = {}
     if not isinstance(content, Mapping):
-        raise ConfigError(
-            f"{path}: holds a {type(content).__name__}, not sections such as model, data and train"
-        )
+        kind = "a list" if isinstance(content, list) else "a single value"
+        raise ConfigError(f"{path}: holds {kind}, not {holds}")
     chosen = content.get(CHOSEN, {})
     if chosen == UNFINISHED:
         raise ConfigError(
@@ -212,6 +219,14 @@ def read_yaml(path: Path, origin: str | None = None) -> Layer:
     settings = dict(content)
     settings.pop(CHOSEN, None)
     return Layer(origin or str(path), settings, chosen=chosen)
+
+
+def _describe_fault(error: yaml.MarkedYAMLError) -> str:
+    """Say what is wrong with a YAML text, and in which line."""
+    text = " ".join(part for part in (error.context, error.problem) if part)
+    if error.problem_mark is None:
+        return text
+    return f"{text}, line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
 
 
 def _are_choices(chosen: Any) -> bool:

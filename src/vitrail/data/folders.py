@@ -22,7 +22,15 @@ from vitrail.classes.names import (
 from vitrail.data.paths import Paths
 from vitrail.data.shards import INDEX
 from vitrail.data.sources import FileSource
-from vitrail.errors import ConfigError, DataError, list_some, printable, suggest, write_option
+from vitrail.errors import (
+    ConfigError,
+    DataError,
+    list_some,
+    printable,
+    suggest,
+    tell_count,
+    write_option,
+)
 from vitrail.files import NOWHERE, Identity, identity, no_file
 from vitrail.images.formats import ENDINGS, NOT_READ
 
@@ -270,12 +278,13 @@ class Ignored:
             )
         others = list(filterfalse(is_unread_image, self.others))
         if others:
-            notes.append(
-                f"{where}: ignored {len(others)} files that are not images: {list_some(others)}"
+            files = tell_count(
+                len(others), "file that is not an image", "files that are not images"
             )
+            notes.append(f"{where}: ignored {files}: {list_some(others)}")
         if self.loose:
             notes.append(
-                f"{where}: ignored {len(self.loose)} images outside the class folders: "
+                f"{where}: ignored {tell_count(len(self.loose), 'image')} outside the class folders: "
                 f"{list_some(self.loose)}"
             )
         return tuple(notes)

@@ -37,7 +37,7 @@ from vitrail.data.list_files import (
 from vitrail.data.list_paths import GatheredPaths, Spelling, find_top, refuse_missing
 from vitrail.data.paths import Paths
 from vitrail.data.sources import TRAIN, UNLABELLED, VAL, FileSource, count_by_class
-from vitrail.errors import DataError, format_choices, list_some, printable
+from vitrail.errors import DataError, format_choices, list_some, printable, tell_count
 
 SPLIT = "split"
 """Column that names the split of an image."""
@@ -326,7 +326,7 @@ def list_rows(section: DataSection) -> Listing:
         extra = [train.classes[index] for index in only_validated]
         if extra:
             problems.append(
-                f"{where}: {len(extra)} classes have validation rows but no training row: "
+                f"{where}: {tell_count(len(extra), 'class has', 'classes have')} validation rows but no training row: "
                 f"{list_some(extra)}{explain_look_alikes(extra, trained)}; add some"
             )
     return Listing(train.folder, train, val, tuple(problems), is_list=True)

@@ -33,7 +33,7 @@ from vitrail.data.splits import UNASSIGNED, Division, assign_splits, hold_out
 from vitrail.data.tables.hub import is_hf, open_hf
 from vitrail.data.tables.rows import find_storage_groups
 from vitrail.data.unlabelled import PLACE, drop_labels, drop_labels_of, list_unlabelled
-from vitrail.errors import ConfigError, DataError, VitrailError, list_some, printable
+from vitrail.errors import ConfigError, DataError, VitrailError, list_some, printable, tell_count
 from vitrail.files import files_of
 from vitrail.images.pixels import PixelFormat
 
@@ -432,8 +432,8 @@ def _leave_out_unreadable(
     if bad.any():
         first = manifest.name(int(indices[np.argmax(bad)]))
         notes += (
-            f"{source.description}: {bad.sum()} images that cannot be read are left out, the first "
-            f"is {first}",
+            f"{source.description}: left out {tell_count(int(bad.sum()), 'image')} that cannot be read, the "
+            f"first is {first}",
         )
     return source.take(~bad, source.description, notes)
 

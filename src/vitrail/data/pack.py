@@ -23,7 +23,14 @@ from vitrail.data.opening import open_manifest
 from vitrail.data.shards import INDEX, Places, Shard
 from vitrail.data.sources import TRAIN, VAL
 from vitrail.display import Display
-from vitrail.errors import CheckpointError, ConfigError, DataError, list_some, write_option
+from vitrail.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    list_some,
+    tell_count,
+    write_option,
+)
 from vitrail.images.formats import ENDINGS
 from vitrail.whole_folder import WholeFolder, recover
 
@@ -136,7 +143,7 @@ def _choose_images(manifest: Manifest, section: DataSection, display: Display) -
         refuse_unreadable(manifest)
     if section.bad_files == "skip":
         display.warn(
-            f"{len(names)} images that cannot be read are packed as they are: {list_some(names)}; "
+            f"packed as it is, {tell_count(len(names), 'image')} that cannot be read: {list_some(names)}; "
             "training reads past and counts them, data.bad_files=quarantine leaves them out of the "
             "shards"
         )
@@ -148,7 +155,8 @@ def _choose_images(manifest: Manifest, section: DataSection, display: Display) -
                 f"{manifest.root / folder}: none of its {chosen.sum()} images can be read"
             )
     note = (
-        f"{len(names)} images that cannot be read were left out of the shards: {list_some(names)}"
+        f"left out of the shards, {tell_count(len(names), 'image')} that cannot be read: "
+        f"{list_some(names)}"
     )
     if manifest.division:
         display.warn(

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.data.sources import UNLABELLED, Source, count_by_class
-from vitrail.errors import ConfigError, DataError, list_some
+from vitrail.errors import ConfigError, DataError, list_some, tell_count
 
 UNASSIGNED = -1
 """The fold of an image that has none yet."""
@@ -219,7 +219,7 @@ def hold_out(source: Source, division: Division, folds: NDArray[np.int16]) -> tu
     single = [source.classes[label] for label in np.flatnonzero(count_by_class(source) == 1)]
     if single and source.label_sets is None:
         notes += (
-            f"{len(single)} classes have one image, which is trained on and not validated: "
+            f"{tell_count(len(single), 'class has', 'classes have')} one image, which is trained on and not validated: "
             f"{list_some(single)}",
         )
     return (

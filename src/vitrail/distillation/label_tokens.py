@@ -34,7 +34,7 @@ from vitrail.distillation.token_maps import (
 from vitrail.distillation.token_teacher import TokenTeacher, open_token_teacher
 from vitrail.distributed.processes import gather_texts, processes, share
 from vitrail.embedding.store import fingerprint_contents, take_lock
-from vitrail.errors import ConfigError, DataError, VitrailError
+from vitrail.errors import ConfigError, DataError, VitrailError, tell_count
 from vitrail.evaluation.match import check_pixels
 from vitrail.evaluation.settings import inherited_data
 from vitrail.files import refusal_told
@@ -120,7 +120,7 @@ def label_tokens(
         display.note(
             f"{teacher.grid[0]}x{teacher.grid[1]} tokens an image, {kept} classes each{fewer}: "
             f"{size:,} bytes an image, {size * len(source) / 1e6:,.1f} MB for "
-            f"{len(source):,} images"
+            f"{tell_count(len(source), 'image')}"
         )
         written, bad = _write_part(teacher, source, files, section, accelerator, display)
         every_bad = tuple(sorted({(name, why) for name, why in gather_texts(accelerator, bad)}))

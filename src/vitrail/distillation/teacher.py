@@ -17,7 +17,7 @@ from vitrail.classes.matching import match_by_name
 from vitrail.devices import autocast
 from vitrail.display import Display
 from vitrail.distillation.tokens import make_targets
-from vitrail.errors import ConfigError, DataError, TrainingError
+from vitrail.errors import ConfigError, DataError, TrainingError, tell_count
 from vitrail.images.preprocess import Preprocess, normalise
 from vitrail.inference.engines import start_module
 from vitrail.inference.network import (
@@ -220,7 +220,7 @@ def open_teacher(
     theirs, ours = record.preprocess, seen_by
     if (theirs.channels, theirs.bits) != (ours.channels, ours.bits):
         raise ConfigError(
-            f"{where}: reads images of {theirs.channels} channels and {theirs.bits} bits, and the "
+            f"{where}: reads images of {tell_count(theirs.channels, 'channel')} and {theirs.bits} bits, and the "
             f"student of {ours.channels} and {ours.bits}; give a teacher of such images"
         )
     if with_features and artifact.weights is None:

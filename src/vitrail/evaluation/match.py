@@ -17,7 +17,7 @@ from vitrail.config.sections import DataSection
 from vitrail.data.overlap import count_overlap
 from vitrail.data.sources import Source, fingerprint
 from vitrail.display import Display
-from vitrail.errors import ConfigError, DataError, printable
+from vitrail.errors import ConfigError, DataError, printable, tell_count
 from vitrail.weights.checkpoint import Record
 
 OTHER_CLASSES = (
@@ -132,7 +132,7 @@ def check_pixels(record: Record, data: DataSection, path: Path | str) -> None:
     needs = record.preprocess
     if (data.channels, data.bits) != (needs.channels, needs.bits):
         raise ConfigError(
-            f"{path}: reads images of {needs.channels} channels and {needs.bits} bits, the "
+            f"{path}: reads images of {tell_count(needs.channels, 'channel')} and {needs.bits} bits, the "
             f"settings say data.channels={data.channels} data.bits={data.bits}; drop them"
         )
 

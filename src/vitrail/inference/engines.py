@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from vitrail.choices import Engine, Precision
 from vitrail.devices import autocast, keep_freed_memory
-from vitrail.errors import CheckpointError, ConfigError, MissingExtra, write_option
+from vitrail.errors import CheckpointError, ConfigError, MissingExtra, tell_count, write_option
 from vitrail.inference.exported import Making, check_beside
 from vitrail.weights.opened import Opened
 
@@ -294,7 +294,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def about(engine: str, precision: str, device: torch.device, threads: int) -> str:
     """Return engine, precision and device, or threads on the CPU, in a few words."""
-    where = f"{threads} threads" if device.type == "cpu" else str(device)
+    where = tell_count(threads, "thread") if device.type == "cpu" else str(device)
     return f"{engine}, {precision}, {where}"
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from vitrail.data.loader import count_local_processes, count_usable_cores, find_crowding
 from vitrail.distributed.processes import all_reduce_seconds, choose_precision, processes
-from vitrail.errors import command
+from vitrail.errors import command, tell_count
 from vitrail.images.decoding import decode, decoder_name
 from vitrail.kernels.prepare import describe_kernels, prepare_kernels
 from vitrail.kernels.word_block_compiled import NAME
@@ -91,13 +91,14 @@ def _cores(accelerator: Accelerator) -> Check:
     threads = torch.get_num_threads()
     ranks = count_local_processes()
     on_cpu = accelerator.device.type == "cpu"
-    usable = f"{cores} usable, {threads} threads a process"
+    usable = f"{cores} usable, {tell_count(threads, 'thread')} a process"
     crowd, advice = find_crowding(ranks, on_cpu)
     if crowd:
         return Check("cores", f"{usable}, {crowd}", advice)
     fix = ""
     if on_cpu and threads * ranks < cores:
-        fix = f"{ranks} processes of {threads} threads leave cores idle; set OMP_NUM_THREADS={cores // ranks}"
+        busy = f"{tell_count(ranks, 'process', 'processes')} of {tell_count(threads, 'thread')}"
+        fix = f"{busy} leave cores idle; set OMP_NUM_THREADS={cores // ranks}"
     return Check("cores", usable, fix)
 
 

@@ -14,7 +14,7 @@ from vitrail.config.commands import TrainConfig
 from vitrail.config.recipes import RECIPES
 from vitrail.config.resolve import Layer, flatten, read_yaml, resolve
 from vitrail.config.values import read_value
-from vitrail.errors import ConfigError, command, name_option, write_option
+from vitrail.errors import ConfigError, command, name_option, tell_count, write_option
 from vitrail.files import is_temporary
 from vitrail.migrate.given import Given, Settings, read_given
 from vitrail.migrate.recipes import OpenedRecipe, open_recipe
@@ -216,7 +216,7 @@ def _extend(folder: Path, recipe: OpenedRecipe | None, given: Layer) -> Start:
     if not _is_longer(before, config):
         where = write_option("extend", folder)
         raise ConfigError(
-            f"{where}: has {before.train.epochs} epochs; say how many it shall have in all, such "
+            f"{where}: has {tell_count(before.train.epochs, 'epoch')}; say how many it shall have in all, such "
             f"as train.epochs={2 * before.train.epochs}"
         )
     return Start(config, folder.name, resume=folder)

@@ -28,7 +28,7 @@ from vitrail.distributed.processes import (
     sum_over_processes,
 )
 from vitrail.distributed.sharding import gather_full
-from vitrail.errors import TrainingError, command, shorten
+from vitrail.errors import TrainingError, command, shorten, tell_count
 from vitrail.evaluation.measure import Measured
 from vitrail.images.input_check import ENOUGH
 from vitrail.images.preprocess import normalise
@@ -206,7 +206,7 @@ def tell_how_to_lengthen(job: Job, state: TrainState, run: Run) -> None:
     longer = command("train", "--extend", run.folder, f"train.epochs={2 * job.config.train.epochs}")
     anew = command("train", "--fork", run.folder)
     job.display.note(
-        f"{run.folder} is finished, with {state.epoch} epochs; to lengthen it: {longer}; to begin "
+        f"{run.folder} is finished, with {tell_count(state.epoch, 'epoch')}; to lengthen it: {longer}; to begin "
         f"a new run from its weights: {anew}"
     )
 
@@ -224,7 +224,7 @@ def train_to_end(job: Job, state: TrainState, run: Run, wrapped: nn.Module, opti
     job.display.end()
     if first_epoch < state.epoch < job.total_epochs:
         job.display.note(
-            f"stopped early: no better {job.monitor} for {job.config.train.patience} epochs"
+            f"stopped early: no better {job.monitor} for {tell_count(job.config.train.patience or 0, 'epoch')}"
         )
     if state.epoch > first_epoch:
         save(job, state, run, must=True)

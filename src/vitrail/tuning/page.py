@@ -74,7 +74,10 @@ def tell_verdict(tuned: Tuned) -> str:
         ]
         return f"No trial has been trained to its end yet{failed[-1] if failed else ''}."
     if best.is_default:
-        return "No trial was better than the recipe as it is."
+        return (
+            "No trial was better than the recipe as it is, so there was nothing to compare with "
+            "more seeds."
+        )
     if tuned.comparison is not None:
         verdict = tuned.comparison.verdict(tuned.measure.metric)
         return f"{verdict[0].upper()}{verdict[1:]}."

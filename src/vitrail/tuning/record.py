@@ -93,9 +93,11 @@ def _compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         return f"another space: {space}"
     if before.get("images") != now["images"]:
         return f"other images: there {before.get('split')}, here {now['split']}"
-    for key in ("metric", "extend"):
-        if before.get(key) != now[key]:
-            return f"another {key}: {before.get(key)} there and {now[key]} here"
+    if before.get("metric") != now["metric"]:
+        return f"another metric: {before.get('metric')} there and {now['metric']} here"
+    if before.get("extend") != now["extend"]:
+        there, here = ("without", "with") if now["extend"] else ("with", "without")
+        return f"trials {there} {write_option('extend', True)}, and this is {here}"
     return ""
 
 

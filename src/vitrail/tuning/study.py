@@ -336,9 +336,20 @@ class Study:
             except Timeout:
                 continue
             try:
+                seconds = self._seconds_trained(trial)
+                self._storage.set_trial_user_attr(trial._trial_id, "seconds", seconds)
                 self._end(trial.number, trial._trial_id, "lost", "its process has ended")
             finally:
                 lock.release()
+
+    def _seconds_trained(self, trial: Any) -> float:
+        """Return how long a trial was trained whose process cannot tell any more, by the last word of its log."""
+        log = self.trials / f"{name_run(trial)}.log"
+        try:
+            last = log.stat().st_mtime
+        except FileNotFoundError:  # its training had not been started
+            return 0.0
+        return max(0.0, last - trial.datetime_start.timestamp())
 
     # Ending trials
 

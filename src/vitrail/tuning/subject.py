@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from vitrail.data.opening import open_data
 from vitrail.data.sources import Source, count_by_class, fingerprint
 from vitrail.data.tables.hub import pin_revision
 from vitrail.display import Display
-from vitrail.errors import ConfigError, command, format_choices, name_option
+from vitrail.errors import ConfigError, command, format_choices, name_option, tell_count
 from vitrail.migrate.given import Given
 from vitrail.migrate.recipes import OpenedRecipe, is_foreign, open_recipe
 from vitrail.migrate.search import SPACE, read_parameters, trial_settings
@@ -119,6 +119,11 @@ def refuse_space(recipe: str | None) -> None:
     if recipe is None or not Path(recipe).is_file():
         return
     keys = [str(key) for key in read_yaml(Path(recipe)).values]
+    if keys == [SPACE]:  # the part of MindSpore's optimize.yaml that is searched
+        raise ConfigError(
+            f"{recipe}: holds a space, {SPACE}, and no recipe; name the file of their training "
+            f"before it: {command('tune', 'svt_s.yaml', recipe)}"
+        )
     if keys and all("." in key for key in keys):
         raise ConfigError(
             f"{recipe}: holds a space, as {keys[0]} says, and no recipe; name the recipe before it: "
@@ -145,6 +150,23 @@ def read_own_space(subject: Subject) -> Space | None:
     parameters = read_parameters(file.layer.values, file.name)
     known = foreign_keys(subject)
     return read_space(parameters, f"{file.name}: {SPACE}", known)
+
+
+def read_space_file(path: Path, foreign: Sequence[str]) -> Space:
+    """Read the file of a space; one that holds MindSpore's `parameters` is read as theirs.
+
+    Args:
+        path: A YAML file.
+        foreign: Keys of another project's file, which may be searched too.
+
+    Raises:
+        ConfigError: It cannot be read, or the space is wrong.
+    """
+    holds = "settings and their values, such as optim.lr: [1.0e-4, 1.0e-3]"
+    content = read_yaml(path, holds=holds, advice="give the file of a space").values
+    if content.keys() == {SPACE}:
+        return read_space(read_parameters(content, str(path)), f"{path}: {SPACE}", foreign)
+    return read_space(content, str(path), foreign)
 
 
 def foreign_keys(subject: Subject) -> tuple[str, ...]:
@@ -304,7 +326,7 @@ def find_ground(subject: Subject, metric: str | None) -> tuple[Subject, Ground]:
     check_monitor(chosen, count_by_class(data.train), count_by_class(data.val))
     ground = Ground(
         metric=chosen,
-        split=f"{data.val.description} ({len(data.val):,} images)",
+        split=f"{data.val.description} ({tell_count(len(data.val), 'image')})",
         images=_fingerprints(data.train, data.val),
         is_multi_label=data.train.label_sets is not None,
         notes=(*notes, *data.notes),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.config.commands import TrainConfig
-from vitrail.config.resolve import read_yaml, to_yaml
+from vitrail.config.resolve import to_yaml
 from vitrail.config.values import to_plain
 from vitrail.display import Display
 from vitrail.errors import ConfigError, Stopped, TrainingError, name_option, write_option
@@ -32,7 +32,7 @@ from vitrail.tuning.page import PAGE, render_study
 from vitrail.tuning.process import Measure
 from vitrail.tuning.record import describe_study, keep_study, read_study
 from vitrail.tuning.search import Search, search
-from vitrail.tuning.space import Space, read_space
+from vitrail.tuning.space import Space, list_grid, read_space
 from vitrail.tuning.study import (
     Plan,
     Prune,
@@ -52,6 +52,7 @@ from vitrail.tuning.subject import (
     has_drop_path,
     open_subject,
     read_own_space,
+    read_space_file,
     refuse_model,
     show_start,
 )
@@ -116,6 +117,9 @@ def tune(recipe: str | None, given: Given, options: Options, display: Display) -
     plan = make_plan(subject, options)
     measure = Measure(ground.metric, ground.is_lower_better)
 
+    if plan.sampler == "grid":
+        list_grid(space)  # refused before there is a study of this space
+
     # The study
     with refusal_told(folder, None, f"choose another with {write_option('study')}"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -152,8 +156,7 @@ def choose_space(
     if isinstance(given, Mapping):
         return read_space(given, "space", foreign_keys(subject)), "space"
     if given is not None:
-        origin = str(given)
-        return read_space(read_yaml(given).values, origin, foreign_keys(subject)), origin
+        return read_space_file(given, foreign_keys(subject)), str(given)
     if (own := read_own_space(subject)) is not None:
         return own, subject.opened.name
     chosen = suggest_space(subject.configure({}), is_multi_label, has_drop_path(subject))

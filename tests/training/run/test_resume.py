@@ -184,7 +184,7 @@ def test_a_finished_run_says_so_and_is_left_as_it_is(image_folder: Path) -> None
     assert again.best == first.best
     assert len(display.notes) == 1
     assert display.notes[0].startswith(
-        f"{first.folder} is finished, with 1 epochs; to lengthen it: vitrail train --extend"
+        f"{first.folder} is finished, with 1 epoch; to lengthen it: vitrail train --extend"
     )
     for path, data in before.items():
         assert path.read_bytes() == data, path

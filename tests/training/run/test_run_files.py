@@ -158,7 +158,7 @@ def test_a_stop_while_the_report_is_made_leaves_a_finished_run(image_folder: Pat
     assert f"vitrail evaluate {result.folder}/best.safetensors --report {result.folder}/report" in display.warnings[-1]
     assert not (result.folder / "report").exists()
     again = run(image_folder, "train.epochs=1", "schedule.warmup_epochs=0", resume=result.folder, display=display)
-    assert "is finished, with 1 epochs" in display.notes[-1]
+    assert "is finished, with 1 epoch;" in display.notes[-1]
     assert again.best == result.best
 
 

@@ -15,13 +15,15 @@ from vitrail.data.audit.near_duplicates import find_equal, find_near_pairs
 from vitrail.data.folders import UNREAD
 from vitrail.data.manifest import Manifest
 from vitrail.data.sources import VAL
-from vitrail.errors import DataError
+from vitrail.errors import DataError, tell_count
 from vitrail.images.pixels import Exif
 from vitrail.images.preprocess import Preprocess
 
 Severity = Literal["error", "warning", "note"]
 EXAMPLES = 12
 """Most examples of a problem."""
+OF_ONE = {"are": "is", "have": "has", "lose": "loses"}
+"""Verbs of the findings, of several images and of one."""
 CUT_AWAY = 0.6
 """Share of an image outside the evaluation's crop, above which it is reported."""
 CUT_ADVICE = (
@@ -176,7 +178,7 @@ def refuse_unreadable(manifest: Manifest) -> None:
         first = int(bad[0])
         raise DataError(
             f"{manifest.path(first)}: cannot be read, {manifest.reason_of(first)}; so it is with "
-            f"{len(bad)} images in "
+            f"{tell_count(len(bad), 'image')} in "
             "all; repair or remove them, or set data.bad_files=quarantine to leave them out"
         )
 
@@ -184,7 +186,10 @@ def refuse_unreadable(manifest: Manifest) -> None:
 def _of_images(severity: Severity, what: str, advice: str, chosen: NDArray[np.int64]) -> Problem:
     """Return a problem of single images, whose indices are given."""
     examples = tuple((int(index),) for index in chosen[:EXAMPLES])
-    return Problem(severity, f"{len(chosen):,} images {what}", advice, examples, len(chosen))
+    verb, _, rest = what.partition(" ")
+    one = f"image {OF_ONE.get(verb, verb)} {rest}"
+    counted = tell_count(len(chosen), one, f"images {what}")
+    return Problem(severity, counted, advice, examples, len(chosen))
 
 
 def _unreadable(manifest: Manifest, quarantine: bool) -> Iterator[Problem]:
@@ -276,7 +281,7 @@ def _classes(manifest: Manifest, held_out: NDArray[np.bool_]) -> Iterator[Proble
     total = manifest.count_by_class(np.ones(len(manifest), np.bool_))
     single = [name for name, count in zip(names, total, strict=True) if count == 1]
     if single:
-        what = f"{len(single):,} classes have one image: {', '.join(single[:5])}"
+        what = f"{tell_count(len(single), 'class has', 'classes have')} one image: {', '.join(single[:5])}"
         yield Problem("warning", what, "add images", count=len(single))
     yield from _order_of_classes(names)
     if told := tell_look_alikes(names):
@@ -286,7 +291,7 @@ def _classes(manifest: Manifest, held_out: NDArray[np.bool_]) -> Iterator[Proble
         absent = np.flatnonzero(manifest.count_by_class(held_out) == 0)
         if len(absent):
             which = ", ".join(names[index] for index in absent)
-            what = f"{len(absent):,} classes have no validation image: {which[:200]}"
+            what = f"{tell_count(len(absent), 'class has', 'classes have')} no validation image: {which[:200]}"
             yield Problem("warning", what, "add some", count=len(absent))
 
 
@@ -344,7 +349,7 @@ def _oddities(manifest: Manifest, preprocess: Preprocess) -> Iterator[Problem]:
     tiffs = np.flatnonzero(turned & is_tiff)
     if len(tiffs):
         advice = "they are read upright, as the format says; preprocess.exif is about the others"
-        yield _of_images("note", "are TIFFs that are stored turned", advice, tiffs)
+        yield _of_images("note", "are stored turned, in a TIFF", advice, tiffs)
 
     channels = manifest.pixels.channels
     asked_for = Finding(0)

@@ -15,7 +15,7 @@ from vitrail.data.roster import Changes, Roster, compare
 from vitrail.distillation.projection import without_projection
 from vitrail.distillation.token_head import without_token_head
 from vitrail.distributed.processes import gather_texts, share
-from vitrail.errors import CheckpointError, DataError, Stopped, TrainingError, command
+from vitrail.errors import CheckpointError, DataError, Stopped, TrainingError, command, tell_count
 from vitrail.models.family import VisionModel
 from vitrail.models.registry import build_config
 from vitrail.training.optim.lora import merge_adapters
@@ -118,8 +118,9 @@ def _note_other_world(job: Job, saved_world: int, folder: Path) -> None:
     world = job.accelerator.num_processes
     if saved_world != world:
         job.display.note(
-            f"{folder}: goes on with {world} instead of {saved_world} processes: the same images "
-            "in the same order; sums differ in their last digits, and drop paths, dropouts and "
+            f"{folder}: goes on with {tell_count(world, 'process', 'processes')} instead of "
+            f"{saved_world}: the same images in the same order; sums differ in their last digits, "
+            "and drop paths, dropouts and "
             "Mixup's partners are drawn anew"
         )
 
