@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +18,7 @@ from support.golden import COMMITTED, check_norms, golden_model, run
 from vitrail.kernels import compiled, word_block
 from vitrail.kernels.word_block_compiled import prepare_word_block
 from vitrail.kernels.word_block_plain import plain_word_block
-from vitrail.models.registry import create_model
-from vitrail.models.tnt import FAMILY, TNT
+from vitrail.models.registry import create_model, find_variant
 
 SHAPES = {
     "tnt_s": (7, 16, 24, 4, 96),
@@ -29,6 +29,16 @@ SHAPES = {
     "one word": (3, 1, 8, 1, 16),
     "one sentence": (1, 16, 24, 4, 96),
 }
+OF_SENTENCES = {
+    "ptnt_ti": (33, 16, 5, 1, 20),
+    "ptnt_s": (7, 16, 16, 4, 64),
+    "ptnt_b": (2, 16, 64, 8, 256),
+    "eight words": (5, 8, 6, 3, 10),
+    "two words": (11, 2, 8, 1, 16),
+}
+"""Where norms are over all words of a sentence."""
+WITH_WORDS = ("tnt_ti_patch16_224", "ptnt_ti_patch16_192")
+"""A model of each family that has words."""
 
 
 @pytest.fixture(params=["native", pytest.param("x86-64-v3", marks=pytest.mark.thorough)])
@@ -52,14 +62,13 @@ def fused(
     compiled.load.cache_clear()
 
 
-def build_tiny(**options: float) -> TNT:
-    model = create_model("tnt_ti_patch16_224", **{**FAMILY.tiny, **options})
-    assert isinstance(model, TNT)
-    return model
+def build_tiny(name: str = "tnt_ti_patch16_224", **options: float) -> Any:
+    return create_model(name, **{**find_variant(name)[0].tiny, **options})
 
 
-def make_weights(e: int, hidden: int) -> list[Tensor]:
-    sizes = ((e,), (e,), (2 * e, e), (e, e), (e, e), (e,), (e,), (e,), (hidden, e), (hidden,), (e, hidden), (e,))
+def make_weights(e: int, hidden: int, normed: int | None = None) -> list[Tensor]:
+    norm = (normed or e,)
+    sizes = (norm, norm, (2 * e, e), (e, e), (e, e), (e,), norm, norm, (hidden, e), (hidden,), (e, hidden), (e,))
     return [0.3 * torch.randn(size) for size in sizes]
 
 
@@ -104,6 +113,25 @@ def test_the_compiled_body_is_the_plain_one(
     words, weights = torch.randn(n, p, e), make_weights(e, hidden)
     keep = (torch.rand(2, n) > 0.3) / 0.7 if kept else None
     check(words, keep, weights, heads, approximate)
+
+
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("shape", OF_SENTENCES.values(), ids=OF_SENTENCES.keys())
+def test_norms_over_whole_sentences_are_the_plain_ones(shape: tuple[int, int, int, int, int], kept: bool) -> None:
+    torch.manual_seed(0)
+    n, p, e, heads, hidden = shape
+    words, weights = 2 + torch.randn(n, p, e), make_weights(e, hidden, p * e)
+    keep = (torch.rand(2, n) > 0.3) / 0.7 if kept else None
+    assert word_block.choose_body("cpu", words.dtype, p, whole=True) == "compiled"
+    check(words, keep, weights, heads, "none")
+
+    # and the plain ones have the gradients of autograd
+    exact = [weight.double() for weight in weights]
+    found = differentiate(word_block.word_block, words.double(), keep, exact, heads, 1e-5, "none", "float32")
+    right = differentiate(plain_word_block, words.double(), keep, exact, heads, 1e-5, "none")
+    compare(found[:2], right[:2], 1e-12)
+    compare(found[2:], right[2:], 1e-7)
 
 
 @pytest.mark.parametrize("kept", [False, True])
@@ -242,8 +270,8 @@ def test_it_is_a_whole_operator_of_torch(monkeypatch: pytest.MonkeyPatch, is_tur
 
 
 @pytest.mark.usefixtures("fused")
-def test_golden_numbers_hold_through_the_compiled_body() -> None:
-    name = "tnt_ti_patch16_224"
+@pytest.mark.parametrize("name", WITH_WORDS)
+def test_golden_numbers_hold_through_the_compiled_body(name: str) -> None:
     expected = COMMITTED["models"][name]
     assert word_block.choose_body("cpu", torch.float32, 16) == "compiled"
     logits, features, loss, norms = run(golden_model(name))
@@ -254,9 +282,13 @@ def test_golden_numbers_hold_through_the_compiled_body() -> None:
 
 
 @pytest.mark.usefixtures("fused")
-def test_a_model_trains_as_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build_tiny(drop_path_rate=0.4).train()
-    images = torch.randn(6, 3, 32, 32)
+@pytest.mark.parametrize("name", WITH_WORDS)
+def test_a_model_trains_as_without_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_tiny(name, drop_path_rate=0.4).train()
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.eval()  # behind one that trains, the gradient of a bias is zero but for rounding
+    images = torch.randn(6, 3, *model.config.size)
     found = []
     for body in ("auto", "plain"):
         monkeypatch.setenv(compiled.VARIABLE, body)
@@ -270,9 +302,10 @@ def test_a_model_trains_as_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("fused")
-def test_checkpointing_computes_it_again_alike() -> None:
-    model = build_tiny(drop_path_rate=0.4).train()
-    images = torch.randn(2, 3, 32, 32)
+@pytest.mark.parametrize("name", WITH_WORDS)
+def test_checkpointing_computes_it_again_alike(name: str) -> None:
+    model = build_tiny(name, drop_path_rate=0.4).train()
+    images = torch.randn(2, 3, *model.config.size)
     found = []
     for again in (False, True):
         model.set_grad_checkpointing(again)
@@ -284,10 +317,11 @@ def test_checkpointing_computes_it_again_alike() -> None:
 
 
 @pytest.mark.usefixtures("fused")
-def test_layers_that_are_looked_at_or_replaced_are_computed_one_by_one() -> None:
-    model = build_tiny().eval()
-    block = model.blocks[0]
-    images = torch.randn(2, 3, 32, 32)
+@pytest.mark.parametrize("name", WITH_WORDS)
+def test_layers_that_are_looked_at_or_replaced_are_computed_one_by_one(name: str) -> None:
+    model = build_tiny(name).eval()
+    block = model.get_submodule("blocks.0" if name.startswith("tnt") else "stages.0.blocks.0")
+    images = torch.randn(2, 3, *model.config.size)
     seen = []
     hook = block.inner_attn.register_forward_hook(lambda *_: seen.append(1))
     with torch.no_grad():

@@ -153,6 +153,9 @@ struct Shape {
     int64_t hidden;
     float eps;
     int32_t tanh;
+    int32_t whole;  // whether norms are over all words of a sentence, with a weight for each number of it
+
+    int64_t normed() const { return whole ? words * channels : channels; }
 };
 
 // All weights in float32, one behind the other; biases that a model lacks are zeros
@@ -161,20 +164,20 @@ struct Weights {
         *fc2_bias;
 
     Weights(const float* at, const Shape& s) {
-        const int64_t e = s.channels, h = s.hidden;
+        const int64_t e = s.channels, h = s.hidden, n = s.normed();
         auto take = [&at](int64_t count) {
             const float* here = at;
             at += count;
             return here;
         };
-        norm1_scale = take(e), norm1_shift = take(e), qkv = take(3 * e * e), proj = take(e * e), proj_bias = take(e);
-        norm2_scale = take(e), norm2_shift = take(e), fc1 = take(h * e), fc1_bias = take(h), fc2 = take(e * h);
+        norm1_scale = take(n), norm1_shift = take(n), qkv = take(3 * e * e), proj = take(e * e), proj_bias = take(e);
+        norm2_scale = take(n), norm2_shift = take(n), fc1 = take(h * e), fc1_bias = take(h), fc2 = take(e * h);
         fc2_bias = take(e);
     }
 
     static int64_t count(const Shape& s) {
         const int64_t e = s.channels, h = s.hidden;
-        return 4 * e * e + 2 * h * e + 6 * e + h;
+        return 4 * e * e + 2 * h * e + 4 * s.normed() + 2 * e + h;
     }
 };
 
@@ -224,26 +227,55 @@ inline void linear_back(
     linear_any(grad, count, weights, 1, rows, nullptr, out, rows, add);
 }
 
-// Norms
+// Norms: over the channels of a word, or over all words of a sentence at once
+
+// of each lane, the sum over the lanes of its sentence
+inline void share_in_sentence(Vec* sums, int64_t words) {
+    alignas(64) float lanes[LANES];
+    for (int v = 0; v < VECTORS; v++) store(lanes + v * WIDTH, sums[v]);
+    for (int64_t first = 0; first < LANES; first += words) {
+        float total = 0;
+        for (int64_t l = first; l < first + words; l++) total += lanes[l];
+        for (int64_t l = first; l < first + words; l++) lanes[l] = total;
+    }
+    for (int v = 0; v < VECTORS; v++) sums[v] = load(lanes + v * WIDTH);
+}
+
+// rows of the weights that each lane's word has, where every word of a sentence has its own
+void spread_weights(const float* weights, const Shape& s, float* rows) {
+    for (int64_t c = 0; c < s.channels; c++)
+        for (int64_t l = 0; l < LANES; l++) rows[c * LANES + l] = weights[l % s.words * s.channels + c];
+}
 
 struct Norm {
     Vec rate[VECTORS];  // 1 / standard deviation
 };
 
 // normed holds the rows less their mean, over their deviation
-Norm normalise(const float* in, int64_t e, float eps, float* normed) {
-    Norm norm;
+Norm normalise(const float* in, const Shape& s, float* normed) {
+    const int64_t e = s.channels;
+    const float count = (float)s.normed();
+    Vec sums[VECTORS], squares[VECTORS];
     for (int v = 0; v < VECTORS; v++) {
         Vec sum = {};
         for (int64_t c = 0; c < e; c++) sum += load(in + c * LANES + v * WIDTH);
-        const Vec mean = sum / (float)e;
-        Vec squares = {};
+        sums[v] = sum;
+    }
+    if (s.whole) share_in_sentence(sums, s.words);
+    for (int v = 0; v < VECTORS; v++) {
+        const Vec mean = sums[v] / count;
+        Vec square = {};
         for (int64_t c = 0; c < e; c++) {
             const Vec from_mean = load(in + c * LANES + v * WIDTH) - mean;
-            squares += from_mean * from_mean;
+            square += from_mean * from_mean;
             store(normed + c * LANES + v * WIDTH, from_mean);
         }
-        const Vec variance = squares / (float)e + eps;
+        squares[v] = square;
+    }
+    if (s.whole) share_in_sentence(squares, s.words);
+    Norm norm;
+    for (int v = 0; v < VECTORS; v++) {
+        const Vec variance = squares[v] / count + s.eps;
         Vec rate;
         for (int l = 0; l < WIDTH; l++) rate[l] = 1.0f / std::sqrt(variance[l]);
         for (int64_t c = 0; c < e; c++) store(normed + c * LANES + v * WIDTH, load(normed + c * LANES + v * WIDTH) * rate);
@@ -252,10 +284,14 @@ Norm normalise(const float* in, int64_t e, float eps, float* normed) {
     return norm;
 }
 
-void scale_and_shift(const float* in, int64_t e, const float* scale, const float* shift, float* out) {
-    for (int64_t c = 0; c < e; c++)
-        for (int v = 0; v < VECTORS; v++)
-            store(out + c * LANES + v * WIDTH, load(in + c * LANES + v * WIDTH) * scale[c] + shift[c]);
+// scale and shift have a number a channel, or rows of them where norms are of whole sentences
+void scale_and_shift(const float* in, const Shape& s, const float* scale, const float* shift, float* out) {
+    for (int64_t c = 0; c < s.channels; c++)
+        for (int v = 0; v < VECTORS; v++) {
+            const int64_t at = c * LANES + v * WIDTH;
+            const Vec x = load(in + at);
+            store(out + at, s.whole ? x * load(scale + at) + load(shift + at) : x * scale[c] + shift[c]);
+        }
 }
 
 // a sum over words is one of vectors, whose lanes are added at its end
@@ -273,26 +309,43 @@ inline double sum_lanes(const float* sums) {
 
 // grad becomes the gradient of what was normalised, and is added to `to`
 void normalise_back(
-    float* grad, const float* normed, const Norm& norm, int64_t e, const float* scale, float* grad_scale,
+    float* grad, const float* normed, const Norm& norm, const Shape& s, const float* scale, float* grad_scale,
     float* grad_shift, float* to) {
+    const int64_t e = s.channels;
+    const float count = (float)s.normed();
     alignas(64) float product[LANES];
     for (int64_t c = 0; c < e; c++) {
-        for (int v = 0; v < VECTORS; v++)
-            store(product + v * WIDTH, load(grad + c * LANES + v * WIDTH) * load(normed + c * LANES + v * WIDTH));
-        add_row(product, grad_scale + c * WIDTH);
-        add_row(grad + c * LANES, grad_shift + c * WIDTH);
+        for (int v = 0; v < VECTORS; v++) {
+            const int64_t at = c * LANES + v * WIDTH;
+            const Vec along = load(grad + at) * load(normed + at);
+            store(product + v * WIDTH, along);
+            if (s.whole) {
+                store(grad_scale + at, load(grad_scale + at) + along);
+                store(grad_shift + at, load(grad_shift + at) + load(grad + at));
+            }
+        }
+        if (!s.whole) {
+            add_row(product, grad_scale + c * WIDTH);
+            add_row(grad + c * LANES, grad_shift + c * WIDTH);
+        }
     }
+    Vec sums[VECTORS], alongs[VECTORS];
     for (int v = 0; v < VECTORS; v++) {
         Vec sum = {}, along = {};
         for (int64_t c = 0; c < e; c++) {
-            const Vec g = load(grad + c * LANES + v * WIDTH) * scale[c];
+            const int64_t at = c * LANES + v * WIDTH;
+            const Vec g = load(grad + at) * (s.whole ? load(scale + at) : all(scale[c]));
             sum += g;
-            along += g * load(normed + c * LANES + v * WIDTH);
+            along += g * load(normed + at);
         }
-        sum /= (float)e, along /= (float)e;
+        sums[v] = sum, alongs[v] = along;
+    }
+    if (s.whole) share_in_sentence(sums, s.words), share_in_sentence(alongs, s.words);
+    for (int v = 0; v < VECTORS; v++) {
+        const Vec sum = sums[v] / count, along = alongs[v] / count;
         for (int64_t c = 0; c < e; c++) {
             const int64_t at = c * LANES + v * WIDTH;
-            const Vec g = load(grad + at) * scale[c];
+            const Vec g = load(grad + at) * (s.whole ? load(scale + at) : all(scale[c]));
             store(to + at, load(to + at) + norm.rate[v] * (g - sum - load(normed + at) * along));
         }
     }
@@ -503,9 +556,11 @@ struct Arrays {
     std::vector<float> memory;
     float *x, *normed1, *in1, *qkv, *scores, *mixed, *after, *normed2, *in2, *wide, *active, *out;
     float *grad, *grad_wide, *grad_qkv, *grad_in, *grad_mixed, *turned, *other, *keep;
+    std::vector<float> spread;  // weights of norms of whole sentences
+    const float *norm1_scale, *norm1_shift, *norm2_scale, *norm2_shift;
     Ints first;
 
-    explicit Arrays(const Shape& s) {
+    Arrays(const Shape& s, const Weights& w) {
         const int64_t e = s.channels * LANES, h = s.hidden * LANES, scores_all = s.heads * s.words * LANES;
         const int64_t most = std::max(whole_vectors(s.hidden), whole_vectors(3 * s.channels)) * LANES;
         memory.assign(12 * e + 3 * e + 3 * e + 3 * h + scores_all + 4 * s.words * LANES + most + 32 + 2 * LANES, 0.0f);
@@ -520,6 +575,16 @@ struct Arrays {
         grad = take(e), grad_wide = take(h), grad_qkv = take(3 * e), grad_in = take(e), grad_mixed = take(e);
         other = take(s.words * LANES), keep = take(2 * LANES), turned = take(most);
         first = first_lanes(s.words);
+        norm1_scale = w.norm1_scale, norm1_shift = w.norm1_shift;
+        norm2_scale = w.norm2_scale, norm2_shift = w.norm2_shift;
+        if (!s.whole) return;
+        spread.resize(4 * e + 16);
+        float* rows = (float*)(((uintptr_t)spread.data() + 63) / 64 * 64);
+        for (const float** weights : {&norm1_scale, &norm1_shift, &norm2_scale, &norm2_shift}) {
+            spread_weights(*weights, s, rows);
+            *weights = rows;
+            rows += e;
+        }
     }
 };
 
@@ -550,8 +615,8 @@ Norms go_forward(Arrays& a, const Shape& s, const Weights& w, bool with_slope) {
     const int64_t e = s.channels, dim = e / s.heads;
     const float scale = 1.0f / std::sqrt((float)dim);
     Norms norms;
-    norms.first = normalise(a.x, e, s.eps, a.normed1);
-    scale_and_shift(a.normed1, e, w.norm1_scale, w.norm1_shift, a.in1);
+    norms.first = normalise(a.x, s, a.normed1);
+    scale_and_shift(a.normed1, s, a.norm1_scale, a.norm1_shift, a.in1);
     linear(a.in1, e, w.qkv, nullptr, a.qkv, 3 * e);
     for (int64_t h = 0; h < s.heads; h++) {
         const int64_t at = h * dim * LANES;
@@ -562,8 +627,8 @@ Norms go_forward(Arrays& a, const Shape& s, const Weights& w, bool with_slope) {
     }
     linear(a.mixed, e, w.proj, w.proj_bias, a.out, e);
     add_kept(a.x, a.out, a.keep, e, a.after);
-    norms.second = normalise(a.after, e, s.eps, a.normed2);
-    scale_and_shift(a.normed2, e, w.norm2_scale, w.norm2_shift, a.in2);
+    norms.second = normalise(a.after, s, a.normed2);
+    scale_and_shift(a.normed2, s, a.norm2_scale, a.norm2_shift, a.in2);
     linear(a.in2, e, w.fc1, w.fc1_bias, a.wide, s.hidden);
     for (int64_t at = 0; at < s.hidden * LANES; at += WIDTH) {
         const Vec x = load(a.wide + at);
@@ -579,7 +644,7 @@ void forward(
     const T* words, const float* keep, const float* weights, const Shape& s, int64_t sentences,
     int64_t begin, int64_t end, T* out) {
     const Weights w(weights, s);
-    Arrays a(s);
+    Arrays a(s, w);
     const int64_t together = LANES / s.words, e = s.channels, size = s.words * e;
     for (int64_t at = begin; at < end; at += together) {
         const int64_t count = std::min(together, end - at) * s.words;
@@ -593,7 +658,7 @@ void forward(
 }
 
 // Sums of the gradients of the weights; those with `turned` in their name have the larger side in their rows, and those
-// of norms and biases have a vector for each number
+// of norms and biases have a vector for each number, and those of norms of whole sentences a row of lanes a channel
 struct Sums {
     std::vector<float> memory;
     float *norm1_scale, *norm1_shift, *qkv_turned, *proj, *proj_bias, *norm2_scale, *norm2_shift, *fc1_turned, *fc1_bias,
@@ -602,7 +667,8 @@ struct Sums {
     explicit Sums(const Shape& s) {
         const int64_t e = s.channels, h = s.hidden;
         const int64_t wide = whole_vectors(e), wider = whole_vectors(3 * e), widest = whole_vectors(h);
-        memory.assign(e * wider + e * wide + 2 * e * widest + (6 * e + h) * WIDTH, 0.0f);
+        const int64_t normed = e * (s.whole ? LANES : WIDTH);
+        memory.assign(e * wider + e * wide + 2 * e * widest + 4 * normed + (2 * e + h) * WIDTH, 0.0f);
         float* at = memory.data();
         auto take = [&at](int64_t count) {
             float* here = at;
@@ -610,8 +676,8 @@ struct Sums {
             return here;
         };
         qkv_turned = take(e * wider), proj = take(e * wide), fc1_turned = take(e * widest), fc2 = take(e * widest);
-        norm1_scale = take(e * WIDTH), norm1_shift = take(e * WIDTH), proj_bias = take(e * WIDTH);
-        norm2_scale = take(e * WIDTH), norm2_shift = take(e * WIDTH), fc1_bias = take(h * WIDTH);
+        norm1_scale = take(normed), norm1_shift = take(normed), proj_bias = take(e * WIDTH);
+        norm2_scale = take(normed), norm2_shift = take(normed), fc1_bias = take(h * WIDTH);
         fc2_bias = take(e * WIDTH);
     }
 
@@ -629,8 +695,14 @@ struct Sums {
             for (int64_t c = 0; c < length; c++)
                 for (int64_t r = 0; r < count; r++) *to++ += from[r * whole_vectors(length) + c];
         };
-        vectors(norm1_scale, e), vectors(norm1_shift, e), turned(qkv_turned, e, 3 * e), rows(proj, e, e);
-        vectors(proj_bias, e), vectors(norm2_scale, e), vectors(norm2_shift, e), turned(fc1_turned, e, h);
+        auto norms = [&](const float* from) {
+            if (!s.whole) return vectors(from, e);
+            for (int64_t word = 0; word < s.words; word++)
+                for (int64_t c = 0; c < e; c++, to++)
+                    for (int64_t l = word; l < LANES; l += s.words) *to += from[c * LANES + l];
+        };
+        norms(norm1_scale), norms(norm1_shift), turned(qkv_turned, e, 3 * e), rows(proj, e, e);
+        vectors(proj_bias, e), norms(norm2_scale), norms(norm2_shift), turned(fc1_turned, e, h);
         vectors(fc1_bias, h), rows(fc2, e, h), vectors(fc2_bias, e);
     }
 };
@@ -682,7 +754,7 @@ void backward(
     const T* grad, const T* words, const float* keep, const float* weights, const Shape& s,
     int64_t sentences, int64_t begin, int64_t end, T* out, Sums& sums) {
     const Weights w(weights, s);
-    Arrays a(s);
+    Arrays a(s, w);
     const int64_t together = LANES / s.words, e = s.channels, size = s.words * e;
     const int64_t wide = whole_vectors(e), wider = whole_vectors(3 * e), widest = whole_vectors(s.hidden);
     for (int64_t at = begin; at < end; at += together) {
@@ -705,7 +777,7 @@ void backward(
         add_outer(a.in2, e, a.turned, widest, sums.fc1_turned);
         add_lanes(a.grad_wide, s.hidden, sums.fc1_bias);
         linear_back(a.grad_wide, s.hidden, w.fc1, a.grad_in, e);
-        normalise_back(a.grad_in, a.normed2, norms.second, e, w.norm2_scale, sums.norm2_scale, sums.norm2_shift, a.grad);
+        normalise_back(a.grad_in, a.normed2, norms.second, s, a.norm2_scale, sums.norm2_scale, sums.norm2_shift, a.grad);
 
         // attention
         keep_of(a.grad, a.keep, e, a.out);
@@ -717,7 +789,7 @@ void backward(
         words_first(a.grad_qkv, 3 * e, wider, a.turned);
         add_outer(a.in1, e, a.turned, wider, sums.qkv_turned);
         linear_back(a.grad_qkv, 3 * e, w.qkv, a.grad_in, e);
-        normalise_back(a.grad_in, a.normed1, norms.first, e, w.norm1_scale, sums.norm1_scale, sums.norm1_shift, a.grad);
+        normalise_back(a.grad_in, a.normed1, norms.first, s, a.norm1_scale, sums.norm1_scale, sums.norm1_shift, a.grad);
         write_group(out + at * size, count, e, a.grad);
     }
 }

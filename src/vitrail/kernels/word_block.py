@@ -23,21 +23,30 @@ from torch.utils.flop_counter import register_flop_formula
 from vitrail.kernels import word_block_compiled as cpu
 from vitrail.kernels.compiled import are_kernels_wanted, load
 from vitrail.kernels.linear import is_recorded
-from vitrail.kernels.word_block_plain import differentiate_plain, flatten, plain_word_block
+from vitrail.kernels.word_block_plain import (
+    differentiate_plain,
+    flatten,
+    is_whole,
+    plain_word_block,
+)
 
 GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Types of words that Triton's body takes."""
 Body = Literal["plain", "compiled", "triton"]
 
 
-def choose_body(device: str, dtype: torch.dtype, num_words: int) -> Body:
-    """Say which body computes words of a type in sentences of so many, on a device such as cpu."""
+def choose_body(device: str, dtype: torch.dtype, num_words: int, whole: bool = False) -> Body:
+    """Say which body computes words of a type in sentences of so many, on a device such as cpu.
+
+    Where norms are over whole sentences, a GPU has none but the plain one.
+    """
     if device == "cpu" and dtype in cpu.DTYPES:
         library = load(cpu.NAME)
         if library is not None and library.vitrail_lanes() % num_words == 0:
             return "compiled"
     is_power_of_two = num_words & (num_words - 1) == 0
-    if device == "cuda" and dtype in GPU_DTYPES and is_power_of_two and has_triton():
+    is_for_gpu = device == "cuda" and dtype in GPU_DTYPES and is_power_of_two and not whole
+    if is_for_gpu and has_triton():
         return "triton"
     return "plain"
 
@@ -64,11 +73,11 @@ def type_of_products(words: Tensor) -> str:
     return str(words.dtype).removeprefix("torch.")
 
 
-def is_fused(words: Tensor) -> bool:
+def is_fused(words: Tensor, whole: bool = False) -> bool:
     """Say whether words are computed faster by the operator than by layer after layer."""
     if is_recorded():  # programs have the plain form
         return False
-    return choose_body(words.device.type, words.dtype, words.shape[1]) != "plain"
+    return choose_body(words.device.type, words.dtype, words.shape[1], whole) != "plain"
 
 
 @torch.library.custom_op("vitrail::word_block", mutates_args=())
@@ -97,7 +106,8 @@ def word_block(
     Returns:
         Words (n, p, e) of the same type.
     """
-    body = choose_body(words.device.type, words.dtype, words.shape[1])
+    whole = is_whole(words, weights[0])
+    body = choose_body(words.device.type, words.dtype, words.shape[1], whole)
     if body == "triton":
         from vitrail.kernels import word_block_triton as gpu  # which has Triton only where a GPU is
 
@@ -119,7 +129,8 @@ def word_block_backward(
     products: str,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of the words, and those of all weights one behind the other in float32."""
-    body = choose_body(words.device.type, words.dtype, words.shape[1])
+    whole = is_whole(words, weights[0])
+    body = choose_body(words.device.type, words.dtype, words.shape[1], whole)
     if body == "triton":
         from vitrail.kernels import word_block_triton as gpu  # which has Triton only where a GPU is
 

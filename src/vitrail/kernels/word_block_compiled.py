@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vitrail.kernels.compiled import NotCompiled, prepare
-from vitrail.kernels.word_block_plain import Weights, flatten, plain_word_block
+from vitrail.kernels.word_block_plain import Weights, flatten, is_whole, plain_word_block
 
 NAME = "word_block"
 """Name of the C++ file."""
@@ -29,6 +29,7 @@ class Shape(ctypes.Structure):
         ("hidden", ctypes.c_int64),
         ("eps", ctypes.c_float),
         ("tanh", ctypes.c_int32),
+        ("whole", ctypes.c_int32),
     )
 
 
@@ -94,17 +95,24 @@ def check_library(library: ctypes.CDLL) -> None:
     Raises:
         NotCompiled: Its numbers are wrong.
     """
+    for is_of_sentence in (False, True):
+        _check_numbers(library, is_of_sentence)
+
+
+def _check_numbers(library: ctypes.CDLL, is_of_sentence: bool) -> None:
+    """Compare one kind of norms with the plain body."""
     n, p, e, heads, hidden = 5, library.vitrail_lanes() // 2, 12, 2, 40
+    normed = p * e if is_of_sentence else e
     numbers = torch.Generator().manual_seed(0)
     sizes = (
-        (e,),
-        (e,),
+        (normed,),
+        (normed,),
         (2 * e, e),
         (e, e),
         (e, e),
         (e,),
-        (e,),
-        (e,),
+        (normed,),
+        (normed,),
         (hidden, e),
         (hidden,),
         (e, hidden),
@@ -129,8 +137,10 @@ def check_library(library: ctypes.CDLL) -> None:
 def _shape(
     words: Tensor, weights: Sequence[Tensor], num_heads: int, eps: float, approximate: str
 ) -> Shape:
-    hidden = Weights(*weights).fc1.shape[0]
-    return Shape(words.shape[1], words.shape[2], num_heads, hidden, eps, approximate == "tanh")
+    w = Weights(*weights)
+    hidden, whole = w.fc1.shape[0], is_whole(words, w.norm1_weight)
+    _, count, channels = words.shape
+    return Shape(count, channels, num_heads, hidden, eps, approximate == "tanh", whole)
 
 
 def _numbers(words: Tensor) -> tuple[ctypes.c_int64, ctypes.c_int32, ctypes.c_int32]:

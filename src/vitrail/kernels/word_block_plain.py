@@ -16,7 +16,11 @@ from torch.nn.functional import gelu, layer_norm, linear
 
 
 class Weights(NamedTuple):
-    """Weights of the block; a bias that a model lacks is zeros."""
+    """Weights of the block; a bias that a model lacks is zeros.
+
+    Norms have e numbers and are over the channels of a word, or p * e and are over all words of a
+    sentence at once.
+    """
 
     norm1_weight: Tensor
     norm1_bias: Tensor
@@ -42,16 +46,26 @@ def plain_word_block(
 ) -> Float[Tensor, "n p e"]:
     """Compute `word_block` in PyTorch: its definition."""
     w = Weights(*weights)
-    e = words.shape[2]
     factors = _expand(keep, words)
 
-    normed = layer_norm(words, (e,), w.norm1_weight, w.norm1_bias, eps)
+    normed = _normalise(words, w.norm1_weight, w.norm1_bias, eps)
     mixed = _attend(normed, w, num_heads).mixed
     words = words + factors[0] * linear(mixed, w.proj, w.proj_bias)
 
-    normed = layer_norm(words, (e,), w.norm2_weight, w.norm2_bias, eps)
+    normed = _normalise(words, w.norm2_weight, w.norm2_bias, eps)
     active = gelu(linear(normed, w.fc1, w.fc1_bias), approximate=approximate)
     return words + factors[1] * linear(active, w.fc2, w.fc2_bias)
+
+
+def is_whole(words: Tensor, norm_weight: Tensor) -> bool:
+    """Say whether a norm is over all words of a sentence at once."""
+    return norm_weight.numel() != words.shape[2]
+
+
+def _normalise(words: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Normalise each word, or all words of a sentence at once, as there are weights."""
+    rows = words.flatten(1) if is_whole(words, weight) else words
+    return layer_norm(rows, weight.shape, weight, bias, eps).reshape(words.shape)
 
 
 def differentiate_plain(
@@ -71,10 +85,18 @@ def differentiate_plain(
     factors = _expand(keep, words)
     grad = grad.to(words.dtype)
 
-    normed1, *norm1 = torch.native_layer_norm(words, (e,), w.norm1_weight, w.norm1_bias, eps)
+    rows = (n, p * e) if is_whole(words, w.norm1_weight) else (n, p, e)
+    size = w.norm1_weight.shape
+    normed1, *norm1 = torch.native_layer_norm(
+        words.reshape(rows), size, w.norm1_weight, w.norm1_bias, eps
+    )
+    normed1 = normed1.reshape(words.shape)
     q, k, v, shares, mixed = _attend(normed1, w, num_heads)
     after = words + factors[0] * linear(mixed, w.proj, w.proj_bias)
-    normed2, *norm2 = torch.native_layer_norm(after, (e,), w.norm2_weight, w.norm2_bias, eps)
+    normed2, *norm2 = torch.native_layer_norm(
+        after.reshape(rows), size, w.norm2_weight, w.norm2_bias, eps
+    )
+    normed2 = normed2.reshape(words.shape)
     wide = linear(normed2, w.fc1, w.fc1_bias)
 
     part = grad * factors[1]
@@ -83,9 +105,15 @@ def differentiate_plain(
     of_wide = torch.ops.aten.gelu_backward(part @ w.fc2, wide, approximate=approximate)
     of_fc1 = of_wide.flatten(0, 1).T @ normed2.flatten(0, 1)
     of_after, *of_norm2 = torch.ops.aten.native_layer_norm_backward(
-        of_wide @ w.fc1, after, (e,), *norm2, w.norm2_weight, w.norm2_bias, [True] * 3
+        (of_wide @ w.fc1).reshape(rows),
+        after.reshape(rows),
+        size,
+        *norm2,
+        w.norm2_weight,
+        w.norm2_bias,
+        [True] * 3,
     )
-    of_after = grad + of_after
+    of_after = grad + of_after.reshape(words.shape)
 
     part = of_after * factors[0]
     of_proj = part.flatten(0, 1).T @ mixed.flatten(0, 1)
@@ -98,7 +126,13 @@ def differentiate_plain(
     of_qk = torch.cat([of_q, of_k], dim=2)
     given = normed1.flatten(0, 1)
     of_words, *of_norm1 = torch.ops.aten.native_layer_norm_backward(
-        of_qk @ w.qk + of_v @ w.v, words, (e,), *norm1, w.norm1_weight, w.norm1_bias, [True] * 3
+        (of_qk @ w.qk + of_v @ w.v).reshape(rows),
+        words.reshape(rows),
+        size,
+        *norm1,
+        w.norm1_weight,
+        w.norm1_bias,
+        [True] * 3,
     )
     grads = Weights(
         *of_norm1,
@@ -113,7 +147,7 @@ def differentiate_plain(
         fc2=of_fc2,
         fc2_bias=of_fc2_bias,
     )
-    return of_after + of_words, list(grads)
+    return of_after + of_words.reshape(words.shape), list(grads)
 
 
 class _Attended(NamedTuple):

@@ -6,6 +6,7 @@ Shapes
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -35,6 +36,13 @@ class DropPath(nn.Module):
         keep = 1 - self.rate
         return x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep).div_(keep)
 
+    def draw_twice(self, x: Tensor) -> Tensor | None:
+        """Draw the factors of two residuals (2, rows), one after the other; None where all rows are kept."""
+        first, second = self.draw(x), self.draw(x)
+        if first is None or second is None:
+            return None
+        return torch.stack([first.flatten(), second.flatten()])
+
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"
 
@@ -60,6 +68,25 @@ class Mlp(nn.Module):
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         x = drop(self.act(self.fc1(x)), self.drop_rate, self.training)
         return drop(self.fc2(x), self.drop_rate, self.training)
+
+
+def are_plain(parts: Sequence[nn.Module], kinds: Sequence[type[nn.Module]]) -> bool:
+    """Say whether all layers of some parts are those that were built, and nobody looks at what they compute.
+
+    Args:
+        parts: Modules that a fused operator may stand for.
+        kinds: Classes of what they were built of; an adapter in the place of a layer is none.
+    """
+    layers = [layer for part in parts for layer in part.modules()]
+    are_built = all(type(layer) in kinds for layer in layers)
+    return are_built and not any(
+        layer._forward_hooks or layer._forward_pre_hooks for layer in layers
+    )
+
+
+def bias_of(layer: Linear) -> Tensor:
+    """Return the bias of a layer, zeros where it has none."""
+    return layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias
 
 
 def drop(x: Tensor, rate: float, training: bool) -> Tensor:

@@ -37,6 +37,9 @@ from torch.nn.functional import avg_pool2d, pad
 
 from vitrail.kernels.attention import attend
 from vitrail.kernels.linear import Linear
+from vitrail.kernels.word_block import is_fused, type_of_products, word_block
+from vitrail.kernels.word_block_compiled import NAME
+from vitrail.kernels.word_block_plain import Weights
 from vitrail.models.dialects import Dialect, Row
 from vitrail.models.family import (
     Family,
@@ -54,7 +57,7 @@ from vitrail.models.family import (
     init_linear,
     to_map,
 )
-from vitrail.models.layers import DropPath, Mlp, drop, drop_path_rates
+from vitrail.models.layers import DropPath, Mlp, are_plain, bias_of, drop, drop_path_rates
 
 STRIDE = 8
 """Pixels of a sentence of the first stage, along each side."""
@@ -238,14 +241,50 @@ class Block(nn.Module):
         bias: Float[Tensor, "1 heads n m"],
     ) -> tuple[Float[Tensor, "bn p e"], Float[Tensor, "b n d"]]:
         if self.has_words:
-            words = words + self.drop_path(self.inner_attn(_by_sentence(self.inner_norm1, words)))
-            words = words + self.drop_path(self.inner_mlp(_by_sentence(self.inner_norm2, words)))
+            words = self.update_words(words)
             folded = words.reshape(*sentences.shape[:2], -1)  # (b, n, p * e)
             sentences = sentences + self.proj_norm2(self.proj(self.proj_norm1(folded)))
         attended = self.outer_attn(self.outer_norm1(sentences), grid, bias)
         sentences = sentences + self.drop_path(attended)
         sentences = sentences + self.drop_path(self.outer_mlp(self.outer_norm2(sentences)))
         return words, sentences
+
+    def update_words(self, words: Float[Tensor, "bn p e"]) -> Float[Tensor, "bn p e"]:
+        """Let the words of each sentence attend to each other, and pass through their MLP."""
+        attn, mlp = self.inner_attn, self.inner_mlp
+        parts = (self.inner_norm1, attn, self.inner_norm2, mlp)
+        has_dropout = mlp.drop_rate > 0 and self.training
+        if not is_fused(words, whole=True) or has_dropout or not are_plain(parts, WORD_LAYERS):
+            words = words + self.drop_path(attn(_by_sentence(self.inner_norm1, words)))
+            return words + self.drop_path(mlp(_by_sentence(self.inner_norm2, words)))
+        e = words.shape[2]
+        weights = Weights(
+            self.inner_norm1.weight,
+            self.inner_norm1.bias,
+            torch.cat([attn.q.weight, attn.kv.weight[:e]]),
+            attn.kv.weight[e:],
+            attn.proj.weight,
+            bias_of(attn.proj),
+            self.inner_norm2.weight,
+            self.inner_norm2.bias,
+            mlp.fc1.weight,
+            mlp.fc1.bias,
+            mlp.fc2.weight,
+            bias_of(mlp.fc2),
+        )
+        return word_block(
+            words,
+            self.drop_path.draw_twice(words),
+            weights,
+            attn.num_heads,
+            self.inner_norm1.eps,
+            mlp.act.approximate,
+            type_of_products(words),
+        )
+
+
+WORD_LAYERS = (nn.LayerNorm, nn.GELU, Linear, Attention, Mlp)
+"""Layers of the words that the fused operator stands for; an adapter in their place is none."""
 
 
 def _by_sentence(norm: nn.Module, words: Float[Tensor, "bn p e"]) -> Float[Tensor, "bn p e"]:
@@ -491,6 +530,7 @@ FAMILY = Family(
         "pyramid_tnt_m": "ptnt_m_patch16_256",
         "pyramid_tnt_b": "ptnt_b_patch16_256",
     },
+    kernels=(NAME,),
     dialects=_DIALECTS,
     positions=("outer_pos",),
     paired_positions=_pairs,

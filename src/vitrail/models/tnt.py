@@ -62,7 +62,7 @@ from vitrail.models.family import (
     count_numbers,
     init_linear,
 )
-from vitrail.models.layers import DropPath, Mlp, drop, drop_path_rates
+from vitrail.models.layers import DropPath, Mlp, are_plain, bias_of, drop, drop_path_rates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,21 +230,17 @@ class Block(nn.Module):
             attn.qk.weight,
             attn.v.weight,
             attn.proj.weight,
-            _bias(attn.proj),
+            bias_of(attn.proj),
             self.inner_norm2.weight,
             self.inner_norm2.bias,
             mlp.fc1.weight,
             mlp.fc1.bias,
             mlp.fc2.weight,
-            _bias(mlp.fc2),
+            bias_of(mlp.fc2),
         )
-        first, second = self.drop_path.draw(words), self.drop_path.draw(words)
-        keep = None
-        if first is not None and second is not None:
-            keep = torch.stack([first.flatten(), second.flatten()])
         return word_block(
             words,
-            keep,
+            self.drop_path.draw_twice(words),
             weights,
             attn.num_heads,
             self.inner_norm1.eps,
@@ -255,22 +251,12 @@ class Block(nn.Module):
     def _has_plain_words(self) -> bool:
         """Say whether the layers of the words are those that were built, and nobody looks at what they compute."""
         parts = (self.inner_norm1, self.inner_attn, self.inner_norm2, self.inner_mlp)
-        layers = [layer for part in parts for layer in part.modules()]
-        dropout = self.inner_mlp.drop_rate if self.training else 0
-        return (
-            not dropout
-            and all(type(layer) in WORD_LAYERS for layer in layers)
-            and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
-        )
+        has_dropout = self.inner_mlp.drop_rate > 0 and self.training
+        return not has_dropout and are_plain(parts, WORD_LAYERS)
 
 
 WORD_LAYERS = (nn.LayerNorm, nn.GELU, Linear, Attention, Mlp)
 """Layers of the words that the fused operator stands for; an adapter in their place is none."""
-
-
-def _bias(layer: Linear) -> Tensor:
-    """Return the bias of a layer, zeros where it has none."""
-    return layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias
 
 
 class TNT(VisionModel[TNTConfig]):
