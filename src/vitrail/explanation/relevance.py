@@ -18,7 +18,8 @@ What goes beyond the papers
     shares that its features imply.
     Twins has no class token: relevance begins evenly on the last tokens, whose mean the head reads.
     A key of a reduced map is a cell of tokens, which share what it gets; windows are put where they
-    lie, and what their padding gets is lost; a token is made of a cell of the stage before. The
+    lie, and what their padding gets is lost; a token is made of a cell of the stage before. Each
+    stage has a map, of what its own tokens have at its beginning; the first's is the finest. The
     position encoding counts as passing on what it gets. As the identity of r + r A' would leave an even
     ground on all maps, what never went through attention is left out, as it is with a class token.
 
@@ -230,17 +231,20 @@ def _carry_twins(passed: _Pass, model: Twins) -> Maps:
     relevance = passed.weights[0].new_full((passed.count, height * width), 1 / (height * width))
     kept = relevance
     places = passed.places("window", "reduced")
+    maps = {}
     for stage in reversed(range(len(model.config.depths))):
         of_stage = [p for p in places if passed.recorded[p].name.startswith(f"blocks.{stage}.")]
         for place in of_stage:
             given = _give_twins(passed, place, relevance, model.config.sr_ratios[stage])
             relevance = passed.join(relevance, given)
+        tokens = relevance if passed.is_rollout else relevance - kept
+        name = f"stage-{stage + 1}" if stage else "tokens"
+        maps[name] = to_grid(tokens, sizes[stage + 1])
         if stage:
             side = model.config.patch_sizes[stage]
             relevance = spread_cells(relevance, sizes[stage], side)
             kept = spread_cells(kept, sizes[stage], side)
-    tokens = relevance if passed.is_rollout else relevance - kept
-    return {"tokens": to_grid(tokens, sizes[1])}
+    return maps
 
 
 def _give_twins(passed: _Pass, place: int, relevance: Tensor, cell: int) -> Tensor:
