@@ -14,9 +14,14 @@ import vitrail
 from support.chromium import CHROMIUM, Page
 from support.commands import refused, run
 from support.pages import Addresses
-from support.tiny_model import save_tiny
+from support.tiny_model import fill_head, save_tiny
+from vitrail.choices import ExplanationMethod
+from vitrail.display import Quiet
 from vitrail.errors import ConfigError, DataError
+from vitrail.explanation.explainer import NOT_FINITE, open_explainer
+from vitrail.explanation.methods import METHODS
 from vitrail.explanation.sheet import RISING, SIGNED, TILE, Row, colour, draw_sheet
+from vitrail.inference.predictor import open_predictor
 
 
 def test_a_folder_of_images_has_sheets_values_and_a_page(
@@ -111,6 +116,49 @@ def test_what_cannot_be_explained_is_one_line(
     assert "explain needs images" in refused(capsys, "explain", tiny_checkpoint)
     with pytest.raises(ConfigError, match=r"^class_name=9: .* has no such class; it has blue, green, red$"):
         vitrail.explain(tiny_checkpoint, image, class_name="9")
+
+
+@pytest.mark.parametrize("method", ["gradient-attention", "rollout", "grad-cam"])
+def test_a_map_of_attention_or_gradients_takes_one_pass_of_the_model(
+    image_folder: Path, tiny_checkpoint: Path, method: ExplanationMethod
+) -> None:
+    explainer = open_explainer(tiny_checkpoint, method=method, device="cpu", display=Quiet())
+    assert isinstance(explainer.answer, torch.nn.Module)
+    passes = []
+    explainer.answer.get_submodule("blocks.0").register_forward_hook(lambda *_: passes.append(1))
+    image = image_folder / "val" / "red" / "red_0.jpg"
+    explained = explainer.explain(image)
+    assert len(passes) == 1
+    assert explained.classes == (explained.answer,)
+    # the logits of that pass are those of any other
+    predictor = open_predictor(tiny_checkpoint, device="cpu")
+    (prediction,) = predictor.predict([image])
+    assert explained.classes == prediction.choices
+    np.testing.assert_allclose(explained.probabilities, prediction.probabilities, rtol=1e-5)
+
+
+def test_weights_that_are_not_finite_are_one_line(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    checkpoint = save_tiny(tmp_path)
+    fill_head(checkpoint, float("nan"))
+    assert refused(capsys, "explain", checkpoint, image_folder / "val" / "red" / "red_0.jpg") == (
+        f"error: {checkpoint}: head.weight has values that are not finite; use a save from before that happened"
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_whose_logits_overflow_are_one_line_an_image(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, method: ExplanationMethod
+) -> None:
+    checkpoint = save_tiny(tmp_path)
+    fill_head(checkpoint, 3e38)
+    image = image_folder / "val" / "red" / "red_0.jpg"
+    output = tmp_path / "maps"
+    assert run("explain", checkpoint, image, "--method", method, "--output", output) == 1
+    printed = capsys.readouterr()
+    assert f"{image}: {NOT_FINITE}" in printed.err
+    assert [path.name for path in output.iterdir()] == ["index.html"]
 
 
 def test_an_exported_file_is_explained_by_its_answers_alone(

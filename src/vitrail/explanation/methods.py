@@ -12,6 +12,7 @@ from vitrail.errors import ConfigError, write_option
 from vitrail.explanation.feature_maps import weigh_channels
 from vitrail.explanation.perturbation import integrate_gradients, occlude
 from vitrail.explanation.relevance import Maps, roll_out, weigh_by_gradient
+from vitrail.explanation.target import Classes
 
 OWN = ("tnt", "t2t_vit", "twins")
 """Families whose attention and levels are known, by their names."""
@@ -22,8 +23,8 @@ class Method:
     """One way to explain an answer."""
 
     explain: Callable[..., Maps]
-    """Takes a model, normalised images and the index of a class for each; only `occlude` takes an
-    exported file in place of a model."""
+    """Takes a model, normalised images and the class for each; only `occlude` takes an exported
+    file in place of a model."""
     families: tuple[str, ...] | None
     """Families that it is for; None is all, those of timm too."""
     takes_exported: bool = False
@@ -32,14 +33,16 @@ class Method:
     """Whether it explains one class, and not the answer as a whole."""
     is_signed: bool = False
     """Whether values below 0 speak against the class."""
+    asks_often: bool = False
+    """Whether it asks for the answers to many changed images, one call after the other."""
 
 
 METHODS: Mapping[ExplanationMethod, Method] = {
     "rollout": Method(roll_out, OWN, of_class=False),
     "gradient-attention": Method(weigh_by_gradient, OWN),
     "grad-cam": Method(weigh_channels, OWN, is_signed=True),
-    "integrated-gradients": Method(integrate_gradients, None, is_signed=True),
-    "occlusion": Method(occlude, None, takes_exported=True, is_signed=True),
+    "integrated-gradients": Method(integrate_gradients, None, is_signed=True, asks_often=True),
+    "occlusion": Method(occlude, None, takes_exported=True, is_signed=True, asks_often=True),
 }
 DEFAULTS: Mapping[str, ExplanationMethod] = {
     "tnt": "gradient-attention",
@@ -81,8 +84,18 @@ def choose_method(
     return asked
 
 
+def list_methods(family: str, *, is_exported: bool) -> list[ExplanationMethod]:
+    """Return the methods that suit a family, or an exported file."""
+    suitable: list[ExplanationMethod] = []
+    for name, method in METHODS.items():
+        is_known = method.families is None or family in method.families
+        if is_known and (method.takes_exported or not is_exported):
+            suitable.append(name)
+    return suitable
+
+
 def explain(
-    method: ExplanationMethod, model: Callable[[Tensor], Tensor], images: Tensor, classes: Tensor
+    method: ExplanationMethod, model: Callable[[Tensor], Tensor], images: Tensor, classes: Classes
 ) -> Maps:
     """Return the maps of images in the method's own values, the finest map last.
 
@@ -90,7 +103,7 @@ def explain(
         method: A method that suits the model.
         model: A model; for occlusion anything that answers.
         images: Normalised images (b, c, h, w).
-        classes: Index of the class for each image (b).
+        classes: The class for each image.
 
     Raises:
         ConfigError: The method does not suit the model.

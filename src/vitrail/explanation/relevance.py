@@ -45,6 +45,7 @@ from vitrail.explanation.placing import (
     spread_split,
     to_grid,
 )
+from vitrail.explanation.target import Classes, settle_classes
 from vitrail.models.family import VisionModel
 from vitrail.models.t2t_vit import T2TViT
 from vitrail.models.tnt import TNT
@@ -69,34 +70,34 @@ def in_evaluation(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def roll_out(model: VisionModel, images: Tensor, classes: Tensor) -> Maps:
+def roll_out(model: VisionModel, images: Tensor, classes: Classes) -> Maps:
     """Return attention rollout, which is the same for all classes; each map sums to at most 1.
 
     Args:
         model: A TNT, T2T-ViT or Twins.
         images: Normalised images (b, c, h, w).
-        classes: Index of a class for each image (b), of which nothing is read.
+        classes: Of which class of each image the map is asked for, though it is the same for all.
 
     Raises:
         ConfigError: The model's attention is not known.
     """
     with torch.no_grad():
-        return _carry(_Pass.of(model, images, None))
+        return _carry(_Pass.of(model, images, classes, is_rollout=True))
 
 
-def weigh_by_gradient(model: VisionModel, images: Tensor, classes: Tensor) -> Maps:
+def weigh_by_gradient(model: VisionModel, images: Tensor, classes: Classes) -> Maps:
     """Return gradient-weighted attention: how much of a class's logit each place brought about, never below 0.
 
     Args:
         model: A TNT, T2T-ViT or Twins.
         images: Normalised images (b, c, h, w).
-        classes: Index of the class for each image (b).
+        classes: The class for each image.
 
     Raises:
         ConfigError: The model's attention is not known.
     """
     with torch.enable_grad():
-        passed = _Pass.of(model, images.detach().requires_grad_(), classes)
+        passed = _Pass.of(model, images.detach().requires_grad_(), classes, is_rollout=False)
     with torch.no_grad():
         return _carry(passed)
 
@@ -118,7 +119,7 @@ class _Pass:
     is_rollout: bool
 
     @classmethod
-    def of(cls, model: VisionModel, images: Tensor, classes: Tensor | None) -> _Pass:
+    def of(cls, model: VisionModel, images: Tensor, classes: Classes, *, is_rollout: bool) -> _Pass:
         require_attention(model)
         inputs: list[Tensor] = []
         folds = _folds_of(model)
@@ -135,13 +136,14 @@ class _Pass:
                 handle.remove()
         shares = [one.shares for one in recorded]
         size = (images.shape[2], images.shape[3])
-        if classes is None:
+        chosen = settle_classes(classes, logits)
+        if is_rollout:
             weights = [one.mean(dim=1) for one in shares]
             folded = []
             for fold, x in zip(folds, inputs, strict=True):
                 folded.append(_measure(fold, x, _words(model)))
             return cls(model, size, len(images), recorded, weights, folded, True)
-        score = logits.gather(1, classes[:, None]).sum()
+        score = logits.gather(1, chosen[:, None]).sum()
         gradients = torch.autograd.grad(score, [*shares, *inputs], materialize_grads=True)
         weights, folded = [], []
         for share, gradient in zip(shares, gradients, strict=False):
