@@ -25,6 +25,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
+Model = TypeVar("Model", bound=nn.Module)
 Score = Callable[[Tensor, Tensor], Tensor]
 """Returns the probability (b) of a class for each of normalised images (b, c, h, w), given indices of classes (b)."""
 
@@ -155,7 +157,7 @@ def correlate_ranks(a: Float[Tensor, "b k"], b: Float[Tensor, "b k"]) -> Float[T
     return (first * second).sum(dim=1) / (first.norm(dim=1) * second.norm(dim=1))
 
 
-def shuffle_weights(model: nn.Module, seed: int = 0) -> nn.Module:
+def shuffle_weights(model: Model, seed: int = 0) -> Model:
     """Return a copy of a model with the values of each trained parameter in an order drawn anew."""
     copied = copy.deepcopy(model)
     with torch.no_grad():
