@@ -144,6 +144,17 @@ def test_a_model_in_training_mode_is_left_so_and_draws_nothing() -> None:
     assert not model.patch_embed.training
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_answered_in_inference_mode_is_explained_and_answers_on_as_it_did(name: str) -> None:
+    model = build(name, image_size=64)
+    images = random_images(model)
+    with torch.inference_mode():
+        before = model(images)
+    weigh_by_gradient(model, images, CLASSES)
+    with torch.inference_mode():
+        assert torch.equal(model(images), before)
+
+
 def test_attention_that_is_unknown_is_refused() -> None:
     model = create_model("timm:resnet10t", num_classes=3)
     with pytest.raises(ConfigError, match="tells nothing of its attention"):

@@ -45,6 +45,8 @@ class Explained:
     method knows of no class."""
     view: Pixels | None = None
     """The image as the model saw it, before it was normalised."""
+    logits: Tensor | None = None
+    """Logits (1, k) of all classes."""
     error: str | None = None
 
 
@@ -98,6 +100,7 @@ class Explainer:
             int(odds.argmax()),
             {level: one.float().cpu().numpy() for level, one in maps.items()},
             view,
+            logits,
         )
 
     def _answer_and_explain(self, images: Tensor) -> tuple[Tensor, Maps]:
@@ -185,7 +188,11 @@ def open_explainer(
 
 
 def explainer_of(
-    predictor: Predictor, method: ExplanationMethod, wanted: int | None = None
+    predictor: Predictor,
+    method: ExplanationMethod,
+    wanted: int | None = None,
+    *,
+    topk: int | None = None,
 ) -> Explainer:
     """Return what explains the answers of a predictor, in float32.
 
@@ -193,6 +200,7 @@ def explainer_of(
         predictor: The model, or exported file, that is ready to answer.
         method: A method that suits it.
         wanted: Index of the class to explain; None is the most probable ones.
+        topk: Most classes to explain; None is as many as the predictor gives.
     """
     network = predictor.network
     return Explainer(
@@ -202,13 +210,19 @@ def explainer_of(
         method,
         predictor.preprocess,
         predictor.classes,
-        predictor.rule,
+        predictor.rule if topk is None else predictor.rule.limit_to(topk),
         wanted,
     )
 
 
-def find_class(names: Sequence[str], name: str, path: str) -> int:
+def find_class(names: Sequence[str], name: str, path: str, where: str | None = None) -> int:
     """Return the index of a class by its name, or by its number where no class is called so.
+
+    Args:
+        names: Names of all classes.
+        name: The name, or number, that is looked for.
+        path: What messages call the model.
+        where: How messages write what was asked for; None is as an option.
 
     Raises:
         ConfigError: The model has no such class.
@@ -217,7 +231,7 @@ def find_class(names: Sequence[str], name: str, path: str) -> int:
         return list(names).index(name)
     if name.isascii() and name.isdecimal() and int(name) < len(names):
         return int(name)
-    where = write_option("class" if names_flags() else "class_name", name)
+    where = where or write_option("class" if names_flags() else "class_name", name)
     listed = ", ".join(names[:SHOWN_CLASSES])
     if len(names) > SHOWN_CLASSES:
         listed += f" and {len(names) - SHOWN_CLASSES:,} more"

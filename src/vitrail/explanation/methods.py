@@ -10,7 +10,7 @@ from torch import Tensor
 from vitrail.choices import ExplanationMethod
 from vitrail.errors import ConfigError, write_option
 from vitrail.explanation.feature_maps import weigh_channels
-from vitrail.explanation.perturbation import integrate_gradients, occlude
+from vitrail.explanation.perturbation import STEPS, count_squares, integrate_gradients, occlude
 from vitrail.explanation.relevance import Maps, roll_out, weigh_by_gradient
 from vitrail.explanation.target import Classes
 
@@ -33,16 +33,21 @@ class Method:
     """Whether it explains one class, and not the answer as a whole."""
     is_signed: bool = False
     """Whether values below 0 speak against the class."""
-    asks_often: bool = False
-    """Whether it asks for the answers to many changed images, one call after the other."""
+    count_answers: Callable[[int, int], int] | None = None
+    """How many answers to changed images, of a height and width, it asks for one after the other;
+    None is a method of one pass."""
 
 
 METHODS: Mapping[ExplanationMethod, Method] = {
     "rollout": Method(roll_out, OWN, of_class=False),
     "gradient-attention": Method(weigh_by_gradient, OWN),
     "grad-cam": Method(weigh_channels, OWN, is_signed=True),
-    "integrated-gradients": Method(integrate_gradients, None, is_signed=True, asks_often=True),
-    "occlusion": Method(occlude, None, takes_exported=True, is_signed=True, asks_often=True),
+    "integrated-gradients": Method(
+        integrate_gradients, None, is_signed=True, count_answers=lambda height, width: STEPS
+    ),
+    "occlusion": Method(
+        occlude, None, takes_exported=True, is_signed=True, count_answers=count_squares
+    ),
 }
 DEFAULTS: Mapping[str, ExplanationMethod] = {
     "tnt": "gradient-attention",

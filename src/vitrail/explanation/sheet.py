@@ -49,7 +49,7 @@ def draw_sheet(view: Pixels, title: str, rows: Sequence[Row], *, is_signed: bool
         rows: The classes.
         is_signed: Whether values below 0 speak against a class.
     """
-    picture = _to_picture(view)
+    picture = _scale(_to_picture(view))
     width, height = picture.size
     columns = 1 + max(len(row.maps) for row in rows)
     row_height = LINE + height + LINE + GAP
@@ -71,9 +71,7 @@ def draw_sheet(view: Pixels, title: str, rows: Sequence[Row], *, is_signed: bool
             sheet.paste(lay_over(picture, values, is_signed=is_signed), (left, top + LINE))
             note = f"{level}: {values.min():.3g} to {values.max():.3g}"
             draw.text((left, top + LINE + height + 3), note, MUTED, font)
-    buffer = io.BytesIO()
-    sheet.save(buffer, format="PNG")
-    return buffer.getvalue()
+    return _encode(sheet)
 
 
 def lay_over(picture: Image.Image, values: NDArray[np.float32], *, is_signed: bool) -> Image.Image:
@@ -81,6 +79,25 @@ def lay_over(picture: Image.Image, values: NDArray[np.float32], *, is_signed: bo
     colours = Image.fromarray(colour(values, is_signed=is_signed))
     colours = colours.resize(picture.size, Image.Resampling.NEAREST)
     return Image.blend(picture.convert("L").convert("RGB"), colours, COVER)
+
+
+def encode_view(view: Pixels) -> bytes:
+    """Return a view (c, h, w) as a PNG of its own size."""
+    return _encode(_to_picture(view))
+
+
+def encode_map(values: NDArray[np.float32], *, is_signed: bool) -> bytes:
+    """Return a map (h, w) as a PNG of its own size, to be laid over a picture.
+
+    Its places are the opaquer, the more they count: from the least value to the largest, or by the
+    size of values that have a sign. A root keeps all but the largest in sight.
+    """
+    strengths = np.abs(values) if is_signed else values - values.min()
+    largest = float(strengths.max())
+    shares = strengths / largest if largest > 0 else np.full(values.shape, 0.5)
+    opacity = (255 * np.sqrt(shares)).round().astype(np.uint8)
+    colours = colour(values, is_signed=is_signed)
+    return _encode(Image.fromarray(np.concatenate([colours, opacity[:, :, None]], axis=2)))
 
 
 def colour(values: NDArray[np.float32], *, is_signed: bool) -> NDArray[np.uint8]:
@@ -96,16 +113,31 @@ def colour(values: NDArray[np.float32], *, is_signed: bool) -> NDArray[np.uint8]
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
+def to_css(colours: Sequence[tuple[int, int, int]]) -> str:
+    """Return the stops of a scale of colours as a page writes them."""
+    return ", ".join(f"rgb({red} {green} {blue})" for red, green, blue in colours)
+
+
 def _to_picture(view: Pixels) -> Image.Image:
-    """Return a view as a picture of the sheet's size, larger or smaller than it is."""
+    """Return a view as a picture of its own size."""
     shown = to_shown(view)
     if shown.dtype != torch.uint8:
         shown = shown.to(torch.uint8)
     array = shown.permute(1, 2, 0).contiguous().numpy()
-    image = Image.fromarray(array[:, :, 0] if len(shown) == 1 else array).convert("RGB")
-    scale = TILE / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.BICUBIC)
+    return Image.fromarray(array[:, :, 0] if len(shown) == 1 else array).convert("RGB")
+
+
+def _scale(picture: Image.Image) -> Image.Image:
+    """Return a picture in the sheet's size, larger or smaller than it is."""
+    scale = TILE / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def _encode(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def _shorten(text: str, most: int = LONGEST) -> str:
