@@ -43,6 +43,13 @@ ExplainedClasses = Annotated[
 ]
 
 
+MapsAlone = Annotated[
+    bool,
+    Parameter(
+        help="Do not measure how faithful each map is, which takes some thirty answers and a map of the model whose "
+        "weights are shuffled."
+    ),
+]
 Score = Annotated[
     bool,
     Parameter(
@@ -79,6 +86,7 @@ def explain(
     topk: ExplainedClasses = None,
     engine: Engine = None,
     device: Device = "auto",
+    maps_alone: MapsAlone = False,
     score: Score = False,
     limit: Limit = None,
     masks: MaskFolder = None,
@@ -130,6 +138,7 @@ def explain(
             method=method,
             output=output or find_free_name(Path("explanations")),
             topk=topk,
+            maps_alone=maps_alone,
             engine=engine,
             device=device,
             display=display,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from vitrail.choices import ExplanationMethod
+from vitrail.explanation.explainer import Explained, Explainer
 from vitrail.explanation.faithfulness import (
     blur,
     correlate_ranks,
@@ -23,6 +26,7 @@ from vitrail.explanation.faithfulness import (
     shuffle_weights,
 )
 from vitrail.explanation.methods import explain
+from vitrail.images.preprocess import normalise
 from vitrail.inference.decision import to_probabilities
 
 MeasureName = Literal[
@@ -43,8 +47,38 @@ READING = (
     "low, and the rank correlation with the map of shuffled weights near 0"
 )
 """How the numbers are to be read."""
+FAILURE = "the map hardly changes where the weights are shuffled"
+"""What is said of a map that fails the sanity check."""
 STAYS_FROM = 0.5
 """Rank correlation with the map of shuffled weights from which on a map shows the image, not the model."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How faithful one map of one image is."""
+
+    saco: float
+    """From -1 to 1; NaN of an even map."""
+    insertion: float
+    deletion: float
+    shuffled: float | None
+    """Rank correlation with the map of shuffled weights; None where there are no weights, NaN where
+    one of the maps is even."""
+
+    @property
+    def fails(self) -> bool:
+        """Whether the map hardly changes with the weights."""
+        return fails(self.shuffled)
+
+    def __str__(self) -> str:
+        names: tuple[MeasureName, ...] = ("saco", "insertion", "deletion", "shuffled")
+        parts = []
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not math.isnan(value):
+                parts.append(f"{MEASURES[name]} {value:.2f}")
+        text = ", ".join(parts)
+        return f"{text}: FAILS, {FAILURE}" if self.fails else text
 
 
 @dataclass
@@ -106,6 +140,39 @@ class Judge:
             self._shuffled = shuffle_weights(self.answer, self.seed)
         *_, others = explain(method, self._shuffled, images, classes).values()
         return correlate_ranks(maps.flatten(1), others.flatten(1))
+
+
+def judge_explained(
+    judge: Judge, explainer: Explainer, explained: Explained, index: int
+) -> tuple[Judged, ...]:
+    """Return how faithful the finest map of each class of an image is; nothing of an image without maps.
+
+    It takes some thirty answers for each map, and a map of the model whose weights are shuffled.
+
+    Args:
+        judge: What judges the model's maps.
+        explainer: What made them.
+        explained: The image and its maps.
+        index: Index of the image, which the order of equal values follows from.
+    """
+    if explained.maps is None or explained.view is None:
+        return ()
+    *_, finest = explained.maps.values()
+    maps = torch.from_numpy(finest).to(explainer.device)
+    classes = torch.tensor(explained.classes[: len(maps)], device=explainer.device)
+    preprocess = explainer.preprocess
+    view = explained.view[None].to(explainer.device)
+    image = normalise(view, preprocess.mean, preprocess.std)
+    images = image.expand(len(maps), -1, -1, -1).contiguous()
+    measures = judge.measure(images, classes, maps, [index] * len(maps))
+    if judge.has_weights:
+        measures["shuffled"] = judge.measure_change(explainer.method, images, classes, maps)
+    rows = {name: numbers.tolist() for name, numbers in measures.items()}
+    judged = []
+    for row in range(len(maps)):
+        numbers = {name: values[row] for name, values in rows.items()}
+        judged.append(Judged(**{"shuffled": None, **numbers}))
+    return tuple(judged)
 
 
 def compare_with(maps: Tensor, others: Tensor) -> Tensor:
