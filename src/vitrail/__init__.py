@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vitrail.api.evaluation import evaluate as evaluate
     from vitrail.api.evaluation import sweep_preprocess as sweep_preprocess
     from vitrail.api.explanation import explain as explain
+    from vitrail.api.explanation_scores import score_explanations as score_explanations
     from vitrail.api.finetuning import finetune as finetune
     from vitrail.api.inference import predict as predict
     from vitrail.api.inference import write_inputs as write_inputs
@@ -53,6 +54,7 @@ _PUBLIC = {
     "embed": "vitrail.api.embedding",
     "evaluate": "vitrail.api.evaluation",
     "explain": "vitrail.api.explanation",
+    "score_explanations": "vitrail.api.explanation_scores",
     "export": "vitrail.api.deploy",
     "fetch_weights": "vitrail.api.weights",
     "finetune": "vitrail.api.finetuning",
@@ -100,6 +102,7 @@ __all__ = [
     "preview",
     "quantize",
     "resize_data",
+    "score_explanations",
     "serve",
     "show_config",
     "sweep_preprocess",

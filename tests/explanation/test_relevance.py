@@ -132,6 +132,20 @@ def test_the_words_of_a_sentence_depend_on_the_class_and_are_not_even() -> None:
     assert (within.amax(1) > within.amin(1)).all()
 
 
+def test_words_share_their_sentence_by_what_their_pixels_add_to_the_logit() -> None:
+    model = build("tnt_ti_patch16_224", image_size=(32, 48))
+    images = random_images(model).requires_grad_()
+    (gradient,) = torch.autograd.grad(model(images)[[0, 1], CLASSES].sum(), images)
+    maps = weigh_by_gradient(model, images.detach(), CLASSES)
+    added = ((images - images.mean((2, 3), keepdim=True)) * gradient).sum(1).detach()
+    for row, column in ((0, 0), (1, 2)):
+        patch = added[1, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16]
+        weights = torch.stack([torch.stack([cell.sum() for cell in band.split(4, 1)]) for band in patch.split(4)])
+        shares = weights.clamp(min=0) / weights.clamp(min=0).sum()
+        words = maps["words"][1, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+        torch.testing.assert_close(words, shares * maps["sentences"][1, row, column])
+
+
 def test_of_two_images_each_has_the_map_that_it_has_alone() -> None:
     for name in NAMES:
         model = build(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 
 from vitrail.errors import CheckpointError, ConfigError, name_option, write_option
 from vitrail.explanation.explainer import Explained, Explainer
+from vitrail.explanation.judge import READING, Judged
 from vitrail.explanation.methods import METHODS
 from vitrail.explanation.sheet import Row, draw_sheet
 from vitrail.files import write_whole
@@ -45,8 +47,14 @@ class ExplanationFolder:
     shown: list[dict[str, Any]] = field(default_factory=list)
     """What the page shows of each image."""
 
-    def write(self, explained: Explained) -> tuple[Path | None, Path | None]:
+    def write(
+        self, explained: Explained, judged: Sequence[Judged] = ()
+    ) -> tuple[Path | None, Path | None]:
         """Write the files of one image, and return its sheet and the raw values of its finest map.
+
+        Args:
+            explained: The maps of the image.
+            judged: How faithful each of its finest maps is; nothing where that was not measured.
 
         Raises:
             CheckpointError: They cannot be written.
@@ -60,7 +68,7 @@ class ExplanationFolder:
         sheet = self.folder / f"{stem}.png"
         method = METHODS[self.explainer.method]
         title = f"{explained.path}: {self.explainer.method}, {self.explainer.path}"
-        rows = _rows_of(explained, self.explainer)
+        rows = _rows_of(explained, self.explainer, judged)
         self._put(sheet, draw_sheet(explained.view, title, rows, is_signed=method.is_signed))
         files = []
         *coarse, finest = explained.maps
@@ -71,6 +79,7 @@ class ExplanationFolder:
             self._put(self.folder / name, buffer.getvalue())
             files.append(name)
         entry |= {"sheet": sheet.name, "files": files, "rows": _texts_of(explained, self.explainer)}
+        entry["judged"] = [(str(one), one.fails) for one in judged]
         return sheet, self.folder / files[-1]
 
     def write_page(self) -> Path:
@@ -87,6 +96,7 @@ class ExplanationFolder:
             is_signed=METHODS[self.explainer.method].is_signed,
             pictured=pictured(self.explainer.preprocess.pixels),
             images=self.shown,
+            reading=READING,
         )
         self._put(self.folder / PAGE, page)
         return self.folder / PAGE
@@ -104,19 +114,25 @@ class ExplanationFolder:
         write_whole(path, data, f"choose another folder with {name_option('output')}")
 
 
-def _rows_of(explained: Explained, explainer: Explainer) -> list[Row]:
+def _rows_of(explained: Explained, explainer: Explainer, judged: Sequence[Judged]) -> list[Row]:
     """Return what the sheet shows: a row a class, or one of all classes where the method knows of none."""
     assert explained.maps is not None
     texts = _texts_of(explained, explainer)
     if not METHODS[explainer.method].of_class:
         caption = ", ".join(f"{name} {odds}" for name, odds, _ in texts)
-        return [Row(caption, [(level, maps[0]) for level, maps in explained.maps.items()])]
+        maps = [(level, of_all[0]) for level, of_all in explained.maps.items()]
+        return [Row(caption, maps, *_note_of(judged, 0))]
     rows = []
     for number, (name, odds, note) in enumerate(texts):
         caption = f"{name} {odds}{f' ({note})' if note else ''}"
         maps = [(level, of_classes[number]) for level, of_classes in explained.maps.items()]
-        rows.append(Row(caption, maps))
+        rows.append(Row(caption, maps, *_note_of(judged, number)))
     return rows
+
+
+def _note_of(judged: Sequence[Judged], number: int) -> tuple[str, bool]:
+    """Return what is said of a map, and whether it fails."""
+    return (str(judged[number]), judged[number].fails) if judged else ("", False)
 
 
 def _texts_of(explained: Explained, explainer: Explainer) -> list[tuple[str, str, str]]:

@@ -22,6 +22,7 @@ GAP, LINE = 16, 20
 LONGEST = 60
 """Characters of a name that are shown."""
 INK, MUTED, PAPER = (28, 37, 48), (88, 101, 117), (255, 255, 255)
+CAUTION = (176, 42, 28)
 RISING = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 """Colours from the least value of a map without a sign to its largest."""
 SIGNED = ((33, 102, 172), (146, 197, 222), (247, 247, 247), (244, 165, 130), (178, 24, 43))
@@ -38,6 +39,10 @@ class Row:
     """Name and probability."""
     maps: Sequence[tuple[str, NDArray[np.float32]]]
     """Maps (h, w), each with the name of its level, the finest last."""
+    note: str = ""
+    """What is said below the maps of how faithful the finest is."""
+    is_caution: bool = False
+    """Whether the note says that the map fails."""
 
 
 def draw_sheet(view: Pixels, title: str, rows: Sequence[Row], *, is_signed: bool) -> bytes:
@@ -52,7 +57,8 @@ def draw_sheet(view: Pixels, title: str, rows: Sequence[Row], *, is_signed: bool
     picture = _scale(_to_picture(view))
     width, height = picture.size
     columns = 1 + max(len(row.maps) for row in rows)
-    row_height = LINE + height + LINE + GAP
+    notes = LINE if any(row.note for row in rows) else 0
+    row_height = LINE + height + LINE + notes + GAP
     size = (
         max(GAP + columns * (width + GAP), 2 * TILE),
         GAP + LINE + GAP + len(rows) * row_height,
@@ -71,6 +77,8 @@ def draw_sheet(view: Pixels, title: str, rows: Sequence[Row], *, is_signed: bool
             sheet.paste(lay_over(picture, values, is_signed=is_signed), (left, top + LINE))
             note = f"{level}: {values.min():.3g} to {values.max():.3g}"
             draw.text((left, top + LINE + height + 3), note, MUTED, font)
+        tint = CAUTION if row.is_caution else MUTED
+        draw.text((GAP, top + LINE + height + LINE + 3), row.note, tint, font)
     return _encode(sheet)
 
 
