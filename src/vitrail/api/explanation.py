@@ -23,13 +23,15 @@ from vitrail.choices import Device, Engine, ExplanationMethod
 from vitrail.config.commands import PredictConfig
 from vitrail.config.resolve import resolve
 from vitrail.display import Display
+from vitrail.errors import ConfigError, name_option, names_flags, write_option
 from vitrail.migrate.given import Settings
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from vitrail.explanation.explainer import Explained
+    from vitrail.explanation.explainer import Explained, Explainer
+    from vitrail.explanation.folder import ExplanationFolder
     from vitrail.explanation.judge import Judged
 
 
@@ -127,6 +129,7 @@ def explain(
     output: str | Path | None = None,
     topk: int | None = None,
     maps_alone: bool = False,
+    patch: Sequence[int] | None = None,
     engine: Engine | None = None,
     device: Device = "auto",
     display: Display | None = None,
@@ -149,6 +152,7 @@ def explain(
             reach their thresholds.
         maps_alone: Do not measure how faithful each map is, which takes some thirty answers and a map
             of the model whose weights are shuffled.
+        patch: Row and column, from 0, of a patch of a TNT that the sheets magnify, with its words.
         engine: What runs an exported file, where two can, as .onnx.
         device: auto takes the accelerator, where there is one.
         display: Where progress is shown; None is the terminal or notebook.
@@ -165,9 +169,10 @@ def explain(
     layers, remarks = with_recipe(None, inputs.settings, OF_WEIGHTS)
     resolve(PredictConfig, layers)  # a wrong setting is told before all else
     require_at_least(1, topk=topk)
+    _refuse_together(class_name, topk, patch, output)
 
     from vitrail.explanation.explainer import open_explainer
-    from vitrail.explanation.folder import ExplanationFolder, refuse_folder
+    from vitrail.explanation.folder import refuse_folder
     from vitrail.explanation.judge import Judge, judge_explained
 
     target = path_or_none(output)
@@ -185,7 +190,7 @@ def explain(
             device=device,
             display=display,
         )
-        folder = None if target is None else ExplanationFolder(target, explainer)
+        folder = _open_folder(target, explainer, patch)
         judge = None
         if not maps_alone:
             judge = Judge(explainer.answer, explainer.rule.thresholds is not None)
@@ -193,8 +198,7 @@ def explain(
         display.begin("explain", None)
         for path in inputs.find(display.note):
             explained = explainer.explain(path)
-            if explained.error is not None:
-                display.warn(f"{explained.path}: {explained.error}")
+            _warn_of(explained, explainer, display)
             judged = ()
             if judge is not None:
                 judged = judge_explained(judge, explainer, explained, len(items))
@@ -204,6 +208,65 @@ def explain(
         display.end()
         page = None if folder is None else folder.write_page()
     return Explanations(tuple(items), page)
+
+
+def _open_folder(
+    target: Path | None, explainer: Explainer, patch: Sequence[int] | None
+) -> ExplanationFolder | None:
+    """Return what writes the folder that is asked for, if one is.
+
+    Raises:
+        ConfigError: There is no such patch.
+    """
+    from vitrail.explanation.folder import ExplanationFolder
+    from vitrail.explanation.patch import find_patch
+
+    if target is None:
+        return None
+    magnified = None if patch is None else find_patch(explainer, (patch[0], patch[1]))
+    return ExplanationFolder(target, explainer, magnified)
+
+
+def _warn_of(explained: Explained, explainer: Explainer, display: Display) -> None:
+    """Tell of an image that could not be explained, and of maps that say nothing."""
+    if explained.error is not None:
+        display.warn(f"{explained.path}: {explained.error}")
+    for index in explained.empty:
+        display.warn(
+            f"{explained.path}: the map of {explainer.names[index]} is 0 everywhere: by "
+            f"{explainer.method} nothing in the image speaks for it"
+        )
+
+
+def _refuse_together(
+    class_name: str | None,
+    topk: int | None,
+    patch: Sequence[int] | None,
+    output: str | Path | None,
+) -> None:
+    """Refuse options of which one would do nothing.
+
+    Raises:
+        ConfigError: With what to leave out.
+    """
+    if class_name is not None and topk is not None:
+        of_class = write_option("class" if names_flags() else "class_name", class_name)
+        raise ConfigError(
+            f"{write_option('topk', topk)}: {of_class} is the one class that is explained; leave "
+            "one of them out"
+        )
+    if patch is None:
+        return
+    if len(patch) != 2:
+        raise ConfigError(
+            f"patch has {len(patch)} numbers; it must be a row and a column, as (3, 5)"
+        )
+    if output is None:
+        row, column = patch
+        raise ConfigError(
+            f"{write_option('patch', f'{row},{column}')}: a patch is magnified on sheets, which "
+            f"{name_option('output')} writes; the words of all patches are in the maps"
+        )
 
 
 def _named(

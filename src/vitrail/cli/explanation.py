@@ -9,7 +9,14 @@ from cyclopts import Parameter
 
 from vitrail import choices
 from vitrail.cli.inference import ImageOrSetting
-from vitrail.cli.options import Checkpoint, Device, Engine, read_whole_number, split_images
+from vitrail.cli.options import (
+    Checkpoint,
+    Device,
+    Engine,
+    read_place,
+    read_whole_number,
+    split_images,
+)
 from vitrail.cli.tables import show_result
 from vitrail.errors import ConfigError
 
@@ -43,6 +50,16 @@ ExplainedClasses = Annotated[
 ]
 
 
+MagnifiedPatch = Annotated[
+    tuple[int, int] | None,
+    Parameter(
+        name="--patch",
+        n_tokens=1,
+        accepts_keys=False,
+        converter=read_place,
+        help="ROW,COLUMN of a patch of a TNT, from 0,0, that the sheets magnify, with the share of each word.",
+    ),
+]
 MapsAlone = Annotated[
     bool,
     Parameter(
@@ -87,6 +104,7 @@ def explain(
     engine: Engine = None,
     device: Device = "auto",
     maps_alone: MapsAlone = False,
+    patch: MagnifiedPatch = None,
     score: Score = False,
     limit: Limit = None,
     masks: MaskFolder = None,
@@ -109,7 +127,7 @@ def explain(
 
     images, settings = split_images(inputs)
     if score:
-        for name, value in {"--output": output, "--topk": topk}.items():
+        for name, value in {"--output": output, "--topk": topk, "--patch": patch}.items():
             if value is not None:
                 raise ConfigError(
                     f"{name} {value}: --score writes no sheets; leave one of them out"
@@ -139,6 +157,7 @@ def explain(
             output=output or find_free_name(Path("explanations")),
             topk=topk,
             maps_alone=maps_alone,
+            patch=patch,
             engine=engine,
             device=device,
             display=display,

@@ -47,7 +47,17 @@ class Explained:
     """The image as the model saw it, before it was normalised."""
     logits: Tensor | None = None
     """Logits (1, k) of all classes."""
+
     error: str | None = None
+
+    @property
+    def empty(self) -> list[int]:
+        """Indices of the classes whose finest map is 0 everywhere."""
+        if not self.maps:
+            return []
+        *_, finest = self.maps.values()
+        pairs = zip(self.classes, finest, strict=False)  # a map of no class stands with the first
+        return [index for index, values in pairs if not values.any()]
 
 
 @dataclass(frozen=True)

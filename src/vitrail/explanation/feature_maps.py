@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vitrail.errors import ConfigError, write_option
 from vitrail.explanation.relevance import in_evaluation
-from vitrail.explanation.target import Classes, settle_classes
+from vitrail.explanation.target import Classes, settle_classes, to_evidence
 from vitrail.models.family import VisionModel, to_map
 
 
@@ -38,7 +38,7 @@ def weigh_channels(
         passed = list(model.levels(images.detach().requires_grad_()))
         logits = model.forward_head(model.norm(passed[-1][0]))
         chosen = settle_classes(classes, logits)
-        score = logits.gather(1, chosen[:, None]).sum()
+        score = to_evidence(logits).gather(1, chosen[:, None]).sum()
         tokens = [one for one, _ in passed]
         gradients = torch.autograd.grad(score, tokens, materialize_grads=True)
     read = []

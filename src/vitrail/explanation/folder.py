@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from vitrail.errors import CheckpointError, ConfigError, name_option, write_opti
 from vitrail.explanation.explainer import Explained, Explainer
 from vitrail.explanation.judge import READING, Judged
 from vitrail.explanation.methods import METHODS
+from vitrail.explanation.patch import Patch
 from vitrail.explanation.sheet import Row, draw_sheet
 from vitrail.files import write_whole
 from vitrail.pages.render import pictured, render
@@ -28,7 +30,7 @@ def refuse_folder(folder: Path) -> None:
     """Refuse a folder that has files, before any work is done for it.
 
     Raises:
-        ConfigError: It is a file, or has something in it.
+        ConfigError: It is a file, has something in it, or cannot be made or written to.
     """
     where = write_option("output", folder)
     if folder.is_dir():
@@ -36,6 +38,12 @@ def refuse_folder(folder: Path) -> None:
             raise ConfigError(f"{where}: has files in it; give a new folder")
     elif folder.exists():
         raise ConfigError(f"{where}: is a file; give a new folder")
+    # what cannot be written is told before the first image is explained
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{where}: {there} is a file; give a new folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{where}: {there} cannot be written to; give another folder")
 
 
 @dataclass
@@ -44,6 +52,8 @@ class ExplanationFolder:
 
     folder: Path
     explainer: Explainer
+    patch: Patch | None = None
+    """A patch that each sheet magnifies."""
     shown: list[dict[str, Any]] = field(default_factory=list)
     """What the page shows of each image."""
 
@@ -69,7 +79,10 @@ class ExplanationFolder:
         method = METHODS[self.explainer.method]
         title = f"{explained.path}: {self.explainer.method}, {self.explainer.path}"
         rows = _rows_of(explained, self.explainer, judged)
-        self._put(sheet, draw_sheet(explained.view, title, rows, is_signed=method.is_signed))
+        drawn = draw_sheet(
+            explained.view, title, rows, is_signed=method.is_signed, patch=self.patch
+        )
+        self._put(sheet, drawn)
         files = []
         *coarse, finest = explained.maps
         for level in (*coarse, finest):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import MissingExtra
 from vitrail.explanation.relevance import in_evaluation
-from vitrail.explanation.target import Classes, settle_classes
+from vitrail.explanation.target import Classes, settle_classes, to_evidence
 
 STEPS = 32
 """Images between the even one and the image itself at which gradients are summed."""
@@ -44,7 +44,7 @@ def integrate_gradients(
     from captum.attr import IntegratedGradients
 
     with torch.enable_grad(), _in_evaluation(answer):
-        shares = IntegratedGradients(answer).attribute(
+        shares = IntegratedGradients(lambda changed: to_evidence(answer(changed))).attribute(
             images,
             baselines=torch.zeros_like(images),
             target=_settle(answer, images, classes),
@@ -76,7 +76,7 @@ def occlude(
     channels, height, width = images.shape[1:]
     side, stride = _square_of(height, width)
     with torch.no_grad(), _in_evaluation(answer):
-        lost = Occlusion(answer).attribute(
+        lost = Occlusion(lambda changed: to_evidence(answer(changed))).attribute(
             images,
             sliding_window_shapes=(channels, side, side),
             strides=(channels, stride, stride),

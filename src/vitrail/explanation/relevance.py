@@ -48,7 +48,7 @@ from vitrail.explanation.placing import (
     spread_split,
     to_grid,
 )
-from vitrail.explanation.target import Classes, settle_classes
+from vitrail.explanation.target import Classes, settle_classes, to_evidence
 from vitrail.models.family import VisionModel
 from vitrail.models.t2t_vit import T2TViT
 from vitrail.models.tnt import TNT
@@ -153,7 +153,7 @@ class _Pass:
             for fold, x in zip(folds, inputs, strict=True):
                 folded.append(_measure(fold, x, _words(model)))
             return cls(model, size, len(images), recorded, weights, folded, None)
-        score = logits.gather(1, chosen[:, None]).sum()
+        score = to_evidence(logits).gather(1, chosen[:, None]).sum()
         *gradients, of_pixels = torch.autograd.grad(
             score, [*shares, images], materialize_grads=True
         )

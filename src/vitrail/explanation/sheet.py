@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from vitrail.errors import escape_text
+from vitrail.explanation.patch import Patch, magnify, note_of
 from vitrail.images.pixels import Pixels
 from vitrail.pages.render import to_shown
 
@@ -45,7 +46,9 @@ class Row:
     """Whether the note says that the map fails."""
 
 
-def draw_sheet(view: Pixels, title: str, rows: Sequence[Row], *, is_signed: bool) -> bytes:
+def draw_sheet(
+    view: Pixels, title: str, rows: Sequence[Row], *, is_signed: bool, patch: Patch | None = None
+) -> bytes:
     """Return a sheet as a PNG.
 
     Args:
@@ -53,10 +56,12 @@ def draw_sheet(view: Pixels, title: str, rows: Sequence[Row], *, is_signed: bool
         title: Line above all: file, model and method.
         rows: The classes.
         is_signed: Whether values below 0 speak against a class.
+        patch: A patch that is magnified beside the maps, and framed in the picture; None is none.
     """
-    picture = _scale(_to_picture(view))
+    whole = _to_picture(view)
+    picture = _scale(whole)
     width, height = picture.size
-    columns = 1 + max(len(row.maps) for row in rows)
+    columns = 1 + max(len(row.maps) for row in rows) + (patch is not None)
     notes = LINE if any(row.note for row in rows) else 0
     row_height = LINE + height + LINE + notes + GAP
     size = (
@@ -70,16 +75,34 @@ def draw_sheet(view: Pixels, title: str, rows: Sequence[Row], *, is_signed: bool
     for number, row in enumerate(rows):
         top = GAP + LINE + GAP + number * row_height
         draw.text((GAP, top), _shorten(row.caption), INK, font)
-        sheet.paste(picture, (GAP, top + LINE))
+        sheet.paste(picture if patch is None else _frame(picture, patch), (GAP, top + LINE))
         draw.text((GAP, top + LINE + height + 3), "as the model saw it", MUTED, font)
         for place, (level, values) in enumerate(row.maps, 1):
             left = GAP + place * (width + GAP)
             sheet.paste(lay_over(picture, values, is_signed=is_signed), (left, top + LINE))
             note = f"{level}: {values.min():.3g} to {values.max():.3g}"
             draw.text((left, top + LINE + height + 3), note, MUTED, font)
+        if patch is not None:
+            left = GAP + (columns - 1) * (width + GAP)
+            words = patch.cut(row.maps[-1][1])
+            pixels = whole.crop(patch.box_in(*whole.size))
+            colours = colour(words, is_signed=is_signed)
+            sheet.paste(magnify(pixels, words, colours, min(width, height)), (left, top + LINE))
+            note = note_of(patch, dict(row.maps))
+            draw.text((left, top + LINE + height + 3), note, MUTED, font)
         tint = CAUTION if row.is_caution else MUTED
         draw.text((GAP, top + LINE + height + LINE + 3), row.note, tint, font)
     return _encode(sheet)
+
+
+def _frame(picture: Image.Image, patch: Patch) -> Image.Image:
+    """Return a picture with a frame around a patch."""
+    framed = picture.copy()
+    left, upper, right, lower = patch.box_in(*picture.size)
+    draw = ImageDraw.Draw(framed)
+    draw.rectangle((left - 2, upper - 2, right + 1, lower + 1), outline=INK, width=1)
+    draw.rectangle((left - 1, upper - 1, right, lower), outline=PAPER, width=1)
+    return framed
 
 
 def draw_over(
