@@ -40,7 +40,7 @@ def integrate_gradients(
     Raises:
         MissingExtra: captum is not installed.
     """
-    _require_captum()
+    require_captum()
     from captum.attr import IntegratedGradients
 
     with torch.enable_grad(), _in_evaluation(answer):
@@ -70,7 +70,7 @@ def occlude(
     Raises:
         MissingExtra: captum is not installed.
     """
-    _require_captum()
+    require_captum()
     from captum.attr import Occlusion
 
     channels, height, width = images.shape[1:]
@@ -112,7 +112,12 @@ def _settle(answer: Callable[[Tensor], Tensor], images: Tensor, classes: Classes
         return settle_classes(classes, answer(images))
 
 
-def _require_captum() -> None:
+def require_captum() -> None:
+    """Refuse to go on without captum.
+
+    Raises:
+        MissingExtra: With what to install.
+    """
     if find_spec("captum") is None:
         raise MissingExtra(
             "integrated-gradients and occlusion need captum, which is not installed; run: pip "

@@ -82,6 +82,22 @@ def draw_sheet(view: Pixels, title: str, rows: Sequence[Row], *, is_signed: bool
     return _encode(sheet)
 
 
+def draw_over(
+    view: Pixels, values: NDArray[np.float32], largest: int, *, is_signed: bool
+) -> Image.Image:
+    """Return a view (c, h, w) with a map over it, as a thumbnail.
+
+    Args:
+        view: The picture as the model saw it, before it was normalised.
+        values: The map (h, w).
+        largest: Longer side of the thumbnail in pixels, at most.
+        is_signed: Whether values below 0 speak against a class.
+    """
+    picture = _to_picture(view)
+    picture.thumbnail((largest, largest))
+    return lay_over(picture, values, is_signed=is_signed)
+
+
 def lay_over(picture: Image.Image, values: NDArray[np.float32], *, is_signed: bool) -> Image.Image:
     """Return a picture in gray with the colours of a map over it, each value a square of its own."""
     colours = Image.fromarray(colour(values, is_signed=is_signed))
