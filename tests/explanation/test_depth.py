@@ -113,6 +113,9 @@ def test_even_attention_of_twins_reaches_as_far_as_its_map() -> None:
     assert reduced.name == "blocks.1.1.attn"
     queries, keys = torch.tensor(grid(8, 8, 8)), torch.tensor(grid(2, 2, 32))
     assert reduced.pixels[0] == pytest.approx(torch.cdist(queries, keys).mean().item(), rel=1e-4)
+    for one in reaches:
+        # padding of windows takes no share of what is even among the rest
+        assert one.pixels == pytest.approx([one.even] * len(one.pixels), rel=1e-3)
 
 
 def test_a_folder_of_images_has_plots_and_numbers(

@@ -50,8 +50,9 @@ class Depth(Result):
         for one in self.attention:
             pixels = one.pixels
             mean = f"{sum(pixels) / len(pixels):.1f}"
-            rows.append((one.name, one.level, mean, f"{min(pixels):.1f}", f"{max(pixels):.1f}"))
-        columns = ("module", "level", "mean of heads", "nearest head", "farthest head")
+            ends = (f"{min(pixels):.1f}", f"{max(pixels):.1f}")
+            rows.append((one.name, one.level, mean, *ends, f"{one.even:.1f}"))
+        columns = ("module", "level", "mean of heads", "nearest", "farthest", "even attention")
         reach = Table("attention distance in pixels", columns, tuple(rows))
         blocks = tuple((one.name, one.level, f"{one.cosine:.3f}") for one in self.similarity)
         return [reach, Table("similarity of tokens", ("block", "level", "cosine"), blocks)]

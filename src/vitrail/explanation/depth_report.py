@@ -150,13 +150,15 @@ def _plain(values: Mapping[str, object]) -> dict[str, object]:
 
 
 def _draw_reaches(reaches: Sequence[Reach]) -> list[Chart]:
-    """Return a chart for each level: the heads as points, and their mean as a line."""
+    """Return a chart for each level: the heads as points, their mean as a line, and what even attention reaches."""
     charts = []
     for level, title in LEVELS.items():
         of_level = [one for one in reaches if one.level == level]
         means = [(one.layer + 1, sum(one.pixels) / len(one.pixels)) for one in of_level]
         heads = [(one.layer + 1, pixels) for one in of_level for pixels in one.pixels]
-        chart = line_chart(title, {"mean of the heads": means}, points=heads)
+        even = [(one.layer + 1, one.even) for one in of_level]
+        lines = {"even attention": even, "mean of the heads": means}
+        chart = line_chart(title, lines, points=heads)
         if chart is not None:
             charts.append(chart)
     return charts
