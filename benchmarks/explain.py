@@ -60,7 +60,7 @@ REPLACED = ("mean colour", "blurred", "another image")
 """What stands in place of pixels in SaCo of words, as the rule of words begins at the mean colour too."""
 EXAMPLE = "3"
 """Digit whose first image is drawn."""
-TILE, GAP, LINE = 96, 6, 14
+TILE, GAP, LINE = 112, 6, 14
 COMMON: dict[str, Any] = {
     "data.name": None,
     "data.workers": 0,
@@ -170,6 +170,9 @@ def read_words(work: Path, images: Path, count: int) -> dict[str, list[float]]:
     A word is one pixel of the digit before it was made twice as large, so it is on a stroke or beside one. `even` is a
     map whose sentences give their words equal shares, `shuffled` that of the model whose weights were shuffled.
     """
+    note = work / f"words-{count}.json"
+    if note.exists():
+        return json.loads(note.read_text())
     model = vitrail.load_model(teach(work, images, "TNT")["weights"]).eval()
     assert model.preprocess is not None
     judge, shuffled = Judge(model, is_multi_label=False), shuffle_weights(model)
@@ -211,6 +214,7 @@ def read_words(work: Path, images: Path, count: int) -> dict[str, list[float]]:
         drawn = torch.from_numpy(np.random.default_rng([1, int(number)]).random((SIDE, SIDE), np.float32))
         for name, values in {"larger": maps["words"][0], "smaller": -maps["words"][0], "drawn": drawn}.items():
             keep(name, lose_halves(model, image, label, values, mask))
+    note.write_text(json.dumps(found))
     return found
 
 
@@ -271,7 +275,7 @@ def forward(model: VisionModel, image: Tensor) -> Tensor:
 
 
 def draw(work: Path, images: Path, path: Path) -> None:
-    """Draw one image and its finest map by each method, a row for each family; of TNT its sentences too."""
+    """Draw one image and its finest map by each method for each family; of gradient-attention the coarsest too."""
     rows = []
     for family in MODELS:
         model = vitrail.load_model(teach(work, images, family)["weights"]).eval()
@@ -282,11 +286,12 @@ def draw(work: Path, images: Path, path: Path) -> None:
         tiles = [(f"{family}: a {EXAMPLE}", picture)]
         for method in METHODS:
             maps = explain(method, model, image, label)
-            levels = [*maps] if family == "TNT" and method == "gradient-attention" else [*maps][-1:]
+            levels = [*maps]
+            levels = [levels[0], levels[-1]] if method == "gradient-attention" else levels[-1:]
             for level in levels:
+                title = f"gradient: {level}" if len(levels) > 1 else method
                 values = maps[level][0].numpy()
-                shown = f"{method}, {level}" if len(levels) > 1 else method
-                tiles.append((shown, lay_over(picture, values, is_signed=METHODS[method].is_signed)))
+                tiles.append((title, lay_over(picture, values, is_signed=METHODS[method].is_signed)))
         rows.append(tiles)
     most = max(map(len, rows))
     sheet = Image.new("RGB", (most * (TILE + GAP) + GAP, len(rows) * (TILE + LINE + GAP) + GAP), "white")
@@ -297,7 +302,7 @@ def draw(work: Path, images: Path, path: Path) -> None:
             left = GAP + column * (TILE + GAP)
             pen.text((left, top), title, (28, 37, 48), font)
             sheet.paste(tile, (left, top + LINE))
-    sheet.quantize(128).save(path, optimize=True)
+    sheet.save(path, optimize=True)
 
 
 def tell_words(found: dict[str, list[float]]) -> list[str]:
