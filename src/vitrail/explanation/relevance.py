@@ -165,7 +165,8 @@ class _Pass:
         )
         weights = []
         for share, gradient in zip(shares, gradients, strict=True):
-            weights.append((share * gradient).detach().clamp(min=0).mean(dim=1))
+            # in place, as those of T2T-ViT's first split are of 3,136 queries and as many keys
+            weights.append(gradient.mul_(share.detach()).clamp_(min=0).mean(dim=1))
         beyond = images - images.mean(dim=(2, 3), keepdim=True)
         added = (beyond * of_pixels).detach().sum(dim=1)
         return cls(model, size, len(images), recorded, weights, (), added)
