@@ -28,7 +28,15 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 import vitrail
-from vitrail.explanation.faithfulness import correlate_ranks, enlarge, shuffle_weights
+from vitrail.explanation.faithfulness import (
+    blur,
+    correlate_ranks,
+    enlarge,
+    mean_colour,
+    measure_saco,
+    order_pixels,
+    shuffle_weights,
+)
 from vitrail.explanation.judge import Judge
 from vitrail.explanation.methods import METHODS, explain
 from vitrail.explanation.perturbation import STEPS, count_squares
@@ -48,9 +56,11 @@ COLUMNS = {
     "shuffled": "shuffled weights", "occlusion": "like occlusion",
 }  # fmt: skip
 """Measures of the table, by their titles."""
+REPLACED = ("mean colour", "blurred", "another image")
+"""What stands in place of pixels in SaCo of words, as the rule of words begins at the mean colour too."""
 EXAMPLE = "3"
 """Digit whose first image is drawn."""
-TILE, GAP, LINE = 96, 6, 14
+TILE, GAP, LINE = 112, 6, 14
 COMMON: dict[str, Any] = {
     "data.name": None,
     "data.workers": 0,
@@ -160,6 +170,9 @@ def read_words(work: Path, images: Path, count: int) -> dict[str, list[float]]:
     A word is one pixel of the digit before it was made twice as large, so it is on a stroke or beside one. `even` is a
     map whose sentences give their words equal shares, `shuffled` that of the model whose weights were shuffled.
     """
+    note = work / f"words-{count}.json"
+    if note.exists():
+        return json.loads(note.read_text())
     model = vitrail.load_model(teach(work, images, "TNT")["weights"]).eval()
     assert model.preprocess is not None
     judge, shuffled = Judge(model, is_multi_label=False), shuffle_weights(model)
@@ -184,6 +197,8 @@ def read_words(work: Path, images: Path, count: int) -> dict[str, list[float]]:
             "rollout": roll_out(model, image, label)["words"],
             "shuffled": weigh_by_gradient(shuffled, image, label)["words"],
         }
+        another = model.preprocess(images / paths[number - 1].relative_to(work / "masks"))[None]
+        others = dict(zip(REPLACED, (mean_colour(image), blur(image), another), strict=True))
         lost = lose_words(model, image, label, mask)
         keep("area", strokes.float().mean())
         keep("lost on strokes", lost.clamp(min=0)[strokes].sum() / lost.clamp(min=0).sum())
@@ -191,10 +206,15 @@ def read_words(work: Path, images: Path, count: int) -> dict[str, list[float]]:
             inside = one[0][mask]
             keep(f"{name} on strokes", inside[strokes].sum() / inside.sum())
             keep(f"{name} agrees", correlate_ranks(inside[None], lost[None]))
-            keep(f"{name} saco", judge.measure(image, label, one, [int(number)])["saco"])
+            large = enlarge(one, (2 * SIDE, 2 * SIDE))
+            order = order_pixels(large, [int(number)])
+            for replaced_by, other in others.items():
+                saco = measure_saco(judge.score, image, other, label, large, order)
+                keep(f"{name} {replaced_by}", saco)
         drawn = torch.from_numpy(np.random.default_rng([1, int(number)]).random((SIDE, SIDE), np.float32))
         for name, values in {"larger": maps["words"][0], "smaller": -maps["words"][0], "drawn": drawn}.items():
             keep(name, lose_halves(model, image, label, values, mask))
+    note.write_text(json.dumps(found))
     return found
 
 
@@ -255,7 +275,7 @@ def forward(model: VisionModel, image: Tensor) -> Tensor:
 
 
 def draw(work: Path, images: Path, path: Path) -> None:
-    """Draw one image and its finest map by each method, a row for each family; of TNT its sentences too."""
+    """Draw one image and its finest map by each method for each family; of gradient-attention the coarsest too."""
     rows = []
     for family in MODELS:
         model = vitrail.load_model(teach(work, images, family)["weights"]).eval()
@@ -266,11 +286,12 @@ def draw(work: Path, images: Path, path: Path) -> None:
         tiles = [(f"{family}: a {EXAMPLE}", picture)]
         for method in METHODS:
             maps = explain(method, model, image, label)
-            levels = [*maps] if family == "TNT" and method == "gradient-attention" else [*maps][-1:]
+            levels = [*maps]
+            levels = [levels[0], levels[-1]] if method == "gradient-attention" else levels[-1:]
             for level in levels:
+                title = f"gradient: {level}" if len(levels) > 1 else method
                 values = maps[level][0].numpy()
-                shown = f"{method}, {level}" if len(levels) > 1 else method
-                tiles.append((shown, lay_over(picture, values, is_signed=METHODS[method].is_signed)))
+                tiles.append((title, lay_over(picture, values, is_signed=METHODS[method].is_signed)))
         rows.append(tiles)
     most = max(map(len, rows))
     sheet = Image.new("RGB", (most * (TILE + GAP) + GAP, len(rows) * (TILE + LINE + GAP) + GAP), "white")
@@ -281,14 +302,15 @@ def draw(work: Path, images: Path, path: Path) -> None:
             left = GAP + column * (TILE + GAP)
             pen.text((left, top), title, (28, 37, 48), font)
             sheet.paste(tile, (left, top + LINE))
-    sheet.quantize(128).save(path, optimize=True)
+    sheet.save(path, optimize=True)
 
 
 def tell_words(found: dict[str, list[float]]) -> list[str]:
     """Return what is found of words in TNT, as text."""
     mean = {name: statistics.mean(values) for name, values in found.items()}
     percent = {name: f"{100 * value:.1f}" for name, value in mean.items()}
-    rows = ["| words by | on strokes, % | agrees with covering them one by one | SaCo |", "|-|-:|-:|-:|"]
+    heads = " | ".join(f"SaCo, {by}" for by in REPLACED)
+    rows = [f"| words by | on strokes, % | agrees with covering them one by one | {heads} |", "|-|-:|-:|-:|-:|-:|"]
     titles = {
         "words": "gradient-attention",
         "even": "its sentences, spread evenly",
@@ -297,7 +319,8 @@ def tell_words(found: dict[str, list[float]]) -> list[str]:
     }
     for name, title in titles.items():
         agrees = "" if name == "even" else f"{mean[f'{name} agrees']:.2f}"
-        rows.append(f"| {title} | {percent[f'{name} on strokes']} | {agrees} | {mean[f'{name} saco']:.2f} |")
+        sacos = " | ".join(f"{mean[f'{name} {by}']:.2f}" for by in REPLACED)
+        rows.append(f"| {title} | {percent[f'{name} on strokes']} | {agrees} | {sacos} |")
     text = (
         f"The digit's four patches in {len(found['area'])} images that the TNT reads. A word is one pixel of the "
         f"digit's 8 x 8, and {percent['area']} % of them are strokes; of what the logit loses where each word "

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vitrail.api.deploy import convert as convert
     from vitrail.api.deploy import export as export
     from vitrail.api.deploy import quantize as quantize
+    from vitrail.api.depth import measure_depth as measure_depth
     from vitrail.api.embedding import embed as embed
     from vitrail.api.evaluation import evaluate as evaluate
     from vitrail.api.evaluation import sweep_preprocess as sweep_preprocess
@@ -54,6 +55,7 @@ _PUBLIC = {
     "embed": "vitrail.api.embedding",
     "evaluate": "vitrail.api.evaluation",
     "explain": "vitrail.api.explanation",
+    "measure_depth": "vitrail.api.depth",
     "score_explanations": "vitrail.api.explanation_scores",
     "export": "vitrail.api.deploy",
     "fetch_weights": "vitrail.api.weights",
@@ -96,6 +98,7 @@ __all__ = [
     "list_weights",
     "load_model",
     "make_token_labels",
+    "measure_depth",
     "pack",
     "predict",
     "pretrain",

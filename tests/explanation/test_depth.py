@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+import vitrail
+from support.chromium import CHROMIUM, Page
+from support.commands import refused, run
 from support.explained_models import NAMES, build, random_images
+from vitrail.errors import DataError
 from vitrail.explanation.attention import record_attention
 from vitrail.explanation.depth import measure_depth, measure_likeness, measure_reach
 
@@ -107,3 +113,75 @@ def test_even_attention_of_twins_reaches_as_far_as_its_map() -> None:
     assert reduced.name == "blocks.1.1.attn"
     queries, keys = torch.tensor(grid(8, 8, 8)), torch.tensor(grid(2, 2, 32))
     assert reduced.pixels[0] == pytest.approx(torch.cdist(queries, keys).mean().item(), rel=1e-4)
+    for one in reaches:
+        # padding of windows takes no share of what is even among the rest
+        assert one.pixels == pytest.approx([one.even] * len(one.pixels), rel=1e-3)
+
+
+def test_a_folder_of_images_has_plots_and_numbers(
+    image_folder: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    images, output = image_folder / "val" / "red", tmp_path / "depth"
+    (images / "broken.jpg").write_bytes(b"no image")
+    assert run("explain", tiny_checkpoint, images, "--by-layer", "--output", output) == 1
+    printed = capsys.readouterr()
+    assert f"page: {output / 'index.html'}" in printed.out
+    assert "means over 4 images" in printed.out
+    assert "broken.jpg: not an image of a known format" in printed.err
+    numbers = json.loads((output / "depth.json").read_text())
+    assert [one["name"] for one in numbers["attention"]] == [
+        "blocks.0.inner_attn", "blocks.0.outer_attn", "blocks.1.inner_attn", "blocks.1.outer_attn",
+    ]  # fmt: skip
+    assert [(one["level"], len(one["pixels"])) for one in numbers["attention"][:2]] == [("word", 2), ("sentence", 3)]
+    page = (output / "index.html").read_text()
+    assert page.count("<figure>") == 4
+    assert page.count('class="single"') == 2 * (2 + 3)
+    assert "words, within their sentence" in page
+    assert "http" not in page
+
+
+def test_numbers_are_means_over_all_images(image_folder: Path, tiny_checkpoint: Path) -> None:
+    images = sorted((image_folder / "train").glob("*/*"))[:6]
+    model = vitrail.load_model(tiny_checkpoint)
+    assert model.preprocess is not None
+    reaches, likenesses = measure_depth(model, torch.stack([model.preprocess(path) for path in images]))
+    found = vitrail.measure_depth(tiny_checkpoint, images, progress=False)
+    assert (found.images, found.page) == (6, None)
+    for one, expected in zip(found.attention, reaches, strict=True):
+        assert one.pixels == pytest.approx(expected.pixels, rel=1e-4)
+    for one, expected in zip(found.similarity, likenesses, strict=True):
+        assert one.cosine == pytest.approx(expected.cosine, abs=1e-4)
+    assert len(found.records()) == 2 * (2 + 3)
+
+
+def test_what_has_no_layers_is_one_line(
+    image_folder: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    image = image_folder / "val" / "red" / "red_0.jpg"
+    exported = tmp_path / "best.torchscript"
+    vitrail.export(tiny_checkpoint, format="torchscript", output=exported, progress=False)
+    assert refused(capsys, "explain", exported, image, "--by-layer") == (
+        f"error: {exported}: is an exported file, which has answers and no layers to look into; give the weight file"
+    )
+    assert refused(capsys, "explain", tiny_checkpoint, image, "--by-layer", "--class", "red") == (
+        "error: --class red: does not go with --by-layer; leave one of them out"
+    )
+    assert "explain needs images" in refused(capsys, "explain", tiny_checkpoint, "--by-layer")
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match="not counted"), pytest.raises(DataError, match="none of the 1 images"):
+        vitrail.measure_depth(tiny_checkpoint, tmp_path / "broken.jpg", progress=False)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.thorough
+def test_the_plots_are_drawn(image_folder: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    vitrail.measure_depth(tiny_checkpoint, image_folder / "val", output=tmp_path / "depth", progress=False)
+    with Page() as page:
+        for width, is_phone in ((1200, False), (390, True)):
+            page.resize(width, 800, is_phone=is_phone)
+            page.open((tmp_path / "depth" / "index.html").as_uri())
+            assert page.ask(
+                "[...document.querySelectorAll('svg')].every(one => one.getBoundingClientRect().width > 100)"
+            )
+            assert page.ask("document.documentElement.scrollWidth <= innerWidth")
+        assert page.complaints == []

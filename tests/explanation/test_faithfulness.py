@@ -69,15 +69,19 @@ def saco_plainly(image: Tensor, label: Tensor, values: Tensor, order: Tensor, gr
 def test_saco_is_that_of_the_papers_algorithm(groups: int) -> None:
     maps = draw_random_maps([4, 5, 6], SIZE)
     order = order_pixels(maps, [4, 5, 6])
-    found = measure_saco(score, IMAGES, CLASSES, maps, order, groups)
+    found = measure_saco(score, IMAGES, mean_colour(IMAGES), CLASSES, maps, order, groups)
     expected = [saco_plainly(*each, groups) for each in zip(IMAGES, CLASSES, maps, order, strict=True)]
     torch.testing.assert_close(found, torch.tensor(expected), atol=1e-5, rtol=1e-5)
 
 
 def test_saco_is_one_for_what_pixels_add_and_minus_one_for_its_opposite() -> None:
     maps = contributions()
-    assert measure_saco(score, IMAGES, CLASSES, maps, order_pixels(maps, [0, 1, 2])).tolist() == [1, 1, 1]
-    turned = measure_saco(score, IMAGES, CLASSES, -maps, order_pixels(-maps, [0, 1, 2]))
+    assert measure_saco(score, IMAGES, mean_colour(IMAGES), CLASSES, maps, order_pixels(maps, [0, 1, 2])).tolist() == [
+        1,
+        1,
+        1,
+    ]
+    turned = measure_saco(score, IMAGES, mean_colour(IMAGES), CLASSES, -maps, order_pixels(-maps, [0, 1, 2]))
     assert turned.tolist() == [-1, -1, -1]
 
 
@@ -85,11 +89,15 @@ def test_saco_of_random_maps_is_about_zero_and_of_an_even_one_nothing() -> None:
     indices = range(60)
     images, classes = IMAGES[:1].expand(60, -1, -1, -1), CLASSES[:1].expand(60)
     maps = draw_random_maps(indices, SIZE)
-    found = measure_saco(score, images, classes, maps, order_pixels(maps, indices))
+    found = measure_saco(score, images, mean_colour(images), classes, maps, order_pixels(maps, indices))
     assert abs(found.mean()) < 0.2
     assert found.abs().max() < 1
     even = torch.full((1, *SIZE), 0.3)
-    assert measure_saco(score, IMAGES[:1], CLASSES[:1], even, order_pixels(even, [0])).isnan().all()
+    assert (
+        measure_saco(score, IMAGES[:1], mean_colour(IMAGES[:1]), CLASSES[:1], even, order_pixels(even, [0]))
+        .isnan()
+        .all()
+    )
 
 
 def curve_plainly(start: Tensor, end: Tensor, label: Tensor, order: Tensor, steps: int) -> list[float]:

@@ -88,7 +88,7 @@ def test_what_cannot_be_magnified_is_one_line(
     with pytest.raises(ConfigError, match=r"^patch has 3 numbers; it must be a row and a column, as \(3, 5\)$"):
         vitrail.explain(tiny_checkpoint, image, patch=(0, 1, 2), output=tmp_path / "x", progress=False)
     assert refused(capsys, *given, "--score", "--patch", "0,0") == (
-        "error: --patch (0, 0): --score writes no sheets; leave one of them out"
+        "error: --patch 0,0: does not go with --score; leave one of them out"
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch import Tensor
 from support.explained_models import NAMES, build, random_images
 from vitrail.errors import ConfigError
 from vitrail.explanation.attention import Windows, record_attention
-from vitrail.explanation.placing import cut_windows, divide, join_windows, spread_cells, spread_split
+from vitrail.explanation.placing import cut_windows, divide, join_windows, share_cells, spread_cells, spread_split
 from vitrail.explanation.relevance import roll_out, weigh_by_gradient
 from vitrail.models.family import VisionModel
 from vitrail.models.registry import create_model
@@ -144,6 +146,41 @@ def test_words_share_their_sentence_by_what_their_pixels_add_to_the_logit() -> N
         shares = weights.clamp(min=0) / weights.clamp(min=0).sum()
         words = maps["words"][1, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
         torch.testing.assert_close(words, shares * maps["sentences"][1, row, column])
+
+
+def test_pixels_of_a_cell_share_what_soft_splits_carry_there_by_what_they_add_to_the_logit() -> None:
+    model = build("t2t_vit_t_14", image_size=(32, 48))
+    images = random_images(model).requires_grad_()
+    (gradient,) = torch.autograd.grad(model(images)[[0, 1], CLASSES].sum(), images)
+    added = ((images - images.mean((2, 3), keepdim=True)) * gradient).sum(1).detach().clamp(min=0)
+    pixels = weigh_by_gradient(model, images.detach(), CLASSES)["pixels"]
+    for cell, weights in ((pixels[1, :16, 32:], added[1, :16, 32:]), (pixels[0, 16:, :16], added[0, 16:, :16])):
+        torch.testing.assert_close(cell / cell.sum(), weights / weights.sum(), atol=1e-5, rtol=1e-3)
+
+
+def test_a_cell_keeps_its_sum_and_is_even_where_nothing_weighs() -> None:
+    relevance = torch.arange(24.0).reshape(1, 4, 6)
+    weights = torch.zeros(1, 4, 6)
+    weights[0, 0, 1], weights[0, 1, 1] = 3, 1
+    shared = share_cells(relevance, weights, 2)
+    assert shared[0, :2, :2].tolist() == [[0, 10.5], [0, 3.5]]
+    assert shared[0, 2:, 4:].tolist() == [[19.5, 19.5], [19.5, 19.5]]
+    # of a cell of 4 there is one, and left-over columns keep what they have
+    shared = share_cells(relevance, weights, 4)
+    assert shared[0, :, :4].sum() == relevance[0, :, :4].sum()
+    assert torch.equal(shared[0, :, 4:], relevance[0, :, 4:])
+
+
+def test_tokens_of_twins_divide_what_the_last_stage_gives_them_by_what_they_add() -> None:
+    model = build("twins_svt_small", image_size=(64, 96))
+    images = random_images(model).requires_grad_()
+    (gradient,) = torch.autograd.grad(model(images)[[0, 1], CLASSES].sum(), images)
+    added = ((images - images.mean((2, 3), keepdim=True)) * gradient).sum(1).detach()
+    of_tokens = added.unflatten(2, (24, 4)).unflatten(1, (16, 4)).sum((2, 4)).clamp(min=0)
+    tokens = weigh_by_gradient(model, images.detach(), CLASSES)["tokens"]
+    side = math.prod(model.config.patch_sizes[1:])
+    cell, weights = tokens[1, :side, -side:], of_tokens[1, :side, -side:]
+    torch.testing.assert_close(cell / cell.sum(), weights / weights.sum(), atol=1e-5, rtol=1e-3)
 
 
 def test_of_two_images_each_has_the_map_that_it_has_alone() -> None:

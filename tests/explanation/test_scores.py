@@ -15,10 +15,11 @@ import vitrail
 from support.commands import refused, run
 from support.explained_models import build, random_images
 from vitrail.errors import ConfigError, DataError
+from vitrail.explanation.batches import draw_images
 from vitrail.explanation.faithfulness import shuffle_weights
 from vitrail.explanation.judge import Judge, compare_with_masks, fails
 from vitrail.explanation.methods import explain
-from vitrail.explanation.scoring import CENTRE, RANDOM, draw_images
+from vitrail.explanation.scoring import CENTRE, RANDOM
 
 MEASURES = ("saco", "insertion", "deletion", "shuffled", "occlusion", "pointing", "inside")
 
@@ -156,8 +157,11 @@ def test_what_cannot_be_scored_is_one_line(
     def told(*words: object) -> str:
         return refused(capsys, "explain", tiny_checkpoint, image, *words)
 
-    assert told("--limit", 3) == "error: --limit 3: is for --score; add that, or leave it out"
-    assert told("--score", "--topk", 2) == "error: --topk 2: --score writes no sheets; leave one of them out"
+    assert told("--limit", 3) == "error: --limit 3: is for --score and --by-layer; add that, or leave it out"
+    assert told("--masks", masks) == f"error: --masks {masks}: is for --score; add that, or leave it out"
+    assert told("--score", "--topk", 2) == "error: --topk 2: does not go with --score; leave one of them out"
+    assert told("--score", "--maps-alone") == "error: --maps-alone: does not go with --score; leave one of them out"
+    assert told("--score", "--by-layer") == "error: --score and --by-layer are two things; give one of them"
     assert told("--score", "--limit", 0) == "error: --limit is 0; it must be at least 1"
     assert told("--score", "--masks", tmp_path / "gone") == (
         f"error: --masks {tmp_path / 'gone'}: is no folder; give the folder that the masks are in"

@@ -12,6 +12,7 @@ Shapes
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -46,6 +47,8 @@ class Reach:
     """Index among the modules of its level."""
     pixels: tuple[float, ...]
     """Mean distance between query and key, by head."""
+    even: float
+    """The distance where each query gives equal shares to all its keys."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,11 @@ def measure_depth(model: VisionModel, images: Tensor) -> tuple[list[Reach], list
         model(images)
     reaches = []
     for one in recorded:
-        pixels = _measure_recorded(model, one)
-        reaches.append(Reach(one.name, one.level, one.layer, tuple(pixels.tolist())))
+        shares, queries, keys, is_real = _lay_out(model, one)
+        pixels = measure_reach(shares, queries, keys, is_real)
+        equal = torch.ones_like(shares[:, :1])
+        even = measure_reach(equal, queries, keys, is_real).item()
+        reaches.append(Reach(one.name, one.level, one.layer, tuple(pixels.tolist()), even))
     likenesses = []
     for layer, (name, outputs) in enumerate(blocks):
         for level, tokens in outputs.items():
@@ -121,48 +127,42 @@ def measure_likeness(tokens: Float[Tensor, "b n d"]) -> Float[Tensor, " b"]:
     return (total - count) / (count * (count - 1))
 
 
-def _measure_recorded(model: VisionModel, one: Recorded) -> Tensor:
-    """Return how far a recorded attention reaches, by head."""
+def _lay_out(model: VisionModel, one: Recorded) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return what queries give to keys without the class token, their places, and which are no padding."""
     shares = one.shares.detach().float()
     if isinstance(model, TNT):
         if one.level == "word":
             side = model.config.words
             places = _places((side, side), model.config.inner_stride)
-            return measure_reach(shares, places, places)
+            return shares, places, places, None
         places = _places(model.config.grid, model.config.patch_size)
-        return measure_reach(_leave_out_class_token(shares), places, places)
+        return shares[:, :, 1:, 1:], places, places, None
     if isinstance(model, T2TViT):
         rows, columns = model.config.grid
         if one.level == "token":
             places = _places((rows, columns), 16)
-            return measure_reach(_leave_out_class_token(shares), places, places)
+            return shares[:, :, 1:, 1:], places, places, None
         step = SPLIT_STEPS[one.layer]
         places = _places((rows * 16 // step, columns * 16 // step), step)
-        return measure_reach(shares, places, places)
+        return shares, places, places, None
     assert isinstance(model, Twins)
     assert one.grid is not None
     stage = int(one.name.split(".")[1])
-    step = 1
-    for side in model.config.patch_sizes[: stage + 1]:
-        step *= side
+    step = math.prod(model.config.patch_sizes[: stage + 1])
     if one.windows is not None:
         places = _places((one.windows.side, one.windows.side), step)
         inside = shares.new_ones(1, one.windows.height * one.windows.width)
         is_real = cut_windows(inside, one.windows) > 0
-        return measure_reach(shares, places, places, is_real.repeat(len(shares) // len(is_real), 1))
+        return shares, places, places, is_real.repeat(len(shares) // len(is_real), 1)
     cell = model.config.sr_ratios[stage]
     reduced = (one.grid[0] // cell, one.grid[1] // cell)
-    return measure_reach(shares, _places(one.grid, step), _places(reduced, step * cell))
+    return shares, _places(one.grid, step), _places(reduced, step * cell), None
 
 
 def _places(grid: tuple[int, int], step: int) -> Tensor:
     """Return the middle of each token of a grid (n, 2), row by row, in pixels."""
     axes = [(torch.arange(length, dtype=torch.float32) + 0.5) * step for length in grid]
     return torch.cartesian_prod(*axes)
-
-
-def _leave_out_class_token(shares: Tensor) -> Tensor:
-    return shares[:, :, 1:, 1:]
 
 
 @contextmanager

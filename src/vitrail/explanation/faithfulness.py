@@ -119,6 +119,7 @@ def measure_area(curves: Float[Tensor, "b s"]) -> Float[Tensor, " b"]:
 def measure_saco(
     score: Score,
     images: Float[Tensor, "b c h w"],
+    others: Float[Tensor, "b c h w"],
     classes: Int[Tensor, " b"],
     maps: Float[Tensor, "b h w"],
     order: Int[Tensor, "b n"],
@@ -129,17 +130,17 @@ def measure_saco(
     Args:
         score: Probability of a class for each image.
         images: Normalised images.
+        others: What the pixels of each group are replaced by, such as the mean colour.
         classes: Index of the class for each image.
         maps: Maps at the size of the images.
         order: Pixels of each map from its largest value to its least.
         groups: Groups that the pixels are cut into by their values.
     """
     ranked = maps.flatten(1).gather(1, order)
-    colour = mean_colour(images)
     bounds = _bounds(order.shape[1], groups)
     changed, values = [images], []
     for first, stop in itertools.pairwise(bounds):
-        changed.append(_replace(images, colour, order[:, first:stop]))
+        changed.append(_replace(images, others, order[:, first:stop]))
         values.append(ranked[:, first:stop].mean(dim=1))
     probabilities = _ask(score, changed, classes)
     lost = probabilities[:, :1] - probabilities[:, 1:]  # (b, s)

@@ -117,9 +117,10 @@ class Judge:
         large = enlarge(maps, size)
         order = order_pixels(large, indices, self.seed)
         inserted = follow(self.score, blur(images), images, classes, order)
-        deleted = follow(self.score, images, mean_colour(images), classes, order)
+        even = mean_colour(images)
+        deleted = follow(self.score, images, even, classes, order)
         return {
-            "saco": measure_saco(self.score, images, classes, large, order),
+            "saco": measure_saco(self.score, images, even, classes, large, order),
             "insertion": measure_area(inserted),
             "deletion": measure_area(deleted),
         }

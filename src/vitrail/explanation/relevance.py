@@ -17,13 +17,16 @@ What goes beyond the papers
     benchmarks/explain.py, where the even one has 0.63 and this one 0.94.
     T2T-ViT: relevance of the tokens is the papers'; it goes on through the attention of the soft
     splits, and through each split evenly to the places of the neighbourhood. A performer has the
-    shares that its features imply.
+    shares that its features imply. For gradient-weighted attention, what the pixels of a token's cell have then
+    in all is divided among them by what they add, as in TNT: SaCo 0.99 in place of 0.75 there.
     Twins has no class token: relevance begins evenly on the last tokens, whose mean the head reads.
     A key of a reduced map is a cell of tokens, which share what it gets; windows are put where they
     lie, and what their padding gets is lost; a token is made of a cell of the stage before. Each
     stage has a map, of what its own tokens have at its beginning; the first's is the finest. The
     position encoding counts as passing on what it gets. As the identity of r + r A' would leave an even
-    ground on all maps, what never went through attention is left out, as it is with a class token.
+    ground on all maps, what never went through attention is left out, as it is with a class token. For
+    gradient-weighted attention, what the tokens of the first stage have in all that one of the last is made of is
+    divided among them by what their pixels add: SaCo 0.98 in place of 0.72 there.
 
 Shapes
     b images, s = n + 1 tokens (class token first), n sentences or tokens, bn = b * n, p words of a sentence,
@@ -32,18 +35,21 @@ Shapes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
 from vitrail.explanation.attention import Level, Recorded, record_attention, require_attention
 from vitrail.explanation.placing import (
     cut_windows,
     divide,
     join_windows,
+    share_cells,
     spread_cells,
     spread_split,
     to_grid,
@@ -159,7 +165,8 @@ class _Pass:
         )
         weights = []
         for share, gradient in zip(shares, gradients, strict=True):
-            weights.append((share * gradient).detach().clamp(min=0).mean(dim=1))
+            # in place, as those of T2T-ViT's first split are of 3,136 queries and as many keys
+            weights.append(gradient.mul_(share.detach()).clamp_(min=0).mean(dim=1))
         beyond = images - images.mean(dim=(2, 3), keepdim=True)
         added = (beyond * of_pixels).detach().sum(dim=1)
         return cls(model, size, len(images), recorded, weights, (), added)
@@ -242,8 +249,10 @@ def _carry_t2t(passed: _Pass, model: T2TViT) -> Maps:
         relevance = spread_split(relevance, (rows * factor, columns * factor), side, stride)
         relevance = passed.go_through(relevance, next(places))
     _, side, stride = SPLITS[2]
-    pixels = spread_split(relevance, passed.size, side, stride)
-    return {"tokens": to_grid(tokens, model.config.grid), "pixels": to_grid(pixels, passed.size)}
+    pixels = to_grid(spread_split(relevance, passed.size, side, stride), passed.size)
+    if passed.added is not None:
+        pixels = share_cells(pixels, passed.added.clamp(min=0), passed.size[0] // rows)
+    return {"tokens": to_grid(tokens, model.config.grid), "pixels": pixels}
 
 
 def _carry_twins(passed: _Pass, model: Twins) -> Maps:
@@ -267,6 +276,10 @@ def _carry_twins(passed: _Pass, model: Twins) -> Maps:
             side = model.config.patch_sizes[stage]
             relevance = spread_cells(relevance, sizes[stage], side)
             kept = spread_cells(kept, sizes[stage], side)
+    if passed.added is not None:
+        patch, *others = model.config.patch_sizes
+        added = avg_pool2d(passed.added[:, None], patch)[:, 0]
+        maps["tokens"] = share_cells(maps["tokens"], added.clamp(min=0), math.prod(others))
     return maps
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from vitrail.choices import ExplanationMethod
 from vitrail.data.sources import Source
 from vitrail.display import Display
 from vitrail.errors import DataError, MissingExtra, name_option
+from vitrail.explanation.batches import Batch, draw_images, read_batches
 from vitrail.explanation.faithfulness import centre_maps, draw_random_maps
 from vitrail.explanation.judge import (
     MEASURES,
@@ -22,14 +23,10 @@ from vitrail.explanation.judge import (
     compare_with,
     compare_with_masks,
 )
-from vitrail.explanation.masks import Masks, open_masks
+from vitrail.explanation.masks import open_masks
 from vitrail.explanation.methods import explain
 from vitrail.explanation.subject import Subject
-from vitrail.images.pixels import UnreadableImage
-from vitrail.images.preprocess import normalise
 
-BATCH = 4
-"""Images that are computed together; each is changed in some thirty ways."""
 RANDOM, CENTRE = "random map", "centre of the image"
 """Names of the maps that know nothing of image and model, which a method has to be better than."""
 
@@ -106,20 +103,6 @@ class Request:
     """What all draws follow from: images, the order of equal values, shuffled weights, random maps."""
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Some images."""
-
-    indices: list[int]
-    """Index of each in its source."""
-    images: Tensor
-    """Normalised images (b, c, h, w)."""
-    masks: Tensor | None
-    """Masks (m, h, w) of those images that have one."""
-    has_mask: Tensor
-    """Which images have a mask (b)."""
-
-
 def score_methods(subject: Subject, source: Source, request: Request, display: Display) -> Scored:
     """Score methods on images, which need no labels: a map explains what the model answers.
 
@@ -139,7 +122,7 @@ def score_methods(subject: Subject, source: Source, request: Request, display: D
     display.begin("score", len(chosen))
     bad: list[tuple[str, str]] = []
     explained = masked = 0
-    for batch, count in _read(subject, source, chosen, masks, bad):
+    for batch, count in read_batches(subject, source, chosen, masks, bad):
         if batch is not None:
             scorer.add(batch)
             explained += len(batch.indices)
@@ -158,14 +141,6 @@ def score_methods(subject: Subject, source: Source, request: Request, display: D
     return Scored(scores, explained, len(source), masked, scorer.left_out, tuple(bad))
 
 
-def draw_images(count: int, limit: int, seed: int) -> list[int]:
-    """Return indices of so many images, drawn without any twice, in their order."""
-    if count <= limit:
-        return list(range(count))
-    drawn = np.random.default_rng([seed, count]).choice(count, limit, replace=False)
-    return sorted(map(int, drawn))
-
-
 class _Scorer:
     """Fills the numbers of each method batch by batch."""
 
@@ -179,7 +154,7 @@ class _Scorer:
         }
         self.floors = {name: MethodScore(name, is_floor=True) for name in (RANDOM, CENTRE)}
 
-    def add(self, batch: _Batch) -> None:
+    def add(self, batch: Batch) -> None:
         """Explain some images by all methods, and keep their numbers."""
         images = batch.images
         with torch.no_grad():
@@ -218,7 +193,7 @@ class _Scorer:
     def _add(
         self,
         score: MethodScore,
-        batch: _Batch,
+        batch: Batch,
         classes: Tensor,
         maps: Tensor,
         covered: Tensor | None,
@@ -229,50 +204,6 @@ class _Scorer:
             score.add({"occlusion": compare_with(maps, covered)})
         if batch.masks is not None:
             score.add(compare_with_masks(maps[batch.has_mask], batch.masks))
-
-
-def _read(
-    subject: Subject,
-    source: Source,
-    chosen: Sequence[int],
-    masks: Masks | None,
-    bad: list[tuple[str, str]],
-) -> Iterator[tuple[_Batch | None, int]]:
-    """Yield the images in batches, and how many were read for each; those that cannot be read are noted."""
-    for first in range(0, len(chosen), BATCH):
-        indices, views, found = [], [], []
-        part = chosen[first : first + BATCH]
-        for index in part:
-            try:
-                pixels = source.image(index, subject.preprocess.pixels)
-            except UnreadableImage as error:
-                bad.append((source.name(index), str(error)))
-                continue
-            except OSError as error:
-                bad.append((source.name(index), error.strerror or str(error)))
-                continue
-            indices.append(index)
-            views.append(subject.preprocess.view(pixels))
-            found.append(None if masks is None else _read_mask(masks, source, index, pixels))
-        if not indices:
-            yield None, len(part)
-            continue
-        there = [mask for mask in found if mask is not None]
-        batch = torch.stack(views).to(subject.device)
-        yield (
-            _Batch(
-                indices,
-                normalise(batch, subject.preprocess.mean, subject.preprocess.std),
-                torch.stack(there).to(subject.device) if there else None,
-                torch.tensor([mask is not None for mask in found], device=subject.device),
-            ),
-            len(part),
-        )
-
-
-def _read_mask(masks: Masks, source: Source, index: int, pixels: Tensor) -> Tensor | None:
-    path = masks.find(Path(source.name(index)))
-    return None if path is None else masks.read(path, pixels)
 
 
 def _give_reasons(score: MethodScore, request: Request, left_out: Mapping[str, str]) -> None:
