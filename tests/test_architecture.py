@@ -321,8 +321,9 @@ def test_public_names_resolve_and_are_documented() -> None:
     assert set(vitrail.__all__) == set(dir(vitrail)) == {
         "VitrailError", "add_weights", "attention", "bench", "bench_data", "check_data", "convert", "create_model",
         "doctor", "embed", "evaluate", "explain", "export", "fetch_weights", "finetune", "list_models", "list_weights",
-        "load_model", "make_token_labels", "pack", "predict", "pretrain", "preview", "quantize", "resize_data", "serve",
-        "show_config", "sweep_preprocess", "train", "tune", "verify", "write_inputs",
+        "load_model", "make_token_labels", "measure_depth", "pack", "predict", "pretrain", "preview", "quantize",
+        "resize_data", "score_explanations", "serve", "show_config", "sweep_preprocess", "train", "tune", "verify",
+        "write_inputs",
     }  # fmt: skip
     for name in vitrail.__all__:
         assert getattr(vitrail, name).__doc__
@@ -350,7 +351,9 @@ def test_public_names_resolve_and_are_documented() -> None:
                 "api.bench",
                 "api.verify",
                 "api.embedding",
+                "api.depth",
                 "api.explanation",
+                "api.explanation_scores",
                 "api.deploy",
             )
         ),

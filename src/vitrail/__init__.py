@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from vitrail.api.deploy import convert as convert
     from vitrail.api.deploy import export as export
     from vitrail.api.deploy import quantize as quantize
+    from vitrail.api.depth import measure_depth as measure_depth
     from vitrail.api.embedding import embed as embed
     from vitrail.api.evaluation import evaluate as evaluate
     from vitrail.api.evaluation import sweep_preprocess as sweep_preprocess
     from vitrail.api.explanation import explain as explain
+    from vitrail.api.explanation_scores import score_explanations as score_explanations
     from vitrail.api.finetuning import finetune as finetune
     from vitrail.api.inference import predict as predict
     from vitrail.api.inference import write_inputs as write_inputs
@@ -53,6 +55,8 @@ _PUBLIC = {
     "embed": "vitrail.api.embedding",
     "evaluate": "vitrail.api.evaluation",
     "explain": "vitrail.api.explanation",
+    "measure_depth": "vitrail.api.depth",
+    "score_explanations": "vitrail.api.explanation_scores",
     "export": "vitrail.api.deploy",
     "fetch_weights": "vitrail.api.weights",
     "finetune": "vitrail.api.finetuning",
@@ -94,12 +98,14 @@ __all__ = [
     "list_weights",
     "load_model",
     "make_token_labels",
+    "measure_depth",
     "pack",
     "predict",
     "pretrain",
     "preview",
     "quantize",
     "resize_data",
+    "score_explanations",
     "serve",
     "show_config",
     "sweep_preprocess",

@@ -111,6 +111,8 @@ def given(tiny_checkpoint: Path, image_folder: Path, tmp_path: Path, monkeypatch
         "add_weights": {"files": "gone"},
         "embed": {"checkpoint": "gone", "images": image},
         "explain": {"checkpoint": tiny_checkpoint, "images": image},
+        "score_explanations": {"checkpoint": tiny_checkpoint, "settings": gone},
+        "measure_depth": {"checkpoint": tiny_checkpoint, "images": image},
         "attention": {"model": tiny_checkpoint, "image": image},
         "finetune": {"data": "gone"},
         "pretrain": {"data": "gone"},

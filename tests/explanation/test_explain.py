@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,15 @@ import vitrail
 from support.chromium import CHROMIUM, Page
 from support.commands import refused, run
 from support.pages import Addresses
-from support.tiny_model import save_tiny
+from support.tiny_model import fill_head, save_tiny
+from vitrail.choices import ExplanationMethod
+from vitrail.display import Quiet
 from vitrail.errors import ConfigError, DataError
-from vitrail.explanation.sheet import RISING, SIGNED, TILE, Row, colour, draw_sheet
+from vitrail.explanation.explainer import NOT_FINITE, open_explainer
+from vitrail.explanation.judge import Judged
+from vitrail.explanation.methods import METHODS
+from vitrail.explanation.sheet import CAUTION, RISING, SIGNED, TILE, Row, colour, draw_sheet
+from vitrail.inference.predictor import open_predictor
 
 
 def test_a_folder_of_images_has_sheets_values_and_a_page(
@@ -113,6 +121,49 @@ def test_what_cannot_be_explained_is_one_line(
         vitrail.explain(tiny_checkpoint, image, class_name="9")
 
 
+@pytest.mark.parametrize("method", ["gradient-attention", "rollout", "grad-cam"])
+def test_a_map_of_attention_or_gradients_takes_one_pass_of_the_model(
+    image_folder: Path, tiny_checkpoint: Path, method: ExplanationMethod
+) -> None:
+    explainer = open_explainer(tiny_checkpoint, method=method, device="cpu", display=Quiet())
+    assert isinstance(explainer.answer, torch.nn.Module)
+    passes = []
+    explainer.answer.get_submodule("blocks.0").register_forward_hook(lambda *_: passes.append(1))
+    image = image_folder / "val" / "red" / "red_0.jpg"
+    explained = explainer.explain(image)
+    assert len(passes) == 1
+    assert explained.classes == (explained.answer,)
+    # the logits of that pass are those of any other
+    predictor = open_predictor(tiny_checkpoint, device="cpu")
+    (prediction,) = predictor.predict([image])
+    assert explained.classes == prediction.choices
+    np.testing.assert_allclose(explained.probabilities, prediction.probabilities, rtol=1e-5)
+
+
+def test_weights_that_are_not_finite_are_one_line(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    checkpoint = save_tiny(tmp_path)
+    fill_head(checkpoint, float("nan"))
+    assert refused(capsys, "explain", checkpoint, image_folder / "val" / "red" / "red_0.jpg") == (
+        f"error: {checkpoint}: head.weight has values that are not finite; use a save from before that happened"
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_whose_logits_overflow_are_one_line_an_image(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, method: ExplanationMethod
+) -> None:
+    checkpoint = save_tiny(tmp_path)
+    fill_head(checkpoint, 3e38)
+    image = image_folder / "val" / "red" / "red_0.jpg"
+    output = tmp_path / "maps"
+    assert run("explain", checkpoint, image, "--method", method, "--output", output) == 1
+    printed = capsys.readouterr()
+    assert f"{image}: {NOT_FINITE}" in printed.err
+    assert [path.name for path in output.iterdir()] == ["index.html"]
+
+
 def test_an_exported_file_is_explained_by_its_answers_alone(
     image_folder: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -158,6 +209,63 @@ def test_attention_that_cannot_be_had_is_one_line(tiny_checkpoint: Path, tmp_pat
     fresh = vitrail.create_model("t2t_vit_7", image_size=32, depth=1)
     with pytest.raises(ConfigError, match=r"^model: does not know how images are read"):
         vitrail.attention(fresh, tmp_path / "broken.jpg")
+
+
+def test_a_sheet_and_the_page_have_the_numbers_of_the_finest_map(
+    image_folder: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    image = image_folder / "val" / "red" / "red_0.jpg"
+    plain, judged = (
+        vitrail.explain(tiny_checkpoint, image, topk=2, maps_alone=alone, output=tmp_path / name, progress=False)
+        for name, alone in (("plain", True), ("judged", False))
+    )
+    assert plain[0].faithfulness == ()
+    first, second = judged[0].faithfulness
+    assert first != second
+    assert -1 <= first.saco <= 1
+    assert 0 <= first.insertion <= 1
+    assert 0 <= first.deletion <= 1
+    assert first.shuffled is not None
+    assert first.shuffled < 0.5
+    assert [row["saco"] for row in judged.records()] == [first.saco, second.saco]
+    assert f"{first.saco:.2f}, {second.saco:.2f}" in str(judged)
+    pages = [(tmp_path / name / "index.html").read_text() for name in ("plain", "judged")]
+    assert "SaCo" not in pages[0]
+    assert f"{judged[0].classes[0].name}: SaCo {first.saco:.2f}, insertion {first.insertion:.2f}" in pages[1]
+    assert "Numbers are of the finest map" in pages[1]
+    heights = []
+    for one in (plain, judged):
+        assert one[0].sheet is not None
+        with Image.open(one[0].sheet) as sheet:
+            heights.append(sheet.height)
+    assert heights[0] < heights[1]
+    assert run("explain", tiny_checkpoint, image, "--output", tmp_path / "shell", "--maps-alone") == 0
+    assert "SaCo" not in (tmp_path / "shell" / "index.html").read_text()
+
+
+def test_an_exported_file_has_no_weights_to_shuffle(image_folder: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    exported = tmp_path / "best.torchscript"
+    vitrail.export(tiny_checkpoint, format="torchscript", output=exported, progress=False)
+    (one,) = vitrail.explain(exported, image_folder / "val" / "red" / "red_0.jpg", progress=False)
+    (judged,) = one.faithfulness
+    assert judged.shuffled is None
+    assert "shuffled" not in str(judged)
+    assert not judged.fails
+
+
+def test_a_map_that_stays_with_the_weights_is_marked() -> None:
+    failing = Judged(saco=0.1, insertion=0.5, deletion=math.nan, shuffled=0.83)
+    text = (
+        "SaCo 0.10, insertion 0.50, shuffled weights 0.83: FAILS, the map hardly changes where the weights are shuffled"
+    )
+    assert str(failing) == text
+    view = torch.full((3, 32, 32), 255, dtype=torch.uint8)
+    drawn = []
+    for is_caution in (False, True):
+        row = Row("red 0.9", [("words", np.zeros((2, 2), np.float32))], text, is_caution)
+        with Image.open(io.BytesIO(draw_sheet(view, "title", [row], is_signed=True))) as sheet:
+            drawn.append(CAUTION in {colour for _, colour in sheet.getcolors(1 << 20) or []})
+    assert drawn == [False, True]
 
 
 def test_colours_run_from_least_to_largest_and_zero_is_white_where_there_is_a_sign() -> None:

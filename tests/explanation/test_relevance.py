@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch import Tensor
 from support.explained_models import NAMES, build, random_images
 from vitrail.errors import ConfigError
 from vitrail.explanation.attention import Windows, record_attention
-from vitrail.explanation.placing import cut_windows, divide, join_windows, spread_cells, spread_split
+from vitrail.explanation.placing import cut_windows, divide, join_windows, share_cells, spread_cells, spread_split
 from vitrail.explanation.relevance import roll_out, weigh_by_gradient
 from vitrail.models.family import VisionModel
 from vitrail.models.registry import create_model
@@ -59,8 +61,8 @@ def test_the_coarse_level_is_the_papers(name: str, level: str) -> None:
         ("tnt_s_legacy_patch16_224", {"sentences": (2, 3), "words": (8, 12)}),
         ("t2t_vit_7", {"tokens": (2, 3), "pixels": (32, 48)}),
         ("t2t_vit_t_14", {"tokens": (2, 3), "pixels": (32, 48)}),
-        ("twins_svt_small", {"tokens": (8, 12)}),
-        ("twins_pcpvt_small", {"tokens": (8, 12)}),
+        ("twins_svt_small", {"stage-4": (1, 1), "stage-3": (2, 3), "stage-2": (4, 6), "tokens": (8, 12)}),
+        ("twins_pcpvt_small", {"stage-4": (1, 1), "stage-3": (2, 3), "stage-2": (4, 6), "tokens": (8, 12)}),
     ],
 )
 @pytest.mark.parametrize("method", [roll_out, weigh_by_gradient])
@@ -68,10 +70,12 @@ def test_maps_have_the_grids_of_their_family_and_are_never_all_zero(name: str, s
     model = build(name, image_size=(32, 48))
     maps = method(model, random_images(model), CLASSES)  # pyright: ignore[reportCallIssue]
     assert {level: tuple(one.shape[1:]) for level, one in maps.items()} == sizes
+    assert list(maps) == list(sizes)
     for one in maps.values():
         assert not one.requires_grad
         assert (one >= 0).all()
-        assert (one.flatten(1).amax(1) > one.flatten(1).amin(1)).all()
+        if one[0].numel() > 1:  # the last stage of so small an image is one token
+            assert (one.flatten(1).amax(1) > one.flatten(1).amin(1)).all()
 
 
 @pytest.mark.parametrize("depth", [1, 2])
@@ -96,7 +100,28 @@ def test_rollout_keeps_the_sum_through_soft_splits_and_stages() -> None:
     torch.testing.assert_close(maps["pixels"].sum((1, 2)), maps["tokens"].sum((1, 2)))
     model = build("twins_pcpvt_small", image_size=64)
     maps = roll_out(model, random_images(model), CLASSES)
-    torch.testing.assert_close(maps["tokens"].sum((1, 2)), torch.ones(2))
+    for one in maps.values():
+        torch.testing.assert_close(one.sum((1, 2)), torch.ones(2))
+
+
+@pytest.mark.parametrize("is_rollout", [True, False])
+def test_the_last_stage_of_a_twins_has_what_its_own_attention_gives(is_rollout: bool) -> None:
+    model = build("twins_pcpvt_small", image_size=64)
+    images = random_images(model)
+    with record_attention(model) as recorded:
+        logits = model(images)
+    shares = [one.shares for one in recorded if one.name.startswith("blocks.3.")]
+    gradients = torch.autograd.grad(logits[[0, 1], CLASSES].sum(), shares)
+    relevance = torch.full((2, 1, 4), 1 / 4)
+    for share, gradient in reversed(list(zip(shares, gradients, strict=True))):
+        if is_rollout:
+            relevance = (relevance + relevance @ share.mean(1)) / 2
+        else:
+            relevance = relevance + relevance @ (share * gradient).clamp(min=0).mean(1)
+    expected = relevance if is_rollout else relevance - 1 / 4
+    method = roll_out if is_rollout else weigh_by_gradient
+    found = method(model, images, CLASSES)["stage-4"]
+    torch.testing.assert_close(found, expected.detach().reshape(2, 2, 2))
 
 
 def test_the_words_of_a_sentence_depend_on_the_class_and_are_not_even() -> None:
@@ -107,6 +132,55 @@ def test_the_words_of_a_sentence_depend_on_the_class_and_are_not_even() -> None:
     assert not torch.allclose(first, other)
     within = first[:, :4, :4].flatten(1)
     assert (within.amax(1) > within.amin(1)).all()
+
+
+def test_words_share_their_sentence_by_what_their_pixels_add_to_the_logit() -> None:
+    model = build("tnt_ti_patch16_224", image_size=(32, 48))
+    images = random_images(model).requires_grad_()
+    (gradient,) = torch.autograd.grad(model(images)[[0, 1], CLASSES].sum(), images)
+    maps = weigh_by_gradient(model, images.detach(), CLASSES)
+    added = ((images - images.mean((2, 3), keepdim=True)) * gradient).sum(1).detach()
+    for row, column in ((0, 0), (1, 2)):
+        patch = added[1, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16]
+        weights = torch.stack([torch.stack([cell.sum() for cell in band.split(4, 1)]) for band in patch.split(4)])
+        shares = weights.clamp(min=0) / weights.clamp(min=0).sum()
+        words = maps["words"][1, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+        torch.testing.assert_close(words, shares * maps["sentences"][1, row, column])
+
+
+def test_pixels_of_a_cell_share_what_soft_splits_carry_there_by_what_they_add_to_the_logit() -> None:
+    model = build("t2t_vit_t_14", image_size=(32, 48))
+    images = random_images(model).requires_grad_()
+    (gradient,) = torch.autograd.grad(model(images)[[0, 1], CLASSES].sum(), images)
+    added = ((images - images.mean((2, 3), keepdim=True)) * gradient).sum(1).detach().clamp(min=0)
+    pixels = weigh_by_gradient(model, images.detach(), CLASSES)["pixels"]
+    for cell, weights in ((pixels[1, :16, 32:], added[1, :16, 32:]), (pixels[0, 16:, :16], added[0, 16:, :16])):
+        torch.testing.assert_close(cell / cell.sum(), weights / weights.sum(), atol=1e-5, rtol=1e-3)
+
+
+def test_a_cell_keeps_its_sum_and_is_even_where_nothing_weighs() -> None:
+    relevance = torch.arange(24.0).reshape(1, 4, 6)
+    weights = torch.zeros(1, 4, 6)
+    weights[0, 0, 1], weights[0, 1, 1] = 3, 1
+    shared = share_cells(relevance, weights, 2)
+    assert shared[0, :2, :2].tolist() == [[0, 10.5], [0, 3.5]]
+    assert shared[0, 2:, 4:].tolist() == [[19.5, 19.5], [19.5, 19.5]]
+    # of a cell of 4 there is one, and left-over columns keep what they have
+    shared = share_cells(relevance, weights, 4)
+    assert shared[0, :, :4].sum() == relevance[0, :, :4].sum()
+    assert torch.equal(shared[0, :, 4:], relevance[0, :, 4:])
+
+
+def test_tokens_of_twins_divide_what_the_last_stage_gives_them_by_what_they_add() -> None:
+    model = build("twins_svt_small", image_size=(64, 96))
+    images = random_images(model).requires_grad_()
+    (gradient,) = torch.autograd.grad(model(images)[[0, 1], CLASSES].sum(), images)
+    added = ((images - images.mean((2, 3), keepdim=True)) * gradient).sum(1).detach()
+    of_tokens = added.unflatten(2, (24, 4)).unflatten(1, (16, 4)).sum((2, 4)).clamp(min=0)
+    tokens = weigh_by_gradient(model, images.detach(), CLASSES)["tokens"]
+    side = math.prod(model.config.patch_sizes[1:])
+    cell, weights = tokens[1, :side, -side:], of_tokens[1, :side, -side:]
+    torch.testing.assert_close(cell / cell.sum(), weights / weights.sum(), atol=1e-5, rtol=1e-3)
 
 
 def test_of_two_images_each_has_the_map_that_it_has_alone() -> None:
@@ -128,6 +202,17 @@ def test_a_model_in_training_mode_is_left_so_and_draws_nothing() -> None:
     assert torch.equal(weigh_by_gradient(model, images, CLASSES)["words"], expected)
     assert model.training
     assert not model.patch_embed.training
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_answered_in_inference_mode_is_explained_and_answers_on_as_it_did(name: str) -> None:
+    model = build(name, image_size=64)
+    images = random_images(model)
+    with torch.inference_mode():
+        before = model(images)
+    weigh_by_gradient(model, images, CLASSES)
+    with torch.inference_mode():
+        assert torch.equal(model(images), before)
 
 
 def test_attention_that_is_unknown_is_refused() -> None:

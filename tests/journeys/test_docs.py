@@ -86,7 +86,7 @@ def test_a_documented_command_is_understood(arguments: list[str]) -> None:
         "evaluate": EvaluateConfig,
         "quantize": EvaluateConfig,
         "predict": PredictConfig,
-        "explain": PredictConfig,
+        "explain": EvaluateConfig if "--score" in arguments else PredictConfig,
         "embed": EmbedConfig,
         "make-token-labels": EmbedConfig,
     }

@@ -278,6 +278,11 @@ def test_the_page_shows_classes_and_mistakes_and_no_top1(trained: TrainResult, s
         shares = [sign * row["probability"] for row in found[kind]]
         assert shares == sorted(shares)
     check_page((tmp_path / "report" / "report.html").read_text())
+    explained = [*settings, parse_command_line(["evaluate.explain=true"])]
+    evaluate(trained.folder / "best.safetensors", explained, report=report_folder(tmp_path / "explained"))
+    page = (tmp_path / "explained" / "report.html").read_text()
+    assert page.count('alt="Map of what speaks for') == len(mistakes)
+    check_page(page)
 
 
 def predicted(path: Path, output: Path, *words: object) -> str:

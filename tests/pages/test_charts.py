@@ -32,6 +32,14 @@ def test_a_line_chart_places_its_points_between_the_ticks() -> None:
     assert [text for _, text in chart.y_ticks] == ["0", "2", "4", "6", "8", "10"]
 
 
+def test_single_points_are_placed_in_the_frame_of_the_lines() -> None:
+    chart = line_chart("reach", {"mean": [(1, 2.0), (3, 4.0)]}, points=[(1, 0.0), (3, 10.0), (2, math.nan)])
+    assert chart is not None
+    assert chart.points == [(0.0, HEIGHT), (WIDTH, 0.0)]
+    assert len(chart.lines) == 1
+    assert line_chart("loss", {"mean": [(1, 2.0), (3, 4.0)]}).points == []  # pyright: ignore[reportOptionalMemberAccess]
+
+
 def test_a_chart_of_one_epoch_or_of_none() -> None:
     chart = line_chart("loss", {"training": [(1, 0.5)]})
     assert chart is not None

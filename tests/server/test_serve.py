@@ -318,7 +318,7 @@ def test_metrics_and_openapi_say_what_there_is(server: Server) -> None:
     assert server.measure("process_resident_memory_bytes") > 1e6
     assert server.measure('vitrail_images_total{outcome="classified"}') > 0
     described = server.ask("GET", "/openapi.json")[1]
-    assert set(described["paths"]) == {"/predict", "/health", "/ready", "/metrics"}
+    assert set(described["paths"]) == {"/predict", "/explain", "/health", "/ready", "/metrics"}
     body = described["paths"]["/predict"]["post"]["requestBody"]["content"]
     assert set(body) == {"multipart/form-data", "image/*", "application/octet-stream"}
     assert set(described["components"]["schemas"]["Choice"]["properties"]) == {"class", "name", "probability"}
@@ -384,7 +384,7 @@ def guarded(checkpoint: Path) -> Iterator[Server]:
 def test_a_key_is_asked_for_and_what_is_begun_is_finished_before_the_end(guarded: Server, photos: list[bytes]) -> None:
     wrong_keys = ("Bearer wrong", f"Basic {KEY}", "Bearer \u00e9".encode().decode("latin-1"))
     wrong_headers = [{}, *({"authorization": key} for key in wrong_keys)]
-    for path, method in (("/predict", "POST"), ("/metrics", "GET")):
+    for path, method in (("/predict", "POST"), ("/explain", "POST"), ("/metrics", "GET")):
         for wrong in wrong_headers:
             status, found, headers = guarded.ask(method, path, photos[0] if method == "POST" else None, **wrong)
             assert (status, headers["www-authenticate"]) == (401, "Bearer")

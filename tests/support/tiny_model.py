@@ -49,3 +49,17 @@ def save_tiny(
     )
     save_model(path, model.state_dict(), record)
     return path
+
+
+def fill_head(checkpoint: Path, value: float) -> None:
+    """Let every weight of the head be one value, such as NaN; the file says of itself what it said."""
+    from safetensors import safe_open
+
+    from vitrail.weights.checkpoint import encode_safetensors
+
+    with safe_open(checkpoint, "pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        # a digest of the weights as they were would refuse the others as damaged
+        metadata = {key: text for key, text in file.metadata().items() if "digest" not in key}
+    weights["head.weight"].fill_(value)
+    checkpoint.write_bytes(encode_safetensors(weights, metadata))

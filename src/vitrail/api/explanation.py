@@ -23,13 +23,16 @@ from vitrail.choices import Device, Engine, ExplanationMethod
 from vitrail.config.commands import PredictConfig
 from vitrail.config.resolve import resolve
 from vitrail.display import Display
+from vitrail.errors import ConfigError, name_option, names_flags, write_option
 from vitrail.migrate.given import Settings
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from vitrail.explanation.explainer import Explained
+    from vitrail.explanation.explainer import Explained, Explainer
+    from vitrail.explanation.folder import ExplanationFolder
+    from vitrail.explanation.judge import Judged
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,9 @@ class Explanation:
     maps: Mapping[str, NDArray[np.float32]]
     """By level, the finest last: raw values (classes, h, w), with one map in place of all classes
     where the method knows of none; empty where they were written to files."""
+    faithfulness: tuple[Judged, ...]
+    """How faithful the finest map of each class is, by SaCo, the areas under insertion and deletion,
+    and the rank correlation with the map of shuffled weights; empty where that was not measured."""
     sheet: Path | None
     """Picture of the maps; None where nothing was written."""
     values: Path | None
@@ -70,12 +76,21 @@ class Explanations(ResultList[Explanation]):
             names = ", ".join(choice.name for choice in one.classes)
             odds = ", ".join(f"{choice.probability:.3f}" for choice in one.classes)
             sheet = "" if one.sheet is None else str(one.sheet)
-            rows.append((one.path, names, odds, sheet, one.error or ""))
-        return [Table("", ("image", "class", "probability", "sheet", "error"), tuple(rows))]
+            saco = ", ".join(f"{judged.saco:.2f}" for judged in one.faithfulness)
+            rows.append((one.path, names, odds, saco, sheet, one.error or ""))
+        columns = ("image", "class", "probability", "SaCo", "sheet", "error")
+        return [Table("", columns, tuple(rows))]
 
     def lines(self) -> Sequence[str]:
-        """Say how many images are not shown, and where the page is."""
-        lines = rows_left_out(len(self.items))
+        """Say how many images are not shown, which maps fail, and where the page is."""
+        lines = [*rows_left_out(len(self.items))]
+        failed = [one.path for one in self.items if any(each.fails for each in one.faithfulness)]
+        if failed:
+            lines.append(
+                f"{len(failed):,} of {len(self.items):,} maps hardly change where the weights are "
+                "shuffled, so they show the image and not the model; `vitrail explain --score` "
+                "compares the methods"
+            )
         return lines if self.page is None else [*lines, f"page: {self.page}"]
 
     def records(self) -> Sequence[dict[str, Any]]:
@@ -90,9 +105,17 @@ class Explanations(ResultList[Explanation]):
                 "sheet": None if one.sheet is None else str(one.sheet),
                 "error": one.error,
             }
-            named = [{**row, "name": c.name, "probability": c.probability} for c in one.classes]
-            rows += named or [row]
+            rows += _rows_of_classes(row, one) or [row]
         return rows
+
+
+def _rows_of_classes(row: dict[str, Any], one: Explanation) -> list[dict[str, Any]]:
+    """Return the row of each class of an image; a map of no class stands with the first."""
+    rows = []
+    for number, choice in enumerate(one.classes):
+        numbers = vars(one.faithfulness[number]) if number < len(one.faithfulness) else {}
+        rows.append({**row, "name": choice.name, "probability": choice.probability, **numbers})
+    return rows
 
 
 @checked
@@ -105,6 +128,8 @@ def explain(
     method: ExplanationMethod | None = None,
     output: str | Path | None = None,
     topk: int | None = None,
+    maps_alone: bool = False,
+    patch: Sequence[int] | None = None,
     engine: Engine | None = None,
     device: Device = "auto",
     display: Display | None = None,
@@ -125,6 +150,9 @@ def explain(
         output: Folder to write, with a sheet and raw values for each image and a page of all.
         topk: Most classes to explain of an image; None is one, or of a multi-label model all that
             reach their thresholds.
+        maps_alone: Do not measure how faithful each map is, which takes some thirty answers and a map
+            of the model whose weights are shuffled.
+        patch: Row and column, from 0, of a patch of a TNT that the sheets magnify, with its words.
         engine: What runs an exported file, where two can, as .onnx.
         device: auto takes the accelerator, where there is one.
         display: Where progress is shown; None is the terminal or notebook.
@@ -141,9 +169,11 @@ def explain(
     layers, remarks = with_recipe(None, inputs.settings, OF_WEIGHTS)
     resolve(PredictConfig, layers)  # a wrong setting is told before all else
     require_at_least(1, topk=topk)
+    _refuse_together(class_name, topk, patch, output)
 
     from vitrail.explanation.explainer import open_explainer
-    from vitrail.explanation.folder import ExplanationFolder, refuse_folder
+    from vitrail.explanation.folder import refuse_folder
+    from vitrail.explanation.judge import Judge, judge_explained
 
     target = path_or_none(output)
     if target is not None:
@@ -160,25 +190,90 @@ def explain(
             device=device,
             display=display,
         )
-        folder = None if target is None else ExplanationFolder(target, explainer)
+        folder = _open_folder(target, explainer, patch)
+        judge = None
+        if not maps_alone:
+            judge = Judge(explainer.answer, explainer.rule.thresholds is not None)
         items = []
         display.begin("explain", None)
         for path in inputs.find(display.note):
             explained = explainer.explain(path)
-            if explained.error is not None:
-                display.warn(f"{explained.path}: {explained.error}")
-            files = (None, None) if folder is None else folder.write(explained)
-            items.append(_named(explained, explainer.names, explainer.method, files))
+            _warn_of(explained, explainer, display)
+            judged = ()
+            if judge is not None:
+                judged = judge_explained(judge, explainer, explained, len(items))
+            files = (None, None) if folder is None else folder.write(explained, judged)
+            items.append(_named(explained, explainer.names, explainer.method, judged, files))
             display.advance()
         display.end()
         page = None if folder is None else folder.write_page()
     return Explanations(tuple(items), page)
 
 
+def _open_folder(
+    target: Path | None, explainer: Explainer, patch: Sequence[int] | None
+) -> ExplanationFolder | None:
+    """Return what writes the folder that is asked for, if one is.
+
+    Raises:
+        ConfigError: There is no such patch.
+    """
+    from vitrail.explanation.folder import ExplanationFolder
+    from vitrail.explanation.patch import find_patch
+
+    if target is None:
+        return None
+    magnified = None if patch is None else find_patch(explainer, (patch[0], patch[1]))
+    return ExplanationFolder(target, explainer, magnified)
+
+
+def _warn_of(explained: Explained, explainer: Explainer, display: Display) -> None:
+    """Tell of an image that could not be explained, and of maps that say nothing."""
+    if explained.error is not None:
+        display.warn(f"{explained.path}: {explained.error}")
+    for index in explained.empty:
+        display.warn(
+            f"{explained.path}: the map of {explainer.names[index]} is 0 everywhere: by "
+            f"{explainer.method} nothing in the image speaks for it"
+        )
+
+
+def _refuse_together(
+    class_name: str | None,
+    topk: int | None,
+    patch: Sequence[int] | None,
+    output: str | Path | None,
+) -> None:
+    """Refuse options of which one would do nothing.
+
+    Raises:
+        ConfigError: With what to leave out.
+    """
+    if class_name is not None and topk is not None:
+        of_class = write_option("class" if names_flags() else "class_name", class_name)
+        raise ConfigError(
+            f"{write_option('topk', topk)}: {of_class} is the one class that is explained; leave "
+            "one of them out"
+        )
+    if patch is None:
+        return
+    if len(patch) != 2:
+        raise ConfigError(
+            f"patch has {len(patch)} numbers; it must be a row and a column, as (3, 5)"
+        )
+    if output is None:
+        row, column = patch
+        raise ConfigError(
+            f"{write_option('patch', f'{row},{column}')}: a patch is magnified on sheets, which "
+            f"{name_option('output')} writes; the words of all patches are in the maps"
+        )
+
+
 def _named(
     explained: Explained,
     names: Sequence[str],
     method: ExplanationMethod,
+    faithfulness: tuple[Judged, ...],
     files: tuple[Path | None, Path | None],
 ) -> Explanation:
     pairs = zip(explained.classes, explained.probabilities, strict=True)
@@ -189,6 +284,7 @@ def _named(
         classes=tuple(Choice(index, names[index], probability) for index, probability in pairs),
         method=method,
         maps=maps or {},
+        faithfulness=faithfulness,
         sheet=sheet,
         values=values,
         error=explained.error,

@@ -39,6 +39,7 @@ def serve(
     max_pixels: int = 50_000_000,
     max_decode_s: float = 5.0,
     queue: int = 256,
+    max_explanations: int = 4,
     timeout_s: float = 30.0,
     device: Device = "auto",
     engine: Engine | None = None,
@@ -64,19 +65,18 @@ def serve(
             reach their thresholds.
         api_key_file: File with the key that requests must bring; or it is given in VITRAIL_API_KEY.
         cors: Origins whose pages may ask.
-        host_name: Names that clients call the server by, beside its addresses, localhost and
-            `host`; * is any.
+        host_name: Names that clients call it by, beside its addresses, localhost and `host`; * any.
         max_bytes: Largest size of one uploaded file in bytes.
         max_files: Files of one request.
         max_pixels: Pixels of one image.
         max_decode_s: Seconds of a processor's time for decoding one image.
         queue: Images held at a time; more are told to come again.
+        max_explanations: Explanations held at a time, one of them computed; 0 explains nothing.
         timeout_s: Seconds from a request's first byte to its answer.
         device: auto takes the accelerator, where there is one.
         engine: What runs an exported file, where two can, as .onnx.
         precision: Precision of the computation; None is an exported file's own.
-        on_ready: Told in a line where the server is and what runs the model, once it answers; None
-            shows that line.
+        on_ready: Told in a line where it is and what runs the model, once it answers; None shows it.
         display: Where notes are shown; None is the terminal or notebook.
         progress: Whether notes are shown in a terminal or notebook.
         sections: Settings by section, such as preprocess={"crop": 1.0}.
@@ -105,6 +105,7 @@ def serve(
         api_key=read_key(path_or_none(api_key_file)),
         cors=tuple(cors),
         host_names=tuple(host_name),
+        max_explanations=max_explanations,
         limits=limits,
     )
     _require_packages()

@@ -27,6 +27,16 @@ def read_whole_numbers(kind: type, tokens: Sequence[Token]) -> list[int]:
     return [read_whole_number(kind, [token]) for token in tokens]
 
 
+def read_place(_: type, tokens: Sequence[Token]) -> tuple[int, int]:
+    """Read a row and a column, written as 3,5."""
+    words = tokens[0].value.split(",")
+    if len(words) != 2 or not all(word.isascii() and word.isdecimal() for word in words):
+        raise ConfigError(
+            f"{tokens[0].keyword} is {tokens[0].value!r}; it must be a row and a column from 0, as 3,5"
+        )
+    return int(words[0]), int(words[1])
+
+
 def split_recipe(tokens: Sequence[str], config: str | None) -> tuple[str | None, list[str]]:
     """Tell the one recipe among key=value tokens.
 

@@ -70,6 +70,14 @@ Queue = Annotated[
         converter=read_whole_number, help="Images held at a time; more are told to come again."
     ),
 ]
+MaxExplanations = Annotated[
+    int,
+    Parameter(
+        converter=read_whole_number,
+        help="Explanations held at a time, one of which is computed; more are told to come again, and 0 explains "
+        "nothing.",
+    ),
+]
 Timeout = Annotated[float, Parameter(help="Seconds from a request's first byte to its answer.")]
 
 
@@ -89,6 +97,7 @@ def serve(
     max_pixels: MaxPixels = 50_000_000,
     max_decode_s: MaxDecode = 5.0,
     queue: Queue = 256,
+    max_explanations: MaxExplanations = 4,
     timeout_s: Timeout = 30.0,
     device: Device = "auto",
     engine: Engine = None,
@@ -130,6 +139,7 @@ def serve(
         max_pixels=max_pixels,
         max_decode_s=max_decode_s,
         queue=queue,
+        max_explanations=max_explanations,
         timeout_s=timeout_s,
         device=device,
         engine=engine,

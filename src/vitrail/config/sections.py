@@ -309,6 +309,9 @@ class EvaluateSection:
     guard_csv: bool = True
     """In CSV files, write names that a spreadsheet would compute, as they begin with = + - or @,
     with an apostrophe in front."""
+    explain: bool = False
+    """Show the report's most confident mistakes with maps of what the answers rest on, by the usual
+    method of the model; of one that has occlusion alone, only the first 6, as that takes long."""
 
     def problems(self) -> list[str]:
         """Say what is wrong, each as one clause."""

@@ -21,9 +21,10 @@ from vitrail.data.sources import Source
 from vitrail.data.tables.hub import pin_revision
 from vitrail.display import Display, Quiet
 from vitrail.distributed.processes import processes, share
-from vitrail.errors import CheckpointError, ConfigError, DataError, write_option
+from vitrail.errors import CheckpointError, ConfigError, DataError, name_option, write_option
 from vitrail.evaluation.match import check_pixels, check_task, find_trained_images, match_classes
 from vitrail.evaluation.measure import Measured, measure
+from vitrail.evaluation.mistake_maps import MistakeMaps
 from vitrail.evaluation.report import FILES, PAGE, Subject
 from vitrail.evaluation.settings import resolve_for
 from vitrail.evaluation.task import Metrics, Task, task_of
@@ -154,6 +155,7 @@ def evaluate(
     files = _open_files(path, settings, engine, against, answers, display or Quiet())
     with _started(files, report, written) as job:
         display = job.display
+        maps = _open_maps(job, report)
         loader = job.build_loader(job.preprocess)
         passes = 1 if files.other is None else 2
         display.begin("evaluate", passes * len(loader))
@@ -165,7 +167,7 @@ def evaluate(
         agreement = (
             _compare(job, files.other, loader, measured) if files.other is not None else None
         )
-        page = _publish(job, report, measured) if report is not None else None
+        page = _publish(job, report, measured, maps) if report is not None else None
         display.end()
         return job.result(measured, job.preprocess, page, agreement)
 
@@ -459,7 +461,34 @@ def _compare(
     )
 
 
-def _publish(job: _Job, report: WholeFolder, measured: Measured) -> Path | None:
+def _open_maps(job: _Job, report: WholeFolder | None) -> MistakeMaps | None:
+    """Return what draws the maps of mistakes, before any image is answered; None where they are not asked for.
+
+    Raises:
+        ConfigError: The answers are another program's, so that there is no model to explain.
+        MissingExtra: The method needs captum, which is not installed.
+    """
+    if not job.config.evaluate.explain:
+        return None
+    if isinstance(job.network, LogitFiles):
+        raise ConfigError(
+            f"evaluate.explain=true: with {name_option('answers')} there is no model to explain; "
+            "leave it out"
+        )
+    if report is None:
+        job.display.warn(
+            f"evaluate.explain=true: maps are shown in a report; ask for one with "
+            f"{write_option('report', True)}"
+        )
+        return None
+    if not job.accelerator.is_main_process:
+        return None
+    return MistakeMaps(job.network, job.preprocess, job.record.classes)
+
+
+def _publish(
+    job: _Job, report: WholeFolder, measured: Measured, maps: MistakeMaps | None
+) -> Path | None:
     """Write the report on the first process, and return its page."""
     if measured.answers is None:
         return None
@@ -474,6 +503,7 @@ def _publish(job: _Job, report: WholeFolder, measured: Measured) -> Path | None:
         device=job.accelerator.device,
         engine=engine,
         guard_csv=job.config.evaluate.guard_csv,
+        maps=maps,
     )
     files = job.task.report_files(subject, measured.answers, measured.metrics, measured.bad_files)
     try:

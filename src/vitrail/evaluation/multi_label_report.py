@@ -20,6 +20,8 @@ from vitrail.evaluation.report import (
     PAGE,
     Subject,
     Training,
+    about_maps,
+    explain_mistakes,
     origin,
     plain,
     thumbnails,
@@ -186,14 +188,18 @@ def _page(
 ) -> bytes:
     subject = answered.subject
     shown = thumbnails(subject, answered.answers, [image for image, _ in chain(*mistakes.values())])
-    pictures = {}
+    pictures, maps = {}, {}
     for kind, pairs in mistakes.items():
         pictures[kind] = [shown[image] for image, _ in pairs]
+        to_explain = [(image, (label,)) for image, label in pairs]
+        maps[kind] = explain_mistakes(subject, answered.answers, to_explain)
     return render(
         TEMPLATE,
         name=subject.name,
         found=numbers,
         pictures=pictures,
+        maps=maps,
+        **about_maps(subject),
         size=subject.preprocess.size,
         pictured=pictured(subject.preprocess.pixels),
         english=find_english_names(subject.record.classes),

@@ -9,16 +9,17 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from vitrail.cells import write_rows
+from vitrail.choices import ExplanationMethod
 from vitrail.data.sources import Source
 from vitrail.evaluation.answers import Gathered
-from vitrail.images.pixels import UnreadableImage
+from vitrail.images.pixels import Pixels, UnreadableImage
 from vitrail.images.preprocess import Preprocess
 from vitrail.pages.charts import Chart
 from vitrail.pages.render import picture
@@ -29,6 +30,18 @@ NUMBERS = "report.json"
 FILES = frozenset((NUMBERS, "per_class.csv", "confusion.csv", "confusion.png", PAGE))
 MISTAKES = 24
 """The most confident mistakes that report.json and the page have."""
+
+
+class Maps(Protocol):
+    """Draws what answers rest on."""
+
+    method: ExplanationMethod
+    most: int
+    """Mistakes that are explained at most."""
+
+    def draw(self, view: Pixels, label: int) -> str | None:
+        """Return a map of a class over an image, as a `data:` URI; None where there is nothing to explain."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +63,8 @@ class Subject:
     """Name of the engine that computed the answers."""
     guard_csv: bool = True
     """Whether names that a spreadsheet would compute have an apostrophe in front in CSV files."""
+    maps: Maps | None = None
+    """Draws what mistakes rest on; None where that is not asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,12 +129,47 @@ def thumbnails(subject: Subject, answers: Gathered, images: Iterable[int]) -> di
     return {image: _thumbnail(subject, int(answers.indices[image])) for image in images}
 
 
+def about_maps(subject: Subject) -> dict[str, Any]:
+    """Return what the page says of the maps: their method, and how many mistakes have them where not all do."""
+    if subject.maps is None:
+        return {"method": None, "few": None}
+    few = subject.maps.most if subject.maps.most < MISTAKES else None
+    return {"method": subject.maps.method, "few": few}
+
+
+def explain_mistakes(
+    subject: Subject, answers: Gathered, mistakes: Sequence[tuple[int, Sequence[int]]]
+) -> list[list[tuple[str, str]]]:
+    """Return maps of the first mistakes, each with the name of its class; none where they are not asked for.
+
+    Args:
+        subject: The evaluated model and images.
+        answers: Answers to the readable images.
+        mistakes: Of each, the answered image, and the classes that are explained.
+    """
+    if subject.maps is None:
+        return []
+    drawn = []
+    for image, labels in mistakes[: subject.maps.most]:
+        view = _view(subject, int(answers.indices[image]))
+        maps = []
+        for label in labels:
+            address = None if view is None else subject.maps.draw(view, label)
+            if address is not None:
+                maps.append((subject.record.classes[label], address))
+        drawn.append(maps)
+    return drawn
+
+
 def _thumbnail(subject: Subject, index: int) -> str | None:
+    view = _view(subject, index)
+    return None if view is None else picture(view)
+
+
+def _view(subject: Subject, index: int) -> Pixels | None:
     """Return an image as the model saw it, read once more; None where that is no longer possible."""
     try:
-        return picture(
-            subject.preprocess.view(subject.source.image(index, subject.preprocess.pixels))
-        )
+        return subject.preprocess.view(subject.source.image(index, subject.preprocess.pixels))
     except (OSError, UnreadableImage):
         return None
 

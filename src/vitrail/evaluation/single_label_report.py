@@ -29,6 +29,8 @@ from vitrail.evaluation.report import (
     PAGE,
     Subject,
     Training,
+    about_maps,
+    explain_mistakes,
     origin,
     plain,
     thumbnails,
@@ -232,6 +234,11 @@ def _page(
     shown = answered.mistakes[:MISTAKES]
     of_pairs = _images_of_pairs(answered)
     pictures = thumbnails(subject, answered.answers, {*shown, *chain(*of_pairs)})
+    to_explain = []
+    for mistake in shown:
+        # the answer, and what should have been the answer
+        classes = (int(answered.predictions[mistake]), int(answered.labels[mistake]))
+        to_explain.append((mistake, classes))
     confusion = shading = None
     if len(answered.confusion) <= TABLE_UP_TO:
         confusion = answered.confusion.tolist()
@@ -250,6 +257,8 @@ def _page(
         image=data_uri(image),
         pictures_of_pairs=pictures_of_pairs,
         pictures_of_mistakes=[pictures[image] for image in shown],
+        maps_of_mistakes=explain_mistakes(subject, answered.answers, to_explain),
+        **about_maps(subject),
         size=subject.preprocess.size,
         pictured=pictured(subject.preprocess.pixels),
         english=find_english_names(subject.record.classes),

@@ -18,14 +18,16 @@ from vitrail.devices import pick_device
 from vitrail.display import Display
 from vitrail.errors import ConfigError, names_flags, printable, suggest, write_option
 from vitrail.explanation.methods import METHODS, choose_method, explain
+from vitrail.explanation.relevance import Maps
 from vitrail.images.pixels import Pixels
 from vitrail.images.preprocess import Preprocess, normalise
 from vitrail.inference.decision import DecisionRule, to_probabilities
-from vitrail.inference.predictor import read_predictor, view_or_reason
+from vitrail.inference.predictor import Predictor, read_predictor, view_or_reason
 from vitrail.models.registry import find_variant
 
 SHOWN_CLASSES = 20
 """Most names of classes that a message lists."""
+NOT_FINITE = "the model's logits or their gradients are not finite, so there is nothing to explain"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,19 @@ class Explained:
     method knows of no class."""
     view: Pixels | None = None
     """The image as the model saw it, before it was normalised."""
+    logits: Tensor | None = None
+    """Logits (1, k) of all classes."""
+
     error: str | None = None
+
+    @property
+    def empty(self) -> list[int]:
+        """Indices of the classes whose finest map is 0 everywhere."""
+        if not self.maps:
+            return []
+        *_, finest = self.maps.values()
+        pairs = zip(self.classes, finest, strict=False)  # a map of no class stands with the first
+        return [index for index, values in pairs if not values.any()]
 
 
 @dataclass(frozen=True)
@@ -68,29 +82,76 @@ class Explainer:
         view = view_or_reason(os.fspath(path), self.preprocess)
         if isinstance(view, str):
             return Explained(shown, error=view)
-        image = view[None].to(self.device)
-        images = normalise(image, self.preprocess.mean, self.preprocess.std)
-        with torch.no_grad():
-            logits = self.answer(images).float().cpu()
+        return self.explain_view(view, shown)
+
+    def explain_view(self, view: Pixels, shown: str = "") -> Explained:
+        """Explain the answer to one image as the model sees it, before it is normalised.
+
+        Args:
+            view: The image (c, h, w).
+            shown: Its path, for the result.
+        """
+        images = normalise(
+            view[None].to(self.device), self.preprocess.mean, self.preprocess.std
+        ).contiguous()
+        try:
+            logits, maps = self._answer_and_explain(images)
+        except _NotFinite:
+            return Explained(shown, error=NOT_FINITE)
+        if not all(bool(one.isfinite().all()) for one in maps.values()):
+            return Explained(shown, error=NOT_FINITE)
         is_multi_label = self.rule.thresholds is not None
         odds = to_probabilities(logits, is_multi_label=is_multi_label)[0]
-        best = int(odds.argmax())
-        chosen = [best] if self.wanted is None else [self.wanted]
-        if self.wanted is None:
-            # no class of a multi-label model may reach its threshold; the nearest is explained then
-            chosen = self.rule.choose(logits)[0][0] or chosen
-        explained = chosen if METHODS[self.method].of_class else chosen[:1]
-        classes = torch.tensor(explained, device=self.device)
-        repeated = images.expand(len(classes), -1, -1, -1).contiguous()
-        maps = explain(self.method, self.answer, repeated, classes)
+        chosen = self._choose(logits)
         return Explained(
             shown,
             tuple(chosen),
             tuple(float(odds[one]) for one in chosen),
-            best,
+            int(odds.argmax()),
             {level: one.float().cpu().numpy() for level, one in maps.items()},
             view,
+            logits,
         )
+
+    def _answer_and_explain(self, images: Tensor) -> tuple[Tensor, Maps]:
+        """Return the logits (1, k) of one image and its maps, from a single pass where the method makes one."""
+        passed: list[Tensor] = []
+
+        def take_first(logits: Tensor) -> Tensor:
+            passed.append(_require_finite(logits))
+            return torch.tensor(self._choose(passed[0])[:1], device=logits.device)
+
+        is_single = self.wanted is not None or self.rule.topk == 1
+        if is_single or not METHODS[self.method].of_class:
+            maps = explain(self.method, self.answer, images, take_first)
+            return passed[0], maps
+        with torch.no_grad():
+            logits = _require_finite(self.answer(images))
+        classes = torch.tensor(self._choose(logits), device=self.device)
+        repeated = images.expand(len(classes), -1, -1, -1).contiguous()
+        return logits, explain(self.method, self.answer, repeated, classes)
+
+    def _choose(self, logits: Tensor) -> list[int]:
+        """Return the classes that are explained, the most probable first."""
+        if self.wanted is not None:
+            return [self.wanted]
+        # no class of a multi-label model may reach its threshold; the nearest is explained then
+        return self.rule.choose(logits)[0][0] or [int(logits[0].argmax())]
+
+
+class _NotFinite(Exception):
+    """Logits that are NaN or infinite."""
+
+
+def _require_finite(logits: Tensor) -> Tensor:
+    """Return logits in float32 on the CPU.
+
+    Raises:
+        _NotFinite: One of them is NaN or infinite.
+    """
+    if not logits.isfinite().all():
+        raise _NotFinite
+    return logits.float().cpu()
 
 
 def open_explainer(
@@ -130,28 +191,48 @@ def open_explainer(
         display.note(
             f"{chosen} explains the answer as a whole: its map is the same for all classes"
         )
-    target = pick_device(device)
-    weights = unstarted.artifact.weights
-    if weights is not None:
-        answer = weights.build(target)
-    else:
-        network = unstarted.start(target).network
-        answer, target = network, network.device
-        display.note(f"{path}: run by {network.about}")
+    predictor = unstarted.start(pick_device(device))
+    if unstarted.is_exported:
+        display.note(f"{path}: run by {predictor.network.about}")
+    return explainer_of(predictor, chosen, wanted)
+
+
+def explainer_of(
+    predictor: Predictor,
+    method: ExplanationMethod,
+    wanted: int | None = None,
+    *,
+    topk: int | None = None,
+) -> Explainer:
+    """Return what explains the answers of a predictor, in float32.
+
+    Args:
+        predictor: The model, or exported file, that is ready to answer.
+        method: A method that suits it.
+        wanted: Index of the class to explain; None is the most probable ones.
+        topk: Most classes to explain; None is as many as the predictor gives.
+    """
+    network = predictor.network
     return Explainer(
-        unstarted.path,
-        answer,
-        target,
-        chosen,
-        unstarted.preprocess,
-        unstarted.classes,
-        unstarted.rule,
+        network.path,
+        network if network.model is None else network.model,
+        network.device,
+        method,
+        predictor.preprocess,
+        predictor.classes,
+        predictor.rule if topk is None else predictor.rule.limit_to(topk),
         wanted,
     )
 
 
-def find_class(names: Sequence[str], name: str, path: str) -> int:
+def find_class(names: Sequence[str], name: str, path: str, where: str | None = None) -> int:
     """Return the index of a class by its name, or by its number where no class is called so.
+
+    Args:
+        names: Names of all classes.
+        name: The name, or number, that is looked for.
+        path: What messages call the model.
+        where: How messages write what was asked for; None is as an option.
 
     Raises:
         ConfigError: The model has no such class.
@@ -160,7 +241,7 @@ def find_class(names: Sequence[str], name: str, path: str) -> int:
         return list(names).index(name)
     if name.isascii() and name.isdecimal() and int(name) < len(names):
         return int(name)
-    where = write_option("class" if names_flags() else "class_name", name)
+    where = where or write_option("class" if names_flags() else "class_name", name)
     listed = ", ".join(names[:SHOWN_CLASSES])
     if len(names) > SHOWN_CLASSES:
         listed += f" and {len(names) - SHOWN_CLASSES:,} more"

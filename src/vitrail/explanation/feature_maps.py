@@ -15,18 +15,19 @@ from torch import Tensor
 
 from vitrail.errors import ConfigError, write_option
 from vitrail.explanation.relevance import in_evaluation
+from vitrail.explanation.target import Classes, settle_classes, to_evidence
 from vitrail.models.family import VisionModel, to_map
 
 
 def weigh_channels(
-    model: VisionModel, images: Tensor, classes: Tensor, level: int | None = None
+    model: VisionModel, images: Tensor, classes: Classes, level: int | None = None
 ) -> Mapping[str, Tensor]:
     """Return Grad-CAM of one level, by the name of its module.
 
     Args:
         model: A model of this package's own families.
         images: Normalised images (b, c, h, w).
-        classes: Index of the class for each image (b).
+        classes: The class for each image.
         level: Index in the model's `feature_levels`, a negative one from the end; None is the last
             level whose map anything reads.
 
@@ -36,21 +37,22 @@ def weigh_channels(
     with torch.enable_grad(), in_evaluation(model):
         passed = list(model.levels(images.detach().requires_grad_()))
         logits = model.forward_head(model.norm(passed[-1][0]))
-        score = logits.gather(1, classes[:, None]).sum()
+        chosen = settle_classes(classes, logits)
+        score = to_evidence(logits).gather(1, chosen[:, None]).sum()
         tokens = [one for one, _ in passed]
         gradients = torch.autograd.grad(score, tokens, materialize_grads=True)
     read = []
     for index, gradient in enumerate(gradients):
         if gradient[:, model.num_class_tokens :].any():
             read.append(index)
-    chosen = _choose(model, level, read)
-    height, width = passed[chosen][1]
+    place = _choose(model, level, read)
+    height, width = passed[place][1]
     of_map, slopes = (
         to_map(one[:, -height * width :].detach(), height, width)
-        for one in (tokens[chosen], gradients[chosen])
+        for one in (tokens[place], gradients[place])
     )  # (b, d, h, w)
     weights = slopes.mean(dim=(2, 3), keepdim=True)
-    return {model.feature_levels[chosen].module: (weights * of_map).sum(dim=1)}
+    return {model.feature_levels[place].module: (weights * of_map).sum(dim=1)}
 
 
 def _choose(model: VisionModel, level: int | None, read: list[int]) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ import numpy as np
 
 from vitrail.errors import CheckpointError, ConfigError, name_option, write_option
 from vitrail.explanation.explainer import Explained, Explainer
+from vitrail.explanation.judge import READING, Judged
 from vitrail.explanation.methods import METHODS
+from vitrail.explanation.patch import Patch
 from vitrail.explanation.sheet import Row, draw_sheet
 from vitrail.files import write_whole
 from vitrail.pages.render import pictured, render
@@ -26,7 +30,7 @@ def refuse_folder(folder: Path) -> None:
     """Refuse a folder that has files, before any work is done for it.
 
     Raises:
-        ConfigError: It is a file, or has something in it.
+        ConfigError: It is a file, has something in it, or cannot be made or written to.
     """
     where = write_option("output", folder)
     if folder.is_dir():
@@ -34,6 +38,12 @@ def refuse_folder(folder: Path) -> None:
             raise ConfigError(f"{where}: has files in it; give a new folder")
     elif folder.exists():
         raise ConfigError(f"{where}: is a file; give a new folder")
+    # what cannot be written is told before the first image is explained
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{where}: {there} is a file; give a new folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{where}: {there} cannot be written to; give another folder")
 
 
 @dataclass
@@ -42,11 +52,19 @@ class ExplanationFolder:
 
     folder: Path
     explainer: Explainer
+    patch: Patch | None = None
+    """A patch that each sheet magnifies."""
     shown: list[dict[str, Any]] = field(default_factory=list)
     """What the page shows of each image."""
 
-    def write(self, explained: Explained) -> tuple[Path | None, Path | None]:
+    def write(
+        self, explained: Explained, judged: Sequence[Judged] = ()
+    ) -> tuple[Path | None, Path | None]:
         """Write the files of one image, and return its sheet and the raw values of its finest map.
+
+        Args:
+            explained: The maps of the image.
+            judged: How faithful each of its finest maps is; nothing where that was not measured.
 
         Raises:
             CheckpointError: They cannot be written.
@@ -60,8 +78,11 @@ class ExplanationFolder:
         sheet = self.folder / f"{stem}.png"
         method = METHODS[self.explainer.method]
         title = f"{explained.path}: {self.explainer.method}, {self.explainer.path}"
-        rows = _rows_of(explained, self.explainer)
-        self._put(sheet, draw_sheet(explained.view, title, rows, is_signed=method.is_signed))
+        rows = _rows_of(explained, self.explainer, judged)
+        drawn = draw_sheet(
+            explained.view, title, rows, is_signed=method.is_signed, patch=self.patch
+        )
+        self._put(sheet, drawn)
         files = []
         *coarse, finest = explained.maps
         for level in (*coarse, finest):
@@ -71,6 +92,7 @@ class ExplanationFolder:
             self._put(self.folder / name, buffer.getvalue())
             files.append(name)
         entry |= {"sheet": sheet.name, "files": files, "rows": _texts_of(explained, self.explainer)}
+        entry["judged"] = [(str(one), one.fails) for one in judged]
         return sheet, self.folder / files[-1]
 
     def write_page(self) -> Path:
@@ -87,6 +109,7 @@ class ExplanationFolder:
             is_signed=METHODS[self.explainer.method].is_signed,
             pictured=pictured(self.explainer.preprocess.pixels),
             images=self.shown,
+            reading=READING,
         )
         self._put(self.folder / PAGE, page)
         return self.folder / PAGE
@@ -104,19 +127,25 @@ class ExplanationFolder:
         write_whole(path, data, f"choose another folder with {name_option('output')}")
 
 
-def _rows_of(explained: Explained, explainer: Explainer) -> list[Row]:
+def _rows_of(explained: Explained, explainer: Explainer, judged: Sequence[Judged]) -> list[Row]:
     """Return what the sheet shows: a row a class, or one of all classes where the method knows of none."""
     assert explained.maps is not None
     texts = _texts_of(explained, explainer)
     if not METHODS[explainer.method].of_class:
         caption = ", ".join(f"{name} {odds}" for name, odds, _ in texts)
-        return [Row(caption, [(level, maps[0]) for level, maps in explained.maps.items()])]
+        maps = [(level, of_all[0]) for level, of_all in explained.maps.items()]
+        return [Row(caption, maps, *_note_of(judged, 0))]
     rows = []
     for number, (name, odds, note) in enumerate(texts):
         caption = f"{name} {odds}{f' ({note})' if note else ''}"
         maps = [(level, of_classes[number]) for level, of_classes in explained.maps.items()]
-        rows.append(Row(caption, maps))
+        rows.append(Row(caption, maps, *_note_of(judged, number)))
     return rows
+
+
+def _note_of(judged: Sequence[Judged], number: int) -> tuple[str, bool]:
+    """Return what is said of a map, and whether it fails."""
+    return (str(judged[number]), judged[number].fails) if judged else ("", False)
 
 
 def _texts_of(explained: Explained, explainer: Explainer) -> list[tuple[str, str, str]]:

@@ -10,8 +10,9 @@ from torch import Tensor
 from vitrail.choices import ExplanationMethod
 from vitrail.errors import ConfigError, write_option
 from vitrail.explanation.feature_maps import weigh_channels
-from vitrail.explanation.perturbation import integrate_gradients, occlude
+from vitrail.explanation.perturbation import STEPS, count_squares, integrate_gradients, occlude
 from vitrail.explanation.relevance import Maps, roll_out, weigh_by_gradient
+from vitrail.explanation.target import Classes
 from vitrail.models.registry import FAMILIES
 
 OWN = ("tnt", "t2t_vit", "twins")
@@ -23,8 +24,8 @@ class Method:
     """One way to explain an answer."""
 
     explain: Callable[..., Maps]
-    """Takes a model, normalised images and the index of a class for each; only `occlude` takes an
-    exported file in place of a model."""
+    """Takes a model, normalised images and the class for each; only `occlude` takes an exported
+    file in place of a model."""
     families: tuple[str, ...] | None
     """Families that it is for; None is all, those of timm too."""
     takes_exported: bool = False
@@ -33,20 +34,26 @@ class Method:
     """Whether it explains one class, and not the answer as a whole."""
     is_signed: bool = False
     """Whether values below 0 speak against the class."""
+    count_answers: Callable[[int, int], int] | None = None
+    """How many answers to changed images, of a height and width, it asks for one after the other;
+    None is a method of one pass."""
 
 
 METHODS: Mapping[ExplanationMethod, Method] = {
     "rollout": Method(roll_out, OWN, of_class=False),
     "gradient-attention": Method(weigh_by_gradient, OWN),
     "grad-cam": Method(weigh_channels, (*OWN, "pyramid_tnt"), is_signed=True),
-    "integrated-gradients": Method(integrate_gradients, None, is_signed=True),
-    "occlusion": Method(occlude, None, takes_exported=True, is_signed=True),
+    "integrated-gradients": Method(
+        integrate_gradients, None, is_signed=True, count_answers=lambda height, width: STEPS
+    ),
+    "occlusion": Method(
+        occlude, None, takes_exported=True, is_signed=True, count_answers=count_squares
+    ),
 }
 DEFAULTS: Mapping[str, ExplanationMethod] = {
     "tnt": "gradient-attention",
     "t2t_vit": "gradient-attention",
     "twins": "gradient-attention",
-    "pyramid_tnt": "grad-cam",
 }
 """The method of a family where none is asked for; all others take occlusion."""
 
@@ -91,8 +98,18 @@ def name_families(names: tuple[str, ...]) -> str:
     return f"{', '.join(titles)} and {last}"
 
 
+def list_methods(family: str, *, is_exported: bool) -> list[ExplanationMethod]:
+    """Return the methods that suit a family, or an exported file."""
+    suitable: list[ExplanationMethod] = []
+    for name, method in METHODS.items():
+        is_known = method.families is None or family in method.families
+        if is_known and (method.takes_exported or not is_exported):
+            suitable.append(name)
+    return suitable
+
+
 def explain(
-    method: ExplanationMethod, model: Callable[[Tensor], Tensor], images: Tensor, classes: Tensor
+    method: ExplanationMethod, model: Callable[[Tensor], Tensor], images: Tensor, classes: Classes
 ) -> Maps:
     """Return the maps of images in the method's own values, the finest map last.
 
@@ -100,7 +117,7 @@ def explain(
         method: A method that suits the model.
         model: A model; for occlusion anything that answers.
         images: Normalised images (b, c, h, w).
-        classes: Index of the class for each image (b).
+        classes: The class for each image.
 
     Raises:
         ConfigError: The method does not suit the model.

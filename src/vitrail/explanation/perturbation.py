@@ -5,15 +5,17 @@ Both compare with an even image of the mean colour, which is 0 for the network.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitrail.errors import MissingExtra
 from vitrail.explanation.relevance import in_evaluation
-from vitrail.models.family import VisionModel
+from vitrail.explanation.target import Classes, settle_classes, to_evidence
 
 STEPS = 32
 """Images between the even one and the image itself at which gradients are summed."""
@@ -24,28 +26,28 @@ PARTS = 8
 
 
 def integrate_gradients(
-    model: VisionModel, images: Tensor, classes: Tensor
+    answer: Callable[[Tensor], Tensor], images: Tensor, classes: Classes
 ) -> Mapping[str, Tensor]:
     """Return integrated gradients (Sundararajan et al. 2017), summed over channels.
 
     Their sum is about the class's logit, less that of an even image.
 
     Args:
-        model: Any model.
+        answer: Any model, or what passes images on to one, with gradients.
         images: Normalised images (b, c, h, w).
-        classes: Index of the class for each image (b).
+        classes: The class for each image.
 
     Raises:
         MissingExtra: captum is not installed.
     """
-    _require_captum()
+    require_captum()
     from captum.attr import IntegratedGradients
 
-    with torch.enable_grad(), in_evaluation(model):
-        shares = IntegratedGradients(model).attribute(
+    with torch.enable_grad(), _in_evaluation(answer):
+        shares = IntegratedGradients(lambda changed: to_evidence(answer(changed))).attribute(
             images,
             baselines=torch.zeros_like(images),
-            target=classes,
+            target=_settle(answer, images, classes),
             n_steps=STEPS,
             internal_batch_size=max(AT_ONCE, len(images)),
         )
@@ -53,7 +55,7 @@ def integrate_gradients(
 
 
 def occlude(
-    answer: Callable[[Tensor], Tensor], images: Tensor, classes: Tensor
+    answer: Callable[[Tensor], Tensor], images: Tensor, classes: Classes
 ) -> Mapping[str, Tensor]:
     """Return what the class's logit loses where a square is covered, averaged over the squares of each place.
 
@@ -63,29 +65,59 @@ def occlude(
     Args:
         answer: Anything that turns normalised images into logits: a model, or an exported file.
         images: Normalised images (b, c, h, w).
-        classes: Index of the class for each image (b).
+        classes: The class for each image.
 
     Raises:
         MissingExtra: captum is not installed.
     """
-    _require_captum()
+    require_captum()
     from captum.attr import Occlusion
 
     channels, height, width = images.shape[1:]
-    side = max(2, min(height, width) // PARTS)
-    with torch.no_grad():
-        lost = Occlusion(answer).attribute(
+    side, stride = _square_of(height, width)
+    with torch.no_grad(), _in_evaluation(answer):
+        lost = Occlusion(lambda changed: to_evidence(answer(changed))).attribute(
             images,
             sliding_window_shapes=(channels, side, side),
-            strides=(channels, max(1, side // 2), max(1, side // 2)),
+            strides=(channels, stride, stride),
             baselines=0.0,
-            target=classes,
+            target=_settle(answer, images, classes),
             perturbations_per_eval=AT_ONCE,
         )
     return {"pixels": lost[:, 0].to(images.dtype)}
 
 
-def _require_captum() -> None:
+def count_squares(height: int, width: int) -> int:
+    """Return how many squares `occlude` covers one after the other, each of which takes an answer."""
+    side, stride = _square_of(height, width)
+    return math.prod(1 + -(-(length - side) // stride) for length in (height, width))
+
+
+def _square_of(height: int, width: int) -> tuple[int, int]:
+    """Return the side of an occluded square, and the step from one to the next."""
+    side = max(2, min(height, width) // PARTS)
+    return side, max(1, side // 2)
+
+
+def _in_evaluation(answer: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
+    """Put a model into evaluation mode meanwhile; what only passes images on has no mode."""
+    return in_evaluation(answer) if isinstance(answer, nn.Module) else nullcontext()
+
+
+def _settle(answer: Callable[[Tensor], Tensor], images: Tensor, classes: Classes) -> Tensor:
+    """Return the index of the class for each image (b), by a pass of its own where it is not known yet."""
+    if isinstance(classes, Tensor):
+        return classes
+    with torch.no_grad():
+        return settle_classes(classes, answer(images))
+
+
+def require_captum() -> None:
+    """Refuse to go on without captum.
+
+    Raises:
+        MissingExtra: With what to install.
+    """
     if find_spec("captum") is None:
         raise MissingExtra(
             "integrated-gradients and occlusion need captum, which is not installed; run: pip "

@@ -81,6 +81,29 @@ def join_windows(relevance: Tensor, windows: Windows) -> Tensor:
     return grid[:, : windows.height, : windows.width].flatten(1)
 
 
+def share_cells(relevance: Tensor, weights: Tensor, side: int) -> Tensor:
+    """Divide what each square cell of a map (b, h, w) has in all among its places by their weights.
+
+    Left-over places beyond the last whole cell keep what they have.
+
+    Args:
+        relevance: The map.
+        weights: Weights of the places (b, h, w), never below 0.
+        side: Places along a side of a cell.
+    """
+    rows, columns = relevance.shape[1] // side, relevance.shape[2] // side
+    whole = (slice(None), slice(rows * side), slice(columns * side))
+
+    def cut(grid: Tensor) -> Tensor:
+        cells = grid[whole].unflatten(2, (columns, side)).unflatten(1, (rows, side))
+        return cells.transpose(2, 3).flatten(3)  # (b, rows, columns, p)
+
+    divided = divide(cut(relevance).sum(dim=3), cut(weights))
+    shared = relevance.clone()
+    shared[whole] = divided.unflatten(3, (side, side)).transpose(2, 3).flatten(3).flatten(1, 2)
+    return shared
+
+
 def divide(relevance: Tensor, weights: Tensor) -> Tensor:
     """Divide each relevance (...) among its parts (..., p) by their weights, evenly where all weights are 0."""
     sums = weights.sum(dim=-1, keepdim=True)

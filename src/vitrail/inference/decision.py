@@ -36,6 +36,10 @@ class DecisionRule(Protocol):
         """Return the classes and probabilities of each image, the most probable first."""
         ...
 
+    def limit_to(self, topk: int) -> DecisionRule:
+        """Return the same rule with at most so many classes."""
+        ...
+
 
 @dataclass(frozen=True)
 class TopClasses:
@@ -52,6 +56,10 @@ class TopClasses:
         """Return the most probable classes of each image by softmax."""
         best = to_probabilities(logits, is_multi_label=False).topk(min(self.topk, logits.shape[1]))
         return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+
+    def limit_to(self, topk: int) -> TopClasses:
+        """Return the same rule with at most so many classes."""
+        return TopClasses(min(topk, self.topk))
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,10 @@ class ReachedThresholds:
             chosen = reached[: self.topk]
             choices.append((chosen, [float(row[index]) for index in chosen]))
         return choices
+
+    def limit_to(self, topk: int) -> ReachedThresholds:
+        """Return the same rule with at most so many classes."""
+        return ReachedThresholds(self.thresholds, min(topk, self.topk))
 
 
 def to_probabilities(logits: Float[Tensor, "n k"], *, is_multi_label: bool) -> Float[Tensor, "n k"]:

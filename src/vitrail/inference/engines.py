@@ -107,13 +107,15 @@ class Started(NamedTuple):
     device: torch.device
     """The device that computes."""
     version: str
+    model: nn.Module | None = None
+    """The module of a weight file, for what looks into it; an exported file has none."""
 
 
 def _start_torch(start: Start) -> Started:
     assert start.weights is not None
     model = start.weights.build(start.device)
     run = start_module(model, start.device, start.precision, start.threads)
-    return Started(run, start.device, torch.__version__)
+    return Started(run, start.device, torch.__version__, model)
 
 
 def start_module(model: nn.Module, device: torch.device, precision: Precision, threads: int) -> Run:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitrail.choices import Engine, Precision
 from vitrail.display import Display
@@ -50,6 +50,8 @@ class Network:
     """Images that the file takes at once; None takes any number. Calls may have any number all the
     same."""
     run: Run
+    model: nn.Module | None = None
+    """The module of a weight file, for what looks into it; an exported file has none."""
 
     @property
     def num_classes(self) -> int:
@@ -154,6 +156,7 @@ class Artifact:
             ),
             batch_size=None if self.making is None else self.making.batch_size,
             run=run,
+            model=started.model,
         )
 
 

@@ -21,6 +21,7 @@ from vitrail.kernels.compiled import are_kernels_wanted
 from vitrail.kernels.linear import (
     is_convolution_faster,
     is_recorded,
+    is_symbolic,
     multiply_by_convolution,
 )
 
@@ -76,8 +77,10 @@ def attend(
     with a softmax between them, and longer too for narrow heads; in float32 it takes longer where
     oneDNN multiplies faster than MKL.
     """
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    if is_symbolic(q):  # whose softmax is a node of its own, for who extracts it by its name
+        return _attend_unfused(q, k, v, factor)
     (n, d), m = q.shape[-2:], k.shape[-2]
-    factor = d**-0.5 if scale is None else scale
     if (record := recorder()) is not None:
         scores = (q * factor) @ k.transpose(-2, -1)
         shares = (scores if bias is None else scores + bias).softmax(-1)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.functional import conv2d, linear
 
 
@@ -42,6 +43,14 @@ def is_recorded() -> bool:
     return torch.compiler.is_exporting() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
+def is_symbolic(value: object) -> bool:
+    """Say whether torch.fx traces a call, as extractors of torchvision and timm do.
+
+    A value has neither size nor device then.
+    """
+    return isinstance(value, Proxy)
+
+
 @cache
 def is_convolution_faster() -> bool:
     """Say whether 1x1 convolutions are faster than linear layers in float32 on this machine's CPU.
@@ -60,7 +69,8 @@ def is_convolution_faster() -> bool:
 
 def _may_convolve(input: Tensor) -> bool:
     return (
-        input.is_cpu
+        not is_symbolic(input)
+        and input.is_cpu
         and input.dtype == torch.float32
         and input.numel() > 0
         and not torch.is_autocast_enabled("cpu")

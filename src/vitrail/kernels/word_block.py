@@ -22,7 +22,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from vitrail.kernels import word_block_compiled as cpu
 from vitrail.kernels.compiled import are_kernels_wanted, load
-from vitrail.kernels.linear import is_recorded
+from vitrail.kernels.linear import is_recorded, is_symbolic
 from vitrail.kernels.word_block_plain import (
     differentiate_plain,
     flatten,
@@ -75,7 +75,7 @@ def type_of_products(words: Tensor) -> str:
 
 def is_fused(words: Tensor, whole: bool = False) -> bool:
     """Say whether words are computed faster by the operator than by layer after layer."""
-    if is_recorded():  # programs have the plain form
+    if is_recorded() or is_symbolic(words):  # programs have the plain form
         return False
     return choose_body(words.device.type, words.dtype, words.shape[1], whole) != "plain"
 

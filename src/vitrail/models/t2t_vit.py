@@ -42,7 +42,7 @@ from torch.nn.functional import pad
 
 from vitrail.errors import shorten
 from vitrail.kernels.attention import attend, recorder
-from vitrail.kernels.linear import Linear
+from vitrail.kernels.linear import Linear, is_symbolic
 from vitrail.models.dialects import HEAD, ZOO_PREFIX, Dialect, Row
 from vitrail.models.family import (
     Family,
@@ -173,7 +173,7 @@ class TokenPerformer(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n i"]) -> Float[Tensor, "b n t"]:
         k, q, v = self.kqv(self.norm1(x)).split(TOKEN_DIM, dim=2)
-        kind = x.device.type
+        kind = "cpu" if is_symbolic(x) else x.device.type
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             with torch.autocast(kind, enabled=False):
                 y = self.attention(k.float(), q.float(), v.float())
@@ -241,9 +241,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
         b, s, d = x.shape
-        q, k, v = (
-            t.reshape(b, s, self.num_heads, -1).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=2)
-        )
+        q, k, v = self.qkv(x).chunk(3, dim=2)
+        q, k, v = (t.reshape(b, s, self.num_heads, -1).transpose(1, 2) for t in (q, k, v))
         x = attend(q, k, v)
         return drop(self.proj(x.transpose(1, 2).reshape(b, s, d)), self.drop_rate, self.training)
 
@@ -300,7 +299,7 @@ class T2TViT(VisionModel[T2TViTConfig]):
 
     def embed(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b s d"]:
         """Return the tokens that enter the first block."""
-        if images.shape[-2:] != self.config.size:
+        if not is_symbolic(images) and images.shape[-2:] != self.config.size:
             raise ValueError(
                 f"images are {tuple(images.shape[-2:])} but this T2T-ViT was built for "
                 f"{self.config.size}; build it with image_size=(height, width)"

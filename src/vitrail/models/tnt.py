@@ -41,7 +41,7 @@ from torch.nn.functional import pad
 from vitrail.errors import shorten
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.kernels.attention import attend
-from vitrail.kernels.linear import Linear
+from vitrail.kernels.linear import Linear, is_symbolic
 from vitrail.kernels.word_block import is_fused, type_of_products, word_block
 from vitrail.kernels.word_block_compiled import NAME
 from vitrail.kernels.word_block_plain import Weights
@@ -311,7 +311,7 @@ class TNT(VisionModel[TNTConfig]):
         self, images: Float[Tensor, "b c h w"]
     ) -> tuple[Float[Tensor, "bn p e"], Float[Tensor, "b s d"]]:
         """Return the words and the sentences that enter the first block."""
-        if images.shape[-2:] != self.config.size:
+        if not is_symbolic(images) and images.shape[-2:] != self.config.size:
             raise ValueError(
                 f"images are {tuple(images.shape[-2:])} but this TNT was built for "
                 f"{self.config.size}; build it with image_size=(height, width)"

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from vitrail.kernels.attention import attend
-from vitrail.kernels.linear import Linear
+from vitrail.kernels.linear import Linear, is_symbolic
 from vitrail.models.dialects import HEAD, ZOO_PREFIX, Dialect, Row
 from vitrail.models.family import (
     Family,
@@ -151,9 +151,10 @@ class WindowAttention(nn.Module):
         rows, columns = x.shape[1] // g, x.shape[2] // g
         # (b * rows * columns, g * g, d)
         x = x.reshape(b, rows, g, columns, g, d).transpose(2, 3).reshape(-1, g * g, d)
+        q, k, v = self.qkv(x).chunk(3, dim=2)
         q, k, v = (
             t.reshape(-1, g * g, self.num_heads, d // self.num_heads).transpose(1, 2)
-            for t in self.qkv(x).chunk(3, dim=2)
+            for t in (q, k, v)
         )
         x = attend(q, k, v)  # (b * rows * columns, heads, g * g, d / heads)
         x = x.transpose(1, 2).reshape(b, rows, columns, g, g, d).transpose(2, 3)
@@ -181,9 +182,9 @@ class ReducedAttention(nn.Module):
         q = self.q(x).reshape(b, n, self.num_heads, -1).transpose(1, 2)  # (b, heads, n, d / heads)
         if self.sr_ratio > 1:
             x = self.norm(self.sr(to_map(x, height, width)).flatten(2).transpose(1, 2))  # (b, r, d)
+        k, v = self.kv(x).chunk(2, dim=2)
         k, v = (
-            t.reshape(b, -1, self.num_heads, d // self.num_heads).transpose(1, 2)
-            for t in self.kv(x).chunk(2, dim=2)
+            t.reshape(b, -1, self.num_heads, d // self.num_heads).transpose(1, 2) for t in (k, v)
         )
         x = attend(q, k, v)
         return drop(self.proj(x.transpose(1, 2).reshape(b, n, d)), self.drop_rate, self.training)
@@ -271,7 +272,8 @@ class Twins(VisionModel[TwinsConfig]):
     def levels(
         self, images: Float[Tensor, "b c h w"]
     ) -> Iterator[tuple[Float[Tensor, "b n d"], tuple[int, int]]]:
-        if min(images.shape[-2:]) < (smallest := self.config.smallest_size()):
+        smallest = self.config.smallest_size()
+        if not is_symbolic(images) and min(images.shape[-2:]) < smallest:
             raise ValueError(
                 f"images are {tuple(images.shape[-2:])}; this Twins needs at least {smallest} "
                 "pixels a side"

@@ -29,6 +29,8 @@ class Chart:
     """Each tick's position and label on the vertical axis."""
     dot: Point | None
     """Where one point of the last line is marked."""
+    points: Sequence[Point] = ()
+    """Where single points lie, which no line joins."""
 
 
 @dataclass(frozen=True)
@@ -54,21 +56,25 @@ class _Frame:
 
 
 def line_chart(
-    title: str, lines: Mapping[str, Sequence[Point]], marked_x: float | None = None
+    title: str,
+    lines: Mapping[str, Sequence[Point]],
+    marked_x: float | None = None,
+    points: Sequence[Point] = (),
 ) -> Chart | None:
-    """Draw named lines of (x, y) points, without those whose y is NaN or Inf; None where no point is left.
+    """Draw named lines of (x, y) points, without those whose y is NaN or Inf; None where no line has a point left.
 
     Args:
         title: Names what y is.
         lines: The points of each line by its name; the last line is the one that may have a marked
             point.
         marked_x: The x of the point to mark.
+        points: Points that no line joins.
     """
     finite: dict[str, list[Point]] = {}
     xs: list[float] = []
     ys: list[float] = []
-    for name, points in lines.items():
-        for x, y in points:
+    for name, of_line in lines.items():
+        for x, y in of_line:
             if math.isfinite(y):
                 finite.setdefault(name, []).append((x, y))
                 xs.append(x)
@@ -76,7 +82,8 @@ def line_chart(
     if not finite:
         return None
 
-    y_values = choose_ticks(ys)
+    single = [(x, y) for x, y in points if math.isfinite(y)]
+    y_values = choose_ticks([*ys, *(y for _, y in single)])
     frame = _Frame(left=min(xs), right=max(xs), bottom=y_values[0], top=y_values[-1])
     # the vertical axis ends at its outer ticks, the horizontal one at the first and the last epoch
     x_values = [x for x in choose_ticks(xs, whole=True) if frame.left <= x <= frame.right]
@@ -85,10 +92,11 @@ def line_chart(
     marked = [point for point in last_line if point[0] == marked_x]
     return Chart(
         title=title,
-        lines=[(name, _format_polyline(points, frame)) for name, points in finite.items()],
+        lines=[(name, _format_polyline(of_line, frame)) for name, of_line in finite.items()],
         x_ticks=[(frame.place_x(x), f"{x:g}") for x in x_values],
         y_ticks=[(frame.place_y(y), f"{y:g}") for y in y_values],
         dot=frame.place(marked[0]) if marked else None,
+        points=[frame.place(point) for point in single],
     )
 
 

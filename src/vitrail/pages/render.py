@@ -86,7 +86,11 @@ def picture(pixels: Pixels, largest: int = LARGEST) -> str:
     array = shown.permute(1, 2, 0).contiguous().numpy()
     image = Image.fromarray(array[:, :, 0] if len(shown) == 1 else array)
     image.thumbnail((largest, largest))
+    return to_data_uri(image)
 
+
+def to_data_uri(image: Image.Image) -> str:
+    """Return a picture as a `data:` URI: a small one as it is, and a larger one as a JPEG."""
     buffer = io.BytesIO()
     if max(image.size) <= LOSSLESS:
         image.save(buffer, format="PNG")

@@ -9,10 +9,10 @@ import hmac
 import math
 import re
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -24,17 +24,29 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.requests import ClientDisconnect
 from torch import Tensor
 
+from vitrail.explanation.sheet import RISING, SIGNED, to_css
 from vitrail.images.pixels import UnreadableImage
 from vitrail.inference.decision import Choices
 from vitrail.inference.predictor import Predictor
 from vitrail.pages.render import render
 from vitrail.server.batching import Batcher, WorkFailed
 from vitrail.server.decoders import Decoders, NotDecoded
+from vitrail.server.explanations import Explanations, Question
 from vitrail.server.metrics import CONTENT_TYPE, Metrics
 from vitrail.server.middleware import Middleware
-from vitrail.server.schema import BODY, FAILURES, Choice, Result, Results, State
-from vitrail.server.settings import Serving
-from vitrail.server.upload import FULL, Refused, Room, read_files
+from vitrail.server.schema import (
+    BODY,
+    EXPLAINED_BODY,
+    EXPLAINED_FAILURES,
+    FAILURES,
+    Choice,
+    Explanation,
+    Result,
+    Results,
+    State,
+)
+from vitrail.server.settings import Limits, Serving
+from vitrail.server.upload import Refused, Room, read_files
 
 Done = TypeVar("Done")
 Client = tuple[str, str]
@@ -43,7 +55,7 @@ Client = tuple[str, str]
 CLIENT_IS_GONE = 499
 """Status in the log and the counts of a request whose client did not wait; nobody receives it."""
 INLINE = re.compile(rb"<(script|style)>(.*?)</\1>", re.DOTALL)
-PATHS = ("/", "/predict", "/health", "/ready", "/metrics", "/openapi.json")
+PATHS = ("/", "/predict", "/explain", "/health", "/ready", "/metrics", "/openapi.json")
 BEARER = HTTPBearer(auto_error=False, description="The server's API key")
 
 
@@ -80,7 +92,7 @@ def build_app(served: Served, serving: Serving, decoders: Decoders) -> Any:
     _add_routes(app, api, [] if serving.api_key is None else [Depends(api.check_key)])
     for kind, answer in {
         AnyHTTPException: _answer_refused,
-        Refused: api.answer_refused_upload,
+        Refused: _answer_refused_upload,
         WorkFailed: _answer_engine_failed,
         NotDecoded: _answer_decoder_failed,
         ClientDisconnect: _answer_nobody,
@@ -97,6 +109,14 @@ def _add_routes(app: FastAPI, api: Api, needs_key: list[Any]) -> None:
         dependencies=needs_key,
         response_model_exclude_none=True,
     )(api.predict)
+    if api.explains:
+        app.post(
+            "/explain",
+            openapi_extra=EXPLAINED_BODY,
+            responses=EXPLAINED_FAILURES,
+            dependencies=needs_key,
+            response_model_exclude_none=True,
+        )(api.explain)
     unwell: dict[int | str, dict[str, Any]] = {503: {"model": State}}
     app.get("/health", responses=unwell)(api.health)
     app.get("/ready", responses=unwell)(api.ready)
@@ -128,15 +148,19 @@ class Api:
         self._serving = serving
         self._limits = serving.limits
         self._decoders = decoders
-        self._room = Room(serving.limits)
+        self._seconds_an_image = 0.0
+        """Time of the last batch by its images, from which Retry-After is estimated."""
+        self._room = Room(serving.limits, seconds_each=lambda: self._seconds_an_image)
+        self.metrics = Metrics(lambda: self._room.images, lambda: self._explanations.room.images)
+        self._explanations = Explanations(self._predictor, self._thread, serving, self.metrics)
+        self.explains = serving.max_explanations > 0
+        """Whether explanations are asked for at all."""
         self._batcher: Batcher[Tensor, Choices] = Batcher(
             self._classify_batch,
             served.thread,
             most=serving.max_batch,
             wait_s=serving.max_wait_ms / 1000,
         )
-        self._seconds_an_image = 0.0
-        """Time of the last batch by its images, from which Retry-After is estimated."""
         self._page = render(
             "serve.html",
             model=self._model,
@@ -144,16 +168,20 @@ class Api:
             about=served.predictor.network.about,
             key=serving.api_key is not None,
             limits=serving.limits,
+            methods=self._explanations.methods if self.explains else (),
+            rising=to_css(RISING),
+            signed=to_css(SIGNED),
         )
         self._page_policy = _write_content_policy(self._page)
-        self.metrics = Metrics(lambda: self._room.images)
 
     @asynccontextmanager
     async def run_batches(self, _: FastAPI) -> AsyncIterator[None]:
         """Work on batches for as long as the application runs."""
         batches = asyncio.create_task(self._batcher.run())
+        explanations = asyncio.create_task(self._explanations.run())
         yield
         batches.cancel()
+        explanations.cancel()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def check_key(
@@ -173,22 +201,41 @@ class Api:
     async def predict(self, request: Request, response: Response) -> Results:
         """Classify the images of a form, or one image that is the whole body."""
         began = time.perf_counter()
+        results = await self._receive(request, self._limits, self._classify_files)
+        if all(result.error is not None for result in results):
+            response.status_code = 422
+        response.headers["Cache-Control"] = "no-store"
+        return Results(model=self._model, results=results, ms=_milliseconds_since(began))
+
+    async def explain(self, request: Request, response: Response) -> Explanation:
+        """Explain the answer to one image: maps of what it rests on, over the image as the model saw it."""
+        began = time.perf_counter()
+        question = self._explanations.read_question(request.query_params.multi_items())
+        limits = replace(self._limits, max_files=1)
+        explanation = await self._receive(
+            request, limits, lambda files, client: self._explain_file(files, question, client)
+        )
+        response.headers["Cache-Control"] = "no-store"
+        return explanation.model_copy(update={"ms": _milliseconds_since(began)})
+
+    async def _receive(
+        self,
+        request: Request,
+        limits: Limits,
+        work: Callable[[list[bytearray], Client], Coroutine[Any, Any, Done]],
+    ) -> Done:
+        """Receive the files of a request, and work on them for as long as its client waits."""
         client = _identify_client(request)
         share = self._room.share(client[0])
-        timeout_s = self._limits.timeout_s
+        timeout_s = limits.timeout_s
         files: list[bytearray] = []
         has_arrived = False
         try:
-            with share:
-                async with asyncio.timeout(timeout_s) as deadline:
-                    share.on_given_up = lambda: deadline.expired() or deadline.reschedule(0)
-                    files = await read_files(request.headers, request.stream(), self._limits, share)
-                    has_arrived = True
-                    work = self._classify_files(files, client)
-                    results = await _while_connected(request, work)
+            async with share.held(timeout_s):
+                files = await read_files(request.headers, request.stream(), limits, share)
+                has_arrived = True
+                return await _while_connected(request, work(files, client))
         except TimeoutError as error:
-            if share.is_given_up:
-                raise Refused(429, FULL) from error
             if has_arrived:
                 raise HTTPException(
                     503, f"the request could not be answered in {timeout_s:g} s"
@@ -199,24 +246,14 @@ class Api:
             files.clear()  # decoders hold the list, and must not decode for nobody
             request.scope["state"] |= {"images": share.images, "bytes": share.bytes}
 
-        if all(result.error is not None for result in results):
-            response.status_code = 422
-        response.headers["Cache-Control"] = "no-store"
-        milliseconds = round(1000 * (time.perf_counter() - began), 3)
-        return Results(model=self._model, results=results, ms=milliseconds)
-
     async def _classify_files(self, files: list[bytearray], client: Client) -> list[Result]:
         results = (self._classify_file(files, number, client) for number in range(len(files)))
         return list(await asyncio.gather(*results))
 
     async def _classify_file(self, files: list[bytearray], number: int, client: Client) -> Result:
         try:
-            with self.metrics.decode_seconds.time():
-                # named by number, so that no bytes wait for a decoder on behalf of a client that is
-                # gone
-                view = await self._decoders.read(client, lambda: files[number])
+            view = await self._decode(files, number, client)
         except UnreadableImage as error:
-            self.metrics.images.labels("unreadable").inc()
             return Result(error=str(error))
         indices, probabilities = await self._batcher.ask(view, client)
         self.metrics.images.labels("classified").inc()
@@ -228,6 +265,32 @@ class Api:
         if self._predictor.is_multi_label:
             return Result(labels=choices)
         return Result(topk=choices)
+
+    async def _explain_file(
+        self, files: list[bytearray], question: Question, client: Client
+    ) -> Explanation:
+        try:
+            view = await self._decode(files, 0, client)
+        except UnreadableImage as error:
+            raise Refused(422, str(error)) from error
+        explanation = await self._explanations.explain(view, question, client)
+        self.metrics.images.labels("explained").inc()
+        return explanation
+
+    async def _decode(self, files: list[bytearray], number: int, client: Client) -> Tensor:
+        """Return a file as the model sees it.
+
+        Raises:
+            UnreadableImage: It cannot be read.
+        """
+        try:
+            with self.metrics.decode_seconds.time():
+                # named by number, so that no bytes wait for a decoder on behalf of a client that is
+                # gone
+                return await self._decoders.read(client, lambda: files[number])
+        except UnreadableImage:
+            self.metrics.images.labels("unreadable").inc()
+            raise
 
     def _classify_batch(self, views: list[Tensor]) -> list[Choices]:
         """Classify a batch, in the thread of the network, and note how long it took."""
@@ -266,13 +329,13 @@ class Api:
         headers = {"Content-Security-Policy": self._page_policy}
         return Response(self._page, media_type="text/html", headers=headers)
 
-    async def answer_refused_upload(self, _: Request, error: Any) -> JSONResponse:
-        """Answer a request whose images are refused; one that came at a bad time is told when to try again."""
-        headers = None
-        if error.status == 429:
-            seconds = math.ceil(self._room.images * self._seconds_an_image)
-            headers = {"Retry-After": str(max(1, seconds))}
-        return JSONResponse({"error": error.reason}, error.status, headers)
+
+async def _answer_refused_upload(_: Request, error: Any) -> JSONResponse:
+    """Answer a request that is refused; one that came at a bad time is told when to try again."""
+    headers = None
+    if error.retry_s is not None:
+        headers = {"Retry-After": str(max(1, math.ceil(error.retry_s)))}
+    return JSONResponse({"error": error.reason}, error.status, headers)
 
 
 async def _answer_refused(_: Request, error: Any) -> JSONResponse:
@@ -295,6 +358,10 @@ def _identify_client(request: Request) -> Client:
     """Return whose turn a request takes; all clients of a proxy have its address."""
     host, port = request.client or ("", 0)
     return host, f"{host}:{port}"
+
+
+def _milliseconds_since(began: float) -> float:
+    return round(1000 * (time.perf_counter() - began), 3)
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, Done]) -> Done:

@@ -28,9 +28,12 @@ class Metrics:
 
     Args:
         count_held: Returns the number of images that are received, waiting or computed now.
+        count_explanations: Returns the number of explanations that wait or are computed now.
     """
 
-    def __init__(self, count_held: Callable[[], float]) -> None:
+    def __init__(
+        self, count_held: Callable[[], float], count_explanations: Callable[[], float]
+    ) -> None:
         disable_created_metrics()
         self._registry = CollectorRegistry()
         ours: dict[str, Any] = {"namespace": "vitrail", "registry": self._registry}
@@ -43,6 +46,15 @@ class Metrics:
         self.decode_seconds = Histogram("decode_seconds", "To decode one image.", **timed)
         self.batch_seconds = Histogram("batch_seconds", "To run one batch in the engine.", **timed)
         self.batch_images = Histogram("batch_images", "Images of a batch.", **ours, buckets=SIZES)
+        self.explanation_seconds = Histogram(
+            "explanation_seconds",
+            "To compute one explanation, with its waits for the engine.",
+            **timed,
+        )
+        explanations = Gauge(
+            "held_explanations", "Explanations that wait or are computed now.", **ours
+        )
+        explanations.set_function(count_explanations)
         held = Gauge("held_images", "Images that are received, waiting or computed now.", **ours)
         held.set_function(count_held)
         ProcessCollector(registry=self._registry)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, Field
+
+from vitrail.choices import ExplanationMethod
 
 
 class Choice(BaseModel):
@@ -31,6 +33,45 @@ class Results(BaseModel):
 
     model: str
     results: list[Result]
+    ms: float
+    """Milliseconds from the request's header to its answer."""
+
+
+class LevelMap(BaseModel):
+    """One map of an explanation, over the whole image as the model saw it."""
+
+    level: str
+    """What its places are, such as sentences, words, tokens or pixels."""
+    height: int
+    width: int
+    least: float
+    largest: float
+    image: str
+    """Base64 of a PNG of height x width, whose colours are those of `vitrail explain`, and the
+    opaquer the more a place counts."""
+    values: str
+    """Base64 of the raw values as a .npy file, float32 of height x width."""
+
+
+class Explanation(BaseModel):
+    """What the answer to one image rests on."""
+
+    model: str
+    method: str
+    explained: Choice
+    """The class that the maps are of."""
+    topk: list[Choice] | None = None
+    """The most probable classes, of a single-label model."""
+    labels: list[Choice] | None = None
+    """The classes that reach their thresholds, of a multi-label model."""
+    of_class: bool
+    """Whether the maps are of the class alone; if not, they are the same for all."""
+    is_signed: bool
+    """Whether values below 0 speak against the class."""
+    view: str
+    """Base64 of a PNG: the image as the model saw it, which the maps lie over."""
+    maps: list[LevelMap]
+    """The finest map is the last."""
     ms: float
     """Milliseconds from the request's header to its answer."""
 
@@ -82,3 +123,35 @@ FAILURES: dict[int | str, dict[str, Any]] = {
     },
 }
 """The answers to a request for predictions that are no predictions, by their status."""
+EXPLAINED_BODY = {
+    **BODY,
+    "parameters": [
+        {
+            "name": "class",
+            "in": "query",
+            "schema": {"type": "string"},
+            "description": "The class to explain, by its name or number; by default the most probable one",
+        },
+        {
+            "name": "method",
+            "in": "query",
+            "schema": {"type": "string", "enum": list(get_args(ExplanationMethod))},
+            "description": "How it is explained; by default what suits the model",
+        },
+    ],
+}
+"""What a request for an explanation may be."""
+EXPLAINED_FAILURES: dict[int | str, dict[str, Any]] = {
+    **FAILURES,
+    400: {
+        "model": Failure,
+        "description": "The form is broken, or there is no such class, method or parameter",
+    },
+    422: {"model": Failure, "description": "The image cannot be read, or its logits overflow"},
+    429: {
+        "model": Failure,
+        "description": "Too many images or explanations wait; Retry-After says when to try again",
+    },
+    501: {"model": Failure, "description": "The method needs a package that the server lacks"},
+}
+"""The answers to a request for an explanation that are none, by their status."""

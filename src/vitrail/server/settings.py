@@ -79,6 +79,8 @@ class Serving:
     host_names: tuple[str, ...] = ()
     """Names that requests may call the server by, beside its addresses, localhost and `host`; * is
     any."""
+    max_explanations: int = 4
+    """Explanations that are held at a time, one of which is computed; 0 explains nothing."""
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
@@ -97,6 +99,7 @@ class Serving:
             "max_batch": (self.max_batch, 1),
             "max_wait_ms": (self.max_wait_ms, 0),
             "topk": (topk, 1),
+            "max_explanations": (self.max_explanations, 0),
             "max_bytes": (limits.max_bytes, 1),
             "max_files": (limits.max_files, 1),
             "max_pixels": (limits.max_pixels, 1),

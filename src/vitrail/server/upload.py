@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
 
@@ -16,18 +18,24 @@ MULTIPART = b"multipart/form-data"
 HOW = "send multipart/form-data (curl -F files=@IMAGE), or the bytes of one image as application/octet-stream"
 NAMES_FILE = re.compile(rb";\s*filename\*?=", re.IGNORECASE)
 """The part of a field's Content-Disposition by which the field is a file."""
-FULL = "too many images are waiting; try again later"
 SHOWN_TYPE = 100
 """Letters of a wrong content type that are shown."""
 
 
 class Refused(Exception):
-    """A request that is not answered, with the status and the reason that it gets instead."""
+    """A request that is not answered, with the status and the reason that it gets instead.
 
-    def __init__(self, status: int, reason: str) -> None:
+    Args:
+        status: The status.
+        reason: The reason, in a line.
+        retry_s: Seconds after which the same request may be answered; None does not say.
+    """
+
+    def __init__(self, status: int, reason: str, retry_s: float | None = None) -> None:
         super().__init__(reason)
         self.status = status
         self.reason = reason
+        self.retry_s = retry_s
 
 
 class Room:
@@ -38,10 +46,20 @@ class Room:
 
     Args:
         limits: Limits of requests, of which the queue and the bytes held matter here.
+        held: What messages call that of which too many wait.
+        seconds_each: Returns about how long each will take, for who has to come again.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        held: str = "images",
+        seconds_each: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self._limits = limits
+        self._held = held
+        self._seconds_each = seconds_each
         self._shares: dict[Share, None] = {}
         self.images = self.bytes = 0
 
@@ -63,6 +81,11 @@ class Room:
         self.images += images
         self.bytes += size
 
+    def refusal(self) -> Refused:
+        """Return what who finds no place is told."""
+        reason = f"too many {self._held} are waiting; try again later"
+        return Refused(429, reason, self.images * self._seconds_each())
+
     def give_back(self, share: Share) -> None:
         """Hold nothing for a request any more."""
         self._shares.pop(share, None)
@@ -77,7 +100,7 @@ class Room:
             )
         address = max(held, key=lambda one: held[one])
         if held[address] <= held[share.address]:
-            raise Refused(429, FULL)
+            raise self.refusal()
         next(other for other in reversed(self._shares) if other.address == address).give_up()
 
     def _weigh(self, images: int, size: int) -> float:
@@ -105,7 +128,7 @@ class Share:
             Refused: The room is full, or was wanted by another.
         """
         if self.is_given_up:
-            raise Refused(429, FULL)
+            raise self._room.refusal()
         self._room.take(self, images, size)
         self.images += images
         self.bytes += size
@@ -116,6 +139,27 @@ class Share:
         self.images = self.bytes = 0
         self.is_given_up = True
         self.on_given_up()
+
+    @asynccontextmanager
+    async def held(self, timeout_s: float | None) -> AsyncIterator[None]:
+        """Hold it while its request is answered, and give it back at the end of the block.
+
+        Args:
+            timeout_s: Seconds that this may take; None sets no limit.
+
+        Raises:
+            Refused: The room was wanted by another.
+            TimeoutError: It took too long.
+        """
+        with self:
+            try:
+                async with asyncio.timeout(timeout_s) as deadline:
+                    self.on_given_up = lambda: deadline.expired() or deadline.reschedule(0)
+                    yield
+            except TimeoutError as error:
+                if self.is_given_up:
+                    raise self._room.refusal() from error
+                raise
 
     def __enter__(self) -> Self:
         return self
@@ -166,7 +210,8 @@ class _Files:
 
     def begin(self) -> None:
         if len(self.contents) == self._limits.max_files:
-            raise Refused(413, f"the request has more than {self._limits.max_files} files")
+            most = self._limits.max_files
+            raise Refused(413, f"the request has more than {most} file{'s' * (most > 1)}")
         self._share.take(images=1)
         self.contents.append(bytearray())
 

@@ -1,0 +1,294 @@
+"""Score explanations from Python: how faithful the maps of each method are, for a model and its images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitrail.api.arguments import checked
+from vitrail.api.evaluation import EVALUATE_SECTIONS
+from vitrail.api.inference import Inputs
+from vitrail.api.options import (
+    OF_WEIGHTS,
+    path_or_none,
+    read_settings,
+    require_at_least,
+    shown,
+    tell_remarks,
+    with_recipe,
+    write_json,
+)
+from vitrail.api.results import Result, Table
+from vitrail.choices import Device, Engine, ExplanationMethod
+from vitrail.config.commands import PredictConfig
+from vitrail.config.resolve import Layer, resolve
+from vitrail.display import Display
+from vitrail.files import files_of, refuse_output
+from vitrail.migrate.given import Settings
+
+if TYPE_CHECKING:
+    from vitrail.data.sources import Source
+    from vitrail.explanation.scoring import Scored
+    from vitrail.weights.checkpoint import Record
+
+
+@dataclass(frozen=True)
+class MeasureScore:
+    """One measure of one method, over images."""
+
+    mean: float
+    std: float
+    """Standard deviation between images."""
+    images: int
+    """Images that have the number; an even map has none."""
+
+
+@dataclass(frozen=True)
+class MethodScores:
+    """How faithful the maps of one method are."""
+
+    method: str
+    is_floor: bool
+    """Whether it is a map that knows nothing of image and model."""
+    measures: Mapping[str, MeasureScore]
+    """By their names: saco, insertion, deletion, shuffled, occlusion, pointing and inside."""
+    reasons: Mapping[str, str]
+    """Why a measure is not there, by its name."""
+    fails: bool
+    """Whether it hardly changes where the weights are shuffled: it shows the image, not the model."""
+
+
+@dataclass(frozen=True)
+class ExplanationScores(Result):
+    """How faithful the maps of each method are, for one model on some images."""
+
+    checkpoint: str
+    data: str
+    """Description of the images."""
+    images: int
+    """Images that were explained."""
+    found: int
+    """Images that these were drawn of."""
+    masked: int
+    """Images that have a mask."""
+    methods: tuple[MethodScores, ...]
+    """One for each method, and last the maps that know nothing."""
+    left_out: Mapping[str, str]
+    """Why a method was left out, by its name."""
+    bad_files: tuple[tuple[str, str], ...]
+    """Name and reason of each image that could not be read."""
+    titles: Mapping[str, str]
+    """Titles of the measures, by their names."""
+    reading: str
+    """How the numbers are to be read."""
+
+    def tables(self) -> Sequence[Table]:
+        """Return one row a method: the mean of each measure, and its standard deviation."""
+        names = [name for name in self.titles if any(name in one.measures for one in self.methods)]
+        rows = []
+        for one in self.methods:
+            cells = []
+            for name in names:
+                score = one.measures.get(name)
+                cells.append("-" if score is None else f"{score.mean:.2f} ({score.std:.2f})")
+            rows.append((one.method, *cells, "fails" if one.fails else ""))
+        columns = ("method", *(self.titles[name] for name in names), "sanity check")
+        of_all = "" if self.images == self.found else f" of {self.found:,}"
+        title = f"{self.checkpoint} on {self.images:,}{of_all} images of {self.data}, mean (std)"
+        return [Table(title, columns, tuple(rows))]
+
+    def lines(self) -> Sequence[str]:
+        """Say how the numbers are read, which methods fail, and what was not computed and why."""
+        lines = [self.reading]
+        failed = [one.method for one in self.methods if one.fails]
+        if failed:
+            lines.append(
+                f"{', '.join(failed)}: the map hardly changes where the weights are shuffled, so it "
+                "shows the image and not the model"
+            )
+        reasons: dict[str, list[str]] = {}
+        for one in self.methods:
+            for name, reason in one.reasons.items():
+                reasons.setdefault(f"{self.titles[name]}: {reason}", []).append(one.method)
+        for reason, methods in reasons.items():
+            of_all = len(methods) == len(self.methods)
+            lines.append(f"no {reason}" if of_all else f"no {reason} ({', '.join(methods)})")
+        for method, reason in self.left_out.items():
+            lines.append(f"{method} is left out: {reason}")
+        return lines
+
+    def records(self) -> Sequence[dict[str, Any]]:
+        """Return one row a method."""
+        rows = []
+        for one in self.methods:
+            row: dict[str, Any] = {"method": one.method, "is_floor": one.is_floor}
+            for name in self.titles:
+                score = one.measures.get(name)
+                row[name] = None if score is None else score.mean
+                row[f"{name}_std"] = None if score is None else score.std
+            rows.append({**row, "fails": one.fails})
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all numbers and reasons as plain values for JSON."""
+        methods = []
+        for one in self.methods:
+            measures = {name: vars(score) for name, score in one.measures.items()}
+            about = {"method": one.method, "is_floor": one.is_floor, "fails": one.fails}
+            methods.append({**about, "measures": measures, "reasons": dict(one.reasons)})
+        return {
+            "checkpoint": self.checkpoint,
+            "data": self.data,
+            "images": self.images,
+            "found": self.found,
+            "masked": self.masked,
+            "bad_files": [{"path": name, "error": reason} for name, reason in self.bad_files],
+            "methods": methods,
+            "left_out": dict(self.left_out),
+        }
+
+
+@checked
+def score_explanations(
+    checkpoint: str | Path,
+    images: str | Path | Iterable[str | Path] | None = None,
+    settings: Settings | None = None,
+    *,
+    class_name: str | None = None,
+    methods: Sequence[ExplanationMethod] | None = None,
+    limit: int = 32,
+    masks: str | Path | None = None,
+    seed: int = 0,
+    json: str | Path | None = None,
+    engine: Engine | None = None,
+    device: Device = "auto",
+    display: Display | None = None,
+    progress: bool = True,
+    **sections: Any,
+) -> ExplanationScores:
+    """Measure how faithful the maps of each method are, for a model on images, which need no labels.
+
+    `vitrail.score_explanations("best.safetensors", settings={"data.root": FOLDER}, limit=100)` does
+    what `vitrail explain best.safetensors --score data.root=FOLDER --limit 100` does. Without images
+    and settings, on the images that it was validated with. An image costs some forty answers a
+    method, and those that occlusion asks for once.
+
+    Args:
+        checkpoint: The weight file, of any project, or an exported file, which has occlusion alone.
+        images: An image, a folder, a glob, a list of paths in a file, or several of these; None
+            takes a data set.
+        settings: Settings of the sections weights, data, preprocess and evaluate.
+        class_name: Class to explain, by its name or number; None is the most probable one of each
+            image.
+        methods: Methods to score; None is all that suit the model.
+        limit: Most images to explain, drawn evenly from all.
+        masks: Folder with a PNG file for each image, by the end of the image's path; what is not 0
+            there is where the class is.
+        seed: What all draws follow from.
+        json: File that the numbers are also written to.
+        engine: What runs an exported file, where two can, as .onnx.
+        device: auto takes the accelerator, where there is one.
+        display: Where progress is shown; None is the terminal or notebook.
+        progress: Whether progress is shown in a terminal or notebook.
+        sections: Settings by section, such as data={"root": FOLDER}.
+
+    Raises:
+        CheckpointError: The file is not one, or damaged.
+        ConfigError: A setting or an option is wrong, or the model has no such class or method.
+        DataError: There are no images, or a mask does not fit its image.
+    """
+    given = read_settings(score_explanations, settings, sections)
+    inputs = None if images is None else Inputs.read(images, given, "explain")
+    if inputs is None:
+        layers, remarks = with_recipe(None, given, EVALUATE_SECTIONS)
+    else:
+        layers, remarks = with_recipe(None, inputs.settings, OF_WEIGHTS)
+    of_weights = [_keep_sections(layer, OF_WEIGHTS) for layer in layers]
+    resolve(PredictConfig, of_weights)
+    require_at_least(1, limit=limit)
+    require_at_least(0, seed=seed)
+    checkpoint, output = Path(checkpoint), path_or_none(json)
+    if output is not None:
+        refuse_output("json", output, files_of(checkpoint))
+
+    from vitrail.explanation.scoring import Request, score_methods
+    from vitrail.explanation.subject import open_subject
+
+    with shown(display, progress) as display:
+        tell_remarks(display, remarks)
+        subject = open_subject(
+            checkpoint,
+            of_weights,
+            methods=methods,
+            class_name=class_name,
+            engine=engine,
+            device=device,
+            display=display,
+        )
+        if inputs is None:
+            source = _open_data(subject.record, layers, checkpoint, display)
+        else:
+            source = _open_files(inputs, display)
+        request = Request(subject.methods, subject.wanted, limit, path_or_none(masks), seed)
+        scored = score_methods(subject, source, request, display)
+        result = _name_scores(checkpoint, source.description, scored)
+        if output is not None:
+            write_json(output, result.to_dict(), display)
+    return result
+
+
+def _keep_sections(layer: Layer, sections: Sequence[str]) -> Layer:
+    values = {name: one for name, one in layer.values.items() if name in sections}
+    return Layer(layer.origin, values)
+
+
+def _open_data(record: Record, layers: Sequence[Layer], path: Path, display: Display) -> Source:
+    """Return the images of a data set, by the settings and by what the weight file was made with."""
+    from vitrail.data.opening import open_split
+    from vitrail.evaluation.match import check_pixels
+    from vitrail.evaluation.settings import resolve_for
+
+    config = resolve_for(record, layers).config
+    check_pixels(record, config.data, path)
+    source, notes = open_split(config.data, config.evaluate.split)
+    for note in notes:
+        display.note(note)
+    return source
+
+
+def _open_files(inputs: Inputs, display: Display) -> Source:
+    """Return the images that are named, without labels."""
+    from vitrail.embedding.images import take_files
+
+    return take_files(os.fspath(path) for path in inputs.find(display.note)).source
+
+
+def _name_scores(checkpoint: Path, data: str, scored: Scored) -> ExplanationScores:
+    from vitrail.explanation.judge import MEASURES, READING, fails
+
+    methods = []
+    for one in scored.scores:
+        measures = {}
+        for name in MEASURES:
+            spread = one.spread(name)
+            if spread is not None:
+                measures[name] = MeasureScore(spread.mean, spread.std, spread.images)
+        change = measures.get("shuffled")
+        is_failed = change is not None and fails(change.mean)
+        reasons = {str(name): reason for name, reason in one.reasons.items()}
+        methods.append(MethodScores(one.method, one.is_floor, measures, reasons, is_failed))
+    return ExplanationScores(
+        checkpoint=str(checkpoint),
+        data=data,
+        images=scored.images,
+        found=scored.found,
+        masked=scored.masked,
+        methods=tuple(methods),
+        left_out=scored.left_out,
+        bad_files=scored.bad_files,
+        titles={str(name): title for name, title in MEASURES.items()},
+        reading=READING,
+    )
