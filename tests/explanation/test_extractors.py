@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from support.explained_models import NAMES
+from support.explained_models import NAMES as WITH_RULES
+from support.explained_models import PYRAMID
 from support.forked import python
 
+NAMES = (*WITH_RULES, PYRAMID)
 TESTS = Path(__file__).parents[1]
 
 

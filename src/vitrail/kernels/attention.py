@@ -79,17 +79,16 @@ def attend(
     """
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     if is_symbolic(q):  # whose softmax is a node of its own, for who extracts it by its name
-        return _attend_unfused(q, k, v, factor)
+        return _attend_unfused(q, k, v, factor, bias)
     (n, d), m = q.shape[-2:], k.shape[-2]
     if (record := recorder()) is not None:
-        scores = (q * factor) @ k.transpose(-2, -1)
-        shares = (scores if bias is None else scores + bias).softmax(-1)
+        shares = _share(q, k, factor, bias)
         record(shares)
         return shares @ v
     if not q.is_cpu or is_recorded():
         return scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     if bias is not None:
-        return (((q * factor) @ k.transpose(-2, -1)) + bias).softmax(-1) @ v
+        return _attend_unfused(q, k, v, factor, bias)
     if n * m > MAX_SCORES * (n + 2 * m) * d:
         if is_long_better(q):
             return long_attention(q, k, v, factor)
@@ -219,5 +218,12 @@ def count_flops_backward(
     return count_flops(q, k) * 5 // 2
 
 
-def _attend_unfused(q: Tensor, k: Tensor, v: Tensor, factor: float) -> Tensor:
-    return ((q * factor) @ k.transpose(-2, -1)).softmax(-1) @ v
+def _attend_unfused(
+    q: Tensor, k: Tensor, v: Tensor, factor: float, bias: Tensor | None = None
+) -> Tensor:
+    return _share(q, k, factor, bias) @ v
+
+
+def _share(q: Tensor, k: Tensor, factor: float, bias: Tensor | None) -> Tensor:
+    scores = (q * factor) @ k.transpose(-2, -1)
+    return (scores if bias is None else scores + bias).softmax(-1)

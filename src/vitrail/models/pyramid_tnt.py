@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad
 
 from vitrail.kernels.attention import attend
-from vitrail.kernels.linear import Linear
+from vitrail.kernels.linear import Linear, is_symbolic
 from vitrail.kernels.word_block import is_fused, type_of_products, word_block
 from vitrail.kernels.word_block_compiled import NAME
 from vitrail.kernels.word_block_plain import Weights
@@ -164,10 +164,9 @@ class Attention(nn.Module):
             assert grid is not None
             cells = avg_pool2d(to_map(x, *grid), self.sr_ratio).flatten(2).transpose(1, 2)
             x = self.norm(self.linear(cells))  # (b, m, d)
-        k, v = (
-            t.reshape(b, -1, self.num_heads, d // self.num_heads).transpose(1, 2)
-            for t in self.kv(x).chunk(2, dim=2)
-        )
+        k, v = self.kv(x).chunk(2, dim=2)
+        k = k.reshape(b, -1, self.num_heads, d // self.num_heads).transpose(1, 2)
+        v = v.reshape(b, -1, self.num_heads, d // self.num_heads).transpose(1, 2)
         x = attend(q, k, v, bias=bias)
         return drop(self.proj(x.transpose(1, 2).reshape(b, n, d)), self.drop_rate, self.training)
 
@@ -242,7 +241,8 @@ class Block(nn.Module):
     ) -> tuple[Float[Tensor, "bn p e"], Float[Tensor, "b n d"]]:
         if self.has_words:
             words = self.update_words(words)
-            folded = words.reshape(*sentences.shape[:2], -1)  # (b, n, p * e)
+            b, n, _ = sentences.shape
+            folded = words.reshape(b, n, -1)  # (b, n, p * e)
             sentences = sentences + self.proj_norm2(self.proj(self.proj_norm1(folded)))
         attended = self.outer_attn(self.outer_norm1(sentences), grid, bias)
         sentences = sentences + self.drop_path(attended)
@@ -382,7 +382,7 @@ class PyramidTNT(VisionModel[PyramidTNTConfig]):
         self, images: Float[Tensor, "b c h w"]
     ) -> Iterator[tuple[Float[Tensor, "b n d"], tuple[int, int]]]:
         config = self.config
-        if images.shape[-2:] != config.size:
+        if not is_symbolic(images) and images.shape[-2:] != config.size:
             raise ValueError(
                 f"images are {tuple(images.shape[-2:])} but this PyramidTNT was built for "
                 f"{config.size}; build it with image_size=(height, width)"
