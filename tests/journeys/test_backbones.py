@@ -197,6 +197,8 @@ def test_a_head_for_semantic_segmentation_learns_on_a_twins() -> None:
     losses = train(model, lambda: cross_entropy(model(images), masks), 8)
     assert losses[-1] < 0.8 * losses[0]
     assert model.eval()(draw(1, 3, 48, 60)).shape == (1, 2, 48, 60)
+    with pytest.raises(ValueError, match="Unsupported model downsampling pattern"):
+        smp.UPerNet(f"tu-{name_in_timm(NAMES['pyramid_tnt'])}", encoder_weights=None)  # whose first stride is 8
 
 
 class Pyramid(nn.Module):
