@@ -22,6 +22,8 @@ from vitrail.weights.recognise import recognise, translate
 
 UNSUPPORTED = ("proj_drop_rate", "attn_drop_rate", "drop_block_rate")
 """Arguments of timm's training script that these models do not have; they may be 0."""
+ANY_SIZE = ("dynamic_img_size", "dynamic_img_pad")
+"""Arguments by which timm's own models take images of other sizes; here either does both."""
 
 
 class _AsTimm:
@@ -102,11 +104,33 @@ def _build(name: str, **arguments: Any) -> VisionModel:
     for key in UNSUPPORTED:
         if arguments.pop(key, 0):
             raise ConfigError(f"{name} has no {key}; leave it at 0")
+    any_size = [arguments.pop(key) for key in ANY_SIZE if key in arguments]
+    if any_size:
+        arguments["dynamic_image_size"] = any(any_size)
+    stride = arguments.pop("output_stride", None)
     ours = {"img_size": "image_size", "in_chans": "in_channels"}
     config = build_config(
         name, **{ours.get(key, key): _plain(value) for key, value in arguments.items()}
     )
-    return _CLASSES[find_variant(name)[0].name](config)
+    model = _CLASSES[find_variant(name)[0].name](config)
+    _refuse_dilation(name, stride, model)
+    return model
+
+
+def _refuse_dilation(name: str, stride: int | None, model: VisionModel) -> None:
+    """Refuse another stride of the last map than the model has: attention over a finer map is not that of its weights.
+
+    Raises:
+        ConfigError: Another stride was asked for.
+    """
+    last = model.feature_levels[-1].reduction
+    if stride not in (None, last):
+        strides = ", ".join(map(str, dict.fromkeys(one.reduction for one in model.feature_levels)))
+        raise ConfigError(
+            f"output_stride is {stride}; {name} cannot be dilated, as windows and reduced maps would "
+            f"then hold other tokens than those it was trained with; its maps have strides {strides}, "
+            "which out_indices chooses from"
+        )
 
 
 def _plain(value: Any) -> Any:
@@ -142,11 +166,15 @@ def _filter(name: str, weights: Mapping[str, Tensor], model: VisionModel) -> dic
     return adapted
 
 
-def _num_maps(name: str) -> int:
+def _num_maps(name: str, arguments: Mapping[str, Any]) -> int:
     """Return how many maps a model gives where timm is not told: a pyramid all, another three, as timm's own do."""
     family, card = find_variant(name)
+    options = {}
+    for key, value in arguments.items():
+        if card.config.has_option(key):  # such as depth
+            options[key] = _plain(value)
     with torch.device("meta"):
-        levels = family.model(card.config).feature_levels
+        levels = family.model(build_config(name, **options)).feature_levels
     return len(levels) if len({level.reduction for level in levels}) > 1 else min(3, len(levels))
 
 
@@ -154,7 +182,7 @@ def _register(name: str, public: str) -> None:
     def create(pretrained: bool = False, **arguments: Any) -> VisionModel:
         wanted: dict[str, Any] = {"feature_cls": "getter"}
         if arguments.get("features_only"):
-            wanted["out_indices"] = arguments.pop("out_indices", None) or _num_maps(name)
+            wanted["out_indices"] = arguments.pop("out_indices", None) or _num_maps(name, arguments)
         return build_model_with_cfg(
             partial(_build, name), public, pretrained, pretrained_filter_fn=partial(_filter, name), feature_cfg=wanted,
             **arguments,

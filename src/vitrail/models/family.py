@@ -117,6 +117,14 @@ class TransformerConfig(ModelConfig):
     norm_eps: float = 1e-5
     final_norm_eps: float | None = None
     """Epsilon of the norm before the head; None means norm_eps."""
+    dynamic_image_size: bool = False
+    """Take images of any size, for dense tasks: padded right and bottom with zeros to whole
+    patches, tables of positions resized, maps cut back to the image."""
+
+    @property
+    def multiple(self) -> int:
+        """Pixels that the sides of images are padded to a multiple of."""
+        return 1
 
     @property
     def head_norm_eps(self) -> float:
@@ -140,6 +148,10 @@ def check_numbers(config: ModelConfig) -> list[str]:
         name, value, default = setting.name, getattr(config, setting.name), setting.default
         first = default[0] if isinstance(default, tuple) else default
         entries = value if isinstance(value, tuple) else (value,)
+        if isinstance(default, bool):
+            if not isinstance(value, bool):
+                problems.append(f"{name} is {shorten(value)}; it must be true or false")
+            continue
         if isinstance(first, str) or value is None or default is MISSING:
             continue
         if isinstance(first, int):
@@ -450,11 +462,19 @@ class VisionModel(nn.Module, ABC, Generic[C]):
         for index, (tokens, (height, width)) in enumerate(self.levels(images)):
             if index in chosen:
                 level_tokens = self.normalised(tokens, index) if norm else tokens
-                maps.append(to_map(level_tokens[:, -height * width :], height, width))
+                one = to_map(level_tokens[:, -height * width :], height, width)
+                maps.append(self._without_padding(one, index, images))
                 prefixes.append(level_tokens[:, : -height * width])
             if stop_early and index >= max(chosen, default=0):
                 return self.normalised(tokens, index), maps, prefixes
         return self.norm(tokens), maps, prefixes
+
+    def _without_padding(self, one: Tensor, index: int, images: Tensor) -> Tensor:
+        """Return the part of a level's map that the images cover, where they were padded to whole patches."""
+        reduction = self.feature_levels[index].reduction
+        rows, columns = (-(-side // reduction) for side in images.shape[-2:])
+        is_padded = one.shape[2] > rows or one.shape[3] > columns
+        return one[:, :, :rows, :columns] if is_padded else one
 
     def normalised(self, tokens: Float[Tensor, "b n d"], index: int) -> Float[Tensor, "b n d"]:
         """Return tokens of a level after the final norm, which in a pyramid is for the last level alone."""

@@ -21,10 +21,12 @@ Differences from the official code: kept oddities first, then what is otherwise 
     Changed: images of any size that 32 divides; an odd grid has one more row or column of zeros where words are joined.
     Changed: attention is fused; weights must fit exactly.
     Added: `image_size=(height, width)`, and all tables resized where weights are loaded for another size.
+    Added: `dynamic_image_size`, by which images of any size are padded and all tables resized as they pass.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -36,14 +38,16 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad
 
 from vitrail.kernels.attention import attend
-from vitrail.kernels.linear import Linear, is_symbolic
+from vitrail.kernels.linear import Linear
 from vitrail.kernels.word_block import is_fused, type_of_products, word_block
 from vitrail.kernels.word_block_compiled import NAME
 from vitrail.kernels.word_block_plain import Weights
+from vitrail.models.any_size import fit_images, resize_pairs, resize_positions, size_of
 from vitrail.models.dialects import Dialect, Row
 from vitrail.models.family import (
     Family,
     FeatureLevel,
+    Grid,
     Shapes,
     TransformerConfig,
     Variant,
@@ -94,6 +98,22 @@ class PyramidTNTConfig(TransformerConfig):
     def grid(self) -> tuple[int, int]:
         """Sentences of the first stage along height and width."""
         return self.size[0] // STRIDE, self.size[1] // STRIDE
+
+    @property
+    def multiple(self) -> int:
+        """Pixels that the sides of images are padded to a multiple of: whole reduced maps in every stage."""
+        cells = [MULTIPLE]
+        for k, ratio in enumerate(self.sr_ratios):
+            if ratio > 1:
+                cells.append(STRIDE * 2**k * ratio)
+        return math.lcm(*cells)
+
+    def pairs(self, size: tuple[int, int]) -> list[tuple[Grid, Grid]]:
+        """Return the grids of each stage's sentences and of its reduced map, for images of a size in pixels."""
+        pairs = []
+        for (rows, columns), ratio in zip(self.grids(size), self.sr_ratios, strict=True):
+            pairs.append(((rows, columns), (rows // ratio, columns // ratio)))
+        return pairs
 
     def grids(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """Return the sentences of each stage along height and width, for images of a size in pixels."""
@@ -382,20 +402,21 @@ class PyramidTNT(VisionModel[PyramidTNTConfig]):
         self, images: Float[Tensor, "b c h w"]
     ) -> Iterator[tuple[Float[Tensor, "b n d"], tuple[int, int]]]:
         config = self.config
-        if not is_symbolic(images) and images.shape[-2:] != config.size:
-            raise ValueError(
-                f"images are {tuple(images.shape[-2:])} but this PyramidTNT was built for "
-                f"{config.size}; build it with image_size=(height, width)"
-            )
+        images = fit_images(images, config, "PyramidTNT")
+        before, pairs = config.pairs(config.size), config.pairs(size_of(images, config))
         words, sentences = self.patch_embed(images)
         words = words + self.inner_pos
-        sentences = sentences + drop(self.outer_pos, config.drop_rate, self.patch_embed.training)
-        grids = config.grids(config.size)
-        for k, (stage, grid) in enumerate(zip(self.stages, grids, strict=True)):
+        positions = resize_positions(self.outer_pos, before[0][0], pairs[0][0])
+        sentences = sentences + drop(positions, config.drop_rate, self.patch_embed.training)
+        for k, stage in enumerate(self.stages):
+            grid = pairs[k][0]
+            # once for all blocks of the stage: a table can be larger than what they compute
+            table: Any = stage.relative_pos
+            bias = resize_pairs(table, before[k], pairs[k])
             for block in stage.blocks:  # pyright: ignore[reportGeneralTypeIssues]
-                words, sentences = self.run(block, words, sentences, grid, stage.relative_pos)
+                words, sentences = self.run(block, words, sentences, grid, bias)
             yield sentences, grid
-            if k < len(grids) - 1:
+            if k < len(self.stages) - 1:
                 words = self.word_merges[k](words, grid)
                 sentences = self.sentence_merges[k](sentences, grid)
 
@@ -482,13 +503,9 @@ def _variant(
     return Variant(config=config, source="official", **facts)
 
 
-def _pairs(config: PyramidTNTConfig) -> dict[str, tuple[tuple[int, int], tuple[int, int]]]:
+def _pairs(config: PyramidTNTConfig) -> dict[str, tuple[Grid, Grid]]:
     """Return the grids of the sentences and of the reduced map that each stage's table is for."""
-    pairs = {}
-    for k, (rows, columns) in enumerate(config.grids(config.size)):
-        ratio = config.sr_ratios[k]
-        pairs[f"stages.{k}.relative_pos"] = (rows, columns), (rows // ratio, columns // ratio)
-    return pairs
+    return {f"stages.{k}.relative_pos": pair for k, pair in enumerate(config.pairs(config.size))}
 
 
 FAMILY = Family(

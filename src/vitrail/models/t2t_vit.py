@@ -20,7 +20,8 @@ Differences from the official code: kept oddities first, then what is otherwise 
     Kept: positions are a frozen sinusoid over the raster order.
     Changed: performer features are float32 with the maximum subtracted, safe in half precision; same formula.
     Changed: neighbourhoods are strided views instead of nn.Unfold; attention is fused, of linear memory.
-    Changed: images of any size in multiples of 16, square or not; another size than the built one is an error.
+    Changed: images of any size in multiples of 16, square or not; another size than the built one is an error, or with
+        `dynamic_image_size` padded to whole tokens, with the sinusoid resized.
     Changed: `reset_classifier` works for every variant, and names are those of the models that exist.
     Left out: `qk_scale`, which only `pretrained=True` set and no published training used.
     Left out: `resize_pos_embed`, which never ran as shipped; the sinusoid is made for the size asked.
@@ -43,6 +44,7 @@ from torch.nn.functional import pad
 from vitrail.errors import shorten
 from vitrail.kernels.attention import attend, recorder
 from vitrail.kernels.linear import Linear, is_symbolic
+from vitrail.models.any_size import fit_images, resize_positions, size_of
 from vitrail.models.dialects import HEAD, ZOO_PREFIX, Dialect, Row
 from vitrail.models.family import (
     Family,
@@ -85,6 +87,11 @@ class T2TViTConfig(TransformerConfig):
     def grid(self) -> tuple[int, int]:
         """Backbone tokens along height and width."""
         return self.size[0] // STRIDE, self.size[1] // STRIDE
+
+    @property
+    def multiple(self) -> int:
+        """Pixels that the sides of images are padded to a multiple of: those of a token."""
+        return STRIDE
 
     def problems(self) -> list[str]:
         """Say what is wrong with this configuration, each as one clause."""
@@ -298,23 +305,24 @@ class T2TViT(VisionModel[T2TViTConfig]):
             self.pos_embed.copy_(sinusoid(self.pos_embed.shape[1], d))
 
     def embed(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b s d"]:
-        """Return the tokens that enter the first block."""
-        if not is_symbolic(images) and images.shape[-2:] != self.config.size:
-            raise ValueError(
-                f"images are {tuple(images.shape[-2:])} but this T2T-ViT was built for "
-                f"{self.config.size}; build it with image_size=(height, width)"
-            )
+        """Return the tokens that enter the first block, of images of whole tokens."""
+        height, width = size_of(images, self.config)
+        grid = height // STRIDE, width // STRIDE
+        positions = resize_positions(self.pos_embed, self.config.grid, grid)
         x = self.tokens_to_token(images)
-        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + positions
         return drop(x, self.config.drop_rate, self.tokens_to_token.training)
 
     def levels(
         self, images: Float[Tensor, "b c h w"]
     ) -> Iterator[tuple[Float[Tensor, "b s d"], tuple[int, int]]]:
+        images = fit_images(images, self.config, "T2T-ViT")
+        height, width = size_of(images, self.config)
+        grid = height // STRIDE, width // STRIDE
         x = self.embed(images)
         for block in self.blocks:
             x = self.run(block, x)
-            yield x, self.config.grid
+            yield x, grid
 
     def pool(self, tokens: Float[Tensor, "b s d"]) -> Float[Tensor, "b d"]:
         return tokens[:, 0]

@@ -20,7 +20,8 @@ Differences from the official code: kept oddities first, then what is otherwise 
     Kept: `tnt_s_legacy_patch16_224` is that first release, with a norm over each word before the fold.
     Kept: neither positions nor the head are resized when weights are loaded.
     Changed: tokens are joined, not written in place; patches are cut by a reshape, not nn.Unfold; attention is fused.
-    Changed: images of any size that the patch size divides, square or not; another size than the built one is an error.
+    Changed: images of any size that the patch size divides, square or not; another size than the built one is an error,
+        or with `dynamic_image_size` padded to whole patches, with the table of positions resized.
     Changed: weights must fit exactly; the official evaluation loads with strict=False.
     Left out: the squeeze-and-excitation branch and `_conv_filter`, which no model uses.
     Added: `tnt_ti_patch16_224`, which is in the paper but not in the code.
@@ -41,10 +42,11 @@ from torch.nn.functional import pad
 from vitrail.errors import shorten
 from vitrail.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.kernels.attention import attend
-from vitrail.kernels.linear import Linear, is_symbolic
+from vitrail.kernels.linear import Linear
 from vitrail.kernels.word_block import is_fused, type_of_products, word_block
 from vitrail.kernels.word_block_compiled import NAME
 from vitrail.kernels.word_block_plain import Weights
+from vitrail.models.any_size import fit_images, resize_positions, size_of
 from vitrail.models.dialects import HEAD, JOINED, SPLIT, WORDS, ZOO_PREFIX, Dialect, Row
 from vitrail.models.family import (
     Family,
@@ -96,6 +98,11 @@ class TNTConfig(TransformerConfig):
     def grid(self) -> tuple[int, int]:
         """Patches along height and width."""
         return self.size[0] // self.patch_size, self.size[1] // self.patch_size
+
+    @property
+    def multiple(self) -> int:
+        """Pixels that the sides of images are padded to a multiple of: those of a patch."""
+        return self.patch_size
 
     @property
     def words(self) -> int:
@@ -162,8 +169,9 @@ class WordEmbed(nn.Module):
         )  # fmt: skip
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "bn p e"]:
-        b, c, _, _ = images.shape
-        (rows, columns), side, words = self.config.grid, self.config.patch_size, self.config.words
+        b, c, height, width = images.shape
+        side, words = self.config.patch_size, self.config.words
+        rows, columns = height // side, width // side
         if self.config.stem == "patch":
             x = images.reshape(b, c, rows, side, columns, side).permute(0, 2, 4, 1, 3, 5)
             x = self.proj(x.reshape(b * rows * columns, c, side, side))  # (bn, e, words, words)
@@ -310,27 +318,28 @@ class TNT(VisionModel[TNTConfig]):
     def embed(
         self, images: Float[Tensor, "b c h w"]
     ) -> tuple[Float[Tensor, "bn p e"], Float[Tensor, "b s d"]]:
-        """Return the words and the sentences that enter the first block."""
-        if not is_symbolic(images) and images.shape[-2:] != self.config.size:
-            raise ValueError(
-                f"images are {tuple(images.shape[-2:])} but this TNT was built for "
-                f"{self.config.size}; build it with image_size=(height, width)"
-            )
-        b = images.shape[0]
+        """Return the words and the sentences that enter the first block, of images of whole patches."""
+        b, side = images.shape[0], self.config.patch_size
         words = self.patch_embed(images) + self.inner_pos
         sentences = self.proj_norm2(
             self.proj(self.proj_norm1(words.reshape(b, -1, words.shape[1] * words.shape[2])))
         )
-        sentences = torch.cat([self.cls_token.expand(b, -1, -1), sentences], dim=1) + self.outer_pos
+        height, width = size_of(images, self.config)
+        grid = height // side, width // side
+        positions = resize_positions(self.outer_pos, self.config.grid, grid)
+        sentences = torch.cat([self.cls_token.expand(b, -1, -1), sentences], dim=1) + positions
         return words, drop(sentences, self.config.drop_rate, self.patch_embed.training)
 
     def levels(
         self, images: Float[Tensor, "b c h w"]
     ) -> Iterator[tuple[Float[Tensor, "b s d"], tuple[int, int]]]:
+        images, side = fit_images(images, self.config, "TNT"), self.config.patch_size
+        height, width = size_of(images, self.config)
+        grid = height // side, width // side
         words, sentences = self.embed(images)
         for block in self.blocks:
             words, sentences = self.run(block, words, sentences)
-            yield sentences, self.config.grid
+            yield sentences, grid
 
     def pool(self, tokens: Float[Tensor, "b s d"]) -> Float[Tensor, "b d"]:
         return tokens[:, 0]

@@ -14,7 +14,8 @@ Differences from the official code: kept oddities first, then what is otherwise 
     Kept: the position encoding acts once a stage, after its first block, and does not decay.
     Kept: the last stage, of reduction 1, attends to all tokens without a reducing convolution or norm.
     Changed: images of any size from 32 pixels up; maps are padded right and bottom with zeros to whole windows.
-    Changed: that padding is attended, as timm does; patch embedding and reduction drop rows and columns left over.
+    Changed: that padding is attended, as timm does; patch embedding and reduction drop rows and columns left over,
+        or with `dynamic_image_size` images are padded to whole cells first.
     Changed: the head can be replaced; the official `reset_classifier` fails.
     Changed: the drop-path rate is given at creation alone; the official `reset_drop_path` has no effect on many blocks.
     Changed: SVT does not build and throw away a PCPVT first, so the same seed draws other initial weights.
@@ -39,6 +40,7 @@ from torch.nn.functional import pad
 
 from vitrail.kernels.attention import attend
 from vitrail.kernels.linear import Linear, is_symbolic
+from vitrail.models.any_size import fit_images
 from vitrail.models.dialects import HEAD, ZOO_PREFIX, Dialect, Row
 from vitrail.models.family import (
     Family,
@@ -50,6 +52,7 @@ from vitrail.models.family import (
     build_head,
     check_depth,
     check_heads,
+    check_multiple,
     count_classes,
     count_numbers,
     init_linear,
@@ -113,6 +116,8 @@ class TwinsConfig(TransformerConfig):
                 f"image_size {self.size[0]}x{self.size[1]} is below {smallest} pixels; the nearest "
                 f"size is {nearest}"
             )
+        elif not problems and self.dynamic_image_size:
+            problems += check_multiple(self.size, self.multiple)
         problems += check_depth("depths", sum(self.depths))
         if self.window_size is not None and self.window_size < 1:
             problems.append(
@@ -128,6 +133,12 @@ class TwinsConfig(TransformerConfig):
         for dim, heads in zip(self.embed_dims, self.num_heads, strict=False):
             problems += check_heads("embed_dims", dim, "num_heads", heads)
         return problems
+
+    @property
+    def multiple(self) -> int:
+        """Pixels that the sides of images are padded to a multiple of: whole cells in every stage."""
+        strides = list(accumulate(self.patch_sizes, mul))
+        return math.lcm(*strides, *map(mul, strides, self.sr_ratios))
 
     def smallest_size(self) -> int:
         """Return the least height and width whose every stage keeps one cell of its reduced map."""
@@ -272,6 +283,8 @@ class Twins(VisionModel[TwinsConfig]):
     def levels(
         self, images: Float[Tensor, "b c h w"]
     ) -> Iterator[tuple[Float[Tensor, "b n d"], tuple[int, int]]]:
+        if self.config.dynamic_image_size:
+            images = fit_images(images, self.config, "Twins")
         smallest = self.config.smallest_size()
         if not is_symbolic(images) and min(images.shape[-2:]) < smallest:
             raise ValueError(

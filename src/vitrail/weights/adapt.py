@@ -8,14 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from vitrail.classes.names import canonical
 from vitrail.errors import CheckpointError
 from vitrail.imagenet import NUM_CLASSES, index_by_name, list_wordnet_ids, normalise_name
-from vitrail.models.family import Family, Grid, ModelConfig, build_head
+from vitrail.models.any_size import resize_pairs, resize_positions
+from vitrail.models.family import Family, ModelConfig, build_head
 from vitrail.weights.account import UNUSED, Entry, list_added
 from vitrail.weights.config_fields import find_differences
 from vitrail.weights.recognise import expected_shapes
@@ -181,9 +180,6 @@ def _refit(
 def _adapt_positions(
     weights: dict[str, Tensor], family: Family[Any], source: Any, target: Any, positions: Positions
 ) -> list[Entry]:
-    # importing timm takes seconds, and few files need it
-    from timm.layers.pos_embed import resample_abs_pos_embed
-
     sizes = f"from {'x'.join(map(str, source.size))} to {'x'.join(map(str, target.size))} pixels"
     entries = []
     for name in family.positions:
@@ -202,30 +198,15 @@ def _adapt_positions(
                 )
             )
             continue
-        weights[name] = resample_abs_pos_embed(
-            weights[name], list(target.grid), list(source.grid), num_prefix_tokens=extra
-        )
+        weights[name] = resize_positions(weights[name], source.grid, target.grid)
         entries.append(Entry("resized", (name,), (name,), f"bicubic, {sizes}{kept}"))
     if family.paired_positions is not None:
         after = family.paired_positions(target)
         for name, before in family.paired_positions(source).items():
-            weights[name] = _resize_pairs(weights[name], before, after[name])
+            weights[name] = resize_pairs(weights[name], before, after[name])
             note = f"bicubic over both grids, {sizes}"
             entries.append(Entry("resized", (name,), (name,), note))
     return entries
-
-
-def _resize_pairs(
-    table: Float[Tensor, "1 heads n m"], before: tuple[Grid, Grid], after: tuple[Grid, Grid]
-) -> Float[Tensor, "1 heads _ _"]:
-    """Resize a table of pairs of positions over the grid of the second ones, and then of the first."""
-    (rows, columns), cells = before
-    count = table.shape[1]
-    x = table.float().reshape(count, rows * columns, *cells)
-    x = interpolate(x, after[1], mode="bicubic", antialias=True).flatten(2)
-    x = x.transpose(1, 2).reshape(count, -1, rows, columns)
-    x = interpolate(x, after[0], mode="bicubic", antialias=True).flatten(2)
-    return x.transpose(1, 2)[None].contiguous().to(table.dtype)
 
 
 def _adapt_channels(

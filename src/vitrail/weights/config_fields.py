@@ -15,6 +15,9 @@ NUMERICS = ("gelu", "norm_eps", "final_norm_eps", "embed_norm_eps")
 """Fields that change a model's output but no weight's shape."""
 RATES = ("drop_path_rate", "drop_rate")
 """Fields that matter in training only."""
+TAKEN = ("dynamic_image_size",)
+"""Fields that say which images a model takes, and change neither its weights nor, at the size that it
+was built for, its output."""
 
 
 def pick_numerics(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,5 +41,5 @@ def find_differences(config: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_architecture(config: ModelConfig) -> dict[str, Any]:
     """Return the fields that shapes follow from, and that no adaptation can change."""
-    others = (*ADAPTABLE, *NUMERICS, *RATES)
+    others = (*ADAPTABLE, *NUMERICS, *RATES, *TAKEN)
     return {name: value for name, value in asdict(config).items() if name not in others}
