@@ -157,6 +157,7 @@ def settle(path: Path, *settings: str) -> TrainConfig:
     return resolve(TrainConfig, [read_yaml(TINY), parse_command_line(words)]).config
 
 
+@pytest.mark.thorough
 def test_a_run_has_the_weights_of_the_folders_for_any_workers(parquet: Path, image_folder: Path) -> None:
     words = [f"data.root={image_folder}", f"output.root={image_folder.parent / 'runs'}", "train.epochs=2"]
     expected = train(resolve(TrainConfig, [read_yaml(TINY), parse_command_line(words)]).config, name="folder")

@@ -73,6 +73,7 @@ def test_a_run_that_loses_a_worker_is_saved_and_goes_on_to_the_last_bit(image_fo
     assert_same_run(lost, whole)
 
 
+@pytest.mark.thorough
 def test_a_run_that_loses_a_worker_in_an_evaluation_is_saved_and_goes_on(
     image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,6 +82,7 @@ def test_mixed_images_are_those_that_the_student_sees(tmp_path: Path, pixels: to
     assert_close(logits, teacher.answer(pixels)[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("form", ["torchscript", "onnx"])
 def test_an_exported_file_teaches_what_its_weights_do(
     tmp_path: Path, pixels: torch.Tensor, form: Any, without_shape_checks: None

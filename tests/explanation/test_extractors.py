@@ -25,6 +25,7 @@ def seen() -> dict[str, dict[str, Any]]:
     return json.loads(done.stdout)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_attention_is_extracted_by_the_names_of_its_modules(seen: dict[str, dict[str, Any]], name: str) -> None:
     found = seen[name]
@@ -34,6 +35,7 @@ def test_attention_is_extracted_by_the_names_of_its_modules(seen: dict[str, dict
     assert found["missing"] == (performers if name == "t2t_vit_7" else [])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_features_are_extracted_and_the_model_answers_on(seen: dict[str, dict[str, Any]], name: str) -> None:
     found = seen[name]

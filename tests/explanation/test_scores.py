@@ -89,6 +89,7 @@ def test_the_numbers_are_those_of_each_image_alone(image_folder: Path, tiny_chec
     assert "occlusion" in found
 
 
+@pytest.mark.thorough
 def test_two_calls_give_the_same_numbers_and_another_seed_others(image_folder: Path, tiny_checkpoint: Path) -> None:
     def ask(seed: int) -> dict:
         scores = vitrail.score_explanations(

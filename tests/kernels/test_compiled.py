@@ -38,6 +38,7 @@ def write_compiler(folder: Path, script: str) -> str:
     return str(path)
 
 
+@pytest.mark.thorough
 def test_it_is_compiled_once_and_kept() -> None:
     reason = prepare_word_block()
     if reason is not None:

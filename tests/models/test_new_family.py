@@ -38,6 +38,7 @@ def test_card_is_checked(name: str) -> None:
     contract.test_parameter_counts_and_multiply_adds_equal_the_card(deit.FAMILY, deit.FAMILY.variants[name])
 
 
+@pytest.mark.thorough
 def test_everything_works_with_it() -> None:
     script = Path(__file__).parent / "with_deit.py"
     done = subprocess.run([sys.executable, script], check=False, capture_output=True, text=True)

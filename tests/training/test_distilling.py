@@ -63,7 +63,10 @@ def seconds(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("loss", ["soft", "hard", "dkd", "feature"])
+OTHER_LOSSES = [pytest.param(loss, marks=pytest.mark.thorough) for loss in ("hard", "dkd", "feature")]
+
+
+@pytest.mark.parametrize("loss", ["soft", *OTHER_LOSSES])
 def test_a_run_from_the_cache_equals_one_without_to_the_last_bit(
     image_folder: Path, teacher: str, cache: Path, loss: str
 ) -> None:
@@ -81,6 +84,7 @@ def test_a_run_from_the_cache_equals_one_without_to_the_last_bit(
     assert_same_run(second, live)
 
 
+@pytest.mark.thorough
 def test_a_teacher_sees_the_views_that_the_device_makes(image_folder: Path, teacher: str, cache: Path) -> None:
     settings = [teacher, *MIXED_UP, "augment.device=true", "train.epochs=2"]
     live = run(image_folder, *settings, "distill.cache=false", "output.name=live").folder
@@ -93,6 +97,7 @@ def test_a_teacher_sees_the_views_that_the_device_makes(image_folder: Path, teac
     assert len(list(cache.iterdir())) == 2
 
 
+@pytest.mark.thorough
 def test_a_run_that_was_killed_or_stopped_goes_on_to_the_last_bit(image_folder: Path, teacher: str) -> None:
     settings = (*MIXED_UP, "model.drop_path_rate=0.2", teacher, "train.epochs=8", "output.save_every_updates=1")
     root = image_folder.parent / "runs"
@@ -107,7 +112,7 @@ def test_a_run_that_was_killed_or_stopped_goes_on_to_the_last_bit(image_folder: 
     assert_same_run(root / "killed", root / "whole")
 
 
-@pytest.mark.parametrize("loss", ["feature", "soft"])
+@pytest.mark.parametrize("loss", ["feature", pytest.param("soft", marks=pytest.mark.thorough)])
 def test_a_run_with_everything_goes_on_to_the_last_bit(image_folder: Path, teacher: str, loss: str) -> None:
     settings = (
         *MIXED_UP, teacher, "train.epochs=3", "optim.sam_rho=0.05", "augment.repeats=2", f"distill.loss={loss}",
@@ -238,6 +243,7 @@ def test_a_micro_batch_without_images_has_targets_too(image_folder: Path, teache
     assert rows(folder)[0]["n_bad"] == 8
 
 
+@pytest.mark.thorough
 def test_short_memory_makes_the_same_updates(image_folder: Path, teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = (teacher, "distill.cache=false", "train.epochs=2", "augment.mixup=0.8")
     whole = rows(run(image_folder, *settings, "output.name=whole").folder)

@@ -232,6 +232,7 @@ def test_two_processes_make_the_updates_of_one(image_folder: Path, maps: Path) -
         assert first["train_loss"] == pytest.approx(second["train_loss"], rel=1e-4)
 
 
+@pytest.mark.thorough
 def test_short_memory_makes_the_same_updates(image_folder: Path, maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = (f"token_labels.folder={maps}", "train.epochs=2")
     whole = rows(run(image_folder, *settings, "output.name=whole").folder)
@@ -411,7 +412,8 @@ def test_a_student_without_known_tokens_is_refused(image_folder: Path, maps: Pat
     config = settle(image_folder, f"token_labels.folder={maps}")
     config = replace(config, model=replace(config.model, name="timm:resnet18", options={}))
     assert told(lambda: train(config)) == (
-        "token_labels.folder: timm:resnet18 has no tokens that are known here; take a TNT, a T2T-ViT or a Twins"
+        "token_labels.folder: timm:resnet18 has no tokens that are known here; take a TNT, a T2T-ViT, a Twins or a "
+        "PyramidTNT"
     )
 
 
