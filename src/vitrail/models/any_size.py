@@ -43,7 +43,13 @@ def fit_images(
 
 def size_of(images: Tensor, config: TransformerConfig) -> Grid:
     """Return height and width of images; those of the configuration in a trace by torch.fx, which has no numbers."""
-    return config.size if is_symbolic(images) else (images.shape[-2], images.shape[-1])
+    if is_symbolic(images):
+        return config.size
+    height, width = images.shape[-2:]
+    # where they are tensors
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+        return int(height), int(width)
+    return height, width
 
 
 def resize_positions(
