@@ -27,18 +27,28 @@ from side_by_side import publish
 
 import vitrail
 
+SPACE = {
+    "optim.name": ["adamw", "muon"],
+    "optim.lr": {"low": 5e-4, "high": 8e-3, "log": True},
+    "schedule.warmup_epochs": {"low": 2, "high": 8},
+    "augment.mixup": [0.0, 0.1, 0.2],
+    "augment.label_smoothing": {"low": 0.0, "high": 0.2},
+}
 SHARED_TRIALS = 12
 SHARED_EPOCHS = 4
 
 
 def search(work: Path, trials: int, epochs: int) -> dict[str, Any]:
     """Search around the recipe of digits, and return what came of it."""
-    settings = {"train.epochs": epochs, "train.device": "cpu"}
+    settings: dict[str, Any] = {"train.epochs": epochs, "train.device": "cpu"}
+    space = dict(SPACE)
     if epochs < 10:  # a look, too short for the warm-up that is searched
         settings["schedule.warmup_epochs"] = 1
+        del space["schedule.warmup_epochs"]
     result = vitrail.tune(
         "digits",
         settings,
+        space=space,
         study=work / "digits",
         trials=trials,
         finalists=5,
