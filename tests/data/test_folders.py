@@ -293,6 +293,7 @@ def test_one_class_is_too_few(tmp_path):
     assert len(open_split(None, tmp_path / "a", "val")[0]) == 1  # evaluating on one class is fine
 
 
+@pytest.mark.thorough
 def test_a_large_set_is_held_in_arrays(tmp_path):
     root = write_images(tmp_path, *[f"{name}/0.png" for name in ("a", "b")])
     for name in ("a", "b"):

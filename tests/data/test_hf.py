@@ -169,6 +169,7 @@ def test_a_run_has_the_weights_of_the_folders_for_any_workers(parquet: Path, ima
     assert evaluate(found.folder / "best.safetensors").accuracy.top1 == found.best["val_top1"]  # without a setting
 
 
+@pytest.mark.thorough
 def test_a_streamed_run_stopped_after_any_update_goes_on_to_the_last_bit(parquet: Path) -> None:
     settings = ("data.streaming=true", "data.shuffle_buffer=6", "augment.repeats=2")
     whole = train(settle(parquet, *settings, "output.name=whole")).folder

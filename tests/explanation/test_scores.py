@@ -37,6 +37,7 @@ def masks(image_folder: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 def test_a_data_set_has_a_table_of_methods_and_floors(
     image_folder: Path, tiny_checkpoint: Path, masks: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -47,6 +47,7 @@ def provenance(path: str | Path) -> dict[str, str]:
         return json.loads(file.metadata()["vitrail"])["provenance"]["pretrained"]
 
 
+@pytest.mark.thorough
 def test_weights_are_listed_fetched_and_used_by_every_command(
     server: Server, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, without_shape_checks: None
 ) -> None:

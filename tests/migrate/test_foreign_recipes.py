@@ -112,6 +112,7 @@ def wanted_with(config: Path | str, *tokens: str) -> Any:
     return resolve_request([part.layer, parse_command_line(tokens)])
 
 
+@pytest.mark.thorough
 def test_a_file_gives_the_image_size_that_weights_do_not_tell(
     of_mindspore: Callable[..., Path],
     image_folder: Path,

@@ -144,6 +144,7 @@ def test_more_explanations_than_are_held_are_told_to_come_again(server: Server) 
     server.until_empty()
 
 
+@pytest.mark.thorough
 def test_an_exported_file_has_occlusion_alone(checkpoint: Path, tmp_path: Path) -> None:
     exported = tmp_path / "best.torchscript"
     vitrail.export(checkpoint, format="torchscript", output=exported, progress=False)

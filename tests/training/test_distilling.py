@@ -139,6 +139,7 @@ def test_the_projection_is_saved_and_no_weight_file_has_it(image_folder: Path, t
     )
 
 
+@pytest.mark.thorough
 def test_fixed_views_come_again_and_later_epochs_ask_no_teacher(
     image_folder: Path, teacher: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

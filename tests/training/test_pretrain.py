@@ -68,6 +68,7 @@ def of(teacher: Path, *settings: str) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_the_features_come_closer_and_the_file_is_taken_on(
     image_folder: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

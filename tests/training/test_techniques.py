@@ -151,6 +151,7 @@ def test_a_run_with_adapters_keeps_the_merged_weights_and_goes_on_to_the_last_bi
         shutil.rmtree(folder.with_name("forked"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["tnt_ti_patch16_224", "t2t_vit_7", "twins_svt_small"])
 def test_every_family_is_fine_tuned_at_a_larger_size_of_images(image_folder: Path, name: str) -> None:
     family = next(family for family in FAMILIES if name in family.variants)
@@ -239,6 +240,7 @@ def test_an_average_of_files_that_are_gone_does_not_fail_a_finished_run(image_fo
     assert warning.endswith("; the run is finished, but the average of its best weights is left out")
 
 
+@pytest.mark.thorough
 def test_a_run_that_was_cut_into_parts_is_cut_so_when_it_goes_on(
     image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

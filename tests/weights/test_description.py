@@ -279,6 +279,7 @@ def test_xml_in_itself_is_refused(tmp_path: Path) -> None:
         describe(path)
 
 
+@pytest.mark.thorough
 def test_headers_and_values_of_weight_files_have_bounds(tmp_path: Path) -> None:
     path = tmp_path / "many.safetensors"
     header = b"{" + b" " * (49 * 2**20) + b"}"

@@ -291,6 +291,7 @@ def test_average_without_dots_that_fits_nothing_is_left_and_said(tmp_path: Path)
     )
 
 
+@pytest.mark.thorough
 def test_a_long_list_of_mappings_is_no_place_for_weights(tmp_path: Path) -> None:
     weights = tiny(TNT).state_dict()
     history = [{"epoch": number, "losses": {"x": [{"y": 1.0}]}} for number in range(60_000)]
