@@ -13,7 +13,7 @@ from torch import Tensor
 import vitrail
 from support.chromium import CHROMIUM, Page
 from support.commands import refused, run
-from support.explained_models import NAMES, build, random_images
+from support.explained_models import NAMES, PYRAMID, build, random_images
 from vitrail.errors import DataError
 from vitrail.explanation.attention import record_attention
 from vitrail.explanation.depth import measure_depth, measure_likeness, measure_reach
@@ -64,9 +64,10 @@ def test_likeness_is_the_mean_cosine_of_pairs() -> None:
         assert found.item() == pytest.approx(torch.stack(pairs).mean().item(), abs=1e-6)
     alike = torch.ones(1, 4, 3)
     assert measure_likeness(alike).item() == pytest.approx(1)
+    assert measure_likeness(torch.randn(3, 1, 4)).isnan().all()  # nothing to compare with
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, PYRAMID])
 def test_every_attention_and_block_has_its_numbers(name: str) -> None:
     model = build(name, image_size=(64, 96))
     images = random_images(model)
@@ -82,7 +83,7 @@ def test_every_attention_and_block_has_its_numbers(name: str) -> None:
         assert len(reach.pixels) == one.shares.shape[1]
         assert all(0 < pixels < math.hypot(64, 96) for pixels in reach.pixels)
     assert all(-1 <= one.cosine <= 1 for one in likenesses)
-    levels = {"word", "sentence"} if name.startswith("tnt") else {"token"}
+    levels = {"word", "sentence"} if "tnt" in name else {"token"}
     assert {one.level for one in likenesses} == levels
     assert len(likenesses) == len({(one.name, one.level) for one in likenesses})
     with torch.no_grad():
@@ -100,6 +101,24 @@ def test_words_and_sentences_are_measured_apart() -> None:
     places = grid(2, 3, 16)
     sentences = reach_plainly(recorded[1].shares[:, :, 1:, 1:], places, places)
     torch.testing.assert_close(torch.tensor(reaches[1].pixels), sentences)
+
+
+def test_places_of_a_pyramid_are_those_of_its_stage() -> None:
+    model = build(PYRAMID, image_size=(64, 96))
+    images = random_images(model)
+    with record_attention(model) as recorded, torch.no_grad():
+        model(images)
+    reaches, _ = measure_depth(model, images)
+    shares, found = ({one.name: one for one in each} for each in (recorded, reaches))
+    for name, queries, keys in (
+        ("stages.0.blocks.0.inner_attn", grid(4, 4, 2), grid(4, 4, 2)),
+        ("stages.0.blocks.0.outer_attn", grid(8, 12, 8), grid(2, 3, 32)),
+        ("stages.1.blocks.1.outer_attn", grid(4, 6, 16), grid(2, 3, 32)),
+        ("stages.2.blocks.0.inner_attn", grid(4, 4, 8), grid(4, 4, 8)),
+        ("stages.3.blocks.0.outer_attn", grid(1, 2, 64), grid(1, 2, 64)),
+    ):
+        expected = reach_plainly(shares[name].shares, queries, keys)
+        torch.testing.assert_close(torch.tensor(found[name].pixels), expected)
 
 
 def test_even_attention_of_twins_reaches_as_far_as_its_map() -> None:

@@ -69,7 +69,7 @@ class Attention(ResultList[AttentionMap]):
 def attention(
     model: str | Path | VisionModel, image: str | Path | Tensor, *, level: Level | None = None
 ) -> Attention:
-    """Return the attention of a TNT, T2T-ViT or Twins to an image, by the names of its modules.
+    """Return the attention of one of our models to an image, by the names of its modules.
 
         for one in vitrail.attention("best.safetensors", "robin.jpg", level="word"):
             print(one.name, one.values.shape)

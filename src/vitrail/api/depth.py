@@ -23,6 +23,7 @@ from vitrail.choices import Device
 from vitrail.config.commands import PredictConfig
 from vitrail.config.resolve import resolve
 from vitrail.display import Display
+from vitrail.errors import tell_count
 from vitrail.migrate.given import Settings
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Depth(Result):
 
     def lines(self) -> Sequence[str]:
         """Say what the numbers are means over, and where the page is."""
-        lines = [f"means over {self.images:,} images"]
+        lines = [f"means over {tell_count(self.images, 'image')}"]
         return lines if self.page is None else [*lines, f"page: {self.page}"]
 
     def records(self) -> Sequence[dict[str, Any]]:
@@ -86,7 +87,7 @@ def measure_depth(
     progress: bool = True,
     **sections: Any,
 ) -> Depth:
-    """Measure how far each attention of a TNT, T2T-ViT or Twins reaches, and how alike its tokens become.
+    """Measure how far each attention of one of our models reaches, and how alike its tokens become.
 
     `vitrail.measure_depth("best.safetensors", "photos/", output="depth")` does what
     `vitrail explain best.safetensors photos/ --by-layer --output depth` does. The plots are written

@@ -26,12 +26,13 @@ from torch.nn.functional import normalize
 from vitrail.explanation.attention import Level, Recorded, record_attention
 from vitrail.explanation.placing import cut_windows
 from vitrail.explanation.relevance import in_evaluation
-from vitrail.models.family import VisionModel
+from vitrail.models.family import Grid, VisionModel
+from vitrail.models.pyramid_tnt import SIDE, PyramidTNT
 from vitrail.models.t2t_vit import T2TViT
 from vitrail.models.tnt import TNT
 from vitrail.models.twins import Twins
 
-BLOCK = re.compile(r"blocks\.\d+(\.\d+)?")
+BLOCK = re.compile(r"blocks\.\d+(\.\d+)?|stages\.\d+\.blocks\.\d+")
 SPLIT_STEPS = (4, 8)
 """Pixels from one token to the next in the two soft splits of T2T-ViT that attend."""
 
@@ -65,7 +66,7 @@ class Likeness:
 
 
 def measure_depth(model: VisionModel, images: Tensor) -> tuple[list[Reach], list[Likeness]]:
-    """Return how far each attention of a TNT, T2T-ViT or Twins reaches, and how alike its tokens are after each block.
+    """Return how far each attention of one of our models reaches, and how alike its tokens are after each block.
 
     Args:
         model: The model.
@@ -123,6 +124,8 @@ def measure_reach(
 def measure_likeness(tokens: Float[Tensor, "b n d"]) -> Float[Tensor, " b"]:
     """Return the mean cosine of each two different tokens of an image, NaN where there is one token."""
     count = tokens.shape[1]
+    if count == 1:  # whose square is 1 but for rounding
+        return tokens.new_full((len(tokens),), math.nan)
     total = normalize(tokens, dim=2).sum(dim=1).square().sum(dim=1)
     return (total - count) / (count * (count - 1))
 
@@ -145,21 +148,32 @@ def _lay_out(model: VisionModel, one: Recorded) -> tuple[Tensor, Tensor, Tensor,
         step = SPLIT_STEPS[one.layer]
         places = _places((rows * 16 // step, columns * 16 // step), step)
         return shares, places, places, None
+    stage = int(one.name.split(".")[1])
+    if isinstance(model, PyramidTNT):
+        step = model.feature_levels[stage].reduction
+        if one.level == "word":
+            places = _places((SIDE, SIDE), step // SIDE)
+            return shares, places, places, None
+        assert one.grid is not None
+        return shares, *_places_of_map(one.grid, step, model.config.sr_ratios[stage]), None
     assert isinstance(model, Twins)
     assert one.grid is not None
-    stage = int(one.name.split(".")[1])
     step = math.prod(model.config.patch_sizes[: stage + 1])
     if one.windows is not None:
         places = _places((one.windows.side, one.windows.side), step)
         inside = shares.new_ones(1, one.windows.height * one.windows.width)
         is_real = cut_windows(inside, one.windows) > 0
         return shares, places, places, is_real.repeat(len(shares) // len(is_real), 1)
-    cell = model.config.sr_ratios[stage]
-    reduced = (one.grid[0] // cell, one.grid[1] // cell)
-    return shares, _places(one.grid, step), _places(reduced, step * cell), None
+    return shares, *_places_of_map(one.grid, step, model.config.sr_ratios[stage]), None
 
 
-def _places(grid: tuple[int, int], step: int) -> Tensor:
+def _places_of_map(grid: Grid, step: int, cell: int) -> tuple[Tensor, Tensor]:
+    """Return the places of the tokens of a map, and of the cells of its reduced one, so many tokens a side."""
+    reduced = (grid[0] // cell, grid[1] // cell)
+    return _places(grid, step), _places(reduced, step * cell)
+
+
+def _places(grid: Grid, step: int) -> Tensor:
     """Return the middle of each token of a grid (n, 2), row by row, in pixels."""
     axes = [(torch.arange(length, dtype=torch.float32) + 0.5) * step for length in grid]
     return torch.cartesian_prod(*axes)
@@ -189,9 +203,9 @@ def _record_blocks(model: VisionModel) -> Iterator[Sequence[tuple[str, dict[Leve
 
 def _tokens_of(model: VisionModel, output: object) -> dict[Level, Tensor]:
     """Return the tokens of a block's output, without the class token."""
-    if isinstance(model, TNT):
+    if isinstance(model, TNT | PyramidTNT):
         assert isinstance(output, tuple)
-        words, sentences = output
-        return {"word": words.detach().float(), "sentence": sentences.detach().float()[:, 1:]}
+        words, sentences = (part.detach().float() for part in output)
+        return {"word": words, "sentence": sentences[:, model.num_class_tokens :]}
     assert isinstance(output, Tensor)
     return {"token": output.detach().float()[:, model.num_class_tokens :]}
