@@ -10,18 +10,14 @@ from typing import TYPE_CHECKING, Any
 from vitrail.api.arguments import checked
 from vitrail.api.inference import Inputs
 from vitrail.api.options import (
-    OF_WEIGHTS,
     path_or_none,
     read_settings,
     require_at_least,
     shown,
     tell_remarks,
-    with_recipe,
 )
 from vitrail.api.results import Result, Table
 from vitrail.choices import Device
-from vitrail.config.commands import PredictConfig
-from vitrail.config.resolve import resolve
 from vitrail.display import Display
 from vitrail.errors import tell_count
 from vitrail.migrate.given import Settings
@@ -110,8 +106,7 @@ def measure_depth(
         DataError: There is no such image, or none can be read.
     """
     inputs = Inputs.read(images, read_settings(measure_depth, settings, sections), "explain")
-    layers, remarks = with_recipe(None, inputs.settings, OF_WEIGHTS)
-    resolve(PredictConfig, layers)
+    layers, remarks = inputs.read_layers()
     require_at_least(1, limit=limit)
 
     from vitrail.embedding.images import take_files

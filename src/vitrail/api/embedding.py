@@ -11,17 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from vitrail.api.arguments import checked
 from vitrail.api.inference import Inputs
 from vitrail.api.options import (
-    OF_WEIGHTS,
     path_or_none,
     read_settings,
     require_at_least,
     settings_alone,
     shown,
-    with_recipe,
 )
 from vitrail.api.results import Result, Table
 from vitrail.choices import Device, Precision
-from vitrail.config.commands import EmbedConfig, PredictConfig
+from vitrail.config.commands import EmbedConfig
 from vitrail.config.resolve import Layer, resolve
 from vitrail.display import Display
 from vitrail.errors import ConfigError, name_option, tell_count, write_option
@@ -236,8 +234,7 @@ def _read_inputs(
             resolve(EmbedConfig, [layer])
         return None, [layer]
     inputs = Inputs.read(images, given, "embed")
-    layers, _ = with_recipe(None, inputs.settings, OF_WEIGHTS)
-    resolve(PredictConfig, layers)
+    layers, _ = inputs.read_layers()
     return inputs, layers
 
 

@@ -10,18 +10,14 @@ from typing import TYPE_CHECKING, Any
 from vitrail.api.arguments import checked
 from vitrail.api.inference import Choice, Inputs
 from vitrail.api.options import (
-    OF_WEIGHTS,
     path_or_none,
     read_settings,
     require_at_least,
     shown,
     tell_remarks,
-    with_recipe,
 )
 from vitrail.api.results import ResultList, Table, first_rows, rows_left_out
 from vitrail.choices import Device, Engine, ExplanationMethod
-from vitrail.config.commands import PredictConfig
-from vitrail.config.resolve import resolve
 from vitrail.display import Display
 from vitrail.errors import ConfigError, name_option, names_flags, write_option
 from vitrail.migrate.given import Settings
@@ -166,8 +162,7 @@ def explain(
         MissingExtra: The method needs captum, which is not installed.
     """
     inputs = Inputs.read(images, read_settings(explain, settings, sections), "explain")
-    layers, remarks = with_recipe(None, inputs.settings, OF_WEIGHTS)
-    resolve(PredictConfig, layers)  # a wrong setting is told before all else
+    layers, remarks = inputs.read_layers()
     require_at_least(1, topk=topk)
     _refuse_together(class_name, topk, patch, output)
 

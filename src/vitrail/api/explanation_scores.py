@@ -204,10 +204,11 @@ def score_explanations(
     inputs = None if images is None else Inputs.read(images, given, "explain")
     if inputs is None:
         layers, remarks = with_recipe(None, given, EVALUATE_SECTIONS)
+        of_weights = [_keep_sections(layer, OF_WEIGHTS) for layer in layers]
+        resolve(PredictConfig, of_weights)
     else:
-        layers, remarks = with_recipe(None, inputs.settings, OF_WEIGHTS)
-    of_weights = [_keep_sections(layer, OF_WEIGHTS) for layer in layers]
-    resolve(PredictConfig, of_weights)
+        layers, remarks = inputs.read_layers()
+        of_weights = layers
     require_at_least(1, limit=limit)
     require_at_least(0, seed=seed)
     checkpoint, output = Path(checkpoint), path_or_none(json)

@@ -238,8 +238,7 @@ def iterate_predictions(
     """
     given = settings if isinstance(settings, Given) else read_settings(predict, settings, {})
     inputs = Inputs.read(images, given)
-    layers, remarks = with_recipe(config, inputs.settings, OF_WEIGHTS)
-    resolve(PredictConfig, layers)  # a wrong setting is told before all else
+    layers, remarks = inputs.read_layers(config)
     require_at_least(1, topk=topk, batch_size=batch_size)
     output_path = path_or_none(output)
     return _predict_each(
@@ -381,6 +380,21 @@ class Inputs:
         return cls(
             given, Given(Layer(settings.layer.origin, values), settings.keys), root, path_column
         )
+
+    def read_layers(
+        self, config: str | Path | None = None
+    ) -> tuple[list[Layer], list[tuple[Say, str]]]:
+        """Return the settings by which file and images are read, and remarks on them.
+
+        Args:
+            config: Name or file of a recipe that they are put over.
+
+        Raises:
+            ConfigError: One of them is wrong, which is told before all else.
+        """
+        layers, remarks = with_recipe(config, self.settings, OF_WEIGHTS)
+        resolve(PredictConfig, layers)
+        return layers, remarks
 
     def find(self, note: Callable[[str], None]) -> Iterator[str]:
         """Yield the paths of the images."""

@@ -45,7 +45,7 @@ class TrialResult:
 
 
 @dataclass(frozen=True)
-class Repeated:
+class FinalistResult:
     """One of the best trials, trained with more seeds."""
 
     name: str
@@ -102,7 +102,7 @@ class TuneResult(Result):
     trials: tuple[TrialResult, ...]
     best: TrialResult | None
     """The winner; None where no trial came to its end."""
-    finalists: tuple[Repeated, ...]
+    finalists: tuple[FinalistResult, ...]
     """The best trials with more seeds, the winner first; none where there was nothing to choose."""
     comparison: Gain | None
     """The winner with several seeds; None where the recipe as it is won, or that was left out."""
@@ -304,7 +304,8 @@ def _to_result(tuned: Tuned) -> TuneResult:
         trials=tuple(trials),
         best=best,
         finalists=tuple(
-            Repeated(one.run.name, one.values, one.mean, one.failure) for one in tuned.finalists
+            FinalistResult(one.run.name, one.values, one.mean, one.failure)
+            for one in tuned.finalists
         ),
         comparison=_to_gain(tuned.comparison, f"{tuned.measure.metric} with new seeds"),
         final=_to_gain(tuned.final, f"{tuned.measure.metric} of the whole recipe"),

@@ -16,7 +16,6 @@ from vitrail.images.preprocess import Preprocess
 from vitrail.inference.decision import TopClasses
 from vitrail.inference.network import Network
 from vitrail.inference.predictor import Predictor
-from vitrail.models.registry import find_variant
 from vitrail.pages.render import LARGEST, to_data_uri
 
 FEW = 6
@@ -36,9 +35,8 @@ class MistakeMaps:
     """
 
     def __init__(self, network: Network, preprocess: Preprocess, classes: Sequence[str]) -> None:
-        family = find_variant(network.record.model)[0].name
         self.method: ExplanationMethod = choose_method(
-            network.path, family, None, is_exported=network.model is None
+            network.path, network.record.family.name, None, is_exported=network.model is None
         )
         is_costly = METHODS[self.method].count_answers is not None
         if is_costly:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from vitrail.data.sources import Source
 from vitrail.display import Display
-from vitrail.errors import CheckpointError, ConfigError, DataError, name_option
+from vitrail.errors import ConfigError, name_option
 from vitrail.explanation.attention import require_attention
 from vitrail.explanation.batches import draw_images, read_batches
 from vitrail.explanation.depth import Likeness, Reach, measure_depth
 from vitrail.explanation.subject import Subject
-from vitrail.files import write_whole
+from vitrail.files import refusal_told, write_whole
 from vitrail.models.family import VisionModel
 from vitrail.pages.charts import Chart, line_chart
 from vitrail.pages.render import render
@@ -80,18 +80,8 @@ def measure_images(
     chosen = draw_images(len(source), limit, seed=0)
     bad: list[tuple[str, str]] = []
     parts: list[tuple[int, list[Reach], list[Likeness]]] = []
-    display.begin("measure", len(chosen))
-    for batch, count in read_batches(subject, source, chosen, None, bad):
-        if batch is not None:
-            parts.append((len(batch.indices), *measure_depth(model, batch.images)))
-        display.advance(count)
-    display.end()
-    for name, reason in bad:
-        display.warn(f"{name}: {reason}; not counted")
-    if not parts:
-        raise DataError(
-            f"{source.description}: none of the {len(chosen):,} images that were drawn can be read"
-        )
+    for batch in read_batches(subject, source, chosen, bad, display, label="measure"):
+        parts.append((len(batch.indices), *measure_depth(model, batch.images)))
     total = sum(count for count, _, _ in parts)
     reaches, likenesses = [], []
     for each in zip(*(reaches_of for _, reaches_of, _ in parts), strict=True):
@@ -118,10 +108,8 @@ def write_report(folder: Path, name: str, measures: DepthMeasures) -> Path:
         CheckpointError: They cannot be written.
     """
     advice = f"choose another folder with {name_option('output')}"
-    try:
+    with refusal_told(folder, None, advice):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be made ({error.strerror}); {advice}") from error
     numbers = {
         "images": measures.images,
         "attention": [asdict(one) for one in measures.reaches],

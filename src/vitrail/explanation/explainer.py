@@ -22,8 +22,8 @@ from vitrail.explanation.relevance import Maps
 from vitrail.images.pixels import Pixels
 from vitrail.images.preprocess import Preprocess, normalise
 from vitrail.inference.decision import DecisionRule, to_probabilities
+from vitrail.inference.network import Network
 from vitrail.inference.predictor import Predictor, read_predictor, view_or_reason
-from vitrail.models.registry import find_variant
 
 SHOWN_CLASSES = 20
 """Most names of classes that a message lists."""
@@ -184,7 +184,7 @@ def open_explainer(
         MissingExtra: The engine is not installed.
     """
     unstarted = read_predictor(path, settings, engine=engine, topk=topk, display=display)
-    family = find_variant(unstarted.record.model)[0].name
+    family = unstarted.record.family.name
     chosen = choose_method(unstarted.path, family, method, is_exported=unstarted.is_exported)
     wanted = None if class_name is None else find_class(unstarted.classes, class_name, str(path))
     if wanted is not None and not METHODS[chosen].of_class:
@@ -215,7 +215,7 @@ def explainer_of(
     network = predictor.network
     return Explainer(
         network.path,
-        network if network.model is None else network.model,
+        answer_of(network),
         network.device,
         method,
         predictor.preprocess,
@@ -223,6 +223,11 @@ def explainer_of(
         predictor.rule if topk is None else predictor.rule.limit_to(topk),
         wanted,
     )
+
+
+def answer_of(network: Network) -> Callable[[Tensor], Tensor]:
+    """Return what turns images into logits: the module of a weight file, or what runs an exported one."""
+    return network if network.model is None else network.model
 
 
 def find_class(names: Sequence[str], name: str, path: str, where: str | None = None) -> int:

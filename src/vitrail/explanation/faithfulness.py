@@ -30,6 +30,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
@@ -227,11 +228,7 @@ def _ask(score: Score, changed: Sequence[Tensor], classes: Tensor) -> Tensor:
 
 def _rank(values: Tensor) -> Tensor:
     """Return the rank of each value (b, k) in its row, the mean of their ranks for equal ones."""
-    values = values.contiguous()
-    ordered = values.sort(dim=1).values
-    below = torch.searchsorted(ordered, values)
-    up_to = torch.searchsorted(ordered, values, right=True)
-    return (below + up_to).to(torch.float64) / 2
+    return torch.from_numpy(rankdata(values.cpu().numpy(), axis=1)).to(values.device)
 
 
 def _centre(ranks: Tensor) -> Tensor:

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.errors import CheckpointError, ConfigError, name_option, write_option
+from vitrail.errors import ConfigError, name_option, write_option
 from vitrail.explanation.explainer import Explained, Explainer
 from vitrail.explanation.judge import READING, Judged
 from vitrail.explanation.methods import METHODS
 from vitrail.explanation.patch import Patch
 from vitrail.explanation.sheet import Row, draw_sheet
-from vitrail.files import write_whole
+from vitrail.files import refusal_told, write_whole
 from vitrail.pages.render import pictured, render
 
 PAGE = "index.html"
@@ -115,16 +115,16 @@ class ExplanationFolder:
         return self.folder / PAGE
 
     def _make(self) -> None:
-        try:
+        with refusal_told(self.folder, None, self._advice):
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.folder}: cannot be made ({error.strerror}); choose another folder with "
-                f"{name_option('output')}"
-            ) from error
 
     def _put(self, path: Path, data: bytes) -> None:
-        write_whole(path, data, f"choose another folder with {name_option('output')}")
+        write_whole(path, data, self._advice)
+
+    @property
+    def _advice(self) -> str:
+        """What to do where a file cannot be written."""
+        return f"choose another folder with {name_option('output')}"
 
 
 def _rows_of(explained: Explained, explainer: Explainer, judged: Sequence[Judged]) -> list[Row]:

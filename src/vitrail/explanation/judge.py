@@ -49,7 +49,7 @@ READING = (
 """How the numbers are to be read."""
 FAILURE = "the map hardly changes where the weights are shuffled"
 """What is said of a map that fails the sanity check."""
-STAYS_FROM = 0.5
+FAILS_FROM = 0.5
 """Rank correlation with the map of shuffled weights from which on a map shows the image, not the model."""
 
 
@@ -190,4 +190,4 @@ def compare_with_masks(maps: Tensor, masks: Tensor) -> dict[MeasureName, Tensor]
 
 def fails(change: float | None) -> bool:
     """Say whether a map hardly changes with the weights, by its rank correlation with that of shuffled ones."""
-    return change is not None and change >= STAYS_FROM
+    return change is not None and change >= FAILS_FROM

@@ -13,7 +13,7 @@ from torch import Tensor
 from vitrail.choices import ExplanationMethod
 from vitrail.data.sources import Source
 from vitrail.display import Display
-from vitrail.errors import DataError, MissingExtra, name_option
+from vitrail.errors import MissingExtra, name_option
 from vitrail.explanation.batches import Batch, draw_images, read_batches
 from vitrail.explanation.faithfulness import centre_maps, draw_random_maps
 from vitrail.explanation.judge import (
@@ -119,22 +119,12 @@ def score_methods(subject: Subject, source: Source, request: Request, display: D
     chosen = draw_images(len(source), request.limit, request.seed)
     masks = open_masks(request.masks, source, chosen, subject.preprocess)
     scorer = _Scorer(subject, request)
-    display.begin("score", len(chosen))
     bad: list[tuple[str, str]] = []
     explained = masked = 0
-    for batch, count in read_batches(subject, source, chosen, masks, bad):
-        if batch is not None:
-            scorer.add(batch)
-            explained += len(batch.indices)
-            masked += int(batch.has_mask.sum())
-        display.advance(count)
-    display.end()
-    for name, reason in bad:
-        display.warn(f"{name}: {reason}; not counted")
-    if not explained:
-        raise DataError(
-            f"{source.description}: none of the {len(chosen):,} images that were drawn can be read"
-        )
+    for batch in read_batches(subject, source, chosen, bad, display, label="score", masks=masks):
+        scorer.add(batch)
+        explained += len(batch.indices)
+        masked += int(batch.has_mask.sum())
     scores = (*scorer.scores.values(), *scorer.floors.values())
     for score in scores:
         _give_reasons(score, request, scorer.left_out)

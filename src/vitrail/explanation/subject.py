@@ -13,11 +13,10 @@ from vitrail.choices import Device, Engine, ExplanationMethod
 from vitrail.config.resolve import Layer
 from vitrail.devices import pick_device
 from vitrail.display import Display
-from vitrail.explanation.explainer import explainer_of, find_class
+from vitrail.explanation.explainer import answer_of, find_class
 from vitrail.explanation.methods import choose_method, list_methods
 from vitrail.images.preprocess import Preprocess
 from vitrail.inference.predictor import read_predictor
-from vitrail.models.registry import find_variant
 from vitrail.weights.checkpoint import Record
 
 
@@ -64,7 +63,7 @@ def open_subject(
         MissingExtra: The engine is not installed.
     """
     unstarted = read_predictor(path, settings, engine=engine, display=display)
-    family = find_variant(unstarted.record.model)[0].name
+    family = unstarted.record.family.name
     is_exported = unstarted.is_exported
     if methods is None:
         chosen = list_methods(family, is_exported=is_exported)
@@ -76,10 +75,9 @@ def open_subject(
     predictor = unstarted.start(pick_device(device))
     if is_exported:
         display.note(f"{path}: run by {predictor.network.about}")
-    explainer = explainer_of(predictor, "occlusion", wanted)
     return Subject(
-        explainer.answer,
-        explainer.device,
+        answer_of(predictor.network),
+        predictor.network.device,
         unstarted.record,
         unstarted.preprocess,
         unstarted.rule.thresholds is not None,

@@ -27,7 +27,6 @@ from vitrail.explanation.methods import METHODS, choose_method, list_methods
 from vitrail.explanation.perturbation import AT_ONCE
 from vitrail.explanation.sheet import encode_map, encode_view
 from vitrail.inference.predictor import Predictor
-from vitrail.models.registry import find_variant
 from vitrail.server.batching import Batcher
 from vitrail.server.metrics import Metrics
 from vitrail.server.schema import Choice, Explanation, LevelMap
@@ -77,7 +76,7 @@ class Explanations:
         self._engine = engine
         self._metrics = metrics
         self._timeout_s = serving.limits.timeout_s
-        self._family = find_variant(network.record.model)[0].name
+        self._family = network.record.family.name
         self._is_exported = network.model is None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="explanations")
         self._batcher: Batcher[_Asked, Explanation | Refused] = Batcher(

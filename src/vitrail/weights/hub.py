@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor
 
 from vitrail.errors import CheckpointError, list_values
-from vitrail.files import files_of, refuse_replacing, write_whole
+from vitrail.files import files_of, refusal_told, refuse_replacing, write_whole
 from vitrail.imagenet import list_wordnet_ids
 from vitrail.images.pixels import describe_channels
 from vitrail.images.preprocess import Preprocess
@@ -120,12 +120,8 @@ def save_folder(
     Raises:
         CheckpointError: The folder cannot be written.
     """
-    try:
+    with refusal_told(folder, None, "choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder}: cannot be made ({error.strerror}); choose another folder"
-        ) from error
     metadata = {"format": "pt"}
     if described:
         metadata |= to_metadata(record)
