@@ -134,6 +134,11 @@ def test_a_method_that_a_family_lacks_is_one_line(method: ExplanationMethod) -> 
     )
 
 
+def test_what_a_pyramid_has_instead_is_listed() -> None:
+    with pytest.raises(ConfigError, match=r"which has grad-cam, integrated-gradients and occlusion$"):
+        choose_method("r.safetensors", "pyramid_tnt", "rollout", is_exported=False)
+
+
 @pytest.mark.parametrize("method", [name for name, one in METHODS.items() if not one.takes_exported])
 def test_an_exported_file_has_no_gradients(method: ExplanationMethod) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -18,6 +18,7 @@ from support.golden import COMMITTED, check_norms, golden_model, run
 from vitrail.kernels import compiled, word_block
 from vitrail.kernels.word_block_compiled import prepare_word_block
 from vitrail.kernels.word_block_plain import plain_word_block
+from vitrail.models import pyramid_tnt, tnt
 from vitrail.models.registry import create_model, find_variant
 
 SHAPES = {
@@ -332,6 +333,23 @@ def test_layers_that_are_looked_at_or_replaced_are_computed_one_by_one(name: str
     block.inner_mlp.fc1 = torch.nn.Sequential(block.inner_mlp.fc1, torch.nn.ReLU())
     with torch.no_grad():
         assert not torch.allclose(model(images), looked_at), "what stands in its place is computed"
+
+
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize(("name", "module"), [(WITH_WORDS[0], tnt), (WITH_WORDS[1], pyramid_tnt)])
+def test_words_that_are_dropped_out_are_computed_by_layers(
+    name: str, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    real = module.word_block
+    monkeypatch.setattr(module, "word_block", lambda *given: calls.append(1) or real(*given))
+    model = build_tiny(name, drop_rate=0.5).train()
+    images = torch.randn(2, 3, *model.config.size)
+    assert not torch.equal(model(images), model(images))
+    assert not calls
+    with torch.no_grad():
+        model.eval()(images)
+    assert calls
 
 
 @pytest.mark.usefixtures("fused")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -82,20 +82,19 @@ def choose_method(
             "attention; take occlusion, or give the weight file"
         )
     if method.families is not None and family not in method.families:
-        able = [
-            name for name, one in METHODS.items() if one.families is None or family in one.families
-        ]
+        titles = [one.title for one in FAMILIES if one.name in method.families]
+        able = list_methods(family, is_exported=is_exported)
         raise ConfigError(
-            f"{where}: is for {name_families(method.families)}, and {path} is a {family}, which has "
-            f"{' and '.join(able)}"
+            f"{where}: is for {_in_words(titles)}, and {path} is a {family}, which has "
+            f"{_in_words(able)}"
         )
     return asked
 
 
-def name_families(names: tuple[str, ...]) -> str:
-    """Return how families are called, as a list in words."""
-    *titles, last = (one.title for one in FAMILIES if one.name in names)
-    return f"{', '.join(titles)} and {last}"
+def _in_words(names: Sequence[str]) -> str:
+    """Return several names as a sentence lists them: a, b and c."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}"
 
 
 def list_methods(family: str, *, is_exported: bool) -> list[ExplanationMethod]:

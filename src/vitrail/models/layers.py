@@ -71,17 +71,18 @@ class Mlp(nn.Module):
 
 
 def are_plain(parts: Sequence[nn.Module], kinds: Sequence[type[nn.Module]]) -> bool:
-    """Say whether all layers of some parts are those that were built, and nobody looks at what they compute.
+    """Say whether all layers of some parts are those that were built, drop nothing, and nobody looks at them.
 
     Args:
         parts: Modules that a fused operator may stand for.
         kinds: Classes of what they were built of; an adapter in the place of a layer is none.
     """
     layers = [layer for part in parts for layer in part.modules()]
-    are_built = all(type(layer) in kinds for layer in layers)
-    return are_built and not any(
-        layer._forward_hooks or layer._forward_pre_hooks for layer in layers
-    )
+    if any(type(layer) not in kinds for layer in layers):
+        return False
+    if any(layer.training and getattr(layer, "drop_rate", 0) for layer in layers):
+        return False
+    return not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
 
 
 def bias_of(layer: Linear) -> Tensor:

@@ -273,8 +273,7 @@ class Block(nn.Module):
         """Let the words of each sentence attend to each other, and pass through their MLP."""
         attn, mlp = self.inner_attn, self.inner_mlp
         parts = (self.inner_norm1, attn, self.inner_norm2, mlp)
-        has_dropout = mlp.drop_rate > 0 and self.training
-        if not is_fused(words, whole=True) or has_dropout or not are_plain(parts, WORD_LAYERS):
+        if not is_fused(words, whole=True) or not are_plain(parts, WORD_LAYERS):
             words = words + self.drop_path(attn(_by_sentence(self.inner_norm1, words)))
             return words + self.drop_path(mlp(_by_sentence(self.inner_norm2, words)))
         e = words.shape[2]

@@ -229,7 +229,8 @@ class Block(nn.Module):
     def update_words(self, words: Float[Tensor, "bn p e"]) -> Float[Tensor, "bn p e"]:
         """Let the words of each sentence attend to each other, and pass through their MLP."""
         attn, mlp = self.inner_attn, self.inner_mlp
-        if not is_fused(words) or not self._has_plain_words():
+        parts = (self.inner_norm1, attn, self.inner_norm2, mlp)
+        if not is_fused(words) or not are_plain(parts, WORD_LAYERS):
             words = words + self.drop_path(attn(self.inner_norm1(words)))
             return words + self.drop_path(mlp(self.inner_norm2(words)))
         weights = Weights(
@@ -255,12 +256,6 @@ class Block(nn.Module):
             mlp.act.approximate,
             type_of_products(words),
         )
-
-    def _has_plain_words(self) -> bool:
-        """Say whether the layers of the words are those that were built, and nobody looks at what they compute."""
-        parts = (self.inner_norm1, self.inner_attn, self.inner_norm2, self.inner_mlp)
-        has_dropout = self.inner_mlp.drop_rate > 0 and self.training
-        return not has_dropout and are_plain(parts, WORD_LAYERS)
 
 
 WORD_LAYERS = (nn.LayerNorm, nn.GELU, Linear, Attention, Mlp)
