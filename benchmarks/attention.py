@@ -106,20 +106,20 @@ def main(
         "| size | part | pass | ours, ms | official, ms | of its time | ours, MiB | official, MiB | of its memory |",
         "|-:|-|-|-:|-:|-:|-:|-:|-:|",
     ]
-    processes = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1)
-    for size, part, training, low in product(
-        sizes or (224, 448), ("T2T module", "whole model"), (False, True), (False, True)
-    ):
-        case = Case(part, training, low, size, batch_size, device)
-        memory = [processes.submit(measure_peak_mib, case, ours).result() for ours in (True, False)]
-        seconds = alternate({ours: build_step(case, ours) for ours in (True, False)}, rounds, device=device)
-        name = f"{'training' if training else 'inference'}, {'bfloat16' if low else 'float32'}"
-        ms = [f"{1000 * statistics.median(seconds[ours]):.0f}" for ours in (True, False)]
-        share = 1 / speed_up(seconds[True], seconds[False])
-        table.append(
-            f"| {size} | {part} | {name} | {ms[0]} | {ms[1]} | {share:.2f} "
-            f"| {memory[0]:.0f} | {memory[1]:.0f} | {memory[0] / memory[1]:.2f} |"
-        )
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as processes:
+        for size, part, training, low in product(
+            sizes or (224, 448), ("T2T module", "whole model"), (False, True), (False, True)
+        ):
+            case = Case(part, training, low, size, batch_size, device)
+            memory = [processes.submit(measure_peak_mib, case, ours).result() for ours in (True, False)]
+            seconds = alternate({ours: build_step(case, ours) for ours in (True, False)}, rounds, device=device)
+            name = f"{'training' if training else 'inference'}, {'bfloat16' if low else 'float32'}"
+            ms = [f"{1000 * statistics.median(seconds[ours]):.0f}" for ours in (True, False)]
+            share = 1 / speed_up(seconds[True], seconds[False])
+            table.append(
+                f"| {size} | {part} | {name} | {ms[0]} | {ms[1]} | {share:.2f} "
+                f"| {memory[0]:.0f} | {memory[1]:.0f} | {memory[0] / memory[1]:.2f} |"
+            )
     notes = [f"batch of {batch_size}, medians of {rounds} alternating rounds, bfloat16 by autocast"]
     publish("attention", "T2T-ViT_t-14 beside its official formulation", notes, table, device)
 

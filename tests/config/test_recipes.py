@@ -93,6 +93,8 @@ def test_header_has_the_command_and_what_was_reproduced(name: str) -> None:
     header = header_of(name)
     assert re.search(rf"vitrail train {re.escape(name)}(\s|$)", header), header
     assert re.search(r"^# Reproduced: \S", header, re.MULTILINE), header
+    for page in re.findall(r"benchmarks/[\w.-]+\.md", header):
+        assert (RECIPES.parents[2] / page).exists(), page
 
 
 @pytest.mark.parametrize("name", list_recipes())

@@ -34,14 +34,28 @@ def test_what_a_query_gives_sums_to_one_and_has_a_gradient(name: str) -> None:
     model = build(name)
     with record_attention(model) as recorded:
         logits = model(random_images(model))
-    gradients = torch.autograd.grad(logits[:, 1].sum(), [one.shares for one in recorded])
-    for one, gradient in zip(recorded, gradients, strict=True):
+    of_outputs = torch.autograd.grad(logits[:, 1].sum(), [one.output for one in recorded])
+    for one, of_output in zip(recorded, of_outputs, strict=True):
+        gradient = one.gradient(of_output)
         sums = one.shares.sum(-1)
         assert sums.max() < 1 + 1e-4, one.name
         # the published formula of the performer adds a little to what it divides by
         is_performer = name == "t2t_vit_7" and one.level == "split"
         assert sums.min() > (0 if is_performer else 1 - 1e-4), one.name
         assert gradient.abs().max() > 0, one.name
+
+
+@pytest.mark.parametrize("name", ["t2t_vit_t_14", "t2t_vit_7", PYRAMID])
+def test_the_gradient_of_shares_is_that_of_attention_as_it_is_written(name: str) -> None:
+    with record_attention(model := build(name)) as recorded:
+        model(random_images(model))
+    for one in recorded:
+        weights = torch.randn_like(one.output)
+        shares = one.shares.clone().requires_grad_()
+        output = shares @ one.values
+        torch.testing.assert_close(output, one.output, rtol=1e-4, atol=1e-5)
+        (expected,) = torch.autograd.grad((output * weights).sum(), shares)
+        torch.testing.assert_close(one.gradient(weights), expected)
 
 
 def test_words_and_sentences_are_told_apart() -> None:

@@ -36,11 +36,11 @@ def weigh_plainly(model: VisionModel, images: Tensor, level: str) -> Tensor:
     """Return gradient-weighted attention as the paper has it."""
     with record_attention(model) as recorded:
         logits = model(images)
-    chosen = [one.shares for one in recorded if one.level == level]
-    gradients = torch.autograd.grad(logits[[0, 1], CLASSES].sum(), chosen)
-    relevance = torch.eye(chosen[0].shape[-1]).repeat(len(images), 1, 1)
-    for shares, gradient in zip(chosen, gradients, strict=True):
-        relevance = relevance + (shares * gradient).clamp(min=0).mean(1) @ relevance
+    chosen = [one for one in recorded if one.level == level]
+    of_outputs = torch.autograd.grad(logits[[0, 1], CLASSES].sum(), [one.output for one in chosen])
+    relevance = torch.eye(chosen[0].shares.shape[-1]).repeat(len(images), 1, 1)
+    for one, of_output in zip(chosen, of_outputs, strict=True):
+        relevance = relevance + (one.shares * one.gradient(of_output)).clamp(min=0).mean(1) @ relevance
     return relevance[:, 0, 1:].detach()
 
 
@@ -110,14 +110,14 @@ def test_the_last_stage_of_a_twins_has_what_its_own_attention_gives(is_rollout: 
     images = random_images(model)
     with record_attention(model) as recorded:
         logits = model(images)
-    shares = [one.shares for one in recorded if one.name.startswith("blocks.3.")]
-    gradients = torch.autograd.grad(logits[[0, 1], CLASSES].sum(), shares)
+    stage = [one for one in recorded if one.name.startswith("blocks.3.")]
+    of_outputs = torch.autograd.grad(logits[[0, 1], CLASSES].sum(), [one.output for one in stage])
     relevance = torch.full((2, 1, 4), 1 / 4)
-    for share, gradient in reversed(list(zip(shares, gradients, strict=True))):
+    for one, of_output in reversed(list(zip(stage, of_outputs, strict=True))):
         if is_rollout:
-            relevance = (relevance + relevance @ share.mean(1)) / 2
+            relevance = (relevance + relevance @ one.shares.mean(1)) / 2
         else:
-            relevance = relevance + relevance @ (share * gradient).clamp(min=0).mean(1)
+            relevance = relevance + relevance @ (one.shares * one.gradient(of_output)).clamp(min=0).mean(1)
     expected = relevance if is_rollout else relevance - 1 / 4
     method = roll_out if is_rollout else weigh_by_gradient
     found = method(model, images, CLASSES)["stage-4"]

@@ -19,6 +19,7 @@ from vitrail.errors import ConfigError, DataError
 from vitrail.explanation.batches import draw_images
 from vitrail.explanation.faithfulness import shuffle_weights
 from vitrail.explanation.judge import Judge, compare_with_masks, fails
+from vitrail.explanation.masks import read_boxes
 from vitrail.explanation.methods import explain
 from vitrail.explanation.scoring import CENTRE, RANDOM
 
@@ -167,10 +168,11 @@ def test_what_cannot_be_scored_is_one_line(
     assert told("--score", "--by-layer") == "error: --score and --by-layer are two things; give one of them"
     assert told("--score", "--limit", 0) == "error: --limit is 0; it must be at least 1"
     assert told("--score", "--masks", tmp_path / "gone") == (
-        f"error: --masks {tmp_path / 'gone'}: is no folder; give the folder that the masks are in"
+        f"error: --masks {tmp_path / 'gone'}: is no folder; give the folder that the masks or boxes are in"
     )
     assert told("--score", "--masks", masks) == (
-        f"error: --masks {masks}: has no mask of any of the 1 images; that of {image} would be {masks / 'red_0.png'}"
+        f"error: --masks {masks}: has no mask of any of the 1 images; that of {image} would be {masks / 'red_0.png'} "
+        "or red_0.xml with boxes"
     )
     assert told("--score", "--json", tiny_checkpoint).startswith(f"error: --json {tiny_checkpoint}: ")
     Image.new("L", (30, 20)).save(masks / "red_0.png")
@@ -191,6 +193,57 @@ def test_masks_are_cut_as_their_images_are(image_folder: Path, tiny_checkpoint: 
     # the upper half stays the upper half of the square that is cut out
     assert floors[CENTRE].measures["inside"].mean == pytest.approx(0.5, abs=1e-4)
     assert floors[RANDOM].measures["inside"].mean == pytest.approx(0.5, abs=0.05)
+
+
+BOXES = """<annotation><size><width>40</width><height>32</height></size>
+<object><name>green</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>40</xmax><ymax>10</ymax></bndbox></object>
+<object><name>green</name><bndbox><xmin>1</xmin><ymin>9</ymin><xmax>40</xmax><ymax>16</ymax></bndbox></object>
+</annotation>"""
+
+
+def test_boxes_stand_for_masks(image_folder: Path, tiny_checkpoint: Path, masks: Path) -> None:
+    images = image_folder / "val" / "green"
+    by_masks = vitrail.score_explanations(tiny_checkpoint, images, methods=["rollout"], masks=masks, progress=False)
+    for mask in sorted((masks / "green").iterdir()):
+        mask.with_suffix(".xml").write_text(BOXES)
+        mask.unlink()
+    by_boxes = vitrail.score_explanations(tiny_checkpoint, images, methods=["rollout"], masks=masks, progress=False)
+    assert by_boxes.masked == by_masks.masked == 4
+    for mask, box in zip(by_masks.methods, by_boxes.methods, strict=True):
+        assert {name: box.measures[name] for name in ("pointing", "inside")} == {
+            name: mask.measures[name] for name in ("pointing", "inside")
+        }
+
+
+def test_a_box_has_its_last_pixels(tmp_path: Path) -> None:
+    path = tmp_path / "one.xml"
+    corners = "<xmin>2</xmin><ymin>3</ymin><xmax>2.0</xmax><ymax>4</ymax>"
+    path.write_text(f"<annotation><!-- of a tool --><object><bndbox>{corners}</bndbox></object></annotation>")
+    assert read_boxes(path, 5, 3).nonzero().tolist() == [[0, 2, 1], [0, 3, 1]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<annotation>", "the boxes cannot be read (no element found: line 1, column 12)"),
+        ("<!DOCTYPE a [<!ENTITY b 'c'>]>", "the boxes cannot be read (it declares a document type or entities)"),
+        (" " * 2**20 + "<a/>", "the boxes cannot be read (it is larger than 1,048,576 bytes)"),
+        ("<annotation/>", "has no box, which PASCAL VOC writes as object/bndbox"),
+        (BOXES.replace("<xmax>40</xmax>", ""), "the boxes cannot be read (could not convert string to float: '')"),
+        (BOXES.replace("<xmax>40", "<xmax>inf"), "the boxes cannot be read (cannot convert float infinity to integer)"),
+        (
+            BOXES.replace("<width>40", "<width>50"),
+            "the boxes are of an image of 50x32 and it has 40x32; give boxes for the images as they are",
+        ),
+        (BOXES.replace("<xmax>40", "<xmax>41"), "a box from 1,1 to 41,10 does not lie in its image of 40x32"),
+    ],
+)  # fmt: skip
+def test_boxes_that_cannot_be_used_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "one.xml"
+    path.write_text(text)
+    with pytest.raises(DataError) as error:
+        read_boxes(path, 32, 40)
+    assert str(error.value) == f"{path}: {message}"
 
 
 def test_masks_need_files(tmp_path: Path, tiny_checkpoint: Path) -> None:

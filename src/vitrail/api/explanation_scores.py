@@ -185,8 +185,9 @@ def score_explanations(
             image.
         methods: Methods to score; None is all that suit the model.
         limit: Most images to explain, drawn evenly from all.
-        masks: Folder with a PNG file for each image, by the end of the image's path; what is not 0
-            there is where the class is.
+        masks: Folder with a mask or boxes for each image, by the end of the image's path: a PNG, in
+            which the class is where it is not 0, or an XML file of boxes as PASCAL VOC and ImageNet
+            have them.
         seed: What all draws follow from.
         json: File that the numbers are also written to.
         engine: What runs an exported file, where two can, as .onnx.

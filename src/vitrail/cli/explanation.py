@@ -103,8 +103,8 @@ MaskFolder = Annotated[
     Path | None,
     Parameter(
         name="--masks",
-        help="With --score, folder with a PNG file for each image, by the end of the image's path; what is not 0 there "
-        "is where the class is.",
+        help="With --score, folder with a mask or boxes for each image, by the end of the image's path: a PNG, in "
+        "which the class is where it is not 0, or an XML file of boxes as PASCAL VOC and ImageNet have them.",
     ),
 ]
 ScoreFile = Annotated[

@@ -1,11 +1,11 @@
 """Attention of a model by the names of its modules, taken from a pass that computes the same logits.
 
-Only while it is recorded is attention computed plainly: what a model computes at other times, and in
-other threads, is as it was. TNT's words leave their fused operator, since hooks stand on its layers.
+What a model computes is as it was; the shares are formed beside it, and only for the thread that
+records. TNT's words leave their fused operator, since hooks stand on its layers.
 A performer has no softmax; its shares are those that its random features imply.
 
 Shapes
-    b images, w windows of an image or its sentences, h heads, n queries, m keys
+    b images, w windows of an image or its sentences, h heads, n queries, m keys, d channels of a head
 """
 
 from __future__ import annotations
@@ -51,12 +51,19 @@ class Recorded:
     layer: int
     """Index of the module among those of its level, in the order in which they compute."""
     shares: Tensor
-    """What queries give to keys (b, h, n, m), or (b * w, h, n, m) of windows and sentences; it
-    stands in the graph of the logits."""
+    """What queries give to keys (b, h, n, m), or (b * w, h, n, m) of windows and sentences."""
+    values: Tensor
+    """Of the keys (b, h, m, d)."""
+    output: Tensor
+    """What comes out (b, h, n, d), which stands in the graph of the logits."""
     grid: tuple[int, int] | None
     """Height and width of the map of queries, where the module is told it."""
     windows: Windows | None
     """Where windows lie, of attention in windows."""
+
+    def gradient(self, of_output: Tensor) -> Tensor:
+        """Return the gradient of the shares (b, h, n, m), from that of the output."""
+        return of_output @ self.values.transpose(-2, -1)
 
 
 @contextmanager
@@ -70,7 +77,7 @@ def record_attention(model: VisionModel) -> Iterator[list[Recorded]]:
     recorded: list[Recorded] = []
     running: list[tuple[str, nn.Module, tuple[Any, ...]]] = []
 
-    def record(shares: Tensor) -> None:
+    def record(shares: Tensor, values: Tensor, output: Tensor) -> None:
         if not running:  # another model, of the same thread
             return
         name, module, args = running[-1]
@@ -85,7 +92,7 @@ def record_attention(model: VisionModel) -> Iterator[list[Recorded]]:
         if isinstance(module, twins.WindowAttention) and grid is not None:
             side = module.window_size
             windows = Windows(-(-grid[0] // side), -(-grid[1] // side), side, *grid)
-        recorded.append(Recorded(name, level, layer, shares, grid, windows))
+        recorded.append(Recorded(name, level, layer, shares, values, output, grid, windows))
 
     handles = []
     for name, module in _attention_modules(model):

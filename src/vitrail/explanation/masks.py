@@ -1,10 +1,11 @@
-"""Masks of images: where the truth is, read from a folder that is laid out as the images are."""
+"""Where the truth is in images: masks or boxes, read from a folder that is laid out as the images are."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import torch
 from torch import Tensor
@@ -15,13 +16,20 @@ from vitrail.images.decoding import decode_quietly, read_image
 from vitrail.images.pixels import PixelFormat, Pixels, UnreadableImage
 from vitrail.images.preprocess import Preprocess
 
-ENDING = ".png"
+MASK, BOXES = ".png", ".xml"
+LARGEST_BOXES = 2**20
+"""Bytes of a file of boxes; those of ImageNet have about a thousand."""
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
 GRAY = PixelFormat(channels=1, bits=8)
 
 
 @dataclass(frozen=True)
 class Masks:
-    """A folder of masks: PNG files, in which all that is not 0 is the truth."""
+    """A folder with a file for each image that says where the truth is.
+
+    That is a PNG, in which all that is not 0 is the truth, or an XML file of PASCAL VOC, as ImageNet's
+    boxes are, whose boxes are the truth.
+    """
 
     folder: Path
     preprocess: Preprocess
@@ -29,39 +37,95 @@ class Masks:
 
     def find(self, image: Path) -> Path | None:
         """Return the mask of an image: of the end of its path that is longest, and has one in the folder."""
-        parts = image.with_suffix(ENDING).parts
+        parts = image.parts
         for first in range(len(parts)):
             if first == 0 and image.is_absolute():
                 continue
-            path = self.folder.joinpath(*parts[first:])
-            if path.is_file():
-                return path
+            for ending in (MASK, BOXES):
+                path = self.folder.joinpath(*parts[first:]).with_suffix(ending)
+                if path.is_file():
+                    return path
         return None
 
     def read(self, path: Path, pixels: Pixels) -> Tensor:
         """Return what is inside a mask (h, w) of an image, cut and resized as the image is.
 
         Args:
-            path: The mask.
+            path: The mask, or the boxes.
             pixels: The image as it is in its file.
 
         Raises:
-            DataError: The mask cannot be read, or is of another size than the image.
+            DataError: The file cannot be read, or is of another size than the image.
         """
-        try:
-            mask = decode_quietly(read_image(path), GRAY)
-        except (OSError, UnreadableImage) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise DataError(f"{printable(path)}: the mask cannot be read ({reason})") from error
-        if mask.shape[1:] != pixels.shape[1:]:
-            (height, width), (wanted_height, wanted_width) = mask.shape[1:], pixels.shape[1:]
-            raise DataError(
-                f"{printable(path)}: the mask is {width}x{height} and its image "
-                f"{wanted_width}x{wanted_height}; give masks of the size of their images"
-            )
+        read = read_boxes if path.suffix == BOXES else _read_mask
+        mask = read(path, pixels.shape[1], pixels.shape[2])
         plain = replace(self.preprocess, channels=1, bits=8, mean=(0.0,), std=(1.0,))
         inside = (mask > 0).to(torch.uint8) * 255
         return plain.view(inside)[0] > 127
+
+
+def _read_mask(path: Path, height: int, width: int) -> Tensor:
+    """Return the values of a mask (1, h, w)."""
+    try:
+        mask = decode_quietly(read_image(path), GRAY)
+    except (OSError, UnreadableImage) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{printable(path)}: the mask cannot be read ({reason})") from error
+    if mask.shape[1:] != (height, width):
+        raise DataError(
+            f"{printable(path)}: the mask is {mask.shape[2]}x{mask.shape[1]} and its image "
+            f"{width}x{height}; give masks of the size of their images"
+        )
+    return mask
+
+
+def read_boxes(path: Path, height: int, width: int) -> Tensor:
+    """Return what is inside the boxes of an XML file of PASCAL VOC as a mask (1, h, w).
+
+    Boxes of all its objects count. Pixels are counted from 1, and a box has its last ones, as
+    PASCAL VOC has it (https://host.robots.ox.ac.uk/pascal/VOC/voc2012/devkit_doc.pdf).
+
+    Args:
+        path: The file.
+        height: Of its image, in pixels.
+        width: Of its image, in pixels.
+
+    Raises:
+        DataError: The file cannot be read, has no box, or is of another size than the image.
+    """
+    where = printable(path)
+    try:
+        with path.open("rb") as file:
+            text = file.read(LARGEST_BOXES + 1)
+        if len(text) > LARGEST_BOXES:
+            raise ValueError(f"it is larger than {LARGEST_BOXES:,} bytes")
+        if b"<!" in text.replace(b"<!--", b""):  # entities can grow without end
+            raise ValueError("it declares a document type or entities")
+        root = ElementTree.fromstring(text)
+        sides = [int(root.findtext(f"size/{side}", "0")) for side in ("width", "height")]
+        boxes = [
+            [round(float(box.findtext(corner, ""))) for corner in CORNERS]
+            for box in root.iterfind("object/bndbox")
+        ]
+    except (OSError, ValueError, OverflowError, ElementTree.ParseError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{where}: the boxes cannot be read ({reason})") from error
+    if not boxes:
+        raise DataError(f"{where}: has no box, which PASCAL VOC writes as object/bndbox")
+    if any(sides) and sides != [width, height]:
+        raise DataError(
+            f"{where}: the boxes are of an image of {sides[0]}x{sides[1]} and it has "
+            f"{width}x{height}; give boxes for the images as they are"
+        )
+    inside = torch.zeros(1, height, width, dtype=torch.uint8)
+    for left, top, right, bottom in boxes:
+        if not (0 <= left <= right <= width and 0 <= top <= bottom <= height):
+            raise DataError(
+                f"{where}: a box from {left},{top} to {right},{bottom} does not lie in its image of "
+                f"{width}x{height}"
+            )
+        inside[:, max(top - 1, 0) : bottom, max(left - 1, 0) : right] = 1
+    return inside
 
 
 def open_masks(
@@ -76,7 +140,7 @@ def open_masks(
         return None
     where = write_option("masks", printable(folder))
     if not folder.is_dir():
-        raise ConfigError(f"{where}: is no folder; give the folder that the masks are in")
+        raise ConfigError(f"{where}: is no folder; give the folder that the masks or boxes are in")
     if not isinstance(source, FileSource):
         raise ConfigError(
             f"{where}: {source.description} has no files that masks could be called as; leave out "
@@ -88,5 +152,6 @@ def open_masks(
     example = source.path(chosen[0])
     raise ConfigError(
         f"{where}: has no mask of any of the {len(chosen):,} images; that of {printable(example)} "
-        f"would be {printable(folder / example.with_suffix(ENDING).name)}"
+        f"would be {printable(folder / example.with_suffix(MASK).name)} or "
+        f"{example.with_suffix(BOXES).name} with boxes"
     )

@@ -150,23 +150,24 @@ class _Pass:
         finally:
             for handle in handles:
                 handle.remove()
-        shares = [one.shares for one in recorded]
         size = (images.shape[2], images.shape[3])
         chosen = settle_classes(classes, logits)
         if is_rollout:
-            weights = [one.mean(dim=1) for one in shares]
+            weights = [one.shares.mean(dim=1) for one in recorded]
             folded = []
             for fold, x in zip(folds, inputs, strict=True):
                 folded.append(_measure(fold, x, _words(model)))
             return cls(model, size, len(images), recorded, weights, folded, None)
         score = to_evidence(logits).gather(1, chosen[:, None]).sum()
+        outputs = [one.output for one in recorded]
         *gradients, of_pixels = torch.autograd.grad(
-            score, [*shares, images], materialize_grads=True
+            score, [*outputs, images], materialize_grads=True
         )
         weights = []
-        for share, gradient in zip(shares, gradients, strict=True):
+        for one, gradient in zip(recorded, gradients, strict=True):
             # in place, as those of T2T-ViT's first split are of 3,136 queries and as many keys
-            weights.append(gradient.mul_(share.detach()).clamp_(min=0).mean(dim=1))
+            weight = one.gradient(gradient).mul_(one.shares).clamp_(min=0)
+            weights.append(weight[:, 0] if weight.shape[1] == 1 else weight.mean(dim=1))
         beyond = images - images.mean(dim=(2, 3), keepdim=True)
         added = (beyond * of_pixels).detach().sum(dim=1)
         return cls(model, size, len(images), recorded, weights, (), added)

@@ -33,18 +33,19 @@ MAX_SCORES = 4
 take."""
 SCORES_AT_ONCE = 2**21
 """Scores that `long_attention` computes at a time, a few MB; the processor's caches hold them."""
-Record = Callable[[Tensor], None]
-"""Takes the shares (b, h, n, m) that the queries of one attention give its keys."""
+Record = Callable[[Tensor, Tensor, Tensor], None]
+"""Takes of one attention the shares (b, h, n, m) that queries give keys, the values (b, h, m, d), and
+what comes out (b, h, n, d)."""
 _records: dict[int, Record] = {}
 """By thread, who is told of attention; others, as those of a server, compute on as they were."""
 
 
 @contextmanager
 def recorded_by(record: Record) -> Iterator[None]:
-    """Tell a function the shares of every attention that this thread computes meanwhile.
+    """Tell a function of every attention that this thread computes meanwhile.
 
-    They are computed plainly, and stand in the graph of what follows, so that gradients for them
-    can be asked for.
+    Shares and values stand outside of the graph of what follows, and what comes out stands in it:
+    with its gradient g, that of the shares is g v^T, without a matrix of shares that is kept for it.
     """
     thread = get_ident()
     before = _records.get(thread)
@@ -80,13 +81,19 @@ def attend(
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     if is_symbolic(q):  # whose softmax is a node of its own, for who extracts it by its name
         return _attend_unfused(q, k, v, factor, bias)
-    (n, d), m = q.shape[-2:], k.shape[-2]
+    out = _attend(q, k, v, scale, bias)
     if (record := recorder()) is not None:
-        shares = _share(q, k, factor, bias)
-        record(shares)
-        return shares @ v
+        with torch.no_grad():
+            record(_share(q, k, factor, bias), v.detach(), out)
+    return out
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None, bias: Tensor | None) -> Tensor:
+    """Compute attention in the form that is fastest for such queries and keys."""
     if not q.is_cpu or is_recorded():
         return scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    (n, d), m = q.shape[-2:], k.shape[-2]
+    factor = d**-0.5 if scale is None else scale
     if bias is not None:
         return _attend_unfused(q, k, v, factor, bias)
     if n * m > MAX_SCORES * (n + 2 * m) * d:

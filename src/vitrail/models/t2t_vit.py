@@ -172,11 +172,14 @@ class TokenPerformer(nn.Module):
         # 60 keeps the exponential finite; beyond it the published formula gives 0 as well
         eps = PERFORMER_EPS * NUM_FEATURES * (-q_max).clamp(max=60).exp()
         denominator = q @ k.sum(dim=1).unsqueeze(2) + eps
+        out = q @ (k.transpose(1, 2) @ v) / denominator
         if (record := recorder()) is not None:
-            shares = (q @ k.transpose(1, 2) / denominator).unsqueeze(1)  # as of one head
-            record(shares)
-            return shares.squeeze(1) @ v
-        return q @ (k.transpose(1, 2) @ v) / denominator
+            with torch.no_grad():
+                shares = q @ k.transpose(1, 2) / denominator
+            out = out.unsqueeze(1)  # as of one head
+            record(shares.unsqueeze(1), v.detach().unsqueeze(1), out)
+            out = out.squeeze(1)
+        return out
 
     def forward(self, x: Float[Tensor, "b n i"]) -> Float[Tensor, "b n t"]:
         k, q, v = self.kqv(self.norm1(x)).split(TOKEN_DIM, dim=2)
