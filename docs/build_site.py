@@ -3,8 +3,9 @@
 uv run --group docs python docs/build_site.py                 # into site/
 uv run --group docs python docs/build_site.py --output DIR
 
-English stands at the root, Chinese in zh/. A page that a language lacks is a link to the other one's. Links to files that are
-no page get a page that shows the file. Any link or anchor that leads nowhere is an error.
+English stands at the root, Chinese in zh/. A page that Chinese lacks is a link to the English one.
+Links to files that are no page get a page that shows the file.
+Any link or anchor that leads nowhere is an error.
 """
 
 from __future__ import annotations
@@ -33,13 +34,47 @@ LINK = re.compile(r"(\[(?:[^\[\]]|\[[^\]]*\])*\]\()([^()\s]+)(\))")
 FENCED = re.compile(r"^( *(?:`{3,}).*?^ *`{3,}$)", re.MULTILINE | re.DOTALL)
 PROGRAM = {".py": "python", ".sh": "bash", ".yaml": "yaml", ".mjs": "javascript", ".html": "html", ".toml": "toml"}
 SITE = "site:"
-"""Begins an address from the root of the whole site, which zensical leaves as it is and `settle_addresses` makes relative."""
+"""Begins an address from the root of the whole site.
+
+zensical leaves it as it is, and `settle_addresses` makes it relative.
+"""
 OF_BOTH = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 """Pages that stand outside docs/."""
-FEATURES = ["navigation.tabs", "navigation.indexes", "navigation.top", "navigation.footer", "content.code.copy", "toc.follow"]
+FEATURES = [
+    "navigation.tabs",
+    "navigation.indexes",
+    "navigation.prune",
+    "navigation.top",
+    "navigation.footer",
+    "content.code.copy",
+    "toc.follow",
+]
+PALETTE = [
+    {"media": "(prefers-color-scheme)", "toggle": {"icon": "lucide/sun-moon", "name": "Light"}},
+    {
+        "media": "(prefers-color-scheme: light)",
+        "scheme": "default",
+        "toggle": {"icon": "lucide/sun", "name": "Dark"},
+    },
+    {
+        "media": "(prefers-color-scheme: dark)",
+        "scheme": "slate",
+        "toggle": {"icon": "lucide/moon", "name": "As the system"},
+    },
+]
+"""Colours, and the name of the ones that a press of the button gives."""
 SECTIONS = {
     "Start": ("index.md", "install.md", "own_images.md", "migrating.md", "python.md"),
-    "Use": ("verbs.md", "models.md", "model", "timm_models.md", "weights.md", "evaluation.md", "explain.md", "embedding.md"),
+    "Use": (
+        "verbs.md",
+        "models.md",
+        "model",
+        "timm_models.md",
+        "weights.md",
+        "evaluation.md",
+        "explain.md",
+        "embedding.md",
+    ),
     "Train": (
         "finetuning.md",
         "training.md",
@@ -139,6 +174,8 @@ class Assembler:
             return address
         name, anchor = urldefrag(address)
         file = Path(posixpath.normpath(posixpath.join(source.parent.as_posix(), name)))
+        if not (ROOT / file).exists() and file.parent == Path("docs/zh"):  # not translated yet
+            file = Path("docs") / file.name
         if not (ROOT / file).exists():
             raise BuildError(f"{source}: {address} is not there")
         anchor = f"#{anchor}" if anchor else ""
@@ -188,16 +225,8 @@ def show(file: Path) -> str:
     return f"{head}{ticks}{PROGRAM.get(path.suffix, 'text')}\n{text}\n{ticks}\n"
 
 
-
 def write_settings(language: Language, other: Language, folder: Path, nav: list[object]) -> Path:
     """Write what zensical is told, and return where."""
-    palette = []
-    for scheme, media, icon, following in (
-        ("default", "(prefers-color-scheme: light)", "lucide/sun", "dark"),
-        ("slate", "(prefers-color-scheme: dark)", "lucide/moon", "light"),
-    ):
-        toggle = {"icon": icon, "name": f"Switch to {following} mode"}
-        palette.append({"scheme": scheme, "media": media, "toggle": toggle})
     others = [{"name": other.name, "lang": other.code, "link": other.folder}]
     if "index.md" not in other.sources.values():
         others = []
@@ -215,13 +244,15 @@ def write_settings(language: Language, other: Language, folder: Path, nav: list[
             "custom_dir": "theme",
             "font": False,
             "features": FEATURES,
-            "palette": palette,
+            "palette": PALETTE,
         },
         "extra_css": ["assets/site.css"],
         "extra": {
             "generator": False,
             "polyfills": ["assets/iframe-worker.js"],
-            "alternate": others,
+            # a true value shows theme/partials/alternate.html; a list would make each page ask for a sitemap
+            "alternate": bool(others),
+            "languages": others,
         },
         "plugins": ["search", "offline", {"mkdocstrings": {"enable_inventory": False, "handlers": {"python": python}}}],
         "markdown_extensions": [

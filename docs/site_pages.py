@@ -1,4 +1,4 @@
-"""The pages of the documentation site that are generated from the code: verbs, models, recipes, benchmarks and the API."""
+"""The pages of the documentation site that are generated: verbs, models, recipes, benchmarks and the API."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import vitrail
 from vitrail.cli.app import app
 from vitrail.config.recipes import find_recipe, list_recipes
 from vitrail.models.catalogue import COLUMNS, catalogue
-from vitrail.models.registry import FAMILIES, find_variant, list_models
+from vitrail.models.registry import find_variant, list_models
 
 ROOT = Path(__file__).parents[1]
 Writer = Callable[[str, str, Path], None]
@@ -59,9 +59,9 @@ def write_verbs(write: Writer) -> None:
     text = text[text.index("**Commands**") :]
     for name in vitrail.__all__:
         verb = name.replace("_", "-")
-        function = f"\n\nIn Python: [`vitrail.{name}`](page:api/index.md#vitrail.{name}). "
         first = (inspect.getdoc(getattr(vitrail, name)) or "").split("\n\n")[0].replace("\n", " ")
-        text = re.sub(rf"^(## vitrail {verb})$", lambda found: found[1] + function + first, text, flags=re.MULTILINE)
+        function = f"In Python: [`vitrail.{name}`](page:api/index.md#vitrail.{name}). {first}"
+        text = text.replace(f"\n## vitrail {verb}\n", f"\n## vitrail {verb}\n\n{function}\n")
     head = "# Every verb\n\nThe command line's own help, and the function of each command.\n\n"
     write("verbs.md", head + text, MADE)
 
@@ -71,10 +71,11 @@ def write_models(write: Writer) -> list[object]:
     published = list(vitrail.list_weights())
     costs = read_engines()
     rows, nav = [], []
-    for (name, *facts), family in zip(catalogue(), families(), strict=True):
+    for name, *facts in catalogue():
+        family = find_variant(name)[0]
         text = f"# {name}\n\n{family.title}: [paper]({family.paper}), [official code]({family.code}).\n\n## Facts\n\n"
         named = dict(zip(COLUMNS[1:], facts, strict=True))
-        text += table(("", ""), [*named.items(), ("reproduced top-1", "not yet")])
+        text += table(("fact", "value"), [*named.items(), ("reproduced top-1", "not yet")])
         text += "\n## Weights\n\n"
         files = [one for one in published if one.model == name]
         if files:
@@ -99,14 +100,9 @@ def write_models(write: Writer) -> list[object]:
     return ["model/index.md", *nav]
 
 
-def families() -> list[object]:
-    """Return the family of each model, in the order of the catalogue."""
-    return [find_variant(name)[0] for name in list_models()]
-
-
 def is_recipe_of(recipe: str, model: str) -> bool:
     """Say whether a recipe trains a model."""
-    return re.search(rf"^  name: {model}$", find_recipe(recipe)[1].read_text(encoding="utf-8"), re.MULTILINE) is not None
+    return f"\n  name: {model}\n" in find_recipe(recipe)[1].read_text(encoding="utf-8")
 
 
 def commands_of(name: str, recipes: list[str], is_published: bool) -> str:
@@ -146,18 +142,20 @@ def write_recipes(write: Writer) -> list[object]:
         text = path.read_text(encoding="utf-8")
         header = re.match(r"(#.*\n)+", text)
         assert header is not None, path
-        joined = re.sub(r"\n# ?(?![A-Z ])", " ", header[0])
+        joined = re.sub(r"(?<!\.)\n# ?(?![A-Z ])", " ", header[0])  # what goes on in the next line
         said = [line.removeprefix("#").strip() for line in joined.splitlines()]
         figures = {}
         for label in ("Published", "Reproduced"):
             lines = [line.removeprefix(f"{label}: ") for line in said if line.startswith(f"{label}: ")]
             figures[label] = lines[0] if lines else ""
         commands = [line.removeprefix("#").strip() for line in header[0].splitlines() if line.startswith("#   ")]
-        notes = [line for line in said[1:] if line not in commands and not line.startswith(("Published:", "Reproduced:"))]
+        elsewhere = ("Published:", "Reproduced:")
+        notes = [line for line in said[1:] if line not in commands and not line.startswith(elsewhere)]
         page = f"# {name}\n\n{said[0]}\n\n```bash\n" + "\n".join(commands) + "\n```\n\n"
         page += table(("published", "reproduced"), [(figures["Published"], figures["Reproduced"])])
         page += "\n" + "\n".join(f"- {line}" for line in notes if line) + "\n\n## Settings\n\n"
-        page += f"[Every setting](config.md) that is not here has its default; `vitrail config {name}` shows them all.\n\n"
+        page += "[Every setting](config.md) that is not here has its default; "
+        page += f"`vitrail config {name}` shows them all.\n\n"
         write(f"recipes/{name}.md", f"{page}```yaml\n{text[header.end() :]}```\n", MADE)
         rows.append((f"[{name}](page:recipes/{name}.md)", figures["Published"], figures["Reproduced"]))
         nav.append({name: f"recipes/{name}.md"})

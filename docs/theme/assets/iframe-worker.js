@@ -1,37 +1,23 @@
 // Search runs in a worker, which browsers refuse to pages that are read from the disk; there a hidden frame takes its place.
+// As with a worker, messages are copies that arrive later.
 if (location.protocol === "file:") {
-  window.Worker = class extends EventTarget {
-    constructor(url) {
-      super();
-      const queue = [];
-      this.onerror = this.onmessage = this.onmessageerror = null;
-      this.post = (message) => queue.push(message);
-      const frame = document.createElement("iframe");
-      frame.hidden = true;
-      document.body.append(frame);
-      const inside = frame.contentWindow;
-      const answer = (data) => {
-        const event = new MessageEvent("message", { data });
-        this.dispatchEvent(event);
-        if (this.onmessage) this.onmessage(event);
-      };
-      inside.postMessage = answer;
-      inside.importScripts = (...addresses) => Promise.all(addresses.map((address) => this.load(inside, address)));
-      this.load(inside, url).then(() => {
-        this.post = (data) => inside.dispatchEvent(Object.assign(new inside.MessageEvent("message", { data })));
-        queue.forEach((message) => this.post(message));
-      });
-      this.terminate = () => frame.remove();
+  window.Worker = class {
+    constructor(address) {
+      this.frame = document.createElement("iframe");
+      this.frame.hidden = true;
+      document.body.append(this.frame);
+      const inside = this.frame.contentWindow;
+      inside.postMessage = (data) => setTimeout(() => this.onmessage?.({ data: structuredClone(data) }));
+      const script = inside.document.createElement("script");
+      script.src = new URL(address, location.href).href;
+      this.ready = new Promise((done) => { script.onload = done; });
+      script.onerror = () => this.onerror?.(new ErrorEvent("error"));
+      inside.document.body.append(script);
     }
-    load(inside, address) {
-      return new Promise((done, failed) => {
-        const script = inside.document.createElement("script");
-        script.src = new URL(address, location.href).href;
-        script.onload = done;
-        script.onerror = failed;
-        inside.document.body.append(script);
-      });
+    postMessage(message) {
+      const inside = this.frame.contentWindow;
+      this.ready.then(() => inside.onmessage({ data: inside.structuredClone(message) }));
     }
-    postMessage(message) { this.post(message); }
+    terminate() { this.frame.remove(); }
   };
 }
