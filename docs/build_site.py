@@ -175,7 +175,7 @@ class Assembler:
         name, anchor = urldefrag(address)
         file = Path(posixpath.normpath(posixpath.join(source.parent.as_posix(), name)))
         if not (ROOT / file).exists() and file.parent == Path("docs/zh"):  # not translated yet
-            file = Path("docs") / file.name
+            file, anchor = Path("docs") / file.name, ""
         if not (ROOT / file).exists():
             raise BuildError(f"{source}: {address} is not there")
         anchor = f"#{anchor}" if anchor else ""
