@@ -64,7 +64,7 @@ PALETTE = [
 ]
 """Colours, and the name of the ones that a press of the button gives."""
 SECTIONS = {
-    "Start": ("index.md", "install.md", "own_images.md", "migrating.md", "python.md"),
+    "Start": ("index.md", "install.md", "own_images.md", "migrating.md", "from_timm.md", "python.md"),
     "Use": (
         "verbs.md",
         "models.md",
