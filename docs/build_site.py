@@ -362,9 +362,10 @@ def files_of_chinese(chinese: Language, english: Language) -> set[Path]:
     found = set()
     for source in chinese.sources:
         for _, address, _ in LINK.findall((ROOT / source).read_text(encoding="utf-8")):
-            file = Path(posixpath.normpath(posixpath.join(source.parent.as_posix(), urldefrag(address)[0])))
+            name = urldefrag(address)[0]
+            file = Path(posixpath.normpath(posixpath.join(source.parent.as_posix(), name)))
             is_page = file in chinese.sources or file in english.sources
-            if not is_page and file.suffix != ".png" and (ROOT / file).exists():
+            if name and not is_page and file.suffix != ".png" and (ROOT / file).exists():
                 found.add(file)
     return found
 
