@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import vitrail
 from vitrail.cli.app import app
@@ -75,7 +76,12 @@ def write_models(write: Writer) -> list[object]:
         family = find_variant(name)[0]
         text = f"# {name}\n\n{family.title}: [paper]({family.paper}), [official code]({family.code}).\n\n## Facts\n\n"
         named = dict(zip(COLUMNS[1:], facts, strict=True))
-        text += table(("fact", "value"), [*named.items(), ("reproduced top-1", "not yet")])
+        recipes = [one for one in list_recipes() if is_recipe_of(one, name)]
+        own = [read_recipe(one)["Reproduced"] for one in recipes if one.endswith("_imagenet")]
+        reproduced = own[0].rstrip(".") if own else "not yet run"
+        accuracy = ("top-1 / top-5, %", f"{named.pop('published top-1')} / {named.pop('top-5')}", reproduced)
+        text += table(("fact", "value"), list(named.items()))
+        text += f"\n## Accuracy on ImageNet-1k\n\n{table(('', 'published', 'reproduced'), [accuracy])}"
         text += "\n## Weights\n\n"
         files = [one for one in published if one.model == name]
         if files:
@@ -89,11 +95,10 @@ def write_models(write: Writer) -> list[object]:
         text += "\n[Weights of every project](weights.md)\n\n## Cost by engine\n\n"
         text += costs.get(name, "Not measured for this model yet; `vitrail bench` measures it on your machine.\n")
         text += "\n## Recipes\n\n"
-        recipes = [one for one in list_recipes() if is_recipe_of(one, name)]
         text += "".join(f"- [{one}](page:recipes/{one}.md)\n" for one in recipes) or "None of its own.\n"
         text += f"\n## Commands\n\n```bash\n{commands_of(name, recipes, bool(files))}```\n"
         write(f"model/{name}.md", text, MADE)
-        rows.append((f"[{name}](page:model/{name}.md)", *facts[:4], "not yet"))
+        rows.append((f"[{name}](page:model/{name}.md)", *facts[:4], reproduced))
         nav.append({name: f"model/{name}.md"})
     columns = ("model", *COLUMNS[1:5], "reproduced top-1")
     write("model/index.md", f"# Each model\n\n{table(columns, rows)}", MADE)
@@ -134,30 +139,44 @@ def read_engines() -> dict[str, str]:
     return found
 
 
+def read_recipe(name: str) -> dict[str, Any]:
+    """Return what the header of a recipe says: its lines, commands, and figures of both kinds."""
+    header = read_header(name)
+    joined = re.sub(r"(?<!\.)\n# ?(?![A-Z ])", " ", header)  # what goes on in the next line
+    said = [line.removeprefix("#").strip() for line in joined.splitlines()]
+    commands = [line.removeprefix("#").strip() for line in header.splitlines() if line.startswith("#   ")]
+    found: dict[str, Any] = {"Published": "", "Reproduced": "", "commands": commands, "notes": []}
+    for line in said:
+        label, _, figures = line.partition(": ")
+        if label in ("Published", "Reproduced"):
+            found[label] = figures
+        elif line and line not in commands:
+            found["notes"].append(line)
+    return found
+
+
+def read_header(name: str) -> str:
+    """Return the comment that a recipe begins with."""
+    found = re.match(r"(#.*\n)+", find_recipe(name)[1].read_text(encoding="utf-8"))
+    assert found is not None, name
+    return found[0]
+
+
 def write_recipes(write: Writer) -> list[object]:
     """Write a page for each recipe: what its header says, and its settings."""
     rows, nav = [], []
     for name in sorted(list_recipes()):
-        path = find_recipe(name)[1]
-        text = path.read_text(encoding="utf-8")
-        header = re.match(r"(#.*\n)+", text)
-        assert header is not None, path
-        joined = re.sub(r"(?<!\.)\n# ?(?![A-Z ])", " ", header[0])  # what goes on in the next line
-        said = [line.removeprefix("#").strip() for line in joined.splitlines()]
-        figures = {}
-        for label in ("Published", "Reproduced"):
-            lines = [line.removeprefix(f"{label}: ") for line in said if line.startswith(f"{label}: ")]
-            figures[label] = lines[0] if lines else ""
-        commands = [line.removeprefix("#").strip() for line in header[0].splitlines() if line.startswith("#   ")]
-        elsewhere = ("Published:", "Reproduced:")
-        notes = [line for line in said[1:] if line not in commands and not line.startswith(elsewhere)]
-        page = f"# {name}\n\n{said[0]}\n\n```bash\n" + "\n".join(commands) + "\n```\n\n"
-        page += table(("published", "reproduced"), [(figures["Published"], figures["Reproduced"])])
-        page += "\n" + "\n".join(f"- {line}" for line in notes if line) + "\n\n## Settings\n\n"
+        said = read_recipe(name)
+        first, *notes = said["notes"]
+        figures = (said["Published"], said["Reproduced"])
+        page = f"# {name}\n\n{first}\n\n```bash\n" + "\n".join(said["commands"]) + "\n```\n\n"
+        page += table(("published", "reproduced"), [figures]) + "\n"
+        page += "".join(f"- {line}\n" for line in notes) + "\n## Settings\n\n"
         page += "[Every setting](config.md) that is not here has its default; "
         page += f"`vitrail config {name}` shows them all.\n\n"
-        write(f"recipes/{name}.md", f"{page}```yaml\n{text[header.end() :]}```\n", MADE)
-        rows.append((f"[{name}](page:recipes/{name}.md)", figures["Published"], figures["Reproduced"]))
+        settings = find_recipe(name)[1].read_text(encoding="utf-8").removeprefix(read_header(name))
+        write(f"recipes/{name}.md", f"{page}```yaml\n{settings}```\n", MADE)
+        rows.append((f"[{name}](page:recipes/{name}.md)", *figures))
         nav.append({name: f"recipes/{name}.md"})
     head = "# Recipes\n\nOne a published run. `vitrail train NAME data.root=FOLDER` runs it.\n\n"
     write("recipes/index.md", head + table(("recipe", "published", "reproduced"), rows), MADE)

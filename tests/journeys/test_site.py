@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from urllib.parse import unquote, urldefrag
@@ -48,9 +47,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def builder(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def builder(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(ROOT / "docs")
-    yield importlib.import_module("build_site")
+    return importlib.import_module("build_site")
 
 
 @pytest.mark.thorough
