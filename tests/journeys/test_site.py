@@ -100,7 +100,8 @@ def test_the_switch_of_the_language_stays_on_the_page(site: Path) -> None:
 @pytest.mark.thorough
 @needs_chromium
 def test_no_page_is_wider_than_a_phone_nor_complains(site: Path) -> None:
-    chinese = [path.relative_to(site).as_posix() for path in sorted((site / "zh").glob("*.html"))]
+    # a page of an error has addresses from the root of a server
+    chinese = [f"zh/{path.name}" for path in sorted((site / "zh").glob("*.html")) if path.name != "404.html"]
     with Page() as page:
         for width, is_phone, scheme in ((390, True, "dark"), (1280, False, "light")):
             page.resize(width, 900, is_phone=is_phone)
@@ -124,9 +125,9 @@ def test_search_finds_from_the_disk_without_a_network(site: Path, language: str)
         page.resize(1280, 900)
         page.open((site / language / "index.html").as_uri())
         page.ask("document.querySelector('.md-search__button').click()")
-        page.until("document.activeElement.tagName === 'INPUT'")
+        page.until("document.activeElement.shadowRoot?.activeElement?.tagName === 'INPUT'")
         page.call("Input.insertText", text=sought)
-        page.until("/[1-9][0-9]* results?/.test(document.body.innerText)")
+        page.until("/[1-9][0-9]* results?/.test(document.activeElement.shadowRoot.textContent)")
         assert page.complaints == []
 
 
