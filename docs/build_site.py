@@ -64,7 +64,7 @@ PALETTE = [
 ]
 """Colours, and the name of the ones that a press of the button gives."""
 SECTIONS = {
-    "Start": ("index.md", "install.md", "own_images.md", "migrating.md", "from_timm.md", "python.md"),
+    "Start": ("index.md", "install.md", "own_images.md", "migrating.md", "from_timm.md", "python.md", "notebooks"),
     "Use": (
         "verbs.md",
         "models.md",
@@ -92,7 +92,13 @@ SECTIONS = {
     "Reference": ("config.md", "api", "changelog.md", "contributing.md"),
 }
 """Pages and groups of generated pages, in the order in which a reader wants them."""
-GENERATED = {"model": "Each model", "recipes": "Recipes", "benchmarks": "Benchmarks", "api": "Python API"}
+GENERATED = {
+    "notebooks": "Notebooks",
+    "model": "Each model",
+    "recipes": "Recipes",
+    "benchmarks": "Benchmarks",
+    "api": "Python API",
+}
 CHINESE = {
     "Start": "\u5f00\u59cb",
     "Use": "\u4f7f\u7528",

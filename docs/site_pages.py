@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,7 @@ def write_pages(write: Writer) -> dict[str, list[object]]:
     """Write all generated pages and return the navigation of each group."""
     write_verbs(write)
     return {
+        "notebooks": write_notebooks(write),
         "model": write_models(write),
         "recipes": write_recipes(write),
         "benchmarks": write_benchmarks(write),
@@ -52,6 +54,17 @@ def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """Return a table in Markdown."""
     lines = [columns, ("-",) * len(columns), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def write_notebooks(write: Writer) -> list[object]:
+    """Write the list of notebooks, each of which is shown as a page."""
+    text = "# Notebooks\n\nEach runs from its first cell to its last; a test does so.\n\n"
+    for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        title = "".join(cells[0]["source"]).splitlines()[0].removeprefix("# ")
+        text += f"- [{title}](notebooks/{path.name}), `docs/notebooks/{path.name}`\n"
+    write("notebooks/index.md", text, MADE)
+    return ["notebooks/index.md"]
 
 
 def write_verbs(write: Writer) -> None:
