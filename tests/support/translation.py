@@ -1,0 +1,79 @@
+"""What holds a translated page to its English one: the commit that it follows, code and links."""
+
+import re
+import subprocess
+from pathlib import Path
+
+BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+FOLLOWS = re.compile(r"<!-- follows (\S+) at ([0-9a-f]{7,40}) -->\n")
+
+
+def git(root: Path, *arguments: str) -> str:
+    """Return what a git command prints about the repository at `root`."""
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def has_history(root: Path) -> bool:
+    """Say whether `root` is a whole clone: sdists and shallow clones do not know older commits."""
+    if not (root / ".git").exists():
+        return False
+    return git(root, "rev-parse", "--is-shallow-repository").strip() == "false"
+
+
+def followed(page: Path) -> tuple[str, str]:
+    """Return the English page, as a path below the root, and the commit of it that is followed."""
+    found = FOLLOWS.match(page.read_text(encoding="utf-8"))
+    assert found is not None, f"{page}: line 1 is to be '<!-- follows docs/NAME.md at COMMIT -->'"
+    return found[1], found[2]
+
+
+def commits_behind(root: Path, page: Path) -> list[str]:
+    """Return a line for each commit that changed the English page and not this one since it was followed."""
+    english, commit = followed(page)
+    command = ["git", "-C", str(root), "cat-file", "-e", commit]
+    known = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert known, f"{page}: line 1: {commit} is no commit of this repository"
+    since = ["log", "--no-merges", "--format=%h %s", f"{commit}..HEAD", "--"]
+    here = git(root, *since, str(page.relative_to(root))).splitlines()
+    return [line for line in git(root, *since, english).splitlines() if line not in here]
+
+
+def code_blocks(text: str) -> list[tuple[str, str]]:
+    """Return language and code of each block, without comments, which are what a translation may change."""
+    return [(kind, without_comments(code)) for kind, code in BLOCK.findall(text)]
+
+
+def without_comments(code: str) -> str:
+    """Return code without `# ...`, the blanks before it and the lines that it leaves empty."""
+    lines = [re.sub(r"(^|\s)#\s.*", "", line).rstrip() for line in code.splitlines()]
+    return "\n".join(line for line in lines if line)
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors that GitHub gives a page: small letters, hyphens, no punctuation."""
+    found: dict[str, int] = {}
+    for heading in re.findall(r"^#+ +(.*?) *$", BLOCK.sub("", text), re.MULTILINE):
+        shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        name = re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-")
+        again = found.get(name, 0)
+        found[name] = again + 1
+        if again:
+            found[f"{name}-{again}"] = 1
+    return set(found) | set(re.findall(r'<a (?:id|name)="([^"]+)"', text))
+
+
+def broken_links(page: Path) -> list[str]:
+    """Return the relative links of a page that lead to no file, or to no heading of it."""
+    broken = []
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        if not file.exists():
+            broken.append(f"{target}: no such file")
+        elif anchor and anchor not in anchors(file.read_text(encoding="utf-8")):
+            broken.append(f"{target}: no such heading")
+    return broken
