@@ -50,6 +50,18 @@ def without_comments(code: str) -> str:
     return "\n".join(line for line in lines if line)
 
 
+def without_generated(text: str) -> str:
+    """Return a page without the tables that docs/generate.py writes into it."""
+    table = r"<!-- (families|rooms|file map|recipes|vitrail models --markdown) -->.*?<!-- end -->\n"
+    return re.sub(table, "", text, flags=re.DOTALL)
+
+
+def inline_code(text: str) -> set[str]:
+    """Return what stands between backticks, outside blocks and generated tables: settings, commands, files."""
+    words = re.findall(r"`([^`]+)`", BLOCK.sub("", without_generated(text)))
+    return {" ".join(one.split()) for one in words}
+
+
 def anchors(text: str) -> set[str]:
     """Return the anchors that GitHub gives a page: small letters, hyphens, no punctuation."""
     found: dict[str, int] = {}
