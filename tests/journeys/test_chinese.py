@@ -14,6 +14,7 @@ from support.translation import (
     git,
     has_history,
     inline_code,
+    unwrapped,
     without_generated,
 )
 
@@ -70,6 +71,12 @@ def test_a_chinese_page_copies_no_generated_table(page: Path) -> None:
     generator = (ROOT / "docs" / "generate.py").read_text()
     if page.name not in re.findall(r'"zh" / "([\w.]+)"', generator):
         assert without_generated(page.read_text()) == page.read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_paragraph_stands_on_one_line(page: Path) -> None:
+    """A line's end between two Chinese words is shown as a blank; `unwrapped` takes it out."""
+    assert unwrapped(page.read_text()) == page.read_text()
 
 
 def test_the_readmes_link_to_each_other() -> None:
@@ -155,6 +162,14 @@ def test_what_a_page_names_is_found_but_for_generated_tables() -> None:
     assert inline_code(text) == {"a b", "c d", "f"}
     assert "`f`" in without_generated(text)
     assert "`e`" not in without_generated(text)
+
+
+def test_lines_of_a_paragraph_are_joined_as_chinese_is_written() -> None:
+    two_signs = "\u6743\u91cd"
+    wrapped = f"# a\n{two_signs}\n{two_signs}\uff0c\nb\n{two_signs} c\nd\n\n- e\n  f\n- g\n| h |\n```\ni\nj\n```\n"
+    joined = f"# a\n{two_signs}{two_signs}\uff0cb {two_signs} c d\n\n- e f\n- g\n| h |\n```\ni\nj\n```\n"
+    assert unwrapped(wrapped) == joined
+    assert unwrapped(joined) == joined
 
 
 def test_links_that_lead_nowhere_are_told(tmp_path: Path) -> None:

@@ -8,6 +8,12 @@ BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 FOLLOWS = re.compile(r"<!-- follows (\S+) at ([0-9a-f]{7,40}) -->\n")
 
 
+BEGINS = re.compile(r"$|[|#<]| *(?:[-*]|[0-9]+\.) ")
+"""An empty line, a table, a heading, a comment or an item of a list."""
+WIDE = re.compile(r"[\u3000-\u9fff\uff00-\uffef]")
+SIGN = re.compile(r"[\u3000-\u303f\uff00-\uffef\u201c\u201d\u2026]")
+
+
 def git(root: Path, *arguments: str) -> str:
     """Return what a git command prints about the repository at `root`."""
     command = ["git", "-C", str(root), *arguments]
@@ -60,6 +66,26 @@ def inline_code(text: str) -> set[str]:
     """Return what stands between backticks, outside blocks and generated tables: settings, commands, files."""
     words = re.findall(r"`([^`]+)`", BLOCK.sub("", without_generated(text)))
     return {" ".join(one.split()) for one in words}
+
+
+def unwrapped(text: str) -> str:
+    """Return a page with each paragraph on one line: a line's end within Chinese words is shown as a blank."""
+    lines: list[str] = []
+    in_code = False
+    for line in text.splitlines():
+        fence = line.startswith("```")
+        begins = in_code or fence or BEGINS.match(line) is not None
+        if begins or not lines or not lines[-1] or lines[-1].startswith(("|", "#", "<", "```")):
+            lines.append(line)
+        else:
+            words = line.lstrip()
+            # a blank stands beside Latin words, and none beside a sign that has its own room
+            blank = "" if WIDE.match(lines[-1][-1]) and WIDE.match(words) else " "
+            if SIGN.match(lines[-1][-1]) or SIGN.match(words):
+                blank = ""
+            lines[-1] += blank + words
+        in_code ^= fence
+    return "\n".join(lines) + "\n"
 
 
 def anchors(text: str) -> set[str]:
