@@ -14,6 +14,7 @@ from support.translation import (
     git,
     has_history,
     inline_code,
+    links_out_of_chinese,
     unwrapped,
     without_generated,
 )
@@ -55,6 +56,11 @@ def test_code_is_that_of_the_english_page(page: Path) -> None:
 @pytest.mark.parametrize("page", [*ENGLISH, *PAGES], ids=name_of)
 def test_links_lead_to_files_and_headings(page: Path) -> None:
     assert not broken_links(page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_stay_in_chinese_where_they_can(page: Path) -> None:
+    assert not links_out_of_chinese(page, ROOT)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -187,3 +193,17 @@ def test_links_that_lead_nowhere_are_told(tmp_path: Path) -> None:
         "other.md#no-heading: no such heading",
         "none.md: no such file",
     ]
+
+
+def test_a_link_that_leaves_chinese_is_told(tmp_path: Path) -> None:
+    chinese = tmp_path / "docs" / "zh"
+    chinese.mkdir(parents=True)
+    for name in ("a.md", "b.md", "c.md"):
+        (tmp_path / "docs" / name).write_text("# x\n")
+    page, twin = chinese / "a.md", chinese / "b.md"
+    page.write_text("[own](../a.md#x) [told](../b.md#x) [English alone](../c.md) [c](https://x.org/b.md)\n")
+    assert links_out_of_chinese(page, tmp_path) == []
+    twin.write_text("# y\n")
+    assert links_out_of_chinese(page, tmp_path) == ["b.md: docs/zh/ has it in Chinese"]
+    page.write_text("[table](../b.md#x) ([y](b.md))\n")
+    assert links_out_of_chinese(page, tmp_path) == []

@@ -6,12 +6,12 @@ from pathlib import Path
 
 BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 FOLLOWS = re.compile(r"<!-- follows (\S+) at ([0-9a-f]{7,40}) -->\n")
-
-
 BEGINS = re.compile(r"$|[|#<]| *(?:[-*]|[0-9]+\.) ")
 """An empty line, a table, a heading, a comment or an item of a list."""
 WIDE = re.compile(r"[\u3000-\u9fff\uff00-\uffef]")
+"""A Chinese character or sign."""
 SIGN = re.compile(r"[\u3000-\u303f\uff00-\uffef\u201c\u201d\u2026]")
+"""A sign alone: a comma, a bracket, a quotation mark."""
 
 
 def git(root: Path, *arguments: str) -> str:
@@ -35,7 +35,7 @@ def followed(page: Path) -> tuple[str, str]:
 
 
 def commits_behind(root: Path, page: Path) -> list[str]:
-    """Return a line for each commit that changed the English page and not this one since it was followed."""
+    """Return a line for each later commit that changed the English page and not this one."""
     english, commit = followed(page)
     command = ["git", "-C", str(root), "cat-file", "-e", commit]
     known = subprocess.run(command, capture_output=True, check=False).returncode == 0
@@ -46,7 +46,7 @@ def commits_behind(root: Path, page: Path) -> list[str]:
 
 
 def code_blocks(text: str) -> list[tuple[str, str]]:
-    """Return language and code of each block, without comments, which are what a translation may change."""
+    """Return language and code of each block, without comments, which a translation may change."""
     return [(kind, without_comments(code)) for kind, code in BLOCK.findall(text)]
 
 
@@ -63,13 +63,13 @@ def without_generated(text: str) -> str:
 
 
 def inline_code(text: str) -> set[str]:
-    """Return what stands between backticks, outside blocks and generated tables: settings, commands, files."""
+    """Return what stands between backticks, such as settings, outside blocks and generated tables."""
     words = re.findall(r"`([^`]+)`", BLOCK.sub("", without_generated(text)))
     return {" ".join(one.split()) for one in words}
 
 
 def unwrapped(text: str) -> str:
-    """Return a page with each paragraph on one line: a line's end within Chinese words is shown as a blank."""
+    """Return a page with a line a paragraph: a line's end within Chinese words is shown as a blank."""
     lines: list[str] = []
     in_code = False
     for line in text.splitlines():
@@ -115,3 +115,17 @@ def broken_links(page: Path) -> list[str]:
         elif anchor and anchor not in anchors(file.read_text(encoding="utf-8")):
             broken.append(f"{target}: no such heading")
     return broken
+
+
+def links_out_of_chinese(page: Path, root: Path) -> list[str]:
+    """Return the links of a Chinese page to English ones whose Chinese twin it never names."""
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s:]+)\)", text)]
+    linked = [(page.parent / target).resolve() for target in targets if target]
+    out = []
+    for english in linked:
+        twin = root / "docs" / "zh" / english.name
+        is_page = english.parent == root / "docs" and english.suffix == ".md"
+        if is_page and twin.exists() and twin not in (page, *linked):
+            out.append(f"{english.name}: docs/zh/ has it in Chinese")
+    return out
