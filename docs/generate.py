@@ -69,6 +69,37 @@ def family_table() -> str:
     return "\n".join(rows) + "\n"
 
 
+CHINESE = {
+    "family": "系列",
+    "models": "模型",
+    "model": "模型",
+    "parameters, M": "参数量（M）",
+    "params, M": "参数量（M）",
+    "trainable, M": "可训练参数（M）",
+    "MACs, G": "乘加（G）",
+    "published top-1, %": "公布的 top-1（%）",
+    "published top-1": "公布的 top-1",
+    "source": "出处",
+    "preprocessing": "预处理",
+    "official": "官方",
+    "paper": "论文",
+}
+"""Cells of the tables of models in Chinese; what is not here, such as a name, stays as it is."""
+
+
+def in_chinese(table: str) -> str:
+    """Return a table of models for a Chinese page."""
+    text = ""
+    for row in table.splitlines():
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        text += "| " + " | ".join(CHINESE.get(cell, cell) for cell in cells) + " |\n"
+    text = re.sub(r", such as (`\w+`)", r" 个，如 \1", text)
+    text = re.sub(r"(\d) to (\d)", r"\1 至 \2", text)
+    text = re.sub(r"(\d+) px of ([\d.]+), bicubic, ", r"\1 像素，裁剪 \2，双三次，", text)
+    text = text.replace("mean and std 0.5", "均值和标准差 0.5")
+    return text.replace("ImageNet mean and std", "ImageNet 的均值和标准差")
+
+
 def first_line(path: Path) -> str:
     """Return the first line of a module's docstring."""
     return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()[0]
@@ -127,10 +158,17 @@ def documents() -> dict[Path, str]:
     readme = filled(readme, "rooms", room_table())
     design = filled((ROOT / "docs" / "design.md").read_text(encoding="utf-8"), "file map", file_map())
     models = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
-    models = filled(models, "vitrail models --markdown", printed("models", "--markdown"))
+    model_table = printed("models", "--markdown")
+    models = filled(models, "vitrail models --markdown", model_table)
     training = filled((ROOT / "docs" / "training.md").read_text(encoding="utf-8"), "recipes", recipe_table())
+    chinese = (ROOT / "README.zh.md").read_text(encoding="utf-8")
+    chinese = filled(chinese, "families", in_chinese(family_table()))
+    chinese_models = (ROOT / "docs" / "zh" / "models.md").read_text(encoding="utf-8")
+    chinese_models = filled(chinese_models, "vitrail models --markdown", in_chinese(model_table))
     return {
         ROOT / "README.md": readme,
+        ROOT / "README.zh.md": chinese,
+        ROOT / "docs" / "zh" / "models.md": chinese_models,
         ROOT / "docs" / "design.md": design,
         ROOT / "docs" / "models.md": models,
         ROOT / "docs" / "training.md": training,

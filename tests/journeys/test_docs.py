@@ -26,6 +26,7 @@ from vitrail.models.registry import create_model
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# the code of the Chinese pages is held equal to the English by tests/journeys/test_chinese.py
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
