@@ -223,6 +223,51 @@ def test_curves_of_another_family_are_refused(expect: Callable[..., Path], capsy
     assert f"--expected {expected}: it has curves of {TINY}, and twins_svt_small is a Twins; give a file" in line
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("warmup_epochs: 1", "warmup_epochs: 1, cooldown_epochs: 2", "and schedule.cooldown_epochs is 2; measure"),
+        ("log_every: 1", "log_every: 1, eval_every: 2", "and train.eval_every is 2; measure curves of a recipe with"),
+    ],
+)
+def test_a_recipe_whose_epochs_are_no_curve_is_refused(
+    before: str, after: str, message: str, expect: Callable[..., Path], image_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    recipe = image_folder.parent / "other.yaml"
+    recipe.write_text(TINY.read_text().replace(before, after))
+    line = refused(capsys, *words(expect(recipe, *around(50, 60, 70)), image_folder))
+    assert f"a curve has top-1 after each of train.epochs, {message}" in line
+
+
+def test_initial_weights_that_are_evaluated_are_no_epoch_of_the_curve(
+    expect: Callable[..., Path], image_folder: Path
+) -> None:
+    recipe = image_folder.parent / "first.yaml"
+    recipe.write_text(TINY.read_text().replace("log_every: 1", "log_every: 1, eval_first: true"))
+    expected = expect(recipe, *around(100, 100, 100))
+    settings = {"data.root": image_folder, "output.root": image_folder.parent / "runs"}
+    result = vitrail.reproduce(MODEL, settings, proxy=True, expected=expected, progress=False)
+    assert isinstance(result, ProxyRun)
+    assert [one.epoch for one in result.epochs] == [1, 2, 3]
+
+
+def test_images_of_several_labels_have_no_proxy(
+    expect: Callable[..., Path], image_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = image_folder.parent / "labels.csv"
+    lines = ["path,labels,split"]
+    for image in sorted(image_folder.rglob("*.jpg")):
+        name = image.relative_to(image_folder)
+        lines.append(f"{name},{name.parts[1]}|{'warm' if name.parts[1] == 'red' else 'cold'},{name.parts[0]}")
+    labels.write_text("\n".join(lines) + "\n")
+    recipe = image_folder.parent / "several.yaml"
+    text = TINY.read_text().replace("label_smoothing: 0.1", "label_smoothing: 0")
+    recipe.write_text(text.replace("root: images", f"root: images, list: {labels}, labels_column: labels"))
+    line = refused(capsys, *words(expect(recipe, *around(50, 60, 70)), image_folder))
+    assert "several.yaml: its epochs have no top-1; a proxy is one with a class an image" in line
+
+
 def test_a_proxy_without_a_band_is_refused_by_name(
     expect: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -320,10 +320,16 @@ def _run_proxy(wanted: str, layer: Layer, expected: Path | None, display: Displa
         ) from None
     epochs = []
     for row in run.rows:
-        epoch, top1 = row["epoch"], row["val_top1"]
+        epoch, top1 = row["epoch"], row.get("val_top1")
+        if epoch == 0 or top1 is None:  # the initial weights; several labels an image have no top-1
+            continue
         low, high = chosen.band.ends(epoch)
         mean, place = chosen.band.mean[epoch - 1], chosen.band.place(epoch, top1)
         epochs.append(ProxyEpoch(epoch, top1, mean, low, high, place))
+    if not epochs:
+        raise ConfigError(
+            f"{chosen.recipe}: its epochs have no top-1; a proxy is one with a class an image"
+        )
     following = command("evaluate", run.weights)
     if recipes and epochs[-1].place == "inside":
         following = next_command(recipes[0], 1)

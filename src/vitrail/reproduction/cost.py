@@ -13,6 +13,7 @@ from vitrail.config.sections import DataSection
 from vitrail.data.loader import Batch
 from vitrail.display import Display, Quiet
 from vitrail.distributed.processes import choose_precision, processes
+from vitrail.errors import tell_count
 from vitrail.images.preprocess import normalise
 from vitrail.reproduction.recipes import TRAIN_IMAGES, VAL_IMAGES, RecipeOfModel
 from vitrail.training.bench_data import time_loader, time_model
@@ -165,7 +166,11 @@ def time_evaluation(job: Job, model: torch.nn.Module, batch: Batch, at_once: int
 
 def name_device(device: torch.device) -> str:
     """Return what a device is called."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"CPU of {tell_count(torch.get_num_threads(), 'thread')}"
+    return device.type
 
 
 def format_time(seconds: float) -> str:

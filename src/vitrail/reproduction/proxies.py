@@ -77,6 +77,7 @@ def choose_proxy(model: str, family: Family[Any], given: Layer, expected: Path |
         values["data"] = {**values.get("data", {}), "name": None, "val_split": "test"}
         config = resolve(TrainConfig, [layer, Layer(given.origin, values)]).config
         notes.append(f"{config.data.root}: {tell_laid_out()}")
+    refuse_gaps(config, recipe)
     if config.data.name is None:
         refuse_other_images(config.data, recipe, curves.images)
     name = config.output.name or f"{Path(recipe).stem}_proxy"
@@ -153,6 +154,25 @@ def is_laid_out(section: DataSection) -> bool:
 def tell_laid_out() -> str:
     """Return what is said of images in folders."""
     return "read as image folders, train/ to train on and test/ to validate with"
+
+
+def refuse_gaps(config: TrainConfig, recipe: str) -> None:
+    """Refuse a recipe whose run has other epochs, or other numbers, than a curve has accuracies.
+
+    Raises:
+        ConfigError: With the setting that says so.
+    """
+    cooldown, every = config.schedule.cooldown_epochs, config.train.eval_every
+    for key, value, wanted in (
+        ("schedule.cooldown_epochs", cooldown, 0),
+        ("train.eval_every", every, 1),
+        ("data.unlabelled", config.data.unlabelled, False),
+    ):
+        if value != wanted:
+            raise ConfigError(
+                f"{recipe}: a curve has top-1 after each of train.epochs, and {key} is {value}; "
+                f"measure curves of a recipe with {key}={wanted}"
+            )
 
 
 def refuse_other_images(section: DataSection, recipe: str, images: Mapping[str, int]) -> None:

@@ -26,7 +26,8 @@ class Watch:
         """Show the numbers of an epoch, and warn where they are below the band."""
         self.display.row(values)
         epoch, top1 = values["epoch"], values.get("val_top1")
-        if top1 is None or self.band.place(epoch, top1) != "below":
+        # epoch 0 has the initial weights, where these are evaluated too
+        if top1 is None or epoch == 0 or self.band.place(epoch, top1) != "below":
             return
         self.display.warn(
             f"epoch {epoch}: top-1 of {top1:.2f} % is below the band of {self.band.recipe}, "
