@@ -17,7 +17,7 @@ from support.runs import TINY, assert_same_run, has_saved
 from vitrail.api.reproduction import ProxyRun, Reproduction
 from vitrail.config.recipes import list_recipes, read_header, read_recipe
 from vitrail.models.registry import FAMILIES, find_variant
-from vitrail.reproduction.recipes import find_recipes
+from vitrail.reproduction.recipes import TRAIN_IMAGES, VAL_IMAGES, find_recipes
 
 MODEL = "tnt_s_patch16_224"
 EPOCHS = 3
@@ -207,6 +207,14 @@ def test_cifar10_in_folders_is_known_by_them_and_has_to_be_whole(
         (("timm:deit_tiny_patch16_224", "--proxy"), "its family has no proxy; there is one of "),
         ((MODEL, "--seconds", "0"), "--seconds is 0.0; it must be above 0"),
         ((MODEL, "--expected", "x.json"), "--expected goes with --proxy alone; add that, or leave it out"),
+        (
+            (MODEL, "data.name=fashion-mnist"),
+            "data.name=fashion-mnist: a recipe is shown with its own model and",
+        ),
+        (
+            (MODEL, "model.name=t2t_vit_7"),
+            "model.name=t2t_vit_7: a recipe is shown with its own model and images",
+        ),
         ((MODEL, "optim.lrr=1"), "optim.lrr: unknown key; did you mean 'lr'?"),
         ((MODEL, "--json", "gone/cost.json"), "--json gone/cost.json: there is no folder gone"),
     ],
@@ -329,6 +337,14 @@ def test_every_model_with_a_published_recipe_finds_it_first() -> None:
             if variant.top1 and variant.source == "official":
                 assert names[0].endswith("_imagenet"), model
             assert not [name for name in names if name not in list_recipes()]
+
+
+def test_the_images_of_every_recipe_are_counted() -> None:
+    assert TRAIN_IMAGES.keys() == VAL_IMAGES.keys()
+    for name in list_recipes():
+        data = read_recipe(name).layer.values["data"]
+        set_name = data.get("name") or data["root"]
+        assert set_name in TRAIN_IMAGES, name
 
 
 def test_the_header_of_a_recipe_is_read_field_by_field() -> None:

@@ -101,9 +101,9 @@ def measure_cost(recipe: RecipeOfModel, seconds: float, display: Display) -> Cos
         batch, _ = time_loader(job, 0.0)
         at_once, images_per_s = time_model(job, model, batch, seconds)
         display.advance()
-        evaluated_per_s = time_evaluation(job, model, batch, at_once)
-        display.advance()
         parts = job.memory.parts
+        evaluated_per_s = time_evaluation(job, model, batch, max(1, at_once // parts))
+        display.advance()
     display.end()
     epoch_s = count_images(recipe) / images_per_s
     epochs = train.epochs + recipe.config.schedule.cooldown_epochs

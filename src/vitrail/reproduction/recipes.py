@@ -32,6 +32,10 @@ VAL_IMAGES = {
 """Validation images of the sets of the recipes."""
 
 
+FIXED = ("model.name", "data.name", "data.list", "data.manifest", "data.unlabelled")
+"""Settings that would make it a recipe of another model, or of other images."""
+
+
 @dataclass(frozen=True)
 class RecipeOfModel:
     """A recipe that trains a model as it was published, or on from there."""
@@ -54,8 +58,15 @@ def open_recipes(wanted: str, given: Layer) -> tuple[str, Family[Any], list[Reci
         given: Settings over the recipes'.
 
     Raises:
-        ConfigError: No model or recipe is called so.
+        ConfigError: No model or recipe is called so, or settings name another model or images.
     """
+    for section, content in given.values.items():
+        for key, value in content.items():
+            if f"{section}.{key}" in FIXED:
+                raise ConfigError(
+                    f"{section}.{key}={value}: a recipe is shown with its own model and images; "
+                    f"drop it, or time your own with `{command('bench-data')}`"
+                )
     first = wanted if wanted in list_recipes() else None
     model = wanted
     if first is not None:
