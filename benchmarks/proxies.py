@@ -6,7 +6,8 @@ uv run python benchmarks/proxies.py ../shared/data/cifar10.tar.xz --work /tmp/pr
 The archive has CIFAR-10 as images in train/<class>/ and test/<class>/. Every epoch is evaluated on the 10,000 test
 images, and nothing is chosen by them. What was done is kept in the work folder, one note a run, so that the command
 goes on where it was stopped, in the middle of a run too; two processes can share the folder where each has recipes of
-its own. The seeds are 1, 2, 3: a run of the command has the recipes' own, 0, and so is a new draw on any machine.
+its own, and on two cores OMP_NUM_THREADS=1. The seeds are 1, 2, 3: a run of the command has the recipes' own, 0, and
+so is a new draw on any machine.
 
 Recipes that have all their seeds are published: a page beside this file, and the curves where the command reads them.
 """

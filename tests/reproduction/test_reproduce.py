@@ -330,6 +330,15 @@ def test_a_recipe_with_a_teacher_is_shown_without_a_cost(tmp_path: Path) -> None
     assert written["recipes"][1]["reproduced"] == "not yet run"
 
 
+def test_a_model_is_shown_with_the_proxy_of_its_family(
+    expect: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitrail.reproduction.proxies.SHIPPED", expect("cifar10_tnt", *around(50, 60, 70)))
+    shown = vitrail.reproduce("tnt_s_from_twins_svt_large", progress=False)
+    assert isinstance(shown, Reproduction)
+    assert f"the proxy of its family, cifar10_tnt: vitrail reproduce {MODEL} --proxy" in str(shown)
+
+
 def test_every_model_with_a_published_recipe_finds_it_first() -> None:
     for family in FAMILIES:
         for model, variant in family.variants.items():
