@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import statistics
 import tarfile
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,12 @@ def unpack(archive: Path, work: Path) -> Path:
     """Lay out the images in the work folder, unless they are there, and return their folder."""
     folder = work / "images"
     if not folder.exists():
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
+        # whole at once, as another process may share the work folder
+        with tempfile.TemporaryDirectory(dir=work) as part, tarfile.open(archive) as tar:
+            tar.extractall(part, filter="data")
+            with suppress(OSError):  # the other was first
+                Path(part).rename(folder)
+            Path(part).mkdir(exist_ok=True)  # for the end of the block to remove
     return folder
 
 

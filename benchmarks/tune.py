@@ -70,7 +70,8 @@ def search(work: Path, trials: int, epochs: int) -> dict[str, Any]:
         mean = "failed" if one.mean is None else f"{one.mean:.2f}"
         numbers[f"trial {one.name} with 3 seeds"] = mean
     if result.comparison is not None:
-        numbers |= {"recipe": result.comparison.default, "winner": result.comparison.best}
+        for whose, values in (("recipe", result.comparison.default), ("winner", result.comparison.best)):
+            numbers[whose] = ", ".join(f"{value:.2f}" for value in values)
     if result.best is not None:
         numbers["settings"] = result.best.settings
     return numbers

@@ -84,6 +84,7 @@ SECTIONS = {
         "distillation.md",
         "token_labeling.md",
         "pretraining.md",
+        "reproduce.md",
         "cluster.md",
     ),
     "Data": ("data.md", "multi_label.md", "imbalance.md"),

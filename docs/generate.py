@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from vitrail.config.recipes import read_header
 from vitrail.models.registry import FAMILIES
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +43,7 @@ ROOMS = (
     "training",
     "transfer",
     "tuning",
+    "reproduction",
     "deploy",
     "server",
     "pages",
@@ -134,12 +136,9 @@ def recipe_table() -> str:
     """Return one line a recipe: its name, what it trains, and the figures of its header."""
     rows = ["| recipe | trains | published | reproduced |", "|-|-|-|-|"]
     for path in sorted((PACKAGE / "recipes").glob("*.yaml")):
-        header = re.match(r"(#.*\n)+", path.read_text(encoding="utf-8"))
-        assert header is not None, path
-        text = re.sub(r"\n# ?(?![A-Z ])", " ", header[0])  # what goes on in the next line
-        fields = [re.search(rf"^# {label}: (.*?)\.?$", text, re.MULTILINE) for label in ("Published", "Reproduced")]
-        title = text.splitlines()[0].removeprefix("# ").split(" (")[0].rstrip(".")
-        rows.append(f"| `{path.stem}` | {title} | {' | '.join(field[1] if field else '' for field in fields)} |")
+        header = read_header(path.read_text(encoding="utf-8"))
+        assert header.title, path
+        rows.append(f"| `{path.stem}` | {header.title} | {header.published} | {header.reproduced} |")
     return "\n".join(rows) + "\n"
 
 

@@ -27,7 +27,7 @@ ROOMS = [
     {"embedding"},
     {"distillation"},
     {"training", "deploy"},
-    {"transfer", "tuning"},
+    {"transfer", "tuning", "reproduction"},
     {"api"},
     {"cli"},
 ]
@@ -192,6 +192,7 @@ def test_only_the_api_and_the_command_line_import_our_modules_inside_functions(n
                         "finetuning",
                         "pretraining",
                         "tuning",
+                        "reproduction",
                         "data",
                         "inference",
                         "serving",
@@ -322,8 +323,8 @@ def test_public_names_resolve_and_are_documented() -> None:
         "VitrailError", "add_weights", "attention", "bench", "bench_data", "check_data", "convert", "create_model",
         "doctor", "embed", "evaluate", "explain", "export", "fetch_weights", "finetune", "list_models", "list_weights",
         "load_model", "make_token_labels", "measure_depth", "pack", "predict", "pretrain", "preview", "quantize",
-        "resize_data", "score_explanations", "serve", "show_config", "sweep_preprocess", "train", "tune", "verify",
-        "write_inputs",
+        "reproduce", "resize_data", "score_explanations", "serve", "show_config", "sweep_preprocess", "train", "tune",
+        "verify", "write_inputs",
     }  # fmt: skip
     for name in vitrail.__all__:
         assert getattr(vitrail, name).__doc__
@@ -345,6 +346,7 @@ def test_public_names_resolve_and_are_documented() -> None:
                 "api.training",
                 "api.pretraining",
                 "api.tuning",
+                "api.reproduction",
                 "tuning.space",
                 "api.data",
                 "api.inference",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vitrail.api.models import load_model as load_model
     from vitrail.api.pretraining import pretrain as pretrain
     from vitrail.api.preview import preview as preview
+    from vitrail.api.reproduction import reproduce as reproduce
     from vitrail.api.serving import serve as serve
     from vitrail.api.token_labels import make_token_labels as make_token_labels
     from vitrail.api.training import bench_data as bench_data
@@ -69,6 +70,7 @@ _PUBLIC = {
     "pretrain": "vitrail.api.pretraining",
     "preview": "vitrail.api.preview",
     "quantize": "vitrail.api.deploy",
+    "reproduce": "vitrail.api.reproduction",
     "resize_data": "vitrail.api.data",
     "serve": "vitrail.api.serving",
     "show_config": "vitrail.api.training",
@@ -104,6 +106,7 @@ __all__ = [
     "pretrain",
     "preview",
     "quantize",
+    "reproduce",
     "resize_data",
     "score_explanations",
     "serve",

@@ -1,6 +1,7 @@
 """Whatever Python's functions are given, they answer, or refuse it in one line that names the argument."""
 
 import inspect
+import json
 import subprocess
 import sys
 import threading
@@ -84,6 +85,10 @@ def given(tiny_checkpoint: Path, image_folder: Path, tmp_path: Path, monkeypatch
     monkeypatch.chdir(elsewhere)  # where the images of the recipe are not
     image = next(image_folder.rglob("*.jpg"))
     gone = {"data.root": "gone"}
+    curves = tmp_path / "curves.json"
+    runs = {"1": [50, 60], "2": [51, 61]}
+    content = {"settings": {"train.epochs": 2}, "images": {"train": 5, "val": 5}, "made": {}}
+    curves.write_text(json.dumps({**content, "curves": {str(TINY): runs}}))
     return {
         "train": {"recipe": TINY, "settings": gone},
         "bench_data": {"recipe": TINY, "settings": gone},
@@ -118,6 +123,7 @@ def given(tiny_checkpoint: Path, image_folder: Path, tmp_path: Path, monkeypatch
         "pretrain": {"data": "gone"},
         "make_token_labels": {"teacher": "gone", "settings": gone, "output": tmp_path / "labels"},
         "tune": {"recipe": TINY, "settings": gone},
+        "reproduce": {"model": "digits", "settings": gone, "proxy": True, "expected": curves},
         "load_model": {"path": tiny_checkpoint},
     }
 

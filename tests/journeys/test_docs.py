@@ -23,6 +23,7 @@ from vitrail.config.commands import (
 from vitrail.config.recipes import find_recipe, list_recipes
 from vitrail.config.resolve import parse_command_line, read_yaml, resolve
 from vitrail.models.registry import create_model
+from vitrail.reproduction.recipes import find_recipes
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -77,11 +78,14 @@ def test_a_documented_command_is_understood(arguments: list[str]) -> None:
     recipes = [text for text in given if text not in settings and text in list_recipes()]
     if arguments[0] in ("doctor", "bench", "verify", "models"):
         return
+    if arguments[0] == "reproduce":
+        recipes = find_recipes(given[0])[:1] if given[0] not in list_recipes() else [given[0]]
     schema = {
         "train": TrainConfig,
         "finetune": TrainConfig,
         "pretrain": TrainConfig,
         "tune": TrainConfig,
+        "reproduce": TrainConfig,
         "preview": TrainConfig,
         "bench-data": TrainConfig,
         "evaluate": EvaluateConfig,

@@ -21,6 +21,7 @@ from vitrail.cli.explanation import explain
 from vitrail.cli.finetuning import finetune
 from vitrail.cli.inference import bench, evaluate, predict, verify
 from vitrail.cli.pretraining import pretrain
+from vitrail.cli.reproduction import reproduce
 from vitrail.cli.serving import serve
 from vitrail.cli.signals import tell_interrupted
 from vitrail.cli.token_labels import make_token_labels
@@ -63,6 +64,7 @@ COMMANDS = (
     finetune,
     pretrain,
     tune,
+    reproduce,
     evaluate,
     predict,
     embed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,3 +74,38 @@ def read_recipe(name: str) -> Recipe:
     """
     short, path = find_recipe(name)
     return Recipe(short, str(path), read_yaml(path, short))
+
+
+@dataclass(frozen=True)
+class RecipeHeader:
+    """What the comments above the settings of a recipe say, field by field; empty where it does not."""
+
+    title: str
+    published: str
+    reproduced: str
+    settings: str
+    """Where the settings come from, and what is decided otherwise."""
+    processes: int
+    """Processes that its command starts."""
+
+
+def read_header(text: str) -> RecipeHeader:
+    """Read the comments above the settings of a recipe, given as the text of its file."""
+    header = re.match(r"(#.*\n)+", text)
+    if header is None:
+        return RecipeHeader("", "", "", "", 1)
+    joined = re.sub(r"\n# ?(?![A-Z ])", " ", header[0])  # what goes on in the next line
+    processes = re.search(r"--nproc-per-node (\d+)", joined)
+    return RecipeHeader(
+        title=joined.splitlines()[0].removeprefix("# ").split(" (")[0].rstrip("."),
+        published=_read_field(joined, "Published"),
+        reproduced=_read_field(joined, "Reproduced"),
+        settings=_read_field(joined, "Settings"),
+        processes=int(processes[1]) if processes else 1,
+    )
+
+
+def _read_field(header: str, label: str) -> str:
+    """Return what a line of a header that begins with a label says; empty where there is none."""
+    found = re.search(rf"^# {label}: (.*?)\.?$", header, re.MULTILINE)
+    return found[1] if found else ""
