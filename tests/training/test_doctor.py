@@ -1,5 +1,6 @@
 """What the doctor sees, on this machine and on poorer ones."""
 
+import json
 import os
 import shutil
 from collections import namedtuple
@@ -86,6 +87,22 @@ def test_the_status_says_whether_all_is_good(capsys: pytest.CaptureFixture, monk
             main(["doctor"])
         assert caught.value.code == status
         assert (fix or "good") in capsys.readouterr().out
+
+
+def test_everything_is_written_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "doctor.json"
+    with pytest.raises(SystemExit):
+        main(["doctor", "--output", str(tmp_path), "--json", str(path)])
+    assert f"numbers: {path}" in " ".join(capsys.readouterr().err.split())
+    written = json.loads(path.read_text())
+    assert written["is_fit"] == (not any(check["fix"] for check in written["checks"]))
+    assert [check["name"] for check in written["checks"]][:3] == ["versions", "device", "cores"]
+    assert "torch 2." in written["checks"][0]["found"]
+    with pytest.raises(SystemExit) as caught:
+        main(["doctor", "--json", str(tmp_path)])
+    assert caught.value.code == 2
+    message = f"error: --json {tmp_path}: cannot be written (is a folder); choose another file"
+    assert capsys.readouterr().err.splitlines() == [message]
 
 
 @pytest.mark.thorough

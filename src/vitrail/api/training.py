@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from json import dumps
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from vitrail.api.results import Picture, Result, ResultList, Table, copy_fields
 from vitrail.config.commands import TrainConfig
 from vitrail.config.resolve import flatten, resolve
 from vitrail.display import Display
+from vitrail.distributed.launch import is_main_process
 from vitrail.errors import ConfigError, name_option, tell_count
 from vitrail.files import refuse_output
 from vitrail.migrate.given import Settings
@@ -282,20 +283,41 @@ def train(
 
 
 @checked
-def doctor(*, output: str | Path = "runs") -> MachineChecks:
+def doctor(
+    *,
+    output: str | Path = "runs",
+    json: str | Path | None = None,
+    display: Display | None = None,
+    progress: bool = True,
+) -> MachineChecks:
     """Look whether this machine is fit to train on, and say how to mend what is not.
 
     `vitrail.doctor()` does what `vitrail doctor` does.
 
     Args:
         output: Folder that runs are to be written to.
+        json: File that everything is also written to, such as for a report of a fault.
+        display: Where it is told that the file is written; None is the terminal or notebook.
+        progress: Whether it is told in a terminal or notebook.
+
+    Raises:
+        ConfigError: The file cannot be written.
     """
+    json_file = path_or_none(json)
+    if json_file is not None:
+        refuse_output("json", json_file, [])
+
     from vitrail.training.doctor import examine
 
     checks = examine(Path(output))
-    return MachineChecks(
+    result = MachineChecks(
         tuple(MachineCheck(check.name, check.found, check.fix) for check in checks)
     )
+    if json_file is not None and is_main_process():
+        with shown(display, progress) as display:
+            whole = {"is_fit": result.is_fit, "checks": [asdict(check) for check in result.items]}
+            write_json(json_file, whole, display)
+    return result
 
 
 @checked

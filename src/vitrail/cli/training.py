@@ -160,17 +160,21 @@ def doctor(
     output: Annotated[Path, Parameter(help="Folder that runs are to be written to.")] = Path(
         "runs"
     ),
+    json_file: JsonFile = None,
 ) -> int:
     """Look whether this machine is fit to train on, and say how to mend what is not; status 1 if anything is not.
 
     ```
     vitrail doctor
+    vitrail doctor --json doctor.json
     torchrun --nproc-per-node 8 -m vitrail doctor
     ```
     """
     from vitrail.api import training as api
+    from vitrail.cli.terminal import open_terminal
 
-    checks = api.doctor(output=output)
+    with open_terminal() as display:
+        checks = api.doctor(output=output, json=json_file, display=display)
     if is_main_process():
         show_result(checks)
     return int(not checks.is_fit)
