@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 
 from support.tiny_model import CLASSES, save_tiny
-
-if TYPE_CHECKING:
-    pass
 
 # before anything imports torch or rich; processes that tests start inherit it
 os.environ.update(OMP_NUM_THREADS="1", TERM="xterm", COLUMNS="200", LINES="50")
@@ -29,6 +26,10 @@ os.environ.update(HF_HOME=f"{_cache.name}/huggingface", HF_HUB_OFFLINE="1")
 os.environ["VITRAIL_KERNELS"] = "plain"
 for variable in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "UV"):
     os.environ.pop(variable, None)
+
+# tests in the background, or under nohup, would hand these down as ignored to the processes that they send them to
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # the same examples in every run, however busy the machine is
 hypothesis.settings.register_profile("vitrail", deadline=None, derandomize=True, database=None, max_examples=50)

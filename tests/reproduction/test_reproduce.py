@@ -112,6 +112,7 @@ def test_the_exit_status_says_where_a_run_ends(
     assert verdict in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_a_killed_proxy_goes_on_with_itself_and_its_band(
     slow: Path, expect: Callable[..., Path], image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

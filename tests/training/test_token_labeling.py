@@ -204,6 +204,7 @@ def test_tokens_are_learned_of_views_that_the_device_makes(image_folder: Path, m
     assert rows(plain)[0]["train_loss"] != rows(whole)[0]["train_loss"]
 
 
+@pytest.mark.thorough
 def test_a_run_that_was_killed_goes_on_to_the_last_bit(image_folder: Path, maps: Path) -> None:
     settings = (f"token_labels.folder={maps}", "train.epochs=6", "output.save_every_updates=1", "data.workers=2")
     root = image_folder.parent / "runs"
