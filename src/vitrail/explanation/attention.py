@@ -53,7 +53,7 @@ class Recorded:
     shares: Tensor
     """What queries give to keys (b, h, n, m), or (b * w, h, n, m) of windows and sentences."""
     values: Tensor
-    """Of the keys (b, h, m, d)."""
+    """Values of the keys (b, h, m, d)."""
     output: Tensor
     """What comes out (b, h, n, d), which stands in the graph of the logits."""
     grid: tuple[int, int] | None

@@ -166,8 +166,7 @@ class _Pass:
         weights = []
         for one, gradient in zip(recorded, gradients, strict=True):
             # in place, as those of T2T-ViT's first split are of 3,136 queries and as many keys
-            weight = one.gradient(gradient).mul_(one.shares).clamp_(min=0)
-            weights.append(weight[:, 0] if weight.shape[1] == 1 else weight.mean(dim=1))
+            weights.append(one.gradient(gradient).mul_(one.shares).clamp_(min=0).mean(dim=1))
         beyond = images - images.mean(dim=(2, 3), keepdim=True)
         added = (beyond * of_pixels).detach().sum(dim=1)
         return cls(model, size, len(images), recorded, weights, (), added)

@@ -34,8 +34,8 @@ take."""
 SCORES_AT_ONCE = 2**21
 """Scores that `long_attention` computes at a time, a few MB; the processor's caches hold them."""
 Record = Callable[[Tensor, Tensor, Tensor], None]
-"""Takes of one attention the shares (b, h, n, m) that queries give keys, the values (b, h, m, d), and
-what comes out (b, h, n, d)."""
+"""Takes the shares (b, h, n, m) that the queries of one attention give its keys, the values
+(b, h, m, d) of the keys, and what comes out (b, h, n, d)."""
 _records: dict[int, Record] = {}
 """By thread, who is told of attention; others, as those of a server, compute on as they were."""
 
@@ -78,13 +78,12 @@ def attend(
     with a softmax between them, and longer too for narrow heads; in float32 it takes longer where
     oneDNN multiplies faster than MKL.
     """
-    factor = q.shape[-1] ** -0.5 if scale is None else scale
     if is_symbolic(q):  # whose softmax is a node of its own, for who extracts it by its name
-        return _attend_unfused(q, k, v, factor, bias)
+        return _attend_unfused(q, k, v, scale, bias)
     out = _attend(q, k, v, scale, bias)
     if (record := recorder()) is not None:
         with torch.no_grad():
-            record(_share(q, k, factor, bias), v.detach(), out)
+            record(_share(q, k, scale, bias), v.detach(), out)
     return out
 
 
@@ -92,18 +91,17 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None, bias: Tensor |
     """Compute attention in the form that is fastest for such queries and keys."""
     if not q.is_cpu or is_recorded():
         return scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
-    (n, d), m = q.shape[-2:], k.shape[-2]
-    factor = d**-0.5 if scale is None else scale
     if bias is not None:
-        return _attend_unfused(q, k, v, factor, bias)
+        return _attend_unfused(q, k, v, scale, bias)
+    (n, d), m = q.shape[-2:], k.shape[-2]
     if n * m > MAX_SCORES * (n + 2 * m) * d:
         if is_long_better(q):
-            return long_attention(q, k, v, factor)
+            return long_attention(q, k, v, _settle_scale(q, scale))
     elif d < NARROW_HEAD and q.dtype in (torch.float32, torch.bfloat16):
         with torch.autocast("cpu", enabled=False):
-            return _attend_unfused(q.float(), k.float(), v.float(), factor).to(q.dtype)
+            return _attend_unfused(q.float(), k.float(), v.float(), scale).to(q.dtype)
     elif q.dtype == torch.bfloat16:
-        return _attend_unfused(q, k, v, factor)
+        return _attend_unfused(q, k, v, scale)
     return scaled_dot_product_attention(q, k, v, scale=scale)
 
 
@@ -226,11 +224,16 @@ def count_flops_backward(
 
 
 def _attend_unfused(
-    q: Tensor, k: Tensor, v: Tensor, factor: float, bias: Tensor | None = None
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None, bias: Tensor | None = None
 ) -> Tensor:
-    return _share(q, k, factor, bias) @ v
+    return _share(q, k, scale, bias) @ v
 
 
-def _share(q: Tensor, k: Tensor, factor: float, bias: Tensor | None) -> Tensor:
-    scores = (q * factor) @ k.transpose(-2, -1)
+def _share(q: Tensor, k: Tensor, scale: float | None, bias: Tensor | None) -> Tensor:
+    scores = (q * _settle_scale(q, scale)) @ k.transpose(-2, -1)
     return (scores if bias is None else scores + bias).softmax(-1)
+
+
+def _settle_scale(q: Tensor, scale: float | None) -> float:
+    """Return the factor of the scores, which is 1 / sqrt(d) unless it is given."""
+    return q.shape[-1] ** -0.5 if scale is None else scale
