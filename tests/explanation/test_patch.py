@@ -79,7 +79,7 @@ def test_what_cannot_be_magnified_is_one_line(
     exported = tmp_path / "best.torchscript"
     vitrail.export(tiny_checkpoint, format="torchscript", output=exported, progress=False)
     assert refused(capsys, "explain", exported, image, "--patch", "0,0") == (
-        f"error: --patch 0,0: {exported} has no map of the words in its patches; a TNT has"
+        f"error: --patch 0,0: {exported} has no map of the words in its patches; give a TNT, or leave it out"
     )
     with pytest.raises(
         ConfigError, match=r"^patch=0,1: a patch is magnified on sheets, which output writes; the words"

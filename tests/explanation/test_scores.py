@@ -222,22 +222,29 @@ def test_a_box_has_its_last_pixels(tmp_path: Path) -> None:
     assert read_boxes(path, 5, 3).nonzero().tolist() == [[0, 2, 1], [0, 3, 1]]
 
 
+def unread(reason: str) -> str:
+    return f"the boxes cannot be read ({reason}); give an XML file of PASCAL VOC"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("<annotation>", "the boxes cannot be read (no element found: line 1, column 12)"),
-        ("<!DOCTYPE a [<!ENTITY b 'c'>]>", "the boxes cannot be read (it declares a document type or entities)"),
-        (" " * 2**20 + "<a/>", "the boxes cannot be read (it is larger than 1,048,576 bytes)"),
-        ("<annotation/>", "has no box, which PASCAL VOC writes as object/bndbox"),
-        (BOXES.replace("<xmax>40</xmax>", ""), "the boxes cannot be read (could not convert string to float: '')"),
-        (BOXES.replace("<xmax>40", "<xmax>inf"), "the boxes cannot be read (cannot convert float infinity to integer)"),
+        ("<annotation>", unread("no element found: line 1, column 12")),
+        ("<!DOCTYPE a [<!ENTITY b 'c'>]>", unread("it declares a document type or entities")),
+        (" " * 2**20 + "<a/>", unread("has 1,048,580 bytes, and 1,048,576 are the most")),
+        ("<annotation/>", "has no box, which PASCAL VOC writes as object/bndbox; give one, or remove it"),
+        (BOXES.replace("<xmax>40</xmax>", ""), unread("could not convert string to float: ''")),
+        (BOXES.replace("<xmax>40", "<xmax>inf"), unread("cannot convert float infinity to integer")),
         (
             BOXES.replace("<width>40", "<width>50"),
             "the boxes are of an image of 50x32 and it has 40x32; give boxes for the images as they are",
         ),
-        (BOXES.replace("<xmax>40", "<xmax>41"), "a box from 1,1 to 41,10 does not lie in its image of 40x32"),
+        (
+            BOXES.replace("<xmax>40", "<xmax>41"),
+            "a box from 1,1 to 41,10 does not lie in its image of 40x32; count pixels from 1",
+        ),
     ],
-)  # fmt: skip
+)
 def test_boxes_that_cannot_be_used_are_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "one.xml"
     path.write_text(text)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vitrail.data.sources import FileSource, Source
 from vitrail.errors import ConfigError, DataError, name_option, printable, write_option
+from vitrail.files import read_regular
 from vitrail.images.decoding import decode_quietly, read_image
 from vitrail.images.pixels import PixelFormat, Pixels, UnreadableImage
 from vitrail.images.preprocess import Preprocess
@@ -57,20 +58,26 @@ class Masks:
         Raises:
             DataError: The file cannot be read, or is of another size than the image.
         """
-        read = read_boxes if path.suffix == BOXES else _read_mask
+        read = read_boxes if path.suffix == BOXES else read_mask
         mask = read(path, pixels.shape[1], pixels.shape[2])
         plain = replace(self.preprocess, channels=1, bits=8, mean=(0.0,), std=(1.0,))
         inside = (mask > 0).to(torch.uint8) * 255
         return plain.view(inside)[0] > 127
 
 
-def _read_mask(path: Path, height: int, width: int) -> Tensor:
-    """Return the values of a mask (1, h, w)."""
+def read_mask(path: Path, height: int, width: int) -> Tensor:
+    """Return the values of a mask (1, h, w), of which all but 0 is inside.
+
+    Raises:
+        DataError: The file cannot be read, or is of another size than the image.
+    """
     try:
         mask = decode_quietly(read_image(path), GRAY)
     except (OSError, UnreadableImage) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{printable(path)}: the mask cannot be read ({reason})") from error
+        raise DataError(
+            f"{printable(path)}: the mask cannot be read ({reason}); give a PNG"
+        ) from error
     if mask.shape[1:] != (height, width):
         raise DataError(
             f"{printable(path)}: the mask is {mask.shape[2]}x{mask.shape[1]} and its image "
@@ -87,18 +94,15 @@ def read_boxes(path: Path, height: int, width: int) -> Tensor:
 
     Args:
         path: The file.
-        height: Of its image, in pixels.
-        width: Of its image, in pixels.
+        height: Height of its image in pixels.
+        width: Width of its image in pixels.
 
     Raises:
         DataError: The file cannot be read, has no box, or is of another size than the image.
     """
     where = printable(path)
     try:
-        with path.open("rb") as file:
-            text = file.read(LARGEST_BOXES + 1)
-        if len(text) > LARGEST_BOXES:
-            raise ValueError(f"it is larger than {LARGEST_BOXES:,} bytes")
+        text = read_regular(path, LARGEST_BOXES)
         if b"<!" in text.replace(b"<!--", b""):  # entities can grow without end
             raise ValueError("it declares a document type or entities")
         root = ElementTree.fromstring(text)
@@ -109,9 +113,13 @@ def read_boxes(path: Path, height: int, width: int) -> Tensor:
         ]
     except (OSError, ValueError, OverflowError, ElementTree.ParseError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{where}: the boxes cannot be read ({reason})") from error
+        raise DataError(
+            f"{where}: the boxes cannot be read ({reason}); give an XML file of PASCAL VOC"
+        ) from error
     if not boxes:
-        raise DataError(f"{where}: has no box, which PASCAL VOC writes as object/bndbox")
+        raise DataError(
+            f"{where}: has no box, which PASCAL VOC writes as object/bndbox; give one, or remove it"
+        )
     if any(sides) and sides != [width, height]:
         raise DataError(
             f"{where}: the boxes are of an image of {sides[0]}x{sides[1]} and it has "
@@ -122,7 +130,7 @@ def read_boxes(path: Path, height: int, width: int) -> Tensor:
         if not (0 <= left <= right <= width and 0 <= top <= bottom <= height):
             raise DataError(
                 f"{where}: a box from {left},{top} to {right},{bottom} does not lie in its image of "
-                f"{width}x{height}"
+                f"{width}x{height}; count pixels from 1"
             )
         inside[:, max(top - 1, 0) : bottom, max(left - 1, 0) : right] = 1
     return inside

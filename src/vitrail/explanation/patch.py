@@ -55,7 +55,7 @@ def find_patch(explainer: Explainer, place: tuple[int, int]) -> Patch:
     model = explainer.answer
     if not isinstance(model, TNT):
         raise ConfigError(
-            f"{where}: {explainer.path} has no map of the words in its patches; a TNT has"
+            f"{where}: {explainer.path} has no map of the words in its patches; give a TNT, or leave it out"
         )
     if explainer.method not in WITH_WORDS:
         raise ConfigError(
