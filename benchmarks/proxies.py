@@ -28,6 +28,7 @@ from cifar10_runs import place, unpack
 from side_by_side import processor, publish
 
 import vitrail
+from vitrail.files import write_whole
 from vitrail.reproduction.curves import RULE, Curves, compute_band
 from vitrail.reproduction.proxies import OF_FAMILIES, SHIPPED
 
@@ -47,7 +48,8 @@ def main(
         for recipe in only:
             note = work / f"{recipe}-{seed}.json"
             if not note.exists():
-                write_note(note, train(work, images, recipe, seed, epochs))
+                done = train(work, images, recipe, seed, epochs)
+                write_whole(note, json.dumps(done, indent=1).encode())
     notes = read_notes(work, seeds, epochs)
     if not notes:
         print("no recipe has all its seeds yet; nothing is published")
@@ -75,13 +77,6 @@ def train(work: Path, images: Path, recipe: str, seed: int, epochs: int) -> dict
         "date": time.strftime("%Y-%m-%d"),
         "processor": f"{processor()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
     }
-
-
-def write_note(note: Path, values: dict[str, Any]) -> None:
-    """Write a note at once, so that a process that is killed leaves none that is cut."""
-    part = note.with_suffix(".part")
-    part.write_text(json.dumps(values, indent=1))
-    part.replace(note)
 
 
 def read_notes(work: Path, seeds: int, epochs: int) -> dict[str, list[dict[str, Any]]]:

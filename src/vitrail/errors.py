@@ -142,11 +142,18 @@ def write_option(name: str, value: object = "") -> str:
     return name_option(name) if value is True or value == "" else f"{name_option(name)} {value}"
 
 
-def command(*words: object) -> str:
-    """Return a vitrail command as it has to be typed: quoted, and through uv where this one was started by it."""
+def command(*words: object, processes: int = 1) -> str:
+    """Return a vitrail command as it has to be typed: quoted, and through uv where this one was started by it.
+
+    Args:
+        words: What stands after `vitrail`.
+        processes: Processes that it is to be started in; torchrun starts more than one.
+    """
     program = ["vitrail"]
+    if processes > 1:
+        program = ["torchrun", "--nproc-per-node", str(processes), "-m", "vitrail"]
     if "UV" in os.environ:  # set by `uv run`
-        program = ["uv", "run", "vitrail"]
+        program = ["uv", "run", *program]
     return shlex.join([*program, *map(str, words)])
 
 

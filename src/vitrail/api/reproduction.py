@@ -360,9 +360,10 @@ def _plain(result: Reproduction | ProxyRun) -> dict[str, Any]:
 
     plain = asdict(result)
     if isinstance(result, ProxyRun):
-        more = {"folder": str(result.folder), "place": result.place, "status": result.status}
-        plain |= more
+        plain["folder"] = str(result.folder)
+        plain["place"] = result.place
+        plain["status"] = result.status
     elif result.cost is not None:
-        days = {"here_s": result.cost.here_s, "devices_for_a_day": result.cost.devices_for_a_day}
-        plain["cost"] |= days
+        plain["cost"]["here_s"] = result.cost.here_s
+        plain["cost"]["devices_for_a_day"] = result.cost.devices_for_a_day
     return to_plain(plain)

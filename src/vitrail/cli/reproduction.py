@@ -21,12 +21,15 @@ def reproduce(
         bool,
         Parameter(
             help="Train the small proxy of the model's family on CIFAR-10 instead, and compare its "
-            "curve with the band of our own runs; begun, or gone on with."
+            "curve with the band of our own runs; a run that was stopped is resumed."
         ),
     ] = False,
     expected: Annotated[
         Path | None,
-        Parameter(help="A file of curves of your own runs, for --proxy; docs/reproduce.md."),
+        Parameter(
+            help="With --proxy, a JSON file of curves of your own runs to compare with, as "
+            "docs/reproduce.md shows it."
+        ),
     ] = None,
     seconds: Annotated[
         float, Parameter(help="Seconds to make updates for, from which the cost follows.")

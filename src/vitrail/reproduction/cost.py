@@ -10,6 +10,7 @@ import torch
 
 from vitrail.config.commands import TrainConfig
 from vitrail.config.sections import DataSection
+from vitrail.config.training_sections import FreezeSection
 from vitrail.data.loader import Batch
 from vitrail.display import Display, Quiet
 from vitrail.distributed.processes import choose_precision, processes
@@ -131,7 +132,7 @@ def on_digits(config: TrainConfig, batch_size: int) -> TrainConfig:
         data=DataSection(name="digits", workers=0, check=False),
         model=replace(config.model, weights=None),
         augment=replace(config.augment, auto_augment=None, color_jitter=None, repeats=1),
-        freeze=type(config.freeze)(),
+        freeze=FreezeSection(),
         train=replace(
             config.train, batch_size=batch_size, accumulate=1, epoch_images=None, monitor=None
         ),

@@ -106,13 +106,13 @@ def _pool(groups: Sequence[Sequence[float]]) -> float:
     return math.sqrt(squares / freedom)
 
 
-def read_curves(path: Path, option: str = "expected") -> Curves:
-    """Read a file of curves.
+def read_curves(path: Path) -> Curves:
+    """Read a file of curves, as `vitrail reproduce --expected` takes it.
 
     Raises:
-        ConfigError: There is none, or it is none; the message names the option that gave it.
+        ConfigError: There is no such file, or it has no curves; the message names the option.
     """
-    where = write_option(option, path)
+    where = write_option("expected", path)
     try:
         content = json.loads(read_regular(path, MOST_BYTES))
     except OSError as error:

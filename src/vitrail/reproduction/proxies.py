@@ -76,7 +76,9 @@ def choose_proxy(model: str, family: Family[Any], given: Layer, expected: Path |
     if is_laid_out(config.data):
         values["data"] = {**values.get("data", {}), "name": None, "val_split": "test"}
         config = resolve(TrainConfig, [layer, Layer(given.origin, values)]).config
-        notes.append(f"{config.data.root}: {tell_laid_out()}")
+        notes.append(
+            f"{config.data.root}: read as image folders, train/ to train on and test/ to validate with"
+        )
     refuse_gaps(config, recipe)
     if config.data.name is None:
         refuse_other_images(config.data, recipe, curves.images)
@@ -149,11 +151,6 @@ def is_laid_out(section: DataSection) -> bool:
         return False
     root = Path(section.root).expanduser()
     return (root / "train").is_dir() and (root / "test").is_dir()
-
-
-def tell_laid_out() -> str:
-    """Return what is said of images in folders."""
-    return "read as image folders, train/ to train on and test/ to validate with"
 
 
 def refuse_gaps(config: TrainConfig, recipe: str) -> None:

@@ -182,7 +182,7 @@ def next_command(recipe: RecipeOfModel, devices: int) -> str:
         place = ""
     elif recipe.config.data.name is not None:
         place = "data.download=true"
-    words = ["train", recipe.name, *([place] if place else [])]
-    if devices < 2:
-        return command(*words)
-    return command(*words).replace("vitrail", f"torchrun --nproc-per-node {devices} -m vitrail", 1)
+    words = ["train", recipe.name]
+    if place:
+        words.append(place)
+    return command(*words, processes=devices)

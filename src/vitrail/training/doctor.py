@@ -178,8 +178,7 @@ def _disk(folder: Path) -> Check:
 
 def _collective(accelerator: Accelerator) -> Check:
     if accelerator.num_processes == 1:
-        torchrun = command("doctor").replace("vitrail", "torchrun --nproc-per-node 2 -m vitrail")
-        return Check("network", f"one process; to test many: {torchrun}")
+        return Check("network", f"one process; to test many: {command('doctor', processes=2)}")
     numbers = 2**22
     seconds = all_reduce_seconds(accelerator, numbers, COLLECTIVE_S)
     world = accelerator.num_processes
