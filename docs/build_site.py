@@ -141,8 +141,7 @@ def find_languages() -> tuple[Language, Language]:
         for path in sorted((ROOT / folder).glob("*.md")):
             english[path.relative_to(ROOT)] = path.name if folder == "docs" else f"{folder}/{path.name}"
     chinese = {path.relative_to(ROOT): path.name for path in sorted((ROOT / "docs" / "zh").glob("*.md"))}
-    if (ROOT / "README.zh.md").exists():
-        chinese[Path("README.zh.md")] = "index.md"
+    chinese[Path("README.zh.md")] = "index.md"
     return (
         Language("en", "English", "", "vitrail", english),
         Language("zh", "\u4e2d\u6587", "zh/", "vitrail \u4e2d\u6587\u6587\u6863", chinese),
@@ -169,9 +168,10 @@ class Assembler:
         def led(found: re.Match[str]) -> str:
             return found[1] + self._target(page, found[2], source) + found[3]
 
-        # what is fenced is left alone; a link's text may go over two lines
+        # every second part is fenced, and left alone; a link's text may go over two lines
         parts = FENCED.split(text)
-        return "".join(part if part.lstrip().startswith("```") else LINK.sub(led, part) for part in parts)
+        parts[::2] = [LINK.sub(led, part) for part in parts[::2]]
+        return "".join(parts)
 
     def _target(self, page: str, address: str, source: Path) -> str:
         """Return what a link of a page becomes: a page of this language, of the other, or one that shows a file."""
@@ -234,9 +234,6 @@ def show(file: Path) -> str:
 
 def write_settings(language: Language, other: Language, folder: Path, nav: list[object]) -> Path:
     """Write what zensical is told, and return where."""
-    others = [{"name": other.name, "lang": other.code, "link": other.folder}]
-    if "index.md" not in other.sources.values():
-        others = []
     shutil.copytree(THEME, folder / "theme")
     shutil.copytree(THEME / "assets", folder / "docs" / "assets")
     python = {"paths": [str(ROOT / "src")], "options": site_pages.API_OPTIONS}
@@ -258,8 +255,8 @@ def write_settings(language: Language, other: Language, folder: Path, nav: list[
             "generator": False,
             "polyfills": ["assets/iframe-worker.js"],
             # a true value shows theme/partials/alternate.html; a list would make each page ask for a sitemap
-            "alternate": bool(others),
-            "languages": others,
+            "alternate": True,
+            "languages": [{"name": other.name, "lang": other.code, "link": other.folder}],
         },
         "plugins": ["search", "offline", {"mkdocstrings": {"enable_inventory": False, "handlers": {"python": python}}}],
         "markdown_extensions": [
@@ -290,10 +287,11 @@ def settle_addresses(site: Path) -> None:
         here = path.parent.relative_to(site).as_posix()
 
         def settled(found: re.Match[str], here: str = here) -> str:
-            target, anchor = urldefrag(found[2])
-            if not (site / target).is_file():
-                target, anchor = ("zh/" if target.startswith("zh/") else "") + "index.html", ""
-            return f'{found[1]}="{posixpath.relpath(target, here)}{"#" + anchor if anchor else ""}"'
+            target, hash_sign, anchor = found[2].partition("#")
+            if (site / target).is_file():
+                return f'{found[1]}="{posixpath.relpath(target, here)}{hash_sign}{anchor}"'
+            home = "zh/index.html" if target.startswith("zh/") else "index.html"
+            return f'{found[1]}="{posixpath.relpath(home, here)}"'
 
         text = path.read_text(encoding="utf-8")
         path.write_text(re.sub(rf'(href)="[./]*{SITE}([^"]*)"', settled, text), encoding="utf-8")
@@ -396,7 +394,7 @@ def english_navigation(language: Language, generated: dict[str, list[object]]) -
 
 
 def chinese_navigation(language: Language, english: Language) -> list[object]:
-    """Return the same sections; what is not translated leads to the English page."""
+    """Return the sections for the Chinese site; a page that is not translated leads to the English one."""
     nav: list[object] = []
     for section, pages in SECTIONS.items():
         entries: list[object] = []
@@ -417,9 +415,8 @@ def build(output: Path) -> int:
         folder = Path(place)
         run_zensical(assemble(english, chinese, folder / "en"))
         site = folder / "en" / "site"
-        if "index.md" in chinese.sources.values():
-            run_zensical(assemble(chinese, english, folder / "zh"))
-            shutil.move(folder / "zh" / "site", site / "zh")
+        run_zensical(assemble(chinese, english, folder / "zh"))
+        shutil.move(folder / "zh" / "site", site / "zh")
         settle_addresses(site)
         if broken := list(find_broken(site)):
             raise BuildError("\n".join(broken))

@@ -7,13 +7,13 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import vitrail
 from vitrail.cli.app import app
-from vitrail.config.recipes import find_recipe, list_recipes
+from vitrail.config.recipes import find_recipe, list_recipes, read_header, read_recipe
 from vitrail.models.catalogue import COLUMNS, catalogue
 from vitrail.models.registry import find_variant, list_models
+from vitrail.reproduction.recipes import find_recipes
 
 ROOT = Path(__file__).parents[1]
 Writer = Callable[[str, str, Path], None]
@@ -84,14 +84,17 @@ def write_models(write: Writer) -> list[object]:
     """Write a page for each model: facts, weights, cost by engine, recipes and commands."""
     published = list(vitrail.list_weights())
     costs = read_engines()
+    trained = {one: read_recipe(one).layer.values["model"]["name"] for one in list_recipes()}
     rows, nav = [], []
     for name, *facts in catalogue():
         family = find_variant(name)[0]
         text = f"# {name}\n\n{family.title}: [paper]({family.paper}), [official code]({family.code}).\n\n## Facts\n\n"
         named = dict(zip(COLUMNS[1:], facts, strict=True))
-        recipes = [one for one in list_recipes() if is_recipe_of(one, name)]
-        own = [read_recipe(one)["Reproduced"] for one in recipes if one.endswith("_imagenet")]
-        reproduced = own[0].rstrip(".") if own else "not yet run"
+        recipes = [one for one, model in trained.items() if model == name]
+        reproduced = "not yet run"
+        for one in find_recipes(name)[:1]:  # that of the published number, where there is one
+            if one.endswith("_imagenet"):
+                reproduced = read_header(find_recipe(one)[1].read_text(encoding="utf-8")).reproduced
         accuracy = ("top-1 / top-5, %", f"{named.pop('published top-1')} / {named.pop('top-5')}", reproduced)
         text += table(("fact", "value"), list(named.items()))
         text += f"\n## Accuracy on ImageNet-1k\n\n{table(('', 'published', 'reproduced'), [accuracy])}"
@@ -116,11 +119,6 @@ def write_models(write: Writer) -> list[object]:
     columns = ("model", *COLUMNS[1:5], "reproduced top-1")
     write("model/index.md", f"# Each model\n\n{table(columns, rows)}", MADE)
     return ["model/index.md", *nav]
-
-
-def is_recipe_of(recipe: str, model: str) -> bool:
-    """Say whether a recipe trains a model."""
-    return f"\n  name: {model}\n" in find_recipe(recipe)[1].read_text(encoding="utf-8")
 
 
 def commands_of(name: str, recipes: list[str], is_published: bool) -> str:
@@ -152,42 +150,20 @@ def read_engines() -> dict[str, str]:
     return found
 
 
-def read_recipe(name: str) -> dict[str, Any]:
-    """Return what the header of a recipe says: its lines, commands, and figures of both kinds."""
-    header = read_header(name)
-    joined = re.sub(r"(?<!\.)\n# ?(?![A-Z ])", " ", header)  # what goes on in the next line
-    said = [line.removeprefix("#").strip() for line in joined.splitlines()]
-    commands = [line.removeprefix("#").strip() for line in header.splitlines() if line.startswith("#   ")]
-    found: dict[str, Any] = {"Published": "", "Reproduced": "", "commands": commands, "notes": []}
-    for line in said:
-        label, _, figures = line.partition(": ")
-        if label in ("Published", "Reproduced"):
-            found[label] = figures
-        elif line and line not in commands:
-            found["notes"].append(line)
-    return found
-
-
-def read_header(name: str) -> str:
-    """Return the comment that a recipe begins with."""
-    found = re.match(r"(#.*\n)+", find_recipe(name)[1].read_text(encoding="utf-8"))
-    assert found is not None, name
-    return found[0]
-
-
 def write_recipes(write: Writer) -> list[object]:
     """Write a page for each recipe: what its header says, and its settings."""
     rows, nav = [], []
     for name in sorted(list_recipes()):
-        said = read_recipe(name)
-        first, *notes = said["notes"]
-        figures = (said["Published"], said["Reproduced"])
-        page = f"# {name}\n\n{first}\n\n```bash\n" + "\n".join(said["commands"]) + "\n```\n\n"
+        text = find_recipe(name)[1].read_text(encoding="utf-8")
+        header = read_header(text)
+        first, *notes = header.notes
+        figures = (header.published, header.reproduced)
+        page = f"# {name}\n\n{first}\n\n```bash\n" + "\n".join(header.commands) + "\n```\n\n"
         page += table(("published", "reproduced"), [figures]) + "\n"
         page += "".join(f"- {line}\n" for line in notes) + "\n## Settings\n\n"
         page += "[Every setting](config.md) that is not here has its default; "
         page += f"`vitrail config {name}` shows them all.\n\n"
-        settings = find_recipe(name)[1].read_text(encoding="utf-8").removeprefix(read_header(name))
+        settings = re.sub(r"\A(#.*\n)+", "", text)
         write(f"recipes/{name}.md", f"{page}```yaml\n{settings}```\n", MADE)
         rows.append((f"[{name}](page:recipes/{name}.md)", *figures))
         nav.append({name: f"recipes/{name}.md"})

@@ -16,8 +16,7 @@ import pytest
 from support.chromium import CHROMIUM, Page
 
 ROOT = Path(__file__).parents[2]
-HAS_CHINESE = (ROOT / "README.zh.md").exists()
-LANGUAGES = ["", "zh/"] if HAS_CHINESE else [""]
+LANGUAGES = ["", "zh/"]
 KINDS = (
     "index.html",
     "adding_a_family.html",
@@ -89,7 +88,6 @@ def test_nothing_is_fetched_from_another_host(site: Path, builder: ModuleType) -
 
 
 @pytest.mark.thorough
-@pytest.mark.skipif(not HAS_CHINESE, reason="there is no README.zh.md")
 def test_the_switch_of_the_language_stays_on_the_page(site: Path) -> None:
     for ours, theirs in (("training.html", "zh/training.html"), ("zh/training.html", "../training.html")):
         assert f'href="{theirs}"' in (site / ours).read_text()

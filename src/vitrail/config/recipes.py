@@ -87,14 +87,26 @@ class RecipeHeader:
     """Where the settings come from, and what is decided otherwise."""
     processes: int
     """Processes that its command starts."""
+    commands: tuple[str, ...]
+    """What to type, line by line."""
+    notes: tuple[str, ...]
+    """Each other line, from the title with its source on, as long as it goes on."""
 
 
 def read_header(text: str) -> RecipeHeader:
     """Read the comments above the settings of a recipe, given as the text of its file."""
     header = re.match(r"(#.*\n)+", text)
     if header is None:
-        return RecipeHeader("", "", "", "", 1)
+        return RecipeHeader("", "", "", "", 1, (), ())
     joined = re.sub(r"\n# ?(?![A-Z ])", " ", header[0])  # what goes on in the next line
+    commands, notes = [], []
+    # of notes, a full stop at the end of a line ends one
+    for line in re.sub(r"(?<!\.)\n# ?(?![A-Z ])", " ", header[0]).splitlines():
+        text = line.removeprefix("#").strip()
+        if line.startswith("#   "):
+            commands.append(text)
+        elif text and not text.startswith(("Published: ", "Reproduced: ")):
+            notes.append(text)
     processes = re.search(r"--nproc-per-node (\d+)", joined)
     return RecipeHeader(
         title=joined.splitlines()[0].removeprefix("# ").split(" (")[0].rstrip("."),
@@ -102,6 +114,8 @@ def read_header(text: str) -> RecipeHeader:
         reproduced=_read_field(joined, "Reproduced"),
         settings=_read_field(joined, "Settings"),
         processes=int(processes[1]) if processes else 1,
+        commands=tuple(commands),
+        notes=tuple(notes),
     )
 
 
