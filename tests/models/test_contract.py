@@ -553,3 +553,14 @@ def test_a_wrong_request_is_explained(name: str, overrides: dict[str, Any], mess
 def test_all_problems_of_a_configuration_are_told_at_once() -> None:
     with pytest.raises(ConfigError, match=r"num_classes is -2.*drop_path_rate is 2.*cannot be split over num_heads 7"):
         create_model("tnt_s_patch16_224", num_classes=-2, drop_path_rate=2, num_heads=7)
+
+
+OF_AN_ADDED_FAMILY = (
+    test_logits_features_and_tokens_have_the_promised_shapes,
+    test_gradient_reaches_every_trainable_parameter,
+    test_head_can_be_replaced_and_removed,
+    test_intermediate_maps_are_what_the_named_modules_return,
+    test_nothing_behind_the_last_chosen_level_is_computed,
+    test_layers_grow_from_zero_along_the_forward_pass,
+)
+"""What the tests of families outside of FAMILIES check of them."""

@@ -36,17 +36,7 @@ def mixer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     del sys.modules[path.stem]
 
 
-@pytest.mark.parametrize(
-    "check",
-    [
-        contract.test_logits_features_and_tokens_have_the_promised_shapes,
-        contract.test_gradient_reaches_every_trainable_parameter,
-        contract.test_head_can_be_replaced_and_removed,
-        contract.test_intermediate_maps_are_what_the_named_modules_return,
-        contract.test_nothing_behind_the_last_chosen_level_is_computed,
-        contract.test_layers_grow_from_zero_along_the_forward_pass,
-    ],
-)
+@pytest.mark.parametrize("check", contract.OF_AN_ADDED_FAMILY)
 def test_contract_covers_it(mixer: ModuleType, check: Callable[..., Any]) -> None:
     check(mixer.FAMILY, replace(mixer.FAMILY.variants[NAME].config, **mixer.FAMILY.tiny))
 
