@@ -321,10 +321,10 @@ def test_every_file_is_ascii() -> None:
 def test_public_names_resolve_and_are_documented() -> None:
     assert set(vitrail.__all__) == set(dir(vitrail)) == {
         "VitrailError", "add_weights", "attention", "bench", "bench_data", "check_data", "convert", "create_model",
-        "doctor", "embed", "evaluate", "explain", "export", "fetch_weights", "finetune", "list_models", "list_weights",
-        "load_model", "make_token_labels", "measure_depth", "pack", "predict", "pretrain", "preview", "quantize",
-        "reproduce", "resize_data", "score_explanations", "serve", "show_config", "sweep_preprocess", "train", "tune",
-        "verify", "write_inputs",
+        "doctor", "embed", "evaluate", "explain", "export", "fetch_weights", "finetune", "list_models",
+        "list_weights", "load_model", "make_token_labels", "measure_depth", "pack", "predict", "pretrain", "preview",
+        "quantize", "register_family", "reproduce", "resize_data", "score_explanations", "serve", "show_config",
+        "sweep_preprocess", "train", "tune", "verify", "write_inputs",
     }  # fmt: skip
     for name in vitrail.__all__:
         assert getattr(vitrail, name).__doc__

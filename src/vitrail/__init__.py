@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vitrail.api.models import create_model as create_model
     from vitrail.api.models import list_models as list_models
     from vitrail.api.models import load_model as load_model
+    from vitrail.api.models import register_family as register_family
     from vitrail.api.pretraining import pretrain as pretrain
     from vitrail.api.preview import preview as preview
     from vitrail.api.reproduction import reproduce as reproduce
@@ -70,6 +71,7 @@ _PUBLIC = {
     "pretrain": "vitrail.api.pretraining",
     "preview": "vitrail.api.preview",
     "quantize": "vitrail.api.deploy",
+    "register_family": "vitrail.api.models",
     "reproduce": "vitrail.api.reproduction",
     "resize_data": "vitrail.api.data",
     "serve": "vitrail.api.serving",
@@ -106,6 +108,7 @@ __all__ = [
     "pretrain",
     "preview",
     "quantize",
+    "register_family",
     "reproduce",
     "resize_data",
     "score_explanations",

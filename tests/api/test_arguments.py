@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import vitrail
 from support.commands import refused
 from support.runs import TINY, Notebook
 from vitrail.api.inference import iterate_predictions
+from vitrail.models import twins
 
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     **{name: getattr(vitrail, name) for name in vitrail.__all__ if name != "VitrailError"},
@@ -110,6 +112,7 @@ def given(tiny_checkpoint: Path, image_folder: Path, tmp_path: Path, monkeypatch
         "pack": {"settings": {"data.root": image_folder}, "output": tmp_path / "shards"},
         "resize_data": {"settings": {"data.root": image_folder}, "output": tmp_path / "small", "short_side": 8},
         "create_model": {"name": "tnt_ti_patch16_224"},
+        "register_family": {"family": replace(twins.FAMILY, name="mine", variants={}, aliases={})},
         "list_models": {},
         "list_weights": {},
         "fetch_weights": {"names": "gone"},

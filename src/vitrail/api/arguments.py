@@ -179,7 +179,7 @@ def _read_one(value: Any, kind: Any) -> Any:
         if not isinstance(value, kind if kind in (bool, str) else int | float):
             raise ValueError(WORDS[kind])
         return read_value(value, kind)
-    is_fitting = callable(value) if origin is Callable else isinstance(value, kind)
+    is_fitting = callable(value) if origin is Callable else isinstance(value, origin or kind)
     if not is_fitting:
         raise ValueError
     return value
@@ -221,6 +221,7 @@ def _describe(kind: Any, kinds: Sequence[Any]) -> str:
         return "a list of texts" if len(kinds) == 1 else "several of them"
     if get_origin(kind) is Callable:
         return "a function"
+    kind = get_origin(kind) or kind  # of a class with parameters
     return WORDS.get(kind, f"of type {kind.__module__}.{kind.__qualname__}")
 
 

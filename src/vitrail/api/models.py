@@ -13,6 +13,7 @@ from vitrail.weights.published.catalogue import WORD, find_row
 
 list_models = checked(registry.list_models)
 load_model = checked(loading.load_model)
+register_family = checked(registry.register_family)
 
 
 @checked

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from json import dumps
 from pathlib import Path
 from typing import Any
@@ -232,6 +232,7 @@ def train(
     resume: str | Path | None = None,
     extend: str | Path | None = None,
     fork: str | Path | None = None,
+    loss: Callable[[Any, Any], Any] | None = None,
     display: Display | None = None,
     progress: bool = True,
     **sections: Any,
@@ -249,6 +250,10 @@ def train(
         resume: Run folder to go on with; with a recipe, begun if it is not there yet.
         extend: Run folder to lengthen, with train.epochs.
         fork: Run folder whose weights a new run begins with.
+        loss: A loss of your own instead of cross-entropy, such as one of torchvision.ops: it takes
+            logits and targets, both (b, k), the targets with smoothing, mixing and class weights in
+            them, and returns the loss of each image, (b,). The run records its name as train.loss,
+            and is resumed with it only. `val_loss` stays the cross-entropy.
         display: Where progress is shown; None is the terminal or notebook.
         progress: Whether progress is shown in a terminal or notebook.
         sections: Settings by section, such as optim={"lr": 1e-3}.
@@ -262,6 +267,12 @@ def train(
         Stopped: A signal or train.max_hours said so; everything is saved.
     """
     given = read_settings(train, settings, sections)
+    if loss is not None:
+        from vitrail.training.given_loss import name_loss
+
+        of_training = {**given.layer.values.get("train", {}), "loss": name_loss(loss)}
+        values = {**given.layer.values, "train": of_training}
+        given = replace(given, layer=replace(given.layer, values=values))
     name = None if recipe is None else str(recipe)
     paths = {
         "resume": path_or_none(resume),
@@ -277,7 +288,12 @@ def train(
         refuse_left_options(start.left, start.config.model.name)
         tell_remarks(display, start.remarks)
         done = run(
-            start.config, name=start.name, resume=start.resume, fork=start.fork, display=display
+            start.config,
+            name=start.name,
+            resume=start.resume,
+            fork=start.fork,
+            display=display,
+            loss=loss,
         )
     return TrainResult(**copy_fields(TrainResult, done))
 

@@ -440,6 +440,9 @@ class TrainSection:
     log_every: int = 20
     """Number of updates from one row of steps.jsonl to the next: loss since the row before,
     learning rate, norm of the gradient; reading them waits for the device."""
+    loss: str | None = None
+    """Name of a loss given in Python, `vitrail.train(..., loss=FUNCTION)`, which sets it; null is
+    the loss of the labels."""
     monitor: (
         Literal[
             "val_top1",

@@ -251,7 +251,7 @@ def _read_classes(shapes: Shapes) -> dict[str, Any]:
     return {"num_classes": count_classes(shapes)}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Family(Generic[C]):
     """Everything the toolkit needs to know about one architecture; nothing else of it knows a family by its name."""
 

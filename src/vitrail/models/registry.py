@@ -1,4 +1,4 @@
-"""Models by name: list, find and build them. To add a family, write its file and name it in FAMILIES."""
+"""Models by name: list, find and build them. A family is named in FAMILIES, or added by `register_family`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,49 @@ from vitrail.errors import ConfigError, format_choices, shorten, suggest
 from vitrail.models import pyramid_tnt, t2t_vit, timm_model, tnt, twins
 from vitrail.models.family import Family, Library, ModelConfig, Variant, VisionModel
 
-FAMILIES: tuple[Family[Any], ...] = (
+FAMILIES: list[Family[Any]] = [
     tnt.FAMILY,
     t2t_vit.FAMILY,
     twins.FAMILY,
     pyramid_tnt.FAMILY,
-)
+]
+"""Our own families, and those that were added since."""
+OWN = tuple(family.name for family in FAMILIES)
+"""Names of the families that this package brings, which no other takes the place of."""
 LIBRARIES: tuple[Library, ...] = (timm_model.LIBRARY,)
 """Other packages whose models have names here too, behind a prefix. They are listed where a pattern
 begins with that prefix, and looked up by whole names only."""
+
+
+def register_family(family: Family[Any]) -> None:
+    """Add a family of models of your own, which every function then knows by the names of its models.
+
+    It is added to this process: a program of yours that adds it and then calls `vitrail.train`, or
+    the command line's `main`, does so in each of its processes. A family that was added under the
+    same name before is replaced, so that a notebook's cell can be run again.
+
+    Args:
+        family: What the toolkit needs to know about the architecture.
+
+    Raises:
+        ConfigError: One of its names is that of another family or of its models.
+    """
+    if family.name in OWN:
+        raise ConfigError(
+            f"register_family: {family.name} is a family of vitrail itself; name yours differently"
+        )
+    others = [other for other in FAMILIES if other.name != family.name]
+    for name in (*family.variants, *family.aliases):
+        for other in others:
+            if name in other.variants or name in other.aliases:
+                raise ConfigError(
+                    f"register_family: {name} is a model of {other.title}; name yours differently"
+                )
+        if find_library(name) is not None:
+            raise ConfigError(
+                f"register_family: {name} begins as models of another library do; name it differently"
+            )
+    FAMILIES[:] = [*others, family]
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -27,6 +27,7 @@ from vitrail.distributed.processes import gather_texts, sum_over_processes
 from vitrail.errors import DataError
 from vitrail.images.preprocess import normalise
 from vitrail.models.family import VisionModel
+from vitrail.training.given_loss import GivenLoss
 
 VAL_VIEW = -1
 """Number of the view that validation images are shown in, which no epoch has."""
@@ -43,9 +44,14 @@ class NoLabels:
 
     @classmethod
     def build(
-        cls, config: TrainConfig, source: Source, counts: NDArray[np.int64], device: torch.device
+        cls,
+        config: TrainConfig,
+        source: Source,
+        counts: NDArray[np.int64],
+        device: torch.device,
+        given: GivenLoss | None = None,
     ) -> Self:
-        """Return the loss."""
+        """Return the loss; none can be given."""
         return cls()
 
     @classmethod
@@ -59,6 +65,10 @@ class NoLabels:
             problems.append(
                 f"augment.label_smoothing={config.augment.label_smoothing:g}: smooths labels; set it "
                 "to 0"
+            )
+        if config.train.loss is not None:
+            problems.append(
+                f"train.loss={config.train.loss}: takes targets of classes; leave the loss out"
             )
         if config.train.monitor not in (None, *MONITORS):
             problems.append(

@@ -23,6 +23,7 @@ from vitrail.data.sources import Source
 from vitrail.errors import ConfigError
 from vitrail.images.batch_augment import make_soft_targets
 from vitrail.training.class_balance import Balance, build_balance, imbalance_warnings
+from vitrail.training.given_loss import GivenLoss
 from vitrail.training.imitation import NoLabels
 
 SINGLE_LABEL_MONITORS = (
@@ -49,7 +50,12 @@ class Objective(Protocol):
 
     @classmethod
     def build(
-        cls, config: TrainConfig, source: Source, counts: NDArray[np.int64], device: torch.device
+        cls,
+        config: TrainConfig,
+        source: Source,
+        counts: NDArray[np.int64],
+        device: torch.device,
+        given: GivenLoss | None = None,
     ) -> Self:
         """Return the loss that the settings ask for.
 
@@ -58,6 +64,7 @@ class Objective(Protocol):
             source: The training images.
             counts: Training images of each class.
             device: Where the loss is computed.
+            given: The user's own loss of each image; None is that of the labels.
         """
         ...
 
@@ -110,13 +117,21 @@ class SingleLabelLoss:
 
     balance: Balance
     smoothing: float
+    given: GivenLoss | None = None
+    """The user's own loss of each image, in the place of cross-entropy."""
 
     @classmethod
     def build(
-        cls, config: TrainConfig, source: Source, counts: NDArray[np.int64], device: torch.device
+        cls,
+        config: TrainConfig,
+        source: Source,
+        counts: NDArray[np.int64],
+        device: torch.device,
+        given: GivenLoss | None = None,
     ) -> Self:
         """Return the loss with the settings' class weights, logit adjustment and label smoothing."""
-        return cls(build_balance(config.balance, counts, device), config.augment.label_smoothing)
+        balance = build_balance(config.balance, counts, device)
+        return cls(balance, config.augment.label_smoothing, given)
 
     @classmethod
     def problems(cls, config: TrainConfig) -> list[str]:
@@ -141,8 +156,11 @@ class SingleLabelLoss:
     def loss(
         self, logits: Float[Tensor, "b k"], targets: Float[Tensor, "b k"]
     ) -> Float[Tensor, ""]:
-        """Return the sum over the images of the cross-entropy."""
-        return cross_entropy(logits + self.balance.offsets, targets, reduction="sum")
+        """Return the sum over the images of the cross-entropy, or of the user's own loss."""
+        logits = logits + self.balance.offsets
+        if self.given is not None:
+            return self.given(logits, targets).sum()
+        return cross_entropy(logits, targets, reduction="sum")
 
     def row_numbers(self, correct: float, images: float) -> Mapping[str, float | None]:
         """Return the top-1 accuracy in percent; a mixed image counts for the class of its larger part."""
@@ -170,14 +188,21 @@ class MultiLabelLoss:
 
     label_sets: NDArray[np.bool_]
     section: MultiLabelSection
+    given: GivenLoss | None = None
+    """The user's own loss of each image, in the place of the binary ones."""
 
     @classmethod
     def build(
-        cls, config: TrainConfig, source: Source, counts: NDArray[np.int64], device: torch.device
+        cls,
+        config: TrainConfig,
+        source: Source,
+        counts: NDArray[np.int64],
+        device: torch.device,
+        given: GivenLoss | None = None,
     ) -> Self:
         """Return the binary cross-entropy or asymmetric loss that the settings ask for."""
         assert source.label_sets is not None
-        return cls(source.label_sets, config.multi_label)
+        return cls(source.label_sets, config.multi_label, given)
 
     @classmethod
     def problems(cls, config: TrainConfig) -> list[str]:
@@ -209,6 +234,8 @@ class MultiLabelLoss:
     ) -> Float[Tensor, ""]:
         """Return the sum over the images of the mean over the classes."""
         section = self.section
+        if self.given is not None:
+            return self.given(logits, targets).sum()
         if section.loss == "bce":
             losses = binary_cross_entropy_with_logits(logits, targets, reduction="none")
         else:

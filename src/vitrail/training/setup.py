@@ -52,6 +52,7 @@ from vitrail.models.family import VisionModel
 from vitrail.models.registry import canonical_name, kernels_of
 from vitrail.training.class_balance import check_counts
 from vitrail.training.distilling import build_distillation, origin_of_teacher
+from vitrail.training.given_loss import GivenLoss, check_loss
 from vitrail.training.initial_model import (
     adopt_recorded_settings,
     build_model,
@@ -175,6 +176,7 @@ def build_job(
     display: Display,
     stop: Stop,
     is_new: bool = True,
+    loss: GivenLoss | None = None,
 ) -> tuple[Job, VisionModel]:
     """Find the images, and build the model and the loaders for them; a new run begins with the weights it names."""
     # Images
@@ -184,6 +186,7 @@ def build_job(
     check_counts(config.balance, counts, data.classes)
     monitor = config.train.monitor or loss_kind.default_monitor
     check_monitor(monitor, counts, count_by_class(data.val))
+    check_loss(loss, config, len(learned_classes(config, data)), accelerator.device)
 
     # Model and preprocessing
     if is_new:
@@ -231,7 +234,7 @@ def build_job(
         fingerprints=image_fingerprints(data, accelerator.is_main_process),
         training_counts=counts,
         roster=roster,
-        objective=loss_kind.build(config, data.train, counts, accelerator.device),
+        objective=loss_kind.build(config, data.train, counts, accelerator.device, loss),
         rate=build_schedule(config, sampler.steps),
         distillation=distillation,
         neighbours=open_neighbours(config, accelerator, display),

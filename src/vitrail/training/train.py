@@ -36,6 +36,7 @@ from vitrail.training.batch_norm import explain_batch_norm, has_batch_norm, shar
 from vitrail.training.diagnosis import diagnose, name_anomalies
 from vitrail.training.distilling import ask_teacher
 from vitrail.training.evaluating import evaluate_weights, measure_before
+from vitrail.training.given_loss import GivenLoss
 from vitrail.training.imitation import Imitation
 from vitrail.training.optim.lora import merge_adapters
 from vitrail.training.optim.nonfinite import has_finite_weights
@@ -118,6 +119,7 @@ def train(
     resume: Path | None = None,
     fork: Path | None = None,
     display: Display | None = None,
+    loss: GivenLoss | None = None,
 ) -> TrainResult:
     """Train a model and write its run folder.
 
@@ -128,6 +130,7 @@ def train(
             only.
         fork: Folder of a run whose weights, averaged where it averages, a new run begins with.
         display: Where progress is shown.
+        loss: The user's own loss, whose name is train.loss; None is that of the labels.
 
     Raises:
         ConfigError: Settings that do not fit together, the model or the data.
@@ -154,7 +157,7 @@ def train(
         if resume is not None:
             claim(accelerator, resume, exits, display)
         is_new = fork is None and (resume is None or not has_save(accelerator, resume))
-        job, model = build_job(config, accelerator, precision, display, stop, is_new)
+        job, model = build_job(config, accelerator, precision, display, stop, is_new, loss)
         job.loader.on_lost = job.val_loader.on_lost = stop.ask
         if fork is not None:
             load_fork(job, model, fork)

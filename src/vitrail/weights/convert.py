@@ -23,7 +23,7 @@ from vitrail.weights.formats.mindspore_ckpt import encode_ckpt
 from vitrail.weights.hub import FOLDER, name_in_timm, save_folder
 from vitrail.weights.loading import open_model
 from vitrail.weights.opened import OURS, Opened
-from vitrail.weights.recognise import PROJECTS
+from vitrail.weights.recognise import list_projects
 from vitrail.weights.request import LoadRequest
 
 TORCH = (".pth", ".pt", ".tar", ".bin")
@@ -124,8 +124,8 @@ def find_dialect(to: str, record: Record) -> Dialect:
     Raises:
         CheckpointError: It has no such model.
     """
-    if to not in PROJECTS:
-        every = format_choices(to, (*PROJECTS, OURS), "known are")
+    if to not in (known := list_projects()):
+        every = format_choices(to, (*known, OURS), "known are")
         where = write_option("to", to)
         raise CheckpointError(f"{where}: is no project that is known here{every}")
     family = record.family

@@ -18,9 +18,6 @@ from vitrail.models.registry import FAMILIES, build_config, find_variant
 from vitrail.weights.account import UNUSED
 from vitrail.weights.config_fields import ADAPTABLE, find_differences
 
-PROJECTS = tuple(dict.fromkeys(chain.from_iterable(family.projects for family in FAMILIES)))
-"""All projects whose names are known."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
@@ -148,6 +145,11 @@ def expected_shapes(family: Family[Any], config: ModelConfig) -> dict[str, tuple
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
+def list_projects() -> tuple[str, ...]:
+    """Return all projects whose names for weights are known."""
+    return tuple(dict.fromkeys(chain.from_iterable(family.projects for family in FAMILIES)))
+
+
 def _candidate_families(model: str | None) -> list[Family[Any]]:
     return [find_variant(model)[0]] if model else list(FAMILIES)
 
@@ -203,9 +205,9 @@ def _recognise_by_name(
 def _check_dialect(dialect: str | None, families: list[Family[Any]], where: str) -> None:
     if not dialect:
         return
-    if dialect not in PROJECTS:
+    if dialect not in (known := list_projects()):
         raise ConfigError(
-            f"dialect is {dialect!r}{format_choices(dialect, (*PROJECTS, 'vitrail'), 'known are')}"
+            f"dialect is {dialect!r}{format_choices(dialect, (*known, 'vitrail'), 'known are')}"
         )
     if not any(dialect in family.projects for family in families):
         raise CheckpointError(

@@ -40,7 +40,7 @@ def split_prefix(name: str, library_model: str = "") -> tuple[str, str] | None:
     inner = [index for index, segment in enumerate(segments) if not is_wrapper(segment)]
     for first in range(len(inner)):
         pattern = _pattern([segments[index] for index in inner[first:]])
-        if pattern in _models_by_pattern(library_model):
+        if pattern in _models_by_pattern(_families(library_model)):
             return join_prefix(segments[: inner[first]]), pattern
     return None
 
@@ -54,21 +54,26 @@ def is_weight(name: str, library_model: str) -> bool:
 def are_half_a_model(patterns: Iterable[str], library_model: str = "") -> bool:
     """Say whether patterns are at least half of those that the weights of some model have."""
     counts: Counter[int] = Counter()
+    families = _families(library_model)
     for pattern in patterns:
-        counts.update(_models_by_pattern(library_model)[pattern])
-    wholes = _patterns_of_model(library_model)
+        counts.update(_models_by_pattern(families)[pattern])
+    wholes = _patterns_of_model(families)
     return any(2 * count >= wholes[number] for number, count in counts.items())
 
 
+def _families(library_model: str) -> tuple[Family[Any], ...]:
+    """Return the families that weights are looked for of."""
+    return (find_variant(library_model)[0],) if library_model else tuple(FAMILIES)
+
+
 @lru_cache(maxsize=8)
-def _models_by_pattern(library_model: str) -> Mapping[str, frozenset[int]]:
+def _models_by_pattern(families: tuple[Family[Any], ...]) -> Mapping[str, frozenset[int]]:
     """Return the patterns of weights in each dialect, with the models that have each.
 
     A model is one kind of names of one dialect, and is known by its number.
     """
     models: dict[str, set[int]] = {}
     number = 0
-    families = (find_variant(library_model)[0],) if library_model else FAMILIES
     for family in families:
         for config, our_names in _tiny_models(family):
             for dialect in family.dialects:
@@ -86,10 +91,10 @@ def _models_by_pattern(library_model: str) -> Mapping[str, frozenset[int]]:
 
 
 @lru_cache(maxsize=8)
-def _patterns_of_model(library_model: str) -> Mapping[int, int]:
+def _patterns_of_model(families: tuple[Family[Any], ...]) -> Mapping[int, int]:
     """Return how many patterns the names of each model have."""
     counts: Counter[int] = Counter()
-    for numbers in _models_by_pattern(library_model).values():
+    for numbers in _models_by_pattern(families).values():
         counts.update(numbers)
     return counts
 
