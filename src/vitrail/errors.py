@@ -219,6 +219,13 @@ def _cut(value: object, depth: int) -> object:
     return type(value)(_cut(item, depth - 1) for item in value[:8])
 
 
+def tell_syntax(error: Exception) -> str:
+    """Return why a text is no JSON or YAML, in one line; Python's words for lists without end differ by its version."""
+    if isinstance(error, RecursionError):
+        return "lists within lists without end"
+    return " ".join(str(error).split())
+
+
 def tell_count(number: int, one: str, many: str | None = None) -> str:
     """Return a number with what it counts: 1 image, 1,200 images.
 

@@ -230,6 +230,24 @@ MISSING = "is missing"
 """What `describe_absent` says where there is nothing."""
 
 
+def is_there(path: str | Path) -> bool:
+    """Say whether there is anything at a path, a broken link not counted.
+
+    Raises:
+        OSError: It may not be looked at, or is too long to be a path; from Python 3.14 on,
+            `Path.exists` and `Path.is_file` are then False.
+    """
+    try:
+        Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # a zero byte is a ValueError
+        return False
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # links that lead to each other
+            return False
+        raise
+    return True
+
+
 def describe_absent(path: str | Path) -> str:
     """Say why there is neither a file nor a folder: nothing is there, or a broken link, a pipe or a device.
 

@@ -60,8 +60,9 @@ def test_every_function_says_what_its_arguments_are() -> None:
 
     for name in VERBS | {"sweep_preprocess", "write_inputs", "show_config"}:
         function = getattr(vitrail, name)
+        explained = inspect.getdoc(function) or ""
         for argument in inspect.signature(function).parameters:
-            assert f"\n        {argument}: " in function.__doc__, f"{name}: {argument}"
+            assert f"\n    {argument}: " in explained, f"{name}: {argument}"
 
 
 def test_training_from_python_is_training_from_the_shell(image_folder: Path, tmp_path: Path) -> None:

@@ -394,7 +394,7 @@ LAUGHS = "a: &a [1, 1, 1]\n" + "".join(
         (f"train:\n  batch_size: -0x{'f' * 5000}", "has a whole number of more than 64 bits, which no setting is"),
         ("model:\n  options: &x {a: *x}", "nests values more than 16 deep, which no setting is"),
         ("a: &a [1, *a]", "nests values more than 16 deep, which no setting is"),
-        ("[" * 5000, "is not YAML (maximum recursion depth exceeded"),
+        ("[" * 5000, "is not YAML (lists within lists without end)"),
         ("? [a, b]\n: 1", "is not YAML (a key is a list or a mapping, not a word"),
         ("{{ place }}: 1", "is not YAML (a key is a list or a mapping, not a word"),
         (LAUGHS, "holds more than 20,000 values, which no setting is"),

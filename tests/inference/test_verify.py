@@ -138,7 +138,7 @@ def test_the_parts_of_a_model_are_there_and_hold_what_their_list_says(tmp_path: 
         ('{"weight_map": {"a": "b\\ud800"}}', "which no file is called"),
         ('{"weight_map": {"a": "b", "a": "c"}}', "it names 'a' twice"),
         ('{"weight_map": {"a": "b"}, "metadata": {"total_size": ' + "9" * 5000 + "}}", "Exceeds the limit"),
-        ('{"weight_map": ' + "[" * 100_000, "recursion"),
+        ('{"weight_map": ' + "[" * 100_000, "lists within lists without end"),
         ("\ufeff{}", "it has no 'weight_map'"),
     ],
 )

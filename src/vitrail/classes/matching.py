@@ -16,7 +16,7 @@ from vitrail.classes.names import (
     find_order_difference,
     sort_classes,
 )
-from vitrail.errors import ConfigError, DataError, list_some, printable, shorten
+from vitrail.errors import ConfigError, DataError, list_some, printable, shorten, tell_syntax
 from vitrail.files import no_file
 from vitrail.imagenet import index_by_name, normalise_name
 
@@ -255,7 +255,7 @@ def _parse_json(text: str, where: str) -> list[str]:
     try:
         content: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: is no JSON ({error})") from error
+        raise ConfigError(f"{where}: is no JSON ({tell_syntax(error)})") from error
     if isinstance(content, dict) and content:
         content = _sort_by_index(content)
     if isinstance(content, list):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vitrail.config.resolve import Layer, read_yaml
 from vitrail.errors import ConfigError, suggest
-from vitrail.files import MISSING, describe_absent
+from vitrail.files import MISSING, describe_absent, is_there
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -42,6 +42,7 @@ def find_recipe(name: str) -> tuple[str, Path]:
     if name in known:
         return name, RECIPES / f"{name}.yaml"
     path = Path(name)
+    is_there(path)  # or may not be looked at, which is no reason to look for a recipe of that name
     # the folder of a run is a recipe too, and has the name of the run
     if path.is_dir() and (path / "config.yaml").is_file():
         path = path / "config.yaml"

@@ -21,7 +21,7 @@ from vitrail.config.commands import (
     TrainConfig,
 )
 from vitrail.config.values import Text, quote, read_value, to_plain
-from vitrail.errors import ConfigError, format_choices
+from vitrail.errors import ConfigError, format_choices, tell_syntax
 from vitrail.files import read_regular
 
 MOST_SETTINGS = 2**20
@@ -199,7 +199,7 @@ def read_yaml(
         raise ConfigError(f"{path}: is not YAML ({_describe_fault(error)})") from error
     # PyYAML lets a bad date through as ValueError
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+        raise ConfigError(f"{path}: is not YAML ({tell_syntax(error)})") from error
     excess = find_excess(content)
     if excess:
         raise ConfigError(f"{path}: {excess}, which no setting is")

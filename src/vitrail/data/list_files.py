@@ -16,7 +16,7 @@ from vitrail.cells import unguard
 from vitrail.classes.names import LONGEST as LONGEST_NAME
 from vitrail.classes.names import canonical
 from vitrail.data.folders import is_image
-from vitrail.errors import DataError, format_choices, printable
+from vitrail.errors import DataError, format_choices, printable, tell_syntax
 from vitrail.files import no_file
 
 CSV = (".csv", ".tsv")
@@ -258,7 +258,7 @@ def _read_json_rows(path: Path, lines: Iterator[str]) -> Iterator[Row]:
         try:
             cells = json.loads(line, object_pairs_hook=_make_object, parse_int=_read_whole_number)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path} line {number}: is no JSON ({error})") from error
+            raise DataError(f"{path} line {number}: is no JSON ({tell_syntax(error)})") from error
         if not isinstance(cells, dict):
             raise DataError(
                 f'{path} line {number}: is no JSON object such as {{"path": "a.jpg", "label": "cat"}}'

@@ -228,7 +228,8 @@ def _ask(score: Score, changed: Sequence[Tensor], classes: Tensor) -> Tensor:
 
 def _rank(values: Tensor) -> Tensor:
     """Return the rank of each value (b, k) in its row, the mean of their ranks for equal ones."""
-    return torch.from_numpy(rankdata(values.cpu().numpy(), axis=1)).to(values.device)
+    ranks = rankdata(values.cpu().numpy(), axis=1).astype(np.float64)  # scipy 1.18 keeps float32
+    return torch.from_numpy(ranks).to(values.device)
 
 
 def _centre(ranks: Tensor) -> Tensor:

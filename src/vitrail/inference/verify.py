@@ -14,7 +14,7 @@ from typing import Any
 from vitrail.data.manifest import load_manifest
 from vitrail.data.shards import INDEX
 from vitrail.display import Display
-from vitrail.errors import CheckpointError, VitrailError
+from vitrail.errors import CheckpointError, VitrailError, tell_syntax
 from vitrail.files import describe_absent, read_regular
 from vitrail.inference.exported import READERS, check_beside, check_whole, describe, read_texts
 from vitrail.weights.checkpoint import KEY, hash_file
@@ -249,9 +249,7 @@ def read_parts(path: Path) -> Mapping[str, str]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        reason = (
-            f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        )
+        reason = f"it has no {error}" if isinstance(error, KeyError) else tell_syntax(error)
         raise CheckpointError(
             f"{path}: is no list of the parts of a model ({reason[:200]}); use the original"
         ) from error

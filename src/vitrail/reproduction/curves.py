@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from scipy.stats import t as students_t
 
-from vitrail.errors import ConfigError, shorten, write_option
+from vitrail.errors import ConfigError, shorten, tell_syntax, write_option
 from vitrail.files import read_regular
 
 SHARE = 0.99
@@ -119,7 +119,7 @@ def read_curves(path: Path) -> Curves:
         raise ConfigError(f"{where}: {error.strerror}; give a file of curves") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(
-            f"{where}: no file of curves ({shorten(str(error))}); docs/reproduce.md shows one"
+            f"{where}: no file of curves ({shorten(tell_syntax(error))}); docs/reproduce.md shows one"
         ) from error
     if problem := _find_problem(content):
         raise ConfigError(f"{where}: {problem}; docs/reproduce.md shows what belongs there")

@@ -15,7 +15,7 @@ from vitrail.config.recipes import RECIPES
 from vitrail.config.resolve import Layer, flatten, read_yaml, resolve
 from vitrail.config.values import read_value
 from vitrail.errors import ConfigError, command, name_option, tell_count, write_option
-from vitrail.files import is_temporary
+from vitrail.files import is_temporary, is_there
 from vitrail.migrate.given import Given, Settings, read_given
 from vitrail.migrate.recipes import OpenedRecipe, open_recipe
 from vitrail.migrate.rules import Say
@@ -269,7 +269,7 @@ def is_of_a_start(path: Path) -> bool:
 
 def _settings_of(folder: Path, verb: str) -> Layer:
     """Read the settings that a run was made with; `verb` is the option that names its folder."""
-    if not (folder / "config.yaml").is_file():
+    if not is_there(folder / "config.yaml"):
         hint = ""
         if verb == "resume" and is_unbegun(folder):
             hint = f"; with a recipe's name, {write_option('resume')} begins the run"

@@ -19,6 +19,8 @@ from vitrail.weights.formats.pickled import Pickle, UnreadablePickle
 
 MAX_PICKLE = 256 * 2**20
 """Bytes of a description; that of a training's save has a few hundred thousand."""
+LONGEST_COMMENT = 2**16 - 1
+"""Bytes of the longest comment that a zip may end with."""
 MAX_DIRECTORY = 16 * 2**20
 """Bytes of a zip's list of contents; that of 20,000 tensors has 3 million."""
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -68,7 +70,7 @@ def explain_error(error: Exception) -> str:
 
 
 def _read_archive(path: Path) -> Content:
-    if not zipfile.is_zipfile(path):  # or one over several disks, which raises
+    if not _has_end(path):
         raise UnreadablePickle(
             "is cut off: its end, with the list of its contents, is missing; copy or download it "
             "again"
@@ -143,6 +145,17 @@ def _other_archive(names: list[str]) -> str:
         return f"is a zip archive that holds {inside[0]}; unpack it and give that file"
     listed = ", ".join((inside or names)[:3]) or "nothing"
     return f"is a zip archive that torch.save did not write (it holds {listed}); give the weight file itself"
+
+
+def _has_end(path: Path) -> bool:
+    """Say whether a zip's end is there, with or without a comment behind it.
+
+    `zipfile.is_zipfile` says from Python 3.14 on whether all before it is right too.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(size - 22 - LONGEST_COMMENT, 0))
+        return b"PK\x05\x06" in file.read()
 
 
 def check_directory(path: Path) -> None:

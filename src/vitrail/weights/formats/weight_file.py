@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vitrail.errors import CheckpointError
+from vitrail.errors import CheckpointError, tell_syntax
 from vitrail.files import MISSING, describe_absent, read_regular
 from vitrail.weights.formats.file_kinds import (
     HEAD,
@@ -190,7 +190,7 @@ def _read_config(path: Path) -> Mapping[str, Any]:
             f"{path}: cannot be read ({error.strerror}); use the original"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is not JSON ({error})") from error
+        raise CheckpointError(f"{path}: is not JSON ({tell_syntax(error)})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds no settings; use the original")
     return content
