@@ -65,6 +65,20 @@ def test_every_function_says_what_its_arguments_are() -> None:
             assert f"\n    {argument}: " in explained, f"{name}: {argument}"
 
 
+def test_a_program_that_trains_is_not_run_again_by_its_workers(image_folder: Path, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import multiprocessing\n"
+        "import vitrail\n"
+        "multiprocessing.set_start_method('forkserver', force=True)\n"  # as Python 3.14 does
+        "print('begun', flush=True)\n"
+        f"settings = {{'data.root': {str(image_folder)!r}, 'data.workers': 2, 'output.root': 'runs'}}\n"
+        f"print(len(vitrail.train({str(TINY)!r}, settings).rows))\n"
+    )
+    done = python(program, cwd=tmp_path)
+    assert (done.returncode, done.stdout.split()) == (0, ["begun", "4"]), done.stderr
+
+
 def test_training_from_python_is_training_from_the_shell(image_folder: Path, tmp_path: Path) -> None:
     common: dict[str, Any] = {"data.root": str(image_folder), "train": {"epochs": 1}, "schedule.warmup_epochs": 0}
     result = vitrail.train(TINY, common, output={"root": tmp_path / "python"}, progress=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -213,13 +214,10 @@ class ImageLoader(DataLoader[Any]):
         **options: Any,
     ) -> None:
         workers = choose_workers(dataset.source) if workers is None else workers
-        if workers > 0:
-            fast_decoders()  # imported once, before workers are forked, and not by each of them
         super().__init__(
             dataset,
-            num_workers=workers,
+            **with_workers(workers),
             persistent_workers=workers > 0,
-            worker_init_fn=ignore_signals,
             # its own generator: otherwise each epoch takes a number from the global state, and a
             # resumed run differs
             generator=torch.Generator(),
@@ -384,6 +382,23 @@ def choose_workers(source: Source) -> int:
     if isinstance(source, PixelSource) and len(source) <= IN_MEMORY_IMAGES:
         return 0  # starting them would take longer than reading
     return max(1, min(MAX_WORKERS, count_usable_cores() // count_local_processes()))
+
+
+def with_workers(workers: int) -> dict[str, Any]:
+    """Return what a DataLoader is told of its worker processes, which read images.
+
+    On Linux they are forked, whatever Python's own choice is, which is another from 3.14 on: forked
+    workers share the list of images and the decoders, and do not import the program of a user
+    again, which would have to be written for that.
+    """
+    is_forked = workers > 0 and sys.platform == "linux"
+    if workers > 0:
+        fast_decoders()  # imported once, before workers are forked, and not by each of them
+    return {
+        "num_workers": workers,
+        "worker_init_fn": ignore_signals,
+        "multiprocessing_context": "fork" if is_forked else None,
+    }
 
 
 def ignore_signals(worker: int) -> None:

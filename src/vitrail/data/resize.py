@@ -29,7 +29,7 @@ from vitrail.data.folders import (
     refuse_inside,
     scan,
 )
-from vitrail.data.loader import count_usable_cores, ignore_signals
+from vitrail.data.loader import count_usable_cores, with_workers
 from vitrail.data.lost_workers import until_lost
 from vitrail.data.manifest import Manifest, list_images
 from vitrail.data.shards import has_shards
@@ -43,7 +43,7 @@ from vitrail.errors import (
     write_option,
 )
 from vitrail.files import write_whole
-from vitrail.images.decoding import Header, decode_quietly, fast_decoders, read_header
+from vitrail.images.decoding import Header, decode_quietly, read_header
 from vitrail.images.pixels import RGB, PixelFormat, UnreadableImage
 from vitrail.images.tiff_tags import ORIENTATION
 
@@ -230,11 +230,7 @@ def _resize_all(images: _Images, section: DataSection, done: Resized, display: D
     workers = count_usable_cores() if section.workers is None else section.workers
     if total <= BATCH:
         workers = 0
-    if workers > 0:
-        fast_decoders()  # imported once, before workers are forked, and not by each of them
-    loader = DataLoader(
-        images, BATCH, num_workers=workers, collate_fn=list, worker_init_fn=ignore_signals
-    )
+    loader = DataLoader(images, BATCH, **with_workers(workers), collate_fn=list)
     display.begin("resize", total)
     for batch in until_lost(loader.__iter__, loader.num_workers):
         for one in batch:

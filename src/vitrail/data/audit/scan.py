@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from vitrail.data.audit.inspect_file import Finding, Inspection, inspect
-from vitrail.data.loader import count_usable_cores, ignore_signals
+from vitrail.data.loader import count_usable_cores, with_workers
 from vitrail.data.lost_workers import until_lost
 from vitrail.data.manifest import FOUND, Manifest
 from vitrail.display import Display
 from vitrail.errors import VitrailError
-from vitrail.images.decoding import fast_decoders
 from vitrail.images.pixels import UnreadableImage
 
 BATCH = 64
@@ -64,17 +63,14 @@ def check_images(
     workers = count_usable_cores() if workers is None else workers
     if len(todo) <= FEW:
         workers = 0
-    if workers > 0:
-        fast_decoders()  # imported once, before workers are forked, and not by each of them
     columns = {name: getattr(manifest, name).copy() for name in FOUND}
     reasons = {reason: number for number, reason in enumerate(manifest.reasons)}
     loader = DataLoader(
         _Files(manifest),
         sampler=todo.tolist(),
         batch_size=BATCH,
-        num_workers=workers,
+        **with_workers(workers),
         collate_fn=list,
-        worker_init_fn=ignore_signals,
         # or each pass takes a number from the global state, and a first run differs
         generator=torch.Generator(),
     )
