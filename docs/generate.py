@@ -102,6 +102,49 @@ def in_chinese(table: str) -> str:
     return text.replace("ImageNet mean and std", "ImageNet 的均值和标准差")
 
 
+TYPES = {
+    "text": "文本",
+    "a whole number": "整数",
+    "a number": "数",
+    "true or false": "true 或 false",
+    "a mapping": "映射",
+    "a list of numbers": "若干个数的列表",
+    "a list of 2 numbers": "两个数的列表",
+    "null": " null",
+}
+"""Types of settings in Chinese; of others, such as lists of choices, the first words are replaced."""
+
+SETTING = re.compile(r"^\| (\w+\.\w+) \| (.*?) \| (.*?) \| (.*) \|$", re.MULTILINE)
+"""A row of the page of settings: key, type, default and meaning."""
+SECTION = re.compile(r"^## (\w+)\n\n(.+)$", re.MULTILINE)
+"""A section of it, and what is said of the section."""
+
+
+def settings_in_chinese(english: str, chinese: str) -> str:
+    """Return the Chinese page of settings with the keys, types and defaults of the English one.
+
+    What its own rows and sections say stays; what it does not know yet is said in English.
+    """
+    meanings = {found[1]: found[4] for found in SETTING.finditer(chinese)}
+    sections = dict(SECTION.findall(chinese))
+
+    def row(found: re.Match[str]) -> str:
+        kinds = []
+        for kind in found[2].split(", or "):
+            choices = re.sub("^one of ", "取自 ", re.sub("^a list of one of ", "列表，取自 ", kind))
+            kinds.append(TYPES.get(kind, choices))
+        cells = (found[1], "，或".join(kinds), found[3], meanings.get(found[1], found[4]))
+        return "| " + " | ".join(cells) + " |"
+
+    def section(found: re.Match[str]) -> str:
+        return f"## {found[1]}\n\n{sections.get(found[1], found[2])}"
+
+    head = chinese.partition("## ")[0]
+    text = SETTING.sub(row, english.removeprefix(english.partition("## ")[0]))
+    text = text.replace("| key | type | default | meaning |", "| 键 | 类型 | 默认值 | 含义 |")
+    return head + SECTION.sub(section, text)
+
+
 def first_line(path: Path) -> str:
     """Return the first line of a module's docstring."""
     return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()[0]
@@ -155,7 +198,8 @@ def documents() -> dict[Path, str]:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     readme = filled(readme, "families", family_table())
     readme = filled(readme, "rooms", room_table())
-    design = filled((ROOT / "docs" / "design.md").read_text(encoding="utf-8"), "file map", file_map())
+    files = file_map()
+    design = filled((ROOT / "docs" / "design.md").read_text(encoding="utf-8"), "file map", files)
     models = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
     model_table = printed("models", "--markdown")
     models = filled(models, "vitrail models --markdown", model_table)
@@ -164,14 +208,20 @@ def documents() -> dict[Path, str]:
     chinese = filled(chinese, "families", in_chinese(family_table()))
     chinese_models = (ROOT / "docs" / "zh" / "models.md").read_text(encoding="utf-8")
     chinese_models = filled(chinese_models, "vitrail models --markdown", in_chinese(model_table))
+    chinese_design = (ROOT / "docs" / "zh" / "design.md").read_text(encoding="utf-8")
+    chinese_design = filled(chinese_design, "file map", files)
+    settings = printed("config", "--markdown")
+    chinese_settings = (ROOT / "docs" / "zh" / "config.md").read_text(encoding="utf-8")
     return {
         ROOT / "README.md": readme,
         ROOT / "README.zh.md": chinese,
         ROOT / "docs" / "zh" / "models.md": chinese_models,
+        ROOT / "docs" / "zh" / "design.md": chinese_design,
+        ROOT / "docs" / "zh" / "config.md": settings_in_chinese(settings, chinese_settings),
         ROOT / "docs" / "design.md": design,
         ROOT / "docs" / "models.md": models,
         ROOT / "docs" / "training.md": training,
-        ROOT / "docs" / "config.md": printed("config", "--markdown"),
+        ROOT / "docs" / "config.md": settings,
     }
 
 
