@@ -1,6 +1,7 @@
 """Python does what the shell does: the same settings, the same numbers, the same files, the same errors."""
 
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 import vitrail
 from support.commands import run
 from support.displays import Notebook
+from support.foreign import FILES
 from support.forked import python
 from support.runs import TINY
 from vitrail.api.results import Result, Table
@@ -105,6 +107,11 @@ def test_the_path_from_weights_to_predictions(tiny_checkpoint: Path, image_folde
     assert written["top1"] == evaluation.numbers["top1"]
     assert evaluation.to_pandas()["top1"].tolist() == [evaluation.numbers["top1"]]
     assert evaluation.shown["top-1, %"] in str(evaluation)
+
+    assert evaluation.confusion is None
+    reported = vitrail.evaluate(tiny_checkpoint, data=data, report=tmp_path / "report", progress=False)
+    assert reported.confusion is not None
+    assert reported.confusion._repr_png_() == (tmp_path / "report" / "confusion.png").read_bytes()
 
     images = sorted((image_folder / "val").rglob("*.jpg"))[:2]
     predictions = vitrail.predict(tiny_checkpoint, images, topk=2, progress=False)
@@ -232,6 +239,25 @@ def test_values_of_python_are_taken_as_settings() -> None:
     assert shown.values["model.options"]["depth"] == 2
     assert shown.origins["train.epochs"] == "settings"
     assert vitrail.show_config("digits", ["optim.lr=5e-4"]).values["optim.lr"] == 5e-4
+
+
+def test_a_table_alone_is_shown_as_in_its_result() -> None:
+    recipe = FILES / "tnt_s_gpu.yaml"
+    shown = vitrail.show_config(recipe)
+    table = shown.translated
+    assert table is not None
+    assert str(table) in str(shown)
+    assert table._repr_html_() in shown._repr_html_()
+    assert re.search(r"their key +their value +our setting +our value +note", str(table))
+
+
+def test_an_explanation_alone_is_shown_as_its_sheet(tiny_checkpoint: Path, image_folder: Path, tmp_path: Path) -> None:
+    image = next((image_folder / "val").rglob("*.jpg"))
+    without = vitrail.explain(tiny_checkpoint, image, maps_alone=True, progress=False)
+    assert without[0]._repr_png_() is None
+    one = vitrail.explain(tiny_checkpoint, image, output=tmp_path / "maps", maps_alone=True, progress=False)[0]
+    assert one.sheet is not None
+    assert one._repr_png_() == one.sheet.read_bytes()
 
 
 def test_a_result_obeys_no_name_in_it() -> None:

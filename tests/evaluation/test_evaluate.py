@@ -10,6 +10,7 @@ import timm
 import torch
 from PIL import Image
 
+import vitrail
 from support.displays import Notebook
 from support.forked import TORCHRUN, python
 from support.runs import TINY
@@ -21,7 +22,9 @@ from vitrail.data.opening import open_split
 from vitrail.errors import CheckpointError, ConfigError, DataError
 from vitrail.evaluation.evaluate import evaluate, report_folder, report_name, sweep
 from vitrail.evaluation.settings import inherited_data, resolve_for
+from vitrail.models.registry import create_model
 from vitrail.training.train import train
+from vitrail.weights.convert import convert
 from vitrail.weights.loading import load_model, open_model
 
 
@@ -280,6 +283,33 @@ def test_file_of_another_project_is_evaluated_and_takes_the_names_of_the_data(
         evaluate(timm_file(tmp_path, 5), layers(image_folder))
     with pytest.raises(ConfigError, match="did you mean 'dialect'"):
         evaluate(timm_file(tmp_path), layers(image_folder, "weights.dialekt=timm"))
+
+
+def test_a_file_without_class_names_is_compared_in_the_order_of_the_other(image_folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = create_model("tnt_s_patch16_224", image_size=32, num_classes=3, gelu="tanh", final_norm_eps=1e-7)
+    official, ckpt, named = tmp_path / "tnt_s.pth", tmp_path / "tnt_s.ckpt", tmp_path / "tnt_s.safetensors"
+    torch.save(model.state_dict(), official)
+    convert(official, ckpt, "mindcv")
+    (tmp_path / "names.txt").write_text("\n".join(CLASSES))
+    vitrail.convert(ckpt, named, {"weights.classes": str(tmp_path / "names.txt")}, to="vitrail", display=Notebook())
+    for file, other in ((named, ckpt), (ckpt, named)):
+        display = Notebook()
+        found = evaluate(file, layers(image_folder), against=other, display=display).agreement
+        assert found is not None
+        assert (found.equal, found.n) == (12, 12)
+        assert found.difference < 1e-5
+        assert f"{ckpt}: names no classes; its outputs are taken in the other's order" in display.warnings
+    (tmp_path / "names.txt").write_text("a\nb\nc")
+    vitrail.convert(
+        ckpt,
+        tmp_path / "abc.safetensors",
+        {"weights.classes": str(tmp_path / "names.txt")},
+        to="vitrail",
+        display=Notebook(),
+    )
+    with pytest.raises(ConfigError, match="has other classes than"):
+        evaluate(named, layers(image_folder), against=tmp_path / "abc.safetensors")
 
 
 def test_sweep_finds_the_preprocessing_that_the_weights_were_trained_with(image_folder: Path) -> None:

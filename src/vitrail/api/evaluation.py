@@ -16,7 +16,7 @@ from vitrail.api.options import (
     with_recipe,
     write_json,
 )
-from vitrail.api.results import Result, ResultList, Table
+from vitrail.api.results import Picture, Result, ResultList, Table
 from vitrail.choices import Engine, Precision
 from vitrail.config.resolve import Layer
 from vitrail.display import Display
@@ -58,6 +58,14 @@ class Evaluation(Result):
     """The page of the report; None where none was asked for."""
     agreement: Comparison | None
     """How the answers compare with those of another file, where one was given."""
+
+    @property
+    def confusion(self) -> Picture | None:
+        """The picture of true classes and answers, which a notebook shows; None without a report of one."""
+        if self.report is None:
+            return None
+        path = self.report.with_name("confusion.png")
+        return Picture(path) if path.is_file() else None
 
     def tables(self) -> Sequence[Table]:
         """Return the numbers as one row."""

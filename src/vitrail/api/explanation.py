@@ -52,6 +52,9 @@ class Explanation:
     error: str | None
     """Why the image could not be read; None where it was."""
 
+    def _repr_png_(self) -> bytes | None:
+        return None if self.sheet is None else self.sheet.read_bytes()
+
 
 @dataclass(frozen=True)
 class Explanations(ResultList[Explanation]):

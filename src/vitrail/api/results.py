@@ -45,6 +45,14 @@ class Table:
         digits = [text.replace(",", "").replace(".", "").replace("-", "") for text in texts]
         return bool(self.rows) and all(text.isdigit() for text in digits)
 
+    def __str__(self) -> str:
+        stream = StringIO()
+        self.print_to(console_for(stream, WIDTH))
+        return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
     def print_to(self, console: Console) -> None:
         """Print the table; no name in it is obeyed by a terminal."""
         title = escape_text(self.title) or None
@@ -104,12 +112,7 @@ class Result:
         return pandas.DataFrame(list(self.records()))
 
     def __str__(self) -> str:
-        stream = StringIO()
-        console = console_for(stream, WIDTH)
-        for table in self.tables():
-            table.print_to(console)
-        texts = [line.rstrip() for line in stream.getvalue().splitlines()]
-        return "\n".join([*texts, *map(escape_text, self.lines())])
+        return "\n".join([*map(str, self.tables()), *map(escape_text, self.lines())])
 
     def _repr_html_(self) -> str:
         parts = [table.to_html() for table in self.tables()]

@@ -279,16 +279,21 @@ def _read_names(path: Path) -> Artifact:
 def _same_model(artifact: Artifact, against: Path, display: Display) -> Artifact:
     """Open a file whose answers are to be compared.
 
+    Where one of the two names no classes, as those of MindSpore, it is taken to have the other's.
+
     Raises:
         ConfigError: The file is of another model, or of other classes.
     """
     other = read_artifact(against, display=display)
-    for what in ("model", "options", "classes"):
+    nameless = [one.path for one in (artifact, other) if not one.record.classes]
+    for what in ("model", "options", *(() if nameless else ("classes",))):
         if getattr(other.record, what) != getattr(artifact.record, what):
             where = write_option("against", against)
             raise ConfigError(
                 f"{where}: has other {what} than {artifact.path}; give what it was made from"
             )
+    if len(nameless) == 1:
+        display.warn(f"{nameless[0]}: names no classes; its outputs are taken in the other's order")
     return other
 
 
