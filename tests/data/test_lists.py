@@ -559,8 +559,8 @@ def test_check_data_looks_at_a_list(image_folder: Path, tmp_path: Path, capsys: 
     found = json.loads((tmp_path / "check" / "check.json").read_text())
     assert found["statistics"]["training_images_by_class"] == [7, 8, 8]
     assert [problem["what"] for problem in found["problems"] if problem["severity"] == "error"] == [
-        "1 groups of images on both sides of training and validation are the same file, byte for byte",
-        "1 groups of images in different classes are the same file, byte for byte",
+        "1 group of images on both sides of training and validation are the same file, byte for byte",
+        "1 group of images in different classes are the same file, byte for byte",
     ]
     title = f"{image_folder / 'labels.csv'}: 36 images of 3 classes, 24 to train on, 12 to validate with"
     assert title in " ".join(capsys.readouterr().out.split())

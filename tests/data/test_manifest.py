@@ -540,11 +540,11 @@ def test_copies_are_found_on_both_sides_and_in_other_classes(root: Path) -> None
     manifest = checked(root)
     said = problems(manifest)
     assert said[:3] == [
-        ("error", "1 groups of images on both sides of training and validation are the same file, byte for byte"),
-        ("error", "1 groups of images in different classes are the same file, byte for byte"),
+        ("error", "1 group of images on both sides of training and validation are the same file, byte for byte"),
+        ("error", "1 group of images in different classes are the same file, byte for byte"),
         (
             "warning",
-            "1 pairs of images on both sides of training and validation are versions of one picture, it seems",
+            "1 pair of images on both sides of training and validation are versions of one picture, it seems",
         ),
     ]
     (leak,) = [

@@ -26,7 +26,7 @@ def test_images_are_looked_at_once_before_the_first_training(image_folder: Path)
     run(image_folder, *settings, display=first)
     said = [text for text in first.warnings if "image" in text]
     assert any(text.startswith("1 image cannot be read: ") for text in said)
-    assert "1 groups of images on both sides of training and validation are the same file, byte for byte" in said[1]
+    assert "1 group of images on both sides of training and validation are the same file, byte for byte" in said[1]
     assert f"to see them: vitrail check-data data.root={image_folder}" in first.notes
     result = run(image_folder, *settings, "data.bad_files=quarantine", display=(second := Notebook()))
     assert any("left out 1 image that cannot be read" in text for text in second.notes)

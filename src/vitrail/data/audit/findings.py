@@ -218,7 +218,7 @@ def _duplicates(manifest: Manifest, held_out: NDArray[np.bool_], near: bool) -> 
         hashes[group[1:]] = 0
     pairs, crowded = find_near_pairs(hashes)
     what = "versions of one picture, it seems"
-    yield from _sort_duplicates([*pairs], manifest, held_out, what, "warning", "pairs")
+    yield from _sort_duplicates([*pairs], manifest, held_out, what, "warning", "pair")
     if crowded:
         yield Problem(
             "note",
@@ -234,7 +234,7 @@ def _sort_duplicates(
     held_out: NDArray[np.bool_],
     what: str,
     gravest: Severity,
-    called: str = "groups",
+    called: str = "group",
 ) -> Iterator[Problem]:
     """Yield the problems of duplicates: leaks into validation, different labels, and copies within a split.
 
@@ -244,7 +244,7 @@ def _sort_duplicates(
         held_out: Which images are used for validation.
         what: The kind of duplicates in words.
         gravest: Severity of leaks and of different labels.
-        called: Word for the groups.
+        called: Word for one of the groups.
     """
     leaks = []
     copies = []
@@ -270,7 +270,7 @@ def _sort_duplicates(
     for severity, members, where, advice in kinds:
         if members:
             examples = tuple(tuple(group[:4].tolist()) for group in members[:EXAMPLES])
-            text = f"{len(members):,} {called} of images {where} are {what}"
+            text = f"{tell_count(len(members), called)} of images {where} are {what}"
             yield Problem(severity, text, advice, examples, len(members))
 
 
