@@ -24,6 +24,7 @@ from vitrail.evaluation.evaluate import evaluate, report_folder, report_name, sw
 from vitrail.evaluation.settings import inherited_data, resolve_for
 from vitrail.models.registry import create_model
 from vitrail.training.train import train
+from vitrail.weights.checkpoint import save_model
 from vitrail.weights.convert import convert
 from vitrail.weights.loading import load_model, open_model
 
@@ -287,12 +288,15 @@ def test_file_of_another_project_is_evaluated_and_takes_the_names_of_the_data(
 
 def test_a_file_without_class_names_is_compared_in_the_order_of_the_other(image_folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = create_model("tnt_s_patch16_224", image_size=32, num_classes=3, gelu="tanh", final_norm_eps=1e-7)
-    official, ckpt, named = tmp_path / "tnt_s.pth", tmp_path / "tnt_s.ckpt", tmp_path / "tnt_s.safetensors"
+    model = create_model("tnt_ti_patch16_224", image_size=32, num_classes=3, gelu="tanh", final_norm_eps=1e-7)
+    official, ckpt, named = tmp_path / "tnt.pth", tmp_path / "tnt.ckpt", tmp_path / "tnt.safetensors"
     torch.save(model.state_dict(), official)
     convert(official, ckpt, "mindcv")
     (tmp_path / "names.txt").write_text("\n".join(CLASSES))
     vitrail.convert(ckpt, named, {"weights.classes": str(tmp_path / "names.txt")}, to="vitrail", display=Notebook())
+    opened = open_model(named)
+    record = replace(opened.record, options={**opened.record.options, "drop_path_rate": 0.1})
+    save_model(named, load_model(named).state_dict(), record)  # as a run leaves it
     for file, other in ((named, ckpt), (ckpt, named)):
         display = Notebook()
         found = evaluate(file, layers(image_folder), against=other, display=display).agreement

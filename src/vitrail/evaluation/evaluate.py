@@ -43,6 +43,7 @@ from vitrail.inference.network import (
 from vitrail.kernels.prepare import prepare_kernels
 from vitrail.models.registry import kernels_of
 from vitrail.weights.checkpoint import Record
+from vitrail.weights.config_fields import RATES
 from vitrail.weights.loading import override_preprocess
 from vitrail.weights.opened import show_account
 from vitrail.weights.request import resolve_request
@@ -287,7 +288,7 @@ def _same_model(artifact: Artifact, against: Path, display: Display) -> Artifact
     other = read_artifact(against, display=display)
     nameless = [one.path for one in (artifact, other) if not one.record.classes]
     for what in ("model", "options", *(() if nameless else ("classes",))):
-        if getattr(other.record, what) != getattr(artifact.record, what):
+        if _deciding(other.record, what) != _deciding(artifact.record, what):
             where = write_option("against", against)
             raise ConfigError(
                 f"{where}: has other {what} than {artifact.path}; give what it was made from"
@@ -295,6 +296,14 @@ def _same_model(artifact: Artifact, against: Path, display: Display) -> Artifact
     if len(nameless) == 1:
         display.warn(f"{nameless[0]}: names no classes; its outputs are taken in the other's order")
     return other
+
+
+def _deciding(record: Record, what: str) -> object:
+    """Return a part of a description, without the rates that count in training alone."""
+    value = getattr(record, what)
+    if what != "options":
+        return value
+    return {name: option for name, option in value.items() if name not in RATES}
 
 
 @dataclass(frozen=True)
