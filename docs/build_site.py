@@ -94,7 +94,7 @@ SECTIONS = {
 }
 """Pages and groups of generated pages, in the order in which a reader wants them."""
 GENERATED = {
-    "notebooks": "Notebooks",
+    "notebooks": "Tutorials",
     "model": "Each model",
     "recipes": "Recipes",
     "benchmarks": "Benchmarks",

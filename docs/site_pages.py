@@ -36,6 +36,8 @@ API_OPTIONS = {
 """How mkdocstrings shows a name."""
 ROOMS = ("models", "images", "data", "weights", "inference", "evaluation", "embedding", "training")
 """Rooms that programs of others import from, and that the API reference has."""
+TUTORIALS = ("quickstart", "engineer", "researcher", "mindspore")
+"""Notebooks in the order in which they are listed; others follow."""
 
 
 def write_pages(write: Writer) -> dict[str, list[object]]:
@@ -57,14 +59,25 @@ def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def write_notebooks(write: Writer) -> list[object]:
-    """Write the list of notebooks, each of which is shown as a page."""
-    text = "# Notebooks\n\nEach runs from its first cell to its last; a test does so.\n\n"
-    for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+    """Write the list of notebooks, the first ones first, each of which is shown as a page."""
+    text = (
+        "# Tutorials\n\nEach is a notebook that runs from its first cell to its last without a network; a test does so "
+        "and looks at what it shows. Read it here, or open the file in Jupyter.\n\n"
+    )
+    paths = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"), key=_place_of)
+    for path in paths:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        title = "".join(cells[0]["source"]).splitlines()[0].removeprefix("# ")
-        text += f"- [{title}](notebooks/{path.name}), `docs/notebooks/{path.name}`\n"
+        title, _, about = "".join(cells[0]["source"]).removeprefix("# ").partition("\n\n")
+        first = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", about.partition(". ")[0]).rstrip(".")  # links as text
+        text += f"- [{title}](notebooks/{path.name}): `docs/notebooks/{path.name}`. {first}.\n"
     write("notebooks/index.md", text, MADE)
     return ["notebooks/index.md"]
+
+
+def _place_of(notebook: Path) -> tuple[int, str]:
+    """Return what notebooks are sorted by."""
+    name = notebook.stem
+    return (TUTORIALS.index(name) if name in TUTORIALS else len(TUTORIALS), name)
 
 
 def write_verbs(write: Writer) -> None:

@@ -1,4 +1,4 @@
-"""What the documents say of Python runs: each call of the page, and the notebook from images to predictions."""
+"""What docs/python.md says runs: each call of the page, and its code."""
 
 import ast
 import inspect
@@ -7,9 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 import vitrail
 from support.forked import python
@@ -51,26 +49,3 @@ def test_the_code_of_the_page_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "settings: optim.lrr: unknown key; did you mean 'lr'?" in done.stdout
     assert done.stderr == ""
-
-
-@pytest.mark.thorough
-@pytest.mark.filterwarnings("default")
-def test_the_notebook_runs_from_images_to_predictions(tmp_path: Path) -> None:
-    notebook = nbformat.read(DOCS / "notebooks" / "quickstart.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    shown = {}
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            assert output.output_type != "error"
-            if output.output_type == "execute_result":
-                shown[cell.source.splitlines()[-1]] = output.data
-    assert "of 10 classes" in shown["check"]["text/html"]
-    assert "top-1, %" in shown["run"]["text/html"]
-    assert "image/png" in shown["run.curves"]
-    assert "images/7/" in shown["predictions"]["text/html"]
-    assert (tmp_path / "runs" / "digits" / "best.onnx").is_file()
-
-
-def test_the_notebook_keeps_no_outputs() -> None:
-    notebook = nbformat.read(DOCS / "notebooks" / "quickstart.ipynb", as_version=4)
-    assert all(not cell.get("outputs") and not cell.get("execution_count") for cell in notebook.cells)

@@ -79,6 +79,19 @@ def test_each_language_has_an_index_of_its_own_to_search(site: Path, language: s
 
 
 @pytest.mark.thorough
+def test_every_notebook_is_a_page_of_the_tutorials(site: Path) -> None:
+    listed = (site / "notebooks" / "index.html").read_text()
+    for path in (ROOT / "docs" / "notebooks").glob("*.ipynb"):
+        title = json.loads(path.read_text())["cells"][0]["source"][0].removeprefix("# ").strip()
+        assert re.search(rf'href="\.\./files/docs/notebooks/{path.name}\.html">{re.escape(title)}<', listed)
+        page = (site / "files" / "docs" / "notebooks" / f"{path.name}.html").read_text()
+        assert title in page
+        assert "vitrail</span>" in page or "import vitrail" in page
+    assert "Tutorials" in (site / "index.html").read_text()
+    assert "notebooks/index.html" in (site / "zh" / "index.html").read_text()
+
+
+@pytest.mark.thorough
 def test_nothing_is_fetched_from_another_host(site: Path, builder: ModuleType) -> None:
     assert list(builder.find_broken(site)) == []
     for path in site.rglob("*.css"):
