@@ -6,12 +6,14 @@ import contextlib
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,8 +54,10 @@ class Python:
         stdout: str = "",
         stderr: str = "",
     ) -> None:
-        self._folder = tempfile.TemporaryDirectory()
-        self._printed = [Path(self._folder.name, name) for name in ("out", "err")]
+        folder = tempfile.mkdtemp()
+        # one that nobody waits for is cleared too, without the warning of TemporaryDirectory in another test
+        self._clear = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self._printed = [Path(folder, name) for name in ("out", "err")]
         place = (
             str(cwd or Path.cwd()),
             dict(env or os.environ),
@@ -96,7 +100,7 @@ class Python:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.join()
-        self._folder.cleanup()
+        self._clear()
 
 
 def python(*words: object, timeout: float = 240, **place: Any) -> subprocess.CompletedProcess[str]:
