@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from support.explained_models import NAMES, PYRAMID, build, random_images
 from vitrail.errors import ConfigError
@@ -56,6 +60,21 @@ def test_the_gradient_of_shares_is_that_of_attention_as_it_is_written(name: str)
         torch.testing.assert_close(output, one.output, rtol=1e-4, atol=1e-5)
         (expected,) = torch.autograd.grad((output * weights).sum(), shares)
         torch.testing.assert_close(one.gradient(weights), expected)
+
+
+def test_the_picture_of_the_page_is_drawn(image_folder: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "explain.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    code = "".join(block for block in blocks if "vitrail.attention" in block or "imshow" in block)
+    code = code.replace("runs/digits/best.safetensors", str(tiny_checkpoint))
+    code = code.replace("runs/digits/digits-00003.png", str(next(image_folder.rglob("*.jpg"))))
+    code = code.replace('"attention.png"', repr(str(tmp_path / "attention.png")))
+    known: dict[str, Any] = {}
+    exec(code, known)
+    assert known["shares"].shape == (known["side"] ** 2,)
+    assert 0 < known["shares"].sum() < 1  # the rest stays with the class token
+    with Image.open(tmp_path / "attention.png") as drawn:
+        assert min(drawn.size) > 100
 
 
 def test_words_and_sentences_are_told_apart() -> None:

@@ -76,11 +76,11 @@ def test_the_numbers_are_those_of_each_image_alone(image_folder: Path, tiny_chec
     label, inside = torch.tensor([1]), torch.zeros(1, 32, 32, dtype=torch.bool)
     inside[:, :16] = True
     expected: dict[str, list[float]] = {}
-    for index, path in enumerate(images):
+    for path in images:
         image = model.preprocess(path)[None]
         words = explain("gradient-attention", model, image, label)["words"]
         of_shuffled = explain("gradient-attention", shuffled, image, label)["words"]
-        measures = {**judge.measure(image, label, words, [index]), **compare_with_masks(words, inside)}
+        measures = {**judge.measure(image, label, words), **compare_with_masks(words, inside)}
         correlation, _ = spearmanr(words.flatten(), of_shuffled.flatten())
         for name, value in {**measures, "shuffled": correlation}.items():
             expected.setdefault(name, []).append(float(value))
@@ -193,6 +193,41 @@ def test_masks_are_cut_as_their_images_are(image_folder: Path, tiny_checkpoint: 
     # the upper half stays the upper half of the square that is cut out
     assert floors[CENTRE].measures["inside"].mean == pytest.approx(0.5, abs=1e-4)
     assert floors[RANDOM].measures["inside"].mean == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_mask_of_nothing_is_named_and_not_counted(image_folder: Path, tiny_checkpoint: Path, masks: Path) -> None:
+    images = image_folder / "val" / "green"
+    emptied = sorted((masks / "green").iterdir())[0]
+    Image.new("L", (40, 32)).save(emptied)
+    with pytest.warns(
+        UserWarning, match=rf"{emptied.stem}\.jpg: its mask has nothing inside of what the model sees; not"
+    ):
+        scores = vitrail.score_explanations(tiny_checkpoint, images, methods=["rollout"], masks=masks, progress=False)
+    assert scores.masked == 3
+    assert {one.measures["pointing"].images for one in scores.methods} == {3}
+    assert {one.measures["saco"].images for one in scores.methods} == {4}
+
+
+def test_an_image_of_one_colour_has_no_numbers(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 32), (90, 40, 200)).save(tmp_path / "plain.png")
+    (plain,) = vitrail.explain(tiny_checkpoint, tmp_path / "plain.png", output=tmp_path / "maps", progress=False)
+    assert all(np.isnan([one.saco, one.insertion, one.deletion]).all() for one in plain.faithfulness)
+    assert str(plain.faithfulness[0]).startswith("one colour, of which nothing can be taken away")
+    scores = vitrail.score_explanations(tiny_checkpoint, tmp_path / "plain.png", methods=["grad-cam"], progress=False)
+    for one in scores.methods:
+        assert "saco" not in one.measures
+        assert one.reasons["saco"] == "its maps are even, or the images are"
+
+
+def test_a_picture_has_the_same_numbers_wherever_it_stands(
+    image_folder: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    first, second, *_ = sorted((image_folder / "val" / "green").iterdir())
+    method = "rollout"  # whose map has equal values, as the sentences have few places
+    items = vitrail.explain(
+        tiny_checkpoint, [first, second, first], method=method, output=tmp_path / "maps", progress=False
+    )
+    assert items[0].faithfulness == items[2].faithfulness != items[1].faithfulness
 
 
 BOXES = """<annotation><size><width>40</width><height>32</height></size>

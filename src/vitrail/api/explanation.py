@@ -199,7 +199,7 @@ def explain(
             _warn_of(explained, explainer, display)
             judged = ()
             if judge is not None:
-                judged = judge_explained(judge, explainer, explained, len(items))
+                judged = judge_explained(judge, explainer, explained)
             files = (None, None) if folder is None else folder.write(explained, judged)
             items.append(_named(explained, explainer.names, explainer.method, judged, files))
             display.advance()

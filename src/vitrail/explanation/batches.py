@@ -118,5 +118,13 @@ def _read_batch(
 
 
 def _read_mask(masks: Masks, source: Source, index: int, pixels: Tensor) -> Tensor | None:
-    path = masks.find(Path(source.name(index)))
-    return None if path is None else masks.read(path, pixels)
+    """Return the mask of an image, None where there is none, or none that has anything inside."""
+    name = source.name(index)
+    path = masks.find(Path(name))
+    if path is None:
+        return None
+    mask = masks.read(path, pixels)
+    if mask.any():
+        return mask
+    masks.empty.append(name)
+    return None

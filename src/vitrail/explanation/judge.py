@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -49,6 +50,8 @@ READING = (
 """How the numbers are to be read."""
 FAILURE = "the map hardly changes where the weights are shuffled"
 """What is said of a map that fails the sanity check."""
+ONE_COLOUR = 1e-4
+"""Largest distance of a normalised image from its mean colour up to which it shows nothing else."""
 FAILS_FROM = 0.5
 """Rank correlation with the map of shuffled weights from which on a map shows the image, not the model."""
 
@@ -60,6 +63,7 @@ class Judged:
     saco: float
     """From -1 to 1; NaN of an even map."""
     insertion: float
+    """Area under the curve; NaN, as all three, of an image of one colour."""
     deletion: float
     shuffled: float | None
     """Rank correlation with the map of shuffled weights; None where there are no weights, NaN where
@@ -77,6 +81,8 @@ class Judged:
             value = getattr(self, name)
             if value is not None and not math.isnan(value):
                 parts.append(f"{MEASURES[name]} {value:.2f}")
+        if math.isnan(self.insertion):
+            parts.insert(0, "one colour, of which nothing can be taken away")
         text = ", ".join(parts)
         return f"{text}: FAILS, {FAILURE}" if self.fails else text
 
@@ -102,28 +108,31 @@ class Judge:
         odds = to_probabilities(logits, is_multi_label=self.is_multi_label)
         return odds.to(classes.device).gather(1, classes[:, None])[:, 0]
 
-    def measure(
-        self, images: Tensor, classes: Tensor, maps: Tensor, indices: Sequence[int]
-    ) -> dict[MeasureName, Tensor]:
-        """Return SaCo and the areas under insertion and deletion of each map.
+    def measure(self, images: Tensor, classes: Tensor, maps: Tensor) -> dict[MeasureName, Tensor]:
+        """Return SaCo and the areas under insertion and deletion of each map; NaN of images of one colour.
+
+        The order of equal values follows from the image itself, so that a picture has the same
+        numbers wherever it stands among others.
 
         Args:
             images: Normalised images (b, c, h, w).
             classes: Index of the class for each image (b).
             maps: Maps (b, h, w), at most as large as the images.
-            indices: Index of each image, which the order of equal values follows from.
         """
         size = (images.shape[2], images.shape[3])
         large = enlarge(maps, size)
-        order = order_pixels(large, indices, self.seed)
+        order = order_pixels(large, [*map(_number_of, images)], self.seed)
         inserted = follow(self.score, blur(images), images, classes, order)
         even = mean_colour(images)
         deleted = follow(self.score, images, even, classes, order)
-        return {
+        measures: dict[MeasureName, Tensor] = {
             "saco": measure_saco(self.score, images, even, classes, large, order),
             "insertion": measure_area(inserted),
             "deletion": measure_area(deleted),
         }
+        # nothing can be taken away from it, and every order would be right
+        is_plain = (images - even).abs().amax(dim=(1, 2, 3)) < ONE_COLOUR
+        return {name: numbers.masked_fill(is_plain, math.nan) for name, numbers in measures.items()}
 
     def measure_change(
         self, method: ExplanationMethod, images: Tensor, classes: Tensor, maps: Tensor
@@ -143,9 +152,7 @@ class Judge:
         return correlate_ranks(maps.flatten(1), others.flatten(1))
 
 
-def judge_explained(
-    judge: Judge, explainer: Explainer, explained: Explained, index: int
-) -> tuple[Judged, ...]:
+def judge_explained(judge: Judge, explainer: Explainer, explained: Explained) -> tuple[Judged, ...]:
     """Return how faithful the finest map of each class of an image is; nothing of an image without maps.
 
     It takes some thirty answers for each map, and a map of the model whose weights are shuffled.
@@ -154,7 +161,6 @@ def judge_explained(
         judge: What judges the model's maps.
         explainer: What made them.
         explained: The image and its maps.
-        index: Index of the image, which the order of equal values follows from.
     """
     if explained.maps is None or explained.view is None:
         return ()
@@ -165,7 +171,7 @@ def judge_explained(
     view = explained.view[None].to(explainer.device)
     image = normalise(view, preprocess.mean, preprocess.std)
     images = image.expand(len(maps), -1, -1, -1).contiguous()
-    measures = judge.measure(images, classes, maps, [index] * len(maps))
+    measures = judge.measure(images, classes, maps)
     if judge.has_weights:
         measures["shuffled"] = judge.measure_change(explainer.method, images, classes, maps)
     rows = {name: numbers.tolist() for name, numbers in measures.items()}
@@ -174,6 +180,11 @@ def judge_explained(
         numbers = {name: values[row] for name, values in rows.items()}
         judged.append(Judged(**{"shuffled": None, **numbers}))
     return tuple(judged)
+
+
+def _number_of(image: Tensor) -> int:
+    """Return a number that follows from what an image shows, and not from its last digits."""
+    return zlib.crc32((image * 64).round().to(torch.int16).cpu().numpy().tobytes())
 
 
 def compare_with(maps: Tensor, others: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -35,6 +35,8 @@ class Masks:
     folder: Path
     preprocess: Preprocess
     """How the images are cut and resized, and so the masks."""
+    empty: list[str] = field(default_factory=list)
+    """Names of the images whose masks have nothing inside of what the model sees."""
 
     def find(self, image: Path) -> Path | None:
         """Return the mask of an image: of the end of its path that is longest, and has one in the folder."""

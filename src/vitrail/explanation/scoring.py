@@ -125,6 +125,11 @@ def score_methods(subject: Subject, source: Source, request: Request, display: D
         scorer.add(batch)
         explained += len(batch.indices)
         masked += int(batch.has_mask.sum())
+    for name in () if masks is None else masks.empty:
+        display.warn(
+            f"{name}: its mask has nothing inside of what the model sees; not counted for "
+            f"{MEASURES['pointing']} and {MEASURES['inside']}"
+        )
     scores = (*scorer.scores.values(), *scorer.floors.values())
     for score in scores:
         _give_reasons(score, request, scorer.left_out)
@@ -189,7 +194,7 @@ class _Scorer:
         covered: Tensor | None,
     ) -> None:
         """Keep the numbers of maps that need no second map of their method."""
-        score.add(self.judge.measure(batch.images, classes, maps, batch.indices))
+        score.add(self.judge.measure(batch.images, classes, maps))
         if covered is not None:
             score.add({"occlusion": compare_with(maps, covered)})
         if batch.masks is not None:
@@ -207,6 +212,8 @@ def _give_reasons(score: MethodScore, request: Request, left_out: Mapping[str, s
             reason = left_out.get(name, "is occlusion itself")
         elif name in ("pointing", "inside") and request.masks is None:
             reason = f"needs {name_option('masks')}"
+        elif name in ("pointing", "inside"):
+            reason = "no mask has anything inside"
         else:
-            reason = "its maps are even"
+            reason = "its maps are even, or the images are"
         score.reasons[name] = reason
