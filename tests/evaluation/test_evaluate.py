@@ -286,6 +286,7 @@ def test_file_of_another_project_is_evaluated_and_takes_the_names_of_the_data(
         evaluate(timm_file(tmp_path), layers(image_folder, "weights.dialekt=timm"))
 
 
+@pytest.mark.thorough
 def test_a_file_without_class_names_is_compared_in_the_order_of_the_other(image_folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = create_model("tnt_ti_patch16_224", image_size=32, num_classes=3, gelu="tanh", final_norm_eps=1e-7)

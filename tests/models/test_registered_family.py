@@ -60,6 +60,7 @@ def test_what_is_no_family_is_refused() -> None:
         vitrail.register_family(int)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.thorough
 def test_the_program_of_the_page_trains_the_family_of_the_page(tmp_path: Path, image_folder: Path) -> None:
     family, program = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     (tmp_path / "mixer.py").write_text(family)

@@ -15,6 +15,7 @@ from vitrail.training.start import begin
 POLICY = ("augment.auto_augment=rand-m9-mstd0.5-inc1", "augment.device=true")
 
 
+@pytest.mark.thorough
 def test_a_run_stopped_after_an_update_goes_on_to_the_last_bit_with_any_number_of_workers(image_folder: Path) -> None:
     settings = (*EVERYTHING, *POLICY, "train.epochs=3")
     whole = run(image_folder, *settings, "output.name=whole").folder

@@ -354,6 +354,7 @@ def test_a_student_that_is_normalised_otherwise_shares_the_answers(image_folder:
     assert {path: path.read_bytes() for path in kept.iterdir()} == stored
 
 
+@pytest.mark.thorough
 def test_another_teacher_of_the_same_name_is_refused_when_a_run_goes_on(image_folder: Path, tmp_path: Path) -> None:
     path = save_tiny(tmp_path)
     settings = (f"distill.teacher={path}", "train.epochs=3")

@@ -244,6 +244,7 @@ def timm_teacher(image_folder: Path) -> Path:
     return vitrail.train(recipe, display=Quiet()).weights
 
 
+@pytest.mark.thorough
 def test_a_model_of_timm_teaches(image_folder: Path, timm_teacher: Path) -> None:
     short = ("train.epochs=1", "schedule.warmup_epochs=0")
     for loss in ("soft", "feature", "tokens"):

@@ -202,6 +202,7 @@ def test_an_average_that_is_too_slow_for_the_run_is_told(image_folder: Path) -> 
     ]
 
 
+@pytest.mark.thorough
 def test_an_average_that_is_too_slow_for_the_run_follows_its_updates(image_folder: Path) -> None:
     display = Notebook()
     more = ("train.epochs=4", "optim.lr=1e-2", "ema.decay=0.99996")
