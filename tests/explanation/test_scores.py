@@ -212,6 +212,8 @@ def test_an_image_of_one_colour_has_no_numbers(tiny_checkpoint: Path, tmp_path: 
     Image.new("RGB", (40, 32), (90, 40, 200)).save(tmp_path / "plain.png")
     (plain,) = vitrail.explain(tiny_checkpoint, tmp_path / "plain.png", output=tmp_path / "maps", progress=False)
     assert all(np.isnan([one.saco, one.insertion, one.deletion]).all() for one in plain.faithfulness)
+    (named,) = vitrail.explain(tiny_checkpoint, tmp_path / "plain.png", class_name=1, maps_alone=True, progress=False)
+    assert "green" in [one.name for one in named.classes if one.index == 1]
     assert str(plain.faithfulness[0]).startswith("one colour, of which nothing can be taken away")
     scores = vitrail.score_explanations(tiny_checkpoint, tmp_path / "plain.png", methods=["grad-cam"], progress=False)
     for one in scores.methods:

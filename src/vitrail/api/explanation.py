@@ -123,7 +123,7 @@ def explain(
     images: str | Path | Iterable[str | Path],
     settings: Settings | None = None,
     *,
-    class_name: str | None = None,
+    class_name: str | int | None = None,
     method: ExplanationMethod | None = None,
     output: str | Path | None = None,
     topk: int | None = None,
@@ -182,7 +182,7 @@ def explain(
             checkpoint,
             layers,
             method=method,
-            class_name=class_name,
+            class_name=None if class_name is None else str(class_name),
             topk=topk,
             engine=engine,
             device=device,
@@ -237,7 +237,7 @@ def _warn_of(explained: Explained, explainer: Explainer, display: Display) -> No
 
 
 def _refuse_together(
-    class_name: str | None,
+    class_name: str | int | None,
     topk: int | None,
     patch: Sequence[int] | None,
     output: str | Path | None,

@@ -26,6 +26,7 @@ from vitrail.choices import Device, Engine, ExplanationMethod
 from vitrail.config.commands import PredictConfig
 from vitrail.config.resolve import Layer, resolve
 from vitrail.display import Display
+from vitrail.errors import tell_count
 from vitrail.files import files_of, refuse_output
 from vitrail.migrate.given import Settings
 
@@ -96,8 +97,9 @@ class ExplanationScores(Result):
                 cells.append("-" if score is None else f"{score.mean:.2f} ({score.std:.2f})")
             rows.append((one.method, *cells, "fails" if one.fails else ""))
         columns = ("method", *(self.titles[name] for name in names), "sanity check")
-        of_all = "" if self.images == self.found else f" of {self.found:,}"
-        title = f"{self.checkpoint} on {self.images:,}{of_all} images of {self.data}, mean (std)"
+        part = "" if self.images == self.found else f"{self.images:,} of "
+        found = tell_count(self.found, "image")
+        title = f"{self.checkpoint} on {part}{found} of {self.data}, mean (std)"
         return [Table(title, columns, tuple(rows))]
 
     def lines(self) -> Sequence[str]:
@@ -157,7 +159,7 @@ def score_explanations(
     images: str | Path | Iterable[str | Path] | None = None,
     settings: Settings | None = None,
     *,
-    class_name: str | None = None,
+    class_name: str | int | None = None,
     methods: Sequence[ExplanationMethod] | None = None,
     limit: int = 32,
     masks: str | Path | None = None,
@@ -225,7 +227,7 @@ def score_explanations(
             checkpoint,
             of_weights,
             methods=methods,
-            class_name=class_name,
+            class_name=None if class_name is None else str(class_name),
             engine=engine,
             device=device,
             display=display,

@@ -18,7 +18,7 @@ from vitrail.data.opening import Split, list_files_read, open_data, open_split
 from vitrail.data.paths import Paths
 from vitrail.data.sources import FileSource, Source
 from vitrail.display import Display
-from vitrail.errors import DataError, VitrailError, printable, write_option
+from vitrail.errors import DataError, VitrailError, printable, tell_count, write_option
 from vitrail.images.decoding import decode_quietly, read_image
 from vitrail.images.pixels import UnreadableImage
 from vitrail.images.preprocess import Preprocess
@@ -61,7 +61,9 @@ class Part:
 def take_files(paths: Iterable[str]) -> Part:
     """Return images by their paths, in the order given, without labels."""
     names = Paths.of(map(os.fsencode, paths))
-    source = FileSource(Path(), names, np.zeros(len(names), np.int32), (), f"{len(names):,} files")
+    source = FileSource(
+        Path(), names, np.zeros(len(names), np.int32), (), tell_count(len(names), "file")
+    )
     return Part("", source, tuple(map(source.path, range(len(names)))))
 
 
