@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from support.forked import python
 from support.runs import EVERYTHING, Notebook, assert_same_run, command, run, torchrun
-from vitrail.data.loader import ignore_signals
+from vitrail.data.loader import begin_worker
 from vitrail.data.lost_workers import until_lost
 from vitrail.errors import DataError, LostWorker, Stopped
 
@@ -162,11 +163,14 @@ def die(number: signal.Signals) -> Iterator[Any]:
         def __len__(self) -> int:
             return 8
 
-    loader = DataLoader(Numbers(), num_workers=2, worker_init_fn=ignore_signals, generator=torch.Generator())
+    loader = DataLoader(Numbers(), num_workers=2, worker_init_fn=begin_worker, generator=torch.Generator())
     return until_lost(loader.__iter__, loader.num_workers)
 
 
 @pytest.mark.thorough
+# torch raises wherever the signal of the death comes, in a callback of a weak reference too, where Python drops it;
+# the loader then notices by itself
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("number", "kind", "said"),
     [
@@ -189,3 +193,25 @@ def test_each_end_of_a_worker_is_told_apart(number: signal.Signals, kind: type[E
 @pytest.mark.thorough
 def test_a_worker_outlives_the_terminal_and_is_ended_by_its_process() -> None:
     assert [int(batch) for batch in die(signal.SIGHUP)] == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("error", "is_shown"), [(EOFError(), False), (ConnectionResetError(), False), (KeyError("x"), True)]
+)
+def test_a_worker_says_nothing_of_a_process_that_is_gone(error: Exception, is_shown: bool, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import threading\n"
+        "from vitrail.data.loader import begin_worker\n"
+        "begin_worker(0)\n"
+        "import sys\n"
+        "def hand_over():\n"
+        "    try:\n"
+        f"        raise {error!r}\n"
+        "    except Exception:\n"
+        "        sys.excepthook(*sys.exc_info())\n"  # as multiprocessing's thread does
+        "threading.Thread(target=hand_over).start()\n"
+    )
+    done = python(program)
+    assert done.returncode == 0
+    assert ("Traceback" in done.stderr) == is_shown

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from types import TracebackType
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
@@ -396,16 +397,28 @@ def with_workers(workers: int) -> dict[str, Any]:
         fast_decoders()  # imported once, before workers are forked, and not by each of them
     return {
         "num_workers": workers,
-        "worker_init_fn": ignore_signals,
+        "worker_init_fn": begin_worker,
         "multiprocessing_context": "fork" if is_forked else None,
     }
 
 
-def ignore_signals(worker: int) -> None:
-    """Ignore Ctrl-C and a lost terminal in a loader's worker, which is ended by the process that it works for."""
+def begin_worker(worker: int) -> None:
+    """Let a loader's worker be ended by the process that it works for alone, and say nothing when that is gone."""
     for number in ("SIGINT", "SIGHUP"):
         if hasattr(signal, number):  # Windows has no terminal that hangs up
             signal.signal(getattr(signal, number), signal.SIG_IGN)
+    sys.excepthook = _say_nothing_of_a_lost_process
+
+
+def _say_nothing_of_a_lost_process(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Show an error of the thread that hands tensors over, unless it is that nobody takes them any more.
+
+    Whatever fails in reading images goes to the process that the worker works for, and not here.
+    """
+    if not isinstance(error, EOFError | OSError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def count_usable_cores() -> int:
