@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from support.forked import python
 from support.runs import EVERYTHING, Notebook, assert_same_run, command, run, torchrun
+from vitrail.data import lost_workers
 from vitrail.data.loader import begin_worker
 from vitrail.data.lost_workers import until_lost
 from vitrail.errors import DataError, LostWorker, Stopped
@@ -168,9 +170,6 @@ def die(number: signal.Signals) -> Iterator[Any]:
 
 
 @pytest.mark.thorough
-# torch raises wherever the signal of the death comes, in a callback of a weak reference too, where Python drops it;
-# the loader then notices by itself
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("number", "kind", "said"),
     [
@@ -215,3 +214,19 @@ def test_a_worker_says_nothing_of_a_process_that_is_gone(error: Exception, is_sh
     done = python(program)
     assert done.returncode == 0
     assert ("Traceback" in done.stderr) == is_shown
+
+
+@pytest.mark.parametrize(
+    ("said", "is_shown"), [("DataLoader worker (pid 5) is killed by signal: Killed. ", False), ("x", True)]
+)
+def test_a_death_that_python_drops_in_a_callback_is_not_printed(
+    said: str, is_shown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", shown.append)
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.default_int_handler)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    lost_workers._tell_of_deaths_while_waiting()
+    dropped = SimpleNamespace(exc_value=RuntimeError(said))
+    sys.unraisablehook(dropped)  # pyright: ignore[reportArgumentType]
+    assert shown == ([dropped] if is_shown else [])

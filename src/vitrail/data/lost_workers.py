@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from weakref import WeakSet
 
 from vitrail.errors import DataError, LostWorker
 
+DEATH = "DataLoader worker (pid"
+"""How torch's error of a dead worker begins."""
 ENDING_S = 1.0
 """Seconds that a worker is given to end, where its connections are closed already."""
 _iterators: WeakSet[Any] = WeakSet()
@@ -118,3 +121,12 @@ def _tell_of_deaths_while_waiting() -> None:
 
     hear.waits = True  # pyright: ignore[reportFunctionMemberAccess]
     signal.signal(signal.SIGCHLD, hear)
+
+    # where the signal comes in a callback of a weak reference, Python prints the error and drops it
+    show = sys.unraisablehook
+
+    def show_others(dropped: sys.UnraisableHookArgs) -> None:
+        if not str(dropped.exc_value).startswith(DEATH):
+            show(dropped)
+
+    sys.unraisablehook = show_others
