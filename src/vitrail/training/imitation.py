@@ -27,7 +27,6 @@ from vitrail.distributed.processes import gather_texts, sum_over_processes
 from vitrail.errors import DataError
 from vitrail.images.preprocess import normalise
 from vitrail.models.family import VisionModel
-from vitrail.training.given_loss import GivenLoss
 
 VAL_VIEW = -1
 """Number of the view that validation images are shown in, which no epoch has."""
@@ -44,14 +43,9 @@ class NoLabels:
 
     @classmethod
     def build(
-        cls,
-        config: TrainConfig,
-        source: Source,
-        counts: NDArray[np.int64],
-        device: torch.device,
-        given: GivenLoss | None = None,
+        cls, config: TrainConfig, source: Source, counts: NDArray[np.int64], device: torch.device
     ) -> Self:
-        """Return the loss; none can be given."""
+        """Return the loss."""
         return cls()
 
     @classmethod

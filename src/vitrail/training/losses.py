@@ -50,12 +50,7 @@ class Objective(Protocol):
 
     @classmethod
     def build(
-        cls,
-        config: TrainConfig,
-        source: Source,
-        counts: NDArray[np.int64],
-        device: torch.device,
-        given: GivenLoss | None = None,
+        cls, config: TrainConfig, source: Source, counts: NDArray[np.int64], device: torch.device
     ) -> Self:
         """Return the loss that the settings ask for.
 
@@ -64,7 +59,6 @@ class Objective(Protocol):
             source: The training images.
             counts: Training images of each class.
             device: Where the loss is computed.
-            given: The user's own loss of each image; None is that of the labels.
         """
         ...
 
@@ -122,16 +116,10 @@ class SingleLabelLoss:
 
     @classmethod
     def build(
-        cls,
-        config: TrainConfig,
-        source: Source,
-        counts: NDArray[np.int64],
-        device: torch.device,
-        given: GivenLoss | None = None,
+        cls, config: TrainConfig, source: Source, counts: NDArray[np.int64], device: torch.device
     ) -> Self:
         """Return the loss with the settings' class weights, logit adjustment and label smoothing."""
-        balance = build_balance(config.balance, counts, device)
-        return cls(balance, config.augment.label_smoothing, given)
+        return cls(build_balance(config.balance, counts, device), config.augment.label_smoothing)
 
     @classmethod
     def problems(cls, config: TrainConfig) -> list[str]:
@@ -193,16 +181,11 @@ class MultiLabelLoss:
 
     @classmethod
     def build(
-        cls,
-        config: TrainConfig,
-        source: Source,
-        counts: NDArray[np.int64],
-        device: torch.device,
-        given: GivenLoss | None = None,
+        cls, config: TrainConfig, source: Source, counts: NDArray[np.int64], device: torch.device
     ) -> Self:
         """Return the binary cross-entropy or asymmetric loss that the settings ask for."""
         assert source.label_sets is not None
-        return cls(source.label_sets, config.multi_label, given)
+        return cls(source.label_sets, config.multi_label)
 
     @classmethod
     def problems(cls, config: TrainConfig) -> list[str]:

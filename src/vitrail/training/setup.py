@@ -53,6 +53,7 @@ from vitrail.models.registry import canonical_name, kernels_of
 from vitrail.training.class_balance import check_counts
 from vitrail.training.distilling import build_distillation, origin_of_teacher
 from vitrail.training.given_loss import GivenLoss, check_loss
+from vitrail.training.imitation import NoLabels
 from vitrail.training.initial_model import (
     adopt_recorded_settings,
     build_model,
@@ -204,6 +205,12 @@ def build_job(
     if config.augment.auto_augment is not None and not config.augment.device:
         prepare_pictures()  # where it cannot be compiled, the pixels are the same
 
+    objective = loss_kind.build(config, data.train, counts, accelerator.device)
+    if loss is not None and not isinstance(
+        objective, NoLabels
+    ):  # which refuses one in its problems
+        objective = replace(objective, given=loss)
+
     # Loaders
     sampler = build_sampler(config, data, counts, accelerator)
     loader, val_loader = build_loaders(config, data, preprocess, sampler, accelerator)
@@ -234,7 +241,7 @@ def build_job(
         fingerprints=image_fingerprints(data, accelerator.is_main_process),
         training_counts=counts,
         roster=roster,
-        objective=loss_kind.build(config, data.train, counts, accelerator.device, loss),
+        objective=objective,
         rate=build_schedule(config, sampler.steps),
         distillation=distillation,
         neighbours=open_neighbours(config, accelerator, display),
