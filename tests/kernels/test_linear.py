@@ -4,6 +4,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from vitrail.kernels import linear as of_layers
 from vitrail.kernels.linear import Linear
@@ -53,6 +54,45 @@ def test_what_lies_otherwise_in_memory_is_read_right() -> None:
     layer, x = Linear(24, 10), torch.randn(24, 6, 4).permute(1, 2, 0)
     assert not x.is_contiguous()
     assert torch.allclose(layer(x), nn.functional.linear(x, layer.weight, layer.bias), atol=1e-6)
+
+
+@pytest.mark.usefixtures("convolving")
+@pytest.mark.parametrize("bias", [False, True])
+def test_compiled_it_is_one_operator_with_the_same_numbers(bias: bool) -> None:
+    layer, x = Linear(24, 10, bias=bias), torch.randn(5, 7, 24)
+    graphs = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(layer, backend=keep, fullgraph=True)
+    found = []
+    for forward in (compiled, layer):
+        given = x.clone().requires_grad_()
+        layer.zero_grad()
+        out = forward(given)
+        out.square().sum().backward()
+        grads = [p.grad.clone() for p in (given, *layer.parameters()) if p.grad is not None]
+        found.append([out.detach(), *grads])
+    assert "vitrail.linear.default" in [str(node.target) for node in graphs[0].graph.nodes]
+    assert not any("conv" in str(node.target) for node in graphs[0].graph.nodes)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("wanted", [(True, True, True), (True, False, False), (False, True, False)])
+def test_the_operator_is_whole_and_counts_what_the_layer_does(wanted: tuple[bool, ...]) -> None:
+    given = [torch.randn(5, 7, 24), torch.randn(10, 24), torch.randn(10)]
+    given = [one.requires_grad_(is_wanted) for one, is_wanted in zip(given, wanted, strict=True)]
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(of_layers.convolved_linear, tuple(given), test_utils=checks)
+    counts = []
+    for forward in (of_layers.convolved_linear, nn.functional.linear):
+        with FlopCounterMode(display=False) as counter:
+            forward(*given).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.usefixtures("convolving")
