@@ -96,6 +96,7 @@ def main(
     notes = [
         f"batch of {batch_size}, 224 px, {rounds} alternating rounds, bf16 and fp16 by autocast",
         "medians; speed-up is the median within a round",
+        "the official formulation of T2T-ViT has its performers in bf16 too, ours in fp32",
         f"kernels: {describe_kernels()}",
     ]
     publish("models", "Inference and training steps", notes, table, device)
