@@ -74,6 +74,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "TNT": ("cifar10_tnt", {"model.options.embed_dim": 96, "model.options.inner_num_heads": 2, "train.epochs": 10}),
     "T2T-ViT": ("cifar10_t2t", {"model.image_size": 64, "model.options.embed_dim": 96, "train.epochs": 8}),
     "Twins": ("cifar10_twins", {"model.options.embed_dims": [24, 48, 96], "train.epochs": 6}),
+    "PyramidTNT": ("cifar10_ptnt", {"model.options.embed_dims": [32, 64, 128], "train.epochs": 8}),
 }
 """Of each family the recipe of a small model, and what is smaller or otherwise here."""
 
@@ -256,9 +257,9 @@ def lose_halves(model: VisionModel, image: Tensor, label: Tensor, values: Tensor
 def time_maps(rounds: int) -> dict[str, dict[str, float]]:
     """Return how many forward passes a map costs in time, by published model and method of one pass."""
     ratios: dict[str, dict[str, float]] = {}
-    for name in ("tnt_s_patch16_224", "t2t_vit_14", "twins_svt_small"):
+    for name in ("tnt_s_patch16_224", "t2t_vit_14", "twins_svt_small", "ptnt_s_patch16_256"):
         model = create_model(name).eval()
-        image, label = torch.randn(1, 3, 224, 224), torch.tensor([0])
+        image, label = torch.randn(1, 3, *model.config.size), torch.tensor([0])
         subjects: dict[str, Any] = {"forward": partial(forward, model, image)}
         for method in ("rollout", "gradient-attention", "grad-cam"):
             subjects[method] = partial(METHODS[method].explain, model, image, label)
@@ -351,7 +352,7 @@ def main(*, work: Path, images: int = 64, rounds: int = 20) -> None:
             table.append("| " + " | ".join(cells_of_row) + " |")
         table.append("")
     table += tell_words(read_words(work, folder, images))
-    table += ["", "## Cost", "", "| model at 224 x 224 | method | forward passes |", "|-|-|-:|"]
+    table += ["", "## Cost", "", "| model, at its own size | method | forward passes |", "|-|-|-:|"]
     for model, ratios in time_maps(rounds).items():
         table += [f"| {model} | {method} | {ratio:.1f} |" for method, ratio in ratios.items()]
     picture = Path(__file__).with_suffix(".png")

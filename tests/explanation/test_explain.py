@@ -67,7 +67,11 @@ def test_the_page_shows_every_sheet(image_folder: Path, tiny_checkpoint: Path, t
         page.open((tmp_path / "maps" / "index.html").as_uri())
         page.until("[...document.images].slice(0, 1).every(one => one.complete && one.naturalWidth > 0)")
         assert page.ask("document.documentElement.scrollWidth <= innerWidth")
+        # a sheet keeps its size on a phone, where its texts would be too small to read, and is moved sideways
+        assert page.ask("document.images[0].width === document.images[0].naturalWidth")
         assert page.complaints == []
+        page.resize(1200, 800)
+        page.until("document.images[0].width <= innerWidth")
 
 
 def test_without_a_folder_nothing_is_written_and_the_maps_are_in_the_result(
@@ -88,6 +92,30 @@ def test_without_a_folder_nothing_is_written_and_the_maps_are_in_the_result(
     assert rolled[0].maps["words"].shape == (1, 8, 8)
     assert [row["name"] for row in rolled.records()] == [choice.name for choice in rolled[0].classes]
     assert list(Path().iterdir()) == []
+
+
+def test_several_classes_have_a_map_each_in_their_order(
+    image_folder: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    image = image_folder / "val" / "red" / "red_0.jpg"
+    (both,) = vitrail.explain(tiny_checkpoint, image, class_name=["red", 1, "red"], progress=False)
+    assert [choice.name for choice in both.classes] == ["red", "green"]
+    assert len(both.faithfulness) == 2
+    for place, name in enumerate(("red", "green")):
+        (alone,) = vitrail.explain(tiny_checkpoint, image, class_name=name, maps_alone=True, progress=False)
+        np.testing.assert_allclose(both.maps["words"][place], alone.maps["words"][0], rtol=1e-4, atol=1e-7)
+    output = tmp_path / "maps"
+    assert run("explain", tiny_checkpoint, image, "--class", "red", "--class", "green", "--output", output) == 0
+    np.testing.assert_allclose(np.load(output / "0001_red_0.npy"), both.maps["words"], rtol=1e-4, atol=1e-7)
+    assert "red, green" in capsys.readouterr().out
+    several = ["--class", "red", "--class", "green", "--score"]
+    assert refused(capsys, "explain", tiny_checkpoint, image, *several) == (
+        "error: --class red --class green: --score explains one class of all images; leave one of them out"
+    )
+    several = ["--method", "rollout", "--method", "grad-cam"]
+    assert refused(capsys, "explain", tiny_checkpoint, image, *several) == (
+        "error: --method rollout --method grad-cam: a sheet has one; --score compares several; leave one of them out"
+    )
 
 
 def test_a_multi_label_image_without_a_class_has_its_nearest_explained(image_folder: Path, tmp_path: Path) -> None:

@@ -9,11 +9,9 @@ from typing import Any
 
 import pytest
 
-from support.explained_models import NAMES as WITH_RULES
-from support.explained_models import PYRAMID
+from support.explained_models import NAMES
 from support.forked import python
 
-NAMES = (*WITH_RULES, PYRAMID)
 TESTS = Path(__file__).parents[1]
 
 

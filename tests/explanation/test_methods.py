@@ -9,13 +9,13 @@ from typing import get_args
 import pytest
 import torch
 
-from support.explained_models import build, random_images
+from support.explained_models import PYRAMID, build, random_images
 from vitrail.choices import ExplanationMethod
 from vitrail.errors import ConfigError
 from vitrail.explanation.feature_maps import weigh_channels
-from vitrail.explanation.methods import DEFAULTS, METHODS, OWN, choose_method, explain
+from vitrail.explanation.methods import METHODS, choose_method, explain
 from vitrail.explanation.perturbation import integrate_gradients, occlude
-from vitrail.models.registry import FAMILIES, create_model, find_variant
+from vitrail.models.registry import OWN, create_model, find_variant
 
 CLASSES = torch.tensor([1, 2])
 PAGE = Path(__file__).parents[2] / "docs" / "explain.md"
@@ -24,7 +24,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "explain.md"
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("name", "side"),
-    [("tnt_ti_patch16_224", 32), ("t2t_vit_7", 32), ("twins_svt_small", 32), ("twins_pcpvt_small", 64)],
+    [("tnt_ti_patch16_224", 32), ("t2t_vit_7", 32), ("twins_svt_small", 32), ("twins_pcpvt_small", 64), (PYRAMID, 64)],
 )
 def test_every_method_has_a_map_of_every_family_that_is_not_even(
     name: str, side: int, method: ExplanationMethod
@@ -104,9 +104,8 @@ def test_occlusion_finds_the_only_place_that_counts() -> None:
 
 def test_the_table_has_every_method_and_a_default_for_every_own_family() -> None:
     assert set(METHODS) == set(get_args(ExplanationMethod))
-    assert set(OWN) == set(DEFAULTS) < {family.name for family in FAMILIES}
-    for family, default in DEFAULTS.items():
-        assert choose_method("x", family, None, is_exported=False) == default
+    for family in OWN:
+        assert choose_method("x", family, None, is_exported=False) == "gradient-attention"
     assert choose_method("x", "timm:resnet10t", None, is_exported=False) == "occlusion"
     assert choose_method("x.onnx", "tnt", None, is_exported=True) == "occlusion"
     assert choose_method("x.onnx", "tnt", "occlusion", is_exported=True) == "occlusion"
@@ -117,7 +116,7 @@ def test_the_page_says_what_the_table_says() -> None:
     said = {method: families for method, families in rows}
     assert set(said) == set(METHODS)
     for name, method in METHODS.items():
-        words = "every model" if method.families is None else "TNT, T2T-ViT, Twins"
+        words = "every model" if method.is_for_all else "our families"
         assert said[name].startswith(words)
         assert ("exported" in said[name]) == method.takes_exported
 
@@ -125,18 +124,12 @@ def test_the_page_says_what_the_table_says() -> None:
 @pytest.mark.parametrize("method", ["rollout", "gradient-attention", "grad-cam"])
 def test_a_method_that_a_family_lacks_is_one_line(method: ExplanationMethod) -> None:
     family = find_variant("timm:resnet10t")[0].name
-    families = "TNT, T2T-ViT, Twins and PyramidTNT" if method == "grad-cam" else "TNT, T2T-ViT and Twins"
     with pytest.raises(ConfigError) as caught:
         choose_method("r.safetensors", family, method, is_exported=False)
     assert str(caught.value) == (
-        f"method={method}: is for {families}, and r.safetensors is a {family}, which has "
+        f"method={method}: is for TNT, T2T-ViT, Twins and PyramidTNT, and r.safetensors is a {family}, which has "
         "integrated-gradients and occlusion"
     )
-
-
-def test_what_a_pyramid_has_instead_is_listed() -> None:
-    with pytest.raises(ConfigError, match=r"which has grad-cam, integrated-gradients and occlusion$"):
-        choose_method("r.safetensors", "pyramid_tnt", "rollout", is_exported=False)
 
 
 @pytest.mark.parametrize("method", [name for name, one in METHODS.items() if not one.takes_exported])

@@ -79,7 +79,8 @@ def test_what_cannot_be_magnified_is_one_line(
     exported = tmp_path / "best.torchscript"
     vitrail.export(tiny_checkpoint, format="torchscript", output=exported, progress=False)
     assert refused(capsys, "explain", exported, image, "--patch", "0,0") == (
-        f"error: --patch 0,0: {exported} has no map of the words in its patches; give a TNT, or leave it out"
+        f"error: --patch 0,0: {exported} has no map of the words in its patches; give a TNT or "
+        "PyramidTNT, or leave it out"
     )
     with pytest.raises(
         ConfigError, match=r"^patch=0,1: a patch is magnified on sheets, which output writes; the words"
@@ -96,9 +97,9 @@ def test_options_of_which_one_would_do_nothing_are_refused(
     tiny_checkpoint: Path, image: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert refused(capsys, "explain", tiny_checkpoint, image, "--class", "red", "--topk", 2) == (
-        "error: --topk 2: --class red is the one class that is explained; leave one of them out"
+        "error: --topk 2: --class red says which class is explained; leave one of them out"
     )
-    with pytest.raises(ConfigError, match=r"^topk=2: class_name=red is the one class that is explained; leave"):
+    with pytest.raises(ConfigError, match=r"^topk=2: class_name=red says which class is explained; leave"):
         vitrail.explain(tiny_checkpoint, image, class_name="red", topk=2, progress=False)
 
 

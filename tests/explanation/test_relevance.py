@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from support.explained_models import NAMES, build, random_images
+from support.explained_models import NAMES, PYRAMID, build, random_images
 from vitrail.errors import ConfigError
 from vitrail.explanation.attention import Windows, record_attention
 from vitrail.explanation.placing import cut_windows, divide, join_windows, share_cells, spread_cells, spread_split
@@ -105,15 +105,18 @@ def test_rollout_keeps_the_sum_through_soft_splits_and_stages() -> None:
 
 
 @pytest.mark.parametrize("is_rollout", [True, False])
-def test_the_last_stage_of_a_twins_has_what_its_own_attention_gives(is_rollout: bool) -> None:
-    model = build("twins_pcpvt_small", image_size=64)
+@pytest.mark.parametrize(
+    ("name", "side", "stage"), [("twins_pcpvt_small", 64, "blocks.3."), (PYRAMID, 128, "stages.3.")]
+)
+def test_the_last_stage_has_what_its_own_attention_gives(name: str, side: int, stage: str, is_rollout: bool) -> None:
+    model = build(name, image_size=side)
     images = random_images(model)
     with record_attention(model) as recorded:
         logits = model(images)
-    stage = [one for one in recorded if one.name.startswith("blocks.3.")]
-    of_outputs = torch.autograd.grad(logits[[0, 1], CLASSES].sum(), [one.output for one in stage])
+    last = [one for one in recorded if one.name.startswith(stage) and one.level != "word"]
+    of_outputs = torch.autograd.grad(logits[[0, 1], CLASSES].sum(), [one.output for one in last])
     relevance = torch.full((2, 1, 4), 1 / 4)
-    for one, of_output in reversed(list(zip(stage, of_outputs, strict=True))):
+    for one, of_output in reversed(list(zip(last, of_outputs, strict=True))):
         if is_rollout:
             relevance = (relevance + relevance @ one.shares.mean(1)) / 2
         else:
@@ -181,6 +184,24 @@ def test_tokens_of_twins_divide_what_the_last_stage_gives_them_by_what_they_add(
     side = math.prod(model.config.patch_sizes[1:])
     cell, weights = tokens[1, :side, -side:], of_tokens[1, :side, -side:]
     torch.testing.assert_close(cell / cell.sum(), weights / weights.sum(), atol=1e-5, rtol=1e-3)
+
+
+def test_a_pyramid_has_a_map_of_each_stage_and_of_its_words() -> None:
+    model = build(PYRAMID, image_size=(64, 96))
+    images = random_images(model)
+    sizes = {"stage-4": (1, 2), "stage-3": (2, 3), "stage-2": (4, 6), "sentences": (8, 12)}
+    rolled = roll_out(model, images, CLASSES)
+    assert {level: tuple(one.shape[1:]) for level, one in rolled.items()} == sizes
+    for one in rolled.values():  # an odd grid has neighbourhoods that reach over its border
+        torch.testing.assert_close(one.sum((1, 2)), torch.ones(2))
+        assert (one >= 0).all()
+    weighed = weigh_by_gradient(model, images, CLASSES)
+    assert {level: tuple(one.shape[1:]) for level, one in weighed.items()} == {**sizes, "words": (32, 48)}
+    assert list(weighed)[-1] == "words"
+    summed = weighed["words"].unflatten(2, (12, 4)).unflatten(1, (8, 4)).sum(dim=(2, 4))
+    torch.testing.assert_close(summed, weighed["sentences"])
+    other = weigh_by_gradient(model, images, CLASSES - 1)
+    assert not torch.allclose(other["sentences"], weighed["sentences"])
 
 
 def test_of_two_images_each_has_the_map_that_it_has_alone() -> None:

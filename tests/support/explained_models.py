@@ -17,11 +17,9 @@ NAMES = (
     "t2t_vit_t_14",
     "twins_svt_small",
     "twins_pcpvt_small",
+    "ptnt_ti_patch16_192",
 )
-
-
-PYRAMID = "ptnt_ti_patch16_192"
-"""Whose attention is recorded, and has no rule that leads it to pixels."""
+PYRAMID = NAMES[-1]
 
 
 def build(name: str, **overrides: Any) -> VisionModel:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.api.arguments import checked
-from vitrail.api.inference import Inputs
+from vitrail.api.measured_images import MeasuredImages
 from vitrail.api.options import (
     path_or_none,
     read_settings,
@@ -73,7 +73,7 @@ class Depth(Result):
 @checked
 def measure_depth(
     checkpoint: str | Path,
-    images: str | Path | Iterable[str | Path],
+    images: str | Path | Iterable[str | Path] | None = None,
     settings: Settings | None = None,
     *,
     output: str | Path | None = None,
@@ -86,13 +86,14 @@ def measure_depth(
     """Measure how far each attention of one of our models reaches, and how alike its tokens become.
 
     `vitrail.measure_depth("best.safetensors", "photos/", output="depth")` does what
-    `vitrail explain best.safetensors photos/ --by-layer --output depth` does. The plots are written
-    only if `output` names a folder.
+    `vitrail explain best.safetensors photos/ --by-layer --output depth` does. Images need no labels.
+    The plots are written only if `output` names a folder.
 
     Args:
         checkpoint: The weight file, of any project.
-        images: An image, a folder, a glob, a list of paths in a file, or several of these.
-        settings: How the file and images are read, of the sections weights and preprocess.
+        images: An image, a folder, a glob, a list of paths in a file, or several of these; None
+            takes a data set, by the settings, or else the one that the model was validated with.
+        settings: Settings of the sections weights, data, preprocess and evaluate.
         output: Folder to write, with a page of plots and all numbers.
         limit: Most images to take, drawn evenly from all.
         device: auto takes the accelerator, where there is one.
@@ -105,11 +106,9 @@ def measure_depth(
         ConfigError: A setting or an option is wrong, or the model's attention is not known.
         DataError: There is no such image, or none can be read.
     """
-    inputs = Inputs.read(images, read_settings(measure_depth, settings, sections), "explain")
-    layers, remarks = inputs.read_layers()
+    measured = MeasuredImages.read(images, read_settings(measure_depth, settings, sections))
     require_at_least(1, limit=limit)
 
-    from vitrail.embedding.images import take_files
     from vitrail.explanation.depth_report import measure_images, require_depth, write_report
     from vitrail.explanation.folder import refuse_folder
     from vitrail.explanation.subject import open_subject
@@ -118,10 +117,12 @@ def measure_depth(
     if target is not None:
         refuse_folder(target)
     with shown(display, progress) as display:
-        tell_remarks(display, remarks)
-        subject = open_subject(path, layers, methods=(), device=device, display=display)
+        tell_remarks(display, measured.remarks)
+        subject = open_subject(
+            path, measured.of_weights, methods=(), device=device, display=display
+        )
         model = require_depth(subject, path)
-        source = take_files(map(str, inputs.find(display.note))).source
+        source = measured.open(subject.record, path, display)
         measures = measure_images(subject, model, source, limit, display)
         page = None if target is None else write_report(target, str(path), measures)
     return Depth(measures.reaches, measures.likenesses, measures.images, measures.bad_files, page)

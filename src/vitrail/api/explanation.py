@@ -37,7 +37,7 @@ class Explanation:
 
     path: str
     classes: tuple[Choice, ...]
-    """The classes that are explained, the most probable first, or the one that was asked for."""
+    """The classes that are explained, the most probable first, or those that were asked for."""
     method: ExplanationMethod
     maps: Mapping[str, NDArray[np.float32]]
     """By level, the finest last: raw values (classes, h, w), with one map in place of all classes
@@ -123,7 +123,7 @@ def explain(
     images: str | Path | Iterable[str | Path],
     settings: Settings | None = None,
     *,
-    class_name: str | int | None = None,
+    class_name: str | int | Sequence[str | int] | None = None,
     method: ExplanationMethod | None = None,
     output: str | Path | None = None,
     topk: int | None = None,
@@ -144,7 +144,8 @@ def explain(
         checkpoint: The weight file, of any project, or an exported file, which has occlusion alone.
         images: An image, a folder, a glob, a list of paths in a file, or several of these.
         settings: How the file and images are read, of the sections weights and preprocess.
-        class_name: Class to explain, by its name or number; None is the most probable ones.
+        class_name: Class to explain, by its name or number, or several; None is the most probable
+            ones.
         method: How it is explained; None is what suits the family.
         output: Folder to write, with a sheet and raw values for each image and a page of all.
         topk: Most classes to explain of an image; None is one, or of a multi-label model all that
@@ -167,7 +168,8 @@ def explain(
     inputs = Inputs.read(images, read_settings(explain, settings, sections), "explain")
     layers, remarks = inputs.read_layers()
     require_at_least(1, topk=topk)
-    _refuse_together(class_name, topk, patch, output)
+    asked = _list_classes(class_name)
+    _refuse_together(asked, topk, patch, output)
 
     from vitrail.explanation.explainer import open_explainer
     from vitrail.explanation.folder import refuse_folder
@@ -182,7 +184,7 @@ def explain(
             checkpoint,
             layers,
             method=method,
-            class_name=None if class_name is None else str(class_name),
+            class_names=asked,
             topk=topk,
             engine=engine,
             device=device,
@@ -236,8 +238,15 @@ def _warn_of(explained: Explained, explainer: Explainer, display: Display) -> No
         )
 
 
+def _list_classes(class_name: str | int | Sequence[str | int] | None) -> Sequence[str | int]:
+    """Return the classes that are asked for; none are the most probable ones."""
+    if class_name is None:
+        return ()
+    return (class_name,) if isinstance(class_name, str | int) else class_name
+
+
 def _refuse_together(
-    class_name: str | int | None,
+    class_names: Sequence[str | int],
     topk: int | None,
     patch: Sequence[int] | None,
     output: str | Path | None,
@@ -247,11 +256,11 @@ def _refuse_together(
     Raises:
         ConfigError: With what to leave out.
     """
-    if class_name is not None and topk is not None:
-        of_class = write_option("class" if names_flags() else "class_name", class_name)
+    if class_names and topk is not None:
+        of_class = write_option("class" if names_flags() else "class_name", class_names[0])
         raise ConfigError(
-            f"{write_option('topk', topk)}: {of_class} is the one class that is explained; leave "
-            "one of them out"
+            f"{write_option('topk', topk)}: {of_class} says which class is explained; leave one of "
+            "them out"
         )
     if patch is None:
         return

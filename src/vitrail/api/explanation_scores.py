@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.api.arguments import checked
-from vitrail.api.evaluation import EVALUATE_SECTIONS
-from vitrail.api.inference import Inputs
+from vitrail.api.measured_images import MeasuredImages
 from vitrail.api.options import (
-    OF_WEIGHTS,
     path_or_none,
     read_settings,
     require_at_least,
     shown,
     tell_remarks,
-    with_recipe,
     write_json,
 )
 from vitrail.api.results import Result, Table
 from vitrail.choices import Device, Engine, ExplanationMethod
-from vitrail.config.commands import PredictConfig
-from vitrail.config.resolve import Layer, resolve
 from vitrail.display import Display
 from vitrail.errors import tell_count
 from vitrail.files import files_of, refuse_output
 from vitrail.migrate.given import Settings
 
 if TYPE_CHECKING:
-    from vitrail.data.sources import Source
     from vitrail.explanation.scoring import Scored
-    from vitrail.weights.checkpoint import Record
 
 
 @dataclass(frozen=True)
@@ -204,14 +196,7 @@ def score_explanations(
         DataError: There are no images, or a mask does not fit its image.
     """
     given = read_settings(score_explanations, settings, sections)
-    inputs = None if images is None else Inputs.read(images, given, "explain")
-    if inputs is None:
-        layers, remarks = with_recipe(None, given, EVALUATE_SECTIONS)
-        of_weights = [_keep_sections(layer, OF_WEIGHTS) for layer in layers]
-        resolve(PredictConfig, of_weights)
-    else:
-        layers, remarks = inputs.read_layers()
-        of_weights = layers
+    measured = MeasuredImages.read(images, given)
     require_at_least(1, limit=limit)
     require_at_least(0, seed=seed)
     checkpoint, output = Path(checkpoint), path_or_none(json)
@@ -222,52 +207,23 @@ def score_explanations(
     from vitrail.explanation.subject import open_subject
 
     with shown(display, progress) as display:
-        tell_remarks(display, remarks)
+        tell_remarks(display, measured.remarks)
         subject = open_subject(
             checkpoint,
-            of_weights,
+            measured.of_weights,
             methods=methods,
-            class_name=None if class_name is None else str(class_name),
+            class_name=class_name,
             engine=engine,
             device=device,
             display=display,
         )
-        if inputs is None:
-            source = _open_data(subject.record, layers, checkpoint, display)
-        else:
-            source = _open_files(inputs, display)
+        source = measured.open(subject.record, checkpoint, display)
         request = Request(subject.methods, subject.wanted, limit, path_or_none(masks), seed)
         scored = score_methods(subject, source, request, display)
         result = _name_scores(checkpoint, source.description, scored)
         if output is not None:
             write_json(output, result.to_dict(), display)
     return result
-
-
-def _keep_sections(layer: Layer, sections: Sequence[str]) -> Layer:
-    values = {name: one for name, one in layer.values.items() if name in sections}
-    return Layer(layer.origin, values)
-
-
-def _open_data(record: Record, layers: Sequence[Layer], path: Path, display: Display) -> Source:
-    """Return the images of a data set, by the settings and by what the weight file was made with."""
-    from vitrail.data.opening import open_split
-    from vitrail.evaluation.match import check_pixels
-    from vitrail.evaluation.settings import resolve_for
-
-    config = resolve_for(record, layers).config
-    check_pixels(record, config.data, path)
-    source, notes = open_split(config.data, config.evaluate.split)
-    for note in notes:
-        display.note(note)
-    return source
-
-
-def _open_files(inputs: Inputs, display: Display) -> Source:
-    """Return the images that are named, without labels."""
-    from vitrail.embedding.images import take_files
-
-    return take_files(os.fspath(path) for path in inputs.find(display.note)).source
 
 
 def _name_scores(checkpoint: Path, data: str, scored: Scored) -> ExplanationScores:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from cyclopts import Parameter
 
@@ -21,6 +21,7 @@ from vitrail.cli.options import (
 from vitrail.cli.tables import show_result
 from vitrail.errors import ConfigError
 
+Value = TypeVar("Value")
 LIMIT = 32
 """Most images that are scored or measured where no limit is given."""
 OPTIONS = {
@@ -30,18 +31,21 @@ OPTIONS = {
 }
 """Options that are for sheets, and for what is done in place of them."""
 
-ClassName = Annotated[
-    str | None,
+ClassNames = Annotated[
+    list[str] | None,
     Parameter(
         name="--class",
-        help="Class to explain, by its name or number; by default the most probable ones.",
+        metavar="NAME",
+        help="Class to explain, by its name or number; may be given several times; by default the most probable ones.",
     ),
 ]
-Method = Annotated[
-    choices.ExplanationMethod | None,
+Methods = Annotated[
+    list[choices.ExplanationMethod] | None,
     Parameter(
-        help="By default gradient-attention for TNT, T2T-ViT and Twins, and occlusion for others and for exported "
-        "files."
+        name="--method",
+        metavar="METHOD",
+        help="By default gradient-attention for TNT, T2T-ViT, Twins and PyramidTNT, and occlusion for other models and "
+        "for exported files; with --score all that suit, or those that are given one by one.",
     ),
 ]
 SheetFolder = Annotated[
@@ -65,10 +69,12 @@ MagnifiedPatch = Annotated[
     tuple[int, int] | None,
     Parameter(
         name="--patch",
+        metavar="ROW,COLUMN",
         n_tokens=1,
         accepts_keys=False,
         converter=read_place,
-        help="ROW,COLUMN of a patch of a TNT, from 0,0, that the sheets magnify, with the share of each word.",
+        help="Row and column, from 0,0, of a patch of a TNT or PyramidTNT that the sheets magnify, with the share of "
+        "each word.",
     ),
 ]
 MapsAlone = Annotated[
@@ -82,14 +88,14 @@ Score = Annotated[
     bool,
     Parameter(
         help="Measure how faithful the maps of each method are instead: a table of methods. Images need no labels; a "
-        "data set will do, as data.root=FOLDER, and nothing is the images that it was validated with."
+        "data set will do, as data.root=FOLDER, and nothing is the images that the model was validated with."
     ),
 ]
 ByLayer = Annotated[
     bool,
     Parameter(
         help="Plot instead how far the attention of each head and layer reaches, and how alike tokens are after each "
-        "block."
+        "block, as means over images or a data set, as with --score."
     ),
 ]
 Limit = Annotated[
@@ -115,8 +121,8 @@ ScoreFile = Annotated[
 def explain(
     checkpoint: Checkpoint,
     *inputs: ImageOrSetting,
-    class_name: ClassName = None,
-    method: Method = None,
+    class_names: ClassNames = None,
+    methods: Methods = None,
     output: SheetFolder = None,
     topk: ExplainedClasses = None,
     engine: Engine = None,
@@ -147,8 +153,8 @@ def explain(
 
     images, settings = split_images(inputs)
     given = {
-        "--class": class_name,
-        "--method": method,
+        "--class": class_names and class_names[0],
+        "--method": methods and methods[0],
         "--output": output,
         "--topk": topk,
         "--patch": None if patch is None else f"{patch[0]},{patch[1]}",
@@ -164,8 +170,8 @@ def explain(
             checkpoint,
             images or None,
             settings,
-            class_name=class_name,
-            methods=None if method is None else [method],
+            class_name=_single("--class", class_names, "--score explains one class of all images"),
+            methods=methods,
             limit=LIMIT if limit is None else limit,
             masks=masks,
             json=json_file,
@@ -175,14 +181,14 @@ def explain(
     if by_layer:
         folder = output or find_free_name(Path("layers"))
         options = {"limit": LIMIT if limit is None else limit, "device": device}
-        return _measure_depth(checkpoint, images, settings, output=folder, **options)
+        return _measure_depth(checkpoint, images or None, settings, output=folder, **options)
     with open_terminal() as display:
         result = api.explain(
             checkpoint,
             images,
             settings,
-            class_name=class_name,
-            method=method,
+            class_name=class_names,
+            method=_single("--method", methods, "a sheet has one; --score compares several"),
             output=output or find_free_name(Path("explanations")),
             topk=topk,
             maps_alone=maps_alone,
@@ -193,6 +199,20 @@ def explain(
         )
     show_result(result)
     return int(bool(result.bad_files))
+
+
+def _single(flag: str, values: Sequence[Value] | None, reason: str) -> Value | None:
+    """Return the one value that a flag is given.
+
+    Raises:
+        ConfigError: It is given several times.
+    """
+    if values is None:
+        return None
+    first, *others = values
+    if others:
+        raise ConfigError(f"{flag} {first} {flag} {others[0]}: {reason}; leave one of them out")
+    return first
 
 
 def _score(checkpoint: Path, images: list[str] | None, settings: list[str], **options: Any) -> int:
@@ -206,7 +226,9 @@ def _score(checkpoint: Path, images: list[str] | None, settings: list[str], **op
     return int(bool(result.bad_files))
 
 
-def _measure_depth(checkpoint: Path, images: list[str], settings: list[str], **options: Any) -> int:
+def _measure_depth(
+    checkpoint: Path, images: list[str] | None, settings: list[str], **options: Any
+) -> int:
     """Measure the layers of a network, and show the numbers; status 1 if an image could not be read."""
     from vitrail.api import depth as api
     from vitrail.cli.terminal import open_terminal

@@ -53,7 +53,7 @@ class MistakeMaps:
             view: The image (c, h, w) as the model saw it.
             label: Index of the class.
         """
-        explained = replace(self._explainer, wanted=label).explain_view(view)
+        explained = replace(self._explainer, wanted=(label,)).explain_view(view)
         if explained.maps is None:
             return None
         *_, finest = explained.maps.values()

@@ -142,9 +142,9 @@ def _draw_reaches(reaches: Sequence[Reach]) -> list[Chart]:
     charts = []
     for level, title in LEVELS.items():
         of_level = [one for one in reaches if one.level == level]
-        means = [(one.layer + 1, sum(one.pixels) / len(one.pixels)) for one in of_level]
-        heads = [(one.layer + 1, pixels) for one in of_level for pixels in one.pixels]
-        even = [(one.layer + 1, one.even) for one in of_level]
+        means = [(one.layer, sum(one.pixels) / len(one.pixels)) for one in of_level]
+        heads = [(one.layer, pixels) for one in of_level for pixels in one.pixels]
+        even = [(one.layer, one.even) for one in of_level]
         lines = {"even attention": even, "mean of the heads": means}
         chart = line_chart(title, lines, points=heads)
         if chart is not None:
@@ -156,7 +156,7 @@ def _draw_likenesses(likenesses: Sequence[Likeness]) -> list[Chart]:
     """Return a chart for each level: the mean cosine of two tokens after each block."""
     charts = []
     for level, title in LEVELS.items():
-        cosines = [(one.layer + 1, one.cosine) for one in likenesses if one.level == level]
+        cosines = [(one.layer, one.cosine) for one in likenesses if one.level == level]
         chart = line_chart(title, {"mean cosine": cosines})
         if chart is not None:
             charts.append(chart)

@@ -36,7 +36,7 @@ class Explained:
 
     path: str
     classes: tuple[int, ...] = ()
-    """Indices of the classes, the most probable first, or the one that was asked for."""
+    """Indices of the classes, the most probable first, or those that were asked for."""
     probabilities: tuple[float, ...] = ()
     answer: int = 0
     """Index of the most probable class."""
@@ -73,8 +73,8 @@ class Explainer:
     names: tuple[str, ...]
     """Class names in the order of the logits; numbers where the file names no classes."""
     rule: DecisionRule
-    wanted: int | None
-    """Class that is explained instead of the most probable ones."""
+    wanted: tuple[int, ...] = ()
+    """Classes that are explained, in this order; none is the most probable ones."""
 
     def explain(self, path: str | Path) -> Explained:
         """Explain the answer to one image; one that cannot be read gives its error."""
@@ -121,7 +121,7 @@ class Explainer:
             passed.append(_require_finite(logits))
             return torch.tensor(self._choose(passed[0])[:1], device=logits.device)
 
-        is_single = self.wanted is not None or self.rule.topk == 1
+        is_single = len(self.wanted) == 1 or (not self.wanted and self.rule.topk == 1)
         if is_single or not METHODS[self.method].of_class:
             maps = explain(self.method, self.answer, images, take_first)
             return passed[0], maps
@@ -133,8 +133,8 @@ class Explainer:
 
     def _choose(self, logits: Tensor) -> list[int]:
         """Return the classes that are explained, the most probable first."""
-        if self.wanted is not None:
-            return [self.wanted]
+        if self.wanted:
+            return [*self.wanted]
         # no class of a multi-label model may reach its threshold; the nearest is explained then
         return self.rule.choose(logits)[0][0] or [int(logits[0].argmax())]
 
@@ -159,7 +159,7 @@ def open_explainer(
     settings: Sequence[Layer] = (),
     *,
     method: ExplanationMethod | None = None,
-    class_name: str | None = None,
+    class_names: Sequence[str | int] = (),
     topk: int | None = None,
     engine: Engine | None = None,
     device: Device = "auto",
@@ -171,7 +171,7 @@ def open_explainer(
         path: The file; its ending says what it is.
         settings: Layers of settings in the sections `weights` and `preprocess`.
         method: How answers are explained; None is what suits the family.
-        class_name: Class to explain, by its name or its number; None is the most probable ones.
+        class_names: Classes to explain, by name or number; none is the most probable ones.
         topk: Most classes to explain of an image; None is one, or of a multi-label model all that
             reach their thresholds.
         engine: Engine that is to run an exported file; None is the usual one.
@@ -186,21 +186,21 @@ def open_explainer(
     unstarted = read_predictor(path, settings, engine=engine, topk=topk, display=display)
     family = unstarted.record.family.name
     chosen = choose_method(unstarted.path, family, method, is_exported=unstarted.is_exported)
-    wanted = None if class_name is None else find_class(unstarted.classes, class_name, str(path))
-    if wanted is not None and not METHODS[chosen].of_class:
+    found = [find_class(unstarted.classes, name, str(path)) for name in class_names]
+    if found and not METHODS[chosen].of_class:
         display.note(
             f"{chosen} explains the answer as a whole: its map is the same for all classes"
         )
     predictor = unstarted.start(pick_device(device))
     if unstarted.is_exported:
         display.note(f"{path}: run by {predictor.network.about}")
-    return explainer_of(predictor, chosen, wanted)
+    return explainer_of(predictor, chosen, found)
 
 
 def explainer_of(
     predictor: Predictor,
     method: ExplanationMethod,
-    wanted: int | None = None,
+    wanted: Sequence[int] = (),
     *,
     topk: int | None = None,
 ) -> Explainer:
@@ -209,7 +209,7 @@ def explainer_of(
     Args:
         predictor: The model, or exported file, that is ready to answer.
         method: A method that suits it.
-        wanted: Index of the class to explain; None is the most probable ones.
+        wanted: Indices of the classes to explain; none is the most probable ones.
         topk: Most classes to explain; None is as many as the predictor gives.
     """
     network = predictor.network
@@ -221,7 +221,7 @@ def explainer_of(
         predictor.preprocess,
         predictor.classes,
         predictor.rule if topk is None else predictor.rule.limit_to(topk),
-        wanted,
+        tuple(dict.fromkeys(wanted)),
     )
 
 
@@ -230,18 +230,19 @@ def answer_of(network: Network) -> Callable[[Tensor], Tensor]:
     return network if network.model is None else network.model
 
 
-def find_class(names: Sequence[str], name: str, path: str, where: str | None = None) -> int:
+def find_class(names: Sequence[str], asked: str | int, path: str, where: str | None = None) -> int:
     """Return the index of a class by its name, or by its number where no class is called so.
 
     Args:
         names: Names of all classes.
-        name: The name, or number, that is looked for.
+        asked: The name, or number, that is looked for.
         path: What messages call the model.
         where: How messages write what was asked for; None is as an option.
 
     Raises:
         ConfigError: The model has no such class.
     """
+    name = str(asked)
     if name in names:
         return list(names).index(name)
     if name.isascii() and name.isdecimal() and int(name) < len(names):

@@ -154,7 +154,7 @@ def _texts_of(explained: Explained, explainer: Explainer) -> list[tuple[str, str
     for index, probability in zip(explained.classes, explained.probabilities, strict=True):
         note = "" if index == explained.answer else f"answer: {explainer.names[explained.answer]}"
         # of several classes, the first is the answer
-        note = note if explainer.wanted is not None else ""
+        note = note if explainer.wanted else ""
         texts.append((explainer.names[index], f"{probability:.3f}", note))
     return texts
 

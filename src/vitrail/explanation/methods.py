@@ -13,10 +13,7 @@ from vitrail.explanation.feature_maps import weigh_channels
 from vitrail.explanation.perturbation import STEPS, count_squares, integrate_gradients, occlude
 from vitrail.explanation.relevance import Maps, roll_out, weigh_by_gradient
 from vitrail.explanation.target import Classes
-from vitrail.models.registry import FAMILIES
-
-OWN = ("tnt", "t2t_vit", "twins")
-"""Families whose attention and levels are known, by their names."""
+from vitrail.models.registry import FAMILIES, OWN
 
 
 @dataclass(frozen=True)
@@ -26,8 +23,8 @@ class Method:
     explain: Callable[..., Maps]
     """Takes a model, normalised images and the class for each; only `occlude` takes an exported
     file in place of a model."""
-    families: tuple[str, ...] | None
-    """Families that it is for; None is all, those of timm too."""
+    is_for_all: bool = False
+    """Whether it is for models of every family, and not for those of ours alone."""
     takes_exported: bool = False
     """Whether it needs no more than answers."""
     of_class: bool = True
@@ -40,28 +37,25 @@ class Method:
 
 
 METHODS: Mapping[ExplanationMethod, Method] = {
-    "rollout": Method(roll_out, OWN, of_class=False),
-    "gradient-attention": Method(weigh_by_gradient, OWN),
-    "grad-cam": Method(weigh_channels, (*OWN, "pyramid_tnt"), is_signed=True),
+    "rollout": Method(roll_out, of_class=False),
+    "gradient-attention": Method(weigh_by_gradient),
+    "grad-cam": Method(weigh_channels, is_signed=True),
     "integrated-gradients": Method(
-        integrate_gradients, None, is_signed=True, count_answers=lambda height, width: STEPS
+        integrate_gradients,
+        is_for_all=True,
+        is_signed=True,
+        count_answers=lambda height, width: STEPS,
     ),
     "occlusion": Method(
-        occlude, None, takes_exported=True, is_signed=True, count_answers=count_squares
+        occlude, is_for_all=True, takes_exported=True, is_signed=True, count_answers=count_squares
     ),
 }
-DEFAULTS: Mapping[str, ExplanationMethod] = {
-    "tnt": "gradient-attention",
-    "t2t_vit": "gradient-attention",
-    "twins": "gradient-attention",
-}
-"""The method of a family where none is asked for; all others take occlusion."""
 
 
 def choose_method(
     path: str, family: str, asked: ExplanationMethod | None, *, is_exported: bool
 ) -> ExplanationMethod:
-    """Return the method that is asked for, or the usual one.
+    """Return the method that is asked for, or the usual one: gradient-attention where it suits, or else occlusion.
 
     Args:
         path: Name of the file, for messages.
@@ -73,7 +67,7 @@ def choose_method(
         ConfigError: The family, or an exported file, has no such method.
     """
     if asked is None:
-        return "occlusion" if is_exported else DEFAULTS.get(family, "occlusion")
+        return "occlusion" if is_exported or family not in OWN else "gradient-attention"
     method = METHODS[asked]
     where = write_option("method", asked)
     if is_exported and not method.takes_exported:
@@ -81,8 +75,8 @@ def choose_method(
             f"{where}: {path} is an exported file, which has answers and neither gradients nor "
             "attention; take occlusion, or give the weight file"
         )
-    if method.families is not None and family not in method.families:
-        titles = [one.title for one in FAMILIES if one.name in method.families]
+    if not (method.is_for_all or family in OWN):
+        titles = [one.title for one in FAMILIES if one.name in OWN]
         able = list_methods(family, is_exported=is_exported)
         raise ConfigError(
             f"{where}: is for {_in_words(titles)}, and {path} is a {family}, which has "
@@ -101,7 +95,7 @@ def list_methods(family: str, *, is_exported: bool) -> list[ExplanationMethod]:
     """Return the methods that suit a family, or an exported file."""
     suitable: list[ExplanationMethod] = []
     for name, method in METHODS.items():
-        is_known = method.families is None or family in method.families
+        is_known = method.is_for_all or family in OWN
         if is_known and (method.takes_exported or not is_exported):
             suitable.append(name)
     return suitable

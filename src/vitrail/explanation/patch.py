@@ -1,4 +1,4 @@
-"""A patch of a TNT magnified: its pixels, and over them what each of its words has of the patch's value."""
+"""A patch of a TNT or PyramidTNT magnified: its pixels, and what each word has of its value over them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vitrail.errors import ConfigError, write_option
 from vitrail.explanation.explainer import Explainer
+from vitrail.models.pyramid_tnt import PyramidTNT
 from vitrail.models.tnt import TNT
 
 WITH_WORDS = ("rollout", "gradient-attention")
-"""Methods that have a map of words."""
+"""Methods that have a map of the words of a TNT; rollout has none of a PyramidTNT's."""
 COVER = 0.45
 """How much of the pixels the colours of the words hide."""
 DARK, BRIGHT = (20, 24, 30), (255, 255, 255)
@@ -53,13 +54,15 @@ def find_patch(explainer: Explainer, place: tuple[int, int]) -> Patch:
     row, column = place
     where = write_option("patch", f"{row},{column}")
     model = explainer.answer
-    if not isinstance(model, TNT):
+    if not isinstance(model, TNT | PyramidTNT):
         raise ConfigError(
-            f"{where}: {explainer.path} has no map of the words in its patches; give a TNT, or leave it out"
+            f"{where}: {explainer.path} has no map of the words in its patches; give a TNT or "
+            "PyramidTNT, or leave it out"
         )
-    if explainer.method not in WITH_WORDS:
+    with_words = WITH_WORDS[1:] if isinstance(model, PyramidTNT) else WITH_WORDS
+    if explainer.method not in with_words:
         raise ConfigError(
-            f"{where}: {explainer.method} has no map of words; take {' or '.join(WITH_WORDS)}"
+            f"{where}: {explainer.method} has no map of words; take {' or '.join(with_words)}"
         )
     rows, columns = model.config.grid
     if not (0 <= row < rows and 0 <= column < columns):

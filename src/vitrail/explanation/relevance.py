@@ -36,7 +36,7 @@ Shapes
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -56,6 +56,7 @@ from vitrail.explanation.placing import (
 )
 from vitrail.explanation.target import Classes, settle_classes, to_evidence
 from vitrail.models.family import VisionModel
+from vitrail.models.pyramid_tnt import SIDE, STRIDE, PyramidTNT
 from vitrail.models.t2t_vit import T2TViT
 from vitrail.models.tnt import TNT
 from vitrail.models.twins import Twins
@@ -65,6 +66,8 @@ Maps = Mapping[str, Tensor]
 SPLITS = ((2, 3, 2), (4, 3, 2), (8, 7, 4))
 """Of T2T-ViT's soft splits from the last to the first: how many times finer than the tokens what it
 splits is, the side of its neighbourhoods, and its stride."""
+MERGED = 3
+"""Side of the neighbourhood of sentences of a PyramidTNT that one of the next stage is made of."""
 
 
 @contextmanager
@@ -83,7 +86,7 @@ def roll_out(model: VisionModel, images: Tensor, classes: Classes) -> Maps:
     """Return attention rollout, which is the same for all classes; each map sums to at most 1.
 
     Args:
-        model: A TNT, T2T-ViT or Twins.
+        model: A model of one of our families.
         images: Normalised images (b, c, h, w).
         classes: Of which class of each image the map is asked for, though it is the same for all.
 
@@ -98,7 +101,7 @@ def weigh_by_gradient(model: VisionModel, images: Tensor, classes: Classes) -> M
     """Return gradient-weighted attention: how much of a class's logit each place brought about, never below 0.
 
     Args:
-        model: A TNT, T2T-ViT or Twins.
+        model: A model of one of our families.
         images: Normalised images (b, c, h, w).
         classes: The class for each image.
 
@@ -190,8 +193,10 @@ def _carry(passed: _Pass) -> Maps:
         return _carry_tnt(passed, passed.model)
     if isinstance(passed.model, T2TViT):
         return _carry_t2t(passed, passed.model)
-    assert isinstance(passed.model, Twins)
-    return _carry_twins(passed, passed.model)
+    if isinstance(passed.model, Twins):
+        return _carry_twins(passed, passed.model)
+    assert isinstance(passed.model, PyramidTNT)
+    return _carry_pyramid(passed, passed.model)
 
 
 def _give(relevance: Tensor, weights: Tensor) -> Tensor:
@@ -259,31 +264,75 @@ def _carry_twins(passed: _Pass, model: Twins) -> Maps:
     sizes = [passed.size]
     for side in model.config.patch_sizes:
         sizes.append((sizes[-1][0] // side, sizes[-1][1] // side))
+    patch, *sides = model.config.patch_sizes
+
+    def spread(relevance: Tensor, stage: int) -> Tensor:
+        return spread_cells(relevance, sizes[stage + 1], sides[stage])
+
+    maps = _carry_stages(passed, "blocks", model.config.sr_ratios, sizes[1:], spread)
+    tokens = maps.pop("stage-1")
+    if passed.added is not None:
+        added = avg_pool2d(passed.added[:, None], patch)[:, 0]
+        tokens = share_cells(tokens, added.clamp(min=0), math.prod(sides))
+    return {**maps, "tokens": tokens}
+
+
+def _carry_pyramid(passed: _Pass, model: PyramidTNT) -> Maps:
+    sizes = model.config.grids(passed.size)
+
+    def spread(relevance: Tensor, stage: int) -> Tensor:
+        return spread_split(relevance, sizes[stage], MERGED, 2)
+
+    maps = _carry_stages(passed, "stages", model.config.sr_ratios, sizes, spread)
+    sentences = maps.pop("stage-1")
+    if passed.added is None:
+        return {**maps, "sentences": sentences}
+    rows, columns = sizes[0]
+    even = spread_cells(sentences.flatten(1), (rows * SIDE, columns * SIDE), SIDE)
+    added = avg_pool2d(passed.added[:, None], STRIDE // SIDE)[:, 0].clamp(min=0)
+    words = share_cells(to_grid(even, (rows * SIDE, columns * SIDE)), added, SIDE * CELLS)
+    sentences = avg_pool2d(words[:, None], SIDE, divisor_override=1)[:, 0]
+    return {**maps, "sentences": sentences, "words": words}
+
+
+CELLS = 2
+
+
+def _carry_stages(
+    passed: _Pass,
+    stages: str,
+    ratios: Sequence[int],
+    sizes: Sequence[tuple[int, int]],
+    spread: Callable[[Tensor, int], Tensor],
+) -> dict[str, Tensor]:
+    """Return a map for each stage, the last first, where relevance begins evenly on the last tokens.
+
+    Args:
+        passed: The pass of a model of several stages.
+        stages: Name of the modules that hold the stages.
+        ratios: Side of the cells that the attention of each stage reduces its map by.
+        sizes: Height and width of each stage's map.
+        spread: Carries the relevance of the next stage's tokens to those of a stage, by its index.
+    """
     height, width = sizes[-1]
     relevance = passed.weights[0].new_full((passed.count, height * width), 1 / (height * width))
     kept = relevance
-    places = passed.places("window", "reduced")
+    places = passed.places("window", "reduced", "sentence")
     maps = {}
-    for stage in reversed(range(len(model.config.depths))):
-        of_stage = [p for p in places if passed.recorded[p].name.startswith(f"blocks.{stage}.")]
-        for place in of_stage:
-            given = _give_twins(passed, place, relevance, model.config.sr_ratios[stage])
-            relevance = passed.join(relevance, given)
+    for stage in reversed(range(len(sizes))):
+        for place in places:
+            if passed.recorded[place].name.startswith(f"{stages}.{stage}."):
+                given = _give_on_map(passed, place, relevance, ratios[stage])
+                relevance = passed.join(relevance, given)
+        # what never went through attention is even everywhere
         tokens = relevance if passed.is_rollout else relevance - kept
-        name = f"stage-{stage + 1}" if stage else "tokens"
-        maps[name] = to_grid(tokens, sizes[stage + 1])
+        maps[f"stage-{stage + 1}"] = to_grid(tokens, sizes[stage])
         if stage:
-            side = model.config.patch_sizes[stage]
-            relevance = spread_cells(relevance, sizes[stage], side)
-            kept = spread_cells(kept, sizes[stage], side)
-    if passed.added is not None:
-        patch, *others = model.config.patch_sizes
-        added = avg_pool2d(passed.added[:, None], patch)[:, 0]
-        maps["tokens"] = share_cells(maps["tokens"], added.clamp(min=0), math.prod(others))
+            relevance, kept = spread(relevance, stage - 1), spread(kept, stage - 1)
     return maps
 
 
-def _give_twins(passed: _Pass, place: int, relevance: Tensor, cell: int) -> Tensor:
+def _give_on_map(passed: _Pass, place: int, relevance: Tensor, cell: int) -> Tensor:
     """Return what tokens get as keys of an attention in windows, or as cells of a reduced map."""
     one, weights = passed.recorded[place], passed.weights[place]
     if one.windows is not None:

@@ -41,7 +41,7 @@ def open_subject(
     settings: Sequence[Layer] = (),
     *,
     methods: Sequence[ExplanationMethod] | None = None,
-    class_name: str | None = None,
+    class_name: str | int | None = None,
     engine: Engine | None = None,
     device: Device = "auto",
     display: Display,

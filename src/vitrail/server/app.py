@@ -338,8 +338,13 @@ async def _answer_refused_upload(_: Request, error: Any) -> JSONResponse:
     return JSONResponse({"error": error.reason}, error.status, headers)
 
 
-async def _answer_refused(_: Request, error: Any) -> JSONResponse:
-    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+async def _answer_refused(request: Request, error: Any) -> JSONResponse:
+    reason = error.detail
+    if error.status_code == 405:
+        reason = f"{request.method} is not answered here; this path takes {error.headers['Allow']}"
+    elif error.status_code == 404:
+        reason = "nothing is here; /openapi.json says what there is"
+    return JSONResponse({"error": reason}, error.status_code, error.headers)
 
 
 async def _answer_engine_failed(_: Request, error: Exception) -> JSONResponse:

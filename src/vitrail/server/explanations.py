@@ -44,8 +44,8 @@ class Question:
     """What is to be explained of an image."""
 
     method: ExplanationMethod
-    wanted: int | None
-    """Index of the class; None is the most probable one."""
+    wanted: tuple[int, ...]
+    """Index of the class; nothing is the most probable one."""
 
 
 @dataclass(frozen=True)
@@ -131,11 +131,11 @@ class Explanations:
         known = format_choices(asked, get_args(ExplanationMethod), "there are")
         raise ConfigError(f"method={shorten(asked)}: unknown{known}")
 
-    def _find_class(self, asked: str | None) -> int | None:
+    def _find_class(self, asked: str | None) -> tuple[int, ...]:
         if asked is None:
-            return None
+            return ()
         where = f"class={shorten(asked)}"
-        return find_class(self._predictor.classes, asked, THIS, where)
+        return (find_class(self._predictor.classes, asked, THIS, where),)
 
     async def explain(
         self, view: Tensor, question: Question, client: tuple[str, str]
