@@ -11,7 +11,15 @@ from torch import Tensor
 from support.explained_models import NAMES, PYRAMID, build, random_images
 from vitrail.errors import ConfigError
 from vitrail.explanation.attention import Windows, record_attention
-from vitrail.explanation.placing import cut_windows, divide, join_windows, share_cells, spread_cells, spread_split
+from vitrail.explanation.placing import (
+    cut_windows,
+    divide,
+    join_windows,
+    share_cells,
+    spread_cells,
+    spread_merged,
+    spread_split,
+)
 from vitrail.explanation.relevance import roll_out, weigh_by_gradient
 from vitrail.models.family import VisionModel
 from vitrail.models.registry import create_model
@@ -192,7 +200,7 @@ def test_a_pyramid_has_a_map_of_each_stage_and_of_its_words() -> None:
     sizes = {"stage-4": (1, 2), "stage-3": (2, 3), "stage-2": (4, 6), "sentences": (8, 12)}
     rolled = roll_out(model, images, CLASSES)
     assert {level: tuple(one.shape[1:]) for level, one in rolled.items()} == sizes
-    for one in rolled.values():  # an odd grid has neighbourhoods that reach over its border
+    for one in rolled.values():  # through an odd grid too
         torch.testing.assert_close(one.sum((1, 2)), torch.ones(2))
         assert (one >= 0).all()
     weighed = weigh_by_gradient(model, images, CLASSES)
@@ -270,6 +278,11 @@ def test_a_token_of_a_soft_split_reaches_its_neighbourhood_alone() -> None:
 def test_left_over_tokens_get_nothing_and_cells_share() -> None:
     spread = spread_cells(torch.tensor([[4.0, 8.0]]), (3, 4), 2)
     assert spread.reshape(3, 4).tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [0, 0, 0, 0]]
+
+
+def test_two_by_two_tokens_share_what_they_were_merged_to_and_odd_ones_have_it_alone() -> None:
+    spread = spread_merged(torch.tensor([[4.0, 8.0, 2.0, 6.0]]), (3, 3))
+    assert spread.reshape(3, 3).tolist() == [[1, 1, 4], [1, 1, 4], [1, 1, 6]]
 
 
 def test_windows_are_put_where_they_were_cut() -> None:

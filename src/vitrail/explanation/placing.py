@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import fold, pad, unfold
+from torch.nn.functional import avg_pool2d, fold, pad, unfold
 
 from vitrail.explanation.attention import Windows
 
@@ -35,6 +35,23 @@ def spread_cells(relevance: Tensor, size: tuple[int, int], side: int) -> Tensor:
     grid = grid.repeat_interleave(side, dim=1).repeat_interleave(side, dim=2)
     rest = (0, size[1] - columns * side, 0, size[0] - rows * side)
     return pad(grid, rest).flatten(1)
+
+
+def spread_merged(relevance: Tensor, size: tuple[int, int]) -> Tensor:
+    """Divide the relevance (b, n) of cells of two by two tokens evenly among these (b, h * w).
+
+    On an odd grid the last cells have fewer tokens.
+
+    Args:
+        relevance: Relevance of the cells, row by row.
+        size: Height and width of the map whose tokens were merged.
+    """
+    height, width = size
+    ones = relevance.new_ones(1, 1, height, width)
+    counts = avg_pool2d(ones, 2, ceil_mode=True, divisor_override=1)[0]  # (1, rows, columns)
+    grid = relevance.reshape(-1, *counts.shape[1:]) / counts
+    grid = grid.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
+    return grid[:, :height, :width].flatten(1)
 
 
 def spread_split(relevance: Tensor, size: tuple[int, int], side: int, stride: int) -> Tensor:
