@@ -260,7 +260,8 @@ def test_a_sheet_and_the_page_have_the_numbers_of_the_finest_map(
     pages = [(tmp_path / name / "index.html").read_text() for name in ("plain", "judged")]
     assert "SaCo" not in pages[0]
     assert f"{judged[0].classes[0].name}: SaCo {first.saco:.2f}, insertion {first.insertion:.2f}" in pages[1]
-    assert "Numbers are of the finest map" in pages[1]
+    assert "What the numbers say" in pages[1]
+    assert "What the numbers say" not in pages[0]
     heights = []
     for one in (plain, judged):
         assert one[0].sheet is not None

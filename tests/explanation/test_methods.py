@@ -132,6 +132,30 @@ def test_a_method_that_a_family_lacks_is_one_line(method: ExplanationMethod) -> 
     )
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_what_cannot_be_explained_in_memory_is_one_line(method: ExplanationMethod) -> None:
+    model = build("twins_svt_small", image_size=32)
+    images = random_images(model)
+    with pytest.raises(ConfigError, match=r"^classes are \[1, 9\]; the model has the classes 0 to 6$"):
+        explain(method, model, images, torch.tensor([1, 9]))
+    with pytest.raises(ConfigError, match=r"^classes are torch\.int64 of \(1,\); they must be an index for each of 2"):
+        explain(method, model, images, torch.tensor([1]))
+    with pytest.raises(ConfigError, match=r"^classes is 2; it must be a tensor with an index for each image, or a"):
+        explain(method, model, images, 2)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match=r"^images are torch\.float32 of \(3, 32, 32\); they must be normalised"):
+        explain(method, model, images[0], torch.tensor([1]))
+    with torch.inference_mode():
+        expected = explain(method, model, images, CLASSES)
+    for level, one in explain(method, model, images, CLASSES).items():
+        torch.testing.assert_close(one, expected[level])
+
+
+def test_an_unknown_method_is_one_line() -> None:
+    model = build("twins_svt_small", image_size=32)
+    with pytest.raises(ConfigError, match=r"^method=rolout: unknown; did you mean 'rollout'\?$"):
+        explain("rolout", model, random_images(model), CLASSES)  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.parametrize("method", [name for name, one in METHODS.items() if not one.takes_exported])
 def test_an_exported_file_has_no_gradients(method: ExplanationMethod) -> None:
     with pytest.raises(ConfigError) as caught:

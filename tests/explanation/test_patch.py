@@ -71,17 +71,19 @@ def test_what_cannot_be_magnified_is_one_line(
         f"error: --patch 2,0: {tiny_checkpoint} has 2 rows of 2 patches; give one from 0,0 to 1,1"
     )
     assert refused(capsys, *given, "--patch", "0,0", "--method", "grad-cam") == (
-        "error: --patch 0,0: grad-cam has no map of words; take rollout or gradient-attention"
+        "error: --patch 0,0: grad-cam has no map of the words of a TNT; take rollout or gradient-attention"
     )
+    assert "--patch is '-1,0'; it must be" in refused(capsys, *given, "--patch", "-1,0")
     for wrong in ("1", "a,b", "-1,0", "1,2,3"):
         line = refused(capsys, *given, f"--patch={wrong}")
         assert f"--patch is '{wrong}'; it must be a row and a column from 0, as 3,5" in line
     exported = tmp_path / "best.torchscript"
     vitrail.export(tiny_checkpoint, format="torchscript", output=exported, progress=False)
     assert refused(capsys, "explain", exported, image, "--patch", "0,0") == (
-        f"error: --patch 0,0: {exported} has no map of the words in its patches; give a TNT or "
-        "PyramidTNT, or leave it out"
+        f"error: --patch 0,0: {exported} is an exported file, which has answers and no words; give the weight file"
     )
+    with pytest.raises(ConfigError, match=r"^explain: patch is '1,2'; it must be a list of whole numbers, or None"):
+        vitrail.explain(tiny_checkpoint, image, patch="1,2", output=tmp_path / "x")  # pyright: ignore[reportArgumentType]
     with pytest.raises(
         ConfigError, match=r"^patch=0,1: a patch is magnified on sheets, which output writes; the words"
     ):

@@ -181,6 +181,8 @@ def test_what_cannot_be_scored_is_one_line(
     )
     (masks / "red_0.png").write_bytes(b"no image")
     assert told("--score", "--masks", masks).startswith(f"error: {masks / 'red_0.png'}: the mask cannot be read (")
+    with pytest.raises(ConfigError, match=r"^methods is empty; name some, or leave it out for all that suit"):
+        vitrail.score_explanations(tiny_checkpoint, image, methods=[])
     with pytest.raises(ConfigError, match=r"^score_explanations: methods is \['rolout'\]; it must be one of rollout"):
         vitrail.score_explanations(tiny_checkpoint, image, methods=["rolout"])  # pyright: ignore[reportArgumentType]
 
@@ -206,6 +208,27 @@ def test_a_mask_of_nothing_is_named_and_not_counted(image_folder: Path, tiny_che
     assert scores.masked == 3
     assert {one.measures["pointing"].images for one in scores.methods} == {3}
     assert {one.measures["saco"].images for one in scores.methods} == {4}
+
+
+def test_images_without_a_mask_are_counted_and_one_is_named(
+    image_folder: Path, tiny_checkpoint: Path, masks: Path
+) -> None:
+    images = image_folder / "val" / "green"
+    removed = sorted((masks / "green").iterdir())[1]
+    removed.unlink()
+    reason = rf"^1 of 4 images have no mask, such as .*{removed.stem}\.jpg; not counted for pointing game and inside"
+    with pytest.warns(UserWarning, match=reason):
+        scores = vitrail.score_explanations(tiny_checkpoint, images, methods=["rollout"], masks=masks, progress=False)
+    assert scores.masked == 3
+    assert {one.measures["inside"].images for one in scores.methods} == {3}
+
+
+def test_the_spread_of_one_image_is_unknown(image_folder: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    image, numbers = image_folder / "val" / "red" / "red_0.jpg", tmp_path / "numbers.json"
+    scores = vitrail.score_explanations(tiny_checkpoint, image, methods=["rollout"], json=numbers, progress=False)
+    assert scores.methods[0].measures["saco"].std is None
+    assert f"{scores.methods[0].measures['saco'].mean:.2f} (-)" in str(scores)
+    assert json.loads(numbers.read_text())["methods"][0]["measures"]["saco"]["std"] is None
 
 
 def test_an_image_of_one_colour_has_no_numbers(tiny_checkpoint: Path, tmp_path: Path) -> None:

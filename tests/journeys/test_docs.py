@@ -91,7 +91,7 @@ def test_a_documented_command_is_understood(arguments: list[str]) -> None:
         "evaluate": EvaluateConfig,
         "quantize": EvaluateConfig,
         "predict": PredictConfig,
-        "explain": EvaluateConfig if "--score" in arguments else PredictConfig,
+        "explain": EvaluateConfig if {"--score", "--by-layer"} & {*arguments} else PredictConfig,
         "embed": EmbedConfig,
         "make-token-labels": EmbedConfig,
     }

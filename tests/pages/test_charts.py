@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitrail.pages.charts import HEIGHT, WIDTH, choose_ticks, line_chart
+from vitrail.pages.charts import HEIGHT, STUB, WIDTH, choose_ticks, line_chart
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=5), st.booleans())
@@ -25,7 +25,7 @@ def test_a_line_chart_places_its_points_between_the_ticks() -> None:
     assert chart is not None
     assert dict(chart.lines) == {
         "training": f"0.0,{HEIGHT:.1f} {WIDTH:.1f},0.0",
-        "validation": f"{WIDTH / 2:.1f},{HEIGHT / 2:.1f}",
+        "validation": f"{WIDTH / 2 - STUB:.1f},{HEIGHT / 2:.1f} {WIDTH / 2 + STUB:.1f},{HEIGHT / 2:.1f}",
     }
     assert chart.dot == (WIDTH / 2, HEIGHT / 2)
     assert [text for _, text in chart.x_ticks] == ["1", "2", "3"]
@@ -43,5 +43,5 @@ def test_single_points_are_placed_in_the_frame_of_the_lines() -> None:
 def test_a_chart_of_one_epoch_or_of_none() -> None:
     chart = line_chart("loss", {"training": [(1, 0.5)]})
     assert chart is not None
-    assert chart.lines[0][1].startswith(f"{WIDTH / 2},")
+    assert [place.split(",")[0] for place in chart.lines[0][1].split()] == ["148.0", "172.0"], "a line that is seen"
     assert line_chart("loss", {"training": [(1, math.nan)]}) is None

@@ -35,6 +35,8 @@ WORDS = {
     Display: "an object with the methods of vitrail.display.Display",
 }
 """Words for the types that are not made of others."""
+LISTS = {int: "a list of whole numbers", float: "a list of numbers"}
+"""Words for several values of a type; those of others are texts."""
 ADVICE = {
     "images": "an image in memory goes through the model of vitrail.load_model(FILE) itself, as "
     "model(model.preprocess(image).unsqueeze(0))",
@@ -141,7 +143,8 @@ def read_argument(value: Any, kind: Any) -> Any:
             problem = str(error) or _describe(one, kinds)
             if problems and problem.startswith(problems[-1]):  # of one of several values
                 problems.pop()
-            problems.append(problem)
+            if problem not in ", or ".join(problems):
+                problems.append(problem)
     if is_optional:
         problems.append("None")
     raise ValueError(", or ".join(problems))
@@ -200,7 +203,7 @@ def _read_several(value: Any, kind: Any) -> tuple[Any, ...]:
         raise ValueError
     items = []
     for item in value:
-        is_empty_path = item == "" and Path in get_args(kind)
+        is_empty_path = isinstance(item, str) and not item and Path in get_args(kind)
         # whoever looks for the images says more of a name that is empty, as of a shell's variable
         # that is not set
         items.append(item if is_empty_path else read_argument(item, kind))
@@ -218,7 +221,8 @@ def _read_path(value: Any) -> str | Path:
 def _describe(kind: Any, kinds: Sequence[Any]) -> str:
     """Return the words for one of several kinds."""
     if get_origin(kind) in (Sequence, Iterable):
-        return "a list of texts" if len(kinds) == 1 else "several of them"
+        of_each = LISTS.get(get_args(kind)[0], "a list of texts")
+        return of_each if len(kinds) == 1 else "several of them"
     if get_origin(kind) is Callable:
         return "a function"
     kind = get_origin(kind) or kind  # of a class with parameters

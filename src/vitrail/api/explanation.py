@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,8 @@ class Explanations(ResultList[Explanation]):
             names = ", ".join(choice.name for choice in one.classes)
             odds = ", ".join(f"{choice.probability:.3f}" for choice in one.classes)
             sheet = "" if one.sheet is None else str(one.sheet)
-            saco = ", ".join(f"{judged.saco:.2f}" for judged in one.faithfulness)
+            numbers = [judged.saco for judged in one.faithfulness]
+            saco = ", ".join("-" if math.isnan(number) else f"{number:.2f}" for number in numbers)
             rows.append((one.path, names, odds, saco, sheet, one.error or ""))
         columns = ("image", "class", "probability", "SaCo", "sheet", "error")
         return [Table("", columns, tuple(rows))]

@@ -20,7 +20,7 @@ from vitrail.api.options import (
 from vitrail.api.results import Result, Table
 from vitrail.choices import Device, Engine, ExplanationMethod
 from vitrail.display import Display
-from vitrail.errors import tell_count
+from vitrail.errors import ConfigError, tell_count
 from vitrail.files import files_of, refuse_output
 from vitrail.migrate.given import Settings
 
@@ -33,10 +33,13 @@ class MeasureScore:
     """One measure of one method, over images."""
 
     mean: float
-    std: float
-    """Standard deviation between images."""
+    std: float | None
+    """Standard deviation between images; None of a single one."""
     images: int
     """Images that have the number; an even map has none."""
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} ({'-' if self.std is None else f'{self.std:.2f}'})"
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class ExplanationScores(Result):
             cells = []
             for name in names:
                 score = one.measures.get(name)
-                cells.append("-" if score is None else f"{score.mean:.2f} ({score.std:.2f})")
+                cells.append("-" if score is None else str(score))
             rows.append((one.method, *cells, "fails" if one.fails else ""))
         columns = ("method", *(self.titles[name] for name in names), "sanity check")
         part = "" if self.images == self.found else f"{self.images:,} of "
@@ -199,6 +202,10 @@ def score_explanations(
     measured = MeasuredImages.read(images, given)
     require_at_least(1, limit=limit)
     require_at_least(0, seed=seed)
+    if methods is not None and not methods:
+        raise ConfigError(
+            "methods is empty; name some, or leave it out for all that suit the model"
+        )
     checkpoint, output = Path(checkpoint), path_or_none(json)
     if output is not None:
         refuse_output("json", output, files_of(checkpoint))

@@ -370,8 +370,9 @@ class Inputs:
         names = (images,) if isinstance(images, str | Path) else tuple(images)
         given = tuple(os.fspath(name) for name in names)
         if not given:
+            of_data = "; data sets go with --score and --by-layer" if program == "explain" else ""
             raise ConfigError(
-                f"{program} needs images: a file, a folder, a quoted glob, or a list of paths"
+                f"{program} needs images: a file, a folder, a quoted glob, or a list of paths{of_data}"
             )
         values = dict(settings.layer.values)
         root, path_column = _read_list_settings(
@@ -416,8 +417,8 @@ def _read_list_settings(
     if not lists:
         key, value = next(iter(data.items()))
         raise ConfigError(
-            f"data.{key}={value}: is for lists that end in .csv, .tsv, .jsonl or .ndjson, and none "
-            "is given"
+            f"data.{key}={value}: beside images it is for lists that end in .csv, .tsv, .jsonl or "
+            ".ndjson, and none is given"
         )
     listed = Layer("predict", {"data": {"list": lists[0]}})
     section = resolve(DataConfig, [listed, Layer(origin, {"data": data})]).config.data

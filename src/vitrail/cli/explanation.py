@@ -71,6 +71,7 @@ MagnifiedPatch = Annotated[
         name="--patch",
         metavar="ROW,COLUMN",
         n_tokens=1,
+        allow_leading_hyphen=True,
         accepts_keys=False,
         converter=read_place,
         help="Row and column, from 0,0, of a patch of a TNT or PyramidTNT that the sheets magnify, with the share of "

@@ -122,6 +122,7 @@ def _read_mask(masks: Masks, source: Source, index: int, pixels: Tensor) -> Tens
     name = source.name(index)
     path = masks.find(Path(name))
     if path is None:
+        masks.missing.append(name)
         return None
     mask = masks.read(path, pixels)
     if mask.any():

@@ -251,6 +251,6 @@ def find_class(names: Sequence[str], asked: str | int, path: str, where: str | N
     listed = ", ".join(names[:SHOWN_CLASSES])
     if len(names) > SHOWN_CLASSES:
         listed += f" and {len(names) - SHOWN_CLASSES:,} more"
-    near = suggest(name, names)
+    near = "" if name.lstrip("-").isdecimal() else suggest(name, names)
     rest = f"{near} It has {listed}" if near else f"; it has {listed}"
     raise ConfigError(f"{where}: {path} has no such class{rest}")

@@ -110,6 +110,7 @@ class ExplanationFolder:
             pictured=pictured(self.explainer.preprocess.pixels),
             images=self.shown,
             reading=READING,
+            has_patch=self.patch is not None,
         )
         self._put(self.folder / PAGE, page)
         return self.folder / PAGE

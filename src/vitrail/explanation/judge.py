@@ -71,8 +71,8 @@ class Judged:
 
     @property
     def fails(self) -> bool:
-        """Whether the map hardly changes with the weights."""
-        return fails(self.shuffled)
+        """Whether the map hardly changes with the weights; an image of one colour has nothing to show."""
+        return fails(self.shuffled) and not math.isnan(self.insertion)
 
     def __str__(self) -> str:
         names: tuple[MeasureName, ...] = ("saco", "insertion", "deletion", "shuffled")

@@ -37,6 +37,8 @@ class Masks:
     """How the images are cut and resized, and so the masks."""
     empty: list[str] = field(default_factory=list)
     """Names of the images whose masks have nothing inside of what the model sees."""
+    missing: list[str] = field(default_factory=list)
+    """Names of the images that have no mask."""
 
     def find(self, image: Path) -> Path | None:
         """Return the mask of an image: of the end of its path that is longest, and has one in the folder."""

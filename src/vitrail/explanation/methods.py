@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from vitrail.choices import ExplanationMethod
-from vitrail.errors import ConfigError, write_option
+from vitrail.errors import ConfigError, suggest, write_option
 from vitrail.explanation.feature_maps import weigh_channels
 from vitrail.explanation.perturbation import STEPS, count_squares, integrate_gradients, occlude
 from vitrail.explanation.relevance import Maps, roll_out, weigh_by_gradient
@@ -110,10 +111,32 @@ def explain(
         method: A method that suits the model.
         model: A model; for occlusion anything that answers.
         images: Normalised images (b, c, h, w).
-        classes: The class for each image.
+        classes: Index of the class for each image (b), or a function that chooses it from the logits.
 
     Raises:
-        ConfigError: The method does not suit the model.
+        ConfigError: There is no such method or class, the method does not suit the model, or the
+            images are no batch that it takes.
         MissingExtra: It needs captum, which is not installed.
     """
-    return METHODS[method].explain(model, images, classes)
+    if method not in METHODS:
+        near = suggest(method, METHODS) or f"; there are {', '.join(METHODS)}"
+        raise ConfigError(f"method={method}: unknown{near}")
+    if images.ndim != 4 or not images.is_floating_point():
+        raise ConfigError(
+            f"images are {images.dtype} of {tuple(images.shape)}; they must be normalised, (b, c, h, w)"
+        )
+    if isinstance(classes, Tensor):
+        if classes.shape != images.shape[:1] or classes.is_floating_point():
+            raise ConfigError(
+                f"classes are {classes.dtype} of {tuple(classes.shape)}; they must be an index for each "
+                f"of {len(images)} images"
+            )
+    elif not callable(classes):
+        raise ConfigError(
+            f"classes is {classes!r}; it must be a tensor with an index for each image, or a function "
+            "of logits"
+        )
+    with torch.inference_mode(False):
+        # gradients are taken of a copy, as what inference mode made has none
+        given = images.clone() if images.is_inference() else images
+        return METHODS[method].explain(model, given, classes)

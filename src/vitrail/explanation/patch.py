@@ -11,11 +11,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vitrail.errors import ConfigError, write_option
 from vitrail.explanation.explainer import Explainer
+from vitrail.models.family import VisionModel
 from vitrail.models.pyramid_tnt import PyramidTNT
 from vitrail.models.tnt import TNT
 
-WITH_WORDS = ("rollout", "gradient-attention")
-"""Methods that have a map of the words of a TNT; rollout has none of a PyramidTNT's."""
+WITH_WORDS = {"TNT": ("rollout", "gradient-attention"), "PyramidTNT": ("gradient-attention",)}
+"""Methods that have a map of words, by family."""
 COVER = 0.45
 """How much of the pixels the colours of the words hide."""
 DARK, BRIGHT = (20, 24, 30), (255, 255, 255)
@@ -54,15 +55,21 @@ def find_patch(explainer: Explainer, place: tuple[int, int]) -> Patch:
     row, column = place
     where = write_option("patch", f"{row},{column}")
     model = explainer.answer
+    if not isinstance(model, VisionModel):
+        raise ConfigError(
+            f"{where}: {explainer.path} is an exported file, which has answers and no words; give the "
+            "weight file"
+        )
     if not isinstance(model, TNT | PyramidTNT):
         raise ConfigError(
             f"{where}: {explainer.path} has no map of the words in its patches; give a TNT or "
             "PyramidTNT, or leave it out"
         )
-    with_words = WITH_WORDS[1:] if isinstance(model, PyramidTNT) else WITH_WORDS
-    if explainer.method not in with_words:
+    family = "PyramidTNT" if isinstance(model, PyramidTNT) else "TNT"
+    if explainer.method not in WITH_WORDS[family]:
         raise ConfigError(
-            f"{where}: {explainer.method} has no map of words; take {' or '.join(with_words)}"
+            f"{where}: {explainer.method} has no map of the words of a {family}; take "
+            f"{' or '.join(WITH_WORDS[family])}"
         )
     rows, columns = model.config.grid
     if not (0 <= row < rows and 0 <= column < columns):

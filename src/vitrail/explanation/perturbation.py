@@ -44,10 +44,11 @@ def integrate_gradients(
     from captum.attr import IntegratedGradients
 
     with torch.enable_grad(), _in_evaluation(answer):
-        shares = IntegratedGradients(lambda changed: to_evidence(answer(changed))).attribute(
+        chosen = _settle(answer, images, classes)
+        shares = IntegratedGradients(_evidence_for(answer, chosen)).attribute(
             images,
             baselines=torch.zeros_like(images),
-            target=_settle(answer, images, classes),
+            target=chosen,
             n_steps=STEPS,
             internal_batch_size=max(AT_ONCE, len(images)),
         )
@@ -76,12 +77,13 @@ def occlude(
     channels, height, width = images.shape[1:]
     side, stride = _square_of(height, width)
     with torch.no_grad(), _in_evaluation(answer):
-        lost = Occlusion(lambda changed: to_evidence(answer(changed))).attribute(
+        chosen = _settle(answer, images, classes)
+        lost = Occlusion(_evidence_for(answer, chosen)).attribute(
             images,
             sliding_window_shapes=(channels, side, side),
             strides=(channels, stride, stride),
             baselines=0.0,
-            target=_settle(answer, images, classes),
+            target=chosen,
             perturbations_per_eval=AT_ONCE,
         )
     return {"pixels": lost[:, 0].to(images.dtype)}
@@ -110,6 +112,17 @@ def _settle(answer: Callable[[Tensor], Tensor], images: Tensor, classes: Classes
         return classes
     with torch.no_grad():
         return settle_classes(classes, answer(images))
+
+
+def _evidence_for(answer: Callable[[Tensor], Tensor], chosen: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return what says how much speaks for each class in changed images; it refuses a class that there is not."""
+
+    def answer_with_evidence(changed: Tensor) -> Tensor:
+        logits = answer(changed)
+        settle_classes(chosen, logits)
+        return to_evidence(logits)
+
+    return answer_with_evidence
 
 
 def require_captum() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from vitrail.choices import ExplanationMethod
 from vitrail.data.sources import Source
 from vitrail.display import Display
-from vitrail.errors import MissingExtra, name_option
+from vitrail.errors import MissingExtra, name_option, tell_count
 from vitrail.explanation.batches import Batch, draw_images, read_batches
 from vitrail.explanation.faithfulness import centre_maps, draw_random_maps
 from vitrail.explanation.judge import (
@@ -36,8 +36,8 @@ class Spread:
     """A number over images."""
 
     mean: float
-    std: float
-    """Standard deviation between images; 0 of one image."""
+    std: float | None
+    """Standard deviation between images; None of a single one."""
     images: int
     """Images that have the number."""
 
@@ -65,7 +65,7 @@ class MethodScore:
         numbers = numbers[~np.isnan(numbers)]
         if not len(numbers):
             return None
-        std = float(numbers.std(ddof=1)) if len(numbers) > 1 else 0.0
+        std = float(numbers.std(ddof=1)) if len(numbers) > 1 else None
         return Spread(float(numbers.mean()), std, len(numbers))
 
 
@@ -129,6 +129,11 @@ def score_methods(subject: Subject, source: Source, request: Request, display: D
         display.warn(
             f"{name}: its mask has nothing inside of what the model sees; not counted for "
             f"{MEASURES['pointing']} and {MEASURES['inside']}"
+        )
+    if masks is not None and masks.missing:
+        display.warn(
+            f"{len(masks.missing):,} of {tell_count(explained, 'image')} have no mask, such as "
+            f"{masks.missing[0]}; not counted for {MEASURES['pointing']} and {MEASURES['inside']}"
         )
     scores = (*scorer.scores.values(), *scorer.floors.values())
     for score in scores:

@@ -105,7 +105,7 @@ def _in_glob(pattern: str, note: Callable[[str], None]) -> Iterator[str]:
     # a pattern with ** goes round a circle of links until the system stops it; folders are asked
     # for once each
     is_circle = cache(lies_in_a_circle)
-    for match in glob.iglob(pattern, recursive=True):
+    for match in sorted(glob.iglob(pattern, recursive=True)):  # as a disk's own order is chance
         path = Path(match)
         if any(is_hidden(part) and part not in named for part in path.parts):
             ignored.hidden.append(match)

@@ -10,6 +10,8 @@ WIDTH = 320
 """Width of the plot in SVG units; `charts.html` draws the axes around it."""
 HEIGHT = 180
 """Height of the plot in SVG units."""
+STUB = 12
+"""Half the length of the line that stands for a single point."""
 INTERVALS = 5
 """Most intervals between the round numbers of an axis, before the ends are rounded outwards."""
 
@@ -124,5 +126,8 @@ def choose_ticks(values: Sequence[float], *, whole: bool = False) -> list[float]
 
 
 def _format_polyline(points: Sequence[Point], frame: _Frame) -> str:
-    places = map(frame.place, points)
+    places = [frame.place(point) for point in points]
+    if len(places) == 1:  # a line of one point would not be seen
+        ((x, y),) = places
+        places = [(x - STUB, y), (x + STUB, y)]
     return " ".join(f"{x},{y}" for x, y in places)

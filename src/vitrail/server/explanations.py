@@ -287,7 +287,7 @@ class _AnswersInTurn:
                 503,
                 f"the explanation asks the model for {self._expected:,} answers, which takes about "
                 f"{seconds:.0f} s here, and this server answers within {self._most_s:g} s; "
-                "a weight file has methods that take one pass",
+                "ask for a method of one pass, which a weight file has, or start it with a longer --timeout-s",
             )
 
 
