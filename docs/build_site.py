@@ -253,6 +253,7 @@ def write_settings(language: Language, other: Language, folder: Path, nav: list[
         "extra_css": ["assets/site.css"],
         "extra": {
             "generator": False,
+            "homepage": "index.html",  # where the logo leads, which is a folder else
             "polyfills": ["assets/iframe-worker.js"],
             # a true value shows theme/partials/alternate.html; a list would make each page ask for a sitemap
             "alternate": True,

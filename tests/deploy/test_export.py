@@ -196,7 +196,7 @@ def test_the_weights_are_never_replaced_by_what_is_made_of_them(tmp_path: Path) 
     ("tokens", "message"),
     [
         (["--format", "onnxx"], 'Invalid value "onnxx" for --format. Choose from: "onnx", "openvino", "pt2", '),
-        ([], 'Command "export" parameter --format requires an argument'),
+        ([], "error: vitrail export needs --format, one of onnx, openvino, "),
         (["--format", "mindir", "--mindir-version", "2"], 'Invalid value "2" for --mindir-version. Choose from: 1, 3'),
         (["--format", "mindir", "--batch-size", "0"], "--batch-size is 0; it must be at least 1"),
         (["--format", "mindir", "--batch-size", "1.5"], "--batch-size is '1.5'; it must be a whole number"),

@@ -145,6 +145,9 @@ def test_what_cannot_be_explained_is_one_line(
     assert line == f"error: --output {image}: is a file; give a new folder"
     assert "rollout" in refused(capsys, "explain", tiny_checkpoint, image, "--method", "rolout")
     assert "explain needs images" in refused(capsys, "explain", tiny_checkpoint)
+    assert refused(capsys, "explain", tiny_checkpoint, f"data.root={image_folder}") == (
+        "error: explain needs images; data sets go with --score and --by-layer"
+    )
     with pytest.raises(ConfigError, match=r"^class_name=9: .* has no such class; it has blue, green, red$"):
         vitrail.explain(tiny_checkpoint, image, class_name="9")
 

@@ -110,6 +110,16 @@ def test_the_switch_of_the_language_stays_on_the_page(site: Path) -> None:
 
 @pytest.mark.thorough
 @needs_chromium
+def test_the_logo_leads_to_the_home_of_its_language(site: Path) -> None:
+    homes = {"index.html", "zh/index.html"}
+    found = set()
+    for page in sorted(site.rglob("*.html")):
+        for address in re.findall(r'<a href="([^"]*)"[^>]*md-logo', page.read_text()):
+            if page.name != "404.html":  # which is shown at any address
+                found.add((page.parent / address).resolve().relative_to(site.resolve()).as_posix())
+    assert found == homes
+
+
 def test_no_page_is_wider_than_a_phone_nor_complains(site: Path) -> None:
     # a page of an error has addresses from the root of a server
     chinese = [f"zh/{path.name}" for path in sorted((site / "zh").glob("*.html")) if path.name != "404.html"]

@@ -294,7 +294,7 @@ def test_an_explanation_that_would_take_too_long_is_refused_early(checkpoint: Pa
         assert caught.value.reason.startswith("the explanation asks the model for 225 answers, which takes about ")
         assert caught.value.reason.endswith(
             " s here, and this server answers within 0.5 s; ask for a method of one pass, which a weight file has, or "
-            "start it with a longer --timeout-s"
+            "start it with a longer timeout_s"
         )
 
     explaining(predictor, test, replace(SERVING, limits=Limits(timeout_s=0.5)))

@@ -45,6 +45,7 @@ def save(folder: Path, model: VisionModel, floor: Floor, features: Features) -> 
         options=model_options(model),
         classes=("cat", "dog", "horse"),
         preprocess=Preprocess(size=(224, 224)),
+        provenance={"training_counts": [9, 8, 7, 6], "images": "of others", "converted_from": {"file": "a.pth"}},
     )
     save_probe(path, model, record, floor, features)
     return open_model(path).record
@@ -61,6 +62,10 @@ def test_weights_whose_own_head_is_better_keep_it_and_say_so(model: VisionModel,
     record = save(tmp_path, model, floor, features)
     assert record.metrics == {"val_top1": 100.0}
     assert record.provenance["head"] == "their own layer"
+    # of the images of the weights nothing is said of the new ones
+    assert "training_counts" not in record.provenance
+    assert "images" not in record.provenance
+    assert record.provenance["converted_from"] == {"file": "a.pth"}
 
 
 def test_a_better_probe_takes_the_place_of_the_head(model: VisionModel, tmp_path: Path) -> None:

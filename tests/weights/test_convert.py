@@ -26,6 +26,7 @@ from support.mindspore_values import golden_values
 from support.weight_files import EXAMPLES, MINDSPORE_TINY, theirs, tiny, tiny_options
 from vitrail import timm as registered
 from vitrail.cli.app import main
+from vitrail.config.resolve import parse_command_line
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.images.preprocess import Preprocess
 from vitrail.images.synthetic import draw_photo
@@ -37,7 +38,7 @@ from vitrail.weights.formats.mindspore_ckpt import encode_ckpt, read_ckpt
 from vitrail.weights.hub import model_card, push_to_hub, save_folder, save_pretrained
 from vitrail.weights.image_config import read_images
 from vitrail.weights.loading import load_model, open_model
-from vitrail.weights.request import LoadRequest
+from vitrail.weights.request import LoadRequest, resolve_request
 
 SHARED = Path(__file__).parents[3] / "shared" / "golden" / "mindspore"
 MINDSPORE = os.environ.get("VITRAIL_MINDSPORE_PYTHON") or (
@@ -432,7 +433,8 @@ def test_numerics_of_a_folder_that_cannot_be_are_refused(said: Any, message: str
 def test_doubts_name_what_the_other_project_does_otherwise(tmp_path: Path) -> None:
     source, wanted = official(tmp_path, "tnt_s_patch16_224")
     done = convert(source, tmp_path / "a.ckpt", "mindcv", wanted)
-    assert done.doubts == (
+    assert done.doubts[0].startswith("nothing in the file tells its model: ")
+    assert done.doubts[1:] == (
         f"mindcv computes with gelu tanh instead of erf, final_norm_eps 1e-07 instead of 1e-05: logits differ by "
         f"{done.difference:.1e} at most",
         "mindcv reads images with mean [0.485, 0.456, 0.406] instead of [0.5, 0.5, 0.5], "
@@ -455,12 +457,29 @@ def test_a_size_that_nothing_in_the_file_tells_is_named(
     source, wanted = official(tmp_path, name)
     size = open_model(source, wanted).record.options["image_size"]
     done = convert(source, tmp_path / target, to, wanted)
-    found = [doubt for doubt in done.doubts if "size of its images" in doubt]
-    assert done.image_size == (f"weights.options.image_size={size}" if untold else "")
-    named = (
-        f"nothing in the file tells the size of its images: `vitrail` reads it with weights.options.image_size={size}"
+    if to == "timm":  # whose config.json tells all
+        assert done.settings == ()
+        return
+    # the model is of no published size
+    assert done.settings[0] == f"weights.model={name}"
+    assert (done.settings[-1] == f"weights.options.image_size={size}") is untold
+    told = f"nothing in the file tells its model: `vitrail` reads it with {' '.join(done.settings)}"
+    assert [doubt for doubt in done.doubts if "nothing in the file" in doubt] == [told]
+    again = open_model(tmp_path / target, resolve_request([parse_command_line(done.settings)]))
+    assert again.record.options["image_size"] == size
+    with pytest.raises(CheckpointError, match=r"of no published model|that any dialect here names"):
+        open_model(tmp_path / target)
+
+
+def test_only_the_size_is_named_of_a_published_model(tmp_path: Path) -> None:
+    model = create_model("twins_svt_small", image_size=64)
+    torch.save(model.state_dict(), tmp_path / "small.pth")
+    done = convert(tmp_path / "small.pth", tmp_path / "a.ckpt", "zoo", LoadRequest(options={"image_size": 64}))
+    assert done.settings == ("weights.options.image_size=64",)
+    assert (
+        "nothing in the file tells the size of its images: `vitrail` reads it with weights.options.image_size=64"
+        in done.doubts
     )
-    assert found == ([named] if untold else [])
 
 
 def test_names_of_classes_that_have_no_place_are_told(tmp_path: Path) -> None:

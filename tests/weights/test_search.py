@@ -144,7 +144,7 @@ def test_modules_saved_whole_give_their_weights(kind: str, tmp_path: Path) -> No
     assert "are passed over or read as plain values" in note
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::torch.jit.TracerWarning")
 def test_programs_of_torchscript_give_their_weights(tmp_path: Path) -> None:
     model = tiny(TNT)
     traced = torch.jit.trace(model, torch.zeros(1, 3, 32, 32), check_trace=False)

@@ -58,9 +58,9 @@ class Conversion(Result):
     """Standard deviation of those logits."""
     doubts: tuple[str, ...]
     """Where the other project computes or reads images otherwise."""
-    image_size: str
-    """Setting by which vitrail reads the target, where nothing in it tells the size of its
-    images."""
+    settings: tuple[str, ...]
+    """Settings that vitrail needs to read the target, where nothing in it tells its model or the
+    size of its images."""
     replaced: bool
     """Whether an earlier target was replaced."""
 
@@ -284,7 +284,7 @@ def convert(
         difference=done.difference,
         scale=done.scale,
         doubts=done.doubts,
-        image_size=done.image_size,
+        settings=done.settings,
         replaced=is_replaced,
     )
 

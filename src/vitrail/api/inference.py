@@ -370,9 +370,8 @@ class Inputs:
         names = (images,) if isinstance(images, str | Path) else tuple(images)
         given = tuple(os.fspath(name) for name in names)
         if not given:
-            of_data = "; data sets go with --score and --by-layer" if program == "explain" else ""
             raise ConfigError(
-                f"{program} needs images: a file, a folder, a quoted glob, or a list of paths{of_data}"
+                f"{program} needs images: a file, a folder, a quoted glob, or a list of paths"
             )
         values = dict(settings.layer.values)
         root, path_column = _read_list_settings(

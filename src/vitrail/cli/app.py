@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
 from vitrail.cli.data import check_data, pack, resize_data
 from vitrail.cli.deploy import convert, export, quantize
@@ -137,7 +137,7 @@ def _run(arguments: list[str]) -> NoReturn:
             status=status,
         )
     except CycloptsError as error:
-        problem = str(error).rstrip(".")
+        problem = _tell_lacking(error) or str(error).rstrip(".")
         shown = f"`{command(arguments[0], '--help')}` shows its options"
         if arguments[0] not in app:
             shown = f"`{command('--help')}` shows the commands"
@@ -147,6 +147,24 @@ def _run(arguments: list[str]) -> NoReturn:
             raise
         _fail(f"{error.filename}: {error.strerror}; choose another path, or mend its permissions")
     sys.exit(status or 0)
+
+
+def _tell_lacking(error: CycloptsError) -> str:
+    """Say which argument a command lacks; empty where something else is wrong, or one is there without its value."""
+    lacking = error.argument
+    if (
+        not isinstance(error, MissingArgumentError)
+        or error.keyword
+        or lacking is None
+        or lacking.tokens
+    ):
+        return ""
+    # --checkpoint is the name of what mostly stands without one
+    is_named = lacking.field_info.kind is lacking.field_info.KEYWORD_ONLY
+    name = lacking.name if is_named else lacking.name.lstrip("-").upper()
+    choices = lacking.get_choices() or ()
+    one_of = f", one of {', '.join(choices)}" if choices else ""
+    return f"vitrail {' '.join(error.command_chain or ())} needs {name}{one_of}"
 
 
 def understood(tokens: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -51,8 +51,7 @@ def convert(
     with open_terminal() as display:
         done = api.convert(source, target, settings, to=to, report=report, display=display)
     show_result(done)
-    needed = [done.image_size] if done.image_size else []
-    show_line(f"next: {command('evaluate', target, 'data.root=FOLDER', *needed)}")
+    show_line(f"next: {command('evaluate', target, 'data.root=FOLDER', *done.settings)}")
     return 0
 
 

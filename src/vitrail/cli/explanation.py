@@ -183,6 +183,8 @@ def explain(
         folder = output or find_free_name(Path("layers"))
         options = {"limit": LIMIT if limit is None else limit, "device": device}
         return _measure_depth(checkpoint, images or None, settings, output=folder, **options)
+    if not images and any(text.startswith("data.") for text in settings):
+        raise ConfigError("explain needs images; data sets go with --score and --by-layer")
     with open_terminal() as display:
         result = api.explain(
             checkpoint,

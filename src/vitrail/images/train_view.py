@@ -167,7 +167,7 @@ class TrainView:
             )
             is_mirrored = random.random() < self.hflip
             if is_mirrored:
-                view = view.flip(-1)
+                view = _mirror(view)
             if has_policy:
                 # a part of an image that has the view's size lies in memory with gaps
                 picture = np.ascontiguousarray(view.permute(1, 2, 0).numpy())
@@ -191,6 +191,13 @@ class TrainView:
             max(height, 1),
             max(width, 1),
         )
+
+
+def _mirror(view: Tensor) -> Tensor:
+    """Return a view turned left to right."""
+    if view.dtype == torch.uint16:  # which PyTorch 2.13 cannot turn
+        return view.view(torch.int16).flip(-1).view(torch.uint16)
+    return view.flip(-1)
 
 
 def _jitter(view: Tensor, strength: float) -> Tensor:

@@ -555,7 +555,7 @@ class VisionModel(nn.Module, ABC, Generic[C]):
                     f"all {n}"
                 )
             return set(range(n - indices, n))
-        if outside := [i for i in indices if not -n <= i < n]:
+        if outside := [i for i in indices if i not in range(-n, n)]:
             raise ValueError(
                 f"indices has {outside}; this model has levels 0 to {n - 1}, or {-n} to -1 from "
                 "the end"

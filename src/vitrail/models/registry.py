@@ -10,7 +10,15 @@ from typing import Any
 
 from vitrail.errors import ConfigError, format_choices, shorten, suggest
 from vitrail.models import pyramid_tnt, t2t_vit, timm_model, tnt, twins
-from vitrail.models.family import Family, Library, ModelConfig, Variant, VisionModel
+from vitrail.models.added_family import find_fault
+from vitrail.models.family import (
+    Family,
+    Library,
+    ModelConfig,
+    TransformerConfig,
+    Variant,
+    VisionModel,
+)
 
 FAMILIES: list[Family[Any]] = [
     tnt.FAMILY,
@@ -37,12 +45,20 @@ def register_family(family: Family[Any]) -> None:
         family: What the toolkit needs to know about the architecture.
 
     Raises:
-        ConfigError: One of its names is that of another family or of its models.
+        ConfigError: One of its names is that of another family or of its models, or something is
+            wrong with what it says.
     """
     if family.name in OWN:
         raise ConfigError(
             f"register_family: {family.name} is a family of vitrail itself; name yours differently"
         )
+    for name in family.variants:
+        if isinstance(name, str) and find_library(name) is not None:
+            raise ConfigError(
+                f"register_family: {name} begins as models of another library do; name it differently"
+            )
+    if fault := find_fault(family):
+        raise ConfigError(f"register_family: {fault}")
     others = [other for other in FAMILIES if other.name != family.name]
     for name in (*family.variants, *family.aliases):
         for other in others:
@@ -50,10 +66,6 @@ def register_family(family: Family[Any]) -> None:
                 raise ConfigError(
                     f"register_family: {name} is a model of {other.title}; name yours differently"
                 )
-        if find_library(name) is not None:
-            raise ConfigError(
-                f"register_family: {name} begins as models of another library do; name it differently"
-            )
     FAMILIES[:] = [*others, family]
 
 
@@ -152,6 +164,8 @@ def build_config(name: str, **overrides: Any) -> ModelConfig:
             raise ConfigError(
                 f"{name} has no setting {key!r}{format_choices(key, known, 'it has')}"
             )
+    if overrides.get("dynamic_image_size") and not _takes_any_size(variant.config):
+        raise ConfigError(f"{name} takes images of its image_size alone, not dynamic_image_size")
     try:
         return variant.config.with_options(**overrides)
     except ValueError as error:
@@ -160,6 +174,14 @@ def build_config(name: str, **overrides: Any) -> ModelConfig:
         if problem := _find_wrong_type(variant.config, overrides):
             raise ConfigError(f"{name}: {problem}") from error
         raise
+
+
+def _takes_any_size(config: ModelConfig) -> bool:
+    """Say whether a family tells what the sides of images are padded to, without which it takes none of other sizes."""
+    return (
+        not isinstance(config, TransformerConfig)
+        or type(config).multiple is not TransformerConfig.multiple
+    )
 
 
 def _find_wrong_type(published: ModelConfig, overrides: Mapping[str, Any]) -> str:

@@ -88,7 +88,14 @@ def choose_proxy(model: str, family: Family[Any], given: Layer, expected: Path |
     values["output"] = {**values.get("output", {})}
     values["output"].pop("root", None)
     values["output"].pop("name", None)
-    return Proxy(recipe, values, folder, compute_band(curves, recipe), curves.made, tuple(notes))
+    band = compute_band(curves, recipe)
+    for epoch in range(1, len(band.mean) + 1):
+        if band.ends(epoch) == (0.0, 100.0):
+            notes.append(
+                f"after epoch {epoch} every accuracy is inside the band, so that it shows nothing: the "
+                "curves are too few, or differ too much"
+            )
+    return Proxy(recipe, values, folder, band, curves.made, tuple(notes))
 
 
 def _find_recipe(model: str, family: Family[Any], curves: Curves, expected: Path | None) -> str:

@@ -21,7 +21,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitrail.choices import ExplanationMethod
-from vitrail.errors import ConfigError, MissingExtra, format_choices, naming_flags, shorten
+from vitrail.errors import (
+    ConfigError,
+    MissingExtra,
+    format_choices,
+    name_option,
+    naming_flags,
+    shorten,
+)
 from vitrail.explanation.explainer import Explained, explainer_of, find_class
 from vitrail.explanation.methods import METHODS, choose_method, list_methods
 from vitrail.explanation.perturbation import AT_ONCE
@@ -287,7 +294,8 @@ class _AnswersInTurn:
                 503,
                 f"the explanation asks the model for {self._expected:,} answers, which takes about "
                 f"{seconds:.0f} s here, and this server answers within {self._most_s:g} s; "
-                "ask for a method of one pass, which a weight file has, or start it with a longer --timeout-s",
+                "ask for a method of one pass, which a weight file has, or start it with a longer "
+                f"{name_option('timeout_s')}",
             )
 
 

@@ -52,7 +52,14 @@ def check_loss(
         )
     logits = torch.zeros(2, num_classes, device=device, requires_grad=True)
     targets = torch.eye(num_classes, device=device)[[0, -1]]
-    losses = loss(logits, targets)
+    try:
+        losses = loss(logits, targets)
+    except Exception as error:  # which is the user's own code
+        raise ConfigError(
+            f"train.loss={name}: cannot be computed of logits and targets of 2 images and {num_classes} "
+            f"classes ({type(error).__name__}: {shorten(str(error), 120)}); it must be a function that "
+            "takes both, each (images, classes)"
+        ) from error
     if not isinstance(losses, Tensor):
         problem = f"{shorten(losses)}, which is no tensor"
     elif losses.shape != (2,):

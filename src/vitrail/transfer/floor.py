@@ -30,7 +30,10 @@ from vitrail.evaluation.multi_label_metrics import compute_multi_label_metrics
 from vitrail.images.preprocess import Preprocess
 from vitrail.models.family import VisionModel
 from vitrail.weights.checkpoint import Record, provenance, save_model
+from vitrail.weights.published.resolve import ORIGIN
 
+OF_WEIGHTS = (ORIGIN, "converted_from")
+"""What is known of weights that stays true while they learn other images."""
 MOST_EMBEDDED = 50_000
 """Training images that the floor is measured with, at most; of more, evenly spaced ones."""
 
@@ -197,11 +200,13 @@ def save_probe(
             logits = read_head(model)(torch.from_numpy(features.val).to(device)).cpu().numpy()
         thresholds = compute_multi_label_metrics(logits, features.val_labels).thresholds
     path.parent.mkdir(parents=True, exist_ok=True)
+    # what the old file says of its images is not true of those that the probe is made with
+    kept = {key: record.provenance[key] for key in OF_WEIGHTS if key in record.provenance}
     described = replace(
         record,
         metrics={f"val_{floor.metric}": floor.start.value},
         thresholds=thresholds,
-        provenance={**record.provenance, **provenance(), "head": floor.head},
+        provenance={**kept, **provenance(), "head": floor.head},
     )
     save_model(path, {name: tensor.cpu() for name, tensor in model.state_dict().items()}, described)
 

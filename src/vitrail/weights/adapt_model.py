@@ -122,6 +122,9 @@ def _with_options(opened: Opened, request: LoadRequest) -> Opened:
         names = classes or [""] * target.num_classes
         # those of new classes are still to be tuned
         thresholds = tuple(known.get(name, 0.5) for name in names)
+    made = dict(record.provenance)
+    if classes != record.classes or target.num_classes != source.num_classes:
+        made.pop("training_counts", None)  # they are of the classes that the file had
     preprocess, notes = _adapt_preprocess(record.preprocess, target, path)
     return Opened(
         record=replace(
@@ -130,6 +133,7 @@ def _with_options(opened: Opened, request: LoadRequest) -> Opened:
             classes=classes,
             preprocess=preprocess,
             thresholds=thresholds,
+            provenance=made,
         ),
         weights=weights,
         account=replace(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,13 @@ from vitrail.images.preprocess import fit_statistics
 from vitrail.models.dialects import Dialect, is_counter, write_names
 from vitrail.weights.account import Account
 from vitrail.weights.checkpoint import Record, config_of, encode_safetensors, provenance, save_model
-from vitrail.weights.config_fields import ADAPTABLE, NUMERICS, find_differences, read_numerics
+from vitrail.weights.config_fields import (
+    ADAPTABLE,
+    NUMERICS,
+    find_differences,
+    read_architecture,
+    read_numerics,
+)
 from vitrail.weights.formats.mindspore_ckpt import encode_ckpt
 from vitrail.weights.hub import FOLDER, name_in_timm, save_folder
 from vitrail.weights.loading import open_model
@@ -44,8 +50,9 @@ class Conversion:
     computes."""
     scale: float
     """Standard deviation of those logits."""
-    image_size: str = ""
-    """Setting by which vitrail reads the file, where nothing in it tells the size of its images."""
+    settings: tuple[str, ...] = ()
+    """Settings that vitrail needs to read the file, where nothing in it tells its model or the size
+    of its images."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values for JSON."""
@@ -108,13 +115,15 @@ def convert(
     )
     again = _read_back(opened, target, as_theirs, dialect)
     difference, scale = _compare_logits(opened, again)
+    # config.json of a folder tells all
+    needed = () if _is_folder(target, to) else _needed_settings(opened.record)
     return Conversion(
         read=opened.account,
         written=written,
-        doubts=tuple(_list_doubts(opened, again, dialect, to, difference)),
+        doubts=tuple(_list_doubts(opened, again, dialect, to, difference, needed)),
         difference=difference,
         scale=scale,
-        image_size=_size_setting(opened, again),
+        settings=needed,
     )
 
 
@@ -226,26 +235,35 @@ def _encode(
     return buffer.getvalue()
 
 
-def _size_setting(opened: Opened, again: Opened) -> str:
-    """Return the setting that tells the size of the images, where a written file does not."""
-    config, published = config_of(opened.record), opened.record.variant.config
-    if (
-        hasattr(config, "grid")
-        or config.size == published.size
-        or Path(again.account.path).is_dir()
-    ):
-        return ""
-    return f"weights.options.image_size={_short(config.image_size).replace(' ', '')}"
+def _needed_settings(record: Record) -> tuple[str, ...]:
+    """Return the settings that tell the model and the size of its images, where a written file does not."""
+    config, published = config_of(record), record.variant.config
+    told = read_architecture(published)
+    options = {
+        name: value for name, value in read_architecture(config).items() if value != told[name]
+    }
+    settings = [f"weights.model={record.model}"] if options else []
+    if not hasattr(config, "grid") and config.size != published.size:
+        options["image_size"] = config.image_size
+    for name, value in options.items():
+        settings.append(f"weights.options.{name}={_short(value).replace(' ', '')}")
+    return tuple(settings)
 
 
 def _list_doubts(
-    opened: Opened, again: Opened, dialect: Dialect, to: str, difference: float
+    opened: Opened,
+    again: Opened,
+    dialect: Dialect,
+    to: str,
+    difference: float,
+    needed: Sequence[str],
 ) -> list[str]:
     """Return where the other project computes or reads images otherwise, and what its files have no place for."""
     doubts = _doubt_labels(opened.record, again.record, to)
-    if size := _size_setting(opened, again):
+    if needed:
+        what = "its model" if needed[0].startswith("weights.model") else "the size of its images"
         doubts.append(
-            f"nothing in the file tells the size of its images: `vitrail` reads it with {size}"
+            f"nothing in the file tells {what}: `vitrail` reads it with {' '.join(needed)}"
         )
     doubts += _doubt_numerics(opened, again, dialect, to, difference)
     doubts += _doubt_preprocess(opened.record, dialect, to)

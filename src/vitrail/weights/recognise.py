@@ -215,6 +215,16 @@ def _check_dialect(dialect: str | None, families: list[Family[Any]], where: str)
         )
 
 
+def _as_settings(told: Mapping[str, Any]) -> str:
+    """Return what shapes tell of a model as it is written on the command line."""
+    settings = []
+    for name, value in told.items():
+        if name not in ("num_classes", "in_channels"):
+            text = str(list(value) if isinstance(value, tuple) else value).replace(" ", "")
+            settings.append(f"weights.options.{name}={text}")
+    return " ".join(settings)
+
+
 def _refuse(
     weights: Mapping[str, Tensor], where: str, dialect: str | None, told: Mapping[str, Any]
 ) -> CheckpointError:
@@ -230,7 +240,7 @@ def _refuse(
         sizes.pop("positions", None)
         return CheckpointError(
             f"{where}: has the shapes of no published model ({list_values(sizes)}); name the one "
-            "it was made from, and its options: weights.model=NAME weights.options.depth=N ..."
+            f"it was made from, and its options: weights.model=NAME {_as_settings(sizes)} ..."
         )
     example = ", ".join(list(weights)[:3])
     whose = f"{dialect} names; leave weights.dialect out" if dialect else "any dialect here names"

@@ -15,7 +15,15 @@ from vitrail.data.roster import Changes, Roster, compare
 from vitrail.distillation.projection import without_projection
 from vitrail.distillation.token_head import without_token_head
 from vitrail.distributed.processes import gather_texts, share
-from vitrail.errors import CheckpointError, DataError, Stopped, TrainingError, command, tell_count
+from vitrail.errors import (
+    CheckpointError,
+    DataError,
+    Stopped,
+    TrainingError,
+    command,
+    names_flags,
+    tell_count,
+)
 from vitrail.models.family import VisionModel
 from vitrail.models.registry import build_config
 from vitrail.training.optim.lora import merge_adapters
@@ -91,25 +99,25 @@ def _check_same_run(job: Job, state: TrainState, saved: dict[str, Any], folder: 
         raise DataError(
             f"{folder}: was trained on other images than those in data.root; give the folder it "
             "was trained on, or "
-            f"begin a new run from its weights with {command('train', '--fork', folder)}"
+            f"begin a new run from its weights with {_begin_anew(job, folder)}"
         )
     if saved.get("token_labels") != label_digest(job):
         raise CheckpointError(
             f"{folder}: was trained with other token labels than those of token_labels.folder="
             f"{job.config.token_labels.folder}; put those back, or begin a new run from its "
-            f"weights with {command('train', '--fork', folder)}"
+            f"weights with {_begin_anew(job, folder)}"
         )
     if saved.get("teacher") != teacher_digest(job):
         raise CheckpointError(
             f"{folder}: was taught by another model than {job.config.distill.teacher}; put its "
             "teacher back, or begin a new run from its weights with "
-            f"{command('train', '--fork', folder)}"
+            f"{_begin_anew(job, folder)}"
         )
     if changed := differences(saved["settings"], flatten(job.config), (*FREE, *LENGTH)):
         raise CheckpointError(
             f"{folder / 'config.yaml'}: was changed, and no longer has the run's settings: "
             f"{describe_differences(changed)}; put them back, or begin a new run from its weights "
-            f"with {command('train', '--fork', folder)}"
+            f"with {_begin_anew(job, folder)}"
         )
 
 
@@ -164,7 +172,7 @@ def validation_changes(job: Job, saved: dict[str, Any], folder: Path) -> Changes
         raise DataError(
             f"{folder}: was validated with other images than those in data.root: {changes}; put "
             "them back as they "
-            f"were, or begin a new run from its weights with {command('train', '--fork', folder)}"
+            f"were, or begin a new run from its weights with {_begin_anew(job, folder)}"
         )
     return changes
 
@@ -313,7 +321,7 @@ def roll_back(job: Job, state: TrainState, run: Run, reason: str) -> None:
         TrainingError: That was done as often as train.rollbacks allows.
     """
     if state.rollbacks >= job.config.train.rollbacks:
-        raise TrainingError(_why_given_up(state, run, reason))
+        raise TrainingError(_why_given_up(job, state, run, reason))
     updates_before = job.updates(state)
     rollbacks = state.rollbacks + 1
     # of the weights that lie there, even if their epochs are now undone
@@ -333,7 +341,15 @@ def roll_back(job: Job, state: TrainState, run: Run, reason: str) -> None:
     )
 
 
-def _why_given_up(state: TrainState, run: Run, reason: str) -> str:
+def _begin_anew(job: Job, folder: Path) -> str:
+    """Return what begins a new run from the weights of another, for whoever reads it: a command, or a call."""
+    if names_flags():
+        return command("train", "--fork", folder)
+    loss = "" if job.config.train.loss is None else ", loss=FUNCTION"
+    return f"vitrail.train(fork={str(folder)!r}{loss})"
+
+
+def _why_given_up(job: Job, state: TrainState, run: Run, reason: str) -> str:
     """Say why a run ends that went back as often as it may, and what to change."""
     tried = ""
     if state.rollbacks:
@@ -342,6 +358,6 @@ def _why_given_up(state: TrainState, run: Run, reason: str) -> str:
     last_save = saves[0] if saves else "none"
     return (
         f"{reason}{tried}; last good save: {last_save}; begin a new run from its weights with "
-        f"{command('train', '--fork', run.folder)}, a lower optim.lr, optim.clip_norm=1 or "
+        f"{_begin_anew(job, run.folder)}, a lower optim.lr, optim.clip_norm=1 or "
         "train.precision=float32, or look closer with train.detect_anomaly=true"
     )
