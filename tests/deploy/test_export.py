@@ -354,6 +354,17 @@ nn = types.SimpleNamespace(GraphCell=lambda network: lambda images: logits)
     assert checked(sys.executable, tmp_path / "net.check.py") == (status, text)
 
 
+def test_the_check_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "net.check.py").write_text(CHECK_SCRIPT)
+    (tmp_path / "mindspore.py").write_text("raise ModuleNotFoundError('No module', name='mindspore')")
+    program = [sys.executable, str(tmp_path / "net.check.py")]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "mindspore is not installed; run: pip install mindspore==2.10.0 'numpy<2'\n",
+    )
+
+
 def test_the_check_names_a_file_that_it_was_not_written_with(tmp_path: Path) -> None:
     (tmp_path / "net.mindir").write_bytes(b"another")
     (tmp_path / "net.check.py").write_text(CHECK_SCRIPT)

@@ -52,8 +52,11 @@ import hashlib
 import sys
 from pathlib import Path
 
-import mindspore as ms
-import numpy as np
+try:
+    import mindspore as ms
+    import numpy as np
+except ImportError as error:
+    sys.exit(f"{error.name} is not installed; run: pip install mindspore==2.10.0 'numpy<2'")
 
 script = Path(__file__)
 file = script.with_suffix("").with_suffix(".mindir")
