@@ -1,5 +1,6 @@
 """A loss of the user's own: it is what is trained on, its name is recorded, and it is refused where it is no loss."""
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from support.runs import TINY, Signals, assert_same_run
 from vitrail.api.training import TrainResult
 from vitrail.config.resolve import read_yaml
 from vitrail.display import Display, Quiet
-from vitrail.errors import Stopped
+from vitrail.errors import Stopped, TrainingError
 from vitrail.training.given_loss import name_loss
 
 
@@ -102,6 +103,12 @@ def test_the_command_line_refuses_a_name(
             torch.sub,
             r"train.loss=sub: gave a tensor of shape \(2, 3\), for logits and targets of 2 images and 3",
         ),
+        (
+            torch.neg,
+            r"train.loss=neg: cannot be computed of logits and targets of 2 images and 3 classes \(TypeError: .*"
+            r"it must be a function that takes both, each \(images, classes\)$",
+        ),
+        (torch.nn.CrossEntropyLoss, r"train.loss=CrossEntropyLoss: cannot be computed of logits and targets of 2"),
         (5, "train: loss is 5; it must be a function, or None"),
     ],
 )
@@ -109,6 +116,15 @@ def test_what_is_no_loss_is_refused(image_folder: Path, loss: Any, problem: str)
     with pytest.raises(vitrail.VitrailError, match=problem):
         train(image_folder, "refused", loss)
     assert not (image_folder.parent / "runs" / "refused").exists()
+
+
+def test_after_a_loss_that_gave_no_number_the_advice_can_be_followed(image_folder: Path) -> None:
+    def broken(logits: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(logits, targets) * (math.nan if len(logits) > 2 else 1)  # which the trial has no more of
+
+    advice = rf"begin a new run from its weights with vitrail\.train\(fork='{image_folder.parent}/runs/nan', loss=FUNC"
+    with pytest.raises(TrainingError, match=advice):
+        train(image_folder, "nan", broken, **{"train.skip_limit": 1, "train.rollbacks": 0, "train.epochs": 3})
 
 
 def test_names_of_losses() -> None:

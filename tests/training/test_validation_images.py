@@ -49,7 +49,7 @@ def test_a_run_does_not_go_on_with_other_validation_images(image_folder: Path) -
     folder = run(image_folder, "train.epochs=1", "schedule.warmup_epochs=0").folder
     val = image_folder / "val"
     aside = image_folder.parent / "aside"
-    again = f"; put them back as they were, or begin a new run from its weights with vitrail train --fork {folder}"
+    again = f"; put them back as they were, or begin a new run from its weights with vitrail.train(fork='{folder}')"
 
     def refusal() -> str:
         with pytest.raises(DataError) as caught:

@@ -32,7 +32,7 @@ def test_a_loss_that_stays_not_finite_tells_the_story_and_keeps_the_good_save(im
         TrainingError,
         match=r"^update [23] and 1 more of this epoch left out, not finite: the output of \S+ \(\w+\); went back 2 "
         rf"times, down to 0\.25 of the learning rate; last good save: {folder}/last/update-00000000\.\w+\.pt; begin a "
-        rf"new run from its weights with vitrail train --fork {folder}, a lower optim\.lr, optim\.clip_norm=1 or train",
+        rf"new run from its weights with vitrail\.train\(fork='{folder}'\), a lower optim\.lr, optim\.clip_norm=1 or",
     ):
         run(
             image_folder, "train.epochs=3", "train.skip_limit=2", "train.rollbacks=2", *WILD, fork=first,
