@@ -28,6 +28,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 import vitrail
+from vitrail.devices import keep_freed_memory
 from vitrail.explanation.faithfulness import (
     blur,
     correlate_ranks,
@@ -256,6 +257,7 @@ def lose_halves(model: VisionModel, image: Tensor, label: Tensor, values: Tensor
 
 def time_maps(rounds: int) -> dict[str, dict[str, float]]:
     """Return how many forward passes a map costs in time, by published model and method of one pass."""
+    keep_freed_memory()  # as all that vitrail runs
     ratios: dict[str, dict[str, float]] = {}
     for name in ("tnt_s_patch16_224", "t2t_vit_14", "twins_svt_small", "ptnt_s_patch16_256"):
         model = create_model(name).eval()
