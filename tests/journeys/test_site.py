@@ -109,7 +109,6 @@ def test_the_switch_of_the_language_stays_on_the_page(site: Path) -> None:
 
 
 @pytest.mark.thorough
-@needs_chromium
 def test_the_logo_leads_to_the_home_of_its_language(site: Path) -> None:
     homes = {"index.html", "zh/index.html"}
     found = set()
@@ -120,6 +119,8 @@ def test_the_logo_leads_to_the_home_of_its_language(site: Path) -> None:
     assert found == homes
 
 
+@pytest.mark.thorough
+@needs_chromium
 def test_no_page_is_wider_than_a_phone_nor_complains(site: Path) -> None:
     # a page of an error has addresses from the root of a server
     chinese = [f"zh/{path.name}" for path in sorted((site / "zh").glob("*.html")) if path.name != "404.html"]
