@@ -50,8 +50,8 @@ def _faults_of_facts(variant: Variant[Any]) -> Iterator[str]:
     """Yield what is wrong with what a variant says of images and of its accuracy."""
     for field in ("mean", "std"):
         values = getattr(variant, field)
-        if len(values) != 3:  # those of colours; other channels take the mean of them
-            yield f"{field} has {len(values)} numbers; it must have 3, of red, green and blue"
+        if len(values) not in (3, variant.config.in_channels):
+            yield f"{field} has {len(values)} numbers; it must have one for each channel of its images"
     if min(variant.std, default=1) <= 0:
         yield f"std is {variant.std}; it must be above 0"
     if not 0 < variant.crop <= 1:
