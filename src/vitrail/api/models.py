@@ -46,7 +46,15 @@ def create_model(name: str, *, pretrained: bool | str = False, **overrides: Any)
         find_row(word, model)
     except CheckpointError as error:
         reason = str(error).removeprefix(f"{word}: ")
-        raise CheckpointError(
-            f"pretrained={pretrained!r}: {reason}; pretrained=True takes the best of {model}"
-        ) from error
+        best = f"; pretrained=True takes the best of {model}" if _is_published(model) else ""
+        raise CheckpointError(f"pretrained={pretrained!r}: {reason}{best}") from error
     return loading.load_model(word, model=model, **overrides).train()
+
+
+def _is_published(model: str) -> bool:
+    """Say whether there are weights of a model at all."""
+    try:
+        find_row(WORD, model)
+    except CheckpointError:
+        return False
+    return True

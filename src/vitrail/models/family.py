@@ -52,7 +52,7 @@ class ModelConfig:
     of an MLP."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.image_size, int):
+        if not isinstance(self.image_size, int | str):
             object.__setattr__(self, "image_size", tuple(self.image_size))
         if problems := check_numbers(self) or self.problems():
             raise ValueError("; ".join(problems))
