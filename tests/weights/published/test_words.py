@@ -429,7 +429,7 @@ def test_origin_that_is_none_is_told_as_it_was_given(cache: Path) -> None:
     with pytest.raises(CheckpointError, match=wrong):
         vitrail.create_model("t2t_vit_7", pretrained="yes")
     for given in (True, "yes"):  # nothing is advised that there is not
-        none = rf"^pretrained={given!r}: no weights of tnt_ti_patch16_224 are published; `vitrail weights` lists [a-z ]+$"
+        none = rf"^pretrained={given!r}: no weights of tnt_ti_patch16_224 are published; .*lists all that there are$"
         with pytest.raises(CheckpointError, match=none):
             vitrail.create_model("tnt_ti_patch16_224", pretrained=given)
 
