@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -136,7 +137,7 @@ def test_the_command_says_in_one_line_what_a_killed_worker_means(image_folder: P
 def test_of_several_processes_all_save_where_one_loses_a_worker(image_folder: Path) -> None:
     words = command(image_folder, "data.workers=2", "train.epochs=500", "output.name=lost")
     _, said = lose_a_worker(torchrun(2, *words), image_folder, rank=1)
-    assert f"stopped by {CAUSE} in process 1 after update " in said
+    assert f"stopped by {CAUSE} in process 1 after update " in said, said
     assert 'vitrail/training/train.py", line' not in said  # torchrun adds a traceback of its own
     assert list((image_folder.parent / "runs" / "lost" / "last").glob("update-*.pt"))
 
@@ -167,6 +168,29 @@ def die(number: signal.Signals) -> Iterator[Any]:
 
     loader = DataLoader(Numbers(), num_workers=2, worker_init_fn=begin_worker, generator=torch.Generator())
     return until_lost(loader.__iter__, loader.num_workers)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("number", "kind", "said"),
+    [
+        (signal.SIGKILL, LostWorker, f"ended by {CAUSE}; start it again"),
+        (signal.SIGSEGV, DataError, "a loader worker ended with SIGSEGV, as by an image that its decoder falls over"),
+    ],
+)
+def test_a_worker_that_ends_while_others_are_started_is_told_of_too(
+    number: signal.Signals, kind: type[Exception], said: str
+) -> None:
+    loader = DataLoader(range(8), num_workers=2, worker_init_fn=begin_worker, generator=torch.Generator())
+
+    def start() -> Iterator[Any]:
+        batches = iter(loader)
+        os.kill(batches._workers[0].pid, number)
+        time.sleep(20)  # where torch's error comes
+        return batches
+
+    with pytest.raises(kind, match=f"^{re.escape(said)}"):
+        list(until_lost(start, loader.num_workers))
 
 
 @pytest.mark.thorough

@@ -152,13 +152,18 @@ def test_the_plain_body_has_the_gradients_of_autograd(
     compare(found[2:], right[2:], 1e-7)  # those of weights are in float32
 
 
+def drawn(*shape: int) -> Tensor:
+    """Return the same numbers in every run."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
 HARD = {
-    "large words": torch.randn(3, 16, 24) * 1e4,
+    "large words": drawn(3, 16, 24) * 1e4,
     "equal words": torch.ones(3, 16, 24),
     "words of zeros": torch.zeros(3, 16, 24),
-    "subnormal words": torch.randn(3, 16, 24) * 1e-39,
-    "one large channel": torch.randn(3, 16, 24) * torch.tensor([1e3] + [1.0] * 23),
-    "not contiguous": torch.randn(16, 3, 24).transpose(0, 1),
+    "subnormal words": drawn(3, 16, 24) * 1e-39,
+    "one large channel": drawn(3, 16, 24) * torch.tensor([1e3] + [1.0] * 23),
+    "not contiguous": drawn(16, 3, 24).transpose(0, 1),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import time
@@ -15,6 +16,11 @@ from vitrail.errors import DataError, LostWorker
 
 DEATH = "DataLoader worker (pid"
 """How torch's error of a dead worker begins."""
+TOLD = re.compile(
+    r"DataLoader worker \(pid \d+\) "
+    r"(?:is killed by signal: (?P<signal>[^.]+)|exited unexpectedly with exit code (?P<code>\d+))"
+)
+"""How it says which worker ended, and by what."""
 ENDING_S = 1.0
 """Seconds that a worker is given to end, where its connections are closed already."""
 _iterators: WeakSet[Any] = WeakSet()
@@ -50,7 +56,7 @@ def until_lost(start: Callable[[], Iterator[Any]], workers: int) -> Iterator[Any
         # whose other end died
         except (RuntimeError, MemoryError, OSError, EOFError) as error:
             patience_s = ENDING_S if isinstance(error, OSError | EOFError) else 0.0
-            status = _first_status(patience_s)
+            status = _first_status(patience_s) or _status_told_by(error)
             ran_out_of_memory = workers > 0 and isinstance(error, MemoryError)
             if not status and not ran_out_of_memory:
                 raise
@@ -73,6 +79,22 @@ def _first_status(patience_s: float) -> int:
         if time.monotonic() >= until:
             return 0
         time.sleep(0.01)
+
+
+def _status_told_by(error: BaseException) -> int:
+    """Return the exit status of a worker that torch's error says; 0 where it says none.
+
+    It is all that is known of one that was lost while others were still being started.
+    """
+    told = TOLD.match(str(error))
+    if told is None:
+        return 0
+    if told["code"]:
+        return int(told["code"])
+    for number in signal.valid_signals():
+        if signal.strsignal(number) == told["signal"]:
+            return -number
+    return 0
 
 
 def _explain(status: int, workers: int) -> LostWorker | DataError:
