@@ -63,6 +63,7 @@ def test_names_that_are_taken_are_refused(changes: dict, problem: str) -> None:
         ({"variants": ["a"]}, "variants is ['a']; it must name at least one model"),
         ({"variants": {"../x": SMALL}}, "variants has a model called '../x'; it must be small letters, digits"),
         ({"variants": {3: SMALL}}, "variants has a model called 3; it must be small letters, digits, _ and ."),
+        ({"aliases": {"timm:x": "mine_s"}}, "timm:x begins as models of another library do; name it differently"),
         ({"variants": {"mine_s": 3}}, "variants['mine_s'] is 3; it must be a Variant with a configuration"),
         ({"model": None}, "model is None; it must be what builds a model of a configuration"),
         ({"tiny": {"bogus": 3}}, "tiny has 'bogus', which is no field of mine_s's configuration"),

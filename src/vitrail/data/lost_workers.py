@@ -17,7 +17,7 @@ from vitrail.errors import DataError, LostWorker
 DEATH = "DataLoader worker (pid"
 """How torch's error of a dead worker begins."""
 TOLD = re.compile(
-    r"DataLoader worker \(pid \d+\) "
+    re.escape(DEATH) + r" \d+\) "
     r"(?:is killed by signal: (?P<signal>[^.]+)|exited unexpectedly with exit code (?P<code>\d+))"
 )
 """How it says which worker ended, and by what."""

@@ -132,7 +132,7 @@ class Explainer:
         return logits, explain(self.method, self.answer, repeated, classes)
 
     def _choose(self, logits: Tensor) -> list[int]:
-        """Return the classes that are explained, the most probable first."""
+        """Return the classes that are explained, the most probable first, or those that were asked for."""
         if self.wanted:
             return [*self.wanted]
         # no class of a multi-label model may reach its threshold; the nearest is explained then

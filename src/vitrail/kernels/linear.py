@@ -74,13 +74,15 @@ def convolved_linear_backward(
         wanted,
     )
     of_input, of_weight, of_bias = found
-    nothing = input.new_empty(0)
     if of_input is not None:
         of_input = of_input.permute(0, 2, 3, 1).reshape(input.shape).contiguous()
     if of_weight is not None:
         of_weight = of_weight.reshape(weight.shape).contiguous()
-    grads = (of_input, of_weight, of_bias)
-    first, second, third = (nothing.clone() if one is None else one for one in grads)
+    grads = [of_input, of_weight, of_bias]
+    for place, is_wanted in enumerate(wanted):
+        if not is_wanted:
+            grads[place] = input.new_empty(0)
+    first, second, third = grads
     return first, second, third
 
 
@@ -93,11 +95,11 @@ def _(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _(
     grad: Tensor, input: Tensor, weight: Tensor, wanted: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shapes = (input.shape, weight.shape, (len(weight),))
-    first, second, third = (
-        input.new_empty(shape if is_wanted else (0,))
-        for shape, is_wanted in zip(shapes, wanted, strict=True)
-    )
+    shapes = [input.shape, weight.shape, (len(weight),)]
+    for place, is_wanted in enumerate(wanted):
+        if not is_wanted:
+            shapes[place] = (0,)
+    first, second, third = map(input.new_empty, shapes)
     return first, second, third
 
 
@@ -108,8 +110,11 @@ def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     wanted = list(ctx.needs_input_grad)
-    grads = convolved_linear_backward(grad, *ctx.saved_tensors, wanted)
-    return tuple(one if is_wanted else None for one, is_wanted in zip(grads, wanted, strict=True))
+    grads: list[Tensor | None] = [*convolved_linear_backward(grad, *ctx.saved_tensors, wanted)]
+    for place, is_wanted in enumerate(wanted):
+        if not is_wanted:
+            grads[place] = None
+    return tuple(grads)
 
 
 convolved_linear.register_autograd(_differentiate, setup_context=_keep_inputs)

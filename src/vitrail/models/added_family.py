@@ -14,12 +14,17 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_.]*")
 WANTED = "it must be small letters, digits, _ and ."
 
 
-def find_fault(family: Family[Any]) -> str:
-    """Return what is wrong with a family as a clause; empty where nothing is."""
-    return next(_faults_of(family), "")
+def find_fault(family: Family[Any], prefixes: tuple[str, ...]) -> str:
+    """Return what is wrong with a family as a clause; empty where nothing is.
+
+    Args:
+        family: What is to be added.
+        prefixes: What the names of other libraries' models begin with, such as `timm:`.
+    """
+    return next(_faults_of(family, prefixes), "")
 
 
-def _faults_of(family: Family[Any]) -> Iterator[str]:
+def _faults_of(family: Family[Any], prefixes: tuple[str, ...]) -> Iterator[str]:
     if not _is_name(family.name):
         yield f"name is {shorten(family.name)}; {WANTED}"
     if not callable(family.model):
@@ -27,6 +32,9 @@ def _faults_of(family: Family[Any]) -> Iterator[str]:
     if not isinstance(family.variants, Mapping) or not family.variants:
         yield f"variants is {shorten(family.variants)}; it must name at least one model"
         return
+    for name in (*family.variants, *family.aliases):
+        if isinstance(name, str) and name.startswith(prefixes):
+            yield f"{name} begins as models of another library do; name it differently"
     for name, variant in family.variants.items():
         if not _is_name(name):
             yield f"variants has a model called {shorten(name)}; {WANTED}"

@@ -52,12 +52,7 @@ def register_family(family: Family[Any]) -> None:
         raise ConfigError(
             f"register_family: {family.name} is a family of vitrail itself; name yours differently"
         )
-    for name in family.variants:
-        if isinstance(name, str) and find_library(name) is not None:
-            raise ConfigError(
-                f"register_family: {name} begins as models of another library do; name it differently"
-            )
-    if fault := find_fault(family):
+    if fault := find_fault(family, tuple(library.prefix for library in LIBRARIES)):
         raise ConfigError(f"register_family: {fault}")
     others = [other for other in FAMILIES if other.name != family.name]
     for name in (*family.variants, *family.aliases):

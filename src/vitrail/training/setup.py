@@ -206,9 +206,8 @@ def build_job(
         prepare_pictures()  # where it cannot be compiled, the pixels are the same
 
     objective = loss_kind.build(config, data.train, counts, accelerator.device)
-    if loss is not None and not isinstance(
-        objective, NoLabels
-    ):  # which refuses one in its problems
+    # what has no labels refuses a loss in its problems
+    if loss is not None and not isinstance(objective, NoLabels):
         objective = replace(objective, given=loss)
 
     # Loaders

@@ -32,8 +32,8 @@ from vitrail.models.family import VisionModel
 from vitrail.weights.checkpoint import Record, provenance, save_model
 from vitrail.weights.published.resolve import ORIGIN
 
-OF_WEIGHTS = (ORIGIN, "converted_from")
-"""What is known of weights that stays true while they learn other images."""
+ORIGINS = (ORIGIN, "converted_from")
+"""Entries of a provenance that say where weights come from, which stays true of a head for other images."""
 MOST_EMBEDDED = 50_000
 """Training images that the floor is measured with, at most; of more, evenly spaced ones."""
 
@@ -201,7 +201,7 @@ def save_probe(
         thresholds = compute_multi_label_metrics(logits, features.val_labels).thresholds
     path.parent.mkdir(parents=True, exist_ok=True)
     # what the old file says of its images is not true of those that the probe is made with
-    kept = {key: record.provenance[key] for key in OF_WEIGHTS if key in record.provenance}
+    kept = {key: record.provenance[key] for key in ORIGINS if key in record.provenance}
     described = replace(
         record,
         metrics={f"val_{floor.metric}": floor.start.value},

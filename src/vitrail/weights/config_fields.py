@@ -39,6 +39,15 @@ def find_differences(config: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if getattr(config, name) != value}
 
 
+def write_options(options: Mapping[str, Any]) -> list[str]:
+    """Return fields of a configuration as settings that are typed, such as weights.options.depths=[2,8,4,2]."""
+    settings = []
+    for name, value in options.items():
+        text = str(list(value)) if isinstance(value, tuple) else str(value)
+        settings.append(f"weights.options.{name}={text.replace(' ', '')}")
+    return settings
+
+
 def read_architecture(config: ModelConfig) -> dict[str, Any]:
     """Return the fields that shapes follow from, and that no adaptation can change."""
     others = (*ADAPTABLE, *NUMERICS, *RATES, *TAKEN)

@@ -24,6 +24,7 @@ from vitrail.weights.config_fields import (
     find_differences,
     read_architecture,
     read_numerics,
+    write_options,
 )
 from vitrail.weights.formats.mindspore_ckpt import encode_ckpt
 from vitrail.weights.hub import FOLDER, name_in_timm, save_folder
@@ -245,9 +246,7 @@ def _needed_settings(record: Record) -> tuple[str, ...]:
     settings = [f"weights.model={record.model}"] if options else []
     if not hasattr(config, "grid") and config.size != published.size:
         options["image_size"] = config.image_size
-    for name, value in options.items():
-        settings.append(f"weights.options.{name}={_short(value).replace(' ', '')}")
-    return tuple(settings)
+    return (*settings, *write_options(options))
 
 
 def _list_doubts(

@@ -16,7 +16,7 @@ from vitrail.models.dialects import SAME, Dialect, Link, is_counter, may_lack, r
 from vitrail.models.family import Family, ModelConfig, Shapes, Variant
 from vitrail.models.registry import FAMILIES, build_config, find_variant
 from vitrail.weights.account import UNUSED
-from vitrail.weights.config_fields import ADAPTABLE, find_differences
+from vitrail.weights.config_fields import ADAPTABLE, find_differences, write_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,16 +215,6 @@ def _check_dialect(dialect: str | None, families: list[Family[Any]], where: str)
         )
 
 
-def _as_settings(told: Mapping[str, Any]) -> str:
-    """Return what shapes tell of a model as it is written on the command line."""
-    settings = []
-    for name, value in told.items():
-        if name not in ("num_classes", "in_channels"):
-            text = str(list(value) if isinstance(value, tuple) else value).replace(" ", "")
-            settings.append(f"weights.options.{name}={text}")
-    return " ".join(settings)
-
-
 def _refuse(
     weights: Mapping[str, Tensor], where: str, dialect: str | None, told: Mapping[str, Any]
 ) -> CheckpointError:
@@ -238,9 +228,11 @@ def _refuse(
     if told:
         sizes = dict(told)
         sizes.pop("positions", None)
+        others = ("num_classes", "in_channels")
+        options = {name: value for name, value in sizes.items() if name not in others}
         return CheckpointError(
             f"{where}: has the shapes of no published model ({list_values(sizes)}); name the one "
-            f"it was made from, and its options: weights.model=NAME {_as_settings(sizes)} ..."
+            f"it was made from, and its options: weights.model=NAME {' '.join(write_options(options))} ..."
         )
     example = ", ".join(list(weights)[:3])
     whose = f"{dialect} names; leave weights.dialect out" if dialect else "any dialect here names"
